@@ -1,0 +1,72 @@
+# Every target says what it does in the comment behind it; `make` prints them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_ARGS ?=
+TEST_ARGS ?=
+IMAGE ?= semroute-extproc:latest
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-train lint format type gen gen-check bench docs docs-check image lock train check clean
+
+help:  ## print the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# A stamp a requirements file: a changed lock installs again, an unchanged one costs nothing.
+$(VENV)/.%: requirements/%.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed (PYTHON=$(PYTHON))"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing requirements/$*.txt"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/$*.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+setup: $(VENV)/.dev  ## install everything a developer needs into .venv
+
+demo: $(VENV)/.demo  ## a real Envoy, the sidecar and two simulated pools here; DEMO_ARGS=--once to stop after the table
+	@$(BIN)/semroute demo $(DEMO_ARGS)
+
+test: $(VENV)/.dev  ## all tests, the real Envoy included
+	$(BIN)/python -m pytest $(TEST_ARGS)
+
+test-train: $(VENV)/.dev  ## the tests of training, which need torch (installed if it is missing)
+	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pytest -m train $(TEST_ARGS)
+
+lint: $(VENV)/.dev  ## style, imports and the direction of dependencies
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev  ## mend style where that can be done without a person
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+type: $(VENV)/.dev  ## mypy, strict
+	$(BIN)/mypy
+
+gen: $(VENV)/.dev  ## generate semroute_extproc/_pb from protos/
+	$(BIN)/python tools/gen_protos.py
+
+gen-check: $(VENV)/.dev  ## fail if the generated code is stale
+	$(BIN)/python tools/gen_protos.py --check
+
+docs: $(VENV)/.dev  ## write the generated parts of docs/
+	$(BIN)/python tools/gen_docs.py
+
+docs-check: $(VENV)/.dev  ## fail if the generated parts of docs/ are stale
+	$(BIN)/python tools/gen_docs.py --check
+
+bench: $(VENV)/.dev  ## what a decision costs on this machine
+	$(BIN)/python benchmarks/overhead.py
+
+image: ## build the container image
+	docker build --tag $(IMAGE) .
+
+lock: $(VENV)/.dev  ## pin requirements/*.txt anew from pyproject.toml
+	$(BIN)/python tools/lock.py
+
+check: lint type gen-check docs-check test  ## what CI runs
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

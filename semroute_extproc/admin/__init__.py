@@ -1,0 +1,76 @@
+"""The admin port: health, metrics and the live configuration, read-only, off the data path.
+
+It runs on the standard library's server in a thread of its own, so that a slow scrape cannot
+delay a decision by more than the interpreter lock does.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+TIMEOUT_SECONDS = 10
+"""An admin connection that is silent for so long is closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One answer of the admin port."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+
+def text(status: int, body: str) -> Page:
+    """A plain-text page."""
+    return Page(status, "text/plain; charset=utf-8", body.encode())
+
+
+class AdminServer:
+    """Serves `pages` by path until closed."""
+
+    def __init__(self, listen: str, pages: Mapping[str, Callable[[], Page]]) -> None:
+        """`listen` is `host:port`; port 0 takes a free one. Raises OSError if it is taken."""
+        host, _, port = listen.rpartition(":")
+        self._server = ThreadingHTTPServer((host.strip("[]"), int(port)), _handler(pages))
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, name="admin", daemon=True)
+        self._thread.start()
+
+    @property
+    def port(self) -> int:
+        """The port in use."""
+        return int(self._server.server_address[1])
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def _handler(pages: Mapping[str, Callable[[], Page]]) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        timeout = TIMEOUT_SECONDS
+        server_version = "semroute"
+        sys_version = ""
+
+        def do_GET(self) -> None:
+            make = pages.get(self.path.partition("?")[0])
+            page = make() if make else text(404, "there is " + " ".join(sorted(pages)) + "\n")
+            self.send_response(page.status)
+            self.send_header("content-type", page.content_type)
+            self.send_header("content-length", str(len(page.body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(page.body)
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            """Probes and scrapes are not worth a line each."""
+
+    return Handler

@@ -1,0 +1,216 @@
+"""The composition root: a configuration becomes live objects, and goes back down again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from semroute_extproc import __version__, bundle, config_source, policy
+from semroute_extproc.admin import AdminServer, Page, text
+from semroute_extproc.bundle import Bundle
+from semroute_extproc.config import Config
+from semroute_extproc.encoder.batcher import Batcher
+from semroute_extproc.encoder.onnx import OnnxModel
+from semroute_extproc.errors import ConfigError
+from semroute_extproc.exchange import Settings
+from semroute_extproc.pipeline import Pipeline
+from semroute_extproc.server import Generation, GrpcServer, Servicer
+from semroute_extproc.telemetry import Sink, log
+from semroute_extproc.telemetry.otel import OtelSink, exporter
+from semroute_extproc.telemetry.prom import PrometheusSink
+
+NOT_RELOADABLE = ("server", "encoder", "admin", "telemetry")
+"""Sections whose change needs a restart."""
+
+logger = structlog.get_logger("semroute")
+
+
+def load_bundle(config: Config) -> Bundle:
+    """The bundle of a configuration, checked; raises BundleError."""
+    path = Path(config.encoder.bundle) if config.encoder.bundle else bundle.default_bundle()
+    return bundle.load(path, (config.encoder.device,))
+
+
+def make_model(config: Config, loaded: Bundle) -> OnnxModel:
+    """A warm model; raises BundleError or ConfigError."""
+    model = OnnxModel(loaded, config.encoder.device, threads=1)
+    model.warm_up()
+    return model
+
+
+def make_batcher(config: Config, model: OnnxModel) -> Batcher:
+    """The encoder of the running loop: on CPU one lane a core, on a GPU one in all."""
+    default = len(os.sched_getaffinity(0)) if config.encoder.device == "cpu" else 1
+    return Batcher(model, config.encoder.lanes or default, config.encoder.queue_max)
+
+
+def make_generation(
+    number: int,
+    loaded: config_source.Loaded,
+    checked: Bundle,
+    encoder: Batcher,
+    on_error: Callable[[str], None],
+) -> Generation:
+    """Compile a configuration against the bundle; raises ConfigError with places."""
+    config = loaded.config
+    policies, problems = policy.build(config, checked.manifest)
+    if problems:
+        raise loaded.error(problems)
+    pipeline = Pipeline(config, policies, checked, encoder, on_error)
+    default = config.pools[config.default_pool]
+    settings = Settings(
+        default_pool=config.default_pool,
+        default_cluster=default.cluster,
+        body_bytes_max=config.server.body_bytes_max,
+        allow_mode_override=config.server.allow_mode_override,
+        models=pipeline.catalog.names,
+    )
+    return Generation(number, loaded.sha256, settings, pipeline)
+
+
+class App:
+    """A running sidecar."""
+
+    def __init__(self, path: Path, loaded: config_source.Loaded, model: OnnxModel) -> None:
+        """Call within the event loop that is to serve."""
+        self._path = path
+        self._loaded = loaded
+        self._bundle = model.bundle
+        self._metrics = PrometheusSink()
+        self._encoder = make_batcher(loaded.config, model)
+        self._generation = make_generation(1, loaded, self._bundle, self._encoder, self._on_error)
+        self._ready = False
+        self._stop = asyncio.Event()
+        telemetry = loaded.config.telemetry
+        sinks: list[Sink] = [self._metrics]
+        if telemetry.log_decisions:
+            sinks.append(log.LogSink(telemetry.log_prompts))
+        span_exporter = exporter(telemetry.otlp_endpoint)
+        self._otel = OtelSink(span_exporter) if span_exporter else None
+        if self._otel:
+            sinks.append(self._otel)
+        servicer = Servicer(lambda: self._generation, sinks, self._metrics)
+        self._server = GrpcServer(loaded.config.server, servicer)
+
+    def _on_error(self, request_id: str) -> None:
+        self._metrics.errors.inc()
+        logger.exception("decision.failed", request_id=request_id)
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT, then drain."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        self._metrics.watch_queue(lambda: self._encoder.waiting)
+        self._metrics.set_model(self._encoder.describe())
+        self._note_reload()
+        admin = self._start_admin()
+        await self._server.start()
+        await self._server.ready()
+        self._ready = True
+        logger.info(
+            "server.serving",
+            version=__version__,
+            listen=self._loaded.config.server.listen,
+            admin=self._loaded.config.admin.listen,
+            **self._encoder.describe(),
+        )
+        watch = asyncio.create_task(self._watch())
+        try:
+            await self._stop.wait()
+        finally:
+            self._ready = False
+            logger.info("server.draining", seconds=self._loaded.config.server.drain_seconds)
+            await self._server.drain()
+            await watch
+            await self._encoder.close()
+            if self._otel:
+                await asyncio.to_thread(self._otel.close)
+            if admin:
+                admin.close()
+            logger.info("server.stopped")
+
+    async def _watch(self) -> None:
+        async for _ in config_source.changes(self._path, self._stop):
+            self._reload()
+
+    def _reload(self) -> None:
+        """Take a changed configuration as a whole, or keep the last good one and say why."""
+        try:
+            loaded = config_source.load(self._path)
+            if loaded.sha256 == self._loaded.sha256:
+                return
+            for section in NOT_RELOADABLE:
+                if getattr(loaded.config, section) != getattr(self._loaded.config, section):
+                    raise ConfigError([f"{self._path}: {section}: a change here needs a restart"])
+            self._generation = make_generation(
+                self._generation.number + 1, loaded, self._bundle, self._encoder, self._on_error
+            )
+        except ConfigError as error:
+            self._metrics.reload_successful.set(0)
+            logger.error("config.rejected", problems=error.problems)
+            return
+        self._loaded = loaded
+        self._note_reload()
+        logger.info("config.reloaded", generation=self._generation.number, sha256=loaded.sha256[:12])
+
+    def _note_reload(self) -> None:
+        self._metrics.set_config(self._generation.sha256, self._generation.number)
+        self._metrics.reload_successful.set(1)
+        self._metrics.reload_timestamp.set(time.time())
+
+    def _start_admin(self) -> AdminServer | None:
+        listen = self._loaded.config.admin.listen
+        if listen is None:
+            return None
+        return AdminServer(
+            listen,
+            {
+                "/livez": lambda: text(200, "ok\n"),
+                "/readyz": lambda: text(200, "ok\n") if self._ready else text(503, "not ready\n"),
+                "/metrics": lambda: Page(
+                    200, "text/plain; version=0.0.4; charset=utf-8", self._metrics.exposition()
+                ),
+                "/config": self._config_page,
+            },
+        )
+
+    def _config_page(self) -> Page:
+        live = {
+            "generation": self._generation.number,
+            "sha256": self._generation.sha256,
+            "encoder": self._encoder.describe(),
+            "config": self._loaded.config.model_dump(mode="json"),
+        }
+        return Page(200, "application/json", (json.dumps(live, indent=2) + "\n").encode())
+
+
+def serve(path: Path) -> None:
+    """Load, warm up and serve until told to stop; raises ConfigError, BundleError or OSError."""
+    loaded = config_source.load(path)
+    log.configure(loaded.config.telemetry)
+    model = make_model(loaded.config, load_bundle(loaded.config))
+
+    async def run() -> None:
+        await App(path, loaded, model).run()
+
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(run())
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Uvloop's where it is installed, asyncio's own otherwise."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory

@@ -1,0 +1,314 @@
+"""The command line: arguments to one call each.
+
+Exit status: 0 done, 1 done with errors in the data, 2 wrong usage, 78 the configuration or the
+bundle cannot be used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from semroute_extproc import __version__
+from semroute_extproc.errors import BundleError, ConfigError
+
+EXIT_CONFIG = 78
+"""EX_CONFIG of sysexits.h: a supervisor must not restart what cannot start."""
+
+LAZY = {
+    "train": ("semroute_extproc.training.cli", "train"),
+    "bundle": ("semroute_extproc.training.cli", "bundle"),
+    "eval": ("semroute_extproc.evaluation.cli", "evaluate"),
+}
+"""Commands whose modules are imported when used: they need the extra `train`."""
+
+
+class Commands(click.Group):
+    """A group that imports some of its commands late and keeps the order of definition."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Every command, most used first."""
+        return [*self.commands, *LAZY]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, imported now if it is one of the late ones."""
+        if cmd_name not in LAZY:
+            return super().get_command(ctx, cmd_name)
+        module, attribute = LAZY[cmd_name]
+        try:
+            command: click.Command = getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("semroute_extproc"):
+                raise
+            return _missing(cmd_name, str(error.name))
+        return command
+
+
+def _missing(name: str, module: str) -> click.Command:
+    @click.command(
+        name,
+        short_help="(needs semroute-extproc[train])",
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )
+    def missing() -> None:
+        raise click.ClickException(
+            f"the Python package {module!r} is missing: install semroute-extproc[train]"
+        )
+
+    return missing
+
+
+config_option = click.option(
+    "--config",
+    "-c",
+    "config_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar="SEMROUTE_CONFIG",
+    required=True,
+    help="The configuration, YAML. Also SEMROUTE_CONFIG; SEMROUTE__SECTION__KEY sets single values.",
+)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="semroute")
+def main() -> None:
+    """Route LLM requests to the cheapest vLLM pool that will answer them well.
+
+    semroute is an external processor for Envoy: it reads each request, classifies its prompt with a
+    small ONNX encoder, applies your policy and tells Envoy which cluster and model should answer.
+
+    \b
+    First steps:
+      semroute demo                      everything on this machine, with simulated pools
+      semroute example > semroute.yaml   a configuration to start from
+      semroute check -c semroute.yaml    is it right?
+      semroute explain -c semroute.yaml --text "Prove that sqrt(2) is irrational."
+      semroute serve -c semroute.yaml    the real thing, behind your Envoy
+    """
+
+
+@main.command()
+@config_option
+def serve(config_path: Path) -> None:
+    """Serve Envoy's ext_proc streams until SIGTERM, then drain.
+
+    \b
+    SIGHUP or a change of the file reloads pools, models, policies and strategies;
+    a configuration that is wrong changes nothing and is logged.
+    """
+    from semroute_extproc import app
+
+    try:
+        app.serve(config_path)
+    except (ConfigError, BundleError) as error:
+        _refuse(error)
+    except OSError as error:
+        raise click.ClickException(str(error)) from None
+
+
+@main.command()
+@click.option("--once", is_flag=True, help="Send the prompts, print the table and stop.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a row and a summary row last.")
+@click.option("--port", type=click.IntRange(1, 65535), help="Envoy's port; default: 10000 if it is free.")
+def demo(once: bool, as_json: bool, port: int | None) -> None:
+    """Run Envoy, the sidecar and two simulated vLLM pools here, and route real prompts.
+
+    Needs the extras `cpu` and `demo`. Nothing outside this machine is called.
+    """
+    try:
+        from semroute_extproc.demo.runner import run_demo
+    except ModuleNotFoundError as error:
+        raise click.ClickException(
+            f"the Python package {error.name!r} is missing: install semroute-extproc[cpu,demo]"
+        ) from None
+    sys.exit(run_demo(once=once, as_json=as_json, port=port))
+
+
+@main.command()
+@config_option
+@click.option("--text", help="A prompt, sent as one user turn of a chat completion.")
+@click.option(
+    "--body",
+    "body_file",
+    type=click.File("rb"),
+    help="A request body, a file or - for standard input, instead of --text.",
+)
+@click.option("--model", help="Model name in the body made from --text; default: the first routed name.")
+@click.option("--header", "headers", multiple=True, metavar="K=V", help="A request header; repeatable.")
+@click.option("--path", default="/v1/chat/completions", show_default=True, help="Path of the request.")
+@click.option("--json", "as_json", is_flag=True, help="Everything, as one JSON object.")
+def explain(
+    config_path: Path,
+    text: str | None,
+    body_file: Any,
+    model: str | None,
+    headers: tuple[str, ...],
+    path: str,
+    as_json: bool,
+) -> None:
+    """Show the decision for one request, exactly as the server would take it.
+
+    Prints pool, cluster, model, reasoning effort, reason, the rules tried, the signals, the header
+    and body edits and the time of each stage.
+    """
+    from rich.console import Console
+
+    from semroute_extproc import config_source
+    from semroute_extproc.explain import explain as run
+    from semroute_extproc.explain import print_report
+
+    if (text is None) == (body_file is None):
+        raise click.UsageError("give either --text or --body")
+    pairs = [_pair(header) for header in headers]
+    try:
+        loaded = config_source.load(config_path)
+        if body_file is not None:
+            body = body_file.read()
+        else:
+            name = model or next(iter(loaded.config.models), "")
+            body = json.dumps({"model": name, "messages": [{"role": "user", "content": text}]}).encode()
+        report = run(loaded, path, dict(pairs), body)
+    except (ConfigError, BundleError) as error:
+        _refuse(error)
+    if as_json:
+        click.echo(json.dumps(report, ensure_ascii=False))
+    else:
+        print_report(report, Console())
+
+
+@main.command()
+@click.option(
+    "--bundle", "bundle_dir", type=click.Path(path_type=Path), help="A bundle; default: the shipped one."
+)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--embedding", is_flag=True, help="Add the sentence embedding to every line.")
+def score(bundle_dir: Path | None, device: Any, embedding: bool) -> None:
+    """Give the signals of many prompts: JSON lines in, JSON lines out, in order.
+
+    \b
+    in   {"text": "…"} or {"body": {…}} (a request body)
+    out  {"domain": {"label", "probs"}, "difficulty", "unknown", "tokens", "truncated", "language"}
+
+    A bad line gives {"error": …} in its place, and exit status 1 at the end.
+    """
+    from semroute_extproc import bundle
+    from semroute_extproc.encoder.offline import Scorer
+    from semroute_extproc.score import score_lines
+
+    try:
+        loaded = bundle.load(bundle_dir or bundle.default_bundle(), (device,))
+        scorer = Scorer(loaded, device)
+    except (ConfigError, BundleError) as error:
+        _refuse(error)
+    failed = 0
+    lines = score_lines(scorer, sys.stdin.buffer, embedding)
+    with _progress() as advance:
+        for line in lines:
+            failed += "error" in line
+            click.echo(json.dumps(line, ensure_ascii=False))
+            advance()
+    if failed:
+        click.echo(f"{failed} bad line{'s' if failed > 1 else ''}", err=True)
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("config_path", type=click.Path(path_type=Path), required=False)
+@click.option("--config", "-c", "option_path", type=click.Path(path_type=Path), envvar="SEMROUTE_CONFIG")
+def check(config_path: Path | None, option_path: Path | None) -> None:
+    """Check a configuration, its conditions and its bundle without serving.
+
+    Prints every problem as file:line:col: path: message, and exits with 78 if there is one.
+    """
+    from semroute_extproc import app, bundle, config_source, policy
+
+    path = config_path or option_path
+    if path is None:
+        raise click.UsageError("give a configuration")
+    try:
+        loaded = config_source.load(path)
+        checked = app.load_bundle(loaded.config)
+        policies, problems = policy.build(loaded.config, checked.manifest)
+        if problems:
+            raise loaded.error(problems)
+    except (ConfigError, BundleError) as error:
+        _refuse(error)
+    config = loaded.config
+    counts = f"{len(config.pools)} pools, {len(policies)} policies, {len(config.strategies)} strategies"
+    name = checked.manifest.name if isinstance(checked, bundle.Bundle) else ""
+    click.echo(f"{path}: ok ({counts}, bundle {name})")
+
+
+@main.command()
+def example() -> None:
+    """Print a commented configuration to start from."""
+    click.echo((Path(__file__).parent / "example.yaml").read_text(), nl=False)
+
+
+@main.command()
+def schema() -> None:
+    """Print the configuration's JSON Schema, for editors."""
+    from semroute_extproc.config import Config
+
+    document = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
+    click.echo(json.dumps(document, indent=2))
+
+
+@main.command("dump-config")
+@config_option
+def dump_config(config_path: Path) -> None:
+    """Print the configuration as it is used: file, environment and defaults together."""
+    from ruamel.yaml import YAML
+
+    from semroute_extproc import config_source
+
+    try:
+        loaded = config_source.load(config_path)
+    except ConfigError as error:
+        _refuse(error)
+    yaml = YAML()
+    yaml.default_flow_style = False
+    yaml.dump(loaded.config.model_dump(mode="json", exclude_none=True), sys.stdout)
+
+
+def _refuse(error: ConfigError | BundleError) -> NoReturn:
+    problems = error.problems if isinstance(error, ConfigError) else [str(error)]
+    for problem in problems:
+        click.echo(problem, err=True)
+    sys.exit(EXIT_CONFIG)
+
+
+def _pair(header: str) -> tuple[str, str]:
+    name, sign, value = header.partition("=")
+    if not sign or not name:
+        raise click.UsageError(f"--header {header!r}: expected K=V")
+    return name, value
+
+
+class _progress:  # noqa: N801
+    """A progress counter on a terminal's standard error, nothing elsewhere."""
+
+    def __enter__(self) -> Any:
+        from rich.console import Console
+        from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        console = Console(stderr=True)
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("scored"),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal or sys.stdout.isatty(),
+        )
+        task = self._bar.add_task("scored", total=None)
+        self._bar.start()
+        return lambda: self._bar.advance(task)
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()

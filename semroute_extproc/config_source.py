@@ -1,0 +1,216 @@
+"""Where the configuration comes from: a YAML file, the environment, and changes of either.
+
+Errors carry their place: `file:line:col: path: message`, the source line and a caret.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import watchfiles
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from semroute_extproc.config import Config, Problem, did_you_mean, unresolved
+from semroute_extproc.errors import ConfigError
+
+ENVIRONMENT_PREFIX = "SEMROUTE__"
+"""`SEMROUTE__SERVER__LISTEN=unix:/run/x.sock` sets `server.listen`; values are read as YAML."""
+
+FILE_BYTES_MAX = 4 * 1024 * 1024
+"""Largest configuration file."""
+
+POLL_SECONDS = 10.0
+"""How often the file is compared with what is live, should a change notice be missed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A checked configuration, with what is needed to say where something stands in it."""
+
+    config: Config
+    sha256: str
+    source: Source
+
+    def error(self, problems: list[Problem]) -> ConfigError:
+        """The given problems, with their places in the file."""
+        return ConfigError([self.source.locate(problem) for problem in problems])
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The parsed file with its positions, and the paths the environment has set."""
+
+    name: str
+    lines: list[str]
+    document: CommentedMap
+    from_environment: Mapping[tuple[str, ...], str]
+
+    def locate(self, problem: Problem) -> str:
+        """`file:line:col: path: message`, the source line and a caret below it."""
+        path = ".".join(str(part) for part in problem.path if part != "[key]")
+        variable = self.from_environment.get(tuple(str(part) for part in problem.path))
+        if variable is not None:
+            return f"{variable} (environment): {path}: {problem.message}"
+        line, column = self._position(problem.path)
+        text = self.lines[line] if line < len(self.lines) else ""
+        head = f"{self.name}:{line + 1}:{column + 1}: {path or 'configuration'}: {problem.message}"
+        return f"{head}\n    {text}\n    {' ' * column}^" if text.strip() else head
+
+    def _position(self, path: tuple[str | int, ...]) -> tuple[int, int]:
+        """The deepest node of `path` that stands in the file; union tags do not and are skipped."""
+        node: Any = self.document
+        position = (0, 0)
+        for part in path:
+            if isinstance(node, CommentedMap) and part in node:
+                position = node.lc.key(part)
+                node = node[part]
+            elif isinstance(node, CommentedSeq) and isinstance(part, int) and part < len(node):
+                position = node.lc.item(part)
+                node = node[part]
+        return position
+
+
+def load(path: Path, environment: Mapping[str, str] | None = None) -> Loaded:
+    """Read, merge with the environment and check; raises ConfigError with every problem found."""
+    from semroute_extproc.reasoning import FAMILIES
+
+    raw = _read(path)
+    document = _parse(path, raw)
+    source = Source(str(path), raw.decode().splitlines(), document, {})
+    variables = _overlay(document, os.environ if environment is None else environment)
+    source = Source(source.name, source.lines, document, variables)
+    try:
+        config = Config.model_validate(_plain(document))
+    except ValidationError as error:
+        raise ConfigError([source.locate(_problem(detail)) for detail in error.errors()]) from None
+    loaded = Loaded(config, hashlib.sha256(config.model_dump_json().encode()).hexdigest(), source)
+    if problems := list(unresolved(config, FAMILIES)):
+        raise loaded.error(problems)
+    return loaded
+
+
+async def changes(path: Path, stop: asyncio.Event) -> AsyncIterator[None]:
+    """Yield whenever the file may have changed, until `stop`.
+
+    The directory is watched, not the file: a mounted ConfigMap is replaced by a symbolic link
+    swap that a watch on the file does not see. A timeout yields too, as the belt to that brace.
+    """
+    async for _ in watchfiles.awatch(
+        directory_of(path),
+        stop_event=stop,
+        rust_timeout=int(POLL_SECONDS * 1000),
+        yield_on_timeout=True,
+        recursive=False,
+        watch_filter=None,
+    ):
+        yield
+
+
+def directory_of(path: Path) -> Path:
+    """The directory to watch for changes of the file."""
+    return path.absolute().parent
+
+
+def _read(path: Path) -> bytes:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ConfigError([f"{path}: {error.strerror}"]) from None
+    if len(raw) > FILE_BYTES_MAX:
+        raise ConfigError([f"{path}: larger than {FILE_BYTES_MAX} bytes"])
+    try:
+        raw.decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"{path}: not UTF-8 at byte {error.start}"]) from None
+    return raw
+
+
+def _parse(path: Path, raw: bytes) -> CommentedMap:
+    try:
+        document = YAML(typ="rt").load(raw)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise ConfigError([f"{path}{place}: {error.problem or error.context or 'not YAML'}"]) from None
+    except (YAMLError, ValueError) as error:
+        raise ConfigError([f"{path}: not YAML: {str(error).splitlines()[0]}"]) from None
+    if not isinstance(document, CommentedMap):
+        raise ConfigError([f"{path}:1:1: expected a mapping of settings"])
+    return document
+
+
+def _overlay(document: CommentedMap, environment: Mapping[str, str]) -> dict[tuple[str, ...], str]:
+    """Write the environment's settings into the document; returns which variable set which path."""
+    written: dict[tuple[str, ...], str] = {}
+    for variable, text in sorted(environment.items()):
+        if not variable.startswith(ENVIRONMENT_PREFIX):
+            continue
+        node: Any = document
+        path: list[str] = []
+        parts = variable.removeprefix(ENVIRONMENT_PREFIX).split("__")
+        for depth, part in enumerate(parts):
+            key: Any = _existing_key(node, part)
+            path.append(str(key))
+            if depth == len(parts) - 1:
+                try:
+                    node[key] = YAML(typ="safe").load(text)
+                except YAMLError:
+                    node[key] = text
+            else:
+                if not isinstance(node.get(key), dict):
+                    node[key] = CommentedMap()
+                node = node[key]
+        written[tuple(path)] = variable
+    return written
+
+
+def _existing_key(node: Mapping[Any, Any], part: str) -> Any:
+    """Variables are upper case by habit; names in the file keep their own."""
+    return next((key for key in node if str(key).lower() == part.lower()), part.lower())
+
+
+def _plain(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _plain(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_plain(value) for value in node]
+    return node
+
+
+def _problem(detail: Any) -> Problem:
+    path = tuple(detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return Problem(path, "unknown setting" + did_you_mean(str(path[-1]), _setting_names()))
+    if detail["type"] == "missing":
+        return Problem(path, "is required")
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    return Problem(path, message[0].lower() + message[1:])
+
+
+def _setting_names() -> set[str]:
+    """Every setting's name, at whatever level."""
+    names: set[str] = set()
+    seen: set[type[BaseModel]] = set()
+
+    def visit(annotation: Any) -> None:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            if annotation in seen:
+                return
+            seen.add(annotation)
+            for name, field in annotation.model_fields.items():
+                names.add(name)
+                visit(field.annotation)
+        for inner in get_args(annotation):
+            visit(inner)
+
+    visit(Config)
+    return names

@@ -1,0 +1,34 @@
+"""The encoder: text in, one raw output out, before a deadline.
+
+protocol  (this file)  what the pipeline asks of any encoder
+tokens                 text to framed token ids
+onnx                   one ONNX Runtime session, its provider checked
+batcher                bounded queue and lanes in front of a session
+offline                a file of texts, without a server
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from semroute_extproc.signals import RawOutput
+
+
+class Encoder(Protocol):
+    """Anything that gives a raw output for a text."""
+
+    async def encode(self, text: str, deadline: float) -> RawOutput:
+        """Encode `text` before `deadline` (the running loop's clock, seconds).
+
+        Raises EncoderUnavailable when there is no output in time. Cancelling the call drops the
+        queued work.
+        """
+        ...
+
+    def describe(self) -> dict[str, str]:
+        """The provider in use, the threads and the graph, for the log and the metrics."""
+        ...
+
+    async def close(self) -> None:
+        """Stop; queued work gets EncoderUnavailable("closed")."""
+        ...

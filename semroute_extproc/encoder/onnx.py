@@ -1,0 +1,121 @@
+"""One ONNX Runtime session whose provider is what the operator asked for."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from semroute_extproc.bundle import Bundle, Device
+from semroute_extproc.encoder.tokens import Framed, Framer
+from semroute_extproc.errors import BundleError, ConfigError
+from semroute_extproc.signals import RawOutput
+
+PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+"""ONNX Runtime's name of the execution provider of each device."""
+
+WARMUP_LENGTHS = (8, 32, 64)
+"""Lengths in tokens run once before serving, so that the first request does not pay for it."""
+
+
+class OnnxModel:
+    """A bundle's graph on one device. `run` is thread-safe and releases the interpreter lock."""
+
+    def __init__(self, bundle: Bundle, device: Device, threads: int) -> None:
+        """Create the session.
+
+        ONNX Runtime silently runs on the CPU when CUDA cannot be used; that is a ConfigError
+        here, because an operator who asked for a GPU must not find out from the latency.
+        """
+        self.bundle = bundle
+        self.device: Device = device
+        self.framer = Framer(bundle.path / "tokenizer.json", bundle.encoder)
+        self._session = _session(bundle, device, threads)
+        self._outputs = [output.name for output in self._session.get_outputs()]
+        missing = {"sentence_embedding", "domain_logits", "difficulty_logit"} - set(self._outputs)
+        if missing:
+            raise BundleError(f"{bundle.graph(device)}: the graph has no output {sorted(missing)[0]}")
+        self.provider: str = self._session.get_providers()[0]
+
+    def warm_up(self) -> None:
+        """Run a few shapes once."""
+        for length in WARMUP_LENGTHS:
+            self.run([self.framer.frame("word " * length)])
+
+    def run(self, batch: Sequence[Framed]) -> list[RawOutput]:
+        """One pass over `batch`, padded to its longest member."""
+        spec = self.bundle.encoder
+        longest = max(len(framed.ids) for framed in batch)
+        ids = np.full((len(batch), longest), spec.pad_id, dtype=np.int64)
+        mask = np.zeros((len(batch), longest), dtype=np.int64)
+        for row, framed in enumerate(batch):
+            ids[row, : len(framed.ids)] = framed.ids
+            mask[row, : len(framed.ids)] = 1
+        surface = np.asarray([framed.surface for framed in batch], dtype=np.float32)
+        values = self._session.run(
+            self._outputs, {"input_ids": ids, "attention_mask": mask, "surface": surface}
+        )
+        named: dict[str, Any] = dict(zip(self._outputs, values, strict=True))
+        tasks = named.get("task_logits")
+        return [
+            RawOutput(
+                embedding=named["sentence_embedding"][row],
+                domain_logits=named["domain_logits"][row],
+                difficulty_logit=float(named["difficulty_logit"][row]),
+                task_logits=None if tasks is None else tasks[row],
+                tokens=framed.tokens,
+                truncated=framed.truncated,
+                unk_share=framed.unk_share,
+            )
+            for row, framed in enumerate(batch)
+        ]
+
+
+def _session(bundle: Bundle, device: Device, threads: int) -> Any:
+    runtime = _import_runtime()
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Lanes share the cores with the event loop: a spinning worker would take it from them.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if device == "cuda":
+        runtime.preload_dlls()
+    path = bundle.graph(device)
+    try:
+        session = runtime.InferenceSession(str(path), options, providers=[PROVIDERS[device]])
+    except Exception as error:  # ONNX Runtime's own exceptions share no public base
+        raise BundleError(f"{path}: {error}") from None
+    if session.get_providers()[0] != PROVIDERS[device]:
+        raise ConfigError(
+            [
+                f"encoder.device: {device} was asked for, but ONNX Runtime {runtime.__version__} would use "
+                f"{session.get_providers()[0]}: install the extra 'gpu' and check the CUDA driver, or set "
+                "device: cpu"
+            ]
+        )
+    return session
+
+
+def _import_runtime() -> Any:
+    builds = [
+        name
+        for name in ("onnxruntime", "onnxruntime-gpu")
+        if any(True for _ in importlib.metadata.distributions(name=name))
+    ]
+    if len(builds) == 2:
+        raise ConfigError(
+            [
+                "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: uninstall "
+                "both, then install semroute-extproc[cpu] or semroute-extproc[gpu]"
+            ]
+        )
+    try:
+        import onnxruntime
+    except ImportError:
+        raise ConfigError(
+            ["ONNX Runtime is missing: install semroute-extproc[cpu] or semroute-extproc[gpu]"]
+        ) from None
+    return onnxruntime

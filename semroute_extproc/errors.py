@@ -1,0 +1,65 @@
+"""Every error the package raises on purpose.
+
+SemrouteError
+├── ConfigError            the configuration cannot be used (exit status 78)
+├── BundleError            a bundle is missing, tampered with or of another format
+├── BadBody                a request body that cannot be read as its API says
+├── BodyTooLarge           a body over its cap, as sent or once decompressed
+├── UnsupportedEncoding    a content-encoding we cannot read
+├── EncoderUnavailable     no signals in time: deadline, full queue or a failed session
+└── DataError              a training or evaluation file that cannot be used
+"""
+
+from __future__ import annotations
+
+
+class SemrouteError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class ConfigError(SemrouteError):
+    """The configuration cannot be used; each of `problems` is one line with its place."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class BundleError(SemrouteError):
+    """A bundle that cannot be loaded; the message names the file at fault."""
+
+
+class BadBody(SemrouteError):
+    """A body that cannot be read as a request of its API; `reason` is a short bounded token."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+
+
+class BodyTooLarge(SemrouteError):
+    """A body over `limit` bytes, as sent or once decompressed."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the request body is larger than {limit} bytes")
+        self.limit = limit
+
+
+class UnsupportedEncoding(SemrouteError):
+    """A content-encoding other than identity and gzip."""
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__(f"content-encoding {encoding!r} is not supported; send gzip or none")
+        self.encoding = encoding
+
+
+class EncoderUnavailable(SemrouteError):
+    """No signals for this request; `reason` is `deadline`, `overloaded`, `error` or `closed`."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the encoder gave no signals: {reason}")
+        self.reason = reason
+
+
+class DataError(SemrouteError):
+    """A training or evaluation file that cannot be used; the message is `file:row:column: what`."""

@@ -1,0 +1,84 @@
+"""Scores of texts under a bundle, as arrays: the one place where evaluation meets the runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from semroute_extproc import bundle as bundles
+from semroute_extproc.encoder.offline import Scorer
+from semroute_extproc.evaluation.metrics.arrays import Floats
+from semroute_extproc.signals import Signals
+
+Progress = Callable[[Iterable[Signals], int], Iterable[Signals]]
+"""Passes signals through while it shows how many of a total have come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a bundle says of n texts, in their order."""
+
+    labels: tuple[str, ...]
+    domain: Floats
+    """Calibrated probabilities of the labels; shape (n, labels)."""
+    difficulty: Floats
+    """Calibrated probability that only the strong model answers well; shape (n,)."""
+    similarity: Floats
+    """Cosine to the nearest centroid of known text, low for unknown text; shape (n,)."""
+    embedding: npt.NDArray[np.float32]
+    """Rows of length 1; shape (n, d)."""
+
+    def take(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> Scores:
+        """The scores of some rows, in that order."""
+        index = np.asarray(rows, dtype=np.int64)
+        return Scores(
+            self.labels,
+            self.domain[index],
+            self.difficulty[index],
+            self.similarity[index],
+            self.embedding[index],
+        )
+
+    def domain_of(self) -> list[str]:
+        """The most probable label of each text."""
+        return [self.labels[i] for i in np.argmax(self.domain, axis=1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A loaded bundle that scores texts exactly as the server does on a CPU."""
+
+    scorer: Scorer
+    progress: Progress
+
+    def describe(self) -> dict[str, object]:
+        """What a report says of the bundle."""
+        manifest = self.scorer.bundle.manifest
+        return {"name": manifest.name, "version": manifest.version, "revision": self.scorer.bundle.revision}
+
+    def score(self, texts: Sequence[str]) -> Scores:
+        """Score `texts`; identical texts are run once."""
+        distinct = list(dict.fromkeys(texts))
+        found = list(self.progress(self.scorer.score_all(distinct), len(distinct)))
+        place = {text: row for row, text in enumerate(distinct)}
+        return _as_arrays(self.scorer.bundle.domain.labels, found).take([place[text] for text in texts])
+
+
+def open_bundle(directory: Path, progress: Progress) -> Source:
+    """Load the bundle in `directory`; raises BundleError."""
+    return Source(Scorer(bundles.load(directory, ("cpu",))), progress)
+
+
+def _as_arrays(labels: tuple[str, ...], signals: Sequence[Signals]) -> Scores:
+    embeddings = [one.embedding for one in signals]
+    return Scores(
+        labels,
+        np.asarray([[one.domain_probs[label] for label in labels] for one in signals], dtype=np.float64),
+        np.asarray([one.difficulty for one in signals], dtype=np.float64),
+        np.asarray([one.similarity for one in signals], dtype=np.float64),
+        np.asarray(embeddings, dtype=np.float32),
+    )

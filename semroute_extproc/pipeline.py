@@ -1,0 +1,244 @@
+"""From request bytes to an outcome, in reading order.
+
+The one `await` is the encoder. Whatever goes wrong, the request gets an outcome: the default
+pool's answer is better than none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from time import perf_counter
+
+import msgspec
+
+from semroute_extproc import apis, config, edits, mutations, reasoning
+from semroute_extproc.bundle import Bundle
+from semroute_extproc.encoder import Encoder
+from semroute_extproc.encoding import decode_body
+from semroute_extproc.errors import BadBody, BodyTooLarge, EncoderUnavailable, UnsupportedEncoding
+from semroute_extproc.exchange import Decide, too_large_answer
+from semroute_extproc.language import language_of
+from semroute_extproc.outcome import Answer, Kind, Outcome, Stage
+from semroute_extproc.policy import Policy
+from semroute_extproc.policy.constraints import NoCandidate
+from semroute_extproc.policy.decision import Decision, Facts
+from semroute_extproc.pools import Catalog
+from semroute_extproc.request import Api, RequestHead, RequestView
+from semroute_extproc.signals import calibrate
+from semroute_extproc.text import classified_text, estimate_tokens
+
+QUALITY_HEADER = "x-semroute-quality"
+"""The client's trade-off for one request, 0 (cheapest) to 1 (best); anything else is ignored."""
+
+
+class _Named(msgspec.Struct):
+    model: str = ""
+
+
+class Stages:
+    """The stages of one decision, timed."""
+
+    def __init__(self) -> None:
+        self._done: list[Stage] = []
+        self._started = self._last = perf_counter()
+
+    def mark(self, name: str) -> None:
+        """The stage `name` ends now."""
+        now = perf_counter()
+        self._done.append(Stage(name, (self._last - self._started) * 1e3, (now - self._last) * 1e3))
+        self._last = now
+
+    @property
+    def done(self) -> tuple[Stage, ...]:
+        """The stages so far."""
+        return tuple(self._done)
+
+    @property
+    def total_ms(self) -> float:
+        """Milliseconds since the start."""
+        return (perf_counter() - self._started) * 1e3
+
+
+class Pipeline:
+    """One generation of the configuration, ready to decide."""
+
+    def __init__(
+        self,
+        settings: config.Config,
+        policies: Mapping[str, Policy],
+        bundle: Bundle,
+        encoder: Encoder,
+        on_error: Callable[[str], None],
+    ) -> None:
+        """`on_error` is told the request id while an exception that nobody expected is handled."""
+        self.config = settings
+        self.catalog = Catalog(settings)
+        self._policies = policies
+        self._bundle = bundle
+        self._encoder = encoder
+        self._on_error = on_error
+
+    async def decide(self, request: Decide) -> Outcome:
+        """The outcome of a request whose body is complete, within the deadline; never raises."""
+        stages = Stages()
+        deadline = asyncio.get_running_loop().time() + self.config.server.deadline_ms / 1e3
+        body = b""
+        try:
+            body = decode_body(
+                request.body,
+                request.head.headers.get("content-encoding", ""),
+                self.config.server.body_bytes_max,
+            )
+            return await self._route(request, body, stages, deadline)
+        except BadBody as error:
+            return self._default(Kind.PASSTHROUGH, error.reason, stages)
+        except (BodyTooLarge, UnsupportedEncoding, NoCandidate) as error:
+            return self._reject(request, error, stages)
+        except Exception:
+            self._on_error(request.head.request_id)
+            return self._rescue(body, stages)
+
+    async def _route(self, request: Decide, body: bytes, stages: Stages, deadline: float) -> Outcome:
+        model = _model(body)
+        if (pool := self.catalog.serving(model)) is not None:
+            stages.mark("parse")
+            return self._default(Kind.NAMED, "named_model", stages, pool)
+        virtual = self.catalog.virtual.get(model)
+        if virtual is None:
+            return self._default(Kind.PASSTHROUGH, "unknown_model" if model else "no_model", stages)
+        view = apis.parse(request.api, body)
+        text = classified_text(view.turns)
+        facts = _facts(request.head, view, text, virtual)
+        stages.mark("parse")
+
+        policy = self._policies[virtual.policy]
+        decision = policy.decide(facts)
+        stages.mark("policy")
+        if decision is None:
+            try:
+                if not text:
+                    raise EncoderUnavailable("no_text")
+                raw = await self._encoder.encode(text, deadline)
+                facts = facts.with_signals(calibrate(self._bundle, raw, facts.language))
+            except EncoderUnavailable as error:
+                facts = facts.with_fallback(error.reason)
+            stages.mark("encode")
+            decision = policy.decide(facts)
+            stages.mark("policy")
+        assert decision is not None, "a policy gave no decision although it had all there is. This is a bug."
+        return self._outcome(request, body, facts, decision, text, stages)
+
+    def _outcome(
+        self, request: Decide, body: bytes, facts: Facts, decision: Decision, text: str, stages: Stages
+    ) -> Outcome:
+        pool = self.catalog.pools[decision.pool]
+        new = edits.set_members(body, self.members(facts.view, decision))
+        stages.mark("edit")
+        return Outcome(
+            Kind.FALLBACK if decision.fallback else Kind.ROUTED,
+            decision.fallback or ("rule" if decision.rule else decision.strategy and "strategy") or "pool",
+            pool=decision.pool,
+            cluster=pool.cluster,
+            model=pool.model,
+            reason=decision.reason,
+            body=new,
+            decoded=body is not request.body,
+            decision=decision,
+            view=facts.view,
+            signals=facts.signals,
+            text=text,
+            stages=stages.done,
+            total_ms=stages.total_ms,
+        )
+
+    def members(self, view: RequestView, decision: Decision) -> dict[tuple[str, ...], object]:
+        """The members of the body that a decision sets: the model, and the reasoning switch.
+
+        The switch is only written where the client set none itself.
+        """
+        pool = self.catalog.pools[decision.pool]
+        members: dict[tuple[str, ...], object] = {("model",): pool.model}
+        if decision.reasoning is not None and not view.reasoning_set:
+            members.update(reasoning.switch(pool.reasoning, view.api, decision.reasoning))
+        return members
+
+    def _default(self, kind: Kind, cause: str, stages: Stages, pool: str = "") -> Outcome:
+        """To a pool with the body untouched: the default pool unless one was named."""
+        name = pool or self.catalog.default_pool
+        words = cause.replace("_", " ")
+        return Outcome(
+            kind,
+            cause,
+            pool=name,
+            cluster=self.catalog.pools[name].cluster,
+            model=self.catalog.pools[name].model if kind is Kind.NAMED else "",
+            reason=words if kind is Kind.NAMED else f"{kind.value}: {words}",
+            stages=stages.done,
+            total_ms=stages.total_ms,
+        )
+
+    def _rescue(self, body: bytes, stages: Stages) -> Outcome:
+        """To the default pool, under its model's own name if the body can still be edited."""
+        outcome = self._default(Kind.FALLBACK, "internal_error", stages)
+        pool = self.catalog.pools[outcome.pool]
+        try:
+            edited = edits.set_members(body, {("model",): pool.model})
+        except Exception:
+            return outcome
+        return dataclasses.replace(outcome, body=edited, decoded=True, model=pool.model)
+
+    def _reject(self, request: Decide, error: Exception, stages: Stages) -> Outcome:
+        cause, answer = _rejection(error, request.api)
+        return Outcome(
+            Kind.REJECTED,
+            cause,
+            reason=str(error),
+            answer=answer,
+            stages=stages.done,
+            total_ms=stages.total_ms,
+        )
+
+
+def _model(body: bytes) -> str:
+    try:
+        return msgspec.json.decode(body, type=_Named).model
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise BadBody("not_json") from None
+
+
+def _facts(head: RequestHead, view: RequestView, text: str, virtual: config.VirtualModel) -> Facts:
+    language = language_of(text)
+    asked = _quality(head.headers.get(QUALITY_HEADER, ""))
+    return Facts(
+        head=head,
+        view=view,
+        language=language,
+        prompt_tokens=estimate_tokens(view.characters, language),
+        quality=virtual.quality if asked is None else asked,
+    )
+
+
+def _quality(value: str) -> float | None:
+    try:
+        quality = float(value)
+    except ValueError:
+        return None
+    return quality if math.isfinite(quality) and 0.0 <= quality <= 1.0 else None
+
+
+def _rejection(error: Exception, api: Api) -> tuple[str, Answer]:
+    anthropic = api is Api.MESSAGES
+    match error:
+        case BodyTooLarge():
+            return "body_too_large", too_large_answer(error.limit, api)
+        case UnsupportedEncoding():
+            return "unsupported_encoding", mutations.error_answer(
+                415, "invalid_request_error", "unsupported_content_encoding", f"{error}.", anthropic
+            )
+        case _:
+            return "no_pool", mutations.error_answer(
+                400, "invalid_request_error", "no_pool_for_request", f"{error}.", anthropic
+            )

@@ -1,0 +1,93 @@
+"""What a policy looks at and what it gives.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from semroute_extproc.config import Effort, Pool
+from semroute_extproc.request import RequestHead, RequestView
+from semroute_extproc.signals import Signals
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Everything known of one request when it is decided."""
+
+    head: RequestHead
+    view: RequestView
+    language: str
+    prompt_tokens: int
+    """Estimate of the whole prompt, system prompt and tool declarations included."""
+    quality: float | None = None
+    """The trade-off asked for by the client or by the model's entry, 0 (cheapest) to 1 (best)."""
+    signals: Signals | None = None
+    fallback: str = ""
+    """Why there will be no signals: `deadline`, `overloaded`, `error`, `closed`, `no_text`; empty if they
+    may come."""
+
+    def with_signals(self, signals: Signals) -> Facts:
+        """The same facts with the encoder's signals."""
+        return dataclasses.replace(self, signals=signals)
+
+    def with_fallback(self, reason: str) -> Facts:
+        """The same facts, and no signals will come."""
+        return dataclasses.replace(self, fallback=reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """The pools that could answer a request, and why the others could not."""
+
+    pools: Mapping[str, Pool]
+    """In the order in which they stand in for a pool that could not answer: the default pool first."""
+    excluded: Mapping[str, str] = field(default_factory=dict)
+    """Pool to the constraint that removed it."""
+
+    def first_of(self, *preferred: str) -> str:
+        """The first of `preferred` that could answer, else the first pool that could."""
+        return next((name for name in preferred if name in self.pools), next(iter(self.pools)))
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a strategy picks."""
+
+    pool: str
+    reason: str
+    score: float | None = None
+    threshold: float | None = None
+    unsure: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TraceStep:
+    """One step of the way to a decision, for people."""
+
+    what: str
+    """`constraint`, `rule` or `strategy`."""
+    name: str
+    result: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Where a request goes and why."""
+
+    pool: str
+    reason: str
+    """One short ASCII sentence; goes into metadata and from there into a response header."""
+    rule: str = ""
+    strategy: str = ""
+    reasoning: Effort | None = None
+    score: float | None = None
+    """What the strategy compared, the difficulty for `threshold`."""
+    threshold: float | None = None
+    """What the score was compared with."""
+    fallback: str = ""
+    """Why the decision was made without the encoder although it was wanted; empty if it was not."""
+    trace: tuple[TraceStep, ...] = ()

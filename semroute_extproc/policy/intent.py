@@ -1,0 +1,41 @@
+"""The intent strategy: an expert by domain or task, a generalist for the unsure.
+
+Pure. Samba-CoE v0.3 routes to experts by embedding and sends a query whose router confidence is
+low to a strong generalist; here the confidence is the entropy of the calibrated head.
+"""
+
+from __future__ import annotations
+
+import math
+
+from semroute_extproc.config import IntentStrategy
+from semroute_extproc.policy.decision import Candidates, Choice, Facts
+
+
+class Intent:
+    """The expert of the most likely label, unless the text is unknown or the entropy too high."""
+
+    needs_signals = True
+
+    def __init__(self, settings: IntentStrategy) -> None:
+        self._settings = settings
+
+    def choose(self, facts: Facts, candidates: Candidates) -> Choice:
+        """The score is the entropy, as a share of its maximum."""
+        assert facts.signals is not None
+        signals, settings = facts.signals, self._settings
+        if settings.by == "task":
+            label, probabilities = signals.task, signals.task_probs
+            positive = [p for p in probabilities.values() if p > 0]
+            entropy = -sum(p * math.log(p) for p in positive) / math.log(max(len(probabilities), 2))
+        else:
+            label, probabilities, entropy = signals.domain, signals.domain_probs, signals.domain_entropy
+        if signals.unknown or entropy > settings.max_entropy:
+            why = "text is out of distribution" if signals.unknown else f"{settings.by} is unsure"
+            reason = f"{why} (entropy {entropy:.2f})"
+            pool = candidates.first_of(settings.unsure, settings.otherwise)
+            return Choice(pool, reason, entropy, settings.max_entropy, unsure=True)
+        expert = settings.experts.get(label, settings.otherwise)
+        reason = f"{settings.by} is {label} ({probabilities[label]:.2f})"
+        pool = candidates.first_of(expert, settings.otherwise, settings.unsure)
+        return Choice(pool, reason, entropy, settings.max_entropy)

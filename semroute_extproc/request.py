@@ -1,0 +1,71 @@
+"""What the processor knows of one request: frozen facts, read once from its headers and body.
+
+Pure: no parsing here (that is `apis/`), no policy.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+class Api(enum.StrEnum):
+    """An API whose requests can be routed by what they ask."""
+
+    CHAT_COMPLETIONS = "chat_completions"
+    COMPLETIONS = "completions"
+    RESPONSES = "responses"
+    MESSAGES = "messages"
+    EMBEDDINGS = "embeddings"
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of a conversation, reduced to its text."""
+
+    role: str
+    """`system`, `user`, `assistant` or `tool`."""
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """The request's headers, as Envoy forwarded them."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Lower-case names to values; pseudo-headers (`:method`, …) are left out."""
+
+    @property
+    def request_id(self) -> str:
+        """`x-request-id`, which is not unique: a retry and a careless client repeat it."""
+        return self.headers.get("x-request-id", "")
+
+
+@dataclass(frozen=True, slots=True)
+class RequestView:
+    """The facts of a parsed body that constraints, rules and strategies may look at."""
+
+    api: Api
+    model: str
+    """The model the client asked for; empty if it named none."""
+    turns: tuple[Turn, ...] = ()
+    stream: bool = False
+    images: int = 0
+    tools: int = 0
+    """How many tools the client declared."""
+    tool_loop: bool = False
+    """The last turn is a tool's result: the model is in the middle of its work."""
+    json_mode: bool = False
+    """A JSON object or schema was asked for as the output format."""
+    max_output_tokens: int | None = None
+    effort: str = ""
+    """The reasoning effort the client asked for; empty if it did not say."""
+    reasoning_set: bool = False
+    """The client set a reasoning switch of any kind itself (effort, thinking, template kwargs)."""
+    stateful: bool = False
+    """It continues state that lives on one server (`previous_response_id`)."""
+    characters: int = 0
+    """Characters of all text in the request, tool declarations included."""

@@ -1,0 +1,181 @@
+"""The gRPC side: streams in, bytes out, health, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health
+
+from semroute_extproc._pb import external_processor_pb2 as pb
+from semroute_extproc.config import Server
+from semroute_extproc.exchange import Exchange, Settings
+from semroute_extproc.outcome import Outcome
+from semroute_extproc.pipeline import Pipeline
+from semroute_extproc.telemetry import Decided, Sink
+from semroute_extproc.telemetry.prom import PrometheusSink
+
+SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
+"""Envoy's name of the service: the method path is all of it that goes over the wire."""
+
+MESSAGE_SLACK_BYTES = 64 * 1024
+"""Room in a gRPC message beside the body: headers, attributes, metadata."""
+
+SOCKET_MODE = 0o660
+"""A Unix socket is for the sidecar's user and group; Envoy runs in the group."""
+
+STOP_GRACE_SECONDS = 5.0
+"""After the drain: how long streams still open may take before they are cut."""
+
+log = structlog.get_logger("semroute.server")
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One configuration, live: swapped as a whole, kept by a stream from its first message on."""
+
+    number: int
+    sha256: str
+    settings: Settings
+    pipeline: Pipeline
+
+
+class Servicer:
+    """Serves ext_proc streams with whatever generation is live when a stream begins."""
+
+    def __init__(
+        self, generation: Callable[[], Generation], sinks: Sequence[Sink], metrics: PrometheusSink
+    ) -> None:
+        self._generation = generation
+        self._sinks = sinks
+        self._metrics = metrics
+
+    async def process(self, _: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        """One stream, to its end; a cancelled stream is as normal as a finished one."""
+        generation = self._generation()
+        exchange = Exchange(generation.settings)
+        started_ns = time.time_ns()
+        self._metrics.inflight.inc()
+        try:
+            while (message := await context.read()) is not grpc.aio.EOF:
+                for reply in await self._replies(generation, exchange, message, started_ns, context):
+                    await context.write(reply)
+        finally:
+            self._metrics.inflight.dec()
+
+    async def _replies(
+        self,
+        generation: Generation,
+        exchange: Exchange,
+        message: pb.ProcessingRequest,
+        started_ns: int,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> Sequence[bytes]:
+        decided_ns = time.time_ns()
+        try:
+            step = exchange.receive(message)
+            replies, outcome = step.replies, step.outcome
+            if step.decide is not None:
+                outcome = await generation.pipeline.decide(step.decide)
+                replies = exchange.decided(outcome)
+            if outcome is not None:
+                self._tell(exchange, outcome, context, started_ns, decided_ns, message.observability_mode)
+        except Exception:
+            self._metrics.errors.inc()
+            log.exception("exchange.failed", request_id=exchange.head.request_id)
+            replies = exchange.rescue(message.WhichOneof("request"))
+        return replies
+
+    def _tell(
+        self,
+        exchange: Exchange,
+        outcome: Outcome,
+        context: grpc.aio.ServicerContext[Any, Any],
+        started_ns: int,
+        decided_ns: int,
+        observed: bool,
+    ) -> None:
+        head = exchange.head
+        parents = [str(value) for key, value in context.invocation_metadata() or () if key == "traceparent"]
+        if "traceparent" in head.headers:
+            parents.append(head.headers["traceparent"])
+        event = Decided(
+            outcome=outcome,
+            request_id=head.request_id,
+            path=head.path.partition("?")[0],
+            parents=tuple(parents),
+            started_ns=started_ns,
+            decided_ns=decided_ns,
+            ended_ns=time.time_ns(),
+            observed=observed,
+        )
+        for sink in self._sinks:
+            sink.decided(event)
+
+
+class GrpcServer:
+    """A bound server with health; SERVING once `ready` is called."""
+
+    def __init__(self, settings: Server, servicer: Servicer) -> None:
+        self._settings = settings
+        limit = settings.body_bytes_max + MESSAGE_SLACK_BYTES
+        self._server = grpc.aio.server(
+            maximum_concurrent_rpcs=settings.streams_max,
+            options=[
+                # gRPC's own default of 4 MiB would turn a long prompt into an error.
+                ("grpc.max_receive_message_length", limit),
+                ("grpc.max_send_message_length", limit),
+                ("grpc.max_concurrent_streams", settings.streams_max),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.so_reuseport", 0),
+            ],
+        )
+        method = grpc.stream_stream_rpc_method_handler(
+            servicer.process, request_deserializer=pb.ProcessingRequest.FromString
+        )
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(SERVICE, {"Process": method}),)
+        )
+        self._health = health.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+
+    async def start(self) -> int:
+        """Bind and listen, not yet SERVING; returns the port, 1 for a Unix socket.
+
+        Raises OSError if the address cannot be had.
+        """
+        listen = self._settings.listen
+        for service in ("", SERVICE):
+            await self._health.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
+        try:
+            port = self._server.add_insecure_port(listen)
+        except RuntimeError:
+            raise OSError(f"cannot listen on {listen}") from None
+        await self._server.start()
+        if listen.startswith("unix:"):
+            os.chmod(Path(listen.removeprefix("unix:")), SOCKET_MODE)
+        return port
+
+    async def ready(self) -> None:
+        """Report SERVING."""
+        for service in ("", SERVICE):
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+
+    async def drain(self) -> None:
+        """Report NOT_SERVING and still serve for the drain time, then end.
+
+        A Unix socket vanishes with the server, so Envoy must have turned away before it stops.
+        """
+        await self._health.enter_graceful_shutdown()
+        await asyncio.sleep(self._settings.drain_seconds)
+        await self._server.stop(STOP_GRACE_SECONDS)

@@ -1,0 +1,42 @@
+"""Telemetry: one frozen event, told to every sink.
+
+    log    one structured line a decision
+    prom   Prometheus metrics
+    otel   OpenTelemetry spans
+
+No prompt text, key or header value leaves through any of them, unless the operator set
+`telemetry.log_prompts`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from semroute_extproc.outcome import Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """One request has been dealt with."""
+
+    outcome: Outcome
+    request_id: str
+    path: str
+    parents: tuple[str, ...]
+    """W3C `traceparent` values, nearest parent first; possibly none, possibly malformed."""
+    started_ns: int
+    """When the stream began, nanoseconds since the epoch."""
+    decided_ns: int
+    """When the body was complete and the decision began."""
+    ended_ns: int
+    observed: bool
+    """Envoy runs us in observability mode: the decision was recorded and not acted on."""
+
+
+class Sink(Protocol):
+    """Somewhere an event goes."""
+
+    def decided(self, event: Decided) -> None:
+        """Take one event; must be quick and must not raise."""
+        ...

@@ -1,0 +1,71 @@
+"""Structured logs: console on a terminal, JSON otherwise, one canonical line a decision."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import structlog
+
+from semroute_extproc.config import Telemetry
+from semroute_extproc.mutations import metadata
+from semroute_extproc.telemetry import Decided
+
+
+def configure(settings: Telemetry) -> None:
+    """Send structlog and the standard library's loggers through one renderer on stderr."""
+    console = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: list[Any] = (
+        [structlog.dev.ConsoleRenderer()]
+        if console
+        else [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+    )
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(settings.log_level.upper())
+
+
+class LogSink:
+    """One line a decision, with the facts that also go to Envoy as metadata."""
+
+    def __init__(self, prompts: bool) -> None:
+        """With `prompts` the classified text is part of the line."""
+        self._prompts = prompts
+        self._log = structlog.get_logger("semroute")
+
+    def decided(self, event: Decided) -> None:
+        """See `Sink.decided`."""
+        outcome = event.outcome
+        facts: dict[str, Any] = metadata(outcome)
+        facts["request_id"] = event.request_id
+        facts["path"] = event.path
+        if event.observed:
+            facts["observed"] = True
+        if event.parents:
+            facts["trace_id"] = event.parents[0][3:35]
+        if outcome.signals is not None:
+            facts["tokens"] = outcome.signals.tokens
+        for name, ms in outcome.milliseconds().items():
+            facts[f"{name}_ms"] = round(ms, 3)
+        if self._prompts and outcome.text:
+            facts["text"] = outcome.text
+        self._log.info("route.decided", **facts)

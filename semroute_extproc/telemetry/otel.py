@@ -1,0 +1,110 @@
+"""OpenTelemetry spans: one for the exchange, one for each stage, written once it is over.
+
+Attribute names of the GenAI conventions are still in development there and are spelled out here;
+everything of our own stands under `semroute.`.
+"""
+
+from __future__ import annotations
+
+import os
+
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.util.types import AttributeValue
+
+from semroute_extproc import __version__
+from semroute_extproc.outcome import Outcome
+from semroute_extproc.telemetry import Decided
+
+SPAN_NAME = "envoy.service.ext_proc.v3.ExternalProcessor/Process"
+
+QUEUE_SPANS_MAX = 2_048
+"""Spans that may wait for the exporter; more are dropped, never waited for."""
+
+_OPERATIONS = {
+    "chat_completions": "chat",
+    "responses": "chat",
+    "messages": "chat",
+    "completions": "text_completion",
+    "embeddings": "embeddings",
+}
+
+
+def exporter(endpoint: str | None) -> SpanExporter | None:
+    """An OTLP exporter if one is configured here or by OTEL_EXPORTER_OTLP_*ENDPOINT, else None."""
+    names = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    if endpoint is None and not any(os.environ.get(name) for name in names):
+        return None
+    return OTLPSpanExporter(endpoint=endpoint, insecure=True if endpoint else None)
+
+
+class OtelSink:
+    """Writes each decision as a span with its stages as children."""
+
+    def __init__(self, span_exporter: SpanExporter) -> None:
+        resource = Resource.create({SERVICE_NAME: "semroute-extproc", SERVICE_VERSION: __version__})
+        self._provider = TracerProvider(resource=resource)
+        self._provider.add_span_processor(BatchSpanProcessor(span_exporter, max_queue_size=QUEUE_SPANS_MAX))
+        self._tracer = self._provider.get_tracer("semroute_extproc", __version__)
+        self._propagator = TraceContextTextMapPropagator()
+
+    def decided(self, event: Decided) -> None:
+        """See `Sink.decided`."""
+        parent = None
+        for traceparent in event.parents:
+            context = self._propagator.extract({"traceparent": traceparent})
+            if trace.get_current_span(context).get_span_context().is_valid:
+                parent = context
+                break
+        span = self._tracer.start_span(
+            SPAN_NAME,
+            context=parent,
+            kind=trace.SpanKind.SERVER,
+            start_time=event.started_ns,
+            attributes=attributes(event.outcome, event.request_id),
+        )
+        if not span.is_recording():
+            return
+        inside = trace.set_span_in_context(span)
+        for stage in event.outcome.stages:
+            start = event.decided_ns + int(stage.start_ms * 1e6)
+            child = self._tracer.start_span(f"semroute.{stage.name}", context=inside, start_time=start)
+            child.end(start + int(stage.ms * 1e6))
+        span.end(event.ended_ns)
+
+    def close(self) -> None:
+        """Send what is left."""
+        self._provider.shutdown()
+
+
+def attributes(outcome: Outcome, request_id: str) -> dict[str, AttributeValue]:
+    """The span's attributes; never prompt text."""
+    values: dict[str, AttributeValue] = {
+        "rpc.system": "grpc",
+        "rpc.service": "envoy.service.ext_proc.v3.ExternalProcessor",
+        "rpc.method": "Process",
+        "http.request.header.x-request-id": request_id,
+        "semroute.outcome": outcome.kind.value,
+        "semroute.cause": outcome.cause,
+        "semroute.pool": outcome.pool,
+        "semroute.decision.reason": outcome.reason,
+    }
+    if outcome.view is not None:
+        values["gen_ai.operation.name"] = _OPERATIONS[outcome.view.api]
+        values["gen_ai.original.model"] = outcome.view.model
+    if outcome.model:
+        values["gen_ai.request.model"] = outcome.model
+    if outcome.decision is not None:
+        values["semroute.decision.rule"] = outcome.decision.rule
+        values["semroute.decision.strategy"] = outcome.decision.strategy
+        values["semroute.fallback.reason"] = outcome.decision.fallback
+    if outcome.signals is not None:
+        values["semroute.domain"] = outcome.signals.domain
+        values["semroute.difficulty"] = outcome.signals.difficulty
+        values["semroute.tokens.count"] = outcome.signals.tokens
+        values["semroute.tokens.truncated"] = outcome.signals.truncated
+    return {key: value for key, value in values.items() if value != ""}

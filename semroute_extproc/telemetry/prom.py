@@ -1,0 +1,109 @@
+"""Prometheus metrics. Every label takes its values from a bounded set; docs/metrics.md lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from semroute_extproc import __version__
+from semroute_extproc.telemetry import Decided
+
+BUCKETS = tuple(0.00025 * 2**n for n in range(13))
+"""Seconds, from a quarter of a millisecond to one second, doubling."""
+
+
+class PrometheusSink:
+    """Counts decisions, and holds the gauges that the rest of the server sets."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        r = self.registry
+        self._decisions = Counter(
+            "semroute_decisions",
+            "Requests dealt with.",
+            ["pool", "rule", "strategy", "domain", "outcome"],
+            registry=r,
+        )
+        self._causes = Counter(
+            "semroute_outcomes", "Requests dealt with, by why.", ["outcome", "cause"], registry=r
+        )
+        self._fallbacks = Counter(
+            "semroute_fallbacks",
+            "Decisions made without the encoder although it was wanted.",
+            ["reason"],
+            registry=r,
+        )
+        self._duration = Histogram(
+            "semroute_decision_duration_seconds",
+            "From the complete body to the decision.",
+            registry=r,
+            buckets=BUCKETS,
+        )
+        self._stages = Histogram(
+            "semroute_stage_duration_seconds",
+            "One stage of a decision.",
+            ["stage"],
+            registry=r,
+            buckets=BUCKETS,
+        )
+        self._truncated = Counter(
+            "semroute_truncated", "Texts that did not fit the encoder's window.", registry=r
+        )
+        self._unknown = Counter("semroute_unknown", "Texts out of the bundle's distribution.", registry=r)
+        self.errors = Counter("semroute_internal_errors", "Exceptions that nobody expected.", registry=r)
+        self.inflight = Gauge("semroute_inflight_streams", "Open ext_proc streams.", registry=r)
+        self._queue = Gauge("semroute_queue_depth", "Texts waiting for the encoder.", registry=r)
+        self._build = Gauge("semroute_build_info", "Always 1.", ["version"], registry=r)
+        self._model = Gauge(
+            "semroute_model_info", "Always 1.", ["bundle", "revision", "provider", "graph"], registry=r
+        )
+        self._config = Gauge("semroute_config_info", "Always 1.", ["sha256", "generation"], registry=r)
+        self.reload_successful = Gauge(
+            "semroute_config_last_reload_successful", "1 if the last reload was taken, else 0.", registry=r
+        )
+        self.reload_timestamp = Gauge(
+            "semroute_config_last_reload_success_timestamp_seconds",
+            "When a reload was last taken.",
+            registry=r,
+        )
+        self._build.labels(__version__).set(1)
+
+    def decided(self, event: Decided) -> None:
+        """See `Sink.decided`."""
+        outcome = event.outcome
+        decision, signals = outcome.decision, outcome.signals
+        self._decisions.labels(
+            outcome.pool,
+            decision.rule if decision else "",
+            decision.strategy if decision else "",
+            signals.domain if signals else "",
+            outcome.kind.value,
+        ).inc()
+        self._causes.labels(outcome.kind.value, outcome.cause).inc()
+        if outcome.kind == "fallback":
+            self._fallbacks.labels(outcome.cause).inc()
+        if outcome.total_ms:
+            self._duration.observe(outcome.total_ms / 1e3)
+        for name, ms in outcome.milliseconds().items():
+            self._stages.labels(name).observe(ms / 1e3)
+        if signals is not None:
+            self._truncated.inc(signals.truncated)
+            self._unknown.inc(signals.unknown)
+
+    def watch_queue(self, depth: Callable[[], int]) -> None:
+        """Read the queue's depth whenever the metrics are read."""
+        self._queue.set_function(depth)
+
+    def set_model(self, description: Mapping[str, str]) -> None:
+        """Name the bundle and the provider in use."""
+        self._model.labels(*(description[key] for key in ("bundle", "revision", "provider", "graph"))).set(1)
+
+    def set_config(self, sha256: str, generation: int) -> None:
+        """Name the live configuration."""
+        self._config.clear()
+        self._config.labels(sha256[:12], str(generation)).set(1)
+
+    def exposition(self) -> bytes:
+        """The metrics in Prometheus' text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,114 @@
+"""From conversation turns to the text that is classified, and its surface features.
+
+Pure. Nothing here depends on a tokenizer: everything is counted in characters, over at most
+`CLASSIFIED_CHARACTERS_MAX` of them, so its cost does not grow with the prompt.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+from semroute_extproc.request import Turn
+
+CLASSIFIED_CHARACTERS_MAX = 8_192
+"""Upper bound of the classified text; longer text keeps its head and its tail."""
+
+CONTEXT_CHARACTERS = 240
+"""A last user turn shorter than this ("commit it") is read together with the turns before it."""
+
+ELISION = " … "
+"""Stands where the middle of a long text was left out."""
+
+SURFACE_NAMES = (
+    "log_words",
+    "log_characters",
+    "log_lines",
+    "mean_word_length",
+    "digit_share",
+    "uppercase_share",
+    "punctuation_share",
+    "code_marks",
+    "latex_marks",
+    "options",
+    "question_marks",
+    "non_ascii_share",
+)
+"""Names of the surface features, in the order of the vector the encoder's heads receive."""
+
+_OPTION = re.compile(r"(?:^|\n)\s*\(?[A-J1-9][.):]\s")
+_CODE = re.compile(
+    r"```|def |class |import |return|function|SELECT |#include|=>|==|\{\}|\(\);|</|std::|console\."
+)
+_LATEX = re.compile(r"\\[a-zA-Z]+|\$[^$]+\$|[∑∫√≤≥≠∞∈∀∃πθ]")
+_WORD = re.compile(r"\S+")
+_PUNCTUATION = re.compile(r"[^\w\s]")
+_DIGIT = re.compile(r"\d")
+_UPPER = re.compile(r"[A-Z]")
+_NON_ASCII = re.compile(r"[^\x00-\x7f]")
+
+
+def clip(text: str, limit: int = CLASSIFIED_CHARACTERS_MAX) -> str:
+    """Keep the head and the tail of `text` within `limit` characters.
+
+    A right cut would lose the question, which long prompts tend to put last.
+    """
+    if len(text) <= limit:
+        return text
+    half = (limit - len(ELISION)) // 2
+    return text[:half] + ELISION + text[-half:]
+
+
+def classified_text(turns: Sequence[Turn]) -> str:
+    """The text a request is classified by: its last user turn, with earlier ones if it is short.
+
+    System prompts and tool results are left out: they are the same from request to request and
+    would drown the question. Within a tool loop the task is still the user's last turn.
+    A request without a user turn is read by all the text it has.
+    """
+    asked = [turn.text for turn in turns if turn.role == "user" and turn.text.strip()]
+    if not asked:
+        return clip("\n".join(turn.text for turn in turns if turn.text.strip()))
+    taken = [asked[-1]]
+    length = len(asked[-1])
+    for earlier in reversed(asked[:-1]):
+        if length >= CONTEXT_CHARACTERS:
+            break
+        taken.append(clip(earlier, 4 * CONTEXT_CHARACTERS))
+        length += len(taken[-1])
+    return clip("\n".join(reversed(taken)))
+
+
+def surface_features(text: str) -> list[float]:
+    """Features of the text's form, in the order of `SURFACE_NAMES`; shape (12,), all finite.
+
+    Length alone is a strong baseline for difficulty and a mean-pooled embedding does not carry
+    it, so the heads receive these beside the embedding.
+    """
+    text = clip(text)
+    characters = max(len(text), 1)
+    words = _WORD.findall(text)
+    return [
+        math.log1p(len(words)),
+        math.log1p(len(text)),
+        math.log1p(text.count("\n")),
+        min(characters / max(len(words), 1), 20.0),
+        len(_DIGIT.findall(text)) / characters,
+        len(_UPPER.findall(text)) / characters,
+        len(_PUNCTUATION.findall(text)) / characters,
+        math.log1p(len(_CODE.findall(text))),
+        math.log1p(len(_LATEX.findall(text))),
+        float(min(len(_OPTION.findall(text)), 10)),
+        float(min(text.count("?") + text.count("？"), 5)),
+        len(_NON_ASCII.findall(text)) / characters,
+    ]
+
+
+def estimate_tokens(characters: int, language: str) -> int:
+    """About how many tokens a prompt of `characters` has for the models it may go to.
+
+    Four characters a token in alphabetic scripts and one and a half in Han, kana and Hangul: rather
+    too few than too many, because this number can only exclude a pool.
+    """
+    return math.ceil(characters / (1.5 if language in ("zh", "ja", "ko") else 4.0))

@@ -1,0 +1,170 @@
+"""The network: a BERT encoder and the heads on it, in plain torch.
+
+Kept apart from any model hub library so that what is exported is what is written here. Module
+and parameter names follow the published checkpoint, whose tensors then load by name.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+DIFFICULTY_WIDTH = 64
+"""Hidden units of each member of the difficulty head."""
+
+HEAD_DROPOUT = 0.1
+"""Dropout in front of and inside the heads."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderConfig:
+    """Sizes of a BERT encoder; the defaults are all-MiniLM-L6-v2's."""
+
+    vocabulary: int = 30_522
+    positions: int = 512
+    dimensions: int = 384
+    layers: int = 6
+    heads: int = 12
+    inner: int = 1_536
+    epsilon: float = 1e-12
+
+
+class Layer(nn.Module):
+    """One transformer layer, normalised after each residual sum (Devlin et al. 2019)."""
+
+    def __init__(self, config: EncoderConfig, dropout: float) -> None:
+        super().__init__()
+        d = config.dimensions
+        self.heads = config.heads
+        self.query, self.key, self.value = nn.Linear(d, d), nn.Linear(d, d), nn.Linear(d, d)
+        self.attended = nn.Linear(d, d)
+        self.attended_norm = nn.LayerNorm(d, eps=config.epsilon)
+        self.widen, self.narrow = nn.Linear(d, config.inner), nn.Linear(config.inner, d)
+        self.norm = nn.LayerNorm(d, eps=config.epsilon)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        """`x` [batch, tokens, d]; `bias` [batch, 1, 1, tokens] is added to the attention scores."""
+        batch, tokens, d = x.shape
+        split = (batch, tokens, self.heads, d // self.heads)
+        q, k, v = (f(x).view(split).transpose(1, 2) for f in (self.query, self.key, self.value))
+        scores = q @ k.transpose(-1, -2) / math.sqrt(d // self.heads) + bias
+        mixed = (self.dropout(scores.softmax(-1)) @ v).transpose(1, 2).reshape(batch, tokens, d)
+        x = self.attended_norm(x + self.dropout(self.attended(mixed)))
+        return self.norm(x + self.dropout(self.narrow(F.gelu(self.widen(x)))))  # type: ignore[no-any-return]
+
+
+class Encoder(nn.Module):
+    """BERT with mean pooling over the real tokens (Reimers and Gurevych 2019)."""
+
+    def __init__(self, config: EncoderConfig, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.config = config
+        self.words = nn.Embedding(config.vocabulary, config.dimensions)
+        self.places = nn.Embedding(config.positions, config.dimensions)
+        self.segment = nn.Parameter(torch.zeros(config.dimensions))
+        self.norm = nn.LayerNorm(config.dimensions, eps=config.epsilon)
+        self.dropout = nn.Dropout(dropout)
+        self.layers = nn.ModuleList(Layer(config, dropout) for _ in range(config.layers))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Ids and mask [batch, tokens] to the mean of the last layer's states, [batch, d]."""
+        places = self.places.weight[: input_ids.shape[1]]
+        x = self.dropout(self.norm(self.words(input_ids) + places + self.segment))
+        mask = attention_mask.to(x.dtype)
+        bias = (1.0 - mask)[:, None, None, :] * -1e4
+        for layer in self.layers:
+            x = layer(x, bias)
+        weights = mask[:, :, None]
+        return (x * weights).sum(1) / weights.sum(1).clamp(min=1.0)
+
+
+_LAYER_NAMES = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "attended": "attention.output.dense",
+    "attended_norm": "attention.output.LayerNorm",
+    "widen": "intermediate.dense",
+    "narrow": "output.dense",
+    "norm": "output.LayerNorm",
+}
+
+
+def from_checkpoint(tensors: dict[str, Tensor], config: EncoderConfig, dropout: float = 0.1) -> Encoder:
+    """An encoder with the tensors of a BERT checkpoint; KeyError names a tensor that is missing."""
+    state = {
+        "words.weight": tensors["embeddings.word_embeddings.weight"],
+        "places.weight": tensors["embeddings.position_embeddings.weight"],
+        # Prompts are one segment, so its embedding is a constant.
+        "segment": tensors["embeddings.token_type_embeddings.weight"][0],
+        "norm.weight": tensors["embeddings.LayerNorm.weight"],
+        "norm.bias": tensors["embeddings.LayerNorm.bias"],
+    }
+    for number in range(config.layers):
+        for ours, theirs in _LAYER_NAMES.items():
+            for kind in ("weight", "bias"):
+                state[f"layers.{number}.{ours}.{kind}"] = tensors[f"encoder.layer.{number}.{theirs}.{kind}"]
+    encoder = Encoder(config, dropout)
+    encoder.load_state_dict(state)
+    return encoder
+
+
+class Heads(nn.Module):
+    """The heads on one pooled state: domain and task from the embedding, difficulty with the surface too.
+
+    The domain head does not see the surface features: they made it worse on short questions. The
+    difficulty head is the mean of `members` small networks, which is steadier than one large one.
+    """
+
+    def __init__(self, dimensions: int, surface: int, domains: int, tasks: int, members: int = 4) -> None:
+        super().__init__()
+        self.register_buffer("surface_mean", torch.zeros(surface))
+        self.register_buffer("surface_scale", torch.ones(surface))
+        self.scale = math.sqrt(dimensions)
+        self.members, width = members, DIFFICULTY_WIDTH
+        self.dropout = nn.Dropout(HEAD_DROPOUT)
+        self.domain = nn.Linear(dimensions, domains)
+        self.task = nn.Linear(dimensions + surface, tasks)
+        self.hidden = nn.Linear(dimensions + surface, members * width)
+        self.score = nn.Parameter(torch.randn(members, width) / math.sqrt(width))
+        self.offset = nn.Parameter(torch.zeros(members))
+
+    def forward(self, pooled: Tensor, surface: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Pooled [batch, d] and raw surface [batch, s] to embedding, domain, difficulty and task logits."""
+        embedding, domain, members, task = self.parts(pooled, surface)
+        return embedding, domain, members.mean(-1), task
+
+    def parts(self, pooled: Tensor, surface: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """As `forward`, with the difficulty logit of every member, [batch, members]."""
+        embedding = F.normalize(pooled, dim=-1)
+        x = self.dropout(embedding * self.scale)
+        both = torch.cat([x, self.normalised(surface)], dim=-1)
+        hidden = self.dropout(F.gelu(self.hidden(both))).view(-1, self.members, DIFFICULTY_WIDTH)
+        members = (hidden * self.score).sum(-1) + self.offset
+        return embedding, self.domain(x), members, self.task(both)
+
+    def normalised(self, surface: Tensor) -> Tensor:
+        """Surface features with zero mean and unit variance over the fit rows, clipped to +-3."""
+        return ((surface - self.surface_mean) / self.surface_scale).clamp(-3.0, 3.0)  # type: ignore[operator, no-any-return]
+
+
+class Network(nn.Module):
+    """Encoder and heads: exactly the graph that is exported."""
+
+    def __init__(self, encoder: Encoder, heads: Heads) -> None:
+        super().__init__()
+        self.encoder, self.heads = encoder, heads
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, surface: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """See `Encoder.forward` and `Heads.forward`."""
+        outputs: tuple[Tensor, Tensor, Tensor, Tensor] = self.heads(
+            self.encoder(input_ids, attention_mask), surface
+        )
+        return outputs

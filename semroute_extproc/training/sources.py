@@ -1,0 +1,246 @@
+"""What each data set holds, its licence, and what it may be used for.
+
+A data folder has the shape of the published collections below: gzip-compressed CSV files under
+`pairs/`, `matrices/`, `difficulty/` and `intent/`. Files that are not there are skipped and said
+so; every row that is read carries the rights of its source.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from semroute_extproc.evaluation.data import Table, prompt_texts, read_table
+from semroute_extproc.training.datasets import (
+    DOMAINS,
+    TASKS,
+    Example,
+    Part,
+    Rights,
+    Track,
+    part_of_fit,
+)
+
+STRONG_MODELS = ("Meta-Llama-3_1-70B-Instruct", "DeepSeek-Coder-V2", "jamba-1.5-large")
+"""MMLU-Pro columns that stand for the strong model of a pair."""
+
+WEAK_MODELS = ("Mixtral-8x7B-Instruct-v0.1", "Meta-Llama-3_1-8B-Instruct")
+"""MMLU-Pro columns that stand for the weak model."""
+
+STEP_RELIABILITY = 0.93
+"""A weak model gets one step of a word problem right with about this probability; targets only."""
+
+Rows = Iterator[Example]
+Reader = Callable[[Path, Rights, Track], Rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One file, its rights and how its rows become examples."""
+
+    name: str
+    file: str
+    rights: Rights
+    read: Reader
+    used_for: str
+    """For the card."""
+
+
+def _domain(name: str) -> int:
+    return DOMAINS.index(name)
+
+
+def _task(name: str) -> int:
+    return TASKS.index(name)
+
+
+def _place(table: Table, row: int) -> str:
+    return f"{table.path}:{table.numbers[row]}"
+
+
+def _mmlu_pro(file: Path, rights: Rights, track: Track) -> Rows:
+    """Domain of every question, with and without its options; gain where no MMLU question is involved."""
+    table = read_table(file)
+    gains = _matrix_gain(file.with_name("mmlu_pro_correct.csv.gz"))
+    bare, full = table.texts("question"), prompt_texts(table, "question", "options")
+    domains, splits = table.strings("category"), table.strings("split")
+    stems, ids = table.strings("ori_mmlu"), table.strings("question_id")
+    for row, name in enumerate(domains):
+        if name not in DOMAINS:
+            raise table.error("category", f"expected one of {', '.join(DOMAINS)}, found {name!r}", row)
+        dev, stem = splits[row] != "train", stems[row] == "True"
+        part = Part.DEV if dev else part_of_fit(bare[row])
+        task = _task("math" if name == "math" else "question answering")
+        difficulty = None if dev or stem else gains.get(ids[row])
+        common = (_place(table, row), rights, part, _domain(name), None if dev else task, difficulty)
+        yield Example(bare[row], "mmlu_pro", *common, mmlu_stem=stem)
+        yield Example(full[row], "mmlu_pro_options", *common, mmlu_stem=stem)
+
+
+def _matrix_gain(file: Path) -> dict[str, float]:
+    """Question to P(a strong model is right) x P(a weak one is wrong), over the named columns."""
+    if not file.exists():
+        return {}
+    table = read_table(file)
+    sides = []
+    for names in (STRONG_MODELS, WEAK_MODELS):
+        columns = [table.numbers_in(name, 0, 1, blank=True) for name in names if table.has(name)]
+        sides.append([_mean_of_known(values) for values in zip(*columns, strict=True)])
+    return {
+        key: s * (1.0 - w)
+        for key, s, w in zip(table.strings("question_id"), *sides, strict=True)
+        if s is not None and w is not None
+    }
+
+
+def _mean_of_known(values: tuple[float, ...]) -> float | None:
+    known = [float(value) for value in values if value == value]
+    return sum(known) / len(known) if known else None
+
+
+def _routellm_mmlu(file: Path, rights: Rights, track: Track) -> Rows:
+    """`gold` rows train on the gold track and are left out on the zero track; `dev` rows are reported on."""
+    table = read_table(file)
+    strong, weak = (table.numbers_in(name, 0, 1) for name in ("strong_correct", "weak_correct"))
+    for row, (text, split) in enumerate(zip(table.texts("prompt"), table.strings("split"), strict=True)):
+        if split == "gold" and track is Track.ZERO:
+            continue
+        part = part_of_fit(text) if split == "gold" else Part.DEV
+        target = float(strong[row] * (1.0 - weak[row]))
+        yield Example(text, "routellm_mmlu", _place(table, row), rights, part, difficulty=target)
+
+
+def _routellm_gsm8k(file: Path, rights: Rights, track: Track) -> Rows:
+    table = read_table(file)
+    strong, weak = (table.numbers_in(name, 0, 1) for name in ("strong_correct", "weak_correct"))
+    for row, text in enumerate(table.texts("prompt")):
+        target = float(strong[row] * (1.0 - weak[row]))
+        place = _place(table, row)
+        yield Example(text, "routellm_gsm8k", place, rights, Part.DEV, difficulty=target)
+
+
+def _big_math(file: Path, rights: Rights, track: Track) -> Rows:
+    table = _without_broken_rows(file)
+    rates = table.numbers_in("solve_rate", 0, 1)
+    for row, text in enumerate(table.texts("instruction")):
+        target = 1.0 - float(rates[row])
+        part = part_of_fit(text)
+        place = _place(table, row)
+        yield Example(text, "big_math", place, rights, part, _domain("math"), _task("math"), target)
+
+
+def _without_broken_rows(file: Path) -> Table:
+    """A table of a published file of which a few rows are torn by stray line breaks or lack a number."""
+    with gzip.open(file, "rt", encoding="utf-8", newline="") as stream:
+        rows = list(csv.reader(stream))
+    header = rows[0]
+    rate = header.index("solve_rate")
+    whole = [i for i in range(1, len(rows)) if len(rows[i]) == len(header) and _is_number(rows[i][rate])]
+    columns = {name: [rows[i][at] for i in whole] for at, name in enumerate(header)}
+    return Table(file, hashlib.sha256(file.read_bytes()).hexdigest(), columns, [i + 1 for i in whole])
+
+
+def _is_number(field: str) -> bool:
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True
+
+
+def _gsm8k_train(file: Path, rights: Rights, track: Track) -> Rows:
+    """No outcomes: the chance that a weak model slips grows with the number of steps in the answer."""
+    table = read_table(file)
+    answers = table.strings("answer")
+    for row, text in enumerate(table.texts("question")):
+        steps = max(1, answers[row].count("<<"))
+        target = 1.0 - STEP_RELIABILITY**steps
+        place = _place(table, row)
+        part = part_of_fit(text)
+        yield Example(text, "gsm8k_train", place, rights, part, _domain("math"), _task("math"), target)
+
+
+def _intent(file: Path, rights: Rights, track: Track) -> Rows:
+    """Commands to an assistant: the fine label shapes the embedding, and everyday commands are easy."""
+    table = read_table(file)
+    name = table.path.name.partition(".")[0]
+    labels = table.strings("category" if table.has("category") else "intent")
+    for row, (text, split) in enumerate(zip(table.texts("text"), table.strings("split"), strict=True)):
+        if split in ("oos_train", "oos_val", "oos_test") or labels[row] == "oos":
+            continue
+        part = part_of_fit(text) if split == "train" else Part.DEV
+        fine = f"{name}/{labels[row]}"
+        easy = 0.0 if part is not Part.DEV else None
+        yield Example(text, name, _place(table, row), rights, part, difficulty=easy, intent=fine)
+
+
+def _stackoverflow(file: Path, rights: Rights, track: Track) -> Rows:
+    table = read_table(file)
+    for row, (text, label) in enumerate(zip(table.texts("text"), table.strings("label"), strict=True)):
+        part = part_of_fit(text)
+        computing = _domain("computer science")
+        place, fine = _place(table, row), f"stackoverflow/{label}"
+        yield Example(text, "stackoverflow20", place, rights, part, computing, _task("code"), intent=fine)
+
+
+def _humaneval(file: Path, rights: Rights, track: Track) -> Rows:
+    table = read_table(file)
+    for row, text in enumerate(table.texts("prompt")):
+        part = part_of_fit(text)
+        computing = _domain("computer science")
+        yield Example(text, "humaneval", _place(table, row), rights, part, computing, _task("code"))
+
+
+def _arena_hard(file: Path, rights: Rights, track: Track) -> Rows:
+    """Prompts of real users that were selected for being hard; creative ones only teach the task."""
+    table = read_table(file)
+    for row, (text, kind) in enumerate(zip(table.texts("prompt"), table.strings("category"), strict=True)):
+        part, place = part_of_fit(text), _place(table, row)
+        if kind == "creative_writing":
+            yield Example(text, "arena_hard", place, rights, part, task=_task("creative"))
+        elif sum(ord(character) < 128 for character in text) >= 0.95 * len(text):
+            yield Example(text, "arena_hard", place, rights, part, difficulty=0.9)
+
+
+APACHE, MIT = Rights("Apache-2.0", True), Rights("MIT", True)
+CC_BY_3, CC_BY_4 = Rights("CC-BY-3.0", True), Rights("CC-BY-4.0", True)
+CC0 = Rights("CC0-1.0", True)
+
+SOURCES = (
+    Source("mmlu_pro", "matrices/mmlu_pro_questions.csv.gz", MIT, _mmlu_pro, "domain, task, difficulty"),
+    Source("routellm_mmlu", "pairs/routellm_mmlu.csv.gz", APACHE, _routellm_mmlu, "difficulty (gold rows)"),
+    Source(
+        "routellm_gsm8k",
+        "pairs/routellm_gsm8k.csv.gz",
+        Rights("Apache-2.0", False),
+        _routellm_gsm8k,
+        "evaluation",
+    ),
+    Source("big_math", "difficulty/big_math.csv.gz", APACHE, _big_math, "domain, task, difficulty"),
+    Source("gsm8k_train", "difficulty/gsm8k_train.csv.gz", MIT, _gsm8k_train, "domain, task, difficulty"),
+    Source("clinc150", "intent/clinc150.csv.gz", CC_BY_3, _intent, "embedding, difficulty"),
+    Source("banking77", "intent/banking77.csv.gz", CC_BY_4, _intent, "embedding, difficulty"),
+    Source("hwu64", "intent/hwu64.csv.gz", CC_BY_4, _intent, "embedding, difficulty"),
+    Source("snips", "intent/snips.csv.gz", CC0, _intent, "embedding, difficulty"),
+    Source("stackoverflow20", "intent/stackoverflow20.csv.gz", MIT, _stackoverflow, "domain, task"),
+    Source("humaneval", "intent/humaneval.csv.gz", MIT, _humaneval, "domain, task"),
+    Source("arena_hard", "intent/arena_hard.csv.gz", APACHE, _arena_hard, "task, difficulty"),
+)
+"""The declared sources, in the order they are read."""
+
+
+def read_all(data: Path, track: Track) -> tuple[list[Example], list[str]]:
+    """Every row of the declared sources in `data`, and the names of the files that are not there."""
+    rows: list[Example] = []
+    missing: list[str] = []
+    for source in SOURCES:
+        file = data / source.file
+        if file.exists():
+            rows.extend(source.read(file, source.rights, track))
+        else:
+            missing.append(source.file)
+    return rows, missing

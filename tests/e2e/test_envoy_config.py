@@ -1,0 +1,83 @@
+"""The shipped bootstrap is valid, and the variants that run here differ from it only where they say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from semroute_extproc.config import Config
+from semroute_extproc.demo import envoy
+from semroute_extproc.demo.runner import CONFIG_PATH
+
+
+def _validate(path: Path) -> None:
+    command = [str(envoy.find_envoy()), "--mode", "validate", "-c", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+
+
+def test_envoy_accepts_the_shipped_bootstrap() -> None:
+    _validate(envoy.shipped_path())
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        {},
+        {"request_body_mode": "BUFFERED"},
+        {"request_body_mode": "FULL_DUPLEX_STREAMED", "request_trailer_mode": "SEND"},
+    ],
+    ids=str,
+)
+def test_envoy_accepts_the_variants(tmp_path: Path, mode: dict[str, str]) -> None:
+    pools = {"vllm-small": ("127.0.0.1", 1), "vllm-large": ("127.0.0.1", 2), "vllm-third": ("127.0.0.1", 3)}
+    changes = envoy.Variant(["/tmp/a.sock", "/tmp/b.sock"], pools, processing_mode=mode)
+    path = tmp_path / "envoy.json"
+    path.write_text(json.dumps(envoy.variant(envoy.shipped(), changes)))
+    _validate(path)
+
+
+def test_a_variant_without_changes_differs_in_addresses_only() -> None:
+    shipped = envoy.shipped()
+    pools = {"vllm-small": ("127.0.0.1", 1), "vllm-large": ("127.0.0.1", 2)}
+    changed = envoy.variant(shipped, envoy.Variant(["/s"], pools, port=3))
+    for cluster in envoy.clusters(changed).values():
+        cluster["load_assignment"] = envoy.clusters(shipped)[cluster["name"]]["load_assignment"]
+    changed["admin"] = shipped["admin"]
+    changed["static_resources"]["listeners"][0]["address"] = shipped["static_resources"]["listeners"][0][
+        "address"
+    ]
+    assert changed == shipped
+
+
+def test_every_machine_dependent_value_is_marked() -> None:
+    lines = [line for line in envoy.shipped_path().read_text().splitlines() if "MACHINE:" in line]
+    places = [
+        "port_value: 9901",
+        "port_value: 10000",
+        "w0.sock",
+        "address: vllm-small",
+        "address: vllm-large",
+    ]
+    assert all(any(place in line for line in lines) for place in places)
+    assert any("cluster: vllm-large" in line for line in lines)
+
+
+def test_the_shipped_bootstrap_fits_the_demos_configuration() -> None:
+    """The catch-all route leads to the default pool, every pool has its cluster, and the caps agree."""
+    config = Config.model_validate(YAML(typ="safe").load(CONFIG_PATH.read_text()))
+    shipped = envoy.shipped()
+    host = envoy.connection_manager(shipped)["route_config"]["virtual_hosts"][0]
+    assert host["routes"][-1]["route"]["cluster"] == config.pools[config.default_pool].cluster
+    assert {pool.cluster for pool in config.pools.values()} <= set(envoy.clusters(shipped))
+    filter_config = envoy.ext_proc(shipped)
+    received_max = filter_config["grpc_service"]["envoy_grpc"]["max_receive_message_length"]
+    assert config.server.body_bytes_max < host["request_body_buffer_limit"] < received_max
+    assert config.server.deadline_ms / 1000 < float(filter_config["message_timeout"].removesuffix("s"))
+    (check,) = envoy.clusters(shipped)["semroute"]["health_checks"]
+    noticed = check["unhealthy_threshold"] * float(check["interval"].removesuffix("s"))
+    assert noticed < config.server.drain_seconds

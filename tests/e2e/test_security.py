@@ -1,0 +1,119 @@
+"""What a client must not be able to do: choose its cluster, or exhaust the gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import aiohttp
+import pytest
+from gateway import (
+    Gateway,
+    chat,
+    chunked,
+    connect,
+    dump,
+    raw_request,
+    read_response,
+    send_until_answered,
+    wait_for,
+)
+
+from semroute_extproc.demo.sidecar import Sidecar
+
+SPOOFED = {"x-semroute-cluster": "vllm-small", "x-gateway-destination-endpoint": "10.0.0.1:80"}
+CAP = 32 * 1024 * 1024
+
+
+async def test_a_spoofed_routing_header_changes_nothing_while_the_sidecar_is_up(
+    client: aiohttp.ClientSession, gateway: Gateway
+) -> None:
+    async with client.post(
+        "/v1/chat/completions", json=chat(model="auto-strong"), headers=SPOOFED
+    ) as response:
+        assert response.headers["x-sim-pool"] == "large"
+    async with client.get("/v1/models/unheard-of", headers=SPOOFED) as response:
+        assert gateway.large.received or response.status == 404
+    assert not gateway.small.received
+    assert not set(SPOOFED) & set(gateway.large.received[0].headers)
+
+
+@pytest.mark.failure
+async def test_a_spoofed_routing_header_changes_nothing_while_the_sidecar_is_dead(
+    make_gateway: Callable[..., Gateway], make_sidecar: Callable[..., Sidecar]
+) -> None:
+    sidecar = make_sidecar()
+    gateway = make_gateway([sidecar])
+    sidecar.process.send(9)
+    sidecar.process.wait(5)
+    async with (
+        aiohttp.ClientSession(gateway.url) as session,
+        session.post("/v1/chat/completions", json=chat(model="large-model"), headers=SPOOFED) as response,
+    ):
+        assert response.status == 200
+        assert response.headers["x-sim-pool"] == "large"
+    assert not gateway.small.received
+
+
+def test_a_header_with_underscores_cannot_stand_for_ours(gateway: Gateway) -> None:
+    head = ["GET /v1/models HTTP/1.1", "host: x", "x_semroute_cluster: vllm-small"]
+    with connect(gateway) as connection:
+        connection.sendall(raw_request(head))
+        response = read_response(connection)
+    assert response.status == 400
+    assert response.json["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+def test_a_declared_length_over_the_cap_is_refused_before_the_upload(gateway: Gateway, path: str) -> None:
+    head = [
+        f"POST {path} HTTP/1.1",
+        "host: x",
+        "content-type: application/json",
+        f"content-length: {CAP + 1}",
+    ]
+    with connect(gateway) as connection:
+        connection.sendall(raw_request(head))
+        response = read_response(connection)
+    assert response.status == 413
+    assert response.json["error"]["code"] == "request_too_large"
+    assert (response.json.get("type") == "error") == (path == "/v1/messages")
+
+
+def test_a_chunked_body_over_the_cap_is_refused_in_openais_shape(gateway: Gateway) -> None:
+    """Envoy's own limit: the sidecar has not seen the body."""
+    head = [
+        "POST /v1/chat/completions HTTP/1.1",
+        "host: x",
+        "content-type: application/json",
+        "transfer-encoding: chunked",
+    ]
+    # The head goes first: a client that is a network away cannot send 32 MiB before the sidecar has
+    # answered it, and what happens if it could is described in envoy/README.md.
+    before = gateway.counter("stream_msgs_received")
+    with connect(gateway) as connection:
+        connection.sendall(raw_request(head))
+        wait_for(lambda: gateway.counter("stream_msgs_received") > before, 5, "the sidecar's first reply")
+        data = chunked([b"x" * 1_000_000] * 35)
+        sent = send_until_answered(connection, data)
+        response = read_response(connection)
+    assert sent < len(data)
+    assert response.status == 413
+    assert response.headers["content-type"] == "application/json"
+    assert response.json["error"]["code"] == "request_too_large"
+    assert response.json["error"]["param"] is None
+
+
+def test_a_body_just_below_the_cap_is_routed(gateway: Gateway) -> None:
+    body = dump(chat("x" * (CAP - 4_096)))
+    head = [
+        "POST /v1/chat/completions HTTP/1.1",
+        "host: x",
+        "content-type: application/json",
+        f"content-length: {len(body)}",
+    ]
+    with connect(gateway) as connection:
+        connection.sendall(raw_request(head) + body)
+        response = read_response(connection)
+    assert response.status == 200
+    assert response.headers["x-sim-pool"] == "small"
+    assert gateway.small.received[-1].length == len(body) + len("small-model") - len("auto-weak")

@@ -1,0 +1,285 @@
+"""Constraints, rules and strategies: where a request goes and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from semroute_extproc import policy
+from semroute_extproc.bundle import DifficultyHead, EncoderSpec, LabelHead, Manifest, UnknownSpec
+from semroute_extproc.config import Config
+from semroute_extproc.policy.constraints import NoCandidate
+from semroute_extproc.policy.decision import Decision, Facts
+from semroute_extproc.policy.rules import REQUEST_FACTS, SIGNAL_FACTS
+from semroute_extproc.policy.weighted import unit_interval
+from semroute_extproc.request import Api, RequestHead, RequestView, Turn
+from semroute_extproc.signals import Signals
+from semroute_extproc.text import SURFACE_NAMES
+
+LABELS = ("math", "law", "other")
+MANIFEST = Manifest(
+    format=1,
+    name="test",
+    version="1",
+    encoder=EncoderSpec(
+        base="b", base_sha256="0", dimensions=4, window=16, cls_id=1, sep_id=2, pad_id=0, unk_id=3
+    ),
+    graphs={"cpu": "model.onnx"},
+    surface=SURFACE_NAMES,
+    domain=LabelHead(labels=LABELS, temperature=1.0),
+    task=LabelHead(labels=("code", "chat"), temperature=1.0),
+    difficulty=DifficultyHead(scale=1.0, shift=0.0, quantiles=tuple(n / 100 for n in range(101))),
+    unknown=UnknownSpec(centroids="c.npy", threshold=0.3, unk_share_max=0.3),
+    files={},
+)
+POOLS = {
+    "small": {"cluster": "s", "model": "m-s", "context": 1_000, "tools": False},
+    "large": {"cluster": "l", "model": "m-l", "context": 100_000},
+    "eyes": {"cluster": "e", "model": "m-e", "context": 8_000, "images": True},
+}
+PAIR = {"kind": "threshold", "weak": "small", "strong": "large", "strong_share": 0.3}
+
+
+def compiled(
+    rules: list[dict[str, Any]] | None = None,
+    strategy: dict[str, Any] | None = None,
+    otherwise: dict[str, Any] | None = None,
+) -> policy.Policy:
+    config = Config.model_validate(
+        {
+            "pools": POOLS,
+            "default_pool": "large",
+            "models": {"auto": {"policy": "main"}},
+            "policies": {"main": {"rules": rules or [], "otherwise": otherwise or {"strategy": "s"}}},
+            "strategies": {"s": strategy or PAIR},
+        }
+    )
+    policies, problems = policy.build(config, MANIFEST)
+    assert problems == []
+    return policies["main"]
+
+
+def problems_of(rules: list[dict[str, Any]], strategy: dict[str, Any] | None = None) -> list[str]:
+    config = Config.model_validate(
+        {
+            "pools": POOLS,
+            "default_pool": "large",
+            "policies": {"main": {"rules": rules, "otherwise": {"pool": "large"}}},
+            "strategies": {"s": strategy or PAIR},
+        }
+    )
+    return [problem.message for problem in policy.build(config, MANIFEST)[1]]
+
+
+def signals(**changes: Any) -> Signals:
+    values: dict[str, Any] = {
+        "domain": "math",
+        "domain_probs": {"math": 0.9, "law": 0.05, "other": 0.05},
+        "domain_entropy": 0.3,
+        "difficulty": 0.5,
+        "unknown": False,
+        "tokens": 10,
+        "truncated": False,
+        "language": "en",
+        "task": "code",
+        "task_probs": {"code": 0.95, "chat": 0.05},
+    }
+    return Signals(**{**values, **changes})
+
+
+def facts(view: dict[str, Any] | None = None, headers: dict[str, str] | None = None, **changes: Any) -> Facts:
+    defaults: dict[str, Any] = {"api": Api.CHAT_COMPLETIONS, "model": "auto", "turns": (Turn("user", "hi"),)}
+    return Facts(
+        head=RequestHead("POST", "/v1/chat/completions", headers or {}),
+        view=RequestView(**{**defaults, **(view or {})}),
+        language="en",
+        prompt_tokens=changes.pop("prompt_tokens", 10),
+        **changes,
+    )
+
+
+def decided(policy_: policy.Policy, facts_: Facts) -> Decision:
+    decision = policy_.decide(facts_)
+    assert decision is not None
+    return decision
+
+
+class TestConstraints:
+    def test_a_long_prompt_leaves_out_pools_whose_window_is_too_small(self) -> None:
+        decision = decided(compiled(), facts(prompt_tokens=5_000, signals=signals(difficulty=0.1)))
+        assert decision.pool == "large"
+        assert [(step.what, step.name) for step in decision.trace][0] == ("constraint", "small")
+
+    def test_the_answer_asked_for_counts_into_the_window(self) -> None:
+        wanted = facts({"max_output_tokens": 995}, signals=signals(difficulty=0.1))
+        assert decided(compiled(), wanted).pool == "large"
+
+    def test_images_go_to_a_pool_that_sees(self) -> None:
+        assert decided(compiled(), facts({"images": 1}, signals=signals())).pool == "eyes"
+
+    def test_tools_leave_out_a_pool_without_tool_calls(self) -> None:
+        assert decided(compiled(), facts({"tools": 2}, signals=signals(difficulty=0.0))).pool == "large"
+
+    def test_no_candidate_names_what_is_missing(self) -> None:
+        with pytest.raises(NoCandidate, match="the embeddings API"):
+            compiled().decide(facts({"api": Api.EMBEDDINGS}))
+
+    def test_a_rule_whose_pool_could_not_answer_is_passed_over_and_says_so(self) -> None:
+        rules = [{"name": "cheap", "when": "true", "pool": "small"}]
+        decision = decided(compiled(rules), facts({"tools": 1}, signals=signals(difficulty=0.9)))
+        assert decision.rule == ""
+        assert "could not answer: needs tool calls" in next(s.result for s in decision.trace if s.what == "rule")
+
+
+class TestRules:
+    def test_the_first_match_wins(self) -> None:
+        rules = [
+            {"name": "no", "when": "false", "pool": "small"},
+            {"name": "first", "when": "images == 0", "pool": "eyes"},
+            {"name": "second", "when": "true", "pool": "small"},
+        ]
+        decision = decided(compiled(rules), facts())
+        assert (decision.pool, decision.rule) == ("eyes", "first")
+
+    def test_a_rule_over_the_request_needs_no_signals(self) -> None:
+        rules = [{"name": "tier", "when": 'request.headers["x-tier"] == "internal"', "pool": "small"}]
+        assert decided(compiled(rules), facts(headers={"x-tier": "internal"})).pool == "small"
+
+    def test_a_missing_header_is_no_match(self) -> None:
+        rules = [{"name": "tier", "when": 'request.headers["x-tier"] == "internal"', "pool": "small"}]
+        decision = decided(compiled(rules), facts(signals=signals(difficulty=0.9)))
+        assert decision.pool == "large"
+        assert decision.trace[0].result.startswith("does not apply")
+
+    def test_a_rule_over_a_signal_asks_for_signals_first(self) -> None:
+        rules = [{"name": "proofs", "when": 'domain == "math" && difficulty > 0.7', "pool": "large"}]
+        assert compiled(rules).decide(facts()) is None
+        assert decided(compiled(rules), facts(signals=signals(difficulty=0.8))).rule == "proofs"
+
+    def test_a_match_before_a_rule_over_signals_needs_none(self) -> None:
+        rules = [
+            {"name": "json", "when": "json_mode", "pool": "small"},
+            {"name": "proofs", "when": "difficulty > 0.7", "pool": "large"},
+        ]
+        assert decided(compiled(rules), facts({"json_mode": True})).rule == "json"
+
+    def test_a_rule_may_hand_over_to_a_strategy_and_set_the_effort(self) -> None:
+        rules = [{"name": "hard", "when": "difficulty > 0.2", "strategy": "s", "reasoning": "high"}]
+        decision = decided(compiled(rules), facts(signals=signals(difficulty=0.9)))
+        assert (decision.pool, decision.reasoning, decision.strategy) == ("large", "high", "s")
+        assert decision.reason == "rule hard: difficulty 0.90 >= 0.70"
+
+    def test_a_condition_that_gives_no_bool_does_not_apply(self) -> None:
+        rules = [{"name": "odd", "when": "turns", "pool": "small"}]
+        decision = decided(compiled(rules), facts(signals=signals(difficulty=0.9)))
+        assert "not a bool" in decision.trace[0].result
+
+    @pytest.mark.parametrize(
+        ("when", "message"),
+        [
+            ("difficulty >", "not a CEL expression"),
+            ("dificulty > 0.5", "there is no fact 'dificulty' (did you mean 'difficulty'?)"),
+            ("foo.bar == 1", "there is no fact 'foo'"),
+        ],
+    )
+    def test_a_condition_that_cannot_hold_is_a_configuration_error(self, when: str, message: str) -> None:
+        [problem] = problems_of([{"name": "r", "when": when, "pool": "small"}])
+        assert message in problem
+
+    def test_a_variable_of_a_macro_is_not_a_fact(self) -> None:
+        rules = [{"name": "any", "when": '["math", "law"].exists(d, d == domain)', "pool": "small"}]
+        assert decided(compiled(rules), facts(signals=signals(domain="law"))).pool == "small"
+
+    @pytest.mark.parametrize("name", [*REQUEST_FACTS, *SIGNAL_FACTS])
+    def test_every_fact_can_be_named_in_a_condition(self, name: str) -> None:
+        rules = [{"name": "r", "when": f"{name} == {name}", "pool": "eyes"}]
+        assert decided(compiled(rules), facts(signals=signals())).rule == "r"
+
+
+class TestThreshold:
+    @pytest.mark.parametrize(("difficulty", "pool"), [(0.0, "small"), (0.69, "small"), (0.71, "large"), (1.0, "large")])
+    def test_a_share_becomes_the_quantile_of_the_reference_traffic(self, difficulty: float, pool: str) -> None:
+        decision = decided(compiled(), facts(signals=signals(difficulty=difficulty)))
+        assert decision.pool == pool
+        assert decision.threshold == pytest.approx(0.7)
+        assert decision.score == difficulty
+
+    @pytest.mark.parametrize(("quality", "pool"), [(0.0, "small"), (0.4, "small"), (0.6, "large"), (1.0, "large")])
+    def test_a_quality_asked_for_moves_the_threshold(self, quality: float, pool: str) -> None:
+        assert decided(compiled(), facts(quality=quality, signals=signals(difficulty=0.5))).pool == pool
+
+    def test_quality_one_is_always_strong_and_quality_zero_never(self) -> None:
+        assert decided(compiled(), facts(quality=1.0, signals=signals(difficulty=0.0))).pool == "large"
+        assert decided(compiled(), facts(quality=0.0, signals=signals(difficulty=1.0, unknown=True))).pool == "small"
+
+    def test_an_unknown_text_goes_to_the_strong_pool(self) -> None:
+        decision = decided(compiled(), facts(signals=signals(difficulty=0.1, unknown=True)))
+        assert (decision.pool, decision.reason) == ("large", "text is out of distribution")
+
+    def test_unknown_texts_may_go_elsewhere(self) -> None:
+        strategy = {**PAIR, "unsure": "eyes"}
+        assert decided(compiled(strategy=strategy), facts(signals=signals(unknown=True))).pool == "eyes"
+
+    def test_without_the_encoder_the_default_pool_has_it(self) -> None:
+        decision = decided(compiled(), facts(fallback="deadline"))
+        assert (decision.pool, decision.fallback, decision.reason) == ("large", "deadline", "fallback: deadline")
+
+    def test_without_the_encoder_rules_over_the_request_still_hold(self) -> None:
+        rules = [
+            {"name": "proofs", "when": "difficulty > 0.7", "pool": "large"},
+            {"name": "json", "when": "json_mode", "pool": "small"},
+        ]
+        decision = decided(compiled(rules), facts({"json_mode": True}, fallback="deadline"))
+        assert (decision.pool, decision.rule) == ("small", "json")
+
+
+class TestIntent:
+    EXPERTS = {
+        "kind": "intent",
+        "experts": {"math": "large"},
+        "otherwise": "small",
+        "unsure": "eyes",
+        "max_entropy": 0.6,
+    }
+
+    def test_an_expert_gets_its_domain_and_the_rest_goes_otherwise(self) -> None:
+        subject = compiled(strategy=self.EXPERTS)
+        assert decided(subject, facts(signals=signals())).pool == "large"
+        assert decided(subject, facts(signals=signals(domain="law"))).pool == "small"
+
+    @pytest.mark.parametrize("change", [{"domain_entropy": 0.7}, {"unknown": True}])
+    def test_the_unsure_go_to_the_generalist(self, change: dict[str, Any]) -> None:
+        assert decided(compiled(strategy=self.EXPERTS), facts(signals=signals(**change))).pool == "eyes"
+
+    def test_experts_by_task(self) -> None:
+        strategy = {**self.EXPERTS, "by": "task", "experts": {"code": "large"}}
+        assert decided(compiled(strategy=strategy), facts(signals=signals())).pool == "large"
+        even = signals(task_probs={"code": 0.5, "chat": 0.5})
+        assert decided(compiled(strategy=strategy), facts(signals=even)).pool == "eyes"
+
+    def test_a_label_that_the_bundle_does_not_have_is_a_configuration_error(self) -> None:
+        [problem] = problems_of([], {**self.EXPERTS, "experts": {"maths": "large"}})
+        assert problem == "bundle test has no domain 'maths' (did you mean 'math'?)"
+
+
+class TestWithoutReading:
+    def test_fixed_is_always_the_same_pool_and_needs_no_signals(self) -> None:
+        assert decided(compiled(strategy={"kind": "fixed", "pool": "small"}), facts()).pool == "small"
+
+    def test_weights_are_met_and_the_same_request_id_goes_to_the_same_pool(self) -> None:
+        subject = compiled(strategy={"kind": "weighted", "weights": {"small": 9, "large": 1}})
+        ids = [f"id-{n}" for n in range(4_000)]
+        drawn = {i: decided(subject, facts(headers={"x-request-id": i})).pool for i in ids}
+        assert Counter(drawn.values())["large"] / len(ids) == pytest.approx(0.1, abs=0.02)
+        assert all(decided(subject, facts(headers={"x-request-id": i})).pool == drawn[i] for i in ids[:50])
+
+    def test_weights_of_pools_that_could_not_answer_are_shared_out(self) -> None:
+        subject = compiled(strategy={"kind": "weighted", "weights": {"small": 9, "large": 1}})
+        assert decided(subject, facts({"tools": 1})).pool == "large"
+
+    def test_the_unit_interval_is_deterministic_and_differs_by_name(self) -> None:
+        assert unit_interval("a", "x") == unit_interval("a", "x")
+        assert unit_interval("a", "x") != unit_interval("b", "x")
+        assert 0.0 <= unit_interval("a", "x") < 1.0
