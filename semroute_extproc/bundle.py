@@ -216,7 +216,7 @@ def _centroids(path: Path, manifest: Manifest) -> npt.NDArray[np.float32]:
         raise BundleError(f"{file}: {error}") from None
     if centroids.ndim != 2 or centroids.shape[1] != manifest.encoder.dimensions:
         raise BundleError(f"{file}: shape {centroids.shape} is not (k, {manifest.encoder.dimensions})")
-    return centroids.astype(np.float32)
+    return np.asarray(centroids, dtype=np.float32)
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:

@@ -56,27 +56,36 @@ class Source:
 
     def locate(self, problem: Problem) -> str:
         """`file:line:col: path: message`, the source line and a caret below it."""
-        path = ".".join(str(part) for part in problem.path if part != "[key]")
-        variable = self.from_environment.get(tuple(str(part) for part in problem.path))
+        line, column, shown = self._place(problem.path)
+        path = ".".join(shown)
+        variable = self.from_environment.get(tuple(shown))
         if variable is not None:
             return f"{variable} (environment): {path}: {problem.message}"
-        line, column = self._position(problem.path)
         text = self.lines[line] if line < len(self.lines) else ""
         head = f"{self.name}:{line + 1}:{column + 1}: {path or 'configuration'}: {problem.message}"
         return f"{head}\n    {text}\n    {' ' * column}^" if text.strip() else head
 
-    def _position(self, path: tuple[str | int, ...]) -> tuple[int, int]:
-        """The deepest node of `path` that stands in the file; union tags do not and are skipped."""
+    def _place(self, path: tuple[str | int, ...]) -> tuple[int, int, list[str]]:
+        """Line and column of the deepest node of `path` that stands in the file, and the path shown.
+
+        Union tags and pydantic's `[key]` are in an error's path and not in the file: they are left out.
+        """
         node: Any = self.document
         position = (0, 0)
-        for part in path:
+        shown: list[str] = []
+        for index, part in enumerate(path):
+            last = index == len(path) - 1 and part != "[key]"
             if isinstance(node, CommentedMap) and part in node:
-                position = node.lc.key(part)
+                # Keys that the environment added have no position.
+                position = node.lc.key(part) if part in (node.lc.data or {}) else position
                 node = node[part]
             elif isinstance(node, CommentedSeq) and isinstance(part, int) and part < len(node):
                 position = node.lc.item(part)
                 node = node[part]
-        return position
+            elif not last:
+                continue
+            shown.append(str(part))
+        return *position, shown
 
 
 def load(path: Path, environment: Mapping[str, str] | None = None) -> Loaded:

@@ -140,7 +140,7 @@ class GrpcServer:
                 ("grpc.so_reuseport", 0),
             ],
         )
-        method = grpc.stream_stream_rpc_method_handler(
+        method: Any = grpc.stream_stream_rpc_method_handler(
             servicer.process, request_deserializer=pb.ProcessingRequest.FromString
         )
         self._server.add_generic_rpc_handlers(

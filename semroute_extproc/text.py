@@ -37,16 +37,23 @@ SURFACE_NAMES = (
 )
 """Names of the surface features, in the order of the vector the encoder's heads receive."""
 
-_OPTION = re.compile(r"(?:^|\n)\s*\(?[A-J1-9][.):]\s")
-_CODE = re.compile(
-    r"```|def |class |import |return|function|SELECT |#include|=>|==|\{\}|\(\);|</|std::|console\."
+# White space that ends in a line break is not scanned from each of its line breaks.
+_OPTION = re.compile(r"(?:^|\n)[^\S\n]*\(?[A-J1-9][.):]\s")
+_CODE = ("```", "def ", "class ", "import ", "return", "function", "SELECT ", "#include") + (
+    "{}",
+    "();",
+    "</",
+    "std::",
+    "console.",
 )
+_EQUALS = re.compile(r"=[=>]")
 _LATEX = re.compile(r"\\[a-zA-Z]+|\$[^$]+\$|[∑∫√≤≥≠∞∈∀∃πθ]")
-_WORD = re.compile(r"\S+")
-_PUNCTUATION = re.compile(r"[^\w\s]")
+_NON_ASCII = re.compile(r"[^\x00-\x7f]+")
 _DIGIT = re.compile(r"\d")
-_UPPER = re.compile(r"[A-Z]")
-_NON_ASCII = re.compile(r"[^\x00-\x7f]")
+_PUNCTUATION = re.compile(r"[^\w\s]")
+_ASCII_DIGITS = b"0123456789"
+_ASCII_UPPER = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_ASCII_PUNCTUATION = bytes(code for code in range(128) if _PUNCTUATION.match(chr(code)))
 
 
 def clip(text: str, limit: int = CLASSIFIED_CHARACTERS_MAX) -> str:
@@ -67,9 +74,9 @@ def classified_text(turns: Sequence[Turn]) -> str:
     would drown the question. Within a tool loop the task is still the user's last turn.
     A request without a user turn is read by all the text it has.
     """
-    asked = [turn.text for turn in turns if turn.role == "user" and turn.text.strip()]
+    asked = [turn.text for turn in turns if turn.role == "user" and _written(turn)]
     if not asked:
-        return clip("\n".join(turn.text for turn in turns if turn.text.strip()))
+        return clip("\n".join(turn.text for turn in turns if _written(turn)))
     taken = [asked[-1]]
     length = len(asked[-1])
     for earlier in reversed(asked[:-1]):
@@ -80,6 +87,11 @@ def classified_text(turns: Sequence[Turn]) -> str:
     return clip("\n".join(reversed(taken)))
 
 
+def _written(turn: Turn) -> bool:
+    """There is more than white space; stripping would copy a long text."""
+    return bool(turn.text) and not turn.text.isspace()
+
+
 def surface_features(text: str) -> list[float]:
     """Features of the text's form, in the order of `SURFACE_NAMES`; shape (12,), all finite.
 
@@ -88,21 +100,33 @@ def surface_features(text: str) -> list[float]:
     """
     text = clip(text)
     characters = max(len(text), 1)
-    words = _WORD.findall(text)
+    words = len(text.split())
+    ascii_text = text.encode("ascii", "ignore")
+    other = "" if len(ascii_text) == len(text) else "".join(_NON_ASCII.findall(text))
+    digits = _count(ascii_text, _ASCII_DIGITS) + (len(_DIGIT.findall(other)) if other else 0)
+    punctuation = _count(ascii_text, _ASCII_PUNCTUATION) + (len(_PUNCTUATION.findall(other)) if other else 0)
+    # No two code marks can overlap, so counting them one by one counts them all.
+    code = sum(map(text.count, _CODE)) + len(_EQUALS.findall(text))
+    latex = len(_LATEX.findall(text)) if other or "\\" in text or "$" in text else 0
     return [
-        math.log1p(len(words)),
+        math.log1p(words),
         math.log1p(len(text)),
         math.log1p(text.count("\n")),
-        min(characters / max(len(words), 1), 20.0),
-        len(_DIGIT.findall(text)) / characters,
-        len(_UPPER.findall(text)) / characters,
-        len(_PUNCTUATION.findall(text)) / characters,
-        math.log1p(len(_CODE.findall(text))),
-        math.log1p(len(_LATEX.findall(text))),
+        min(characters / max(words, 1), 20.0),
+        digits / characters,
+        _count(ascii_text, _ASCII_UPPER) / characters,
+        punctuation / characters,
+        math.log1p(code),
+        math.log1p(latex),
         float(min(len(_OPTION.findall(text)), 10)),
         float(min(text.count("?") + text.count("？"), 5)),
-        len(_NON_ASCII.findall(text)) / characters,
+        len(other) / characters,
     ]
+
+
+def _count(text: bytes, characters: bytes) -> int:
+    """How many bytes of `text` are among `characters`."""
+    return len(text) - len(text.translate(None, characters))
 
 
 def estimate_tokens(characters: int, language: str) -> int:

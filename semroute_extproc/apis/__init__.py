@@ -4,10 +4,11 @@ Pure. A reader decodes only the fields it names and skips the rest at the speed 
 images above all. Where a field is optional, a value of the wrong type counts as not given: it is
 for the upstream to refuse a request, not for us. What cannot be read at all raises BadBody:
 
-    not_json     no JSON (a byte order mark, invalid UTF-8 and lone surrogates included)
-    too_deep     nested deeper than the parser's stack
-    wrong_type   not an object, or `messages`, `input`, `prompt` or `model` of the wrong type
-    no_text      nothing that could be read: no text and no images
+    not_json         no JSON (a byte order mark, invalid UTF-8 and lone surrogates included)
+    too_deep         nested deeper than the parser's stack
+    wrong_type       not an object, or `messages`, `input`, `prompt` or `model` of the wrong type
+    too_many_parts   more messages and parts than reading.ELEMENTS_MAX
+    no_text          nothing that could be read: no text and no images
 
 Of a key that comes twice the last one counts, as for Python's own parser and thus for vLLM.
 """

@@ -54,7 +54,8 @@ def read(body: bytes) -> RequestView:
         stream=reading.flag(request.stream),
         tool_loop=bool(draft.turns) and draft.turns[-1].role == "tool",
         json_mode=reading.asks_for_json(request.response_format, request.structured_outputs),
-        max_output_tokens=reading.positive(request.max_completion_tokens) or reading.positive(request.max_tokens),
+        max_output_tokens=reading.positive(request.max_completion_tokens)
+        or reading.positive(request.max_tokens),
         # The field beats the template's own argument in vLLM (ChatCompletionRequest.build_chat_params).
         effort=reading.effort_of(request.reasoning_effort) or template_effort,
         # `thinking` and `reasoning` are other vendors' spellings: vLLM ignores them, but they say
@@ -69,6 +70,7 @@ def read(body: bytes) -> RequestView:
 
 def converse(draft: reading.Draft, messages: list[Message] | None) -> None:
     """Add a turn for each message."""
+    draft.take(messages)
     for message in messages or ():
         draft.say(reading.role_of(message.role), draft.read(message.content))
         draft.count(message.tool_calls)

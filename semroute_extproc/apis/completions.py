@@ -22,9 +22,8 @@ class _Body(msgspec.Struct, gc=False):
 
 
 _BODY = Decoder(_Body)
-_TEXTS = Decoder(str | list[str])
-_TOKEN_IDS = Decoder(list[int] | None)
-_BATCH_OF_TOKEN_IDS = Decoder(list[list[int]])
+_TEXTS = Decoder(str | list[str] | None)
+_TOKEN_IDS = Decoder(list[int | list[int]])
 
 
 def read(body: bytes) -> RequestView:
@@ -48,9 +47,9 @@ def prompt(draft: reading.Draft, raw: Raw) -> None:
     it is the one that must fit into a context window.
     """
     try:
-        texts = _TEXTS.decode(raw) if raw else []
+        texts = (_TEXTS.decode(raw) if raw else None) or []
     except msgspec.ValidationError:
-        if reading.is_of(raw, _TOKEN_IDS) or reading.is_of(raw, _BATCH_OF_TOKEN_IDS):
+        if reading.optional(raw, _TOKEN_IDS) is not None:
             raise BadBody("no_text", "the prompt is token ids") from None
         raise
     if isinstance(texts, str):

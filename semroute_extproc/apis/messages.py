@@ -12,6 +12,10 @@ from semroute_extproc.apis import reading
 from semroute_extproc.apis.reading import ABSENT
 from semroute_extproc.request import Api, RequestView
 
+NESTING_MAX = 3
+"""How deep blocks are read within blocks (a search result in a tool's result in a message): each
+level decodes its content once more, so without a bound the cost would be quadratic."""
+
 
 class _Block(msgspec.Struct, gc=False):
     """One block of content: text, image, document, a tool's use or its result, thinking, …"""
@@ -61,9 +65,10 @@ def read(body: bytes) -> RequestView:
     """The view of a messages request; raises msgspec's errors, or BadBody if there is no text."""
     request = _BODY.decode(body)
     draft = reading.Draft()
-    if system := _text(draft, reading.optional(request.system, _BLOCKS)):
+    if system := _inner(draft, request.system, NESTING_MAX):
         draft.say("system", system)
     tool_loop = False
+    draft.take(request.messages)
     for message in request.messages or ():
         tool_loop = _add(draft, message)
     draft.declare(request.tools)
@@ -94,17 +99,18 @@ def _add(draft: reading.Draft, message: _Message) -> bool:
         return False
     results = [block for block in message.content if block.type == "tool_result"]
     for block in results:
-        draft.say("tool", _text(draft, reading.optional(block.content, _BLOCKS)))
+        draft.say("tool", _inner(draft, block.content, NESTING_MAX - 1))
     text = _text(draft, message.content)
     if text or not results:
         draft.say(role, text)
     return bool(results)
 
 
-def _text(draft: reading.Draft, content: str | Sequence[_Block] | None) -> str:
+def _text(draft: reading.Draft, content: str | Sequence[_Block] | None, nesting: int = NESTING_MAX) -> str:
     """The text of content blocks, tool results left out; media are counted."""
     if content is None or isinstance(content, str):
         return content or ""
+    draft.take(content)
     texts = []
     for block in content:
         match block.type:
@@ -113,20 +119,25 @@ def _text(draft: reading.Draft, content: str | Sequence[_Block] | None) -> str:
             case "image":
                 draft.images += 1
             case "document":
-                texts.append(_document(draft, block.source))
+                texts.append(_document(draft, block.source, nesting - 1))
             case "search_result":
-                texts.append(_text(draft, reading.optional(block.content, _BLOCKS)))
+                texts.append(_inner(draft, block.content, nesting - 1))
             case "tool_use" | "server_tool_use":
                 draft.count(block.input)
     return "\n".join(text for text in texts if text)
 
 
-def _document(draft: reading.Draft, raw: Raw) -> str:
+def _inner(draft: reading.Draft, raw: Raw, nesting: int) -> str:
+    """The text of blocks within a block."""
+    return _text(draft, reading.optional(raw, _BLOCKS), nesting) if nesting > 0 else ""
+
+
+def _document(draft: reading.Draft, raw: Raw, nesting: int) -> str:
     """The text of a document; one that is not text (a PDF, a URL, a file) counts as an image."""
     source = reading.optional(raw, _SOURCE) or _Source()
     if source.type == "text":
         return reading.string(source.data)
     if source.type == "content":
-        return _text(draft, reading.optional(source.content, _BLOCKS))
+        return _inner(draft, source.content, nesting)
     draft.images += 1
     return ""

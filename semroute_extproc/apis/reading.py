@@ -6,7 +6,7 @@ their own, so that a wrong type in one of them cannot fail the request.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -19,6 +19,9 @@ from semroute_extproc.reasoning import EFFORTS
 from semroute_extproc.request import Api, RequestView, Turn
 
 T = TypeVar("T")
+
+ELEMENTS_MAX = 16_384
+"""Most messages, items and parts of one request together."""
 
 ABSENT = Raw()
 """Default of an optional field."""
@@ -135,7 +138,9 @@ def template_switch(raw: Raw) -> tuple[bool, str]:
         for name, value in members(raw).items()
         if given(value) and ("think" in name.lower() or "reason" in name.lower())
     }
-    off = any(optional(switches.get(name, ABSENT), _BOOLEAN) is False for name in ("enable_thinking", "thinking"))
+    off = any(
+        optional(switches.get(name, ABSENT), _BOOLEAN) is False for name in ("enable_thinking", "thinking")
+    )
     return bool(switches), effort_of(switches.get("reasoning_effort", ABSENT)) or ("none" if off else "")
 
 
@@ -155,6 +160,13 @@ class Draft:
     characters: int = 0
     images: int = 0
     tools: int = 0
+    elements: int = 0
+
+    def take(self, elements: Sized | None) -> None:
+        """Count messages, items or parts before they are read; raises BadBody if they are too many."""
+        self.elements += len(elements or ())
+        if self.elements > ELEMENTS_MAX:
+            raise BadBody("too_many_parts")
 
     def say(self, role: str, text: str) -> None:
         """Add a turn."""
@@ -171,6 +183,7 @@ class Draft:
             return ""
         if isinstance(content, str):
             return content
+        self.take(content)
         texts = []
         for part in content:
             if isinstance(part, str):

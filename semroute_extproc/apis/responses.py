@@ -78,6 +78,7 @@ def _converse(draft: reading.Draft, given: str | list[_Item] | None) -> bool:
     if isinstance(given, str):
         draft.say("user", given)
         return False
+    draft.take(given)
     tool_loop = False
     for item in given or ():
         kind = item.type or "message"

@@ -53,6 +53,8 @@ class Variant:
     """Fields of the filter's `processing_mode` to change."""
     ext_proc: Mapping[str, Any] = field(default_factory=dict)
     """Other fields of the ext_proc filter to change; None removes one."""
+    retries: bool = True
+    """False removes the retry policy."""
     response_headers: Mapping[str, str] = field(default_factory=dict)
     """Further response headers, each to the key of the decision's metadata that fills it."""
     health_interval: str | None = None
@@ -121,6 +123,8 @@ def variant(bootstrap: Bootstrap, changes: Variant) -> Bootstrap:
                 check.update(interval=changes.health_interval, no_traffic_interval=changes.health_interval)
     _set_ext_proc(ext_proc(result), changes)
     routes = connection_manager(result)["route_config"]
+    if not changes.retries:
+        del routes["virtual_hosts"][0]["retry_policy"]
     for header, key in changes.response_headers.items():
         value = {"key": header, "value": f"%DYNAMIC_METADATA(semroute:{key})%"}
         routes["response_headers_to_add"].append(
@@ -200,6 +204,16 @@ class Envoy:
         """The complete lines of the access log so far, as objects."""
         lines = self.access_log_path.read_text().splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
+
+    def asks_sidecar(self) -> bool:
+        """Whether a request really gets to the sidecar: it answers the list of models itself."""
+        if not self.healthy("semroute"):
+            return False
+        try:
+            with urllib.request.urlopen(f"{self.url}/v1/models", timeout=ADMIN_SECONDS_MAX) as response:
+                return b'"owned_by": "semroute"' in response.read()
+        except OSError:
+            return False
 
     def healthy(self, cluster: str) -> bool:
         """Whether Envoy considers an endpoint of `cluster` healthy."""

@@ -45,7 +45,7 @@ class Process:
         """Start it and wait until `ready()`; raises `ProcessError` if it exits or takes too long."""
         with self._output_path.open("ab") as output, self.log_path.open("ab") as log:
             # A session of its own: Ctrl-C reaches us alone, and we stop the children in order.
-            self._child = subprocess.Popen(  # noqa: S603 - our own arguments
+            self._child = subprocess.Popen(
                 self.command, stdout=output, stderr=log, env=self._environment, start_new_session=True
             )
         deadline = time.monotonic() + seconds_max

@@ -64,7 +64,9 @@ def run_demo(once: bool, as_json: bool, port: int | None) -> int:
     except (KeyboardInterrupt, asyncio.CancelledError):
         status = 130
     except ProcessError as error:
-        Console(stderr=True).print(str(error), markup=False, highlight=False)
+        Console(stderr=True).print(
+            str(error) or "Envoy does not reach the sidecar", markup=False, highlight=False
+        )
     if status in (0, 130):
         shutil.rmtree(folder, ignore_errors=True)
     else:
@@ -102,7 +104,9 @@ async def _stack(folder: Path, port: int) -> AsyncIterator[Stack]:
         pools: dict[str, tuple[str, int]] = {}
         environment: dict[str, str] = {}
         for name, pool in settings.pools.items():
-            simulated = await exits.enter_async_context(Pool(name, (pool.model,), SPEEDS[name]))
+            # The default pool serves the virtual names too: Envoy fails open, and then nobody rewrites them.
+            aliases = tuple(settings.models) if name == settings.default_pool else ()
+            simulated = await exits.enter_async_context(Pool(name, (pool.model, *aliases), SPEEDS[name]))
             pools[pool.cluster] = ("127.0.0.1", simulated.port)
             environment[f"SEMROUTE__POOLS__{name.upper()}__METRICS"] = (
                 f"http://127.0.0.1:{simulated.port}/metrics"

@@ -81,17 +81,20 @@ def mean_absolute_difference(y: Floats) -> float:
     return float(2.0 * (ordered @ (2.0 * np.arange(1, n + 1) - n - 1)) / n**2)
 
 
-def win_probability(strong_wins: npt.ArrayLike, ties: npt.ArrayLike, weak_wins: npt.ArrayLike) -> Floats:
-    """P(strong wins) from counts of judgements, a tie being half a win for either; [rows].
+def win_probability(
+    strong_wins: npt.ArrayLike, ties: npt.ArrayLike, weak_wins: npt.ArrayLike, tie_credit: float = 0.0
+) -> Floats:
+    """P(strong wins) from counts of judgements: (s + credit * t) / (s + t + w); [rows].
 
-    RouteLLM (arXiv 2406.18665, section 3) learns P(win_strong | q) from labels {win, tie, loss}
-    and counts a tie as no reason to pay for the strong model; half is the symmetric choice of
-    Bradley-Terry fits with ties. Rows without judgements are NaN.
+    RouteLLM (arXiv 2406.18665, section 3) labels a comparison win, tie or loss of the strong model.
+    Its classifiers give P(win) and so count a tie as no reason to pay for the strong model
+    (`tie_credit` 0, the default); ratings of the Bradley-Terry kind count it half (0.5). Rows
+    without judgements are NaN.
     """
     s, t, w = (np.asarray(x, dtype=np.float64) for x in (strong_wins, ties, weak_wins))
     total = s + t + w
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray((s + 0.5 * t) / total, dtype=np.float64)
+        return np.asarray((s + tie_credit * t) / total, dtype=np.float64)
 
 
 def _samples(quality: npt.ArrayLike) -> Floats:

@@ -24,12 +24,12 @@ from semroute_extproc.bundle import (
 from semroute_extproc.encoder.tokens import Framer
 from semroute_extproc.text import SURFACE_NAMES
 from semroute_extproc.training import calibrate, export
-from semroute_extproc.training.datasets import DOMAINS, TASKS, Corpus, Example, FitSet, Track, assemble
+from semroute_extproc.training.datasets import DOMAINS, TASKS, Corpus, Example, FitSet, Part, Track, assemble
 from semroute_extproc.training.fit import HeadPlan, States, embed, fit_heads, set_surface
 from semroute_extproc.training.frames import Frames
 from semroute_extproc.training.losses import Weights
 from semroute_extproc.training.model import EncoderConfig, Heads, Network, from_checkpoint
-from semroute_extproc.training.sources import read_all
+from semroute_extproc.training.sources import read_all, read_handwritten
 from semroute_extproc.training.weights import Base, obtain
 
 WINDOW = 128
@@ -60,6 +60,7 @@ class Settings:
     out: Path
     work: Path
     base: Path | None = None
+    handwritten: Path | None = None
     track: Track = Track.GOLD
     name: str = "semroute-minilm"
     version: str = "1"
@@ -92,6 +93,8 @@ def train(settings: Settings, say: Say) -> Manifest:
 def read_corpus(settings: Settings, say: Say) -> Corpus:
     """Read, apply the rules and cap the sources of short commands."""
     rows, missing = read_all(settings.data, settings.track)
+    if settings.handwritten is not None:
+        rows.extend(read_handwritten(settings.handwritten))
     for name in missing:
         say(f"not there, skipped: {name}")
     corpus = assemble(_capped(rows, settings.seed))
@@ -106,7 +109,7 @@ def _capped(rows: list[Example], seed: int) -> list[Example]:
     rng = random.Random(seed)
     left: set[int] = set()
     for name in CAPPED_SOURCES:
-        own = [i for i, row in enumerate(rows) if row.source == name]
+        own = [i for i, row in enumerate(rows) if row.source == name and row.part is not Part.DEV]
         left.update(rng.sample(own, max(0, len(own) - SOURCE_ROWS_MAX)))
     return [row for i, row in enumerate(rows) if i not in left]
 

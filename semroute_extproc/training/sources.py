@@ -68,7 +68,7 @@ def _mmlu_pro(file: Path, rights: Rights, track: Track) -> Rows:
     gains = _matrix_gain(file.with_name("mmlu_pro_correct.csv.gz"))
     bare, full = table.texts("question"), prompt_texts(table, "question", "options")
     domains, splits = table.strings("category"), table.strings("split")
-    stems, ids = table.strings("ori_mmlu"), table.strings("question_id")
+    stems, ids, origins = (table.strings(name) for name in ("ori_mmlu", "question_id", "src"))
     for row, name in enumerate(domains):
         if name not in DOMAINS:
             raise table.error("category", f"expected one of {', '.join(DOMAINS)}, found {name!r}", row)
@@ -76,7 +76,8 @@ def _mmlu_pro(file: Path, rights: Rights, track: Track) -> Rows:
         part = Part.DEV if dev else part_of_fit(bare[row])
         task = _task("math" if name == "math" else "question answering")
         difficulty = None if dev or stem else gains.get(ids[row])
-        common = (_place(table, row), rights, part, _domain(name), None if dev else task, difficulty)
+        fine = None if dev else f"mmlu_pro/{origins[row]}"
+        common = (_place(table, row), rights, part, _domain(name), None if dev else task, difficulty, fine)
         yield Example(bare[row], "mmlu_pro", *common, mmlu_stem=stem)
         yield Example(full[row], "mmlu_pro_options", *common, mmlu_stem=stem)
 
@@ -102,16 +103,47 @@ def _mean_of_known(values: tuple[float, ...]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
+_SUBJECT_PREFIX = "ori_mmlu-"
+"""MMLU-Pro's `src` of a question that came from an MMLU subject starts with this."""
+
+
 def _routellm_mmlu(file: Path, rights: Rights, track: Track) -> Rows:
-    """`gold` rows train on the gold track and are left out on the zero track; `dev` rows are reported on."""
+    """`gold` rows train on the gold track and are left out on the zero track; `dev` rows are reported on.
+
+    A gold row's subject also gives its domain, by the domain MMLU-Pro files that subject under.
+    """
     table = read_table(file)
+    domains = _domains_of_subjects(file.parents[1] / "matrices" / "mmlu_pro_questions.csv.gz")
     strong, weak = (table.numbers_in(name, 0, 1) for name in ("strong_correct", "weak_correct"))
+    subjects = table.strings("subject")
     for row, (text, split) in enumerate(zip(table.texts("prompt"), table.strings("split"), strict=True)):
-        if split == "gold" and track is Track.ZERO:
+        gold = split == "gold"
+        if gold and track is Track.ZERO:
             continue
-        part = part_of_fit(text) if split == "gold" else Part.DEV
-        target = float(strong[row] * (1.0 - weak[row]))
-        yield Example(text, "routellm_mmlu", _place(table, row), rights, part, difficulty=target)
+        domain = domains.get(subjects[row]) if gold else None
+        yield Example(
+            text,
+            "routellm_mmlu",
+            _place(table, row),
+            rights,
+            part_of_fit(text) if gold else Part.DEV,
+            domain=domain,
+            difficulty=float(strong[row] * (1.0 - weak[row])),
+            intent=None if domain is None else f"mmlu_pro/{_SUBJECT_PREFIX}{subjects[row]}",
+        )
+
+
+def _domains_of_subjects(file: Path) -> dict[str, int]:
+    """MMLU subject to the index of its domain."""
+    if not file.exists():
+        return {}
+    table = read_table(file)
+    pairs = zip(table.strings("src"), table.strings("category"), strict=True)
+    return {
+        origin.removeprefix(_SUBJECT_PREFIX): _domain(name)
+        for origin, name in pairs
+        if origin.startswith(_SUBJECT_PREFIX) and name in DOMAINS
+    }
 
 
 def _routellm_gsm8k(file: Path, rights: Rights, track: Track) -> Rows:
@@ -204,6 +236,49 @@ def _arena_hard(file: Path, rights: Rights, track: Track) -> Rows:
             yield Example(text, "arena_hard", place, rights, part, task=_task("creative"))
         elif sum(ord(character) < 128 for character in text) >= 0.95 * len(text):
             yield Example(text, "arena_hard", place, rights, part, difficulty=0.9)
+
+
+def read_handwritten(folder: Path) -> list[Example]:
+    """Our own files in `folder`: `*.train.jsonl` may train, `*.eval.jsonl` is reported on.
+
+    A line holds `text` and any of `domain`, `task` (names) and `hard` (0 or 1).
+    """
+    rows: list[Example] = []
+    for file in sorted(folder.glob("*.jsonl")):
+        kind = file.name.removesuffix(".jsonl").rpartition(".")[2]
+        if kind in ("train", "eval"):
+            rows.extend(_handwritten(file, kind == "train"))
+    return rows
+
+
+def _handwritten(file: Path, train: bool) -> Rows:
+    table = read_table(file)
+    rights = Rights("Apache-2.0", train)
+    name = f"handwritten/{file.name.partition('.')[0]}"
+    blank = [""] * len(table)
+    domains = table.columns.get("domain", blank)
+    tasks = table.columns.get("task", blank)
+    hard = table.numbers_in("hard", 0, 1, blank=True) if table.has("hard") else None
+    for row, text in enumerate(table.texts("text")):
+        known = hard is not None and hard[row] == hard[row]
+        yield Example(
+            text,
+            name,
+            _place(table, row),
+            rights,
+            part_of_fit(text) if train else Part.DEV,
+            _named(table, row, "domain", domains[row], DOMAINS),
+            _named(table, row, "task", tasks[row], TASKS),
+            float(hard[row]) if hard is not None and known else None,
+        )
+
+
+def _named(table: Table, row: int, column: str, value: str, names: tuple[str, ...]) -> int | None:
+    if not value:
+        return None
+    if value not in names:
+        raise table.error(column, f"expected one of {', '.join(names)}, found {value!r}", row)
+    return names.index(value)
 
 
 APACHE, MIT = Rights("Apache-2.0", True), Rights("MIT", True)

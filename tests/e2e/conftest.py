@@ -42,7 +42,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         for gateway in item.stash.get(_USED, []):
             processes = [gateway.envoy.process, *(sidecar.process for sidecar in gateway.sidecars)]
             for process in processes:
-                report.sections.append((f"{process.name}: {process.log_path}", process.log_tail(40)))
+                report.sections.append((f"{process.name}: {process.log_path}", process.log_tail(12)))
             if gateway.envoy.access_log_path.is_file():
                 lines = gateway.envoy.access_log_path.read_text().splitlines()[-5:]
                 report.sections.append(("access log", "\n".join(lines)))

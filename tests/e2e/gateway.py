@@ -48,7 +48,8 @@ class Pools:
         self._background = background
         speed = Speed(first_token_seconds=0.005, token_seconds=0.0005, slots=64)
         self.small = Pool("small", ("small-model",), speed)
-        self.large = Pool("large", ("large-model",), speed)
+        # The default pool serves the virtual names too, so that they are answered when the sidecar is gone.
+        self.large = Pool("large", ("large-model", "auto", "auto-weak", "auto-strong"), speed)
         for pool in self:
             background.run(pool.start())
 
@@ -124,6 +125,7 @@ def start_gateway(
     addresses: Mapping[str, tuple[str, int]] | None = None,
     health_interval: str | None = None,
     down: Sequence[str] = (),
+    retries: bool = True,
 ) -> Gateway:
     """The shipped Envoy in front of `sidecars` and `pools`, with the changes a test needs.
 
@@ -135,6 +137,7 @@ def start_gateway(
         processing_mode=processing_mode or {},
         ext_proc=ext_proc or {},
         health_interval=health_interval,
+        retries=retries,
         response_headers={"x-semroute-difficulty": "difficulty", "x-semroute-outcome": "outcome"},
     )
     envoy = Envoy(variant(shipped(), changes), folder)
@@ -143,7 +146,9 @@ def start_gateway(
     try:
         for cluster in set(changes.pools) - set(down):
             wait_for(lambda name=cluster: envoy.healthy(name), 10, f"{cluster} to be healthy")
-        wait_for(lambda: envoy.healthy("semroute"), 10, "the sidecar to be healthy")
+        wait_for(envoy.asks_sidecar, 10, "Envoy to ask the sidecar")
+        # What the main thread knows reaches Envoy's workers a moment later.
+        time.sleep(0.1)
     except BaseException:
         envoy.stop()
         raise
@@ -196,15 +201,14 @@ def connect(gateway: Gateway) -> Iterator[socket.socket]:
         yield connection
 
 
-def send_until_answered(connection: socket.socket, data: bytes, piece_bytes: int = 65_536) -> int:
-    """Send `data`, but stop as soon as the other side says something; returns the bytes sent."""
+def send_until_answered(connection: socket.socket, data: bytes, piece_bytes: int = 65_536) -> None:
+    """Send `data`, but stop as soon as the other side says something."""
     sent = 0
     while sent < len(data):
         readable, writable, _ = select.select([connection], [connection], [], 20)
         if readable or not writable:
             break
         sent += connection.send(data[sent : sent + piece_bytes])
-    return sent
 
 
 def read_response(connection: socket.socket) -> RawResponse:

@@ -25,6 +25,15 @@ async def _post(client: aiohttp.ClientSession, model: str = "large-model") -> ai
         return response
 
 
+async def _routed_again(client: aiohttp.ClientSession) -> bool:
+    """Within ten seconds a request is decided again."""
+    for _ in range(100):
+        if (await _post(client, "auto-weak")).headers.get("x-semroute-pool") == "small":
+            return True
+        await asyncio.sleep(0.1)
+    return False
+
+
 @pytest.mark.failure
 async def test_a_killed_sidecar_leaves_clients_with_the_default_pool(
     make_gateway: MakeGateway, make_sidecar: MakeSidecar
@@ -43,8 +52,7 @@ async def test_a_killed_sidecar_leaves_clients_with_the_default_pool(
         assert gateway.counter("failure_mode_allowed") >= 20
         # It comes back on the same socket, a stale file notwithstanding, and is used again.
         sidecar.start()
-        wait_for(lambda: gateway.envoy.healthy("semroute"), 10, "the sidecar to be healthy again")
-        assert (await _post(client, "auto-weak")).headers["x-semroute-pool"] == "small"
+        assert await _routed_again(client)
 
 
 @pytest.mark.failure
@@ -65,8 +73,7 @@ async def test_a_stopped_sidecar_costs_at_most_the_message_timeout_and_then_noth
         assert (await _post(client)).status == 200
         assert time.monotonic() - started < 0.5, "Envoy still waits for a sidecar that it knows to be stuck"
         sidecar.process.send(signal.SIGCONT)
-        wait_for(lambda: gateway.envoy.healthy("semroute"), 10, "the sidecar to be healthy again")
-        assert (await _post(client, "auto-weak")).headers["x-semroute-pool"] == "small"
+        assert await _routed_again(client)
 
 
 async def test_a_short_stall_of_the_sidecar_delays_and_changes_nothing(

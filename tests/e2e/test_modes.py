@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import socket
 from collections.abc import Callable, Iterator
@@ -66,7 +67,7 @@ async def test_a_mode_that_shows_the_whole_body_routes_by_it(routed: Gateway) ->
     async with aiohttp.ClientSession(routed.url, connector=connector) as client:
         for text in ("hi", "word " * 40_000, "word " * 200_000, "hi"):
             body = dump(chat(text))
-            for data in (body, _pieces(body)):
+            for data in (io.BytesIO(body), _pieces(body)):
                 async with client.post("/v1/chat/completions", data=data, headers=JSON) as response:
                     assert response.status == 200, await response.text()
                     assert response.headers["x-sim-pool"] == response.headers["x-semroute-pool"] == "small"

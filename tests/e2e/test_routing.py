@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import uuid
 
@@ -206,7 +207,7 @@ async def test_bodies_of_any_size_below_the_cap_are_routed(
         for start in range(0, len(body), 100_000):
             yield body[start : start + 100_000]
 
-    data = body if declared else pieces()
+    data = io.BytesIO(body) if declared else pieces()
     async with client.post("/v1/chat/completions", data=data, headers=JSON) as response:
         assert response.status == 200
         assert response.headers["x-sim-pool"] == "small"

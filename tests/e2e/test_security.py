@@ -94,9 +94,8 @@ def test_a_chunked_body_over_the_cap_is_refused_in_openais_shape(gateway: Gatewa
         connection.sendall(raw_request(head))
         wait_for(lambda: gateway.counter("stream_msgs_received") > before, 5, "the sidecar's first reply")
         data = chunked([b"x" * 1_000_000] * 35)
-        sent = send_until_answered(connection, data)
+        send_until_answered(connection, data)
         response = read_response(connection)
-    assert sent < len(data)
     assert response.status == 413
     assert response.headers["content-type"] == "application/json"
     assert response.json["error"]["code"] == "request_too_large"

@@ -47,7 +47,7 @@ def test_a_good_file_is_read_with_its_defaults(file: Path) -> None:
 def test_an_unknown_key_is_shown_in_its_line_with_a_caret_and_a_hint(file: Path) -> None:
     [problem] = problems(file, GOOD.replace("strong_share", "strong_shre"))
     head, line, caret = problem.splitlines()
-    assert head.startswith(f"{file}:11:58: strategies.pair.threshold.strong_shre: unknown setting")
+    assert head.startswith(f"{file}:11:55: strategies.pair.strong_shre: unknown setting")
     assert "did you mean 'strong_share'?" in head
     assert line[caret.index("^") :].startswith("strong_shre")
 
@@ -64,7 +64,7 @@ def test_every_problem_is_told_at_once(file: Path) -> None:
 
 def test_a_name_that_is_not_defined_is_shown_where_it_is_used(file: Path) -> None:
     [problem] = problems(file, GOOD.replace("weak: small", "weak: smal"))
-    assert problem.startswith(f"{file}:11:28: strategies.pair.weak: there is no pool 'smal' (did you mean 'small'?)")
+    assert problem.startswith(f"{file}:11:27: strategies.pair.weak: there is no pool 'smal' (did you mean 'small'?)")
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from builders import MANIFEST, PAIR, POOLS
 
 from semroute_extproc import policy
-from semroute_extproc.bundle import DifficultyHead, EncoderSpec, LabelHead, Manifest, UnknownSpec
 from semroute_extproc.config import Config
 from semroute_extproc.policy.constraints import NoCandidate
 from semroute_extproc.policy.decision import Decision, Facts
@@ -16,31 +16,6 @@ from semroute_extproc.policy.rules import REQUEST_FACTS, SIGNAL_FACTS
 from semroute_extproc.policy.weighted import unit_interval
 from semroute_extproc.request import Api, RequestHead, RequestView, Turn
 from semroute_extproc.signals import Signals
-from semroute_extproc.text import SURFACE_NAMES
-
-LABELS = ("math", "law", "other")
-MANIFEST = Manifest(
-    format=1,
-    name="test",
-    version="1",
-    encoder=EncoderSpec(
-        base="b", base_sha256="0", dimensions=4, window=16, cls_id=1, sep_id=2, pad_id=0, unk_id=3
-    ),
-    graphs={"cpu": "model.onnx"},
-    surface=SURFACE_NAMES,
-    domain=LabelHead(labels=LABELS, temperature=1.0),
-    task=LabelHead(labels=("code", "chat"), temperature=1.0),
-    difficulty=DifficultyHead(scale=1.0, shift=0.0, quantiles=tuple(n / 100 for n in range(101))),
-    unknown=UnknownSpec(centroids="c.npy", threshold=0.3, unk_share_max=0.3),
-    files={},
-)
-POOLS = {
-    "small": {"cluster": "s", "model": "m-s", "context": 1_000, "tools": False},
-    "large": {"cluster": "l", "model": "m-l", "context": 100_000},
-    "eyes": {"cluster": "e", "model": "m-e", "context": 8_000, "images": True},
-}
-PAIR = {"kind": "threshold", "weak": "small", "strong": "large", "strong_share": 0.3}
-
 
 def compiled(
     rules: list[dict[str, Any]] | None = None,

@@ -1,0 +1,112 @@
+"""How each family of models is asked to think, more or less or not at all.
+
+Pure. vLLM 0.32 and 0.33 honour two kinds of switches, and which one a model listens to is its
+family's business:
+
+- `reasoning_effort` on chat completions, `reasoning.effort` on responses, and on messages
+  `output_config.effort`, with `thinking: {"type": "disabled"}` for none. vLLM hands it to the chat
+  template and sets `enable_thinking` by it (ChatCompletionRequest.build_chat_params).
+- `chat_template_kwargs`, which all three of these APIs take at the top level and pass on to the
+  template, where arguments it does not declare are dropped.
+
+Text completions and embeddings have no chat template, hence no switch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from semroute_extproc.request import Api
+
+Members = dict[tuple[str, ...], object]
+"""Paths in the body to the values to set there."""
+
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+"""Every effort that vLLM knows, ascending; `none` switches reasoning off."""
+
+_HARMONY = {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"}
+_KIMI_K3 = {"minimal": "low", "medium": "high", "xhigh": "high"}
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A family's switches; what it has none of stays empty."""
+
+    argument: str = ""
+    """Template argument that is set to `off` for no reasoning, and else to `on`."""
+    on: object = None
+    """None: reasoning is asked for by effort, and `argument` only switches it off."""
+    off: object = False
+    efforts: Mapping[str, str] | None = None
+    """Efforts that have to be written as another one; None if the family knows no efforts."""
+
+
+FAMILIES: Mapping[str, Family] = {
+    # Thinks unless told otherwise; the template knows on and off only.
+    "qwen3": Family("enable_thinking", on=True),
+    # V3.1 and V3.2 (tokenizers/deepseek_v32.py): off by default.
+    "deepseek-v3": Family("thinking", on=True),
+    # tokenizers/deepseek_v4.py: on by default; maps the efforts to low, high and max itself.
+    "deepseek-v4": Family("thinking", efforts={}),
+    # Harmony (harmony_utils.get_system_message) refuses every other effort with 400, and cannot
+    # be switched off.
+    "gpt-oss": Family(efforts=_HARMONY),
+    # Granite 3.2: off by default.
+    "granite-3": Family("thinking", on=True),
+    # Granite 4.2 (parser/granite_thinking.py): on by default.
+    "granite-4": Family("enable_thinking", on=True),
+    # On by default (parser/glm47_moe.py).
+    "glm-4.5": Family("enable_thinking", on=True),
+    # Off by default (parser/gemma4.py).
+    "gemma-4": Family("enable_thinking", on=True),
+    # On by default (DeepSeekV3ReasoningWithThinkingParser).
+    "holo2": Family("thinking", on=True),
+    # renderers/kimi_k3.py: on by default; refuses efforts other than low, high and max.
+    "kimi-k3": Family("thinking", efforts=_KIMI_K3),
+    # minimax_m3_reasoning_parser.py; the template also knows "adaptive".
+    "minimax-m3": Family("thinking_mode", on="enabled", off="disabled"),
+    # Any server that takes efforts as they are.
+    "effort": Family(efforts={}),
+    # DeepSeek-R1, QwQ, MiniMax-M2: always think. A `thinking_token_budget` would bound them, but
+    # is refused where no reasoning parser is configured.
+    "always": Family(),
+    # Models that do not reason.
+    "none": Family(),
+}
+"""Names for `reasoning` in a pool's configuration."""
+
+
+def switch(family: str, api: Api, effort: str) -> Members:
+    """The members that ask a model of `family` for `effort`; empty where there is no switch.
+
+    `family` is one of FAMILIES and `effort` one of EFFORTS; raises ValueError for other ones.
+    """
+    if family not in FAMILIES:
+        raise ValueError(f"{family!r} is not a reasoning family")
+    if effort not in EFFORTS:
+        raise ValueError(f"{effort!r} is not a reasoning effort")
+    if api in (Api.COMPLETIONS, Api.EMBEDDINGS):
+        return {}
+    traits = FAMILIES[family]
+    wanted = traits.off if effort == "none" else traits.on
+    if traits.argument and wanted is not None:
+        return {("chat_template_kwargs", traits.argument): wanted}
+    if traits.efforts is None:
+        return {}
+    return _by_effort(api, traits.efforts.get(effort, effort))
+
+
+def _by_effort(api: Api, effort: str) -> Members:
+    """Where each API takes an effort.
+
+    Anthropic's efforts start at low, and none of them is none: there `thinking` switches it off,
+    which vLLM turns into the effort `none` (AnthropicServingMessages._handle_thinking).
+    """
+    if api is Api.RESPONSES:
+        return {("reasoning", "effort"): effort}
+    if api is not Api.MESSAGES:
+        return {("reasoning_effort",): effort}
+    if effort == "none":
+        return {("thinking",): {"type": "disabled"}}
+    return {("output_config", "effort"): "low" if effort == "minimal" else effort}

