@@ -37,23 +37,22 @@ SURFACE_NAMES = (
 )
 """Names of the surface features, in the order of the vector the encoder's heads receive."""
 
-# White space that ends in a line break is not scanned from each of its line breaks.
-_OPTION = re.compile(r"(?:^|\n)[^\S\n]*\(?[A-J1-9][.):]\s")
-_CODE = ("```", "def ", "class ", "import ", "return", "function", "SELECT ", "#include") + (
-    "{}",
-    "();",
-    "</",
-    "std::",
-    "console.",
+_OPTION = r"[^\S\n]*+\(?[A-J1-9][.):]\s"
+_FIRST_OPTION = re.compile(_OPTION)
+_NEXT_OPTION = re.compile(r"\n" + _OPTION)
+_CODE = (
+    *("```", "def ", "class ", "import ", "return", "function", "SELECT ", "#include"),
+    *("{}", "();", "</", "std::", "console."),
 )
 _EQUALS = re.compile(r"=[=>]")
-_LATEX = re.compile(r"\\[a-zA-Z]+|\$[^$]+\$|[∑∫√≤≥≠∞∈∀∃πθ]")
-_NON_ASCII = re.compile(r"[^\x00-\x7f]+")
+_SYMBOL = re.compile(r"[∑∫√≤≥≠∞∈∀∃πθ]")
+_LATEX = re.compile(r"\\[a-zA-Z]+|\$[^$]+\$|" + _SYMBOL.pattern)
 _DIGIT = re.compile(r"\d")
 _PUNCTUATION = re.compile(r"[^\w\s]")
+_ASCII = bytes(range(128))
 _ASCII_DIGITS = b"0123456789"
 _ASCII_UPPER = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_ASCII_PUNCTUATION = bytes(code for code in range(128) if _PUNCTUATION.match(chr(code)))
+_ASCII_PUNCTUATION = bytes(code for code in _ASCII if _PUNCTUATION.match(chr(code)))
 
 
 def clip(text: str, limit: int = CLASSIFIED_CHARACTERS_MAX) -> str:
@@ -102,12 +101,14 @@ def surface_features(text: str) -> list[float]:
     characters = max(len(text), 1)
     words = len(text.split())
     ascii_text = text.encode("ascii", "ignore")
-    other = "" if len(ascii_text) == len(text) else "".join(_NON_ASCII.findall(text))
-    digits = _count(ascii_text, _ASCII_DIGITS) + (len(_DIGIT.findall(other)) if other else 0)
-    punctuation = _count(ascii_text, _ASCII_PUNCTUATION) + (len(_PUNCTUATION.findall(other)) if other else 0)
-    # No two code marks can overlap, so counting them one by one counts them all.
+    other = ""
+    if len(ascii_text) < len(text):
+        other = text.encode("utf-8", "surrogatepass").translate(None, _ASCII).decode("utf-8", "surrogatepass")
+    digits = _count(ascii_text, _ASCII_DIGITS) + len(_DIGIT.findall(other))
+    punctuation = _count(ascii_text, _ASCII_PUNCTUATION) + len(_PUNCTUATION.findall(other))
+    # No two of these marks can overlap, so counting them one by one counts them all.
     code = sum(map(text.count, _CODE)) + len(_EQUALS.findall(text))
-    latex = len(_LATEX.findall(text)) if other or "\\" in text or "$" in text else 0
+    latex = len(_LATEX.findall(text) if "\\" in text or "$" in text else _SYMBOL.findall(other))
     return [
         math.log1p(words),
         math.log1p(len(text)),
@@ -118,7 +119,7 @@ def surface_features(text: str) -> list[float]:
         punctuation / characters,
         math.log1p(code),
         math.log1p(latex),
-        float(min(len(_OPTION.findall(text)), 10)),
+        float(min(_options(text), 10)),
         float(min(text.count("?") + text.count("？"), 5)),
         len(other) / characters,
     ]
@@ -127,6 +128,16 @@ def surface_features(text: str) -> list[float]:
 def _count(text: bytes, characters: bytes) -> int:
     """How many bytes of `text` are among `characters`."""
     return len(text) - len(text.translate(None, characters))
+
+
+def _options(text: str) -> int:
+    """How many lines begin like an answer option: "A) ", "(2. ", …
+
+    A line break that ends one option cannot begin the next. White space before an option is only
+    looked at after its last line break: a run of them would be scanned from each.
+    """
+    first = _FIRST_OPTION.match(text)
+    return (first is not None) + len(_NEXT_OPTION.findall(text, first.end() if first else 0))
 
 
 def estimate_tokens(characters: int, language: str) -> int:

@@ -10,6 +10,7 @@ import copy
 import importlib.util
 import json
 import shutil
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from semroute_extproc.demo.process import Process, ProcessError
+from semroute_extproc.demo.process import POLL_SECONDS, Process, ProcessError
 
 START_SECONDS_MAX = 20.0
 """How long Envoy may take to open its listener."""
@@ -53,8 +54,6 @@ class Variant:
     """Fields of the filter's `processing_mode` to change."""
     ext_proc: Mapping[str, Any] = field(default_factory=dict)
     """Other fields of the ext_proc filter to change; None removes one."""
-    retries: bool = True
-    """False removes the retry policy."""
     response_headers: Mapping[str, str] = field(default_factory=dict)
     """Further response headers, each to the key of the decision's metadata that fills it."""
     health_interval: str | None = None
@@ -123,8 +122,6 @@ def variant(bootstrap: Bootstrap, changes: Variant) -> Bootstrap:
                 check.update(interval=changes.health_interval, no_traffic_interval=changes.health_interval)
     _set_ext_proc(ext_proc(result), changes)
     routes = connection_manager(result)["route_config"]
-    if not changes.retries:
-        del routes["virtual_hosts"][0]["retry_policy"]
     for header, key in changes.response_headers.items():
         value = {"key": header, "value": f"%DYNAMIC_METADATA(semroute:{key})%"}
         routes["response_headers_to_add"].append(
@@ -205,12 +202,22 @@ class Envoy:
         lines = self.access_log_path.read_text().splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
 
-    def asks_sidecar(self) -> bool:
-        """Whether a request really gets to the sidecar: it answers the list of models itself."""
+    def wait_for_sidecar(self, seconds_max: float = START_SECONDS_MAX) -> None:
+        """Wait until a request really gets to the sidecar; raises `ProcessError` if none does in time."""
+        deadline = time.monotonic() + seconds_max
+        while not self._asks_sidecar():
+            if time.monotonic() > deadline:
+                raise ProcessError(
+                    f"Envoy does not reach the sidecar; the end of its log:\n{self.process.log_tail()}"
+                )
+            time.sleep(POLL_SECONDS)
+
+    def _asks_sidecar(self) -> bool:
         if not self.healthy("semroute"):
             return False
         try:
-            with urllib.request.urlopen(f"{self.url}/v1/models", timeout=ADMIN_SECONDS_MAX) as response:
+            # The sidecar answers the list of models itself.
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/v1/models", timeout=2) as response:
                 return b'"owned_by": "semroute"' in response.read()
         except OSError:
             return False

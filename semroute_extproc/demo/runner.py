@@ -30,6 +30,9 @@ from semroute_extproc.demo.sidecar import Sidecar
 PORT_PREFERRED = 10_000
 """Envoy's port if it is free and none was asked for."""
 
+TABLE_COLUMNS = 150
+"""Width of the table where there is no terminal to ask."""
+
 CONFIG_PATH = Path(__file__).with_name("semroute.yaml")
 """The sidecar's configuration."""
 
@@ -64,9 +67,7 @@ def run_demo(once: bool, as_json: bool, port: int | None) -> int:
     except (KeyboardInterrupt, asyncio.CancelledError):
         status = 130
     except ProcessError as error:
-        Console(stderr=True).print(
-            str(error) or "Envoy does not reach the sidecar", markup=False, highlight=False
-        )
+        Console(stderr=True).print(str(error), markup=False, highlight=False)
     if status in (0, 130):
         shutil.rmtree(folder, ignore_errors=True)
     else:
@@ -88,7 +89,7 @@ async def _run(folder: Path, once: bool, as_json: bool, port: int | None) -> int
         if as_json:
             _print_json({"summary": True, **summary.as_dict()})
         else:
-            Console().print(report.summary_text(summary))
+            _console().print(report.summary_text(summary))
         if not once:
             loop.add_signal_handler(signal.SIGINT, stop.set)
             Console(stderr=as_json).print(report.invitation(stack.envoy, stack.sidecar), highlight=False)
@@ -102,7 +103,8 @@ async def _stack(folder: Path, port: int) -> AsyncIterator[Stack]:
     settings = config_source.load(CONFIG_PATH).config
     async with contextlib.AsyncExitStack() as exits:
         pools: dict[str, tuple[str, int]] = {}
-        environment: dict[str, str] = {}
+        # Envoy stops before the sidecar, so there is nobody to drain for.
+        environment = {"SEMROUTE__SERVER__DRAIN_SECONDS": "0"}
         for name, pool in settings.pools.items():
             # The default pool serves the virtual names too: Envoy fails open, and then nobody rewrites them.
             aliases = tuple(settings.models) if name == settings.default_pool else ()
@@ -119,13 +121,14 @@ async def _stack(folder: Path, port: int) -> AsyncIterator[Stack]:
         envoy = Envoy(variant(shipped(), changes), folder)
         exits.push_async_callback(asyncio.to_thread, envoy.stop)
         await asyncio.to_thread(envoy.start)
+        await asyncio.to_thread(envoy.wait_for_sidecar)
         yield Stack(envoy, sidecar, settings)
 
 
 async def _send_all(stack: Stack, as_json: bool) -> list[Row]:
     """Send every prompt, one after the other so that decision times are not those of a queue."""
     rows: list[Row] = []
-    console = Console()
+    console = _console()
     live = not as_json and console.is_terminal
     table = Live(console=console, refresh_per_second=8) if live else contextlib.nullcontext()
     async with aiohttp.ClientSession(stack.envoy.url) as session:
@@ -139,6 +142,11 @@ async def _send_all(stack: Stack, as_json: bool) -> list[Row]:
         if not as_json and not live:
             console.print(report.table(rows))
     return rows
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=TABLE_COLUMNS)
 
 
 def _print_json(item: object) -> None:

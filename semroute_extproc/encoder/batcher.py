@@ -86,7 +86,7 @@ class Batcher:
             if not work.done.done():
                 work.done.set_exception(EncoderUnavailable("closed"))
         self._queue.clear()
-        self._pool.shutdown(wait=True)
+        await asyncio.to_thread(self._pool.shutdown)
 
     async def _lane(self) -> None:
         loop = asyncio.get_running_loop()

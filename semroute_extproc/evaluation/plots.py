@@ -105,6 +105,7 @@ def _key(axes: Any, entries: list[tuple[str, str]], x: float, y: float, top: boo
             f"{name}  {figure}".rstrip(),
             (x, y),
             xycoords="axes fraction",
+            zorder=10,
             xytext=(0, (-i if top else i) * step),
             textcoords="offset points",
             ha="right",
@@ -114,13 +115,13 @@ def _key(axes: Any, entries: list[tuple[str, str]], x: float, y: float, top: boo
         )
 
 
-def _percent(axes: Any, which: str = "xy") -> None:
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
+def _percent(axes: Any, which: str = "xy", symbol: str = " %") -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     for letter in which:
         axis = getattr(axes, f"{letter}axis")
-        axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
-        axis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+        axis.set_major_locator(MaxNLocator(nbins=6 if symbol else 4, steps=[1, 2, 5, 10]))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}{symbol}"))
 
 
 def _pair(report: dict[str, Any]) -> dict[str, Any]:
@@ -136,11 +137,28 @@ def _pair(report: dict[str, Any]) -> dict[str, Any]:
     for q in (0.5, 0.8):
         level = models["weak"] + q * gap
         top.axhline(level, color="#dddddd", lw=0.6, zorder=0)
-        style = {"textcoords": "offset points", "ha": "right", "color": GREY, "fontsize": 6}
-        top.annotate(f"CPT{100 * q:.0f}", (1.0, level), xytext=(0, 1.5), **style)
+        # Right of the oracle's rise and above what a learned router reaches this early.
+        top.annotate(
+            f"CPT{100 * q:.0f}",
+            (0.15, level),
+            xytext=(0, 1.5),
+            textcoords="offset points",
+            color=GREY,
+            fontsize=6,
+        )
     ranked = sorted(rows, key=lambda name: -rows[name]["apgr"]["value"])
     _key(top, [(name, f"{rows[name]['apgr']['value']:.3f}") for name in ranked], 0.99, 0.03)
     top.set(ylabel="quality (APGR at right)", ylim=(models["weak"] - 0.06 * gap, None))
+    if curves["lift_interval"]:
+        low.annotate(
+            "bands: 95 %",
+            (0.99, 0.97),
+            xycoords="axes fraction",
+            ha="right",
+            va="top",
+            color=GREY,
+            fontsize=6,
+        )
     for name, band in curves["lift_interval"].items():
         low.fill_between(share, band["low"], band["high"], color=COLOURS[name], alpha=0.13, lw=0)
     for name, values in lift.items():
@@ -221,7 +239,9 @@ def _deferral(setting: dict[str, Any]) -> Any:
     shown = ("ZeroRouter", "LearnedMap", "clairvoyant", "oracle")
     for name in shown:
         _line(top, cost, curves["quality"][name], name)
-    _key(top, [(name, f"{rows[name]['area']['value']:.3f}") for name in shown[::-1]], 0.99, 0.30)
+    _key(top, [(name, f"{rows[name]['area']['value']:.3f}") for name in shown[::-1]], 0.99, 0.03)
+    bottom, ceiling = top.get_ylim()
+    top.set_ylim(bottom - 0.2 * (ceiling - bottom), ceiling)
     top.set(ylabel="quality (area at right)")
     base = np.asarray(curves["quality"]["ZeroRouter"])
     for name, quality in curves["quality"].items():
@@ -259,13 +279,13 @@ def _robustness(report: dict[str, Any]) -> dict[str, Any]:
         if row["group"] == "hard":
             _dot(right, row["easy_to_hard"], y - 0.32, COLOURS["domain table"], "s")
     left.set_yticks(places, [row["name"] for row in rows])
-    for axes, label in ((left, "domain flips"), (right, "difficulty flips")):
+    for axes, label in ((left, "domain flips, %"), (right, "difficulty flips, %")):
         axes.set(xlabel=label, xlim=(0, None))
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.grid(axis="x", color="#e6e6e6", lw=0.5)
         axes.set_axisbelow(True)
-        _percent(axes, "x")
+        _percent(axes, "x", symbol="")
     note = {
         "textcoords": "offset points",
         "xycoords": "axes fraction",
@@ -283,8 +303,8 @@ def _dot(axes: Any, figure: dict[str, float | None] | None, y: float, colour: st
     if figure is None or figure["value"] is None:
         return
     if figure["low"] is not None:
-        axes.plot([figure["low"], figure["high"]], [y, y], color=colour, lw=0.9, zorder=2)
-    axes.plot([figure["value"]], [y], marker=marker, ms=3.2, color=colour, lw=0, zorder=3)
+        axes.plot([figure["low"], figure["high"]], [y, y], color=colour, lw=0.9, zorder=2, clip_on=False)
+    axes.plot([figure["value"]], [y], marker=marker, ms=3.2, color=colour, lw=0, zorder=3, clip_on=False)
 
 
 def _stacked(groups: list[str]) -> list[float]:

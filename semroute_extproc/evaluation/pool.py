@@ -129,6 +129,8 @@ def _trial(
     outcome, cost = rows.outcome[:, tested], rows.cost[:, tested]
     scale = float(cost[test].mean(axis=0).max())
     prices, paid = cost[validation].mean(axis=0) / scale, cost[test] / scale
+    k = unseen.cluster_count(len(train), len(validation))
+    centres, near = unseen.k_means(vectors[train], k, seed)
     setting = unseen.Trial(
         train=vectors[train],
         validation=vectors[validation],
@@ -136,7 +138,8 @@ def _trial(
         train_errors=1.0 - rows.outcome[np.ix_(train, trained)],
         validation_errors=1.0 - outcome[validation],
         forbidden_errors=1.0 - outcome[train],
-        seed=seed,
+        centres=centres,
+        near=near,
     )
     on_hull = metrics.hull(prices, outcome[validation].mean(axis=0))
     curves = {"ZeroRouter": fixed_curve(on_hull, outcome[test], paid)}

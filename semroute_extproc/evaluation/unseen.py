@@ -25,8 +25,8 @@ CLUSTERS = 25
 SHRINKAGE = 20.0
 """Pseudo-observations of a model's own mean in every cluster."""
 
-RIDGE = 3.0
-"""L2 weight of the linear models on embeddings of length 1."""
+RIDGES = tuple(np.logspace(0.0, 3.0, 7).tolist())
+"""L2 weights that the linear models, on embeddings of length 1, choose from."""
 
 KMEANS_STEPS = 40
 """Bound on Lloyd's iterations."""
@@ -36,6 +36,9 @@ LEARNED_MAP_STEPS = 200
 
 LEARNED_MAP_RATE = 0.05
 """Adam's step size."""
+
+START_SHARPNESS = 10.0
+"""The learned map starts as the softmax of this times -|x - c|^2 / 2: a soft nearest centre."""
 
 LEARNED_MAP_SHRINKAGE = 5.0
 """Pseudo-observations for the soft profiles of the learned map."""
@@ -55,7 +58,10 @@ class Trial:
     """Test models on validation prompts; (n_validation, test models)."""
     forbidden_errors: Floats
     """Test models on training prompts, which only the clairvoyant reads; (n_train, test models)."""
-    seed: int
+    centres: Floats
+    """K-means of the training prompts; (k, d)."""
+    near: Integers
+    """The cluster of each training prompt; (n_train,)."""
 
 
 def nearest_neighbours(trial: Trial) -> Floats:
@@ -68,21 +74,19 @@ def nearest_neighbours(trial: Trial) -> Floats:
 
 def clusters_laplace(trial: Trial) -> Floats:
     """K-means profiles with Laplace's rule, (wrong + 1) / (n + 2) in each cluster."""
-    centres, _ = k_means(trial.train, _clusters(trial), trial.seed)
-    near = _nearest(trial.validation, centres)
-    wrong, rows = _sums(near, trial.validation_errors, len(centres))
+    near = _nearest(trial.validation, trial.centres)
+    wrong, rows = _sums(near, trial.validation_errors, len(trial.centres))
     profiles: Floats = (wrong + 1.0) / (rows[:, None] + 2.0)
-    return profiles[_nearest(trial.test, centres)]
+    return profiles[_nearest(trial.test, trial.centres)]
 
 
 def clusters_shrunk(trial: Trial) -> Floats:
     """K-means profiles shrunk to the model's own mean, (wrong + m mean) / (n + m) in each cluster."""
-    centres, _ = k_means(trial.train, _clusters(trial), trial.seed)
-    near = _nearest(trial.validation, centres)
-    wrong, rows = _sums(near, trial.validation_errors, len(centres))
+    near = _nearest(trial.validation, trial.centres)
+    wrong, rows = _sums(near, trial.validation_errors, len(trial.centres))
     own = trial.validation_errors.mean(axis=0)
     profiles: Floats = (wrong + SHRINKAGE * own) / (rows[:, None] + SHRINKAGE)
-    return profiles[_nearest(trial.test, centres)]
+    return profiles[_nearest(trial.test, trial.centres)]
 
 
 def learned_map(trial: Trial) -> Floats:
@@ -91,13 +95,11 @@ def learned_map(trial: Trial) -> Floats:
     The log loss of membership . profile is minimised over W and b by Adam, starting at K-means;
     profiles are membership-weighted mean errors, recomputed with the final map for the test models.
     """
-    k = _clusters(trial)
-    centres, near = k_means(trial.train, k, trial.seed)
-    wrong, rows = _sums(near, trial.train_errors, k)
+    wrong, rows = _sums(trial.near, trial.train_errors, len(trial.centres))
     profiles = (wrong + LEARNED_MAP_SHRINKAGE * trial.train_errors.mean(axis=0)) / (
         rows[:, None] + LEARNED_MAP_SHRINKAGE
     )
-    weights, bias = _fit_map(trial.train.astype(np.float64), trial.train_errors, profiles, centres)
+    weights, bias = _fit_map(trial.train, trial.train_errors, profiles, trial.centres)
     soft = _softmax(trial.validation @ weights + bias)
     own = trial.validation_errors.mean(axis=0)
     mass = soft.sum(axis=0)[:, None]
@@ -105,11 +107,15 @@ def learned_map(trial: Trial) -> Floats:
     return np.asarray(_softmax(trial.test @ weights + bias) @ new, dtype=np.float64)
 
 
-def _fit_map(x: Floats, errors: Floats, profiles: Floats, centres: Floats) -> tuple[Floats, Floats]:
-    """Gradient of the mean log loss through p = softmax(xW + b) . profiles; returns W (d, k) and b (k,)."""
-    sharpness = 10.0  # starts as a soft version of nearest centre: -|x - c|^2 / 2 up to a constant
-    theta = np.vstack((sharpness * centres.T, -sharpness * (centres**2).sum(axis=1) / 2.0))
-    inputs = np.hstack((x, np.ones((len(x), 1))))
+def _fit_map(x: Vectors, errors: Floats, profiles: Floats, centres: Floats) -> tuple[Floats, Floats]:
+    """Gradient of the mean log loss through p = softmax(xW + b) . profiles; returns W (d, k) and b (k,).
+
+    In float32: the data are, and the optimiser is far noisier than that.
+    """
+    start = np.vstack((START_SHARPNESS * centres.T, -START_SHARPNESS * (centres**2).sum(axis=1) / 2.0))
+    theta = start.astype(np.float32)
+    inputs = np.hstack((x, np.ones((len(x), 1), dtype=np.float32)))
+    errors, profiles = errors.astype(np.float32), profiles.astype(np.float32)
     first, second = np.zeros_like(theta), np.zeros_like(theta)
     for step in range(1, LEARNED_MAP_STEPS + 1):
         soft = _softmax(inputs @ theta)
@@ -119,8 +125,8 @@ def _fit_map(x: Floats, errors: Floats, profiles: Floats, centres: Floats) -> tu
         first = 0.9 * first + 0.1 * gradient
         second = 0.999 * second + 0.001 * gradient**2
         rate = LEARNED_MAP_RATE * np.sqrt(1.0 - 0.999**step) / (1.0 - 0.9**step)
-        theta = theta - rate * first / (np.sqrt(second) + 1e-12)
-    return theta[:-1], theta[-1]
+        theta = theta - np.float32(rate) * first / (np.sqrt(second) + 1e-12)
+    return theta[:-1].astype(np.float64), theta[-1].astype(np.float64)
 
 
 def ridge_on_validation(trial: Trial) -> Floats:
@@ -134,10 +140,25 @@ def clairvoyant(trial: Trial) -> Floats:
 
 
 def _ridge(fit: Vectors, errors: Floats, test: Vectors) -> Floats:
-    x, centre = fit.astype(np.float64), fit.mean(axis=0).astype(np.float64)
-    x = x - centre
-    weights = np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ (errors - errors.mean(axis=0)))
-    return np.asarray((test - centre) @ weights + errors.mean(axis=0), dtype=np.float64)
+    """Ridge regression whose weight has the least leave-one-out error, summed over the models.
+
+    With X^T X = V diag(e) V^T a row's leverage is sum_j (XV)_j^2 / (e_j + weight), and its
+    left-out residual is residual / (1 - leverage - 1/n) (Hastie et al., ESL, section 7.10).
+    """
+    centre, mean = fit.mean(axis=0).astype(np.float64), errors.mean(axis=0)
+    x, y = fit - centre, errors - mean
+    eigenvalues, basis = np.linalg.eigh(x.T @ x)
+    rotated = x @ basis
+    target = rotated.T @ y
+    best, loss = np.zeros((x.shape[1], y.shape[1])), np.inf
+    for weight in RIDGES:
+        kept = 1.0 / (np.maximum(eigenvalues, 0.0) + weight)
+        coefficients = kept[:, None] * target
+        free = np.maximum(1.0 - (rotated**2) @ kept - 1.0 / len(x), 1e-6)
+        left_out = float((((y - rotated @ coefficients) / free[:, None]) ** 2).sum())
+        if left_out < loss:
+            best, loss = basis @ coefficients, left_out
+    return np.asarray((test - centre) @ best + mean, dtype=np.float64)
 
 
 def k_means(x: Vectors, k: int, seed: int) -> tuple[Floats, Integers]:
@@ -165,8 +186,9 @@ def k_means(x: Vectors, k: int, seed: int) -> tuple[Floats, Integers]:
     return centres, near
 
 
-def _clusters(trial: Trial) -> int:
-    return max(1, min(CLUSTERS, len(trial.validation) // 10, len(trial.train)))
+def cluster_count(train_rows: int, validation_rows: int) -> int:
+    """How many clusters that many prompts can fill."""
+    return max(1, min(CLUSTERS, validation_rows // 10, train_rows))
 
 
 def _nearest(x: npt.NDArray[np.floating], centres: Floats) -> Integers:
@@ -182,6 +204,7 @@ def _sums(cluster: Integers, values: Floats, k: int) -> tuple[Floats, Floats]:
     return member @ values, member.sum(axis=1)
 
 
-def _softmax(logits: Floats) -> Floats:
+def _softmax(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
     e = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(e / e.sum(axis=1, keepdims=True), dtype=np.float64)
+    share: npt.NDArray[np.floating] = e / e.sum(axis=1, keepdims=True)
+    return share

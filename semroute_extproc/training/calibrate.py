@@ -39,7 +39,7 @@ def temperature(logits: Tensor, target: Tensor) -> float:
     logits, target = logits[known].double(), target[known]
     log_t = torch.zeros((), dtype=torch.float64, requires_grad=True)
     _minimise([log_t], lambda: F.cross_entropy(logits / log_t.exp(), target))
-    return float(log_t.exp())
+    return float(log_t.detach().exp())
 
 
 def platt(logits: Tensor, target: Tensor, weight: Tensor) -> Platt:
@@ -57,7 +57,7 @@ def platt(logits: Tensor, target: Tensor, weight: Tensor) -> Platt:
         return (each * weight).sum() / weight.sum()
 
     _minimise([log_a, b], loss)
-    return Platt(float(log_a.exp()), float(b))
+    return Platt(float(log_a.detach().exp()), float(b.detach()))
 
 
 def _minimise(parameters: list[Tensor], loss: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Callable
@@ -27,9 +28,10 @@ from semroute_extproc.training import calibrate, export
 from semroute_extproc.training.datasets import DOMAINS, TASKS, Corpus, Example, FitSet, Part, Track, assemble
 from semroute_extproc.training.fit import HeadPlan, States, embed, fit_heads, set_surface
 from semroute_extproc.training.frames import Frames
-from semroute_extproc.training.losses import Weights
+from semroute_extproc.training.losses import Targets, Weights, multitask
 from semroute_extproc.training.model import EncoderConfig, Heads, Network, from_checkpoint
 from semroute_extproc.training.sources import read_all, read_handwritten
+from semroute_extproc.training.tune import TunePlan, fine_tune
 from semroute_extproc.training.weights import Base, obtain
 
 WINDOW = 128
@@ -47,7 +49,24 @@ PARITY_ROWS = 64
 SOURCE_ROWS_MAX = 3_000
 """Rows of a source of short commands; more of the same adds time and nothing else."""
 
-CAPPED_SOURCES = frozenset({"clinc150", "banking77", "hwu64", "snips", "stackoverflow20"})
+CHECK_ROWS_MAX = 1_500
+"""Calibration rows that the choice of the epoch looks at."""
+
+QUOTA = {
+    "mmlu_pro_options": 2_000,
+    "big_math": 1_200,
+    "gsm8k_train": 800,
+    "clinc150": 3_000,
+    "banking77": 600,
+    "hwu64": 600,
+    "snips": 400,
+    "stackoverflow20": 500,
+    "arena_hard": 300,
+    "humaneval": 80,
+}
+"""Rows of a source drawn per epoch of fine-tuning."""
+
+CAPPED_SOURCES = frozenset({"clinc150", "banking77", "hwu64", "snips", "stackoverflow20", "big_math", "gsm8k_train"})
 
 Say = Callable[[str], None]
 
@@ -67,6 +86,7 @@ class Settings:
     seed: int = 1
     threads: int = 2
     plan: HeadPlan = field(default_factory=HeadPlan)
+    tune: TunePlan = field(default_factory=lambda: TunePlan(quota=QUOTA))
 
 
 def train(settings: Settings, say: Say) -> Manifest:
@@ -80,14 +100,48 @@ def train(settings: Settings, say: Say) -> Manifest:
     encoder = from_checkpoint(base.tensors(), EncoderConfig())
     fit_frames = _frames(corpus.fit, framer, spec)
     check_frames = _frames(corpus.calibrate, framer, spec)
-    say(f"embedding {len(fit_frames)} + {len(check_frames)} rows")
-    fit = States.of(corpus.fit, embed(encoder, fit_frames, settings.work, base.sha256), fit_frames)
-    check = States.of(corpus.calibrate, embed(encoder, check_frames, settings.work, base.sha256), check_frames)
     heads = Heads(encoder.config.dimensions, len(SURFACE_NAMES), len(DOMAINS), len(TASKS))
-    set_surface(heads, fit.surface)
-    fit_heads(heads, fit, check, Weights(), settings.plan, settings.seed, say)
-    network = Network(encoder, heads).eval()
-    return _finish(settings, network, base, spec, check_frames, fit, check, say)
+    set_surface(heads, fit_frames.surface())
+    network = Network(encoder, heads)
+    key = base.sha256
+    if settings.tune.epochs:
+        check_rows = list(range(0, len(check_frames), max(1, len(check_frames) // CHECK_ROWS_MAX)))
+        network = fine_tune(
+            network,
+            corpus.fit,
+            fit_frames,
+            lambda now: _loss_on(now, corpus.calibrate, check_frames, check_rows),
+            settings.tune,
+            settings.seed,
+            settings.work / "tune.pt",
+            say,
+        )
+        key = file_digest(network)
+    say(f"embedding {len(fit_frames)} + {len(check_frames)} rows")
+    fit = States.of(corpus.fit, embed(network.encoder, fit_frames, settings.work, key), fit_frames)
+    check = States.of(corpus.calibrate, embed(network.encoder, check_frames, settings.work, key), check_frames)
+    if not settings.tune.epochs:
+        fit_heads(heads, fit, check, Weights(), settings.plan, settings.seed, say)
+    return _finish(settings, network.eval(), base, spec, check_frames, fit, check, say)
+
+
+def _loss_on(network: Network, rows: FitSet, frames: Frames, index: list[int]) -> float:
+    """The heads' loss on some rows."""
+    network.eval()
+    chosen = [rows.rows[i] for i in index]
+    part = Frames([frames.framed[i] for i in index], frames.pad_id)
+    with torch.inference_mode():
+        pooled = embed(network.encoder, part)
+        _, domain, members, task = network.heads.parts(pooled, part.surface())
+        return float(multitask(domain, members.mean(-1), task, Targets.of(chosen), Weights()))
+
+
+def file_digest(network: Network) -> str:
+    """A digest of the encoder's weights."""
+    digest = hashlib.sha256()
+    for tensor in network.encoder.state_dict().values():
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def read_corpus(settings: Settings, say: Say) -> Corpus:

@@ -86,6 +86,40 @@ class FineLabels(nn.Module):
         return total / max(count, 1)
 
 
+@dataclass(slots=True)
+class _Run:
+    """Everything that a restart needs."""
+
+    network: Network
+    average: Network
+    fine: FineLabels
+    optimiser: torch.optim.Optimizer
+    rates: torch.optim.lr_scheduler.LambdaLR
+    epoch: int = 0
+    step: int = 0
+    best: float = float("inf")
+    best_state: dict[str, Tensor] = field(default_factory=dict)
+
+    def save(self, file: Path) -> None:
+        """Write the state aside and rename it into place."""
+        state = {name: getattr(self, name).state_dict() for name in _STATEFUL}
+        state |= {name: getattr(self, name) for name in ("epoch", "step", "best", "best_state")}
+        part = file.with_suffix(".part")
+        torch.save(state, part)
+        part.rename(file)
+
+    def restore(self, file: Path) -> None:
+        """Read what `save` wrote."""
+        state = torch.load(file, weights_only=True)
+        for name in _STATEFUL:
+            getattr(self, name).load_state_dict(state[name])
+        for name in ("epoch", "step", "best", "best_state"):
+            setattr(self, name, state[name])
+
+
+_STATEFUL = ("network", "average", "fine", "optimiser", "rates")
+
+
 def fine_tune(
     network: Network,
     rows: FitSet,
@@ -93,46 +127,62 @@ def fine_tune(
     check: Callable[[Network], float],
     plan: TunePlan,
     seed: int,
-    work: Path,
+    file: Path,
     say: Say,
 ) -> Network:
     """Fine-tune `network` and return the average of its weights at the epoch `check` scores best.
 
-    `check` is lower for better and looks at calibration rows only. After each epoch the state is
-    written to `work`; a run that finds one goes on after it.
+    `check` is lower for better and looks at calibration rows only. The state is written to `file`
+    after each epoch; a run that finds one goes on after it, with the very batches it would have had.
     """
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    fine = FineLabels(rows, network.encoder.config.dimensions)
-    optimiser = torch.optim.AdamW(_groups(network, fine, plan), weight_decay=0.01)
-    average = copy.deepcopy(network)
     everything = list(rows)
     schedule = [frames.shuffled(_draw(everything, plan, rng), plan.batch, rng) for _ in range(plan.epochs)]
     total = sum(len(batches) for batches in schedule)
+    fine = FineLabels(rows, network.encoder.config.dimensions)
+    optimiser = torch.optim.AdamW(_groups(network, fine, plan), weight_decay=0.01)
     rates = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, total, plan))
-    best, best_state = float("inf"), copy.deepcopy(average.state_dict())
-    step, said = 0, time.monotonic()
-    for epoch, batches in enumerate(schedule):
-        network.train()
-        for index in batches:
-            batch = [everything[i] for i in index]
-            loss = _loss(network, fine, batch, frames.batch(index), plan)
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(network.parameters(), plan.clip)
-            optimiser.step()
-            rates.step()
-            step += 1
-            _move(average, network, min(plan.average, (1 + step) / (10 + step)))
-            if time.monotonic() - said > REPORT_SECONDS:
-                said = time.monotonic()
-                say(f"step {step} of {total}, loss {float(loss):.3f}")
-        now = check(average)
-        say(f"epoch {epoch + 1} of {plan.epochs}: {now:.4f} on calibration rows")
-        if now < best:
-            best, best_state = now, copy.deepcopy(average.state_dict())
-    average.load_state_dict(best_state)
-    return average.eval()
+    run = _Run(network, copy.deepcopy(network), fine, optimiser, rates)
+    if file.exists():
+        run.restore(file)
+        say(f"going on after epoch {run.epoch} of {plan.epochs}")
+    for batches in schedule[run.epoch :]:
+        torch.manual_seed(seed + run.epoch)
+        _epoch(run, everything, frames, batches, total, plan, say)
+        now = check(run.average)
+        say(f"epoch {run.epoch} of {plan.epochs}: {now:.4f} on calibration rows")
+        if now < run.best:
+            run.best, run.best_state = now, copy.deepcopy(run.average.state_dict())
+        run.save(file)
+    run.average.load_state_dict(run.best_state)
+    return run.average.eval()
+
+
+def _epoch(
+    run: _Run,
+    rows: list[Example],
+    frames: Frames,
+    batches: list[list[int]],
+    total: int,
+    plan: TunePlan,
+    say: Say,
+) -> None:
+    run.network.train()
+    said = time.monotonic()
+    for index in batches:
+        loss = _loss(run.network, run.fine, [rows[i] for i in index], frames.batch(index), plan)
+        run.optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(run.network.parameters(), plan.clip)
+        run.optimiser.step()
+        run.rates.step()
+        run.step += 1
+        _move(run.average, run.network, min(plan.average, (1 + run.step) / (10 + run.step)))
+        if time.monotonic() - said > REPORT_SECONDS:
+            said = time.monotonic()
+            say(f"step {run.step} of {total}, loss {float(loss.detach()):.3f}")
+    run.epoch += 1
 
 
 def _loss(
@@ -168,11 +218,13 @@ def _groups(network: Network, fine: FineLabels, plan: TunePlan) -> list[dict[str
     """Parameter groups: heads fast, upper layers slower, lower layers slower still."""
     encoder = network.encoder
     depth = len(encoder.layers)
-    below = [encoder.words.weight, encoder.places.weight, encoder.segment, *encoder.norm.parameters()]
+    # The embeddings of words and places stay: half of all weights, and few rows move any of them.
+    for fixed in (encoder.words.weight, encoder.places.weight, encoder.segment):
+        fixed.requires_grad_(False)
     groups: list[dict[str, object]] = [
         {"params": list(network.heads.parameters()), "lr": plan.head_rate},
         {"params": list(fine.parameters()), "lr": plan.head_rate},
-        {"params": below, "lr": plan.encoder_rate * plan.layer_decay**depth},
+        {"params": list(encoder.norm.parameters()), "lr": plan.encoder_rate * plan.layer_decay**depth},
     ]
     for number, layer in enumerate(encoder.layers):
         rate = plan.encoder_rate * plan.layer_decay ** (depth - 1 - number)
@@ -183,7 +235,8 @@ def _groups(network: Network, fine: FineLabels, plan: TunePlan) -> list[dict[str
 @torch.no_grad()
 def _move(average: Network, network: Network, decay: float) -> None:
     for mean, now in zip(average.parameters(), network.parameters(), strict=True):
-        mean.lerp_(now, 1.0 - decay)
+        if now.requires_grad:
+            mean.lerp_(now, 1.0 - decay)
     for mean, now in zip(average.buffers(), network.buffers(), strict=True):
         mean.copy_(now)
 

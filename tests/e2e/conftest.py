@@ -132,7 +132,7 @@ def make_sidecar(tmp_path: Path) -> Iterator[Callable[..., Sidecar]]:
     """Sidecars of a test's own, with settings as in `start_sidecar`."""
     running: list[Sidecar] = []
 
-    def make(**settings: str) -> Sidecar:
+    def make(**settings: Any) -> Sidecar:
         running.append(start_sidecar(tmp_path, f"sidecar-{len(running)}", **settings))
         return running[-1]
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from semroute_extproc.demo.envoy import Envoy, Variant, shipped, variant
+from semroute_extproc.demo.envoy import Bootstrap, Envoy, Variant, shipped, variant
 from semroute_extproc.demo.pool import Pool, Speed
 from semroute_extproc.demo.sidecar import Sidecar
 
@@ -106,11 +106,13 @@ class Gateway:
         return found[-1]
 
 
-def start_sidecar(folder: Path, name: str = "sidecar", **settings: str) -> Sidecar:
+def start_sidecar(
+    folder: Path, name: str = "sidecar", config: Path = CONFIG_PATH, **settings: str
+) -> Sidecar:
     """A ready sidecar with a folder of its own; settings as `SERVER__DEADLINE_MS="5"`."""
     own = folder / name
     own.mkdir()
-    sidecar = Sidecar(CONFIG_PATH, own, {f"SEMROUTE__{key}": value for key, value in settings.items()})
+    sidecar = Sidecar(config, own, {f"SEMROUTE__{key}": value for key, value in settings.items()})
     sidecar.start()
     return sidecar
 
@@ -125,11 +127,13 @@ def start_gateway(
     addresses: Mapping[str, tuple[str, int]] | None = None,
     health_interval: str | None = None,
     down: Sequence[str] = (),
-    retries: bool = True,
+    answering: bool = True,
+    edit: Callable[[Bootstrap], None] = lambda _: None,
 ) -> Gateway:
     """The shipped Envoy in front of `sidecars` and `pools`, with the changes a test needs.
 
-    Returns when every cluster is healthy but those in `down`.
+    `edit` changes the bootstrap in any other way. Returns when every cluster is healthy but those in
+    `down`, and the sidecar answers unless it must not.
     """
     changes = Variant(
         sockets=[str(sidecar.socket) for sidecar in sidecars],
@@ -137,16 +141,19 @@ def start_gateway(
         processing_mode=processing_mode or {},
         ext_proc=ext_proc or {},
         health_interval=health_interval,
-        retries=retries,
         response_headers={"x-semroute-difficulty": "difficulty", "x-semroute-outcome": "outcome"},
     )
-    envoy = Envoy(variant(shipped(), changes), folder)
+    bootstrap = variant(shipped(), changes)
+    edit(bootstrap)
+    envoy = Envoy(bootstrap, folder)
     envoy.start()
     gateway = Gateway(envoy, sidecars, pools)
     try:
         for cluster in set(changes.pools) - set(down):
             wait_for(lambda name=cluster: envoy.healthy(name), 10, f"{cluster} to be healthy")
-        wait_for(envoy.asks_sidecar, 10, "Envoy to ask the sidecar")
+        wait_for(lambda: envoy.healthy("semroute"), 10, "the sidecar to be healthy")
+        if answering:
+            envoy.wait_for_sidecar()
         # What the main thread knows reaches Envoy's workers a moment later.
         time.sleep(0.1)
     except BaseException:

@@ -6,10 +6,11 @@ import asyncio
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import aiohttp
 import pytest
-from gateway import Gateway, chat, wait_for
+from gateway import CONFIG_PATH, Gateway, chat, wait_for
 
 from semroute_extproc.demo.pool import Fault
 from semroute_extproc.demo.sidecar import Sidecar
@@ -67,7 +68,7 @@ async def test_a_stopped_sidecar_costs_at_most_the_message_timeout_and_then_noth
         started = time.monotonic()
         response = await _post(client)
         assert response.headers["x-sim-pool"] == "large"
-        assert time.monotonic() - started < 3, "message_timeout is 1 s"
+        assert time.monotonic() - started < 5, "message_timeout is 3 s"
         wait_for(lambda: not gateway.envoy.healthy("semroute"), 10, "Envoy to leave the sidecar out")
         started = time.monotonic()
         assert (await _post(client)).status == 200
@@ -164,7 +165,7 @@ async def test_a_worker_drains_under_load_without_a_failed_or_undecided_request(
     make_gateway: MakeGateway, make_sidecar: MakeSidecar
 ) -> None:
     """Two workers, as two sockets of one cluster; one is told to go while requests keep coming."""
-    leaving, staying = make_sidecar(), make_sidecar()
+    leaving, staying = make_sidecar(SERVER__DRAIN_SECONDS="3"), make_sidecar()
     gateway = make_gateway([leaving, staying], health_interval="0.3s")
     seen: list[tuple[int, str, str]] = []
     stop = asyncio.Event()
@@ -188,3 +189,28 @@ async def test_a_worker_drains_under_load_without_a_failed_or_undecided_request(
     assert before > 20
     assert len(seen) > before + 20
     assert set(seen) == {(200, "small", "small")}
+
+
+async def test_a_reload_under_load_moves_traffic_and_fails_no_request(
+    make_gateway: MakeGateway, make_sidecar: MakeSidecar, tmp_path: Path
+) -> None:
+    config = tmp_path / "live.yaml"
+    config.write_text(CONFIG_PATH.read_text())
+    sidecar = make_sidecar(config=config)
+    gateway = make_gateway([sidecar])
+    seen: list[tuple[int, str]] = []
+    async with aiohttp.ClientSession(gateway.url) as client:
+        for attempt in range(500):
+            response = await _post(client, "auto-weak")
+            seen.append((response.status, response.headers["x-sim-pool"]))
+            if attempt == 10:
+                changed = config.read_text().replace(
+                    "weak: {otherwise: {strategy: never}}", "weak: {otherwise: {pool: large}}"
+                )
+                assert changed != config.read_text()
+                config.write_text(changed)
+            if seen[-1][1] == "large":
+                break
+    assert {status for status, _ in seen} == {200}
+    assert [pool for _, pool in seen] == ["small"] * (len(seen) - 1) + ["large"]
+    assert len(seen) > 11

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import hashlib
 import io
@@ -238,3 +239,16 @@ async def test_credentials_reach_the_pool_and_the_routing_header_does_not(
     assert received["authorization"] == "Bearer sesame"
     assert received["x-api-key"] == "k"
     assert not [name for name in received if name.startswith("x-semroute-")]
+
+
+async def test_many_requests_at_once_do_not_mix(client: aiohttp.ClientSession, gateway: Gateway) -> None:
+    async def one(number: int) -> None:
+        pool = "small" if number % 2 else "large"
+        body = dump(chat(f"Question {number}?", model="auto-weak" if number % 2 else "auto-strong"))
+        async with client.post("/v1/chat/completions", data=body, headers=JSON) as response:
+            assert response.headers["x-sim-pool"] == response.headers["x-semroute-pool"] == pool
+            old = b"auto-weak" if number % 2 else b"auto-strong"
+            expected = body.replace(old, f"{pool}-model".encode())
+            assert response.headers["x-sim-sha256"] == hashlib.sha256(expected).hexdigest()
+
+    await asyncio.gather(*(one(number) for number in range(200)))

@@ -122,11 +122,20 @@ def cpt(curve: Curve, q: float, strong: float, weak: float) -> float:
 
 
 def cpt_exact(curve: Curve, q: float, strong: float, weak: float) -> float:
-    """The smallest strong share in percent at which PGR reaches `q`: the first point at or above it."""
+    """The smallest strong share in percent at which PGR reaches `q`: the first crossing of the curve.
+
+    Linear within the step that crosses (randomising between both budgets); NaN if there is none.
+    """
     target = q * (strong - weak) + weak
     # Quality is a sum of n terms: a shortfall of rounding size is not a shortfall.
-    reached = curve.quality >= target - 1e-12 * max(1.0, abs(target))
-    return 100.0 * float(curve.share[int(np.argmax(reached))]) if reached.any() else float("nan")
+    reached = np.flatnonzero(curve.quality >= target - 1e-12 * max(1.0, abs(target)))
+    if reached.size == 0:
+        return float("nan")
+    i = int(reached[0])
+    if i == 0 or curve.quality[i] <= target:
+        return 100.0 * float(curve.share[i])
+    part = (target - curve.quality[i - 1]) / (curve.quality[i] - curve.quality[i - 1])
+    return 100.0 * float(curve.share[i - 1] + part * (curve.share[i] - curve.share[i - 1]))
 
 
 def quality_drop(curve: Curve, advantage: float) -> float:

@@ -1,0 +1,199 @@
+"""The gRPC side, driven by a raw client over a Unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from builders import BUNDLE, MANIFEST, POOLS, FakeEncoder, config
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from semroute_extproc import policy
+from semroute_extproc._pb import external_processor_pb2 as pb
+from semroute_extproc.exchange import Exchange, Settings
+from semroute_extproc.pipeline import Pipeline
+from semroute_extproc.server import SERVICE, Generation, GrpcServer, Servicer
+from semroute_extproc.telemetry import Decided
+from semroute_extproc.telemetry.prom import PrometheusSink
+
+CHAT = {":method": "POST", ":path": "/v1/chat/completions", "content-type": "application/json"}
+BODY = json.dumps({"model": "auto", "messages": [{"role": "user", "content": "hi"}]}).encode()
+
+
+class Remember:
+    def __init__(self) -> None:
+        self.events: list[Decided] = []
+
+    def decided(self, event: Decided) -> None:
+        self.events.append(event)
+
+
+class Running:
+    def __init__(self, channel: grpc.aio.Channel, server: GrpcServer, sink: Remember, metrics: PrometheusSink):
+        self.channel, self.server, self.sink, self.metrics = channel, server, sink, metrics
+
+    def process(self, **options: Any) -> Any:
+        call = self.channel.stream_stream(
+            f"/{SERVICE}/Process",
+            request_serializer=pb.ProcessingRequest.SerializeToString,
+            response_deserializer=pb.ProcessingResponse.FromString,
+        )
+        return call(**options)
+
+    async def health(self, service: str = SERVICE) -> int:
+        stub = health_pb2_grpc.HealthStub(self.channel)
+        answer = await stub.Check(health_pb2.HealthCheckRequest(service=service))
+        return int(answer.status)
+
+
+@asynccontextmanager
+async def running(tmp_path: Path, encoder: FakeEncoder | None = None, drain: float = 0.0) -> AsyncIterator[Running]:
+    listen = f"unix:{tmp_path}/w0.sock"
+    pools = {**POOLS, "large": {**POOLS["large"], "context": 10_000_000}}
+    settings = config(server={"listen": listen, "drain_seconds": drain}, pools=pools)
+    policies, _ = policy.build(settings, MANIFEST)
+    pipeline = Pipeline(settings, policies, BUNDLE, encoder or FakeEncoder(), lambda _: None)
+    live = Generation(1, "0", Settings("large", "l", 33_554_432, True, ("auto",)), pipeline)
+    sink, metrics = Remember(), PrometheusSink()
+    server = GrpcServer(settings.server, Servicer(lambda: live, [sink, metrics], metrics))
+    await server.start()
+    options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+    try:
+        async with grpc.aio.insecure_channel(listen, options=options) as channel:
+            yield Running(channel, server, sink, metrics)
+    finally:
+        await server.drain()
+
+
+def headers(fields: dict[str, str] | None = None) -> pb.ProcessingRequest:
+    message = pb.ProcessingRequest()
+    for key, value in (fields or CHAT).items():
+        message.request_headers.headers.headers.add(key=key, raw_value=value.encode())
+    return message
+
+
+def body(data: bytes = BODY) -> pb.ProcessingRequest:
+    message = pb.ProcessingRequest()
+    message.request_body.body = data
+    message.request_body.end_of_stream = True
+    return message
+
+
+async def test_a_stream_is_answered_message_by_message(tmp_path: Path) -> None:
+    async with running(tmp_path) as subject:
+        call = subject.process()
+        await call.write(headers())
+        assert (await call.read()).WhichOneof("response") == "request_headers"
+        await call.write(body())
+        reply = await call.read()
+        sent = json.loads(reply.request_body.response.body_mutation.body)
+        assert sent["model"] in ("m-s", "m-l")
+        await call.done_writing()
+        assert await call.read() is grpc.aio.EOF
+        assert await call.code() == grpc.StatusCode.OK
+        [event] = subject.sink.events
+        assert event.outcome.pool in ("small", "large")
+
+
+async def test_a_body_of_ten_mebibytes_gets_through(tmp_path: Path) -> None:
+    text = "word " * 2_097_152
+    large = json.dumps({"model": "auto", "messages": [{"role": "user", "content": text}]}).encode()
+    async with running(tmp_path) as subject:
+        call = subject.process()
+        await call.write(headers())
+        await call.read()
+        await call.write(body(large))
+        reply = await call.read()
+        assert len(reply.request_body.response.body_mutation.body) > len(text)
+
+
+async def test_a_message_of_an_unknown_kind_does_not_end_the_stream(tmp_path: Path) -> None:
+    async with running(tmp_path) as subject:
+        call = subject.process()
+        await call.write(pb.ProcessingRequest())
+        await call.write(headers())
+        assert (await call.read()).WhichOneof("response") == "request_headers"
+        call.cancel()
+
+
+async def test_a_stream_that_is_cancelled_while_it_is_decided_frees_its_place(tmp_path: Path) -> None:
+    encoder = FakeEncoder(delay=0.05)
+    async with running(tmp_path, encoder) as subject:
+        call = subject.process()
+        await call.write(headers())
+        await call.read()
+        await call.write(body())
+        while not encoder.texts:
+            await asyncio.sleep(0.01)
+        call.cancel()
+        for _ in range(200):
+            if subject.metrics.inflight._value.get() == 0:
+                break
+            await asyncio.sleep(0.01)
+        assert subject.metrics.inflight._value.get() == 0
+        assert subject.sink.events == []
+
+
+async def test_a_failure_in_the_exchange_is_counted_and_still_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    async with running(tmp_path) as subject:
+        monkeypatch.setattr(Exchange, "receive", broken)
+        call = subject.process()
+        await call.write(headers())
+        assert (await call.read()).WhichOneof("response") == "request_headers"
+        await call.done_writing()
+        assert await call.code() == grpc.StatusCode.OK
+        assert b"semroute_internal_errors_total 1.0" in subject.metrics.exposition()
+
+
+async def test_the_parents_of_the_trace_are_envoys_first_then_the_clients(tmp_path: Path) -> None:
+    envoy, client = f"00-{'a' * 32}-{'1' * 16}-01", f"00-{'a' * 32}-{'2' * 16}-01"
+    async with running(tmp_path) as subject:
+        call = subject.process(metadata=(("traceparent", envoy),))
+        await call.write(headers({**CHAT, ":method": "GET", "traceparent": client, "x-request-id": "r"}))
+        await call.read()
+        call.cancel()
+        [event] = subject.sink.events
+        assert event.parents == (envoy, client)
+        assert event.request_id == "r"
+
+
+async def test_health_follows_readiness_and_the_drain(tmp_path: Path) -> None:
+    serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+    async with running(tmp_path, drain=0.3) as subject:
+        assert await subject.health() == not_serving
+        await subject.server.ready()
+        assert await subject.health() == await subject.health("") == serving
+        draining = asyncio.create_task(subject.server.drain())
+        await asyncio.sleep(0.1)
+        assert await subject.health() == not_serving
+        call = subject.process()
+        await call.write(headers())
+        assert (await call.read()).WhichOneof("response") == "request_headers"
+        await call.done_writing()
+        await draining
+
+
+async def test_the_socket_is_for_user_and_group(tmp_path: Path) -> None:
+    async with running(tmp_path):
+        mode = stat.S_IMODE((tmp_path / "w0.sock").stat().st_mode)
+    assert mode == 0o660
+
+
+async def test_an_address_that_cannot_be_had_is_an_os_error(tmp_path: Path) -> None:
+    settings = config(server={"listen": f"unix:{tmp_path}/missing/w0.sock"})
+    metrics = PrometheusSink()
+    server = GrpcServer(settings.server, Servicer(lambda: None, [], metrics))  # type: ignore[arg-type, return-value]
+    with pytest.raises(OSError, match="cannot listen on"):
+        await server.start()
