@@ -62,7 +62,9 @@ async def post(session: aiohttp.ClientSession, url: str, body: bytes) -> float:
     return (time.perf_counter() - started) * 1e3
 
 
-async def interleaved(paths: dict[str, Callable[[], Awaitable[float]]], rounds: int) -> dict[str, list[float]]:
+async def interleaved(
+    paths: dict[str, Callable[[], Awaitable[float]]], rounds: int
+) -> dict[str, list[float]]:
     """Milliseconds of each path, the paths taken in turn."""
     times: dict[str, list[float]] = {name: [] for name in paths}
     for number in range(WARM_UP + rounds):
@@ -190,7 +192,11 @@ def _listening(port: int) -> bool:
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
         platform.processor(),
     )
     import onnxruntime
@@ -214,7 +220,10 @@ def table(report: dict[str, Any]) -> Table:
         added = f"{row['p50'] - base:+.2f}" if name.endswith("model") else ""
         cpu = report["cpu_ms"].get(name)
         shown.add_row(
-            name, *(f"{row[p]:.2f}" for p in ("p50", "p90", "p99")), added, f"{cpu:.2f}" if cpu is not None else ""
+            name,
+            *(f"{row[p]:.2f}" for p in ("p50", "p90", "p99")),
+            added,
+            f"{cpu:.2f}" if cpu is not None else "",
         )
     return shown
 

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -23,11 +24,16 @@ from semroute_extproc.exchange import Settings
 from semroute_extproc.pipeline import Pipeline
 from semroute_extproc.server import Generation, GrpcServer, Servicer
 from semroute_extproc.telemetry import Sink, log
-from semroute_extproc.telemetry.otel import OtelSink, exporter
 from semroute_extproc.telemetry.prom import PrometheusSink
+
+if TYPE_CHECKING:
+    from semroute_extproc.telemetry.otel import OtelSink
 
 NOT_RELOADABLE = ("server", "encoder", "admin", "telemetry")
 """Sections whose change needs a restart."""
+
+OTLP_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+"""Variables of OpenTelemetry's own that name a collector."""
 
 logger = structlog.get_logger("semroute")
 
@@ -92,10 +98,9 @@ class App:
         sinks: list[Sink] = [self._metrics]
         if telemetry.log_decisions:
             sinks.append(log.LogSink(telemetry.log_prompts))
-        span_exporter = exporter(telemetry.otlp_endpoint)
-        self._otel = OtelSink(span_exporter) if span_exporter else None
-        if self._otel:
-            sinks.append(self._otel)
+        self._tracing = _tracing(telemetry.otlp_endpoint)
+        if self._tracing:
+            sinks.append(self._tracing)
         servicer = Servicer(lambda: self._generation, sinks, self._metrics)
         self._server = GrpcServer(loaded.config.server, servicer)
 
@@ -132,8 +137,8 @@ class App:
             await self._server.drain()
             await watch
             await self._encoder.close()
-            if self._otel:
-                await asyncio.to_thread(self._otel.close)
+            if self._tracing:
+                await asyncio.to_thread(self._tracing.close)
             if admin:
                 admin.close()
             logger.info("server.stopped")
@@ -191,6 +196,18 @@ class App:
             "config": self._loaded.config.model_dump(mode="json"),
         }
         return Page(200, "application/json", (json.dumps(live, indent=2) + "\n").encode())
+
+
+def _tracing(endpoint: str | None) -> OtelSink | None:
+    """The sink for spans if a collector is configured here or by the environment.
+
+    Its import costs a fifth of the start, so it waits until it is needed.
+    """
+    if endpoint is None and not any(os.environ.get(name) for name in OTLP_VARIABLES):
+        return None
+    from semroute_extproc.telemetry import otel
+
+    return otel.OtelSink(otel.exporter(endpoint))
 
 
 def serve(path: Path) -> None:

@@ -53,7 +53,11 @@ def _section(title: str, model: type[BaseModel]) -> Iterator[str]:
     for name, field in model.model_fields.items():
         if name == "kind":
             continue
-        default = "required" if field.default is PydanticUndefined and not field.default_factory else _default(field)
+        default = (
+            "required"
+            if field.default is PydanticUndefined and not field.default_factory
+            else _default(field)
+        )
         meaning = (field.description or _one_line(field.annotation)).replace("|", "\\|")
         yield f"| `{name}` | {default} | {meaning} |"
     yield ""
@@ -103,7 +107,9 @@ def commands() -> str:
     parts: list[str] = []
 
     def add(command: click.Command, path: str, parent: click.Context | None) -> None:
-        context = click.Context(command, info_name=path.rpartition(" ")[2], parent=parent, max_content_width=100)
+        context = click.Context(
+            command, info_name=path.rpartition(" ")[2], parent=parent, max_content_width=100
+        )
         parts.append(f"## `{path}`\n\n```text\n{command.get_help(context).rstrip()}\n```\n")
         if isinstance(command, click.Group):
             for name in command.list_commands(context):
@@ -126,7 +132,10 @@ PARTS: dict[str, Callable[[], str]] = {
 
 def schema() -> str:
     """The configuration's JSON Schema."""
-    document = {"$schema": "https://json-schema.org/draft/2020-12/schema", **config.Config.model_json_schema()}
+    document = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **config.Config.model_json_schema(),
+    }
     return json.dumps(document, indent=2) + "\n"
 
 
@@ -139,7 +148,9 @@ def pages() -> Iterator[tuple[Path, str]]:
             begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
             if begin in text:
                 block = f"{begin}\n{make()}\n{end}"
-                text = re.sub(re.escape(begin) + ".*?" + re.escape(end), lambda _, b=block: b, text, flags=re.S)
+                text = re.sub(
+                    re.escape(begin) + ".*?" + re.escape(end), lambda _, b=block: b, text, flags=re.S
+                )
         yield page, text
 
 

@@ -5,7 +5,9 @@ Pure. Shares are drawn from the request id, so that a retry goes where the first
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import itertools
 
 from semroute_extproc.config import FixedStrategy, WeightedStrategy
 from semroute_extproc.policy.decision import Candidates, Choice, Facts
@@ -43,11 +45,8 @@ class Weighted:
         if total <= 0:
             return Choice(candidates.first_of(), "no weighted pool could answer")
         point = unit_interval(self._name, facts.head.request_id) * total
-        chosen = next(iter(weights))
-        for chosen, weight in weights.items():
-            point -= weight
-            if point < 0:
-                break
+        bounds = list(itertools.accumulate(weights.values()))
+        chosen = list(weights)[min(bisect.bisect_right(bounds, point), len(bounds) - 1)]
         return Choice(chosen, f"weight {weights[chosen] / total:.2f}")
 
 

@@ -6,8 +6,6 @@ everything of our own stands under `semroute.`.
 
 from __future__ import annotations
 
-import os
-
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
@@ -34,11 +32,8 @@ _OPERATIONS = {
 }
 
 
-def exporter(endpoint: str | None) -> SpanExporter | None:
-    """An OTLP exporter if one is configured here or by OTEL_EXPORTER_OTLP_*ENDPOINT, else None."""
-    names = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-    if endpoint is None and not any(os.environ.get(name) for name in names):
-        return None
+def exporter(endpoint: str | None) -> SpanExporter:
+    """An OTLP exporter to `endpoint`, or to where OpenTelemetry's own variables point."""
     return OTLPSpanExporter(endpoint=endpoint, insecure=True if endpoint else None)
 
 

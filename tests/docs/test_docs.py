@@ -14,12 +14,20 @@ from semroute_extproc.config import Config
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-PAGES = [*DOCS.rglob("*.md"), *ROOT.glob("*.md"), *(ROOT / "envoy").glob("*.md"), *(ROOT / "protos").glob("*.md")]
+PAGES = [
+    *DOCS.rglob("*.md"),
+    *ROOT.glob("*.md"),
+    *(ROOT / "envoy").glob("*.md"),
+    *(ROOT / "protos").glob("*.md"),
+]
 
 
 def test_the_generated_parts_are_fresh() -> None:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "gen_docs.py"), "--check"], capture_output=True, text=True, check=False
+        [sys.executable, str(ROOT / "tools" / "gen_docs.py"), "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -37,7 +45,10 @@ def test_every_cause_is_documented() -> None:
     sources = [package / name for name in ("exchange.py", "pipeline.py", "encoding.py", "encoder/batcher.py")]
     sources += (package / "apis").glob("*.py")
     text = "\n".join(source.read_text() for source in sources)
-    makers = r'(?:_passthrough|_pass_headers|_default|BadBody|EncoderUnavailable|_fail)\((?:Kind\.\w+, |batch, )?"(\w+)"'
+    makers = (
+        r"(?:_passthrough|_pass_headers|_default|BadBody|EncoderUnavailable|_fail)"
+        r'\((?:Kind\.\w+, |batch, )?"(\w+)"'
+    )
     causes = set(re.findall(makers, text)) | {"method", "unknown_path", "upgrade", "content_type"}
     assert len(causes) > 12
     page = (DOCS / "errors.md").read_text()
@@ -61,7 +72,7 @@ def test_every_header_of_ours_is_documented() -> None:
 def test_every_section_of_the_configuration_is_documented() -> None:
     page = (DOCS / "configuration.md").read_text()
     for name in Config.model_fields:
-        assert re.search(rf"`{name}[.`\[ ]|\b{name}\b", page), name
+        assert re.search(rf"`{name}\b", page), name
 
 
 def test_the_changelog_knows_this_version_or_has_unreleased_changes() -> None:

@@ -72,7 +72,9 @@ def raw(difficulty_logit: float = 0.0, domain: int = 0, **changes: Any) -> RawOu
 class FakeEncoder:
     """An encoder that gives what it is told to, and remembers what it was asked."""
 
-    def __init__(self, answer: Callable[[str], RawOutput] | Exception | None = None, delay: float = 0.0) -> None:
+    def __init__(
+        self, answer: Callable[[str], RawOutput] | Exception | None = None, delay: float = 0.0
+    ) -> None:
         self.answer = answer or (lambda _: raw())
         self.delay = delay
         self.texts: list[str] = []

@@ -53,18 +53,24 @@ def test_an_unknown_key_is_shown_in_its_line_with_a_caret_and_a_hint(file: Path)
 
 
 def test_a_missing_setting_is_placed_at_what_lacks_it(file: Path) -> None:
-    [problem] = problems(file, GOOD.replace("{cluster: vllm-small, model: org/small}", "{cluster: vllm-small}"))
+    [problem] = problems(
+        file, GOOD.replace("{cluster: vllm-small, model: org/small}", "{cluster: vllm-small}")
+    )
     assert problem.startswith(f"{file}:2:3: pools.small.model: is required")
 
 
 def test_every_problem_is_told_at_once(file: Path) -> None:
-    text = GOOD.replace("cluster: vllm-small", "cluster: 'a b'").replace("default_pool: large", "default_pool: 7")
+    text = GOOD.replace("cluster: vllm-small", "cluster: 'a b'").replace(
+        "default_pool: large", "default_pool: 7"
+    )
     assert len(problems(file, text)) == 2
 
 
 def test_a_name_that_is_not_defined_is_shown_where_it_is_used(file: Path) -> None:
     [problem] = problems(file, GOOD.replace("weak: small", "weak: smal"))
-    assert problem.startswith(f"{file}:11:27: strategies.pair.weak: there is no pool 'smal' (did you mean 'small'?)")
+    assert problem.startswith(
+        f"{file}:11:27: strategies.pair.weak: there is no pool 'smal' (did you mean 'small'?)"
+    )
 
 
 @pytest.mark.parametrize(

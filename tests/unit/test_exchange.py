@@ -20,7 +20,9 @@ SETTINGS = Settings(
     models=("auto", "big-model", "org/small"),
 )
 CHAT = {":method": "POST", ":path": "/v1/chat/completions", "content-type": "application/json"}
-ROUTED = Outcome(Kind.ROUTED, "strategy", pool="small", cluster="vllm-small", model="m", body=b'{"model":"m"}')
+ROUTED = Outcome(
+    Kind.ROUTED, "strategy", pool="small", cluster="vllm-small", model="m", body=b'{"model":"m"}'
+)
 
 
 def headers(fields: dict[str, str], *, mode: int = MODE.NONE, end: bool = False) -> pb.ProcessingRequest:
@@ -236,7 +238,11 @@ def test_an_empty_chunked_body_goes_to_the_default_pool() -> None:
 
 
 def test_a_query_and_a_charset_do_not_hide_a_known_path() -> None:
-    fields = {**CHAT, ":path": "/v1/chat/completions?api-version=1", "content-type": "application/json; charset=utf-8"}
+    fields = {
+        **CHAT,
+        ":path": "/v1/chat/completions?api-version=1",
+        "content-type": "application/json; charset=utf-8",
+    }
     assert only(Exchange(SETTINGS).receive(headers(fields))).mode_override.request_body_mode == MODE.BUFFERED
 
 
@@ -249,7 +255,9 @@ def test_the_models_are_listed_by_us() -> None:
 
 
 def test_one_model_is_described_and_an_unknown_one_is_left_to_the_pool() -> None:
-    one = only(Exchange(SETTINGS).receive(headers({":method": "GET", ":path": "/v1/models/org/small"}, end=True)))
+    one = only(
+        Exchange(SETTINGS).receive(headers({":method": "GET", ":path": "/v1/models/org/small"}, end=True))
+    )
     assert json.loads(one.immediate_response.body)["id"] == "org/small"
     other = Exchange(SETTINGS).receive(headers({":method": "GET", ":path": "/v1/models/nope"}, end=True))
     assert only(other).WhichOneof("response") == "request_headers"

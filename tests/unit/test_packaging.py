@@ -25,7 +25,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 def endpoints(cluster: str) -> list[dict[str, Any]]:
     found = next(c for c in ENVOY["static_resources"]["clusters"] if c["name"] == cluster)
-    return [e["endpoint"]["address"] for g in found["load_assignment"]["endpoints"] for e in g["lb_endpoints"]]
+    return [
+        e["endpoint"]["address"] for g in found["load_assignment"]["endpoints"] for e in g["lb_endpoints"]
+    ]
 
 
 def test_compose_mounts_files_that_exist() -> None:

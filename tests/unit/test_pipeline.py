@@ -37,7 +37,9 @@ def chat(text: str = "hello", model: str = "auto", **members: Any) -> dict[str, 
     return {"model": model, "messages": [{"role": "user", "content": text}], **members}
 
 
-async def outcome_of(decide: Decide, settings: Config | None = None, encoder: Encoder | None = None) -> Outcome:
+async def outcome_of(
+    decide: Decide, settings: Config | None = None, encoder: Encoder | None = None
+) -> Outcome:
     subject, failures = pipeline(settings, encoder)
     outcome = await subject.decide(decide)
     assert failures == []
@@ -89,7 +91,12 @@ async def test_a_named_model_goes_to_its_pool_unread() -> None:
 )
 async def test_what_cannot_be_read_passes_through_untouched(body: bytes, cause: str) -> None:
     outcome = await outcome_of(request(body))
-    assert (outcome.kind, outcome.cause, outcome.pool, outcome.body) == (Kind.PASSTHROUGH, cause, "large", None)
+    assert (outcome.kind, outcome.cause, outcome.pool, outcome.body) == (
+        Kind.PASSTHROUGH,
+        cause,
+        "large",
+        None,
+    )
 
 
 async def test_a_compressed_body_is_read_and_leaves_uncompressed() -> None:
@@ -121,9 +128,15 @@ async def test_an_encoding_we_cannot_read_is_refused() -> None:
 
 
 async def test_a_request_no_pool_can_serve_is_refused_with_what_is_missing() -> None:
-    settings = config(pools={"small": {"cluster": "s", "model": "m"}}, default_pool="small", strategies={
-        "s": {"kind": "fixed", "pool": "small"}})
-    parts = [{"type": "text", "text": "what is this"}, {"type": "image_url", "image_url": {"url": "http://x/y.png"}}]
+    settings = config(
+        pools={"small": {"cluster": "s", "model": "m"}},
+        default_pool="small",
+        strategies={"s": {"kind": "fixed", "pool": "small"}},
+    )
+    parts = [
+        {"type": "text", "text": "what is this"},
+        {"type": "image_url", "image_url": {"url": "http://x/y.png"}},
+    ]
     body = {"model": "auto", "messages": [{"role": "user", "content": parts}]}
     outcome = await outcome_of(request(body), settings)
     assert outcome.answer is not None
@@ -163,8 +176,12 @@ async def test_a_failure_nobody_expected_is_told_and_the_default_pool_answers() 
     [("0", "small"), ("1", "large"), ("0.4", "small"), ("2", "large"), ("nan", "large"), ("cheap", "large")],
 )
 async def test_the_clients_quality_moves_the_trade_off_and_nonsense_does_not(header: str, pool: str) -> None:
-    settings = config(strategies={"s": {"kind": "threshold", "weak": "small", "strong": "large", "threshold": 0.4}})
-    outcome = await outcome_of(request(chat(), x_semroute_quality=header), settings, FakeEncoder(lambda _: raw(0.0)))
+    settings = config(
+        strategies={"s": {"kind": "threshold", "weak": "small", "strong": "large", "threshold": 0.4}}
+    )
+    outcome = await outcome_of(
+        request(chat(), x_semroute_quality=header), settings, FakeEncoder(lambda _: raw(0.0))
+    )
     assert outcome.pool == pool
 
 

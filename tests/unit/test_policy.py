@@ -17,6 +17,7 @@ from semroute_extproc.policy.weighted import unit_interval
 from semroute_extproc.request import Api, RequestHead, RequestView, Turn
 from semroute_extproc.signals import Signals
 
+
 def compiled(
     rules: list[dict[str, Any]] | None = None,
     strategy: dict[str, Any] | None = None,
@@ -85,7 +86,7 @@ class TestConstraints:
     def test_a_long_prompt_leaves_out_pools_whose_window_is_too_small(self) -> None:
         decision = decided(compiled(), facts(prompt_tokens=5_000, signals=signals(difficulty=0.1)))
         assert decision.pool == "large"
-        assert [(step.what, step.name) for step in decision.trace][0] == ("constraint", "small")
+        assert next((step.what, step.name) for step in decision.trace) == ("constraint", "small")
 
     def test_the_answer_asked_for_counts_into_the_window(self) -> None:
         wanted = facts({"max_output_tokens": 995}, signals=signals(difficulty=0.1))
@@ -105,7 +106,9 @@ class TestConstraints:
         rules = [{"name": "cheap", "when": "true", "pool": "small"}]
         decision = decided(compiled(rules), facts({"tools": 1}, signals=signals(difficulty=0.9)))
         assert decision.rule == ""
-        assert "could not answer: needs tool calls" in next(s.result for s in decision.trace if s.what == "rule")
+        assert "could not answer: needs tool calls" in next(
+            s.result for s in decision.trace if s.what == "rule"
+        )
 
 
 class TestRules:
@@ -174,20 +177,29 @@ class TestRules:
 
 
 class TestThreshold:
-    @pytest.mark.parametrize(("difficulty", "pool"), [(0.0, "small"), (0.69, "small"), (0.71, "large"), (1.0, "large")])
-    def test_a_share_becomes_the_quantile_of_the_reference_traffic(self, difficulty: float, pool: str) -> None:
+    @pytest.mark.parametrize(
+        ("difficulty", "pool"), [(0.0, "small"), (0.69, "small"), (0.71, "large"), (1.0, "large")]
+    )
+    def test_a_share_becomes_the_quantile_of_the_reference_traffic(
+        self, difficulty: float, pool: str
+    ) -> None:
         decision = decided(compiled(), facts(signals=signals(difficulty=difficulty)))
         assert decision.pool == pool
         assert decision.threshold == pytest.approx(0.7)
         assert decision.score == difficulty
 
-    @pytest.mark.parametrize(("quality", "pool"), [(0.0, "small"), (0.4, "small"), (0.6, "large"), (1.0, "large")])
+    @pytest.mark.parametrize(
+        ("quality", "pool"), [(0.0, "small"), (0.4, "small"), (0.6, "large"), (1.0, "large")]
+    )
     def test_a_quality_asked_for_moves_the_threshold(self, quality: float, pool: str) -> None:
         assert decided(compiled(), facts(quality=quality, signals=signals(difficulty=0.5))).pool == pool
 
     def test_quality_one_is_always_strong_and_quality_zero_never(self) -> None:
         assert decided(compiled(), facts(quality=1.0, signals=signals(difficulty=0.0))).pool == "large"
-        assert decided(compiled(), facts(quality=0.0, signals=signals(difficulty=1.0, unknown=True))).pool == "small"
+        assert (
+            decided(compiled(), facts(quality=0.0, signals=signals(difficulty=1.0, unknown=True))).pool
+            == "small"
+        )
 
     def test_an_unknown_text_goes_to_the_strong_pool(self) -> None:
         decision = decided(compiled(), facts(signals=signals(difficulty=0.1, unknown=True)))
@@ -199,7 +211,11 @@ class TestThreshold:
 
     def test_without_the_encoder_the_default_pool_has_it(self) -> None:
         decision = decided(compiled(), facts(fallback="deadline"))
-        assert (decision.pool, decision.fallback, decision.reason) == ("large", "deadline", "fallback: deadline")
+        assert (decision.pool, decision.fallback, decision.reason) == (
+            "large",
+            "deadline",
+            "fallback: deadline",
+        )
 
     def test_without_the_encoder_rules_over_the_request_still_hold(self) -> None:
         rules = [

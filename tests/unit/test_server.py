@@ -36,7 +36,9 @@ class Remember:
 
 
 class Running:
-    def __init__(self, channel: grpc.aio.Channel, server: GrpcServer, sink: Remember, metrics: PrometheusSink):
+    def __init__(
+        self, channel: grpc.aio.Channel, server: GrpcServer, sink: Remember, metrics: PrometheusSink
+    ):
         self.channel, self.server, self.sink, self.metrics = channel, server, sink, metrics
 
     def process(self, **options: Any) -> Any:
@@ -54,7 +56,9 @@ class Running:
 
 
 @asynccontextmanager
-async def running(tmp_path: Path, encoder: FakeEncoder | None = None, drain: float = 0.0) -> AsyncIterator[Running]:
+async def running(
+    tmp_path: Path, encoder: FakeEncoder | None = None, drain: float = 0.0
+) -> AsyncIterator[Running]:
     listen = f"unix:{tmp_path}/w0.sock"
     pools = {**POOLS, "large": {**POOLS["large"], "context": 10_000_000}}
     settings = config(server={"listen": listen, "drain_seconds": drain}, pools=pools)
