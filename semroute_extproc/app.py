@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from semroute_extproc import __version__, bundle, config_source, policy
+from semroute_extproc import __version__, bundle, config_source, load, policy
 from semroute_extproc.admin import AdminServer, Page, text
 from semroute_extproc.bundle import Bundle
 from semroute_extproc.config import Config
@@ -129,12 +129,14 @@ class App:
             **self._encoder.describe(),
         )
         watch = asyncio.create_task(self._watch())
+        scrape = asyncio.create_task(load.scrape(lambda: self._loaded.config.pools, self._metrics.set_load))
         try:
             await self._stop.wait()
         finally:
             self._ready = False
             logger.info("server.draining", seconds=self._loaded.config.server.drain_seconds)
             await self._server.drain()
+            scrape.cancel()
             await watch
             await self._encoder.close()
             if self._tracing:

@@ -71,7 +71,7 @@ def run_demo(once: bool, as_json: bool, port: int | None) -> int:
     if status in (0, 130):
         shutil.rmtree(folder, ignore_errors=True)
     else:
-        Console(stderr=True).print(f"Logs and configurations are in {folder}", markup=False)
+        Console(stderr=True).print(f"Logs and configurations are in {folder}", markup=False, highlight=False)
     return status
 
 

@@ -84,19 +84,25 @@ def _session(bundle: Bundle, device: Device, threads: int) -> Any:
     if device == "cuda":
         runtime.preload_dlls()
     path = bundle.graph(device)
+    if PROVIDERS[device] not in runtime.get_available_providers():
+        raise _not_provided(device, runtime, runtime.get_available_providers()[-1])
     try:
         session = runtime.InferenceSession(str(path), options, providers=[PROVIDERS[device]])
     except Exception as error:  # ONNX Runtime's own exceptions share no public base
         raise BundleError(f"{path}: {error}") from None
     if session.get_providers()[0] != PROVIDERS[device]:
-        raise ConfigError(
-            [
-                f"encoder.device: {device} was asked for, but ONNX Runtime {runtime.__version__} would use "
-                f"{session.get_providers()[0]}: install the extra 'gpu' and check the CUDA driver, or set "
-                "device: cpu"
-            ]
-        )
+        # The GPU build lists CUDA as available on any machine; only a session tells.
+        raise _not_provided(device, runtime, session.get_providers()[0])
     return session
+
+
+def _not_provided(device: Device, runtime: Any, instead: str) -> ConfigError:
+    return ConfigError(
+        [
+            f"encoder.device: {device} was asked for, but ONNX Runtime {runtime.__version__} would use "
+            f"{instead}: install the extra 'gpu' and check the CUDA driver, or set device: cpu"
+        ]
+    )
 
 
 def _import_runtime() -> Any:

@@ -78,12 +78,8 @@ class Policy:
         decision = Decision("", "", rule=rule, reasoning=target.reasoning, fallback=facts.fallback)
         prefix = f"rule {rule}" if rule else ""
         if target.pool is not None:
-            return dataclasses.replace(
-                decision,
-                pool=candidates.first_of(target.pool),
-                reason=prefix or f"always {target.pool}",
-                trace=tuple(trace),
-            )
+            pool, reason = _available(Choice(target.pool, prefix or f"always {target.pool}"), candidates)
+            return dataclasses.replace(decision, pool=pool, reason=reason, trace=tuple(trace))
         assert target.strategy is not None
         strategy = self._strategies[target.strategy]
         if strategy.needs_signals and facts.signals is None:
@@ -98,16 +94,25 @@ class Policy:
                 trace=tuple(trace),
             )
         choice = strategy.choose(facts, candidates)
-        trace.append(TraceStep("strategy", target.strategy, f"{choice.pool}: {choice.reason}"))
+        pool, reason = _available(choice, candidates)
+        trace.append(TraceStep("strategy", target.strategy, f"{pool}: {reason}"))
         return dataclasses.replace(
             decision,
-            pool=choice.pool,
-            reason=f"{prefix}: {choice.reason}" if prefix else choice.reason,
+            pool=pool,
+            reason=f"{prefix}: {reason}" if prefix else reason,
             strategy=target.strategy,
             score=choice.score,
             threshold=choice.threshold,
             trace=tuple(trace),
         )
+
+
+def _available(choice: Choice, candidates: Candidates) -> tuple[str, str]:
+    """The pool of a choice or its stand-in, and the reason, which says so if it is a stand-in."""
+    pool = candidates.first_of(choice.pool, *choice.stand_ins)
+    if pool == choice.pool:
+        return pool, choice.reason
+    return pool, f"{choice.reason}, but {choice.pool} lacks {candidates.excluded[choice.pool]}"
 
 
 def _evaluate(compiled: CompiledRule, facts: Facts, candidates: Candidates) -> tuple[bool, str]:

@@ -58,10 +58,12 @@ class Choice:
     """What a strategy picks."""
 
     pool: str
+    """What it wants; the policy finds a stand-in if that pool could not answer."""
     reason: str
+    stand_ins: tuple[str, ...] = ()
+    """What it would take instead, best first."""
     score: float | None = None
     threshold: float | None = None
-    unsure: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,9 +33,7 @@ class Intent:
         if signals.unknown or entropy > settings.max_entropy:
             why = "text is out of distribution" if signals.unknown else f"{settings.by} is unsure"
             reason = f"{why} (entropy {entropy:.2f})"
-            pool = candidates.first_of(settings.unsure, settings.otherwise)
-            return Choice(pool, reason, entropy, settings.max_entropy, unsure=True)
+            return Choice(settings.unsure, reason, (settings.otherwise,), entropy, settings.max_entropy)
         expert = settings.experts.get(label, settings.otherwise)
         reason = f"{settings.by} is {label} ({probabilities[label]:.2f})"
-        pool = candidates.first_of(expert, settings.otherwise, settings.unsure)
-        return Choice(pool, reason, entropy, settings.max_entropy)
+        return Choice(expert, reason, (settings.otherwise, settings.unsure), entropy, settings.max_entropy)

@@ -33,18 +33,17 @@ class Threshold:
         if facts.quality is not None:
             threshold = self._head.threshold_for_share(facts.quality)
         difficulty = facts.signals.difficulty
-        if facts.signals.unknown and 0.0 < threshold < 1.0:
+        if facts.quality is not None and not 0.0 < facts.quality < 1.0:
+            # Both ends are promises: every request, whatever its difficulty.
+            wanted, other = (strong, weak) if facts.quality else (weak, strong)
+            return Choice(wanted, f"quality {facts.quality:g} was asked for", (other,), difficulty, threshold)
+        if facts.signals.unknown:
             wanted = self._settings.unsure or strong
-            return Choice(
-                candidates.first_of(wanted, strong, weak),
-                "text is out of distribution",
-                difficulty,
-                threshold,
-                True,
-            )
+            return Choice(wanted, "text is out of distribution", (strong, weak), difficulty, threshold)
         if difficulty >= threshold:
-            wanted, other, sign = strong, weak, ">="
-        else:
-            wanted, other, sign = weak, strong, "<"
-        reason = f"difficulty {difficulty:.2f} {sign} {threshold:.2f}"
-        return Choice(candidates.first_of(wanted, other), reason, difficulty, threshold)
+            return Choice(
+                strong, f"difficulty {difficulty:.2f} >= {threshold:.2f}", (weak,), difficulty, threshold
+            )
+        return Choice(
+            weak, f"difficulty {difficulty:.2f} < {threshold:.2f}", (strong,), difficulty, threshold
+        )

@@ -22,8 +22,8 @@ class Fixed:
         self._pool = settings.pool
 
     def choose(self, facts: Facts, candidates: Candidates) -> Choice:
-        """The pool, or what stands in for it."""
-        return Choice(candidates.first_of(self._pool), f"always {self._pool}")
+        """The pool."""
+        return Choice(self._pool, f"always {self._pool}")
 
 
 class Weighted:

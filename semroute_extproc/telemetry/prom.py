@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from semroute_extproc import __version__
+from semroute_extproc.load import GAUGES
 from semroute_extproc.telemetry import Decided
 
 BUCKETS = tuple(0.00025 * 2**n for n in range(13))
@@ -58,6 +59,12 @@ class PrometheusSink:
         self._model = Gauge(
             "semroute_model_info", "Always 1.", ["bundle", "revision", "provider", "graph"], registry=r
         )
+        self._load = Gauge(
+            "semroute_pool_load",
+            "What a pool's own metrics say: running, waiting, kv_cache_usage. Absent where unknown.",
+            ["pool", "gauge"],
+            registry=r,
+        )
         self._config = Gauge("semroute_config_info", "Always 1.", ["sha256", "generation"], registry=r)
         self.reload_successful = Gauge(
             "semroute_config_last_reload_successful", "1 if the last reload was taken, else 0.", registry=r
@@ -98,6 +105,14 @@ class PrometheusSink:
     def set_model(self, description: Mapping[str, str]) -> None:
         """Name the bundle and the provider in use."""
         self._model.labels(*(description[key] for key in ("bundle", "revision", "provider", "graph"))).set(1)
+
+    def set_load(self, pool: str, load: Mapping[str, float]) -> None:
+        """Take a pool's load; gauges that are unknown now disappear."""
+        for gauge in GAUGES.values():
+            if gauge in load:
+                self._load.labels(pool, gauge).set(load[gauge])
+            else:
+                self._load.remove_by_labels({"pool": pool, "gauge": gauge})
 
     def set_config(self, sha256: str, generation: int) -> None:
         """Name the live configuration."""

@@ -1,0 +1,119 @@
+"""What telemetry says, and above all what it does not."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import pytest
+import structlog
+from builders import BUNDLE, raw
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from semroute_extproc.config import Telemetry
+from semroute_extproc.outcome import Kind, Outcome, Stage
+from semroute_extproc.policy.decision import Decision
+from semroute_extproc.request import Api, RequestView, Turn
+from semroute_extproc.signals import calibrate
+from semroute_extproc.telemetry import Decided
+from semroute_extproc.telemetry.log import LogSink, configure
+from semroute_extproc.telemetry.otel import OtelSink
+from semroute_extproc.telemetry.prom import PrometheusSink
+
+SECRET = "the patient's name is Ada"
+
+
+def event(kind: Kind = Kind.ROUTED, cause: str = "strategy", parents: tuple[str, ...] = ()) -> Decided:
+    outcome = Outcome(
+        kind,
+        cause,
+        pool="small",
+        cluster="vllm-small",
+        model="org/small",
+        reason="difficulty 0.50 < 0.70",
+        body=SECRET.encode(),
+        decision=Decision("small", "difficulty 0.50 < 0.70", rule="r", strategy="pair"),
+        view=RequestView(Api.CHAT_COMPLETIONS, "auto", (Turn("user", SECRET),)),
+        signals=calibrate(BUNDLE, raw(truncated=True), "en"),
+        text=SECRET,
+        stages=(Stage("parse", 0.0, 0.1), Stage("encode", 0.1, 4.0)),
+        total_ms=4.2,
+    )
+    return Decided(outcome, "id-1", "/v1/chat/completions", parents, 1_000, 2_000, 9_000_000, False)
+
+
+@pytest.fixture
+def logged(capsys: pytest.CaptureFixture[str]) -> Any:
+    def run(prompts: bool) -> str:
+        configure(Telemetry(log_format="json"))
+        LogSink(prompts).decided(event())
+        return capsys.readouterr().err
+
+    yield run
+    structlog.reset_defaults()
+    logging.getLogger().handlers.clear()
+
+
+def test_a_decision_is_one_json_line_with_its_facts(logged: Any) -> None:
+    [line] = logged(prompts=False).splitlines()
+    facts = json.loads(line)
+    assert facts["event"] == "route.decided"
+    assert (facts["pool"], facts["rule"], facts["request_id"]) == ("small", "r", "id-1")
+    assert facts["encode_ms"] == 4.0
+
+
+def test_no_prompt_is_logged_unless_it_was_asked_for(logged: Any) -> None:
+    assert SECRET not in logged(prompts=False)
+    assert SECRET in logged(prompts=True)
+
+
+def test_no_prompt_is_in_a_metric() -> None:
+    sink = PrometheusSink()
+    sink.decided(event())
+    assert SECRET.encode() not in sink.exposition()
+
+
+def test_decisions_are_counted_with_their_labels() -> None:
+    sink = PrometheusSink()
+    sink.decided(event())
+    sink.decided(event(Kind.FALLBACK, "deadline"))
+    text = sink.exposition().decode()
+    labels = 'domain="math",outcome="routed",pool="small",rule="r",strategy="pair"'
+    assert f"semroute_decisions_total{{{labels}}} 1.0" in text
+    assert 'semroute_fallbacks_total{reason="deadline"} 1.0' in text
+    assert "semroute_truncated_total 2.0" in text
+    assert 'semroute_stage_duration_seconds_count{stage="encode"} 2.0' in text
+
+
+def spans(*parents: str) -> list[ReadableSpan]:
+    exporter = InMemorySpanExporter()
+    sink = OtelSink(exporter)
+    sink.decided(event(parents=parents))
+    sink._provider.force_flush()
+    return list(exporter.get_finished_spans())
+
+
+def test_a_decision_is_a_span_with_its_stages_below_it() -> None:
+    *stages, root = spans()
+    assert root.name == "envoy.service.ext_proc.v3.ExternalProcessor/Process"
+    assert [span.name for span in stages] == ["semroute.parse", "semroute.encode"]
+    assert all(span.parent is not None and span.parent.span_id == root.context.span_id for span in stages)
+    assert root.attributes is not None
+    assert root.attributes["semroute.pool"] == "small"
+    assert root.attributes["gen_ai.original.model"] == "auto"
+    assert SECRET not in str(root.attributes)
+    assert stages[1].start_time == 2_000 + 100_000
+
+
+def test_the_nearest_valid_parent_is_taken() -> None:
+    envoy, client = f"00-{'a' * 32}-{'1' * 16}-01", f"00-{'a' * 32}-{'2' * 16}-01"
+    for given, span_id in (((envoy, client), "1" * 16), (("rubbish", client), "2" * 16)):
+        root = spans(*given)[-1]
+        assert root.parent is not None
+        assert f"{root.parent.span_id:016x}" == span_id
+
+
+def test_an_unsampled_parent_gives_no_spans() -> None:
+    assert spans(f"00-{'a' * 32}-{'1' * 16}-00") == []
