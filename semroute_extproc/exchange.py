@@ -183,7 +183,7 @@ class Exchange:
         head, settings = self._head, self._settings
         if (answer := self._models(head)) is not None:
             return self._answer(Kind.ANSWERED, "models", answer)
-        cause = "empty_body" if message.end_of_stream else _unroutable(head)
+        cause = _unroutable(head) or ("empty_body" if message.end_of_stream else "")
         if cause:
             return self._pass_headers(cause)
         self._api = PATHS[_plain_path(head.path)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -118,6 +119,8 @@ def _import_runtime() -> Any:
                 "both, then install semroute-extproc[cpu] or semroute-extproc[gpu]"
             ]
         )
+    # Its own telemetry writes files and knows an endpoint; a sidecar that reads prompts has neither.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError:

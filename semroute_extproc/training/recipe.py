@@ -37,6 +37,9 @@ from semroute_extproc.training.weights import Base, obtain
 WINDOW = 128
 """Most ids of one input; longer text keeps head and tail."""
 
+TUNE_WINDOW = 72
+"""Most ids of one input while the encoder is fine-tuned: long questions say their domain early and late."""
+
 CENTROIDS = 96
 """Centroids that describe known text."""
 
@@ -97,7 +100,7 @@ def train(settings: Settings, say: Say) -> Manifest:
     corpus = read_corpus(settings, say)
     base = obtain(settings.base, settings.work)
     spec, framer = _framing(base, settings.work)
-    encoder = from_checkpoint(base.tensors(), EncoderConfig())
+    encoder = from_checkpoint(base.tensors(), EncoderConfig(), dropout=0.0)
     fit_frames = _frames(corpus.fit, framer, spec)
     check_frames = _frames(corpus.calibrate, framer, spec)
     heads = Heads(encoder.config.dimensions, len(SURFACE_NAMES), len(DOMAINS), len(TASKS))
@@ -105,11 +108,12 @@ def train(settings: Settings, say: Say) -> Manifest:
     network = Network(encoder, heads)
     key = base.sha256
     if settings.tune.epochs:
+        tune_spec = spec.model_copy(update={"window": TUNE_WINDOW})
         check_rows = list(range(0, len(check_frames), max(1, len(check_frames) // CHECK_ROWS_MAX)))
         network = fine_tune(
             network,
             corpus.fit,
-            fit_frames,
+            _frames(corpus.fit, Framer(settings.work / "tokenizer.json", tune_spec), spec),
             lambda now: _loss_on(now, corpus.calibrate, check_frames, check_rows),
             settings.tune,
             settings.seed,
