@@ -104,6 +104,8 @@ class Manifest(_Model):
     task: LabelHead | None = None
     difficulty: DifficultyHead
     unknown: UnknownSpec
+    languages: tuple[str, ...] = ("en",)
+    """Languages it was trained on; text in a script that none of them uses is unknown."""
     files: dict[str, FileEntry]
 
 

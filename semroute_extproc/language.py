@@ -25,6 +25,9 @@ _SCRIPTS = (
 )
 """Script to its most frequent language; Japanese kana come before Han, which both write."""
 
+SCRIPTED = frozenset(language for language, _ in _SCRIPTS)
+"""Languages that are told by their script."""
+
 SCRIPT_SHARE_MIN = 0.15
 """A script decides from this share of the letters on: a Greek letter in a formula is not Greek."""
 

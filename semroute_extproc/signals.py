@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from semroute_extproc.bundle import Bundle
+from semroute_extproc.language import SCRIPTED
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -64,7 +65,12 @@ def calibrate(bundle: Bundle, raw: RawOutput, language: str) -> Signals:
     domain = softmax(raw.domain_logits / bundle.domain.temperature)
     logit = bundle.difficulty.scale * raw.difficulty_logit + bundle.difficulty.shift
     similarity = float(np.max(bundle.centroids @ raw.embedding))
-    unknown = similarity < bundle.unknown.threshold or raw.unk_share > bundle.unknown.unk_share_max
+    unknown = (
+        similarity < bundle.unknown.threshold
+        or raw.unk_share > bundle.unknown.unk_share_max
+        # A vocabulary may know a script's letters and nothing of what is written with them.
+        or (language in SCRIPTED and language not in bundle.manifest.languages)
+    )
     task_probs: dict[str, float] = {}
     if bundle.task is not None and raw.task_logits is not None:
         task = softmax(raw.task_logits / bundle.task.temperature)

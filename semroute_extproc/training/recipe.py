@@ -23,6 +23,7 @@ from semroute_extproc.bundle import (
     UnknownSpec,
 )
 from semroute_extproc.encoder.tokens import Framer
+from semroute_extproc.language import language_of
 from semroute_extproc.text import SURFACE_NAMES
 from semroute_extproc.training import calibrate, export
 from semroute_extproc.training.datasets import DOMAINS, TASKS, Corpus, Example, FitSet, Part, Track, assemble
@@ -42,6 +43,9 @@ TUNE_WINDOW = 72
 
 CENTROIDS = 96
 """Centroids that describe known text."""
+
+FOREIGN_SCRIPTS = frozenset({"zh", "ja", "ko", "ru", "ar", "hi", "th", "el", "he"})
+"""Languages whose script the encoder's vocabulary reduces to unknown tokens."""
 
 UNK_SHARE_MAX = 0.3
 """Share of unknown tokens from which on a text is not in a script the vocabulary knows."""
@@ -155,7 +159,10 @@ def read_corpus(settings: Settings, say: Say) -> Corpus:
         rows.extend(read_handwritten(settings.handwritten))
     for name in missing:
         say(f"not there, skipped: {name}")
-    corpus = assemble(_capped(rows, settings.seed))
+    readable = [row for row in rows if language_of(row.text) not in FOREIGN_SCRIPTS]
+    if len(readable) < len(rows):
+        say(f"left out of {len(rows) - len(readable)} rows: in a script the vocabulary does not know")
+    corpus = assemble(_capped(readable, settings.seed))
     say(f"{len(corpus.fit)} rows to fit, {len(corpus.calibrate)} to calibrate, {len(corpus.dev)} to report on")
     for reason, count in sorted(corpus.dropped.items()):
         say(f"left out of {count} rows: {reason}")
