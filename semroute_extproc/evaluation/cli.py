@@ -46,6 +46,13 @@ def evaluate() -> None:
     """Measure a bundle: as a router, as a classifier, over a pool, and under attack."""
 
 
+def _writable(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Refuse a place that cannot be written before the work is done, not after."""
+    if value is not None and value != "-" and (Path(value).is_dir() or not Path(value).parent.is_dir()):
+        raise click.BadParameter(f"{value} is not a file in an existing directory")
+    return value
+
+
 def _common(command: Command) -> Command:
     options = [
         click.option("--bundle", type=_DIRECTORY, help="Bundle to measure; by default the shipped one."),
@@ -54,7 +61,11 @@ def _common(command: Command) -> Command:
         ),
         click.option("--text-column", help=f"Column of the texts; by default {', '.join(TEXT_COLUMNS)}."),
         click.option(
-            "--json", "json_out", metavar="OUT|-", help="Write the report as JSON; - is standard output."
+            "--json",
+            "json_out",
+            metavar="OUT|-",
+            callback=_writable,
+            help="Write the report as JSON; - is standard output.",
         ),
         click.option("--plots", type=_DIRECTORY, help="Draw the figures into this directory, PNG and SVG."),
         click.option("--seed", type=click.IntRange(0), default=0, show_default=True),

@@ -121,7 +121,9 @@ def _percent(axes: Any, which: str = "xy", symbol: str = " %") -> None:
     for letter in which:
         axis = getattr(axes, f"{letter}axis")
         axis.set_major_locator(MaxNLocator(nbins=6 if symbol else 4, steps=[1, 2, 5, 10]))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}{symbol}"))
+        axis.set_major_formatter(
+            FuncFormatter(lambda value, _: f"{100 * value:.3g}{symbol}".replace("-", "−"))
+        )
 
 
 def _pair(report: dict[str, Any]) -> dict[str, Any]:
@@ -137,10 +139,11 @@ def _pair(report: dict[str, Any]) -> dict[str, Any]:
     for q in (0.5, 0.8):
         level = models["weak"] + q * gap
         top.axhline(level, color="#dddddd", lw=0.6, zorder=0)
-        # Right of the oracle's rise and above what a learned router reaches this early.
+        # Right of the oracle's rise and above what a learned router reaches that early.
+        x = rows["oracle"][f"cpt{100 * q:.0f}"]["value"] / 100 + 0.03
         top.annotate(
             f"CPT{100 * q:.0f}",
-            (0.15, level),
+            (x, level),
             xytext=(0, 1.5),
             textcoords="offset points",
             color=GREY,
@@ -185,9 +188,8 @@ def _calibration_and_abstention(report: dict[str, Any]) -> Any:
     for name, table in report["reliability"].items():
         sizes = 3.0 + 90.0 * np.asarray(table["share"])
         _line(top, table["confidence"], table["observed"], name)
-        top.scatter(
-            table["confidence"], table["observed"], s=sizes, color=COLOURS.get(name, INK), lw=0, zorder=5
-        )
+        dots = {"s": sizes, "color": COLOURS.get(name, INK), "lw": 0, "zorder": 5, "clip_on": False}
+        top.scatter(table["confidence"], table["observed"], **dots)
     names = [name for name in rows if name in report["reliability"]]
     _key(top, [(name, f"ECE {rows[name]['ece']:.3f}") for name in names], 0.99, 0.03)
     top.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.01), ylim=(0, 1.02))

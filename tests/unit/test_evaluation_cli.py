@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -355,3 +356,18 @@ def test_a_bundle_that_is_none_is_refused_in_one_line(
     result = run("pair", pair_file, "--bundle", tmp_path)
     assert result.exit_code == 1
     assert "bundle.json: no such file" in result.stderr
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(pair_file: Path, tmp_path: Path) -> None:
+    result = run("pair", pair_file, "--json", tmp_path / "missing" / "out.json")
+    assert result.exit_code == 2
+    assert "is not a file in an existing directory" in result.stderr
+
+
+def test_a_missing_package_names_the_extra_that_brings_it(
+    pair_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = run("pair", pair_file, "--bootstrap", 0, "--plots", tmp_path)
+    assert result.exit_code == 1
+    assert "matplotlib is not installed; install semroute-extproc[cpu,train]" in result.stderr
