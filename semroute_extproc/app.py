@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from semroute_extproc.admin import AdminServer, Page, text
 from semroute_extproc.bundle import Bundle
 from semroute_extproc.config import Config
 from semroute_extproc.encoder.batcher import Batcher
+from semroute_extproc.encoder.classifier import Classifier, Reader
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.errors import ConfigError
 from semroute_extproc.exchange import Settings
@@ -38,38 +39,57 @@ OTLP_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDP
 logger = structlog.get_logger("semroute")
 
 
-def load_bundle(config: Config) -> Bundle:
-    """The bundle of a configuration, checked; raises BundleError."""
-    path = Path(config.encoder.bundle) if config.encoder.bundle else bundle.default_bundle()
-    return bundle.load(path, (config.encoder.device,))
+DEFAULT = ""
+"""Key of the bundle for every language that has none of its own."""
 
 
-def make_model(config: Config, loaded: Bundle) -> OnnxModel:
-    """A warm model; raises BundleError or ConfigError."""
-    model = OnnxModel(loaded, config.encoder.device, threads=1)
-    model.warm_up()
-    return model
+def load_bundles(config: Config) -> dict[str, Bundle]:
+    """Language to bundle, the default under `DEFAULT`, all checked; raises BundleError."""
+    wanted = config.encoder
+    paths = bundle.language_bundles()
+    if wanted.by_language is not None:
+        paths = {language: Path(path) for language, path in wanted.by_language.items()}
+    paths[DEFAULT] = Path(wanted.bundle) if wanted.bundle else bundle.default_bundle()
+    return {language: bundle.load(path, (wanted.device, "cpu")) for language, path in paths.items()}
 
 
-def make_batcher(config: Config, model: OnnxModel) -> Batcher:
-    """The encoder of the running loop: on CPU one lane a core, on a GPU one in all."""
-    default = len(os.sched_getaffinity(0)) if config.encoder.device == "cpu" else 1
-    return Batcher(model, config.encoder.lanes or default, config.encoder.queue_max)
+def make_models(config: Config, bundles: Mapping[str, Bundle]) -> dict[str, OnnxModel]:
+    """Language to warm model; raises BundleError or ConfigError.
+
+    The default bundle must run on the device that was asked for; a language's own may lack a graph
+    for it and then runs on the CPU, which `describe` says.
+    """
+    models: dict[str, OnnxModel] = {}
+    for language, loaded in bundles.items():
+        wanted = config.encoder.device
+        device = wanted if language == DEFAULT else loaded.device(wanted)
+        models[language] = OnnxModel(loaded, device, threads=1)
+        models[language].warm_up()
+    return models
+
+
+def make_classifier(config: Config, models: Mapping[str, OnnxModel]) -> Classifier:
+    """The readers of the running loop: on CPU one lane a core each, on a GPU one."""
+    readers: dict[str, Reader] = {}
+    for language, model in models.items():
+        lanes = config.encoder.lanes or (len(os.sched_getaffinity(0)) if model.device == "cpu" else 1)
+        readers[language] = Reader(model.bundle, Batcher(model, lanes, config.encoder.queue_max))
+    default = readers.pop(DEFAULT)
+    return Classifier(default, readers)
 
 
 def make_generation(
     number: int,
     loaded: config_source.Loaded,
-    checked: Bundle,
-    encoder: Batcher,
+    classifier: Classifier,
     on_error: Callable[[str], None],
 ) -> Generation:
     """Compile a configuration against the bundle; raises ConfigError with places."""
     config = loaded.config
-    policies, problems = policy.build(config, checked.manifest)
+    policies, problems = policy.build(config, classifier.bundle.manifest)
     if problems:
         raise loaded.error(problems)
-    pipeline = Pipeline(config, policies, checked, encoder, on_error)
+    pipeline = Pipeline(config, policies, classifier, on_error)
     default = config.pools[config.default_pool]
     settings = Settings(
         default_pool=config.default_pool,
@@ -84,14 +104,13 @@ def make_generation(
 class App:
     """A running sidecar."""
 
-    def __init__(self, path: Path, loaded: config_source.Loaded, model: OnnxModel) -> None:
+    def __init__(self, path: Path, loaded: config_source.Loaded, models: Mapping[str, OnnxModel]) -> None:
         """Call within the event loop that is to serve."""
         self._path = path
         self._loaded = loaded
-        self._bundle = model.bundle
         self._metrics = PrometheusSink()
-        self._encoder = make_batcher(loaded.config, model)
-        self._generation = make_generation(1, loaded, self._bundle, self._encoder, self._on_error)
+        self._classifier = make_classifier(loaded.config, models)
+        self._generation = make_generation(1, loaded, self._classifier, self._on_error)
         self._ready = False
         self._stop = asyncio.Event()
         telemetry = loaded.config.telemetry
@@ -114,8 +133,8 @@ class App:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
-        self._metrics.watch_queue(lambda: self._encoder.waiting)
-        self._metrics.set_model(self._encoder.describe())
+        self._metrics.watch_queue(lambda: self._classifier.waiting)
+        self._metrics.set_models(self._classifier.describe())
         self._note_reload()
         admin = self._start_admin()
         await self._server.start()
@@ -126,7 +145,7 @@ class App:
             version=__version__,
             listen=self._loaded.config.server.listen,
             admin=self._loaded.config.admin.listen,
-            **self._encoder.describe(),
+            encoders=self._classifier.describe(),
         )
         watch = asyncio.create_task(self._watch())
         scrape = asyncio.create_task(load.scrape(lambda: self._loaded.config.pools, self._metrics.set_load))
@@ -138,7 +157,7 @@ class App:
             await self._server.drain()
             scrape.cancel()
             await watch
-            await self._encoder.close()
+            await self._classifier.close()
             if self._tracing:
                 await asyncio.to_thread(self._tracing.close)
             if admin:
@@ -159,7 +178,7 @@ class App:
                 if getattr(loaded.config, section) != getattr(self._loaded.config, section):
                     raise ConfigError([f"{self._path}: {section}: a change here needs a restart"])
             self._generation = make_generation(
-                self._generation.number + 1, loaded, self._bundle, self._encoder, self._on_error
+                self._generation.number + 1, loaded, self._classifier, self._on_error
             )
         except ConfigError as error:
             self._metrics.reload_successful.set(0)
@@ -194,7 +213,7 @@ class App:
         live = {
             "generation": self._generation.number,
             "sha256": self._generation.sha256,
-            "encoder": self._encoder.describe(),
+            "encoders": self._classifier.describe(),
             "config": self._loaded.config.model_dump(mode="json"),
         }
         return Page(200, "application/json", (json.dumps(live, indent=2) + "\n").encode())
@@ -216,10 +235,10 @@ def serve(path: Path) -> None:
     """Load, warm up and serve until told to stop; raises ConfigError, BundleError or OSError."""
     loaded = config_source.load(path)
     log.configure(loaded.config.telemetry)
-    model = make_model(loaded.config, load_bundle(loaded.config))
+    models = make_models(loaded.config, load_bundles(loaded.config))
 
     async def run() -> None:
-        await App(path, loaded, model).run()
+        await App(path, loaded, models).run()
 
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(run())

@@ -23,7 +23,10 @@ FORMAT = 1
 """The bundle format this package reads."""
 
 DEFAULT_BUNDLE = "semroute-minilm"
-"""The bundle that ships with the package."""
+"""The shipped bundle that reads every language that has none of its own."""
+
+LANGUAGE_BUNDLES = {"zh": "semroute-bge-zh"}
+"""Language to the shipped bundle of its own."""
 
 Device = Literal["cpu", "cuda"]
 
@@ -148,6 +151,10 @@ class Bundle:
         """Twelve hexadecimal digits that change whenever any served file or setting does."""
         return hashlib.sha256(self.manifest.model_dump_json().encode()).hexdigest()[:12]
 
+    def device(self, wanted: Device) -> Device:
+        """`wanted`, or the CPU where the bundle has no graph for it."""
+        return wanted if wanted in self.manifest.graphs else "cpu"
+
     def graph(self, device: Device) -> Path:
         """The ONNX graph for `device`; BundleError if the bundle has none."""
         name = self.manifest.graphs.get(device)
@@ -157,10 +164,21 @@ class Bundle:
 
 
 def default_bundle() -> Path:
-    """The shipped bundle: beside the package in a checkout, inside it once installed."""
+    """The shipped bundle for every language."""
+    return _shipped(DEFAULT_BUNDLE)
+
+
+def language_bundles() -> dict[str, Path]:
+    """The shipped bundles of single languages; one that was left out of an image is not missed."""
+    paths = {language: _shipped(name) for language, name in LANGUAGE_BUNDLES.items()}
+    return {language: path for language, path in paths.items() if path.is_dir()}
+
+
+def _shipped(name: str) -> Path:
+    """Beside the package in a checkout, inside it once installed."""
     package = Path(__file__).resolve().parent
-    installed = package / "models" / DEFAULT_BUNDLE
-    return installed if installed.is_dir() else package.parent / "models" / DEFAULT_BUNDLE
+    installed = package / "models" / name
+    return installed if installed.is_dir() else package.parent / "models" / name
 
 
 def load(path: Path, devices: tuple[Device, ...] = ("cpu", "cuda")) -> Bundle:

@@ -183,7 +183,10 @@ def explain(
 
 @main.command()
 @click.option(
-    "--bundle", "bundle_dir", type=click.Path(path_type=Path), help="A bundle; default: the shipped one."
+    "--bundle",
+    "bundle_dir",
+    type=click.Path(path_type=Path),
+    help="Use this bundle for every language; default: the shipped ones.",
 )
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--embedding", is_flag=True, help="Add the sentence embedding to every line.")
@@ -196,13 +199,11 @@ def score(bundle_dir: Path | None, device: Any, embedding: bool) -> None:
 
     A bad line gives {"error": …} in its place, and exit status 1 at the end.
     """
-    from semroute_extproc import bundle
     from semroute_extproc.encoder.offline import Scorer
     from semroute_extproc.score import score_lines
 
     try:
-        loaded = bundle.load(bundle_dir or bundle.default_bundle(), (device,))
-        scorer = Scorer(loaded, device)
+        scorer = Scorer.of(bundle_dir, device)
     except (ConfigError, BundleError) as error:
         _refuse(error)
     failed = 0
@@ -225,23 +226,23 @@ def check(config_path: Path | None, option_path: Path | None) -> None:
 
     Prints every problem as file:line:col: path: message, and exits with 78 if there is one.
     """
-    from semroute_extproc import app, bundle, config_source, policy
+    from semroute_extproc import app, config_source, policy
 
     path = config_path or option_path
     if path is None:
         raise click.UsageError("give a configuration")
     try:
         loaded = config_source.load(path)
-        checked = app.load_bundle(loaded.config)
-        policies, problems = policy.build(loaded.config, checked.manifest)
+        bundles = app.load_bundles(loaded.config)
+        policies, problems = policy.build(loaded.config, bundles[app.DEFAULT].manifest)
         if problems:
             raise loaded.error(problems)
     except (ConfigError, BundleError) as error:
         _refuse(error)
     config = loaded.config
     counts = f"{len(config.pools)} pools, {len(policies)} policies, {len(config.strategies)} strategies"
-    name = checked.manifest.name if isinstance(checked, bundle.Bundle) else ""
-    click.echo(f"{path}: ok ({counts}, bundle {name})")
+    names = ", ".join(sorted(each.manifest.name for each in bundles.values()))
+    click.echo(f"{path}: ok ({counts}, bundles {names})")
 
 
 @main.command()

@@ -191,6 +191,11 @@ class Encoder(_Model):
     """The bundle and where it runs. A change needs a restart."""
 
     bundle: str | None = Field(None, description="Directory of a bundle; default: the shipped one.")
+    by_language: dict[Annotated[str, StringConstraints(pattern="^[a-z]{2}$")], str] | None = Field(
+        None,
+        max_length=8,
+        description="Language (ISO 639-1) to the bundle that reads it; default: the shipped ones.",
+    )
     device: Literal["cpu", "cuda"] = Field("cpu", description="`cuda` refuses to start without a GPU.")
     lanes: int | None = Field(
         None, ge=1, le=256, description="Passes at once; default: one a core, one a GPU."

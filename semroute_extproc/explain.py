@@ -31,12 +31,12 @@ def explain(
     loaded = config_source.Loaded(
         loaded.config.model_copy(update={"server": server}), loaded.sha256, loaded.source
     )
-    model = app.make_model(loaded.config, app.load_bundle(loaded.config))
+    models = app.make_models(loaded.config, app.load_bundles(loaded.config))
 
     async def run() -> dict[str, Any]:
-        encoder = app.make_batcher(loaded.config, model)
+        classifier = app.make_classifier(loaded.config, models)
         failures: list[str] = []
-        generation = app.make_generation(1, loaded, model.bundle, encoder, failures.append)
+        generation = app.make_generation(1, loaded, classifier, failures.append)
         exchange = Exchange(generation.settings)
         try:
             step = exchange.receive(_headers_message(method, path, headers, body))
@@ -47,7 +47,7 @@ def explain(
                 outcome = await generation.pipeline.decide(step.decide)
                 replies = exchange.decided(outcome)
         finally:
-            await encoder.close()
+            await classifier.close()
         assert outcome is not None, "a complete request without an outcome. This is a bug."
         return _report(outcome, replies, body)
 

@@ -12,11 +12,8 @@ import math
 from collections.abc import Callable, Mapping
 from time import perf_counter
 
-import msgspec
-
 from semroute_extproc import apis, config, edits, mutations, reasoning
-from semroute_extproc.bundle import Bundle
-from semroute_extproc.encoder import Encoder
+from semroute_extproc.encoder.classifier import Classifier
 from semroute_extproc.encoding import decode_body
 from semroute_extproc.errors import BadBody, BodyTooLarge, EncoderUnavailable, UnsupportedEncoding
 from semroute_extproc.exchange import Decide, too_large_answer
@@ -27,15 +24,10 @@ from semroute_extproc.policy.constraints import NoCandidate
 from semroute_extproc.policy.decision import Decision, Facts
 from semroute_extproc.pools import Catalog
 from semroute_extproc.request import Api, RequestHead, RequestView
-from semroute_extproc.signals import calibrate
 from semroute_extproc.text import classified_text, estimate_tokens
 
 QUALITY_HEADER = "x-semroute-quality"
 """The client's trade-off for one request, 0 (cheapest) to 1 (best); anything else is ignored."""
-
-
-class _Named(msgspec.Struct):
-    model: str = ""
 
 
 class Stages:
@@ -69,16 +61,14 @@ class Pipeline:
         self,
         settings: config.Config,
         policies: Mapping[str, Policy],
-        bundle: Bundle,
-        encoder: Encoder,
+        classifier: Classifier,
         on_error: Callable[[str], None],
     ) -> None:
         """`on_error` is told the request id while an exception that nobody expected is handled."""
         self.config = settings
         self.catalog = Catalog(settings)
         self._policies = policies
-        self._bundle = bundle
-        self._encoder = encoder
+        self._classifier = classifier
         self._on_error = on_error
 
     async def decide(self, request: Decide) -> Outcome:
@@ -102,7 +92,7 @@ class Pipeline:
             return self._rescue(body, stages)
 
     async def _route(self, request: Decide, body: bytes, stages: Stages, deadline: float) -> Outcome:
-        model = _model(body)
+        model = apis.model_of(body)
         if (pool := self.catalog.serving(model)) is not None:
             stages.mark("parse")
             return self._default(Kind.NAMED, "named_model", stages, pool)
@@ -121,8 +111,8 @@ class Pipeline:
             try:
                 if not text:
                     raise EncoderUnavailable("no_text")
-                raw = await self._encoder.encode(text, deadline)
-                facts = facts.with_signals(calibrate(self._bundle, raw, facts.language))
+                signals = await self._classifier.signals(text, facts.language, deadline)
+                facts = facts.with_signals(signals)
             except EncoderUnavailable as error:
                 facts = facts.with_fallback(error.reason)
             stages.mark("encode")
@@ -200,13 +190,6 @@ class Pipeline:
             stages=stages.done,
             total_ms=stages.total_ms,
         )
-
-
-def _model(body: bytes) -> str:
-    try:
-        return msgspec.json.decode(body, type=_Named).model
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise BadBody("not_json") from None
 
 
 def _facts(head: RequestHead, view: RequestView, text: str, virtual: config.VirtualModel) -> Facts:

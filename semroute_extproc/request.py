@@ -54,6 +54,7 @@ class RequestView:
     turns: tuple[Turn, ...] = ()
     stream: bool = False
     images: int = 0
+    """Parts that are not text: images, audio, video, documents."""
     tools: int = 0
     """How many tools the client declared."""
     tool_loop: bool = False
@@ -68,4 +69,4 @@ class RequestView:
     stateful: bool = False
     """It continues state that lives on one server (`previous_response_id`)."""
     characters: int = 0
-    """Characters of all text in the request, tool declarations included."""
+    """Characters of all text in the request, tool declarations included; of a batch, its longest prompt."""

@@ -16,12 +16,15 @@ Of a key that comes twice the last one counts, as for Python's own parser and th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import msgspec
 
 from semroute_extproc.apis import chat_completions, completions, embeddings, messages, responses
 from semroute_extproc.errors import BadBody
 from semroute_extproc.request import Api, RequestView
+
+T = TypeVar("T")
 
 PATHS: Mapping[str, Api] = {
     "/v1/chat/completions": Api.CHAT_COMPLETIONS,
@@ -41,10 +44,26 @@ _READERS: Mapping[Api, Callable[[bytes], RequestView]] = {
 }
 
 
+class _Named(msgspec.Struct):
+    model: str = ""
+
+
+_NAME = msgspec.json.Decoder(_Named)
+
+
+def model_of(body: bytes) -> str:
+    """The model a body names, empty if it names none; raises BadBody. Nothing else is decoded."""
+    return _read(_NAME.decode, body).model
+
+
 def parse(api: Api, body: bytes) -> RequestView:
     """The facts of a request's body; raises BadBody and nothing else, whatever the bytes."""
+    return _read(_READERS[api], body)
+
+
+def _read(reader: Callable[[bytes], T], body: bytes) -> T:
     try:
-        return _READERS[api](body)
+        return reader(body)
     except msgspec.ValidationError as error:
         raise BadBody("wrong_type", str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError):

@@ -4,6 +4,7 @@ protocol  (this file)  what the pipeline asks of any encoder
 tokens                 text to framed token ids
 onnx                   one ONNX Runtime session, its provider checked
 batcher                bounded queue and lanes in front of a session
+classifier             the bundle of the text's language, its pass and its calibration
 offline                a file of texts, without a server
 """
 
@@ -23,6 +24,11 @@ class Encoder(Protocol):
         Raises EncoderUnavailable when there is no output in time. Cancelling the call drops the
         queued work.
         """
+        ...
+
+    @property
+    def waiting(self) -> int:
+        """Texts in the queue."""
         ...
 
     def describe(self) -> dict[str, str]:

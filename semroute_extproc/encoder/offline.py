@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
 from semroute_extproc import bundle as bundles
-from semroute_extproc.bundle import Bundle, Device
+from semroute_extproc.bundle import Device
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.language import language_of
 from semroute_extproc.signals import Signals, calibrate
@@ -19,22 +19,35 @@ CHUNK = 256
 
 
 class Scorer:
-    """A loaded bundle that scores texts, one a pass on every core, exactly as the server does.
+    """Loaded bundles that score texts, one a pass on every core, exactly as the server does.
 
     Dynamic int8 quantisation takes its range from the whole batch, so batching unlike texts on
     the CPU would change the figures and not make them faster.
     """
 
-    def __init__(self, bundle: Bundle, device: Device = "cpu", lanes: int = 0) -> None:
-        """`lanes` threads, by default one a core."""
-        self.bundle = bundle
-        self._model = OnnxModel(bundle, device, threads=1)
-        self._lanes = lanes or os.cpu_count() or 1
+    def __init__(self, default: OnnxModel, by_language: Mapping[str, OnnxModel], lanes: int = 0) -> None:
+        """`by_language` has the models of single languages; `lanes` threads, by default one a core."""
+        self.bundle = default.bundle
+        self._default = default
+        self._by_language = by_language
+        self._lanes = lanes or len(os.sched_getaffinity(0))
+
+    @classmethod
+    def of(cls, bundle_dir: Path | None = None, device: Device = "cpu", lanes: int = 0) -> Scorer:
+        """The shipped bundles, or the one in `bundle_dir` for every language; raises BundleError."""
+        path = bundle_dir or bundles.default_bundle()
+        default = OnnxModel(bundles.load(path, (device,)), device, threads=1)
+        others: dict[str, OnnxModel] = {}
+        if bundle_dir is None:
+            for language, other in bundles.language_bundles().items():
+                others[language] = OnnxModel(bundles.load(other, ("cpu",)), "cpu", threads=1)
+        return cls(default, others, lanes)
 
     def score(self, text: str) -> Signals:
         """Signals of one text."""
-        framed = self._model.framer.frame(text)
-        return calibrate(self.bundle, self._model.run([framed])[0], language_of(text))
+        language = language_of(text)
+        model = self._by_language.get(language, self._default)
+        return calibrate(model.bundle, model.run([model.framer.frame(text)])[0], language)
 
     def score_all(self, texts: Iterable[str]) -> Iterator[Signals]:
         """Signals of `texts`, in order, lazily."""
@@ -46,4 +59,4 @@ class Scorer:
 
 def score_texts(bundle_dir: Path, texts: Iterable[str], device: Device = "cpu") -> list[Signals]:
     """Load the bundle in `bundle_dir` and score `texts` in order; raises BundleError."""
-    return list(Scorer(bundles.load(bundle_dir, (device,)), device).score_all(texts))
+    return list(Scorer.of(bundle_dir, device).score_all(texts))

@@ -140,6 +140,7 @@ def _trial(
         forbidden_errors=1.0 - outcome[train],
         centres=centres,
         near=near,
+        seed=seed,
     )
     on_hull = metrics.hull(prices, outcome[validation].mean(axis=0))
     curves = {"ZeroRouter": fixed_curve(on_hull, outcome[test], paid)}

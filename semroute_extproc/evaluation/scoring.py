@@ -70,7 +70,7 @@ class Source:
 
 def open_bundle(directory: Path, progress: Progress) -> Source:
     """Load the bundle in `directory`; raises BundleError."""
-    return Source(Scorer(bundles.load(directory, ("cpu",))), progress)
+    return Source(Scorer.of(directory), progress)
 
 
 def _as_arrays(labels: tuple[str, ...], signals: Sequence[Signals]) -> Scores:

@@ -34,6 +34,9 @@ KMEANS_STEPS = 40
 LEARNED_MAP_STEPS = 200
 """Adam steps of the learned map."""
 
+LEARNED_MAP_BATCH = 1024
+"""Training prompts of each step, drawn at random."""
+
 LEARNED_MAP_RATE = 0.05
 """Adam's step size."""
 
@@ -62,6 +65,7 @@ class Trial:
     """K-means of the training prompts; (k, d)."""
     near: Integers
     """The cluster of each training prompt; (n_train,)."""
+    seed: int
 
 
 def nearest_neighbours(trial: Trial) -> Floats:
@@ -99,7 +103,7 @@ def learned_map(trial: Trial) -> Floats:
     profiles = (wrong + LEARNED_MAP_SHRINKAGE * trial.train_errors.mean(axis=0)) / (
         rows[:, None] + LEARNED_MAP_SHRINKAGE
     )
-    weights, bias = _fit_map(trial.train, trial.train_errors, profiles, trial.centres)
+    weights, bias = _fit_map(trial, profiles)
     soft = _softmax(trial.validation @ weights + bias)
     own = trial.validation_errors.mean(axis=0)
     mass = soft.sum(axis=0)[:, None]
@@ -107,21 +111,25 @@ def learned_map(trial: Trial) -> Floats:
     return np.asarray(_softmax(trial.test @ weights + bias) @ new, dtype=np.float64)
 
 
-def _fit_map(x: Vectors, errors: Floats, profiles: Floats, centres: Floats) -> tuple[Floats, Floats]:
+def _fit_map(trial: Trial, profiles: Floats) -> tuple[Floats, Floats]:
     """Gradient of the mean log loss through p = softmax(xW + b) . profiles; returns W (d, k) and b (k,).
 
     In float32: the data are, and the optimiser is far noisier than that.
     """
-    start = np.vstack((START_SHARPNESS * centres.T, -START_SHARPNESS * (centres**2).sum(axis=1) / 2.0))
-    theta = start.astype(np.float32)
-    inputs = np.hstack((x, np.ones((len(x), 1), dtype=np.float32)))
-    errors, profiles = errors.astype(np.float32), profiles.astype(np.float32)
+    rng = np.random.default_rng(trial.seed)
+    norms = (trial.centres**2).sum(axis=1)
+    theta = (START_SHARPNESS * np.vstack((trial.centres.T, -norms / 2.0))).astype(np.float32)
+    bias_column = np.ones((len(trial.train), 1), dtype=np.float32)
+    inputs, known = np.hstack((trial.train, bias_column)), profiles.astype(np.float32)
+    truth = trial.train_errors.astype(np.float32)
     first, second = np.zeros_like(theta), np.zeros_like(theta)
     for step in range(1, LEARNED_MAP_STEPS + 1):
-        soft = _softmax(inputs @ theta)
-        p = np.clip(soft @ profiles, 1e-4, 1.0 - 1e-4)
-        through = ((p - errors) / (p * (1.0 - p))) @ profiles.T / errors.size
-        gradient = inputs.T @ (soft * (through - (soft * through).sum(axis=1, keepdims=True)))
+        rows = rng.integers(0, len(inputs), min(LEARNED_MAP_BATCH, len(inputs)))
+        x, errors = inputs[rows], truth[rows]
+        soft = _softmax(x @ theta)
+        p = np.clip(soft @ known, 1e-4, 1.0 - 1e-4)
+        through = ((p - errors) / (p * (1.0 - p))) @ known.T / errors.size
+        gradient = x.T @ (soft * (through - (soft * through).sum(axis=1, keepdims=True)))
         first = 0.9 * first + 0.1 * gradient
         second = 0.999 * second + 0.001 * gradient**2
         rate = LEARNED_MAP_RATE * np.sqrt(1.0 - 0.999**step) / (1.0 - 0.9**step)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -12,6 +12,10 @@ from semroute_extproc.telemetry import Decided
 
 BUCKETS = tuple(0.00025 * 2**n for n in range(13))
 """Seconds, from a quarter of a millisecond to one second, doubling."""
+
+
+MODEL_LABELS = ("bundle", "revision", "provider", "graph", "language")
+"""What `semroute_model_info` says of each encoder."""
 
 
 class PrometheusSink:
@@ -56,9 +60,7 @@ class PrometheusSink:
         self.inflight = Gauge("semroute_inflight_streams", "Open ext_proc streams.", registry=r)
         self._queue = Gauge("semroute_queue_depth", "Texts waiting for the encoder.", registry=r)
         self._build = Gauge("semroute_build_info", "Always 1.", ["version"], registry=r)
-        self._model = Gauge(
-            "semroute_model_info", "Always 1.", ["bundle", "revision", "provider", "graph"], registry=r
-        )
+        self._model = Gauge("semroute_model_info", "Always 1.", MODEL_LABELS, registry=r)
         self._load = Gauge(
             "semroute_pool_load",
             "What a pool's own metrics say: running, waiting, kv_cache_usage. Absent where unknown.",
@@ -102,9 +104,10 @@ class PrometheusSink:
         """Read the queue's depth whenever the metrics are read."""
         self._queue.set_function(depth)
 
-    def set_model(self, description: Mapping[str, str]) -> None:
-        """Name the bundle and the provider in use."""
-        self._model.labels(*(description[key] for key in ("bundle", "revision", "provider", "graph"))).set(1)
+    def set_models(self, descriptions: Sequence[Mapping[str, str]]) -> None:
+        """Name the bundles and the providers in use."""
+        for each in descriptions:
+            self._model.labels(*(each[key] for key in MODEL_LABELS)).set(1)
 
     def set_load(self, pool: str, load: Mapping[str, float]) -> None:
         """Take a pool's load; gauges that are unknown now disappear."""

@@ -11,6 +11,8 @@ import numpy as np
 
 from semroute_extproc.bundle import Bundle, DifficultyHead, EncoderSpec, LabelHead, Manifest, UnknownSpec
 from semroute_extproc.config import Config
+from semroute_extproc.encoder import Encoder
+from semroute_extproc.encoder.classifier import Classifier, Reader
 from semroute_extproc.errors import EncoderUnavailable
 from semroute_extproc.signals import RawOutput
 from semroute_extproc.text import SURFACE_NAMES
@@ -69,6 +71,11 @@ def raw(difficulty_logit: float = 0.0, domain: int = 0, **changes: Any) -> RawOu
     return RawOutput(**{**values, **changes})
 
 
+def classifier(encoder: Encoder) -> Classifier:
+    """A classifier with one reader for every language."""
+    return Classifier(Reader(BUNDLE, encoder), {})
+
+
 class FakeEncoder:
     """An encoder that gives what it is told to, and remembers what it was asked."""
 
@@ -90,6 +97,11 @@ class FakeEncoder:
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer(text)
+
+    @property
+    def waiting(self) -> int:
+        """Nobody."""
+        return 0
 
     def describe(self) -> dict[str, str]:
         """Nothing of interest."""

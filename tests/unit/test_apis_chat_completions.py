@@ -120,6 +120,11 @@ def test_an_assistant_turn_that_only_calls_tools_is_an_empty_turn():
     assert view.characters == len("lsgo on") + len(json.dumps([CALL]))
 
 
+def test_calls_that_are_null_count_for_nothing():
+    answer = {"role": "assistant", "content": "x", "tool_calls": None, "function_call": None}
+    assert parse(user("x"), answer).characters == 2
+
+
 def test_a_tool_result_at_the_end_is_a_tool_loop():
     messages = [user("ls"), {"role": "assistant", "content": None, "tool_calls": [CALL]}]
     result = {"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "etc usr"}]}

@@ -99,9 +99,10 @@ def test_every_occurrence_of_a_duplicate_key_is_set(values: list[bytes]):
     assert set_members(body, MODEL) == b"{" + b", ".join([b'"model": "qwen"'] * len(values)) + b"}"
 
 
-def test_an_earlier_duplicate_that_contains_a_look_alike_of_the_rest_is_not_mistaken():
-    """Its length is not the last value's: an edit that trusted it would land inside the array."""
-    body = b'{"a":["12",{"model":"x","b":1}],"model":"auto","a":["1","2"]}'
+def test_an_earlier_duplicate_is_not_taken_to_be_as_long_as_the_last_one():
+    """Seven bytes into the first value stands a comma and then what looks like a member of the body."""
+    body = b'{"a":{"b":12,"model":"inner"},"model":"auto","a":"12345"}'
+    assert len(b'{"b":12') == len(b'"12345"')
     assert set_members(body, MODEL) == body.replace(b'"auto"', b'"qwen"')
 
 

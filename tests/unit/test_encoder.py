@@ -21,7 +21,7 @@ def framer() -> Framer:
 
 @pytest.fixture(scope="module")
 def scorer() -> Scorer:
-    return Scorer(SHIPPED, lanes=2)
+    return Scorer.of(SHIPPED.path, lanes=2)
 
 
 def test_a_short_text_is_framed_whole(framer: Framer) -> None:
@@ -141,7 +141,7 @@ def test_on_a_gpu_the_signals_are_those_of_the_cpu() -> None:
     if not _cuda():
         pytest.skip("no CUDA device: the GPU's provider, parity and batches are unmeasured here")
     texts = ["What is photosynthesis?", "Prove that sqrt(2) is irrational.", "word " * 300]
-    cpu, gpu = (Scorer(SHIPPED, device) for device in ("cpu", "cuda"))  # type: ignore[arg-type]
+    cpu, gpu = Scorer.of(SHIPPED.path, "cpu"), Scorer.of(SHIPPED.path, "cuda")
     for text in texts:
         one, other = cpu.score(text), gpu.score(text)
         assert one.domain == other.domain

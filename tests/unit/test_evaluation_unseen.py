@@ -41,6 +41,7 @@ def trial() -> unseen.Trial:
         forbidden_errors=errors(train_topic, [0, 1], 6),
         centres=centres,
         near=near,
+        seed=0,
     )
 
 
@@ -92,6 +93,7 @@ def test_laplace_pulls_an_empty_cluster_to_one_half_and_shrinkage_to_the_models_
         forbidden_errors=np.zeros((2, 1)),
         centres=np.eye(2),
         near=np.asarray([0, 1]),
+        seed=0,
     )
     assert unseen.clusters_laplace(trial).tolist() == [[pytest.approx(4 / 12)], [0.5]]
     assert unseen.clusters_shrunk(trial).tolist() == [[pytest.approx(0.3)], [pytest.approx(0.3)]]

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from builders import BUNDLE, MANIFEST, FakeEncoder, config, raw
+from builders import MANIFEST, FakeEncoder, classifier, config, raw
 
 from semroute_extproc import policy
 from semroute_extproc.config import Config
@@ -24,7 +24,7 @@ def pipeline(settings: Config | None = None, encoder: Encoder | None = None) -> 
     policies, problems = policy.build(settings, MANIFEST)
     assert problems == []
     failures: list[str] = []
-    return Pipeline(settings, policies, BUNDLE, encoder or FakeEncoder(), failures.append), failures
+    return Pipeline(settings, policies, classifier(encoder or FakeEncoder()), failures.append), failures
 
 
 def request(body: Any, api: Api = Api.CHAT_COMPLETIONS, **headers: str) -> Decide:
@@ -79,14 +79,14 @@ async def test_a_named_model_goes_to_its_pool_unread() -> None:
     [
         (b"not json", "not_json"),
         (b"", "not_json"),
-        (b'"auto"', "not_json"),
+        (b'"auto"', "wrong_type"),
         (b"\xff\xfe", "not_json"),
-        (b'{"model": 7}', "not_json"),
+        (b'{"model": 7}', "wrong_type"),
         (b'{"model": "auto", "messages": "hi"}', "wrong_type"),
         (b'{"model": "auto", "messages": []}', "no_text"),
         (b'{"messages": []}', "no_model"),
         (b'{"model": "gpt-9", "messages": []}', "unknown_model"),
-        (b'{"model": "auto", "messages": ' + b"[" * 100_000, "not_json"),
+        (b'{"model": "auto", "messages": ' + b"[" * 100_000, "too_deep"),
     ],
 )
 async def test_what_cannot_be_read_passes_through_untouched(body: bytes, cause: str) -> None:

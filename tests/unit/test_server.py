@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
-from builders import BUNDLE, MANIFEST, POOLS, FakeEncoder, config
+from builders import MANIFEST, POOLS, FakeEncoder, classifier, config
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from semroute_extproc import policy
@@ -63,7 +63,7 @@ async def running(
     pools = {**POOLS, "large": {**POOLS["large"], "context": 10_000_000}}
     settings = config(server={"listen": listen, "drain_seconds": drain}, pools=pools)
     policies, _ = policy.build(settings, MANIFEST)
-    pipeline = Pipeline(settings, policies, BUNDLE, encoder or FakeEncoder(), lambda _: None)
+    pipeline = Pipeline(settings, policies, classifier(encoder or FakeEncoder()), lambda _: None)
     live = Generation(1, "0", Settings("large", "l", 33_554_432, True, ("auto",)), pipeline)
     sink, metrics = Remember(), PrometheusSink()
     server = GrpcServer(settings.server, Servicer(lambda: live, [sink, metrics], metrics))
