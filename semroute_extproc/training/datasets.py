@@ -47,6 +47,9 @@ TASKS = (
 )
 """What a request wants done."""
 
+FAMILIES = ("everyday", "mathematics", "exam")
+"""Families of requests whose difficulty has its own expert; the last one's reads a cluster table."""
+
 CALIBRATION_SHARE = 10
 """One in this many fit rows, chosen by the hash of its text, is kept for early stopping and calibration."""
 
@@ -97,6 +100,8 @@ class Example:
     """Index into `TASKS`."""
     difficulty: float | None = None
     """Probability that the strong model answers well where the weak one does not, 0..1."""
+    family: int = 0
+    """Index into `FAMILIES`."""
     intent: str | None = None
     """A fine label such as `clinc150/card_arrival`; it shapes the embedding and is not exported."""
     mmlu_stem: bool = False

@@ -113,5 +113,5 @@ def fit_heads(
 
 
 def _heads_loss(heads: Heads, states: States, index: Tensor, weights: Weights) -> Tensor:
-    _, domain, members, task = heads.parts(states.pooled[index], states.surface[index])
-    return multitask(domain, members, task, states.targets.take(index), weights)
+    out = heads.parts(states.pooled[index], states.surface[index])
+    return multitask(out, states.targets.take(index), weights)

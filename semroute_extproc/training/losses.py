@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from semroute_extproc.training.datasets import Example
+from semroute_extproc.training.model import HeadOutputs
 
 IGNORE = -100
 """Class index of a target that is not known."""
@@ -26,6 +27,7 @@ class Targets:
     task: Tensor
     difficulty: Tensor
     weight: Tensor
+    family: Tensor
 
     @staticmethod
     def of(rows: list[Example]) -> Targets:
@@ -35,11 +37,18 @@ class Targets:
             torch.tensor([IGNORE if row.task is None else row.task for row in rows]),
             torch.tensor([float("nan") if row.difficulty is None else row.difficulty for row in rows]),
             torch.tensor([row.weight for row in rows]),
+            torch.tensor([row.family for row in rows]),
         )
 
     def take(self, index: Tensor) -> Targets:
         """The targets of some rows."""
-        return Targets(self.domain[index], self.task[index], self.difficulty[index], self.weight[index])
+        return Targets(
+            self.domain[index],
+            self.task[index],
+            self.difficulty[index],
+            self.weight[index],
+            self.family[index],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,21 +58,23 @@ class Weights:
     domain: float = 1.0
     task: float = 0.5
     difficulty: float = 1.0
+    gate: float = 0.3
     smoothing: float = 0.05
     """Label smoothing of the classes (Szegedy et al. 2016, section 7)."""
 
 
-def multitask(
-    domain: Tensor, difficulty: Tensor, task: Tensor, targets: Targets, weights: Weights
-) -> Tensor:
+def multitask(out: HeadOutputs, targets: Targets, weights: Weights) -> Tensor:
     """Weighted sum of the heads' losses.
 
-    Cross-entropy for the classes, binary cross-entropy with soft targets for the difficulty.
-    `difficulty` is [batch] or, to train every member of an ensemble on its own, [batch, members].
+    Cross-entropy for the classes and the gate; binary cross-entropy with soft targets for every
+    member of the expert of a row's family, so that experts do not unlearn what others learn.
     """
-    loss = weights.domain * _classes(domain, targets.domain, weights.smoothing)
-    loss = loss + weights.task * _classes(task, targets.task, weights.smoothing)
-    return loss + weights.difficulty * soft_binary(difficulty, targets.difficulty, targets.weight)
+    rows = torch.arange(len(targets.family), device=out.members.device)
+    loss = weights.domain * _classes(out.domain, targets.domain, weights.smoothing)
+    loss = loss + weights.task * _classes(out.task, targets.task, weights.smoothing)
+    loss = loss + weights.gate * F.cross_entropy(out.gate, targets.family)
+    members = out.members[rows, targets.family]
+    return loss + weights.difficulty * soft_binary(members, targets.difficulty, targets.weight)
 
 
 def _classes(logits: Tensor, target: Tensor, smoothing: float) -> Tensor:

@@ -13,8 +13,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-DIFFICULTY_WIDTH = 64
-"""Hidden units of each member of the difficulty head."""
+EXPERTS = 3
+"""Experts of the difficulty head, one for each of `datasets.FAMILIES`, in that order."""
+
+MEMBERS = 4
+"""Small networks that an expert is the mean of."""
+
+DIFFICULTY_WIDTH = 48
+"""Hidden units of each of them."""
+
+TABLE_SURFACE = 0.08
+"""Weight of the normalised surface features beside the unit embedding in the cluster table."""
+
+PROBABILITY_MIN = 1e-4
+"""Mixed probabilities are kept this far from 0 and 1: half precision must not round them there."""
 
 HEAD_DROPOUT = 0.1
 """Dropout in front of and inside the heads."""
@@ -114,43 +126,101 @@ def from_checkpoint(tensors: dict[str, Tensor], config: EncoderConfig, dropout: 
     return encoder
 
 
+class ClusterTable(nn.Module):
+    """The mean target of the nearest centroid, averaged over many clusterings.
+
+    One K-means is a coarse and unstable router; the mean over many seeds was steadier and better
+    than every regression tried on few noisy labels. Filled in by `tables.fill`.
+    """
+
+    def __init__(self, clusterings: int, clusters: int, inputs: int) -> None:
+        super().__init__()
+        self.clusterings, self.clusters = clusterings, clusters
+        self.register_buffer("centroids", torch.zeros(clusterings * clusters, inputs))
+        self.register_buffer("offset", torch.zeros(clusterings * clusters))
+        self.register_buffer("means", torch.zeros(clusterings, clusters))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Inputs [batch, inputs] to the mean target [batch]."""
+        closeness = x @ self.centroids.T - self.offset  # type: ignore[operator]
+        nearest = closeness.view(-1, self.clusterings, self.clusters).argmax(-1)
+        start = torch.arange(self.clusterings, device=x.device) * self.clusters
+        return self.means.reshape(-1)[nearest + start].mean(-1)  # type: ignore[operator, no-any-return]
+
+
 class Heads(nn.Module):
     """The heads on one pooled state: domain and task from the embedding, difficulty with the surface too.
 
-    The domain head does not see the surface features: they made it worse on short questions. The
-    difficulty head is the mean of `members` small networks, which is steadier than one large one.
+    What makes an everyday request, a word problem and an exam question hard has little in common,
+    and labels come from different models. So difficulty is a mixture of experts (Jacobs et al.
+    1991), one a family of requests, with a gate that is told the family in training. An expert is
+    the mean of a few small networks; the one for exam questions reads a cluster table.
     """
 
-    def __init__(self, dimensions: int, surface: int, domains: int, tasks: int, members: int = 4) -> None:
+    def __init__(self, dimensions: int, surface: int, domains: int, tasks: int) -> None:
         super().__init__()
         self.register_buffer("surface_mean", torch.zeros(surface))
         self.register_buffer("surface_scale", torch.ones(surface))
+        self.register_buffer("expert_scale", torch.ones(EXPERTS))
+        self.register_buffer("expert_shift", torch.zeros(EXPERTS))
         self.scale = math.sqrt(dimensions)
-        self.members, width = members, DIFFICULTY_WIDTH
         self.dropout = nn.Dropout(HEAD_DROPOUT)
         self.domain = nn.Linear(dimensions, domains)
         self.task = nn.Linear(dimensions + surface, tasks)
-        self.hidden = nn.Linear(dimensions + surface, members * width)
-        self.score = nn.Parameter(torch.randn(members, width) / math.sqrt(width))
-        self.offset = nn.Parameter(torch.zeros(members))
+        self.gate = nn.Linear(dimensions + surface, EXPERTS)
+        self.hidden = nn.Linear(dimensions + surface, EXPERTS * MEMBERS * DIFFICULTY_WIDTH)
+        self.score = nn.Parameter(torch.randn(EXPERTS, MEMBERS, DIFFICULTY_WIDTH) / math.sqrt(DIFFICULTY_WIDTH))
+        self.offset = nn.Parameter(torch.zeros(EXPERTS, MEMBERS))
+        self.table: ClusterTable | None = None
 
     def forward(self, pooled: Tensor, surface: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Pooled [batch, d] and raw surface [batch, s] to embedding, domain, difficulty and task logits."""
-        embedding, domain, members, task = self.parts(pooled, surface)
-        return embedding, domain, members.mean(-1), task
+        out = self.parts(pooled, surface)
+        return out.embedding, out.domain, mixture_logit(out.gate, self.expert_logits(out)), out.task
 
-    def parts(self, pooled: Tensor, surface: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """As `forward`, with the difficulty logit of every member, [batch, members]."""
+    def parts(self, pooled: Tensor, surface: Tensor) -> HeadOutputs:
+        """Everything the losses need, before the experts are mixed."""
         embedding = F.normalize(pooled, dim=-1)
+        form = self.normalised(surface)
         x = self.dropout(embedding * self.scale)
-        both = torch.cat([x, self.normalised(surface)], dim=-1)
-        hidden = self.dropout(F.gelu(self.hidden(both))).view(-1, self.members, DIFFICULTY_WIDTH)
+        both = torch.cat([x, form], dim=-1)
+        hidden = self.dropout(F.gelu(self.hidden(both))).view(-1, EXPERTS, MEMBERS, DIFFICULTY_WIDTH)
         members = (hidden * self.score).sum(-1) + self.offset
-        return embedding, self.domain(x), members, self.task(both)
+        return HeadOutputs(embedding, self.domain(x), members, self.gate(both), self.task(both), form)
+
+    def expert_logits(self, out: HeadOutputs) -> Tensor:
+        """One calibrated logit an expert, [batch, experts]."""
+        means = out.members.mean(-1)
+        if self.table is not None:
+            read = self.table(torch.cat([out.embedding, TABLE_SURFACE * out.form], dim=-1))
+            means = torch.cat([means[:, :-1], read[:, None]], dim=-1)
+        return means * self.expert_scale + self.expert_shift  # type: ignore[operator, no-any-return]
 
     def normalised(self, surface: Tensor) -> Tensor:
         """Surface features with zero mean and unit variance over the fit rows, clipped to +-3."""
         return ((surface - self.surface_mean) / self.surface_scale).clamp(-3.0, 3.0)  # type: ignore[operator, no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadOutputs:
+    """What the heads give for a batch before calibration."""
+
+    embedding: Tensor
+    """[batch, d], L2-normalised."""
+    domain: Tensor
+    members: Tensor
+    """Difficulty logit of every member of every expert, [batch, experts, members]."""
+    gate: Tensor
+    """Logits of the families, [batch, experts]."""
+    task: Tensor
+    form: Tensor
+    """Normalised surface features, [batch, s]."""
+
+
+def mixture_logit(gate: Tensor, experts: Tensor) -> Tensor:
+    """The logit of sum_f softmax(gate)_f sigmoid(expert_f); both [batch, experts], result [batch]."""
+    p = (gate.softmax(-1) * experts.sigmoid()).sum(-1).clamp(PROBABILITY_MIN, 1.0 - PROBABILITY_MIN)
+    return p.log() - (1.0 - p).log()
 
 
 class Network(nn.Module):

@@ -17,6 +17,7 @@ from pathlib import Path
 from semroute_extproc.evaluation.data import Table, prompt_texts, read_table
 from semroute_extproc.training.datasets import (
     DOMAINS,
+    FAMILIES,
     TASKS,
     Example,
     Part,
@@ -33,6 +34,14 @@ WEAK_MODELS = ("Mixtral-8x7B-Instruct-v0.1", "Meta-Llama-3_1-8B-Instruct")
 
 STEP_RELIABILITY = 0.93
 """A weak model gets one step of a word problem right with about this probability; targets only."""
+
+EVERYDAY, MATHEMATICS, EXAM = range(len(FAMILIES))
+
+BARE_WEIGHT = 0.2
+"""Weight of the difficulty of an exam question shown without its options: measured with them."""
+
+COMMAND_WEIGHT = 0.2
+"""Weight of the difficulty of a short command: all easy, and many."""
 
 Rows = Iterator[Example]
 Reader = Callable[[Path, Rights, Track], Rows]
@@ -78,8 +87,10 @@ def _mmlu_pro(file: Path, rights: Rights, track: Track) -> Rows:
         difficulty = None if dev or stem else gains.get(ids[row])
         fine = None if dev else f"mmlu_pro/{origins[row]}"
         common = (_place(table, row), rights, part, _domain(name), None if dev else task, difficulty, fine)
-        yield Example(bare[row], "mmlu_pro", *common, mmlu_stem=stem)
-        yield Example(full[row], "mmlu_pro_options", *common, mmlu_stem=stem)
+        family = MATHEMATICS if name == "math" else EVERYDAY
+        bare_row = Example(bare[row], "mmlu_pro", *common[:-1], family, fine, stem, BARE_WEIGHT)
+        yield bare_row
+        yield Example(full[row], "mmlu_pro_options", *common[:-1], EXAM, fine, stem)
 
 
 def _matrix_gain(file: Path) -> dict[str, float]:
@@ -129,6 +140,7 @@ def _routellm_mmlu(file: Path, rights: Rights, track: Track) -> Rows:
             part_of_fit(text) if gold else Part.DEV,
             domain=domain,
             difficulty=float(strong[row] * (1.0 - weak[row])),
+            family=EXAM,
             intent=None if domain is None else f"mmlu_pro/{_SUBJECT_PREFIX}{subjects[row]}",
         )
 
@@ -152,7 +164,9 @@ def _routellm_gsm8k(file: Path, rights: Rights, track: Track) -> Rows:
     for row, text in enumerate(table.texts("prompt")):
         target = float(strong[row] * (1.0 - weak[row]))
         place = _place(table, row)
-        yield Example(text, "routellm_gsm8k", place, rights, Part.DEV, difficulty=target)
+        yield Example(
+            text, "routellm_gsm8k", place, rights, Part.DEV, difficulty=target, family=MATHEMATICS
+        )
 
 
 def _big_math(file: Path, rights: Rights, track: Track) -> Rows:
@@ -162,7 +176,9 @@ def _big_math(file: Path, rights: Rights, track: Track) -> Rows:
         target = 1.0 - float(rates[row])
         part = part_of_fit(text)
         place = _place(table, row)
-        yield Example(text, "big_math", place, rights, part, _domain("math"), _task("math"), target)
+        yield Example(
+            text, "big_math", place, rights, part, _domain("math"), _task("math"), target, MATHEMATICS
+        )
 
 
 def _without_broken_rows(file: Path) -> Table:
@@ -193,7 +209,9 @@ def _gsm8k_train(file: Path, rights: Rights, track: Track) -> Rows:
         target = 1.0 - STEP_RELIABILITY**steps
         place = _place(table, row)
         part = part_of_fit(text)
-        yield Example(text, "gsm8k_train", place, rights, part, _domain("math"), _task("math"), target)
+        yield Example(
+            text, "gsm8k_train", place, rights, part, _domain("math"), _task("math"), target, MATHEMATICS
+        )
 
 
 def _intent(file: Path, rights: Rights, track: Track) -> Rows:
@@ -207,7 +225,9 @@ def _intent(file: Path, rights: Rights, track: Track) -> Rows:
         part = part_of_fit(text) if split == "train" else Part.DEV
         fine = f"{name}/{labels[row]}"
         easy = 0.0 if part is not Part.DEV else None
-        yield Example(text, name, _place(table, row), rights, part, difficulty=easy, intent=fine)
+        yield Example(
+            text, name, _place(table, row), rights, part, difficulty=easy, intent=fine, weight=COMMAND_WEIGHT
+        )
 
 
 def _stackoverflow(file: Path, rights: Rights, track: Track) -> Rows:

@@ -198,9 +198,8 @@ def _loss(
     network: Network, fine: FineLabels, batch: list[Example], inputs: tuple[Tensor, Tensor, Tensor], plan: TunePlan
 ) -> Tensor:
     ids, mask, surface = inputs
-    embedding, domain, members, task = network.heads.parts(network.encoder(ids, mask), surface)
-    loss = multitask(domain, members, task, Targets.of(batch), plan.weights)
-    return loss + plan.fine * fine.loss(embedding, batch)
+    out = network.heads.parts(network.encoder(ids, mask), surface)
+    return multitask(out, Targets.of(batch), plan.weights) + plan.fine * fine.loss(out.embedding, batch)
 
 
 def _masked(ids: Tensor, mask: Tensor, share: float) -> Tensor:

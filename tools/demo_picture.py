@@ -1,0 +1,43 @@
+"""Draw docs/demo.svg from a run of the demo on this machine."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from rich._export_format import CONSOLE_SVG_FORMAT
+from rich.console import Console
+
+from semroute_extproc.demo import report
+from semroute_extproc.demo.client import Row
+
+TARGET = Path(__file__).resolve().parent.parent / "docs" / "demo.svg"
+WITHOUT_FONTS = re.sub(
+    r"<!-- .*? -->|@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.S
+).replace("Fira Code, monospace", "ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace")
+"""The library's picture without fonts from elsewhere: it must draw offline."""
+
+ROWS_MAX = 28
+"""The picture shows the first rows: enough to see what there is to see."""
+
+
+def main() -> int:
+    """Run the demo once and write the picture."""
+    command = [sys.executable, "-m", "semroute_extproc", "demo", "--once", "--json"]
+    lines = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.splitlines()
+    *rows, last = [json.loads(line) for line in lines]
+    last.pop("summary")
+    console = Console(record=True, width=150, file=io.StringIO())
+    console.print(report.table([Row(**row) for row in rows[:ROWS_MAX]]))
+    console.print(report.summary_text(report.Summary(**last)))
+    picture = console.export_svg(title="make demo", code_format=WITHOUT_FONTS)
+    TARGET.write_text("\n".join(line.rstrip() for line in picture.splitlines()) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
