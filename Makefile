@@ -31,7 +31,7 @@ test: $(VENV)/.dev  ## all tests, the real Envoy included
 
 test-train: $(VENV)/.dev  ## the tests of training, which need torch (installed if it is missing)
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/python -m pytest -m train $(TEST_ARGS)
+	$(BIN)/python -m pytest $(wildcard tests/unit/test_training_*.py) $(TEST_ARGS)
 
 lint: $(VENV)/.dev  ## style, imports and the direction of dependencies
 	$(BIN)/ruff check .

@@ -173,6 +173,7 @@ class App:
         try:
             loaded = config_source.load(self._path)
             if loaded.sha256 == self._loaded.sha256:
+                self._metrics.reload_successful.set(1)
                 return
             for section in NOT_RELOADABLE:
                 if getattr(loaded.config, section) != getattr(self._loaded.config, section):
@@ -183,6 +184,10 @@ class App:
         except ConfigError as error:
             self._metrics.reload_successful.set(0)
             logger.error("config.rejected", problems=error.problems)
+            return
+        except Exception:
+            self._metrics.reload_successful.set(0)
+            logger.exception("config.rejected")
             return
         self._loaded = loaded
         self._note_reload()

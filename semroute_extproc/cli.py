@@ -178,7 +178,8 @@ def explain(
     if as_json:
         click.echo(json.dumps(report, ensure_ascii=False))
     else:
-        print_report(report, Console())
+        # What clients and models are called is not markup.
+        print_report(report, Console(markup=False))
 
 
 @main.command()
@@ -200,14 +201,14 @@ def score(bundle_dir: Path | None, device: Any, embedding: bool) -> None:
     A bad line gives {"error": …} in its place, and exit status 1 at the end.
     """
     from semroute_extproc.encoder.offline import Scorer
-    from semroute_extproc.score import score_lines
+    from semroute_extproc.score import read_lines, score_lines
 
     try:
         scorer = Scorer.of(bundle_dir, device)
     except (ConfigError, BundleError) as error:
         _refuse(error)
     failed = 0
-    lines = score_lines(scorer, sys.stdin.buffer, embedding)
+    lines = score_lines(scorer, read_lines(sys.stdin.buffer), embedding)
     with _progress() as advance:
         for line in lines:
             failed += "error" in line

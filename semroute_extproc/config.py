@@ -26,10 +26,15 @@ RULES_MAX = 128
 MODELS_MAX = 256
 """Bounds of the configuration, and with them of every metric's label set."""
 
+PORT_MAX = 65_535
+"""Largest TCP port."""
+
 
 def _effort(value: Any) -> Any:
     """`off` and `on` are what people write; YAML 1.1 habits make them booleans."""
-    return {"off": "none", "on": "medium", False: "none", True: "medium"}.get(value, value)
+    if isinstance(value, bool):
+        return "medium" if value else "none"
+    return {"off": "none", "on": "medium"}.get(value, value) if isinstance(value, str) else value
 
 
 EffortSetting = Annotated[Effort, BeforeValidator(_effort)]
@@ -145,7 +150,9 @@ class WeightedStrategy(_Model):
     """A canary: shares by weight, the same for the same request id."""
 
     kind: Literal["weighted"]
-    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(min_length=1, description="Pool to weight.")
+    weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
+        min_length=1, description="Pool to weight."
+    )
 
     @model_validator(mode="after")
     def _positive(self) -> WeightedStrategy:
@@ -172,13 +179,17 @@ class Server(_Model):
     """The gRPC side. A change needs a restart."""
 
     listen: str = Field(
-        "unix:/run/semroute/w0.sock", description="`unix:/path` or `host:port` for Envoy's gRPC stream."
+        "unix:/run/semroute/w0.sock",
+        pattern=r"^(unix:.+|unix-abstract:.+|.+:[0-9]{1,5})$",
+        description="`unix:/path` or `host:port` for Envoy's gRPC stream.",
     )
     deadline_ms: float = Field(
         100, gt=0, le=10_000, description="Time for one decision, queue and encoder included."
     )
-    body_bytes_max: int = Field(32 * 1024 * 1024, ge=1_024, description="Bodies above get 413.")
-    streams_max: int = Field(4_096, ge=1, description="Requests in flight at once.")
+    body_bytes_max: int = Field(
+        32 * 1024 * 1024, ge=1_024, le=1024 * 1024 * 1024, description="Bodies above get 413."
+    )
+    streams_max: int = Field(4_096, ge=1, le=1_048_576, description="Requests in flight at once.")
     drain_seconds: float = Field(
         5, ge=0, le=600, description="After SIGTERM: how long to report NOT_SERVING and still serve."
     )
@@ -207,8 +218,16 @@ class Admin(_Model):
     """The HTTP side. A change needs a restart."""
 
     listen: str | None = Field(
-        "127.0.0.1:9090", description="`host:port` of health, metrics and config; null for none."
+        "127.0.0.1:9090",
+        pattern=r"^(\[[0-9A-Fa-f:.]+\]|[^:\s]*):[0-9]{1,5}$",
+        description="`host:port` of health, metrics and config; null for none.",
     )
+
+    @model_validator(mode="after")
+    def _port(self) -> Admin:
+        if self.listen is not None and int(self.listen.rpartition(":")[2]) > PORT_MAX:
+            raise ValueError(f"the port is above {PORT_MAX}")
+        return self
 
 
 class Telemetry(_Model):

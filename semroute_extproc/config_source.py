@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,12 +59,17 @@ class Source:
         """`file:line:col: path: message`, the source line and a caret below it."""
         line, column, shown = self._place(problem.path)
         path = ".".join(shown)
-        variable = self.from_environment.get(tuple(shown))
+        variable = self._variable(tuple(shown))
         if variable is not None:
             return f"{variable} (environment): {path}: {problem.message}"
         text = self.lines[line] if line < len(self.lines) else ""
         head = f"{self.name}:{line + 1}:{column + 1}: {path or 'configuration'}: {problem.message}"
         return f"{head}\n    {text}\n    {' ' * column}^" if text.strip() else head
+
+    def _variable(self, path: tuple[str, ...]) -> str | None:
+        """The variable that has set `path`, or what it stands in."""
+        prefixes = (path[:end] for end in range(len(path), 0, -1))
+        return next((self.from_environment[each] for each in prefixes if each in self.from_environment), None)
 
     def _place(self, path: tuple[str | int, ...]) -> tuple[int, int, list[str]]:
         """Line and column of the deepest node of `path` that stands in the file, and the path shown.
@@ -101,6 +107,8 @@ def load(path: Path, environment: Mapping[str, str] | None = None) -> Loaded:
         config = Config.model_validate(_plain(document))
     except ValidationError as error:
         raise ConfigError([source.locate(_problem(detail)) for detail in error.errors()]) from None
+    except RecursionError:
+        raise ConfigError([f"{path}: nested too deeply"]) from None
     loaded = Loaded(config, hashlib.sha256(config.model_dump_json().encode()).hexdigest(), source)
     if problems := list(unresolved(config, FAMILIES)):
         raise loaded.error(problems)
@@ -108,11 +116,13 @@ def load(path: Path, environment: Mapping[str, str] | None = None) -> Loaded:
 
 
 async def changes(path: Path, stop: asyncio.Event) -> AsyncIterator[None]:
-    """Yield whenever the file may have changed, until `stop`.
+    """Yield at the first look and whenever the file's content has changed since, until `stop`.
 
     The directory is watched, not the file: a mounted ConfigMap is replaced by a symbolic link
-    swap that a watch on the file does not see. A timeout yields too, as the belt to that brace.
+    swap that a watch on the file does not see. After a timeout the file is looked at too, as the
+    belt to that brace. What stands in the directory beside the file does not count.
     """
+    seen: bytes | None = None
     async for _ in watchfiles.awatch(
         directory_of(path),
         stop_event=stop,
@@ -121,7 +131,17 @@ async def changes(path: Path, stop: asyncio.Event) -> AsyncIterator[None]:
         recursive=False,
         watch_filter=None,
     ):
-        yield
+        if (digest := _digest(path)) != seen:
+            seen = digest
+            yield
+
+
+def _digest(path: Path) -> bytes:
+    """Of the file's content; empty if it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).digest()
+    except OSError:
+        return b""
 
 
 def directory_of(path: Path) -> Path:
@@ -152,13 +172,18 @@ def _parse(path: Path, raw: bytes) -> CommentedMap:
         raise ConfigError([f"{path}{place}: {error.problem or error.context or 'not YAML'}"]) from None
     except (YAMLError, ValueError) as error:
         raise ConfigError([f"{path}: not YAML: {str(error).splitlines()[0]}"]) from None
+    except RecursionError:
+        raise ConfigError([f"{path}: nested too deeply"]) from None
     if not isinstance(document, CommentedMap):
         raise ConfigError([f"{path}:1:1: expected a mapping of settings"])
     return document
 
 
 def _overlay(document: CommentedMap, environment: Mapping[str, str]) -> dict[tuple[str, ...], str]:
-    """Write the environment's settings into the document; returns which variable set which path."""
+    """Write the environment's settings into the document; returns which variable set which path.
+
+    Raises ConfigError for a variable that names an item of a list.
+    """
     written: dict[tuple[str, ...], str] = {}
     for variable, text in sorted(environment.items()):
         if not variable.startswith(ENVIRONMENT_PREFIX):
@@ -170,21 +195,37 @@ def _overlay(document: CommentedMap, environment: Mapping[str, str]) -> dict[tup
             key: Any = _existing_key(node, part)
             path.append(str(key))
             if depth == len(parts) - 1:
-                try:
-                    node[key] = YAML(typ="safe").load(text)
-                except YAMLError:
-                    node[key] = text
-            else:
-                if not isinstance(node.get(key), dict):
-                    node[key] = CommentedMap()
-                node = node[key]
+                node[key] = _value(text)
+                continue
+            if isinstance(node.get(key), list):
+                problem = "a list is set as a whole and not item by item"
+                raise ConfigError([f"{variable} (environment): {'.'.join(path)}: {problem}"])
+            if not isinstance(node.get(key), dict):
+                node[key] = CommentedMap()
+                written[tuple(path)] = variable
+            node = node[key]
         written[tuple(path)] = variable
     return written
 
 
 def _existing_key(node: Mapping[Any, Any], part: str) -> Any:
-    """Variables are upper case by habit; names in the file keep their own."""
-    return next((key for key in node if str(key).lower() == part.lower()), part.lower())
+    """The key of `node` that a part of a variable means, or a new one.
+
+    Variables are upper case by habit, and a shell allows no other signs in them than underscores:
+    LLAMA_3_1 means `llama-3.1` if there is no `llama_3_1`.
+    """
+    wanted = part.lower()
+    names = {str(key).lower(): key for key in node}
+    spelled = {re.sub("[^a-z0-9]", "_", name): key for name, key in names.items()}
+    return names.get(wanted, spelled.get(wanted, wanted))
+
+
+def _value(text: str) -> Any:
+    """A variable's value, read as YAML where it is some."""
+    try:
+        return YAML(typ="safe").load(text)
+    except (YAMLError, ValueError, RecursionError):
+        return text
 
 
 def _plain(node: Any) -> Any:

@@ -138,18 +138,19 @@ class Exchange:
 
     def decided(self, outcome: Outcome) -> tuple[bytes, ...]:
         """The replies that carry the outcome of a `Decide`."""
-        held = self._held
-        self._state = _State.DONE
-        if self._observe:
-            return ()
-        if outcome.answer is not None:
-            self._state = _State.CLOSED
-            return (mutations.immediate(outcome),)
-        if not held:
-            return (mutations.body_reply(outcome),)
-        body = b"".join(self._pieces)
+        replies = () if self._observe else self._decision(outcome)
+        # Only now: had the replies failed to be built, `rescue` would still have to give them.
+        answered = outcome.answer is not None and not self._observe
+        self._state = _State.CLOSED if answered else _State.DONE
         self._pieces.clear()
-        return tuple(mutations.duplex_replies(outcome, body, self._trailers))
+        return replies
+
+    def _decision(self, outcome: Outcome) -> tuple[bytes, ...]:
+        if outcome.answer is not None:
+            return (mutations.immediate(outcome),)
+        if not self._held:
+            return (mutations.body_reply(outcome),)
+        return tuple(mutations.duplex_replies(outcome, b"".join(self._pieces), self._trailers))
 
     def rescue(self, kind: str | None) -> tuple[bytes, ...]:
         """The replies that pass a request through after we failed on a message of `kind`.
@@ -166,6 +167,7 @@ class Exchange:
             if state in (_State.HELD, _State.DECIDING):
                 return tuple(mutations.duplex_replies(outcome, body, self._trailers))
         if kind == "request_headers":
+            self._passed_at_headers = True
             return (mutations.headers_reply(outcome),)
         if kind == "request_body":
             return (mutations.body_reply(outcome),)

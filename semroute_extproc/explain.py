@@ -11,11 +11,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 from rich.console import Console
 from rich.table import Table
 
 from semroute_extproc import app, config_source
 from semroute_extproc._pb import external_processor_pb2 as pb
+from semroute_extproc.encoding import decode_body
 from semroute_extproc.exchange import Exchange
 from semroute_extproc.outcome import Outcome
 
@@ -49,7 +51,11 @@ def explain(
         finally:
             await classifier.close()
         assert outcome is not None, "a complete request without an outcome. This is a bug."
-        return _report(outcome, replies, body)
+        plain = body
+        if outcome.body is not None:
+            encoding = exchange.head.headers.get("content-encoding", "")
+            plain = decode_body(body, encoding, generation.settings.body_bytes_max)
+        return _report(outcome, replies, plain)
 
     return asyncio.run(run())
 
@@ -60,7 +66,7 @@ def _headers_message(method: str, path: str, headers: Mapping[str, str], body: b
     pseudo = {":method": method, ":path": path}
     plain = {"content-type": "application/json", "content-length": str(len(body))}
     for key, value in {**pseudo, **plain, **{k.lower(): v for k, v in headers.items()}}.items():
-        message.request_headers.headers.headers.add(key=key, raw_value=value.encode())
+        message.request_headers.headers.headers.add(key=key, raw_value=value.encode("utf-8", "surrogateescape"))
     message.request_headers.end_of_stream = not body
     return message
 
@@ -167,15 +173,12 @@ def _struct(response: pb.ProcessingResponse) -> dict[str, Any]:
 
 
 def _changed(old: bytes, new: bytes) -> dict[str, Any]:
-    """Top-level members whose value differs, with the new value."""
-    try:
-        before, after = json.loads(old), json.loads(new)
-    except ValueError:
-        after, before = json.loads(new), {}
-    return {key: value for key, value in after.items() if before.get(key, _MISSING) != value}
+    """Top-level members whose value differs, with the new value; the others are not even decoded."""
+    before, after = _MEMBERS.decode(old), _MEMBERS.decode(new)
+    return {key: msgspec.json.decode(value) for key, value in after.items() if before.get(key) != value}
 
 
-_MISSING = object()
+_MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def print_report(report: Mapping[str, Any], console: Console) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import IO, Any
 
 from semroute_extproc import apis
 from semroute_extproc.encoder.offline import Scorer
@@ -14,7 +14,7 @@ from semroute_extproc.signals import Signals
 from semroute_extproc.text import classified_text
 
 LINE_BYTES_MAX = 32 * 1024 * 1024
-"""Longest line read; a longer one is an error in its place."""
+"""Longest line read; a longer one is an error in its place, and its rest is skipped."""
 
 
 def score_lines(scorer: Scorer, lines: Iterable[bytes], embedding: bool) -> Iterator[dict[str, Any]]:
@@ -36,6 +36,15 @@ def score_lines(scorer: Scorer, lines: Iterable[bytes], embedding: bool) -> Iter
     for number, signals in enumerate(scorer.score_all(texts())):
         error = errors.pop(number, None)
         yield {"error": error} if error is not None else report(signals, embedding)
+
+
+def read_lines(stream: IO[bytes]) -> Iterator[bytes]:
+    """The lines of `stream`, of which never more than `LINE_BYTES_MAX` and one byte are held."""
+    while line := stream.readline(LINE_BYTES_MAX + 1):
+        rest = line
+        while len(rest) > LINE_BYTES_MAX and not rest.endswith(b"\n"):
+            rest = stream.readline(LINE_BYTES_MAX + 1)
+        yield line
 
 
 def read_line(line: bytes) -> str:

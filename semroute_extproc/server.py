@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ SOCKET_MODE = 0o660
 
 STOP_GRACE_SECONDS = 5.0
 """After the drain: how long streams still open may take before they are cut."""
+
+PROBE_SECONDS = 1.0
+"""How long a socket file that is already there may take to show whether it is served."""
 
 log = structlog.get_logger("semroute.server")
 
@@ -87,13 +91,20 @@ class Servicer:
             if step.decide is not None:
                 outcome = await generation.pipeline.decide(step.decide)
                 replies = exchange.decided(outcome)
-            if outcome is not None:
-                self._tell(exchange, outcome, context, started_ns, decided_ns, message.observability_mode)
         except Exception:
-            self._metrics.errors.inc()
-            log.exception("exchange.failed", request_id=exchange.head.request_id)
-            replies = exchange.rescue(message.WhichOneof("request"))
+            self._failed("exchange.failed", exchange)
+            return exchange.rescue(message.WhichOneof("request"))
+        if outcome is not None:
+            try:
+                self._tell(exchange, outcome, context, started_ns, decided_ns, message.observability_mode)
+            except Exception:
+                # What could not be told was decided all the same.
+                self._failed("telemetry.failed", exchange)
         return replies
+
+    def _failed(self, what: str, exchange: Exchange) -> None:
+        self._metrics.errors.inc()
+        log.exception(what, request_id=exchange.head.request_id)
 
     def _tell(
         self,
@@ -155,6 +166,8 @@ class GrpcServer:
         Raises OSError if the address cannot be had.
         """
         listen = self._settings.listen
+        if listen.startswith("unix:"):
+            _refuse_if_served(Path(listen.removeprefix("unix:")))
         for service in ("", SERVICE):
             await self._health.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
         try:
@@ -179,3 +192,20 @@ class GrpcServer:
         await self._health.enter_graceful_shutdown()
         await asyncio.sleep(self._settings.drain_seconds)
         await self._server.stop(STOP_GRACE_SECONDS)
+
+
+def _refuse_if_served(path: Path) -> None:
+    """Raise OSError if a process serves on the socket at `path`.
+
+    gRPC takes a socket file over, whoever it belongs to. One that a crash left behind may be taken;
+    that of a live server may not: it would vanish for both as soon as either of them stops.
+    """
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(PROBE_SECONDS)
+        try:
+            probe.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return
+        except OSError as error:
+            raise OSError(f"cannot listen on unix:{path}: {error}") from None
+    raise OSError(f"cannot listen on unix:{path}: another process is serving there")

@@ -6,13 +6,19 @@ delay a decision by more than the interpreter lock does.
 
 from __future__ import annotations
 
+import socket
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import structlog
+
 TIMEOUT_SECONDS = 10
 """An admin connection that is silent for so long is closed."""
+
+log = structlog.get_logger("semroute.admin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +35,30 @@ def text(status: int, body: str) -> Page:
     return Page(status, "text/plain; charset=utf-8", body.encode())
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that goes away is not worth a traceback; anything else is."""
+        if not isinstance(sys.exception(), OSError):
+            log.exception("admin.failed")
+
+
+class _ServerV6(_Server):
+    address_family = socket.AF_INET6
+
+
 class AdminServer:
     """Serves `pages` by path until closed."""
 
     def __init__(self, listen: str, pages: Mapping[str, Callable[[], Page]]) -> None:
         """`listen` is `host:port`; port 0 takes a free one. Raises OSError if it is taken."""
         host, _, port = listen.rpartition(":")
-        self._server = ThreadingHTTPServer((host.strip("[]"), int(port)), _handler(pages))
-        self._server.daemon_threads = True
+        server = _ServerV6 if host.startswith("[") else _Server
+        try:
+            self._server = server((host.strip("[]"), int(port)), _handler(pages))
+        except OSError as error:
+            raise OSError(f"cannot listen on {listen} for the admin port: {error.strerror}") from None
         self._thread = threading.Thread(target=self._server.serve_forever, name="admin", daemon=True)
         self._thread.start()
 

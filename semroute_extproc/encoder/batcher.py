@@ -12,6 +12,8 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import structlog
+
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.errors import EncoderUnavailable
 from semroute_extproc.signals import RawOutput
@@ -21,6 +23,8 @@ BATCH_TOKENS_MAX = 16_384
 
 GPU_BATCH_MAX = 128
 """Most texts of one GPU pass."""
+
+log = structlog.get_logger("semroute.encoder")
 
 
 @dataclass(eq=False, slots=True)
@@ -98,10 +102,11 @@ class Batcher:
                 continue
             try:
                 outputs = await loop.run_in_executor(self._pool, self._run, [work.text for work in batch])
-            except asyncio.CancelledError:
+            except (asyncio.CancelledError, GeneratorExit):
                 _fail(batch, "closed")
                 raise
-            except Exception:
+            except BaseException:  # a panic in the tokenizer's Rust is no Exception; the lane outlives it
+                log.exception("encoder.failed")
                 _fail(batch, "error")
                 continue
             for work, output in zip(batch, outputs, strict=True):

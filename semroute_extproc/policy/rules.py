@@ -87,8 +87,8 @@ class CompiledRule:
     def matches(self, facts: Facts) -> bool:
         """Whether the condition holds.
 
-        A condition that fails to evaluate raises ValueError: a missing header, a number compared
-        with a string. Signals must be there if `needs_signals`.
+        A condition that fails to evaluate raises ValueError: a missing header, an index out of
+        range, a division by zero, a number compared with a string. Signals must be there if `needs_signals`.
         """
         values = {name: REQUEST_FACTS[name][1](facts) for name in self._request_facts}
         if self._signal_facts:
@@ -97,7 +97,7 @@ class CompiledRule:
             values.update((name, SIGNAL_FACTS[name][1](facts.signals)) for name in self._signal_facts)
         try:
             result = self._program.execute(values)
-        except (RuntimeError, TypeError, ValueError, KeyError) as error:
+        except (RuntimeError, TypeError, ValueError, LookupError, ArithmeticError) as error:
             raise ValueError(str(error)) from None
         if not isinstance(result, bool):
             raise ValueError(f"the condition gives {type(result).__name__}, not a bool")

@@ -11,7 +11,7 @@ import csv
 import gzip
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from semroute_extproc.evaluation.data import Table, prompt_texts, read_table
@@ -34,6 +34,9 @@ WEAK_MODELS = ("Mixtral-8x7B-Instruct-v0.1", "Meta-Llama-3_1-8B-Instruct")
 
 STEP_RELIABILITY = 0.93
 """A weak model gets one step of a word problem right with about this probability; targets only."""
+
+LONGEST_SLIP = 0.5
+"""A weak model's rate of error on the longest word problem; targets only."""
 
 EVERYDAY, MATHEMATICS, EXAM = range(len(FAMILIES))
 
@@ -85,12 +88,22 @@ def _mmlu_pro(file: Path, rights: Rights, track: Track) -> Rows:
         part = Part.DEV if dev else part_of_fit(bare[row])
         task = _task("math" if name == "math" else "question answering")
         difficulty = None if dev or stem else gains.get(ids[row])
-        fine = None if dev else f"mmlu_pro/{origins[row]}"
-        common = (_place(table, row), rights, part, _domain(name), None if dev else task, difficulty, fine)
+        full_row = Example(
+            full[row],
+            "mmlu_pro_options",
+            _place(table, row),
+            rights,
+            part,
+            _domain(name),
+            None if dev else task,
+            None if dev or stem else gains.get(ids[row]),
+            EXAM,
+            None if dev else f"mmlu_pro/{origins[row]}",
+            stem,
+        )
         family = MATHEMATICS if name == "math" else EVERYDAY
-        bare_row = Example(bare[row], "mmlu_pro", *common[:-1], family, fine, stem, BARE_WEIGHT)
-        yield bare_row
-        yield Example(full[row], "mmlu_pro_options", *common[:-1], EXAM, fine, stem)
+        yield replace(full_row, text=bare[row], source="mmlu_pro", family=family, weight=BARE_WEIGHT)
+        yield full_row
 
 
 def _matrix_gain(file: Path) -> dict[str, float]:
@@ -201,12 +214,17 @@ def _is_number(field: str) -> bool:
 
 
 def _gsm8k_train(file: Path, rights: Rights, track: Track) -> Rows:
-    """No outcomes: the chance that a weak model slips grows with the number of steps in the answer."""
+    """No outcomes: a weak model slips more often the longer the problem and its worked answer are.
+
+    The target is the mean of two guesses, 1 - reliability^steps and the problem's rank by length.
+    """
     table = read_table(file)
-    answers = table.strings("answer")
-    for row, text in enumerate(table.texts("question")):
-        steps = max(1, answers[row].count("<<"))
-        target = 1.0 - STEP_RELIABILITY**steps
+    texts, answers = table.texts("question"), table.strings("answer")
+    longest_last = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+    rank = {row: place / len(texts) for place, row in enumerate(longest_last)}
+    for row, text in enumerate(texts):
+        slip = 1.0 - STEP_RELIABILITY ** max(1, answers[row].count("<<"))
+        target = 0.5 * slip + 0.5 * LONGEST_SLIP * rank[row]
         place = _place(table, row)
         part = part_of_fit(text)
         yield Example(
