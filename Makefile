@@ -63,6 +63,11 @@ bench: $(VENV)/.dev  ## what a decision costs on this machine
 image: ## build the container image
 	docker build --tag $(IMAGE) .
 
+train: $(VENV)/.dev  ## train the shipped bundle anew; DATA=DIR is the folder of public data sets
+	@test -n "$(DATA)" || { echo "say where the data is: make train DATA=DIR (docs/training.md)"; exit 2; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 onnx safetensors
+	$(BIN)/semroute train --data $(DATA) --handwritten datasets --out models/semroute-minilm
+
 lock: $(VENV)/.dev  ## pin requirements/*.txt anew from pyproject.toml
 	$(BIN)/python tools/lock.py
 

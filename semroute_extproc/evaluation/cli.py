@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from semroute_extproc.bundle import default_bundle
-from semroute_extproc.errors import SemrouteError
+from semroute_extproc.errors import BundleError, ConfigError, SemrouteError
 from semroute_extproc.evaluation import reports
 from semroute_extproc.evaluation.data import (
     LABEL_COLUMNS,
@@ -33,6 +33,9 @@ BOOTSTRAP_MAX = 100_000
 
 TRIALS_MAX = 1_000
 """Most trials of the pool protocol."""
+
+EXIT_CONFIG = 78
+"""EX_CONFIG of sysexits.h, as for every other command."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -90,14 +93,17 @@ _no_bundle = click.option("--no-bundle", is_flag=True, help="Baselines only.")
 
 
 def _fails_clearly(command: Callable[..., None]) -> Callable[..., None]:
-    """Errors about files, bundles and missing packages as one line and exit status 1."""
+    """Errors as one line: exit status 78 for a bundle that cannot be used, 1 for files and packages."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
         except SemrouteError as error:
-            raise click.ClickException(str(error)) from error
+            failure = click.ClickException(str(error))
+            if isinstance(error, BundleError | ConfigError):
+                failure.exit_code = EXIT_CONFIG
+            raise failure from error
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] not in ("matplotlib", "sklearn", "onnxruntime"):
                 raise

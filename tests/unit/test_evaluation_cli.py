@@ -354,7 +354,7 @@ def test_a_bundle_that_is_none_is_refused_in_one_line(
 ) -> None:
     monkeypatch.undo()
     result = run("pair", pair_file, "--bundle", tmp_path)
-    assert result.exit_code == 1
+    assert result.exit_code == 78
     assert "bundle.json: no such file" in result.stderr
 
 
