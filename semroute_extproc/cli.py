@@ -275,7 +275,7 @@ def dump_config(config_path: Path) -> None:
         _refuse(error)
     yaml = YAML()
     yaml.default_flow_style = False
-    yaml.dump(loaded.config.model_dump(mode="json", exclude_none=True), sys.stdout)
+    yaml.dump(loaded.config.model_dump(mode="json"), sys.stdout)
 
 
 def _refuse(error: ConfigError | BundleError) -> NoReturn:

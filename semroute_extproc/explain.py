@@ -66,7 +66,8 @@ def _headers_message(method: str, path: str, headers: Mapping[str, str], body: b
     pseudo = {":method": method, ":path": path}
     plain = {"content-type": "application/json", "content-length": str(len(body))}
     for key, value in {**pseudo, **plain, **{k.lower(): v for k, v in headers.items()}}.items():
-        message.request_headers.headers.headers.add(key=key, raw_value=value.encode("utf-8", "surrogateescape"))
+        raw = value.encode("utf-8", "surrogateescape")
+        message.request_headers.headers.headers.add(key=key, raw_value=raw)
     message.request_headers.end_of_stream = not body
     return message
 

@@ -28,8 +28,12 @@ from semroute_extproc.telemetry.prom import PrometheusSink
 SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 """Envoy's name of the service: the method path is all of it that goes over the wire."""
 
-MESSAGE_SLACK_BYTES = 64 * 1024
-"""Room in a gRPC message beside the body: headers, attributes, metadata."""
+MESSAGE_SLACK_BYTES = 128 * 1024
+"""Room in a gRPC message beside the body: headers, attributes, metadata, and what Envoy's own cap on a
+body may lie above ours (64 KiB in envoy/envoy.yaml)."""
+
+HEALTH_RPCS_MAX = 16
+"""Calls taken beside the streams: a server that is merely busy must not look dead to Envoy."""
 
 SOCKET_MODE = 0o660
 """A Unix socket is for the sidecar's user and group; Envoy runs in the group."""
@@ -62,19 +66,24 @@ class Servicer:
         self._generation = generation
         self._sinks = sinks
         self._metrics = metrics
+        self._open = 0
 
     async def process(self, _: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """One stream, to its end; a cancelled stream is as normal as a finished one."""
         generation = self._generation()
+        if self._open >= generation.pipeline.config.server.streams_max:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many streams")
         exchange = Exchange(generation.settings)
         started_ns = time.time_ns()
-        self._metrics.inflight.inc()
+        self._open += 1
+        self._metrics.inflight.set(self._open)
         try:
             while (message := await context.read()) is not grpc.aio.EOF:
                 for reply in await self._replies(generation, exchange, message, started_ns, context):
                     await context.write(reply)
         finally:
-            self._metrics.inflight.dec()
+            self._open -= 1
+            self._metrics.inflight.set(self._open)
 
     async def _replies(
         self,
@@ -140,7 +149,7 @@ class GrpcServer:
         self._settings = settings
         limit = settings.body_bytes_max + MESSAGE_SLACK_BYTES
         self._server = grpc.aio.server(
-            maximum_concurrent_rpcs=settings.streams_max,
+            maximum_concurrent_rpcs=settings.streams_max + HEALTH_RPCS_MAX,
             options=[
                 # gRPC's own default of 4 MiB would turn a long prompt into an error.
                 ("grpc.max_receive_message_length", limit),

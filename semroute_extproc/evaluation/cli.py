@@ -92,6 +92,10 @@ _options_column = click.option(
 _no_bundle = click.option("--no-bundle", is_flag=True, help="Baselines only.")
 
 
+class _BadBundle(click.ClickException):
+    exit_code = EXIT_CONFIG
+
+
 def _fails_clearly(command: Callable[..., None]) -> Callable[..., None]:
     """Errors as one line: exit status 78 for a bundle that cannot be used, 1 for files and packages."""
 
@@ -100,10 +104,8 @@ def _fails_clearly(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except SemrouteError as error:
-            failure = click.ClickException(str(error))
-            if isinstance(error, BundleError | ConfigError):
-                failure.exit_code = EXIT_CONFIG
-            raise failure from error
+            unusable = isinstance(error, BundleError | ConfigError)
+            raise (_BadBundle if unusable else click.ClickException)(str(error)) from error
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] not in ("matplotlib", "sklearn", "onnxruntime"):
                 raise

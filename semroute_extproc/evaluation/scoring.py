@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from semroute_extproc import bundle as bundles
 from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.evaluation.metrics.arrays import Floats
 from semroute_extproc.signals import Signals

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,16 +61,16 @@ def platt(logits: Tensor, target: Tensor, weight: Tensor) -> Platt:
     return Platt(float(log_a.detach().exp()), float(b.detach()))
 
 
-def _minimise(parameters: list[Tensor], loss: object) -> None:
+def _minimise(parameters: list[Tensor], loss: Callable[[], Tensor]) -> None:
     optimiser = torch.optim.LBFGS(parameters, max_iter=STEPS_MAX, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        value: Tensor = loss()  # type: ignore[operator]
-        value.backward()  # type: ignore[no-untyped-call]
+        value: Tensor = loss()
+        value.backward()
         return value
 
-    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    optimiser.step(closure)
 
 
 def spherical_kmeans(vectors: Tensor, k: int, seed: int) -> Tensor:
@@ -94,7 +95,17 @@ def unknown_threshold(known: Tensor, centroids: Tensor, share: float = UNKNOWN_S
     return float(np.quantile(nearest.numpy(), share))
 
 
-def quantiles(probabilities: Tensor) -> list[float]:
-    """The 0, 1, … 100 % quantiles of the difficulty over reference traffic."""
-    found = np.quantile(probabilities.double().numpy(), np.linspace(0.0, 1.0, 101))
+def quantiles(probabilities: Tensor, weight: Tensor | None = None) -> list[float]:
+    """The 0, 1, … 100 % quantiles of the difficulty over (weighted) reference traffic, ascending.
+
+    With weights: the inverse of the weighted distribution function, interpolated between the
+    middles of its steps.
+    """
+    values, order = probabilities.double().sort()
+    weights = torch.ones_like(values) if weight is None else weight.double()[order]
+    values, weights = values[weights > 0], weights[weights > 0]
+    middle = (weights.cumsum(0) - weights / 2) / weights.sum()
+    low, high = float(middle[0]), float(middle[-1])
+    places = low + np.linspace(0.0, 1.0, 101) * (high - low)
+    found = np.interp(places, middle.numpy(), values.numpy())
     return [float(value) for value in np.maximum.accumulate(np.round(found, 6))]

@@ -45,7 +45,7 @@ def _reported() -> Iterator[None]:
 @click.option("--data", type=_EXISTING_DIR, required=True, help="Folder of the declared data sets.")
 @click.option("--handwritten", type=_EXISTING_DIR, help="Folder of *.train.jsonl and *.eval.jsonl files.")
 @click.option("--out", type=_ANY, default=Path("models/semroute-minilm"), show_default=True)
-@click.option("--work", type=_ANY, default=Path("runs/train"), show_default=True, help="Cache; safe to delete.")
+@click.option("--work", type=_ANY, default=Path("runs/train"), show_default=True, help="Cache.")
 @click.option("--base", type=_EXISTING, help="Base checkpoint: a wheel, directory or .safetensors file.")
 @click.option("--track", type=click.Choice(["gold", "zero"]), default="gold", show_default=True)
 @click.option("--seed", type=int, default=1, show_default=True)

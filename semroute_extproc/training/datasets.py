@@ -100,6 +100,8 @@ class Example:
     """Index into `TASKS`."""
     difficulty: float | None = None
     """Probability that the strong model answers well where the weak one does not, 0..1."""
+    gain: float | None = None
+    """Quality of the strong model over the weak one, -1..1, where both were measured on this row."""
     family: int = 0
     """Index into `FAMILIES`."""
     intent: str | None = None
@@ -146,7 +148,9 @@ class FitSet:
             if row.part is not part:
                 raise DataError(f"{row.place}:: a row of part {row.part} cannot be used to {part}")
             if row.mmlu_stem and row.difficulty is not None:
-                raise DataError(f"{row.place}:: an MMLU question cannot train the difficulty reported on MMLU")
+                raise DataError(
+                    f"{row.place}:: an MMLU question cannot train the difficulty reported on MMLU"
+                )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -216,11 +220,23 @@ def _admit(row: Example, reported: dict[str, set[str]]) -> tuple[Example | None,
         return None, "may only be evaluated on"
     reason = ""
     if row.mmlu_stem and row.difficulty is not None:
-        row, reason = replace(row, difficulty=None), "difficulty of an MMLU question"
+        row, reason = replace(row, difficulty=None, gain=None), "difficulty of an MMLU question"
     stem = stem_key(row.text)
-    leaks = {target: None for target in TARGETS if stem in reported[target]}
+    leaks = [target for target in TARGETS if stem in reported[target]]
     if any(getattr(row, target) is not None for target in leaks):
-        row, reason = replace(row, **leaks), "also a dev row"
+        row, reason = _without(row, leaks), "also a dev row"
     if all(getattr(row, target) is None for target in TARGETS):
         return None, reason or "no target"
     return row, reason
+
+
+def _without(row: Example, targets: Sequence[str]) -> Example:
+    """The row without some of its targets."""
+    return replace(
+        row,
+        domain=None if "domain" in targets else row.domain,
+        task=None if "task" in targets else row.task,
+        difficulty=None if "difficulty" in targets else row.difficulty,
+        gain=None if "difficulty" in targets else row.gain,
+        intent=None if "intent" in targets else row.intent,
+    )

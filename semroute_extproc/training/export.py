@@ -37,7 +37,7 @@ def write_fp32(network: Network, file: Path) -> None:
     example = (
         torch.randint(999, 2000, (2, 9)),
         torch.ones(2, 9, dtype=torch.long),
-        torch.zeros(2, len(network.heads.surface_mean)),  # type: ignore[arg-type]
+        torch.zeros(2, len(network.heads.surface_mean)),
     )
     axes: dict[str, dict[int, str]] = {name: {0: "batch"} for name in (*INPUTS, *OUTPUTS)}
     for name in ("input_ids", "attention_mask"):
@@ -112,10 +112,8 @@ def run_graph(file: Path, frames: Frames, index: Sequence[int]) -> dict[str, np.
 def run_torch(network: Network, frames: Frames, index: Sequence[int]) -> dict[str, np.ndarray[Any, Any]]:
     """The same from the network itself."""
     network.eval()
-    rows = []
     with torch.inference_mode():
-        for i in index:
-            rows.append([output.numpy() for output in network(*frames.batch([i]))])
+        rows = [[output.numpy() for output in network(*frames.batch([i]))] for i in index]
     return {name: np.concatenate([row[at] for row in rows]) for at, name in enumerate(OUTPUTS)}
 
 

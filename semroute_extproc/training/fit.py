@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 from semroute_extproc.training.datasets import FitSet
 from semroute_extproc.training.frames import Frames
 from semroute_extproc.training.losses import Targets, Weights, multitask
-from semroute_extproc.training.model import Encoder, Heads, Network
+from semroute_extproc.training.model import Encoder, Heads
 
 Say = Callable[[str], None]
 
@@ -64,8 +63,8 @@ def _digest(key: str, frames: Frames) -> str:
 
 def set_surface(heads: Heads, surface: Tensor) -> None:
     """Take the surface features' mean and spread from the fit rows."""
-    heads.surface_mean.copy_(surface.mean(0))  # type: ignore[operator]
-    heads.surface_scale.copy_(surface.std(0).clamp(min=1e-3))  # type: ignore[operator]
+    heads.surface_mean.copy_(surface.mean(0))
+    heads.surface_scale.copy_(surface.std(0).clamp(min=1e-3))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +80,14 @@ class States:
         """Join a fit set with its states."""
         return States(pooled, frames.surface(), Targets.of(list(rows)))
 
+    @staticmethod
+    def joined(a: States, b: States) -> States:
+        """The rows of both, one after the other."""
+        targets = Targets(
+            *(torch.cat([getattr(a.targets, name), getattr(b.targets, name)]) for name in Targets.__slots__)
+        )
+        return States(torch.cat([a.pooled, b.pooled]), torch.cat([a.surface, b.surface]), targets)
+
 
 def fit_heads(
     heads: Heads, fit: States, check: States, weights: Weights, plan: HeadPlan, seed: int, say: Say
@@ -90,13 +97,13 @@ def fit_heads(
     optimiser = torch.optim.AdamW(heads.parameters(), plan.rate, weight_decay=plan.decay)
     best, best_state, since = float("inf"), copy.deepcopy(heads.state_dict()), 0
     order = torch.randperm(len(fit.pooled))
-    for epoch in range(plan.epochs):
+    for _ in range(plan.epochs):
         heads.train()
         order = order[torch.randperm(len(order))]
         for index in order.split(plan.batch):
             loss = _heads_loss(heads, fit, index, weights)
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimiser.step()
         heads.eval()
         with torch.inference_mode():
@@ -106,7 +113,7 @@ def fit_heads(
             best, best_state = now, copy.deepcopy(heads.state_dict())
         if since >= plan.patience:
             break
-    say(f"heads: {epoch + 1} epochs, loss {best:.4f} on calibration rows")
+    say(f"heads: loss {best:.4f} on calibration rows")
     heads.load_state_dict(best_state)
     heads.eval()
     return best

@@ -45,7 +45,7 @@ class EncoderConfig:
     epsilon: float = 1e-12
 
 
-class Layer(nn.Module):
+class Layer(nn.Module):  # type: ignore[misc]
     """One transformer layer, normalised after each residual sum (Devlin et al. 2019)."""
 
     def __init__(self, config: EncoderConfig, dropout: float) -> None:
@@ -67,10 +67,10 @@ class Layer(nn.Module):
         scores = q @ k.transpose(-1, -2) / math.sqrt(d // self.heads) + bias
         mixed = (self.dropout(scores.softmax(-1)) @ v).transpose(1, 2).reshape(batch, tokens, d)
         x = self.attended_norm(x + self.dropout(self.attended(mixed)))
-        return self.norm(x + self.dropout(self.narrow(F.gelu(self.widen(x)))))  # type: ignore[no-any-return]
+        return self.norm(x + self.dropout(self.narrow(F.gelu(self.widen(x)))))
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Module):  # type: ignore[misc]
     """BERT with mean pooling over the real tokens (Reimers and Gurevych 2019)."""
 
     def __init__(self, config: EncoderConfig, dropout: float = 0.1) -> None:
@@ -126,7 +126,7 @@ def from_checkpoint(tensors: dict[str, Tensor], config: EncoderConfig, dropout: 
     return encoder
 
 
-class ClusterTable(nn.Module):
+class ClusterTable(nn.Module):  # type: ignore[misc]
     """The mean target of the nearest centroid, averaged over many clusterings.
 
     One K-means is a coarse and unstable router; the mean over many seeds was steadier and better
@@ -142,13 +142,13 @@ class ClusterTable(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Inputs [batch, inputs] to the mean target [batch]."""
-        closeness = x @ self.centroids.T - self.offset  # type: ignore[operator]
+        closeness = x @ self.centroids.T - self.offset
         nearest = closeness.view(-1, self.clusterings, self.clusters).argmax(-1)
         start = torch.arange(self.clusterings, device=x.device) * self.clusters
-        return self.means.reshape(-1)[nearest + start].mean(-1)  # type: ignore[operator, no-any-return]
+        return self.means.reshape(-1)[nearest + start].mean(-1)
 
 
-class Heads(nn.Module):
+class Heads(nn.Module):  # type: ignore[misc]
     """The heads on one pooled state: domain and task from the embedding, difficulty with the surface too.
 
     What makes an everyday request, a word problem and an exam question hard has little in common,
@@ -169,7 +169,9 @@ class Heads(nn.Module):
         self.task = nn.Linear(dimensions + surface, tasks)
         self.gate = nn.Linear(dimensions + surface, EXPERTS)
         self.hidden = nn.Linear(dimensions + surface, EXPERTS * MEMBERS * DIFFICULTY_WIDTH)
-        self.score = nn.Parameter(torch.randn(EXPERTS, MEMBERS, DIFFICULTY_WIDTH) / math.sqrt(DIFFICULTY_WIDTH))
+        self.score = nn.Parameter(
+            torch.randn(EXPERTS, MEMBERS, DIFFICULTY_WIDTH) / math.sqrt(DIFFICULTY_WIDTH)
+        )
         self.offset = nn.Parameter(torch.zeros(EXPERTS, MEMBERS))
         self.table: ClusterTable | None = None
 
@@ -194,11 +196,11 @@ class Heads(nn.Module):
         if self.table is not None:
             read = self.table(torch.cat([out.embedding, TABLE_SURFACE * out.form], dim=-1))
             means = torch.cat([means[:, :-1], read[:, None]], dim=-1)
-        return means * self.expert_scale + self.expert_shift  # type: ignore[operator, no-any-return]
+        return means * self.expert_scale + self.expert_shift
 
     def normalised(self, surface: Tensor) -> Tensor:
         """Surface features with zero mean and unit variance over the fit rows, clipped to +-3."""
-        return ((surface - self.surface_mean) / self.surface_scale).clamp(-3.0, 3.0)  # type: ignore[operator, no-any-return]
+        return ((surface - self.surface_mean) / self.surface_scale).clamp(-3.0, 3.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +225,7 @@ def mixture_logit(gate: Tensor, experts: Tensor) -> Tensor:
     return p.log() - (1.0 - p).log()
 
 
-class Network(nn.Module):
+class Network(nn.Module):  # type: ignore[misc]
     """Encoder and heads: exactly the graph that is exported."""
 
     def __init__(self, encoder: Encoder, heads: Heads) -> None:

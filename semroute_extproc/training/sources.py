@@ -77,7 +77,7 @@ def _place(table: Table, row: int) -> str:
 def _mmlu_pro(file: Path, rights: Rights, track: Track) -> Rows:
     """Domain of every question, with and without its options; gain where no MMLU question is involved."""
     table = read_table(file)
-    gains = _matrix_gain(file.with_name("mmlu_pro_correct.csv.gz"))
+    only_strong, gains = _matrix_targets(file.with_name("mmlu_pro_correct.csv.gz"))
     bare, full = table.texts("question"), prompt_texts(table, "question", "options")
     domains, splits = table.strings("category"), table.strings("split")
     stems, ids, origins = (table.strings(name) for name in ("ori_mmlu", "question_id", "src"))
@@ -87,7 +87,6 @@ def _mmlu_pro(file: Path, rights: Rights, track: Track) -> Rows:
         dev, stem = splits[row] != "train", stems[row] == "True"
         part = Part.DEV if dev else part_of_fit(bare[row])
         task = _task("math" if name == "math" else "question answering")
-        difficulty = None if dev or stem else gains.get(ids[row])
         full_row = Example(
             full[row],
             "mmlu_pro_options",
@@ -96,6 +95,7 @@ def _mmlu_pro(file: Path, rights: Rights, track: Track) -> Rows:
             part,
             _domain(name),
             None if dev else task,
+            None if dev or stem else only_strong.get(ids[row]),
             None if dev or stem else gains.get(ids[row]),
             EXAM,
             None if dev else f"mmlu_pro/{origins[row]}",
@@ -106,20 +106,21 @@ def _mmlu_pro(file: Path, rights: Rights, track: Track) -> Rows:
         yield full_row
 
 
-def _matrix_gain(file: Path) -> dict[str, float]:
-    """Question to P(a strong model is right) x P(a weak one is wrong), over the named columns."""
+def _matrix_targets(file: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """Question to P(strong right) x P(weak wrong), and to the gain s - w, over the named columns."""
     if not file.exists():
-        return {}
+        return {}, {}
     table = read_table(file)
     sides = []
     for names in (STRONG_MODELS, WEAK_MODELS):
         columns = [table.numbers_in(name, 0, 1, blank=True) for name in names if table.has(name)]
         sides.append([_mean_of_known(values) for values in zip(*columns, strict=True)])
-    return {
-        key: s * (1.0 - w)
+    known = [
+        (key, s, w)
         for key, s, w in zip(table.strings("question_id"), *sides, strict=True)
         if s is not None and w is not None
-    }
+    ]
+    return {key: s * (1.0 - w) for key, s, w in known}, {key: s - w for key, s, w in known}
 
 
 def _mean_of_known(values: tuple[float, ...]) -> float | None:
@@ -153,6 +154,7 @@ def _routellm_mmlu(file: Path, rights: Rights, track: Track) -> Rows:
             part_of_fit(text) if gold else Part.DEV,
             domain=domain,
             difficulty=float(strong[row] * (1.0 - weak[row])),
+            gain=float(strong[row] - weak[row]),
             family=EXAM,
             intent=None if domain is None else f"mmlu_pro/{_SUBJECT_PREFIX}{subjects[row]}",
         )
@@ -177,9 +179,7 @@ def _routellm_gsm8k(file: Path, rights: Rights, track: Track) -> Rows:
     for row, text in enumerate(table.texts("prompt")):
         target = float(strong[row] * (1.0 - weak[row]))
         place = _place(table, row)
-        yield Example(
-            text, "routellm_gsm8k", place, rights, Part.DEV, difficulty=target, family=MATHEMATICS
-        )
+        yield Example(text, "routellm_gsm8k", place, rights, Part.DEV, difficulty=target, family=MATHEMATICS)
 
 
 def _big_math(file: Path, rights: Rights, track: Track) -> Rows:

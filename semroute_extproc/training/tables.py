@@ -31,9 +31,9 @@ def fill(x: Tensor, target: Tensor, seed: int, clusterings: int = CLUSTERINGS) -
     for run in range(clusterings):
         centroids = kmeans(x, k, seed + run)
         rows = slice(run * k, (run + 1) * k)
-        table.centroids[rows] = centroids  # type: ignore[index]
-        table.offset[rows] = (centroids**2).sum(1) / 2  # type: ignore[index]
-        table.means[run] = shrunk_means(nearest(x, centroids), target, k)  # type: ignore[index]
+        table.centroids[rows] = centroids
+        table.offset[rows] = (centroids**2).sum(1) / 2
+        table.means[run] = shrunk_means(nearest(x, centroids), target, k)
     return table
 
 

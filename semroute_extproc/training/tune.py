@@ -55,7 +55,7 @@ class TunePlan:
     """Rows of a source drawn per epoch; every row where a source is not named; may exceed its rows."""
 
 
-class FineLabels(nn.Module):
+class FineLabels(nn.Module):  # type: ignore[misc]
     """A cosine classifier over the fine labels of each data set; shapes the embedding, is not exported.
 
     A row competes with the labels of its own data set only: two data sets may name one intent twice.
@@ -163,7 +163,8 @@ def fine_tune(
             run.best, run.best_state = now, copy.deepcopy(run.average.state_dict())
         run.save(file)
     run.average.load_state_dict(run.best_state)
-    return run.average.eval()
+    run.average.eval()
+    return run.average
 
 
 def _epoch(
@@ -182,7 +183,7 @@ def _epoch(
         inputs = (_masked(ids, mask, plan.masked), mask, surface)
         loss = _loss(run.network, run.fine, [rows[i] for i in index], inputs, plan)
         run.optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(run.network.parameters(), plan.clip)
         run.optimiser.step()
         run.rates.step()
@@ -195,7 +196,11 @@ def _epoch(
 
 
 def _loss(
-    network: Network, fine: FineLabels, batch: list[Example], inputs: tuple[Tensor, Tensor, Tensor], plan: TunePlan
+    network: Network,
+    fine: FineLabels,
+    batch: list[Example],
+    inputs: tuple[Tensor, Tensor, Tensor],
+    plan: TunePlan,
 ) -> Tensor:
     ids, mask, surface = inputs
     out = network.heads.parts(network.encoder(ids, mask), surface)
@@ -247,12 +252,10 @@ def _groups(network: Network, fine: FineLabels, plan: TunePlan) -> list[dict[str
     return groups
 
 
-@torch.no_grad()
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def _move(average: Network, network: Network, decay: float) -> None:
     for mean, now in zip(average.parameters(), network.parameters(), strict=True):
         if now.requires_grad:
             mean.lerp_(now, 1.0 - decay)
     for mean, now in zip(average.buffers(), network.buffers(), strict=True):
         mean.copy_(now)
-
-

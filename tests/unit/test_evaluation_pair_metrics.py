@@ -182,8 +182,10 @@ scores_and_outcomes = st.lists(
 def test_monotone_transforms_of_the_score_leave_every_curve_unchanged(
     data: tuple[np.ndarray, np.ndarray, np.ndarray],
 ) -> None:
+    """Where an edge of qcut falls on a data point, rounding decides and only the exact curve is bound."""
     scores, strong, weak = data
-    for curve in (metrics.exact_curve, metrics.decile_curve):
+    between = (scores.size - 1) % 2 != 0 and (scores.size - 1) % 5 != 0
+    for curve in (metrics.exact_curve, metrics.decile_curve) if between else (metrics.exact_curve,):
         before = curve(scores, strong, weak)
         after = curve(np.exp(scores / 10.0) * 3.0 - 1.0, strong, weak)
         assert after.quality == pytest.approx(before.quality)

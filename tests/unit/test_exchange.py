@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -350,6 +351,26 @@ def test_a_failure_in_full_duplex_gives_the_collected_body_back() -> None:
     first, piece = replies(exchange.rescue("request_body"))
     assert sets(first.request_headers.response.header_mutation)["x-semroute-cluster"] == b"vllm-large"
     assert piece.request_body.response.body_mutation.streamed_response.body == b"abcdef"
+
+
+def test_a_failure_at_the_headers_in_full_duplex_still_lets_the_body_through() -> None:
+    exchange = Exchange(SETTINGS)
+    with pytest.raises(ValueError):
+        exchange.receive(headers({**CHAT, "content-length": "9" * 5_000}, mode=MODE.FULL_DUPLEX_STREAMED))
+    assert only(exchange.rescue("request_headers")).WhichOneof("response") == "request_headers"
+    piece = only(exchange.receive(body(b"abc"))).request_body.response.body_mutation.streamed_response
+    assert (piece.body, piece.end_of_stream) == (b"abc", True)
+
+
+def test_an_outcome_that_cannot_be_written_is_rescued_with_the_whole_body() -> None:
+    exchange = Exchange(SETTINGS)
+    exchange.receive(headers(CHAT, mode=MODE.FULL_DUPLEX_STREAMED))
+    exchange.receive(body(b"abc"))
+    with pytest.raises(UnicodeEncodeError):
+        exchange.decided(dataclasses.replace(ROUTED, cluster="größer"))
+    first, piece = replies(exchange.rescue("request_body"))
+    assert sets(first.request_headers.response.header_mutation)["x-semroute-cluster"] == b"vllm-large"
+    assert piece.request_body.response.body_mutation.streamed_response.body == b"abc"
 
 
 def test_every_header_value_is_written_raw_and_overwrites() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 
 import pytest
@@ -35,9 +36,9 @@ def test_a_gauge_that_is_not_there_is_unknown_and_not_zero() -> None:
     assert read_page("") == {}
 
 
-def test_a_page_that_is_not_metrics_is_refused() -> None:
+def test_a_line_that_is_not_a_metric_is_refused() -> None:
     with pytest.raises(ValueError):
-        read_page("<html>\n{ not metrics")
+        read_page("vllm:num_requests_running{ not metrics")
 
 
 async def test_pools_are_looked_at_again_and_a_dead_one_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,3 +66,40 @@ def test_the_load_is_exported_and_disappears_when_it_is_unknown() -> None:
     assert b'semroute_pool_load{gauge="running",pool="small"} 2.0' in sink.exposition()
     sink.set_load("small", {})
     assert b"semroute_pool_load{" not in sink.exposition()
+
+
+def test_a_page_full_of_other_metrics_costs_next_to_nothing() -> None:
+    others = "".join(f'vllm:h_bucket{{le="{n}.0",model_name="m"}} {n}.0\n' for n in range(20_000))
+    started = time.perf_counter()
+    assert read_page(others + PAGE) == read_page(PAGE)
+    assert time.perf_counter() - started < 0.1
+
+
+async def test_a_page_that_comes_byte_by_byte_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "TIMEOUT_SECONDS", 0.2)
+
+    async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.0 200 OK\r\n\r\n")
+        while not writer.is_closing():
+            writer.write(b"#")
+            await asyncio.sleep(0.05)
+
+    server = await asyncio.start_server(drip, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(load._load(f"http://127.0.0.1:{port}/"), 5)
+    server.close()
+
+
+async def test_the_load_of_a_pool_that_is_gone_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "INTERVAL_SECONDS", 0.01)
+    monkeypatch.setattr(load, "_fetch", lambda _: PAGE)
+    pools = {"up": Pool(cluster="c", model="a", metrics="http://pool/metrics")}
+    told: dict[str, Mapping[str, float]] = {}
+    task = asyncio.create_task(load.scrape(lambda: pools, told.__setitem__))
+    while "up" not in told:
+        await asyncio.sleep(0.01)
+    pools.clear()
+    while told["up"]:
+        await asyncio.sleep(0.01)
+    task.cancel()

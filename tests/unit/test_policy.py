@@ -131,6 +131,21 @@ class TestRules:
         assert decision.pool == "large"
         assert decision.trace[0].result.startswith("does not apply")
 
+    @pytest.mark.parametrize(
+        "when",
+        [
+            "[1, 2][turns + 9] == 1",
+            "1 / images == 1",
+            "images % images == 0",
+            "9223372036854775807 + turns > 0",
+        ],
+    )
+    def test_a_condition_that_fails_on_a_request_does_not_apply_to_it(self, when: str) -> None:
+        rules = [{"name": "r", "when": when, "pool": "small"}]
+        decision = decided(compiled(rules), facts(signals=signals(difficulty=0.9)))
+        assert decision.rule == ""
+        assert decision.trace[0].result.startswith("does not apply")
+
     def test_a_rule_over_a_signal_asks_for_signals_first(self) -> None:
         rules = [{"name": "proofs", "when": 'domain == "math" && difficulty > 0.7', "pool": "large"}]
         assert compiled(rules).decide(facts()) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -57,11 +58,13 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    tmp_path: Path, encoder: FakeEncoder | None = None, drain: float = 0.0
+    tmp_path: Path, encoder: FakeEncoder | None = None, drain: float = 0.0, streams_max: int = 100
 ) -> AsyncIterator[Running]:
     listen = f"unix:{tmp_path}/w0.sock"
     pools = {**POOLS, "large": {**POOLS["large"], "context": 10_000_000}}
-    settings = config(server={"listen": listen, "drain_seconds": drain}, pools=pools)
+    settings = config(
+        server={"listen": listen, "drain_seconds": drain, "streams_max": streams_max}, pools=pools
+    )
     policies, _ = policy.build(settings, MANIFEST)
     pipeline = Pipeline(settings, policies, classifier(encoder or FakeEncoder()), lambda _: None)
     live = Generation(1, "0", Settings("large", "l", 33_554_432, True, ("auto",)), pipeline)
@@ -201,3 +204,63 @@ async def test_an_address_that_cannot_be_had_is_an_os_error(tmp_path: Path) -> N
     server = GrpcServer(settings.server, Servicer(lambda: None, [], metrics))  # type: ignore[arg-type, return-value]
     with pytest.raises(OSError, match="cannot listen on"):
         await server.start()
+
+
+async def test_the_socket_of_a_live_server_is_not_taken_over_and_a_dead_ones_is(tmp_path: Path) -> None:
+    async with running(tmp_path) as subject:
+        metrics = PrometheusSink()
+        settings = config(server={"listen": f"unix:{tmp_path}/w0.sock"}).server
+        with pytest.raises(OSError, match="another process is serving there"):
+            await GrpcServer(settings, Servicer(lambda: None, [], metrics)).start()  # type: ignore[arg-type, return-value]
+        assert await subject.health()
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(f"{tmp_path}/w0.sock")
+    async with running(tmp_path) as subject:
+        assert await subject.health()
+
+
+async def test_a_decision_that_cannot_be_told_is_still_carried_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    async with running(tmp_path) as subject:
+        monkeypatch.setattr(subject.sink, "decided", broken)
+        call = subject.process()
+        await call.write(headers())
+        await call.read()
+        await call.write(body())
+        reply = await call.read()
+        assert json.loads(reply.request_body.response.body_mutation.body)["model"] in ("m-s", "m-l")
+        call.cancel()
+        assert b"semroute_internal_errors_total 1.0" in subject.metrics.exposition()
+
+
+async def test_a_server_with_all_its_streams_in_use_is_not_dead(tmp_path: Path) -> None:
+    async with running(tmp_path, streams_max=2) as subject:
+        await subject.server.ready()
+        calls = [subject.process() for _ in range(2)]
+        for call in calls:
+            await call.write(headers())
+            await call.read()
+        async with grpc.aio.insecure_channel(
+            f"unix:{tmp_path}/w0.sock", options=[("grpc.use_local_subchannel_pool", 1)]
+        ) as channel:
+            other = Running(channel, subject.server, subject.sink, subject.metrics)
+            refused = other.process()
+            with pytest.raises(grpc.aio.AioRpcError, match="too many streams"):
+                await refused.read()
+            assert await other.health() == health_pb2.HealthCheckResponse.SERVING
+        for call in calls:
+            call.cancel()
+
+
+async def test_a_chunked_body_between_our_cap_and_envoys_is_refused_by_us(tmp_path: Path) -> None:
+    """Over gRPC's own limit it would be an error of the stream, and the request would fail open."""
+    async with running(tmp_path) as subject:
+        call = subject.process()
+        await call.write(headers())
+        await call.read()
+        await call.write(body(b"x" * 33_619_968))
+        assert (await call.read()).immediate_response.status.code == 413

@@ -117,3 +117,20 @@ def test_the_nearest_valid_parent_is_taken() -> None:
 
 def test_an_unsampled_parent_gives_no_spans() -> None:
     assert spans(f"00-{'a' * 32}-{'1' * 16}-00") == []
+
+
+@pytest.mark.parametrize("style", ["json", "console"])
+def test_a_traceback_shows_no_variables(style: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The frames of a failed decision hold the prompt."""
+    configure(Telemetry.model_validate({"log_format": style}))
+
+    def fail(prompt: str) -> None:
+        raise RuntimeError(f"failed on {len(prompt)} characters")
+
+    try:
+        fail(SECRET)
+    except RuntimeError:
+        structlog.get_logger("test").exception("decision.failed")
+    shown = capsys.readouterr().err
+    assert "failed on 25 characters" in shown
+    assert "Ada" not in shown

@@ -1,0 +1,163 @@
+"""From a calibrated network to a bundle: temperatures, the unknown, reference traffic, the graphs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from semroute_extproc.bundle import (
+    FORMAT,
+    DifficultyHead,
+    EncoderSpec,
+    LabelHead,
+    Manifest,
+    UnknownSpec,
+)
+from semroute_extproc.text import SURFACE_NAMES
+from semroute_extproc.training import calibrate, export
+from semroute_extproc.training.datasets import DOMAINS, TASKS, Corpus
+from semroute_extproc.training.fit import States
+from semroute_extproc.training.frames import Frames
+from semroute_extproc.training.model import Network
+
+Say = Callable[[str], None]
+
+CENTROIDS = 128
+"""Centroids that describe known text."""
+
+CENTROID_ROWS_MAX = 1_500
+"""Rows of a source that the centroids are found on, so that no source takes most of them."""
+
+UNK_SHARE_MAX = 0.3
+"""Share of unknown tokens from which on a text is not in a script the vocabulary knows."""
+
+PARITY_ROWS = 64
+"""Texts on which the graphs are compared with the network."""
+
+REFERENCE = {"handwritten": 0.55, "arena": 0.15, "commands": 0.1, "mathematics": 0.1, "exam": 0.1}
+"""Reference traffic: the share of each kind of prompt among the rows that the quantiles are taken on."""
+
+_COMMANDS = frozenset({"clinc150", "banking77", "hwu64", "snips"})
+_EXAMS = frozenset({"mmlu_pro", "mmlu_pro_options", "routellm_mmlu"})
+_MATHEMATICS = frozenset({"big_math", "gsm8k_train"})
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What a bundle calls itself."""
+
+    name: str
+    version: str
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """Everything a bundle is made of."""
+
+    network: Network
+    spec: EncoderSpec
+    corpus: Corpus
+    fit: States
+    check: States
+    check_frames: Frames
+
+
+def kind_of(source: str) -> str:
+    """The kind of reference traffic a source stands for; empty if none."""
+    if source.startswith("handwritten/"):
+        return "handwritten"
+    if source == "arena_hard":
+        return "arena"
+    for kind, sources in (("commands", _COMMANDS), ("mathematics", _MATHEMATICS), ("exam", _EXAMS)):
+        if source in sources:
+            return kind
+    return ""
+
+
+def make_manifest(trained: Trained, names: Names, seed: int) -> tuple[Manifest, Tensor]:
+    """Calibrate on the calibration rows; the manifest (its files still empty) and the centroids [k, d]."""
+    check, corpus = trained.check, trained.corpus
+    with torch.inference_mode():
+        embedding, domain, difficulty, task = trained.network.heads(check.pooled, check.surface)
+        known = F.normalize(trained.fit.pooled, dim=-1)
+    centroids = calibrate.spherical_kmeans(known[_balanced(trained, seed)], CENTROIDS, seed)
+    kinds = [kind_of(row.source) for row in corpus.calibrate]
+    ordinary = torch.tensor([kind in ("handwritten", "arena", "exam") for kind in kinds])
+    by_hand = torch.tensor([kind == "handwritten" for kind in kinds])
+    threshold = min(
+        calibrate.unknown_threshold(embedding[rows], centroids)
+        for rows in (ordinary, by_hand)
+        if bool(rows.any())
+    )
+    quantiles = calibrate.quantiles(torch.sigmoid(difficulty), _traffic(kinds))
+    manifest = Manifest(
+        format=FORMAT,
+        name=names.name,
+        version=names.version,
+        description=names.description,
+        encoder=trained.spec,
+        graphs={"cpu": export.CPU_GRAPH, "cuda": export.CUDA_GRAPH},
+        surface=SURFACE_NAMES,
+        domain=LabelHead(labels=DOMAINS, temperature=calibrate.temperature(domain, check.targets.domain)),
+        task=LabelHead(labels=TASKS, temperature=calibrate.temperature(task, check.targets.task)),
+        # The experts are calibrated one by one inside the graph.
+        difficulty=DifficultyHead(scale=1.0, shift=0.0, quantiles=tuple(quantiles)),
+        unknown=UnknownSpec(centroids="centroids.npy", threshold=threshold, unk_share_max=UNK_SHARE_MAX),
+        files={},
+    )
+    return manifest, centroids
+
+
+def _balanced(trained: Trained, seed: int) -> Tensor:
+    """Indices of the fit rows that the centroids are found on."""
+    generator = torch.Generator().manual_seed(seed)
+    taken: dict[str, int] = {}
+    chosen = []
+    rows = trained.corpus.fit.rows
+    for i in torch.randperm(len(rows), generator=generator).tolist():
+        source = rows[i].source
+        taken[source] = taken.get(source, 0) + 1
+        if taken[source] <= CENTROID_ROWS_MAX:
+            chosen.append(i)
+    return torch.tensor(chosen)
+
+
+def _traffic(kinds: list[str]) -> Tensor:
+    """A weight for each row, so that the kinds have their shares of the reference traffic; [rows]."""
+    return torch.tensor([REFERENCE.get(kind, 0.0) / max(1, kinds.count(kind)) for kind in kinds])
+
+
+def write(
+    trained: Trained, manifest: Manifest, centroids: Tensor, out: Path, work: Path, card: str, say: Say
+) -> None:
+    """Export the graphs, compare them with the network, and publish the bundle in `out`."""
+    fp32 = work / "model.fp32.onnx"
+    export.write_fp32(trained.network, fp32)
+    frames = trained.check_frames
+    index = list(range(0, len(frames), max(1, len(frames) // PARITY_ROWS)))
+    say(f"fp32 graph against torch: {_shown(export.check_parity(trained.network, fp32, frames, index))}")
+    reference = export.run_graph(fp32, frames, index)
+    np.save(work / "centroids.npy", centroids.numpy().astype(np.float32))
+    names = ["tokenizer.json", "centroids.npy"]
+    for name, convert in ((export.CPU_GRAPH, export.write_int8), (export.CUDA_GRAPH, export.write_fp16)):
+        convert(fp32, work / name)
+        names.append(name)
+        found = export.largest_difference(reference, export.run_graph(work / name, frames, index))
+        say(f"{name} against fp32: {_shown(found)}")
+    files: dict[str, Path | bytes] = {name: work / name for name in names}
+    if card:
+        files["CARD.md"] = card.encode()
+    export.publish(manifest, files, out)
+    say(f"published {out}")
+
+
+def _shown(found: dict[str, float]) -> str:
+    return json.dumps({name: round(value, 6) for name, value in found.items()})
