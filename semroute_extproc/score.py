@@ -87,7 +87,9 @@ def _api_of(body: dict[str, Any]) -> Api:
     if "prompt" in body:
         return Api.COMPLETIONS
     if "input" in body:
-        return Api.RESPONSES
+        value = body["input"]
+        batch = isinstance(value, list) and all(isinstance(item, str) for item in value)
+        return Api.EMBEDDINGS if batch else Api.RESPONSES
     raise ValueError('"body" has none of "messages", "prompt" and "input"')
 
 
