@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections import Counter, defaultdict
@@ -28,7 +29,7 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 def pieces(text: str) -> frozenset[str]:
     han = re.findall(r"[\u4e00-\u9fff]", text)
-    pairs = {a + b for a, b in zip(han, han[1:], strict=False)}
+    pairs = {a + b for a, b in itertools.pairwise(han)}
     return frozenset(pairs | set(re.findall(r"[^\W\u4e00-\u9fff]+", text.lower())))
 
 
