@@ -16,9 +16,9 @@ from semroute_extproc.demo import report
 from semroute_extproc.demo.client import Row
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "demo.svg"
-WITHOUT_FONTS = re.sub(
-    r"<!-- .*? -->|@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.S
-).replace("Fira Code, monospace", "ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace")
+WITHOUT_FONTS = re.sub(r"<!-- .*? -->|@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.S).replace(
+    "Fira Code, monospace", "ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
+)
 """The library's picture without fonts from elsewhere: it must draw offline."""
 
 ROWS_MAX = 28

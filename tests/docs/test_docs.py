@@ -42,7 +42,10 @@ def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
 def test_every_cause_is_documented() -> None:
     """Causes are literal tokens in the code that makes outcomes."""
     package = ROOT / "semroute_extproc"
-    sources = [package / name for name in ("exchange.py", "pipeline.py", "edits.py", "encoding.py", "encoder/batcher.py")]
+    sources = [
+        package / name
+        for name in ("exchange.py", "pipeline.py", "edits.py", "encoding.py", "encoder/batcher.py")
+    ]
     sources += (package / "apis").glob("*.py")
     text = "\n".join(source.read_text() for source in sources)
     makers = (

@@ -90,7 +90,7 @@ def test_a_hard_question_is_harder_than_an_easy_one_of_its_field(scorer: Scorer)
         ("What is 7 times 8?", "Prove that there are infinitely many primes congruent to 3 modulo 4."),
         (
             "print hello world in python",
-            "My lock-free queue loses an element under contention on ARM but never on x86: which fence is missing?",
+            "My lock-free queue loses elements on ARM and never on x86: which fence is missing?",
         ),
     ]
     for easy, hard in pairs:
