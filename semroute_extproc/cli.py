@@ -22,6 +22,7 @@ EXIT_CONFIG = 78
 
 LAZY = {
     "train": ("semroute_extproc.training.cli", "train"),
+    "train-zh": ("semroute_extproc.training.cli", "train_zh"),
     "bundle": ("semroute_extproc.training.cli", "bundle"),
     "eval": ("semroute_extproc.evaluation.cli", "evaluate"),
 }

@@ -15,5 +15,6 @@ In reading order:
     calibrate  temperatures, Platt scaling, the threshold of the unknown
     export     ONNX graphs, quantisation, parity, the published directory
     card       the evaluation's JSON as CARD.md
+    chinese…   the same for the Chinese bundle: network, data, report, card
     cli        `semroute train` and `semroute bundle`
 """

@@ -166,7 +166,7 @@ class ChineseEncoder(Encoder):
         return state
 
 
-class ChineseHeads(nn.Module):
+class ChineseHeads(nn.Module):  # type: ignore[misc]
     """Linear heads on the unit embedding; the domain's also asks the neighbours among the fit rows.
 
     Domain: log p of a linear classifier plus the log of the neighbours' vote, a product of two
@@ -187,14 +187,14 @@ class ChineseHeads(nn.Module):
     def forward(self, pooled: Tensor, surface: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Pooled [batch, d] and raw surface [batch, s] to embedding, domain, difficulty and task logits."""
         embedding, both = self.inputs(pooled, surface)
-        votes = (SHARPNESS * embedding @ self.rows.T).softmax(-1) @ self.labels  # type: ignore[operator]
+        votes = (SHARPNESS * embedding @ self.rows.T).softmax(-1) @ self.labels
         domain = self.domain(embedding).log_softmax(-1) + (votes + VOTE_MIN).log()
         return embedding, domain, self.difficulty(both)[:, 0], self.task(both)
 
     def inputs(self, pooled: Tensor, surface: Tensor) -> tuple[Tensor, Tensor]:
         """The unit embedding [batch, d], and the same with the normalised surface features beside it."""
         embedding = F.normalize(pooled, dim=-1)
-        form = ((surface - self.surface_mean) / self.surface_scale).clamp(-3.0, 3.0)  # type: ignore[operator]
+        form = ((surface - self.surface_mean) / self.surface_scale).clamp(-3.0, 3.0)
         return embedding, torch.cat([embedding, SURFACE_WEIGHT * form], dim=-1)
 
 
@@ -202,11 +202,11 @@ def fit_heads(pooled: Tensor, surface: Tensor, targets: Targets, domains: int, t
     """Heads fitted to rows: three convex problems, so there is no seed and no stopping rule."""
     known = targets.domain != IGNORE
     heads = ChineseHeads(surface.shape[1], domains, tasks, int(known.sum()))
-    heads.surface_mean.copy_(surface.mean(0))  # type: ignore[operator]
-    heads.surface_scale.copy_(surface.std(0).clamp(min=1e-3))  # type: ignore[operator]
+    heads.surface_mean.copy_(surface.mean(0))
+    heads.surface_scale.copy_(surface.std(0).clamp(min=1e-3))
     embedding, both = heads.inputs(pooled, surface)
-    heads.rows.copy_(embedding[known])  # type: ignore[operator]
-    heads.labels.copy_(F.one_hot(targets.domain[known], domains))  # type: ignore[operator]
+    heads.rows.copy_(embedding[known])
+    heads.labels.copy_(F.one_hot(targets.domain[known], domains))
     _fit_classes(heads.domain, embedding, targets.domain, INVERSE_PENALTY["domain"])
     _fit_classes(heads.task, both, targets.task, INVERSE_PENALTY["task"])
     hard = targets.difficulty
@@ -219,7 +219,8 @@ def fit_heads(pooled: Tensor, surface: Tensor, targets: Targets, domains: int, t
     with torch.no_grad():
         heads.difficulty.weight.copy_(weight)
         heads.difficulty.bias.copy_(bias)
-    return heads.eval()
+    heads.eval()
+    return heads
 
 
 def _fit_classes(head: nn.Linear, x: Tensor, target: Tensor, strength: float) -> None:
@@ -251,8 +252,8 @@ def _fit_linear(
     def closure() -> Tensor:
         optimiser.zero_grad()
         value = (loss(x @ weight.T + bias) + weight.square().sum() / (2 * strength)) / len(x)
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
-    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    optimiser.step(closure)
     return weight.detach(), bias.detach()

@@ -90,6 +90,21 @@ def train(
         )
 
 
+@click.command("train-zh")
+@click.option("--data", type=_EXISTING_DIR, required=True, help="Folder of the declared data sets.")
+@click.option("--handwritten", type=_EXISTING_DIR, required=True, help="Folder of the hand-written files.")
+@click.option("--out", type=_ANY, default=Path("models/semroute-bge-zh"), show_default=True)
+@click.option("--work", type=_ANY, default=Path("runs/train-zh"), show_default=True, help="Cache.")
+@click.option("--base", type=_EXISTING, help="Base checkpoint: the package's tarball or a directory.")
+@click.option("--threads", type=click.IntRange(1, 64), default=2, show_default=True)
+def train_zh(data: Path, handwritten: Path, out: Path, work: Path, base: Path | None, threads: int) -> None:
+    """Train the bundle for Chinese script and publish it in OUT."""
+    with _reported():
+        from semroute_extproc.training.chinese import train_chinese
+
+        train_chinese(data, handwritten, out, base, work=work, threads=threads, say=click.echo)
+
+
 @click.group()
 def bundle() -> None:
     """Look at, check and copy bundles."""
