@@ -6,17 +6,24 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 from semroute_extproc.training import tables
 from semroute_extproc.training.calibrate import platt
 from semroute_extproc.training.datasets import FAMILIES, Example, Track
 from semroute_extproc.training.fit import States
-from semroute_extproc.training.model import TABLE_SURFACE, Heads
+from semroute_extproc.training.model import Heads
 
 Say = Callable[[str], None]
 
 TABLE_SOURCES = {Track.GOLD: "routellm_mmlu", Track.ZERO: "mmlu_pro_options"}
 """Where the exam expert's outcomes come from."""
+
+RECALL_ROWS_MAX = 4_000
+"""Rows on which the base encoder is run once more to recall its embedding."""
+
+RECALL_RIDGE = 0.01
+"""Weight of the ridge penalty."""
 
 ROWS_MIN = 50
 """An expert with fewer calibration rows stays as it is."""
@@ -33,7 +40,8 @@ def add_table(heads: Heads, rows: list[Example], states: States, track: Track, s
     if len(own) < tables.CLUSTERS * ROWS_MIN // 2:
         say(f"exam expert: {len(own)} rows of {source} are too few for a cluster table")
         return
-    x = table_inputs(heads, states)[own]
+    with torch.inference_mode():
+        x = heads.table_inputs(heads.parts(states.pooled[own], states.surface[own]))
     gain = torch.tensor([rows[i].gain for i in own])
     heads.table = tables.fill(x, gain, seed)
     unseen = tables.out_of_fold(x, gain, seed)
@@ -42,11 +50,17 @@ def add_table(heads: Heads, rows: list[Example], states: States, track: Track, s
     say(f"exam expert: table of {len(own)} rows, scale {found.scale:.2f}, shift {found.shift:.2f}")
 
 
-def table_inputs(heads: Heads, states: States) -> Tensor:
-    """What the table reads: the unit embedding and the weighed surface features; [rows, d + s]."""
-    with torch.inference_mode():
-        out = heads.parts(states.pooled, states.surface)
-        return torch.cat([out.embedding, TABLE_SURFACE * out.form], dim=-1)
+def fit_recall(heads: Heads, tuned: Tensor, base: Tensor, say: Say) -> None:
+    """Ridge regression of the base encoder's unit embeddings on the tuned ones; both [rows, d] states."""
+    x, y = F.normalize(tuned, dim=-1).double(), F.normalize(base, dim=-1).double()
+    mean_x, mean_y = x.mean(0), y.mean(0)
+    gram = (x - mean_x).T @ (x - mean_x) + RECALL_RIDGE * torch.eye(x.shape[1], dtype=torch.float64)
+    weight = torch.linalg.solve(gram, (x - mean_x).T @ (y - mean_y)).T
+    with torch.no_grad():
+        heads.recall.weight.copy_(weight)
+        heads.recall.bias.copy_(mean_y - weight @ mean_x)
+        found = F.cosine_similarity(heads.recall(x.float()), y.float()).mean()
+    say(f"base embedding recalled with a cosine of {float(found):.3f} on {len(x)} rows")
 
 
 def calibrate_experts(heads: Heads, check: States, say: Say) -> None:

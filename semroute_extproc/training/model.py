@@ -173,6 +173,7 @@ class Heads(nn.Module):  # type: ignore[misc]
             torch.randn(EXPERTS, MEMBERS, DIFFICULTY_WIDTH) / math.sqrt(DIFFICULTY_WIDTH)
         )
         self.offset = nn.Parameter(torch.zeros(EXPERTS, MEMBERS))
+        self.recall = nn.Linear(dimensions, dimensions)
         self.table: ClusterTable | None = None
 
     def forward(self, pooled: Tensor, surface: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -194,9 +195,18 @@ class Heads(nn.Module):  # type: ignore[misc]
         """One calibrated logit an expert, [batch, experts]."""
         means = out.members.mean(-1)
         if self.table is not None:
-            read = self.table(torch.cat([out.embedding, TABLE_SURFACE * out.form], dim=-1))
+            read = self.table(self.table_inputs(out))
             means = torch.cat([means[:, :-1], read[:, None]], dim=-1)
         return means * self.expert_scale + self.expert_shift
+
+    def table_inputs(self, out: HeadOutputs) -> Tensor:
+        """What the table reads: the recalled base embedding and the surface features; [batch, d + s].
+
+        Fine-tuning pulls together what has the same label and loses the finer neighbourhoods that
+        clusters live on; most of the base encoder's embedding can be had back linearly.
+        """
+        recalled = F.normalize(self.recall(out.embedding), dim=-1)
+        return torch.cat([recalled, TABLE_SURFACE * out.form], dim=-1)
 
     def normalised(self, surface: Tensor) -> Tensor:
         """Surface features with zero mean and unit variance over the fit rows, clipped to +-3."""

@@ -16,7 +16,13 @@ from semroute_extproc.language import language_of
 from semroute_extproc.text import SURFACE_NAMES
 from semroute_extproc.training.bundling import Names, Trained, make_manifest, write
 from semroute_extproc.training.datasets import DOMAINS, TASKS, Corpus, Example, FitSet, Part, Track, assemble
-from semroute_extproc.training.experts import add_table, calibrate_experts
+from semroute_extproc.training.experts import (
+    RECALL_ROWS_MAX,
+    TABLE_SOURCES,
+    add_table,
+    calibrate_experts,
+    fit_recall,
+)
 from semroute_extproc.training.fit import HeadPlan, States, embed, fit_heads, set_surface
 from semroute_extproc.training.frames import Frames
 from semroute_extproc.training.losses import Targets, Weights, multitask
@@ -104,6 +110,7 @@ def train(settings: Settings, say: Say) -> Manifest:
     )
     if not settings.tune.epochs:
         fit_heads(network.heads, fit, check, Weights(), settings.heads, settings.seed, say)
+    _recall(settings, network, base, corpus, frames, fit, say)
     both = States.joined(fit, check)
     add_table(network.heads, [*corpus.fit, *corpus.calibrate], both, settings.track, settings.seed, say)
     calibrate_experts(network.heads, check, say)
@@ -111,6 +118,18 @@ def train(settings: Settings, say: Say) -> Manifest:
     manifest, centroids = make_manifest(trained, settings.names, settings.seed)
     write(trained, manifest, centroids, settings.out, settings.work, "", say)
     return manifest
+
+
+def _recall(
+    settings: Settings, network: Network, base: Base, corpus: Corpus, frames: Frames, fit: States, say: Say
+) -> None:
+    """Teach the heads to recall the base embedding, on exam questions."""
+    rows = corpus.fit.rows
+    exams = [i for i, row in enumerate(rows) if row.source in TABLE_SOURCES.values()]
+    index = random.Random(settings.seed).sample(exams, min(len(exams), RECALL_ROWS_MAX))
+    part = Frames([frames.framed[i] for i in index], frames.pad_id)
+    encoder = from_checkpoint(base.tensors(), EncoderConfig(), dropout=0.0)
+    fit_recall(network.heads, fit.pooled[index], embed(encoder, part, settings.work, base.sha256), say)
 
 
 def read_corpus(settings: Settings, say: Say) -> Corpus:

@@ -14,7 +14,7 @@ from semroute_extproc.training.model import ClusterTable
 CLUSTERINGS = 64
 """K-means runs that are averaged: a single run varies by a point of APGR."""
 
-CLUSTERS = 16
+CLUSTERS = 12
 """Clusters of a run; few, because labels are few and noisy."""
 
 SHRINKAGE = 5.0
