@@ -121,12 +121,39 @@ def commands() -> str:
     return "\n".join(parts)
 
 
+def overhead() -> str:
+    """The recorded run of benchmarks/overhead.py."""
+    report = json.loads((DOCS.parent / "benchmarks" / "results" / "overhead.json").read_text())
+    machine = report["machine"]
+    base = report["milliseconds"]["Envoy alone"]
+    lines = [
+        f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}, ONNX Runtime "
+        f"{machine['onnxruntime']}; {report['tokens']} tokens, {report['rounds']} requests on each path.",
+        "",
+        "| path | p50 ms | p90 ms | p99 ms | p50 over Envoy alone | p99 over Envoy alone | sidecar CPU ms |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in report["milliseconds"].items():
+        through = name.endswith("model")
+        added = [f"{row[p] - base[p]:+.2f}" if through else "" for p in ("p50", "p99")]
+        cpu = f"{report['cpu_ms'][name]:.2f}" if name in report["cpu_ms"] else ""
+        cells = [name, *(f"{row[p]:.2f}" for p in ("p50", "p90", "p99")), *added, cpu]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        f"Start to ready {report['start_seconds']:.2f} s, resident {report['resident_mib']:.0f} MiB, failures "
+        f"counted by Envoy {report['envoy_errors']}.",
+    ]
+    return "\n".join(lines)
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "settings": settings,
     "facts": facts,
     "families": families,
     "metrics": metrics,
     "commands": commands,
+    "overhead": overhead,
 }
 
 
