@@ -141,8 +141,8 @@ def overhead() -> str:
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
-        f"Start to ready {report['start_seconds']:.2f} s, resident {report['resident_mib']:.0f} MiB, failures "
-        f"counted by Envoy {report['envoy_errors']}.",
+        f"Start to ready {report['start_seconds']:.2f} s, resident {report['resident_mib']:.0f} MiB, "
+        f"failures counted by Envoy {report['envoy_errors']}.",
     ]
     return "\n".join(lines)
 

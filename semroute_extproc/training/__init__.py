@@ -14,7 +14,9 @@ In reading order:
     fit        fine-tuning, restartable
     calibrate  temperatures, Platt scaling, the threshold of the unknown
     export     ONNX graphs, quantisation, parity, the published directory
-    card       the evaluation's JSON as CARD.md
+    assess     every reported set, as one JSON document
+    card       that document as CARD.md
+    report     what a bundle was trained on, and the writing of its card
     chinese…   the same for the Chinese bundle: network, data, report, card
     cli        `semroute train` and `semroute bundle`
 """

@@ -29,6 +29,9 @@ from semroute_extproc.training.model import Network
 
 Say = Callable[[str], None]
 
+FP32_GRAPH = "model.fp32.onnx"
+"""The graph that the served ones are made from; it stays in the work folder."""
+
 CENTROIDS = 128
 """Centroids that describe known text."""
 
@@ -135,11 +138,9 @@ def _traffic(kinds: list[str]) -> Tensor:
     return torch.tensor([REFERENCE.get(kind, 0.0) / max(1, kinds.count(kind)) for kind in kinds])
 
 
-def write(
-    trained: Trained, manifest: Manifest, centroids: Tensor, out: Path, work: Path, card: str, say: Say
-) -> None:
+def write(trained: Trained, manifest: Manifest, centroids: Tensor, out: Path, work: Path, say: Say) -> None:
     """Export the graphs, compare them with the network, and publish the bundle in `out`."""
-    fp32 = work / "model.fp32.onnx"
+    fp32 = work / FP32_GRAPH
     export.write_fp32(trained.network, fp32)
     frames = trained.check_frames
     index = list(range(0, len(frames), max(1, len(frames) // PARITY_ROWS)))
@@ -153,8 +154,6 @@ def write(
         found = export.largest_difference(reference, export.run_graph(work / name, frames, index))
         say(f"{name} against fp32: {_shown(found)}")
     files: dict[str, Path | bytes] = {name: work / name for name in names}
-    if card:
-        files["CARD.md"] = card.encode()
     export.publish(manifest, files, out)
     say(f"published {out}")
 

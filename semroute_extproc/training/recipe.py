@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from semroute_extproc.bundle import EncoderSpec, Manifest
 from semroute_extproc.encoder.tokens import Framer
 from semroute_extproc.language import language_of
 from semroute_extproc.text import SURFACE_NAMES
-from semroute_extproc.training.bundling import Names, Trained, make_manifest, write
+from semroute_extproc.training.bundling import FP32_GRAPH, Names, Trained, make_manifest, write
 from semroute_extproc.training.datasets import DOMAINS, TASKS, Corpus, Example, FitSet, Part, Track, assemble
 from semroute_extproc.training.experts import (
     RECALL_ROWS_MAX,
@@ -27,6 +28,7 @@ from semroute_extproc.training.fit import HeadPlan, States, embed, fit_heads, se
 from semroute_extproc.training.frames import Frames
 from semroute_extproc.training.losses import Targets, Weights, multitask
 from semroute_extproc.training.model import EncoderConfig, Heads, Network, from_checkpoint
+from semroute_extproc.training.report import training_facts, write_card
 from semroute_extproc.training.sources import read_all, read_handwritten
 from semroute_extproc.training.tune import TunePlan, fine_tune
 from semroute_extproc.training.weights import Base, obtain
@@ -92,6 +94,7 @@ class Settings:
 
 def train(settings: Settings, say: Say) -> Manifest:
     """Run the recipe; raises DataError before any fitting if the data cannot be used."""
+    started = time.monotonic()
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     settings.work.mkdir(parents=True, exist_ok=True)
@@ -116,7 +119,13 @@ def train(settings: Settings, say: Say) -> Manifest:
     calibrate_experts(network.heads, check, say)
     trained = Trained(network.eval(), spec, corpus, fit, check, check_frames)
     manifest, centroids = make_manifest(trained, settings.names, settings.seed)
-    write(trained, manifest, centroids, settings.out, settings.work, "", say)
+    write(trained, manifest, centroids, settings.out, settings.work, say)
+    minutes = (time.monotonic() - started) / 60
+    facts = training_facts(
+        corpus, manifest, settings.track, settings.seed, settings.tune.epochs, minutes, settings.threads
+    )
+    fp32 = settings.work / FP32_GRAPH
+    write_card(settings.out, fp32, settings.data, settings.handwritten, facts, settings.work, say)
     return manifest
 
 
