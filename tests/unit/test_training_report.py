@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from semroute_extproc import bundle
 from semroute_extproc.training.datasets import Corpus, Example, FitSet, Part, Rights
-from semroute_extproc.training.report import training_facts
+
+pytest.importorskip("torch", reason="the extra `train` is not installed")
+from semroute_extproc.training.report import training_facts  # noqa: E402
 
 
 def test_every_source_is_told_with_its_licence_its_rows_and_what_it_taught() -> None:
