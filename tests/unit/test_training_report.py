@@ -8,7 +8,7 @@ from semroute_extproc import bundle
 from semroute_extproc.training.datasets import Corpus, Example, FitSet, Part, Rights
 
 pytest.importorskip("torch", reason="the extra `train` is not installed")
-from semroute_extproc.training.report import training_facts  # noqa: E402
+from semroute_extproc.training.report import training_facts
 
 
 def test_every_source_is_told_with_its_licence_its_rows_and_what_it_taught() -> None:
