@@ -46,8 +46,9 @@ def _head(document: dict[str, Any]) -> str:
             "",
             f"Track: **{training['track']}** ({_TRACKS[training['track']]}). Seed {training['seed']}, "
             f"{training['epochs']} epochs of fine-tuning, {training['minutes']:.0f} minutes "
-            f"on {training['threads']} threads.",
+            f"on {training['threads']} thread{'s' if training['threads'] > 1 else ''}.",
         ]
+        lines += training.get("remarks", [])
     return "\n".join(lines)
 
 

@@ -104,15 +104,17 @@ def train(settings: Settings, say: Say) -> Manifest:
     frames, check_frames = (_frames(rows, framer, spec) for rows in (corpus.fit, corpus.calibrate))
     network = new_network(base, frames)
     if settings.tune.epochs:
-        network = _tuned(settings, network, corpus, spec, check_frames, say)
+        tuned = _tuned(settings, network, corpus, spec, check_frames, say)
+        # The heads start anew on the finished encoder, with every row and the whole window.
+        network = new_network(base, frames)
+        network.encoder.load_state_dict(tuned.encoder.state_dict())
     say(f"embedding {len(frames)} + {len(check_frames)} rows")
     key = digest_of(network)
     fit, check = (
         States.of(rows, embed(network.encoder, own, settings.work, key), own)
         for rows, own in ((corpus.fit, frames), (corpus.calibrate, check_frames))
     )
-    if not settings.tune.epochs:
-        fit_heads(network.heads, fit, check, Weights(), settings.heads, settings.seed, say)
+    fit_heads(network.heads, fit, check, Weights(), settings.heads, settings.seed, say)
     _recall(settings, network, base, corpus, frames, fit, say)
     both = States.joined(fit, check)
     add_table(network.heads, [*corpus.fit, *corpus.calibrate], both, settings.track, settings.seed, say)
