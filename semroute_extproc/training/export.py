@@ -60,7 +60,8 @@ def write_fp32(network: Network, file: Path) -> None:
 def write_int8(fp32: Path, file: Path, keep: Sequence[str] = ()) -> None:
     """Dynamic int8, one scale per output channel, of every matrix product but the nodes in `keep`.
 
-    The heads stay in fp32: they are small, and their logits are what the figures are made of.
+    The heads' matrix products are left out too. Their `Gemm` nodes are not: the quantiser renames
+    those before it looks at the names to leave out, so they become int8 and the card measures it.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
