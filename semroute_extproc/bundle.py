@@ -69,14 +69,6 @@ class DifficultyHead(_Model):
             raise ValueError("quantiles must ascend")
         return self
 
-    def threshold_for_share(self, share: float) -> float:
-        """The difficulty from which on a share of the reference traffic lies; share in 0..1."""
-        if share <= 0.0:
-            return float("inf")
-        if share >= 1.0:
-            return 0.0
-        return float(np.interp(100.0 * (1.0 - share), np.arange(101), self.quantiles))
-
 
 class UnknownSpec(_Model):
     """When the bundle abstains."""

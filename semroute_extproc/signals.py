@@ -25,6 +25,9 @@ class RawOutput:
 
     embedding: FloatArray
     """Shape (d,), L2-normalised."""
+    neighbours: FloatArray
+    """Shape (d,), L2-normalised: what clusters and neighbourhoods are found with. The embedding itself
+    where a bundle has no output `neighbour_embedding`."""
     domain_logits: FloatArray
     """Shape (14,)."""
     difficulty_logit: float
@@ -58,6 +61,8 @@ class Signals:
     similarity: float = 0.0
     """Cosine to the nearest centroid."""
     embedding: FloatArray | None = None
+    neighbours: FloatArray | None = None
+    """What strategies with an artefact read; see `RawOutput`."""
 
 
 def calibrate(bundle: Bundle, raw: RawOutput, language: str) -> Signals:
@@ -88,6 +93,7 @@ def calibrate(bundle: Bundle, raw: RawOutput, language: str) -> Signals:
         task_probs=task_probs,
         similarity=similarity,
         embedding=raw.embedding,
+        neighbours=raw.neighbours,
     )
 
 

@@ -60,9 +60,11 @@ class OnnxModel:
         )
         named: dict[str, Any] = dict(zip(self._outputs, values, strict=True))
         tasks = named.get("task_logits")
+        neighbours = named.get("neighbour_embedding", named["sentence_embedding"])
         return [
             RawOutput(
                 embedding=named["sentence_embedding"][row],
+                neighbours=neighbours[row],
                 domain_logits=named["domain_logits"][row],
                 difficulty_logit=float(named["difficulty_logit"][row]),
                 task_logits=None if tasks is None else tasks[row],

@@ -15,6 +15,16 @@ from semroute_extproc.signals import Signals
 
 
 @dataclass(frozen=True, slots=True)
+class Conditions:
+    """What is known of the moment rather than of the request: a snapshot that the controllers take."""
+
+    pressure: Mapping[str, float] = field(default_factory=dict)
+    """Pool to how pressed it is, 0 (quiet) to 1 (full); a pool that is not there is quiet or unknown."""
+    leaning: Mapping[str, float] = field(default_factory=dict)
+    """Strategy to what its budget adds to the log-odds of the strong share; absent is 0."""
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """Everything known of one request when it is decided."""
 
@@ -29,6 +39,7 @@ class Facts:
     fallback: str = ""
     """Why there will be no signals: `deadline`, `overloaded`, `error`, `closed`, `no_text`; empty if they
     may come."""
+    conditions: Conditions = field(default_factory=Conditions)
 
     def with_signals(self, signals: Signals) -> Facts:
         """The same facts with the encoder's signals."""

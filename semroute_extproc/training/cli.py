@@ -16,6 +16,7 @@ import click
 
 from semroute_extproc import bundle as bundles
 from semroute_extproc.errors import SemrouteError
+from semroute_extproc.policy.cutoff import threshold_for_share
 
 EXIT_DATA = 65
 """Exit status for data that cannot be used (EX_DATAERR)."""
@@ -125,7 +126,8 @@ def show(directory: Path, as_json: bool) -> None:
         click.echo(f"  domain      {', '.join(manifest.domain.labels)}")
         if manifest.task is not None:
             click.echo(f"  task        {', '.join(manifest.task.labels)}")
-        shares = {share: manifest.difficulty.threshold_for_share(share) for share in (0.1, 0.3, 0.5)}
+        quantiles = manifest.difficulty.quantiles
+        shares = {share: threshold_for_share(quantiles, share) for share in (0.1, 0.3, 0.5)}
         thresholds = ", ".join(f"{share:.0%} from {value:.3f}" for share, value in shares.items())
         click.echo(f"  difficulty  share of reference traffic: {thresholds}")
         click.echo(f"  unknown     below cosine {manifest.unknown.threshold:.3f}")

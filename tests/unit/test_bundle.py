@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from semroute_extproc import bundle
-from semroute_extproc.bundle import DifficultyHead
 from semroute_extproc.errors import BundleError
 
 SHIPPED = bundle.default_bundle()
@@ -117,12 +116,6 @@ def test_the_revision_changes_with_any_served_file(copy: Path) -> None:
     before = bundle.load(copy).revision
     edit(copy, lambda m: m["domain"].update(temperature=9.0))
     assert bundle.load(copy).revision != before
-
-
-@pytest.mark.parametrize(("share", "threshold"), [(0.0, float("inf")), (1.0, 0.0), (0.3, 0.7), (0.25, 0.75)])
-def test_a_share_of_the_traffic_is_a_quantile(share: float, threshold: float) -> None:
-    head = DifficultyHead(scale=1, shift=0, quantiles=tuple(n / 100 for n in range(101)))
-    assert head.threshold_for_share(share) == pytest.approx(threshold)
 
 
 def test_a_manifest_survives_being_written_and_read(copy: Path) -> None:

@@ -1,0 +1,37 @@
+"""What every part of the configuration shares: names, efforts, bounds.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,127}$")]
+"""A name that is safe as a header value and as a metric label."""
+
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+"""Reasoning efforts, as vLLM names them."""
+
+POOLS_MAX = 64
+RULES_MAX = 128
+MODELS_MAX = 256
+"""Bounds of the configuration, and with them of every metric's label set."""
+
+
+def _effort(value: Any) -> Any:
+    """`off` and `on` are what people write; YAML 1.1 habits make them booleans."""
+    if isinstance(value, bool):
+        return "medium" if value else "none"
+    return {"off": "none", "on": "medium"}.get(value, value) if isinstance(value, str) else value
+
+
+EffortSetting = Annotated[Effort, BeforeValidator(_effort)]
+
+
+class Model(BaseModel):
+    """Refuses unknown keys and never changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
