@@ -55,7 +55,7 @@ def test_every_line_is_a_labelled_prompt_and_none_comes_twice(file: Path) -> Non
     rows = read(file)
     domains = set(bundle.read_manifest(bundle.default_bundle()).domain.labels)
     for number, row in enumerate(rows, 1):
-        assert set(row) <= {"text", "domain", "hard", "task"}, number
+        assert set(row) <= {"text", "domain", "hard", "task", "language"}, number
         assert row["text"].strip(), number
         assert row.get("domain", "other") in domains, number
         assert row.get("hard", 0) in (0, 1), number
