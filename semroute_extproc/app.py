@@ -172,7 +172,7 @@ class App:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
-        self._metrics.watch_controllers(lambda: self._controllers.status(loop.time()))
+        self._metrics.watch_controllers(self._controllers.status)
         self._metrics.watch_queue(lambda: self._classifier.waiting)
         self._metrics.set_models(self._classifier.describe())
         self._note_reload()
@@ -261,7 +261,7 @@ class App:
                     200, "text/plain; version=0.0.4; charset=utf-8", self._metrics.exposition()
                 ),
                 "/config": self._config_page,
-                "/controllers": self._controllers_page,
+                "/controllers": lambda: _json(self._controllers.status()),
             },
         )
 
@@ -273,10 +273,6 @@ class App:
             "config": self._loaded.config.model_dump(mode="json"),
         }
         return _json(live)
-
-    def _controllers_page(self) -> Page:
-        """The state between requests; the loop's clock may be read from any thread."""
-        return _json(self._controllers.status(time.monotonic()))
 
 
 def _json(content: object) -> Page:

@@ -67,7 +67,7 @@ def read_page(text: str, names: Mapping[str, Sequence[str]] = GAUGES) -> Load:
 
 def gauge_names(pool: Pool) -> Mapping[str, Sequence[str]]:
     """What a pool calls its gauges."""
-    return {gauge: pool.gauges.get(gauge, default) for gauge, default in GAUGES.items()}
+    return {**GAUGES, **{str(gauge): names for gauge, names in pool.gauges.items()}}
 
 
 async def scrape(

@@ -42,7 +42,7 @@ Ramps = dict[Measure, Ramp]
 
 
 def _ramps() -> Ramps:
-    return {"queue": Ramp(begin=0.0, full=0.5), "kv_cache_usage": Ramp(begin=0.9, full=1.0)}
+    return {"queue": Ramp(begin=0.0, full=1.0), "kv_cache_usage": Ramp(begin=0.9, full=1.0)}
 
 
 class LoadController(Model):
@@ -60,7 +60,7 @@ class LoadController(Model):
         3, gt=0, le=3_600, description="Time constant with which pressure follows a load that grows."
     )
     fall_seconds: float = Field(
-        20, gt=0, le=3_600, description="Time constant with which it follows a load that shrinks."
+        15, gt=0, le=3_600, description="Time constant with which it follows a load that shrinks."
     )
     dead_band: float = Field(
         0.05, ge=0, le=0.4, description="Changes of the smoothed pressure within this much change nothing."

@@ -156,13 +156,13 @@ class Controllers:
 
     # --- for people ---
 
-    def status(self, now: float) -> dict[str, Any]:
-        """The state of every controller, for the admin page and the metrics."""
+    def status(self) -> dict[str, Any]:
+        """The state of every controller, for the admin page and the metrics; changes nothing."""
         pressures = {
             name: {
-                "pressure": pressure.at(now),
+                "pressure": pressure.last,
                 "level": pressure.level,
-                "known": pressure.known(now),
+                "known": pressure.known,
             }
             for name, pressure in self._pressures.items()
         }

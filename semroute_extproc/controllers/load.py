@@ -19,6 +19,9 @@ from semroute_extproc.config.controllers import Measure
 QUEUE = "queue"
 """The measure that is made of two gauges: waiting requests for each running one."""
 
+PRESSURE_MIN = 0.005
+"""Less than this is none: a lag would otherwise never quite come to rest."""
+
 
 def raw_pressure(load: Mapping[str, float], ramps: Mapping[Measure, Ramp]) -> float | None:
     """0 (quiet) to 1 (full); None if no measure with a ramp is known.
@@ -73,18 +76,25 @@ class PoolPressure:
             self._follow(self._target if now <= stale else 0.0, now)
             band = self._settings.dead_band
             self._held = min(max(self._held, self._level - band), self._level + band)
+        return self.last
+
+    @property
+    def last(self) -> float:
+        """The pressure at the latest time asked for."""
         # The band is taken off at both ends, so that quiet is 0 and full is 1 in spite of it.
         band = self._settings.dead_band
-        return min(max((self._held - band) / (1.0 - 2.0 * band), 0.0), 1.0)
-
-    def known(self, now: float) -> bool:
-        """Whether a load was seen that is not stale."""
-        return now <= self._seen + self._settings.stale_seconds
+        pressure = min(max((self._held - band) / (1.0 - 2.0 * band), 0.0), 1.0)
+        return pressure if pressure >= PRESSURE_MIN else 0.0
 
     @property
     def level(self) -> float:
-        """The filtered pressure before the dead band."""
+        """The filtered pressure before the dead band, then."""
         return self._level
+
+    @property
+    def known(self) -> bool:
+        """Whether a load was known that was not stale, then."""
+        return self._updated <= self._seen + self._settings.stale_seconds
 
     def _follow(self, target: float, now: float) -> None:
         """First-order lag towards `target`: what is missing shrinks by e with each time constant."""

@@ -87,7 +87,9 @@ async def test_a_page_that_comes_byte_by_byte_is_given_up(monkeypatch: pytest.Mo
     server = await asyncio.start_server(drip, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(load._load(Pool(cluster="c", model="m", metrics=f"http://127.0.0.1:{port}/")), 5)
+        await asyncio.wait_for(
+            load._load(Pool(cluster="c", model="m", metrics=f"http://127.0.0.1:{port}/")), 5
+        )
     server.close()
 
 
