@@ -141,14 +141,16 @@ class Pipeline:
             decision = policy.decide(facts)
             stages.mark("policy")
         assert decision is not None, "a policy gave no decision although it had all there is. This is a bug."
-        outcome = self._outcome(request, body, facts, decision, text, stages)
+        outcome = self._outcome(request, body, facts, decision, name, text, stages)
         session = ""
         if controllers is not None and controllers.active:
             session = controllers.decided(facts, decision, key, asyncio.get_running_loop().time())
             if key and self._shared is not None and not decision.fallback:
                 self._shared.keep(key, decision.pool)
         shadows = self._shadows.beside(name, facts, decision, text)
-        return dataclasses.replace(outcome, policy=name, session=session, shadows=shadows)
+        if session or shadows:
+            outcome = dataclasses.replace(outcome, session=session, shadows=shadows)
+        return outcome
 
     async def _moment(self, facts: Facts, controllers: Controllers, key: str, deadline: float) -> Facts:
         """The facts with what the controllers know of the moment and of the conversation."""
@@ -158,7 +160,14 @@ class Pipeline:
         return dataclasses.replace(facts, conditions=controllers.conditions(now), held=held)
 
     def _outcome(
-        self, request: Decide, body: bytes, facts: Facts, decision: Decision, text: str, stages: Stages
+        self,
+        request: Decide,
+        body: bytes,
+        facts: Facts,
+        decision: Decision,
+        name: str,
+        text: str,
+        stages: Stages,
     ) -> Outcome:
         pool = self.catalog.pools[decision.pool]
         new = edits.set_members(body, self.members(facts.view, decision))
@@ -173,6 +182,7 @@ class Pipeline:
             body=new,
             decoded=body is not request.body,
             decision=decision,
+            policy=name,
             view=facts.view,
             signals=facts.signals,
             text=text,

@@ -32,8 +32,8 @@ def session_key(head: RequestHead, view: RequestView, secret: bytes) -> str:
     """A conversation's hash in hexadecimal, empty if the request belongs to none that can be told.
 
     The model's name is part of it: a client that asks for another one asks for another trade-off.
-    So are the credentials: nobody can join the conversation of another client. `secret` is at most
-    64 bytes.
+    So are the credentials, where Envoy forwards them: nobody joins the conversation of another client
+    then. `secret` is at most 64 bytes.
     """
     digest = hashlib.blake2b(key=secret, digest_size=DIGEST_BYTES)
     _add(digest, view.model)
