@@ -160,7 +160,8 @@ class App:
 
     def _on_shadow(self, shadow: Shadow) -> None:
         self._metrics.shadowed(shadow)
-        logger.info("shadow.decided", **dataclasses.asdict(shadow))
+        if self._loaded.config.telemetry.log_decisions:
+            logger.info("shadow.decided", **dataclasses.asdict(shadow))
 
     def _on_load(self, pool: str, load: Mapping[str, float]) -> None:
         self._metrics.set_load(pool, load)

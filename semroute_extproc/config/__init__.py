@@ -77,6 +77,7 @@ __all__ = [
     "VirtualModel",
     "WeightedStrategy",
     "did_you_mean",
+    "leans",
     "pair_of",
     "unresolved",
 ]
@@ -159,6 +160,11 @@ def pair_of(strategy: Strategy | None) -> tuple[str, str] | None:
     return (weak, strong) if isinstance(weak, str) and isinstance(strong, str) else None
 
 
+def leans(strategy: Strategy) -> bool:
+    """Whether a budget can move what a strategy chooses: it weighs cost against quality."""
+    return pair_of(strategy) is not None or strategy.kind in ("clusters",)
+
+
 def _controllers(config: Config) -> Iterator[Problem]:
     """What the controllers name, and what they need to be of any use."""
     settings, pools = config.controllers, config.pools
@@ -166,8 +172,10 @@ def _controllers(config: Config) -> Iterator[Problem]:
         path = ("controllers", "budgets", name)
         yield from _known(path, name, config.strategies, "strategy")
         pair = pair_of(config.strategies.get(name))
-        if name in config.strategies and pair is None:
+        if name in config.strategies and pair is None and budget.strong_share is not None:
             yield Problem(path, "this strategy has no weak and strong pool, so there is no share to hold")
+        elif name in config.strategies and not leans(config.strategies[name]):
+            yield Problem(path, "this strategy weighs no cost, so a budget could not move it")
         for pool in pair or ():
             if budget.dollars_per_thousand is not None and pool in pools and pools[pool].price is None:
                 yield Problem((*path, "dollars_per_thousand"), f"pool {pool} has no price")

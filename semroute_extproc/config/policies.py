@@ -34,7 +34,6 @@ class Reasoning(Model):
     effort: EffortSetting | None = Field(None, description="One effort for all; `off` for none.")
     bands: tuple[Band, ...] | None = Field(
         None,
-        min_length=1,
         max_length=BANDS_MAX,
         description="Efforts by difficulty, ascending; the last band has no `below`.",
     )
@@ -46,7 +45,7 @@ class Reasoning(Model):
             raise ValueError("give exactly one of effort and bands")
         if self.bands is not None:
             ends = [band.below for band in self.bands]
-            if ends[-1] is not None or None in ends[:-1]:
+            if not ends or ends[-1] is not None or None in ends[:-1]:
                 raise ValueError("the last band, and no other, has no `below`")
             numbers = [end for end in ends if end is not None]
             if any(low >= high for low, high in itertools.pairwise(numbers)):

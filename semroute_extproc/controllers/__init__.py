@@ -132,10 +132,15 @@ class Controllers:
         """
         if (budget := self._budgets.get(decision.strategy)) is not None:
             pair = cfg.pair_of(self._config.strategies.get(decision.strategy))
-            if pair is not None and decision.pool in self._config.pools:
-                pressure = facts.conditions.pressure
-                pressed = pressure.get(pair[1], 0.0) > pressure.get(pair[0], 0.0)
-                budget.decided(self._spent(budget.settings, pair, facts, decision.pool), pressed, now)
+            pressure = facts.conditions.pressure
+            pressed = (
+                pressure.get(pair[1], 0.0) > pressure.get(pair[0], 0.0)
+                if pair is not None
+                else bool(pressure)
+            )
+            spent = self._spent(budget.settings, pair, facts, decision.pool)
+            if spent is not None:
+                budget.decided(spent, pressed, now)
         if self._sessions is None:
             return ""
         if key and not decision.fallback:
@@ -144,15 +149,23 @@ class Controllers:
             return "lost" if lock_of(facts.view) else "new" if key else "none"
         return decision.session or ("same" if decision.pool == facts.held.pool else "moved")
 
-    def _spent(self, budget: cfg.Budget, pair: tuple[str, str], facts: Facts, pool: str) -> Spent:
+    def _spent(
+        self, budget: cfg.Budget, pair: tuple[str, str] | None, facts: Facts, pool: str
+    ) -> Spent | None:
+        """What a decision spent; None if the configuration of now does not know its pool or strategy."""
         if budget.strong_share is not None:
-            return Spent(float(pool == pair[1]))
+            return None if pair is None else Spent(float(pool == pair[1]))
         output = float(min(facts.view.max_output_tokens or budget.output_tokens, budget.output_tokens))
-        pools = self._config.pools
-        weak, strong, taken = (
-            cost(pools[name], facts.prompt_tokens, output) for name in (pair[0], pair[1], pool)
-        )
-        return Spent(taken, strong - weak)
+        costs = {
+            name: cost(each, facts.prompt_tokens, output)
+            for name, each in self._config.pools.items()
+            if each.price is not None
+        }
+        if pool not in costs:
+            return None
+        # Without a pair the dearest and the cheapest pool are the ends of what leaning can do.
+        weak, strong = (costs[name] for name in pair) if pair else (min(costs.values()), max(costs.values()))
+        return Spent(costs[pool], strong - weak)
 
     # --- for people ---
 

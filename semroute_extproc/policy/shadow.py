@@ -44,20 +44,20 @@ class Shadow:
 def compare(
     policy: str,
     shadow: str,
-    decide: Callable[[Facts], Decision | None],
+    decide: Callable[[Facts], object],
     facts: Facts,
     live: Decision,
     on_error: Callable[[], None],
 ) -> Shadow:
     """Ask a shadow; never raises. `on_error` is called while an exception of its own is handled."""
     try:
-        decision = decide(dataclasses.replace(facts, held=None))
+        decision: object = decide(dataclasses.replace(facts, held=None))
     except NoCandidate:
         decision = None
     except Exception:
         on_error()
         return Shadow(policy, shadow, Agreement.ERROR)
-    if decision is None:
+    if not isinstance(decision, Decision):
         return Shadow(policy, shadow, Agreement.UNDECIDED)
     agreement = Agreement.AGREE if decision.pool == live.pool else Agreement.DIFFER
     return Shadow(policy, shadow, agreement, decision.pool, decision.reason)

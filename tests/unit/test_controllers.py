@@ -88,6 +88,27 @@ def test_dollars_are_reckoned_from_prices_prompt_and_answer() -> None:
     assert subject.status()["budgets"]["s"]["realised"] == pytest.approx((10e-6 * 1_500 + 1e-6 * 1_100) / 2)
 
 
+def test_without_a_pair_dollars_lie_between_the_cheapest_and_the_dearest_pool() -> None:
+    fixed = {"s": {"kind": "fixed", "pool": "eyes"}}
+    settings = config(
+        pools=PRICED, strategies=fixed, controllers={"budgets": {"s": {"dollars_per_thousand": 1.0}}}
+    )
+    subject = Controllers(settings, b"key")
+    subject.decided(facts(max_output_tokens=100), decision("eyes"), "", 0.0)
+    assert subject.status()["budgets"]["s"]["realised"] == pytest.approx(2e-6 * 1_100)
+    # Target minus spent, in units of the spread between 1e-6 and 10e-6 a token.
+    wanted = 12 / 1_000 * (1e-3 - 2.2e-3) / (9e-6 * 1_100)
+    assert subject.status()["budgets"]["s"]["leaning"] == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("pool", ["gone", "unpriced"])
+def test_a_pool_whose_cost_is_not_known_teaches_nothing(pool: str) -> None:
+    pools = {**PRICED, "unpriced": {"cluster": "u", "model": "m-u"}}
+    subject = controllers(pools, budgets={"s": {"dollars_per_thousand": 5.0}})
+    subject.decided(facts(), decision(pool), "", 0.0)
+    assert subject.status()["budgets"]["s"]["requests"] == 0
+
+
 def test_a_budget_does_not_work_against_the_load() -> None:
     subject = controllers(load={}, budgets={"s": {"strong_share": 0.3}})
     pressed = Conditions(pressure={"large": 0.8, "small": 0.1})
@@ -204,6 +225,7 @@ class TestReload:
     [
         ({"budgets": {"pear": {"strong_share": 0.3}}}, "there is no strategy 'pear'"),
         ({"budgets": {"other": {"strong_share": 0.3}}}, "no weak and strong pool"),
+        ({"budgets": {"other": {"dollars_per_thousand": 3}}}, "weighs no cost"),
         ({"budgets": {"s": {"dollars_per_thousand": 3}}}, "pool small has no price"),
         ({"load": {}}, "no pool has metrics"),
         ({"load": {"pools": {"big": {}}}}, "there is no pool 'big'"),
