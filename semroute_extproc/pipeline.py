@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from time import perf_counter
 
 from semroute_extproc import apis, config, edits, mutations, reasoning
-from semroute_extproc.controllers import Controllers
+from semroute_extproc.controllers import Controllers, home
+from semroute_extproc.controllers.session import NO_KEYS
 from semroute_extproc.encoder.classifier import Classifier
 from semroute_extproc.encoding import decode_body
 from semroute_extproc.errors import BadBody, BodyTooLarge, EncoderUnavailable, UnsupportedEncoding
@@ -120,10 +121,10 @@ class Pipeline:
         facts = _facts(request.head, view, text, virtual)
         name = _policy_of(model, virtual, facts)
         stages.mark("parse")
-        key, controllers = "", self._controllers
+        keys, controllers = NO_KEYS, self._controllers
         if controllers is not None and controllers.active:
-            key = controllers.key(request.head, view)
-            facts = await self._moment(facts, controllers, key, deadline)
+            keys = controllers.keys(request.head, view)
+            facts = await self._moment(facts, controllers, keys.find, deadline)
             stages.mark("controllers")
 
         policy = self._policies[name]
@@ -144,9 +145,9 @@ class Pipeline:
         outcome = self._outcome(request, body, facts, decision, name, text, stages)
         session = ""
         if controllers is not None and controllers.active:
-            session = controllers.decided(facts, decision, key, asyncio.get_running_loop().time())
-            if key and self._shared is not None and not decision.fallback:
-                self._shared.keep(key, decision.pool)
+            session = controllers.decided(facts, decision, keys.keep, asyncio.get_running_loop().time())
+            if keys.keep and self._shared is not None and (pool := home(facts, decision)):
+                self._shared.keep(keys.keep, pool)
         shadows = self._shadows.beside(name, facts, decision, text)
         if session or shadows:
             outcome = dataclasses.replace(outcome, session=session, shadows=shadows)
@@ -156,7 +157,7 @@ class Pipeline:
         """The facts with what the controllers know of the moment and of the conversation."""
         shared = await self._shared.find(key, deadline) if key and self._shared is not None else None
         now = asyncio.get_running_loop().time()
-        held = controllers.held(key, shared, facts.head, facts.view, now)
+        held = controllers.held(key, shared, facts.view, now)
         return dataclasses.replace(facts, conditions=controllers.conditions(now), held=held)
 
     def _outcome(

@@ -154,7 +154,10 @@ class SessionController(Model):
         1_800, gt=0, le=604_800, description="A conversation silent for so long is forgotten."
     )
     entries_max: int = Field(
-        65_536, ge=1, le=16_777_216, description="Conversations remembered; the longest silent goes first."
+        65_536,
+        ge=1,
+        le=16_777_216,
+        description="Requests remembered, by which conversations are known again; the oldest goes first.",
     )
     remote: RemoteSessions | None = Field(
         None, description="A Valkey or Redis that the workers share; needs the extra `valkey`."

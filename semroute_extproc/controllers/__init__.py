@@ -17,7 +17,7 @@ from typing import Any
 from semroute_extproc import config as cfg
 from semroute_extproc.controllers.budget import BudgetController, Spent
 from semroute_extproc.controllers.load import PoolPressure
-from semroute_extproc.controllers.session import Sessions, begins, lock_of, session_key
+from semroute_extproc.controllers.session import NO_KEYS, Keys, Sessions, lock_of, session_keys
 from semroute_extproc.policy.decision import Conditions, Decision, Facts, Held
 from semroute_extproc.pools import cost
 from semroute_extproc.request import RequestHead, RequestView
@@ -102,20 +102,18 @@ class Controllers:
 
     # --- sessions ---
 
-    def key(self, head: RequestHead, view: RequestView) -> str:
-        """The conversation's hash; empty if there is none or sessions are off."""
-        return session_key(head, view, self._secret) if self._sessions is not None else ""
+    def keys(self, head: RequestHead, view: RequestView) -> Keys:
+        """The conversation's hashes; empty ones if there is none or sessions are off."""
+        return session_keys(head, view, self._secret) if self._sessions is not None else NO_KEYS
 
-    def held(
-        self, key: str, remote: str | None, head: RequestHead, view: RequestView, now: float
-    ) -> Held | None:
-        """The pool that a conversation is in.
+    def held(self, key: str, remote: str | None, view: RequestView, now: float) -> Held | None:
+        """The pool that the conversation is in which was left under `key` (`Keys.find`).
 
         `remote` is what the shared memory says: a pool, "" for none, None if it said nothing and this
         process's own memory counts.
         """
         settings = self._config.controllers.session
-        if not key or settings is None or self._sessions is None or begins(head, view):
+        if not key or settings is None or self._sessions is None:
             return None
         pool = self._sessions.find(key, now) if remote is None else remote
         return Held(pool, lock_of(view), settings.margin, settings.strategies) if pool else None
@@ -125,10 +123,10 @@ class Controllers:
     def decided(self, facts: Facts, decision: Decision, key: str, now: float) -> str:
         """Learn from a decision that is acted on; returns what the conversation's pool meant for it.
 
-        That is empty if sessions are off, and else `none` (the request belongs to no conversation
-        that can be told), `new` (it begins one, or one that is not remembered), `same`, `kept`
-        (against what the strategy chose), `locked`, `moved`, or `lost` (it had better not move, and
-        its pool is not remembered).
+        `key` is what the conversation is left under, `Keys.keep`. The result is empty if sessions are
+        off, and else `none` (the request belongs to no conversation that can be told), `new` (it
+        begins one, or one that is not remembered), `same`, `kept` (against what the strategy chose),
+        `locked`, `moved`, or `lost` (it had better not move, and its pool is not remembered).
         """
         if (budget := self._budgets.get(decision.strategy)) is not None:
             pair = cfg.pair_of(self._config.strategies.get(decision.strategy))
@@ -143,8 +141,8 @@ class Controllers:
                 budget.decided(spent, pressed, now)
         if self._sessions is None:
             return ""
-        if key and not decision.fallback:
-            self._sessions.keep(key, decision.pool, now)
+        if key and (pool := home(facts, decision)):
+            self._sessions.keep(key, pool, now)
         if facts.held is None:
             return "lost" if lock_of(facts.view) else "new" if key else "none"
         return decision.session or ("same" if decision.pool == facts.held.pool else "moved")
@@ -189,5 +187,15 @@ class Controllers:
             }
             for name, budget in self._budgets.items()
         }
-        sessions = None if self._sessions is None else {"conversations": len(self._sessions)}
+        sessions = None if self._sessions is None else {"entries": len(self._sessions)}
         return {"pools": pressures, "budgets": budgets, "sessions": sessions}
+
+
+def home(facts: Facts, decision: Decision) -> str:
+    """The pool a conversation is in after a decision; empty if that is nowhere yet.
+
+    A fallback moves nothing: a deadline must not decide for the whole conversation.
+    """
+    if not decision.fallback:
+        return decision.pool
+    return facts.held.pool if facts.held is not None else ""

@@ -106,8 +106,10 @@ class PrometheusSink:
             ["result"],
             registry=r,
         )
-        self._conversations = Gauge(
-            "semroute_session_conversations", "Conversations this process remembers.", registry=r
+        self._entries = Gauge(
+            "semroute_session_entries",
+            "Requests by which conversations are known again.",
+            registry=r,
         )
         self.remote = Counter(
             "semroute_session_remote_errors",
@@ -199,7 +201,7 @@ class PrometheusSink:
             self._target.labels(strategy).set(state["target"])
             if state["realised"] is not None:
                 self._realised.labels(strategy).set(state["realised"])
-        self._conversations.set((status["sessions"] or {}).get("conversations", 0))
+        self._entries.set((status["sessions"] or {}).get("entries", 0))
 
     def set_config(self, sha256: str, generation: int) -> None:
         """Name the live configuration."""

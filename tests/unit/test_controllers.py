@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from builders import PAIR, POOLS, config
 
 from semroute_extproc.config import Config, unresolved
 from semroute_extproc.controllers import QUIET, Controllers
+from semroute_extproc.controllers.session import NO_KEYS
 from semroute_extproc.policy.decision import Conditions, Decision, Facts, Held
 from semroute_extproc.reasoning import FAMILIES
 from semroute_extproc.request import Api, RequestHead, RequestView, Turn
@@ -54,7 +56,7 @@ def test_nothing_configured_is_nothing_active_and_costs_one_constant() -> None:
     subject = controllers()
     assert not subject.active
     assert subject.conditions(0.0) is QUIET
-    assert subject.key(facts().head, facts().view) == ""
+    assert subject.keys(facts().head, facts().view) == NO_KEYS
 
 
 def test_only_pools_that_press_are_told() -> None:
@@ -122,12 +124,11 @@ class TestSession:
     def test_a_conversation_is_found_again_and_the_result_says_how(self) -> None:
         subject = controllers(session={})
         first = facts(TURNS[:1])
-        key = subject.key(first.head, first.view)
-        assert subject.held(key, None, first.head, first.view, 0.0) is None
-        assert subject.decided(first, decision("small"), key, 0.0) == "new"
+        keys = subject.keys(first.head, first.view)
+        assert subject.held(keys.find, None, first.view, 0.0) is None
+        assert subject.decided(first, decision("small"), keys.keep, 0.0) == "new"
         later = facts()
-        assert subject.key(later.head, later.view) == key
-        held = subject.held(key, None, later.head, later.view, 1.0)
+        held = subject.held(subject.keys(later.head, later.view).find, None, later.view, 1.0)
         assert held is not None
         assert (held.pool, held.margin) == ("small", 0.1)
 
@@ -155,28 +156,22 @@ class TestSession:
     def test_a_fallback_is_not_where_a_conversation_lives(self) -> None:
         subject = controllers(session={})
         subject.decided(facts(), decision("large", fallback="deadline"), "key", 0.0)
-        assert subject.status()["sessions"] == {"conversations": 0}
-
-    def test_the_first_request_of_like_conversations_starts_afresh(self) -> None:
-        subject = controllers(session={})
-        first = facts(TURNS[:1])
-        key = subject.key(first.head, first.view)
-        subject.decided(facts(), decision("large"), key, 0.0)
-        assert subject.held(key, None, first.head, first.view, 1.0) is None
-        subject.decided(first, decision("small"), key, 1.0)
-        held = subject.held(key, None, facts().head, facts().view, 2.0)
+        assert subject.status()["sessions"] == {"entries": 0}
+        known = dataclasses.replace(facts(), held=Held("small"))
+        subject.decided(known, decision("large", fallback="deadline"), "key", 1.0)
+        held = subject.held("key", None, known.view, 2.0)
         assert held is not None
-        assert held.pool == "small"
+        assert held.pool == "small", "it goes on where it was before"
 
     def test_what_the_shared_memory_says_counts_more_than_our_own(self) -> None:
         subject = controllers(session={})
-        head, view = facts().head, facts().view
+        view = facts().view
         subject.decided(facts(), decision("small"), "key", 0.0)
-        shared = subject.held("key", "large", head, view, 1.0)
+        shared = subject.held("key", "large", view, 1.0)
         assert shared is not None
         assert shared.pool == "large"
-        assert subject.held("key", "", head, view, 1.0) is None
-        own = subject.held("key", None, head, view, 1.0)
+        assert subject.held("key", "", view, 1.0) is None
+        own = subject.held("key", None, view, 1.0)
         assert own is not None
         assert own.pool == "small"
 
@@ -203,7 +198,7 @@ class TestReload:
         status = subject.status()
         assert status["pools"]["large"]["pressure"] == 0.0
         assert status["budgets"]["s"]["requests"] == 0
-        assert status["sessions"] == {"conversations": 0}
+        assert status["sessions"] == {"entries": 0}
 
     def test_a_budget_begins_anew_when_its_strategy_changes(self) -> None:
         settings: dict[str, Any] = {"budgets": {"s": {"strong_share": 0.3}}}

@@ -308,7 +308,7 @@ class TestConversations:
         settings = config(server={"deadline_ms": 1_000}, controllers={"session": {}})
         subject, failures = pipeline(settings, shared=shared)
         started = time.perf_counter()
-        outcome = await subject.decide(request(chat()))
+        outcome = await subject.decide(request(chat(), x_semroute_session="7"))
         assert (outcome.kind, failures) == (Kind.ROUTED, [])
         assert time.perf_counter() - started < 0.9
         await asyncio.sleep(0)
@@ -367,7 +367,8 @@ class TestShadows:
     async def test_a_share_may_be_encoded_for_shadows_after_the_request_has_gone(self) -> None:
         told: list[Shadow] = []
         encoder = FakeEncoder(lambda _: raw(5.0), delay=0.2)
-        settings = config(policies=two_policies(shadow="same", shadow_share=0.5, otherwise={"pool": "small"}))
+        policies = two_policies(shadow="same", shadow_share=0.5, otherwise={"pool": "small"})
+        settings = config(server={"deadline_ms": 5_000}, policies=policies)
         subject, _ = pipeline(settings, encoder, on_shadow=told.append)
         outcomes = [await subject.decide(request(chat(f"q{n}"), x_request_id=f"id-{n}")) for n in range(40)]
         at_once = [outcome for outcome in outcomes if outcome.shadows]

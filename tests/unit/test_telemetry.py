@@ -36,7 +36,7 @@ STATUS = {
             "requests": 5,
         }
     },
-    "sessions": {"conversations": 7},
+    "sessions": {"entries": 7},
 }
 SECRET = "the patient's name is Ada"
 
@@ -161,7 +161,7 @@ def test_the_controllers_are_read_when_the_metrics_are() -> None:
         'semroute_budget_leaning{strategy="pair"} -0.2',
         'semroute_budget_target{strategy="pair"} 0.3',
         'semroute_budget_realised{strategy="pair"} 0.31',
-        "semroute_session_conversations 7.0",
+        "semroute_session_entries 7.0",
     ):
         assert line in text
     sink.watch_controllers(lambda: {"pools": {}, "budgets": {}, "sessions": None})
