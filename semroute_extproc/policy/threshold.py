@@ -6,6 +6,8 @@ BERT classifier.
 
 from __future__ import annotations
 
+import dataclasses
+
 from semroute_extproc.bundle import DifficultyHead
 from semroute_extproc.config import ThresholdStrategy
 from semroute_extproc.policy.cutoff import Cutoff
@@ -31,11 +33,11 @@ class Threshold:
         """Text that the bundle does not know goes to `unsure`, unless the client asked for an end."""
         signals = facts.signals
         assert signals is not None
-        promised = facts.quality is not None and not 0.0 < facts.quality < 1.0
-        if signals.unknown and not promised:
+        if signals.unknown and not facts.promised:
             choice = self._cutoff.choose(signals.difficulty, facts)
             stand_ins = (self._cutoff.strong, self._cutoff.weak)
-            return Choice(
-                self._unsure, "text is out of distribution", stand_ins, choice.score, choice.threshold
+            reason = "text is out of distribution"
+            return dataclasses.replace(
+                choice, pool=self._unsure, reason=reason, stand_ins=stand_ins, share=None, rise=None, moved=()
             )
         return self._cutoff.choose(signals.difficulty, facts)
