@@ -7,9 +7,12 @@ from typing import Any
 
 from tiny_model import CONTEXT, EFFORTS
 
+from semroute_extproc import config
 from semroute_extproc.reasoning import FAMILIES
 
 EFFORT_HEADER = "x-effort"
+HAS_CONTROLLERS = "controllers" in config.Config.model_fields
+HAS_JUDGE = hasattr(config, "JudgeStrategy")
 
 
 def settings(metrics: Mapping[str, str]) -> dict[str, Any]:
@@ -18,6 +21,20 @@ def settings(metrics: Mapping[str, str]) -> dict[str, Any]:
     `metrics` are the URLs of the two servers' gauges by pool. Asking for `family-NAME` with the
     header `x-effort` has the switch of the family written.
     """
+    pair = {"weak": "small", "strong": "large"}
+    optional: dict[str, Any] = {}
+    strategies: dict[str, Any] = {
+        "pair": {**pair, "kind": "threshold", "threshold": 0.5},
+        "even": {**pair, "kind": "threshold", "strong_share": 0.5},
+    }
+    if HAS_CONTROLLERS:
+        # Fast, so that the tests need not wait; the queue alone presses.
+        ramps = {"queue": {"begin": 0, "full": 0.5}}
+        optional["controllers"] = {"load": {"ramps": ramps, "rise_seconds": 1, "fall_seconds": 2}}
+    if HAS_JUDGE:
+        url = metrics["large"].removesuffix("/metrics") + "/v1"
+        judge = {"kind": "judge", "url": url, "model": "large-model", "timeout_ms": 2_000}
+        strategies["judge"] = {**pair, **judge, "threshold": 0.5}
     large = {"cluster": "vllm-large", "model": "large-model", "context": CONTEXT}
     small = {**large, "cluster": "vllm-small", "model": "small-model"}
     return {
@@ -31,17 +48,20 @@ def settings(metrics: Mapping[str, str]) -> dict[str, Any]:
         "default_pool": "large",
         "models": {
             "auto": {"policy": "main"},
+            **{f"auto-{name}": {"policy": name} for name in strategies},
             "auto-weak": {"policy": "weak"},
             "auto-strong": {"policy": "strong"},
             **{f"family-{name}": {"policy": f"family-{name}"} for name in FAMILIES},
         },
         "policies": {
             "main": {"otherwise": {"strategy": "pair"}},
+            **{name: {"otherwise": {"strategy": name}} for name in strategies},
             "weak": {"otherwise": {"pool": "small"}},
             "strong": {"otherwise": {"pool": "large"}},
             **{f"family-{name}": _policy(f"family-{name}") for name in FAMILIES},
         },
-        "strategies": {"pair": {"kind": "threshold", "weak": "small", "strong": "large", "threshold": 0.5}},
+        "strategies": strategies,
+        **optional,
     }
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import aiohttp
 import pytest
 from gateway import chat
 from servers import Pools
+from settings import HAS_JUDGE
+from tiny_model import LABELS
+
+from semroute_extproc.demo.sidecar import Sidecar
 
 ASKED = {"max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": 5}
 BODY = {**chat("Which model should answer? Say 1 or 2.", "small-model"), **ASKED}
@@ -26,6 +31,27 @@ def test_the_first_token_comes_with_the_likeliest_ones_in_order(pools: Pools) ->
     shares = [math.exp(each["logprob"]) for each in alternatives]
     assert shares == sorted(shares, reverse=True)
     assert 0 < sum(shares) <= 1.001
+
+
+def test_the_tiny_model_gives_the_labels_most_of_the_probability(pools: Pools) -> None:
+    tokens = _tokens(pools.small.ask("/v1/chat/completions", {**BODY, "top_logprobs": 20}))
+    mass = sum(math.exp(each["logprob"]) for each in tokens[0]["top_logprobs"] if each["token"] in LABELS)
+    assert 0.5 < mass <= 1.001
+
+
+@pytest.mark.skipif(not HAS_JUDGE, reason="no judge strategy yet")
+async def test_a_judge_is_asked_and_its_score_decides(
+    client: aiohttp.ClientSession, sidecar: Sidecar
+) -> None:
+    body = {**chat("How many primes are below 1000?", "auto-judge"), "max_tokens": 2}
+    async with client.post("/v1/chat/completions", json=body) as response:
+        await response.read()
+    assert response.status == 200
+    assert "judge's score" in response.headers["x-semroute-reason"]
+    page = sidecar.read_admin("/metrics")[1]
+    found = re.search(r'^semroute_judge_total\{result="ok",strategy="judge"\} (\S+)$', page, re.M)
+    assert found is not None
+    assert float(found[1]) >= 1
 
 
 def test_the_answer_may_be_held_to_a_choice(pools: Pools) -> None:

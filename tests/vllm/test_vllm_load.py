@@ -9,8 +9,10 @@ import time
 from collections.abc import AsyncIterator, Callable
 
 import aiohttp
+import pytest
 from gateway import Gateway, chat
 from servers import QUEUE, SEQUENCES, Pools
+from settings import HAS_CONTROLLERS
 
 from semroute_extproc.demo.sidecar import Sidecar
 
@@ -30,6 +32,59 @@ async def test_the_sidecar_exports_the_gauges_that_vllm_reports_under_load(
     assert full["kv_cache_usage"] <= 1
     quiet = await _until(sidecar, lambda load: set(load.values()) == {0})
     assert set(quiet) == {"running", "waiting", "kv_cache_usage"}
+
+
+PROMPTS = (
+    "Hi!",
+    "Thanks, see you.",
+    "What time is it in Paris?",
+    "Name three fruits.",
+    "Translate 'good morning' into French.",
+    "Write a haiku about rain.",
+    "Explain what a mutex is.",
+    "Summarise the plot of Hamlet in five sentences.",
+    "Write a SQL query for the second highest salary in each department.",
+    "Prove that the square root of two is irrational.",
+    "Derive the posterior of a normal mean under an unknown variance.",
+    "Design a lock-free queue for many producers and prove that it is linearisable.",
+)
+"""From easy to hard."""
+
+
+@pytest.mark.skipif(not HAS_CONTROLLERS, reason="no load controller yet")
+async def test_vllms_own_gauges_move_the_easier_requests_away_from_a_busy_pool_and_back(
+    client: aiohttp.ClientSession, sidecar: Sidecar
+) -> None:
+    quiet, _ = await _strong(client)
+    assert 2 <= len(quiet) < len(PROMPTS)
+    async with _busy(client, 2 * SEQUENCES, "auto-strong"):
+        await _wait(lambda: _pressure(sidecar) > 0.9)
+        pressed, reasons = await _strong(client)
+    assert set(pressed) < set(quiet)
+    assert any("load" in reason for reason in reasons)
+    await _wait(lambda: _pressure(sidecar) == 0)
+    assert (await _strong(client))[0] == quiet
+
+
+async def _strong(client: aiohttp.ClientSession) -> tuple[list[str], list[str]]:
+    """Which of the prompts the large pool gets, and the reasons of all.
+
+    The decision is what matters: the answer of a pool that is busy is not waited for.
+    """
+    found, reasons = [], []
+    for prompt in PROMPTS:
+        body = {**chat(prompt, "auto-even"), "max_tokens": 1, "stream": True}
+        async with client.post("/v1/chat/completions", json=body) as response:
+            reasons.append(response.headers["x-semroute-reason"])
+            if response.headers["x-semroute-pool"] == "large":
+                found.append(prompt)
+    return found, reasons
+
+
+def _pressure(sidecar: Sidecar) -> float:
+    page = sidecar.read_admin("/metrics")[1]
+    found = re.search(r'^semroute_pool_pressure\{pool="large"\} (\S+)$', page, re.M)
+    return float(found[1]) if found else 0.0
 
 
 async def test_a_client_that_leaves_frees_its_place_in_the_server(
@@ -76,12 +131,14 @@ def _short(model: str) -> dict[str, object]:
 
 
 @contextlib.asynccontextmanager
-async def _busy(client: aiohttp.ClientSession, requests: int) -> AsyncIterator[None]:
-    """So many long requests to the small pool at any time; leaving ends them."""
+async def _busy(
+    client: aiohttp.ClientSession, requests: int, model: str = "auto-weak"
+) -> AsyncIterator[None]:
+    """So many long requests to a pool, the small one unless told, at any time; leaving ends them."""
 
     async def again() -> None:
         while True:
-            body = {**chat("Tell me everything.", "auto-weak"), **LONG}
+            body = {**chat("Tell me everything.", model), **LONG}
             async with client.post("/v1/chat/completions", json=body) as response:
                 await response.read()
 

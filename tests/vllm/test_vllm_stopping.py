@@ -23,13 +23,9 @@ async def test_killed_with_all_its_processes_the_stream_breaks_off(
     client: aiohttp.ClientSession, gateway: Gateway, pools: Pools, sidecar: Sidecar
 ) -> None:
     """The client is told by the connection that the answer is not whole; nothing is retried or invented."""
-    content = b""
+    content = bytearray()
     with pytest.raises(aiohttp.ClientPayloadError):
-        async with _streaming(client) as response:
-            async for piece in response.content.iter_any():
-                if not content:
-                    pools.small.kill()
-                content += piece
+        await _read(client, pools.small.kill, content)
     assert b'"content"' in content
     assert b"[DONE]" not in content
     await _only_the_dead_pool_fails(client, gateway, sidecar)
@@ -70,14 +66,19 @@ async def _streaming(client: aiohttp.ClientSession) -> AsyncIterator[aiohttp.Cli
         yield response
 
 
-async def _events(client: aiohttp.ClientSession, end: Callable[[], None]) -> list[str]:
-    """The data of the events of a stream whose server meets its end after the first of them."""
-    content = b""
+async def _read(client: aiohttp.ClientSession, end: Callable[[], None], content: bytearray) -> None:
+    """Read a stream into `content`; its server meets its `end` after the first piece."""
     async with _streaming(client) as response:
         async for piece in response.content.iter_any():
             if not content:
                 end()
             content += piece
+
+
+async def _events(client: aiohttp.ClientSession, end: Callable[[], None]) -> list[str]:
+    """The data of the events of such a stream."""
+    content = bytearray()
+    await _read(client, end, content)
     return [line[6:] for line in content.decode().splitlines() if line.startswith("data: ")]
 
 

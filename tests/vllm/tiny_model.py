@@ -3,7 +3,8 @@
     python tests/vllm/tiny_model.py FOLDER
 
 Runs in the environment of `make test-vllm`, which has torch, transformers and tokenizers. Its answers
-are gibberish and end by length. Its chat template is made for watching: what reaches it by way of
+are gibberish that ends by length, of digits and the letters A and B for the most part, so that a judge finds
+its labels among them. Its chat template is made for watching: what reaches it by way of
 `enable_thinking`, `thinking`, `thinking_mode` and `reasoning_effort` it writes as a number of marks,
 one token each, so that `prompt_tokens` in the answer tells which switches vLLM rendered with.
 """
@@ -23,6 +24,10 @@ CONTEXT = 4_096
 END, BEGIN, PAD, MARK = "<|end|>", "<|begin|>", "<|pad|>", "<|mark|>"
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+LABELS = ("1", "2", "3", "4", "5", "A", "B")
+"""What the model likes to say: the labels that a judge is asked for."""
+
+LIKING = 1.5
 UNITS = {"enable_thinking": 1, "thinking": 3, "thinking_mode": 9, "reasoning_effort": 27}
 """Marks a switch is worth: a digit in base three each, 0 for not given, and the effort above them."""
 
@@ -99,12 +104,18 @@ def main(folder: Path) -> None:
         num_key_value_heads=1,
         head_dim=32,
         max_position_embeddings=CONTEXT,
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
         eos_token_id=fast.eos_token_id,
         pad_token_id=fast.pad_token_id,
         bos_token_id=None,
     )
-    Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    model = Qwen3ForCausalLM(config)
+    with torch.no_grad():
+        # The same value in one dimension of every token makes a bias of that dimension's output weights.
+        model.model.embed_tokens.weight[:, 0] = 0.2
+        model.lm_head.weight.normal_(std=0.3)
+        model.lm_head.weight[[fast.convert_tokens_to_ids(label) for label in LABELS], 0] += LIKING
+    model.to(torch.bfloat16).save_pretrained(folder)
     fast.save_pretrained(folder)
 
 
