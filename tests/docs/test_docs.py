@@ -20,6 +20,7 @@ PAGES = [
     *ROOT.glob("*.md"),
     *(ROOT / "envoy").glob("*.md"),
     *(ROOT / "protos").glob("*.md"),
+    *(ROOT / "charts").rglob("*.md"),
 ]
 
 
