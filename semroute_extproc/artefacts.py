@@ -4,30 +4,38 @@ A file holds plain arrays and, as the string `manifest`, the JSON of `Manifest`:
 on and with which bundle's embedding. It is written aside and renamed, so that it is whole or not
 there. Nothing in it is executed when it is read.
 
-    clusters   UniRoute (arXiv 2502.08773): K-means centroids (section 5.1) or a learned map (5.2)
+    similarity     RouteLLM (arXiv 2406.18665): labelled prompts, ranked by similarity
+    factorization  RouteLLM: vectors of models and a projection of prompts
+    clusters       UniRoute (arXiv 2502.08773): K-means centroids (section 5.1) or a learned map (5.2)
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from semroute_extproc.errors import ArtefactError
+from semroute_extproc.files import write_whole
 
 FORMAT = 1
 """The artefact format this package reads and writes."""
 
 FILE_BYTES_MAX = 1024**3
 """Largest artefact."""
+
+PROMPTS_MAX = 200_000
+"""Most stored prompts of a similarity artefact: beyond it a decision takes too long."""
+
+QUANTILES = 101
+"""Quantiles of a score on reference prompts: at 0, 1, … 100 %."""
 
 CLUSTERS_MAX = 4096
 """Most clusters of an artefact, all clusterings together."""
@@ -60,6 +68,50 @@ class Manifest(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
+class Similarity:
+    """Labelled prompts of one pair of models."""
+
+    manifest: Manifest
+    embeddings: Floats
+    """Shape (n, d), rows of length 1."""
+    wins: Floats
+    """Shape (n,): 1 where the strong model won, 0 where the weak one did, 0.5 for a tie."""
+    gamma: float
+    """Base of the weights γ^(1 + S); RouteLLM's is 10."""
+    neighbours: int
+    """How many of the most similar prompts count; 0 for all, as in RouteLLM."""
+    quantiles: tuple[float, ...]
+    """Of the score on prompts that it had not stored, ascending."""
+
+    @property
+    def digest(self) -> str:
+        """Twelve hexadecimal digits that change with the scores."""
+        setting = np.asarray([self.gamma, self.neighbours])
+        return _digest(self.embeddings, self.wins, setting)
+
+
+@dataclass(frozen=True, slots=True)
+class Factorization:
+    """δ(M, q) = w · (v_M ⊙ (W x_q + b)): how well a model answers a prompt, on a scale of log-odds."""
+
+    manifest: Manifest
+    models: tuple[str, ...]
+    vectors: Floats
+    """Shape (models, r): v_M, with the paper's w₂ multiplied in."""
+    projection: Floats
+    """Shape (r, d): W."""
+    bias: Floats
+    """Shape (r,): b."""
+    quantiles: tuple[float, ...]
+    """Of P(strong wins) on prompts it was not fitted on, ascending, for the pair it was fitted for."""
+
+    @property
+    def digest(self) -> str:
+        """Twelve hexadecimal digits that change with the scores."""
+        return _digest(self.vectors, self.projection, self.bias)
+
+
+@dataclass(frozen=True, slots=True)
 class Clusters:
     """Clusters of prompts, hard (K-means, one or more clusterings) or soft (a learned map).
 
@@ -79,10 +131,7 @@ class Clusters:
     @property
     def digest(self) -> str:
         """Twelve hexadecimal digits that change with the clusters; profiles carry them."""
-        found = hashlib.sha256(np.ascontiguousarray(self.centroids).tobytes())
-        if self.bias is not None:
-            found.update(np.ascontiguousarray(self.bias).tobytes())
-        return found.hexdigest()[:12]
+        return _digest(self.centroids, *(() if self.bias is None else (self.bias,)))
 
     def membership(self, x: Floats) -> Floats:
         """How much each row of `x` (n, d) belongs to each cluster; (n, k), rows add up to 1."""
@@ -97,6 +146,71 @@ class Clusters:
         hard = np.zeros_like(runs)
         np.put_along_axis(hard, runs.argmax(axis=2)[:, :, None], 1.0 / self.clusterings, axis=2)
         return hard.reshape(scores.shape)
+
+
+def _digest(*arrays: npt.NDArray[Any]) -> str:
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(array.tobytes())
+    return found.hexdigest()[:12]
+
+
+def save_similarity(path: Path, artefact: Similarity) -> None:
+    """Write `path` whole or not at all; raises ArtefactError."""
+    _save(
+        path,
+        artefact.manifest,
+        {
+            "embeddings": artefact.embeddings.astype(np.float32),
+            "wins": artefact.wins.astype(np.float32),
+            "gamma": np.asarray(artefact.gamma),
+            "neighbours": np.asarray(artefact.neighbours),
+            "quantiles": np.asarray(artefact.quantiles),
+        },
+    )
+
+
+def load_similarity(path: Path) -> Similarity:
+    """Read a `similarity` artefact; raises ArtefactError, naming the file and what is wrong."""
+    manifest, arrays = _load(path, "similarity")
+    embeddings = _floats(path, arrays, "embeddings", (None, manifest.dimensions))
+    n = len(embeddings)
+    if not 0 < n <= PROMPTS_MAX:
+        raise ArtefactError(f"{path}: {n} prompts, expected 1 to {PROMPTS_MAX}")
+    wins = _floats(path, arrays, "wins", (n,))
+    gamma = float(_floats(path, arrays, "gamma", ()))
+    neighbours = int(arrays.get("neighbours", np.asarray(0)))
+    if wins.min() < 0.0 or wins.max() > 1.0 or not gamma >= 1.0 or neighbours < 0:
+        raise ArtefactError(f"{path}: wins outside 0..1, gamma below 1 or neighbours below 0")
+    return Similarity(manifest, embeddings, wins, gamma, neighbours, _quantiles(path, arrays))
+
+
+def save_factorization(path: Path, artefact: Factorization) -> None:
+    """Write `path` whole or not at all; raises ArtefactError."""
+    _save(
+        path,
+        artefact.manifest,
+        {
+            "models": np.asarray(artefact.models),
+            "vectors": artefact.vectors.astype(np.float32),
+            "projection": artefact.projection.astype(np.float32),
+            "bias": artefact.bias.astype(np.float32),
+            "quantiles": np.asarray(artefact.quantiles),
+        },
+    )
+
+
+def load_factorization(path: Path) -> Factorization:
+    """Read a `factorization` artefact; raises ArtefactError, naming the file and what is wrong."""
+    manifest, arrays = _load(path, "factorization")
+    projection = _floats(path, arrays, "projection", (None, manifest.dimensions))
+    rank = len(projection)
+    vectors = _floats(path, arrays, "vectors", (None, rank))
+    models = tuple(str(name) for name in arrays.get("models", np.empty(0)).ravel())
+    if len(models) < 2 or len(models) != len(vectors) or len(set(models)) < len(models):
+        raise ArtefactError(f"{path}: {len(models)} names for {len(vectors)} models")
+    bias = _floats(path, arrays, "bias", (rank,))
+    return Factorization(manifest, models, vectors, projection, bias, _quantiles(path, arrays))
 
 
 def save_clusters(path: Path, artefact: Clusters) -> None:
@@ -129,14 +243,10 @@ def load_clusters(path: Path) -> Clusters:
 
 
 def _save(path: Path, manifest: Manifest, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        with aside.open("wb") as file:
-            np.savez(file, allow_pickle=False, manifest=np.asarray(manifest.model_dump_json()), **arrays)
-        os.replace(aside, path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise ArtefactError(f"{path}: cannot be written: {error.strerror or error}") from None
+    def write(file: IO[bytes]) -> None:
+        np.savez(file, allow_pickle=False, manifest=np.asarray(manifest.model_dump_json()), **arrays)
+
+    write_whole(path, write)
 
 
 def _load(path: Path, kind: Kind) -> tuple[Manifest, dict[str, npt.NDArray[Any]]]:
@@ -160,6 +270,13 @@ def _load(path: Path, kind: Kind) -> tuple[Manifest, dict[str, npt.NDArray[Any]]
     if manifest.kind != kind:
         raise ArtefactError(f"{path}: is a {manifest.kind} artefact, expected {kind}")
     return manifest, arrays
+
+
+def _quantiles(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[float, ...]:
+    found = _floats(path, arrays, "quantiles", (QUANTILES,))
+    if (np.diff(found) < 0.0).any() or found[0] < 0.0 or found[-1] > 1.0:
+        raise ArtefactError(f"{path}: quantiles do not ascend within 0..1")
+    return tuple(found.tolist())
 
 
 def _floats(

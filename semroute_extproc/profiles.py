@@ -7,23 +7,25 @@ the counts instead of the means: the strategy that reads it shrinks them, and kn
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from semroute_extproc.artefacts import CLUSTERS_MAX, Clusters
 from semroute_extproc.errors import ArtefactError
+from semroute_extproc.files import read_json, write_json
 
 FORMAT = 1
 """The profile format this package reads and writes."""
 
 FILE_BYTES_MAX = 4 * 1024 * 1024
 """Largest profile."""
+
+PROFILES_MAX = 256
+"""Most profiles of a directory; further files are not read."""
 
 Floats = npt.NDArray[np.float32]
 
@@ -108,31 +110,31 @@ def tally(
 
 def read_profile(path: Path) -> Profile:
     """Read one profile; raises ArtefactError, naming the file and what is wrong."""
-    try:
-        if path.stat().st_size > FILE_BYTES_MAX:
-            raise ArtefactError(f"{path}: more than {FILE_BYTES_MAX} bytes")
-        profile = Profile.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise ArtefactError(f"{path}: no such file") from None
-    except OSError as error:
-        raise ArtefactError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise ArtefactError(f"{path}: {place + ': ' if place else ''}{message}") from None
-    if profile.format != FORMAT:
-        raise ArtefactError(f"{path}: format {profile.format} is not {FORMAT}, the one this version reads")
-    return profile
+    return read_json(path, Profile, FILE_BYTES_MAX, "profile")
 
 
 def write_profile(path: Path, profile: Profile) -> None:
     """Write `path` whole or not at all, so that a server watching its directory never reads a part."""
-    aside = path.with_name(f".{path.name}.part")
-    text = json.dumps(profile.model_dump(mode="json"), ensure_ascii=False, indent=1, allow_nan=False)
-    try:
-        aside.write_text(text + "\n", encoding="utf-8")
-        os.replace(aside, path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise ArtefactError(f"{path}: cannot be written: {error.strerror or error}") from None
+    write_json(path, profile)
+
+
+def read_profiles(directory: Path) -> tuple[dict[str, Profile], list[str]]:
+    """Model to profile for every `NAME.json` of `directory`, and what is wrong with the others.
+
+    A bad file keeps nobody else's model away. Raises ArtefactError if there is no such directory.
+    """
+    if not directory.is_dir():
+        raise ArtefactError(f"{directory}: no such directory")
+    found: dict[str, Profile] = {}
+    problems: list[str] = []
+    for path in sorted(directory.glob("*.json"))[:PROFILES_MAX]:
+        try:
+            profile = read_profile(path)
+        except ArtefactError as error:
+            problems.append(str(error))
+            continue
+        if profile.model in found:
+            problems.append(f"{path}: another file has the profile of {profile.model!r} as well")
+            continue
+        found[profile.model] = profile
+    return found, problems

@@ -23,8 +23,12 @@ from semroute_extproc.config.policies import Policy, Rule, Target
 from semroute_extproc.config.pools import Pool, Price, VirtualModel
 from semroute_extproc.config.process import Admin, Encoder, Server, Telemetry
 from semroute_extproc.config.strategies import (
+    ClustersStrategy,
+    FactorizationStrategy,
     FixedStrategy,
     IntentStrategy,
+    PairStrategy,
+    SimilarityStrategy,
     Strategy,
     ThresholdStrategy,
     WeightedStrategy,
@@ -32,19 +36,23 @@ from semroute_extproc.config.strategies import (
 
 __all__ = [
     "Admin",
+    "ClustersStrategy",
     "Config",
     "Effort",
     "Encoder",
+    "FactorizationStrategy",
     "FixedStrategy",
     "IntentStrategy",
     "Model",
     "Name",
+    "PairStrategy",
     "Policy",
     "Pool",
     "Price",
     "Problem",
     "Rule",
     "Server",
+    "SimilarityStrategy",
     "Strategy",
     "Target",
     "Telemetry",
@@ -106,9 +114,13 @@ def unresolved(config: Config, families: Collection[str]) -> Iterator[Problem]:
 
 def _pools_of(strategy: Strategy) -> Iterator[tuple[tuple[str, ...], str]]:
     match strategy:
-        case ThresholdStrategy():
+        case PairStrategy():
             yield ("weak",), strategy.weak
             yield ("strong",), strategy.strong
+            if strategy.unsure is not None:
+                yield ("unsure",), strategy.unsure
+        case ClustersStrategy():
+            yield from ((("pools", pool), pool) for pool in strategy.pools or ())
             if strategy.unsure is not None:
                 yield ("unsure",), strategy.unsure
         case IntentStrategy():
