@@ -178,7 +178,7 @@ def load_similarity(path: Path) -> Similarity:
     if not 0 < n <= PROMPTS_MAX:
         raise ArtefactError(f"{path}: {n} prompts, expected 1 to {PROMPTS_MAX}")
     wins = _floats(path, arrays, "wins", (n,))
-    gamma = float(_floats(path, arrays, "gamma", ()))
+    gamma = float(_floats(path, arrays, "gamma", ()).item())
     neighbours = int(arrays.get("neighbours", np.asarray(0)))
     if wins.min() < 0.0 or wins.max() > 1.0 or not gamma >= 1.0 or neighbours < 0:
         raise ArtefactError(f"{path}: wins outside 0..1, gamma below 1 or neighbours below 0")
@@ -249,17 +249,22 @@ def _save(path: Path, manifest: Manifest, arrays: Mapping[str, npt.NDArray[Any]]
     write_whole(path, write)
 
 
-def _load(path: Path, kind: Kind) -> tuple[Manifest, dict[str, npt.NDArray[Any]]]:
+def kind_of(path: Path) -> Kind:
+    """Which kind of artefact `path` is; raises ArtefactError."""
+    return _load(path, None)[0].kind
+
+
+def _load(path: Path, kind: Kind | None) -> tuple[Manifest, dict[str, npt.NDArray[Any]]]:
     try:
         if (size := path.stat().st_size) > FILE_BYTES_MAX:
             raise ArtefactError(f"{path}: {size} bytes, at most {FILE_BYTES_MAX} are read")
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError:
-        raise ArtefactError(f"{path}: no such file; `semroute fit {kind}` writes it") from None
+        raise ArtefactError(f"{path}: no such file; `semroute fit {kind or 'KIND'}` writes it") from None
     except OSError as error:
         raise ArtefactError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, AttributeError, TypeError, zipfile.BadZipFile):
+    except (ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile):
         raise ArtefactError(f"{path}: not an artefact of `semroute fit`") from None
     try:
         manifest = Manifest.model_validate_json(str(arrays.pop("manifest")))
@@ -267,7 +272,7 @@ def _load(path: Path, kind: Kind) -> tuple[Manifest, dict[str, npt.NDArray[Any]]
         raise ArtefactError(f"{path}: not an artefact of `semroute fit`: no manifest in it") from None
     if manifest.format != FORMAT:
         raise ArtefactError(f"{path}: format {manifest.format} is not {FORMAT}, the one this version reads")
-    if manifest.kind != kind:
+    if kind is not None and manifest.kind != kind:
         raise ArtefactError(f"{path}: is a {manifest.kind} artefact, expected {kind}")
     return manifest, arrays
 

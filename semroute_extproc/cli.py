@@ -21,6 +21,8 @@ EXIT_CONFIG = 78
 """EX_CONFIG of sysexits.h: a supervisor must not restart what cannot start."""
 
 LAZY = {
+    "calibrate": ("semroute_extproc.fitting.cli", "calibrate"),
+    "fit": ("semroute_extproc.fitting.cli", "fit"),
     "train": ("semroute_extproc.training.cli", "train"),
     "train-zh": ("semroute_extproc.training.cli", "train_zh"),
     "bundle": ("semroute_extproc.training.cli", "bundle"),

@@ -54,6 +54,8 @@ class Similarity:
 
 
 def win_rate(cosines: FloatArray, wins: FloatArray, log_gamma: float) -> float:
-    """Σ ω y / Σ ω over stored prompts; both arrays (n,). The factor γ of every ω cancels."""
-    weights = np.exp(cosines * np.float32(log_gamma / max(float(cosines.max()), COSINE_MIN)))
+    """Σ ω y / Σ ω over stored prompts; both arrays (n,). A common factor of all ω cancels."""
+    best = float(cosines.max())
+    # Relative to the largest, so that there is always one weight of 1 and none overflows.
+    weights = np.exp((cosines - np.float32(best)) * np.float32(log_gamma / max(best, COSINE_MIN)))
     return float(np.dot(weights, wins)) / float(weights.sum())

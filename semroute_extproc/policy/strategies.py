@@ -144,6 +144,7 @@ class _Compiler:
         pools = choosable(settings, self.config.pools)
         if not pools:
             self._problem("pools", "no pool has a price, and without prices there is nothing to trade")
+            return None
         for index, pool in enumerate(pools):
             if self.config.pools[pool].price is None:
                 self._problem("pools", f"pool {pool} has no price", index)
