@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from semroute_extproc import __version__, bundle, config_source, load, policy, remote_sessions
+from semroute_extproc import __version__, bundle, config_source, load, policy, remote_sessions, strategy_files
 from semroute_extproc.admin import AdminServer, Page, text
 from semroute_extproc.bundle import Bundle
 from semroute_extproc.config import Config
@@ -85,6 +85,15 @@ def make_classifier(config: Config, models: Mapping[str, OnnxModel]) -> Classifi
     return Classifier(default, readers)
 
 
+def make_policies(loaded: config_source.Loaded, default: Bundle) -> dict[str, policy.Policy]:
+    """Every policy, with the files its strategies name; raises ConfigError with every problem's place."""
+    material, problems = strategy_files.load(loaded.config)
+    policies, more = policy.build(loaded.config, default.manifest, material)
+    if problems or more:
+        raise loaded.error([*problems, *more])
+    return policies
+
+
 def make_generation(
     number: int,
     loaded: config_source.Loaded,
@@ -96,9 +105,7 @@ def make_generation(
 ) -> Generation:
     """Compile a configuration against the bundle; raises ConfigError with places."""
     config = loaded.config
-    policies, problems = policy.build(config, classifier.bundle.manifest)
-    if problems:
-        raise loaded.error(problems)
+    policies = make_policies(loaded, classifier.bundle)
     pipeline = Pipeline(config, policies, classifier, on_error, controllers, shared, on_shadow)
     default = config.pools[config.default_pool]
     settings = Settings(
@@ -117,7 +124,7 @@ class App:
     def __init__(self, path: Path, loaded: config_source.Loaded, models: Mapping[str, OnnxModel]) -> None:
         """Call within the event loop that is to serve."""
         self._path = path
-        self._loaded = loaded
+        self._loaded, self._files = loaded, strategy_files.fingerprint(loaded.config)
         self._metrics = PrometheusSink()
         self._classifier = make_classifier(loaded.config, models)
         self._controllers = Controllers(loaded.config, os.urandom(SECRET_BYTES))
@@ -217,7 +224,8 @@ class App:
         """Take a changed configuration as a whole, or keep the last good one and say why."""
         try:
             loaded = config_source.load(self._path)
-            if loaded.sha256 == self._loaded.sha256:
+            files = strategy_files.fingerprint(loaded.config)
+            if loaded.sha256 == self._loaded.sha256 and files == self._files:
                 self._metrics.reload_successful.set(1)
                 return
             for section in NOT_RELOADABLE:
@@ -235,7 +243,7 @@ class App:
             self._metrics.reload_successful.set(0)
             logger.exception("config.rejected")
             return
-        self._loaded = loaded
+        self._loaded, self._files = loaded, files
         self._controllers.reload(loaded.config)
         if shared is not self._shared and self._shared is not None:
             # Streams that are open still hold it: a lookup after this one fails, and is counted.

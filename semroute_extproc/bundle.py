@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -103,6 +104,11 @@ class Manifest(_Model):
     """Languages it was trained on; text in a script that none of them uses is unknown."""
     files: dict[str, FileEntry]
 
+    @cached_property
+    def revision(self) -> str:
+        """Twelve hexadecimal digits that change whenever any served file or setting does."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
@@ -140,8 +146,8 @@ class Bundle:
 
     @property
     def revision(self) -> str:
-        """Twelve hexadecimal digits that change whenever any served file or setting does."""
-        return hashlib.sha256(self.manifest.model_dump_json().encode()).hexdigest()[:12]
+        """The manifest's."""
+        return self.manifest.revision
 
     def device(self, wanted: Device) -> Device:
         """`wanted`, or the CPU where the bundle has no graph for it."""

@@ -21,6 +21,8 @@ EXIT_CONFIG = 78
 """EX_CONFIG of sysexits.h: a supervisor must not restart what cannot start."""
 
 LAZY = {
+    "calibrate": ("semroute_extproc.fitting.cli", "calibrate"),
+    "fit": ("semroute_extproc.fitting.cli", "fit"),
     "train": ("semroute_extproc.training.cli", "train"),
     "train-zh": ("semroute_extproc.training.cli", "train_zh"),
     "bundle": ("semroute_extproc.training.cli", "bundle"),
@@ -228,7 +230,7 @@ def check(config_path: Path | None, option_path: Path | None) -> None:
 
     Prints every problem as file:line:col: path: message, and exits with 78 if there is one.
     """
-    from semroute_extproc import app, config_source, policy
+    from semroute_extproc import app, config_source
 
     path = config_path or option_path
     if path is None:
@@ -236,9 +238,7 @@ def check(config_path: Path | None, option_path: Path | None) -> None:
     try:
         loaded = config_source.load(path)
         bundles = app.load_bundles(loaded.config)
-        policies, problems = policy.build(loaded.config, bundles[app.DEFAULT].manifest)
-        if problems:
-            raise loaded.error(problems)
+        policies = app.make_policies(loaded, bundles[app.DEFAULT])
     except (ConfigError, BundleError) as error:
         _refuse(error)
     config = loaded.config

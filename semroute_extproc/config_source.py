@@ -104,7 +104,7 @@ def load(path: Path, environment: Mapping[str, str] | None = None) -> Loaded:
     variables = _overlay(document, os.environ if environment is None else environment)
     source = Source(source.name, source.lines, document, variables)
     try:
-        config = Config.model_validate(_plain(document))
+        config = Config.model_validate(_plain(document), context={"folder": path.absolute().parent})
     except ValidationError as error:
         raise ConfigError([source.locate(_problem(detail)) for detail in error.errors()]) from None
     except RecursionError:

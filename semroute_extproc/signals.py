@@ -63,6 +63,8 @@ class Signals:
     embedding: FloatArray | None = None
     neighbours: FloatArray | None = None
     """What strategies with an artefact read; see `RawOutput`."""
+    revision: str = ""
+    """Of the bundle that read the text; only artefacts of the same revision understand `neighbours`."""
 
 
 def calibrate(bundle: Bundle, raw: RawOutput, language: str) -> Signals:
@@ -94,6 +96,7 @@ def calibrate(bundle: Bundle, raw: RawOutput, language: str) -> Signals:
         similarity=similarity,
         embedding=raw.embedding,
         neighbours=raw.neighbours,
+        revision=bundle.revision,
     )
 
 

@@ -40,8 +40,12 @@ from semroute_extproc.config.policies import Band, Policy, Reasoning, Rule, Targ
 from semroute_extproc.config.pools import Pool, Price, VirtualModel
 from semroute_extproc.config.process import Admin, Encoder, Server, Telemetry
 from semroute_extproc.config.strategies import (
+    ClustersStrategy,
+    FactorizationStrategy,
     FixedStrategy,
     IntentStrategy,
+    PairStrategy,
+    SimilarityStrategy,
     Strategy,
     ThresholdStrategy,
     WeightedStrategy,
@@ -51,15 +55,18 @@ __all__ = [
     "Admin",
     "Band",
     "Budget",
+    "ClustersStrategy",
     "Config",
     "Controllers",
     "Effort",
     "Encoder",
+    "FactorizationStrategy",
     "FixedStrategy",
     "IntentStrategy",
     "LoadController",
     "Model",
     "Name",
+    "PairStrategy",
     "Policy",
     "Pool",
     "Price",
@@ -70,6 +77,7 @@ __all__ = [
     "Rule",
     "Server",
     "SessionController",
+    "SimilarityStrategy",
     "Strategy",
     "Target",
     "Telemetry",
@@ -192,9 +200,13 @@ def _controllers(config: Config) -> Iterator[Problem]:
 
 def _pools_of(strategy: Strategy) -> Iterator[tuple[tuple[str, ...], str]]:
     match strategy:
-        case ThresholdStrategy():
+        case PairStrategy():
             yield ("weak",), strategy.weak
             yield ("strong",), strategy.strong
+            if strategy.unsure is not None:
+                yield ("unsure",), strategy.unsure
+        case ClustersStrategy():
+            yield from ((("pools", pool), pool) for pool in strategy.pools or ())
             if strategy.unsure is not None:
                 yield ("unsure",), strategy.unsure
         case IntentStrategy():

@@ -5,9 +5,17 @@ Pure.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    StringConstraints,
+    ValidationInfo,
+)
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,127}$")]
 """A name that is safe as a header value and as a metric label."""
@@ -38,6 +46,16 @@ EffortSetting = Annotated[Effort, BeforeValidator(_effort)]
 def several(value: Any) -> Any:
     """One name may stand without its list."""
     return (value,) if isinstance(value, str) else value
+
+
+def _beside(path: Path, info: ValidationInfo) -> Path:
+    """A relative path is meant from the configuration's folder, which is the context of validation."""
+    folder = (info.context or {}).get("folder")
+    return path if folder is None else Path(folder) / path
+
+
+FilePath = Annotated[Path, AfterValidator(_beside)]
+"""A file or directory; relative to the folder of the configuration."""
 
 
 class Model(BaseModel):

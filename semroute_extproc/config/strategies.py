@@ -5,32 +5,107 @@ Pure.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from semroute_extproc.config.base import Model
+from semroute_extproc.config.base import FilePath, Model
 
 
-class ThresholdStrategy(Model):
-    """Strong from a difficulty on (Hybrid LLM section 3; RouteLLM section 3.2)."""
+class PairStrategy(Model):
+    """Weak or strong by one score; how much goes to the strong pool is said in one of three ways."""
 
-    kind: Literal["threshold"]
     weak: str = Field(description="The cheaper pool.")
     strong: str = Field(description="The dearer pool.")
     strong_share: float | None = Field(
-        None, ge=0, le=1, description="Share of the bundle's reference traffic that goes to the strong pool."
+        None,
+        ge=0,
+        le=1,
+        description="Share that goes to the strong pool: of the calibration's prompts, else of the "
+        "reference traffic.",
     )
-    threshold: float | None = Field(None, ge=0, le=1, description="The difficulty itself.")
+    threshold: float | None = Field(None, ge=0, le=1, description="The score itself.")
+    max_quality_drop: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Least strong share that loses at most this part of always-strong's quality; "
+        "needs a calibration with outcomes.",
+    )
+    calibration: FilePath | None = Field(
+        None, description="File of `semroute calibrate`: the score and its outcome on your own prompts."
+    )
     unsure: str | None = Field(None, description="Pool of texts the bundle does not know; default: strong.")
 
     @model_validator(mode="after")
-    def _one_setting(self) -> ThresholdStrategy:
-        if (self.strong_share is None) == (self.threshold is None):
-            raise ValueError("give exactly one of strong_share and threshold")
+    def _one_setting(self) -> Self:
+        given = (self.strong_share, self.threshold, self.max_quality_drop)
+        if sum(value is not None for value in given) != 1:
+            raise ValueError("give exactly one of strong_share, threshold and max_quality_drop")
+        if self.max_quality_drop is not None and self.calibration is None:
+            raise ValueError("max_quality_drop needs a calibration")
         if self.weak == self.strong:
             raise ValueError("weak and strong are the same pool")
         return self
+
+
+class ThresholdStrategy(PairStrategy):
+    """Strong from a difficulty on (Hybrid LLM section 3; RouteLLM section 4.2, BERT classifier)."""
+
+    kind: Literal["threshold"]
+
+
+class SimilarityStrategy(PairStrategy):
+    """Strong where it won on similar prompts (RouteLLM section 4.2, similarity-weighted ranking)."""
+
+    kind: Literal["similarity"]
+    artefact: FilePath = Field(description="File of `semroute fit similarity`.")
+
+
+class FactorizationStrategy(PairStrategy):
+    """Strong by a bilinear model of models and prompts (RouteLLM section 4.2, matrix factorization)."""
+
+    kind: Literal["factorization"]
+    artefact: FilePath = Field(description="File of `semroute fit factorization`.")
+    strong_model: str | None = Field(
+        None, description="Name of the strong pool's model in the artefact; default: the pool's model."
+    )
+    weak_model: str | None = Field(
+        None, description="Name of the weak pool's model in the artefact; default: the pool's model."
+    )
+
+
+class ClustersStrategy(Model):
+    """The least expected error plus price among any number of pools (UniRoute)."""
+
+    kind: Literal["clusters"]
+    artefact: FilePath = Field(description="File of `semroute fit clusters`.")
+    profiles: FilePath = Field(description="Directory of profiles, one `NAME.json` for each model.")
+    pools: tuple[str, ...] | None = Field(
+        None, min_length=1, description="Pools to choose from; default: all whose model has a profile."
+    )
+    estimate: Literal["shrunk", "laplace"] = Field(
+        "shrunk", description="How counts become errors: towards the model's own mean, or by Laplace's rule."
+    )
+    shrinkage: float = Field(
+        20.0, gt=0, description="Answers that the model's own mean counts for in every cluster."
+    )
+    quality: float = Field(
+        0.5, ge=0, le=1, description="Trade-off where neither the client nor the model's entry sets one."
+    )
+    trade: float = Field(
+        0.1,
+        gt=0,
+        le=100,
+        description="λ at quality 0.5: expected error (0..1) that the dearest pool's price for a "
+        "reference request outweighs.",
+    )
+    output_tokens: int = Field(
+        300, gt=0, description="Tokens of an answer where the profile does not say and no maximum was asked."
+    )
+    unsure: str | None = Field(
+        None, description="Pool of texts the bundle does not know; default: the least error overall."
+    )
 
 
 class IntentStrategy(Model):
@@ -75,5 +150,12 @@ class WeightedStrategy(Model):
 
 
 Strategy = Annotated[
-    ThresholdStrategy | IntentStrategy | FixedStrategy | WeightedStrategy, Field(discriminator="kind")
+    ThresholdStrategy
+    | SimilarityStrategy
+    | FactorizationStrategy
+    | ClustersStrategy
+    | IntentStrategy
+    | FixedStrategy
+    | WeightedStrategy,
+    Field(discriminator="kind"),
 ]

@@ -123,6 +123,14 @@ def _fails_clearly(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--threshold", type=float, help="Report the strong share a threshold fixed elsewhere gives here."
 )
+@click.option(
+    "--fit",
+    "fit_file",
+    type=_FILE,
+    help="Add the strategies with an artefact, fitted on this file of the same shape; may be FILE itself.",
+)
+@click.option("--fit-split", "fit_splits", multiple=True, help="Fit on the rows of this split of --fit.")
+@click.option("--cross-fit", is_flag=True, help="Add them cross-fitted within the evaluated rows.")
 @_fails_clearly
 def pair(
     file: Path,
@@ -135,11 +143,20 @@ def pair(
     replicates: int,
     no_bundle: bool,
     threshold: float | None,
+    fit_file: Path | None,
+    fit_splits: tuple[str, ...],
+    cross_fit: bool,
 ) -> None:
-    """Difficulty as a router between two models.
+    """Difficulty, and strategies fitted on labels, as routers between two models.
 
     FILE has the columns prompt, strong_correct, weak_correct and optionally split and subject.
+    Prompts that are evaluated are never fitted on.
     """
+    if fit_file is not None and cross_fit:
+        raise click.UsageError("give either --fit or --cross-fit")
+    if no_bundle and (fit_file is not None or cross_fit):
+        raise click.UsageError("--fit and --cross-fit need a bundle")
+    from semroute_extproc.evaluation.fitted import fitted_scores
     from semroute_extproc.evaluation.pair import evaluate_pair, read_pair
 
     table = read_table(file).in_splits(splits)
@@ -147,7 +164,13 @@ def pair(
     source = None if no_bundle else _open(bundle)
     scores = None if source is None else source.score(rows.texts)
     described = None if source is None else source.describe()
-    report = evaluate_pair(rows, scores, described, seed=seed, replicates=replicates, threshold=threshold)
+    fitted = None
+    if scores is not None and source is not None and (fit_file is not None or cross_fit):
+        other = None if fit_file is None else read_table(fit_file).in_splits(fit_splits)
+        fitted = fitted_scores(rows, scores, source, other, text_column, seed)
+    report = evaluate_pair(
+        rows, scores, described, seed=seed, replicates=replicates, threshold=threshold, fitted=fitted
+    )
     _finish(report, json_out, plots)
 
 
@@ -275,7 +298,7 @@ def pool(
     listed = None if models is None else read_table(models)
     rows = read_pool(table, texts, read_table(outcomes), [read_table(cost) for cost in costs], listed)
     source = _open(bundle)
-    vectors = source.score(rows.texts).embedding
+    vectors = source.score(rows.texts).neighbours
     report = evaluate_pool(
         rows,
         vectors,

@@ -1,4 +1,4 @@
-"""Readers of evaluation files: CSV, gzip-compressed CSV and JSON Lines, by their extension.
+"""Readers of evaluation files: CSV, JSON Lines and plain lines, maybe gzip-compressed, by extension.
 
 Every reader says where a file is wrong: `DataError` reads `file:row:column: what was expected`.
 Rows are numbered as a spreadsheet shows them: the CSV header is row 1, the first line of JSON
@@ -128,7 +128,10 @@ class Table:
 
 
 def read_table(path: Path) -> Table:
-    """Read a `.csv`, `.csv.gz`, `.jsonl` or `.jsonl.gz` file; `DataError` if it cannot be used."""
+    """Read a `.csv`, `.jsonl` or `.txt` file, maybe `.gz`; `DataError` if it cannot be used.
+
+    A `.txt` file has one text in each line that is not blank, column `text`.
+    """
     try:
         raw = path.read_bytes()
         text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
@@ -141,8 +144,10 @@ def read_table(path: Path) -> Table:
         table = _from_csv(path, text)
     elif kind == "jsonl":
         table = _from_json_lines(path, text)
+    elif kind == "txt":
+        table = _from_lines(path, text)
     else:
-        raise DataError(f"{path}:1:: expected a name ending in .csv, .csv.gz, .jsonl or .jsonl.gz")
+        raise DataError(f"{path}:1:: expected a name ending in .csv, .jsonl or .txt, or these with .gz")
     if not table.numbers:
         raise DataError(f"{path}:1:: the file has no rows")
     return Table(path, hashlib.sha256(raw).hexdigest(), table.columns, table.numbers)
@@ -202,6 +207,13 @@ def _from_json_lines(path: Path, text: str) -> Table:
     names = list(dict.fromkeys(name for record in records for name in record))
     columns = {name: [_as_field(record.get(name)) for record in records] for name in names}
     return Table(path, "", columns, numbers)
+
+
+def _from_lines(path: Path, text: str) -> Table:
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    if len(lines) > ROWS_MAX:
+        raise DataError(f"{path}:{lines[ROWS_MAX][0]}:: expected at most {ROWS_MAX} rows")
+    return Table(path, "", {"text": [line for _, line in lines]}, [number for number, _ in lines])
 
 
 def _as_field(value: object) -> str:

@@ -7,6 +7,8 @@ Rows of the report (all on the same requests):
     domain table   mean gain of the bundle's predicted domain, cross-fitted
     subject table  mean gain of the file's own `subject` column, cross-fitted
     ours           the bundle's difficulty
+    similarity, factorization, clusters
+                   strategies with an artefact, fitted on other rows or cross-fitted; see `strategies`
     oracle         the true gain
 
 Cross-fitted: five folds of the evaluated rows themselves, identical prompts in one fold, each row
@@ -17,11 +19,12 @@ fixed; differences are paired.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from semroute_extproc.evaluation import metrics
+from semroute_extproc.evaluation import metrics, strategies
 from semroute_extproc.evaluation.data import Table, describe, prompt_texts, require_rows
 from semroute_extproc.evaluation.metrics.arrays import Floats
 from semroute_extproc.evaluation.metrics.resampling import ADVANTAGES, TARGETS, Estimate, estimate
@@ -46,6 +49,7 @@ ABOUT = {
     "domain table": "mean gain of the predicted domain, cross-fitted within the file",
     "subject table": "mean gain of the true subject, cross-fitted within the file",
     "ours": "the bundle's difficulty",
+    **strategies.ABOUT,
     "oracle": "the true gain",
 }
 
@@ -92,9 +96,13 @@ def evaluate_pair(
     seed: int,
     replicates: int,
     threshold: float | None = None,
+    fitted: Mapping[str, Floats] | None = None,
 ) -> Report:
-    """The report of `eval pair`; its shape is documented in `reports`."""
-    routers = _routers(rows, scores, seed)
+    """The report of `eval pair`; its shape is documented in `reports`.
+
+    `fitted` are scores (n,) of strategies with an artefact, by their names in `strategies.ABOUT`.
+    """
+    routers = {**_routers(rows, scores, seed), **(fitted or {})}
     names = [name for name in ABOUT if name in routers or name == "random"]
     samples = metrics.bootstrap_pair(routers, rows.strong, rows.weak, replicates, seed)
     table = [

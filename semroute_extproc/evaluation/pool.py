@@ -6,7 +6,8 @@ one third as the pool. With a models file there is a second setting, in which a 
 kept out: its models are the pool in every trial and only the prompts are drawn anew. Identical
 prompts are on one side of every split.
 
-Rows: ZeroRouter, kNN, K-means profiles (Laplace, and shrunk to the model's own mean), LearnedMap,
+Rows: ZeroRouter, kNN, K-means profiles (Laplace, shrunk to the model's own mean, and that averaged
+over several clusterings) and LearnedMap, which are the strategy `clusters` as it is in the live path;
 ridge refitted on the validation prompts, clairvoyant (reads outcomes it must not have) and oracle
 (knows every outcome). Every router decides by the models' mean validation cost and pays the true one.
 """
@@ -23,6 +24,7 @@ from semroute_extproc.evaluation.metrics.arrays import Floats, Integers
 from semroute_extproc.evaluation.metrics.deferral import DeferralCurve, fixed_curve
 from semroute_extproc.evaluation.pool_data import PoolRows
 from semroute_extproc.evaluation.splitting import portions, text_groups
+from semroute_extproc.fitting.clusters import k_means
 
 PROMPT_SHARES = (0.6, 0.1, 0.3)
 """Training, validation and test prompts."""
@@ -40,6 +42,7 @@ ROUTERS: dict[str, Callable[[unseen.Trial], Floats]] = {
     "kNN": unseen.nearest_neighbours,
     "K-means, Laplace": unseen.clusters_laplace,
     "K-means, shrunk": unseen.clusters_shrunk,
+    "K-means, averaged": unseen.clusters_averaged,
     "LearnedMap": unseen.learned_map,
     "ridge, refitted": unseen.ridge_on_validation,
     "clairvoyant": unseen.clairvoyant,
@@ -130,7 +133,7 @@ def _trial(
     scale = float(cost[test].mean(axis=0).max())
     prices, paid = cost[validation].mean(axis=0) / scale, cost[test] / scale
     k = unseen.cluster_count(len(train), len(validation))
-    centres, near = unseen.k_means(vectors[train], k, seed)
+    centres, near = k_means(vectors[train], k, seed)
     setting = unseen.Trial(
         train=vectors[train],
         validation=vectors[validation],

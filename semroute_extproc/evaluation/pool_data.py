@@ -39,36 +39,64 @@ class PoolRows:
     cost_from: str
 
 
-def read_pool(
-    questions: Table, texts: list[str], outcomes: Table, costs: list[Table], models: Table | None
-) -> PoolRows:
-    """Join the files on the outcomes' first column; `DataError` where they do not fit."""
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """Questions by models, without costs; outcome has shape (n, models)."""
+
+    questions: Table
+    texts: list[str]
+    models: list[str]
+    outcome: Floats
+    roles: dict[str, str]
+    left_out: list[str]
+
+
+def read_outcomes(questions: Table, texts: list[str], outcomes: Table, models: Table | None) -> Joined:
+    """Join questions and outcomes on the outcomes' first column; `DataError` where they do not fit."""
     key = next(iter(outcomes.columns))
     roles = _roles(outcomes, key, models)
     place = _index(outcomes, key)
     kept_rows = [row for row, value in enumerate(questions.strings(key)) if value in place]
     if not kept_rows:
         raise questions.error(key, f"no value is in column {key} of {outcomes.path.name}")
-    joined = questions.where(row in set(kept_rows) for row in range(len(questions)))
-    ids = joined.strings(key)
-    at = [place[value] for value in ids]
+    kept = set(kept_rows)
+    joined = questions.where(row in kept for row in range(len(questions)))
+    at = [place[value] for value in joined.strings(key)]
     matrix = np.stack([outcomes.numbers_in(m, 0.0, 1.0, blank=True)[at] for m in roles], axis=1)
     enough = np.isnan(matrix).mean(axis=0) <= BLANKS_MAX
-    names = [m for m, kept in zip(roles, enough, strict=True) if kept]
-    if len(names) < MODELS_MIN:
-        raise outcomes.error(key, f"expected at least {MODELS_MIN} models with outcomes, found {len(names)}")
+    names = [m for m, full in zip(roles, enough, strict=True) if full]
+    if len(names) < 2:
+        raise outcomes.error(key, f"expected at least 2 models with outcomes, found {len(names)}")
     complete: Booleans = np.isfinite(matrix[:, enough]).min(axis=1)
-    table = joined.where(complete.tolist())
-    require_rows(table, QUESTIONS_MIN)
-    cost, source = _costs(table.strings(key), key, names, costs)
-    return PoolRows(
-        questions=table,
-        texts=[texts[row] for row, kept in zip(kept_rows, complete.tolist(), strict=True) if kept],
+    return Joined(
+        questions=joined.where(complete.tolist()),
+        texts=[texts[row] for row, full in zip(kept_rows, complete.tolist(), strict=True) if full],
         models=names,
         outcome=matrix[complete][:, enough],
+        roles=roles,
+        left_out=[m for m, full in zip(roles, enough, strict=True) if not full],
+    )
+
+
+def read_pool(
+    questions: Table, texts: list[str], outcomes: Table, costs: list[Table], models: Table | None
+) -> PoolRows:
+    """The outcomes with their costs; `DataError` where the files do not fit or are too small."""
+    key = next(iter(outcomes.columns))
+    joined = read_outcomes(questions, texts, outcomes, models)
+    if len(joined.models) < MODELS_MIN:
+        found = len(joined.models)
+        raise outcomes.error(key, f"expected at least {MODELS_MIN} models with outcomes, found {found}")
+    require_rows(joined.questions, QUESTIONS_MIN)
+    cost, source = _costs(joined.questions.strings(key), key, joined.models, costs)
+    return PoolRows(
+        questions=joined.questions,
+        texts=joined.texts,
+        models=joined.models,
+        outcome=joined.outcome,
         cost=cost,
-        held_out=[m for m in names if roles[m].startswith("unseen")],
-        left_out=[m for m, kept in zip(roles, enough, strict=True) if not kept],
+        held_out=[m for m in joined.models if joined.roles[m].startswith("unseen")],
+        left_out=joined.left_out,
         cost_from=source,
     )
 

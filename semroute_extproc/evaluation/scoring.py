@@ -30,6 +30,8 @@ class Scores:
     """Cosine to the nearest centroid of known text, low for unknown text; shape (n,)."""
     embedding: npt.NDArray[np.float32]
     """Rows of length 1; shape (n, d)."""
+    neighbours: npt.NDArray[np.float32]
+    """What artefacts of strategies are fitted on, rows of length 1; shape (n, d)."""
 
     def take(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> Scores:
         """The scores of some rows, in that order."""
@@ -40,6 +42,7 @@ class Scores:
             self.difficulty[index],
             self.similarity[index],
             self.embedding[index],
+            self.neighbours[index],
         )
 
     def domain_of(self) -> list[str]:
@@ -73,11 +76,11 @@ def open_bundle(directory: Path, progress: Progress) -> Source:
 
 
 def _as_arrays(labels: tuple[str, ...], signals: Sequence[Signals]) -> Scores:
-    embeddings = [one.embedding for one in signals]
     return Scores(
         labels,
         np.asarray([[one.domain_probs[label] for label in labels] for one in signals], dtype=np.float64),
         np.asarray([one.difficulty for one in signals], dtype=np.float64),
         np.asarray([one.similarity for one in signals], dtype=np.float64),
-        np.asarray(embeddings, dtype=np.float32),
+        np.asarray([one.embedding for one in signals], dtype=np.float32),
+        np.asarray([one.neighbours for one in signals], dtype=np.float32),
     )

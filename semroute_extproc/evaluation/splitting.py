@@ -10,9 +10,14 @@ import numpy as np
 from semroute_extproc.evaluation.metrics.arrays import Floats, Integers
 
 
+def text_key(text: str) -> str:
+    """The same for texts that differ only in case and white space."""
+    return " ".join(text.split()).casefold()
+
+
 def text_groups(texts: Sequence[str]) -> Integers:
     """A number for each text, the same for texts that differ only in case and white space; shape (n,)."""
-    keys = [" ".join(text.split()).casefold() for text in texts]
+    keys = [text_key(text) for text in texts]
     numbers = {key: i for i, key in enumerate(dict.fromkeys(keys))}
     return np.asarray([numbers[key] for key in keys], dtype=np.int64)
 

@@ -8,11 +8,16 @@ validation set. All estimates have shape (test prompts, test models).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from semroute_extproc.artefacts import Clusters, Manifest
 from semroute_extproc.evaluation.metrics.arrays import Floats, Integers
+from semroute_extproc.fitting.clusters import CLUSTERINGS, LEARNED_MAP_SHRINKAGE, k_means, learn_map, sums
+from semroute_extproc.policy.clusters import cluster_errors
+from semroute_extproc.profiles import tally
 
 Vectors = npt.NDArray[np.float32]
 
@@ -27,24 +32,6 @@ SHRINKAGE = 20.0
 
 RIDGES = tuple(np.logspace(0.0, 3.0, 7).tolist())
 """L2 weights that the linear models, on embeddings of length 1, choose from."""
-
-KMEANS_STEPS = 40
-"""Bound on Lloyd's iterations."""
-
-LEARNED_MAP_STEPS = 200
-"""Adam steps of the learned map."""
-
-LEARNED_MAP_BATCH = 1024
-"""Training prompts of each step, drawn at random."""
-
-LEARNED_MAP_RATE = 0.05
-"""Adam's step size."""
-
-START_SHARPNESS = 10.0
-"""The learned map starts as the softmax of this times -|x - c|^2 / 2: a soft nearest centre."""
-
-LEARNED_MAP_SHRINKAGE = 5.0
-"""Pseudo-observations for the soft profiles of the learned map."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,19 +65,21 @@ def nearest_neighbours(trial: Trial) -> Floats:
 
 def clusters_laplace(trial: Trial) -> Floats:
     """K-means profiles with Laplace's rule, (wrong + 1) / (n + 2) in each cluster."""
-    near = _nearest(trial.validation, trial.centres)
-    wrong, rows = _sums(near, trial.validation_errors, len(trial.centres))
-    profiles: Floats = (wrong + 1.0) / (rows[:, None] + 2.0)
-    return profiles[_nearest(trial.test, trial.centres)]
+    return _live(trial, _hard(trial), "laplace", SHRINKAGE)
 
 
 def clusters_shrunk(trial: Trial) -> Floats:
     """K-means profiles shrunk to the model's own mean, (wrong + m mean) / (n + m) in each cluster."""
-    near = _nearest(trial.validation, trial.centres)
-    wrong, rows = _sums(near, trial.validation_errors, len(trial.centres))
-    own = trial.validation_errors.mean(axis=0)
-    profiles: Floats = (wrong + SHRINKAGE * own) / (rows[:, None] + SHRINKAGE)
-    return profiles[_nearest(trial.test, trial.centres)]
+    return _live(trial, _hard(trial), "shrunk", SHRINKAGE)
+
+
+def clusters_averaged(trial: Trial) -> Floats:
+    """The same with several clusterings, whose estimates are averaged."""
+    k = len(trial.centres)
+    others = [k_means(trial.train, k, trial.seed + run)[0] for run in range(1, CLUSTERINGS)]
+    centroids = np.concatenate([trial.centres, *others]).astype(np.float32)
+    names = ("",) * len(centroids)
+    return _live(trial, Clusters(_manifest(trial), centroids, None, names, CLUSTERINGS), "shrunk", SHRINKAGE)
 
 
 def learned_map(trial: Trial) -> Floats:
@@ -99,42 +88,38 @@ def learned_map(trial: Trial) -> Floats:
     The log loss of membership . profile is minimised over W and b by Adam, starting at K-means;
     profiles are membership-weighted mean errors, recomputed with the final map for the test models.
     """
-    wrong, rows = _sums(trial.near, trial.train_errors, len(trial.centres))
+    wrong, rows = sums(trial.near, trial.train_errors, len(trial.centres))
     profiles = (wrong + LEARNED_MAP_SHRINKAGE * trial.train_errors.mean(axis=0)) / (
         rows[:, None] + LEARNED_MAP_SHRINKAGE
     )
-    weights, bias = _fit_map(trial, profiles)
-    soft = _softmax(trial.validation @ weights + bias)
-    own = trial.validation_errors.mean(axis=0)
-    mass = soft.sum(axis=0)[:, None]
-    new = (soft.T @ trial.validation_errors + LEARNED_MAP_SHRINKAGE * own) / (mass + LEARNED_MAP_SHRINKAGE)
-    return np.asarray(_softmax(trial.test @ weights + bias) @ new, dtype=np.float64)
+    weights, bias = learn_map(trial.train, trial.train_errors, trial.centres, profiles, trial.seed)
+    centroids = np.ascontiguousarray(weights.T, dtype=np.float32)
+    names = ("",) * len(centroids)
+    artefact = Clusters(_manifest(trial), centroids, bias.astype(np.float32), names)
+    return _live(trial, artefact, "shrunk", LEARNED_MAP_SHRINKAGE)
 
 
-def _fit_map(trial: Trial, profiles: Floats) -> tuple[Floats, Floats]:
-    """Gradient of the mean log loss through p = softmax(xW + b) . profiles; returns W (d, k) and b (k,).
+def _hard(trial: Trial) -> Clusters:
+    names = ("",) * len(trial.centres)
+    return Clusters(_manifest(trial), trial.centres.astype(np.float32), None, names)
 
-    In float32: the data are, and the optimiser is far noisier than that.
-    """
-    rng = np.random.default_rng(trial.seed)
-    norms = (trial.centres**2).sum(axis=1)
-    theta = (START_SHARPNESS * np.vstack((trial.centres.T, -norms / 2.0))).astype(np.float32)
-    bias_column = np.ones((len(trial.train), 1), dtype=np.float32)
-    inputs, known = np.hstack((trial.train, bias_column)), profiles.astype(np.float32)
-    truth = trial.train_errors.astype(np.float32)
-    first, second = np.zeros_like(theta), np.zeros_like(theta)
-    for step in range(1, LEARNED_MAP_STEPS + 1):
-        rows = rng.integers(0, len(inputs), min(LEARNED_MAP_BATCH, len(inputs)))
-        x, errors = inputs[rows], truth[rows]
-        soft = _softmax(x @ theta)
-        p = np.clip(soft @ known, 1e-4, 1.0 - 1e-4)
-        through = ((p - errors) / (p * (1.0 - p))) @ known.T / errors.size
-        gradient = x.T @ (soft * (through - (soft * through).sum(axis=1, keepdims=True)))
-        first = 0.9 * first + 0.1 * gradient
-        second = 0.999 * second + 0.001 * gradient**2
-        rate = LEARNED_MAP_RATE * np.sqrt(1.0 - 0.999**step) / (1.0 - 0.9**step)
-        theta = theta - np.float32(rate) * first / (np.sqrt(second) + 1e-12)
-    return theta[:-1].astype(np.float64), theta[-1].astype(np.float64)
+
+def _manifest(trial: Trial) -> Manifest:
+    dimensions = trial.train.shape[1]
+    return Manifest(
+        kind="clusters", bundle="", revision="", dimensions=dimensions, rows=len(trial.train), seed=trial.seed
+    )
+
+
+def _live(
+    trial: Trial, artefact: Clusters, estimate: Literal["shrunk", "laplace"], shrinkage: float
+) -> Floats:
+    """Expected errors exactly as the strategy `clusters` computes them, from profiles of the validation."""
+    psi = [
+        cluster_errors(tally(artefact, trial.validation, errors, [], model="m"), estimate, shrinkage)
+        for errors in trial.validation_errors.T.tolist()
+    ]
+    return np.asarray(artefact.membership(trial.test).astype(np.float64) @ np.stack(psi, axis=1))
 
 
 def ridge_on_validation(trial: Trial) -> Floats:
@@ -169,50 +154,6 @@ def _ridge(fit: Vectors, errors: Floats, test: Vectors) -> Floats:
     return np.asarray((test - centre) @ best + mean, dtype=np.float64)
 
 
-def k_means(x: Vectors, k: int, seed: int) -> tuple[Floats, Integers]:
-    """Lloyd's algorithm from a k-means++ start; centres (k, d) and the cluster of each row (n,)."""
-    rng = np.random.default_rng(seed)
-    rows = x.astype(np.float64)
-    norms = (rows**2).sum(axis=1)
-    centres = np.empty((k, rows.shape[1]))
-    distance = np.full(len(rows), np.inf)
-    for i in range(k):
-        weight = distance if i and distance.sum() > 0 else np.ones(len(rows))
-        centres[i] = rows[rng.choice(len(rows), p=weight / weight.sum())]
-        distance = np.minimum(
-            distance, np.maximum(norms - 2 * rows @ centres[i] + centres[i] @ centres[i], 0.0)
-        )
-    near = _nearest(rows, centres)
-    for _ in range(KMEANS_STEPS):
-        sums, counts = _sums(near, rows, k)
-        # A cluster that lost all its rows stays where it was.
-        centres = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1.0)[:, None], centres)
-        moved = _nearest(rows, centres)
-        if (moved == near).all():
-            break
-        near = moved
-    return centres, near
-
-
 def cluster_count(train_rows: int, validation_rows: int) -> int:
     """How many clusters that many prompts can fill."""
     return max(1, min(CLUSTERS, validation_rows // 10, train_rows))
-
-
-def _nearest(x: npt.NDArray[np.floating], centres: Floats) -> Integers:
-    # argmin |x - c|^2, without the term all centres share.
-    nearest: Integers = np.argmax(x @ centres.T - (centres**2).sum(axis=1) / 2.0, axis=1).astype(np.int64)
-    return nearest
-
-
-def _sums(cluster: Integers, values: Floats, k: int) -> tuple[Floats, Floats]:
-    """Sum of `values` (n, m) and number of rows by cluster; (k, m) and (k,)."""
-    member = np.zeros((k, cluster.size))
-    member[cluster, np.arange(cluster.size)] = 1.0
-    return member @ values, member.sum(axis=1)
-
-
-def _softmax(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-    e = np.exp(logits - logits.max(axis=1, keepdims=True))
-    share: npt.NDArray[np.floating] = e / e.sum(axis=1, keepdims=True)
-    return share

@@ -2,43 +2,36 @@
 
 Pure.
 
-    decision     what a policy looks at and what it gives
-    constraints  which pools could answer at all
-    rules        CEL conditions
-    threshold    weak or strong by difficulty
-    intent       experts by domain or task, a generalist for the unsure
-    weighted     fixed, weighted and canaries
-    effort       reasoning effort by difficulty
-    session      a conversation keeps its pool
-    shadow       policies beside the live one
+    decision       what a policy looks at and what it gives
+    constraints    which pools could answer at all
+    rules          CEL conditions
+    strategies     from settings to strategies
+    pair, cutoff   weak or strong by one score; what these share:
+    threshold        by difficulty
+    similarity       by labelled prompts like this one
+    factorization    by vectors of models and prompts
+    clusters       the least error plus price by profiles, any number of pools
+    intent         experts by domain or task, a generalist for the unsure
+    weighted       fixed, weighted and canaries
+    effort         reasoning effort by difficulty
+    session        a conversation keeps its pool
+    shadow         policies beside the live one
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Protocol
 
 from semroute_extproc import config as cfg
 from semroute_extproc.bundle import Manifest
 from semroute_extproc.policy import effort
 from semroute_extproc.policy.constraints import candidates as candidates_of
 from semroute_extproc.policy.decision import Candidates, Choice, Decision, Facts, Held, TraceStep
-from semroute_extproc.policy.intent import Intent
 from semroute_extproc.policy.rules import CompiledRule, RuleError
 from semroute_extproc.policy.session import holding, keeps
-from semroute_extproc.policy.threshold import Threshold
-from semroute_extproc.policy.weighted import Canary, Fixed, Weighted
-
-
-class Strategy(Protocol):
-    """Picks one of the pools that could answer."""
-
-    needs_signals: bool
-
-    def choose(self, facts: Facts, candidates: Candidates) -> Choice:
-        """The pool and why; `facts.signals` is there if `needs_signals`."""
-        ...
+from semroute_extproc.policy.strategies import NO_MATERIAL, Material, Strategy, compile_strategies
+from semroute_extproc.policy.weighted import Canary
 
 
 class Policy:
@@ -192,12 +185,14 @@ def _evaluate(compiled: CompiledRule, facts: Facts, candidates: Candidates) -> t
     return True, "matched"
 
 
-def build(config: cfg.Config, manifest: Manifest) -> tuple[dict[str, Policy], list[cfg.Problem]]:
-    """Compile every policy of `config` against a bundle; problems come with their places."""
-    problems: list[cfg.Problem] = []
-    strategies = {
-        name: _strategy(name, settings, manifest, problems) for name, settings in config.strategies.items()
-    }
+def build(
+    config: cfg.Config, manifest: Manifest, material: Material = NO_MATERIAL
+) -> tuple[dict[str, Policy], list[cfg.Problem]]:
+    """Compile every policy of `config` against a bundle; problems come with their places.
+
+    `material` is what the strategies' files hold; see `strategy_files`.
+    """
+    strategies, problems = compile_strategies(config, manifest, material)
     policies: dict[str, Policy] = {}
     for name, policy in config.policies.items():
         rules: list[CompiledRule] = []
@@ -208,36 +203,3 @@ def build(config: cfg.Config, manifest: Manifest) -> tuple[dict[str, Policy], li
                 problems.append(cfg.Problem(("policies", name, "rules", index, "when"), str(error)))
         policies[name] = Policy(config, rules, policy.otherwise, strategies)
     return policies, problems
-
-
-def _strategy(
-    name: str, settings: cfg.Strategy, manifest: Manifest, problems: list[cfg.Problem]
-) -> Strategy | Canary:
-    match settings:
-        case cfg.ThresholdStrategy():
-            return Threshold(settings, manifest.difficulty)
-        case cfg.IntentStrategy():
-            head = manifest.task if settings.by == "task" else manifest.domain
-            labels = head.labels if head is not None else ()
-            if not labels:
-                problems.append(
-                    cfg.Problem(
-                        ("strategies", name, "by"), f"bundle {manifest.name} has no {settings.by} head"
-                    )
-                )
-            for label in settings.experts:
-                if labels and label not in labels:
-                    hint = cfg.did_you_mean(label, labels)
-                    problems.append(
-                        cfg.Problem(
-                            ("strategies", name, "experts", label),
-                            f"bundle {manifest.name} has no {settings.by} {label!r}{hint}",
-                        )
-                    )
-            return Intent(settings)
-        case cfg.FixedStrategy():
-            return Fixed(settings)
-        case cfg.WeightedStrategy() if settings.strategies is not None:
-            return Canary(name, settings.strategies)
-        case cfg.WeightedStrategy():
-            return Weighted(name, settings)

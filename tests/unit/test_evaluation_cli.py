@@ -41,8 +41,9 @@ class KnownSource:
             embedding.append(np.append(row, 0.01 * difficulty[-1]))
         vectors = np.asarray(embedding)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        vectors = vectors.astype("f4")
         return Scores(
-            LABELS, np.asarray(domain), np.asarray(difficulty), vectors.max(axis=1), vectors.astype("f4")
+            LABELS, np.asarray(domain), np.asarray(difficulty), vectors.max(axis=1), vectors, vectors
         )
 
 

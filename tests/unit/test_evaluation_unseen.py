@@ -8,6 +8,7 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import LeaveOneOut, cross_val_predict
 
 from semroute_extproc.evaluation import unseen
+from semroute_extproc.fitting.clusters import k_means
 
 
 def two_topics(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -31,7 +32,7 @@ def trial() -> unseen.Trial:
     train, train_topic = two_topics(400, 1)
     validation, validation_topic = two_topics(120, 2)
     test, _ = two_topics(200, 3)
-    centres, near = unseen.k_means(train, 2, seed=0)
+    centres, near = k_means(train, 2, seed=0)
     return unseen.Trial(
         train=train,
         validation=validation,
@@ -51,6 +52,7 @@ def trial() -> unseen.Trial:
         unseen.nearest_neighbours,
         unseen.clusters_laplace,
         unseen.clusters_shrunk,
+        unseen.clusters_averaged,
         unseen.learned_map,
         unseen.ridge_on_validation,
         unseen.clairvoyant,
@@ -69,14 +71,14 @@ def test_every_router_finds_which_new_model_is_good_at_which_topic(
 
 def test_k_means_recovers_two_topics_and_every_row_is_at_its_nearest_centre() -> None:
     x, topic = two_topics(300, 9)
-    centres, near = unseen.k_means(x, 2, seed=4)
+    centres, near = k_means(x, 2, seed=4)
     assert np.mean(near == topic) in (0.0, 1.0)
     distance = ((x[:, None, :] - centres[None]) ** 2).sum(axis=2)
     assert (np.argmin(distance, axis=1) == near).all()
 
 
 def test_k_means_of_fewer_distinct_points_than_clusters_does_not_fail() -> None:
-    centres, near = unseen.k_means(np.ones((12, 3), dtype=np.float32), 4, seed=0)
+    centres, near = k_means(np.ones((12, 3), dtype=np.float32), 4, seed=0)
     assert centres.shape == (4, 3)
     assert len(set(near.tolist())) == 1
 

@@ -1,0 +1,31 @@
+"""Scores of the strategies with an artefact for `eval pair`: on labels of other rows than they score."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from semroute_extproc.evaluation.data import TEXT_COLUMNS, Table, pick_column
+from semroute_extproc.evaluation.metrics.arrays import Floats
+from semroute_extproc.evaluation.pair import PairRows, read_pair
+from semroute_extproc.evaluation.scoring import Scores, Source
+from semroute_extproc.evaluation.splitting import text_key
+from semroute_extproc.evaluation.strategies import Labelled, cross_fitted_scores, scores
+
+
+def fitted_scores(
+    rows: PairRows, known: Scores, source: Source, fit: Table | None, text_column: str | None, seed: int
+) -> dict[str, Floats]:
+    """Each strategy's scores of `rows`, (n,): fitted on `fit`, or cross-fitted within `rows` if None.
+
+    Prompts of `fit` that are evaluated as well are left out; DataError if too few remain.
+    """
+    if fit is None:
+        return cross_fitted_scores(_labelled(rows, known), seed)
+    evaluated = {text_key(text) for text in rows.texts}
+    column = pick_column(fit, text_column, TEXT_COLUMNS, "text")
+    apart = read_pair(fit.where(text_key(text) not in evaluated for text in fit.texts(column)), column)
+    return scores(_labelled(apart, source.score(apart.texts)), known.neighbours, seed)
+
+
+def _labelled(rows: PairRows, known: Scores) -> Labelled:
+    return Labelled(known.neighbours, np.stack([rows.strong, rows.weak], axis=1), rows.texts)

@@ -1,0 +1,140 @@
+"""What a model is good at: its errors by cluster, one JSON file for each model.
+
+UniRoute (arXiv 2502.08773, section 4) represents a model by its mean error on validation prompts in
+every cluster, so a new model joins by answering some prompts, without any training. A profile keeps
+the counts instead of the means: the strategy that reads it shrinks them, and knows how sure they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from semroute_extproc.artefacts import CLUSTERS_MAX, Clusters
+from semroute_extproc.errors import ArtefactError
+from semroute_extproc.files import read_json, write_json
+
+FORMAT = 1
+"""The profile format this package reads and writes."""
+
+FILE_BYTES_MAX = 4 * 1024 * 1024
+"""Largest profile."""
+
+PROFILES_MAX = 256
+"""Most profiles of a directory; further files are not read."""
+
+Floats = npt.NDArray[np.float32]
+
+
+class Profile(BaseModel):
+    """A model's answers and errors in each cluster of one `clusters` artefact."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int = FORMAT
+    model: str = Field(min_length=1)
+    """The model as its pool names it."""
+    clusters: str = Field(pattern="^[0-9a-f]{12}$")
+    """`Clusters.digest` of the artefact whose clusters these are."""
+    answers: tuple[float, ...] = Field(min_length=1, max_length=CLUSTERS_MAX)
+    """Graded answers in each cluster; fractions where membership is soft."""
+    errors: tuple[float, ...]
+    """Sum of their errors (0 right, 1 wrong, anything between for graded answers)."""
+    output_tokens: tuple[float | None, ...] = ()
+    """Mean tokens of an answer in each cluster, None where unknown; empty if unknown everywhere."""
+    created: str = ""
+    """ISO date."""
+    source: str = ""
+    """The file or endpoint it was made from."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Profile:
+        if len(self.errors) != len(self.answers):
+            raise ValueError(f"{len(self.errors)} errors for {len(self.answers)} clusters")
+        if self.output_tokens and len(self.output_tokens) != len(self.answers):
+            raise ValueError(f"{len(self.output_tokens)} output_tokens for {len(self.answers)} clusters")
+        for index, (wrong, answers) in enumerate(zip(self.errors, self.answers, strict=True)):
+            # Sums of float32 shares: equal up to rounding.
+            if not 0.0 <= wrong <= answers * (1.0 + 1e-4) + 1e-4:
+                raise ValueError(f"cluster {index}: {wrong:g} errors in {answers:g} answers")
+        if not sum(self.answers) > 0.0:
+            raise ValueError("no answers at all")
+        if any(tokens is not None and not tokens >= 0.0 for tokens in self.output_tokens):
+            raise ValueError("output_tokens below 0")
+        return self
+
+    @property
+    def mean_error(self) -> float:
+        """The model's error over all its answers."""
+        return sum(self.errors) / sum(self.answers)
+
+
+def tally(
+    clusters: Clusters,
+    x: Floats,
+    errors: Sequence[float],
+    output_tokens: Sequence[float | None],
+    *,
+    model: str,
+    created: str = "",
+    source: str = "",
+) -> Profile:
+    """The profile of a model from its graded answers to prompts with embeddings `x` (n, d).
+
+    `errors` (n,) are 0..1; `output_tokens` (n,) or empty. With several clusterings an answer counts
+    once in each; with a learned map it is shared out by membership.
+    """
+    share = clusters.membership(x).astype(np.float64) * clusters.clusterings
+    wrong = np.asarray(errors, dtype=np.float64)
+    tokens: list[float | None] = []
+    if len(output_tokens):
+        counted = np.asarray([value is not None for value in output_tokens])
+        values = np.asarray([value or 0.0 for value in output_tokens], dtype=np.float64)
+        mass = share[counted].sum(axis=0)
+        total = values[counted] @ share[counted]
+        tokens = [float(t / m) if m > 1e-6 else None for t, m in zip(total, mass, strict=True)]
+    return Profile(
+        model=model,
+        clusters=clusters.digest,
+        answers=tuple(share.sum(axis=0).tolist()),
+        errors=tuple((wrong @ share).tolist()),
+        output_tokens=tuple(tokens),
+        created=created,
+        source=source,
+    )
+
+
+def read_profile(path: Path) -> Profile:
+    """Read one profile; raises ArtefactError, naming the file and what is wrong."""
+    return read_json(path, Profile, FILE_BYTES_MAX, "profile")
+
+
+def write_profile(path: Path, profile: Profile) -> None:
+    """Write `path` whole or not at all, so that a server watching its directory never reads a part."""
+    write_json(path, profile)
+
+
+def read_profiles(directory: Path) -> tuple[dict[str, Profile], list[str]]:
+    """Model to profile for every `NAME.json` of `directory`, and what is wrong with the others.
+
+    A bad file keeps nobody else's model away. Raises ArtefactError if there is no such directory.
+    """
+    if not directory.is_dir():
+        raise ArtefactError(f"{directory}: no such directory")
+    found: dict[str, Profile] = {}
+    problems: list[str] = []
+    for path in sorted(directory.glob("*.json"))[:PROFILES_MAX]:
+        try:
+            profile = read_profile(path)
+        except ArtefactError as error:
+            problems.append(str(error))
+            continue
+        if profile.model in found:
+            problems.append(f"{path}: another file has the profile of {profile.model!r} as well")
+            continue
+        found[profile.model] = profile
+    return found, problems
