@@ -23,6 +23,7 @@ def render(document: dict[str, Any]) -> str:
         _difficulty(document),
         _pairs(document),
         _unseen(document),
+        _languages(document),
         _quantisation(document),
         _latency(document),
         _limits(document),
@@ -95,6 +96,9 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     ]
 
 
+_ECE = "ECE in 15 bins; in parentheses what chance gives a perfectly calibrated model on as many rows."
+
+
 def _domain(document: dict[str, Any]) -> str:
     if not document["domain"]:
         return ""
@@ -105,7 +109,7 @@ def _domain(document: dict[str, Any]) -> str:
             model["name"],
             _interval(model["accuracy"]),
             _interval(model["macro_f1"]),
-            f"{model['ece']:.3f}",
+            f"{model['ece']:.3f} ({model['ece_if_calibrated']:.3f})",
             _interval(model["accuracy_minus_tfidf"]),
             f"{report['unknown']:.3f}" if model["name"] == "bundle" else "",
         )
@@ -113,7 +117,7 @@ def _domain(document: dict[str, Any]) -> str:
         for model in report["models"]
     ]
     header = ("set", "rows", "model", "accuracy", "macro-F1", "ECE", "over TF-IDF", "called unknown")
-    return "\n".join(["## Domain (14 classes)", "", *_table(header, rows)])
+    return "\n".join(["## Domain (14 classes)", "", _ECE, "", *_table(header, rows)])
 
 
 def _difficulty(document: dict[str, Any]) -> str:
@@ -128,7 +132,7 @@ def _difficulty(document: dict[str, Any]) -> str:
                 f"{report['rows']} ({report['hard']} hard)",
                 _interval(ours["auroc"]),
                 _interval(report["length"]["auroc"]),
-                f"{ours['ece']:.3f}",
+                f"{ours['ece']:.3f} ({ours['ece_if_calibrated']:.3f})",
                 f"{ours['mean_easy']:.2f} / {ours['mean_hard']:.2f}",
             )
         )
@@ -160,8 +164,9 @@ def _pairs(document: dict[str, Any]) -> str:
         calibration, models = report["calibration"], report["models"]
         lines.append(
             f"{name}: strong {models['strong']:.3f}, weak {models['weak']:.3f}; difficulty has ECE "
-            f"{calibration['ece']:.3f} as the probability that the strong model does better "
-            f"(rate {calibration['rate']:.3f}, mean {calibration['mean']:.3f}). {_verdict(report)}"
+            f"{calibration['ece']:.3f} ({calibration['ece_if_calibrated']:.3f} by chance) as the probability "
+            f"that the strong model does better (rate {calibration['rate']:.3f}, "
+            f"mean {calibration['mean']:.3f}). {_verdict(report)}"
         )
     within = [
         (name, row["name"], _interval(row["apgr"]))
@@ -213,6 +218,31 @@ def _unseen(document: dict[str, Any]) -> str:
             "from out-of-scope requests.",
             "",
             *_table(header, rows),
+        ]
+    )
+
+
+def _languages(document: dict[str, Any]) -> str:
+    found = document.get("languages")
+    if not found:
+        return ""
+    rows = [
+        (
+            language,
+            str(one["rows"]),
+            f"{one['unknown']:.2f}",
+            "" if one["accuracy_of_known"] is None else f"{one['accuracy_of_known']:.2f}",
+        )
+        for language, one in found.items()
+    ]
+    return "\n".join(
+        [
+            "## Other languages",
+            "",
+            "The bundle knows English. Scripts it cannot read are called unknown; other languages in Latin",
+            "script are read as far as their words resemble English. Chinese has a bundle of its own.",
+            "",
+            *_table(("language", "rows", "called unknown", "domain right, of the rest"), rows),
         ]
     )
 

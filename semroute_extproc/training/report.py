@@ -56,7 +56,7 @@ def training_facts(
 def write_card(
     out: Path,
     fp32: Path,
-    data: Path,
+    data: Path | None,
     handwritten: Path | None,
     training: dict[str, Any],
     work: Path,
