@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from semroute_extproc import __version__, bundle, config_source, load, policy, remote_sessions, strategy_files
+from semroute_extproc import (
+    __version__,
+    bundle,
+    config_source,
+    load,
+    policy,
+    remote_sessions,
+    strategy_files,
+)
 from semroute_extproc.admin import AdminServer, Page, text
 from semroute_extproc.bundle import Bundle
 from semroute_extproc.config import Config

@@ -73,7 +73,9 @@ class Similarity:
 
     manifest: Manifest
     embeddings: Floats
-    """Shape (n, d), rows of length 1."""
+    """Shape (n, r), rows of length 1."""
+    axes: Floats | None
+    """Shape (r, d): principal axes on which cosines are taken; None for all of the embedding, r = d."""
     wins: Floats
     """Shape (n,): 1 where the strong model won, 0 where the weak one did, 0.5 for a tie."""
     gamma: float
@@ -87,7 +89,7 @@ class Similarity:
     def digest(self) -> str:
         """Twelve hexadecimal digits that change with the scores."""
         setting = np.asarray([self.gamma, self.neighbours])
-        return _digest(self.embeddings, self.wins, setting)
+        return _digest(self.embeddings, self.wins, setting, *(() if self.axes is None else (self.axes,)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,23 +159,24 @@ def _digest(*arrays: npt.NDArray[Any]) -> str:
 
 def save_similarity(path: Path, artefact: Similarity) -> None:
     """Write `path` whole or not at all; raises ArtefactError."""
-    _save(
-        path,
-        artefact.manifest,
-        {
-            "embeddings": artefact.embeddings.astype(np.float32),
-            "wins": artefact.wins.astype(np.float32),
-            "gamma": np.asarray(artefact.gamma),
-            "neighbours": np.asarray(artefact.neighbours),
-            "quantiles": np.asarray(artefact.quantiles),
-        },
-    )
+    arrays = {
+        "embeddings": artefact.embeddings.astype(np.float32),
+        "wins": artefact.wins.astype(np.float32),
+        "gamma": np.asarray(artefact.gamma),
+        "neighbours": np.asarray(artefact.neighbours),
+        "quantiles": np.asarray(artefact.quantiles),
+    }
+    if artefact.axes is not None:
+        arrays["axes"] = artefact.axes.astype(np.float32)
+    _save(path, artefact.manifest, arrays)
 
 
 def load_similarity(path: Path) -> Similarity:
     """Read a `similarity` artefact; raises ArtefactError, naming the file and what is wrong."""
     manifest, arrays = _load(path, "similarity")
-    embeddings = _floats(path, arrays, "embeddings", (None, manifest.dimensions))
+    axes = _floats(path, arrays, "axes", (None, manifest.dimensions)) if "axes" in arrays else None
+    width = manifest.dimensions if axes is None else len(axes)
+    embeddings = _floats(path, arrays, "embeddings", (None, width))
     n = len(embeddings)
     if not 0 < n <= PROMPTS_MAX:
         raise ArtefactError(f"{path}: {n} prompts, expected 1 to {PROMPTS_MAX}")
@@ -182,7 +185,7 @@ def load_similarity(path: Path) -> Similarity:
     neighbours = int(arrays.get("neighbours", np.asarray(0)))
     if wins.min() < 0.0 or wins.max() > 1.0 or not gamma >= 1.0 or neighbours < 0:
         raise ArtefactError(f"{path}: wins outside 0..1, gamma below 1 or neighbours below 0")
-    return Similarity(manifest, embeddings, wins, gamma, neighbours, _quantiles(path, arrays))
+    return Similarity(manifest, embeddings, axes, wins, gamma, neighbours, _quantiles(path, arrays))
 
 
 def save_factorization(path: Path, artefact: Factorization) -> None:

@@ -43,11 +43,6 @@ def _effort(value: Any) -> Any:
 EffortSetting = Annotated[Effort, BeforeValidator(_effort)]
 
 
-def several(value: Any) -> Any:
-    """One name may stand without its list."""
-    return (value,) if isinstance(value, str) else value
-
-
 def _beside(path: Path, info: ValidationInfo) -> Path:
     """A relative path is meant from the configuration's folder, which is the context of validation."""
     folder = (info.context or {}).get("folder")
@@ -56,6 +51,11 @@ def _beside(path: Path, info: ValidationInfo) -> Path:
 
 FilePath = Annotated[Path, AfterValidator(_beside)]
 """A file or directory; relative to the folder of the configuration."""
+
+
+def several(value: Any) -> Any:
+    """One name may stand without its list."""
+    return (value,) if isinstance(value, str) else value
 
 
 class Model(BaseModel):

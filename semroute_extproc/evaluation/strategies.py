@@ -14,12 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from semroute_extproc.artefacts import Kind, Manifest
-from semroute_extproc.artefacts import Similarity as SimilarityArtefact
 from semroute_extproc.evaluation.metrics.arrays import Floats, Integers
 from semroute_extproc.evaluation.splitting import folds, text_groups
-from semroute_extproc.fitting import clusters, factorization
+from semroute_extproc.fitting import clusters, factorization, similarity
 from semroute_extproc.fitting.outcomes import FOLDS, PAIR
-from semroute_extproc.fitting.similarity import GAMMA
 from semroute_extproc.policy.clusters import cluster_errors
 from semroute_extproc.policy.factorization import Factorization
 from semroute_extproc.policy.similarity import Similarity
@@ -82,9 +80,11 @@ def _manifest(kind: Kind, fit: Labelled, seed: int) -> Manifest:
 
 
 def _similarity(fit: Labelled, x: Vectors, seed: int, neighbours: int) -> Floats:
-    wins = ((1.0 + fit.outcome[:, 0] - fit.outcome[:, 1]) / 2.0).astype(np.float32)
+    wins = (1.0 + fit.outcome[:, 0] - fit.outcome[:, 1]) / 2.0
+    fold = folds(text_groups(fit.texts), FOLDS, seed)
     manifest = _manifest("similarity", fit, seed)
-    score = Similarity(SimilarityArtefact(manifest, fit.x, wins, GAMMA, neighbours, ()))
+    artefact, _ = similarity.fit(fit.x, wins, fold, manifest, neighbours=neighbours)
+    score = Similarity(artefact)
     return np.asarray([score.of(row) for row in x])
 
 

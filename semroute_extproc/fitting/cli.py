@@ -111,14 +111,22 @@ def _common(command: Command) -> Command:
     show_default=True,
     help="Only so many of the most similar prompts count; 0 for all.",
 )
+@click.option(
+    "--axes",
+    type=click.IntRange(1),
+    help=f"Principal axes to store prompts on; default: all, above {similarity_fit.WHOLE_MAX} prompts "
+    f"{similarity_fit.AXES}.",
+)
 @fails_clearly
-def similarity(strong: str | None, weak: str | None, gamma: float, neighbours: int, **common: Any) -> None:
+def similarity(
+    strong: str | None, weak: str | None, gamma: float, neighbours: int, axes: int | None, **common: Any
+) -> None:
     """Labelled prompts for the strategy `similarity`."""
     rows, x, scorer = _read(**common)
     names = _pair(rows, strong, weak)
     manifest = data.manifest("similarity", scorer, rows, x, common["seed"], common["licence"])
     artefact, held = similarity_fit.fit(
-        x, rows.win(*names), rows.folds(common["seed"]), manifest, gamma, neighbours
+        x, rows.win(*names), rows.folds(common["seed"]), manifest, gamma, neighbours, axes
     )
     save_similarity(common["out"], artefact)
     _finish(common, manifest, _held_out(rows, names, held))

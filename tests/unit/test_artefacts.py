@@ -36,6 +36,7 @@ def manifest(kind: Any, **changes: Any) -> Manifest:
 SIMILARITY = Similarity(
     manifest("similarity"),
     np.asarray([[1, 0], [0, 1], [0.6, 0.8]], dtype=np.float32),
+    None,
     np.asarray([1, 0, 0.5], dtype=np.float32),
     10.0,
     2,

@@ -44,6 +44,8 @@ def test_every_command_says_what_it_is_for() -> None:
         "example",
         "schema",
         "dump-config",
+        "calibrate",
+        "fit",
         "train",
         "eval",
     ):

@@ -16,7 +16,6 @@ from semroute_extproc.config import Config
 from semroute_extproc.policy.clusters import cluster_errors, cluster_tokens, trade_off
 from semroute_extproc.policy.decision import Conditions, Decision, Facts
 from semroute_extproc.policy.factorization import Factorization as Factors
-from semroute_extproc.policy.nearest import Nearest
 from semroute_extproc.policy.similarity import Similarity as Ranking
 from semroute_extproc.policy.strategies import Material
 from semroute_extproc.profiles import Profile
@@ -91,6 +90,7 @@ def decided(subject: policy.Policy, given: Facts) -> Decision:
 STORED = Similarity(
     manifest("similarity"),
     np.stack([unit(1, 0, 0, 0), unit(0, 1, 0, 0), unit(1, 1, 0, 0)]),
+    None,
     np.asarray([1.0, 0.0, 0.5], dtype=np.float32),
     10.0,
     0,
@@ -132,6 +132,13 @@ class TestSimilarity:
         assert Ranking(nearest).of(unit(1, 0.1, 0, 0)) == pytest.approx(1.0)
         assert Ranking(nearest).of(unit(0.1, 1, 0, 0)) == pytest.approx(0.0)
 
+    def test_on_axes_the_cosine_is_taken_within_them(self) -> None:
+        axes = np.eye(2, D, dtype=np.float32)
+        stored = dataclasses.replace(STORED, embeddings=STORED.embeddings[:, :2], axes=axes)
+        # What lies outside the axes is left out, and the rest scaled to length 1.
+        assert Ranking(stored).of(unit(1, 0, 9, 0)) == pytest.approx(Ranking(STORED).of(unit(1, 0, 0, 0)))
+        assert 0.0 <= Ranking(stored).of(unit(0, 0, 1, 0)) <= 1.0
+
     def test_a_prompt_like_those_the_strong_model_won_goes_to_it(self) -> None:
         subject = compiled(SIMILARITY, Material({"s": STORED}))
         assert decided(subject, facts(unit(1, 0, 0, 0))).pool == "large"
@@ -156,31 +163,6 @@ class TestSimilarity:
         longer = np.zeros(9, dtype=np.float32)
         assert decided(subject, facts(longer)).pool == "eyes"
         assert decided(subject, facts(unit(0, 1, 0, 0), revision="f" * 12, quality=0.0)).pool == "small"
-
-
-class TestNearest:
-    def test_the_search_is_exact_on_rows_that_its_leading_axes_do_not_hold(self) -> None:
-        rng = np.random.default_rng(0)
-        centres = rng.standard_normal((40, 160))
-        rows = centres[rng.integers(0, 40, 6_000)] + 0.4 * rng.standard_normal((6_000, 160))
-        rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-        subject = Nearest(rows, 50)
-        for row in (0, 17, 4_000):
-            x = rows[row] + 0.05 * rng.standard_normal(160).astype(np.float32)
-            x /= np.linalg.norm(x)
-            found, cosines = subject.top(x)
-            exact = np.sort(rows @ x)[-50:]
-            assert len(set(found.tolist())) == 50
-            assert np.sort(cosines) == pytest.approx(exact, abs=1e-5)
-
-    def test_where_bounds_say_nothing_it_is_exact_all_the_same(self) -> None:
-        rng = np.random.default_rng(1)
-        rows = rng.standard_normal((5_000, 200)).astype(np.float32)
-        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-        x = rows[3]
-        found, cosines = Nearest(rows, 20).top(x)
-        assert 3 in found
-        assert np.sort(cosines) == pytest.approx(np.sort(rows @ x)[-20:], abs=1e-5)
 
 
 # --- factorization ---
@@ -365,7 +347,9 @@ class TestClusters:
         subject = clusters(near)
         assert decided(subject, facts(FIRST)).pool == "small"
         pressed = Conditions({"small": 1.0})
-        assert decided(subject, facts(FIRST, conditions=pressed)).pool == "eyes"
+        moved = decided(subject, facts(FIRST, conditions=pressed))
+        assert moved.pool == "eyes"
+        assert moved.reason.endswith("(load small to eyes)")
         assert decided(clusters(), facts(SECOND, conditions=Conditions({"large": 0.3}))).pool == "large"
 
     def test_a_long_prompt_weighs_its_price(self) -> None:
