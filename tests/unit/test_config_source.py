@@ -177,7 +177,7 @@ async def test_a_swap_of_a_mounted_directory_is_noticed(tmp_path: Path) -> None:
     ("old", "new", "message"),
     [
         ("strategy: pair}", "strategy: pair, reasoning: [high]}", "policies.main.otherwise.reasoning: input"),
-        ("strategy: pair}", "strategy: pair, reasoning: {a: b}}", "policies.main.otherwise.reasoning: input"),
+        ("strategy: pair}", "strategy: pair, reasoning: {a: b}}", "policies.main.otherwise.reasoning.a: "),
         ("default_pool: large", "default_pool: large\nadmin: {listen: nine}", "admin.listen: "),
         ("default_pool: large", "default_pool: large\nadmin: {listen: 'x:99999'}", "the port is above 65535"),
         ("default_pool: large", "default_pool: large\nserver: {listen: here}", "server.listen: "),
