@@ -236,6 +236,13 @@ def test_a_controller_that_could_do_nothing_is_a_configuration_error(
     assert any(message in problem.message for problem in unresolved(subject, FAMILIES))
 
 
+def test_a_strategy_that_weighs_cost_without_a_pair_may_be_held_to_dollars() -> None:
+    clusters = {"kind": "clusters", "artefact": "a.npz", "profiles": "profiles"}
+    for budget, count in (({"dollars_per_thousand": 3}, 0), ({"strong_share": 0.3}, 1)):
+        subject = config(strategies={"s": clusters}, controllers={"budgets": {"s": budget}})
+        assert len(list(unresolved(subject, FAMILIES))) == count
+
+
 def test_secrets_of_the_shared_memory_are_not_shown() -> None:
     remote = {"url": "valkey://:hunter2@host/0", "key": "a shared key of ours"}
     shown = str(config(controllers={"session": {"remote": remote}}).model_dump(mode="json"))

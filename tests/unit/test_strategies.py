@@ -14,7 +14,7 @@ from semroute_extproc.artefacts import Clusters, Factorization, Manifest, Simila
 from semroute_extproc.calibration import Calibration
 from semroute_extproc.config import Config
 from semroute_extproc.policy.clusters import cluster_errors, cluster_tokens, trade_off
-from semroute_extproc.policy.decision import Conditions, Decision, Facts
+from semroute_extproc.policy.decision import Conditions, Decision, Facts, Held
 from semroute_extproc.policy.factorization import Factorization as Factors
 from semroute_extproc.policy.similarity import Similarity as Ranking
 from semroute_extproc.policy.strategies import Material
@@ -394,3 +394,40 @@ class TestClusters:
             "strategies.s.pools.0: pool small has no price"
         ]
         assert "no pool has a price" in problems(CLUSTERS, material)[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "material"), [(SIMILARITY, STORED), (FACTORIZATION, FACTORS)], ids=["similarity", "factors"]
+)
+class TestEveryPairUnderControllers:
+    """Controllers act in the cut-off, so no strategy of a pair can forget them."""
+
+    def test_pressure_takes_its_requests_and_says_so(self, settings: dict[str, Any], material: Any) -> None:
+        subject = compiled(settings, Material({"s": material}))
+        # The prompt's own score is made the threshold, so that any pressure moves it.
+        score = decided(subject, facts(unit(1, 0, 0, 0))).score
+        assert score is not None
+        subject = compiled(
+            {**settings, "strong_share": None, "threshold": score - 0.01}, Material({"s": material})
+        )
+        assert decided(subject, facts(unit(1, 0, 0, 0))).pool == "large"
+        pressed = decided(subject, facts(unit(1, 0, 0, 0), conditions=Conditions({"large": 0.9})))
+        assert pressed.pool == "small"
+        assert "(load share " in pressed.reason
+        assert pressed.share is not None
+
+    def test_a_leaning_moves_it_both_ways(self, settings: dict[str, Any], material: Any) -> None:
+        subject = compiled(settings, Material({"s": material}))
+        pools = [
+            decided(subject, facts(x, conditions=Conditions(leaning={"s": leaning}))).pool
+            for x, leaning in ((unit(1, 0, 0, 0), -8.0), (unit(0, 1, 0, 0), 8.0))
+        ]
+        assert pools == ["small", "large"]
+
+    def test_a_conversation_is_held_where_its_text_is_unknown(
+        self, settings: dict[str, Any], material: Any
+    ) -> None:
+        subject = compiled(settings, Material({"s": material}))
+        held = facts(unit(1, 0, 0, 0), unknown=True, held=Held("small"))
+        decision = decided(subject, held)
+        assert (decision.pool, decision.session) == ("small", "kept")
