@@ -16,6 +16,8 @@ from semroute_extproc.evaluation import intent, metrics, reports
 from semroute_extproc.evaluation.data import Table, prompt_texts, read_table
 from semroute_extproc.evaluation.metrics.arrays import Floats
 from semroute_extproc.evaluation.pair import evaluate_pair, read_pair
+from semroute_extproc.evaluation.pool import evaluate_pool
+from semroute_extproc.evaluation.pool_data import read_pool
 from semroute_extproc.evaluation.scoring import Scores, Source, open_bundle
 
 Say = Callable[[str], None]
@@ -32,6 +34,11 @@ LATENCY_RUNS = 60
 MMLU_PRO = "matrices/mmlu_pro_questions.csv.gz"
 PAIRS = {"routellm_mmlu": "pairs/routellm_mmlu.csv.gz", "routellm_gsm8k": "pairs/routellm_gsm8k.csv.gz"}
 CLINC = "intent/clinc150.csv.gz"
+POOL = ("matrices/mmlu_pro_correct.csv.gz", "matrices/mmlu_pro_models.csv.gz")
+"""Outcomes of MMLU-Pro, and the models to use with the family that is kept out."""
+
+POOL_TRIALS = 20
+"""Seeded trials over unseen models."""
 
 
 def assess(
@@ -80,6 +87,22 @@ def _public(data: Path, source: Source, seed: int, found: dict[str, Any], say: S
     if (data / CLINC).exists():
         say("evaluating clinc150")
         found["unseen"]["clinc150"] = _clinc(read_table(data / CLINC), source, seed)
+
+
+def pool(directory: Path, data: Path | None, seed: int, say: Say) -> dict[str, Any] | None:
+    """Routing over models the router has not seen, by `neighbour_embedding`; None without the data."""
+    if data is None or not all((data / file).exists() for file in (MMLU_PRO, *POOL)):
+        return None
+    say("evaluating unseen models")
+    questions = read_table(data / MMLU_PRO)
+    texts = questions.texts("question")
+    outcomes, models = (read_table(data / file) for file in POOL)
+    rows = read_pool(questions, texts, outcomes, [], models)
+    source = open_bundle(directory, lambda signals, total: signals)
+    vectors = source.score(rows.texts).neighbours
+    report = evaluate_pool(rows, vectors, source.describe(), seed=seed, trials=POOL_TRIALS)
+    plain: dict[str, Any] = reports.plain(report)
+    return plain
 
 
 def _short(report: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ def render(document: dict[str, Any]) -> str:
         _domain(document),
         _difficulty(document),
         _pairs(document),
+        _pool(document),
         _unseen(document),
         _languages(document),
         _quantisation(document),
@@ -192,6 +193,37 @@ def _verdict(report: dict[str, Any]) -> str:
     if difference["high"] < 0:
         return "**It loses to length beyond its interval.**"
     return "**The difference to length is within its interval: no win is claimed.**"
+
+
+def _pool(document: dict[str, Any]) -> str:
+    report = document.get("pool")
+    if not report:
+        return ""
+    rows = []
+    for setting, found in report["settings"].items():
+        for router in found["routers"]:
+            gap = router.get("area_minus_zero")
+            rows.append(
+                (
+                    f"{setting} ({found['pool_size']})",
+                    router["name"],
+                    f"{router['area']['value']:.4f}",
+                    "" if gap is None else f"{gap['value']:+.4f} ± {gap['se']:.4f}",
+                    "" if gap is None else f"{gap['wins']}/{report['trials']}",
+                )
+            )
+    header = ("models of the pool", "router", "deferral-curve area", "over ZeroRouter (s.e.)", "trials won")
+    return "\n".join(
+        [
+            "## Models the router has not seen",
+            "",
+            f"UniRoute's protocol on {report['data']['file']}, {report['trials']} trials; neighbourhoods by",
+            "the graph's `neighbour_embedding`. The clairvoyant reads outcomes of the unseen models that a",
+            "router must not have: what a linear router on this embedding could reach at best.",
+            "",
+            *_table(header, rows),
+        ]
+    )
 
 
 def _unseen(document: dict[str, Any]) -> str:

@@ -206,7 +206,7 @@ class Heads(nn.Module):  # type: ignore[misc]
         self.register_buffer("surface_scale", torch.ones(surface))
         self.register_buffer("expert_scale", torch.ones(EXPERTS))
         self.register_buffer("expert_shift", torch.zeros(EXPERTS))
-        self.register_buffer("gate_scale", torch.ones(()))
+        self.register_buffer("gate_scale", torch.ones(()), persistent=False)
         self.scale = math.sqrt(dimensions)
         self.dropout = nn.Dropout(HEAD_DROPOUT)
         self.domain = nn.Linear(dimensions, domains)
