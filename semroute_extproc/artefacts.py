@@ -15,6 +15,7 @@ import hashlib
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -113,7 +114,7 @@ class Factorization:
         return _digest(self.vectors, self.projection, self.bias)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Clusters:
     """Clusters of prompts, hard (K-means, one or more clusterings) or soft (a learned map).
 
@@ -130,20 +131,22 @@ class Clusters:
     """One for each cluster, for people."""
     clusterings: int = 1
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Twelve hexadecimal digits that change with the clusters; profiles carry them."""
         return _digest(self.centroids, *(() if self.bias is None else (self.bias,)))
 
+    @cached_property
+    def _offset(self) -> Floats:
+        """What is added to centroids · x: the bias, or −|c|²/2, which makes the largest the nearest."""
+        return self.bias if self.bias is not None else -(self.centroids**2).sum(axis=1) / np.float32(2.0)
+
     def membership(self, x: Floats) -> Floats:
         """How much each row of `x` (n, d) belongs to each cluster; (n, k), rows add up to 1."""
-        scores: Floats = x @ self.centroids.T
+        scores: Floats = x @ self.centroids.T + self._offset
         if self.bias is not None:
-            scores += self.bias
             soft = np.exp(scores - scores.max(axis=1, keepdims=True))
             return np.asarray(soft / soft.sum(axis=1, keepdims=True), dtype=np.float32)
-        # argmin |x - c|^2, without the term all centroids share.
-        scores -= (self.centroids**2).sum(axis=1) / 2.0
         runs = scores.reshape(len(x), self.clusterings, -1)
         hard = np.zeros_like(runs)
         np.put_along_axis(hard, runs.argmax(axis=2)[:, :, None], 1.0 / self.clusterings, axis=2)

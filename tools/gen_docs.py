@@ -41,6 +41,9 @@ def settings() -> str:
         ("reasoning of a rule or target", config.Reasoning),
         ("reasoning.bands[]", config.Band),
         ("strategies.NAME (kind: threshold)", config.ThresholdStrategy),
+        ("strategies.NAME (kind: similarity)", config.SimilarityStrategy),
+        ("strategies.NAME (kind: factorization)", config.FactorizationStrategy),
+        ("strategies.NAME (kind: clusters)", config.ClustersStrategy),
         ("strategies.NAME (kind: intent)", config.IntentStrategy),
         ("strategies.NAME (kind: fixed)", config.FixedStrategy),
         ("strategies.NAME (kind: weighted)", config.WeightedStrategy),
@@ -157,6 +160,23 @@ def overhead() -> str:
     return "\n".join(lines)
 
 
+def strategy_costs() -> str:
+    """The recorded run of benchmarks/strategies.py."""
+    report = json.loads((DOCS.parent / "benchmarks" / "results" / "strategies.json").read_text())
+    machine = report["machine"]
+    rows = [f"| {name} | {row['p50']:.0f} | {row['p90']:.0f} |" for name, row in report["cpu_us"].items()]
+    return "\n".join(
+        [
+            f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}; {report['dimensions']} "
+            f"dimensions, one BLAS thread, {report['rounds']} choices of each.",
+            "",
+            "| strategy | p50 µs of CPU | p90 |",
+            "|---|---|---|",
+            *rows,
+        ]
+    )
+
+
 def load_simulation() -> str:
     """The recorded run of benchmarks/load_simulation.py: the burst, with and without."""
     report = json.loads((DOCS.parent / "benchmarks" / "results" / "load_simulation.json").read_text())
@@ -180,6 +200,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "metrics": metrics,
     "commands": commands,
     "overhead": overhead,
+    "strategy-costs": strategy_costs,
     "load-simulation": load_simulation,
 }
 

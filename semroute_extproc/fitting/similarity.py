@@ -22,7 +22,7 @@ GAMMA = 10.0
 WHOLE_MAX = 10_000
 """Up to so many prompts the whole embedding is stored: a decision stays well under a millisecond."""
 
-AXES = 96
+AXES = 64
 """Axes that more prompts are stored on."""
 
 HELD_OUT_MAX = 4_000

@@ -74,15 +74,16 @@ class Cutoff:
         share: float | None = None,
         threshold: float | None = None,
         what: str = "difficulty",
+        digits: int = 2,
     ) -> None:
         """`quantiles` of the score on reference traffic; exactly one of `share` and `threshold`.
 
-        `what` names the score in the reason.
+        `what` names the score in the reason, where it has so many `digits`.
         """
         assert (share is None) != (threshold is None)
         self.weak, self.strong = weak, strong
         self._quantiles = quantiles
-        self._what = what
+        self._what, self._digits = what, digits
         if threshold is None:
             assert share is not None
             threshold = threshold_for_share(quantiles, share)
@@ -109,7 +110,7 @@ class Cutoff:
         sign = ">=" if strong else "<"
         return Choice(
             wanted,
-            f"{self._what} {score:.2f} {sign} {threshold:.2f}",
+            f"{self._what} {score:.{self._digits}f} {sign} {threshold:.{self._digits}f}",
             (other,),
             score,
             threshold,

@@ -30,10 +30,11 @@ class Pair:
         quantiles: Sequence[float],
         what: str,
         calibration: Calibration | None = None,
+        digits: int = 2,
     ) -> None:
         """`quantiles` of the score on reference traffic; a calibration's own prompts replace them.
 
-        `what` names the score in reasons.
+        `what` names the score in reasons, where it has so many `digits`.
         """
         self._unsure = settings.unsure or settings.strong
         self._score = score
@@ -44,7 +45,13 @@ class Pair:
             if settings.max_quality_drop is not None:
                 share = calibration.share_for_drop(settings.max_quality_drop)
         self._cutoff = Cutoff(
-            settings.weak, settings.strong, quantiles, share=share, threshold=settings.threshold, what=what
+            settings.weak,
+            settings.strong,
+            quantiles,
+            share=share,
+            threshold=settings.threshold,
+            what=what,
+            digits=digits,
         )
 
     def choose(self, facts: Facts, candidates: Candidates) -> Choice:

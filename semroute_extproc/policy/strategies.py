@@ -109,7 +109,8 @@ class _Compiler:
         calibration = self._calibration(settings, artefact.digest)
         if not self._complete(settings, calibration):
             return None
-        return Pair(settings, Similarity(artefact), artefact.quantiles, "similarity", calibration)
+        # A mean over many prompts: scores lie close together, and two digits would look alike.
+        return Pair(settings, Similarity(artefact), artefact.quantiles, "similarity", calibration, digits=4)
 
     def _factorization(self, settings: cfg.FactorizationStrategy) -> Strategy | None:
         artefact = self.material.artefacts.get(self.name)

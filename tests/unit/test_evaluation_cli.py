@@ -152,6 +152,47 @@ def test_reports_are_the_same_on_every_run_of_one_seed(pair_file: Path) -> None:
     assert first != report("pair", pair_file, "--bootstrap", 50, "--seed", 4)
 
 
+STRATEGIES = {"similarity", "similarity, 200 nearest", "factorization", "clusters"}
+
+
+@pytest.fixture
+def topical_file(tmp_path: Path) -> Path:
+    """The weak model fails on one topic of three, whatever the difficulty says."""
+    rows = [
+        [f"{WORDS[LABELS[i % 3]][i % 4]} number {i} d50", 1, int(i % 3 > 0), "dev" if i % 2 else "gold"]
+        for i in range(400)
+    ]
+    return write(tmp_path / "topics.csv", ["prompt", "strong_correct", "weak_correct", "split"], rows)
+
+
+def test_strategies_with_an_artefact_learn_the_topic_from_the_rows_they_are_fitted_on(
+    topical_file: Path,
+) -> None:
+    fit = ["--split", "dev", "--fit", topical_file, "--fit-split", "gold"]
+    for options in (fit, ["--split", "dev", "--cross-fit"]):
+        rows = rows_by_name(report("pair", topical_file, "--bootstrap", 0, *options)["routers"])
+        assert set(rows) >= STRATEGIES
+        for name in STRATEGIES:
+            # A third of the requests is all there is to gain: the best APGR is 1 - 1/6.
+            assert rows[name]["apgr_exact"]["value"] == pytest.approx(5 / 6, abs=0.02), name
+        assert rows["ours"]["apgr_exact"]["value"] < 0.6
+
+
+def test_prompts_that_are_evaluated_are_not_fitted_on(topical_file: Path) -> None:
+    result = run("pair", topical_file, "--fit", topical_file, "--bootstrap", 0)
+    assert result.exit_code == 1
+    assert "expected at least 20 rows, found 0" in result.output
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--cross-fit", "--no-bundle"], ["--cross-fit", "--fit", "FILE"], ["--fit", "FILE", "--no-bundle"]],
+)
+def test_fitting_needs_a_bundle_and_one_way(topical_file: Path, options: list[str]) -> None:
+    given = [str(topical_file) if option == "FILE" else option for option in options]
+    assert run("pair", topical_file, *given).exit_code == 2
+
+
 def test_split_keeps_its_rows_only(pair_file: Path) -> None:
     assert report("pair", pair_file, "--split", "gold", "--bootstrap", 0)["data"]["splits"] == {"gold": 30}
 
