@@ -16,12 +16,13 @@ import structlog
 from semroute_extproc import __version__, bundle, config_source, load, policy, strategy_files
 from semroute_extproc.admin import AdminServer, Page, text
 from semroute_extproc.bundle import Bundle
-from semroute_extproc.config import Config
+from semroute_extproc.config import Config, JudgeStrategy, Problem
 from semroute_extproc.encoder.batcher import Batcher
 from semroute_extproc.encoder.classifier import Classifier, Reader
 from semroute_extproc.encoder.onnx import OnnxModel
-from semroute_extproc.errors import ConfigError
+from semroute_extproc.errors import ConfigError, EndpointError
 from semroute_extproc.exchange import Settings
+from semroute_extproc.judge import Judge
 from semroute_extproc.pipeline import Pipeline
 from semroute_extproc.server import Generation, GrpcServer, Servicer
 from semroute_extproc.telemetry import Sink, log
@@ -35,6 +36,9 @@ NOT_RELOADABLE = ("server", "encoder", "admin", "telemetry")
 
 OTLP_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 """Variables of OpenTelemetry's own that name a collector."""
+
+RETIRE_SECONDS = 15.0
+"""After a reload: how long a judge that is no longer wanted may finish what it was asked."""
 
 logger = structlog.get_logger("semroute")
 
@@ -87,16 +91,36 @@ def make_policies(loaded: config_source.Loaded, default: Bundle) -> dict[str, po
     return policies
 
 
+def make_judges(loaded: config_source.Loaded, live: Mapping[str, Judge]) -> dict[str, Judge]:
+    """The judges of a configuration; those of `live` that did not change keep what they know.
+
+    Raises ConfigError with the place of the first that cannot be made.
+    """
+    judges: dict[str, Judge] = {}
+    for name, settings in loaded.config.strategies.items():
+        if not isinstance(settings, JudgeStrategy):
+            continue
+        if name in live and live[name].settings == settings:
+            judges[name] = live[name]
+            continue
+        try:
+            judges[name] = Judge(name, settings)
+        except EndpointError as error:
+            raise loaded.error([Problem(("strategies", name), str(error))]) from None
+    return judges
+
+
 def make_generation(
     number: int,
     loaded: config_source.Loaded,
     classifier: Classifier,
     on_error: Callable[[str], None],
+    judges: Mapping[str, Judge],
 ) -> Generation:
     """Compile a configuration against the bundle; raises ConfigError with places."""
     config = loaded.config
     policies = make_policies(loaded, classifier.bundle)
-    pipeline = Pipeline(config, policies, classifier, on_error)
+    pipeline = Pipeline(config, policies, classifier, on_error, judges)
     default = config.pools[config.default_pool]
     settings = Settings(
         default_pool=config.default_pool,
@@ -117,7 +141,9 @@ class App:
         self._loaded, self._files = loaded, strategy_files.fingerprint(loaded.config)
         self._metrics = PrometheusSink()
         self._classifier = make_classifier(loaded.config, models)
-        self._generation = make_generation(1, loaded, self._classifier, self._on_error)
+        self._judges = make_judges(loaded, {})
+        self._generation = make_generation(1, loaded, self._classifier, self._on_error, self._judges)
+        self._retiring: set[asyncio.Task[None]] = set()
         self._ready = False
         self._stop = asyncio.Event()
         telemetry = loaded.config.telemetry
@@ -165,6 +191,7 @@ class App:
             scrape.cancel()
             await watch
             await self._classifier.close()
+            await self._close_judges()
             if self._tracing:
                 await asyncio.to_thread(self._tracing.close)
             if admin:
@@ -186,8 +213,9 @@ class App:
             for section in NOT_RELOADABLE:
                 if getattr(loaded.config, section) != getattr(self._loaded.config, section):
                     raise ConfigError([f"{self._path}: {section}: a change here needs a restart"])
+            judges = make_judges(loaded, self._judges)
             self._generation = make_generation(
-                self._generation.number + 1, loaded, self._classifier, self._on_error
+                self._generation.number + 1, loaded, self._classifier, self._on_error, judges
             )
         except ConfigError as error:
             self._metrics.reload_successful.set(0)
@@ -198,8 +226,31 @@ class App:
             logger.exception("config.rejected")
             return
         self._loaded, self._files = loaded, files
+        for name, judge in self._judges.items():
+            if judges.get(name) is not judge:
+                self._retire(judge)
+        self._judges = judges
         self._note_reload()
         logger.info("config.reloaded", generation=self._generation.number, sha256=loaded.sha256[:12])
+
+    def _retire(self, judge: Judge) -> None:
+        async def retire() -> None:
+            try:
+                await asyncio.sleep(RETIRE_SECONDS)
+            finally:
+                await judge.close()
+
+        task = asyncio.create_task(retire())
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+    async def _close_judges(self) -> None:
+        retiring = list(self._retiring)
+        for task in retiring:
+            task.cancel()
+        await asyncio.gather(*retiring, return_exceptions=True)
+        for judge in self._judges.values():
+            await judge.close()
 
     def _note_reload(self) -> None:
         self._metrics.set_config(self._generation.sha256, self._generation.number)

@@ -38,7 +38,8 @@ def explain(
     async def run() -> dict[str, Any]:
         classifier = app.make_classifier(loaded.config, models)
         failures: list[str] = []
-        generation = app.make_generation(1, loaded, classifier, failures.append)
+        judges = app.make_judges(loaded, {})
+        generation = app.make_generation(1, loaded, classifier, failures.append, judges)
         exchange = Exchange(generation.settings)
         try:
             step = exchange.receive(_headers_message(method, path, headers, body))
@@ -50,6 +51,8 @@ def explain(
                 replies = exchange.decided(outcome)
         finally:
             await classifier.close()
+            for judge in judges.values():
+                await judge.close()
         assert outcome is not None, "a complete request without an outcome. This is a bug."
         plain = body
         if outcome.body is not None:

@@ -192,6 +192,7 @@ def metadata(outcome: Outcome) -> dict[str, str | float | bool]:
         facts["strategy"] = outcome.decision.strategy
         facts["reasoning"] = outcome.decision.reasoning or ""
         facts["fallback"] = outcome.decision.fallback
+        facts["judge"] = outcome.decision.judge
     if outcome.signals is not None:
         facts["domain"] = outcome.signals.domain
         facts["task"] = outcome.signals.task

@@ -1,7 +1,7 @@
 """From request bytes to an outcome, in reading order.
 
-The one `await` is the encoder. Whatever goes wrong, the request gets an outcome: the default
-pool's answer is better than none.
+There are two `await`s: the encoder and, where a policy asks for one, a judge. Whatever goes wrong,
+the request gets an outcome: the default pool's answer is better than none.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from semroute_extproc.encoder.classifier import Classifier
 from semroute_extproc.encoding import decode_body
 from semroute_extproc.errors import BadBody, BodyTooLarge, EncoderUnavailable, UnsupportedEncoding
 from semroute_extproc.exchange import Decide, too_large_answer
+from semroute_extproc.judge import Judge
 from semroute_extproc.language import language_of
 from semroute_extproc.outcome import Answer, Kind, Outcome, Stage
 from semroute_extproc.policy import Policy
 from semroute_extproc.policy.constraints import NoCandidate
-from semroute_extproc.policy.decision import Decision, Facts
+from semroute_extproc.policy.decision import Decision, Facts, JudgeWanted
 from semroute_extproc.pools import Catalog
 from semroute_extproc.request import Api, RequestHead, RequestView
 from semroute_extproc.text import classified_text, estimate_tokens
@@ -63,13 +64,18 @@ class Pipeline:
         policies: Mapping[str, Policy],
         classifier: Classifier,
         on_error: Callable[[str], None],
+        judges: Mapping[str, Judge] | None = None,
     ) -> None:
-        """`on_error` is told the request id while an exception that nobody expected is handled."""
+        """`judges` has one for each `judge` strategy, by its name.
+
+        `on_error` is told the request id while an exception that nobody expected is handled.
+        """
         self.config = settings
         self.catalog = Catalog(settings)
         self._policies = policies
         self._classifier = classifier
         self._on_error = on_error
+        self._judges = judges or {}
 
     async def decide(self, request: Decide) -> Outcome:
         """The outcome of a request whose body is complete, within the deadline; never raises."""
@@ -118,7 +124,15 @@ class Pipeline:
             stages.mark("encode")
             decision = policy.decide(facts)
             stages.mark("policy")
-        assert decision is not None, "a policy gave no decision although it had all there is. This is a bug."
+        if isinstance(decision, JudgeWanted):
+            judgement = await self._judges[decision.strategy].ask(text, deadline)
+            facts = facts.with_judgement(decision.strategy, judgement)
+            stages.mark("judge")
+            decision = policy.decide(facts)
+            stages.mark("policy")
+        assert isinstance(decision, Decision), (
+            "a policy gave no decision although it had all there is. This is a bug."
+        )
         return self._outcome(request, body, facts, decision, text, stages)
 
     def _outcome(

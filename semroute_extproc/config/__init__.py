@@ -27,6 +27,7 @@ from semroute_extproc.config.strategies import (
     FactorizationStrategy,
     FixedStrategy,
     IntentStrategy,
+    JudgeStrategy,
     PairStrategy,
     SimilarityStrategy,
     Strategy,
@@ -43,6 +44,7 @@ __all__ = [
     "FactorizationStrategy",
     "FixedStrategy",
     "IntentStrategy",
+    "JudgeStrategy",
     "Model",
     "Name",
     "PairStrategy",
@@ -108,8 +110,26 @@ def unresolved(config: Config, families: Collection[str]) -> Iterator[Problem]:
             if target.strategy is not None:
                 yield from _known((*path, "strategy"), target.strategy, strategies, "strategy")
     for name, strategy in strategies.items():
+        if isinstance(strategy, JudgeStrategy):
+            yield from _judge_problems(config, name, strategy, families)
         for field, pool_name in _pools_of(strategy):
             yield from _known(("strategies", name, *field), pool_name, pools, "pool")
+
+
+def _judge_problems(
+    config: Config, name: str, judge: JudgeStrategy, families: Collection[str]
+) -> Iterator[Problem]:
+    yield from _known(("strategies", name, "reasoning"), judge.reasoning, families, "reasoning family")
+    if judge.model in config.models:
+        yield Problem(
+            ("strategies", name, "model"),
+            "is a routed name: a judge is asked at its own server, not through us",
+        )
+    if judge.timeout_ms >= config.server.deadline_ms:
+        yield Problem(
+            ("strategies", name, "timeout_ms"),
+            f"is not below server.deadline_ms ({config.server.deadline_ms:g}), by which every decision ends",
+        )
 
 
 def _pools_of(strategy: Strategy) -> Iterator[tuple[tuple[str, ...], str]]:

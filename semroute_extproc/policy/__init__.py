@@ -10,6 +10,7 @@ Pure.
     threshold        by difficulty
     similarity       by labelled prompts like this one
     factorization    by vectors of models and prompts
+    judge          weak or strong by the score of a model that the pipeline asks
     clusters       the least error plus price by profiles, any number of pools
     intent         experts by domain or task, a generalist for the unsure
     weighted       fixed and weighted
@@ -23,7 +24,8 @@ from collections.abc import Mapping
 from semroute_extproc import config as cfg
 from semroute_extproc.bundle import Manifest
 from semroute_extproc.policy.constraints import candidates as candidates_of
-from semroute_extproc.policy.decision import Candidates, Choice, Decision, Facts, TraceStep
+from semroute_extproc.policy.decision import Candidates, Choice, Decision, Facts, JudgeWanted, TraceStep
+from semroute_extproc.policy.judge import Judge
 from semroute_extproc.policy.rules import CompiledRule, RuleError
 from semroute_extproc.policy.strategies import NO_MATERIAL, Material, Strategy, compile_strategies
 
@@ -44,8 +46,9 @@ class Policy:
         self._otherwise = otherwise
         self._strategies = strategies
 
-    def decide(self, facts: Facts) -> Decision | None:
-        """The decision, or None if it takes signals that `facts` does not have yet.
+    def decide(self, facts: Facts) -> Decision | JudgeWanted | None:
+        """The decision; None if it takes signals that `facts` does not have yet, JudgeWanted if it takes
+        a judgement.
 
         With `facts.fallback` set there is always a decision: rules that need no signals still
         hold, and what would have needed them goes to the default pool. Raises NoCandidate.
@@ -66,7 +69,7 @@ class Policy:
 
     def _to(
         self, target: cfg.Target, facts: Facts, candidates: Candidates, trace: list[TraceStep], rule: str = ""
-    ) -> Decision | None:
+    ) -> Decision | JudgeWanted | None:
         decision = Decision("", "", rule=rule, reasoning=target.reasoning, fallback=facts.fallback)
         prefix = f"rule {rule}" if rule else ""
         if target.pool is not None:
@@ -85,6 +88,11 @@ class Policy:
                 strategy=target.strategy,
                 trace=tuple(trace),
             )
+        if isinstance(strategy, Judge) and strategy.wants(facts):
+            return JudgeWanted(target.strategy)
+        judgement = facts.judgements.get(target.strategy)
+        if judgement is not None:
+            trace.append(TraceStep("judge", target.strategy, judgement.result))
         choice = strategy.choose(facts, candidates)
         pool, reason = _available(choice, candidates)
         trace.append(TraceStep("strategy", target.strategy, f"{pool}: {reason}"))
@@ -95,6 +103,7 @@ class Policy:
             strategy=target.strategy,
             score=choice.score,
             threshold=choice.threshold,
+            judge=judgement.result if judgement else "",
             trace=tuple(trace),
         )
 

@@ -39,6 +39,13 @@ class PrometheusSink:
             ["reason"],
             registry=r,
         )
+        self._judged = Counter(
+            "semroute_judge",
+            "Decisions for which a judge was wanted, by what came of it: ok, cache, timeout, breaker, busy, "
+            "connection, http, unparsable.",
+            ["strategy", "result"],
+            registry=r,
+        )
         self._duration = Histogram(
             "semroute_decision_duration_seconds",
             "From the complete body to the decision.",
@@ -92,6 +99,8 @@ class PrometheusSink:
         self._causes.labels(outcome.kind.value, outcome.cause).inc()
         if outcome.kind == "fallback":
             self._fallbacks.labels(outcome.cause).inc()
+        if decision and decision.judge:
+            self._judged.labels(decision.strategy, decision.judge).inc()
         if outcome.total_ms:
             self._duration.observe(outcome.total_ms / 1e3)
         for name, ms in outcome.milliseconds().items():
