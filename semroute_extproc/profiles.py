@@ -30,6 +30,27 @@ PROFILES_MAX = 256
 Floats = npt.NDArray[np.float32]
 
 
+class Seen(BaseModel):
+    """What was seen of an endpoint while its model was profiled; for people, routing does not read it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    answers: int = Field(ge=0)
+    failed: int = Field(ge=0)
+    """Questions without an answer, left out of the counts."""
+    unparsed: int = Field(ge=0)
+    """Answers in which no answer could be found, counted as wrong."""
+    cut: int = Field(ge=0)
+    """Answers that ended at the maximum of tokens."""
+    concurrency: int = Field(ge=1)
+    """Questions at once; the times below hold for this load."""
+    seconds_p50: float = Field(ge=0)
+    seconds_p90: float = Field(ge=0)
+    """Of a whole answer."""
+    tokens_per_second: float = Field(ge=0)
+    """Of one answer, on average."""
+
+
 class Profile(BaseModel):
     """A model's answers and errors in each cluster of one `clusters` artefact."""
 
@@ -46,6 +67,10 @@ class Profile(BaseModel):
     """Sum of their errors (0 right, 1 wrong, anything between for graded answers)."""
     output_tokens: tuple[float | None, ...] = ()
     """Mean tokens of an answer in each cluster, None where unknown; empty if unknown everywhere."""
+    intervals: tuple[tuple[float, float] | None, ...] = ()
+    """95 % interval of the error in each cluster, None without answers; for people, routing does not
+    read it."""
+    seen: Seen | None = None
     created: str = ""
     """ISO date."""
     source: str = ""
@@ -57,6 +82,8 @@ class Profile(BaseModel):
             raise ValueError(f"{len(self.errors)} errors for {len(self.answers)} clusters")
         if self.output_tokens and len(self.output_tokens) != len(self.answers):
             raise ValueError(f"{len(self.output_tokens)} output_tokens for {len(self.answers)} clusters")
+        if self.intervals and len(self.intervals) != len(self.answers):
+            raise ValueError(f"{len(self.intervals)} intervals for {len(self.answers)} clusters")
         for index, (wrong, answers) in enumerate(zip(self.errors, self.answers, strict=True)):
             # Sums of float32 shares: equal up to rounding.
             if not 0.0 <= wrong <= answers * (1.0 + 1e-4) + 1e-4:
