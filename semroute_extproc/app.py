@@ -24,6 +24,8 @@ from semroute_extproc.errors import ConfigError, EndpointError
 from semroute_extproc.exchange import Settings
 from semroute_extproc.judge import Judge
 from semroute_extproc.pipeline import Pipeline
+from semroute_extproc.profile_source import ProfileDirectories, ProfileDirectory
+from semroute_extproc.profiles import certainty, is_thin
 from semroute_extproc.server import Generation, GrpcServer, Servicer
 from semroute_extproc.telemetry import Sink, log
 from semroute_extproc.telemetry.prom import PrometheusSink
@@ -82,9 +84,13 @@ def make_classifier(config: Config, models: Mapping[str, OnnxModel]) -> Classifi
     return Classifier(default, readers)
 
 
-def make_policies(loaded: config_source.Loaded, default: Bundle) -> dict[str, policy.Policy]:
+def make_policies(
+    loaded: config_source.Loaded,
+    default: Bundle,
+    profiles_of: strategy_files.ProfilesOf = strategy_files.still,
+) -> dict[str, policy.Policy]:
     """Every policy, with the files its strategies name; raises ConfigError with every problem's place."""
-    material, problems = strategy_files.load(loaded.config)
+    material, problems = strategy_files.load(loaded.config, profiles_of)
     policies, more = policy.build(loaded.config, default.manifest, material)
     if problems or more:
         raise loaded.error([*problems, *more])
@@ -116,10 +122,11 @@ def make_generation(
     classifier: Classifier,
     on_error: Callable[[str], None],
     judges: Mapping[str, Judge],
+    profiles_of: strategy_files.ProfilesOf = strategy_files.still,
 ) -> Generation:
     """Compile a configuration against the bundle; raises ConfigError with places."""
     config = loaded.config
-    policies = make_policies(loaded, classifier.bundle)
+    policies = make_policies(loaded, classifier.bundle, profiles_of)
     pipeline = Pipeline(config, policies, classifier, on_error, judges)
     default = config.pools[config.default_pool]
     settings = Settings(
@@ -142,7 +149,11 @@ class App:
         self._metrics = PrometheusSink()
         self._classifier = make_classifier(loaded.config, models)
         self._judges = make_judges(loaded, {})
-        self._generation = make_generation(1, loaded, self._classifier, self._on_error, self._judges)
+        self._profiles = ProfileDirectories(self._on_profiles)
+        self._generation = make_generation(
+            1, loaded, self._classifier, self._on_error, self._judges, self._profiles.of
+        )
+        self._profiles.adopt()
         self._retiring: set[asyncio.Task[None]] = set()
         self._ready = False
         self._stop = asyncio.Event()
@@ -181,6 +192,7 @@ class App:
             encoders=self._classifier.describe(),
         )
         watch = asyncio.create_task(self._watch())
+        profiles = asyncio.create_task(self._profiles.watch(self._stop))
         scrape = asyncio.create_task(load.scrape(lambda: self._loaded.config.pools, self._metrics.set_load))
         try:
             await self._stop.wait()
@@ -189,7 +201,7 @@ class App:
             logger.info("server.draining", seconds=self._loaded.config.server.drain_seconds)
             await self._server.drain()
             scrape.cancel()
-            await watch
+            await asyncio.gather(watch, profiles)
             await self._classifier.close()
             await self._close_judges()
             if self._tracing:
@@ -215,13 +227,20 @@ class App:
                     raise ConfigError([f"{self._path}: {section}: a change here needs a restart"])
             judges = make_judges(loaded, self._judges)
             self._generation = make_generation(
-                self._generation.number + 1, loaded, self._classifier, self._on_error, judges
+                self._generation.number + 1,
+                loaded,
+                self._classifier,
+                self._on_error,
+                judges,
+                self._profiles.of,
             )
         except ConfigError as error:
+            self._profiles.forget()
             self._metrics.reload_successful.set(0)
             logger.error("config.rejected", problems=error.problems)
             return
         except Exception:
+            self._profiles.forget()
             self._metrics.reload_successful.set(0)
             logger.exception("config.rejected")
             return
@@ -230,8 +249,31 @@ class App:
             if judges.get(name) is not judge:
                 self._retire(judge)
         self._judges = judges
+        self._profiles.adopt()
         self._note_reload()
         logger.info("config.reloaded", generation=self._generation.number, sha256=loaded.sha256[:12])
+
+    def _on_profiles(self, strategy: str, directory: ProfileDirectory | None) -> None:
+        """Count and tell what a strategy's profiles are now."""
+        if directory is None:
+            self._metrics.forget_profiles(strategy)
+            return
+        found = directory()
+        self._metrics.set_profiles(strategy, len(found), len(directory.problems))
+        served = {pool.model for pool in self._loaded.config.pools.values()}
+        logger.info(
+            "profiles.read",
+            strategy=strategy,
+            models=sorted(found.keys() & served),
+            without_pool=sorted(found.keys() - served),
+        )
+        for problem in directory.problems:
+            logger.error("profile.rejected", strategy=strategy, problem=problem)
+        for profile in found.values():
+            if is_thin(profile):
+                logger.warning(
+                    "profile.thin", strategy=strategy, certainty=certainty(profile, directory.clusterings)
+                )
 
     def _retire(self, judge: Judge) -> None:
         async def retire() -> None:

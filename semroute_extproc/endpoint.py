@@ -41,7 +41,7 @@ class Endpoint:
         url: str,
         *,
         api_key_env: str | None = None,
-        ca_file: str | None = None,
+        ca_file: str | os.PathLike[str] | None = None,
         connections_max: int = 64,
     ) -> None:
         """`url` ends before the path, as in `http://host:8000/v1`.

@@ -16,7 +16,7 @@ import click
 
 from semroute_extproc.artefacts import Clusters, load_clusters
 from semroute_extproc.errors import ArtefactError, BundleError, DataError, EndpointError
-from semroute_extproc.profiles import Profile, read_profile, write_profile
+from semroute_extproc.profiles import Profile, certainty, read_profile, write_profile
 
 FAILED_SHARE_MAX = 0.1
 """With more questions than this left unanswered no profile is written: it would describe the rest."""
@@ -315,8 +315,6 @@ def _enough(found: Any, total: int) -> None:
 
 
 def _tell(path: Path, made: Profile, clusters: Clusters) -> None:
-    from semroute_extproc.onboarding.profiling import certainty
-
     click.echo(certainty(made, clusters.clusterings), err=True)
     click.echo(f"{path}")
 

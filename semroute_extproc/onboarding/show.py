@@ -12,8 +12,7 @@ from rich.text import Text
 
 from semroute_extproc.artefacts import Clusters
 from semroute_extproc.errors import ArtefactError
-from semroute_extproc.onboarding.profiling import FEW_ANSWERS, certainty, interval
-from semroute_extproc.profiles import Profile
+from semroute_extproc.profiles import FEW_ANSWERS, Profile, certainty, interval
 
 BAR_CHARACTERS = 16
 """Width of a bar that is full."""

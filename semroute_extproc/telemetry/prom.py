@@ -74,6 +74,15 @@ class PrometheusSink:
             ["pool", "gauge"],
             registry=r,
         )
+        self._profiles = Gauge(
+            "semroute_profiles", "Profiles that a clusters strategy goes by.", ["strategy"], registry=r
+        )
+        self._profiles_rejected = Gauge(
+            "semroute_profiles_rejected",
+            "Profiles that cannot be used as they are now; what they said when last good holds.",
+            ["strategy"],
+            registry=r,
+        )
         self._config = Gauge("semroute_config_info", "Always 1.", ["sha256", "generation"], registry=r)
         self.reload_successful = Gauge(
             "semroute_config_last_reload_successful", "1 if the last reload was taken, else 0.", registry=r
@@ -125,6 +134,16 @@ class PrometheusSink:
                 self._load.labels(pool, gauge).set(load[gauge])
             else:
                 self._load.remove_by_labels({"pool": pool, "gauge": gauge})
+
+    def set_profiles(self, strategy: str, used: int, rejected: int) -> None:
+        """Take how many profiles a strategy has."""
+        self._profiles.labels(strategy).set(used)
+        self._profiles_rejected.labels(strategy).set(rejected)
+
+    def forget_profiles(self, strategy: str) -> None:
+        """The strategy is there no more."""
+        for gauge in (self._profiles, self._profiles_rejected):
+            gauge.remove_by_labels({"strategy": strategy})
 
     def set_config(self, sha256: str, generation: int) -> None:
         """Name the live configuration."""

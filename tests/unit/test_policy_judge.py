@@ -6,11 +6,13 @@ import asyncio
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 from builders import MANIFEST, FakeEncoder, classifier, config, raw
 from openai_server import Act, OpenAIServer, labelled
 
 from semroute_extproc import app, config_source, policy
+from semroute_extproc.calibration import Calibration
 from semroute_extproc.config import Config, JudgeStrategy
 from semroute_extproc.errors import ConfigError, EncoderUnavailable
 from semroute_extproc.exchange import Decide
@@ -33,10 +35,20 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def strategy(**changes: Any) -> Strategy:
+def calibration(quantiles: list[float], **changes: Any) -> Calibration:
+    """Scores of a judge at equal steps from 0 to 100 % of the traffic."""
+    spread = np.interp(np.linspace(0, 1, 101), np.linspace(0, 1, len(quantiles)), quantiles)
+    return Calibration(
+        score="judge", bundle="test", revision="0", rows=100, quantiles=tuple(spread.tolist()), **changes
+    )
+
+
+def strategy(known: Calibration | None = None, **changes: Any) -> Strategy:
     settings = {**SETTINGS, **changes}
     settings = {key: value for key, value in settings.items() if value is not None}
-    return Strategy("s", JudgeStrategy.model_validate(settings), MANIFEST.difficulty)
+    if known is not None:
+        settings["calibration"] = "c.json"
+    return Strategy("s", JudgeStrategy.model_validate(settings), MANIFEST.difficulty, known)
 
 
 def facts(judgement: Judgement | None = None, difficulty: float = 0.5, **changes: Any) -> Facts:
@@ -64,20 +76,29 @@ def test_the_strong_pool_answers_from_the_threshold_on() -> None:
 
 
 def test_a_share_becomes_a_threshold_by_the_judges_own_scores() -> None:
-    subject = strategy(threshold=None, strong_share=0.25, quantiles=[0.0, 0.1, 0.2, 0.6, 1.0])
+    subject = strategy(calibration([0.0, 0.1, 0.2, 0.6, 1.0]), threshold=None, strong_share=0.25)
     assert chosen(subject, facts(Judgement(0.61, "ok"))).pool == "large"
     assert chosen(subject, facts(Judgement(0.59, "ok"))).pool == "small"
 
 
 def test_without_a_score_the_same_share_is_kept_by_the_difficulty() -> None:
     """The bundle of these tests has a uniform difficulty: a share of 1/4 is a threshold of 0.75."""
-    subject = strategy(threshold=0.6, quantiles=[0.0, 0.1, 0.2, 0.6, 1.0])
+    subject = strategy(calibration([0.0, 0.1, 0.2, 0.6, 1.0]), threshold=0.6)
     failed = Judgement(None, "timeout")
     assert chosen(subject, facts(failed, difficulty=0.76)).pool == "large"
     assert chosen(subject, facts(failed, difficulty=0.74)).pool == "small"
 
 
-def test_without_a_score_and_without_quantiles_the_threshold_is_taken_as_it_is() -> None:
+def test_a_quality_drop_becomes_a_share() -> None:
+    """Above a share of 1/4 nothing is won any more."""
+    quality = tuple(min(0.5 + n / 50, 1.0) for n in range(101))
+    known = calibration([0.0, 0.1, 0.2, 0.6, 1.0], quality=quality)
+    subject = strategy(known, threshold=None, max_quality_drop=0.0)
+    assert chosen(subject, facts(Judgement(0.61, "ok"))).pool == "large"
+    assert chosen(subject, facts(Judgement(0.59, "ok"))).pool == "small"
+
+
+def test_without_a_score_and_without_a_calibration_the_threshold_is_taken_as_it_is() -> None:
     failed = Judgement(None, "breaker")
     assert chosen(strategy(threshold=0.9), facts(failed, difficulty=0.91)).pool == "large"
     assert chosen(strategy(threshold=0.9), facts(failed, difficulty=0.89)).pool == "small"
@@ -213,9 +234,8 @@ def problems(tmp_path: Any, text: str) -> list[str]:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("threshold: 0.5", "strong_share: 0.3", "strong_share needs quantiles"),
-        ("threshold: 0.5", "", "give exactly one of strong_share and threshold"),
-        ("threshold: 0.5", "threshold: 0.5, quantiles: [0.5, 0.1]", "quantiles must ascend"),
+        ("threshold: 0.5", "strong_share: 0.3", "strong_share needs a calibration"),
+        ("threshold: 0.5", "", "give exactly one of"),
         ("threshold: 0.5", "threshold: 0.5, timeout_ms: 100", "is not below server.deadline_ms (100)"),
         (
             "threshold: 0.5",
