@@ -14,8 +14,11 @@ from semroute_extproc.artefacts import Clusters
 from semroute_extproc.errors import ArtefactError
 from semroute_extproc.profiles import FEW_ANSWERS, Profile, certainty, interval
 
-BAR_CHARACTERS = 16
-"""Width of a bar that is full."""
+BAR_CHARACTERS = 10
+"""Width of a bar that is full: two models fit a terminal of 80 columns."""
+
+SIDE_BY_SIDE = 2
+"""More models than this are drawn without intervals' ends, only how wide they are."""
 
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
@@ -80,12 +83,14 @@ def draw(profiles: Sequence[Profile], clusters: Clusters | None, console: Consol
     described = report(profiles, clusters)
     models = described["models"]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("cluster", overflow="fold", max_width=36)
+    table.add_column("cluster", overflow="fold", min_width=12, max_width=36)
     for model in models:
         table.add_column(model["model"], no_wrap=True)
     rows = range(len(profiles[0].answers))
     for k in sorted(rows, key=lambda k: -_spread(models, k)) if len(models) > 1 else rows:
-        table.add_row(models[0]["by_cluster"][k]["cluster"], *(_bar(m["by_cluster"][k]) for m in models))
+        table.add_row(
+            models[0]["by_cluster"][k]["cluster"], *(_bar(m["by_cluster"][k], len(models)) for m in models)
+        )
     console.print(table)
     console.print()
     for model in models:
@@ -104,13 +109,14 @@ def _spread(models: Sequence[Any], k: int) -> float:
     return max(known) - min(known) if len(known) > 1 else 0.0
 
 
-def _bar(cell: dict[str, Any]) -> Text:
+def _bar(cell: dict[str, Any], models: int) -> Text:
     if cell["strength"] is None:
         return Text("no answers", style="dim")
     low, high = cell["interval"]
     # A small strength that is known is not what a missing one looks like.
     eighths = round(cell["strength"] * BAR_CHARACTERS * 8)
     bar = "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
-    figures = f" {cell['strength']:.2f} [{low:.2f}, {high:.2f}] {cell['answers']:.0f}"
+    ends = f"[{low:.2f}, {high:.2f}]" if models <= SIDE_BY_SIDE else f"±{(high - low) / 2:.2f}"
+    figures = f" {cell['strength']:.2f} {ends} {cell['answers']:.0f}"
     style = "dim" if cell["answers"] < FEW_ANSWERS else ""
     return Text.assemble((bar.ljust(BAR_CHARACTERS), style or "cyan"), (figures, style))
