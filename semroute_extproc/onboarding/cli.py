@@ -110,6 +110,7 @@ def run(questions_path: Path, clusters_path: Path, bundle_dir: Path | None, **op
     Answers are kept beside the profile in MODEL.answers.jsonl as they come. After an interruption the
     same command goes on where it stopped. Errors that may pass (429, 5xx, timeouts) are tried again.
     """
+    from semroute_extproc.onboarding.profiling import profile_of
     from semroute_extproc.onboarding.questions import read_questions
 
     with _told():
@@ -118,14 +119,12 @@ def run(questions_path: Path, clusters_path: Path, bundle_dir: Path | None, **op
         questions = read_questions(questions_path, options["grader"])
         if any(q.grader == "judge" for q in questions) and not options["judge_model"]:
             raise click.UsageError("there are questions for a judge: give --judge-model")
+        rows, x = _embed(scorer, [question.text for question in questions])
+        questions = [questions[row] for row in rows]
         out = options["out"] or Path(_file_name(options["model"]))
         parameters = {"max_tokens": options["max_tokens"], "temperature": options["temperature"], **extra}
         found = asyncio.run(_run(questions, out, parameters, options))
         _enough(found, len(questions))
-        from semroute_extproc.onboarding.profiling import embed, profile_of
-
-        with _progress("embedded", len(questions)) as advance:
-            x = embed(scorer, [question.text for question in questions], advance)
         source = f"{options['endpoint']} {questions_path.name}"
         made = profile_of(found, clusters, x, model=options["model"], created=_today(), source=source)
         write_profile(out, made)
@@ -201,7 +200,7 @@ def fit(
     import numpy as np
 
     from semroute_extproc.evaluation.data import TEXT_COLUMNS, pick_column, prompt_texts, read_table
-    from semroute_extproc.onboarding.profiling import embed, with_intervals
+    from semroute_extproc.onboarding.profiling import with_intervals
     from semroute_extproc.profiles import tally
 
     with _told():
@@ -217,15 +216,14 @@ def fit(
         if tokens_column is not None:
             counts = table.numbers_in(tokens_column, 0.0, blank=True)
             tokens = [None if np.isnan(count) else float(count) for count in counts]
-        with _progress("embedded", len(texts)) as advance:
-            x = embed(scorer, texts, advance)
+        rows, x = _embed(scorer, texts)
         name = model or column.removeprefix("outcome.")
         made = with_intervals(
             tally(
                 clusters,
                 x,
-                (1.0 - quality).tolist(),
-                tokens,
+                (1.0 - quality[rows]).tolist(),
+                [tokens[row] for row in rows] if tokens else [],
                 model=name,
                 created=_today(),
                 source=f"{outcomes.name} {column}",
@@ -266,15 +264,24 @@ def show(files: tuple[Path, ...], clusters_path: Path | None, as_json: bool) -> 
 
 def _clusters(path: Path, bundle_dir: Path | None) -> tuple[Clusters, Any]:
     """The artefact and what embeds with its bundle; raises ArtefactError or BundleError."""
-    from semroute_extproc import bundle
     from semroute_extproc.encoder.offline import Scorer
     from semroute_extproc.onboarding.profiling import check_bundle
 
     clusters = load_clusters(path)
-    # Clusters belong to one bundle; a text in the language of another is found a place in them all the same.
-    scorer = Scorer.of(bundle_dir or bundle.default_bundle())
+    scorer = Scorer.of(bundle_dir)
     check_bundle(path, clusters, scorer.bundle)
     return clusters, scorer
+
+
+def _embed(scorer: Any, texts: Sequence[str]) -> tuple[list[int], Any]:
+    from semroute_extproc.onboarding.profiling import embed
+
+    with _progress("embedded", len(texts)) as advance:
+        rows, x = embed(scorer, texts, advance)
+    if len(rows) < len(texts):
+        name = scorer.bundle.manifest.name
+        click.echo(f"{len(texts) - len(rows)} texts are left out: no language of bundle {name}", err=True)
+    return rows, x
 
 
 def _members(text: str) -> dict[str, object]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from semroute_extproc.artefacts import Clusters
 from semroute_extproc.bundle import Bundle
 from semroute_extproc.encoder.offline import Scorer
-from semroute_extproc.errors import ArtefactError
+from semroute_extproc.errors import ArtefactError, DataError
 from semroute_extproc.onboarding.asking import Reply
 from semroute_extproc.onboarding.graders import Grade
 from semroute_extproc.profiles import Profile, Seen, interval, tally
@@ -28,14 +28,24 @@ def check_bundle(path: Path, clusters: Clusters, bundle: Bundle) -> None:
         raise ArtefactError(f"{path}: fitted on the embedding of bundle {wanted}; this one is {given}")
 
 
-def embed(scorer: Scorer, texts: Sequence[str], advance: Callable[[], None] = lambda: None) -> Floats:
-    """The embeddings that clusters are found with, shape (n, d)."""
-    rows: list[Floats] = []
-    for signals in scorer.score_all(texts):
-        assert signals.neighbours is not None
-        rows.append(signals.neighbours)
+def embed(
+    scorer: Scorer, texts: Sequence[str], advance: Callable[[], None] = lambda: None
+) -> tuple[list[int], Floats]:
+    """The rows that the default bundle reads, and their embeddings for clusters, shape (rows, d).
+
+    Texts in a language with a bundle of its own are left out: serving finds no cluster for them.
+    Raises DataError if none is left.
+    """
+    rows: list[int] = []
+    vectors: list[Floats] = []
+    for row, signals in enumerate(scorer.score_all(texts)):
         advance()
-    return np.stack(rows)
+        if signals.revision == scorer.bundle.revision and signals.neighbours is not None:
+            rows.append(row)
+            vectors.append(signals.neighbours)
+    if not rows:
+        raise DataError(f"no text is in a language of bundle {scorer.bundle.manifest.name}")
+    return rows, np.stack(vectors)
 
 
 def with_intervals(profile: Profile) -> Profile:

@@ -32,6 +32,7 @@ class FakeScorer:
         class Signals:
             def __init__(self, text: str) -> None:
                 which = next((i for i, kind in enumerate(KINDS) if kind in text), 0)
+                self.revision = BUNDLE.revision if "中文" not in text else "another"
                 self.neighbours = np.eye(4, dtype=np.float32)[which]
 
         return (Signals(text) for text in texts)
@@ -232,6 +233,15 @@ def test_outcomes_become_a_profile_and_blanks_were_not_asked(tmp_path: Path, clu
     assert (made.model, made.answers, made.errors) == ("m", (2.0, 1.0), (0.5, 1.0))
     assert made.output_tokens == (10.0, 40.0)
     assert made.seen is None
+
+
+def test_what_another_bundle_reads_is_left_out_and_told(tmp_path: Path, clusters: Path) -> None:
+    file = outcomes(tmp_path, [["math a", "1", ""], ["math 中文", "0", ""]])
+    out = tmp_path / "m.json"
+    done = invoke("fit", file, "--column", "outcome.m", "--clusters", clusters, "--out", out)
+    assert done.exit_code == 0, done.output
+    assert read_profile(out).answers == (1.0, 0.0)
+    assert "1 texts are left out" in done.stderr
 
 
 @pytest.mark.parametrize(
