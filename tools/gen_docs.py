@@ -39,6 +39,7 @@ def settings() -> str:
         ("policies.NAME.rules[]", config.Rule),
         ("policies.NAME.otherwise", config.Target),
         ("strategies.NAME (kind: threshold)", config.ThresholdStrategy),
+        ("strategies.NAME (kind: judge)", config.JudgeStrategy),
         ("strategies.NAME (kind: intent)", config.IntentStrategy),
         ("strategies.NAME (kind: fixed)", config.FixedStrategy),
         ("strategies.NAME (kind: weighted)", config.WeightedStrategy),
