@@ -16,13 +16,13 @@ import structlog
 from semroute_extproc import __version__, bundle, config_source, load, policy, strategy_files
 from semroute_extproc.admin import AdminServer, Page, text
 from semroute_extproc.bundle import Bundle
-from semroute_extproc.config import Config, JudgeStrategy, Problem
+from semroute_extproc.config import Config, Problem
 from semroute_extproc.encoder.batcher import Batcher
 from semroute_extproc.encoder.classifier import Classifier, Reader
 from semroute_extproc.encoder.onnx import OnnxModel
-from semroute_extproc.errors import ConfigError, EndpointError
+from semroute_extproc.errors import ConfigError
 from semroute_extproc.exchange import Settings
-from semroute_extproc.judge import Judge
+from semroute_extproc.judge.live import CannotJudge, Judges
 from semroute_extproc.pipeline import Pipeline
 from semroute_extproc.profile_source import ProfileDirectories, ProfileDirectory
 from semroute_extproc.profiles import certainty, is_thin
@@ -38,9 +38,6 @@ NOT_RELOADABLE = ("server", "encoder", "admin", "telemetry")
 
 OTLP_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 """Variables of OpenTelemetry's own that name a collector."""
-
-RETIRE_SECONDS = 15.0
-"""After a reload: how long a judge that is no longer wanted may finish what it was asked."""
 
 logger = structlog.get_logger("semroute")
 
@@ -97,37 +94,22 @@ def make_policies(
     return policies
 
 
-def make_judges(loaded: config_source.Loaded, live: Mapping[str, Judge]) -> dict[str, Judge]:
-    """The judges of a configuration; those of `live` that did not change keep what they know.
-
-    Raises ConfigError with the place of the first that cannot be made.
-    """
-    judges: dict[str, Judge] = {}
-    for name, settings in loaded.config.strategies.items():
-        if not isinstance(settings, JudgeStrategy):
-            continue
-        if name in live and live[name].settings == settings:
-            judges[name] = live[name]
-            continue
-        try:
-            judges[name] = Judge(name, settings)
-        except EndpointError as error:
-            raise loaded.error([Problem(("strategies", name), str(error))]) from None
-    return judges
-
-
 def make_generation(
     number: int,
     loaded: config_source.Loaded,
     classifier: Classifier,
     on_error: Callable[[str], None],
-    judges: Mapping[str, Judge],
+    judges: Judges,
     profiles_of: strategy_files.ProfilesOf = strategy_files.still,
 ) -> Generation:
     """Compile a configuration against the bundle; raises ConfigError with places."""
     config = loaded.config
     policies = make_policies(loaded, classifier.bundle, profiles_of)
-    pipeline = Pipeline(config, policies, classifier, on_error, judges)
+    try:
+        judging = judges.of(config)
+    except CannotJudge as error:
+        raise loaded.error([Problem(("strategies", error.strategy), str(error))]) from None
+    pipeline = Pipeline(config, policies, classifier, on_error, judging)
     default = config.pools[config.default_pool]
     settings = Settings(
         default_pool=config.default_pool,
@@ -148,13 +130,12 @@ class App:
         self._loaded, self._files = loaded, strategy_files.fingerprint(loaded.config)
         self._metrics = PrometheusSink()
         self._classifier = make_classifier(loaded.config, models)
-        self._judges = make_judges(loaded, {})
+        self._judges = Judges()
         self._profiles = ProfileDirectories(self._on_profiles)
         self._generation = make_generation(
             1, loaded, self._classifier, self._on_error, self._judges, self._profiles.of
         )
-        self._profiles.adopt()
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._adopt()
         self._ready = False
         self._stop = asyncio.Event()
         telemetry = loaded.config.telemetry
@@ -203,7 +184,7 @@ class App:
             scrape.cancel()
             await asyncio.gather(watch, profiles)
             await self._classifier.close()
-            await self._close_judges()
+            await self._judges.close()
             if self._tracing:
                 await asyncio.to_thread(self._tracing.close)
             if admin:
@@ -225,13 +206,12 @@ class App:
             for section in NOT_RELOADABLE:
                 if getattr(loaded.config, section) != getattr(self._loaded.config, section):
                     raise ConfigError([f"{self._path}: {section}: a change here needs a restart"])
-            judges = make_judges(loaded, self._judges)
             self._generation = make_generation(
                 self._generation.number + 1,
                 loaded,
                 self._classifier,
                 self._on_error,
-                judges,
+                self._judges,
                 self._profiles.of,
             )
         except ConfigError as error:
@@ -245,11 +225,7 @@ class App:
             logger.exception("config.rejected")
             return
         self._loaded, self._files = loaded, files
-        for name, judge in self._judges.items():
-            if judges.get(name) is not judge:
-                self._retire(judge)
-        self._judges = judges
-        self._profiles.adopt()
+        self._adopt()
         self._note_reload()
         logger.info("config.reloaded", generation=self._generation.number, sha256=loaded.sha256[:12])
 
@@ -275,24 +251,10 @@ class App:
                     "profile.thin", strategy=strategy, certainty=certainty(profile, directory.clusterings)
                 )
 
-    def _retire(self, judge: Judge) -> None:
-        async def retire() -> None:
-            try:
-                await asyncio.sleep(RETIRE_SECONDS)
-            finally:
-                await judge.close()
-
-        task = asyncio.create_task(retire())
-        self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
-
-    async def _close_judges(self) -> None:
-        retiring = list(self._retiring)
-        for task in retiring:
-            task.cancel()
-        await asyncio.gather(*retiring, return_exceptions=True)
-        for judge in self._judges.values():
-            await judge.close()
+    def _adopt(self) -> None:
+        """The generation that was made is live: so is what it reads and asks."""
+        self._judges.adopt(self._generation.pipeline.judges)
+        self._profiles.adopt()
 
     def _note_reload(self) -> None:
         self._metrics.set_config(self._generation.sha256, self._generation.number)

@@ -75,7 +75,7 @@ class Pipeline:
         self._policies = policies
         self._classifier = classifier
         self._on_error = on_error
-        self._judges = judges or {}
+        self.judges = judges or {}
 
     async def decide(self, request: Decide) -> Outcome:
         """The outcome of a request whose body is complete, within the deadline; never raises."""
@@ -125,7 +125,7 @@ class Pipeline:
             decision = policy.decide(facts)
             stages.mark("policy")
         if isinstance(decision, JudgeWanted):
-            judgement = await self._judges[decision.strategy].ask(text, deadline)
+            judgement = await self.judges[decision.strategy].ask(text, deadline)
             facts = facts.with_judgement(decision.strategy, judgement)
             stages.mark("judge")
             decision = policy.decide(facts)

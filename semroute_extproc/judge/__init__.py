@@ -2,6 +2,8 @@
 
     prompt   what it is asked and how its answer is read (pure)
     memory   the cache and the circuit breaker (pure)
+    live     the judges of a server, over reloads
+    offline  many texts at once, for calibration
 
 It is asked beside the data path's promise, so nothing about it may fail a request: it has its own
 deadline, a bound on what it is asked at once, and whatever happens `ask` returns.
@@ -86,6 +88,10 @@ class Judge:
         except Unparsable:
             self._breaker.failed(monotonic())
             return Judgement(None, "unparsable")
+        except Exception:
+            self._breaker.failed(monotonic())
+            logger.exception("judge.failed", strategy=self.name)
+            return Judgement(None, "error")
         except BaseException:
             # A client that goes away cancels its question; a probe must not stay out for ever.
             self._breaker.gave_up()

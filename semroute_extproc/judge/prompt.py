@@ -85,8 +85,9 @@ class Question:
 
         The tag depends on the text, so that no text can hold its own; the question comes last.
         """
-        text = clip(text, TEXT_CHARACTERS_MAX)
-        tag = "request-" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+        # Half a surrogate pair, which no JSON can carry, becomes a question mark.
+        text = clip(text, TEXT_CHARACTERS_MAX).encode("utf-8", "replace").decode()
+        tag = "request-" + hashlib.sha256(text.encode()).hexdigest()[:12]
         body: dict[str, object] = {
             "model": self.model,
             "messages": [

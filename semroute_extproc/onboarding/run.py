@@ -67,7 +67,9 @@ async def ask_all(
                 reply = await model.ask(prompt, chance)
             except EndpointError as error:
                 asked.failures[index] = str(error)
-                in_a_row += not 400 <= error.status < 500  # Those are the question's fault.
+                # 4xx is the question's own fault, unless no question at all was answered yet.
+                own = 400 <= error.status < 500 and any(asked.replies)
+                in_a_row += not own
                 if in_a_row >= FAILURES_IN_A_ROW_MAX:
                     raise Hopeless(f"{model.endpoint.url}: {error}") from None
             else:

@@ -31,7 +31,7 @@ class Judgement:
     score: float | None
     """Probability that the strong model wins; None if there is no answer."""
     result: str
-    """`ok`, `cache`, `timeout`, `breaker`, `busy`, `connection`, `http` or `unparsable`."""
+    """`ok`, `cache`, `timeout`, `breaker`, `busy`, `connection`, `http`, `unparsable` or `error`."""
 
 
 @dataclass(frozen=True, slots=True)

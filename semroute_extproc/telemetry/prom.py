@@ -42,7 +42,7 @@ class PrometheusSink:
         self._judged = Counter(
             "semroute_judge",
             "Decisions for which a judge was wanted, by what came of it: ok, cache, timeout, breaker, busy, "
-            "connection, http, unparsable.",
+            "connection, http, unparsable, error.",
             ["strategy", "result"],
             registry=r,
         )

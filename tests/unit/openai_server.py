@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -56,8 +57,11 @@ def labelled(probabilities: Mapping[str, float]) -> dict[str, Any]:
 class OpenAIServer:
     """Listens on a port of its own while used as an async context manager."""
 
-    def __init__(self, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    def __init__(
+        self, answer: Callable[[dict[str, Any]], dict[str, Any]], tls: ssl.SSLContext | None = None
+    ) -> None:
         self.answer = answer
+        self._tls = tls
         self.script: deque[Act] = deque()
         """Each request takes the next one."""
         self.requests: list[dict[str, Any]] = []
@@ -74,9 +78,10 @@ class OpenAIServer:
         app.add_routes([web.post("/v1/chat/completions", self._chat)])
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        site = web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=self._tls)
         await site.start()
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}/v1"
+        scheme = "http" if self._tls is None else "https"
+        self.url = f"{scheme}://127.0.0.1:{self._runner.addresses[0][1]}/v1"
         return self
 
     async def __aexit__(self, *_: object) -> None:

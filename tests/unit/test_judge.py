@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
+import subprocess
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -144,8 +147,11 @@ def test_a_long_text_keeps_its_head_and_tail() -> None:
     assert "END" in content
 
 
-def test_a_lone_surrogate_does_not_hurt() -> None:
-    asked("\ud800")
+async def test_a_lone_surrogate_does_not_hurt(server: OpenAIServer) -> None:
+    judge = Judge("s", settings(server.url))
+    assert (await ask(judge, "a \ud800 b")).result == "ok"
+    await judge.close()
+    assert "\na ? b\n" in server.requests[0]["messages"][1]["content"]
 
 
 async def test_the_family_of_the_judge_decides_how_its_reasoning_is_switched_off(
@@ -267,6 +273,38 @@ async def test_the_token_is_sent_and_must_be_there(
 def test_certificates_that_are_not_there_are_named() -> None:
     with pytest.raises(EndpointError, match=r"/nowhere\.pem"):
         Judge("s", settings("https://judge/v1", ca_file="/nowhere.pem"))
+
+
+async def test_a_failure_of_ours_is_no_answer_either(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Question, "body", lambda *_: 1 / 0)
+    assert await ask(judge) == Judgement(None, "error")
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A folder with `cert.pem`, which signed itself for 127.0.0.1, and `key.pem`."""
+    command = [
+        *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+        *("-keyout", "key.pem", "-out", "cert.pem", "-days", "2", "-subj", "/CN=localhost"),
+        *("-addext", "subjectAltName=IP:127.0.0.1"),
+    ]
+    try:
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no openssl here to make a certificate with")
+    return tmp_path
+
+
+async def test_a_servers_certificate_is_checked(certificate: Path) -> None:
+    """With the authority that signed it a server is trusted, without it not."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate / "cert.pem", certificate / "key.pem")
+    async with OpenAIServer(lambda _: labelled({"1": 1.0}), context) as server:
+        assert server.url.startswith("https://")
+        for changes, result in (({"ca_file": str(certificate / "cert.pem")}, "ok"), ({}, "connection")):
+            judge = Judge("s", settings(server.url, timeout_ms=5_000, **changes))
+            assert (await ask(judge)).result == result
+            await judge.close()
 
 
 async def test_a_request_that_argues_moves_only_the_score(server: OpenAIServer, judge: Judge) -> None:

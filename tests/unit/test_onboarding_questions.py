@@ -90,6 +90,13 @@ def test_what_is_wrong_is_said_with_its_row_and_column(
     assert f"q.jsonl:{place}" in str(caught.value)
 
 
+def test_the_documented_questions_are_right(tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "onboarding.md").read_text()
+    file = tmp_path / "q.jsonl"
+    file.write_text(page.split("```json\n")[1].split("```")[0])
+    assert [question.grader for question in read_questions(file)] == ["choice", "number", "code"]
+
+
 def test_a_question_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     row = {"prompt": "a", "grader": "number", "answer": "1"}
     with pytest.raises(DataError, match="2:prompt: the same question as in row 1"):

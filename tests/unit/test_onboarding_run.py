@@ -204,9 +204,18 @@ async def test_an_endpoint_that_is_gone_is_given_up_soon(tmp_path: Path) -> None
 async def test_single_questions_that_fail_do_not_end_a_run(
     server: OpenAIServer, endpoint: Endpoint, tmp_path: Path
 ) -> None:
-    server.script.extend([Act(status=400)] * 15)
+    server.script.extend([Act(), *[Act(status=400)] * 15])
     asked = await run(endpoint, tmp_path / "a.jsonl", [f"q{n}" for n in range(20)], concurrency=1)
     assert (len(asked.failures), asked.fresh) == (15, 5)
+
+
+async def test_parameters_that_every_question_is_refused_for_end_it(
+    server: OpenAIServer, endpoint: Endpoint, tmp_path: Path
+) -> None:
+    server.script.extend([Act(status=400)] * 100)
+    with pytest.raises(Hopeless, match="400"):
+        await run(endpoint, tmp_path / "a.jsonl", [f"q{n}" for n in range(100)], concurrency=1)
+    assert len(server.requests) == 10
 
 
 # The file of answers.

@@ -17,6 +17,7 @@ from semroute_extproc.config import Config, JudgeStrategy
 from semroute_extproc.errors import ConfigError, EncoderUnavailable
 from semroute_extproc.exchange import Decide
 from semroute_extproc.judge import Judge
+from semroute_extproc.judge.live import Judges
 from semroute_extproc.outcome import Kind, Outcome
 from semroute_extproc.pipeline import Pipeline
 from semroute_extproc.policy.decision import Candidates, Choice, Facts, Judgement
@@ -227,7 +228,7 @@ def problems(tmp_path: Any, text: str) -> list[str]:
     file = tmp_path / "semroute.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError) as caught:
-        app.make_judges(config_source.load(file, {}), {})
+        app.make_generation(1, config_source.load(file, {}), classifier(FakeEncoder()), print, Judges())
     return caught.value.problems
 
 
@@ -257,8 +258,13 @@ def test_what_is_wrong_is_said_at_its_place(tmp_path: Any, old: str, new: str, m
 async def test_a_judge_that_did_not_change_is_kept_over_a_reload(tmp_path: Any) -> None:
     file = tmp_path / "semroute.yaml"
     file.write_text(YAML)
-    live = app.make_judges(config_source.load(file, {}), {})
+    judges = Judges()
+    live = judges.of(config_source.load(file, {}).config)
+    judges.adopt(live)
     file.write_text(YAML.replace("cluster: l", "cluster: x"))
-    assert app.make_judges(config_source.load(file, {}), live)["s"] is live["s"]
+    assert judges.of(config_source.load(file, {}).config)["s"] is live["s"]
     file.write_text(YAML.replace("threshold: 0.5", "threshold: 0.6"))
-    assert app.make_judges(config_source.load(file, {}), live)["s"] is not live["s"]
+    other = judges.of(config_source.load(file, {}).config)
+    assert other["s"] is not live["s"]
+    judges.adopt(other)
+    await judges.close()
