@@ -4,10 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
 TEST_ARGS ?=
+VLLM := .venv-vllm
+VLLM_PYTHON ?= python3.11
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 IMAGE ?= semroute-extproc:latest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-train lint format type gen gen-check bench docs docs-check image lock train check clean
+.PHONY: help setup demo test test-train test-vllm lint format type gen gen-check bench docs docs-check image lock train check clean
 
 help:  ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +35,16 @@ test: $(VENV)/.dev  ## all tests, the real Envoy included
 test-train: $(VENV)/.dev  ## the tests of training, which need torch (installed if it is missing)
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pytest $(wildcard tests/unit/test_training_*.py) $(TEST_ARGS)
+
+# 2.5 GB, so never by way of another target.
+$(VLLM)/.ready: requirements/vllm.txt
+	@command -v $(VLLM_PYTHON) >/dev/null || { echo "test-vllm: Python 3.11 is needed (VLLM_PYTHON=$(VLLM_PYTHON))"; exit 2; }
+	@echo "installing requirements/vllm.txt, 2.5 GB"
+	@$(VLLM_PYTHON) tools/vllm_env.py $(VLLM) $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
+	@touch $@
+
+test-vllm: $(VENV)/.dev $(VLLM)/.ready  ## the tests against two real vLLM servers on CPU: installs 2.5 GB, takes minutes
+	SEMROUTE_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest tests/vllm $(TEST_ARGS)
 
 lint: $(VENV)/.dev  ## style, imports and the direction of dependencies
 	$(BIN)/ruff check .
@@ -74,4 +87,4 @@ lock: $(VENV)/.dev  ## pin requirements/*.txt anew from pyproject.toml
 check: lint type gen-check docs-check test  ## what CI runs
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VLLM) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

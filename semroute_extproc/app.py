@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import signal
@@ -13,10 +14,19 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from semroute_extproc import __version__, bundle, config_source, load, policy, strategy_files
+from semroute_extproc import (
+    __version__,
+    bundle,
+    config_source,
+    load,
+    policy,
+    remote_sessions,
+    strategy_files,
+)
 from semroute_extproc.admin import AdminServer, Page, text
 from semroute_extproc.bundle import Bundle
 from semroute_extproc.config import Config, Problem
+from semroute_extproc.controllers import Controllers
 from semroute_extproc.encoder.batcher import Batcher
 from semroute_extproc.encoder.classifier import Classifier, Reader
 from semroute_extproc.encoder.onnx import OnnxModel
@@ -24,8 +34,10 @@ from semroute_extproc.errors import ConfigError
 from semroute_extproc.exchange import Settings
 from semroute_extproc.judge.live import CannotJudge, Judges
 from semroute_extproc.pipeline import Pipeline
+from semroute_extproc.policy.shadow import Shadow
 from semroute_extproc.profile_source import ProfileDirectories, ProfileDirectory
 from semroute_extproc.profiles import certainty, is_thin
+from semroute_extproc.remote_sessions import SharedSessions
 from semroute_extproc.server import Generation, GrpcServer, Servicer
 from semroute_extproc.telemetry import Sink, log
 from semroute_extproc.telemetry.prom import PrometheusSink
@@ -41,6 +53,9 @@ OTLP_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDP
 
 logger = structlog.get_logger("semroute")
 
+
+SECRET_BYTES = 32
+"""Length of the process's own key of the hashes of conversations."""
 
 DEFAULT = ""
 """Key of the bundle for every language that has none of its own."""
@@ -101,6 +116,9 @@ def make_generation(
     on_error: Callable[[str], None],
     judges: Judges,
     profiles_of: strategy_files.ProfilesOf = strategy_files.still,
+    controllers: Controllers | None = None,
+    shared: SharedSessions | None = None,
+    on_shadow: Callable[[Shadow], None] = lambda _: None,
 ) -> Generation:
     """Compile a configuration against the bundle; raises ConfigError with places."""
     config = loaded.config
@@ -109,7 +127,7 @@ def make_generation(
         judging = judges.of(config)
     except CannotJudge as error:
         raise loaded.error([Problem(("strategies", error.strategy), str(error))]) from None
-    pipeline = Pipeline(config, policies, classifier, on_error, judging)
+    pipeline = Pipeline(config, policies, classifier, on_error, judging, controllers, shared, on_shadow)
     default = config.pools[config.default_pool]
     settings = Settings(
         default_pool=config.default_pool,
@@ -132,9 +150,9 @@ class App:
         self._classifier = make_classifier(loaded.config, models)
         self._judges = Judges()
         self._profiles = ProfileDirectories(self._on_profiles)
-        self._generation = make_generation(
-            1, loaded, self._classifier, self._on_error, self._judges, self._profiles.of
-        )
+        self._controllers = Controllers(loaded.config, os.urandom(SECRET_BYTES))
+        self._shared = self._connect(loaded.config)
+        self._generation = self._make_generation(1, loaded, self._shared)
         self._adopt()
         self._ready = False
         self._stop = asyncio.Event()
@@ -152,12 +170,43 @@ class App:
         self._metrics.errors.inc()
         logger.exception("decision.failed", request_id=request_id)
 
+    def _make_generation(
+        self, number: int, loaded: config_source.Loaded, shared: SharedSessions | None
+    ) -> Generation:
+        return make_generation(
+            number,
+            loaded,
+            self._classifier,
+            self._on_error,
+            self._judges,
+            self._profiles.of,
+            self._controllers,
+            shared,
+            self._on_shadow,
+        )
+
+    def _connect(self, config: Config) -> SharedSessions | None:
+        session = config.controllers.session
+        if session is None:
+            return None
+        return remote_sessions.connect(session, lambda what: self._metrics.remote.labels(what).inc())
+
+    def _on_shadow(self, shadow: Shadow) -> None:
+        self._metrics.shadowed(shadow)
+        if self._loaded.config.telemetry.log_decisions:
+            logger.info("shadow.decided", **dataclasses.asdict(shadow))
+
+    def _on_load(self, pool: str, load: Mapping[str, float]) -> None:
+        self._metrics.set_load(pool, load)
+        self._controllers.observe(pool, load, asyncio.get_running_loop().time())
+
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
+        self._metrics.watch_controllers(self._controllers.status)
         self._metrics.watch_queue(lambda: self._classifier.waiting)
         self._metrics.set_models(self._classifier.describe())
         self._note_reload()
@@ -174,7 +223,9 @@ class App:
         )
         watch = asyncio.create_task(self._watch())
         profiles = asyncio.create_task(self._profiles.watch(self._stop))
-        scrape = asyncio.create_task(load.scrape(lambda: self._loaded.config.pools, self._metrics.set_load))
+        scrape = asyncio.create_task(
+            load.scrape(lambda: self._loaded.config.pools, self._on_load, self._metrics.scrape_failed)
+        )
         try:
             await self._stop.wait()
         finally:
@@ -185,6 +236,8 @@ class App:
             await asyncio.gather(watch, profiles)
             await self._classifier.close()
             await self._judges.close()
+            if self._shared is not None:
+                await self._shared.close()
             if self._tracing:
                 await asyncio.to_thread(self._tracing.close)
             if admin:
@@ -206,14 +259,10 @@ class App:
             for section in NOT_RELOADABLE:
                 if getattr(loaded.config, section) != getattr(self._loaded.config, section):
                     raise ConfigError([f"{self._path}: {section}: a change here needs a restart"])
-            self._generation = make_generation(
-                self._generation.number + 1,
-                loaded,
-                self._classifier,
-                self._on_error,
-                self._judges,
-                self._profiles.of,
-            )
+            shared = self._shared
+            if loaded.config.controllers.session != self._loaded.config.controllers.session:
+                shared = self._connect(loaded.config)
+            self._generation = self._make_generation(self._generation.number + 1, loaded, shared)
         except ConfigError as error:
             self._profiles.forget()
             self._metrics.reload_successful.set(0)
@@ -226,6 +275,11 @@ class App:
             return
         self._loaded, self._files = loaded, files
         self._adopt()
+        self._controllers.reload(loaded.config)
+        if shared is not self._shared and self._shared is not None:
+            # Streams that are open still hold it: a lookup after this one fails, and is counted.
+            self._closing = asyncio.get_running_loop().create_task(self._shared.close())
+        self._shared = shared
         self._note_reload()
         logger.info("config.reloaded", generation=self._generation.number, sha256=loaded.sha256[:12])
 
@@ -274,6 +328,7 @@ class App:
                     200, "text/plain; version=0.0.4; charset=utf-8", self._metrics.exposition()
                 ),
                 "/config": self._config_page,
+                "/controllers": lambda: _json(self._controllers.status()),
             },
         )
 
@@ -284,7 +339,11 @@ class App:
             "encoders": self._classifier.describe(),
             "config": self._loaded.config.model_dump(mode="json"),
         }
-        return Page(200, "application/json", (json.dumps(live, indent=2) + "\n").encode())
+        return _json(live)
+
+
+def _json(content: object) -> Page:
+    return Page(200, "application/json", (json.dumps(content, indent=2) + "\n").encode())
 
 
 def _tracing(endpoint: str | None) -> OtelSink | None:

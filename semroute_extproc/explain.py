@@ -7,6 +7,7 @@ the bytes that would have gone over the wire, so what is shown cannot differ fro
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -94,6 +95,7 @@ def _report(outcome: Outcome, replies: tuple[bytes, ...], body: bytes) -> dict[s
         "reasoning": decision.reasoning if decision else None,
         "reason": outcome.reason,
         "rule": (decision.rule or None) if decision else None,
+        "policy": outcome.policy or None,
         "strategy": (decision.strategy or None) if decision else None,
         "score": decision.score if decision else None,
         "threshold": _finite(decision.threshold) if decision else None,
@@ -102,6 +104,7 @@ def _report(outcome: Outcome, replies: tuple[bytes, ...], body: bytes) -> dict[s
             {"what": step.what, "name": step.name, "result": step.result}
             for step in (decision.trace if decision else ())
         ],
+        "shadows": [dataclasses.asdict(shadow) for shadow in outcome.shadows],
         "text": outcome.text or None,
         "signals": None,
         "request": None,
@@ -194,6 +197,8 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
     for key in ("outcome", "pool", "cluster", "model", "reasoning", "reason", "rule", "strategy", "fallback"):
         if report[key]:
             table.add_row(key, str(report[key]))
+    for shadow in report["shadows"]:
+        table.add_row("shadow", f"{shadow['shadow']}: {shadow['pool'] or shadow['agreement']}")
     if signals := report["signals"]:
         top = sorted(signals["domain"]["probs"].items(), key=lambda item: -item[1])[:3]
         table.add_row("domain", ", ".join(f"{label} {p:.2f}" for label, p in top))

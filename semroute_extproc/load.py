@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 
 import structlog
@@ -27,12 +27,15 @@ PAGE_BYTES_MAX = 8 * 1024 * 1024
 CHUNK_BYTES = 65_536
 """Read at a time; the clock is looked at in between."""
 
-GAUGES: Mapping[str, str] = {
-    "vllm:num_requests_running": "running",
-    "vllm:num_requests_waiting": "waiting",
-    "vllm:kv_cache_usage_perc": "kv_cache_usage",
+GAUGES: Mapping[str, tuple[str, ...]] = {
+    "running": ("vllm:num_requests_running",),
+    "waiting": ("vllm:num_requests_waiting",),
+    # The second name is that of vLLM before 0.10.
+    "kv_cache_usage": ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
 }
-"""vLLM's name of a gauge to ours. Engines of one server are summed, of the cache use the largest counts."""
+"""Our name of a gauge to vLLM's names of it, the first found counts.
+
+Engines of one server are summed, of the cache use the largest counts."""
 
 Load = Mapping[str, float]
 """Gauge to value; a gauge that is not there is unknown."""
@@ -40,45 +43,65 @@ Load = Mapping[str, float]
 logger = structlog.get_logger("semroute.load")
 
 
-def read_page(text: str) -> Load:
-    """The load in one metrics page; raises ValueError if a line of ours in it cannot be read."""
-    load: dict[str, float] = {}
+def read_page(text: str, names: Mapping[str, Sequence[str]] = GAUGES) -> Load:
+    """The load in one metrics page; raises ValueError if a line of ours in it cannot be read.
+
+    `names` is gauge to the metrics that may stand for it, the first found counts.
+    """
+    wanted = {name for several in names.values() for name in several}
     # The parser takes half a microsecond a byte, and a server has a hundred kilobytes of histograms.
-    ours = "\n".join(line for line in text.splitlines() if any(name in line for name in GAUGES))
+    ours = "\n".join(line for line in text.splitlines() if any(name in line for name in wanted))
+    found: dict[str, list[float]] = {}
     for family in text_string_to_metric_families(ours + "\n"):
-        gauge = GAUGES.get(family.name)
-        if gauge is None:
-            continue
-        values = [sample.value for sample in family.samples if sample.name == family.name]
-        if values:
+        # A family of a counter is named without its suffix; a gauge's sample has the family's name.
+        for sample in family.samples:
+            if sample.name in wanted:
+                found.setdefault(sample.name, []).append(sample.value)
+    load: dict[str, float] = {}
+    for gauge, several in names.items():
+        values = next((found[name] for name in several if name in found), None)
+        if values is not None:
             load[gauge] = max(values) if gauge == "kv_cache_usage" else sum(values)
     return load
 
 
-async def scrape(pools: Callable[[], Mapping[str, Pool]], tell: Callable[[str, Load], None]) -> None:
+def gauge_names(pool: Pool) -> Mapping[str, Sequence[str]]:
+    """What a pool calls its gauges."""
+    return {**GAUGES, **{str(gauge): names for gauge, names in pool.gauges.items()}}
+
+
+async def scrape(
+    pools: Callable[[], Mapping[str, Pool]],
+    tell: Callable[[str, Load], None],
+    failed: Callable[[str], None] = lambda _: None,
+) -> None:
     """Look at every pool that names a metrics page, again and again, and tell its load.
 
     `pools` is asked anew each round, so a reload takes effect. A pool that cannot be reached is told
-    as an empty load, and logged when that changes.
+    as an empty load and as `failed`, and logged when that changes.
     """
     reachable: dict[str, bool] = {}
     while True:
-        urls = {name: pool.metrics for name, pool in pools().items() if pool.metrics}
-        loads = await asyncio.gather(*(_load(url) for url in urls.values()), return_exceptions=True)
-        for name, load in zip(urls, loads, strict=True):
-            failed = isinstance(load, BaseException)
+        looked = {name: pool for name, pool in pools().items() if pool.metrics}
+        loads = await asyncio.gather(*(_load(pool) for pool in looked.values()), return_exceptions=True)
+        for name, load in zip(looked, loads, strict=True):
+            missing = isinstance(load, BaseException)
+            if missing:
+                failed(name)
             tell(name, {} if isinstance(load, BaseException) else load)
-            if reachable.get(name, True) == failed:
-                logger.warning("pool.metrics", pool=name, reachable=not failed)
-            reachable[name] = not failed
-        for name in reachable.keys() - urls.keys():
+            if reachable.get(name, True) == missing:
+                logger.warning("pool.metrics", pool=name, reachable=not missing)
+            reachable[name] = not missing
+        for name in reachable.keys() - looked.keys():
             tell(name, {})
             del reachable[name]
         await asyncio.sleep(INTERVAL_SECONDS)
 
 
-async def _load(url: str) -> Load:
-    return await asyncio.to_thread(lambda: read_page(_fetch(url)))
+async def _load(pool: Pool) -> Load:
+    assert pool.metrics is not None
+    url, names = pool.metrics, gauge_names(pool)
+    return await asyncio.to_thread(lambda: read_page(_fetch(url), names))
 
 
 def _fetch(url: str) -> str:

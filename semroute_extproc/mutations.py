@@ -15,6 +15,7 @@ from typing import Any
 
 from semroute_extproc._pb import external_processor_pb2 as pb
 from semroute_extproc.outcome import Answer, Outcome
+from semroute_extproc.policy.shadow import summary
 
 CLUSTER_HEADER = "x-semroute-cluster"
 """The routing header, ours alone: Envoy's route reads the cluster from it."""
@@ -188,11 +189,21 @@ def metadata(outcome: Outcome) -> dict[str, str | float | bool]:
         "decision_ms": round(outcome.total_ms, 3),
     }
     if outcome.decision is not None:
-        facts["rule"] = outcome.decision.rule
-        facts["strategy"] = outcome.decision.strategy
-        facts["reasoning"] = outcome.decision.reasoning or ""
-        facts["fallback"] = outcome.decision.fallback
-        facts["judge"] = outcome.decision.judge
+        decision = outcome.decision
+        facts["policy"] = outcome.policy
+        facts["rule"] = decision.rule
+        facts["strategy"] = decision.strategy
+        facts["canary"] = decision.canary
+        facts["fallback"] = decision.fallback
+        facts["judge"] = decision.judge
+        facts["session"] = outcome.session
+        if decision.share is not None:
+            facts["share"] = round(decision.share, 4)
+        if decision.reasoning is not None:
+            facts["reasoning"] = decision.reasoning
+            clients = outcome.view is not None and outcome.view.reasoning_set and not decision.override
+            facts["reasoning_from"] = "client" if clients else "policy"
+        facts["shadow"] = summary(outcome.shadows)
     if outcome.signals is not None:
         facts["domain"] = outcome.signals.domain
         facts["task"] = outcome.signals.task

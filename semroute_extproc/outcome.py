@@ -9,6 +9,7 @@ import enum
 from dataclasses import dataclass
 
 from semroute_extproc.policy.decision import Decision
+from semroute_extproc.policy.shadow import Shadow
 from semroute_extproc.request import RequestView
 from semroute_extproc.signals import Signals
 
@@ -69,6 +70,12 @@ class Outcome:
     """`body` is not compressed although the client's was."""
     answer: Answer | None = None
     decision: Decision | None = None
+    policy: str = ""
+    """The policy that decided."""
+    session: str = ""
+    """What the conversation's pool meant; see `Controllers.decided`. Empty if sessions are off."""
+    shadows: tuple[Shadow, ...] = ()
+    """What the policies beside it would have done."""
     view: RequestView | None = None
     signals: Signals | None = None
     text: str = ""

@@ -1,7 +1,8 @@
 """From request bytes to an outcome, in reading order.
 
-There are two `await`s: the encoder and, where a policy asks for one, a judge. Whatever goes wrong,
-the request gets an outcome: the default pool's answer is better than none.
+Three things may be awaited, within one deadline: the encoder, a judge where a policy asks for one, and
+the pool of a conversation where a Valkey is configured. Whatever goes wrong, the request gets an
+outcome: the default pool's answer is better than none.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Callable, Mapping
 from time import perf_counter
 
 from semroute_extproc import apis, config, edits, mutations, reasoning
+from semroute_extproc.controllers import Controllers, home
+from semroute_extproc.controllers.session import NO_KEYS
 from semroute_extproc.encoder.classifier import Classifier
 from semroute_extproc.encoding import decode_body
 from semroute_extproc.errors import BadBody, BodyTooLarge, EncoderUnavailable, UnsupportedEncoding
@@ -23,8 +26,12 @@ from semroute_extproc.outcome import Answer, Kind, Outcome, Stage
 from semroute_extproc.policy import Policy
 from semroute_extproc.policy.constraints import NoCandidate
 from semroute_extproc.policy.decision import Decision, Facts, JudgeWanted
+from semroute_extproc.policy.shadow import Shadow
+from semroute_extproc.policy.weighted import draw_id, drawn
 from semroute_extproc.pools import Catalog
+from semroute_extproc.remote_sessions import SharedSessions
 from semroute_extproc.request import Api, RequestHead, RequestView
+from semroute_extproc.shadows import Shadows
 from semroute_extproc.text import classified_text, estimate_tokens
 
 QUALITY_HEADER = "x-semroute-quality"
@@ -65,10 +72,15 @@ class Pipeline:
         classifier: Classifier,
         on_error: Callable[[str], None],
         judges: Mapping[str, Judge] | None = None,
+        controllers: Controllers | None = None,
+        shared: SharedSessions | None = None,
+        on_shadow: Callable[[Shadow], None] = lambda _: None,
     ) -> None:
-        """`judges` has one for each `judge` strategy, by its name.
+        """`on_error` is told the request id while an exception that nobody expected is handled.
 
-        `on_error` is told the request id while an exception that nobody expected is handled.
+        `judges` has one for each `judge` strategy, by its name. Without `controllers` nothing but the
+        request counts. `shared` holds the pools of conversations in other processes. `on_shadow` is
+        told what a shadow says later.
         """
         self.config = settings
         self.catalog = Catalog(settings)
@@ -76,6 +88,9 @@ class Pipeline:
         self._classifier = classifier
         self._on_error = on_error
         self.judges = judges or {}
+        self._controllers = controllers
+        self._shared = shared
+        self._shadows = Shadows(settings, policies, self.judges, classifier, on_error, on_shadow)
 
     async def decide(self, request: Decide) -> Outcome:
         """The outcome of a request whose body is complete, within the deadline; never raises."""
@@ -108,9 +123,15 @@ class Pipeline:
         view = apis.parse(request.api, body)
         text = classified_text(view.turns)
         facts = _facts(request.head, view, text, virtual)
+        name = _policy_of(model, virtual, facts)
         stages.mark("parse")
+        keys, controllers = NO_KEYS, self._controllers
+        if controllers is not None and controllers.active:
+            keys = controllers.keys(request.head, view)
+            facts = await self._moment(facts, controllers, keys.find, deadline)
+            stages.mark("controllers")
 
-        policy = self._policies[virtual.policy]
+        policy = self._policies[name]
         decision = policy.decide(facts)
         stages.mark("policy")
         if decision is None:
@@ -133,10 +154,33 @@ class Pipeline:
         assert isinstance(decision, Decision), (
             "a policy gave no decision although it had all there is. This is a bug."
         )
-        return self._outcome(request, body, facts, decision, text, stages)
+        outcome = self._outcome(request, body, facts, decision, name, text, stages)
+        session = ""
+        if controllers is not None and controllers.active:
+            session = controllers.decided(facts, decision, keys.keep, asyncio.get_running_loop().time())
+            if keys.keep and self._shared is not None and (pool := home(facts, decision)):
+                self._shared.keep(keys.keep, pool)
+        shadows = self._shadows.beside(name, facts, decision, text)
+        if session or shadows:
+            outcome = dataclasses.replace(outcome, session=session, shadows=shadows)
+        return outcome
+
+    async def _moment(self, facts: Facts, controllers: Controllers, key: str, deadline: float) -> Facts:
+        """The facts with what the controllers know of the moment and of the conversation."""
+        shared = await self._shared.find(key, deadline) if key and self._shared is not None else None
+        now = asyncio.get_running_loop().time()
+        held = controllers.held(key, shared, facts.view, now)
+        return dataclasses.replace(facts, conditions=controllers.conditions(now), held=held)
 
     def _outcome(
-        self, request: Decide, body: bytes, facts: Facts, decision: Decision, text: str, stages: Stages
+        self,
+        request: Decide,
+        body: bytes,
+        facts: Facts,
+        decision: Decision,
+        name: str,
+        text: str,
+        stages: Stages,
     ) -> Outcome:
         pool = self.catalog.pools[decision.pool]
         new = edits.set_members(body, self.members(facts.view, decision))
@@ -151,6 +195,7 @@ class Pipeline:
             body=new,
             decoded=body is not request.body,
             decision=decision,
+            policy=name,
             view=facts.view,
             signals=facts.signals,
             text=text,
@@ -161,12 +206,15 @@ class Pipeline:
     def members(self, view: RequestView, decision: Decision) -> dict[tuple[str, ...], object]:
         """The members of the body that a decision sets: the model, and the reasoning switch.
 
-        The switch is only written where the client set none itself.
+        The switch is only written where the client set none itself, or where the policy overrides it.
         """
         pool = self.catalog.pools[decision.pool]
         members: dict[tuple[str, ...], object] = {("model",): pool.model}
-        if decision.reasoning is not None and not view.reasoning_set:
-            members.update(reasoning.switch(pool.reasoning, view.api, decision.reasoning))
+        effort = decision.reasoning
+        if effort is not None and decision.override:
+            members.update(reasoning.override(pool.reasoning, view.api, effort, view.reasoning_paths))
+        elif effort is not None and not view.reasoning_set:
+            members.update(reasoning.switch(pool.reasoning, view.api, effort))
         return members
 
     def _default(self, kind: Kind, cause: str, stages: Stages, pool: str = "") -> Outcome:
@@ -216,6 +264,14 @@ def _facts(head: RequestHead, view: RequestView, text: str, virtual: config.Virt
         prompt_tokens=estimate_tokens(view.characters, language),
         quality=virtual.quality if asked is None else asked,
     )
+
+
+def _policy_of(model: str, virtual: config.VirtualModel, facts: Facts) -> str:
+    """The policy that decides: a canary's share of the requests goes to it."""
+    if not virtual.canary:
+        return virtual.policy
+    rest = max(1.0 - sum(virtual.canary.values()), 0.0)
+    return drawn({**virtual.canary, virtual.policy: rest}, model, draw_id(facts))
 
 
 def _quality(value: str) -> float | None:

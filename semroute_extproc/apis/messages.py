@@ -85,6 +85,10 @@ def read(body: bytes) -> RequestView:
         max_output_tokens=reading.positive(request.max_tokens),
         effort="none" if off else reading.effort_of(output.effort) or template_effort,
         reasoning_set=in_template or reading.given(request.thinking) or reading.given(output.effort),
+        reasoning_paths=reading.switch_paths(
+            request.chat_template_kwargs,
+            {("thinking",): request.thinking, ("output_config", "effort"): output.effort},
+        ),
     )
 
 

@@ -15,7 +15,7 @@ from msgspec import Raw
 from msgspec.json import Decoder
 
 from semroute_extproc.errors import BadBody
-from semroute_extproc.reasoning import EFFORTS
+from semroute_extproc.reasoning import EFFORTS, KWARGS, TEMPLATE_SWITCHES
 from semroute_extproc.request import Api, RequestView, Turn
 
 T = TypeVar("T")
@@ -142,6 +142,17 @@ def template_switch(raw: Raw) -> tuple[bool, str]:
         optional(switches.get(name, ABSENT), _BOOLEAN) is False for name in ("enable_thinking", "thinking")
     )
     return bool(switches), effort_of(switches.get("reasoning_effort", ABSENT)) or ("none" if off else "")
+
+
+def switch_paths(
+    kwargs: Raw, fields: Mapping[tuple[str, ...], Raw] | None = None
+) -> tuple[tuple[str, ...], ...]:
+    """Members with which the client switches reasoning: of `fields`, and of `chat_template_kwargs`."""
+    found = [path for path, raw in (fields or {}).items() if given(raw)]
+    if given(kwargs):
+        inside = members(kwargs)
+        found += [(KWARGS, name) for name in TEMPLATE_SWITCHES if given(inside.get(name, ABSENT))]
+    return tuple(found)
 
 
 def asks_for_json(response_format: Raw, structured_outputs: Raw = ABSENT) -> bool:

@@ -69,6 +69,9 @@ def read(body: bytes) -> RequestView:
         max_output_tokens=reading.positive(request.max_output_tokens),
         effort=reading.effort_of(reasoning.effort) or template_effort,
         reasoning_set=in_template or reading.given(reasoning.effort),
+        reasoning_paths=reading.switch_paths(
+            request.chat_template_kwargs, {("reasoning", "effort"): reasoning.effort}
+        ),
         stateful=bool(reading.string(request.previous_response_id)),
     )
 

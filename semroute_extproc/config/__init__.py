@@ -8,18 +8,35 @@ knows only the shapes. Every model refuses unknown keys.
     pools        pools and the model names routed to them
     policies     rules and targets
     strategies   one model of settings each
+    controllers  what moves the trade-off while requests come
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from pydantic import Field
 
-from semroute_extproc.config.base import MODELS_MAX, POOLS_MAX, Effort, Model, Name
-from semroute_extproc.config.policies import Policy, Rule, Target
+from semroute_extproc.config.base import (
+    MODELS_MAX,
+    POLICIES_MAX,
+    POOLS_MAX,
+    STRATEGIES_MAX,
+    Effort,
+    Model,
+    Name,
+)
+from semroute_extproc.config.controllers import (
+    Budget,
+    Controllers,
+    LoadController,
+    Ramp,
+    RemoteSessions,
+    SessionController,
+)
+from semroute_extproc.config.policies import Band, Policy, Reasoning, Rule, Target
 from semroute_extproc.config.pools import Pool, Price, VirtualModel
 from semroute_extproc.config.process import Admin, Encoder, Server, Telemetry
 from semroute_extproc.config.strategies import (
@@ -37,14 +54,18 @@ from semroute_extproc.config.strategies import (
 
 __all__ = [
     "Admin",
+    "Band",
+    "Budget",
     "ClustersStrategy",
     "Config",
+    "Controllers",
     "Effort",
     "Encoder",
     "FactorizationStrategy",
     "FixedStrategy",
     "IntentStrategy",
     "JudgeStrategy",
+    "LoadController",
     "Model",
     "Name",
     "PairStrategy",
@@ -52,8 +73,12 @@ __all__ = [
     "Pool",
     "Price",
     "Problem",
+    "Ramp",
+    "Reasoning",
+    "RemoteSessions",
     "Rule",
     "Server",
+    "SessionController",
     "SimilarityStrategy",
     "Strategy",
     "Target",
@@ -62,6 +87,8 @@ __all__ = [
     "VirtualModel",
     "WeightedStrategy",
     "did_you_mean",
+    "leans",
+    "pair_of",
     "unresolved",
 ]
 
@@ -78,8 +105,9 @@ class Config(Model):
     models: dict[Name, VirtualModel] = Field(
         default_factory=dict, max_length=MODELS_MAX, description="Model names that are routed."
     )
-    policies: dict[Name, Policy] = Field(default_factory=dict)
-    strategies: dict[Name, Strategy] = Field(default_factory=dict)
+    policies: dict[Name, Policy] = Field(default_factory=dict, max_length=POLICIES_MAX)
+    strategies: dict[Name, Strategy] = Field(default_factory=dict, max_length=STRATEGIES_MAX)
+    controllers: Controllers = Field(default_factory=Controllers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +126,10 @@ def unresolved(config: Config, families: Collection[str]) -> Iterator[Problem]:
         yield from _known(("pools", name, "reasoning"), pool.reasoning, families, "reasoning family")
     for name, virtual in config.models.items():
         yield from _known(("models", name, "policy"), virtual.policy, config.policies, "policy")
+        for drawn in virtual.canary:
+            yield from _known(("models", name, "canary", drawn), drawn, config.policies, "policy")
+            if drawn == virtual.policy:
+                yield Problem(("models", name, "canary", drawn), "is the policy that the rest goes to")
         if any(name == pool.model for pool in pools.values()):
             yield Problem(("models", name), "is also the name of a pool's model: clients could not reach it")
     for name, policy in config.policies.items():
@@ -109,11 +141,65 @@ def unresolved(config: Config, families: Collection[str]) -> Iterator[Problem]:
                 yield from _known((*path, "pool"), target.pool, pools, "pool")
             if target.strategy is not None:
                 yield from _known((*path, "strategy"), target.strategy, strategies, "strategy")
+        for index, shadow in enumerate(policy.shadow):
+            yield from _known(("policies", name, "shadow", index), shadow, config.policies, "policy")
+            if shadow == name:
+                yield Problem(("policies", name, "shadow", index), "is the policy itself")
     for name, strategy in strategies.items():
         if isinstance(strategy, JudgeStrategy):
             yield from _judge_problems(config, name, strategy, families)
         for field, pool_name in _pools_of(strategy):
             yield from _known(("strategies", name, *field), pool_name, pools, "pool")
+        if isinstance(strategy, WeightedStrategy):
+            yield from _drawn_strategies(name, strategy, strategies)
+    yield from _controllers(config)
+
+
+def _drawn_strategies(
+    name: str, strategy: WeightedStrategy, strategies: Mapping[str, Strategy]
+) -> Iterator[Problem]:
+    for drawn in strategy.strategies or ():
+        path = ("strategies", name, "strategies", drawn)
+        yield from _known(path, drawn, strategies, "strategy")
+        other = strategies.get(drawn)
+        if isinstance(other, WeightedStrategy) and other.strategies is not None:
+            yield Problem(path, "draws among strategies itself")
+
+
+def pair_of(strategy: Strategy | None) -> tuple[str, str] | None:
+    """The weak and the strong pool of a strategy that has such; None for every other."""
+    weak, strong = getattr(strategy, "weak", None), getattr(strategy, "strong", None)
+    return (weak, strong) if isinstance(weak, str) and isinstance(strong, str) else None
+
+
+def leans(strategy: Strategy) -> bool:
+    """Whether a budget can move what a strategy chooses: it weighs cost against quality."""
+    return pair_of(strategy) is not None or strategy.kind in ("clusters",)
+
+
+def _controllers(config: Config) -> Iterator[Problem]:
+    """What the controllers name, and what they need to be of any use."""
+    settings, pools = config.controllers, config.pools
+    for name, budget in settings.budgets.items():
+        path = ("controllers", "budgets", name)
+        yield from _known(path, name, config.strategies, "strategy")
+        pair = pair_of(config.strategies.get(name))
+        if name in config.strategies and pair is None and budget.strong_share is not None:
+            yield Problem(path, "this strategy has no weak and strong pool, so there is no share to hold")
+        elif name in config.strategies and not leans(config.strategies[name]):
+            yield Problem(path, "this strategy weighs no cost, so a budget could not move it")
+        for pool in pair or ():
+            if budget.dollars_per_thousand is not None and pool in pools and pools[pool].price is None:
+                yield Problem((*path, "dollars_per_thousand"), f"pool {pool} has no price")
+    if settings.load is not None:
+        for pool in settings.load.pools:
+            yield from _known(("controllers", "load", "pools", pool), pool, pools, "pool")
+        if not any(pool.metrics for pool in pools.values()):
+            yield Problem(("controllers", "load"), "no pool has metrics, so no load would ever be known")
+    if settings.session is not None:
+        for index, strategy in enumerate(settings.session.strategies or ()):
+            where = ("controllers", "session", "strategies", index)
+            yield from _known(where, strategy, config.strategies, "strategy")
 
 
 def _judge_problems(
@@ -150,7 +236,7 @@ def _pools_of(strategy: Strategy) -> Iterator[tuple[tuple[str, ...], str]]:
         case FixedStrategy():
             yield ("pool",), strategy.pool
         case WeightedStrategy():
-            yield from ((("weights", pool), pool) for pool in strategy.weights)
+            yield from ((("weights", pool), pool) for pool in strategy.weights or ())
 
 
 def _known(path: tuple[str | int, ...], name: str, known: Collection[str], what: str) -> Iterator[Problem]:

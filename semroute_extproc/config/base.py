@@ -6,7 +6,7 @@ Pure.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -23,9 +23,13 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:/@-]{
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 """Reasoning efforts, as vLLM names them."""
 
+EFFORTS: tuple[str, ...] = get_args(Effort)
+
 POOLS_MAX = 64
 RULES_MAX = 128
 MODELS_MAX = 256
+STRATEGIES_MAX = 128
+POLICIES_MAX = 128
 """Bounds of the configuration, and with them of every metric's label set."""
 
 
@@ -47,6 +51,11 @@ def _beside(path: Path, info: ValidationInfo) -> Path:
 
 FilePath = Annotated[Path, AfterValidator(_beside)]
 """A file or directory; relative to the folder of the configuration."""
+
+
+def several(value: Any) -> Any:
+    """One name may stand without its list."""
+    return (value,) if isinstance(value, str) else value
 
 
 class Model(BaseModel):

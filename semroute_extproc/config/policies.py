@@ -5,9 +5,69 @@ Pure.
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+import itertools
+from typing import Annotated, Any
 
-from semroute_extproc.config.base import RULES_MAX, EffortSetting, Model, Name
+from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from semroute_extproc.config.base import EFFORTS, RULES_MAX, EffortSetting, Model, Name, several
+
+BANDS_MAX = 8
+"""Most bands of difficulty of one target."""
+
+SHADOWS_MAX = 4
+"""Most policies beside a live one."""
+
+
+class Band(Model):
+    """An effort up to a difficulty."""
+
+    below: float | None = Field(None, gt=0, le=1, description="The band ends here; the last band is open.")
+    effort: EffortSetting = Field(description="Reasoning effort within the band; `off` for none.")
+
+
+class Reasoning(Model):
+    """How hard the model is asked to think: one effort, or an effort by difficulty."""
+
+    effort: EffortSetting | None = Field(None, description="One effort for all; `off` for none.")
+    bands: tuple[Band, ...] | None = Field(
+        None,
+        max_length=BANDS_MAX,
+        description="Efforts by difficulty, ascending; the last band has no `below`.",
+    )
+    override: bool = Field(False, description="Replace what the client asked for; else the client's stays.")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Reasoning:
+        if (self.effort is None) == (self.bands is None):
+            raise ValueError("give exactly one of effort and bands")
+        if self.bands is not None:
+            ends = [band.below for band in self.bands]
+            if not ends or ends[-1] is not None or None in ends[:-1]:
+                raise ValueError("the last band, and no other, has no `below`")
+            numbers = [end for end in ends if end is not None]
+            if any(low >= high for low, high in itertools.pairwise(numbers)):
+                raise ValueError("the bands' `below` must ascend")
+        return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """An effort may stand by itself."""
+        full = handler.resolve_ref_schema(handler(schema))
+        effort = {"enum": ["off", "on", *EFFORTS, False, True]}
+        return {"anyOf": [effort, full], "description": full.get("description", "")}
+
+
+def _plain(value: Any) -> Any:
+    return {"effort": value} if isinstance(value, str | bool) else value
+
+
+ReasoningSetting = Annotated[Reasoning, BeforeValidator(_plain)]
+"""An effort by itself is short for `{effort: …}`."""
 
 
 class Target(Model):
@@ -15,8 +75,10 @@ class Target(Model):
 
     pool: str | None = Field(None, description="Name of a pool.")
     strategy: str | None = Field(None, description="Name of a strategy.")
-    reasoning: EffortSetting | None = Field(
-        None, description="Reasoning effort to ask for, unless the client set one; `off` for none."
+    reasoning: ReasoningSetting | None = Field(
+        None,
+        description="Reasoning effort to ask for, unless the client set one; `off` for none. Or "
+        "`{bands: [{below: 0.3, effort: off}, {effort: high}], override: true}`.",
     )
 
     @model_validator(mode="after")
@@ -38,3 +100,15 @@ class Policy(Model):
 
     rules: tuple[Rule, ...] = Field((), max_length=RULES_MAX)
     otherwise: Target
+    shadow: Annotated[tuple[str, ...], BeforeValidator(several)] = Field(
+        (),
+        max_length=SHADOWS_MAX,
+        description="Policies that decide beside this one; recorded, never acted on.",
+    )
+    shadow_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the requests decided without the encoder that are encoded for the "
+        "shadows alone, drawn by request id.",
+    )

@@ -5,9 +5,11 @@ Pure.
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated, Literal
 
-from semroute_extproc.config.base import Model, Name
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+
+from semroute_extproc.config.base import POLICIES_MAX, Model, Name, several
 from semroute_extproc.request import Api
 
 
@@ -16,6 +18,19 @@ class Price(Model):
 
     input: float = Field(ge=0, description="Dollars per million prompt tokens.")
     output: float = Field(ge=0, description="Dollars per million completion tokens.")
+
+
+Gauge = Literal["running", "waiting", "kv_cache_usage"]
+"""What a pool's metrics page says of its load."""
+
+GAUGE_NAMES_MAX = 8
+"""Names tried for one gauge."""
+
+
+MetricName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_:][A-Za-z0-9_:]{0,199}$")]
+GaugeNames = Annotated[
+    tuple[MetricName, ...], BeforeValidator(several), Field(min_length=1, max_length=GAUGE_NAMES_MAX)
+]
 
 
 class Pool(Model):
@@ -40,6 +55,11 @@ class Pool(Model):
         pattern=r"^https?://",
         description="URL of its vLLM metrics; the load it reports is exported with ours.",
     )
+    gauges: dict[Gauge, GaugeNames] = Field(
+        default_factory=dict,
+        description="Names of its gauges `running`, `waiting` and `kv_cache_usage`, the first found "
+        "counts; default: vLLM's.",
+    )
 
 
 class VirtualModel(Model):
@@ -49,3 +69,14 @@ class VirtualModel(Model):
     quality: float | None = Field(
         None, ge=0, le=1, description="Trade-off from 0 (cheapest) to 1 (best) where the client sends none."
     )
+    canary: dict[str, Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]] = Field(
+        default_factory=dict,
+        max_length=POLICIES_MAX,
+        description="Policy to the share of requests that it decides instead, drawn by request id.",
+    )
+
+    @model_validator(mode="after")
+    def _shares(self) -> VirtualModel:
+        if sum(self.canary.values()) > 1.0 + 1e-9:
+            raise ValueError("the shares of canary are more than 1 together")
+        return self

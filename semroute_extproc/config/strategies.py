@@ -174,17 +174,23 @@ class FixedStrategy(Model):
     pool: str
 
 
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
 class WeightedStrategy(Model):
     """A canary: shares by weight, the same for the same request id."""
 
     kind: Literal["weighted"]
-    weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
-        min_length=1, description="Pool to weight."
+    weights: dict[str, Weight] | None = Field(None, min_length=1, description="Pool to weight.")
+    strategies: dict[str, Weight] | None = Field(
+        None, min_length=1, description="Strategy to weight, instead; none of them `weighted` by strategies."
     )
 
     @model_validator(mode="after")
     def _positive(self) -> WeightedStrategy:
-        if sum(self.weights.values()) <= 0:
+        if (self.weights is None) == (self.strategies is None):
+            raise ValueError("give exactly one of weights and strategies")
+        if sum((self.weights or self.strategies or {}).values()) <= 0:
             raise ValueError("at least one weight must be positive")
         return self
 

@@ -217,6 +217,7 @@ def _row(rows: IntentRows, one: Prediction, base: Booleans, seed: int, replicate
         "accuracy": estimate(metrics.accuracy(truth, predicted), rates(hits)),
         "macro_f1": estimate(metrics.macro_f1(matrix), metrics.bootstrap(f1s, n, replicates, seed)),
         "ece": metrics.ece(confidence, correct),
+        "ece_if_calibrated": metrics.ece_if_calibrated(confidence, seed),
         "accuracy_at_coverage": {f"{c:g}": float(np.interp(c, coverage, accuracy)) for c in COVERAGES},
         "aurc": float(1.0 - accuracy.mean()),
         "accuracy_minus_tfidf": None,

@@ -230,6 +230,7 @@ def _calibration(rows: PairRows, scores: Scores) -> Report:
     table = metrics.reliability(scores.difficulty, event)
     filled = table.share > 0
     found: Report = {"ece": metrics.binary_ece(scores.difficulty, event), "rate": float(event.mean())}
+    found["ece_if_calibrated"] = metrics.ece_if_calibrated(scores.difficulty, 0)
     found["mean"] = float(scores.difficulty.mean())
     if 0 < event.sum() < event.size:
         found["auroc"] = metrics.auroc(scores.difficulty, event > 0)

@@ -16,14 +16,15 @@ pair
                     cpt80_exact, drop10, drop20, drop40, apgr_minus_length, apgr_exact_minus_length}];
                     always-weak and always-strong have {name, about, strong_share, quality}
     within_subject  [{name, and the same metrics}], or null without a subject column
-    calibration     {ece, rate, mean, auroc, predicted [], observed [], share []}, or null
+    calibration     {ece, ece_if_calibrated, rate, mean, auroc, predicted [], observed [], share []}, or null
     threshold       {threshold, strong_share, quality, pgr}, or null
     curves          {strong_share [], quality {router: []}, lift_interval {router: {low [], high []}}}
 
 intent
     bootstrap, labels [], rows {known, ood}, fit {rows, dropped, cross_fitted}
-    models          [{name, accuracy, macro_f1, ece, aurc, accuracy_at_coverage {"0.5", "0.8", "0.9"},
-                    accuracy_minus_tfidf, ood {score, auroc, fpr95} or null}]
+    models          [{name, accuracy, macro_f1, ece, ece_if_calibrated, aurc,
+                    accuracy_at_coverage {"0.5", "0.8", "0.9"}, accuracy_minus_tfidf,
+                    ood {score, auroc, fpr95} or null}]
     confusion       {model, labels [], counts [[]]}: rows are true labels
     abstention      {model: {coverage [], accuracy []}}
     reliability     {model: {confidence [], observed [], share []}}

@@ -13,7 +13,10 @@ Pure.
     judge          weak or strong by the score of a model that the pipeline asks
     clusters       the least error plus price by profiles, any number of pools
     intent         experts by domain or task, a generalist for the unsure
-    weighted       fixed and weighted
+    weighted       fixed, weighted and canaries
+    effort         reasoning effort by difficulty
+    session        a conversation keeps its pool
+    shadow         policies beside the live one
 """
 
 from __future__ import annotations
@@ -23,11 +26,22 @@ from collections.abc import Mapping
 
 from semroute_extproc import config as cfg
 from semroute_extproc.bundle import Manifest
+from semroute_extproc.policy import effort
 from semroute_extproc.policy.constraints import candidates as candidates_of
-from semroute_extproc.policy.decision import Candidates, Choice, Decision, Facts, JudgeWanted, TraceStep
+from semroute_extproc.policy.decision import (
+    Candidates,
+    Choice,
+    Decision,
+    Facts,
+    Held,
+    JudgeWanted,
+    TraceStep,
+)
 from semroute_extproc.policy.judge import Judge
 from semroute_extproc.policy.rules import CompiledRule, RuleError
+from semroute_extproc.policy.session import holding, keeps
 from semroute_extproc.policy.strategies import NO_MATERIAL, Material, Strategy, compile_strategies
+from semroute_extproc.policy.weighted import Canary
 
 
 class Policy:
@@ -38,7 +52,7 @@ class Policy:
         config: cfg.Config,
         rules: list[CompiledRule],
         otherwise: cfg.Target,
-        strategies: Mapping[str, Strategy],
+        strategies: Mapping[str, Strategy | Canary],
     ) -> None:
         self._pools = config.pools
         self._default_pool = config.default_pool
@@ -70,42 +84,100 @@ class Policy:
     def _to(
         self, target: cfg.Target, facts: Facts, candidates: Candidates, trace: list[TraceStep], rule: str = ""
     ) -> Decision | JudgeWanted | None:
-        decision = Decision("", "", rule=rule, reasoning=target.reasoning, fallback=facts.fallback)
+        if effort.needs_signals(target.reasoning) and facts.signals is None and not facts.fallback:
+            return None
         prefix = f"rule {rule}" if rule else ""
         if target.pool is not None:
             pool, reason = _available(Choice(target.pool, prefix or f"always {target.pool}"), candidates)
-            return dataclasses.replace(decision, pool=pool, reason=reason, trace=tuple(trace))
-        assert target.strategy is not None
-        strategy = self._strategies[target.strategy]
+            decision = Decision(pool, reason)
+        else:
+            assert target.strategy is not None
+            chosen = self._by_strategy(target.strategy, facts, candidates, trace)
+            if not isinstance(chosen, Decision):
+                return chosen
+            decision = chosen
+            if prefix and not decision.fallback:
+                decision = dataclasses.replace(decision, reason=f"{prefix}: {decision.reason}")
+        if target.reasoning is not None:
+            decision = _with_reasoning(target.reasoning, facts, decision, trace)
+        return dataclasses.replace(decision, rule=rule, fallback=facts.fallback, trace=tuple(trace))
+
+    def _by_strategy(
+        self, name: str, facts: Facts, candidates: Candidates, trace: list[TraceStep]
+    ) -> Decision | JudgeWanted | None:
+        """What a strategy decides: a canary draws it, a conversation's pool may stand in its way."""
+        strategy, canary = self._strategies[name], ""
+        if isinstance(strategy, Canary):
+            canary, name = name, strategy.draw(facts)
+            trace.append(TraceStep("canary", canary, name))
+            strategy = self._strategies[name]
+            assert not isinstance(strategy, Canary), "a canary of canaries passed the check. This is a bug."
+        held = holding(facts, name, candidates) if facts.held is not None else None
+        if held is not None and held.lock:
+            reason = f"conversation stays in {held.pool}: {held.lock}"
+            trace.append(TraceStep("controller", "session", reason))
+            return Decision(held.pool, reason, strategy=name, session="locked", canary=canary)
         if strategy.needs_signals and facts.signals is None:
             if not facts.fallback:
                 return None
-            trace.append(TraceStep("strategy", target.strategy, f"no signals: {facts.fallback}"))
-            return dataclasses.replace(
-                decision,
-                pool=candidates.first_of(self._default_pool),
-                reason=f"fallback: {facts.fallback}",
-                strategy=target.strategy,
-                trace=tuple(trace),
-            )
+            trace.append(TraceStep("strategy", name, f"no signals: {facts.fallback}"))
+            pool, reason = candidates.first_of(self._default_pool), f"fallback: {facts.fallback}"
+            return Decision(pool, reason, strategy=name, fallback=facts.fallback, canary=canary)
         if isinstance(strategy, Judge) and strategy.wants(facts):
-            return JudgeWanted(target.strategy)
-        judgement = facts.judgements.get(target.strategy)
+            return JudgeWanted(name)
+        if facts.conditions.leaning:
+            facts = dataclasses.replace(facts, leaning=facts.conditions.leaning.get(name, 0.0))
+        return self._chosen(name, strategy, facts, candidates, held, canary, trace)
+
+    def _chosen(
+        self,
+        name: str,
+        strategy: Strategy,
+        facts: Facts,
+        candidates: Candidates,
+        held: Held | None,
+        canary: str,
+        trace: list[TraceStep],
+    ) -> Decision:
+        judgement = facts.judgements.get(name)
         if judgement is not None:
-            trace.append(TraceStep("judge", target.strategy, judgement.result))
+            trace.append(TraceStep("judge", name, judgement.result))
         choice = strategy.choose(facts, candidates)
         pool, reason = _available(choice, candidates)
-        trace.append(TraceStep("strategy", target.strategy, f"{pool}: {reason}"))
-        return dataclasses.replace(
-            decision,
-            pool=pool,
-            reason=f"{prefix}: {reason}" if prefix else reason,
-            strategy=target.strategy,
+        trace.append(TraceStep("strategy", name, f"{pool}: {reason}"))
+        trace.extend(TraceStep("controller", who, how) for who, how in choice.moved)
+        if choice.moved:
+            reason += f" ({', '.join(f'{who} {how}' for who, how in choice.moved)})"
+        session = ""
+        if held is not None and pool != held.pool:
+            session = "kept" if keeps(held, choice) else "moved"
+            trace.append(TraceStep("controller", "session", f"{session}: conversation was in {held.pool}"))
+            if session == "kept":
+                pool, reason = held.pool, f"conversation stays in {held.pool}: {reason}"
+        if canary:
+            reason = f"canary {name}: {reason}"
+        return Decision(
+            pool,
+            reason,
+            strategy=name,
             score=choice.score,
             threshold=choice.threshold,
+            share=choice.share,
+            session=session,
+            canary=canary,
             judge=judgement.result if judgement else "",
-            trace=tuple(trace),
         )
+
+
+def _with_reasoning(
+    reasoning: cfg.Reasoning, facts: Facts, decision: Decision, trace: list[TraceStep]
+) -> Decision:
+    wanted, why = effort.effort_of(reasoning, facts)
+    trace.append(TraceStep("reasoning", wanted or "unchanged", why))
+    if wanted is None:
+        return decision
+    reason = f"{decision.reason}, reasoning {wanted}" if reasoning.bands is not None else decision.reason
+    return dataclasses.replace(decision, reason=reason, reasoning=wanted, override=reasoning.override)
 
 
 def _available(choice: Choice, candidates: Candidates) -> tuple[str, str]:

@@ -119,7 +119,6 @@ class Clusters:
         signals = facts.signals
         assert signals is not None
         quality = self._settings.quality if facts.quality is None else facts.quality
-        promised = facts.quality is not None and not 0.0 < quality < 1.0
         x = signals.neighbours
         k, d = self._artefact.centroids.shape
         if x is not None and signals.revision == self._artefact.manifest.revision and x.shape == (d,):
@@ -129,29 +128,41 @@ class Clusters:
             # Another bundle read it: nothing speaks for one cluster over another.
             member = np.full(k, 1.0 / k, dtype=np.float32)
             why = "clusters are unknown in its language"
-        if why and not promised:
+        if why and not facts.promised:
             return self._unsure(rows, table, why)
         errors = table.errors[rows] @ member
         costs = self._costs(table, rows, member, facts)
-        order = self._order(errors, costs, quality, facts, [table.pools[row] for row in rows])
+        order, moved = self._order(errors, costs, quality, facts, [table.pools[row] for row in rows])
         best, *others = (table.pools[rows[i]] for i in order)
         first = order[0]
         reason = f"error {errors[first]:.2f} at cost {costs[first]:.2f}, quality {quality:g}"
-        return Choice(best, reason, tuple(others), score=float(errors[first]))
+        return Choice(best, reason, tuple(others), score=float(errors[first]), moved=moved)
 
     def _order(
         self, errors: Floats, costs: Floats, quality: float, facts: Facts, pools: list[str]
-    ) -> list[int]:
-        """The pools from best to worst; equal objectives go to the cheaper, then to the better one."""
+    ) -> tuple[list[int], tuple[tuple[str, str], ...]]:
+        """The pools from best to worst, and the controllers that changed which is the best.
+
+        Equal objectives go to the cheaper, then to the better one.
+        """
         if quality >= 1.0:
-            return list(np.lexsort((costs, errors)))
+            return list(np.lexsort((costs, errors))), ()
         if quality <= 0.0:
-            return list(np.lexsort((errors, costs)))
+            return list(np.lexsort((errors, costs))), ()
         pressure = np.asarray([facts.conditions.pressure.get(pool, 0.0) for pool in pools])
         leaning = facts.conditions.leaning.get(self._name, 0.0)
+        trade = trade_off(quality, self._settings.trade)
+        calm = np.lexsort((errors, costs, errors + trade * costs))
+        if not leaning and not pressure.any():
+            return list(calm), ()
         trade = trade_off(quality, self._settings.trade, leaning)
-        objective = errors + trade * (costs + PRESSURE_COST * pressure)
-        return list(np.lexsort((errors, costs, objective)))
+        order = np.lexsort((errors, costs, errors + trade * (costs + PRESSURE_COST * pressure)))
+        if order[0] == calm[0]:
+            return list(order), ()
+        moved = [("budget", f"{leaning:+.2f}")] if leaning else []
+        if pressure.any():
+            moved.append(("load", f"{pools[calm[0]]} to {pools[order[0]]}"))
+        return list(order), tuple(moved)
 
     def _costs(self, table: Table, rows: list[int], member: FloatArray, facts: Facts) -> Floats:
         """c_n(x), (rows,): the expected answer is never longer than the client allows."""

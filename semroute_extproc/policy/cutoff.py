@@ -4,10 +4,20 @@ Pure. Hybrid LLM (arXiv 2404.14618) section 3 and RouteLLM (arXiv 2406.18665) se
 gives each query one score, the strong model has those from a threshold on, and moving the
 threshold at test time trades cost for quality. The trade-off is kept as the strong *share*; the
 score's quantiles on reference traffic turn it into a threshold.
+
+Controllers act on the share, s, in this order. A budget's leaning l adds to its log-odds:
+logit s' = logit s + l. Then pressure: with d = pressure(strong) − pressure(weak),
+
+    d > 0:  s'' = s' − d · (s' − floor)        but never up: nothing if s' is below the floor
+    d < 0:  s'' = s' + |d| · (ceiling − s')    only if there is a ceiling; never down
+
+so pressure on the strong pool takes its easiest requests first, and where both are pressed alike
+there is nowhere better to go and nothing moves. s'' falls with pressure(strong), without a jump.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,6 +40,26 @@ def threshold_for_share(quantiles: Sequence[float], share: float) -> float:
 def share_for_threshold(quantiles: Sequence[float], threshold: float) -> float:
     """The share of the reference traffic whose score is at least `threshold`; the inverse of the above."""
     return float(1.0 - np.interp(threshold, quantiles, np.arange(len(quantiles)), 0.0, 100.0) / 100.0)
+
+
+SHARE_MIN = 0.005
+"""A leaning counts a share as this far from 0 and 1 at least: the log-odds of the ends are infinite."""
+
+
+def leaned(share: float, leaning: float) -> float:
+    """The share (0..1) whose log-odds are `leaning` more."""
+    inside = min(max(share, SHARE_MIN), 1.0 - SHARE_MIN)
+    return 1.0 / (1.0 + (1.0 - inside) / inside * math.exp(-leaning))
+
+
+def pressed(share: float, weak: float, strong: float, floor: float, ceiling: float | None) -> float:
+    """The share (0..1) that is left to the strong pool under pressures `weak` and `strong` (0..1)."""
+    net = strong - weak
+    if net > 0.0:
+        return share - net * max(share - floor, 0.0)
+    if ceiling is not None:
+        return share - net * max(ceiling - share, 0.0)
+    return share
 
 
 class Cutoff:
@@ -56,18 +86,47 @@ class Cutoff:
         if threshold is None:
             assert share is not None
             threshold = threshold_for_share(quantiles, share)
-        self.threshold = threshold
+        else:
+            share = share_for_threshold(quantiles, threshold)
+        self.threshold, self.share = threshold, share
 
     def choose(self, score: float, facts: Facts) -> Choice:
         """The pool for a score; a quality asked for per request replaces the share for that request."""
-        threshold = self.threshold
+        threshold, share = self.threshold, self.share
+        moved: tuple[tuple[str, str], ...] = ()
         if facts.quality is not None:
-            threshold = threshold_for_share(self._quantiles, facts.quality)
-            if not 0.0 < facts.quality < 1.0:
+            threshold, share = threshold_for_share(self._quantiles, facts.quality), facts.quality
+            if facts.promised:
                 # Both ends are promises: every request, whatever its score.
                 wanted, other = (self.strong, self.weak) if facts.quality else (self.weak, self.strong)
                 return Choice(wanted, f"quality {facts.quality:g} was asked for", (other,), score, threshold)
+        if facts.leaning or facts.conditions.pressure:
+            new, moved = self._moved(share, facts)
+            if new != share:
+                threshold, share = threshold_for_share(self._quantiles, new), new
         strong = score >= threshold
         wanted, other = (self.strong, self.weak) if strong else (self.weak, self.strong)
         sign = ">=" if strong else "<"
-        return Choice(wanted, f"{self._what} {score:.2f} {sign} {threshold:.2f}", (other,), score, threshold)
+        return Choice(
+            wanted,
+            f"{self._what} {score:.2f} {sign} {threshold:.2f}",
+            (other,),
+            score,
+            threshold,
+            share=share if moved else None,
+            rise=score - threshold if strong else None,
+            moved=moved,
+        )
+
+    def _moved(self, share: float, facts: Facts) -> tuple[float, tuple[tuple[str, str], ...]]:
+        """The share that the controllers leave, and what each did."""
+        moved: list[tuple[str, str]] = []
+        if facts.leaning:
+            share = leaned(share, facts.leaning)
+            moved.append(("budget", f"{facts.leaning:+.2f}"))
+        conditions = facts.conditions
+        weak, strong = (conditions.pressure.get(pool, 0.0) for pool in (self.weak, self.strong))
+        left = pressed(share, weak, strong, conditions.floor, conditions.ceiling)
+        if left != share:
+            moved.append(("load", f"share {share:.2f} to {left:.2f}"))
+        return left, tuple(moved)

@@ -6,7 +6,8 @@ Pure.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import enum
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from semroute_extproc.config import Effort, Pool
@@ -22,6 +23,32 @@ class Conditions:
     """Pool to how pressed it is, 0 (quiet) to 1 (full); a pool that is not there is quiet or unknown."""
     leaning: Mapping[str, float] = field(default_factory=dict)
     """Strategy to what its budget adds to the log-odds of the strong share; absent is 0."""
+    floor: float = 0.0
+    """Strong share that pressure on the strong pool leaves at least."""
+    ceiling: float | None = None
+    """Strong share up to which pressure on the weak pool may push; None: it never pushes up."""
+
+
+class Lock(enum.StrEnum):
+    """What forbids a conversation to change its pool."""
+
+    NONE = ""
+    TOOL_LOOP = "tool loop"
+    """The model is in the middle of its work."""
+    STATEFUL = "state on the server"
+    """The conversation so far is with the pool that answered last (`previous_response_id`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The pool a conversation is in."""
+
+    pool: str
+    lock: Lock = Lock.NONE
+    margin: float = 0.0
+    """How far beyond the threshold the score must be to move the conversation up."""
+    strategies: Collection[str] | None = None
+    """Strategies whose choices it holds against; None for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +86,15 @@ class Facts:
     conditions: Conditions = field(default_factory=Conditions)
     judgements: Mapping[str, Judgement] = field(default_factory=dict)
     """Strategy to what its judge said, where it was asked."""
+    leaning: float = 0.0
+    """`conditions.leaning` of the strategy that is asked; the policy fills it in."""
+    held: Held | None = None
+    """The pool the conversation is in, if it is known."""
+
+    @property
+    def promised(self) -> bool:
+        """The trade-off asked for is one of its ends: that is a promise, whatever the score."""
+        return self.quality is not None and not 0.0 < self.quality < 1.0
 
     def with_signals(self, signals: Signals) -> Facts:
         """The same facts with the encoder's signals."""
@@ -98,6 +134,12 @@ class Choice:
     """What it would take instead, best first."""
     score: float | None = None
     threshold: float | None = None
+    share: float | None = None
+    """The strong share in force, where controllers moved it."""
+    rise: float | None = None
+    """How far the score is beyond the threshold, if it calls for the strong pool; else None."""
+    moved: tuple[tuple[str, str], ...] = ()
+    """Controllers that moved the trade-off, and in words how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +147,7 @@ class TraceStep:
     """One step of the way to a decision, for people."""
 
     what: str
-    """`constraint`, `rule` or `strategy`."""
+    """`constraint`, `rule`, `canary`, `strategy`, `controller` or `reasoning`."""
     name: str
     result: str
 
@@ -128,4 +170,12 @@ class Decision:
     """Why the decision was made without the encoder although it was wanted; empty if it was not."""
     judge: str = ""
     """What came of asking the strategy's judge, a `Judgement.result`; empty if it was not asked."""
+    override: bool = False
+    """`reasoning` replaces what the client asked for."""
+    share: float | None = None
+    """The strong share in force, where controllers moved it."""
+    session: str = ""
+    """What the conversation's pool had to do with it: `locked`, `kept` or `moved`; empty if nothing."""
+    canary: str = ""
+    """The strategy that drew `strategy` by weight."""
     trace: tuple[TraceStep, ...] = ()

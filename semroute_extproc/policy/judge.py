@@ -52,8 +52,7 @@ class Judge:
 
     def wants(self, facts: Facts) -> bool:
         """Whether the judge is to be asked: not twice, and not where the client promised itself an end."""
-        promised = facts.quality is not None and not 0.0 < facts.quality < 1.0
-        return self.name not in facts.judgements and not promised
+        return self.name not in facts.judgements and not facts.promised
 
     def choose(self, facts: Facts, candidates: Candidates) -> Choice:
         """By the judge's score if there is one."""

@@ -52,10 +52,18 @@ class Pair:
         signals = facts.signals
         assert signals is not None
         score = self._score(signals)
-        promised = facts.quality is not None and not 0.0 < facts.quality < 1.0
         choice = self._cutoff.choose(0.0 if score is None else score, facts)
-        if promised or not (signals.unknown or score is None):
+        if facts.promised or not (signals.unknown or score is None):
             return choice
         why = "text is out of distribution" if signals.unknown else f"{self._what} is unknown in its language"
         stand_ins = (self._cutoff.strong, self._cutoff.weak)
-        return dataclasses.replace(choice, pool=self._unsure, reason=why, stand_ins=stand_ins, score=score)
+        return dataclasses.replace(
+            choice,
+            pool=self._unsure,
+            reason=why,
+            stand_ins=stand_ins,
+            score=score,
+            share=None,
+            rise=None,
+            moved=(),
+        )

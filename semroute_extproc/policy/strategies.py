@@ -25,7 +25,7 @@ from semroute_extproc.policy.judge import Judge
 from semroute_extproc.policy.pair import Pair
 from semroute_extproc.policy.similarity import Similarity
 from semroute_extproc.policy.threshold import Threshold
-from semroute_extproc.policy.weighted import Fixed, Weighted
+from semroute_extproc.policy.weighted import Canary, Fixed, Weighted
 
 Artefact = SimilarityArtefact | FactorizationArtefact | ClustersArtefact
 
@@ -55,10 +55,10 @@ NO_MATERIAL = Material()
 
 def compile_strategies(
     config: cfg.Config, manifest: Manifest, material: Material
-) -> tuple[dict[str, Strategy], list[Problem]]:
+) -> tuple[dict[str, Strategy | Canary], list[Problem]]:
     """Every strategy of `config`; one with a problem stands in for itself as its first pool."""
     problems: list[Problem] = []
-    strategies: dict[str, Strategy] = {}
+    strategies: dict[str, Strategy | Canary] = {}
     for name, settings in config.strategies.items():
         compiler = _Compiler(name, config, manifest, material, problems)
         strategies[name] = compiler.compile(settings) or Fixed(
@@ -77,7 +77,7 @@ class _Compiler:
     material: Material
     problems: list[Problem]
 
-    def compile(self, settings: cfg.Strategy) -> Strategy | None:
+    def compile(self, settings: cfg.Strategy) -> Strategy | Canary | None:
         """The strategy, or None after a problem was noted."""
         match settings:
             case cfg.ThresholdStrategy():
@@ -94,6 +94,8 @@ class _Compiler:
                 return self._intent(settings)
             case cfg.FixedStrategy():
                 return Fixed(settings)
+            case cfg.WeightedStrategy() if settings.strategies is not None:
+                return Canary(self.name, settings.strategies)
             case cfg.WeightedStrategy():
                 return Weighted(self.name, settings)
 

@@ -16,6 +16,7 @@ from opentelemetry.util.types import AttributeValue
 
 from semroute_extproc import __version__
 from semroute_extproc.outcome import Outcome
+from semroute_extproc.policy.shadow import summary
 from semroute_extproc.telemetry import Decided
 
 SPAN_NAME = "envoy.service.ext_proc.v3.ExternalProcessor/Process"
@@ -97,6 +98,9 @@ def attributes(outcome: Outcome, request_id: str) -> dict[str, AttributeValue]:
         values["semroute.decision.rule"] = outcome.decision.rule
         values["semroute.decision.strategy"] = outcome.decision.strategy
         values["semroute.fallback.reason"] = outcome.decision.fallback
+        values["semroute.decision.policy"] = outcome.policy
+        values["semroute.decision.shadow"] = summary(outcome.shadows)
+        values["semroute.session"] = outcome.session
     if outcome.signals is not None:
         values["semroute.domain"] = outcome.signals.domain
         values["semroute.difficulty"] = outcome.signals.difficulty

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from semroute_extproc import __version__
 from semroute_extproc.load import GAUGES
+from semroute_extproc.policy.shadow import Shadow
 from semroute_extproc.telemetry import Decided
 
 BUCKETS = tuple(0.00025 * 2**n for n in range(13))
@@ -83,6 +85,62 @@ class PrometheusSink:
             ["strategy"],
             registry=r,
         )
+        self._scrapes = Counter(
+            "semroute_pool_scrape_failures",
+            "Metrics pages of pools that could not be read.",
+            ["pool"],
+            registry=r,
+        )
+        self._pressure = Gauge(
+            "semroute_pool_pressure",
+            "What the load controller makes of a pool's load, 0 (quiet or unknown) to 1 (full).",
+            ["pool"],
+            registry=r,
+        )
+        self._leaning = Gauge(
+            "semroute_budget_leaning",
+            "What a budget adds to the log-odds of its strategy's strong share.",
+            ["strategy"],
+            registry=r,
+        )
+        self._target = Gauge(
+            "semroute_budget_target",
+            "What a budget holds its strategy to: a strong share, or dollars a request.",
+            ["strategy"],
+            registry=r,
+        )
+        self._realised = Gauge(
+            "semroute_budget_realised",
+            "Mean of the strategy's decisions over the budget's window, in the target's unit.",
+            ["strategy"],
+            registry=r,
+        )
+        self._sessions = Counter(
+            "semroute_sessions",
+            "Routed requests, by what their conversation's pool meant: new, same, kept, locked, moved, lost, "
+            "none.",
+            ["result"],
+            registry=r,
+        )
+        self._entries = Gauge(
+            "semroute_session_entries",
+            "Requests by which conversations are known again.",
+            registry=r,
+        )
+        self.remote = Counter(
+            "semroute_session_remote_errors",
+            "Troubles with the shared memory of conversations: timeout, error, paused, write_error, "
+            "write_dropped.",
+            ["what"],
+            registry=r,
+        )
+        self._shadows = Counter(
+            "semroute_shadow_decisions",
+            "What shadows would have done, beside the live policy's pool.",
+            ["policy", "shadow", "pool", "agreement"],
+            registry=r,
+        )
+        self._refresh: Callable[[], None] = lambda: None
         self._config = Gauge("semroute_config_info", "Always 1.", ["sha256", "generation"], registry=r)
         self.reload_successful = Gauge(
             "semroute_config_last_reload_successful", "1 if the last reload was taken, else 0.", registry=r
@@ -114,6 +172,10 @@ class PrometheusSink:
             self._duration.observe(outcome.total_ms / 1e3)
         for name, ms in outcome.milliseconds().items():
             self._stages.labels(name).observe(ms / 1e3)
+        if outcome.session:
+            self._sessions.labels(outcome.session).inc()
+        for shadow in outcome.shadows:
+            self.shadowed(shadow)
         if signals is not None:
             self._truncated.inc(signals.truncated)
             self._unknown.inc(signals.unknown)
@@ -129,7 +191,7 @@ class PrometheusSink:
 
     def set_load(self, pool: str, load: Mapping[str, float]) -> None:
         """Take a pool's load; gauges that are unknown now disappear."""
-        for gauge in GAUGES.values():
+        for gauge in GAUGES:
             if gauge in load:
                 self._load.labels(pool, gauge).set(load[gauge])
             else:
@@ -145,6 +207,30 @@ class PrometheusSink:
         for gauge in (self._profiles, self._profiles_rejected):
             gauge.remove_by_labels({"strategy": strategy})
 
+    def scrape_failed(self, pool: str) -> None:
+        """Count a metrics page that could not be read."""
+        self._scrapes.labels(pool).inc()
+
+    def shadowed(self, shadow: Shadow) -> None:
+        """Count what a shadow would have done."""
+        self._shadows.labels(shadow.policy, shadow.shadow, shadow.pool, shadow.agreement.value).inc()
+
+    def watch_controllers(self, status: Callable[[], Mapping[str, Any]]) -> None:
+        """Read the controllers' state (`Controllers.status`) whenever the metrics are read."""
+        self._refresh = lambda: self._set_controllers(status())
+
+    def _set_controllers(self, status: Mapping[str, Any]) -> None:
+        for gauge in (self._pressure, self._leaning, self._target, self._realised):
+            gauge.clear()
+        for pool, state in status["pools"].items():
+            self._pressure.labels(pool).set(state["pressure"])
+        for strategy, state in status["budgets"].items():
+            self._leaning.labels(strategy).set(state["leaning"])
+            self._target.labels(strategy).set(state["target"])
+            if state["realised"] is not None:
+                self._realised.labels(strategy).set(state["realised"])
+        self._entries.set((status["sessions"] or {}).get("entries", 0))
+
     def set_config(self, sha256: str, generation: int) -> None:
         """Name the live configuration."""
         self._config.clear()
@@ -152,4 +238,5 @@ class PrometheusSink:
 
     def exposition(self) -> bytes:
         """The metrics in Prometheus' text format."""
+        self._refresh()
         return generate_latest(self.registry)

@@ -16,6 +16,8 @@ from semroute_extproc.evaluation import intent, metrics, reports
 from semroute_extproc.evaluation.data import Table, prompt_texts, read_table
 from semroute_extproc.evaluation.metrics.arrays import Floats
 from semroute_extproc.evaluation.pair import evaluate_pair, read_pair
+from semroute_extproc.evaluation.pool import evaluate_pool
+from semroute_extproc.evaluation.pool_data import read_pool
 from semroute_extproc.evaluation.scoring import Scores, Source, open_bundle
 
 Say = Callable[[str], None]
@@ -32,13 +34,20 @@ LATENCY_RUNS = 60
 MMLU_PRO = "matrices/mmlu_pro_questions.csv.gz"
 PAIRS = {"routellm_mmlu": "pairs/routellm_mmlu.csv.gz", "routellm_gsm8k": "pairs/routellm_gsm8k.csv.gz"}
 CLINC = "intent/clinc150.csv.gz"
+POOL = ("matrices/mmlu_pro_correct.csv.gz", "matrices/mmlu_pro_models.csv.gz")
+"""Outcomes of MMLU-Pro, and the models to use with the family that is kept out."""
+
+POOL_TRIALS = 20
+"""Seeded trials over unseen models."""
 
 
-def assess(directory: Path, data: Path, handwritten: Path | None, seed: int, say: Say) -> dict[str, Any]:
+def assess(
+    directory: Path, data: Path | None, handwritten: Path | None, seed: int, say: Say
+) -> dict[str, Any]:
     """Score the dev rows of every set with the bundle's CPU graph, as the server would.
 
     The document has `domain`, `difficulty`, `pairs` and `unseen` (reports of `semroute eval`, by
-    set), and `latency`. Files that are not there are left out.
+    set), `languages` and `latency`. Files that are not there are left out.
     """
     source = open_bundle(directory, lambda signals, total: signals)
     found: dict[str, Any] = {
@@ -51,7 +60,18 @@ def assess(directory: Path, data: Path, handwritten: Path | None, seed: int, say
         "difficulty": {},
         "pairs": {},
         "unseen": {},
+        "languages": {},
     }
+    if data is not None:
+        _public(data, source, seed, found, say)
+    if handwritten is not None:
+        _by_hand(handwritten, source, seed, found, say)
+    found["latency"] = latency(directory)
+    plain: dict[str, Any] = reports.plain(found)
+    return plain
+
+
+def _public(data: Path, source: Source, seed: int, found: dict[str, Any], say: Say) -> None:
     if (data / MMLU_PRO).exists():
         for name, options in (("mmlu_pro", None), ("mmlu_pro_options", "options")):
             say(f"evaluating {name}")
@@ -64,13 +84,24 @@ def assess(directory: Path, data: Path, handwritten: Path | None, seed: int, say
                 rows, source.score(rows.texts), source.describe(), seed=seed, replicates=REPLICATES
             )
             found["pairs"][name] = {key: value for key, value in report.items() if key != "curves"}
-    if handwritten is not None:
-        _by_hand(handwritten, source, seed, found, say)
     if (data / CLINC).exists():
         say("evaluating clinc150")
         found["unseen"]["clinc150"] = _clinc(read_table(data / CLINC), source, seed)
-    found["latency"] = latency(directory)
-    plain: dict[str, Any] = reports.plain(found)
+
+
+def pool(directory: Path, data: Path | None, seed: int, say: Say) -> dict[str, Any] | None:
+    """Routing over models the router has not seen, by `neighbour_embedding`; None without the data."""
+    if data is None or not all((data / file).exists() for file in (MMLU_PRO, *POOL)):
+        return None
+    say("evaluating unseen models")
+    questions = read_table(data / MMLU_PRO)
+    texts = questions.texts("question")
+    outcomes, models = (read_table(data / file) for file in POOL)
+    rows = read_pool(questions, texts, outcomes, [], models)
+    source = open_bundle(directory, lambda signals, total: signals)
+    vectors = source.score(rows.texts).neighbours
+    report = evaluate_pool(rows, vectors, source.describe(), seed=seed, trials=POOL_TRIALS)
+    plain: dict[str, Any] = reports.plain(report)
     return plain
 
 
@@ -107,6 +138,9 @@ def _by_hand(folder: Path, source: Source, seed: int, found: dict[str, Any], say
         table = read_table(file)
         if name.startswith("chinese"):
             continue
+        if table.has("language"):
+            found["languages"] = _languages(table, source)
+            continue
         say(f"evaluating {name}")
         scores = source.score(table.texts("text"))
         if table.has("domain"):
@@ -125,6 +159,23 @@ def _by_hand(folder: Path, source: Source, seed: int, found: dict[str, Any], say
             found["difficulty"][name] = difficulty_report(table, scores, seed)
 
 
+def _languages(table: Table, source: Source) -> dict[str, Any]:
+    """For each language: rows, share called unknown, and how often the domain is right on the rest."""
+    signals = list(source.scorer.score_all(table.texts("text")))
+    languages, domains = table.strings("language"), table.strings("domain")
+    found: dict[str, Any] = {}
+    for language in dict.fromkeys(languages):
+        own = [row for row, name in enumerate(languages) if name == language]
+        known = [row for row in own if not signals[row].unknown]
+        right = sum(signals[row].domain == domains[row] for row in known)
+        found[language] = {
+            "rows": len(own),
+            "unknown": 1.0 - len(known) / len(own),
+            "accuracy_of_known": right / len(known) if known else None,
+        }
+    return found
+
+
 def difficulty_report(table: Table, scores: Scores, seed: int) -> dict[str, Any]:
     """AUROC of the difficulty for the judgement `hard`, beside length; calibration; all with intervals."""
     hard = table.numbers_in("hard", 0, 1) > 0.5
@@ -134,6 +185,7 @@ def difficulty_report(table: Table, scores: Scores, seed: int) -> dict[str, Any]
     for name, values in (("length", lengths), ("ours", scores.difficulty)):
         found[name] = {"auroc": _auroc(values, hard, seed)}
     found["ours"]["ece"] = metrics.binary_ece(scores.difficulty, event)
+    found["ours"]["ece_if_calibrated"] = metrics.ece_if_calibrated(scores.difficulty, seed)
     found["ours"]["mean_hard"] = float(scores.difficulty[hard].mean())
     found["ours"]["mean_easy"] = float(scores.difficulty[~hard].mean())
     return found

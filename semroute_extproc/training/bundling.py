@@ -26,6 +26,7 @@ from semroute_extproc.training.datasets import DOMAINS, TASKS, Corpus
 from semroute_extproc.training.fit import States
 from semroute_extproc.training.frames import Frames
 from semroute_extproc.training.model import Network
+from semroute_extproc.training.smoothing import TEXTS_MAX, smooth
 
 Say = Callable[[str], None]
 
@@ -89,7 +90,7 @@ def make_manifest(trained: Trained, names: Names, seed: int) -> tuple[Manifest, 
     """Calibrate on the calibration rows; the manifest (its files still empty) and the centroids [k, d]."""
     check, corpus = trained.check, trained.corpus
     with torch.inference_mode():
-        embedding, domain, difficulty, task = trained.network.heads(check.pooled, check.surface)
+        embedding, domain, difficulty, task, _ = trained.network.heads(check.pooled, check.surface)
         known = F.normalize(trained.fit.pooled, dim=-1)
     centroids = calibrate.spherical_kmeans(known[_balanced(trained, seed)], CENTROIDS, seed)
     kinds = [kind_of(row.source) for row in corpus.calibrate]
@@ -141,9 +142,10 @@ def _traffic(kinds: list[str]) -> Tensor:
 def write(trained: Trained, manifest: Manifest, centroids: Tensor, out: Path, work: Path, say: Say) -> None:
     """Export the graphs, compare them with the network, and publish the bundle in `out`."""
     fp32 = work / FP32_GRAPH
+    smooth(trained.network.encoder, trained.check_frames, _spread(trained.check_frames, TEXTS_MAX))
     export.write_fp32(trained.network, fp32)
     frames = trained.check_frames
-    index = list(range(0, len(frames), max(1, len(frames) // PARITY_ROWS)))
+    index = _spread(frames, PARITY_ROWS)
     say(f"fp32 graph against torch: {_shown(export.check_parity(trained.network, fp32, frames, index))}")
     reference = export.run_graph(fp32, frames, index)
     np.save(work / "centroids.npy", centroids.numpy().astype(np.float32))
@@ -156,6 +158,11 @@ def write(trained: Trained, manifest: Manifest, centroids: Tensor, out: Path, wo
     files: dict[str, Path | bytes] = {name: work / name for name in names}
     export.publish(manifest, files, out)
     say(f"published {out}")
+
+
+def _spread(frames: Frames, count: int) -> list[int]:
+    """About `count` indices, evenly over all frames."""
+    return list(range(0, len(frames), max(1, len(frames) // count)))
 
 
 def _shown(found: dict[str, float]) -> str:

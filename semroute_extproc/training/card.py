@@ -22,7 +22,9 @@ def render(document: dict[str, Any]) -> str:
         _domain(document),
         _difficulty(document),
         _pairs(document),
+        _pool(document),
         _unseen(document),
+        _languages(document),
         _quantisation(document),
         _latency(document),
         _limits(document),
@@ -95,6 +97,9 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     ]
 
 
+_ECE = "ECE in 15 bins; in parentheses what chance gives a perfectly calibrated model on as many rows."
+
+
 def _domain(document: dict[str, Any]) -> str:
     if not document["domain"]:
         return ""
@@ -105,7 +110,7 @@ def _domain(document: dict[str, Any]) -> str:
             model["name"],
             _interval(model["accuracy"]),
             _interval(model["macro_f1"]),
-            f"{model['ece']:.3f}",
+            f"{model['ece']:.3f} ({model['ece_if_calibrated']:.3f})",
             _interval(model["accuracy_minus_tfidf"]),
             f"{report['unknown']:.3f}" if model["name"] == "bundle" else "",
         )
@@ -113,7 +118,7 @@ def _domain(document: dict[str, Any]) -> str:
         for model in report["models"]
     ]
     header = ("set", "rows", "model", "accuracy", "macro-F1", "ECE", "over TF-IDF", "called unknown")
-    return "\n".join(["## Domain (14 classes)", "", *_table(header, rows)])
+    return "\n".join(["## Domain (14 classes)", "", _ECE, "", *_table(header, rows)])
 
 
 def _difficulty(document: dict[str, Any]) -> str:
@@ -128,7 +133,7 @@ def _difficulty(document: dict[str, Any]) -> str:
                 f"{report['rows']} ({report['hard']} hard)",
                 _interval(ours["auroc"]),
                 _interval(report["length"]["auroc"]),
-                f"{ours['ece']:.3f}",
+                f"{ours['ece']:.3f} ({ours['ece_if_calibrated']:.3f})",
                 f"{ours['mean_easy']:.2f} / {ours['mean_hard']:.2f}",
             )
         )
@@ -160,8 +165,9 @@ def _pairs(document: dict[str, Any]) -> str:
         calibration, models = report["calibration"], report["models"]
         lines.append(
             f"{name}: strong {models['strong']:.3f}, weak {models['weak']:.3f}; difficulty has ECE "
-            f"{calibration['ece']:.3f} as the probability that the strong model does better "
-            f"(rate {calibration['rate']:.3f}, mean {calibration['mean']:.3f}). {_verdict(report)}"
+            f"{calibration['ece']:.3f} ({calibration['ece_if_calibrated']:.3f} by chance) as the probability "
+            f"that the strong model does better (rate {calibration['rate']:.3f}, "
+            f"mean {calibration['mean']:.3f}). {_verdict(report)}"
         )
     within = [
         (name, row["name"], _interval(row["apgr"]))
@@ -189,6 +195,37 @@ def _verdict(report: dict[str, Any]) -> str:
     return "**The difference to length is within its interval: no win is claimed.**"
 
 
+def _pool(document: dict[str, Any]) -> str:
+    report = document.get("pool")
+    if not report:
+        return ""
+    rows = []
+    for setting, found in report["settings"].items():
+        for router in found["routers"]:
+            gap = router.get("area_minus_zero")
+            rows.append(
+                (
+                    f"{setting} ({found['pool_size']})",
+                    router["name"],
+                    f"{router['area']['value']:.4f}",
+                    "" if gap is None else f"{gap['value']:+.4f} ± {gap['se']:.4f}",
+                    "" if gap is None else f"{gap['wins']}/{report['trials']}",
+                )
+            )
+    header = ("models of the pool", "router", "deferral-curve area", "over ZeroRouter (s.e.)", "trials won")
+    return "\n".join(
+        [
+            "## Models the router has not seen",
+            "",
+            f"UniRoute's protocol on {report['data']['file']}, {report['trials']} trials; neighbourhoods by",
+            "the graph's `neighbour_embedding`. The clairvoyant reads outcomes of the unseen models that a",
+            "router must not have: what a linear router on this embedding could reach at best.",
+            "",
+            *_table(header, rows),
+        ]
+    )
+
+
 def _unseen(document: dict[str, Any]) -> str:
     rows = [
         (
@@ -213,6 +250,31 @@ def _unseen(document: dict[str, Any]) -> str:
             "from out-of-scope requests.",
             "",
             *_table(header, rows),
+        ]
+    )
+
+
+def _languages(document: dict[str, Any]) -> str:
+    found = document.get("languages")
+    if not found:
+        return ""
+    rows = [
+        (
+            language,
+            str(one["rows"]),
+            f"{one['unknown']:.2f}",
+            "" if one["accuracy_of_known"] is None else f"{one['accuracy_of_known']:.2f}",
+        )
+        for language, one in found.items()
+    ]
+    return "\n".join(
+        [
+            "## Other languages",
+            "",
+            "The bundle knows English. Scripts it cannot read are called unknown; other languages in Latin",
+            "script are read as far as their words resemble English. Chinese has a bundle of its own.",
+            "",
+            *_table(("language", "rows", "called unknown", "domain right, of the rest"), rows),
         ]
     )
 

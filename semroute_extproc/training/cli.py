@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -43,29 +44,41 @@ def _reported() -> Iterator[None]:
 
 
 @click.command()
-@click.option("--data", type=_EXISTING_DIR, required=True, help="Folder of the declared data sets.")
+@click.option("--data", type=_EXISTING_DIR, help="Folder of the declared data sets.")
 @click.option("--handwritten", type=_EXISTING_DIR, help="Folder of *.train.jsonl and *.eval.jsonl files.")
+@click.option("--logs", type=_EXISTING, help="Your own prompts and outcomes; see docs/training.md.")
+@click.option("--weak", default="", help="The cheaper model in --logs.")
+@click.option("--strong", default="", help="The dearer model in --logs.")
 @click.option("--out", type=_ANY, default=Path("models/semroute-minilm"), show_default=True)
 @click.option("--work", type=_ANY, default=Path("runs/train"), show_default=True, help="Cache.")
 @click.option("--base", type=_EXISTING, help="Base checkpoint: a wheel, directory or .safetensors file.")
 @click.option("--track", type=click.Choice(["gold", "zero"]), default="gold", show_default=True)
+@click.option("--epochs", type=click.IntRange(0, 100), help="Of fine-tuning; 0 leaves the encoder alone.")
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--threads", type=click.IntRange(1, 64), default=2, show_default=True)
 def train(
-    data: Path,
+    data: Path | None,
     handwritten: Path | None,
+    logs: Path | None,
+    weak: str,
+    strong: str,
     out: Path,
     work: Path,
     base: Path | None,
     track: str,
+    epochs: int | None,
     seed: int,
     threads: int,
 ) -> None:
-    """Train a bundle from the declared data sets and publish it in OUT.
+    """Train a bundle and publish it in OUT: from the declared data sets, your own logs, or both.
 
     Everything is checked before anything is fitted. An interrupted run starts again and reuses
     what WORK holds; OUT is replaced only by a complete bundle.
     """
+    if data is None and handwritten is None and logs is None:
+        raise click.UsageError("nothing to train on: give --data, --handwritten or --logs")
+    if logs is not None and (not weak or not strong or weak == strong):
+        raise click.UsageError("--logs needs --weak and --strong, two of the models it has outcomes of")
     started = time.monotonic()
 
     def say(line: str) -> None:
@@ -76,19 +89,22 @@ def train(
         from semroute_extproc.training.recipe import Settings
         from semroute_extproc.training.recipe import train as run
 
-        run(
-            Settings(
-                data=data,
-                out=out,
-                work=work,
-                base=base,
-                handwritten=handwritten,
-                track=Track(track),
-                seed=seed,
-                threads=threads,
-            ),
-            say,
+        settings = Settings(
+            data=data,
+            out=out,
+            work=work,
+            base=base,
+            handwritten=handwritten,
+            logs=logs,
+            weak=weak,
+            strong=strong,
+            track=Track(track),
+            seed=seed,
+            threads=threads,
         )
+        if epochs is not None:
+            settings = replace(settings, tune=replace(settings.tune, epochs=epochs))
+        run(settings, say)
 
 
 @click.command("train-zh")

@@ -28,6 +28,13 @@ TABLE_SURFACE = 0.08
 PROBABILITY_MIN = 1e-4
 """Mixed probabilities are kept this far from 0 and 1: half precision must not round them there."""
 
+GATE_SHARPNESS = 4.0
+"""What the gate's logits are multiplied by once the experts are calibrated. Their scales differ, so a
+little of another family's expert blurs the order within a family: a nearly hard choice kept more of it."""
+
+MEMORY_FLOOR = 1e-3
+"""Least probability that the memory gives a label."""
+
 HEAD_DROPOUT = 0.1
 """Dropout in front of and inside the heads."""
 
@@ -45,6 +52,16 @@ class EncoderConfig:
     epsilon: float = 1e-12
 
 
+class Smoothing(nn.Module):  # type: ignore[misc]
+    """What a layer's inputs are multiplied by before their products; see `smoothing`."""
+
+    def __init__(self, dimensions: int, inner: int) -> None:
+        super().__init__()
+        self.register_buffer("attention", torch.ones(dimensions))
+        self.register_buffer("widen", torch.ones(dimensions))
+        self.register_buffer("narrow", torch.ones(inner))
+
+
 class Layer(nn.Module):  # type: ignore[misc]
     """One transformer layer, normalised after each residual sum (Devlin et al. 2019)."""
 
@@ -58,16 +75,22 @@ class Layer(nn.Module):  # type: ignore[misc]
         self.widen, self.narrow = nn.Linear(d, config.inner), nn.Linear(config.inner, d)
         self.norm = nn.LayerNorm(d, eps=config.epsilon)
         self.dropout = nn.Dropout(dropout)
+        self.smoothing: Smoothing | None = None
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         """`x` [batch, tokens, d]; `bias` [batch, 1, 1, tokens] is added to the attention scores."""
         batch, tokens, d = x.shape
         split = (batch, tokens, self.heads, d // self.heads)
-        q, k, v = (f(x).view(split).transpose(1, 2) for f in (self.query, self.key, self.value))
+        smoothing = self.smoothing
+        read = x if smoothing is None else x * smoothing.attention
+        q, k, v = (f(read).view(split).transpose(1, 2) for f in (self.query, self.key, self.value))
         scores = q @ k.transpose(-1, -2) / math.sqrt(d // self.heads) + bias
         mixed = (self.dropout(scores.softmax(-1)) @ v).transpose(1, 2).reshape(batch, tokens, d)
         x = self.attended_norm(x + self.dropout(self.attended(mixed)))
-        return self.norm(x + self.dropout(self.narrow(F.gelu(self.widen(x)))))
+        wide = F.gelu(self.widen(x if smoothing is None else x * smoothing.widen))
+        return self.norm(
+            x + self.dropout(self.narrow(wide if smoothing is None else wide * smoothing.narrow))
+        )
 
 
 class Encoder(nn.Module):  # type: ignore[misc]
@@ -148,6 +171,26 @@ class ClusterTable(nn.Module):  # type: ignore[misc]
         return self.means.reshape(-1)[nearest + start].mean(-1)
 
 
+class Memory(nn.Module):  # type: ignore[misc]
+    """Remembered texts that vote for their labels: softmax over the cosines with all of them.
+
+    A soft nearest-neighbour classifier (Vinyals et al. 2016, section 2.1) beside the linear head:
+    it knows the single cases, the head the rule. Filled in by `memory.fill`.
+    """
+
+    def __init__(self, rows: int, dimensions: int, labels: int) -> None:
+        super().__init__()
+        self.register_buffer("keys", torch.zeros(rows, dimensions))
+        self.register_buffer("labels", torch.zeros(rows, labels))
+        self.register_buffer("sharpness", torch.ones(()))
+        self.register_buffer("weight", torch.ones(()))
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Unit embeddings [batch, d] to log-probabilities times their weight, [batch, labels]."""
+        votes = (self.sharpness * (embedding @ self.keys.T)).softmax(-1) @ self.labels
+        return self.weight * (votes + MEMORY_FLOOR).log()
+
+
 class Heads(nn.Module):  # type: ignore[misc]
     """The heads on one pooled state: domain and task from the embedding, difficulty with the surface too.
 
@@ -163,6 +206,7 @@ class Heads(nn.Module):  # type: ignore[misc]
         self.register_buffer("surface_scale", torch.ones(surface))
         self.register_buffer("expert_scale", torch.ones(EXPERTS))
         self.register_buffer("expert_shift", torch.zeros(EXPERTS))
+        self.register_buffer("gate_scale", torch.ones(()), persistent=False)
         self.scale = math.sqrt(dimensions)
         self.dropout = nn.Dropout(HEAD_DROPOUT)
         self.domain = nn.Linear(dimensions, domains)
@@ -175,11 +219,23 @@ class Heads(nn.Module):  # type: ignore[misc]
         self.offset = nn.Parameter(torch.zeros(EXPERTS, MEMBERS))
         self.recall = nn.Linear(dimensions, dimensions)
         self.table: ClusterTable | None = None
+        self.memory: Memory | None = None
 
-    def forward(self, pooled: Tensor, surface: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Pooled [batch, d] and raw surface [batch, s] to embedding, domain, difficulty and task logits."""
+    def forward(self, pooled: Tensor, surface: Tensor) -> Outputs:
+        """Pooled [batch, d] and raw surface [batch, s] to what the graph gives.
+
+        Embedding, domain logits, difficulty logit, task logits, and the recalled base embedding.
+        """
         out = self.parts(pooled, surface)
-        return out.embedding, out.domain, mixture_logit(out.gate, self.expert_logits(out)), out.task
+        difficulty = mixture_logit(self.gate_scale * out.gate, self.expert_logits(out))
+        return out.embedding, self.domain_logits(out), difficulty, out.task, self.recalled(out)
+
+    def domain_logits(self, out: HeadOutputs) -> Tensor:
+        """The linear head's log-probabilities, with the memory's votes if there are any; [batch, domains]."""
+        if self.memory is None:
+            return out.domain
+        votes: Tensor = self.memory(out.embedding)
+        return out.domain.log_softmax(-1) + votes
 
     def parts(self, pooled: Tensor, surface: Tensor) -> HeadOutputs:
         """Everything the losses need, before the experts are mixed."""
@@ -200,13 +256,16 @@ class Heads(nn.Module):  # type: ignore[misc]
         return means * self.expert_scale + self.expert_shift
 
     def table_inputs(self, out: HeadOutputs) -> Tensor:
-        """What the table reads: the recalled base embedding and the surface features; [batch, d + s].
+        """What the table reads: the recalled base embedding and the surface features; [batch, d + s]."""
+        return torch.cat([self.recalled(out), TABLE_SURFACE * out.form], dim=-1)
+
+    def recalled(self, out: HeadOutputs) -> Tensor:
+        """The base encoder's embedding, as far as a linear map finds it in the tuned one; unit, [batch, d].
 
         Fine-tuning pulls together what has the same label and loses the finer neighbourhoods that
-        clusters live on; most of the base encoder's embedding can be had back linearly.
+        clusters live on.
         """
-        recalled = F.normalize(self.recall(out.embedding), dim=-1)
-        return torch.cat([recalled, TABLE_SURFACE * out.form], dim=-1)
+        return F.normalize(self.recall(out.embedding), dim=-1)
 
     def normalised(self, surface: Tensor) -> Tensor:
         """Surface features with zero mean and unit variance over the fit rows, clipped to +-3."""
@@ -229,6 +288,10 @@ class HeadOutputs:
     """Normalised surface features, [batch, s]."""
 
 
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+"""What the graph gives, in the order of `export.OUTPUTS`."""
+
+
 def mixture_logit(gate: Tensor, experts: Tensor) -> Tensor:
     """The logit of sum_f softmax(gate)_f sigmoid(expert_f); both [batch, experts], result [batch]."""
     p = (gate.softmax(-1) * experts.sigmoid()).sum(-1).clamp(PROBABILITY_MIN, 1.0 - PROBABILITY_MIN)
@@ -242,11 +305,7 @@ class Network(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.encoder, self.heads = encoder, heads
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, surface: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, surface: Tensor) -> Outputs:
         """See `Encoder.forward` and `Heads.forward`."""
-        outputs: tuple[Tensor, Tensor, Tensor, Tensor] = self.heads(
-            self.encoder(input_ids, attention_mask), surface
-        )
+        outputs: Outputs = self.heads(self.encoder(input_ids, attention_mask), surface)
         return outputs

@@ -13,6 +13,7 @@ import torch
 
 from semroute_extproc.bundle import EncoderSpec, Manifest
 from semroute_extproc.encoder.tokens import Framer
+from semroute_extproc.errors import DataError
 from semroute_extproc.language import language_of
 from semroute_extproc.text import SURFACE_NAMES
 from semroute_extproc.training.bundling import FP32_GRAPH, Names, Trained, make_manifest, write
@@ -26,7 +27,9 @@ from semroute_extproc.training.experts import (
 )
 from semroute_extproc.training.fit import HeadPlan, States, embed, fit_heads, set_surface
 from semroute_extproc.training.frames import Frames
+from semroute_extproc.training.logs import read_logs
 from semroute_extproc.training.losses import Targets, Weights, multitask
+from semroute_extproc.training.memory import add_memory
 from semroute_extproc.training.model import EncoderConfig, Heads, Network, from_checkpoint
 from semroute_extproc.training.report import training_facts, write_card
 from semroute_extproc.training.sources import read_all, read_handwritten
@@ -36,7 +39,7 @@ from semroute_extproc.training.weights import Base, obtain
 WINDOW = 128
 """Most ids of one input; longer text keeps head and tail."""
 
-TUNE_WINDOW = 72
+TUNE_WINDOW = 96
 """Most ids of one input while the encoder is fine-tuned: long questions say their domain early and late."""
 
 FOREIGN_SCRIPTS = frozenset({"zh", "ja", "ko", "ru", "ar", "hi", "th", "el", "he"})
@@ -50,10 +53,9 @@ CAPPED_SOURCES = frozenset(
 )
 
 QUOTA = {
-    "mmlu_pro_options": 2_000,
-    "big_math": 1_200,
-    "gsm8k_train": 800,
-    "clinc150": 3_000,
+    "big_math": 1_000,
+    "gsm8k_train": 600,
+    "clinc150": 2_000,
     "banking77": 600,
     "hwu64": 600,
     "snips": 400,
@@ -73,11 +75,17 @@ Say = Callable[[str], None]
 class Settings:
     """What a run is asked for."""
 
-    data: Path
+    data: Path | None
+    """Folder of the declared data sets; None trains on `handwritten` and `logs` alone."""
     out: Path
     work: Path
     base: Path | None = None
     handwritten: Path | None = None
+    logs: Path | None = None
+    """A user's own outcomes (see `logs`); they replace the exam questions in the cluster table."""
+    weak: str = ""
+    strong: str = ""
+    """The models of the pair in the logs."""
     track: Track = Track.GOLD
     names: Names = field(
         default_factory=lambda: Names(
@@ -104,7 +112,10 @@ def train(settings: Settings, say: Say) -> Manifest:
     frames, check_frames = (_frames(rows, framer, spec) for rows in (corpus.fit, corpus.calibrate))
     network = new_network(base, frames)
     if settings.tune.epochs:
-        tuned = _tuned(settings, network, corpus, spec, check_frames, say)
+        before = time.monotonic()
+        tuned, seconds = _tuned(settings, network, corpus, spec, check_frames, say)
+        # A run that was interrupted has spent more than this sitting shows.
+        started -= max(0.0, seconds - (time.monotonic() - before))
         # The heads start anew on the finished encoder, with every row and the whole window.
         network = new_network(base, frames)
         network.encoder.load_state_dict(tuned.encoder.state_dict())
@@ -117,8 +128,12 @@ def train(settings: Settings, say: Say) -> Manifest:
     fit_heads(network.heads, fit, check, Weights(), settings.heads, settings.seed, say)
     _recall(settings, network, base, corpus, frames, fit, say)
     both = States.joined(fit, check)
-    add_table(network.heads, [*corpus.fit, *corpus.calibrate], both, settings.track, settings.seed, say)
-    calibrate_experts(network.heads, check, say)
+    source = "logs" if settings.logs else TABLE_SOURCES[settings.track]
+    add_table(network.heads, [*corpus.fit, *corpus.calibrate], both, source, settings.seed, say)
+    calibrate_experts(network.heads, corpus.calibrate.rows, check, say)
+    with torch.inference_mode():
+        known, asked = (network.heads.parts(part.pooled, part.surface) for part in (fit, check))
+    add_memory(network.heads, corpus.fit.rows, known, asked, check.targets.domain, settings.seed, say)
     trained = Trained(network.eval(), spec, corpus, fit, check, check_frames)
     manifest, centroids = make_manifest(trained, settings.names, settings.seed)
     write(trained, manifest, centroids, settings.out, settings.work, say)
@@ -134,10 +149,13 @@ def train(settings: Settings, say: Say) -> Manifest:
 def _recall(
     settings: Settings, network: Network, base: Base, corpus: Corpus, frames: Frames, fit: States, say: Say
 ) -> None:
-    """Teach the heads to recall the base embedding, on exam questions."""
+    """Teach the heads to recall the base embedding, on exam questions and on everything else."""
     rows = corpus.fit.rows
+    rng = random.Random(settings.seed)
     exams = [i for i, row in enumerate(rows) if row.source in TABLE_SOURCES.values()]
-    index = random.Random(settings.seed).sample(exams, min(len(exams), RECALL_ROWS_MAX))
+    index = rng.sample(exams, min(len(exams), RECALL_ROWS_MAX // 2))
+    others = sorted(set(range(len(rows))) - set(index))
+    index += rng.sample(others, min(len(others), RECALL_ROWS_MAX - len(index)))
     part = Frames([frames.framed[i] for i in index], frames.pad_id)
     encoder = from_checkpoint(base.tensors(), EncoderConfig(), dropout=0.0)
     fit_recall(network.heads, fit.pooled[index], embed(encoder, part, settings.work, base.sha256), say)
@@ -145,9 +163,12 @@ def _recall(
 
 def read_corpus(settings: Settings, say: Say) -> Corpus:
     """Read, apply the rules and cap the sources that hold more of the same."""
-    rows, missing = read_all(settings.data, settings.track)
+    rows, missing = read_all(settings.data, settings.track) if settings.data else ([], [])
     if settings.handwritten is not None:
         rows.extend(read_handwritten(settings.handwritten))
+    if settings.logs is not None:
+        rows.extend(read_logs(settings.logs, settings.weak, settings.strong))
+    _need_labels(rows)
     for name in missing:
         say(f"not there, skipped: {name}")
     readable = [row for row in rows if language_of(row.text) not in FOREIGN_SCRIPTS]
@@ -160,6 +181,15 @@ def read_corpus(settings: Settings, say: Say) -> Corpus:
     for reason, count in sorted(corpus.dropped.items()):
         say(f"left out of {count} rows: {reason}")
     return corpus
+
+
+def _need_labels(rows: list[Example]) -> None:
+    """A bundle names domains and tasks: refuse rows of which none says any."""
+    for target in ("domain", "task"):
+        if all(getattr(row, target) is None for row in rows):
+            raise DataError(
+                f"no row has a {target}: give --data or --handwritten (the folder `datasets` of this project)"
+            )
 
 
 def _capped(rows: list[Example], seed: int) -> list[Example]:
@@ -205,8 +235,11 @@ def new_network(base: Base, frames: Frames) -> Network:
 
 def _tuned(
     settings: Settings, network: Network, corpus: Corpus, spec: EncoderSpec, check: Frames, say: Say
-) -> Network:
-    """The network fine-tuned; the state in the work folder belongs to these very rows and settings."""
+) -> tuple[Network, float]:
+    """The network fine-tuned, and the seconds that took.
+
+    The state in the work folder belongs to these very rows and settings.
+    """
     shorter = Framer(settings.work / "tokenizer.json", spec.model_copy(update={"window": TUNE_WINDOW}))
     frames = _frames(corpus.fit, shorter, spec)
     index = list(range(0, len(check), max(1, len(check) // CHECK_ROWS_MAX)))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from semroute_extproc.bundle import DEFAULT_BUNDLE, FileEntry, Manifest, read_manifest, write_manifest
-from semroute_extproc.training.assess import assess, figures
+from semroute_extproc.training.assess import assess, figures, pool
 from semroute_extproc.training.card import render
 from semroute_extproc.training.datasets import TARGETS, Corpus
 from semroute_extproc.training.export import file_entry
@@ -56,7 +56,7 @@ def training_facts(
 def write_card(
     out: Path,
     fp32: Path,
-    data: Path,
+    data: Path | None,
     handwritten: Path | None,
     training: dict[str, Any],
     work: Path,
@@ -65,6 +65,7 @@ def write_card(
     """Evaluate the bundle in `out` and its `fp32` graph, write `evaluation.json` and the card."""
     document = assess(out, data, handwritten, SEED, say)
     document["training"] = training
+    document["pool"] = pool(out, data, SEED, say)
     say("evaluating the fp32 graph")
     document["fp32"] = figures(assess(_with_graph(out, fp32, work), data, handwritten, SEED, lambda _: None))
     (work / "evaluation.json").write_text(json.dumps(document, indent=1) + "\n")

@@ -36,7 +36,7 @@ class TunePlan:
 
     epochs: int = 3
     batch: int = 32
-    encoder_rate: float = 5e-5
+    encoder_rate: float = 8e-5
     head_rate: float = 1e-3
     layer_decay: float = 0.9
     """Each layer learns this much more slowly than the one above it (Howard and Ruder 2018)."""
@@ -46,8 +46,8 @@ class TunePlan:
     """Decay of the moving average of the weights, which is what is kept (Polyak and Juditsky 1992)."""
     fine: float = 0.3
     """Weight of the fine labels' loss."""
-    fixed_layers: int = 2
-    """Lowest layers that stay as they are, with the embeddings: a third of the time for no loss seen."""
+    fixed_layers: int = 0
+    """Lowest layers that stay as they are; the embeddings always do."""
     masked: float = 0.08
     """Share of the tokens hidden from the encoder, instead of dropout inside it, which costs more time."""
     weights: Weights = field(default_factory=Weights)
@@ -104,13 +104,15 @@ class _Run:
     rates: torch.optim.lr_scheduler.LambdaLR
     epoch: int = 0
     step: int = 0
+    seconds: float = 0.0
+    """Time spent so far, that of interrupted runs included."""
     best: float = float("inf")
     best_state: dict[str, Tensor] = field(default_factory=dict)
 
     def save(self, file: Path) -> None:
         """Write the state aside and rename it into place."""
         state = {name: getattr(self, name).state_dict() for name in _STATEFUL}
-        state |= {name: getattr(self, name) for name in ("epoch", "step", "best", "best_state")}
+        state |= {name: getattr(self, name) for name in _PLAIN}
         part = file.with_suffix(".part")
         torch.save(state, part)
         part.rename(file)
@@ -120,10 +122,11 @@ class _Run:
         state = torch.load(file, weights_only=True)
         for name in _STATEFUL:
             getattr(self, name).load_state_dict(state[name])
-        for name in ("epoch", "step", "best", "best_state"):
+        for name in _PLAIN:
             setattr(self, name, state[name])
 
 
+_PLAIN = ("epoch", "step", "seconds", "best", "best_state")
 _STATEFUL = ("network", "average", "fine", "optimiser", "rates")
 
 
@@ -136,8 +139,8 @@ def fine_tune(
     seed: int,
     file: Path,
     say: Say,
-) -> Network:
-    """Fine-tune `network` and return the average of its weights at the epoch `check` scores best.
+) -> tuple[Network, float]:
+    """Fine-tune `network`; the average of its weights at the epoch `check` scores best, and the seconds.
 
     `check` is lower for better and looks at calibration rows only. The state is written to `file`
     after each epoch; a run that finds one goes on after it, with the very batches it would have had.
@@ -155,16 +158,18 @@ def fine_tune(
         run.restore(file)
         say(f"going on after epoch {run.epoch} of {plan.epochs}")
     for batches in schedule[run.epoch :]:
+        started = time.monotonic()
         torch.manual_seed(seed + run.epoch)
         _epoch(run, everything, frames, batches, total, plan, say)
         now = check(run.average)
         say(f"epoch {run.epoch} of {plan.epochs}: {now:.4f} on calibration rows")
         if now < run.best:
             run.best, run.best_state = now, copy.deepcopy(run.average.state_dict())
+        run.seconds += time.monotonic() - started
         run.save(file)
     run.average.load_state_dict(run.best_state)
     run.average.eval()
-    return run.average
+    return run.average, run.seconds
 
 
 def _epoch(
@@ -210,8 +215,8 @@ def _loss(
 def _masked(ids: Tensor, mask: Tensor, share: float) -> Tensor:
     """Ids with a share of the real tokens replaced by [MASK]; the first and last of a text stay."""
     hide = torch.rand(ids.shape) < share
-    hide[:, 0] = False
-    hide &= mask.roll(-1, 1).bool()
+    hide[:, 0] = hide[:, -1] = False
+    hide[:, :-1] &= mask[:, 1:].bool()
     return ids.masked_fill(hide, MASK_ID)
 
 

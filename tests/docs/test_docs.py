@@ -11,6 +11,7 @@ import pytest
 
 from semroute_extproc import __version__, mutations, pipeline
 from semroute_extproc.config import Config
+from semroute_extproc.controllers import session
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -19,6 +20,7 @@ PAGES = [
     *ROOT.glob("*.md"),
     *(ROOT / "envoy").glob("*.md"),
     *(ROOT / "protos").glob("*.md"),
+    *(ROOT / "charts").rglob("*.md"),
 ]
 
 
@@ -68,7 +70,7 @@ def test_every_metadata_key_is_documented() -> None:
 
 def test_every_header_of_ours_is_documented() -> None:
     page = (DOCS / "configuration.md").read_text()
-    for header in (mutations.CLUSTER_HEADER, pipeline.QUALITY_HEADER):
+    for header in (mutations.CLUSTER_HEADER, pipeline.QUALITY_HEADER, session.SESSION_HEADER):
         assert f"`{header}`" in page
 
 

@@ -41,6 +41,24 @@ def test_envoy_accepts_the_variants(tmp_path: Path, mode: dict[str, str]) -> Non
     _validate(path)
 
 
+def test_envoy_accepts_what_istio_is_asked_to_put_into_it(tmp_path: Path) -> None:
+    """The patches' values, merged by hand: Istio itself does not run here."""
+    documents = YAML(typ="safe", pure=True).load_all((envoy.shipped_path().parent / "istio.yaml").read_text())
+    patches = {
+        patch["applyTo"]: patch["patch"]["value"] for patch in next(iter(documents))["spec"]["configPatches"]
+    }
+    bootstrap = envoy.shipped()
+    bootstrap["static_resources"]["listeners"][0].update(patches["LISTENER"])
+    envoy.connection_manager(bootstrap).update(patches["NETWORK_FILTER"]["typed_config"])
+    filter_config = envoy.ext_proc(bootstrap)
+    filter_config.clear()
+    filter_config.update(patches["HTTP_FILTER"]["typed_config"])
+    filter_config["grpc_service"]["envoy_grpc"]["cluster_name"] = "semroute"
+    path = tmp_path / "envoy.json"
+    path.write_text(json.dumps(bootstrap))
+    _validate(path)
+
+
 def test_a_variant_without_changes_differs_in_addresses_only() -> None:
     shipped = envoy.shipped()
     pools = {"vllm-small": ("127.0.0.1", 1), "vllm-large": ("127.0.0.1", 2)}

@@ -177,3 +177,10 @@ def test_the_newer_output_limit_beats_the_older_one():
 def test_reasoning_switches_of_the_client_are_seen(fields: dict[str, Any], effort: str, is_set: bool):
     view = parse(user("x"), **fields)
     assert (view.effort, view.reasoning_set) == (effort, is_set)
+
+
+def test_the_switches_a_policy_can_replace_are_named() -> None:
+    kwargs = {"enable_thinking": True, "thinking_mode": None, "other": 1}
+    view = parse(user("x"), reasoning_effort="low", thinking={}, chat_template_kwargs=kwargs)
+    assert view.reasoning_paths == (("reasoning_effort",), ("chat_template_kwargs", "enable_thinking"))
+    assert parse(user("x")).reasoning_paths == ()

@@ -127,3 +127,8 @@ def test_json_mode_is_an_output_format():
 
 def test_the_output_limit_is_seen():
     assert parse(ASK).max_output_tokens == 100
+
+
+def test_the_switches_a_policy_can_replace_are_named() -> None:
+    view = parse(ASK, thinking={"type": "disabled"}, output_config={"effort": "low"})
+    assert view.reasoning_paths == (("thinking",), ("output_config", "effort"))

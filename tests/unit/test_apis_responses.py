@@ -132,3 +132,8 @@ def test_the_requested_effort_is_seen(reasoning: Any, effort: str, is_set: bool)
 
 def test_the_output_limit_is_seen():
     assert parse("x", max_output_tokens=9).max_output_tokens == 9
+
+
+def test_the_switches_a_policy_can_replace_are_named() -> None:
+    assert parse("x", reasoning={"effort": "low"}).reasoning_paths == (("reasoning", "effort"),)
+    assert parse("x", reasoning={"summary": "auto"}).reasoning_paths == ()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -126,3 +128,48 @@ async def test_a_judge_that_cannot_be_made_is_a_configuration_that_is_refused(
     subject._reload()
     assert subject._generation.number == 1
     assert not successful(subject)
+
+
+CONTROLLED = (
+    GOOD.replace("model: org/large", "model: org/large, metrics: 'http://large/metrics'")
+    + """\
+policies:
+  main: {otherwise: {strategy: pair}}
+strategies:
+  pair: {kind: threshold, weak: small, strong: large, strong_share: 0.3}
+controllers:
+  load: {}
+  budgets: {pair: {strong_share: 0.3}}
+  session: {}
+"""
+)
+
+
+async def test_controllers_come_and_go_with_a_reload_and_keep_what_they_know(
+    subject: App, file: Path
+) -> None:
+    assert subject._controllers.status() == {"pools": {}, "budgets": {}, "sessions": None}
+    write(file, CONTROLLED)
+    subject._reload()
+    for _ in range(5):
+        subject._on_load("large", {"running": 1.0, "waiting": 9.0})
+        await asyncio.sleep(0.01)
+    before = subject._controllers.status()
+    assert before["pools"]["large"]["level"] > 0.0
+    write(file, CONTROLLED.replace("strong_share: 0.3}}", "strong_share: 0.4}}"))
+    subject._reload()
+    after = subject._controllers.status()
+    assert after["pools"] == before["pools"]
+    assert after["budgets"]["pair"]["target"] == 0.4
+    assert subject._generation.number == 3
+
+
+async def test_a_shared_memory_without_its_library_changes_nothing(
+    subject: App, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "redis", None)
+    remote = "{url: 'valkey://localhost', key: 0123456789abcdef}"
+    write(file, CONTROLLED.replace("session: {}", f"session: {{remote: {remote}}}"))
+    subject._reload()
+    assert not successful(subject)
+    assert subject._generation.number == 1

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from semroute_extproc import config_source
+from semroute_extproc.config import Reasoning
 from semroute_extproc.errors import ConfigError
 
 GOOD = """\
@@ -139,7 +140,8 @@ def test_an_error_in_the_environment_names_the_variable(file: Path) -> None:
 
 def test_off_is_an_effort(file: Path) -> None:
     file.write_text(GOOD.replace("{strategy: pair}", "{strategy: pair, reasoning: off}"))
-    assert config_source.load(file, {}).config.policies["main"].otherwise.reasoning == "none"
+    target = config_source.load(file, {}).config.policies["main"].otherwise
+    assert target.reasoning == Reasoning(effort="none")
 
 
 def test_equal_configurations_have_equal_digests(file: Path) -> None:

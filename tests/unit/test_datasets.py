@@ -55,7 +55,7 @@ def test_every_line_is_a_labelled_prompt_and_none_comes_twice(file: Path) -> Non
     rows = read(file)
     domains = set(bundle.read_manifest(bundle.default_bundle()).domain.labels)
     for number, row in enumerate(rows, 1):
-        assert set(row) <= {"text", "domain", "hard", "task"}, number
+        assert set(row) <= {"text", "domain", "hard", "task", "language"}, number
         assert row["text"].strip(), number
         assert row.get("domain", "other") in domains, number
         assert row.get("hard", 0) in (0, 1), number
@@ -68,7 +68,17 @@ def test_no_measuring_prompt_is_alike_a_training_prompt(file: Path) -> None:
     assert list(alike([row["text"] for row in read(file)], training)) == []
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if ".eval." in f.name], ids=lambda file: file.name)
+def test_every_language_is_asked_about_every_domain_once() -> None:
+    rows = read(FOLDER / "languages.eval.jsonl")
+    asked = Counter((row["language"], row["domain"]) for row in rows)
+    assert set(asked.values()) == {1}
+    assert len(asked) == 14 * len({language for language, _ in asked})
+
+
+MEASURING = [f for f in FILES if ".eval." in f.name and not f.name.startswith("languages")]
+
+
+@pytest.mark.parametrize("file", MEASURING, ids=lambda file: file.name)
 def test_the_measuring_files_are_large_enough_and_have_every_domain(file: Path) -> None:
     counts = Counter(row["domain"] for row in read(file))
     assert len(counts) == 14

@@ -11,7 +11,7 @@ import pytest
 from semroute_extproc import load
 from semroute_extproc.admin import AdminServer, text
 from semroute_extproc.config import Pool
-from semroute_extproc.load import read_page
+from semroute_extproc.load import gauge_names, read_page
 from semroute_extproc.telemetry.prom import PrometheusSink
 
 PAGE = """\
@@ -36,6 +36,21 @@ def test_a_gauge_that_is_not_there_is_unknown_and_not_zero() -> None:
     assert read_page("") == {}
 
 
+def test_a_pool_may_call_its_gauges_otherwise_and_the_first_name_found_counts() -> None:
+    page = "# TYPE sglang:num_running_reqs gauge\nsglang:num_running_reqs 5.0\nold_queue 2.0\nnew_queue 3.0\n"
+    pool = Pool.model_validate(
+        {
+            "cluster": "c",
+            "model": "m",
+            "gauges": {"running": "sglang:num_running_reqs", "waiting": ["new_queue", "old_queue"]},
+        }
+    )
+    assert read_page(page, gauge_names(pool)) == {"running": 5.0, "waiting": 3.0}
+    assert read_page("# TYPE vllm:gpu_cache_usage_perc gauge\nvllm:gpu_cache_usage_perc 0.5\n") == {
+        "kv_cache_usage": 0.5
+    }
+
+
 def test_a_line_that_is_not_a_metric_is_refused() -> None:
     with pytest.raises(ValueError):
         read_page("vllm:num_requests_running{ not metrics")
@@ -50,9 +65,11 @@ async def test_pools_are_looked_at_again_and_a_dead_one_is_unknown(monkeypatch: 
         "down": Pool(cluster="c", model="b", metrics="http://127.0.0.1:9/metrics"),
         "silent": Pool(cluster="c", model="d"),
     }
-    task = asyncio.create_task(load.scrape(lambda: pools, told.__setitem__))
+    failed: list[str] = []
+    task = asyncio.create_task(load.scrape(lambda: pools, told.__setitem__, failed.append))
     while "up" not in told:
         await asyncio.sleep(0.01)
+    assert set(failed) == {"down"}
     assert told == {"up": {"running": 7.0, "kv_cache_usage": 0.5}, "down": {}}
     await asyncio.to_thread(server.close)
     while told["up"]:
@@ -87,7 +104,9 @@ async def test_a_page_that_comes_byte_by_byte_is_given_up(monkeypatch: pytest.Mo
     server = await asyncio.start_server(drip, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(load._load(f"http://127.0.0.1:{port}/"), 5)
+        await asyncio.wait_for(
+            load._load(Pool(cluster="c", model="m", metrics=f"http://127.0.0.1:{port}/")), 5
+        )
     server.close()
 
 

@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
+import time
+from collections import Counter
 from typing import Any
 
 import pytest
-from builders import MANIFEST, FakeEncoder, classifier, config, raw
+from builders import MANIFEST, POOLS, FakeEncoder, classifier, config, raw
+from pydantic import ValidationError
 
 from semroute_extproc import policy
-from semroute_extproc.config import Config
+from semroute_extproc.config import Config, unresolved
+from semroute_extproc.controllers import Controllers
 from semroute_extproc.encoder import Encoder
 from semroute_extproc.errors import EncoderUnavailable
 from semroute_extproc.exchange import Decide
 from semroute_extproc.outcome import Kind, Outcome
 from semroute_extproc.pipeline import Pipeline
+from semroute_extproc.policy.shadow import Agreement, Shadow
+from semroute_extproc.reasoning import FAMILIES
+from semroute_extproc.remote_sessions import SharedSessions
 from semroute_extproc.request import Api, RequestHead
 
 
-def pipeline(settings: Config | None = None, encoder: Encoder | None = None) -> tuple[Pipeline, list[str]]:
+def pipeline(
+    settings: Config | None = None, encoder: Encoder | None = None, **more: Any
+) -> tuple[Pipeline, list[str]]:
     settings = settings or config()
     policies, problems = policy.build(settings, MANIFEST)
     assert problems == []
     failures: list[str] = []
-    return Pipeline(settings, policies, classifier(encoder or FakeEncoder()), failures.append), failures
+    more.setdefault("controllers", Controllers(settings, b"key"))
+    subject = Pipeline(settings, policies, classifier(encoder or FakeEncoder()), failures.append, **more)
+    return subject, failures
 
 
 def request(body: Any, api: Api = Api.CHAT_COMPLETIONS, **headers: str) -> Decide:
@@ -221,3 +233,198 @@ async def test_the_stages_are_timed_in_order() -> None:
     starts = [stage.start_ms for stage in outcome.stages]
     assert starts == sorted(starts)
     assert outcome.total_ms >= sum(outcome.milliseconds().values()) * 0.99
+
+
+async def test_an_override_replaces_the_clients_own_reasoning_switch() -> None:
+    reasoning = {"effort": "off", "override": True}
+    rules = [{"name": "r", "when": "true", "pool": "small", "reasoning": reasoning}]
+    settings = config(policies={"main": {"rules": rules, "otherwise": {"strategy": "s"}}})
+    own = {"chat_template_kwargs": {"enable_thinking": True, "other": 1}, "reasoning_effort": "high"}
+    body = edited(await outcome_of(request(chat(**own)), settings))
+    assert body["chat_template_kwargs"] == {"enable_thinking": False, "other": 1}
+    assert body["reasoning_effort"] == "none"
+
+
+async def test_the_effort_follows_the_difficulty_band() -> None:
+    bands = {"bands": [{"below": 0.5, "effort": "off"}, {"effort": "high"}]}
+    settings = config(policies={"main": {"otherwise": {"pool": "small", "reasoning": bands}}})
+    for logit, thinks in ((-3.0, False), (3.0, True)):
+        outcome = await outcome_of(request(chat()), settings, FakeEncoder(lambda _, at=logit: raw(at)))
+        assert edited(outcome)["chat_template_kwargs"] == {"enable_thinking": thinks}
+
+
+TURNS = [
+    {"role": "user", "content": "hello"},
+    {"role": "assistant", "content": "hi"},
+    {"role": "user", "content": "prove it"},
+]
+TOOL_LOOP = [*TURNS, {"role": "tool", "content": "42", "tool_call_id": "1"}]
+
+
+def conversation(messages: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"model": "auto", "messages": messages}
+
+
+class TestConversations:
+    async def test_a_conversation_keeps_its_pool_and_a_tool_loop_asks_no_encoder(self) -> None:
+        encoder = FakeEncoder(lambda text: raw(3.0 if "prove" in text else -3.0))
+        settings = config(controllers={"session": {"margin": 0.5}})
+        subject, _ = pipeline(settings, encoder)
+        first = await subject.decide(request(conversation(TURNS[:1])))
+        assert (first.pool, first.session) == ("small", "new")
+        later = await subject.decide(request(conversation(TURNS)))
+        assert (later.pool, later.session) == ("small", "kept")
+        encoder.texts.clear()
+        loop = await subject.decide(request(conversation(TOOL_LOOP)))
+        assert (loop.pool, loop.session, encoder.texts) == ("small", "locked", [])
+
+    async def test_a_response_goes_where_its_state_is_if_the_client_names_the_conversation(self) -> None:
+        settings = config(controllers={"session": {}})
+        subject, _ = pipeline(settings, FakeEncoder(lambda text: raw(5.0 if "prove" in text else -5.0)))
+        first = {"model": "auto", "input": "hello"}
+        later = {"model": "auto", "input": "prove it", "previous_response_id": "resp_1"}
+        named = {"x_semroute_session": "7"}
+        assert (await subject.decide(request(first, Api.RESPONSES, **named))).pool == "small"
+        locked = await subject.decide(request(later, Api.RESPONSES, **named))
+        assert (locked.pool, locked.session) == ("small", "locked")
+        lost = await subject.decide(request(later, Api.RESPONSES))
+        assert (lost.pool, lost.session) == ("large", "lost")
+
+    @pytest.mark.parametrize("delay", [0.0, 60.0])
+    async def test_a_dead_shared_memory_is_counted_and_decided_without_in_time(self, delay: float) -> None:
+        class Dead:
+            async def get(self, name: str) -> bytes | None:
+                await asyncio.sleep(delay)
+                raise ConnectionError
+
+            async def set(self, name: str, value: str, ex: int) -> object:
+                raise ConnectionError
+
+            async def aclose(self) -> None:
+                pass
+
+        counted: list[str] = []
+        shared = SharedSessions(Dead(), 2.0, 60.0, counted.append)
+        settings = config(server={"deadline_ms": 1_000}, controllers={"session": {}})
+        subject, failures = pipeline(settings, shared=shared)
+        started = time.perf_counter()
+        outcome = await subject.decide(request(chat(), x_semroute_session="7"))
+        assert (outcome.kind, failures) == (Kind.ROUTED, [])
+        assert time.perf_counter() - started < 0.9
+        await asyncio.sleep(0)
+        assert counted[0] == ("timeout" if delay else "error")
+
+
+class TestMoment:
+    async def test_pressure_on_the_strong_pool_sends_its_easiest_requests_away(self) -> None:
+        pools = {**POOLS, "large": {**POOLS["large"], "metrics": "http://large/metrics"}}
+        settings = config(pools=pools, controllers={"load": {"rise_seconds": 0.001}})
+        controllers = Controllers(settings, b"key")
+        subject, _ = pipeline(settings, FakeEncoder(lambda _: raw(1.1)), controllers=controllers)
+        assert (await subject.decide(request(chat()))).pool == "large"
+        now = asyncio.get_running_loop().time()
+        for moment in (now, now + 0.1):
+            controllers.observe("large", {"running": 1.0, "waiting": 9.0}, moment)
+        await asyncio.sleep(0.3)
+        pressed = await subject.decide(request(chat()))
+        assert pressed.pool == "small"
+        assert "load share 0.30 to 0.05" in pressed.reason
+
+    async def test_a_budget_moves_the_share_of_identical_traffic_to_its_target(self) -> None:
+        scores = iter([*([2.0, -2.0] * 3_000)])
+        settings = config(controllers={"budgets": {"s": {"strong_share": 0.2, "window_requests": 50}}})
+        subject, _ = pipeline(settings, FakeEncoder(lambda _: raw(next(scores))))
+        pools = [(await subject.decide(request(chat()))).pool for _ in range(1_500)]
+        assert pools[500:].count("large") / 1_000 == pytest.approx(0.2, abs=0.03)
+
+
+def two_policies(**main: Any) -> dict[str, Any]:
+    return {
+        "main": {"otherwise": {"strategy": "s"}, **main},
+        "other": {"otherwise": {"pool": "eyes"}},
+        "same": {"otherwise": {"strategy": "s"}},
+    }
+
+
+class TestShadows:
+    async def test_shadows_are_recorded_and_not_acted_on(self) -> None:
+        settings = config(policies=two_policies(shadow=["other", "same"]))
+        outcome = await outcome_of(request(chat()), settings, FakeEncoder(lambda _: raw(5.0)))
+        assert (outcome.pool, outcome.policy) == ("large", "main")
+        found = [(s.policy, s.shadow, s.pool, s.agreement) for s in outcome.shadows]
+        assert found == [
+            ("main", "other", "eyes", Agreement.DIFFER),
+            ("main", "same", "large", Agreement.AGREE),
+        ]
+
+    async def test_a_shadow_causes_no_encoder_pass_of_its_own(self) -> None:
+        encoder = FakeEncoder()
+        settings = config(policies=two_policies(shadow="same", otherwise={"pool": "small"}))
+        outcome = await outcome_of(request(chat()), settings, encoder)
+        assert [shadow.agreement for shadow in outcome.shadows] == [Agreement.UNDECIDED]
+        assert encoder.texts == []
+
+    async def test_a_share_may_be_encoded_for_shadows_after_the_request_has_gone(self) -> None:
+        told: list[Shadow] = []
+        encoder = FakeEncoder(lambda _: raw(5.0), delay=0.2)
+        policies = two_policies(shadow="same", shadow_share=0.5, otherwise={"pool": "small"})
+        settings = config(server={"deadline_ms": 5_000}, policies=policies)
+        subject, _ = pipeline(settings, encoder, on_shadow=told.append)
+        outcomes = [await subject.decide(request(chat(f"q{n}"), x_request_id=f"id-{n}")) for n in range(40)]
+        at_once = [outcome for outcome in outcomes if outcome.shadows]
+        while len(told) + len(at_once) < 40:
+            await asyncio.sleep(0.02)
+        assert 8 < len(told) < 32
+        assert {(shadow.pool, shadow.agreement) for shadow in told} == {("large", Agreement.DIFFER)}
+        assert min(outcome.total_ms for outcome in outcomes) < 100.0
+
+    async def test_a_shadow_that_fails_is_counted_and_the_request_goes_its_way(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        settings = config(policies=two_policies(shadow="other"))
+        subject, failures = pipeline(settings, FakeEncoder(lambda _: raw(5.0)))
+
+        def fail(_: Any) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(subject._policies["other"], "decide", fail)
+        outcome = await subject.decide(request(chat(), x_request_id="r1"))
+        assert (outcome.kind, outcome.pool) == (Kind.ROUTED, "large")
+        assert [shadow.agreement for shadow in outcome.shadows] == [Agreement.ERROR]
+        assert failures == ["r1"]
+
+    async def test_a_shadow_teaches_the_controllers_nothing(self) -> None:
+        settings = config(
+            policies=two_policies(shadow="same", otherwise={"pool": "small"}),
+            controllers={"budgets": {"s": {"strong_share": 0.3}}, "session": {}},
+        )
+        controllers = Controllers(settings, b"key")
+        subject, _ = pipeline(settings, controllers=controllers)
+        await subject.decide(request(chat()))
+        assert controllers.status()["budgets"]["s"]["requests"] == 0
+
+
+class TestCanary:
+    async def test_a_share_of_the_requests_is_decided_by_another_policy(self) -> None:
+        models = {"auto": {"policy": "main", "canary": {"other": 0.25}}}
+        settings = config(policies=two_policies(otherwise={"pool": "small"}), models=models)
+        subject, _ = pipeline(settings)
+        ids = [f"id-{n}" for n in range(1_000)]
+        drawn = [(await subject.decide(request(chat(), x_request_id=i))).policy for i in ids]
+        assert Counter(drawn)["other"] / len(ids) == pytest.approx(0.25, abs=0.04)
+        again = [(await subject.decide(request(chat(), x_request_id=i))).policy for i in ids[:50]]
+        assert again == drawn[:50]
+
+    @pytest.mark.parametrize(
+        ("canary", "message"),
+        [({"main": 0.5}, "is the policy that the rest goes to"), ({"gone": 0.5}, "there is no policy")],
+    )
+    def test_a_canary_that_is_none_is_a_configuration_error(
+        self, canary: dict[str, float], message: str
+    ) -> None:
+        settings = config(policies=two_policies(), models={"auto": {"policy": "main", "canary": canary}})
+        assert any(message in problem.message for problem in unresolved(settings, FAMILIES))
+
+    def test_shares_beyond_the_whole_are_refused(self) -> None:
+        with pytest.raises(ValidationError, match="more than 1 together"):
+            config(models={"auto": {"policy": "main", "canary": {"other": 0.6, "same": 0.6}}})

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 from builders import MANIFEST, PAIR, POOLS
+from pydantic import ValidationError
 
 from semroute_extproc import policy
 from semroute_extproc.config import Config
 from semroute_extproc.policy.constraints import NoCandidate
-from semroute_extproc.policy.decision import Decision, Facts
+from semroute_extproc.policy.decision import Conditions, Decision, Facts, Held, Lock
 from semroute_extproc.policy.rules import REQUEST_FACTS, SIGNAL_FACTS
 from semroute_extproc.policy.weighted import unit_interval
 from semroute_extproc.request import Api, RequestHead, RequestView, Turn
@@ -22,6 +23,7 @@ def compiled(
     rules: list[dict[str, Any]] | None = None,
     strategy: dict[str, Any] | None = None,
     otherwise: dict[str, Any] | None = None,
+    strategies: dict[str, Any] | None = None,
 ) -> policy.Policy:
     config = Config.model_validate(
         {
@@ -29,7 +31,7 @@ def compiled(
             "default_pool": "large",
             "models": {"auto": {"policy": "main"}},
             "policies": {"main": {"rules": rules or [], "otherwise": otherwise or {"strategy": "s"}}},
-            "strategies": {"s": strategy or PAIR},
+            "strategies": {"s": strategy or PAIR, **(strategies or {})},
         }
     )
     policies, problems = policy.build(config, MANIFEST)
@@ -289,3 +291,172 @@ class TestWithoutReading:
         assert unit_interval("a", "x") == unit_interval("a", "x")
         assert unit_interval("a", "x") != unit_interval("b", "x")
         assert 0.0 <= unit_interval("a", "x") < 1.0
+
+    def test_a_canary_may_draw_a_strategy_which_then_decides_in_its_own_name(self) -> None:
+        canary = {"kind": "weighted", "strategies": {"new": 1, "old": 3}}
+        others = {"new": {"kind": "fixed", "pool": "small"}, "old": PAIR}
+        subject = compiled(strategy=canary, strategies=others)
+        drawn = [
+            decided(subject, facts(headers={"x-request-id": f"id-{n}"}, signals=signals(difficulty=0.9)))
+            for n in range(2_000)
+        ]
+        counts = Counter((each.strategy, each.canary, each.pool) for each in drawn)
+        assert counts.keys() == {("new", "s", "small"), ("old", "s", "large")}
+        assert counts["new", "s", "small"] / len(drawn) == pytest.approx(0.25, abs=0.03)
+        assert drawn[0].reason.startswith(f"canary {drawn[0].strategy}: ")
+
+    def test_a_canary_only_asks_for_signals_where_the_drawn_strategy_needs_them(self) -> None:
+        canary = {"kind": "weighted", "strategies": {"new": 1, "old": 1}}
+        subject = compiled(
+            strategy=canary, strategies={"new": {"kind": "fixed", "pool": "small"}, "old": PAIR}
+        )
+        asked = [subject.decide(facts(headers={"x-request-id": f"id-{n}"})) is None for n in range(100)]
+        assert 25 < sum(asked) < 75
+
+    def test_without_a_request_id_the_text_is_drawn_by(self) -> None:
+        subject = compiled(strategy={"kind": "weighted", "weights": {"small": 1, "large": 1}})
+        texts = [facts({"turns": (Turn("user", f"question {n}"),)}) for n in range(400)]
+        pools = [decided(subject, each).pool for each in texts]
+        assert 0.4 < pools.count("large") / len(pools) < 0.6
+        assert [decided(subject, each).pool for each in texts] == pools
+
+
+class TestControllers:
+    def test_a_budget_leans_its_own_strategy_alone(self) -> None:
+        wanted = facts(signals=signals(difficulty=0.6), conditions=Conditions(leaning={"s": 1.0}))
+        decision = decided(compiled(), wanted)
+        assert decision.pool == "large"
+        assert decision.reason == "difficulty 0.60 >= 0.46 (budget +1.00)"
+        other = facts(signals=signals(difficulty=0.6), conditions=Conditions(leaning={"t": 1.0}))
+        assert decided(compiled(), other).pool == "small"
+
+    def test_the_load_is_in_the_reason_the_trace_and_the_share(self) -> None:
+        wanted = facts(signals=signals(difficulty=0.8), conditions=Conditions({"large": 0.5}, floor=0.05))
+        decision = decided(compiled(), wanted)
+        assert decision.pool == "small"
+        assert decision.reason == "difficulty 0.80 < 0.82 (load share 0.30 to 0.17)"
+        assert ("controller", "load") in [(step.what, step.name) for step in decision.trace]
+        assert decision.share == pytest.approx(0.175)
+
+
+class TestSession:
+    def held(self, pool: str, difficulty: float = 0.5, lock: Lock = Lock.NONE, **changes: Any) -> Facts:
+        margin = changes.pop("margin", 0.1)
+        return facts(signals=signals(difficulty=difficulty), held=Held(pool, lock, margin), **changes)
+
+    @pytest.mark.parametrize(
+        ("pool", "difficulty", "stays", "session"),
+        [
+            ("small", 0.5, "small", ""),
+            ("small", 0.75, "small", "kept"),
+            ("small", 0.85, "large", "moved"),
+            ("large", 0.1, "large", "kept"),
+        ],
+    )
+    def test_a_conversation_moves_only_where_the_need_clearly_rises(
+        self, pool: str, difficulty: float, stays: str, session: str
+    ) -> None:
+        decision = decided(compiled(), self.held(pool, difficulty))
+        assert (decision.pool, decision.session) == (stays, session)
+
+    def test_what_was_kept_says_so_and_shows_what_the_strategy_thought(self) -> None:
+        decision = decided(compiled(), self.held("small", 0.75))
+        assert decision.reason == "conversation stays in small: difficulty 0.75 >= 0.70"
+        assert (decision.score, decision.strategy) == (0.75, "s")
+
+    @pytest.mark.parametrize("lock", [Lock.TOOL_LOOP, Lock.STATEFUL])
+    def test_a_lock_holds_whatever_the_score_and_asks_no_encoder(self, lock: Lock) -> None:
+        decision = decided(compiled(), facts(held=Held("small", lock)))
+        assert (decision.pool, decision.session, decision.strategy) == ("small", "locked", "s")
+        assert decision.reason == f"conversation stays in small: {lock}"
+
+    def test_a_pool_that_could_not_answer_holds_nothing(self) -> None:
+        wanted = facts({"tools": 1}, signals=signals(difficulty=0.1), held=Held("small", Lock.TOOL_LOOP))
+        assert decided(compiled(), wanted).pool == "large"
+
+    def test_a_pool_that_is_gone_holds_nothing(self) -> None:
+        assert decided(compiled(), self.held("gone", 0.1)).pool == "small"
+
+    def test_a_rule_that_names_a_pool_is_not_held_against(self) -> None:
+        rules = [{"name": "r", "when": "true", "pool": "small"}]
+        assert decided(compiled(rules), facts(held=Held("large", Lock.STATEFUL))).pool == "small"
+
+    @pytest.mark.parametrize(
+        ("lock", "pool"), [(Lock.NONE, "small"), (Lock.TOOL_LOOP, "small"), (Lock.STATEFUL, "large")]
+    )
+    def test_a_promise_is_held_against_by_state_on_the_server_alone(self, lock: Lock, pool: str) -> None:
+        assert decided(compiled(), self.held("large", 0.9, lock, quality=0.0)).pool == pool
+
+    def test_strategies_that_are_not_held_go_where_they_like(self) -> None:
+        wanted = facts(signals=signals(difficulty=0.1), held=Held("large", strategies=("other",)))
+        assert decided(compiled(), wanted).pool == "small"
+
+    def test_a_draw_by_weight_is_kept_for_the_whole_conversation(self) -> None:
+        subject = compiled(strategy={"kind": "weighted", "weights": {"small": 1, "large": 1}})
+        pools = {
+            decided(subject, facts(headers={"x-request-id": f"id-{n}"}, held=Held("small"))).pool
+            for n in range(50)
+        }
+        assert pools == {"small"}
+
+
+class TestReasoning:
+    BANDS = {
+        "bands": [{"below": 0.3, "effort": "off"}, {"below": 0.7, "effort": "medium"}, {"effort": "high"}]
+    }
+
+    @pytest.mark.parametrize(
+        ("difficulty", "effort"),
+        [(0.0, "none"), (0.29, "none"), (0.3, "medium"), (0.7, "high"), (1.0, "high")],
+    )
+    def test_the_effort_follows_the_difficulty(self, difficulty: float, effort: str) -> None:
+        subject = compiled(otherwise={"pool": "large", "reasoning": self.BANDS})
+        decision = decided(subject, facts(signals=signals(difficulty=difficulty)))
+        assert (decision.reasoning, decision.override) == (effort, False)
+        assert decision.reason == f"always large, reasoning {effort}"
+        assert decision.trace[-1].what == "reasoning"
+
+    def test_bands_ask_for_signals_even_where_the_pool_is_fixed(self) -> None:
+        subject = compiled(otherwise={"pool": "large", "reasoning": self.BANDS})
+        assert subject.decide(facts()) is None
+
+    def test_without_signals_the_models_own_default_is_left(self) -> None:
+        subject = compiled(otherwise={"pool": "small", "reasoning": self.BANDS})
+        decision = decided(subject, facts(fallback="deadline"))
+        assert (decision.pool, decision.reasoning) == ("small", None)
+
+    def test_an_unknown_text_counts_as_the_hardest(self) -> None:
+        subject = compiled(otherwise={"pool": "large", "reasoning": self.BANDS})
+        assert decided(subject, facts(signals=signals(difficulty=0.1, unknown=True))).reasoning == "high"
+
+    @pytest.mark.parametrize("plain", ["off", "none", False, {"effort": "off"}])
+    def test_one_effort_may_be_said_plainly(self, plain: Any) -> None:
+        subject = compiled(otherwise={"pool": "large", "reasoning": plain})
+        assert decided(subject, facts()).reasoning == "none"
+
+    def test_an_override_is_told(self) -> None:
+        subject = compiled(otherwise={"pool": "large", "reasoning": {"effort": "low", "override": True}})
+        assert decided(subject, facts()).override
+
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [
+            ({}, "exactly one of effort and bands"),
+            ({"effort": "low", "bands": [{"effort": "high"}]}, "exactly one of effort and bands"),
+            ({"bands": [{"below": 0.3, "effort": "off"}]}, "the last band"),
+            ({"bands": [{"effort": "off"}, {"effort": "high"}]}, "the last band"),
+            (
+                {
+                    "bands": [
+                        {"below": 0.5, "effort": "off"},
+                        {"below": 0.5, "effort": "low"},
+                        {"effort": "max"},
+                    ]
+                },
+                "must ascend",
+            ),
+        ],
+    )
+    def test_bands_that_leave_a_gap_are_refused(self, wrong: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValidationError, match=message):
+            compiled(otherwise={"pool": "large", "reasoning": wrong})

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from semroute_extproc.reasoning import EFFORTS, FAMILIES, switch
+from semroute_extproc.reasoning import EFFORTS, FAMILIES, KWARGS, TEMPLATE_SWITCHES, override, switch
 from semroute_extproc.request import Api
 
 CHAT, RESPONSES, MESSAGES = Api.CHAT_COMPLETIONS, Api.RESPONSES, Api.MESSAGES
@@ -126,3 +126,46 @@ def test_unknown_families_and_efforts_are_mistakes_of_the_caller():
         switch("gpt-4", CHAT, "low")
     with pytest.raises(ValueError, match="effort"):
         switch("qwen3", CHAT, "enormous")
+
+
+CLIENTS: dict[Api, list[tuple[str, ...]]] = {
+    CHAT: [("reasoning_effort",)],
+    RESPONSES: [("reasoning", "effort")],
+    MESSAGES: [("thinking",), ("output_config", "effort")],
+}
+
+
+@pytest.mark.parametrize("api", CLIENTS)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("effort", EFFORTS)
+def test_an_override_writes_the_switch_and_leaves_no_other_that_disagrees(family: str, api: Api, effort: str):
+    """Every member that the client set says afterwards what the policy says."""
+    paths = [*CLIENTS[api], *((KWARGS, name) for name in TEMPLATE_SWITCHES)]
+    written = override(family, api, effort, paths)
+    if not switch(family, api, effort):
+        assert written == {}
+        return
+    assert switch(family, api, effort).items() <= written.items()
+    off = (FAMILIES[family].efforts or {}).get(effort, effort) == "none"
+    for path in paths:
+        value = written[path]
+        match path:
+            case ("thinking",):
+                assert value == {"type": "disabled" if off else "adaptive"}
+            case ("output_config", "effort"):
+                assert value in ("low", "medium", "high", "xhigh", "max")
+            case (_, "thinking_mode"):
+                assert value == ("disabled" if off else "enabled")
+            case (_, "enable_thinking" | "thinking"):
+                assert value is not off
+            case _:
+                assert (value == "none") == off
+
+
+def test_a_family_that_cannot_be_switched_off_is_not_told_off_by_another_member():
+    written = override("gpt-oss", MESSAGES, "none", [("thinking",)])
+    assert written == {("output_config", "effort"): "low", ("thinking",): {"type": "adaptive"}}
+
+
+def test_what_the_client_did_not_set_is_not_added():
+    assert override("qwen3", CHAT, "none", []) == switch("qwen3", CHAT, "none")

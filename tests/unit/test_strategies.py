@@ -347,7 +347,9 @@ class TestClusters:
         subject = clusters(near)
         assert decided(subject, facts(FIRST)).pool == "small"
         pressed = Conditions({"small": 1.0})
-        assert decided(subject, facts(FIRST, conditions=pressed)).pool == "eyes"
+        moved = decided(subject, facts(FIRST, conditions=pressed))
+        assert moved.pool == "eyes"
+        assert moved.reason.endswith("(load small to eyes)")
         assert decided(clusters(), facts(SECOND, conditions=Conditions({"large": 0.3}))).pool == "large"
 
     def test_a_long_prompt_weighs_its_price(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from typing import Any
@@ -13,8 +14,10 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from semroute_extproc.config import Telemetry
+from semroute_extproc.mutations import metadata
 from semroute_extproc.outcome import Kind, Outcome, Stage
 from semroute_extproc.policy.decision import Decision
+from semroute_extproc.policy.shadow import Agreement, Shadow
 from semroute_extproc.request import Api, RequestView, Turn
 from semroute_extproc.signals import calibrate
 from semroute_extproc.telemetry import Decided
@@ -22,6 +25,19 @@ from semroute_extproc.telemetry.log import LogSink, configure
 from semroute_extproc.telemetry.otel import OtelSink
 from semroute_extproc.telemetry.prom import PrometheusSink
 
+STATUS = {
+    "pools": {"large": {"pressure": 0.5, "level": 0.6, "known": True}},
+    "budgets": {
+        "pair": {
+            "unit": "share",
+            "target": 0.3,
+            "realised": 0.31,
+            "leaning": -0.2,
+            "requests": 5,
+        }
+    },
+    "sessions": {"entries": 7},
+}
 SECRET = "the patient's name is Ada"
 
 
@@ -134,3 +150,43 @@ def test_a_traceback_shows_no_variables(style: str, capsys: pytest.CaptureFixtur
     shown = capsys.readouterr().err
     assert "failed on 25 characters" in shown
     assert "Ada" not in shown
+
+
+def test_the_controllers_are_read_when_the_metrics_are() -> None:
+    sink = PrometheusSink()
+    sink.watch_controllers(lambda: STATUS)
+    text = sink.exposition().decode()
+    for line in (
+        'semroute_pool_pressure{pool="large"} 0.5',
+        'semroute_budget_leaning{strategy="pair"} -0.2',
+        'semroute_budget_target{strategy="pair"} 0.3',
+        'semroute_budget_realised{strategy="pair"} 0.31',
+        "semroute_session_entries 7.0",
+    ):
+        assert line in text
+    sink.watch_controllers(lambda: {"pools": {}, "budgets": {}, "sessions": None})
+    assert "semroute_pool_pressure{" not in sink.exposition().decode()
+
+
+def test_sessions_and_shadows_are_counted_and_told() -> None:
+    shadow = Shadow("main", "other", Agreement.DIFFER, "large", "why")
+    told = event()
+    outcome = dataclasses.replace(told.outcome, policy="main", session="kept", shadows=(shadow,))
+    sink = PrometheusSink()
+    sink.decided(dataclasses.replace(told, outcome=outcome))
+    text = sink.exposition().decode()
+    assert 'semroute_sessions_total{result="kept"} 1.0' in text
+    labels = 'agreement="differ",policy="main",pool="large",shadow="other"'
+    assert f"semroute_shadow_decisions_total{{{labels}}} 1.0" in text
+    facts = metadata(outcome)
+    assert (facts["policy"], facts["session"], facts["shadow"]) == ("main", "kept", "other=large")
+
+
+def test_the_metadata_says_whose_reasoning_effort_it_is() -> None:
+    base = event().outcome
+    assert base.view is not None
+    own = dataclasses.replace(base.view, reasoning_set=True)
+    for override, view, says in ((False, base.view, "policy"), (False, own, "client"), (True, own, "policy")):
+        decision = Decision("small", "why", reasoning="high", override=override)
+        facts = metadata(dataclasses.replace(base, decision=decision, view=view))
+        assert (facts["reasoning"], facts["reasoning_from"]) == ("high", says)

@@ -20,6 +20,10 @@ BINS = 15
 """Bins of the calibration error, as in Guo et al., 2017."""
 
 
+CHANCE_DRAWS = 200
+"""Draws behind the calibration error that chance alone gives."""
+
+
 class Reliability(NamedTuple):
     """Calibration by bin; each field has shape (bins,), empty bins hold NaN and a share of 0."""
 
@@ -72,6 +76,17 @@ def binary_ece(probability: Floats, event: Floats, bins: int = BINS) -> float:
     table = reliability(probability, event, bins)
     filled = table.share > 0
     return float(np.sum(table.share[filled] * np.abs(table.observed - table.confidence)[filled]))
+
+
+def ece_if_calibrated(probability: Floats, seed: int, bins: int = BINS) -> float:
+    """The mean ECE that these probabilities would show by chance if they were exactly right.
+
+    With few rows the error of a perfect model is not 0 (Kumar et al. 2019, section 4); outcomes are
+    drawn from the probabilities themselves, `CHANCE_DRAWS` times.
+    """
+    rng = np.random.default_rng(seed)
+    draws = rng.random((CHANCE_DRAWS, probability.size)) < probability
+    return float(np.mean([binary_ece(probability, draw.astype(np.float64), bins) for draw in draws]))
 
 
 def abstention_curve(confidence: Floats, correct: Booleans) -> tuple[Floats, Floats]:

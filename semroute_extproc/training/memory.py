@@ -1,0 +1,78 @@
+"""The memory beside the domain head: which texts it remembers, and how much it is listened to."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from semroute_extproc.training.calibrate import temperature
+from semroute_extproc.training.datasets import DOMAINS, Example
+from semroute_extproc.training.losses import IGNORE
+from semroute_extproc.training.model import HeadOutputs, Heads, Memory
+
+Say = Callable[[str], None]
+
+SOURCE_ROWS_MAX = 700
+"""Remembered rows of a source whose rows all have one domain: more of the same votes for nothing new."""
+
+SHARPNESSES = (15.0, 20.0, 30.0, 40.0)
+WEIGHTS = (0.5, 1.0, 1.5, 2.5)
+"""Grid from which the calibration rows choose."""
+
+
+def add_memory(
+    heads: Heads,
+    rows: Sequence[Example],
+    fit: HeadOutputs,
+    check: HeadOutputs,
+    target: Tensor,
+    seed: int,
+    say: Say,
+) -> None:
+    """Remember `rows` (their outputs are `fit`) and weigh the votes by the calibration rows.
+
+    `target` is the domain of each calibration row, `IGNORE` where not known. The grid's best by
+    cross-entropy after temperature scaling is taken.
+    """
+    chosen = remembered(rows, seed)
+    memory = Memory(len(chosen), fit.embedding.shape[1], len(DOMAINS))
+    memory.keys.copy_(fit.embedding[chosen])
+    domains = torch.tensor([rows[i].domain for i in chosen])
+    memory.labels.copy_(F.one_hot(domains, len(DOMAINS)).float())
+    heads.memory = memory
+    known = target != IGNORE
+    best = float("inf")
+    for sharpness in SHARPNESSES:
+        memory.sharpness.fill_(sharpness)
+        memory.weight.fill_(1.0)
+        with torch.inference_mode():
+            votes = memory(check.embedding[known])
+        for weight in WEIGHTS:
+            logits = (check.domain[known].log_softmax(-1) + weight * votes).clone()
+            loss = float(F.cross_entropy(logits / temperature(logits, target[known]), target[known]))
+            if loss < best:
+                best, chosen_pair = loss, (sharpness, weight)
+    memory.sharpness.fill_(chosen_pair[0])
+    memory.weight.fill_(chosen_pair[1])
+    say(
+        f"memory: {len(chosen)} texts, sharpness {chosen_pair[0]:g}, weight {chosen_pair[1]:g}, "
+        f"loss {best:.4f} on calibration rows"
+    )
+
+
+def remembered(rows: Sequence[Example], seed: int) -> list[int]:
+    """Indices of the rows to remember: all with a domain, but few of a source that has only one."""
+    sources: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        if row.domain is not None:
+            sources.setdefault(row.source, []).append(i)
+    rng = random.Random(seed)
+    chosen: list[int] = []
+    for _, own in sorted(sources.items()):
+        one_domain = len({rows[i].domain for i in own}) == 1
+        chosen += rng.sample(own, min(len(own), SOURCE_ROWS_MAX)) if one_domain else own
+    return sorted(chosen)

@@ -1,0 +1,85 @@
+"""Fixtures of the tests against real vLLM; `make test-vllm` runs them, everything else skips them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
+
+from gateway import Gateway, start_gateway, start_sidecar
+from servers import Pools, build_model
+from settings import settings
+
+from semroute_extproc.demo.sidecar import Sidecar
+
+PYTHON = os.environ.get("SEMROUTE_VLLM_PYTHON", "")
+"""The interpreter of the environment that has vLLM."""
+
+CLEAN = ("failure_mode_allowed", "spurious_msgs_received", "rejected_header_mutations")
+"""Envoy's counters that must stay where they are, whatever the pools do."""
+
+REQUEST_SECONDS_MAX = 240
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.vllm)
+            if not PYTHON and "pools" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.skip(reason="needs a real vLLM: make test-vllm"))
+
+
+def pytest_report_header() -> str | None:
+    return f"vLLM of {PYTHON}" if PYTHON else None
+
+
+@pytest.fixture(scope="session")
+def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
+    folder = tmp_path_factory.mktemp("vllm")
+    build_model(PYTHON, folder / "model")
+    running = Pools(PYTHON, folder / "model", folder)
+    try:
+        running.ensure()
+        yield running
+    finally:
+        running.stop()
+
+
+@pytest.fixture(scope="session")
+def sidecar(tmp_path_factory: pytest.TempPathFactory, pools: Pools) -> Iterator[Sidecar]:
+    folder = tmp_path_factory.mktemp("shared")
+    config = folder / "semroute.yaml"
+    config.write_text(json.dumps(settings({server.name: server.metrics for server in pools})))
+    running = start_sidecar(folder, config=config)
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def standard(tmp_path_factory: pytest.TempPathFactory, sidecar: Sidecar, pools: Pools) -> Iterator[Gateway]:
+    running = start_gateway(tmp_path_factory.mktemp("envoy"), [sidecar], pools)  # type: ignore[arg-type]
+    yield running
+    running.envoy.stop()
+
+
+@pytest.fixture
+def gateway(standard: Gateway, pools: Pools) -> Iterator[Gateway]:
+    """The gateway with both servers up; the sidecar must not have failed when the test is over."""
+    pools.ensure()
+    before = {name: standard.counter(name) for name in CLEAN}
+    yield standard
+    assert {name: standard.counter(name) for name in CLEAN} == before, "Envoy counted failures of the sidecar"
+
+
+@pytest.fixture
+async def client(gateway: Gateway) -> AsyncIterator[aiohttp.ClientSession]:
+    timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS_MAX)
+    async with aiohttp.ClientSession(gateway.url, timeout=timeout) as session:
+        yield session
