@@ -22,6 +22,7 @@ from semroute_extproc.outcome import Kind, Outcome
 from semroute_extproc.pipeline import Pipeline
 from semroute_extproc.policy.decision import Candidates, Choice, Facts, Judgement
 from semroute_extproc.policy.judge import Judge as Strategy
+from semroute_extproc.policy.shadow import Agreement, Shadow
 from semroute_extproc.request import Api, RequestHead, RequestView, Turn
 from semroute_extproc.telemetry import Decided
 from semroute_extproc.telemetry.prom import PrometheusSink
@@ -206,6 +207,53 @@ async def test_every_result_is_counted_by_strategy() -> None:
     page = sink.exposition().decode()
     assert 'semroute_judge_total{result="ok",strategy="s"} 1.0' in page
     assert 'semroute_judge_total{result="cache",strategy="s"} 2.0' in page
+
+
+async def shadowed(url: str, share: float) -> tuple[Outcome, list[Shadow]]:
+    """A live threshold with a judge in its shadow; what the shadow says later."""
+    pair = {"kind": "threshold", "weak": "small", "strong": "large", "threshold": 0.5}
+    settings_ = config(
+        strategies={"s": pair, "j": {**SETTINGS, "url": url, "timeout_ms": 1_000}},
+        policies={
+            "main": {"otherwise": {"strategy": "s"}, "shadow": ["judged"], "shadow_share": share},
+            "judged": {"otherwise": {"strategy": "j"}},
+        },
+        server={"deadline_ms": 2_000},
+    )
+    policies, _ = policy.build(settings_, MANIFEST)
+    judges = Judges()
+    told: list[Shadow] = []
+    encoder = classifier(FakeEncoder(lambda _: raw(-5.0)))
+    subject = Pipeline(
+        settings_, policies, encoder, pytest.fail, judges.of(settings_), None, None, told.append
+    )
+    judges.adopt(subject.judges)
+    body = json.dumps({"model": "auto", "messages": [{"role": "user", "content": "prove it"}]}).encode()
+    head = RequestHead("POST", "/v1/chat/completions", {})
+    found = await subject.decide(Decide(head, Api.CHAT_COMPLETIONS, body))
+    async with asyncio.timeout(5):
+        while share and not told:
+            await asyncio.sleep(0.01)
+    await judges.close()
+    return found, told
+
+
+async def test_a_judge_in_the_shadow_is_asked_once_the_live_request_has_gone() -> None:
+    async with OpenAIServer(lambda _: labelled({"1": 1.0})) as server:
+        server.delay = 0.1
+        live, [later] = await shadowed(server.url, 1.0)
+        assert len(server.requests) == 1
+    assert (live.pool, live.shadows) == ("small", ())
+    assert (later.shadow, later.pool) == ("judged", "large")
+    assert "judge" not in live.milliseconds()
+
+
+async def test_a_judge_in_the_shadow_is_undecided_where_it_is_not_asked() -> None:
+    async with OpenAIServer(lambda _: labelled({"1": 1.0})) as server:
+        live, told = await shadowed(server.url, 0.0)
+        assert server.requests == []
+    assert (live.pool, told) == ("small", [])
+    assert [shadow.agreement for shadow in live.shadows] == [Agreement.UNDECIDED]
 
 
 # The configuration.
