@@ -25,15 +25,18 @@ from semroute_extproc import (
 )
 from semroute_extproc.admin import AdminServer, Page, text
 from semroute_extproc.bundle import Bundle
-from semroute_extproc.config import Config
+from semroute_extproc.config import Config, Problem
 from semroute_extproc.controllers import Controllers
 from semroute_extproc.encoder.batcher import Batcher
 from semroute_extproc.encoder.classifier import Classifier, Reader
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.errors import ConfigError
 from semroute_extproc.exchange import Settings
+from semroute_extproc.judge.live import CannotJudge, Judges
 from semroute_extproc.pipeline import Pipeline
 from semroute_extproc.policy.shadow import Shadow
+from semroute_extproc.profile_source import ProfileDirectories, ProfileDirectory
+from semroute_extproc.profiles import certainty, is_thin
 from semroute_extproc.remote_sessions import SharedSessions
 from semroute_extproc.server import Generation, GrpcServer, Servicer
 from semroute_extproc.telemetry import Sink, log
@@ -93,9 +96,13 @@ def make_classifier(config: Config, models: Mapping[str, OnnxModel]) -> Classifi
     return Classifier(default, readers)
 
 
-def make_policies(loaded: config_source.Loaded, default: Bundle) -> dict[str, policy.Policy]:
+def make_policies(
+    loaded: config_source.Loaded,
+    default: Bundle,
+    profiles_of: strategy_files.ProfilesOf = strategy_files.still,
+) -> dict[str, policy.Policy]:
     """Every policy, with the files its strategies name; raises ConfigError with every problem's place."""
-    material, problems = strategy_files.load(loaded.config)
+    material, problems = strategy_files.load(loaded.config, profiles_of)
     policies, more = policy.build(loaded.config, default.manifest, material)
     if problems or more:
         raise loaded.error([*problems, *more])
@@ -107,14 +114,20 @@ def make_generation(
     loaded: config_source.Loaded,
     classifier: Classifier,
     on_error: Callable[[str], None],
+    judges: Judges,
+    profiles_of: strategy_files.ProfilesOf = strategy_files.still,
     controllers: Controllers | None = None,
     shared: SharedSessions | None = None,
     on_shadow: Callable[[Shadow], None] = lambda _: None,
 ) -> Generation:
     """Compile a configuration against the bundle; raises ConfigError with places."""
     config = loaded.config
-    policies = make_policies(loaded, classifier.bundle)
-    pipeline = Pipeline(config, policies, classifier, on_error, controllers, shared, on_shadow)
+    policies = make_policies(loaded, classifier.bundle, profiles_of)
+    try:
+        judging = judges.of(config)
+    except CannotJudge as error:
+        raise loaded.error([Problem(("strategies", error.strategy), str(error))]) from None
+    pipeline = Pipeline(config, policies, classifier, on_error, judging, controllers, shared, on_shadow)
     default = config.pools[config.default_pool]
     settings = Settings(
         default_pool=config.default_pool,
@@ -135,9 +148,12 @@ class App:
         self._loaded, self._files = loaded, strategy_files.fingerprint(loaded.config)
         self._metrics = PrometheusSink()
         self._classifier = make_classifier(loaded.config, models)
+        self._judges = Judges()
+        self._profiles = ProfileDirectories(self._on_profiles)
         self._controllers = Controllers(loaded.config, os.urandom(SECRET_BYTES))
         self._shared = self._connect(loaded.config)
         self._generation = self._make_generation(1, loaded, self._shared)
+        self._adopt()
         self._ready = False
         self._stop = asyncio.Event()
         telemetry = loaded.config.telemetry
@@ -162,6 +178,8 @@ class App:
             loaded,
             self._classifier,
             self._on_error,
+            self._judges,
+            self._profiles.of,
             self._controllers,
             shared,
             self._on_shadow,
@@ -204,6 +222,7 @@ class App:
             encoders=self._classifier.describe(),
         )
         watch = asyncio.create_task(self._watch())
+        profiles = asyncio.create_task(self._profiles.watch(self._stop))
         scrape = asyncio.create_task(
             load.scrape(lambda: self._loaded.config.pools, self._on_load, self._metrics.scrape_failed)
         )
@@ -214,8 +233,9 @@ class App:
             logger.info("server.draining", seconds=self._loaded.config.server.drain_seconds)
             await self._server.drain()
             scrape.cancel()
-            await watch
+            await asyncio.gather(watch, profiles)
             await self._classifier.close()
+            await self._judges.close()
             if self._shared is not None:
                 await self._shared.close()
             if self._tracing:
@@ -244,14 +264,17 @@ class App:
                 shared = self._connect(loaded.config)
             self._generation = self._make_generation(self._generation.number + 1, loaded, shared)
         except ConfigError as error:
+            self._profiles.forget()
             self._metrics.reload_successful.set(0)
             logger.error("config.rejected", problems=error.problems)
             return
         except Exception:
+            self._profiles.forget()
             self._metrics.reload_successful.set(0)
             logger.exception("config.rejected")
             return
         self._loaded, self._files = loaded, files
+        self._adopt()
         self._controllers.reload(loaded.config)
         if shared is not self._shared and self._shared is not None:
             # Streams that are open still hold it: a lookup after this one fails, and is counted.
@@ -259,6 +282,33 @@ class App:
         self._shared = shared
         self._note_reload()
         logger.info("config.reloaded", generation=self._generation.number, sha256=loaded.sha256[:12])
+
+    def _on_profiles(self, strategy: str, directory: ProfileDirectory | None) -> None:
+        """Count and tell what a strategy's profiles are now."""
+        if directory is None:
+            self._metrics.forget_profiles(strategy)
+            return
+        found = directory()
+        self._metrics.set_profiles(strategy, len(found), len(directory.problems))
+        served = {pool.model for pool in self._loaded.config.pools.values()}
+        logger.info(
+            "profiles.read",
+            strategy=strategy,
+            models=sorted(found.keys() & served),
+            without_pool=sorted(found.keys() - served),
+        )
+        for problem in directory.problems:
+            logger.error("profile.rejected", strategy=strategy, problem=problem)
+        for profile in found.values():
+            if is_thin(profile):
+                logger.warning(
+                    "profile.thin", strategy=strategy, certainty=certainty(profile, directory.clusterings)
+                )
+
+    def _adopt(self) -> None:
+        """The generation that was made is live: so is what it reads and asks."""
+        self._judges.adopt(self._generation.pipeline.judges)
+        self._profiles.adopt()
 
     def _note_reload(self) -> None:
         self._metrics.set_config(self._generation.sha256, self._generation.number)

@@ -21,7 +21,7 @@ FORMAT = 1
 FILE_BYTES_MAX = 1024 * 1024
 """Largest calibration file."""
 
-Score = Literal["threshold", "similarity", "factorization"]
+Score = Literal["threshold", "similarity", "factorization", "judge"]
 """The kind of strategy whose score was calibrated."""
 
 
@@ -36,7 +36,7 @@ class Calibration(BaseModel):
     revision: str
     """Of the bundle that scored."""
     artefact: str = ""
-    """Digest of the artefact that scored; empty for `threshold`."""
+    """Digest of the artefact that scored, or of the judge; empty for `threshold`."""
     rows: int = Field(gt=0)
     data: str = ""
     data_sha256: str = ""

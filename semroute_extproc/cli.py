@@ -27,6 +27,7 @@ LAZY = {
     "train-zh": ("semroute_extproc.training.cli", "train_zh"),
     "bundle": ("semroute_extproc.training.cli", "bundle"),
     "eval": ("semroute_extproc.evaluation.cli", "evaluate"),
+    "profile": ("semroute_extproc.onboarding.cli", "profile"),
 }
 """Commands whose modules are imported when used: they need the extra `train`."""
 

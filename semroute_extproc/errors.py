@@ -8,6 +8,7 @@ SemrouteError
 ├── BodyTooLarge           a body over its cap, as sent or once decompressed
 ├── UnsupportedEncoding    a content-encoding we cannot read
 ├── EncoderUnavailable     no signals in time: deadline, full queue or a failed session
+├── EndpointError          a model's endpoint gave no answer that can be used
 └── DataError              a training or evaluation file that cannot be used
 """
 
@@ -68,3 +69,17 @@ class EncoderUnavailable(SemrouteError):
 
 class DataError(SemrouteError):
     """A training or evaluation file that cannot be used; the message is `file:row:column: what`."""
+
+
+class EndpointError(SemrouteError):
+    """No usable answer from a model's endpoint.
+
+    `reason` is `setup`, `timeout`, `connection`, `http` or `unreadable`; `status` and `retry_after`
+    (seconds) are those of an `http` answer.
+    """
+
+    def __init__(self, reason: str, detail: str, status: int = 0, retry_after: float | None = None) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.status = status
+        self.retry_after = retry_after

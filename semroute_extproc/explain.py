@@ -20,6 +20,7 @@ from semroute_extproc import app, config_source
 from semroute_extproc._pb import external_processor_pb2 as pb
 from semroute_extproc.encoding import decode_body
 from semroute_extproc.exchange import Exchange
+from semroute_extproc.judge.live import Judges
 from semroute_extproc.outcome import Outcome
 
 DEADLINE_MS = 5_000.0
@@ -39,7 +40,9 @@ def explain(
     async def run() -> dict[str, Any]:
         classifier = app.make_classifier(loaded.config, models)
         failures: list[str] = []
-        generation = app.make_generation(1, loaded, classifier, failures.append)
+        judges = Judges()
+        generation = app.make_generation(1, loaded, classifier, failures.append, judges)
+        judges.adopt(generation.pipeline.judges)
         exchange = Exchange(generation.settings)
         try:
             step = exchange.receive(_headers_message(method, path, headers, body))
@@ -51,6 +54,7 @@ def explain(
                 replies = exchange.decided(outcome)
         finally:
             await classifier.close()
+            await judges.close()
         assert outcome is not None, "a complete request without an outcome. This is a bug."
         plain = body
         if outcome.body is not None:

@@ -195,6 +195,7 @@ def metadata(outcome: Outcome) -> dict[str, str | float | bool]:
         facts["strategy"] = decision.strategy
         facts["canary"] = decision.canary
         facts["fallback"] = decision.fallback
+        facts["judge"] = decision.judge
         facts["session"] = outcome.session
         if decision.share is not None:
             facts["share"] = round(decision.share, 4)

@@ -84,7 +84,7 @@ class Outcome:
     total_ms: float = 0.0
 
     def milliseconds(self) -> dict[str, float]:
-        """Time per stage: parse, policy, encode, edit."""
+        """Time per stage: parse, policy, encode, judge, edit."""
         total: dict[str, float] = {}
         for stage in self.stages:
             total[stage.name] = total.get(stage.name, 0.0) + stage.ms

@@ -1,8 +1,8 @@
 """From request bytes to an outcome, in reading order.
 
-Two things are awaited, within one deadline: the encoder, and, only where a Valkey is configured,
-the pool of a conversation. Whatever goes wrong, the request gets an outcome: the default pool's
-answer is better than none.
+Three things may be awaited, within one deadline: the encoder, a judge where a policy asks for one, and
+the pool of a conversation where a Valkey is configured. Whatever goes wrong, the request gets an
+outcome: the default pool's answer is better than none.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from semroute_extproc.encoder.classifier import Classifier
 from semroute_extproc.encoding import decode_body
 from semroute_extproc.errors import BadBody, BodyTooLarge, EncoderUnavailable, UnsupportedEncoding
 from semroute_extproc.exchange import Decide, too_large_answer
+from semroute_extproc.judge import Judge
 from semroute_extproc.language import language_of
 from semroute_extproc.outcome import Answer, Kind, Outcome, Stage
 from semroute_extproc.policy import Policy
 from semroute_extproc.policy.constraints import NoCandidate
-from semroute_extproc.policy.decision import Decision, Facts
+from semroute_extproc.policy.decision import Decision, Facts, JudgeWanted
 from semroute_extproc.policy.shadow import Shadow
 from semroute_extproc.policy.weighted import draw_id, drawn
 from semroute_extproc.pools import Catalog
@@ -70,23 +71,26 @@ class Pipeline:
         policies: Mapping[str, Policy],
         classifier: Classifier,
         on_error: Callable[[str], None],
+        judges: Mapping[str, Judge] | None = None,
         controllers: Controllers | None = None,
         shared: SharedSessions | None = None,
         on_shadow: Callable[[Shadow], None] = lambda _: None,
     ) -> None:
         """`on_error` is told the request id while an exception that nobody expected is handled.
 
-        Without `controllers` nothing but the request counts. `shared` holds the pools of
-        conversations in other processes. `on_shadow` is told what a shadow says later.
+        `judges` has one for each `judge` strategy, by its name. Without `controllers` nothing but the
+        request counts. `shared` holds the pools of conversations in other processes. `on_shadow` is
+        told what a shadow says later.
         """
         self.config = settings
         self.catalog = Catalog(settings)
         self._policies = policies
         self._classifier = classifier
         self._on_error = on_error
+        self.judges = judges or {}
         self._controllers = controllers
         self._shared = shared
-        self._shadows = Shadows(settings, policies, classifier, on_error, on_shadow)
+        self._shadows = Shadows(settings, policies, self.judges, classifier, on_error, on_shadow)
 
     async def decide(self, request: Decide) -> Outcome:
         """The outcome of a request whose body is complete, within the deadline; never raises."""
@@ -141,7 +145,15 @@ class Pipeline:
             stages.mark("encode")
             decision = policy.decide(facts)
             stages.mark("policy")
-        assert decision is not None, "a policy gave no decision although it had all there is. This is a bug."
+        if isinstance(decision, JudgeWanted):
+            judgement = await self.judges[decision.strategy].ask(text, deadline)
+            facts = facts.with_judgement(decision.strategy, judgement)
+            stages.mark("judge")
+            decision = policy.decide(facts)
+            stages.mark("policy")
+        assert isinstance(decision, Decision), (
+            "a policy gave no decision although it had all there is. This is a bug."
+        )
         outcome = self._outcome(request, body, facts, decision, name, text, stages)
         session = ""
         if controllers is not None and controllers.active:

@@ -7,6 +7,7 @@ the counts instead of the means: the strategy that reads it shrinks them, and kn
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,7 +28,34 @@ FILE_BYTES_MAX = 4 * 1024 * 1024
 PROFILES_MAX = 256
 """Most profiles of a directory; further files are not read."""
 
+Z = 1.959963984540054
+"""Of the normal distribution for 95 %."""
+
+FEW_ANSWERS = 10
+"""Fewer answers in a cluster than this leave its error open by a quarter either way."""
+
 Floats = npt.NDArray[np.float32]
+
+
+class Seen(BaseModel):
+    """What was seen of an endpoint while its model was profiled; for people, routing does not read it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    answers: int = Field(ge=0)
+    failed: int = Field(ge=0)
+    """Questions without an answer, left out of the counts."""
+    unparsed: int = Field(ge=0)
+    """Answers in which no answer could be found, counted as wrong."""
+    cut: int = Field(ge=0)
+    """Answers that ended at the maximum of tokens."""
+    concurrency: int = Field(ge=1)
+    """Questions at once; the times below hold for this load."""
+    seconds_p50: float = Field(ge=0)
+    seconds_p90: float = Field(ge=0)
+    """Of a whole answer."""
+    tokens_per_second: float = Field(ge=0)
+    """Of one answer, on average."""
 
 
 class Profile(BaseModel):
@@ -46,6 +74,10 @@ class Profile(BaseModel):
     """Sum of their errors (0 right, 1 wrong, anything between for graded answers)."""
     output_tokens: tuple[float | None, ...] = ()
     """Mean tokens of an answer in each cluster, None where unknown; empty if unknown everywhere."""
+    intervals: tuple[tuple[float, float] | None, ...] = ()
+    """95 % interval of the error in each cluster, None without answers; for people, routing does not
+    read it."""
+    seen: Seen | None = None
     created: str = ""
     """ISO date."""
     source: str = ""
@@ -57,6 +89,8 @@ class Profile(BaseModel):
             raise ValueError(f"{len(self.errors)} errors for {len(self.answers)} clusters")
         if self.output_tokens and len(self.output_tokens) != len(self.answers):
             raise ValueError(f"{len(self.output_tokens)} output_tokens for {len(self.answers)} clusters")
+        if self.intervals and len(self.intervals) != len(self.answers):
+            raise ValueError(f"{len(self.intervals)} intervals for {len(self.answers)} clusters")
         for index, (wrong, answers) in enumerate(zip(self.errors, self.answers, strict=True)):
             # Sums of float32 shares: equal up to rounding.
             if not 0.0 <= wrong <= answers * (1.0 + 1e-4) + 1e-4:
@@ -71,6 +105,49 @@ class Profile(BaseModel):
     def mean_error(self) -> float:
         """The model's error over all its answers."""
         return sum(self.errors) / sum(self.answers)
+
+
+def interval(errors: float, answers: float) -> tuple[float, float]:
+    """The 95 % interval of an error rate by Wilson (1927), (0, 1) without an answer.
+
+    For graded answers and shared-out counts it is wider than need be, never narrower: a quality
+    between 0 and 1 varies less than a coin of the same mean.
+    """
+    if answers <= 0.0:
+        return 0.0, 1.0
+    p = min(max(errors / answers, 0.0), 1.0)
+    below = 1.0 + Z**2 / answers
+    middle = (p + Z**2 / (2.0 * answers)) / below
+    half = Z * math.sqrt(p * (1.0 - p) / answers + Z**2 / (4.0 * answers**2)) / below
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+def is_thin(profile: Profile) -> bool:
+    """Whether there are clusters with too few answers to say much."""
+    return min(profile.answers) < FEW_ANSWERS
+
+
+def certainty(profile: Profile, clusterings: int = 1) -> str:
+    """In one or two sentences, how far the profile can be trusted.
+
+    With several clusterings every answer is counted once in each.
+    """
+    answers = np.asarray(profile.answers)
+    low, high = interval(sum(profile.errors) / clusterings, float(answers.sum()) / clusterings)
+    overall = f"{profile.model}: error {profile.mean_error:.2f} overall ({low:.2f} to {high:.2f}, 95 %)"
+    few = answers < FEW_ANSWERS
+    if not is_thin(profile):
+        pairs = [interval(e, n) for e, n in zip(profile.errors, answers.tolist(), strict=True)]
+        widest = max(high - low for low, high in pairs) / 2
+        return f"{overall}; in a single cluster it is known to within ±{widest:.2f} or better."
+    none = int((answers <= 0.0).sum())
+    untouched = f", {none} of them none at all" if none else ""
+    low, high = interval(FEW_ANSWERS / 2, FEW_ANSWERS)
+    return (
+        f"{overall}. Warning: {int(few.sum())} of {len(answers)} clusters have fewer than {FEW_ANSWERS} "
+        f"answers{untouched}; there its error may be off by {(high - low) / 2:.2f} or more, and routing "
+        "leans on its overall error instead. More questions of these kinds would tell its strengths apart."
+    )
 
 
 def tally(

@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from semroute_extproc.artefacts import load_clusters, load_factorization, load_similarity
-from semroute_extproc.calibration import read_calibration
+from semroute_extproc.artefacts import Clusters, load_clusters, load_factorization, load_similarity
+from semroute_extproc.calibration import Calibration, read_calibration
 from semroute_extproc.config import (
     ClustersStrategy,
     Config,
@@ -20,12 +20,24 @@ from semroute_extproc.config import (
 from semroute_extproc.errors import ArtefactError
 from semroute_extproc.policy.clusters import Profiles
 from semroute_extproc.policy.strategies import Artefact, Material
-from semroute_extproc.profiles import read_profiles
+from semroute_extproc.profile_source import ProfileDirectory
+
+ProfilesOf = Callable[[str, Path, Clusters], Profiles]
+"""The profiles of a strategy, in a directory, that count in those clusters; raises ArtefactError."""
 
 
-def load(config: Config) -> tuple[Material, list[Problem]]:
+def still(strategy: str, directory: Path, clusters: Clusters) -> Profiles:
+    """The profiles of a directory as they are now, every one of them good; raises ArtefactError."""
+    found = ProfileDirectory(directory, clusters)
+    if found.problems:
+        raise ArtefactError(found.problems[0])
+    return found
+
+
+def load(config: Config, profiles_of: ProfilesOf = still) -> tuple[Material, list[Problem]]:
     """Everything the strategies of `config` read from files; what cannot be read is a problem."""
-    artefacts, calibrations = {}, {}
+    artefacts: dict[str, Artefact] = {}
+    calibrations: dict[str, Calibration] = {}
     profiles: dict[str, Profiles] = {}
     problems: list[Problem] = []
     for name, settings in config.strategies.items():
@@ -35,19 +47,11 @@ def load(config: Config) -> tuple[Material, list[Problem]]:
                     artefacts[name] = _artefact(settings, path)
                 elif field == "calibration":
                     calibrations[name] = read_calibration(path)
-                else:
-                    profiles[name] = still(path)
+                elif isinstance(clusters := artefacts.get(name), Clusters):
+                    profiles[name] = profiles_of(name, path, clusters)
             except ArtefactError as error:
                 problems.append(Problem(("strategies", name, field), str(error)))
     return Material(artefacts, calibrations, profiles), problems
-
-
-def still(directory: Path) -> Profiles:
-    """The profiles of a directory as they are now; raises ArtefactError."""
-    found, problems = read_profiles(directory)
-    if problems:
-        raise ArtefactError(problems[0])
-    return lambda: found
 
 
 def paths(settings: Strategy) -> Iterator[tuple[str, Path]]:

@@ -43,6 +43,7 @@ def settings() -> str:
         ("strategies.NAME (kind: threshold)", config.ThresholdStrategy),
         ("strategies.NAME (kind: similarity)", config.SimilarityStrategy),
         ("strategies.NAME (kind: factorization)", config.FactorizationStrategy),
+        ("strategies.NAME (kind: judge)", config.JudgeStrategy),
         ("strategies.NAME (kind: clusters)", config.ClustersStrategy),
         ("strategies.NAME (kind: intent)", config.IntentStrategy),
         ("strategies.NAME (kind: fixed)", config.FixedStrategy),

@@ -19,8 +19,8 @@ BUILD = ["hatchling", "editables"]
 """What an editable install of the package itself is built with."""
 
 LOCKS = {
-    "runtime": ["cpu"],
-    "gpu": ["gpu"],
+    "runtime": ["cpu", "http"],
+    "gpu": ["gpu", "http"],
     "demo": ["cpu", "demo"],
     "dev": ["cpu", "demo", "test", "dev"],
 }

@@ -44,6 +44,7 @@ from semroute_extproc.config.strategies import (
     FactorizationStrategy,
     FixedStrategy,
     IntentStrategy,
+    JudgeStrategy,
     PairStrategy,
     SimilarityStrategy,
     Strategy,
@@ -63,6 +64,7 @@ __all__ = [
     "FactorizationStrategy",
     "FixedStrategy",
     "IntentStrategy",
+    "JudgeStrategy",
     "LoadController",
     "Model",
     "Name",
@@ -144,6 +146,8 @@ def unresolved(config: Config, families: Collection[str]) -> Iterator[Problem]:
             if shadow == name:
                 yield Problem(("policies", name, "shadow", index), "is the policy itself")
     for name, strategy in strategies.items():
+        if isinstance(strategy, JudgeStrategy):
+            yield from _judge_problems(config, name, strategy, families)
         for field, pool_name in _pools_of(strategy):
             yield from _known(("strategies", name, *field), pool_name, pools, "pool")
         if isinstance(strategy, WeightedStrategy):
@@ -196,6 +200,22 @@ def _controllers(config: Config) -> Iterator[Problem]:
         for index, strategy in enumerate(settings.session.strategies or ()):
             where = ("controllers", "session", "strategies", index)
             yield from _known(where, strategy, config.strategies, "strategy")
+
+
+def _judge_problems(
+    config: Config, name: str, judge: JudgeStrategy, families: Collection[str]
+) -> Iterator[Problem]:
+    yield from _known(("strategies", name, "reasoning"), judge.reasoning, families, "reasoning family")
+    if judge.model in config.models:
+        yield Problem(
+            ("strategies", name, "model"),
+            "is a routed name: a judge is asked at its own server, not through us",
+        )
+    if judge.timeout_ms >= config.server.deadline_ms:
+        yield Problem(
+            ("strategies", name, "timeout_ms"),
+            f"is not below server.deadline_ms ({config.server.deadline_ms:g}), by which every decision ends",
+        )
 
 
 def _pools_of(strategy: Strategy) -> Iterator[tuple[tuple[str, ...], str]]:

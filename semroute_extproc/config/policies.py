@@ -109,6 +109,6 @@ class Policy(Model):
         0.0,
         ge=0,
         le=1,
-        description="Share of the requests decided without the encoder that are encoded for the "
-        "shadows alone, drawn by request id.",
+        description="Share of the requests for which a shadow lacks signals or a judgement, drawn by request "
+        "id, that get them for the shadows alone.",
     )

@@ -5,11 +5,12 @@ Pure.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from semroute_extproc.config.base import FilePath, Model
+from semroute_extproc.config.base import FilePath, Model, Name
 
 
 class PairStrategy(Model):
@@ -108,6 +109,51 @@ class ClustersStrategy(Model):
     )
 
 
+class JudgeStrategy(PairStrategy):
+    """Strong by the score of a model that is asked for one token (RouteLLM, causal LLM classifier)."""
+
+    kind: Literal["judge"]
+    url: str = Field(
+        pattern=r"^https?://[^\s/]+",
+        description="The judge's own server, up to before `/chat/completions`: `http://judge:8000/v1`. Never "
+        "the gateway: its requests would be judged in turn.",
+    )
+    model: Name = Field(description="The judge's name at that server.")
+    labels: Literal["score", "choice"] = Field(
+        "score", description="What it is asked for: `score`, 1 to 5 for the weak model; `choice`, A or B."
+    )
+    timeout_ms: float = Field(
+        60, gt=0, le=10_000, description="How long it may take; must be below `server.deadline_ms`."
+    )
+    concurrency: int = Field(32, ge=1, le=1_024, description="Asked at once; more are decided without it.")
+    cache_entries: int = Field(4_096, ge=0, le=1_048_576, description="Scores remembered; 0 for none.")
+    cache_seconds: float = Field(3_600, gt=0, le=604_800, description="How long a score is remembered.")
+    breaker_failures: int = Field(
+        5, ge=1, le=1_000, description="Failures in a row after which it is left alone."
+    )
+    breaker_seconds: float = Field(
+        10, gt=0, le=3_600, description="How long, before one request tries again."
+    )
+    api_key_env: str | None = Field(
+        None, pattern="^[A-Za-z_][A-Za-z0-9_]*$", description="Variable that holds its bearer token."
+    )
+    ca_file: FilePath | None = Field(None, description="Certificates to trust instead of the system's.")
+    reasoning: str = Field(
+        "none", description="Its model family, so that its reasoning is switched off; see pools."
+    )
+
+    @model_validator(mode="after")
+    def _share_of_what(self) -> Self:
+        if self.strong_share is not None and self.calibration is None:
+            raise ValueError("strong_share needs a calibration: nothing is known of this judge's scores")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """Twelve hexadecimal digits that change with whatever the judge's scores depend on."""
+        return hashlib.sha256(f"{self.model} {self.labels}".encode()).hexdigest()[:12]
+
+
 class IntentStrategy(Model):
     """Experts by domain; the unsure go to a generalist (Samba-CoE v0.3)."""
 
@@ -153,9 +199,11 @@ Strategy = Annotated[
     ThresholdStrategy
     | SimilarityStrategy
     | FactorizationStrategy
+    | JudgeStrategy
     | ClustersStrategy
     | IntentStrategy
     | FixedStrategy
     | WeightedStrategy,
+    ThresholdStrategy | JudgeStrategy | IntentStrategy | FixedStrategy | WeightedStrategy,
     Field(discriminator="kind"),
 ]

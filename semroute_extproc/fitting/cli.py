@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 import numpy as np
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress, track
 
 from semroute_extproc.artefacts import save_clusters, save_factorization, save_similarity
 from semroute_extproc.encoder.offline import Scorer
@@ -65,6 +66,15 @@ def progress(signals: Iterable[Signals], total: int) -> Iterable[Signals]:
     console = Console(stderr=True)
     hidden = not console.is_terminal
     return track(signals, "reading", total=total, console=console, transient=True, disable=hidden)
+
+
+@contextmanager
+def counter(what: str, total: int) -> Iterator[Callable[[], None]]:
+    """Show on a terminal how much of `total` was done."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda: bar.advance(task)
 
 
 @click.group("fit")
@@ -253,6 +263,8 @@ def _finish(common: dict[str, Any], manifest: Any, found: dict[str, Any]) -> Non
 @click.option("--weak-column", default="weak_correct", show_default=True)
 @click.option("--strong-model", help="Name of the strong model in a factorization artefact.")
 @click.option("--weak-model", help="Name of the weak model in a factorization artefact.")
+@click.option("--judge", type=_FILE, help="Calibrate the score of the judge in this configuration.")
+@click.option("--strategy", help="With --judge: its strategy's name, if there are several.")
 @click.option("--bootstrap", "replicates", type=click.IntRange(0, 100_000), default=1000, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
@@ -269,6 +281,8 @@ def calibrate(as_json: bool, **options: Any) -> None:
     shares = (options["strong_share"], options["max_quality_drop"])
     if (shares[0] is None) == (shares[1] is None):
         raise click.UsageError("give exactly one of --strong-share and --max-quality-drop")
+    if options["judge"] is not None and options["artefact"] is not None:
+        raise click.UsageError("give either --artefact or --judge")
     report = run(**options)
     if as_json:
         click.echo(json.dumps(report, ensure_ascii=False))

@@ -10,6 +10,7 @@ Pure.
     threshold        by difficulty
     similarity       by labelled prompts like this one
     factorization    by vectors of models and prompts
+    judge          weak or strong by the score of a model that the pipeline asks
     clusters       the least error plus price by profiles, any number of pools
     intent         experts by domain or task, a generalist for the unsure
     weighted       fixed, weighted and canaries
@@ -27,7 +28,16 @@ from semroute_extproc import config as cfg
 from semroute_extproc.bundle import Manifest
 from semroute_extproc.policy import effort
 from semroute_extproc.policy.constraints import candidates as candidates_of
-from semroute_extproc.policy.decision import Candidates, Choice, Decision, Facts, Held, TraceStep
+from semroute_extproc.policy.decision import (
+    Candidates,
+    Choice,
+    Decision,
+    Facts,
+    Held,
+    JudgeWanted,
+    TraceStep,
+)
+from semroute_extproc.policy.judge import Judge
 from semroute_extproc.policy.rules import CompiledRule, RuleError
 from semroute_extproc.policy.session import holding, keeps
 from semroute_extproc.policy.strategies import NO_MATERIAL, Material, Strategy, compile_strategies
@@ -50,8 +60,9 @@ class Policy:
         self._otherwise = otherwise
         self._strategies = strategies
 
-    def decide(self, facts: Facts) -> Decision | None:
-        """The decision, or None if it takes signals that `facts` does not have yet.
+    def decide(self, facts: Facts) -> Decision | JudgeWanted | None:
+        """The decision; None if it takes signals that `facts` does not have yet, JudgeWanted if it takes
+        a judgement.
 
         With `facts.fallback` set there is always a decision: rules that need no signals still
         hold, and what would have needed them goes to the default pool. Raises NoCandidate.
@@ -72,7 +83,7 @@ class Policy:
 
     def _to(
         self, target: cfg.Target, facts: Facts, candidates: Candidates, trace: list[TraceStep], rule: str = ""
-    ) -> Decision | None:
+    ) -> Decision | JudgeWanted | None:
         if effort.needs_signals(target.reasoning) and facts.signals is None and not facts.fallback:
             return None
         prefix = f"rule {rule}" if rule else ""
@@ -82,8 +93,8 @@ class Policy:
         else:
             assert target.strategy is not None
             chosen = self._by_strategy(target.strategy, facts, candidates, trace)
-            if chosen is None:
-                return None
+            if not isinstance(chosen, Decision):
+                return chosen
             decision = chosen
             if prefix and not decision.fallback:
                 decision = dataclasses.replace(decision, reason=f"{prefix}: {decision.reason}")
@@ -93,7 +104,7 @@ class Policy:
 
     def _by_strategy(
         self, name: str, facts: Facts, candidates: Candidates, trace: list[TraceStep]
-    ) -> Decision | None:
+    ) -> Decision | JudgeWanted | None:
         """What a strategy decides: a canary draws it, a conversation's pool may stand in its way."""
         strategy, canary = self._strategies[name], ""
         if isinstance(strategy, Canary):
@@ -112,6 +123,8 @@ class Policy:
             trace.append(TraceStep("strategy", name, f"no signals: {facts.fallback}"))
             pool, reason = candidates.first_of(self._default_pool), f"fallback: {facts.fallback}"
             return Decision(pool, reason, strategy=name, fallback=facts.fallback, canary=canary)
+        if isinstance(strategy, Judge) and strategy.wants(facts):
+            return JudgeWanted(name)
         if facts.conditions.leaning:
             facts = dataclasses.replace(facts, leaning=facts.conditions.leaning.get(name, 0.0))
         return self._chosen(name, strategy, facts, candidates, held, canary, trace)
@@ -126,6 +139,9 @@ class Policy:
         canary: str,
         trace: list[TraceStep],
     ) -> Decision:
+        judgement = facts.judgements.get(name)
+        if judgement is not None:
+            trace.append(TraceStep("judge", name, judgement.result))
         choice = strategy.choose(facts, candidates)
         pool, reason = _available(choice, candidates)
         trace.append(TraceStep("strategy", name, f"{pool}: {reason}"))
@@ -149,6 +165,7 @@ class Policy:
             share=choice.share,
             session=session,
             canary=canary,
+            judge=judgement.result if judgement else "",
         )
 
 

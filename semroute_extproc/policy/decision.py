@@ -52,6 +52,23 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
+class Judgement:
+    """What came of asking a judge."""
+
+    score: float | None
+    """Probability that the strong model wins; None if there is no answer."""
+    result: str
+    """`ok`, `cache`, `timeout`, `breaker`, `busy`, `connection`, `http`, `unparsable` or `error`."""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeWanted:
+    """No decision yet: it takes the judgement of a strategy's judge."""
+
+    strategy: str
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """Everything known of one request when it is decided."""
 
@@ -67,6 +84,8 @@ class Facts:
     """Why there will be no signals: `deadline`, `overloaded`, `error`, `closed`, `no_text`; empty if they
     may come."""
     conditions: Conditions = field(default_factory=Conditions)
+    judgements: Mapping[str, Judgement] = field(default_factory=dict)
+    """Strategy to what its judge said, where it was asked."""
     leaning: float = 0.0
     """`conditions.leaning` of the strategy that is asked; the policy fills it in."""
     held: Held | None = None
@@ -80,6 +99,10 @@ class Facts:
     def with_signals(self, signals: Signals) -> Facts:
         """The same facts with the encoder's signals."""
         return dataclasses.replace(self, signals=signals)
+
+    def with_judgement(self, strategy: str, judgement: Judgement) -> Facts:
+        """The same facts with what a strategy's judge said."""
+        return dataclasses.replace(self, judgements={**self.judgements, strategy: judgement})
 
     def with_fallback(self, reason: str) -> Facts:
         """The same facts, and no signals will come."""
@@ -145,6 +168,8 @@ class Decision:
     """What the score was compared with."""
     fallback: str = ""
     """Why the decision was made without the encoder although it was wanted; empty if it was not."""
+    judge: str = ""
+    """What came of asking the strategy's judge, a `Judgement.result`; empty if it was not asked."""
     override: bool = False
     """`reasoning` replaces what the client asked for."""
     share: float | None = None

@@ -21,6 +21,7 @@ from semroute_extproc.policy.clusters import Clusters, Profiles, choosable
 from semroute_extproc.policy.decision import Candidates, Choice, Facts
 from semroute_extproc.policy.factorization import Factorization
 from semroute_extproc.policy.intent import Intent
+from semroute_extproc.policy.judge import Judge
 from semroute_extproc.policy.pair import Pair
 from semroute_extproc.policy.similarity import Similarity
 from semroute_extproc.policy.threshold import Threshold
@@ -87,6 +88,8 @@ class _Compiler:
                 return self._factorization(settings)
             case cfg.ClustersStrategy():
                 return self._clusters(settings)
+            case cfg.JudgeStrategy():
+                return self._judge(settings)
             case cfg.IntentStrategy():
                 return self._intent(settings)
             case cfg.FixedStrategy():
@@ -152,6 +155,12 @@ class _Compiler:
             if self.config.pools[pool].price is None:
                 self._problem("pools", f"pool {pool} has no price", index)
         return Clusters(self.name, settings, artefact, self.config.pools, profiles)
+
+    def _judge(self, settings: cfg.JudgeStrategy) -> Strategy | None:
+        calibration = self._calibration(settings, settings.digest)
+        if not self._complete(settings, calibration):
+            return None
+        return Judge(self.name, settings, self.manifest.difficulty, calibration)
 
     def _intent(self, settings: cfg.IntentStrategy) -> Strategy:
         manifest = self.manifest

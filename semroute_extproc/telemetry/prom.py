@@ -41,6 +41,13 @@ class PrometheusSink:
             ["reason"],
             registry=r,
         )
+        self._judged = Counter(
+            "semroute_judge",
+            "Decisions for which a judge was wanted, by what came of it: ok, cache, timeout, breaker, busy, "
+            "connection, http, unparsable, error.",
+            ["strategy", "result"],
+            registry=r,
+        )
         self._duration = Histogram(
             "semroute_decision_duration_seconds",
             "From the complete body to the decision.",
@@ -67,6 +74,15 @@ class PrometheusSink:
             "semroute_pool_load",
             "What a pool's own metrics say: running, waiting, kv_cache_usage. Absent where unknown.",
             ["pool", "gauge"],
+            registry=r,
+        )
+        self._profiles = Gauge(
+            "semroute_profiles", "Profiles that a clusters strategy goes by.", ["strategy"], registry=r
+        )
+        self._profiles_rejected = Gauge(
+            "semroute_profiles_rejected",
+            "Profiles that cannot be used as they are now; what they said when last good holds.",
+            ["strategy"],
             registry=r,
         )
         self._scrapes = Counter(
@@ -150,6 +166,8 @@ class PrometheusSink:
         self._causes.labels(outcome.kind.value, outcome.cause).inc()
         if outcome.kind == "fallback":
             self._fallbacks.labels(outcome.cause).inc()
+        if decision and decision.judge:
+            self._judged.labels(decision.strategy, decision.judge).inc()
         if outcome.total_ms:
             self._duration.observe(outcome.total_ms / 1e3)
         for name, ms in outcome.milliseconds().items():
@@ -178,6 +196,16 @@ class PrometheusSink:
                 self._load.labels(pool, gauge).set(load[gauge])
             else:
                 self._load.remove_by_labels({"pool": pool, "gauge": gauge})
+
+    def set_profiles(self, strategy: str, used: int, rejected: int) -> None:
+        """Take how many profiles a strategy has."""
+        self._profiles.labels(strategy).set(used)
+        self._profiles_rejected.labels(strategy).set(rejected)
+
+    def forget_profiles(self, strategy: str) -> None:
+        """The strategy is there no more."""
+        for gauge in (self._profiles, self._profiles_rejected):
+            gauge.remove_by_labels({"strategy": strategy})
 
     def scrape_failed(self, pool: str) -> None:
         """Count a metrics page that could not be read."""

@@ -97,6 +97,39 @@ async def test_a_failure_of_ours_while_reloading_does_not_end_the_watch(
     assert subject._generation.number == 2
 
 
+JUDGED = """\
+models:
+  auto: {policy: main}
+policies:
+  main: {otherwise: {strategy: s}}
+strategies:
+  s: {kind: judge, weak: small, strong: large, url: "http://judge:8000/v1", model: j, threshold: 0.5}
+"""
+
+
+async def test_a_reload_keeps_a_judge_that_it_does_not_change(subject: App, file: Path) -> None:
+    write(file, GOOD + JUDGED)
+    subject._reload()
+    judge = subject._generation.pipeline.judges["s"]
+    write(file, GOOD.replace("vllm-large", "vllm-huge") + JUDGED)
+    subject._reload()
+    assert subject._generation.number == 3
+    assert subject._generation.pipeline.judges["s"] is judge
+    write(file, GOOD + JUDGED.replace("model: j", "model: k"))
+    subject._reload()
+    assert subject._generation.pipeline.judges["s"] is not judge
+    await subject._judges.close()
+
+
+async def test_a_judge_that_cannot_be_made_is_a_configuration_that_is_refused(
+    subject: App, file: Path
+) -> None:
+    write(file, GOOD + JUDGED.replace("model: j", "model: j, api_key_env: NO_SUCH_KEY"))
+    subject._reload()
+    assert subject._generation.number == 1
+    assert not successful(subject)
+
+
 CONTROLLED = (
     GOOD.replace("model: org/large", "model: org/large, metrics: 'http://large/metrics'")
     + """\

@@ -1,0 +1,81 @@
+"""Code that a model wrote runs under limits, and passes only if its tests come to their end."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+
+import pytest
+
+from semroute_extproc.onboarding import sandbox
+from semroute_extproc.onboarding.sandbox import Limits, run
+
+GOOD = "def double(x):\n    return 2 * x\n"
+TESTS = "assert double(2) == 4"
+
+isolated = pytest.mark.skipif(not sandbox.isolates(), reason="the kernel gives no user namespaces here")
+
+
+def test_code_that_does_what_its_tests_want_passes() -> None:
+    assert run(GOOD, TESTS) == "passed"
+    assert run("print('hello')\nimport math, re, collections\n" + GOOD, TESTS) == "passed"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "def double(x):\n    return x\n",
+        "",
+        "def double(x:",
+        "raise SystemExit(0)",
+        "import os\nos._exit(0)",
+        "import sys\nsys.exit()",
+        "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)",
+        "double = lambda x: exit(0)",
+        "import os\nos.write(1, b'passed')\ndef double(x): return x",
+        "def double(x): return double(x)",
+        "\x00",
+        "x = '\ud800'",
+    ],
+)
+def test_code_that_does_not_or_leaves_early_fails(code: str) -> None:
+    assert run(code, TESTS) == "failed"
+
+
+def test_an_endless_loop_ends_in_time() -> None:
+    began = time.monotonic()
+    assert run("while True: pass", "", Limits(seconds=0.5)) in ("timeout", "failed")
+    assert run("import time\ntime.sleep(60)", "", Limits(seconds=0.5)) == "timeout"
+    assert time.monotonic() - began < 10
+
+
+def test_memory_and_files_are_limited() -> None:
+    assert run("x = bytearray(2 * 1024**3)", "", Limits(megabytes=256)) == "failed"
+    assert run("open('big', 'wb').write(bytes(64 * 1024**2))", "") == "failed"
+
+
+def test_nothing_of_the_environment_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEMROUTE_TEST_SECRET", "x")
+    assert run("import os", "assert 'SEMROUTE_TEST_SECRET' not in os.environ") == "passed"
+
+
+def test_it_starts_in_an_empty_directory_that_is_gone_afterwards() -> None:
+    assert run("import os\nopen('mine', 'w').write('x')", "assert os.listdir('.') == ['mine']") == "passed"
+
+
+@isolated
+def test_there_is_no_network() -> None:
+    code = "import socket\ns = socket.socket()\ns.connect(('127.0.0.1', 1))"
+    refused = f"try:\n    {code.splitlines()[0]}\n    s = socket.socket(); s.connect(('127.0.0.1', 1))\n"
+    tests = "except OSError as error:\n    import errno\n    assert error.errno == errno.ENETUNREACH, error"
+    assert run("pass", refused + tests) == "passed"
+
+
+@isolated
+def test_children_do_not_stay_behind() -> None:
+    mark = "86399.5"
+    code = f"import subprocess\nsubprocess.Popen(['sleep', '{mark}'], start_new_session=True)"
+    assert run(code, "") == "passed"
+    time.sleep(0.2)
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert f"sleep {mark}" not in listed
