@@ -16,7 +16,6 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from semroute_extproc.artefacts import CLUSTERS_MAX, Clusters
-from semroute_extproc.errors import ArtefactError
 from semroute_extproc.files import read_json, write_json
 
 FORMAT = 1
@@ -193,25 +192,3 @@ def read_profile(path: Path) -> Profile:
 def write_profile(path: Path, profile: Profile) -> None:
     """Write `path` whole or not at all, so that a server watching its directory never reads a part."""
     write_json(path, profile)
-
-
-def read_profiles(directory: Path) -> tuple[dict[str, Profile], list[str]]:
-    """Model to profile for every `NAME.json` of `directory`, and what is wrong with the others.
-
-    A bad file keeps nobody else's model away. Raises ArtefactError if there is no such directory.
-    """
-    if not directory.is_dir():
-        raise ArtefactError(f"{directory}: no such directory")
-    found: dict[str, Profile] = {}
-    problems: list[str] = []
-    for path in sorted(directory.glob("*.json"))[:PROFILES_MAX]:
-        try:
-            profile = read_profile(path)
-        except ArtefactError as error:
-            problems.append(str(error))
-            continue
-        if profile.model in found:
-            problems.append(f"{path}: another file has the profile of {profile.model!r} as well")
-            continue
-        found[profile.model] = profile
-    return found, problems

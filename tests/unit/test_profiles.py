@@ -10,7 +10,7 @@ import pytest
 
 from semroute_extproc.artefacts import Clusters, Manifest, load_clusters, save_clusters
 from semroute_extproc.errors import ArtefactError
-from semroute_extproc.profiles import Profile, read_profile, read_profiles, tally, write_profile
+from semroute_extproc.profiles import Profile, read_profile, tally, write_profile
 
 MANIFEST = Manifest(kind="clusters", bundle="test", revision="0" * 12, dimensions=2, rows=4)
 HARD = Clusters(MANIFEST, np.eye(2, dtype=np.float32), None, ("right", "up"))
@@ -76,20 +76,6 @@ def test_a_wrong_profile_is_refused_by_name(tmp_path: Path, change: dict[str, ob
 def test_a_missing_profile_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match=r"m\.json: no such file"):
         read_profile(tmp_path / "m.json")
-
-
-def test_a_directory_of_profiles_gives_the_good_ones_and_says_what_is_wrong_with_the_others(
-    tmp_path: Path,
-) -> None:
-    write_profile(tmp_path / "a.json", profile(model="a"))
-    write_profile(tmp_path / "again.json", profile(model="a"))
-    (tmp_path / "b.json").write_text("{}")
-    (tmp_path / "notes.txt").write_text("not a profile")
-    found, problems = read_profiles(tmp_path)
-    assert set(found) == {"a"}
-    assert ["again.json" in problems[0], "b.json" in problems[1], len(problems)] == [True, True, 2]
-    with pytest.raises(ArtefactError, match="no such directory"):
-        read_profiles(tmp_path / "nowhere")
 
 
 def test_clusters_are_read_as_they_were_written(tmp_path: Path) -> None:
