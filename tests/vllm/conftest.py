@@ -64,7 +64,10 @@ def sidecar(tmp_path_factory: pytest.TempPathFactory, pools: Pools) -> Iterator[
 
 @pytest.fixture(scope="session")
 def standard(tmp_path_factory: pytest.TempPathFactory, sidecar: Sidecar, pools: Pools) -> Iterator[Gateway]:
-    running = start_gateway(tmp_path_factory.mktemp("envoy"), [sidecar], pools)  # type: ignore[arg-type]
+    # How fast a decision is on a machine that also runs two models is not what is asked here.
+    patient = {"message_timeout": "30s"}
+    folder = tmp_path_factory.mktemp("envoy")
+    running = start_gateway(folder, [sidecar], pools, ext_proc=patient)  # type: ignore[arg-type]
     yield running
     running.envoy.stop()
 

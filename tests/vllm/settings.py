@@ -33,12 +33,12 @@ def settings(metrics: Mapping[str, str]) -> dict[str, Any]:
         optional["controllers"] = {"load": {"ramps": ramps, "rise_seconds": 1, "fall_seconds": 2}}
     if HAS_JUDGE:
         url = metrics["large"].removesuffix("/metrics") + "/v1"
-        judge = {"kind": "judge", "url": url, "model": "large-model", "timeout_ms": 2_000}
+        judge = {"kind": "judge", "url": url, "model": "large-model", "timeout_ms": 9_000}
         strategies["judge"] = {**pair, **judge, "threshold": 0.5}
     large = {"cluster": "vllm-large", "model": "large-model", "context": CONTEXT}
     small = {**large, "cluster": "vllm-small", "model": "small-model"}
     return {
-        "server": {"deadline_ms": 2_500, "drain_seconds": 0},
+        "server": {"deadline_ms": 10_000, "drain_seconds": 0},
         "telemetry": {"log_format": "json"},
         "pools": {
             "small": {**small, "price": {"input": 0.05, "output": 0.15}, "metrics": metrics["small"]},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from typing import Any
 
@@ -61,18 +60,20 @@ async def test_a_stream_says_what_the_whole_answer_says(client: aiohttp.ClientSe
     assert LAST[path] in content.decode().strip().splitlines()[-1]
 
 
-async def test_a_stream_is_the_servers_own_byte_for_byte(client: aiohttp.ClientSession, pools: Pools) -> None:
+async def test_a_stream_is_what_the_server_says_itself(client: aiohttp.ClientSession, pools: Pools) -> None:
+    """Its text, that is: how many tokens vLLM puts into an event depends on how busy it is."""
     body = {**chat(TEXT, "small-model"), "max_tokens": 40, "temperature": 0, "stream": True, **USAGE}
     headers = {"x-request-id": "the-same"}
     async with client.post("/v1/chat/completions", json=body, headers=headers) as response:
-        through = await response.read()
+        through = _events(await response.read())
     async with (
         aiohttp.ClientSession(pools.small.url) as direct,
         direct.post("/v1/chat/completions", json=body, headers=headers) as response,
     ):
-        expected = await response.read()
-    assert b'"chatcmpl-the-same"' in through
-    assert _timeless(through) == _timeless(expected)
+        expected = _events(await response.read())
+    assert {event["id"] for event in through} == {"chatcmpl-the-same"}
+    assert _text(through) == _text(expected) != ""
+    assert through[-1]["usage"] == expected[-1]["usage"]
 
 
 async def test_tokens_reach_the_client_while_others_are_still_being_made(
@@ -119,5 +120,10 @@ async def test_a_request_that_vllm_refuses_is_refused_in_its_words(client: aioht
         assert (await response.json())["error"]["message"]
 
 
-def _timeless(content: bytes) -> bytes:
-    return re.sub(rb'"created":\d+', b'"created":0', content)
+def _events(content: bytes) -> list[dict[str, Any]]:
+    lines = content.decode().splitlines()
+    return [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+
+
+def _text(events: list[dict[str, Any]]) -> str:
+    return "".join(choice["delta"].get("content") or "" for event in events for choice in event["choices"])

@@ -68,11 +68,13 @@ async def test_a_judge_is_asked_and_its_score_decides(
     assert float(found[1]) >= 1
 
 
-def test_the_answer_may_be_held_to_a_choice(pools: Pools) -> None:
-    """The probabilities are those before the choice was narrowed: a judge must weigh them itself."""
-    asked = {**BODY, "top_logprobs": 20, "structured_outputs": {"choice": ["1", "2"]}}
+def test_held_to_a_choice_the_labels_have_all_the_probability(pools: Pools) -> None:
+    """The narrowing comes before the log-probabilities: how much else the model would have said is lost."""
+    asked = {**BODY, "structured_outputs": {"choice": ["1", "2"]}}
     token = _tokens(pools.small.ask("/v1/chat/completions", asked))[0]
+    shares = {each["token"]: math.exp(each["logprob"]) for each in token["top_logprobs"]}
     assert token["token"] in ("1", "2")
+    assert shares["1"] + shares["2"] == pytest.approx(1, abs=1e-3)
 
 
 async def test_they_come_through_the_gateway_unchanged(client: aiohttp.ClientSession, pools: Pools) -> None:
