@@ -71,7 +71,7 @@ def calibrate(bundle: Bundle, raw: RawOutput, language: str) -> Signals:
     """Turn one raw output into signals with `bundle`'s calibration."""
     domain = softmax(raw.domain_logits / bundle.domain.temperature)
     logit = bundle.difficulty.scale * raw.difficulty_logit + bundle.difficulty.shift
-    similarity = float(np.max(bundle.centroids @ raw.embedding))
+    similarity = float(np.max(bundle.centroids @ raw.neighbours))
     unknown = (
         similarity < bundle.unknown.threshold
         or raw.unk_share > bundle.unknown.unk_share_max

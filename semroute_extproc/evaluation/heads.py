@@ -20,6 +20,9 @@ Vectors = npt.NDArray[np.float32]
 ITERATIONS_MAX = 300
 """Bound on the solver's steps; a fit that is cut short is a slightly more regular one."""
 
+NEAREST = 5
+"""Rows that vote, and whose mean cosine tells known from unknown text."""
+
 CENTROID_TEMPERATURE = 0.05
 """Softmax temperature over cosines: turns them into probabilities, changes no ranking of classes."""
 
@@ -71,6 +74,17 @@ def nearest_centroid(centroids: Floats, vectors: Vectors) -> tuple[Floats, Float
     cosine = vectors.astype(np.float64) @ centroids.T
     scaled = np.exp((cosine - cosine.max(axis=1, keepdims=True)) / CENTROID_TEMPERATURE)
     return scaled / scaled.sum(axis=1, keepdims=True), cosine.max(axis=1)
+
+
+def nearest_rows(fit: Vectors, fit_labels: Integers, vectors: Vectors, classes: int) -> tuple[Floats, Floats]:
+    """Votes of the `NEAREST` rows and their mean cosine; (n, classes) and (n,)."""
+    votes, closeness = np.zeros((len(vectors), classes)), np.zeros(len(vectors))
+    for row in range(len(vectors)):
+        cosine = fit @ vectors[row]
+        near = np.argpartition(-cosine, min(NEAREST, len(fit)) - 1)[:NEAREST]
+        np.add.at(votes[row], fit_labels[near], 1.0 / len(near))
+        closeness[row] = float(cosine[near].mean())
+    return votes, closeness
 
 
 def cross_fitted(fit_predict: Callable[[Integers, Integers], Floats], fold: Integers, classes: int) -> Floats:

@@ -148,11 +148,13 @@ def bundle_prediction(rows: IntentRows, scores: Scores) -> Prediction | None:
 def fitted_predictions(rows: IntentRows, fit: Scores, scores: Scores) -> list[Prediction]:
     """Heads on frozen embeddings, fitted on the train rows."""
     classes = len(rows.labels)
-    centroids = heads.class_centroids(fit.embedding, rows.fit_truth, classes)
-    near, cosine = heads.nearest_centroid(centroids, scores.embedding)
+    centroids = heads.class_centroids(fit.neighbours, rows.fit_truth, classes)
+    near, cosine = heads.nearest_centroid(centroids, scores.neighbours)
+    votes, closeness = heads.nearest_rows(fit.neighbours, rows.fit_truth, scores.neighbours, classes)
     logistic = heads.embedding_logistic(fit.embedding, rows.fit_truth, scores.embedding, classes)
     return [
         Prediction("centroid", near, cosine, "cosine to the nearest class centroid"),
+        Prediction("neighbours", votes, closeness, f"mean cosine of the {heads.NEAREST} nearest rows"),
         _by_probability("logistic", logistic),
     ]
 

@@ -128,7 +128,7 @@ def _index(table: Table, key: str) -> dict[str, int]:
 def _costs(ids: list[str], key: str, models: list[str], files: list[Table]) -> tuple[Floats, str]:
     """Cost of each question under each model: the product of the files, or parameters by name."""
     if not files:
-        sizes = [_billions(model) for model in models]
+        sizes = [billions(model) for model in models]
         unknown = [model for model, size in zip(models, sizes, strict=True) if size is None]
         if unknown:
             listed = ", ".join(unknown)
@@ -142,7 +142,7 @@ def _costs(ids: list[str], key: str, models: list[str], files: list[Table]) -> t
     return cost, " x ".join(table.path.name for table in files)
 
 
-def _billions(model: str) -> float | None:
+def billions(model: str) -> float | None:
     """Parameters in billions by the name: 70B is 70, 8x7B is 56; None if the name does not say."""
     found = _SIZE.search(model)
     return None if found is None else float(found[1] or 1) * float(found[2])

@@ -17,7 +17,7 @@ from semroute_extproc.evaluation.data import Table, prompt_texts, read_table
 from semroute_extproc.evaluation.metrics.arrays import Floats
 from semroute_extproc.evaluation.pair import evaluate_pair, read_pair
 from semroute_extproc.evaluation.pool import evaluate_pool
-from semroute_extproc.evaluation.pool_data import read_pool
+from semroute_extproc.evaluation.pool_data import billions, read_pool
 from semroute_extproc.evaluation.scoring import Scores, Source, open_bundle
 
 Say = Callable[[str], None]
@@ -36,6 +36,14 @@ PAIRS = {"routellm_mmlu": "pairs/routellm_mmlu.csv.gz", "routellm_gsm8k": "pairs
 CLINC = "intent/clinc150.csv.gz"
 POOL = ("matrices/mmlu_pro_correct.csv.gz", "matrices/mmlu_pro_models.csv.gz")
 """Outcomes of MMLU-Pro, and the models to use with the family that is kept out."""
+
+SIZES = {
+    "DeepSeek-Coder-V2": 21.0,
+    "Phi-3-mini-4k-instruct": 3.8,
+    "c4ai-command-r-v01": 35.0,
+    "jamba-1.5-large": 94.0,
+}
+"""Billions of parameters that a token passes through, by the publishers, where a name does not say."""
 
 POOL_TRIALS = 20
 """Seeded trials over unseen models."""
@@ -97,12 +105,23 @@ def pool(directory: Path, data: Path | None, seed: int, say: Say) -> dict[str, A
     questions = read_table(data / MMLU_PRO)
     texts = questions.texts("question")
     outcomes, models = (read_table(data / file) for file in POOL)
-    rows = read_pool(questions, texts, outcomes, [], models)
+    rows = read_pool(questions, texts, outcomes, [_sizes(models)], models)
     source = open_bundle(directory, lambda signals, total: signals)
     vectors = source.score(rows.texts).neighbours
     report = evaluate_pool(rows, vectors, source.describe(), seed=seed, trials=POOL_TRIALS)
     plain: dict[str, Any] = reports.plain(report)
     return plain
+
+
+def _sizes(models: Table) -> Table:
+    """What a model costs here: its parameters, in billions."""
+    names = models.texts("model")
+    found = [SIZES.get(name) or billions(name) for name in names]
+    if None in found:
+        missing = found.index(None)
+        raise models.error("model", f"the size of {names[missing]} is not known", missing)
+    columns = {"model": names, "cost": [str(size) for size in found]}
+    return Table(Path("parameters"), "", columns, list(models.numbers))
 
 
 def _short(report: dict[str, Any]) -> dict[str, Any]:
@@ -259,7 +278,7 @@ def figures(document: dict[str, Any]) -> dict[str, float]:
         if own is not None:
             found[f"{name}: APGR"] = own["apgr"]["value"]
     for name, report in document["unseen"].items():
-        own = _named(report["models"], "centroid")
+        own = _named(report["models"], "neighbours")
         if own is not None and own["ood"] is not None:
             found[f"{name}: out-of-scope AUROC"] = own["ood"]["auroc"]["value"]
     return found

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
 from semroute_extproc.bundle import (
     FORMAT,
@@ -90,14 +89,15 @@ def make_manifest(trained: Trained, names: Names, seed: int) -> tuple[Manifest, 
     """Calibrate on the calibration rows; the manifest (its files still empty) and the centroids [k, d]."""
     check, corpus = trained.check, trained.corpus
     with torch.inference_mode():
-        embedding, domain, difficulty, task, _ = trained.network.heads(check.pooled, check.surface)
-        known = F.normalize(trained.fit.pooled, dim=-1)
+        _, domain, difficulty, task, asked = trained.network.heads(check.pooled, check.surface)
+        heads = trained.network.heads
+        known = heads.recalled(heads.parts(trained.fit.pooled, trained.fit.surface))
     centroids = calibrate.spherical_kmeans(known[_balanced(trained, seed)], CENTROIDS, seed)
     kinds = [kind_of(row.source) for row in corpus.calibrate]
     ordinary = torch.tensor([kind in ("handwritten", "arena", "exam") for kind in kinds])
     by_hand = torch.tensor([kind == "handwritten" for kind in kinds])
     threshold = min(
-        calibrate.unknown_threshold(embedding[rows], centroids)
+        calibrate.unknown_threshold(asked[rows], centroids)
         for rows in (ordinary, by_hand)
         if bool(rows.any())
     )

@@ -20,7 +20,7 @@ SOURCE_ROWS_MAX = 700
 """Remembered rows of a source whose rows all have one domain: more of the same votes for nothing new."""
 
 SHARPNESSES = (15.0, 20.0, 30.0, 40.0)
-WEIGHTS = (0.5, 1.0, 1.5, 2.5)
+WEIGHTS = (0.5, 1.0, 1.5, 2.5, 4.0)
 """Grid from which the calibration rows choose."""
 
 
@@ -40,7 +40,9 @@ def add_memory(
     """
     chosen = remembered(rows, seed)
     memory = Memory(len(chosen), fit.embedding.shape[1], len(DOMAINS))
-    memory.keys.copy_(fit.embedding[chosen])
+    with torch.inference_mode():
+        memory.keys.copy_(heads.recalled(fit)[chosen])
+        asked = heads.recalled(check)
     domains = torch.tensor([rows[i].domain for i in chosen])
     memory.labels.copy_(F.one_hot(domains, len(DOMAINS)).float())
     heads.memory = memory
@@ -50,7 +52,7 @@ def add_memory(
         memory.sharpness.fill_(sharpness)
         memory.weight.fill_(1.0)
         with torch.inference_mode():
-            votes = memory(check.embedding[known])
+            votes = memory(asked[known])
         for weight in WEIGHTS:
             logits = (check.domain[known].log_softmax(-1) + weight * votes).clone()
             loss = float(F.cross_entropy(logits / temperature(logits, target[known]), target[known]))

@@ -185,9 +185,9 @@ class Memory(nn.Module):  # type: ignore[misc]
         self.register_buffer("sharpness", torch.ones(()))
         self.register_buffer("weight", torch.ones(()))
 
-    def forward(self, embedding: Tensor) -> Tensor:
-        """Unit embeddings [batch, d] to log-probabilities times their weight, [batch, labels]."""
-        votes = (self.sharpness * (embedding @ self.keys.T)).softmax(-1) @ self.labels
+    def forward(self, x: Tensor) -> Tensor:
+        """Unit vectors [batch, d] to log-probabilities times their weight, [batch, labels]."""
+        votes = (self.sharpness * (x @ self.keys.T)).softmax(-1) @ self.labels
         return self.weight * (votes + MEMORY_FLOOR).log()
 
 
@@ -234,7 +234,7 @@ class Heads(nn.Module):  # type: ignore[misc]
         """The linear head's log-probabilities, with the memory's votes if there are any; [batch, domains]."""
         if self.memory is None:
             return out.domain
-        votes: Tensor = self.memory(out.embedding)
+        votes: Tensor = self.memory(self.recalled(out))
         return out.domain.log_softmax(-1) + votes
 
     def parts(self, pooled: Tensor, surface: Tensor) -> HeadOutputs:
@@ -263,7 +263,7 @@ class Heads(nn.Module):  # type: ignore[misc]
         """The base encoder's embedding, as far as a linear map finds it in the tuned one; unit, [batch, d].
 
         Fine-tuning pulls together what has the same label and loses the finer neighbourhoods that
-        clusters live on.
+        clusters, memories and the unknown live on.
         """
         return F.normalize(self.recall(out.embedding), dim=-1)
 
