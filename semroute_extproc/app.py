@@ -28,6 +28,7 @@ from semroute_extproc.bundle import Bundle
 from semroute_extproc.config import Config, Problem
 from semroute_extproc.controllers import Controllers
 from semroute_extproc.encoder.batcher import Batcher
+from semroute_extproc.encoder.cache import SignalCache
 from semroute_extproc.encoder.classifier import Classifier, Reader
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.errors import ConfigError
@@ -86,14 +87,19 @@ def make_models(config: Config, bundles: Mapping[str, Bundle]) -> dict[str, Onnx
     return models
 
 
-def make_classifier(config: Config, models: Mapping[str, OnnxModel]) -> Classifier:
-    """The readers of the running loop: on CPU one lane a core each, on a GPU one."""
+def make_classifier(
+    config: Config, models: Mapping[str, OnnxModel], on_look: Callable[[bool], None] = lambda _: None
+) -> Classifier:
+    """The readers of the running loop: on CPU one lane a core each, on a GPU one.
+
+    `on_look` is told of every look into the cache whether it was a hit.
+    """
     readers: dict[str, Reader] = {}
     for language, model in models.items():
         lanes = config.encoder.lanes or (len(os.sched_getaffinity(0)) if model.device == "cpu" else 1)
         readers[language] = Reader(model.bundle, Batcher(model, lanes, config.encoder.queue_max))
     default = readers.pop(DEFAULT)
-    return Classifier(default, readers)
+    return Classifier(default, readers, SignalCache(config.encoder.cache_entries, on_look))
 
 
 def make_policies(
@@ -147,7 +153,7 @@ class App:
         self._path = path
         self._loaded, self._files = loaded, strategy_files.fingerprint(loaded.config)
         self._metrics = PrometheusSink()
-        self._classifier = make_classifier(loaded.config, models)
+        self._classifier = make_classifier(loaded.config, models, self._metrics.looked_up)
         self._judges = Judges()
         self._profiles = ProfileDirectories(self._on_profiles)
         self._controllers = Controllers(loaded.config, os.urandom(SECRET_BYTES))
@@ -159,7 +165,7 @@ class App:
         telemetry = loaded.config.telemetry
         sinks: list[Sink] = [self._metrics]
         if telemetry.log_decisions:
-            sinks.append(log.LogSink(telemetry.log_prompts))
+            sinks.append(log.LogSink(telemetry))
         self._tracing = _tracing(telemetry.otlp_endpoint)
         if self._tracing:
             sinks.append(self._tracing)

@@ -52,6 +52,9 @@ class Encoder(Model):
         None, ge=1, le=256, description="Passes at once; default: one a core, one a GPU."
     )
     queue_max: int = Field(256, ge=1, le=65_536, description="Texts that may wait; more fall back at once.")
+    cache_entries: int = Field(
+        2_048, ge=0, le=1_048_576, description="Texts whose signals are remembered, 6 KB each; 0 for none."
+    )
 
 
 class Admin(Model):

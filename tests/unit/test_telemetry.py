@@ -63,8 +63,9 @@ def event(kind: Kind = Kind.ROUTED, cause: str = "strategy", parents: tuple[str,
 @pytest.fixture
 def logged(capsys: pytest.CaptureFixture[str]) -> Any:
     def run(prompts: bool) -> str:
-        configure(Telemetry(log_format="json"))
-        LogSink(prompts).decided(event())
+        settings = Telemetry(log_format="json", log_prompts=prompts)
+        configure(settings)
+        LogSink(settings).decided(event())
         return capsys.readouterr().err
 
     yield run
