@@ -150,8 +150,9 @@ class Servicer:
 class GrpcServer:
     """A bound server with health; SERVING once `ready` is called."""
 
-    def __init__(self, settings: Server, servicer: Servicer) -> None:
+    def __init__(self, settings: Server, servicer: Servicer, worker: int = 0) -> None:
         self._settings = settings
+        self._listen = settings.address(worker)
         # Read by gRPC when the process makes its first server or channel.
         os.environ.setdefault("GRPC_EXPERIMENTS", GRPC_EXPERIMENTS)
         limit = settings.body_bytes_max + MESSAGE_SLACK_BYTES
@@ -181,7 +182,7 @@ class GrpcServer:
 
         Raises OSError if the address cannot be had.
         """
-        listen = self._settings.listen
+        listen = self._listen
         if listen.startswith("unix:"):
             _refuse_if_served(Path(listen.removeprefix("unix:")))
         for service in ("", SERVICE):

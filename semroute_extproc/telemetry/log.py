@@ -61,8 +61,9 @@ class LogSink:
     costs more than everything else that is done for a request whose pool is named.
     """
 
-    def __init__(self, settings: Telemetry) -> None:
-        """With `log_prompts` the classified text is part of the line."""
+    def __init__(self, settings: Telemetry, worker: int | None = None) -> None:
+        """With `log_prompts` the classified text is part of the line; `worker` is the process's number."""
+        self._worker = worker
         self._prompts = settings.log_prompts
         self._console = _console(settings)
         self._log = structlog.get_logger("semroute")
@@ -77,6 +78,8 @@ class LogSink:
         if self._console:
             self._log.info("route.decided", **facts)
             return
+        if self._worker is not None:
+            facts["worker"] = self._worker
         facts["event"] = "route.decided"
         facts["level"] = "info"
         ended = datetime.fromtimestamp(event.ended_ns / 1e9, UTC)

@@ -193,8 +193,8 @@ class PrometheusSink:
                 self._unknown.inc()
 
     def _child(self, metric: M, *labels: str) -> M:
-        """The child of a metric for its labels: looked up here, which takes a tenth of what it takes there."""
-        key = (metric, *labels)
+        """The child of a metric for its labels; looking it up here takes a tenth of what it takes there."""
+        key: tuple[MetricWrapperBase | str, ...] = (metric, *labels)
         child = self._children.get(key)
         if child is None:
             child = self._children[key] = metric.labels(*labels)
