@@ -28,8 +28,9 @@ LAZY = {
     "bundle": ("semroute_extproc.training.cli", "bundle"),
     "eval": ("semroute_extproc.evaluation.cli", "evaluate"),
     "profile": ("semroute_extproc.onboarding.cli", "profile"),
+    "bench": ("semroute_extproc.bench.cli", "bench"),
 }
-"""Commands whose modules are imported when used: they need the extra `train`."""
+"""Commands whose modules are imported when used: most need the extra `train`."""
 
 
 class Commands(click.Group):

@@ -17,7 +17,6 @@ import asyncio
 import contextlib
 import http.client
 import json
-import os
 import shutil
 import signal
 import socket
@@ -277,8 +276,10 @@ def serve(path: Path) -> int:
     """
     loaded = config_source.load(path)
     log.configure(loaded.config.telemetry)
-    folder = Path(tempfile.mkdtemp(prefix="semroute-"))
-    os.chmod(folder, 0o700)
+    # Beside the workers' own sockets, because it may be the only place that can be written to.
+    listen = loaded.config.server.listen
+    beside = Path(listen.removeprefix("unix:")).parent if listen.startswith("unix:") else None
+    folder = Path(tempfile.mkdtemp(prefix=".workers-", dir=beside))  # mode 0700
 
     async def run() -> int:
         return await Supervisor(path, loaded.config, folder).run()
