@@ -43,7 +43,6 @@ from semroute_extproc.policy.session import holding, keeps
 from semroute_extproc.policy.strategies import NO_MATERIAL, Material, Strategy, compile_strategies
 from semroute_extproc.policy.weighted import Canary
 
-
 Tried = dict[str, tuple[bool, str]]
 """Rule to whether it applied, and in words why or why not."""
 
