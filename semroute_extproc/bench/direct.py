@@ -19,6 +19,7 @@ from semroute_extproc.bench.machine import cpu_seconds
 from semroute_extproc.bench.servers import CONFIG, Measured, floor
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.exchange import Decide
+from semroute_extproc.judge.live import Judges
 from semroute_extproc.pipeline import Pipeline
 from semroute_extproc.request import Api, RequestHead
 
@@ -110,7 +111,7 @@ def in_process(model: OnnxModel) -> Pipeline:
     environment = {f"SEMROUTE__{name.upper()}": value for name, value in UNHURRIED.items()}
     loaded = config_source.load(CONFIG, environment)
     classifier = app.make_classifier(loaded.config, {app.DEFAULT: model})
-    return app.make_generation(1, loaded, classifier, lambda _: None).pipeline
+    return app.make_generation(1, loaded, classifier, lambda _: None, Judges()).pipeline
 
 
 def decide(body: bytes) -> Decide:
