@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
 TEST_ARGS ?=
+BENCH_ARGS ?=
 VLLM := .venv-vllm
 VLLM_PYTHON ?= python3.11
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 IMAGE ?= semroute-extproc:latest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-train test-vllm lint format type gen gen-check bench docs docs-check image lock train check clean
+.PHONY: help setup demo test test-train test-vllm lint format type gen gen-check bench bench-check docs docs-check image lock train check clean
 
 help:  ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,8 +71,11 @@ docs: $(VENV)/.dev  ## write the generated parts of docs/
 docs-check: $(VENV)/.dev  ## fail if the generated parts of docs/ are stale
 	$(BIN)/python tools/gen_docs.py --check
 
-bench: $(VENV)/.dev  ## what a decision costs on this machine
-	$(BIN)/python benchmarks/overhead.py
+bench: $(VENV)/.dev  ## what a decision costs on this machine, about ten minutes; BENCH_ARGS=--quick for two
+	$(BIN)/semroute bench --out $(or $(OUT),build/bench) $(BENCH_ARGS)
+
+bench-check: $(VENV)/.dev  ## fail if a decision has become clearly dearer than recorded, half a minute
+	$(BIN)/semroute bench --check benchmarks/results/bench.json
 
 image: ## build the container image
 	docker build --tag $(IMAGE) .

@@ -7,8 +7,10 @@ import dataclasses
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +30,7 @@ from semroute_extproc.bundle import Bundle
 from semroute_extproc.config import Config, Problem
 from semroute_extproc.controllers import Controllers
 from semroute_extproc.encoder.batcher import Batcher
+from semroute_extproc.encoder.cache import SignalCache
 from semroute_extproc.encoder.classifier import Classifier, Reader
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.errors import ConfigError
@@ -86,14 +89,20 @@ def make_models(config: Config, bundles: Mapping[str, Bundle]) -> dict[str, Onnx
     return models
 
 
-def make_classifier(config: Config, models: Mapping[str, OnnxModel]) -> Classifier:
-    """The readers of the running loop: on CPU one lane a core each, on a GPU one."""
+def make_classifier(
+    config: Config, models: Mapping[str, OnnxModel], on_look: Callable[[bool], None] = lambda _: None
+) -> Classifier:
+    """The readers of the running loop: on CPU one lane a core, shared among workers, on a GPU one.
+
+    `on_look` is told of every look into the cache whether it was a hit.
+    """
     readers: dict[str, Reader] = {}
+    cores = max(1, len(os.sched_getaffinity(0)) // config.server.workers)
     for language, model in models.items():
-        lanes = config.encoder.lanes or (len(os.sched_getaffinity(0)) if model.device == "cpu" else 1)
+        lanes = config.encoder.lanes or (cores if model.device == "cpu" else 1)
         readers[language] = Reader(model.bundle, Batcher(model, lanes, config.encoder.queue_max))
     default = readers.pop(DEFAULT)
-    return Classifier(default, readers)
+    return Classifier(default, readers, SignalCache(config.encoder.cache_entries, on_look))
 
 
 def make_policies(
@@ -139,15 +148,31 @@ def make_generation(
     return Generation(number, loaded.sha256, settings, pipeline)
 
 
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """What a process is told that is one of several."""
+
+    index: int
+    admin: str
+    """What its admin pages are served on, for the supervisor alone."""
+
+
 class App:
     """A running sidecar."""
 
-    def __init__(self, path: Path, loaded: config_source.Loaded, models: Mapping[str, OnnxModel]) -> None:
-        """Call within the event loop that is to serve."""
+    def __init__(
+        self,
+        path: Path,
+        loaded: config_source.Loaded,
+        models: Mapping[str, OnnxModel],
+        worker: Worker | None = None,
+    ) -> None:
+        """Call within the event loop that is to serve; `worker` if this process is one of several."""
         self._path = path
         self._loaded, self._files = loaded, strategy_files.fingerprint(loaded.config)
+        self._worker = worker
         self._metrics = PrometheusSink()
-        self._classifier = make_classifier(loaded.config, models)
+        self._classifier = make_classifier(loaded.config, models, self._metrics.looked_up)
         self._judges = Judges()
         self._profiles = ProfileDirectories(self._on_profiles)
         self._controllers = Controllers(loaded.config, os.urandom(SECRET_BYTES))
@@ -159,12 +184,12 @@ class App:
         telemetry = loaded.config.telemetry
         sinks: list[Sink] = [self._metrics]
         if telemetry.log_decisions:
-            sinks.append(log.LogSink(telemetry.log_prompts))
+            sinks.append(log.LogSink(telemetry, worker.index if worker else None))
         self._tracing = _tracing(telemetry.otlp_endpoint)
         if self._tracing:
             sinks.append(self._tracing)
         servicer = Servicer(lambda: self._generation, sinks, self._metrics)
-        self._server = GrpcServer(loaded.config.server, servicer)
+        self._server = GrpcServer(loaded.config.server, servicer, worker.index if worker else 0)
 
     def _on_error(self, request_id: str) -> None:
         self._metrics.errors.inc()
@@ -207,6 +232,9 @@ class App:
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         self._metrics.watch_controllers(self._controllers.status)
+        if self._worker is not None:
+            # The supervisor holds the other end and never writes: it can only come to an end.
+            loop.add_reader(sys.stdin.fileno(), self._orphaned)
         self._metrics.watch_queue(lambda: self._classifier.waiting)
         self._metrics.set_models(self._classifier.describe())
         self._note_reload()
@@ -217,8 +245,8 @@ class App:
         logger.info(
             "server.serving",
             version=__version__,
-            listen=self._loaded.config.server.listen,
-            admin=self._loaded.config.admin.listen,
+            listen=self._loaded.config.server.address(self._worker.index if self._worker else 0),
+            admin=self._worker.admin if self._worker else self._loaded.config.admin.listen,
             encoders=self._classifier.describe(),
         )
         watch = asyncio.create_task(self._watch())
@@ -243,6 +271,11 @@ class App:
             if admin:
                 admin.close()
             logger.info("server.stopped")
+
+    def _orphaned(self) -> None:
+        asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+        logger.error("supervisor.gone")
+        self._stop.set()
 
     async def _watch(self) -> None:
         async for _ in config_source.changes(self._path, self._stop):
@@ -316,7 +349,7 @@ class App:
         self._metrics.reload_timestamp.set(time.time())
 
     def _start_admin(self) -> AdminServer | None:
-        listen = self._loaded.config.admin.listen
+        listen = self._worker.admin if self._worker else self._loaded.config.admin.listen
         if listen is None:
             return None
         return AdminServer(
@@ -329,8 +362,14 @@ class App:
                 ),
                 "/config": self._config_page,
                 "/controllers": lambda: _json(self._controllers.status()),
+                "/worker": self._worker_page,
             },
         )
+
+    def _worker_page(self) -> Page:
+        """What the supervisor wants to know."""
+        state = {"ready": self._ready, "sha256": self._generation.sha256}
+        return Page(200, "application/json", json.dumps(state).encode())
 
     def _config_page(self) -> Page:
         live = {
@@ -358,14 +397,16 @@ def _tracing(endpoint: str | None) -> OtelSink | None:
     return otel.OtelSink(otel.exporter(endpoint))
 
 
-def serve(path: Path) -> None:
+def serve(path: Path, worker: Worker | None = None) -> None:
     """Load, warm up and serve until told to stop; raises ConfigError, BundleError or OSError."""
     loaded = config_source.load(path)
     log.configure(loaded.config.telemetry)
+    if worker is not None:
+        structlog.contextvars.bind_contextvars(worker=worker.index)
     models = make_models(loaded.config, load_bundles(loaded.config))
 
     async def run() -> None:
-        await App(path, loaded, models).run()
+        await App(path, loaded, models, worker).run()
 
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(run())

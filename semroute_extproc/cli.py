@@ -28,8 +28,9 @@ LAZY = {
     "bundle": ("semroute_extproc.training.cli", "bundle"),
     "eval": ("semroute_extproc.evaluation.cli", "evaluate"),
     "profile": ("semroute_extproc.onboarding.cli", "profile"),
+    "bench": ("semroute_extproc.bench.cli", "bench"),
 }
-"""Commands whose modules are imported when used: they need the extra `train`."""
+"""Commands whose modules are imported when used: most need the extra `train`."""
 
 
 class Commands(click.Group):
@@ -98,21 +99,36 @@ def main() -> None:
 
 @main.command()
 @config_option
-def serve(config_path: Path) -> None:
+@click.option("--worker", "index", type=click.IntRange(min=0), hidden=True)
+@click.option("--worker-admin", hidden=True)
+def serve(config_path: Path, index: int | None, worker_admin: str | None) -> None:
     """Serve Envoy's ext_proc streams until SIGTERM, then drain.
 
     \b
     SIGHUP or a change of the file reloads pools, models, policies and strategies;
     a configuration that is wrong changes nothing and is logged.
-    """
-    from semroute_extproc import app
 
+    With server.workers above 1 this process starts so many others, keeps them running and answers
+    for all of them on the admin port.
+    """
     try:
-        app.serve(config_path)
+        if index is None and _workers(config_path) > 1:
+            from semroute_extproc import supervisor
+
+            sys.exit(supervisor.serve(config_path))
+        from semroute_extproc import app
+
+        app.serve(config_path, None if index is None else app.Worker(index, worker_admin or ""))
     except (ConfigError, BundleError) as error:
         _refuse(error)
     except OSError as error:
         raise click.ClickException(str(error)) from None
+
+
+def _workers(config_path: Path) -> int:
+    from semroute_extproc import config_source
+
+    return config_source.load(config_path).config.server.workers
 
 
 @main.command()

@@ -44,10 +44,15 @@ _FUNCTION_WORDS = {
     "vi": "là và của có không cho tôi bạn như thế nào một những được gì",
     "id": "yang dan di ini itu untuk dengan apa bagaimana tidak saya anda dari ke adalah",
 }
-_VOTES: dict[str, list[str]] = {}
+_SPEAKERS: dict[str, list[str]] = {}
 for _language, _words in _FUNCTION_WORDS.items():
     for _word in _words.split():
-        _VOTES.setdefault(_word, []).append(_language)
+        _SPEAKERS.setdefault(_word, []).append(_language)
+_VOTES = {
+    word: tuple((language, 1.0 / len(languages)) for language in languages)
+    for word, languages in _SPEAKERS.items()
+}
+"""Word to the languages it belongs to, one vote shared among them."""
 
 _LATIN_WORD = re.compile(r"[a-zà-ỹ]+")
 _LETTER = re.compile(r"[^\W\d_]")
@@ -61,8 +66,11 @@ def language_of(text: str) -> str:
         for language, script in _SCRIPTS:
             if len(script.findall(sample)) / letters >= SCRIPT_SHARE_MIN:
                 return language
-    votes = dict.fromkeys(_FUNCTION_WORDS, 0.0)
+    votes: dict[str, float] = {}
     for word in _LATIN_WORD.findall(sample.lower()):
-        for language in _VOTES.get(word, ()):
-            votes[language] += 1.0 / len(_VOTES[word])
-    return max(votes, key=lambda language: (votes[language], language == "en"))
+        for language, vote in _VOTES.get(word, ()):
+            votes[language] = votes.get(language, 0.0) + vote
+    most = max(votes.values(), default=0.0)
+    if votes.get("en", 0.0) == most:
+        return "en"
+    return next(language for language in _FUNCTION_WORDS if votes.get(language) == most)

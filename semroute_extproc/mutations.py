@@ -216,8 +216,10 @@ def metadata(outcome: Outcome) -> dict[str, str | float | bool]:
 
 def header_safe(text: str) -> str:
     """Printable ASCII on one line, cut at `REASON_CHARACTERS_MAX`."""
-    line = " ".join(text.split()).encode("ascii", "replace").decode()
-    return "".join(c for c in line if c.isprintable())[:REASON_CHARACTERS_MAX]
+    line = " ".join(text.split())
+    if not (line.isascii() and line.isprintable()):
+        line = "".join(c for c in line.encode("ascii", "replace").decode() if c.isprintable())
+    return line[:REASON_CHARACTERS_MAX]
 
 
 def _mutate_headers(common: pb.CommonResponse, outcome: Outcome) -> None:

@@ -23,7 +23,7 @@ from semroute_extproc.exchange import Decide, too_large_answer
 from semroute_extproc.judge import Judge
 from semroute_extproc.language import language_of
 from semroute_extproc.outcome import Answer, Kind, Outcome, Stage
-from semroute_extproc.policy import Policy
+from semroute_extproc.policy import Policy, Tried
 from semroute_extproc.policy.constraints import NoCandidate
 from semroute_extproc.policy.decision import Decision, Facts, JudgeWanted
 from semroute_extproc.policy.shadow import Shadow
@@ -132,7 +132,8 @@ class Pipeline:
             stages.mark("controllers")
 
         policy = self._policies[name]
-        decision = policy.decide(facts)
+        tried: Tried = {}
+        decision = policy.decide(facts, tried)
         stages.mark("policy")
         if decision is None:
             try:
@@ -143,7 +144,7 @@ class Pipeline:
             except EncoderUnavailable as error:
                 facts = facts.with_fallback(error.reason)
             stages.mark("encode")
-            decision = policy.decide(facts)
+            decision = policy.decide(facts, tried)
             stages.mark("policy")
         if isinstance(decision, JudgeWanted):
             judgement = await self.judges[decision.strategy].ask(text, deadline)

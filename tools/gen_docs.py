@@ -135,28 +135,53 @@ def commands() -> str:
     return "\n".join(parts)
 
 
-def overhead() -> str:
-    """The recorded run of benchmarks/overhead.py."""
-    report = json.loads((DOCS.parent / "benchmarks" / "results" / "overhead.json").read_text())
-    machine = report["machine"]
-    base = report["milliseconds"]["Envoy alone"]
+def _bench() -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((DOCS.parent / "benchmarks" / "results" / "bench.json").read_text())
+    return report
+
+
+def bench_aims() -> str:
+    """What is aimed at, and what the recorded run of `make bench` says."""
+    run = _bench()
+    machine = run["machine"]
+    instructions = ", ".join(machine["instructions"])
     lines = [
-        f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}, ONNX Runtime "
-        f"{machine['onnxruntime']}; {report['tokens']} tokens, {report['rounds']} requests on each path.",
+        f"{machine['cpu']} ({instructions}), {machine['cores']} cores, load {machine['load_before']} before; "
+        f"Python {machine['python']}, ONNX Runtime {machine['onnxruntime']}, gRPC {machine['grpc']}; "
+        f"medians of {run['rounds']} rounds, {run['tokens']} tokens.",
         "",
-        "| path | p50 ms | p90 ms | p99 ms | p50 over Envoy alone | p99 over Envoy alone | sidecar CPU ms |",
-        "|---|---|---|---|---|---|---|",
+        "| what | aim | here | holds | |",
+        "|---|---|---|---|---|",
     ]
-    for name, row in report["milliseconds"].items():
-        through = name.endswith("model")
-        added = [f"{row[p] - base[p]:+.2f}" if through else "" for p in ("p50", "p99")]
-        cpu = f"{report['cpu_ms'][name]:.2f}" if name in report["cpu_ms"] else ""
-        cells = [name, *(f"{row[p]:.2f}" for p in ("p50", "p90", "p99")), *added, cpu]
-        lines.append("| " + " | ".join(cells) + " |")
+    for aim in run["aims"]:
+        value = "not measured" if aim["value"] is None else f"{aim['value']:.2f}"
+        holds = {None: "–", True: "yes", False: "**no**"}[aim["holds"]]
+        lines.append(f"| {aim['what']} | {aim['aim']} | {value} | {holds} | {aim['note']} |")
+    return "\n".join(lines)
+
+
+def bench_costs() -> str:
+    """CPU time by path, by length and by body of the recorded run."""
+    run = _bench()
+    names = {
+        "bare": "session alone",
+        "pipeline": "pipeline in process",
+        "server x1": "server driven directly, one at a time",
+        f"server x{2 * run['machine']['cores']}": "server driven directly, two a core at once",
+        "floor": "do-nothing server, 16 at once",
+        "named": "server, pool named: no encoder, 16 at once",
+        "two workers named": "the same, two workers",
+    }
+    lines = ["| path | CPU ms |", "|---|---|"]
+    lines += [f"| {said} | {run['medians'][f'{name} cpu ms']:.2f} |" for name, said in names.items()]
+    lines += ["", "| tokens | read | session | pipeline | server |", "|---|---|---|---|---|"]
+    for row in run["lengths"]:
+        costs = " | ".join(f"{row[path]:.2f}" for path in ("bare", "pipeline", "server"))
+        lines.append(f"| {row['tokens']} | {row['read']} | {costs} |")
+    lines += ["", "| body | model | bytes | CPU ms | p50 ms |", "|---|---|---|---|---|"]
     lines += [
-        "",
-        f"Start to ready {report['start_seconds']:.2f} s, resident {report['resident_mib']:.0f} MiB, "
-        f"failures counted by Envoy {report['envoy_errors']}.",
+        f"| {row['body']} | {row['model']} | {row['bytes']:,} | {row['cpu ms']:.2f} | {row['p50 ms']:.2f} |"
+        for row in run["bodies"]
     ]
     return "\n".join(lines)
 
@@ -194,15 +219,46 @@ def load_simulation() -> str:
     return "\n".join(rows)
 
 
+def bench_load() -> str:
+    """Arrivals at fixed rates, and the path through Envoy."""
+    run = _bench()
+    over = run["open loop"]
+    lines = [
+        f"Knee {over['knee a second']:.0f} decisions a second, deadline {over['deadline ms']:g} ms.",
+        "",
+        "| of the knee | sent | answered | decided | fallen back | p50 ms | p90 | p99 | p99.9 |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in over["rates"]:
+        shares = " | ".join(f"{row[name]:.1%}" for name in ("answered", "decided", "fallen back"))
+        times = " | ".join(f"{value:.1f}" for value in row["ms"].values())
+        lines.append(f"| {row['share of knee']:g} | {row['sent']} | {shares} | {times} |")
+    if run["gateway"]:
+        base = run["gateway"]["ms"]["Envoy alone"]["p50"]
+        lines += [
+            "",
+            "| one at a time | p50 ms | p90 | p99 | p99.9 | p50 over Envoy alone |",
+            "|---|---|---|---|---|---|",
+        ]
+        for name, row in run["gateway"]["ms"].items():
+            added = f"{row['p50'] - base:+.2f}" if name.endswith("model") else ""
+            lines.append(
+                f"| {name} | " + " | ".join(f"{value:.2f}" for value in row.values()) + f" | {added} |"
+            )
+    return "\n".join(lines)
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "settings": settings,
     "facts": facts,
     "families": families,
     "metrics": metrics,
     "commands": commands,
-    "overhead": overhead,
     "strategy-costs": strategy_costs,
     "load-simulation": load_simulation,
+    "bench aims": bench_aims,
+    "bench costs": bench_costs,
+    "bench load": bench_load,
 }
 
 

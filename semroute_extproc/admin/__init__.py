@@ -7,11 +7,13 @@ delay a decision by more than the interpreter lock does.
 from __future__ import annotations
 
 import socket
+import socketserver
 import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import structlog
 
@@ -48,15 +50,38 @@ class _ServerV6(_Server):
     address_family = socket.AF_INET6
 
 
+class _ServerUnix(_Server):
+    address_family = socket.AF_UNIX
+
+    def server_bind(self) -> None:
+        """As any socket server: a path has no host name to look up. One that a crash left is taken."""
+        Path(str(self.server_address)).unlink(missing_ok=True)
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = "localhost", 0
+
+
 class AdminServer:
     """Serves `pages` by path until closed."""
 
-    def __init__(self, listen: str, pages: Mapping[str, Callable[[], Page]]) -> None:
-        """`listen` is `host:port`; port 0 takes a free one. Raises OSError if it is taken."""
+    def __init__(
+        self,
+        listen: str,
+        pages: Mapping[str, Callable[[], Page]],
+        otherwise: Callable[[str], Page] | None = None,
+    ) -> None:
+        """`listen` is `host:port`, where port 0 takes a free one, or `unix:/path`.
+
+        `otherwise` makes the pages that are not among `pages`. Raises OSError if the address is taken.
+        """
+        handler = _handler(pages, otherwise)
         host, _, port = listen.rpartition(":")
-        server = _ServerV6 if host.startswith("[") else _Server
         try:
-            self._server = server((host.strip("[]"), int(port)), _handler(pages))
+            if listen.startswith("unix:"):
+                self._server: _Server = _ServerUnix(listen.removeprefix("unix:"), handler)  # type: ignore[arg-type]
+            elif host.startswith("["):
+                self._server = _ServerV6((host.strip("[]"), int(port)), handler)
+            else:
+                self._server = _Server((host, int(port)), handler)
         except OSError as error:
             raise OSError(f"cannot listen on {listen} for the admin port: {error.strerror}") from None
         self._thread = threading.Thread(target=self._server.serve_forever, name="admin", daemon=True)
@@ -74,15 +99,25 @@ class AdminServer:
         self._thread.join()
 
 
-def _handler(pages: Mapping[str, Callable[[], Page]]) -> type[BaseHTTPRequestHandler]:
+def _handler(
+    pages: Mapping[str, Callable[[], Page]], otherwise: Callable[[str], Page] | None
+) -> type[BaseHTTPRequestHandler]:
+    def find(path: str) -> Page:
+        if path in pages:
+            return pages[path]()
+        return otherwise(path) if otherwise else text(404, "there is " + " ".join(sorted(pages)) + "\n")
+
     class Handler(BaseHTTPRequestHandler):
         timeout = TIMEOUT_SECONDS
         server_version = "semroute"
         sys_version = ""
 
+        def address_string(self) -> str:
+            """A Unix socket's client has no address."""
+            return "local"
+
         def do_GET(self) -> None:
-            make = pages.get(self.path.partition("?")[0])
-            page = make() if make else text(404, "there is " + " ".join(sorted(pages)) + "\n")
+            page = find(self.path.partition("?")[0])
             self.send_response(page.status)
             self.send_header("content-type", page.content_type)
             self.send_header("content-length", str(len(page.body)))

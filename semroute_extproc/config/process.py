@@ -14,14 +14,23 @@ from semroute_extproc.config.base import Model
 PORT_MAX = 65_535
 """Largest TCP port."""
 
+WORKERS_MAX = 64
+"""Most processes of one sidecar."""
+
+WORKER = "{worker}"
+"""Stands in `server.listen` for a worker's number."""
+
 
 class Server(Model):
     """The gRPC side. A change needs a restart."""
 
     listen: str = Field(
-        "unix:/run/semroute/w0.sock",
+        "unix:/run/semroute/w{worker}.sock",
         pattern=r"^(unix:.+|unix-abstract:.+|.+:[0-9]{1,5})$",
-        description="`unix:/path` or `host:port` for Envoy's gRPC stream.",
+        description="`unix:/path` or `host:port` for Envoy's gRPC stream; `{worker}` is the worker's number.",
+    )
+    workers: int = Field(
+        1, ge=1, le=WORKERS_MAX, description="Processes, each on a socket of its own with a model of its own."
     )
     deadline_ms: float = Field(
         100, gt=0, le=10_000, description="Time for one decision, queue and encoder included."
@@ -36,6 +45,16 @@ class Server(Model):
     allow_mode_override: bool = Field(
         True, description="Envoy's filter has allow_mode_override, so a body may be asked for."
     )
+
+    @model_validator(mode="after")
+    def _sockets(self) -> Server:
+        if self.workers > 1 and WORKER not in self.listen:
+            raise ValueError(f"several workers need a socket each: write {WORKER} in listen")
+        return self
+
+    def address(self, worker: int) -> str:
+        """What a worker listens on."""
+        return self.listen.replace(WORKER, str(worker))
 
 
 class Encoder(Model):
@@ -52,6 +71,9 @@ class Encoder(Model):
         None, ge=1, le=256, description="Passes at once; default: one a core, one a GPU."
     )
     queue_max: int = Field(256, ge=1, le=65_536, description="Texts that may wait; more fall back at once.")
+    cache_entries: int = Field(
+        2_048, ge=0, le=1_048_576, description="Texts whose signals are remembered, 6 KB each; 0 for none."
+    )
 
 
 class Admin(Model):

@@ -18,18 +18,20 @@ READY_SECONDS_MAX = 2.0
 
 
 class Sidecar:
-    """A running sidecar, listening on a socket in `folder`; its log stays there when it has stopped.
+    """A running sidecar, listening on a socket a worker in `folder`, where its log stays when it has stopped.
 
     `settings` are written over those of `config_path` by way of the environment, so that the file
     is the one an operator would use.
     """
 
     def __init__(self, config_path: Path, folder: Path, settings: Mapping[str, str] | None = None) -> None:
-        self.socket = folder / "w0.sock"
+        workers = int((settings or {}).get("SEMROUTE__SERVER__WORKERS", 1))
+        self.sockets = [folder / f"w{worker}.sock" for worker in range(workers)]
+        self.socket = self.sockets[0]
         self.admin = f"127.0.0.1:{free_port()}"
         environment = {
             **os.environ,
-            "SEMROUTE__SERVER__LISTEN": f"unix:{self.socket}",
+            "SEMROUTE__SERVER__LISTEN": f"unix:{folder}/w{{worker}}.sock",
             "SEMROUTE__ADMIN__LISTEN": self.admin,
             **(settings or {}),
         }

@@ -1,4 +1,7 @@
-"""Text to signals: the bundle that reads its language, an encoder pass, that bundle's calibration."""
+"""Text to signals: the bundle that reads its language, an encoder pass, that bundle's calibration.
+
+What was read lately is remembered, so that a prompt that comes again costs no pass.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from dataclasses import dataclass
 
 from semroute_extproc.bundle import Bundle
 from semroute_extproc.encoder import Encoder
+from semroute_extproc.encoder.cache import SignalCache, key_of
 from semroute_extproc.signals import Signals, calibrate
 
 
@@ -19,19 +23,38 @@ class Reader:
     encoder: Encoder
 
 
+NO_CACHE = SignalCache(0)
+"""For a classifier that is to read everything anew."""
+
+
 class Classifier:
     """The readers of a server: one for every language, and special ones for some."""
 
-    def __init__(self, default: Reader, by_language: Mapping[str, Reader]) -> None:
+    def __init__(
+        self, default: Reader, by_language: Mapping[str, Reader], cache: SignalCache = NO_CACHE
+    ) -> None:
         """`by_language` maps an ISO 639-1 code to its own reader; all others have the default."""
         self.bundle = default.bundle
         self._default = default
         self._by_language = by_language
+        self._cache = cache
+        # A revision is the digest of a manifest: taken once, not once a text.
+        self._revisions = {id(reader): reader.bundle.revision for reader in self._readers}
 
     async def signals(self, text: str, language: str, deadline: float) -> Signals:
-        """Calibrated signals before `deadline` (the loop's clock); raises EncoderUnavailable."""
+        """Calibrated signals before `deadline` (the loop's clock); raises EncoderUnavailable.
+
+        A text that is remembered waits for nobody, however busy the encoder is.
+        """
         reader = self._by_language.get(language, self._default)
-        return calibrate(reader.bundle, await reader.encoder.encode(text, deadline), language)
+        if not self._cache:
+            return calibrate(reader.bundle, await reader.encoder.encode(text, deadline), language)
+        key = key_of(self._revisions[id(reader)], language, text)
+        if (known := self._cache.get(key)) is not None:
+            return known
+        signals = calibrate(reader.bundle, await reader.encoder.encode(text, deadline), language)
+        self._cache.put(key, signals)
+        return signals
 
     @property
     def waiting(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,19 +45,25 @@ class OnnxModel:
         for length in WARMUP_LENGTHS:
             self.run([self.framer.frame("word " * length)])
 
-    def run(self, batch: Sequence[Framed]) -> list[RawOutput]:
-        """One pass over `batch`, padded to its longest member."""
-        spec = self.bundle.encoder
+    def alone(self, batch: Sequence[Framed]) -> Callable[[], object]:
+        """The session's pass over `batch` and nothing else: what `semroute bench` compares with."""
+        feeds = self._feeds(batch)
+        return lambda: self._session.run(self._outputs, feeds)
+
+    def _feeds(self, batch: Sequence[Framed]) -> dict[str, Any]:
+        """The graph's inputs, padded to the longest member."""
         longest = max(len(framed.ids) for framed in batch)
-        ids = np.full((len(batch), longest), spec.pad_id, dtype=np.int64)
+        ids = np.full((len(batch), longest), self.bundle.encoder.pad_id, dtype=np.int64)
         mask = np.zeros((len(batch), longest), dtype=np.int64)
         for row, framed in enumerate(batch):
             ids[row, : len(framed.ids)] = framed.ids
             mask[row, : len(framed.ids)] = 1
         surface = np.asarray([framed.surface for framed in batch], dtype=np.float32)
-        values = self._session.run(
-            self._outputs, {"input_ids": ids, "attention_mask": mask, "surface": surface}
-        )
+        return {"input_ids": ids, "attention_mask": mask, "surface": surface}
+
+    def run(self, batch: Sequence[Framed]) -> list[RawOutput]:
+        """One pass over `batch`, padded to its longest member."""
+        values = self._session.run(self._outputs, self._feeds(batch))
         named: dict[str, Any] = dict(zip(self._outputs, values, strict=True))
         tasks = named.get("task_logits")
         neighbours = named.get("neighbour_embedding", named["sentence_embedding"])

@@ -43,6 +43,9 @@ from semroute_extproc.policy.session import holding, keeps
 from semroute_extproc.policy.strategies import NO_MATERIAL, Material, Strategy, compile_strategies
 from semroute_extproc.policy.weighted import Canary
 
+Tried = dict[str, tuple[bool, str]]
+"""Rule to whether it applied, and in words why or why not."""
+
 
 class Policy:
     """One compiled policy."""
@@ -60,13 +63,16 @@ class Policy:
         self._otherwise = otherwise
         self._strategies = strategies
 
-    def decide(self, facts: Facts) -> Decision | JudgeWanted | None:
+    def decide(self, facts: Facts, tried: Tried | None = None) -> Decision | JudgeWanted | None:
         """The decision; None if it takes signals that `facts` does not have yet, JudgeWanted if it takes
         a judgement.
 
         With `facts.fallback` set there is always a decision: rules that need no signals still
-        hold, and what would have needed them goes to the default pool. Raises NoCandidate.
+        hold, and what would have needed them goes to the default pool. `tried` keeps what became
+        of those rules for the second look at the same request, once its signals are there.
+        Raises NoCandidate.
         """
+        tried = {} if tried is None else tried
         candidates = candidates_of(self._pools, self._default_pool, facts)
         trace = [TraceStep("constraint", pool, f"needs {why}") for pool, why in candidates.excluded.items()]
         for compiled in self._rules:
@@ -75,7 +81,10 @@ class Policy:
                     return None
                 trace.append(TraceStep("rule", compiled.rule.name, "skipped: no signals"))
                 continue
-            matched, result = _evaluate(compiled, facts, candidates)
+            verdict = None if compiled.needs_signals else tried.get(compiled.rule.name)
+            if verdict is None:
+                verdict = tried[compiled.rule.name] = _evaluate(compiled, facts, candidates)
+            matched, result = verdict
             trace.append(TraceStep("rule", compiled.rule.name, result))
             if matched:
                 return self._to(compiled.rule, facts, candidates, trace, rule=compiled.rule.name)

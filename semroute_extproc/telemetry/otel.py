@@ -6,6 +6,8 @@ everything of our own stands under `semroute.`.
 
 from __future__ import annotations
 
+from threading import Thread
+
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
@@ -23,6 +25,9 @@ SPAN_NAME = "envoy.service.ext_proc.v3.ExternalProcessor/Process"
 
 QUEUE_SPANS_MAX = 2_048
 """Spans that may wait for the exporter; more are dropped, never waited for."""
+
+CLOSE_SECONDS_MAX = 2.0
+"""How long the last spans may take to leave; a collector that is gone must not hold up a restart."""
 
 _OPERATIONS = {
     "chat_completions": "chat",
@@ -43,7 +48,7 @@ class OtelSink:
 
     def __init__(self, span_exporter: SpanExporter) -> None:
         resource = Resource.create({SERVICE_NAME: "semroute-extproc", SERVICE_VERSION: __version__})
-        self._provider = TracerProvider(resource=resource)
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(span_exporter, max_queue_size=QUEUE_SPANS_MAX))
         self._tracer = self._provider.get_tracer("semroute_extproc", __version__)
         self._propagator = TraceContextTextMapPropagator()
@@ -73,8 +78,10 @@ class OtelSink:
         span.end(event.ended_ns)
 
     def close(self) -> None:
-        """Send what is left."""
-        self._provider.shutdown()
+        """Send what is left, for as long as `CLOSE_SECONDS_MAX`."""
+        closing = Thread(target=self._provider.shutdown, name="otel-close", daemon=True)
+        closing.start()
+        closing.join(CLOSE_SECONDS_MAX)
 
 
 def attributes(outcome: Outcome, request_id: str) -> dict[str, AttributeValue]:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics import MetricWrapperBase
 
 from semroute_extproc import __version__
 from semroute_extproc.load import GAUGES
+from semroute_extproc.outcome import Kind
 from semroute_extproc.policy.shadow import Shadow
 from semroute_extproc.telemetry import Decided
 
 BUCKETS = tuple(0.00025 * 2**n for n in range(13))
 """Seconds, from a quarter of a millisecond to one second, doubling."""
 
+
+M = TypeVar("M", bound=MetricWrapperBase)
 
 MODEL_LABELS = ("bundle", "revision", "provider", "graph", "language")
 """What `semroute_model_info` says of each encoder."""
@@ -60,6 +64,9 @@ class PrometheusSink:
             ["stage"],
             registry=r,
             buckets=BUCKETS,
+        )
+        self._cache = Counter(
+            "semroute_cache", "Texts looked up in the cache of signals.", ["result"], registry=r
         )
         self._truncated = Counter(
             "semroute_truncated", "Texts that did not fit the encoder's window.", registry=r
@@ -151,34 +158,51 @@ class PrometheusSink:
             registry=r,
         )
         self._build.labels(__version__).set(1)
+        # As many as there are label sets, which the configuration and the bundle bound.
+        self._children: dict[tuple[MetricWrapperBase | str, ...], MetricWrapperBase] = {}
 
     def decided(self, event: Decided) -> None:
         """See `Sink.decided`."""
         outcome = event.outcome
         decision, signals = outcome.decision, outcome.signals
-        self._decisions.labels(
+        self._child(
+            self._decisions,
             outcome.pool,
             decision.rule if decision else "",
             decision.strategy if decision else "",
             signals.domain if signals else "",
             outcome.kind.value,
         ).inc()
-        self._causes.labels(outcome.kind.value, outcome.cause).inc()
-        if outcome.kind == "fallback":
-            self._fallbacks.labels(outcome.cause).inc()
+        self._child(self._causes, outcome.kind.value, outcome.cause).inc()
+        if outcome.kind is Kind.FALLBACK:
+            self._child(self._fallbacks, outcome.cause).inc()
         if decision and decision.judge:
-            self._judged.labels(decision.strategy, decision.judge).inc()
+            self._child(self._judged, decision.strategy, decision.judge).inc()
         if outcome.total_ms:
             self._duration.observe(outcome.total_ms / 1e3)
         for name, ms in outcome.milliseconds().items():
-            self._stages.labels(name).observe(ms / 1e3)
+            self._child(self._stages, name).observe(ms / 1e3)
         if outcome.session:
-            self._sessions.labels(outcome.session).inc()
+            self._child(self._sessions, outcome.session).inc()
         for shadow in outcome.shadows:
             self.shadowed(shadow)
         if signals is not None:
-            self._truncated.inc(signals.truncated)
-            self._unknown.inc(signals.unknown)
+            if signals.truncated:
+                self._truncated.inc()
+            if signals.unknown:
+                self._unknown.inc()
+
+    def _child(self, metric: M, *labels: str) -> M:
+        """The child of a metric for its labels; looking it up here takes a tenth of what it takes there."""
+        key: tuple[MetricWrapperBase | str, ...] = (metric, *labels)
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = metric.labels(*labels)
+        return child  # type: ignore[return-value]
+
+    def looked_up(self, hit: bool) -> None:
+        """The cache of signals was asked for a text."""
+        self._child(self._cache, "hit" if hit else "miss").inc()
 
     def watch_queue(self, depth: Callable[[], int]) -> None:
         """Read the queue's depth whenever the metrics are read."""

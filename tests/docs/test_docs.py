@@ -52,7 +52,7 @@ def test_every_cause_is_documented() -> None:
     text = "\n".join(source.read_text() for source in sources)
     makers = (
         r"(?:_passthrough|_pass_headers|_default|BadBody|EncoderUnavailable|_fail)"
-        r'\((?:Kind\.\w+, |batch, )?"(\w+)"'
+        r'\((?:Kind\.\w+, |batch, |\[[^\]]*\], )?"(\w+)"'
     )
     causes = set(re.findall(makers, text)) | {"method", "unknown_path", "upgrade", "content_type"}
     assert len(causes) > 12

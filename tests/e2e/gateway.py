@@ -136,7 +136,7 @@ def start_gateway(
     `down`, and the sidecar answers unless it must not.
     """
     changes = Variant(
-        sockets=[str(sidecar.socket) for sidecar in sidecars],
+        sockets=[str(path) for sidecar in sidecars for path in sidecar.sockets],
         pools={**pools.addresses, **(addresses or {})},
         processing_mode=processing_mode or {},
         ext_proc=ext_proc or {},

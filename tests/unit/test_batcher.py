@@ -165,3 +165,49 @@ async def test_a_panic_of_a_library_does_not_take_the_lane_with_it() -> None:
         with pytest.raises(EncoderUnavailable, match="error"):
             await subject.encode("x", soon())
         assert (await subject.encode("xx", soon())).tokens == 2
+
+
+async def test_what_would_come_out_late_is_refused_on_arrival_and_not_run() -> None:
+    """A pass takes 50 ms here, so of ten texts with 200 ms each about four can be done."""
+    model = Model(work=lambda: time.sleep(0.05))
+    async with batcher(model) as subject:
+        for _ in range(4):
+            await subject.encode("x", soon())  # it learns its own speed
+        model.batches.clear()
+        results = await asyncio.gather(
+            *(subject.encode("x", soon(0.2)) for _ in range(10)), return_exceptions=True
+        )
+    refused = [result.reason for result in results if isinstance(result, EncoderUnavailable)]
+    done = [result for result in results if isinstance(result, RawOutput)]
+    assert 1 <= len(done) <= 4
+    assert refused.count("overloaded") >= 5
+    assert len(model.batches) <= len(done) + 1, "a pass was run whose result came too late"
+
+
+async def test_a_slow_moment_is_unlearnt() -> None:
+    """However slow the last passes were, a free lane tries."""
+    slow = iter([0.3, 0.3])
+    async with batcher(Model(work=lambda: time.sleep(next(slow, 0.0)))) as subject:
+        for _ in range(2):
+            await subject.encode("x", soon())
+        for _ in range(20):
+            await subject.encode("x", soon(0.2))
+        outputs = await asyncio.gather(*(subject.encode("x", soon(0.2)) for _ in range(5)))
+    assert len(outputs) == 5
+
+
+async def test_a_caller_who_goes_leaves_no_place_taken() -> None:
+    release = threading.Event()
+    async with batcher(Model(work=lambda: release.wait(5) and None), queue_max=1) as subject:
+        first = asyncio.create_task(subject.encode("x", soon()))
+        await asyncio.sleep(0.05)
+        gone = asyncio.create_task(subject.encode("xx", soon()))
+        await asyncio.sleep(0.05)
+        assert subject.waiting == 1
+        gone.cancel()
+        await asyncio.sleep(0.05)
+        assert subject.waiting == 0
+        second = asyncio.create_task(subject.encode("x", soon()))
+        await asyncio.sleep(0.05)
+        release.set()
+        await asyncio.gather(first, second)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -20,7 +22,7 @@ from semroute_extproc.policy.decision import Decision
 from semroute_extproc.policy.shadow import Agreement, Shadow
 from semroute_extproc.request import Api, RequestView, Turn
 from semroute_extproc.signals import calibrate
-from semroute_extproc.telemetry import Decided
+from semroute_extproc.telemetry import Decided, otel
 from semroute_extproc.telemetry.log import LogSink, configure
 from semroute_extproc.telemetry.otel import OtelSink
 from semroute_extproc.telemetry.prom import PrometheusSink
@@ -63,8 +65,9 @@ def event(kind: Kind = Kind.ROUTED, cause: str = "strategy", parents: tuple[str,
 @pytest.fixture
 def logged(capsys: pytest.CaptureFixture[str]) -> Any:
     def run(prompts: bool) -> str:
-        configure(Telemetry(log_format="json"))
-        LogSink(prompts).decided(event())
+        settings = Telemetry(log_format="json", log_prompts=prompts)
+        configure(settings)
+        LogSink(settings).decided(event())
         return capsys.readouterr().err
 
     yield run
@@ -133,6 +136,23 @@ def test_the_nearest_valid_parent_is_taken() -> None:
 
 def test_an_unsampled_parent_gives_no_spans() -> None:
     assert spans(f"00-{'a' * 32}-{'1' * 16}-00") == []
+
+
+def test_a_collector_that_is_gone_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+
+    class Stuck(InMemorySpanExporter):
+        def export(self, spans: Any) -> Any:
+            release.wait(20)
+            return super().export(spans)
+
+    monkeypatch.setattr(otel, "CLOSE_SECONDS_MAX", 0.1)
+    sink = OtelSink(Stuck())
+    sink.decided(event())
+    started = time.monotonic()
+    sink.close()
+    assert time.monotonic() - started < 5
+    release.set()
 
 
 @pytest.mark.parametrize("style", ["json", "console"])

@@ -1,0 +1,106 @@
+"""The whole path through Envoy, against the same Envoy without the sidecar, and the session alone."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import aiohttp
+
+from semroute_extproc.bench import load
+from semroute_extproc.bench.direct import NAMED, ROUTED, UNHURRIED, default_model
+from semroute_extproc.bench.load import quantiles
+from semroute_extproc.bench.servers import Measured
+from semroute_extproc.demo.envoy import Envoy, Variant, connection_manager, shipped, variant
+from semroute_extproc.demo.process import Process, free_port
+
+WARM_UP = 50
+"""Requests to each path that are not counted."""
+
+PATH = "/v1/chat/completions"
+
+
+async def measure(requests: int, folder: Path) -> dict[str, Any]:
+    """Milliseconds of `requests` on each path, one at a time over kept connections, the paths in turn."""
+    port = free_port()
+    pool = _pool(folder, port)
+    sidecar = Measured(folder / "gateway", **UNHURRIED)
+    settings = Variant(
+        sockets=sidecar.sockets,
+        pools={"vllm-small": ("127.0.0.1", port), "vllm-large": ("127.0.0.1", port)},
+    )
+    for name in ("with", "without"):
+        (folder / name).mkdir()
+    with_it = Envoy(variant(shipped(), settings), folder / "with")
+    plain = variant(shipped(), settings)
+    filters = connection_manager(plain)["http_filters"]
+    filters[:] = [each for each in filters if each["name"] != "envoy.filters.http.ext_proc"]
+    without = Envoy(plain, folder / "without")
+    try:
+        pool.start(lambda: _listening(port), 20)
+        for envoy in (with_it, without):
+            envoy.start()
+        await asyncio.to_thread(with_it.wait_for_sidecar)
+        times = await _in_turn(with_it.url, without.url, requests)
+        errors = with_it.stats("ext_proc.*(failure_mode_allowed|spurious_msgs_received|message_timeouts)")
+        return {
+            "requests": requests,
+            "ms": {name: quantiles(values) for name, values in times.items()},
+            "errors counted by Envoy": sum(errors.values()),
+        }
+    finally:
+        for process in (with_it, without, sidecar, pool):
+            process.stop()
+
+
+async def _in_turn(with_it: str, without: str, requests: int) -> dict[str, list[float]]:
+    model = default_model()
+    once = model.alone([model.framer.frame(load.PROMPT)])
+
+    async def bare() -> float:
+        started = perf_counter()
+        once()
+        return (perf_counter() - started) * 1e3
+
+    times: dict[str, list[float]] = {}
+    async with aiohttp.ClientSession() as session:
+        paths: dict[str, Callable[[], Awaitable[float]]] = {
+            "bare session": bare,
+            "Envoy alone": lambda: post(session, without + PATH, load.chat(NAMED)),
+            "named model": lambda: post(session, with_it + PATH, load.chat(NAMED)),
+            "routed model": lambda: post(session, with_it + PATH, load.chat(ROUTED)),
+        }
+        for number in range(WARM_UP + requests):
+            for name, call in paths.items():
+                took = await call()
+                if number >= WARM_UP:
+                    times.setdefault(name, []).append(took)
+    return times
+
+
+async def post(session: aiohttp.ClientSession, url: str, body: bytes) -> float:
+    """Milliseconds for one request; raises unless it is answered with 200."""
+    started = perf_counter()
+    async with session.post(url, data=body, headers={"content-type": "application/json"}) as response:
+        await response.read()
+        if response.status != 200:
+            raise RuntimeError(f"{url} answered {response.status}")
+    return (perf_counter() - started) * 1e3
+
+
+def _pool(folder: Path, port: int) -> Process:
+    command = [sys.executable, "-m", "semroute_extproc.demo.pool", "--port", str(port)]
+    command += ["--first-token-ms", "0", "--token-ms", "0"]
+    for name in (NAMED, "deepseek-ai/DeepSeek-V3.2", ROUTED):
+        command += ["--model", name]
+    return Process("pool", command, folder / "pool.log")
+
+
+def _listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -1,0 +1,59 @@
+"""Arrivals at fixed rates: what becomes of requests below, near and far above what the machine can do.
+
+Open loop: a request is sent when its time has come, whatever became of the earlier ones, so that
+waiting is measured and not avoided.
+"""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from semroute_extproc.bench import load
+from semroute_extproc.bench.load import Answer, Client
+from semroute_extproc.bench.servers import DEADLINE_MS, Measured
+
+SHARES = (0.25, 0.5, 0.75, 0.9, 3.0)
+"""Arrival rates over the knee."""
+
+RECOVERY_SECONDS = 2.0
+
+
+async def measure(lanes: int, seconds: float, folder: Path) -> dict[str, Any]:
+    """The knee, then each rate on the same server; half the knee once more after the overload."""
+    sidecar = Measured(folder / "open", encoder__cache_entries="0", server__deadline_ms=f"{DEADLINE_MS}")
+    request = load.exchange(load.chat("auto"))
+    try:
+        async with Client(f"unix:{sidecar.sockets[0]}") as client:
+            await client.closed(request, 8 * lanes, lanes)
+            rates = []
+            for _ in range(3):
+                took = await client.closed(request, 50 * lanes, lanes)
+                rates.append(50 * lanes / took)
+            knee = statistics.median(rates)
+            rows = []
+            for share in SHARES:
+                before = sidecar.resident_mib()
+                answers = await client.open([request], share * knee, seconds)
+                rows.append(row(share, knee, answers) | {"grown MiB": sidecar.resident_mib() - before})
+            # Right behind three times the knee, without a pause.
+            after = row(0.5, knee, await client.open([request], 0.5 * knee, RECOVERY_SECONDS))
+        return {"deadline ms": DEADLINE_MS, "knee a second": knee, "rates": rows, "after overload": after}
+    finally:
+        sidecar.stop()
+
+
+def row(share: float, knee: float, answers: list[Answer]) -> dict[str, Any]:
+    """What became of the arrivals at one rate."""
+    count = len(answers)
+    came = [answer for answer in answers if answer.outcome]
+    return {
+        "share of knee": share,
+        "a second": share * knee,
+        "sent": count,
+        "answered": len(came) / count,
+        "decided": sum(answer.outcome == "routed" for answer in came) / count,
+        "fallen back": sum(answer.outcome == "fallback" for answer in came) / count,
+        "ms": load.quantiles([answer.ms for answer in came]),
+    }

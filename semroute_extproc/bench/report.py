@@ -1,0 +1,155 @@
+"""What a run says: the aims and whether they hold, and the run as tables.
+
+Pure but for the tables' width. An aim is a ratio or a difference within the run; one that could not
+be measured here says so and counts neither way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Table
+
+SLACK_MS = 5.0
+"""What the transport may add to the deadline under overload."""
+
+Run = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """One row of what is aimed at."""
+
+    what: str
+    aim: str
+    value: float | None
+    """None where it could not be measured."""
+    holds: bool | None
+    note: str = ""
+
+
+def aims(run: Run) -> list[Aim]:
+    """Every aim with its figure in this run."""
+    return [*_costs(run), *_open(run), *_process(run), *_elsewhere(run)]
+
+
+def _at_most(what: str, limit: float, value: float | None, unit: str = "", note: str = "") -> Aim:
+    return Aim(what, f"<= {limit:g}{unit}", value, None if value is None else value <= limit, note)
+
+
+def _at_least(what: str, limit: float, value: float | None, note: str = "") -> Aim:
+    return Aim(what, f">= {limit:g}", value, None if value is None else value >= limit, note)
+
+
+def _costs(run: Run) -> Iterator[Aim]:
+    ratios = run["ratios"]
+    yield _at_most(
+        "CPU a decision at 64 tokens, server driven directly / session alone",
+        1.15,
+        ratios["server cpu / bare"],
+        note=f"one at a time; {ratios['busy server cpu / bare']:.2f} with two a core",
+    )
+    envoy = run["gateway"]
+    added = None
+    if envoy:
+        p50 = {name: row["p50"] for name, row in envoy["ms"].items()}
+        added = p50["routed model"] - p50["Envoy alone"] - p50["bare session"]
+    note = "" if envoy else "needs Envoy and aiohttp (extra demo)"
+    yield _at_most("added median latency through Envoy, minus session alone", 1.0, added, " ms", note)
+    yield _at_least(
+        "saturated decisions a second / session's on the same cores",
+        0.85,
+        ratios["server rate / bare"],
+        "the client shares the cores",
+    )
+    yield _at_least(
+        "streams a second without the encoder / do-nothing grpc.aio server",
+        0.80,
+        ratios["named rate / floor"],
+        f"in CPU a stream {ratios['floor cpu / named']:.2f}",
+    )
+    fp32 = ratios.get("int8 / fp32")
+    yield _at_most(
+        "session at 64 tokens, shipped bundle / float32", 0.45, fp32, note="" if fp32 else "no onnx"
+    )
+    yield _at_most("CPU a stream without the encoder, two workers / one", 1.1, ratios["two workers / one"])
+
+
+def _open(run: Run) -> Iterator[Aim]:
+    over = run["open loop"]["rates"][-1]
+    deadline = run["open loop"]["deadline ms"]
+    yield _at_least("three times the knee: share answered", 1.0, over["answered"])
+    yield _at_most(
+        "three times the knee: p99 of the decision",
+        deadline + SLACK_MS,
+        over["ms"]["p99"],
+        " ms",
+        f"{over['decided']:.0%} decided, {over['fallen back']:.0%} fallen back",
+    )
+    after = run["open loop"]["after overload"]
+    yield _at_least("half the knee right after it: share decided", 0.99, after["decided"])
+
+
+def _process(run: Run) -> Iterator[Aim]:
+    yield _at_most("start to SERVING", 2.0, run["start seconds"], " s")
+    growth = run["growth"]
+    yield _at_most("resident memory of a worker", 300, growth["after MiB"], " MiB")
+    yield _at_most(
+        "growth after warm-up",
+        1.0,
+        growth["after MiB"] - growth["warm MiB"],
+        " MiB",
+        f"over {growth['requests']:,} requests",
+    )
+
+
+def _elsewhere(run: Run) -> Iterator[Aim]:
+    cores = run["machine"]["cores"]
+    yield Aim("decisions a second, 8 workers / 1", ">= 6", None, None, f"needs 16 cores, here are {cores}")
+    yield Aim("GPU: decisions a second at p99 <= 10 ms", ">= 10,000", None, None, "needs an H200")
+    yield Aim("GPU: single decision p50", "<= 3 ms", None, None, "needs an H200")
+
+
+def as_json(run: Run) -> dict[str, Any]:
+    """The run with its aims, as it is written to the file."""
+    return {**run, "aims": [asdict(aim) for aim in aims(run)]}
+
+
+def tables(run: Run) -> Iterator[Table]:
+    """The run for people."""
+    table = Table(title="Aims", title_justify="left")
+    for column in ("", "aim", "here", "holds", ""):
+        table.add_column(column, overflow="fold")
+    for aim in aims(run):
+        value = "" if aim.value is None else f"{aim.value:.2f}"
+        holds = "" if aim.holds is None else "yes" if aim.holds else "NO"
+        table.add_row(aim.what, aim.aim, value, holds, aim.note)
+    yield table
+    yield _table("CPU ms at 64 tokens, medians", ("", "ms"), run["medians"].items())
+    rows = ((r["tokens"], r["read"], r["bare"], r["pipeline"], r["server"]) for r in run["lengths"])
+    yield _table("CPU ms by length", ("tokens", "read", "session", "pipeline", "server"), rows)
+    bodies = ((r["body"], r["model"], r["cpu ms"], r["p50 ms"]) for r in run["bodies"])
+    yield _table("Server by body", ("body", "model", "CPU ms", "p50 ms"), bodies)
+    yield _table(
+        f"Open loop, knee {run['open loop']['knee a second']:.0f}/s, deadline "
+        f"{run['open loop']['deadline ms']:g} ms",
+        ("of knee", "sent", "answered", "decided", "fallen back", "p50 ms", "p90", "p99", "p99.9"),
+        (
+            (r["share of knee"], r["sent"], r["answered"], r["decided"], r["fallen back"], *r["ms"].values())
+            for r in run["open loop"]["rates"]
+        ),
+    )
+    if run["gateway"]:
+        paths = ((name, *row.values()) for name, row in run["gateway"]["ms"].items())
+        yield _table("Through Envoy, one at a time", ("path", "p50 ms", "p90", "p99", "p99.9"), paths)
+
+
+def _table(title: str, columns: tuple[str, ...], rows: Any) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("", "path", "body", "model") else "right")
+    for row in rows:
+        table.add_row(*(f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row))
+    return table

@@ -1,0 +1,190 @@
+"""Workers are kept running and asked as one; the workers here are stand-ins."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import textwrap
+import time
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import config
+
+from semroute_extproc import supervisor
+from semroute_extproc.demo.process import free_port
+from semroute_extproc.supervisor import Supervisor
+
+WORKER = textwrap.dedent(
+    """
+    import json, pathlib, signal, sys, threading
+    from semroute_extproc.admin import AdminServer, Page, text
+    index, admin, folder = sys.argv[1:]
+    folder = pathlib.Path(folder)
+    with (folder / f"started{index}").open("a") as file:
+        file.write("x")
+    if (folder / f"refuse{index}").exists():
+        sys.exit(int((folder / f"refuse{index}").read_text()))
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+    state = {"ready": True, "sha256": (folder / "sha").read_text() if index == "1" else "a" * 64}
+    server = AdminServer(f"unix:{admin}", {
+        "/worker": lambda: Page(200, "application/json", json.dumps(state).encode()),
+        "/metrics": lambda: text(200, "# TYPE m gauge\\nm " + index + "\\n"),
+        "/config": lambda: text(200, "config of " + index),
+    })
+    stop.wait()
+    (folder / f"ended{index}").touch()
+    """
+)
+
+
+class Running:
+    """A supervisor with two stand-ins."""
+
+    def __init__(self, subject: Supervisor, folder: Path, port: int) -> None:
+        self.subject, self.folder, self.port = subject, folder, port
+
+    async def get(self, path: str) -> tuple[int, str]:
+        return await asyncio.to_thread(self._get, path)
+
+    def _get(self, path: str) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    async def ready(self) -> None:
+        await until(lambda: self.subject._ready())
+
+    def pid(self, index: int) -> int:
+        process = self.subject._workers[index].process
+        assert process is not None
+        return process.pid
+
+    def starts(self, index: int) -> int:
+        return len((self.folder / f"started{index}").read_text())
+
+
+async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        await asyncio.sleep(0.02)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(supervisor, "BACKOFF_SECONDS_MIN", 0.05)
+
+
+@asynccontextmanager
+async def running(folder: Path) -> AsyncIterator[tuple[Running, asyncio.Task[int]]]:
+    port = free_port()
+    settings = config(
+        server={"workers": 2, "listen": f"unix:{folder}/w{{worker}}.sock", "drain_seconds": 0},
+        admin={"listen": f"127.0.0.1:{port}"},
+    )
+    (folder / "sha").write_text("a" * 64)
+    (folder / "worker.py").write_text(WORKER)
+    subject = Supervisor(folder / "semroute.yaml", settings, folder)
+    for worker in subject._workers:
+        worker.command = [
+            sys.executable, str(folder / "worker.py"), str(worker.index), str(worker.admin), str(folder)
+        ]  # fmt: skip
+    task = asyncio.create_task(subject.run())
+    try:
+        yield Running(subject, folder, port), task
+    finally:
+        subject._stop.set()
+        await task
+
+
+async def test_it_is_ready_when_every_worker_is(tmp_path: Path) -> None:
+    (tmp_path / "refuse1").write_text("1")
+    async with running(tmp_path) as (subject, _):
+        await until(lambda: subject.subject._workers[0].ready)
+        assert (await subject.get("/readyz"))[0] == 503
+        assert (await subject.get("/livez"))[0] == 200
+        (tmp_path / "refuse1").unlink()
+        await subject.ready()
+        assert (await subject.get("/readyz"))[0] == 200
+
+
+async def test_a_killed_worker_is_started_again_and_the_other_is_left_alone(tmp_path: Path) -> None:
+    async with running(tmp_path) as (subject, _):
+        await subject.ready()
+        other = subject.pid(1)
+        os.kill(subject.pid(0), signal.SIGKILL)
+        await until(lambda: subject.starts(0) == 2)
+        await subject.ready()
+        assert subject.pid(1) == other
+        page = (await subject.get("/metrics"))[1]
+    assert 'semroute_worker_restarts_total{worker="0"} 1' in page
+    assert 'semroute_worker_restarts_total{worker="1"} 0' in page
+
+
+async def test_a_worker_that_keeps_failing_is_tried_ever_more_rarely(tmp_path: Path) -> None:
+    (tmp_path / "refuse0").write_text("1")
+    async with running(tmp_path) as (subject, _):
+        await until(lambda: subject.subject._workers[1].ready)
+        started = time.monotonic()
+        await until(lambda: (tmp_path / "started0").exists() and subject.starts(0) >= 4)
+        assert time.monotonic() - started > 0.05 + 0.1, "the pauses did not grow"
+        assert subject.subject._workers[1].ready
+
+
+async def test_a_configuration_that_no_worker_can_use_ends_it_with_78(tmp_path: Path) -> None:
+    (tmp_path / "refuse0").write_text("78")
+    async with running(tmp_path) as (_, task):
+        assert await asyncio.wait_for(task, 20) == 78
+    assert (tmp_path / "started0").read_text() == "x"
+
+
+async def test_it_drains_its_workers_before_it_ends(tmp_path: Path) -> None:
+    async with running(tmp_path) as (subject, task):
+        await subject.ready()
+        subject.subject._stop.set()
+        assert await asyncio.wait_for(task, 20) == 0
+    assert (tmp_path / "ended0").exists()
+    assert (tmp_path / "ended1").exists()
+
+
+async def test_metrics_are_one_page_and_other_pages_come_from_a_worker(tmp_path: Path) -> None:
+    async with running(tmp_path) as (subject, _):
+        await subject.ready()
+        page = (await subject.get("/metrics"))[1]
+        assert 'm{worker="0"} 0\nm{worker="1"} 1\n' in page
+        assert 'semroute_worker_ready{worker="1"} 1' in page
+        assert await subject.get("/config") == (200, "config of 0")
+
+
+async def test_workers_with_different_configurations_are_seen(tmp_path: Path) -> None:
+    async with running(tmp_path) as (subject, _):
+        await subject.ready()
+        assert "semroute_workers_differ 0" in (await subject.get("/metrics"))[1]
+        (tmp_path / "sha").write_text("b" * 64)
+        os.kill(subject.pid(1), signal.SIGKILL)
+        await until(lambda: subject.starts(1) == 2)
+        await subject.ready()
+        assert "semroute_workers_differ 1" in (await subject.get("/metrics"))[1]
+
+
+def test_several_workers_need_a_socket_each() -> None:
+    with pytest.raises(ValueError, match="several workers need a socket each"):
+        config(server={"workers": 2, "listen": "unix:/run/semroute/w0.sock"})
+    settings: Any = config(server={"workers": 2}).server
+    assert [settings.address(worker) for worker in range(2)] == [
+        "unix:/run/semroute/w0.sock",
+        "unix:/run/semroute/w1.sock",
+    ]
