@@ -19,8 +19,8 @@ BUILD = ["hatchling", "editables"]
 """What an editable install of the package itself is built with."""
 
 LOCKS = {
-    "runtime": ["cpu", "http"],
-    "gpu": ["gpu", "http"],
+    "runtime": ["cpu", "http", "valkey"],
+    "gpu": ["gpu", "http", "valkey"],
     "demo": ["cpu", "demo"],
     "dev": ["cpu", "demo", "test", "dev"],
 }
