@@ -73,12 +73,12 @@ VAGUE = "And what about the other one, then?"
 CASES = [
     ("by-difficulty", NEW_EASY, "small", "difficulty", "difficulty 0."),
     ("by-difficulty", NEW_HARD, "large", "difficulty", "difficulty 0."),
-    ("by-similarity", NEW_CODE, "large", "similarity", "similarity 0."),
-    ("by-similarity", NEW_LAW, "small", "similarity", "similarity 0."),
+    ("by-similarity", NEW_CODE, "large", "similarity", "similarity "),
+    ("by-similarity", NEW_LAW, "small", "similarity", "similarity "),
     ("by-factors", NEW_CODE, "large", "factors", "factorization "),
     ("by-factors", NEW_LAW, "small", "factors", "factorization "),
-    ("by-judge", NEW_CODE, "large", "judged", "judge "),
-    ("by-judge", NEW_LAW, "small", "judged", "judge "),
+    ("by-judge", NEW_CODE, "large", "judged", "judge's score "),
+    ("by-judge", NEW_LAW, "small", "judged", "judge's score "),
     ("by-clusters", NEW_CODE, "large", "clusters", "error 0."),
     ("by-clusters", NEW_LAW, "small", "clusters", "error 0."),
     ("by-subject", NEW_CODE, "coder", "subject", "domain is computer science"),
@@ -207,7 +207,7 @@ def running(started: Running, watch: Callable[[Gateway], None]) -> Running:
 
 async def ask(running: Running, model: str, prompt: str = NEW_CODE, **headers: str) -> dict[str, Any]:
     """The decision's metadata; every request is a conversation of its own unless it names one."""
-    body = chat(prompt, model, max_tokens=1, reasoning_effort="low")
+    body = chat(prompt, model, max_tokens=300, reasoning_effort="low")
     return await send(running, body, **headers)
 
 
@@ -259,7 +259,7 @@ async def test_both_ends_of_quality_are_promises(running: Running, model: str) -
 
 
 async def test_effort_follows_the_difficulty_and_not_the_client(running: Running) -> None:
-    for prompt, effort, thinking in ((NEW_EASY, "off", False), (NEW_HARD, "high", True)):
+    for prompt, effort, thinking in ((NEW_EASY, "none", False), (NEW_HARD, "high", True)):
         facts = await ask(running, "by-difficulty", prompt)
         assert (facts["reasoning"], facts["reasoning_from"]) == (effort, "policy"), facts["difficulty"]
         received = json.loads(running.pools[facts["pool"]].received[-1].body)
