@@ -47,7 +47,7 @@ def _head(document: dict[str, Any]) -> str:
         lines += [
             "",
             f"Track: **{training['track']}** ({_TRACKS[training['track']]}). Seed {training['seed']}, "
-            f"{training['epochs']} epochs of fine-tuning, {training['minutes']:.0f} minutes "
+            f"{training['epochs']} epochs of fine-tuning, {training['minutes']:.0f} minutes of CPU time "
             f"on {training['threads']} thread{'s' if training['threads'] > 1 else ''}.",
         ]
         lines += training.get("remarks", [])

@@ -105,7 +105,7 @@ class _Run:
     epoch: int = 0
     step: int = 0
     seconds: float = 0.0
-    """Time spent so far, that of interrupted runs included."""
+    """CPU time spent so far, that of interrupted runs included."""
     best: float = float("inf")
     best_state: dict[str, Tensor] = field(default_factory=dict)
 
@@ -140,7 +140,7 @@ def fine_tune(
     file: Path,
     say: Say,
 ) -> tuple[Network, float]:
-    """Fine-tune `network`; the average of its weights at the epoch `check` scores best, and the seconds.
+    """Fine-tune `network`; the average of its weights at the epoch `check` scores best, and the CPU seconds.
 
     `check` is lower for better and looks at calibration rows only. The state is written to `file`
     after each epoch; a run that finds one goes on after it, with the very batches it would have had.
@@ -158,14 +158,14 @@ def fine_tune(
         run.restore(file)
         say(f"going on after epoch {run.epoch} of {plan.epochs}")
     for batches in schedule[run.epoch :]:
-        started = time.monotonic()
+        started = time.process_time()
         torch.manual_seed(seed + run.epoch)
         _epoch(run, everything, frames, batches, total, plan, say)
         now = check(run.average)
         say(f"epoch {run.epoch} of {plan.epochs}: {now:.4f} on calibration rows")
         if now < run.best:
             run.best, run.best_state = now, copy.deepcopy(run.average.state_dict())
-        run.seconds += time.monotonic() - started
+        run.seconds += time.process_time() - started
         run.save(file)
     run.average.load_state_dict(run.best_state)
     run.average.eval()
