@@ -1,5 +1,7 @@
 """Pin requirements/*.txt, with hashes, from pyproject.toml.
 
+    python tools/lock.py [NAME…]
+
 One file an installation: `runtime` for the image, `demo` for `make demo`, `dev` for everything
 else. The files name no package index: the installer's own is used.
 
@@ -33,13 +35,15 @@ UNUSED = ("torchaudio", "torchcodec", "torchvision", "triton")
 
 
 def main() -> int:
-    """Compile every lock; returns the first failure's status."""
+    """Compile the locks named as arguments, by default every one; returns the first failure's status."""
     build = ROOT / "requirements" / "build.in"
     build.write_text("\n".join(BUILD) + "\n")
-    status = lock_vllm()
-    if status:
+    wanted = sys.argv[1:] or ["vllm", *LOCKS]
+    if "vllm" in wanted and (status := lock_vllm()):
         return status
     for name, extras in LOCKS.items():
+        if name not in wanted:
+            continue
         command = [
             *(sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal", "--generate-hashes"),
             *("--python-version", "3.11", "--no-emit-index-url", "--no-annotate", "--no-header"),
@@ -47,8 +51,7 @@ def main() -> int:
             *("--output-file", str(ROOT / "requirements" / f"{name}.txt")),
             *("pyproject.toml", str(build.relative_to(ROOT))),
         ]
-        status = subprocess.run(command, cwd=ROOT, check=False).returncode
-        if status:
+        if status := subprocess.run(command, cwd=ROOT, check=False).returncode:
             return status
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import statistics
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -201,35 +202,14 @@ async def _two_workers(samples: Samples, two: Measured, named: load.Exchange, st
 
 def fp32_pass(model: OnnxModel, text: str, folder: Path) -> Callable[[], object] | None:
     """A pass of the same weights in float32, made from the GPU's float16 graph; None without `onnx`."""
-    try:
-        import onnx
-        from onnx import numpy_helper
-    except ImportError:
+    if importlib.util.find_spec("onnx") is None:
         return None
     import onnxruntime
 
-    source = model.bundle.path / model.bundle.manifest.graphs["cuda"]
-    graph = onnx.load(str(source))
-    half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    from semroute_extproc.training.graphs import write_widened
 
-    def widen(tensor: Any) -> None:
-        if tensor.data_type == half:
-            wide = numpy_helper.to_array(tensor).astype("float32")
-            tensor.CopyFrom(numpy_helper.from_array(wide, tensor.name))
-
-    for tensor in graph.graph.initializer:
-        widen(tensor)
-    for node in graph.graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.TENSOR:
-                widen(attribute.t)
-            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == half:
-                attribute.i = single
-    for value in (*graph.graph.value_info, *graph.graph.input, *graph.graph.output):
-        if value.type.tensor_type.elem_type == half:
-            value.type.tensor_type.elem_type = single
     path = folder / "fp32.onnx"
-    onnx.save(graph, str(path))
+    write_widened(model.bundle.path / model.bundle.manifest.graphs["cuda"], path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3

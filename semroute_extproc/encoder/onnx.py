@@ -17,6 +17,10 @@ from semroute_extproc.signals import RawOutput
 PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 """ONNX Runtime's name of the execution provider of each device."""
 
+LEFT_OUT: dict[Device, list[str]] = {"cpu": ["SkipLayerNormFusion"], "cuda": []}
+"""Optimisations of ONNX Runtime that cost more than they save: its fused sum and normalisation takes
+five times as long on the CPU as the two nodes it replaces (docs/performance.md)."""
+
 WARMUP_LENGTHS = (8, 32, 64)
 """Lengths in tokens run once before serving, so that the first request does not pay for it."""
 
@@ -96,7 +100,9 @@ def _session(bundle: Bundle, device: Device, threads: int) -> Any:
     if PROVIDERS[device] not in runtime.get_available_providers():
         raise _not_provided(device, runtime, runtime.get_available_providers()[-1])
     try:
-        session = runtime.InferenceSession(str(path), options, providers=[PROVIDERS[device]])
+        session = runtime.InferenceSession(
+            str(path), options, providers=[PROVIDERS[device]], disabled_optimizers=LEFT_OUT[device]
+        )
     except Exception as error:  # ONNX Runtime's own exceptions share no public base
         raise BundleError(f"{path}: {error}") from None
     if session.get_providers()[0] != PROVIDERS[device]:

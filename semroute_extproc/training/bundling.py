@@ -20,11 +20,12 @@ from semroute_extproc.bundle import (
     UnknownSpec,
 )
 from semroute_extproc.text import SURFACE_NAMES
-from semroute_extproc.training import calibrate, export
+from semroute_extproc.training import calibrate, export, graphs
 from semroute_extproc.training.datasets import DOMAINS, TASKS, Corpus
 from semroute_extproc.training.fit import States
 from semroute_extproc.training.frames import Frames
 from semroute_extproc.training.model import Network
+from semroute_extproc.training.publish import publish
 from semroute_extproc.training.smoothing import TEXTS_MAX, smooth
 
 Say = Callable[[str], None]
@@ -108,7 +109,7 @@ def make_manifest(trained: Trained, names: Names, seed: int) -> tuple[Manifest, 
         version=names.version,
         description=names.description,
         encoder=trained.spec,
-        graphs={"cpu": export.CPU_GRAPH, "cuda": export.CUDA_GRAPH},
+        graphs={"cpu": graphs.CPU_GRAPH, "cuda": graphs.CUDA_GRAPH},
         surface=SURFACE_NAMES,
         domain=LabelHead(labels=DOMAINS, temperature=calibrate.temperature(domain, check.targets.domain)),
         task=LabelHead(labels=TASKS, temperature=calibrate.temperature(task, check.targets.task)),
@@ -150,13 +151,15 @@ def write(trained: Trained, manifest: Manifest, centroids: Tensor, out: Path, wo
     reference = export.run_graph(fp32, frames, index)
     np.save(work / "centroids.npy", centroids.numpy().astype(np.float32))
     names = ["tokenizer.json", "centroids.npy"]
-    for name, convert in ((export.CPU_GRAPH, export.write_int8), (export.CUDA_GRAPH, export.write_fp16)):
-        convert(fp32, work / name)
+    texts = _spread(frames, graphs.CALIBRATION_TEXTS_MAX)
+    graphs.write_int8(fp32, work / graphs.CPU_GRAPH, graphs.feeds(frames.framed[i] for i in texts))
+    graphs.write_fp16(fp32, work / graphs.CUDA_GRAPH)
+    for name in (graphs.CPU_GRAPH, graphs.CUDA_GRAPH):
         names.append(name)
         found = export.largest_difference(reference, export.run_graph(work / name, frames, index))
         say(f"{name} against fp32: {_shown(found)}")
     files: dict[str, Path | bytes] = {name: work / name for name in names}
-    export.publish(manifest, files, out)
+    publish(manifest, files, out)
     say(f"published {out}")
 
 

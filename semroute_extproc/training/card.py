@@ -44,11 +44,14 @@ def _head(document: dict[str, Any]) -> str:
         "was chosen by looking at them, so new rows may come out a little lower.",
     ]
     if training:
+        took = ""
+        if training["minutes"] is not None:
+            threads = f"{training['threads']} thread{'s' if training['threads'] > 1 else ''}"
+            took = f", {training['minutes']:.0f} minutes of CPU time on {threads}"
         lines += [
             "",
             f"Track: **{training['track']}** ({_TRACKS[training['track']]}). Seed {training['seed']}, "
-            f"{training['epochs']} epochs of fine-tuning, {training['minutes']:.0f} minutes of CPU time "
-            f"on {training['threads']} thread{'s' if training['threads'] > 1 else ''}.",
+            f"{training['epochs']} epochs of fine-tuning{took}.",
         ]
         lines += training.get("remarks", [])
     return "\n".join(lines)

@@ -37,6 +37,7 @@ from semroute_extproc.training import (
     chinese_network,
     chinese_report,
     export,
+    graphs,
 )
 from semroute_extproc.training.chinese_data import HeldOut
 from semroute_extproc.training.datasets import (
@@ -49,6 +50,7 @@ from semroute_extproc.training.fit import States, embed
 from semroute_extproc.training.frames import Frames
 from semroute_extproc.training.losses import Targets
 from semroute_extproc.training.model import Heads, Network, from_checkpoint
+from semroute_extproc.training.publish import publish
 from semroute_extproc.training.weights import Base
 
 NAME = "semroute-bge-zh"
@@ -192,7 +194,7 @@ def _manifest(spec: EncoderSpec, targets: Targets, crossed: Crossed) -> Manifest
         version="1",
         description="Domain, task and difficulty of a prompt in Chinese script.",
         encoder=spec,
-        graphs={"cpu": export.CPU_GRAPH},
+        graphs={"cpu": graphs.CPU_GRAPH},
         surface=SURFACE_NAMES,
         domain=LabelHead(labels=DOMAINS, temperature=calibrate.temperature(crossed.domain, targets.domain)),
         task=LabelHead(labels=TASKS, temperature=calibrate.temperature(crossed.task, targets.task)),
@@ -226,17 +228,18 @@ def _publish(
 
     The graph that is published is the smallest whose figures all stay within `GAP_MAX` of fp32's.
     """
-    fp32, int8 = work / "model.fp32.onnx", work / export.CPU_GRAPH
+    fp32, int8 = work / "model.fp32.onnx", work / graphs.CPU_GRAPH
     export.write_fp32(network, fp32)
     index = list(range(0, len(frames), max(1, len(frames) // PARITY_ROWS)))
+    calibration = graphs.feeds(frames.framed[:: max(1, len(frames) // graphs.CALIBRATION_TEXTS_MAX)])
     say(f"fp32 graph against torch: {json.dumps(export.check_parity(network, fp32, frames, index))}")
     np.save(work / "centroids.npy", centroids.numpy().astype(np.float32))
     files: dict[str, Path | bytes] = {name: work / name for name in ("tokenizer.json", "centroids.npy")}
-    export.publish(manifest, {**files, export.CPU_GRAPH: fp32}, work / "fp32")
+    publish(manifest, {**files, graphs.CPU_GRAPH: fp32}, work / "fp32")
     report["fp32"] = chinese_report.evaluate(work / "fp32", held_out)
     for kept in KEPT:
-        export.write_int8(fp32, int8, matrices_of(fp32, kept))
-        export.publish(manifest, {**files, export.CPU_GRAPH: int8}, work / "int8")
+        graphs.write_int8(fp32, int8, calibration, matrices_of(fp32, kept))
+        publish(manifest, {**files, graphs.CPU_GRAPH: int8}, work / "int8")
         report["shipped"] = chinese_report.evaluate(work / "int8", held_out)
         gap = chinese_report.largest_gap(report["shipped"], report["fp32"])
         report["precision"] = {"kept": list(kept), "gap": gap}
@@ -249,7 +252,7 @@ def _publish(
         report["english"] = chinese_report.evaluate(bundles.default_bundle(), held_out)
     (work / "evaluation.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     card = chinese_card.card(report, manifest)
-    export.publish(manifest, {**files, export.CPU_GRAPH: int8, "CARD.md": card.encode()}, out)
+    publish(manifest, {**files, graphs.CPU_GRAPH: int8, "CARD.md": card.encode()}, out)
     say(f"published {out}")
 
 

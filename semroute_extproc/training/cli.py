@@ -124,7 +124,7 @@ def train_zh(data: Path, handwritten: Path, out: Path, work: Path, base: Path | 
 
 @click.group()
 def bundle() -> None:
-    """Look at, check and copy bundles."""
+    """Look at, check, copy and quantise bundles."""
 
 
 @bundle.command()
@@ -170,7 +170,7 @@ def verify(directory: Path) -> None:
 def export(directory: Path, target: Path, device: bundles.Device | None) -> None:
     """Copy the bundle in DIRECTORY to TARGET, checked, for one device if asked."""
     with _reported():
-        from semroute_extproc.training.export import publish
+        from semroute_extproc.training.publish import publish
 
         loaded = bundles.load(directory)
         manifest = loaded.manifest
@@ -181,3 +181,20 @@ def export(directory: Path, target: Path, device: bundles.Device | None) -> None
             files["CARD.md"] = directory / "CARD.md"
         publish(manifest.model_copy(update={"graphs": graphs}), files, target)
         click.echo(f"{target}: {', '.join(sorted(files))}")
+
+
+@bundle.command()
+@click.argument("directory", type=_EXISTING_DIR)
+@click.argument("target", type=_ANY)
+@click.option(
+    "--texts",
+    type=_EXISTING,
+    required=True,
+    help="Prompts like those to come, one a line: the weights are rounded so that these keep their outputs.",
+)
+def quantise(directory: Path, target: Path, texts: Path) -> None:
+    """Make the CPU graph of the bundle in DIRECTORY anew from its CUDA graph, as the bundle TARGET."""
+    with _reported():
+        from semroute_extproc.training.graphs import requantise
+
+        requantise(bundles.load(directory), target, texts, click.echo)

@@ -1,11 +1,7 @@
-"""From a fitted network to a published bundle: graphs, quantisation, parity, manifest, rename."""
+"""From a fitted network to its float32 graph, compared with it."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from semroute_extproc.bundle import FileEntry, Manifest, load, write_manifest
 from semroute_extproc.errors import BundleError
 from semroute_extproc.training.frames import Frames
 from semroute_extproc.training.model import Network
@@ -26,13 +21,8 @@ INPUTS = ("input_ids", "attention_mask", "surface")
 OUTPUTS = ("sentence_embedding", "domain_logits", "difficulty_logit", "task_logits", "neighbour_embedding")
 """Names of the outputs; a network may leave out the last."""
 
-QUANTISED_HEADS = ("/heads/memory/MatMul",)
-"""The one product of the heads that is as large as the encoder's."""
-
 PARITY_FP32 = 1e-4
 """Largest difference of any output between torch and its fp32 graph, relative to 1 + its size."""
-
-CPU_GRAPH, CUDA_GRAPH = "model.int8.onnx", "model.fp16.onnx"
 
 
 def write_fp32(network: Network, file: Path) -> None:
@@ -61,48 +51,6 @@ def write_fp32(network: Network, file: Path) -> None:
             output_names=list(outputs),
             dynamic_axes=axes,
         )
-
-
-def write_int8(fp32: Path, file: Path, keep: Sequence[str] = ()) -> None:
-    """Dynamic int8, one scale per output channel, of every large matrix product but the nodes in `keep`.
-
-    Weights are unsigned: AVX2 adds products of unsigned and signed bytes in pairs to sixteen bits,
-    which saturate, so that signed weights give other and worse figures on a CPU without VNNI.
-    """
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    heads = [name for name in _matrix_nodes(fp32) if name.startswith("/heads/")]
-    small = [name for name in heads if name not in QUANTISED_HEADS]
-    # The quantiser turns Gemm into MatMul, under this name, before it looks at the names to leave out.
-    renamed = [f"{name}_MatMul" for name in small]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        quantize_dynamic(
-            fp32,
-            file,
-            per_channel=True,
-            weight_type=QuantType.QUInt8,
-            nodes_to_exclude=[*small, *renamed, *keep],
-            extra_options={"MatMulConstBOnly": True},
-        )
-
-
-def _matrix_nodes(fp32: Path) -> list[str]:
-    import onnx
-
-    graph = onnx.load(str(fp32)).graph
-    return [node.name for node in graph.node if node.op_type in ("MatMul", "Gemm", "Gather")]
-
-
-def write_fp16(fp32: Path, file: Path) -> None:
-    """Half-precision weights and arithmetic with float32 inputs and outputs, for CUDA."""
-    import onnx
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = convert_float_to_float16(onnx.load(str(fp32)), keep_io_types=True)
-    onnx.save(model, str(file))
 
 
 def run_graph(file: Path, frames: Frames, index: Sequence[int]) -> dict[str, np.ndarray[Any, Any]]:
@@ -144,43 +92,3 @@ def check_parity(network: Network, fp32: Path, frames: Frames, index: Sequence[i
         if worst > PARITY_FP32:
             raise BundleError(f"{fp32}: {name} differs from torch by {worst:.2e}, over {PARITY_FP32:g}")
     return largest_difference(ours, graph)
-
-
-def file_entry(file: Path) -> FileEntry:
-    """Checksum and size of a file."""
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return FileEntry(sha256=digest, bytes=file.stat().st_size)
-
-
-def publish(manifest: Manifest, files: Mapping[str, Path | bytes], target: Path) -> None:
-    """Write a bundle beside `target`, check that it loads, and put it in place by renaming.
-
-    `manifest.files` is filled here. Nothing half-written is ever under `target`: an interrupted
-    run leaves a `.partial` directory, which is no bundle and may be removed.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-    staging.chmod(0o755)
-    try:
-        for name, content in files.items():
-            if isinstance(content, bytes):
-                (staging / name).write_bytes(content)
-            else:
-                shutil.copyfile(content, staging / name)
-        listed = {name: file_entry(staging / name) for name in files if name != "CARD.md"}
-        write_manifest(staging, manifest.model_copy(update={"files": listed}))
-        load(staging)
-        _swap(staging, target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _swap(staging: Path, target: Path) -> None:
-    if not target.exists():
-        staging.rename(target)
-        return
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
-    target.rename(old)
-    staging.rename(target)
-    shutil.rmtree(old)

@@ -13,7 +13,7 @@ from semroute_extproc.bundle import DEFAULT_BUNDLE, FileEntry, Manifest, read_ma
 from semroute_extproc.training.assess import assess, figures, pool
 from semroute_extproc.training.card import render
 from semroute_extproc.training.datasets import TARGETS, Corpus
-from semroute_extproc.training.export import file_entry
+from semroute_extproc.training.publish import file_entry
 
 Say = Callable[[str], None]
 
