@@ -108,10 +108,10 @@ class Factorization:
     quantiles: tuple[float, ...]
     """Of P(strong wins) on prompts it was not fitted on, ascending, for the pair it was fitted for."""
 
-    @property
-    def digest(self) -> str:
-        """Twelve hexadecimal digits that change with the scores."""
-        return _digest(self.vectors, self.projection, self.bias)
+    def pair_digest(self, strong: str, weak: str) -> str:
+        """Twelve hexadecimal digits that change with the score of two of its models."""
+        pair = self.vectors[[self.models.index(strong), self.models.index(weak)]]
+        return _digest(pair, self.projection, self.bias)
 
 
 @dataclass(frozen=True)

@@ -67,9 +67,14 @@ def test_an_artefact_is_read_as_it_was_written(
     file = tmp_path / "a.npz"
     save(file, artefact)
     found = load(file)
-    assert (found.manifest, found.digest) == (artefact.manifest, artefact.digest)
+    assert found.manifest == artefact.manifest
+    assert digest(found) == digest(artefact)
     assert kind_of(file) == artefact.manifest.kind
     assert [each.name for each in tmp_path.iterdir()] == ["a.npz"]
+
+
+def digest(artefact: Similarity | Factorization | Clusters) -> str:
+    return artefact.pair_digest("strong", "weak") if isinstance(artefact, Factorization) else artefact.digest
 
 
 def test_an_artefact_of_another_kind_is_refused(tmp_path: Path) -> None:
