@@ -136,7 +136,7 @@ def _retry_after(value: str | None, date: str | None) -> float | None:
     """Seconds that a Retry-After header asks for (RFC 9110, section 10.2.3), by the server's own clock."""
     if value is None:
         return None
-    if value.strip().isdigit():
+    if value.strip().isdecimal():
         return float(value)
     try:
         wait = parsedate_to_datetime(value) - parsedate_to_datetime(date or "")

@@ -28,8 +28,8 @@ KEY_CHARACTERS_MIN = 16
 class Ramp(Model):
     """From where on a measure presses, and where it presses fully."""
 
-    begin: float = Field(ge=0, allow_inf_nan=False, description="No pressure up to here.")
-    full: float = Field(gt=0, allow_inf_nan=False, description="Full pressure from here on.")
+    begin: float = Field(ge=0, description="No pressure up to here.")
+    full: float = Field(gt=0, description="Full pressure from here on.")
 
     @model_validator(mode="after")
     def _ascending(self) -> Ramp:
@@ -86,7 +86,7 @@ class Budget(Model):
         None, gt=0, lt=1, description="Share of the strategy's requests that the strong pool gets."
     )
     dollars_per_thousand: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="Dollars that a thousand of its requests cost."
+        None, gt=0, description="Dollars that a thousand of its requests cost."
     )
     output_tokens: int = Field(
         400,

@@ -174,7 +174,7 @@ class FixedStrategy(Model):
     pool: str
 
 
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0)]
 
 
 class WeightedStrategy(Model):

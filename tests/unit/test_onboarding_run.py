@@ -87,7 +87,7 @@ async def test_retry_after_is_obeyed(server: OpenAIServer, endpoint: Endpoint) -
     later = "Sat, 21 Nov 2026 03:00:20 GMT"
     server.script.append(Act(status=429, headers={"retry-after": "7"}))
     server.script.append(Act(status=503, headers={"retry-after": later, "date": date}))
-    server.script.append(Act(status=503, headers={"retry-after": "soon"}))
+    server.script.append(Act(status=503, headers={"retry-after": "²"}))
     pauses = Pauses()
     await ask(endpoint, pauses)
     assert 7.0 <= pauses.seconds[0] <= 7.5
