@@ -286,7 +286,8 @@ class App:
         try:
             loaded = config_source.load(self._path)
             files = strategy_files.fingerprint(loaded.config)
-            if loaded.sha256 == self._loaded.sha256 and files == self._files:
+            # Not by their digests, which know nothing of secrets: a new password is a change.
+            if loaded.config == self._loaded.config and files == self._files:
                 self._metrics.reload_successful.set(1)
                 return
             for section in NOT_RELOADABLE:

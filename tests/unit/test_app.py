@@ -164,6 +164,15 @@ async def test_controllers_come_and_go_with_a_reload_and_keep_what_they_know(
     assert subject._generation.number == 3
 
 
+async def test_a_password_that_changed_is_a_change(subject: App, file: Path) -> None:
+    pytest.importorskip("redis", reason="needs the extra valkey")
+    for password in ("old", "new"):
+        remote = f"{{url: 'valkey://:{password}@localhost', key: 0123456789abcdef}}"
+        write(file, CONTROLLED.replace("session: {}", f"session: {{remote: {remote}}}"))
+        subject._reload()
+    assert subject._generation.number == 3
+
+
 async def test_a_shared_memory_without_its_library_changes_nothing(
     subject: App, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
