@@ -168,7 +168,7 @@ class Pipeline:
 
     async def _moment(self, facts: Facts, controllers: Controllers, key: str, deadline: float) -> Facts:
         """The facts with what the controllers know of the moment and of the conversation."""
-        shared = await self._shared.find(key, deadline) if key and self._shared is not None else None
+        shared = await self._shared.find(key, deadline) if key and self._shared is not None else ""
         now = asyncio.get_running_loop().time()
         held = controllers.held(key, shared, facts.view, now)
         return dataclasses.replace(facts, conditions=controllers.conditions(now), held=held)

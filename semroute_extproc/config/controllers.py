@@ -10,6 +10,7 @@ Pure.
 from __future__ import annotations
 
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
@@ -128,6 +129,10 @@ class RemoteSessions(Model):
     def _scheme(cls, value: SecretStr) -> SecretStr:
         if not value.get_secret_value().startswith(REMOTE_SCHEMES):
             raise ValueError("must begin with one of " + ", ".join(REMOTE_SCHEMES))
+        try:
+            urlsplit(value.get_secret_value()).port  # noqa: B018 - it raises
+        except ValueError:
+            raise ValueError("has no port that can be read; in a password write / as %2F, @ as %40") from None
         return value
 
     @field_validator("key")
