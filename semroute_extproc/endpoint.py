@@ -47,8 +47,13 @@ class Endpoint:
         """`url` ends before the path, as in `http://host:8000/v1`.
 
         Raises EndpointError with reason `setup` if the key's variable or the file of certificates is
-        not there, or the extra is not installed.
+        not there, the extra is not installed, or the address holds a password: addresses are told
+        in errors, profiles and the configuration's page.
         """
+        if "@" in url.partition("://")[2].partition("/")[0]:
+            raise EndpointError(
+                "setup", "an address must hold no user or password: name a variable with a key"
+            )
         try:
             import aiohttp
         except ModuleNotFoundError:

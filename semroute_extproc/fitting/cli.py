@@ -289,8 +289,10 @@ def calibrate(as_json: bool, **options: Any) -> None:
     if as_json:
         click.echo(json.dumps(report, ensure_ascii=False))
         return
+    missing = f", {report['left_out']} left out without a score" if report["left_out"] else ""
     click.echo(
-        f"{report['rows']} prompts, score {report['score']}, bundle {report['bundle']} {report['revision']}"
+        f"{report['rows']} prompts{missing}, score {report['score']}, "
+        f"bundle {report['bundle']} {report['revision']}"
     )
     click.echo(f"threshold     {report['threshold']:.4f}")
     click.echo(f"strong share  {_interval(report['realised_share'])}")
