@@ -209,6 +209,14 @@ async def test_single_questions_that_fail_do_not_end_a_run(
     assert (len(asked.failures), asked.fresh) == (15, 5)
 
 
+async def test_a_limit_of_the_rate_that_lasts_ends_a_run(
+    server: OpenAIServer, endpoint: Endpoint, tmp_path: Path
+) -> None:
+    server.script.extend([Act(), *[Act(status=429)] * 100])
+    with pytest.raises(Hopeless, match="429"):
+        await run(endpoint, tmp_path / "a.jsonl", [f"q{n}" for n in range(20)], concurrency=1, tries=1)
+
+
 async def test_parameters_that_every_question_is_refused_for_end_it(
     server: OpenAIServer, endpoint: Endpoint, tmp_path: Path
 ) -> None:
