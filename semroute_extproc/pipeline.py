@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import math
+import re
 from collections.abc import Callable, Mapping
 from time import perf_counter
 
@@ -36,6 +36,10 @@ from semroute_extproc.text import classified_text, estimate_tokens
 
 QUALITY_HEADER = "x-semroute-quality"
 """The client's trade-off for one request, 0 (cheapest) to 1 (best); anything else is ignored."""
+
+
+_NUMBER = re.compile(r"(?:[0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20})(?:[eE][-+]?[0-9]{1,3})?")
+"""Decimal figures alone: `float` takes a good deal more for a number."""
 
 
 class Stages:
@@ -276,11 +280,10 @@ def _policy_of(model: str, virtual: config.VirtualModel, facts: Facts) -> str:
 
 
 def _quality(value: str) -> float | None:
-    try:
-        quality = float(value)
-    except ValueError:
+    if not _NUMBER.fullmatch(value):
         return None
-    return quality if math.isfinite(quality) and 0.0 <= quality <= 1.0 else None
+    quality = float(value)
+    return quality if quality <= 1.0 else None
 
 
 def _rejection(error: Exception, api: Api) -> tuple[str, Answer]:
