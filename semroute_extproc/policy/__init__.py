@@ -122,7 +122,7 @@ class Policy:
             trace.append(TraceStep("canary", canary, name))
             strategy = self._strategies[name]
             assert not isinstance(strategy, Canary), "a canary of canaries passed the check. This is a bug."
-        held = holding(facts, name, candidates) if facts.held is not None else None
+        held = holding(facts, name, canary, candidates) if facts.held is not None else None
         if held is not None and held.lock:
             reason = f"conversation stays in {held.pool}: {held.lock}"
             trace.append(TraceStep("controller", "session", reason))

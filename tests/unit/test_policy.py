@@ -399,6 +399,10 @@ class TestSession:
         assert decided(compiled(), self.held("large", 0.9, lock, quality=0.0)).pool == pool
 
     def test_strategies_that_are_not_held_go_where_they_like(self) -> None:
+        canary = compiled(strategy={"kind": "weighted", "strategies": {"old": 1}}, strategies={"old": PAIR})
+        for named in ("s", "old"):
+            held = Held("large", strategies=(named,))
+            assert decided(canary, facts(signals=signals(difficulty=0.1), held=held)).pool == "large"
         wanted = facts(signals=signals(difficulty=0.1), held=Held("large", strategies=("other",)))
         assert decided(compiled(), wanted).pool == "small"
 
