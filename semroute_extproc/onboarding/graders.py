@@ -62,7 +62,7 @@ _EXPONENT = r"\s*+\^\s*+\{?\s*+([-+−]?\d{1,3})\s*+\}?"
 _VALUE = re.compile(
     # Not what only belongs to a value: the rest of a number, an exponent, an index (but _42_ is emphasis).
     r"(?<!\d)(?<!\^)(?<!\^\{)(?<!\^[-−])(?<!\^\{[-−])(?<![A-Za-z0-9)}]_)(?<![A-Za-z0-9)}]_\{)"
-    r"((?<![\w)}\]])[-+−]\s?)?(?:"
+    r"((?<![\w)}\]])[-+−])?(?:"
     r"\\[dt]?frac\s*+(?:\{\s*+([-−]?\d{1,15})\s*+\}\s*+\{\s*+(\d{1,15})\s*+\}|(\d)\s*+(\d))"
     r"|(?<![\d/])(\d{1,15})\s*+/\s*+(\d{1,15})(?![\d/])"
     r"|10"
@@ -158,7 +158,7 @@ def number_in(text: str, last: bool = False) -> float | None:
             value = float((plain or "1").replace(",", "")) * float(f"1e{exponent}")
         if not math.isfinite(value):
             continue
-        found = -value if sign and sign[0] in "-−" else value
+        found = -value if sign in ("-", "−") else value
         if not last:
             break
     return found

@@ -110,6 +110,8 @@ def test_an_option_within_another_is_not_the_other() -> None:
         ("The answer is −3.", "-3"),
         ("5-8 makes \\boxed{-3}", "-3"),
         ("10-5", "5"),
+        ("Take 10 - 5", "5"),
+        ("Answer:\n- 42", "42"),
         ("\\boxed{\\frac{3}{4}}", "0.75"),
         ("The answer is 3/4.", "0.75"),
         ("So it is 0.750", "3/4"),
