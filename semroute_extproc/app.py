@@ -124,14 +124,18 @@ def make_generation(
     classifier: Classifier,
     on_error: Callable[[str], None],
     judges: Judges,
-    profiles_of: strategy_files.ProfilesOf = strategy_files.still,
+    policies: Mapping[str, policy.Policy] | None = None,
     controllers: Controllers | None = None,
     shared: SharedSessions | None = None,
     on_shadow: Callable[[Shadow], None] = lambda _: None,
 ) -> Generation:
-    """Compile a configuration against the bundle; raises ConfigError with places."""
+    """One configuration, ready to decide; raises ConfigError with places.
+
+    `policies` are those of `make_policies`, made here if they are not given.
+    """
     config = loaded.config
-    policies = make_policies(loaded, classifier.bundle, profiles_of)
+    if policies is None:
+        policies = make_policies(loaded, classifier.bundle)
     try:
         judging = judges.of(config)
     except CannotJudge as error:
@@ -177,10 +181,13 @@ class App:
         self._profiles = ProfileDirectories(self._on_profiles)
         self._controllers = Controllers(loaded.config, os.urandom(SECRET_BYTES))
         self._shared = self._connect(loaded.config)
-        self._generation = self._make_generation(1, loaded, self._shared)
+        policies = make_policies(loaded, self._classifier.bundle, self._profiles.of)
+        self._generation = self._make_generation(1, loaded, policies, self._shared)
         self._adopt()
         self._ready = False
         self._stop = asyncio.Event()
+        self._reloading = asyncio.Lock()
+        self._reloads: set[asyncio.Task[None]] = set()
         telemetry = loaded.config.telemetry
         sinks: list[Sink] = [self._metrics]
         if telemetry.log_decisions:
@@ -196,7 +203,11 @@ class App:
         logger.exception("decision.failed", request_id=request_id)
 
     def _make_generation(
-        self, number: int, loaded: config_source.Loaded, shared: SharedSessions | None
+        self,
+        number: int,
+        loaded: config_source.Loaded,
+        policies: Mapping[str, policy.Policy],
+        shared: SharedSessions | None,
     ) -> Generation:
         return make_generation(
             number,
@@ -204,7 +215,7 @@ class App:
             self._classifier,
             self._on_error,
             self._judges,
-            self._profiles.of,
+            policies,
             self._controllers,
             shared,
             self._on_shadow,
@@ -230,7 +241,7 @@ class App:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         self._metrics.watch_controllers(self._controllers.status)
         if self._worker is not None:
             # The supervisor holds the other end and never writes: it can only come to an end.
@@ -261,7 +272,7 @@ class App:
             logger.info("server.draining", seconds=self._loaded.config.server.drain_seconds)
             await self._server.drain()
             scrape.cancel()
-            await asyncio.gather(watch, profiles)
+            await asyncio.gather(watch, profiles, *self._reloads)
             await self._classifier.close()
             await self._judges.close()
             if self._shared is not None:
@@ -279,23 +290,42 @@ class App:
 
     async def _watch(self) -> None:
         async for _ in config_source.changes(self._path, self._stop):
-            self._reload()
+            await self._reload()
 
-    def _reload(self) -> None:
+    def _hang_up(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._reload())
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+
+    async def _reload(self) -> None:
         """Take a changed configuration as a whole, or keep the last good one and say why."""
+        async with self._reloading:
+            await self._take()
+
+    def _read(self) -> tuple[config_source.Loaded, str, Mapping[str, policy.Policy]] | None:
+        """What the file says now, compiled; None if that is what is live. Raises ConfigError."""
+        loaded = config_source.load(self._path)
+        files = strategy_files.fingerprint(loaded.config)
+        # Not by their digests, which know nothing of secrets: a new password is a change.
+        if loaded.config == self._loaded.config and files == self._files:
+            return None
+        for section in NOT_RELOADABLE:
+            if getattr(loaded.config, section) != getattr(self._loaded.config, section):
+                raise ConfigError([f"{self._path}: {section}: a change here needs a restart"])
+        return loaded, files, make_policies(loaded, self._classifier.bundle, self._profiles.of)
+
+    async def _take(self) -> None:
         try:
-            loaded = config_source.load(self._path)
-            files = strategy_files.fingerprint(loaded.config)
-            if loaded.sha256 == self._loaded.sha256 and files == self._files:
+            # In a thread: an artefact of many prompts takes a second, and requests are being decided.
+            read = await asyncio.to_thread(self._read)
+            if read is None:
                 self._metrics.reload_successful.set(1)
                 return
-            for section in NOT_RELOADABLE:
-                if getattr(loaded.config, section) != getattr(self._loaded.config, section):
-                    raise ConfigError([f"{self._path}: {section}: a change here needs a restart"])
+            loaded, files, policies = read
             shared = self._shared
             if loaded.config.controllers.session != self._loaded.config.controllers.session:
                 shared = self._connect(loaded.config)
-            self._generation = self._make_generation(self._generation.number + 1, loaded, shared)
+            self._generation = self._make_generation(self._generation.number + 1, loaded, policies, shared)
         except ConfigError as error:
             self._profiles.forget()
             self._metrics.reload_successful.set(0)

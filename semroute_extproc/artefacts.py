@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -108,10 +109,10 @@ class Factorization:
     quantiles: tuple[float, ...]
     """Of P(strong wins) on prompts it was not fitted on, ascending, for the pair it was fitted for."""
 
-    @property
-    def digest(self) -> str:
-        """Twelve hexadecimal digits that change with the scores."""
-        return _digest(self.vectors, self.projection, self.bias)
+    def pair_digest(self, strong: str, weak: str) -> str:
+        """Twelve hexadecimal digits that change with the score of two of its models."""
+        pair = self.vectors[[self.models.index(strong), self.models.index(weak)]]
+        return _digest(pair, self.projection, self.bias)
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def load_similarity(path: Path) -> Similarity:
         raise ArtefactError(f"{path}: {n} prompts, expected 1 to {PROMPTS_MAX}")
     wins = _floats(path, arrays, "wins", (n,))
     gamma = float(_floats(path, arrays, "gamma", ()).item())
-    neighbours = int(arrays.get("neighbours", np.asarray(0)))
+    neighbours = _integer(path, arrays, "neighbours", 0)
     if wins.min() < 0.0 or wins.max() > 1.0 or not gamma >= 1.0 or neighbours < 0:
         raise ArtefactError(f"{path}: wins outside 0..1, gamma below 1 or neighbours below 0")
     return Similarity(manifest, embeddings, axes, wins, gamma, neighbours, _quantiles(path, arrays))
@@ -238,7 +239,7 @@ def load_clusters(path: Path) -> Clusters:
     k = len(centroids)
     bias = _floats(path, arrays, "bias", (k,)) if "bias" in arrays else None
     names = tuple(str(name) for name in arrays.get("names", np.arange(k)).ravel())
-    clusterings = int(arrays.get("clusterings", np.asarray(1)))
+    clusterings = _integer(path, arrays, "clusterings", 1)
     if not 0 < k <= CLUSTERS_MAX:
         raise ArtefactError(f"{path}: {k} clusters, expected 1 to {CLUSTERS_MAX}")
     if len(names) != k:
@@ -270,7 +271,8 @@ def _load(path: Path, kind: Kind | None) -> tuple[Manifest, dict[str, npt.NDArra
         raise ArtefactError(f"{path}: no such file; `semroute fit {kind or 'KIND'}` writes it") from None
     except OSError as error:
         raise ArtefactError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile):
+    # What numpy and the zip library raise for damaged bytes: of a format or encryption they cannot read too.
+    except (ValueError, AttributeError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
         raise ArtefactError(f"{path}: not an artefact of `semroute fit`") from None
     try:
         manifest = Manifest.model_validate_json(str(arrays.pop("manifest")))
@@ -290,13 +292,20 @@ def _quantiles(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[floa
     return tuple(found.tolist())
 
 
+def _integer(path: Path, arrays: Mapping[str, npt.NDArray[Any]], name: str, default: int) -> int:
+    found = arrays.get(name, np.asarray(default))
+    if not isinstance(found, np.ndarray) or found.dtype.kind not in "iu" or found.shape:
+        raise ArtefactError(f"{path}: {name} is not an integer")
+    return int(found)
+
+
 def _floats(
     path: Path, arrays: Mapping[str, npt.NDArray[Any]], name: str, shape: tuple[int | None, ...]
 ) -> Floats:
     """The array of that name as float32, of the given shape (None: any length) and finite."""
     if name not in arrays:
         raise ArtefactError(f"{path}: no array {name!r} in it")
-    found = arrays[name]
+    found = np.asarray(arrays[name])
     wanted = tuple(
         actual if expected is None else expected for actual, expected in zip(found.shape, shape, strict=False)
     )

@@ -28,7 +28,7 @@ Score = Literal["threshold", "similarity", "factorization", "judge"]
 class Calibration(BaseModel):
     """A score on the operator's own prompts."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     format: int = FORMAT
     score: Score

@@ -29,6 +29,9 @@ ENVIRONMENT_PREFIX = "SEMROUTE__"
 FILE_BYTES_MAX = 4 * 1024 * 1024
 """Largest configuration file."""
 
+SECRETS = (("controllers", "session", "remote", "url"), ("controllers", "session", "remote", "key"))
+"""Settings that no error shows, not even those in the same line."""
+
 POLL_SECONDS = 10.0
 """How often the file is compared with what is live, should a change notice be missed."""
 
@@ -62,9 +65,19 @@ class Source:
         variable = self._variable(tuple(shown))
         if variable is not None:
             return f"{variable} (environment): {path}: {problem.message}"
-        text = self.lines[line] if line < len(self.lines) else ""
+        text = self._masked(self.lines[line]) if line < len(self.lines) else ""
         head = f"{self.name}:{line + 1}:{column + 1}: {path or 'configuration'}: {problem.message}"
         return f"{head}\n    {text}\n    {' ' * column}^" if text.strip() else head
+
+    def _masked(self, text: str) -> str:
+        """A line of the file without secrets, as long as before: the caret stays right."""
+        for path in SECRETS:
+            node: Any = self.document
+            for part in path:
+                node = node.get(part) if isinstance(node, dict) else None
+            if secret := "" if node is None else str(node):
+                text = text.replace(secret, "*" * len(secret))
+        return text
 
     def _variable(self, path: tuple[str, ...]) -> str | None:
         """The variable that has set `path`, or what it stands in."""

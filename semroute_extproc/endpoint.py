@@ -47,8 +47,13 @@ class Endpoint:
         """`url` ends before the path, as in `http://host:8000/v1`.
 
         Raises EndpointError with reason `setup` if the key's variable or the file of certificates is
-        not there, or the extra is not installed.
+        not there, the extra is not installed, or the address holds a password: addresses are told
+        in errors, profiles and the configuration's page.
         """
+        if "@" in url.partition("://")[2].partition("/")[0]:
+            raise EndpointError(
+                "setup", "an address must hold no user or password: name a variable with a key"
+            )
         try:
             import aiohttp
         except ModuleNotFoundError:
@@ -136,7 +141,7 @@ def _retry_after(value: str | None, date: str | None) -> float | None:
     """Seconds that a Retry-After header asks for (RFC 9110, section 10.2.3), by the server's own clock."""
     if value is None:
         return None
-    if value.strip().isdigit():
+    if value.strip().isdecimal():
         return float(value)
     try:
         wait = parsedate_to_datetime(value) - parsedate_to_datetime(date or "")

@@ -8,18 +8,23 @@ from __future__ import annotations
 import asyncio
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 
 import structlog
 from prometheus_client.parser import text_string_to_metric_families
 
 from semroute_extproc.config import Pool
+from semroute_extproc.config.base import POOLS_MAX
 
 INTERVAL_SECONDS = 2.0
 """Pause between two looks at a pool."""
 
 TIMEOUT_SECONDS = 1.0
 """How long a page may take."""
+
+LOOK_SECONDS_MAX = 2 * TIMEOUT_SECONDS
+"""How long a round waits for one pool: a name that does not resolve has no timeout of ours."""
 
 PAGE_BYTES_MAX = 8 * 1024 * 1024
 """Most of a page that is read."""
@@ -39,6 +44,9 @@ Engines of one server are summed, of the cache use the largest counts."""
 
 Load = Mapping[str, float]
 """Gauge to value; a gauge that is not there is unknown."""
+
+Looks = dict[tuple[str, str], asyncio.Future[Load]]
+"""Looks that are under way, by pool and page."""
 
 logger = structlog.get_logger("semroute.load")
 
@@ -78,30 +86,53 @@ async def scrape(
     """Look at every pool that names a metrics page, again and again, and tell its load.
 
     `pools` is asked anew each round, so a reload takes effect. A pool that cannot be reached is told
-    as an empty load and as `failed`, and logged when that changes.
+    as an empty load and as `failed`, and logged when that changes. It holds no other up, and is not
+    looked at again before the last look at it has come to an end.
     """
     reachable: dict[str, bool] = {}
-    while True:
-        looked = {name: pool for name, pool in pools().items() if pool.metrics}
-        loads = await asyncio.gather(*(_load(pool) for pool in looked.values()), return_exceptions=True)
-        for name, load in zip(looked, loads, strict=True):
-            missing = isinstance(load, BaseException)
-            if missing:
-                failed(name)
-            tell(name, {} if isinstance(load, BaseException) else load)
-            if reachable.get(name, True) == missing:
-                logger.warning("pool.metrics", pool=name, reachable=not missing)
-            reachable[name] = not missing
-        for name in reachable.keys() - looked.keys():
-            tell(name, {})
-            del reachable[name]
-        await asyncio.sleep(INTERVAL_SECONDS)
+    under_way: Looks = {}
+    executor = ThreadPoolExecutor(POOLS_MAX, "metrics")
+    try:
+        while True:
+            await _round(pools(), tell, failed, reachable, under_way, executor)
+            await asyncio.sleep(INTERVAL_SECONDS)
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
 
 
-async def _load(pool: Pool) -> Load:
+async def _round(
+    pools: Mapping[str, Pool],
+    tell: Callable[[str, Load], None],
+    failed: Callable[[str], None],
+    reachable: dict[str, bool],
+    under_way: Looks,
+    executor: ThreadPoolExecutor,
+) -> None:
+    """Look at every pool once."""
+    looked = {name: (name, pool.metrics) for name, pool in pools.items() if pool.metrics}
+    fresh = {name: key for name, key in looked.items() if key not in under_way}
+    for name, key in fresh.items():
+        under_way[key] = asyncio.get_running_loop().run_in_executor(executor, _load, pools[name])
+    if fresh:
+        await asyncio.wait([under_way[key] for key in fresh.values()], timeout=LOOK_SECONDS_MAX)
+    done = {key: under_way.pop(key) for key, look in list(under_way.items()) if look.done()}
+    loads = {key: look.result() for key, look in done.items() if look.exception() is None}
+    for name, key in looked.items():
+        missing = key not in loads
+        if missing:
+            failed(name)
+        tell(name, loads.get(key, {}))
+        if reachable.get(name, True) == missing:
+            logger.warning("pool.metrics", pool=name, reachable=not missing)
+        reachable[name] = not missing
+    for name in reachable.keys() - looked.keys():
+        tell(name, {})
+        del reachable[name]
+
+
+def _load(pool: Pool) -> Load:
     assert pool.metrics is not None
-    url, names = pool.metrics, gauge_names(pool)
-    return await asyncio.to_thread(lambda: read_page(_fetch(url), names))
+    return read_page(_fetch(pool.metrics), gauge_names(pool))
 
 
 def _fetch(url: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import math
+import re
 from collections.abc import Callable, Mapping
 from time import perf_counter
 
@@ -36,6 +36,10 @@ from semroute_extproc.text import classified_text, estimate_tokens
 
 QUALITY_HEADER = "x-semroute-quality"
 """The client's trade-off for one request, 0 (cheapest) to 1 (best); anything else is ignored."""
+
+
+_NUMBER = re.compile(r"(?:[0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20})(?:[eE][-+]?[0-9]{1,3})?")
+"""Decimal figures alone: `float` takes a good deal more for a number."""
 
 
 class Stages:
@@ -168,7 +172,7 @@ class Pipeline:
 
     async def _moment(self, facts: Facts, controllers: Controllers, key: str, deadline: float) -> Facts:
         """The facts with what the controllers know of the moment and of the conversation."""
-        shared = await self._shared.find(key, deadline) if key and self._shared is not None else None
+        shared = await self._shared.find(key, deadline) if key and self._shared is not None else ""
         now = asyncio.get_running_loop().time()
         held = controllers.held(key, shared, facts.view, now)
         return dataclasses.replace(facts, conditions=controllers.conditions(now), held=held)
@@ -276,11 +280,10 @@ def _policy_of(model: str, virtual: config.VirtualModel, facts: Facts) -> str:
 
 
 def _quality(value: str) -> float | None:
-    try:
-        quality = float(value)
-    except ValueError:
+    if not _NUMBER.fullmatch(value):
         return None
-    return quality if math.isfinite(quality) and 0.0 <= quality <= 1.0 else None
+    quality = float(value)
+    return quality if quality <= 1.0 else None
 
 
 def _rejection(error: Exception, api: Api) -> tuple[str, Answer]:

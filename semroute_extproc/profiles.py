@@ -60,7 +60,7 @@ class Seen(BaseModel):
 class Profile(BaseModel):
     """A model's answers and errors in each cluster of one `clusters` artefact."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     format: int = FORMAT
     model: str = Field(min_length=1)

@@ -1,7 +1,7 @@
 """The pools of conversations in a Valkey or Redis that several processes share.
 
 A lookup takes `timeout_ms` at most, and none at all for a moment after several failed: what the
-memory does not say in time, this process's own says instead. Writing is never waited for.
+memory does not say in time or has lost, this process's own says instead. Writing is never waited for.
 """
 
 from __future__ import annotations
@@ -64,25 +64,26 @@ class SharedSessions:
         self._paused_until = 0.0
         self._writes: set[asyncio.Task[None]] = set()
 
-    async def find(self, key: str, deadline: float) -> str | None:
-        """The pool, "" if there is none, None if the memory did not say; by the loop's `deadline` at last."""
+    async def find(self, key: str, deadline: float) -> str:
+        """The pool, "" if there is none or the memory did not say; by the loop's `deadline` at last."""
         now = monotonic()
         if now < self._paused_until:
             self._count("paused")
-            return None
+            return ""
         try:
             loop_now = asyncio.get_running_loop().time()
             async with asyncio.timeout_at(min(loop_now + self._timeout, deadline)):
                 value = await self._memory.get(PREFIX + key)
+            pool = "" if value is None else value[:POOL_CHARACTERS_MAX].decode("utf-8", "replace")
         except TimeoutError:
             self._failed("timeout", now)
-            return None
+            return ""
         except Exception:
-            # The library's own errors and the socket's alike.
+            # The library's own errors and the socket's alike, and a value that is none of ours.
             self._failed("error", now)
-            return None
+            return ""
         self._failures = 0
-        return "" if value is None else value[:POOL_CHARACTERS_MAX].decode("utf-8", "replace")
+        return pool
 
     def keep(self, key: str, pool: str) -> None:
         """Write without waiting."""
@@ -118,7 +119,9 @@ class SharedSessions:
 
 
 def connect(settings: SessionController, count: Callable[[str], None]) -> SharedSessions | None:
-    """The shared memory that `settings` names, None if none; raises ConfigError without the library.
+    """The shared memory that `settings` names, None if none.
+
+    Raises ConfigError without the library, or for an address that it cannot read.
 
     Nothing is sent yet: a memory that is down makes no start fail.
     """
@@ -139,5 +142,13 @@ def _client(settings: RemoteSessions) -> Memory:
     for ours, theirs in (("valkey://", "redis://"), ("valkeys://", "rediss://")):
         if url.startswith(ours):
             url = theirs + url.removeprefix(ours)
-    client: Memory = library.Redis.from_url(url, max_connections=2 * WRITES_MAX, socket_connect_timeout=1.0)
+    try:
+        client: Memory = library.Redis.from_url(
+            url, max_connections=2 * WRITES_MAX, socket_connect_timeout=1.0
+        )
+    except ValueError:
+        # The library's message repeats the part it cannot read, which may be one of a password.
+        raise ConfigError(
+            ["controllers.session.remote.url: has an option that the library refuses"]
+        ) from None
     return client

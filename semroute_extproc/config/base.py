@@ -59,6 +59,6 @@ def several(value: Any) -> Any:
 
 
 class Model(BaseModel):
-    """Refuses unknown keys and never changes."""
+    """Refuses unknown keys and numbers that are not finite, and never changes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -10,6 +10,7 @@ Pure.
 from __future__ import annotations
 
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
@@ -28,8 +29,8 @@ KEY_CHARACTERS_MIN = 16
 class Ramp(Model):
     """From where on a measure presses, and where it presses fully."""
 
-    begin: float = Field(ge=0, allow_inf_nan=False, description="No pressure up to here.")
-    full: float = Field(gt=0, allow_inf_nan=False, description="Full pressure from here on.")
+    begin: float = Field(ge=0, description="No pressure up to here.")
+    full: float = Field(gt=0, description="Full pressure from here on.")
 
     @model_validator(mode="after")
     def _ascending(self) -> Ramp:
@@ -86,7 +87,7 @@ class Budget(Model):
         None, gt=0, lt=1, description="Share of the strategy's requests that the strong pool gets."
     )
     dollars_per_thousand: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="Dollars that a thousand of its requests cost."
+        None, gt=0, description="Dollars that a thousand of its requests cost."
     )
     output_tokens: int = Field(
         400,
@@ -128,6 +129,10 @@ class RemoteSessions(Model):
     def _scheme(cls, value: SecretStr) -> SecretStr:
         if not value.get_secret_value().startswith(REMOTE_SCHEMES):
             raise ValueError("must begin with one of " + ", ".join(REMOTE_SCHEMES))
+        try:
+            urlsplit(value.get_secret_value()).port  # noqa: B018 - it raises
+        except ValueError:
+            raise ValueError("has no port that can be read; in a password write / as %2F, @ as %40") from None
         return value
 
     @field_validator("key")

@@ -69,7 +69,7 @@ class VirtualModel(Model):
     quality: float | None = Field(
         None, ge=0, le=1, description="Trade-off from 0 (cheapest) to 1 (best) where the client sends none."
     )
-    canary: dict[str, Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]] = Field(
+    canary: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(
         default_factory=dict,
         max_length=POLICIES_MAX,
         description="Policy to the share of requests that it decides instead, drawn by request id.",

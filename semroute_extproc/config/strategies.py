@@ -114,7 +114,7 @@ class JudgeStrategy(PairStrategy):
 
     kind: Literal["judge"]
     url: str = Field(
-        pattern=r"^https?://[^\s/]+",
+        pattern=r"^https?://[^\s/@]+(/|$)",
         description="The judge's own server, up to before `/chat/completions`: `http://judge:8000/v1`. Never "
         "the gateway: its requests would be judged in turn.",
     )
@@ -151,7 +151,8 @@ class JudgeStrategy(PairStrategy):
     @property
     def digest(self) -> str:
         """Twelve hexadecimal digits that change with whatever the judge's scores depend on."""
-        return hashlib.sha256(f"{self.model} {self.labels}".encode()).hexdigest()[:12]
+        told = f"{self.model} {self.labels} {self.reasoning}"
+        return hashlib.sha256(told.encode()).hexdigest()[:12]
 
 
 class IntentStrategy(Model):
@@ -174,7 +175,7 @@ class FixedStrategy(Model):
     pool: str
 
 
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0)]
 
 
 class WeightedStrategy(Model):

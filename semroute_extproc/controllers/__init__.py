@@ -106,16 +106,16 @@ class Controllers:
         """The conversation's hashes; empty ones if there is none or sessions are off."""
         return session_keys(head, view, self._secret) if self._sessions is not None else NO_KEYS
 
-    def held(self, key: str, remote: str | None, view: RequestView, now: float) -> Held | None:
+    def held(self, key: str, shared: str, view: RequestView, now: float) -> Held | None:
         """The pool that the conversation is in which was left under `key` (`Keys.find`).
 
-        `remote` is what the shared memory says: a pool, "" for none, None if it said nothing and this
-        process's own memory counts.
+        `shared` is what the shared memory says. Where it says nothing (""), this process's own counts: one
+        that was emptied or out of reach must not end a tool loop.
         """
         settings = self._config.controllers.session
         if not key or settings is None or self._sessions is None:
             return None
-        pool = self._sessions.find(key, now) if remote is None else remote
+        pool = shared or self._sessions.find(key, now)
         return Held(pool, lock_of(view), settings.margin, settings.strategies) if pool else None
 
     # --- what was decided ---

@@ -16,9 +16,10 @@ the window forgets. The gain is `GAIN` shared out over the window. With the shar
 over its log-odds an error shrinks by e in window / (GAIN · s(1 − s)) requests, 0.4 windows at
 s = 0.3, and the loop could only oscillate at a gain above 2 / 0.25: it is bounded far below.
 
-Wind-up. At the bound the sum is cut. While pressure lowers the strategy's strong share, the leaning
-may fall and not rise: otherwise the budget would work against the load controller, and pay the
-difference back in one go when it is quiet.
+Wind-up. At the bound the sum is cut, and while pressure lowers the strategy's strong share, where the
+leaning was when the pressure began is its upper bound: otherwise the budget would work against the load
+controller, and pay the difference back in one go when it is quiet. Below that it moves as ever. To
+forbid every rise instead would leave the steps down alone, and end at the lower bound whatever was spent.
 
 Dollars. y is what the request costs where it went, reckoned from prices, the prompt and the answer
 that is asked for; errors are measured in the mean difference between the two pools, so that the
@@ -73,6 +74,8 @@ class BudgetController:
         self._recent = 0.0
         """Requests within the window, forgotten exponentially; only with a window of seconds."""
         self._last = -math.inf
+        self._top: float | None = None
+        """The leaning when the pressure began; None while there is none."""
 
     def decided(self, spent: Spent, pressed: bool, now: float) -> None:
         """Take one decision of the strategy into account; `pressed`: the load lowers its share."""
@@ -86,10 +89,12 @@ class BudgetController:
             # Where both pools cost the same no share changes anything.
             return
         step = GAIN / window * (self.target - spent.value) / self._spread
-        if pressed and step > 0.0:
-            return
         bound = self.settings.leaning_max
-        self.leaning = min(max(self.leaning + step, -bound), bound)
+        if not pressed:
+            self._top = None
+        elif self._top is None:
+            self._top = self.leaning
+        self.leaning = min(max(self.leaning + step, -bound), bound if self._top is None else self._top)
 
     def _window(self, now: float) -> float:
         """The window in requests, `WINDOW_MIN` at least."""

@@ -94,7 +94,7 @@ class PoolPressure:
     @property
     def known(self) -> bool:
         """Whether a load was known that was not stale, then."""
-        return self._updated <= self._seen + self._settings.stale_seconds
+        return -math.inf < self._updated <= self._seen + self._settings.stale_seconds
 
     def _follow(self, target: float, now: float) -> None:
         """First-order lag towards `target`: what is missing shrinks by e with each time constant."""

@@ -122,7 +122,11 @@ class Sessions:
         return len(self._entries)
 
     def find(self, key: str, now: float) -> str | None:
-        """The pool left under a key, None if there is none or it was left too long ago."""
+        """The pool left under a key, None if there is none or it was silent for too long.
+
+        Being found is no silence: where an API does not show the answers that only call tools, all
+        requests of a tool loop are found by what the first of them began with.
+        """
         found = self._entries.get(key)
         if found is None:
             return None
@@ -130,6 +134,7 @@ class Sessions:
         if now - seen > self._ttl:
             del self._entries[key]
             return None
+        self.keep(key, pool, now)
         return pool
 
     def keep(self, key: str, pool: str, now: float) -> None:

@@ -154,7 +154,7 @@ def _score(
                 if name not in factors.models:
                     known = ", ".join(factors.models)
                     raise ArtefactError(f"{path}: no model {name!r} in it; name one of {known}")
-            return "factorization", factors.digest, Factorization(factors, *names)
+            return "factorization", factors.pair_digest(*names), Factorization(factors, *names)
         case kind:
             raise ArtefactError(f"{path}: is a {kind} artefact, which has no score of a pair")
 

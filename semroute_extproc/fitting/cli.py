@@ -16,7 +16,7 @@ from rich.progress import Progress, track
 
 from semroute_extproc.artefacts import save_clusters, save_factorization, save_similarity
 from semroute_extproc.encoder.offline import Scorer
-from semroute_extproc.errors import BundleError, ConfigError, SemrouteError
+from semroute_extproc.errors import BundleError, ConfigError, DataError, SemrouteError
 from semroute_extproc.evaluation import metrics
 from semroute_extproc.evaluation.metrics.arrays import Floats
 from semroute_extproc.fitting import clusters as clusters_fit
@@ -205,6 +205,8 @@ def _read(
     rows = data.read(file, outcomes, splits, text_column, options_column)
     scorer = open_scorer(bundle)
     kept, x = data.embed(scorer, rows, progress)
+    if len(set(kept.texts)) < 2:
+        raise DataError(f"{file}:1:: expected different prompts, found the same one in every row")
     return kept, x, scorer
 
 
@@ -287,8 +289,10 @@ def calibrate(as_json: bool, **options: Any) -> None:
     if as_json:
         click.echo(json.dumps(report, ensure_ascii=False))
         return
+    missing = f", {report['left_out']} left out without a score" if report["left_out"] else ""
     click.echo(
-        f"{report['rows']} prompts, score {report['score']}, bundle {report['bundle']} {report['revision']}"
+        f"{report['rows']} prompts{missing}, score {report['score']}, "
+        f"bundle {report['bundle']} {report['revision']}"
     )
     click.echo(f"threshold     {report['threshold']:.4f}")
     click.echo(f"strong share  {_interval(report['realised_share'])}")

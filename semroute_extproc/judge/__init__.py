@@ -29,6 +29,10 @@ from semroute_extproc.request import Api
 RESULTS = {"timeout": "timeout", "connection": "connection", "http": "http", "unreadable": "unparsable"}
 """An endpoint's reason to the result that is counted."""
 
+TIME_MIN = 0.5
+"""A question that had less than this part of `timeout_ms`, because the decision's deadline was near, says
+nothing of the judge if it ran out of time."""
+
 logger = structlog.get_logger("semroute.judge")
 
 
@@ -68,7 +72,7 @@ class Judge:
         if not self._breaker.allows(monotonic()):
             return Judgement(None, "breaker")
         was_open = self._breaker.is_open
-        judgement = await self._ask(text, min(left, self.settings.timeout_ms / 1e3))
+        judgement = await self._ask(text, left, probe=was_open)
         if judgement.score is not None:
             self._scores.put(key, judgement.score, monotonic())
         if self._breaker.is_open != was_open:
@@ -77,13 +81,18 @@ class Judge:
             )
         return judgement
 
-    async def _ask(self, text: str, seconds: float) -> Judgement:
+    async def _ask(self, text: str, left: float, probe: bool) -> Judgement:
+        patience = self.settings.timeout_ms / 1e3
+        seconds = min(left, patience)
         self._asking += 1
         try:
             answer = await self._endpoint.post("/chat/completions", self._question.body(text), seconds)
             score = probability(answer, self._question.scheme)
         except EndpointError as error:
-            self._breaker.failed(monotonic())
+            if error.reason == "timeout" and seconds < TIME_MIN * patience:
+                self._gave_up(probe)
+            else:
+                self._breaker.failed(monotonic())
             return Judgement(None, RESULTS[error.reason])
         except Unparsable:
             self._breaker.failed(monotonic())
@@ -93,13 +102,18 @@ class Judge:
             logger.exception("judge.failed", strategy=self.name)
             return Judgement(None, "error")
         except BaseException:
-            # A client that goes away cancels its question; a probe must not stay out for ever.
-            self._breaker.gave_up()
+            # A client that goes away cancels its question.
+            self._gave_up(probe)
             raise
         finally:
             self._asking -= 1
         self._breaker.succeeded()
         return Judgement(score, "ok")
+
+    def _gave_up(self, probe: bool) -> None:
+        """A probe must not stay out for ever, nor be called back by a question asked before it."""
+        if probe:
+            self._breaker.gave_up()
 
     async def close(self) -> None:
         """Close its connections."""

@@ -56,7 +56,10 @@ class Breaker:
         self._probing = False
 
     def allows(self, now: float) -> bool:
-        """Whether to ask now. Whoever is allowed must say `succeeded`, `failed` or `gave_up` later."""
+        """Whether to ask now; while it is open, whoever is allowed is the probe.
+
+        The probe must say `succeeded`, `failed` or `gave_up` later, the others what they learn.
+        """
         if self._open_until is None:
             return True
         if now < self._open_until or self._probing:
@@ -78,7 +81,7 @@ class Breaker:
             self._open_until = now + self._seconds
 
     def gave_up(self) -> None:
-        """It was not asked after all, or whoever asked went away: that says nothing of the judge."""
+        """The probe was not asked after all, or whoever asked went away: that says nothing of the judge."""
         self._probing = False
 
     @property

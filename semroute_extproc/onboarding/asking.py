@@ -29,6 +29,11 @@ _HOPELESS = frozenset({401, 403, 404, 405})
 """Statuses that every question would get."""
 
 
+def is_the_questions_fault(error: EndpointError) -> bool:
+    """Whether another question may fare better at once: it was refused for what it is."""
+    return 400 <= error.status < 500 and error.status not in _AGAIN
+
+
 class Hopeless(Exception):
     """No question will be answered: wrong key, wrong path, no such model, or nobody there."""
 

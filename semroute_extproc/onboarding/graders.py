@@ -35,36 +35,46 @@ class Grade:
 
 UNPARSED = Grade(0.0, False)
 
-_BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
-_LETTER = r"(?:[*_`$\"'\[{(]|\\\(|\\(?:text|mathbf|mathrm|textbf)\s*\{)*"
+# Quantifiers over what may repeat are possessive (`*+`): a model that gets stuck writes the same sign a
+# hundred thousand times, and a pattern that goes back over it would take hours.
+_BOXED = re.compile(r"\\boxed\s*+\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*+\})*+\})*+)\}")
+_FONT = re.compile(r"\\(?:text|mathbf|mathrm|textbf)\s*+(?=\{)")
+_LETTER = r"(?:[*_`$\"'“‘\[{(]|\\\(|\\(?:text|mathbf|mathrm|textbf)\s*+\{)*+"
 _DECLARED = re.compile(
     r"(?i:\b(?:answer|(?:correct|right|best)\s+(?:option|choice|letter|one)|(?:option|choice)\s+I\s+choose)\b)"
-    r"[*_`\s]*(?i:is|:|=|would\s+be|should\s+be|must\s+be|->|→)?[:*_`\s]*(?i:option|choice|letter)?\s*"
+    r"[*_`\s]*+(?i:is|[:：]|=|would\s+be|should\s+be|must\s+be|->|→)?+[:*_`\s]*+(?i:option|choice|letter)?+\s*+"
     + _LETTER
-    + r"(?:([A-J])(?![\w'’])|([a-j])(?=[)\]}.*_`]|\s*$))"
+    + r"(?:([A-J])(?!\w|['’]\w)|([a-j])(?=[)\]}.*_`]|\s*$))"
     r"(?!\s*(?i:or|and|/|,|&)\s*[*_`(]*[A-Ja-j]\b)",
     re.MULTILINE,
 )
 _IS_CORRECT = re.compile(
-    r"(?<![\w'’])([A-J])[)\]*_`.]*\s+is\s+(?:the\s+)?(?:correct|right|best)(?:\s+(?:answer|option|choice))?"
+    r"(?<![\w'’])([A-J])[)\]*_`.]*+\s++is\s+(?:the\s+)?(?:correct|right|best)(?:\s+(?:answer|option|choice))?"
     r"(?=[\s.!,]*(?:$|\n|because|since|as\b))",
     re.MULTILINE,
 )
 _BARE_LINE = re.compile(r"^[\W_]*([A-Ja-j])[\W_]*$")
 _OPENING = re.compile(r"^[\s*_`(\[]*([A-J])[*_`]*[.):\]][*_`\s]", re.MULTILINE)
-_MARKED = re.compile(r"(?<![\w'’])([A-J])[*_`]*[):\]](?!\w)|^[\s*_`(]*([A-J])[*_`]*\.", re.MULTILINE)
+_MARKED = re.compile(r"(?<![\w'’])([A-J])[*_`]*+[):\]](?!\w)|^[ \t*_`(]*+([A-J])[*_`]*+\.", re.MULTILINE)
 _BRACKETED = re.compile(r"\(([A-J])\)|\*\*([A-J])[.)]?\*\*")
 
-_NUMBER = re.compile(
-    r"(?:(?<![\w)}\]])[-+−])?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d{1,4})?"
-    r"|(?<![\w.])[-+−]?\.\d+"
+_EXPONENT = r"\s*+\^\s*+\{?\s*+([-+−]?\d{1,3})\s*+\}?"
+_VALUE = re.compile(
+    # Not what only belongs to a value: the rest of a number, an exponent, an index (but _42_ is emphasis).
+    r"(?<!\d)(?<!\^)(?<!\^\{)(?<!\^[-−])(?<!\^\{[-−])(?<![A-Za-z0-9)}]_)(?<![A-Za-z0-9)}]_\{)"
+    r"((?<![\w)}\]])[-+−])?(?:"
+    r"\\[dt]?frac\s*+(?:\{\s*+([-−]?\d{1,15})\s*+\}\s*+\{\s*+(\d{1,15})\s*+\}|(\d)\s*+(\d))"
+    r"|(?<![\d/])(\d{1,15})\s*+/\s*+(\d{1,15})(?![\d/])"
+    r"|10"
+    + _EXPONENT
+    + r"|((?:\d{1,3}(?:,\d{3}){1,9}+(?!\d)|\d++)(?:\.\d++)?(?:[eE][-+]?\d{1,4})?|(?<![\w.])\.\d++)"
+    r"(?:\s*+(?:\\times|\\cdot|[×·*])\s*+10" + _EXPONENT + r")?)"
 )
-_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*([-−]?\d{1,15})\s*\}\s*\{\s*(\d{1,15})\s*\}")
-_SLASH = re.compile(r"(?<![\d/])([-−]?\d{1,15})\s*/\s*(\d{1,15})(?![\d/])")
-_DECLARED_NUMBER = re.compile(r"(?i:####|\banswer\b[^\n\d]{0,40}?(?:is|:|=))")
+_THOUSANDS = re.compile(r"(?<=\d)(?:\\[,! ]|\{,\}|[\u00a0\u2009\u202f])(?=\d{3}(?!\d))")
+_DECLARED_NUMBER = re.compile(r"(?i:####|\banswer\b[^\n\d]{0,40}?(?:is|[:：]|=))")
 _DECLARED_CHARACTERS = 80
-_DECLARED_TEXT = re.compile(r"(?i:\banswer\b\s*(?:is|:|=))[:*_`\s]*([^\n]+)")
-_FENCE = re.compile(r"```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
+_DECLARED_TEXT = re.compile(r"(?i:\banswer\b\s*+(?:is|[:：]|=))[:*_`\s]*+([^\n]+)")
+_FENCE = re.compile(r"```[ \t]*+([\w+-]{0,80})[^\n]{0,200}\n(.*?)(?:```|\Z)", re.DOTALL)
 _RATING = re.compile(r"\[\[\s*(\d{1,3})(?:\.0+)?\s*\]\]")
 
 
@@ -86,7 +96,7 @@ def choice(reply: str, letter: str, options: tuple[str, ...] = ()) -> Grade:
 def _chosen(reply: str, letters: str, options: tuple[str, ...]) -> str | None:
     boxed = [match.group(1).strip() for match in _BOXED.finditer(reply)]
     for inner in reversed(boxed):
-        if bare := _BARE_LINE.match(re.sub(r"\\(?:text|mathbf|mathrm|textbf)", "", inner)):
+        if bare := _BARE_LINE.match(_FONT.sub("", inner)):
             return _within(bare.group(1), letters)
     declared = [(m.start(), m.group(1) or m.group(2)) for m in _DECLARED.finditer(reply)]
     declared += [(m.start(), m.group(1)) for m in _IS_CORRECT.finditer(reply)]
@@ -133,25 +143,25 @@ def number(reply: str, answer: str) -> Grade:
 
 
 def number_in(text: str, last: bool = False) -> float | None:
-    """The first (or last) finite number in `text`: 1,234 · -5.6e7 · 3/4 · \\frac{3}{4}; None without one."""
-    text = text.replace("\\,", "").replace("\\!", "").replace("{,}", ",")
-    found: list[tuple[int, int, float]] = []
-    for pattern in (_FRACTION, _SLASH):
-        for match in pattern.finditer(text):
-            below = int(match.group(2))
-            if below:
-                value = int(match.group(1).replace("−", "-")) / below
-                found.append((match.start(), match.end(), value))
-    fractions = list(found)
-    for match in _NUMBER.finditer(text):
-        if any(start <= match.start() < end for start, end, _ in fractions):
+    """The first (or last) finite number in `text`; None without one.
+
+    1,234 · -5.6e7 · 2.5 \\times 10^{3} · 3/4 · -\\frac{3}{4} · \\frac34. A division by 0 is its numerator.
+    """
+    found: float | None = None
+    for match in _VALUE.finditer(_THOUSANDS.sub("", text)):
+        sign, above, below, a, b, c, d, ten, plain, power = match.groups()
+        numerator = above or a or c
+        if numerator is not None:
+            value = int(numerator.replace("−", "-")) / (int(below or b or d) or 1)
+        else:
+            exponent = (ten or power or "0").replace("−", "-")
+            value = float((plain or "1").replace(",", "")) * float(f"1e{exponent}")
+        if not math.isfinite(value):
             continue
-        value = float(match.group().replace(",", "").replace("−", "-"))
-        if math.isfinite(value):
-            found.append((match.start(), match.end(), value))
-    if not found:
-        return None
-    return (max(found) if last else min(found))[2]
+        found = -value if sign in ("-", "−") else value
+        if not last:
+            break
+    return found
 
 
 def exact(reply: str, answers: tuple[str, ...]) -> Grade:
@@ -160,7 +170,7 @@ def exact(reply: str, answers: tuple[str, ...]) -> Grade:
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         return UNPARSED
-    boxed = [match.group(1) for match in _BOXED.finditer(text)][-1:]
+    boxed = [_FONT.sub("", match.group(1)) for match in _BOXED.finditer(text)][-1:]
     declared = [match.group(1) for match in _DECLARED_TEXT.finditer(text)][-1:]
     said_last = boxed or declared or [text, lines[-1]]
     wanted = {_plain(answer) for answer in answers}

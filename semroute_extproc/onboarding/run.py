@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from semroute_extproc.errors import EndpointError
 from semroute_extproc.onboarding import graders, sandbox
 from semroute_extproc.onboarding.answers import Answers, key_of
-from semroute_extproc.onboarding.asking import Hopeless, Model, Reply
+from semroute_extproc.onboarding.asking import Hopeless, Model, Reply, is_the_questions_fault
 from semroute_extproc.onboarding.graders import Grade
 from semroute_extproc.onboarding.questions import Question
 
@@ -67,8 +67,8 @@ async def ask_all(
                 reply = await model.ask(prompt, chance)
             except EndpointError as error:
                 asked.failures[index] = str(error)
-                # 4xx is the question's own fault, unless no question at all was answered yet.
-                own = 400 <= error.status < 500 and any(asked.replies)
+                # Unless no question at all was answered yet.
+                own = is_the_questions_fault(error) and any(asked.replies)
                 in_a_row += not own
                 if in_a_row >= FAILURES_IN_A_ROW_MAX:
                     raise Hopeless(f"{model.endpoint.url}: {error}") from None

@@ -26,8 +26,8 @@ from typing import Literal
 
 Verdict = Literal["passed", "failed", "timeout"]
 
-OUTPUT_BYTES_MAX = 4_096
-"""Most of its output that is read."""
+FILE_BYTES_MAX = 1024 * 1024
+"""Largest file it may write, its output among them."""
 
 PROBE_SECONDS = 5.0
 """How long the kernel may take to show whether it can isolate."""
@@ -36,9 +36,9 @@ _UNSHARE = ("unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", 
 
 _HARNESS = r"""
 import json, os, resource, sys
-seconds, megabytes, secret, code, tests = json.loads(sys.stdin.buffer.read())
+seconds, megabytes, file_bytes, secret, code, tests = json.loads(sys.stdin.buffer.read())
 for name, limit in (
-    ("RLIMIT_CPU", int(seconds) + 1), ("RLIMIT_AS", megabytes << 20), ("RLIMIT_FSIZE", 1 << 20),
+    ("RLIMIT_CPU", int(seconds) + 1), ("RLIMIT_AS", megabytes << 20), ("RLIMIT_FSIZE", file_bytes),
     ("RLIMIT_NOFILE", 64), ("RLIMIT_CORE", 0),
 ):
     resource.setrlimit(getattr(resource, name), (limit, limit))
@@ -81,25 +81,30 @@ def run(code: str, tests: str, limits: Limits = Limits()) -> Verdict:
     whatever status, has not passed.
     """
     secret = secrets.token_hex(16)
-    program = json.dumps([limits.seconds, limits.megabytes, secret, code, tests])
+    program = json.dumps([limits.seconds, limits.megabytes, FILE_BYTES_MAX, secret, code, tests])
     command = [sys.executable, "-I", "-S", "-B", "-c", _HARNESS]
-    with tempfile.TemporaryDirectory(prefix="semroute-", ignore_cleanup_errors=True) as directory:
+    with (
+        tempfile.TemporaryDirectory(prefix="semroute-", ignore_cleanup_errors=True) as directory,
+        # A file and no pipe: its size is limited, and a child that keeps it open holds nobody up.
+        tempfile.TemporaryFile() as output,
+    ):
         process = subprocess.Popen(
             [*_UNSHARE, *command] if isolates() else command,
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=output,
             stderr=subprocess.DEVNULL,
             cwd=directory,
             env={"PATH": os.defpath, "LANG": "C.UTF-8", "HOME": directory, "TMPDIR": directory},
             start_new_session=True,
         )
         try:
-            output, _ = process.communicate(program.encode("utf-8", "surrogatepass"), limits.seconds)
+            process.communicate(program.encode("utf-8", "surrogatepass"), limits.seconds)
         except subprocess.TimeoutExpired:
             return "timeout"
         finally:
             _kill(process)
-    return "passed" if output[:OUTPUT_BYTES_MAX].decode("ascii", "replace") == secret else "failed"
+        output.seek(0)
+        return "passed" if output.read(len(secret) + 1) == secret.encode() else "failed"
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
@@ -108,7 +113,6 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     process.kill()
     process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(OSError):
-                pipe.close()
+    if process.stdin is not None:
+        with contextlib.suppress(OSError):
+            process.stdin.close()

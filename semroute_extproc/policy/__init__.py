@@ -68,7 +68,8 @@ class Policy:
         a judgement.
 
         With `facts.fallback` set there is always a decision: rules that need no signals still
-        hold, and what would have needed them goes to the default pool. `tried` keeps what became
+        hold, so do promises (a quality of 0 or 1), and what else would have needed them goes to the
+        default pool. `tried` keeps what became
         of those rules for the second look at the same request, once its signals are there.
         Raises NoCandidate.
         """
@@ -121,7 +122,7 @@ class Policy:
             trace.append(TraceStep("canary", canary, name))
             strategy = self._strategies[name]
             assert not isinstance(strategy, Canary), "a canary of canaries passed the check. This is a bug."
-        held = holding(facts, name, candidates) if facts.held is not None else None
+        held = holding(facts, name, canary, candidates) if facts.held is not None else None
         if held is not None and held.lock:
             reason = f"conversation stays in {held.pool}: {held.lock}"
             trace.append(TraceStep("controller", "session", reason))
@@ -130,13 +131,17 @@ class Policy:
             if not facts.fallback:
                 return None
             trace.append(TraceStep("strategy", name, f"no signals: {facts.fallback}"))
-            pool, reason = candidates.first_of(self._default_pool), f"fallback: {facts.fallback}"
-            return Decision(pool, reason, strategy=name, fallback=facts.fallback, canary=canary)
+            if not (facts.promised and strategy.promises):
+                return self._fallback(name, facts, candidates, canary)
         if isinstance(strategy, Judge) and strategy.wants(facts):
             return JudgeWanted(name)
         if facts.conditions.leaning:
             facts = dataclasses.replace(facts, leaning=facts.conditions.leaning.get(name, 0.0))
         return self._chosen(name, strategy, facts, candidates, held, canary, trace)
+
+    def _fallback(self, name: str, facts: Facts, candidates: Candidates, canary: str) -> Decision:
+        pool, reason = candidates.first_of(self._default_pool), f"fallback: {facts.fallback}"
+        return Decision(pool, reason, strategy=name, fallback=facts.fallback, canary=canary)
 
     def _chosen(
         self,

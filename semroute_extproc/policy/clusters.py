@@ -92,6 +92,7 @@ class Clusters:
     """argmin over the pools with a profile of error plus λ times cost."""
 
     needs_signals = True
+    promises = True
 
     def __init__(
         self,
@@ -117,15 +118,19 @@ class Clusters:
         if not rows:
             return Choice(candidates.first_of(), "no pool with a profile could answer")
         signals = facts.signals
-        assert signals is not None
         quality = self._settings.quality if facts.quality is None else facts.quality
-        x = signals.neighbours
+        x = signals.neighbours if signals is not None else None
         k, d = self._artefact.centroids.shape
-        if x is not None and signals.revision == self._artefact.manifest.revision and x.shape == (d,):
+        if (
+            signals is not None
+            and x is not None
+            and signals.revision == self._artefact.manifest.revision
+            and x.shape == (d,)
+        ):
             member = self._artefact.membership(x[None, :])[0]
             why = "text is out of distribution" if signals.unknown else ""
         else:
-            # Another bundle read it: nothing speaks for one cluster over another.
+            # Nobody read it, or another bundle did: nothing speaks for one cluster over another.
             member = np.full(k, 1.0 / k, dtype=np.float32)
             why = "clusters are unknown in its language"
         if why and not facts.promised:

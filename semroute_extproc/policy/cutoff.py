@@ -39,7 +39,9 @@ def threshold_for_share(quantiles: Sequence[float], share: float) -> float:
 
 def share_for_threshold(quantiles: Sequence[float], threshold: float) -> float:
     """The share of the reference traffic whose score is at least `threshold`; the inverse of the above."""
-    return float(1.0 - np.interp(threshold, quantiles, np.arange(len(quantiles)), 0.0, 100.0) / 100.0)
+    # Just below it: of scores that are equal to it, which may be many, all count.
+    below = np.interp(np.nextafter(threshold, -1.0), quantiles, np.arange(len(quantiles)), 0.0, 100.0)
+    return float(1.0 - below / 100.0)
 
 
 SHARE_MIN = 0.005

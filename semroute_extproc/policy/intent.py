@@ -16,6 +16,7 @@ class Intent:
     """The expert of the most likely label, unless the text is unknown or the entropy too high."""
 
     needs_signals = True
+    promises = False
 
     def __init__(self, settings: IntentStrategy) -> None:
         self._settings = settings
@@ -30,8 +31,11 @@ class Intent:
             entropy = -sum(p * math.log(p) for p in positive) / math.log(max(len(probabilities), 2))
         else:
             label, probabilities, entropy = signals.domain, signals.domain_probs, signals.domain_entropy
-        if signals.unknown or entropy > settings.max_entropy:
-            why = "text is out of distribution" if signals.unknown else f"{settings.by} is unsure"
+        # A language's own bundle may have no such head.
+        if signals.unknown or not label or entropy > settings.max_entropy:
+            why = f"{settings.by} is unsure" if label else f"{settings.by} is unknown in its language"
+            if signals.unknown:
+                why = "text is out of distribution"
             reason = f"{why} (entropy {entropy:.2f})"
             return Choice(settings.unsure, reason, (settings.otherwise,), entropy, settings.max_entropy)
         expert = settings.experts.get(label, settings.otherwise)

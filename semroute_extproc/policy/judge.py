@@ -20,6 +20,7 @@ class Judge:
     """Strong if the judge's score ≥ t; where it gave none, the same share by the bundle's difficulty."""
 
     needs_signals = True
+    promises = True
 
     def __init__(
         self, name: str, settings: JudgeStrategy, head: DifficultyHead, calibration: Calibration | None = None

@@ -22,6 +22,7 @@ class Pair:
     """Strong if score ≥ t, where t comes from a threshold, a strong share or a quality drop."""
 
     needs_signals = True
+    promises = True
 
     def __init__(
         self,
@@ -57,10 +58,12 @@ class Pair:
     def choose(self, facts: Facts, candidates: Candidates) -> Choice:
         """Text that the bundle does not know goes to `unsure`, unless the client asked for an end."""
         signals = facts.signals
-        assert signals is not None
-        score = self._score(signals)
+        score = self._score(signals) if signals is not None else None
         choice = self._cutoff.choose(0.0 if score is None else score, facts)
-        if facts.promised or not (signals.unknown or score is None):
+        if facts.promised:
+            return dataclasses.replace(choice, score=score)
+        assert signals is not None
+        if not (signals.unknown or score is None):
             return choice
         why = "text is out of distribution" if signals.unknown else f"{self._what} is unknown in its language"
         stand_ins = (self._cutoff.strong, self._cutoff.weak)

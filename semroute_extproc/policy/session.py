@@ -11,12 +11,15 @@ from __future__ import annotations
 from semroute_extproc.policy.decision import Candidates, Choice, Facts, Held, Lock
 
 
-def holding(facts: Facts, strategy: str, candidates: Candidates) -> Held | None:
-    """The pool that a choice of `strategy` is held against; None if it is free to go anywhere."""
+def holding(facts: Facts, strategy: str, canary: str, candidates: Candidates) -> Held | None:
+    """The pool that a choice of `strategy` is held against; None if it is free to go anywhere.
+
+    `canary` is what drew the strategy, empty if nothing did; it is held if either is named.
+    """
     held = facts.held
     if held is None or held.pool not in candidates.pools:
         return None
-    if held.strategies is not None and strategy not in held.strategies:
+    if held.strategies is not None and not {strategy, canary} & set(held.strategies):
         return None
     if facts.promised and held.lock is not Lock.STATEFUL:
         return None

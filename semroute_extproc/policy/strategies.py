@@ -34,9 +34,11 @@ class Strategy(Protocol):
     """Picks one of the pools that could answer."""
 
     needs_signals: bool
+    promises: bool
+    """It knows the cheapest and the best pool: a quality of 0 or 1 is kept even without signals."""
 
     def choose(self, facts: Facts, candidates: Candidates) -> Choice:
-        """The pool and why; `facts.signals` is there if `needs_signals`."""
+        """The pool and why; `facts.signals` is there if `needs_signals`, but for a promise to keep."""
         ...
 
 
@@ -122,8 +124,18 @@ class _Compiler:
         pools = self.config.pools
         strong = self._model(settings.strong_model, pools[settings.strong].model, "strong", artefact)
         weak = self._model(settings.weak_model, pools[settings.weak].model, "weak", artefact)
-        calibration = self._calibration(settings, artefact.digest)
-        if strong is None or weak is None or not self._complete(settings, calibration):
+        if strong is None or weak is None:
+            return None
+        calibration = self._calibration(settings, artefact.pair_digest(strong, weak))
+        if not self._complete(settings, calibration):
+            return None
+        fitted = artefact.models[:2]
+        if settings.strong_share is not None and calibration is None and (strong, weak) != fitted:
+            self._problem(
+                "strong_share",
+                f"the artefact knows the shares of {fitted[0]} over {fitted[1]} alone: "
+                f"for {strong} over {weak} give a calibration",
+            )
             return None
         score = Factorization(artefact, strong, weak)
         return Pair(settings, score, artefact.quantiles, "factorization", calibration)

@@ -23,6 +23,7 @@ class Fixed:
     """Always the same pool."""
 
     needs_signals = False
+    promises = False
 
     def __init__(self, settings: FixedStrategy) -> None:
         self._pool = settings.pool
@@ -36,6 +37,7 @@ class Weighted:
     """A pool by weight, deterministic by request id and strategy name."""
 
     needs_signals = False
+    promises = False
 
     def __init__(self, name: str, settings: WeightedStrategy) -> None:
         self._name = name

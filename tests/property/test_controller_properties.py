@@ -141,7 +141,8 @@ def test_sessions_never_outgrow_their_bound_and_never_lie(
         subject.keep(key, pool, now)
         model[key] = (pool, now)
         assert len(subject) <= entries
-        for known, (where, since) in model.items():
+        for known, (where, since) in list(model.items()):
             found = subject.find(known, now)
             assert found in (None, where)
             assert found is None or now - since <= 20.0
+            model[known] = (where, now if found else since)

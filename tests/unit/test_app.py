@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import pytest_asyncio
 from builders import BUNDLE
 
-from semroute_extproc import app, config_source
+from semroute_extproc import app, config_source, strategy_files
 from semroute_extproc.app import App
 
 GOOD = """\
@@ -59,7 +60,7 @@ def remove(file: Path) -> None:
 
 async def test_a_change_is_taken_as_a_whole(subject: App, file: Path) -> None:
     write(file, GOOD.replace("vllm-large", "vllm-huge"))
-    subject._reload()
+    await subject._reload()
     assert subject._generation.number == 2
     assert subject._generation.settings.default_cluster == "vllm-huge"
     assert successful(subject)
@@ -67,17 +68,17 @@ async def test_a_change_is_taken_as_a_whole(subject: App, file: Path) -> None:
 
 async def test_what_is_wrong_changes_nothing_until_it_is_put_right_again(subject: App, file: Path) -> None:
     write(file, GOOD.replace("default_pool: large", "default_pool: larg"))
-    subject._reload()
+    await subject._reload()
     assert not successful(subject)
     write(file, GOOD)
-    subject._reload()
+    await subject._reload()
     assert successful(subject), "the file says again what is live"
     assert subject._generation.number == 1
 
 
 async def test_a_file_that_is_gone_changes_nothing(subject: App, file: Path) -> None:
     remove(file)
-    subject._reload()
+    await subject._reload()
     assert subject._generation.number == 1
     assert not successful(subject)
 
@@ -90,11 +91,31 @@ async def test_a_failure_of_ours_while_reloading_does_not_end_the_watch(
 
     with monkeypatch.context() as patched:
         patched.setattr(config_source, "load", broken)
-        subject._reload()
+        await subject._reload()
     assert not successful(subject)
     write(file, GOOD.replace("vllm-large", "vllm-huge"))
-    subject._reload()
+    await subject._reload()
     assert subject._generation.number == 2
+
+
+async def test_files_that_take_long_to_read_hold_no_request_up(
+    subject: App, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = strategy_files.load
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(0.5)
+        return read(*arguments)
+
+    monkeypatch.setattr(strategy_files, "load", slowly)
+    write(file, GOOD.replace("vllm-large", "vllm-huge"))
+    reloads = [asyncio.create_task(subject._reload()) for _ in range(2)]
+    ticks = 0
+    while not all(reload.done() for reload in reloads):
+        await asyncio.sleep(0.01)
+        ticks += 1
+    assert ticks > 10, "the loop went on"
+    assert subject._generation.number == 2, "one after the other, and the second found nothing new"
 
 
 JUDGED = """\
@@ -109,14 +130,14 @@ strategies:
 
 async def test_a_reload_keeps_a_judge_that_it_does_not_change(subject: App, file: Path) -> None:
     write(file, GOOD + JUDGED)
-    subject._reload()
+    await subject._reload()
     judge = subject._generation.pipeline.judges["s"]
     write(file, GOOD.replace("vllm-large", "vllm-huge") + JUDGED)
-    subject._reload()
+    await subject._reload()
     assert subject._generation.number == 3
     assert subject._generation.pipeline.judges["s"] is judge
     write(file, GOOD + JUDGED.replace("model: j", "model: k"))
-    subject._reload()
+    await subject._reload()
     assert subject._generation.pipeline.judges["s"] is not judge
     await subject._judges.close()
 
@@ -125,7 +146,7 @@ async def test_a_judge_that_cannot_be_made_is_a_configuration_that_is_refused(
     subject: App, file: Path
 ) -> None:
     write(file, GOOD + JUDGED.replace("model: j", "model: j, api_key_env: NO_SUCH_KEY"))
-    subject._reload()
+    await subject._reload()
     assert subject._generation.number == 1
     assert not successful(subject)
 
@@ -150,17 +171,26 @@ async def test_controllers_come_and_go_with_a_reload_and_keep_what_they_know(
 ) -> None:
     assert subject._controllers.status() == {"pools": {}, "budgets": {}, "sessions": None}
     write(file, CONTROLLED)
-    subject._reload()
+    await subject._reload()
     for _ in range(5):
         subject._on_load("large", {"running": 1.0, "waiting": 9.0})
         await asyncio.sleep(0.01)
     before = subject._controllers.status()
     assert before["pools"]["large"]["level"] > 0.0
     write(file, CONTROLLED.replace("strong_share: 0.3}}", "strong_share: 0.4}}"))
-    subject._reload()
+    await subject._reload()
     after = subject._controllers.status()
     assert after["pools"] == before["pools"]
     assert after["budgets"]["pair"]["target"] == 0.4
+    assert subject._generation.number == 3
+
+
+async def test_a_password_that_changed_is_a_change(subject: App, file: Path) -> None:
+    pytest.importorskip("redis", reason="needs the extra valkey")
+    for password in ("old", "new"):
+        remote = f"{{url: 'valkey://:{password}@localhost', key: 0123456789abcdef}}"
+        write(file, CONTROLLED.replace("session: {}", f"session: {{remote: {remote}}}"))
+        await subject._reload()
     assert subject._generation.number == 3
 
 
@@ -170,6 +200,6 @@ async def test_a_shared_memory_without_its_library_changes_nothing(
     monkeypatch.setitem(sys.modules, "redis", None)
     remote = "{url: 'valkey://localhost', key: 0123456789abcdef}"
     write(file, CONTROLLED.replace("session: {}", f"session: {{remote: {remote}}}"))
-    subject._reload()
+    await subject._reload()
     assert not successful(subject)
     assert subject._generation.number == 1

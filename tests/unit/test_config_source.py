@@ -6,9 +6,10 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from semroute_extproc import config_source
-from semroute_extproc.config import Reasoning
+from semroute_extproc.config import Reasoning, RemoteSessions
 from semroute_extproc.errors import ConfigError
 
 GOOD = """\
@@ -51,6 +52,34 @@ def test_an_unknown_key_is_shown_in_its_line_with_a_caret_and_a_hint(file: Path)
     assert head.startswith(f"{file}:11:55: strategies.pair.strong_shre: unknown setting")
     assert "did you mean 'strong_share'?" in head
     assert line[caret.index("^") :].startswith("strong_shre")
+
+
+@pytest.mark.parametrize(
+    ("remote", "wrong"),
+    [
+        ("{url: 'redis://:s3cret-pw@host/0', key: s3cret-pw-0123456, timeout_ms: 99}", "timeout_ms"),
+        ("{url: 'http://:s3cret-pw@host/0', key: s3cret-pw-0123456}", "url"),
+        ("{url: 'redis://:s3cret-pw@host/0', key: s3cret-pw}", "key"),
+    ],
+)
+def test_no_error_shows_a_secret(file: Path, remote: str, wrong: str) -> None:
+    [problem] = problems(file, f"{GOOD}controllers: {{session: {{remote: {remote}}}}}\n")
+    head, line, caret = problem.splitlines()
+    assert f"controllers.session.remote.{wrong}: " in head
+    assert line[caret.index("^") :].startswith(wrong)
+    assert "s3cret" not in problem
+
+
+def test_the_settings_that_no_error_shows_are_those_that_are_secret() -> None:
+    secret = {name for name, each in RemoteSessions.model_fields.items() if each.annotation is SecretStr}
+    assert {path[-1] for path in config_source.SECRETS} == secret
+
+
+@pytest.mark.parametrize("number", [".inf", "-.inf", ".nan"])
+def test_a_number_that_is_not_finite_is_refused(file: Path, number: str) -> None:
+    price = f"{{cluster: vllm-small, price: {{input: {number}, output: 1}},"
+    [problem] = problems(file, GOOD.replace("{cluster: vllm-small,", price))
+    assert "pools.small.price.input: input should be " in problem
 
 
 def test_a_missing_setting_is_placed_at_what_lacks_it(file: Path) -> None:

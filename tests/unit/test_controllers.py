@@ -125,10 +125,10 @@ class TestSession:
         subject = controllers(session={})
         first = facts(TURNS[:1])
         keys = subject.keys(first.head, first.view)
-        assert subject.held(keys.find, None, first.view, 0.0) is None
+        assert subject.held(keys.find, "", first.view, 0.0) is None
         assert subject.decided(first, decision("small"), keys.keep, 0.0) == "new"
         later = facts()
-        held = subject.held(subject.keys(later.head, later.view).find, None, later.view, 1.0)
+        held = subject.held(subject.keys(later.head, later.view).find, "", later.view, 1.0)
         assert held is not None
         assert (held.pool, held.margin) == ("small", 0.1)
 
@@ -159,7 +159,7 @@ class TestSession:
         assert subject.status()["sessions"] == {"entries": 0}
         known = dataclasses.replace(facts(), held=Held("small"))
         subject.decided(known, decision("large", fallback="deadline"), "key", 1.0)
-        held = subject.held("key", None, known.view, 2.0)
+        held = subject.held("key", "", known.view, 2.0)
         assert held is not None
         assert held.pool == "small", "it goes on where it was before"
 
@@ -170,10 +170,9 @@ class TestSession:
         shared = subject.held("key", "large", view, 1.0)
         assert shared is not None
         assert shared.pool == "large"
-        assert subject.held("key", "", view, 1.0) is None
-        own = subject.held("key", None, view, 1.0)
+        own = subject.held("key", "", view, 1.0)
         assert own is not None
-        assert own.pool == "small"
+        assert own.pool == "small", "it was emptied, or out of reach when we wrote"
 
 
 class TestReload:

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from semroute_extproc.config import Budget
 from semroute_extproc.controllers.budget import GAIN, BudgetController, Spent
-from semroute_extproc.policy.cutoff import leaned, threshold_for_share
+from semroute_extproc.policy.cutoff import leaned, pressed, threshold_for_share
 
 QUANTILES = tuple(n / 100 for n in range(101))
 SHARE = 0.3
@@ -182,12 +182,33 @@ def test_where_both_pools_cost_the_same_nothing_leans() -> None:
     assert controller.leaning == 0.0
 
 
-def test_while_the_load_presses_the_leaning_may_fall_and_not_rise() -> None:
+def test_while_the_load_presses_the_leaning_does_not_rise_above_where_it_was() -> None:
     controller = BudgetController(Budget(strong_share=0.3))
-    controller.decided(Spent(0.0), True, 0.0)
-    assert controller.leaning == 0.0
-    controller.decided(Spent(1.0), True, 1.0)
-    assert controller.leaning < 0.0
+    controller.decided(Spent(0.0), False, 0.0)
+    before = controller.leaning
+    assert before > 0.0
+    controller.decided(Spent(0.0), True, 1.0)
+    assert controller.leaning == before
+    controller.decided(Spent(1.0), True, 2.0)
+    assert controller.leaning < before
+    for number in range(100):
+        controller.decided(Spent(0.0), True, 3.0 + number)
+    assert controller.leaning == before, "what fell by chance comes back"
+    controller.decided(Spent(0.0), False, 200.0)
+    assert controller.leaning > before
+
+
+@pytest.mark.parametrize("pressure", [0.01, 0.2, 0.5, 1.0])
+def test_a_pressure_that_lasts_takes_its_part_and_the_budget_takes_no_more(pressure: float) -> None:
+    rng = random.Random(3)
+    controller = BudgetController(Budget(strong_share=SHARE))
+    strong = []
+    for number in range(20_000):
+        share = pressed(leaned(SHARE, controller.leaning), 0.0, pressure, 0.05, None)
+        strong.append(rng.random() >= threshold_for_share(QUANTILES, share))
+        controller.decided(Spent(float(strong[-1])), True, float(number))
+    left = pressed(SHARE, 0.0, pressure, 0.05, None)
+    assert sum(strong[10_000:]) / 10_000 == pytest.approx(left, abs=0.04)
 
 
 def test_the_realised_share_is_the_mean_at_first_and_forgets_later() -> None:

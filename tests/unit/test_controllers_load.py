@@ -58,6 +58,7 @@ class TestRawPressure:
 class TestPoolPressure:
     def test_before_anything_is_known_there_is_no_pressure(self) -> None:
         subject = PoolPressure(settings(), "large")
+        assert not subject.known
         assert subject.at(100.0) == 0.0
         assert not subject.known
 

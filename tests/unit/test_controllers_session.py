@@ -161,9 +161,14 @@ class TestSessions:
     def test_one_that_is_silent_too_long_is_forgotten(self) -> None:
         subject = Sessions(10, 60.0)
         subject.keep("a", "small", 0.0)
-        assert subject.find("a", 60.0) == "small"
         assert subject.find("a", 60.1) is None
         assert len(subject) == 0
+
+    def test_one_that_goes_on_is_not_silent(self) -> None:
+        """A long tool loop of the responses API is found by its beginning, again and again."""
+        subject = Sessions(10, 60.0)
+        subject.keep("a", "small", 0.0)
+        assert [subject.find("a", minute * 60.0) for minute in range(1, 4)] == ["small"] * 3
 
     def test_the_longest_silent_makes_room(self) -> None:
         subject = Sessions(2, 60.0)

@@ -28,6 +28,20 @@ def test_the_share_of_a_threshold_is_the_share_it_came_from(share: float) -> Non
     assert share_for_threshold(uneven, threshold_for_share(uneven, share)) == pytest.approx(share)
 
 
+@pytest.mark.parametrize(
+    ("quantiles", "threshold", "share"),
+    [
+        ([0.5] * 101, 0.5, 1.0),
+        ([0.0] * 40 + [n / 60 for n in range(61)], 0.0, 1.0),
+        ([n / 60 for n in range(61)] + [1.0] * 40, 1.0, 0.4),
+    ],
+)
+def test_scores_that_are_just_the_threshold_count(
+    quantiles: list[float], threshold: float, share: float
+) -> None:
+    assert share_for_threshold(quantiles, threshold) == pytest.approx(share)
+
+
 def choice(
     score: float, pressure: dict[str, float] | None = None, quality: float | None = None, **more: float
 ) -> Choice:

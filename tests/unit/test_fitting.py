@@ -216,6 +216,13 @@ class TestBadInput:
         assert message in result.stderr
         assert not (tmp_path / "a.npz").exists()
 
+    @pytest.mark.parametrize("kind", ["similarity", "factorization", "clusters"])
+    def test_one_prompt_again_and_again_teaches_nothing(self, tmp_path: Path, kind: str) -> None:
+        rows = [{"prompt": "sums", "strong_correct": 1, "weak_correct": 0} for _ in range(30)]
+        result = run("fit", kind, write(tmp_path / "pairs.csv", rows), "-o", tmp_path / "a.npz")
+        assert result.exit_code == 1
+        assert "expected different prompts" in result.stderr
+
     def test_a_directory_that_is_not_there_is_told_before_the_work(
         self, pair_file: Path, tmp_path: Path
     ) -> None:

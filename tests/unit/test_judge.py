@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from openai_server import Act, OpenAIServer, completion, labelled
+from pydantic import ValidationError
 
 from semroute_extproc.config import JudgeStrategy
+from semroute_extproc.endpoint import Endpoint
 from semroute_extproc.errors import EndpointError
 from semroute_extproc.judge import Judge
 from semroute_extproc.judge.memory import Breaker, Scores
@@ -243,6 +245,37 @@ async def test_the_breaker_keeps_requests_away_and_lets_one_try(server: OpenAISe
     assert len(server.requests) == 6
 
 
+async def test_a_question_that_came_too_late_says_nothing_of_the_judge(
+    server: OpenAIServer, judge: Judge
+) -> None:
+    """Timeouts are the judge's own if it had its time, and the deadline's if it had next to none."""
+    server.delay = 0.1
+    assert [(await ask(judge, str(n), 0.02)).result for n in range(4)] == ["timeout"] * 4
+    assert (await ask(judge, "in time")).result == "ok"
+    server.delay = 1.0
+    late = [(await ask(judge, f"late {n}", 0.4)).result for n in range(4)]
+    assert late == ["timeout"] * 3 + ["breaker"]
+
+
+async def test_a_client_of_before_that_goes_away_does_not_call_the_probe_back(server: OpenAIServer) -> None:
+    judge = Judge("s", settings(server.url, breaker_failures=3, breaker_seconds=0.2, timeout_ms=4_000))
+    server.script.extend([Act(delay=5.0), *[Act(status=500)] * 3, Act(delay=5.0)])
+    before = asyncio.create_task(ask(judge, "before"))
+    while not server.requests:
+        await asyncio.sleep(0.01)
+    for n in range(3):
+        await ask(judge, str(n))
+    await asyncio.sleep(0.25)
+    probe = asyncio.create_task(ask(judge, "probe"))
+    while len(server.requests) < 5:
+        await asyncio.sleep(0.01)
+    before.cancel()
+    await asyncio.sleep(0.01)
+    assert (await ask(judge, "after")).result == "breaker", "the probe is still out"
+    probe.cancel()
+    await judge.close()
+
+
 async def test_a_client_that_goes_away_during_the_probe_does_not_lock_the_breaker(
     server: OpenAIServer, judge: Judge
 ) -> None:
@@ -255,6 +288,22 @@ async def test_a_client_that_goes_away_during_the_probe_does_not_lock_the_breake
     probe.cancel()
     await asyncio.gather(probe, return_exceptions=True)
     assert (await ask(judge, "next")).result == "ok"
+
+
+def test_an_address_with_a_password_is_refused_and_not_repeated() -> None:
+    with pytest.raises(ValidationError):
+        settings("http://user:s3cret@judge/v1")
+    with pytest.raises(EndpointError, match="no user or password") as caught:
+        Endpoint("http://user:s3cret@judge/v1")
+    assert caught.value.reason == "setup"
+    assert "s3cret" not in str(caught.value)
+    assert Endpoint("http://judge/v1/@at").url == "http://judge/v1/@at"
+
+
+def test_a_judges_digest_changes_with_what_its_scores_depend_on() -> None:
+    changes: list[dict[str, Any]] = [{}, {"model": "k"}, {"labels": "choice"}, {"reasoning": "qwen3"}]
+    assert len({settings("http://judge", **change).digest for change in changes}) == len(changes)
+    assert settings("http://judge").digest == settings("http://elsewhere").digest
 
 
 async def test_the_token_is_sent_and_must_be_there(

@@ -91,6 +91,9 @@ def test_prompts_without_a_score_are_left_out(tmp_path: Path, server: OpenAIServ
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
     assert (report["rows"], report["left_out"]) == (40, 1)
+    server.script.append(Act(status=400))
+    done = calibrate(tmp_path, server.url, prompts, "--strong-share", "0.3")
+    assert done.stdout.startswith("40 prompts, 1 left out without a score, score judge,")
 
 
 def test_a_judge_that_is_not_there_is_said(tmp_path: Path, server: OpenAIServer, prompts: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from collections import Counter
 from collections.abc import Mapping
 
 import pytest
@@ -103,11 +105,39 @@ async def test_a_page_that_comes_byte_by_byte_is_given_up(monkeypatch: pytest.Mo
 
     server = await asyncio.start_server(drip, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
+    pool = Pool(cluster="c", model="m", metrics=f"http://127.0.0.1:{port}/")
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(
-            load._load(Pool(cluster="c", model="m", metrics=f"http://127.0.0.1:{port}/")), 5
-        )
+        await asyncio.wait_for(asyncio.to_thread(load._load, pool), 5)
     server.close()
+
+
+async def test_a_page_whose_name_does_not_resolve_holds_no_other_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking a name up has no timeout of ours."""
+    monkeypatch.setattr(load, "INTERVAL_SECONDS", 0.02)
+    monkeypatch.setattr(load, "LOOK_SECONDS_MAX", 0.1)
+    resolved, asked = threading.Event(), Counter[str]()
+
+    def fetch(url: str) -> str:
+        asked[url] += 1
+        if "nowhere" in url:
+            resolved.wait(10)
+        return PAGE
+
+    monkeypatch.setattr(load, "_fetch", fetch)
+    pools = {
+        name: Pool(cluster="c", model=name, metrics=f"http://{name}/metrics") for name in ("up", "nowhere")
+    }
+    told: list[tuple[str, Mapping[str, float]]] = []
+    task = asyncio.create_task(load.scrape(lambda: pools, lambda *each: told.append(each)))
+    async with asyncio.timeout(5):
+        while told.count(("up", read_page(PAGE))) < 5:
+            await asyncio.sleep(0.01)
+        assert told.count(("nowhere", {})) >= 4
+        assert asked["http://nowhere/metrics"] == 1, "it is not asked again while it is asked"
+        resolved.set()
+        while ("nowhere", read_page(PAGE)) not in told:
+            await asyncio.sleep(0.01)
+    task.cancel()
 
 
 async def test_the_load_of_a_pool_that_is_gone_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:

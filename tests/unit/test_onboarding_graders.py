@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from time import process_time
+
 import pytest
 
 from semroute_extproc.onboarding import graders
@@ -47,6 +49,10 @@ CITIES = ("London", "Paris", "Rome", "New York")
         # The option's text instead of its letter.
         ("It is Paris, of course.", "B"),
         ("paris", "B"),
+        ("The answer is “B”.", "B"),
+        ("The answer is 'B'", "B"),
+        ("Answer：B", "B"),
+        ("\\boxed{\\text{(\\textbf{B})}}", "B"),
         # The only one in brackets.
         ("I would go with (B) here", "B"),
     ],
@@ -104,6 +110,8 @@ def test_an_option_within_another_is_not_the_other() -> None:
         ("The answer is −3.", "-3"),
         ("5-8 makes \\boxed{-3}", "-3"),
         ("10-5", "5"),
+        ("Take 10 - 5", "5"),
+        ("Answer:\n- 42", "42"),
         ("\\boxed{\\frac{3}{4}}", "0.75"),
         ("The answer is 3/4.", "0.75"),
         ("So it is 0.750", "3/4"),
@@ -117,6 +125,17 @@ def test_an_option_within_another_is_not_the_other() -> None:
         ("\\boxed{1{,}000}", "1000"),
         ("There are 12 eggs, so the answer is twelve... I mean 12", "12"),
         ("0.1", "0.1000000001"),
+        ("The answer is -\\frac{1}{2}.", "-0.5"),
+        ("\\boxed{-\\dfrac{1}{2}}", "-1/2"),
+        ("\\boxed{\\frac12}", "0.5"),
+        ("The answer is $2.5 \\times 10^{3}$.", "2500"),
+        ("The answer is 1.6 × 10^-19 C.", "1.6e-19"),
+        ("The answer is 10^6.", "1000000"),
+        ("The area is 42 cm^2", "42"),
+        ("The answer is x_1 = 7.", "7"),
+        ("The answer is _42_.", "42"),
+        ("The answer is 1\u202f234.", "1234"),
+        ("Answer：42", "42"),
     ],
 )
 def test_a_number_is_the_last_one_declared_or_else_the_last_one(reply: str, answer: str) -> None:
@@ -154,6 +173,7 @@ def test_a_huge_number_neither_hangs_nor_overflows() -> None:
         "The answer is Paris.",
         "Let me think.\n\nParis",
         "\\boxed{Paris}",
+        "\\boxed{\\text{Paris}}",
         "Ｐａｒｉｓ",
         "City of Light",
     ],
@@ -224,9 +244,28 @@ def test_the_judges_question_comes_after_all_that_is_to_be_judged() -> None:
 
 @pytest.mark.parametrize("grade", [graders.choice, graders.number])
 def test_a_long_reply_made_to_be_slow_is_graded_soon(grade: object) -> None:
-    from time import process_time
-
     for piece in ("answer is ", "\\boxed{", "(", "{" * 50, "1,", "9", "the answer is (A", "**", "\\frac{1}{"):
         began = process_time()
         grade(piece * (200_000 // len(piece)), "1" if grade is graders.number else "A")  # type: ignore[operator]
         assert process_time() - began < 3.0, piece
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "The answer" + "*" * 90_000 + "x",
+        "The answer is" + "\n" * 90_000 + "x",
+        "```" * 30_000,
+        "1/2 " * 20_000,
+        "1" + ",111" * 20_000 + "1",
+        "\\boxed{" * 12_000,
+    ],
+    ids=lambda reply: str(reply)[:16],
+)
+def test_a_model_that_got_stuck_is_graded_soon(reply: str) -> None:
+    began = process_time()
+    graders.choice(reply, "B", CITIES)
+    graders.number(reply, "7")
+    graders.exact(reply, ("Paris",))
+    graders.code_in(reply)
+    assert process_time() - began < 5.0

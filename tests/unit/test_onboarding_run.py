@@ -87,7 +87,7 @@ async def test_retry_after_is_obeyed(server: OpenAIServer, endpoint: Endpoint) -
     later = "Sat, 21 Nov 2026 03:00:20 GMT"
     server.script.append(Act(status=429, headers={"retry-after": "7"}))
     server.script.append(Act(status=503, headers={"retry-after": later, "date": date}))
-    server.script.append(Act(status=503, headers={"retry-after": "soon"}))
+    server.script.append(Act(status=503, headers={"retry-after": "²"}))
     pauses = Pauses()
     await ask(endpoint, pauses)
     assert 7.0 <= pauses.seconds[0] <= 7.5
@@ -207,6 +207,14 @@ async def test_single_questions_that_fail_do_not_end_a_run(
     server.script.extend([Act(), *[Act(status=400)] * 15])
     asked = await run(endpoint, tmp_path / "a.jsonl", [f"q{n}" for n in range(20)], concurrency=1)
     assert (len(asked.failures), asked.fresh) == (15, 5)
+
+
+async def test_a_limit_of_the_rate_that_lasts_ends_a_run(
+    server: OpenAIServer, endpoint: Endpoint, tmp_path: Path
+) -> None:
+    server.script.extend([Act(), *[Act(status=429)] * 100])
+    with pytest.raises(Hopeless, match="429"):
+        await run(endpoint, tmp_path / "a.jsonl", [f"q{n}" for n in range(20)], concurrency=1, tries=1)
 
 
 async def test_parameters_that_every_question_is_refused_for_end_it(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import time
 
@@ -52,6 +53,21 @@ def test_an_endless_loop_ends_in_time() -> None:
 def test_memory_and_files_are_limited() -> None:
     assert run("x = bytearray(2 * 1024**3)", "", Limits(megabytes=256)) == "failed"
     assert run("open('big', 'wb').write(bytes(64 * 1024**2))", "") == "failed"
+
+
+def test_output_is_limited_like_any_file_however_it_is_written() -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    code = (
+        "import os, time\nend = time.time() + 0.5\nwhile time.time() < end:\n    os.write(3, bytes(1 << 16))"
+    )
+    assert run(code, "") == "failed"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024
+
+
+def test_a_child_that_outlives_the_tests_does_not_hold_them_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "isolates", lambda: False)
+    code = "import os, time\nif os.fork() == 0:\n    time.sleep(3)\n    os._exit(0)"
+    assert run(code, "", Limits(seconds=2.0)) == "passed"
 
 
 def test_nothing_of_the_environment_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -185,7 +185,17 @@ async def test_a_failure_nobody_expected_is_told_and_the_default_pool_answers() 
 
 @pytest.mark.parametrize(
     ("header", "pool"),
-    [("0", "small"), ("1", "large"), ("0.4", "small"), ("2", "large"), ("nan", "large"), ("cheap", "large")],
+    [
+        *[
+            ("0", "small"),
+            ("1", "large"),
+            ("0.4", "small"),
+            (".4", "small"),
+            ("1e-05", "small"),
+            ("1.", "large"),
+        ],
+        *[(nonsense, "large") for nonsense in ("2", "nan", "cheap", "", "-0", "0_0", "٠", "0" * 5_000)],
+    ],
 )
 async def test_the_clients_quality_moves_the_trade_off_and_nonsense_does_not(header: str, pool: str) -> None:
     settings = config(

@@ -234,6 +234,12 @@ class TestThreshold:
             "fallback: deadline",
         )
 
+    @pytest.mark.parametrize(("quality", "pool"), [(0.0, "small"), (1.0, "large")])
+    def test_without_the_encoder_a_promise_is_kept(self, quality: float, pool: str) -> None:
+        decision = decided(compiled(), facts(fallback="deadline", quality=quality))
+        assert (decision.pool, decision.fallback) == (pool, "deadline")
+        assert decision.score is None
+
     def test_without_the_encoder_rules_over_the_request_still_hold(self) -> None:
         rules = [
             {"name": "proofs", "when": "difficulty > 0.7", "pool": "large"},
@@ -266,6 +272,11 @@ class TestIntent:
         assert decided(compiled(strategy=strategy), facts(signals=signals())).pool == "large"
         even = signals(task_probs={"code": 0.5, "chat": 0.5})
         assert decided(compiled(strategy=strategy), facts(signals=even)).pool == "eyes"
+
+    def test_the_task_of_a_language_whose_bundle_knows_no_tasks_is_not_clear(self) -> None:
+        strategy = {**self.EXPERTS, "by": "task", "experts": {"code": "large"}}
+        decision = decided(compiled(strategy=strategy), facts(signals=signals(task="", task_probs={})))
+        assert (decision.pool, decision.reason) == ("eyes", "task is unknown in its language (entropy 0.00)")
 
     def test_a_label_that_the_bundle_does_not_have_is_a_configuration_error(self) -> None:
         [problem] = problems_of([], {**self.EXPERTS, "experts": {"maths": "large"}})
@@ -388,6 +399,10 @@ class TestSession:
         assert decided(compiled(), self.held("large", 0.9, lock, quality=0.0)).pool == pool
 
     def test_strategies_that_are_not_held_go_where_they_like(self) -> None:
+        canary = compiled(strategy={"kind": "weighted", "strategies": {"old": 1}}, strategies={"old": PAIR})
+        for named in ("s", "old"):
+            held = Held("large", strategies=(named,))
+            assert decided(canary, facts(signals=signals(difficulty=0.1), held=held)).pool == "large"
         wanted = facts(signals=signals(difficulty=0.1), held=Held("large", strategies=("other",)))
         assert decided(compiled(), wanted).pool == "small"
 

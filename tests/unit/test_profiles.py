@@ -62,7 +62,8 @@ def test_a_profile_is_read_as_it_was_written(tmp_path: Path) -> None:
         ({"output_tokens": [1]}, "1 output_tokens for 2 clusters"),
         ({"clusters": "x"}, "clusters: "),
         ({"format": 2}, "format 2 is not 1"),
-        ({"answers": [float("nan"), 1]}, "m.json: "),
+        ({"answers": [float("nan"), 1]}, "answers.0: Input should be a finite number"),
+        ({"answers": [float("inf"), 1]}, "answers.0: Input should be a finite number"),
     ],
 )
 def test_a_wrong_profile_is_refused_by_name(tmp_path: Path, change: dict[str, object], message: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+from pydantic import ValidationError
 
 from semroute_extproc import remote_sessions
 from semroute_extproc.config import SessionController
@@ -67,14 +68,14 @@ async def test_what_is_written_is_found_and_forgotten_in_time() -> None:
 async def test_a_slow_memory_costs_its_time_and_no_more() -> None:
     subject, counted = shared(FakeMemory(delay=5.0))
     started = time.perf_counter()
-    assert await subject.find("k", soon()) is None
+    assert await subject.find("k", soon()) == ""
     assert time.perf_counter() - started < 0.5
     assert counted == ["timeout"]
 
 
 async def test_the_requests_own_deadline_comes_first() -> None:
     subject, counted = shared(FakeMemory(delay=5.0), timeout_ms=10_000.0)
-    assert await subject.find("k", asyncio.get_running_loop().time() + 0.01) is None
+    assert await subject.find("k", asyncio.get_running_loop().time() + 0.01) == ""
     assert counted == ["timeout"]
 
 
@@ -86,7 +87,7 @@ async def test_a_dead_memory_is_left_alone_for_a_while_and_tried_again(
     memory = FakeMemory(error=ConnectionError())
     subject, counted = shared(memory)
     for _ in range(FAILURES_MAX + 3):
-        assert await subject.find("k", soon()) is None
+        assert await subject.find("k", soon()) == ""
     assert memory.asked == FAILURES_MAX
     assert counted == ["error"] * FAILURES_MAX + ["paused"] * 3
     now[0] += 1.5
@@ -118,9 +119,15 @@ async def test_a_value_nobody_wrote_is_cut_and_harmless() -> None:
     memory = FakeMemory()
     memory.values["semroute:session:k"] = b"\xff" * 10_000
     subject, _ = shared(memory, 500.0)
-    found = await subject.find("k", soon())
-    assert found is not None
-    assert len(found) == 128
+    assert len(await subject.find("k", soon())) == 128
+
+
+async def test_a_client_that_gives_something_else_than_bytes_is_an_error_and_no_more() -> None:
+    memory = FakeMemory()
+    memory.values["semroute:session:k"] = 7  # type: ignore[assignment]
+    subject, counted = shared(memory, 500.0)
+    assert await subject.find("k", soon()) == ""
+    assert counted == ["error"]
 
 
 def settings(url: str) -> SessionController:
@@ -129,6 +136,15 @@ def settings(url: str) -> SessionController:
 
 def test_none_is_configured_unless_it_is() -> None:
     assert connect(SessionController(), lambda _: None) is None
+
+
+def test_an_address_that_cannot_be_read_is_told_without_its_password() -> None:
+    with pytest.raises(ValidationError) as caught:
+        settings("redis://:s3/cret@host:6379/0")
+    assert "write / as %2F" in caught.value.errors()[0]["msg"]
+    assert "s3" not in caught.value.errors()[0]["msg"]
+    with pytest.raises(ConfigError, match="has an option that the library refuses"):
+        connect(settings("redis://host/0?socket_timeout=soon"), lambda _: None)
 
 
 def test_without_the_library_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +203,7 @@ async def test_the_real_client_speaks_to_a_valkey() -> None:
         await eventually(lambda: values == {b"semroute:session:k": b"large"})
         found = [await subject.find("k", soon()) for _ in range(3)]
         assert "large" in found
-        assert counted == ["timeout"] * found.count(None), "a busy machine may take longer"
+        assert counted == ["timeout"] * found.count(""), "a busy machine may take longer"
         await subject.close()
 
 
@@ -196,6 +212,6 @@ async def test_the_real_client_without_a_server_is_an_error_and_no_more() -> Non
     counted: list[str] = []
     subject = connect(settings("valkey://127.0.0.1:9/0"), counted.append)
     assert subject is not None
-    assert await subject.find("k", soon()) is None
+    assert await subject.find("k", soon()) == ""
     assert counted in (["error"], ["timeout"])
     await subject.close()

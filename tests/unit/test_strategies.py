@@ -202,6 +202,24 @@ class TestFactorization:
             "strategies.s.weak_model: the artefact has no model 'othr' (did you mean 'other'?)"
         ]
 
+    def test_a_share_is_known_for_the_pair_that_was_fitted_alone(self) -> None:
+        settings = {**FACTORIZATION, "weak_model": "other"}
+        [problem] = problems(settings, Material({"s": FACTORS}))
+        assert problem == (
+            "strategies.s.strong_share: the artefact knows the shares of m-l over m-s alone: "
+            "for m-l over other give a calibration"
+        )
+        del settings["strong_share"]
+        assert not problems({**settings, "threshold": 0.5}, Material({"s": FACTORS}))
+
+    def test_a_calibration_is_of_one_pair(self) -> None:
+        made = calibration(score="factorization", artefact=FACTORS.pair_digest("m-l", "other"))
+        given = Material({"s": FACTORS}, {"s": made})
+        settings = {**FACTORIZATION, "calibration": "c.json"}
+        assert not problems({**settings, "weak_model": "other"}, given)
+        [problem] = problems(settings, given)
+        assert "strategies.s.calibration: is of artefact" in problem
+
 
 # --- what makes an artefact or a calibration unfit ---
 
@@ -323,6 +341,11 @@ class TestClusters:
             assert decided(subject, facts(x, quality=1.0, conditions=pressed)).pool == "large"
             assert decided(subject, facts(x, quality=0.0, unknown=True)).pool == "small"
             assert decided(subject, facts(x, quality=1.0, revision="f" * 12)).pool == "large"
+
+    def test_they_are_kept_for_a_text_that_nobody_read(self) -> None:
+        for quality, pool in ((0.0, "small"), (1.0, "large")):
+            unread = dataclasses.replace(facts(unit(1, 0, 0, 0)), signals=None, fallback="deadline")
+            assert decided(clusters(), dataclasses.replace(unread, quality=quality)).pool == pool
 
     def test_a_higher_quality_never_raises_the_expected_error(self) -> None:
         subject = clusters()
