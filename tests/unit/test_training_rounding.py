@@ -1,4 +1,4 @@
-"""Rounding weights for their products: on the grid, nothing saturates, less is lost than by the nearest value."""
+"""Rounding weights for their products: on the grid, none saturates, better than the nearest value."""
 
 from __future__ import annotations
 
