@@ -23,16 +23,11 @@ from time import perf_counter
 
 import structlog
 
+from semroute_extproc.encoder.cuda import BATCH_MAX
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.encoder.passes import PassTime, units
 from semroute_extproc.errors import EncoderUnavailable
 from semroute_extproc.signals import RawOutput
-
-BATCH_TOKENS_MAX = 16_384
-"""Most tokens of one GPU pass, padding included (batch size × longest member)."""
-
-GPU_BATCH_MAX = 128
-"""Most texts of one GPU pass."""
 
 log = structlog.get_logger("semroute.encoder")
 
@@ -53,7 +48,7 @@ class Batcher:
         self._model = model
         self._lanes = lanes
         self._queue_max = queue_max
-        self._batch_max = 1 if model.device == "cpu" else GPU_BATCH_MAX
+        self._batch_max = 1 if model.device == "cpu" else BATCH_MAX
         self._window = model.bundle.encoder.window
         self._time = PassTime()
         self._loop = asyncio.get_running_loop()
@@ -171,22 +166,10 @@ class Batcher:
             except BaseException as error:  # a panic in the tokenizer's Rust is no Exception
                 outputs = error
             self._loop.call_soon_threadsafe(self._finished, batch, outputs, perf_counter() - started)
+            del outputs  # an error's traceback holds this frame, and the session until it is collected
 
     def _run(self, texts: list[str]) -> list[RawOutput]:
-        framed = [self._model.framer.frame(text) for text in texts]
-        if len(framed) == 1:
-            return self._model.run(framed)
-        # Neighbours in length share a pass, so that short texts are not padded to the longest.
-        order = sorted(range(len(framed)), key=lambda index: len(framed[index].ids))
-        outputs: dict[int, RawOutput] = {}
-        group: list[int] = []
-        for index in order:
-            if group and (len(group) + 1) * len(framed[index].ids) > BATCH_TOKENS_MAX:
-                outputs.update(zip(group, self._model.run([framed[i] for i in group]), strict=True))
-                group = []
-            group.append(index)
-        outputs.update(zip(group, self._model.run([framed[i] for i in group]), strict=True))
-        return [outputs[index] for index in range(len(framed))]
+        return self._model.run([self._model.framer.frame(text) for text in texts])
 
 
 def _fail(batch: Iterable[_Work], reason: str) -> None:

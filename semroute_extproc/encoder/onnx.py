@@ -50,9 +50,9 @@ class OnnxModel:
         feeds = self._feeds(batch)
         return lambda: self._session.run(self._outputs, feeds)
 
-    def _feeds(self, batch: Sequence[Framed]) -> dict[str, Any]:
-        """The graph's inputs, padded to the longest member."""
-        longest = max(len(framed.ids) for framed in batch)
+    def _feeds(self, batch: Sequence[Framed], width: int = 0) -> dict[str, Any]:
+        """The graph's inputs, padded to the longest member and at least to `width`."""
+        longest = max(width, max(len(framed.ids) for framed in batch))
         ids = np.full((len(batch), longest), self.bundle.encoder.pad_id, dtype=np.int64)
         mask = np.zeros((len(batch), longest), dtype=np.int64)
         for row, framed in enumerate(batch):
