@@ -96,7 +96,10 @@ def _session(bundle: Bundle, device: Device, threads: int) -> Any:
     if PROVIDERS[device] not in runtime.get_available_providers():
         raise _not_provided(device, runtime, runtime.get_available_providers()[-1])
     try:
-        session = runtime.InferenceSession(str(path), options, providers=[PROVIDERS[device]])
+        # Its own fallback would rebuild the session on the CPU when a pass fails, and say so on stdout only.
+        session = runtime.InferenceSession(
+            str(path), options, providers=[PROVIDERS[device]], enable_fallback=0
+        )
     except Exception as error:  # ONNX Runtime's own exceptions share no public base
         raise BundleError(f"{path}: {error}") from None
     if session.get_providers()[0] != PROVIDERS[device]:

@@ -8,6 +8,7 @@ import pytest
 from semroute_extproc import bundle
 from semroute_extproc.encoder.cuda import CudaModel
 from semroute_extproc.encoder.offline import Scorer, score_texts
+from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.encoder.tokens import Framer
 from semroute_extproc.errors import BundleError, ConfigError
 
@@ -134,3 +135,7 @@ def test_asking_for_a_gpu_that_is_not_there_is_refused() -> None:
         pytest.skip("there is a GPU here")
     with pytest.raises(ConfigError, match=r"encoder\.device: cuda was asked for"):
         CudaModel(SHIPPED)
+
+
+def test_onnx_runtime_does_not_move_a_session_to_another_device() -> None:
+    assert not OnnxModel(SHIPPED, "cpu", 1)._session._enable_fallback
