@@ -29,6 +29,9 @@ from semroute_extproc.encoder.passes import PassTime, units
 from semroute_extproc.errors import EncoderUnavailable
 from semroute_extproc.signals import RawOutput
 
+CLOSE_SECONDS_MAX = 5.0
+"""How long closing waits for a lane's last pass; a driver that hangs keeps its thread."""
+
 log = structlog.get_logger("semroute.encoder")
 
 
@@ -100,7 +103,7 @@ class Batcher:
         for _ in self._threads:
             self._handed.put(None)
         for thread in self._threads:
-            await asyncio.to_thread(thread.join)
+            await asyncio.to_thread(thread.join, CLOSE_SECONDS_MAX)
 
     def _admit(self, work: _Work) -> None:
         """Raise EncoderUnavailable if the work would not be done in time."""

@@ -24,6 +24,10 @@ from semroute_extproc.signals import RawOutput
 FAILURES_MAX = 3
 """Failed calls in a row after which the GPU is given up."""
 
+STALL_SECONDS_MAX = 10.0
+"""A GPU is given up, too, if for so long no text was encoded although some were asked for: a driver that
+hangs reports no failure."""
+
 RETRY_SECONDS_MIN = 1.0
 RETRY_SECONDS_MAX = 60.0
 """Pause before the GPU is tried again; it doubles each time."""
@@ -57,6 +61,8 @@ class Failover:
         self._cpu: Batcher | None = None
         self._pause = RETRY_SECONDS_MIN
         self._recovery: asyncio.Task[None] | None = None
+        self._failing_since: float | None = None
+        """The first text that was not encoded since one was."""
         self._closed = False
         self._take(model)
 
@@ -76,11 +82,13 @@ class Failover:
         if self._closed or live is None:
             raise EncoderUnavailable("closed" if self._closed else "error")
         try:
-            return await live.encode(text, deadline)
+            output = await live.encode(text, deadline)
         except EncoderUnavailable:
-            if live is self._gpu and self._model.failures >= FAILURES_MAX:
-                self._lose(live)
+            if live is self._gpu and not self._closed:
+                self._failed(live)
             raise
+        self._failing_since = None
+        return output
 
     async def close(self) -> None:
         """See `Encoder.close`."""
@@ -102,6 +110,15 @@ class Failover:
         self._gpu: Batcher | None = Batcher(model, self._lanes["cuda"], self._queue_max)
         self._described = self._gpu.describe()
         self._since = self._loop.time()
+        self._failing_since = None
+
+    def _failed(self, gpu: Batcher) -> None:
+        """A text was not encoded."""
+        now = self._loop.time()
+        if self._failing_since is None:
+            self._failing_since = now
+        if self._model.failures >= FAILURES_MAX or now - self._failing_since > STALL_SECONDS_MAX:
+            self._lose(gpu)
 
     def _lose(self, gpu: Batcher) -> None:
         """Give the GPU up until it works again."""
@@ -113,8 +130,6 @@ class Failover:
 
     async def _recover(self, gpu: Batcher) -> None:
         """The CPU's graph now, and the GPU once it works."""
-        await gpu.close()
-        self._model.close()
         if self._cpu is None and "cpu" in self._bundle.manifest.graphs:
             try:
                 model = await asyncio.to_thread(self._open, "cpu")
@@ -123,6 +138,8 @@ class Failover:
                 log.exception("gpu.no_cpu_graph", bundle=self._bundle.manifest.name)
             else:
                 self._tell("on_cpu")
+        await gpu.close()
+        self._model.close()
         while self._gpu is None:
             await asyncio.sleep(self._pause)
             self._pause = min(2 * self._pause, RETRY_SECONDS_MAX)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,6 +30,9 @@ class Gpu:
         self.texts_max = 1_000
         """A pass of more finds no memory."""
         self.there = True
+        self.answers = Event()
+        """Unset, a pass hangs."""
+        self.answers.set()
         self.shapes: list[tuple[int, int]] = []
         """Of every pass that was run: texts and padded length."""
         self.open = 0
@@ -58,6 +62,7 @@ class Session:
 
     def run(self, _: list[str], feeds: dict[str, Any]) -> list[Any]:
         texts, length = feeds["input_ids"].shape
+        self._gpu.answers.wait()
         if not self._gpu.there:
             raise RuntimeError(GONE)
         if texts > self._gpu.texts_max:

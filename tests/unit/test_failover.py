@@ -11,7 +11,7 @@ from builders import config
 from fake_gpu import Gpu
 
 from semroute_extproc import app, bundle
-from semroute_extproc.encoder import failover
+from semroute_extproc.encoder import batcher, failover
 from semroute_extproc.encoder.classifier import Classifier
 from semroute_extproc.encoder.cuda import open_model
 from semroute_extproc.encoder.failover import FAILURES_MAX, Failover
@@ -45,9 +45,9 @@ class Service:
         assert isinstance(encoder, Failover)
         self.encoder = encoder
 
-    async def decide(self, count: int = 1) -> list[str]:
+    async def decide(self, count: int = 1, seconds: float = SECONDS_MAX) -> list[str]:
         """What becomes of so many texts at once: `done`, or why not."""
-        deadline = asyncio.get_running_loop().time() + SECONDS_MAX
+        deadline = asyncio.get_running_loop().time() + seconds
         outputs = await asyncio.gather(
             *(self.encoder.encode("What is photosynthesis?", deadline) for _ in range(count)),
             return_exceptions=True,
@@ -107,6 +107,35 @@ async def test_a_device_that_has_no_memory_left_at_all_is_replaced_too(gpu: Gpu,
     await service.fail()
     await service.until("on_cpu")
     assert await service.decide() == ["done"]
+
+
+async def test_a_driver_that_hangs_is_left_alone_and_the_cpu_encodes(
+    gpu: Gpu, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failover, "STALL_SECONDS_MAX", 0.1)
+    monkeypatch.setattr(batcher, "CLOSE_SECONDS_MAX", 0.05)
+    gpu.answers.clear()
+    try:
+        async with asyncio.timeout(SECONDS_MAX):
+            while "lost" not in service.events:
+                assert await service.decide(seconds=0.05) in (["deadline"], ["overloaded"])
+        await service.until("on_cpu")
+        assert await service.decide() == ["done"]
+    finally:
+        gpu.answers.set()
+    await service.until("recovered")
+    assert await service.decide() == ["done"]
+
+
+async def test_texts_that_come_too_late_beside_others_in_time_do_not_lose_the_gpu(
+    gpu: Gpu, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failover, "STALL_SECONDS_MAX", 0.05)
+    for _ in range(5):
+        assert await service.decide(seconds=0.0) != ["done"]
+        assert await service.decide() == ["done"]
+        await asyncio.sleep(0.03)
+    assert service.events == []
 
 
 async def test_the_gpu_is_taken_again_once_it_works(gpu: Gpu, service: Service) -> None:
