@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -36,6 +38,26 @@ async def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     said: list[str] = []
     assert await scaling.on_gpu(100, tmp_path, said.append) == {"left out": "no CUDA device"}
     assert "encoder.device: cuda was asked for" in said[0]
+
+
+async def test_with_a_gpu_every_number_of_workers_and_requests_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device is made up, and the sidecar is not started."""
+    asked: dict[str, Any] = {}
+
+    async def measure(workers: Any, at_once: Any, requests: int, _: Path, **settings: str) -> list[Any]:
+        asked.update(workers=workers, at_once=at_once, requests=requests, **settings)
+        return ["row"]
+
+    monkeypatch.setattr(scaling, "CudaModel", lambda _: SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr(scaling, "measure", measure)
+    monkeypatch.setattr(scaling, "_device", lambda: "NVIDIA H200")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(10)))
+    assert await scaling.on_gpu(100, tmp_path, print) == {"device": "NVIDIA H200", "rows": ["row"]}
+    assert asked["encoder__device"] == "cuda"
+    assert asked["workers"] == [1, 2, 4], "two cores each"
+    assert (asked["at_once"][0], asked["at_once"][-1]) == (1, 512)
 
 
 async def test_without_the_cores_many_workers_are_left_out(
