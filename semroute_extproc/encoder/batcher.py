@@ -14,6 +14,7 @@ many, and not everybody. A free lane always tries, or a slow moment would never 
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -150,6 +151,8 @@ class Batcher:
         self._running.difference_update(batch)
         if isinstance(outputs, BaseException):
             log.error("encoder.failed", exc_info=outputs)
+            # Whoever keeps the error does not keep what its frames hold: texts, and a session's memory.
+            traceback.clear_frames(outputs.__traceback__)
             _fail(batch, "error")
         else:
             self._time.learn(seconds, sum(work.units for work in batch))
@@ -169,7 +172,6 @@ class Batcher:
             except BaseException as error:  # a panic in the tokenizer's Rust is no Exception
                 outputs = error
             self._loop.call_soon_threadsafe(self._finished, batch, outputs, perf_counter() - started)
-            del outputs  # an error's traceback holds this frame, and the session until it is collected
 
     def _run(self, texts: list[str]) -> list[RawOutput]:
         return self._model.run([self._model.framer.frame(text) for text in texts])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
 
 import fake_gpu
 import pytest
@@ -92,13 +94,19 @@ async def test_one_failure_costs_its_texts_their_signals_and_no_more(gpu: Gpu, s
     assert service.events == []
 
 
-async def test_a_gpu_that_keeps_failing_is_replaced_by_the_cpu(gpu: Gpu, service: Service) -> None:
+async def test_a_gpu_that_keeps_failing_is_replaced_by_the_cpu(
+    gpu: Gpu, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[Any] = []
+    keep = SimpleNamespace(error=lambda *_, exc_info: kept.append(exc_info))
+    monkeypatch.setattr(batcher, "log", keep)  # as a handler does that sends records elsewhere
     gpu.there = False
     await service.fail()
     await service.until("on_cpu")
     assert service.provider == "CPUExecutionProvider"
     assert service.encoder.describe()["graph"] == "model.int8.onnx"
     assert await service.decide(4) == ["done"] * 4
+    assert len(kept) == FAILURES_MAX
     assert gpu.open == 0, "the session's memory was not freed"
 
 
