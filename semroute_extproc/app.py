@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,12 +27,15 @@ from semroute_extproc import (
     strategy_files,
 )
 from semroute_extproc.admin import AdminServer, Page, text
-from semroute_extproc.bundle import Bundle
+from semroute_extproc.bundle import Bundle, Device
 from semroute_extproc.config import Config, Problem
 from semroute_extproc.controllers import Controllers
+from semroute_extproc.encoder import Encoder
 from semroute_extproc.encoder.batcher import Batcher
 from semroute_extproc.encoder.cache import SignalCache
 from semroute_extproc.encoder.classifier import Classifier, Reader
+from semroute_extproc.encoder.cuda import CudaModel, open_model
+from semroute_extproc.encoder.failover import Failover, Told
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.errors import ConfigError
 from semroute_extproc.exchange import Settings
@@ -84,23 +88,31 @@ def make_models(config: Config, bundles: Mapping[str, Bundle]) -> dict[str, Onnx
     for language, loaded in bundles.items():
         wanted = config.encoder.device
         device = wanted if language == DEFAULT else loaded.device(wanted)
-        models[language] = OnnxModel(loaded, device, threads=1)
-        models[language].warm_up()
+        models[language] = open_model(loaded, device)
     return models
 
 
 def make_classifier(
-    config: Config, models: Mapping[str, OnnxModel], on_look: Callable[[bool], None] = lambda _: None
+    config: Config,
+    models: Mapping[str, OnnxModel],
+    on_look: Callable[[bool], None] = lambda _: None,
+    on_gpu: Told = lambda _bundle, _event: None,
 ) -> Classifier:
     """The readers of the running loop: on CPU one lane a core, shared among workers, on a GPU one.
 
-    `on_look` is told of every look into the cache whether it was a hit.
+    `on_look` is told of every look into the cache whether it was a hit, `on_gpu` of a GPU's troubles.
     """
     readers: dict[str, Reader] = {}
     cores = max(1, len(os.sched_getaffinity(0)) // config.server.workers)
+    lanes: dict[Device, int] = {"cpu": cores, "cuda": config.encoder.lanes or 1}
+    queue_max = config.encoder.queue_max
     for language, model in models.items():
-        lanes = config.encoder.lanes or (cores if model.device == "cpu" else 1)
-        readers[language] = Reader(model.bundle, Batcher(model, lanes, config.encoder.queue_max))
+        encoder: Encoder
+        if isinstance(model, CudaModel):
+            encoder = Failover(model, partial(open_model, model.bundle), lanes, queue_max, on_gpu)
+        else:
+            encoder = Batcher(model, config.encoder.lanes or cores, queue_max)
+        readers[language] = Reader(model.bundle, encoder)
     default = readers.pop(DEFAULT)
     return Classifier(default, readers, SignalCache(config.encoder.cache_entries, on_look))
 
@@ -176,7 +188,7 @@ class App:
         self._loaded, self._files = loaded, strategy_files.fingerprint(loaded.config)
         self._worker = worker
         self._metrics = PrometheusSink()
-        self._classifier = make_classifier(loaded.config, models, self._metrics.looked_up)
+        self._classifier = make_classifier(loaded.config, models, self._metrics.looked_up, self._on_gpu)
         self._judges = Judges()
         self._profiles = ProfileDirectories(self._on_profiles)
         self._controllers = Controllers(loaded.config, os.urandom(SECRET_BYTES))
@@ -201,6 +213,12 @@ class App:
     def _on_error(self, request_id: str) -> None:
         self._metrics.errors.inc()
         logger.exception("decision.failed", request_id=request_id)
+
+    def _on_gpu(self, bundle: str, event: str) -> None:
+        """Any thread may call; what encodes changes on the event loop alone."""
+        self._metrics.gpu_event(bundle, event)
+        if event != "out_of_memory":
+            self._metrics.set_models(self._classifier.describe())
 
     def _make_generation(
         self,

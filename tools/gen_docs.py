@@ -10,7 +10,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from semroute_extproc import cli, config, reasoning
+from semroute_extproc.bench import check, report
 from semroute_extproc.policy.rules import REQUEST_FACTS, SIGNAL_FACTS
 from semroute_extproc.telemetry.prom import PrometheusSink
 
@@ -146,15 +147,19 @@ def bench_aims() -> str:
     machine = run["machine"]
     instructions = ", ".join(machine["instructions"])
     lines = [
-        f"{machine['cpu']} ({instructions}), {machine['cores']} cores, load {machine['load_before']} before; "
+        f"{machine['cpu']} ({instructions}), {machine['cores']} cores; "
         f"Python {machine['python']}, ONNX Runtime {machine['onnxruntime']}, gRPC {machine['grpc']}; "
         f"medians of {run['rounds']} rounds, {run['tokens']} tokens.",
+        "",
+        "Load of the machine before each part: "
+        + ", ".join(f"{part} {each['load_before']}" for part, each in run["measured"].items())
+        + ".",
         "",
         "| what | aim | here | holds | |",
         "|---|---|---|---|---|",
     ]
     for aim in run["aims"]:
-        value = "not measured" if aim["value"] is None else f"{aim['value']:.2f}"
+        value = "not measured" if aim["value"] is None else f"{aim['value']:,.2f}"
         holds = {None: "–", True: "yes", False: "**no**"}[aim["holds"]]
         lines.append(f"| {aim['what']} | {aim['aim']} | {value} | {holds} | {aim['note']} |")
     return "\n".join(lines)
@@ -184,6 +189,44 @@ def bench_costs() -> str:
         for row in run["bodies"]
     ]
     return "\n".join(lines)
+
+
+def bench_floors() -> str:
+    """What a stream costs servers that do nothing."""
+    floors = _bench()["floors"]
+    lines = _markdown(report.FLOOR_COLUMNS, map(report.floor_row, floors["servers"]))
+    lines += [f"\nNot measured: {name}, {why}." for name, why in floors["left out"].items()]
+    return "\n".join(lines)
+
+
+def bench_scaling() -> str:
+    """Decisions a second by workers and requests at once, on a GPU and on cores, where there were such."""
+    run, lines = _bench(), []
+    for name, part in (("GPU", run["gpu"]), ("Workers", run["workers"])):
+        if part.get("rows"):
+            lines += [f"{name}: {part.get('device', 'a lane each')}.", ""]
+            lines += [*_markdown(report.SCALING_COLUMNS, map(report.scaling_row, part["rows"])), ""]
+        else:
+            lines += [f"{name}: not measured, {part['left out']}.", ""]
+    return "\n".join(lines).rstrip()
+
+
+def bench_spreads() -> str:
+    """Each ratio that `--check` watches, and how far its rounds lie apart."""
+    run = _bench()
+    rows = ((name, run["ratios"][name], run["spreads"][name]) for name in check.WATCHED)
+    return "\n".join(_markdown(("ratio", "median of the rounds", "their standard deviation"), rows))
+
+
+def _markdown(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
+    """A table; fractions with two digits, rates without."""
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for row in rows:
+        cells = (
+            f"{cell:,.{0 if cell >= 100 else 2}f}" if isinstance(cell, float) else str(cell) for cell in row
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def strategy_costs() -> str:
@@ -259,6 +302,9 @@ PARTS: dict[str, Callable[[], str]] = {
     "bench aims": bench_aims,
     "bench costs": bench_costs,
     "bench load": bench_load,
+    "bench floors": bench_floors,
+    "bench scaling": bench_scaling,
+    "bench spreads": bench_spreads,
 }
 
 

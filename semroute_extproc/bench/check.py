@@ -1,47 +1,52 @@
 """A short run against recorded ratios: fails where a decision has become clearly dearer.
 
 Only ratios of CPU time within the run are compared, so neither the machine's speed nor what else
-runs on it counts much. The tolerance is a share of the recorded *overhead*, what the ratio has above
-1, or a floor for noise, whichever is more. The floors are wide on purpose: a check that cries wolf is
-switched off, and what it is there to find doubles an overhead.
+runs on it counts much. What remains is noise, and how much of it there is, the rounds themselves say:
+a ratio may be above the recorded one by three standard errors of the difference of the two medians,
+each from its own run's spread, and by a small share for what differs between runs and not within one.
+A quiet machine therefore finds small losses, and a noisy one cries wolf no more often.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Mapping
+from math import sqrt
+from typing import Any
 
-WATCHED: Mapping[str, float] = {
-    "server cpu / bare": 0.20,
-    "busy server cpu / bare": 0.20,
-    "pipeline cpu / bare": 0.12,
-    "named cpu / floor": 0.45,
-}
-"""Ratio to the noise that is allowed for it; `named cpu / floor` is the inverse of `floor cpu / named`."""
+WATCHED = ("server cpu / bare", "busy server cpu / bare", "pipeline cpu / bare", "named cpu / floor")
+"""The ratios that are compared: more is worse in all of them."""
 
-OVERHEAD_SHARE = 0.5
-"""Of the recorded overhead; it may be half as much again before it counts as a loss."""
+ERRORS = 3.0
+"""Standard errors of the difference that are noise: one check in about two hundred lies beyond."""
 
+MEDIAN_ERROR = 1.2533
+"""Standard error of a median over that of a mean, sqrt(pi / 2), of a normal distribution."""
 
-def watched(ratios: Mapping[str, float]) -> dict[str, float]:
-    """The ratios that are compared: more is worse in all of them."""
-    return {
-        name: 1 / ratios["floor cpu / named"] if name == "named cpu / floor" else ratios[name]
-        for name in WATCHED
-    }
+DRIFT_SHARE = 0.05
+"""Of the recorded ratio: what two runs of the same code differ by on top, from other neighbours on the
+machine, other placement in memory, other cores."""
 
-
-def limits(recorded: Mapping[str, float]) -> dict[str, float]:
-    """The most each ratio may be."""
-    return {
-        name: value + max(OVERHEAD_SHARE * (value - 1.0), WATCHED[name])
-        for name, value in watched(recorded).items()
-    }
+Rounds = Mapping[str, list[float]]
+"""Name of a ratio to its value in each round."""
 
 
-def losses(recorded: Mapping[str, float], now: Mapping[str, float]) -> Iterator[str]:
+def limits(recorded: Mapping[str, Any], now: Rounds) -> dict[str, float]:
+    """The most each watched ratio's median may be; ValueError if `recorded` has no spreads."""
+    if "spreads" not in recorded:
+        raise ValueError("the recorded run has no spreads of its rounds: record it anew with semroute bench")
+    found = {}
+    for name in WATCHED:
+        value, there = recorded["ratios"][name], recorded["spreads"][name]
+        here = statistics.stdev(now[name])
+        error = MEDIAN_ERROR * sqrt(there**2 / recorded["rounds"] + here**2 / len(now[name]))
+        found[name] = value * (1 + DRIFT_SHARE) + ERRORS * error
+    return found
+
+
+def losses(recorded: Mapping[str, Any], now: Rounds) -> Iterator[str]:
     """One line for each ratio that is beyond its limit."""
-    bounds = limits(recorded)
-    for name, value in watched(now).items():
-        if value > bounds[name]:
-            was = watched(recorded)[name]
-            yield f"{name}: {value:.2f}, recorded {was:.2f}, allowed {bounds[name]:.2f}"
+    for name, limit in limits(recorded, now).items():
+        value = statistics.median(now[name])
+        if value > limit:
+            yield f"{name}: {value:.2f}, recorded {recorded['ratios'][name]:.2f}, allowed {limit:.2f}"

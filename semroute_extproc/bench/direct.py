@@ -61,10 +61,10 @@ class Samples:
         """The middle round."""
         return statistics.median(self.values[name])
 
-    def ratio(self, name: str, base: str) -> float:
-        """The median of the rounds' ratios: both of a pair had the same moment."""
+    def ratios(self, name: str, base: str) -> list[float]:
+        """The rounds' ratios: both of a pair had the same moment."""
         pairs = zip(self.values[name], self.values[base], strict=True)
-        return statistics.median(one / other for one, other in pairs)
+        return [one / other for one, other in pairs]
 
     def medians(self) -> dict[str, float]:
         """All of them."""
@@ -264,25 +264,3 @@ async def bodies(count: int, folder: Path) -> list[dict[str, Any]]:
     finally:
         sidecar.stop()
     return rows
-
-
-async def growth(requests: int, folder: Path) -> dict[str, float]:
-    """Resident memory after a warm-up and after `requests` more, nine tenths of them without the encoder."""
-    sidecar = Measured(folder / "growth", server__deadline_ms=UNHURRIED["server__deadline_ms"])
-    named = load.exchange(load.chat(NAMED))
-    try:
-        async with Client(f"unix:{sidecar.sockets[0]}") as client:
-
-            async def send(count: int, first: int) -> None:
-                for number in range(first, first + count // 1_000):
-                    await client.closed(named, 900, BUSY)
-                    # Texts come again after a while, as they do in life: the cache is at work too.
-                    text = f"{load.PROMPT} {number % 5_000}"
-                    await client.closed(load.exchange(load.chat(ROUTED, text)), 100, BUSY)
-
-            await send(max(requests // 4, 5_000), 0)
-            warm = sidecar.resident_mib()
-            await send(requests, 0)
-            return {"requests": requests, "warm MiB": warm, "after MiB": sidecar.resident_mib()}
-    finally:
-        sidecar.stop()

@@ -1,6 +1,7 @@
-"""The transport's floor: an external processor on grpc.aio that reads, answers and decides nothing.
+"""The transport's floor: an external processor that reads, answers and decides nothing.
 
-python -m semroute_extproc.bench.floor unix:/path
+python -m semroute_extproc.bench.floor unix:/path          on grpc.aio, as the sidecar is
+python -m semroute_extproc.bench.floor unix:/path threads  on grpc's synchronous server and a thread pool
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -19,6 +22,11 @@ from semroute_extproc.server import GRPC_EXPERIMENTS, SERVICE
 
 REPLIES = (mutations.ask_for_body(0), mutations.CONTINUE["request_body"])
 
+THREADS = 32
+"""Of the synchronous server: a stream holds one for as long as it is open."""
+
+OPTIONS = [("grpc.so_reuseport", 0)]
+
 
 async def process(_: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
     """Ask for the body, then let the request go on."""
@@ -28,21 +36,43 @@ async def process(_: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         number += 1
 
 
+def process_in_thread(requests: Iterator[Any], _: grpc.ServicerContext) -> Iterator[bytes]:
+    """The same on the synchronous server."""
+    for number, _request in enumerate(requests):
+        yield REPLIES[number]
+
+
+def _handler(behaviour: Any) -> grpc.GenericRpcHandler:
+    method: Any = grpc.stream_stream_rpc_method_handler(
+        behaviour, request_deserializer=pb.ProcessingRequest.FromString
+    )
+    return grpc.method_handlers_generic_handler(SERVICE, {"Process": method})
+
+
 async def serve(address: str) -> None:
     """Serve until terminated, with the settings of gRPC that the sidecar has."""
-    os.environ.setdefault("GRPC_EXPERIMENTS", GRPC_EXPERIMENTS)
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    method: Any = grpc.stream_stream_rpc_method_handler(
-        process, request_deserializer=pb.ProcessingRequest.FromString
-    )
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Process": method}),))
+    server = grpc.aio.server(options=OPTIONS)
+    server.add_generic_rpc_handlers((_handler(process),))
     server.add_insecure_port(address)
     await server.start()
     await server.wait_for_termination()
 
 
+def serve_in_threads(address: str) -> None:
+    """The same on the synchronous server."""
+    server = grpc.server(ThreadPoolExecutor(THREADS), options=OPTIONS)
+    server.add_generic_rpc_handlers((_handler(process_in_thread),))
+    server.add_insecure_port(address)
+    server.start()
+    server.wait_for_termination()
+
+
 if __name__ == "__main__":
     from semroute_extproc.app import loop_factory
 
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(serve(sys.argv[1]))
+    os.environ.setdefault("GRPC_EXPERIMENTS", GRPC_EXPERIMENTS)
+    if sys.argv[2:] == ["threads"]:
+        serve_in_threads(sys.argv[1])
+    else:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(serve(sys.argv[1]))

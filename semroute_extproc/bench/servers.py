@@ -55,7 +55,11 @@ class Measured:
 
     def resident_mib(self) -> float:
         """Resident memory of its largest worker."""
-        return max(map(resident_mib, self.pids))
+        return max(self.resident_mib_each())
+
+    def resident_mib_each(self) -> list[float]:
+        """Resident memory of every worker."""
+        return list(map(resident_mib, self.pids))
 
     def stop(self) -> None:
         """End it, without the drain that nobody waits for."""

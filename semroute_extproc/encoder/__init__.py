@@ -3,7 +3,9 @@
 protocol  (this file)  what the pipeline asks of any encoder
 tokens                 text to framed token ids
 onnx                   one ONNX Runtime session, its provider checked
+cuda                   the same on a GPU: repeated shapes, smaller passes where memory is short
 batcher                bounded queue and lanes in front of a session
+failover               a GPU's batcher, and the CPU's while the GPU fails
 classifier             the bundle of the text's language, its pass and its calibration
 offline                a file of texts, without a server
 """

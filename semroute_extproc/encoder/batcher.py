@@ -14,6 +14,7 @@ many, and not everybody. A free lane always tries, or a slow moment would never 
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,16 +24,14 @@ from time import perf_counter
 
 import structlog
 
+from semroute_extproc.encoder.cuda import BATCH_MAX
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.encoder.passes import PassTime, units
 from semroute_extproc.errors import EncoderUnavailable
 from semroute_extproc.signals import RawOutput
 
-BATCH_TOKENS_MAX = 16_384
-"""Most tokens of one GPU pass, padding included (batch size × longest member)."""
-
-GPU_BATCH_MAX = 128
-"""Most texts of one GPU pass."""
+CLOSE_SECONDS_MAX = 5.0
+"""How long closing waits for a lane's last pass; a driver that hangs keeps its thread."""
 
 log = structlog.get_logger("semroute.encoder")
 
@@ -53,7 +52,7 @@ class Batcher:
         self._model = model
         self._lanes = lanes
         self._queue_max = queue_max
-        self._batch_max = 1 if model.device == "cpu" else GPU_BATCH_MAX
+        self._batch_max = 1 if model.device == "cpu" else BATCH_MAX
         self._window = model.bundle.encoder.window
         self._time = PassTime()
         self._loop = asyncio.get_running_loop()
@@ -105,7 +104,7 @@ class Batcher:
         for _ in self._threads:
             self._handed.put(None)
         for thread in self._threads:
-            await asyncio.to_thread(thread.join)
+            await asyncio.to_thread(thread.join, CLOSE_SECONDS_MAX)
 
     def _admit(self, work: _Work) -> None:
         """Raise EncoderUnavailable if the work would not be done in time."""
@@ -152,6 +151,8 @@ class Batcher:
         self._running.difference_update(batch)
         if isinstance(outputs, BaseException):
             log.error("encoder.failed", exc_info=outputs)
+            # Whoever keeps the error does not keep what its frames hold: texts, and a session's memory.
+            traceback.clear_frames(outputs.__traceback__)
             _fail(batch, "error")
         else:
             self._time.learn(seconds, sum(work.units for work in batch))
@@ -173,20 +174,7 @@ class Batcher:
             self._loop.call_soon_threadsafe(self._finished, batch, outputs, perf_counter() - started)
 
     def _run(self, texts: list[str]) -> list[RawOutput]:
-        framed = [self._model.framer.frame(text) for text in texts]
-        if len(framed) == 1:
-            return self._model.run(framed)
-        # Neighbours in length share a pass, so that short texts are not padded to the longest.
-        order = sorted(range(len(framed)), key=lambda index: len(framed[index].ids))
-        outputs: dict[int, RawOutput] = {}
-        group: list[int] = []
-        for index in order:
-            if group and (len(group) + 1) * len(framed[index].ids) > BATCH_TOKENS_MAX:
-                outputs.update(zip(group, self._model.run([framed[i] for i in group]), strict=True))
-                group = []
-            group.append(index)
-        outputs.update(zip(group, self._model.run([framed[i] for i in group]), strict=True))
-        return [outputs[index] for index in range(len(framed))]
+        return self._model.run([self._model.framer.frame(text) for text in texts])
 
 
 def _fail(batch: Iterable[_Work], reason: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from semroute_extproc import bundle as bundles
 from semroute_extproc.bundle import Device
+from semroute_extproc.encoder.cuda import open_model
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.language import language_of
 from semroute_extproc.signals import Signals, calibrate
@@ -34,13 +35,13 @@ class Scorer:
 
     @classmethod
     def of(cls, bundle_dir: Path | None = None, device: Device = "cpu", lanes: int = 0) -> Scorer:
-        """The shipped bundles, or the one in `bundle_dir` for every language; raises BundleError."""
+        """The shipped bundles, or `bundle_dir` for every language; raises BundleError or ConfigError."""
         path = bundle_dir or bundles.default_bundle()
-        default = OnnxModel(bundles.load(path, (device,)), device, threads=1)
+        default = open_model(bundles.load(path, (device,)), device)
         others: dict[str, OnnxModel] = {}
         if bundle_dir is None:
             for language, other in bundles.language_bundles().items():
-                others[language] = OnnxModel(bundles.load(other, ("cpu",)), "cpu", threads=1)
+                others[language] = open_model(bundles.load(other, ("cpu",)), "cpu")
         return cls(default, others, lanes)
 
     def score(self, text: str) -> Signals:

@@ -54,9 +54,9 @@ class OnnxModel:
         feeds = self._feeds(batch)
         return lambda: self._session.run(self._outputs, feeds)
 
-    def _feeds(self, batch: Sequence[Framed]) -> dict[str, Any]:
-        """The graph's inputs, padded to the longest member."""
-        longest = max(len(framed.ids) for framed in batch)
+    def _feeds(self, batch: Sequence[Framed], width: int = 0) -> dict[str, Any]:
+        """The graph's inputs, padded to the longest member and at least to `width`."""
+        longest = max(width, max(len(framed.ids) for framed in batch))
         ids = np.full((len(batch), longest), self.bundle.encoder.pad_id, dtype=np.int64)
         mask = np.zeros((len(batch), longest), dtype=np.int64)
         for row, framed in enumerate(batch):
@@ -100,8 +100,13 @@ def _session(bundle: Bundle, device: Device, threads: int) -> Any:
     if PROVIDERS[device] not in runtime.get_available_providers():
         raise _not_provided(device, runtime, runtime.get_available_providers()[-1])
     try:
+        # Its own fallback would rebuild the session on the CPU when a pass fails, and say so on stdout only.
         session = runtime.InferenceSession(
-            str(path), options, providers=[PROVIDERS[device]], disabled_optimizers=LEFT_OUT[device]
+            str(path),
+            options,
+            providers=[PROVIDERS[device]],
+            disabled_optimizers=LEFT_OUT[device],
+            enable_fallback=0,
         )
     except Exception as error:  # ONNX Runtime's own exceptions share no public base
         raise BundleError(f"{path}: {error}") from None

@@ -77,6 +77,18 @@ class PrometheusSink:
         self._queue = Gauge("semroute_queue_depth", "Texts waiting for the encoder.", registry=r)
         self._build = Gauge("semroute_build_info", "Always 1.", ["version"], registry=r)
         self._model = Gauge("semroute_model_info", "Always 1.", MODEL_LABELS, registry=r)
+        self._gpu = Counter(
+            "semroute_gpu_events",
+            "Troubles of a GPU and their end: out_of_memory, lost, on_cpu, retry_failed, recovered.",
+            ["bundle", "event"],
+            registry=r,
+        )
+        self._gpu_lost = Gauge(
+            "semroute_gpu_lost",
+            "1 while an encoder does without the GPU it was to run on. Absent if that never happened.",
+            ["bundle"],
+            registry=r,
+        )
         self._load = Gauge(
             "semroute_pool_load",
             "What a pool's own metrics say: running, waiting, kv_cache_usage. Absent where unknown.",
@@ -210,8 +222,15 @@ class PrometheusSink:
 
     def set_models(self, descriptions: Sequence[Mapping[str, str]]) -> None:
         """Name the bundles and the providers in use."""
+        self._model.clear()
         for each in descriptions:
             self._model.labels(*(each[key] for key in MODEL_LABELS)).set(1)
+
+    def gpu_event(self, bundle: str, event: str) -> None:
+        """Count what happened to a GPU; see `encoder.failover.Told`. Any thread may call."""
+        self._gpu.labels(bundle, event).inc()
+        if event in ("lost", "recovered"):
+            self._gpu_lost.labels(bundle).set(event == "lost")
 
     def set_load(self, pool: str, load: Mapping[str, float]) -> None:
         """Take a pool's load; gauges that are unknown now disappear."""

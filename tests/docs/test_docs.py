@@ -46,7 +46,14 @@ def test_every_cause_is_documented() -> None:
     package = ROOT / "semroute_extproc"
     sources = [
         package / name
-        for name in ("exchange.py", "pipeline.py", "edits.py", "encoding.py", "encoder/batcher.py")
+        for name in (
+            "exchange.py",
+            "pipeline.py",
+            "edits.py",
+            "encoding.py",
+            "encoder/batcher.py",
+            "encoder/failover.py",
+        )
     ]
     sources += (package / "apis").glob("*.py")
     text = "\n".join(source.read_text() for source in sources)

@@ -29,6 +29,7 @@ class Model:
 
     bundle = BUNDLE
     device = "cpu"
+    provider = "fake"
 
 
 @pytest.fixture
@@ -203,3 +204,10 @@ async def test_a_shared_memory_without_its_library_changes_nothing(
     await subject._reload()
     assert not successful(subject)
     assert subject._generation.number == 1
+
+
+async def test_what_happens_to_a_gpu_is_counted_and_the_provider_of_the_moment_named(subject: App) -> None:
+    subject._on_gpu("semroute-minilm", "lost")
+    page = subject._metrics.exposition().decode()
+    assert 'semroute_gpu_lost{bundle="semroute-minilm"} 1.0' in page
+    assert 'provider="fake"' in page

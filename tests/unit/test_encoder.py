@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from semroute_extproc import bundle
+from semroute_extproc.encoder.cuda import CudaModel
 from semroute_extproc.encoder.offline import Scorer, score_texts
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.encoder.tokens import Framer
@@ -124,7 +125,7 @@ def test_embeddings_have_length_one(scorer: Scorer) -> None:
 
 def _cuda() -> bool:
     try:
-        return OnnxModel(SHIPPED, "cuda", 1).provider == "CUDAExecutionProvider"
+        return CudaModel(SHIPPED).provider == "CUDAExecutionProvider"
     except (ConfigError, BundleError):
         return False
 
@@ -133,16 +134,8 @@ def test_asking_for_a_gpu_that_is_not_there_is_refused() -> None:
     if _cuda():
         pytest.skip("there is a GPU here")
     with pytest.raises(ConfigError, match=r"encoder\.device: cuda was asked for"):
-        OnnxModel(SHIPPED, "cuda", 1)
+        CudaModel(SHIPPED)
 
 
-@pytest.mark.gpu
-def test_on_a_gpu_the_signals_are_those_of_the_cpu() -> None:
-    if not _cuda():
-        pytest.skip("no CUDA device: the GPU's provider, parity and batches are unmeasured here")
-    texts = ["What is photosynthesis?", "Prove that sqrt(2) is irrational.", "word " * 300]
-    cpu, gpu = Scorer.of(SHIPPED.path, "cpu"), Scorer.of(SHIPPED.path, "cuda")
-    for text in texts:
-        one, other = cpu.score(text), gpu.score(text)
-        assert one.domain == other.domain
-        assert one.difficulty == pytest.approx(other.difficulty, abs=0.05)
+def test_onnx_runtime_does_not_move_a_session_to_another_device() -> None:
+    assert not OnnxModel(SHIPPED, "cpu", 1)._session._enable_fallback

@@ -210,3 +210,24 @@ def test_the_metadata_says_whose_reasoning_effort_it_is() -> None:
         decision = Decision("small", "why", reasoning="high", override=override)
         facts = metadata(dataclasses.replace(base, decision=decision, view=view))
         assert (facts["reasoning"], facts["reasoning_from"]) == ("high", says)
+
+
+def test_a_gpu_that_is_lost_shows_until_it_is_back() -> None:
+    sink = PrometheusSink()
+    for event in ("out_of_memory", "lost", "on_cpu"):
+        sink.gpu_event("b", event)
+    assert 'semroute_gpu_lost{bundle="b"} 1.0' in sink.exposition().decode()
+    sink.gpu_event("b", "recovered")
+    page = sink.exposition().decode()
+    assert 'semroute_gpu_lost{bundle="b"} 0.0' in page
+    assert 'semroute_gpu_events_total{bundle="b",event="out_of_memory"} 1.0' in page
+
+
+def test_only_the_provider_that_encodes_now_is_named() -> None:
+    sink = PrometheusSink()
+    facts = {"bundle": "b", "revision": "r", "graph": "g", "language": "any"}
+    for provider in ("CUDAExecutionProvider", "CPUExecutionProvider"):
+        sink.set_models([{**facts, "provider": provider}])
+    page = sink.exposition().decode()
+    assert "CPUExecutionProvider" in page
+    assert "CUDAExecutionProvider" not in page
