@@ -152,26 +152,28 @@ class Exchange:
             return (mutations.body_reply(outcome),)
         return tuple(mutations.duplex_replies(outcome, b"".join(self._pieces), self._trailers))
 
-    def rescue(self, kind: str | None) -> tuple[bytes, ...]:
+    def rescue(self, kind: str | None) -> Step:
         """The replies that pass a request through after we failed on a message of `kind`.
 
-        Never an early end of the stream: Envoy would send the request on unrouted and uncounted.
+        Never an early end of the stream: Envoy would send the request on unrouted and uncounted. The
+        step has an outcome if the request had none yet.
         """
         if self._observe or self._state is _State.CLOSED or kind is None:
-            return ()
+            return _NOTHING
         state, self._state = self._state, _State.DONE
         outcome = self._passthrough("internal_error")
+        told = outcome if kind.startswith("request") and state is not _State.DONE else None
         if self._mode == _Mode.FULL_DUPLEX_STREAMED and kind in ("request_body", "request_trailers"):
             body = b"".join(self._pieces)
             self._pieces.clear()
             if state in (_State.HELD, _State.DECIDING):
-                return tuple(mutations.duplex_replies(outcome, body, self._trailers))
+                return Step(tuple(mutations.duplex_replies(outcome, body, self._trailers)), outcome=told)
         if kind == "request_headers":
             self._passed_at_headers = True
-            return (mutations.headers_reply(outcome),)
+            return Step((mutations.headers_reply(outcome),), outcome=told)
         if kind == "request_body":
-            return (mutations.body_reply(outcome),)
-        return (CONTINUE[kind],)
+            return Step((mutations.body_reply(outcome),), outcome=told)
+        return Step((CONTINUE[kind],), outcome=told)
 
     @property
     def _held(self) -> bool:

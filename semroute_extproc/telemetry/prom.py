@@ -73,6 +73,11 @@ class PrometheusSink:
         )
         self._unknown = Counter("semroute_unknown", "Texts out of the bundle's distribution.", registry=r)
         self.errors = Counter("semroute_internal_errors", "Exceptions that nobody expected.", registry=r)
+        self.refused = Counter(
+            "semroute_refused_streams",
+            "Streams refused because server.streams_max were open; what Envoy makes of them is its own.",
+            registry=r,
+        )
         self.inflight = Gauge("semroute_inflight_streams", "Open ext_proc streams.", registry=r)
         self._queue = Gauge("semroute_queue_depth", "Texts waiting for the encoder.", registry=r)
         self._build = Gauge("semroute_build_info", "Always 1.", ["version"], registry=r)

@@ -343,6 +343,16 @@ def test_a_failure_of_ours_is_rescued_with_a_reply_of_the_same_kind(kind: str) -
     assert only(exchange.rescue(kind)).WhichOneof("response") == kind
 
 
+def test_a_rescued_request_has_one_outcome() -> None:
+    exchange = Exchange(SETTINGS)
+    exchange.receive(headers(CHAT))
+    outcome = exchange.rescue("request_body").outcome
+    assert outcome is not None
+    assert (outcome.kind, outcome.cause, outcome.pool) == (Kind.PASSTHROUGH, "internal_error", "large")
+    assert exchange.rescue("request_trailers").outcome is None
+    assert exchange.rescue("response_headers").outcome is None
+
+
 def test_a_failure_in_full_duplex_gives_the_collected_body_back() -> None:
     exchange = Exchange(SETTINGS)
     exchange.receive(headers(CHAT, mode=MODE.FULL_DUPLEX_STREAMED))
