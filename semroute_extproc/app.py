@@ -261,7 +261,9 @@ class App:
             logger.info("server.draining", seconds=self._loaded.config.server.drain_seconds)
             await self._server.drain()
             scrape.cancel()
-            await asyncio.gather(watch, profiles)
+            for problem in await asyncio.gather(watch, profiles, return_exceptions=True):
+                if problem is not None:
+                    logger.error("watch.failed", exc_info=problem)
             await self._classifier.close()
             await self._judges.close()
             if self._shared is not None:
@@ -286,7 +288,8 @@ class App:
         try:
             loaded = config_source.load(self._path)
             files = strategy_files.fingerprint(loaded.config)
-            if loaded.sha256 == self._loaded.sha256 and files == self._files:
+            # The configurations and not their digests, in which a secret counts for nothing.
+            if loaded.config == self._loaded.config and files == self._files:
                 self._metrics.reload_successful.set(1)
                 return
             for section in NOT_RELOADABLE:
@@ -399,6 +402,8 @@ def _tracing(endpoint: str | None) -> OtelSink | None:
 
 def serve(path: Path, worker: Worker | None = None) -> None:
     """Load, warm up and serve until told to stop; raises ConfigError, BundleError or OSError."""
+    # Until we listen for it, it would end the process. What it tells of is looked for once we serve.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     loaded = config_source.load(path)
     log.configure(loaded.config.telemetry)
     if worker is not None:

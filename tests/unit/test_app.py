@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,10 +12,12 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+import structlog
 from builders import BUNDLE
 
 from semroute_extproc import app, config_source
 from semroute_extproc.app import App
+from semroute_extproc.errors import ConfigError
 
 GOOD = """\
 pools:
@@ -173,3 +177,40 @@ async def test_a_shared_memory_without_its_library_changes_nothing(
     subject._reload()
     assert not successful(subject)
     assert subject._generation.number == 1
+
+
+async def test_a_secret_that_changes_is_a_change(subject: App, file: Path) -> None:
+    """Passwords are rotated; their configuration reads the same wherever it is shown."""
+    remote = "{url: 'valkey://:first@localhost', key: 0123456789abcdef}"
+    write(file, CONTROLLED.replace("session: {}", f"session: {{remote: {remote}}}"))
+    subject._reload()
+    shared = subject._shared
+    assert subject._generation.number == 2
+    write(file, file.read_text().replace(":first@", ":second@"))
+    subject._reload()
+    assert subject._generation.number == 3
+    assert subject._shared is not shared
+    await subject._closing
+    assert subject._shared is not None
+    await subject._shared.close()
+
+
+def test_a_reload_that_is_asked_for_before_it_serves_does_not_end_it(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handlers: list[Any] = []
+
+    def refused(*_: Any) -> None:
+        handlers.append(signal.getsignal(signal.SIGHUP))
+        raise ConfigError(["enough"])
+
+    before = signal.getsignal(signal.SIGHUP)
+    monkeypatch.setattr(app, "load_bundles", refused)
+    try:
+        with pytest.raises(ConfigError):
+            app.serve(file)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+        structlog.reset_defaults()
+        logging.getLogger().handlers.clear()
+    assert handlers == [signal.SIG_IGN]
