@@ -38,6 +38,9 @@ QUALITY_HEADER = "x-semroute-quality"
 """The client's trade-off for one request, 0 (cheapest) to 1 (best); anything else is ignored."""
 
 
+_SPOKEN = {Kind.PASSTHROUGH: "passed through", Kind.FALLBACK: "fallback"}
+
+
 class Stages:
     """The stages of one decision, timed."""
 
@@ -228,7 +231,7 @@ class Pipeline:
             pool=name,
             cluster=self.catalog.pools[name].cluster,
             model=self.catalog.pools[name].model if kind is Kind.NAMED else "",
-            reason=words if kind is Kind.NAMED else f"{kind.value}: {words}",
+            reason=words if kind is Kind.NAMED else f"{_SPOKEN[kind]}: {words}",
             stages=stages.done,
             total_ms=stages.total_ms,
         )
@@ -248,7 +251,8 @@ class Pipeline:
         return Outcome(
             Kind.REJECTED,
             cause,
-            reason=str(error),
+            # The client is told which encoding it sent; a log repeats no header.
+            reason=cause.replace("_", " ") if isinstance(error, UnsupportedEncoding) else str(error),
             answer=answer,
             stages=stages.done,
             total_ms=stages.total_ms,

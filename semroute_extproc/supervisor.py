@@ -151,7 +151,7 @@ class Supervisor:
             worker.send(number)
 
     def _reload(self) -> None:
-        """Pass SIGHUP on, but not to a worker that is only starting: it would end it, and it has yet to look."""
+        """Pass SIGHUP on, but not to a worker that is only starting: it would end, and has yet to look."""
         for worker in self._workers:
             if worker.ready:
                 worker.send(signal.SIGHUP)

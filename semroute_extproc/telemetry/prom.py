@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from threading import Lock
 from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -153,6 +154,7 @@ class PrometheusSink:
             registry=r,
         )
         self._refresh: Callable[[], None] = lambda: None
+        self._scraping = Lock()
         self._config = Gauge("semroute_config_info", "Always 1.", ["sha256", "generation"], registry=r)
         self.reload_successful = Gauge(
             "semroute_config_last_reload_successful", "1 if the last reload was taken, else 0.", registry=r
@@ -267,5 +269,7 @@ class PrometheusSink:
 
     def exposition(self) -> bytes:
         """The metrics in Prometheus' text format."""
-        self._refresh()
-        return generate_latest(self.registry)
+        # Gauges are cleared and set again: a second scrape must not see them in between.
+        with self._scraping:
+            self._refresh()
+            return generate_latest(self.registry)

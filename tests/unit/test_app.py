@@ -182,11 +182,12 @@ async def test_a_shared_memory_without_its_library_changes_nothing(
 async def test_a_secret_that_changes_is_a_change(subject: App, file: Path) -> None:
     """Passwords are rotated; their configuration reads the same wherever it is shown."""
     remote = "{url: 'valkey://:first@localhost', key: 0123456789abcdef}"
-    write(file, CONTROLLED.replace("session: {}", f"session: {{remote: {remote}}}"))
+    text = CONTROLLED.replace("session: {}", f"session: {{remote: {remote}}}")
+    write(file, text)
     subject._reload()
     shared = subject._shared
     assert subject._generation.number == 2
-    write(file, file.read_text().replace(":first@", ":second@"))
+    write(file, text.replace(":first@", ":second@"))
     subject._reload()
     assert subject._generation.number == 3
     assert subject._shared is not shared

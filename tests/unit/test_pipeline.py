@@ -137,6 +137,7 @@ async def test_an_encoding_we_cannot_read_is_refused() -> None:
     assert outcome.answer is not None
     assert outcome.answer.status == 415
     assert "zstd" in json.loads(outcome.answer.body)["error"]["message"]
+    assert "zstd" not in outcome.reason, "it is a header's value, and reasons are logged"
 
 
 async def test_a_request_no_pool_can_serve_is_refused_with_what_is_missing() -> None:

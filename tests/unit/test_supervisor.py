@@ -36,7 +36,8 @@ WORKER = textwrap.dedent(
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
-    state = {"ready": not (folder / f"slow{index}").exists(), "sha256": (folder / "sha").read_text() if index == "1" else "a" * 64}
+    sha256 = (folder / "sha").read_text() if index == "1" else "a" * 64
+    state = {"ready": not (folder / f"slow{index}").exists(), "sha256": sha256}
     server = AdminServer(f"unix:{admin}", {
         "/worker": lambda: Page(200, "application/json", json.dumps(state).encode()),
         "/metrics": lambda: text(200, "# TYPE m gauge\\nm " + index + "\\n"),

@@ -53,7 +53,7 @@ async def test_without_a_watch_the_clock_gives_notices_and_the_paths_are_asked_f
 async def test_with_nothing_to_watch_the_clock_gives_notices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watching, "POLL_SECONDS", 0.05)
     async with asyncio.timeout(5):
-        await anext(notices(lambda: [], asyncio.Event()))
+        await anext(notices(list, asyncio.Event()))
 
 
 @pytest.mark.usefixtures("no_inotify")
