@@ -188,7 +188,7 @@ class GrpcServer:
         """
         listen = self._listen
         if listen.startswith("unix:"):
-            _refuse_if_served(Path(listen.removeprefix("unix:")))
+            _check_place(Path(listen.removeprefix("unix:")))
         for service in ("", SERVICE):
             await self._health.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
         try:
@@ -215,12 +215,16 @@ class GrpcServer:
         await self._server.stop(STOP_GRACE_SECONDS)
 
 
-def _refuse_if_served(path: Path) -> None:
-    """Raise OSError if a process serves on the socket at `path`.
+def _check_place(path: Path) -> None:
+    """Raise OSError if there cannot be a socket at `path`, or if a process serves on it.
 
     gRPC takes a socket file over, whoever it belongs to. One that a crash left behind may be taken;
     that of a live server may not: it would vanish for both as soon as either of them stops.
     """
+    if not path.parent.is_dir():
+        raise OSError(f"cannot listen on unix:{path}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OSError(f"cannot listen on unix:{path}: we may not write to {path.parent}")
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(PROBE_SECONDS)
         try:
