@@ -257,7 +257,7 @@ async def test_an_address_that_cannot_be_had_is_an_os_error(tmp_path: Path) -> N
     settings = config(server={"listen": f"unix:{tmp_path}/missing/w0.sock"})
     metrics = PrometheusSink()
     server = GrpcServer(settings.server, Servicer(lambda: None, [], metrics))  # type: ignore[arg-type, return-value]
-    with pytest.raises(OSError, match="cannot listen on .*: there is no folder .*/missing"):
+    with pytest.raises(OSError, match=r"cannot listen on .*: there is no folder .*/missing"):
         await server.start()
 
 
