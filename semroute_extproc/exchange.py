@@ -112,6 +112,11 @@ class Exchange:
         """The request's headers, empty before they have come."""
         return self._head
 
+    @property
+    def observed(self) -> bool:
+        """Envoy runs us in observability mode, and nothing may be answered."""
+        return self._observe
+
     def receive(self, message: pb.ProcessingRequest) -> Step:
         """Take one message of Envoy's."""
         if self._first:
@@ -144,6 +149,16 @@ class Exchange:
         self._state = _State.CLOSED if answered else _State.DONE
         self._pieces.clear()
         return replies
+
+    def ended(self) -> Outcome | None:
+        """The stream is over: the outcome of a request whose body never came, if it has none yet.
+
+        The client left while it sent it, or Envoy's filter does not allow the override we asked for.
+        """
+        if self._state not in (_State.BODY, _State.HELD):
+            return None
+        self._state = _State.DONE
+        return self._passthrough("no_body")
 
     def _decision(self, outcome: Outcome) -> tuple[bytes, ...]:
         if outcome.answer is not None:

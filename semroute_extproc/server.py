@@ -98,8 +98,10 @@ class Servicer:
                     # Envoy need not wait for the telling, and a stream that is cancelled at the write is
                     # told all the same.
                     if step.outcome is not None:
-                        times = (started_ns, decided_ns, ended_ns)
-                        self._tell(exchange, step.outcome, context, times, message.observability_mode)
+                        self._tell(exchange, step.outcome, context, (started_ns, decided_ns, ended_ns))
+            if (outcome := exchange.ended()) is not None:
+                now_ns = time.time_ns()
+                self._tell(exchange, outcome, context, (started_ns, now_ns, now_ns))
         finally:
             self._open -= 1
             self._metrics.inflight.set(self._open)
@@ -126,9 +128,8 @@ class Servicer:
         outcome: Outcome,
         context: grpc.aio.ServicerContext[Any, Any],
         times: tuple[int, int, int],
-        observed: bool,
     ) -> None:
-        """Tell every sink; what could not be told was decided all the same."""
+        """Tell every sink; `times` are as in `Decided`. What could not be told was decided all the same."""
         head = exchange.head
         try:
             parents = [str(value) for key, value in context.invocation_metadata() or () if key == TRACEPARENT]
@@ -143,7 +144,7 @@ class Servicer:
                 started_ns=started_ns,
                 decided_ns=decided_ns,
                 ended_ns=ended_ns,
-                observed=observed,
+                observed=exchange.observed,
             )
             for sink in self._sinks:
                 sink.decided(event)

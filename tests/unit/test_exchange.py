@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 
@@ -341,6 +342,23 @@ def test_a_failure_of_ours_is_rescued_with_a_reply_of_the_same_kind(kind: str) -
     exchange = Exchange(SETTINGS)
     exchange.receive(headers(CHAT))
     assert only(exchange.rescue(kind)).WhichOneof("response") == kind
+
+
+@pytest.mark.parametrize("mode", [MODE.NONE, MODE.BUFFERED, MODE.FULL_DUPLEX_STREAMED])
+def test_a_request_whose_body_never_comes_has_an_outcome(mode: Any) -> None:
+    exchange = Exchange(SETTINGS)
+    exchange.receive(headers(CHAT, mode=mode))
+    outcome = exchange.ended()
+    assert outcome is not None
+    assert (outcome.kind, outcome.cause) == (Kind.PASSTHROUGH, "no_body")
+    assert exchange.ended() is None
+
+
+def test_a_stream_that_ends_after_its_outcome_has_no_other() -> None:
+    exchange = Exchange(SETTINGS)
+    assert exchange.ended() is None
+    exchange.receive(headers({**CHAT, ":method": "GET"}))
+    assert exchange.ended() is None
 
 
 def test_a_rescued_request_has_one_outcome() -> None:
