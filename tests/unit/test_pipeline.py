@@ -394,6 +394,19 @@ class TestShadows:
         assert [shadow.agreement for shadow in outcome.shadows] == [Agreement.ERROR]
         assert failures == ["r1"]
 
+    async def test_a_pass_for_shadows_that_fails_is_counted_and_leaves_them_undecided(self) -> None:
+        told: list[Shadow] = []
+        policies = two_policies(shadow="same", shadow_share=1.0, otherwise={"pool": "small"})
+        subject, failures = pipeline(
+            config(policies=policies), FakeEncoder(ZeroDivisionError()), on_shadow=told.append
+        )
+        assert (await subject.decide(request(chat(), x_request_id="r1"))).kind is Kind.ROUTED
+        async with asyncio.timeout(5):
+            while not told:
+                await asyncio.sleep(0.01)
+        assert [shadow.agreement for shadow in told] == [Agreement.UNDECIDED]
+        assert failures == ["r1"]
+
     async def test_a_shadow_teaches_the_controllers_nothing(self) -> None:
         settings = config(
             policies=two_policies(shadow="same", otherwise={"pool": "small"}),
