@@ -60,6 +60,12 @@ logger = structlog.get_logger("semroute")
 SECRET_BYTES = 32
 """Length of the process's own key of the hashes of conversations."""
 
+BEAT_SECONDS = 1.0
+"""How often the event loop shows that it turns."""
+
+STILL_SECONDS_MAX = 10.0
+"""An event loop that has not turned for so long is dead: the admin port, a thread beside it, says so."""
+
 DEFAULT = ""
 """Key of the bundle for every language that has none of its own."""
 
@@ -180,6 +186,7 @@ class App:
         self._generation = self._make_generation(1, loaded, self._shared)
         self._adopt()
         self._ready = False
+        self._turned = time.monotonic()
         self._stop = asyncio.Event()
         telemetry = loaded.config.telemetry
         sinks: list[Sink] = [self._metrics]
@@ -249,6 +256,7 @@ class App:
             admin=self._worker.admin if self._worker else self._loaded.config.admin.listen,
             encoders=self._classifier.describe(),
         )
+        turning = asyncio.create_task(self._turn())
         watch = asyncio.create_task(self._watch())
         profiles = asyncio.create_task(self._profiles.watch(self._stop))
         scrape = asyncio.create_task(
@@ -270,9 +278,26 @@ class App:
                 await self._shared.close()
             if self._tracing:
                 await asyncio.to_thread(self._tracing.close)
+            turning.cancel()
             if admin:
                 admin.close()
             logger.info("server.stopped")
+
+    async def _turn(self) -> None:
+        while True:
+            self._turned = time.monotonic()
+            await asyncio.sleep(BEAT_SECONDS)
+
+    @property
+    def _still(self) -> bool:
+        """The event loop has not turned for too long; asked in another thread."""
+        return time.monotonic() - self._turned > STILL_SECONDS_MAX
+
+    def _livez(self) -> Page:
+        return text(503, "the event loop stands still\n") if self._still else text(200, "ok\n")
+
+    def _readyz(self) -> Page:
+        return text(200, "ok\n") if self._ready and not self._still else text(503, "not ready\n")
 
     def _orphaned(self) -> None:
         asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
@@ -358,8 +383,8 @@ class App:
         return AdminServer(
             listen,
             {
-                "/livez": lambda: text(200, "ok\n"),
-                "/readyz": lambda: text(200, "ok\n") if self._ready else text(503, "not ready\n"),
+                "/livez": self._livez,
+                "/readyz": self._readyz,
                 "/metrics": lambda: Page(
                     200, "text/plain; version=0.0.4; charset=utf-8", self._metrics.exposition()
                 ),
@@ -371,7 +396,7 @@ class App:
 
     def _worker_page(self) -> Page:
         """What the supervisor wants to know."""
-        state = {"ready": self._ready, "sha256": self._generation.sha256}
+        state = {"ready": self._ready and not self._still, "sha256": self._generation.sha256}
         return Page(200, "application/json", json.dumps(state).encode())
 
     def _config_page(self) -> Page:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,23 @@ async def test_a_failure_of_ours_while_reloading_does_not_end_the_watch(
     write(file, GOOD.replace("vllm-large", "vllm-huge"))
     subject._reload()
     assert subject._generation.number == 2
+
+
+async def test_an_event_loop_that_stands_still_is_not_alive(
+    subject: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The admin port is a thread beside it and would say ok for ever."""
+    monkeypatch.setattr(app, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(app, "STILL_SECONDS_MAX", 0.2)
+    subject._ready = True
+    turning = asyncio.create_task(subject._turn())
+    await asyncio.sleep(0.3)
+    assert (subject._livez().status, subject._readyz().status) == (200, 200)
+    time.sleep(0.3)  # noqa: ASYNC251 - it is what is tested
+    assert (subject._livez().status, subject._readyz().status) == (503, 503)
+    await asyncio.sleep(0.05)
+    assert (subject._livez().status, subject._readyz().status) == (200, 200)
+    turning.cancel()
 
 
 JUDGED = """\
