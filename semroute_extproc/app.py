@@ -64,6 +64,12 @@ logger = structlog.get_logger("semroute")
 SECRET_BYTES = 32
 """Length of the process's own key of the hashes of conversations."""
 
+BEAT_SECONDS = 1.0
+"""How often the event loop shows that it turns."""
+
+STILL_SECONDS_MAX = 10.0
+"""An event loop that has not turned for so long is dead: the admin port, a thread beside it, says so."""
+
 DEFAULT = ""
 """Key of the bundle for every language that has none of its own."""
 
@@ -197,6 +203,7 @@ class App:
         self._generation = self._make_generation(1, loaded, policies, self._shared)
         self._adopt()
         self._ready = False
+        self._turned = time.monotonic()
         self._stop = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._reloads: set[asyncio.Task[None]] = set()
@@ -278,6 +285,7 @@ class App:
             admin=self._worker.admin if self._worker else self._loaded.config.admin.listen,
             encoders=self._classifier.describe(),
         )
+        turning = asyncio.create_task(self._turn())
         watch = asyncio.create_task(self._watch())
         profiles = asyncio.create_task(self._profiles.watch(self._stop))
         scrape = asyncio.create_task(
@@ -290,16 +298,35 @@ class App:
             logger.info("server.draining", seconds=self._loaded.config.server.drain_seconds)
             await self._server.drain()
             scrape.cancel()
-            await asyncio.gather(watch, profiles, *self._reloads)
+            for problem in await asyncio.gather(watch, profiles, *self._reloads, return_exceptions=True):
+                if problem is not None:
+                    logger.error("watch.failed", exc_info=problem)
             await self._classifier.close()
             await self._judges.close()
             if self._shared is not None:
                 await self._shared.close()
             if self._tracing:
                 await asyncio.to_thread(self._tracing.close)
+            turning.cancel()
             if admin:
                 admin.close()
             logger.info("server.stopped")
+
+    async def _turn(self) -> None:
+        while True:
+            self._turned = time.monotonic()
+            await asyncio.sleep(BEAT_SECONDS)
+
+    @property
+    def _still(self) -> bool:
+        """The event loop has not turned for too long; asked in another thread."""
+        return time.monotonic() - self._turned > STILL_SECONDS_MAX
+
+    def _livez(self) -> Page:
+        return text(503, "the event loop stands still\n") if self._still else text(200, "ok\n")
+
+    def _readyz(self) -> Page:
+        return text(200, "ok\n") if self._ready and not self._still else text(503, "not ready\n")
 
     def _orphaned(self) -> None:
         asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
@@ -403,8 +430,8 @@ class App:
         return AdminServer(
             listen,
             {
-                "/livez": lambda: text(200, "ok\n"),
-                "/readyz": lambda: text(200, "ok\n") if self._ready else text(503, "not ready\n"),
+                "/livez": self._livez,
+                "/readyz": self._readyz,
                 "/metrics": lambda: Page(
                     200, "text/plain; version=0.0.4; charset=utf-8", self._metrics.exposition()
                 ),
@@ -416,7 +443,7 @@ class App:
 
     def _worker_page(self) -> Page:
         """What the supervisor wants to know."""
-        state = {"ready": self._ready, "sha256": self._generation.sha256}
+        state = {"ready": self._ready and not self._still, "sha256": self._generation.sha256}
         return Page(200, "application/json", json.dumps(state).encode())
 
     def _config_page(self) -> Page:
@@ -447,6 +474,8 @@ def _tracing(endpoint: str | None) -> OtelSink | None:
 
 def serve(path: Path, worker: Worker | None = None) -> None:
     """Load, warm up and serve until told to stop; raises ConfigError, BundleError or OSError."""
+    # Until we listen for it, it would end the process. What it tells of is looked for once we serve.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     loaded = config_source.load(path)
     log.configure(loaded.config.telemetry)
     if worker is not None:

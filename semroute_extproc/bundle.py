@@ -190,7 +190,8 @@ def load(path: Path, devices: tuple[Device, ...] = ("cpu", "cuda")) -> Bundle:
     for name, entry in manifest.files.items():
         if name not in unused:
             _check(path / name, entry)
-    for name in (manifest.unknown.centroids, "tokenizer.json"):
+    graphs = [name for name in manifest.graphs.values() if name not in unused]
+    for name in (manifest.unknown.centroids, "tokenizer.json", *graphs):
         if name not in manifest.files:
             raise BundleError(f"{path / 'bundle.json'}: {name} has no checksum in files")
     return Bundle(path=path, manifest=manifest, centroids=_centroids(path, manifest))

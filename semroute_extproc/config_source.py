@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import watchfiles
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
@@ -22,6 +21,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from semroute_extproc.config import Config, Problem, did_you_mean, unresolved
 from semroute_extproc.errors import ConfigError
+from semroute_extproc.watching import notices
 
 ENVIRONMENT_PREFIX = "SEMROUTE__"
 """`SEMROUTE__SERVER__LISTEN=unix:/run/x.sock` sets `server.listen`; values are read as YAML."""
@@ -31,9 +31,6 @@ FILE_BYTES_MAX = 4 * 1024 * 1024
 
 SECRETS = (("controllers", "session", "remote", "url"), ("controllers", "session", "remote", "key"))
 """Settings that no error shows, not even those in the same line."""
-
-POLL_SECONDS = 10.0
-"""How often the file is compared with what is live, should a change notice be missed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +133,7 @@ async def changes(path: Path, stop: asyncio.Event) -> AsyncIterator[None]:
     belt to that brace. What stands in the directory beside the file does not count.
     """
     seen: bytes | None = None
-    async for _ in watchfiles.awatch(
-        directory_of(path),
-        stop_event=stop,
-        rust_timeout=int(POLL_SECONDS * 1000),
-        yield_on_timeout=True,
-        recursive=False,
-        watch_filter=None,
-    ):
+    async for _ in notices(lambda: [directory_of(path)], stop):
         if (digest := _digest(path)) != seen:
             seen = digest
             yield

@@ -112,6 +112,11 @@ class Exchange:
         """The request's headers, empty before they have come."""
         return self._head
 
+    @property
+    def observed(self) -> bool:
+        """Envoy runs us in observability mode, and nothing may be answered."""
+        return self._observe
+
     def receive(self, message: pb.ProcessingRequest) -> Step:
         """Take one message of Envoy's."""
         if self._first:
@@ -145,6 +150,16 @@ class Exchange:
         self._pieces.clear()
         return replies
 
+    def ended(self) -> Outcome | None:
+        """The stream is over: the outcome of a request whose body never came, if it has none yet.
+
+        The client left while it sent it, or Envoy's filter does not allow the override we asked for.
+        """
+        if self._state not in (_State.BODY, _State.HELD):
+            return None
+        self._state = _State.DONE
+        return self._passthrough("no_body")
+
     def _decision(self, outcome: Outcome) -> tuple[bytes, ...]:
         if outcome.answer is not None:
             return (mutations.immediate(outcome),)
@@ -152,26 +167,28 @@ class Exchange:
             return (mutations.body_reply(outcome),)
         return tuple(mutations.duplex_replies(outcome, b"".join(self._pieces), self._trailers))
 
-    def rescue(self, kind: str | None) -> tuple[bytes, ...]:
+    def rescue(self, kind: str | None) -> Step:
         """The replies that pass a request through after we failed on a message of `kind`.
 
-        Never an early end of the stream: Envoy would send the request on unrouted and uncounted.
+        Never an early end of the stream: Envoy would send the request on unrouted and uncounted. The
+        step has an outcome if the request had none yet.
         """
         if self._observe or self._state is _State.CLOSED or kind is None:
-            return ()
+            return _NOTHING
         state, self._state = self._state, _State.DONE
         outcome = self._passthrough("internal_error")
+        told = outcome if kind.startswith("request") and state is not _State.DONE else None
         if self._mode == _Mode.FULL_DUPLEX_STREAMED and kind in ("request_body", "request_trailers"):
             body = b"".join(self._pieces)
             self._pieces.clear()
             if state in (_State.HELD, _State.DECIDING):
-                return tuple(mutations.duplex_replies(outcome, body, self._trailers))
+                return Step(tuple(mutations.duplex_replies(outcome, body, self._trailers)), outcome=told)
         if kind == "request_headers":
             self._passed_at_headers = True
-            return (mutations.headers_reply(outcome),)
+            return Step((mutations.headers_reply(outcome),), outcome=told)
         if kind == "request_body":
-            return (mutations.body_reply(outcome),)
-        return (CONTINUE[kind],)
+            return Step((mutations.body_reply(outcome),), outcome=told)
+        return Step((CONTINUE[kind],), outcome=told)
 
     @property
     def _held(self) -> bool:

@@ -40,6 +40,7 @@ QUALITY_HEADER = "x-semroute-quality"
 
 _NUMBER = re.compile(r"(?:[0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20})(?:[eE][-+]?[0-9]{1,3})?")
 """Decimal figures alone: `float` takes a good deal more for a number."""
+_SPOKEN = {Kind.PASSTHROUGH: "passed through", Kind.FALLBACK: "fallback"}
 
 
 class Stages:
@@ -232,7 +233,7 @@ class Pipeline:
             pool=name,
             cluster=self.catalog.pools[name].cluster,
             model=self.catalog.pools[name].model if kind is Kind.NAMED else "",
-            reason=words if kind is Kind.NAMED else f"{kind.value}: {words}",
+            reason=words if kind is Kind.NAMED else f"{_SPOKEN[kind]}: {words}",
             stages=stages.done,
             total_ms=stages.total_ms,
         )
@@ -252,7 +253,8 @@ class Pipeline:
         return Outcome(
             Kind.REJECTED,
             cause,
-            reason=str(error),
+            # The client is told which encoding it sent; a log repeats no header.
+            reason=cause.replace("_", " ") if isinstance(error, UnsupportedEncoding) else str(error),
             answer=answer,
             stages=stages.done,
             total_ms=stages.total_ms,

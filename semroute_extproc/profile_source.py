@@ -7,19 +7,14 @@ holds until it is put right or removed. A directory that cannot be read keeps ev
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import watchfiles
-
 from semroute_extproc.artefacts import Clusters
 from semroute_extproc.errors import ArtefactError
 from semroute_extproc.profiles import PROFILES_MAX, Profile, read_profile
-
-POLL_SECONDS = 10.0
-"""How often the directories are read, should a notice of a change be missed."""
+from semroute_extproc.watching import notices
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,30 +147,15 @@ class ProfileDirectories:
         try:
             while not stop.is_set():
                 self._changed.clear()
-                paths = {each.path for each in self._live.values() if each.path.is_dir()}
-                if not paths:
-                    # There is nothing to watch; a directory that comes back is found by looking.
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._changed.wait(), POLL_SECONDS)
+                # A directory that comes back is found by looking.
+                async for _ in notices(self._directories, self._changed):
                     await self.refresh()
-                    continue
-                try:
-                    await self._watch(paths)
-                except OSError:
-                    await asyncio.sleep(0.1)  # A directory went away in between.
         finally:
             stopping.cancel()
 
-    async def _watch(self, paths: set[Path]) -> None:
-        async for _ in watchfiles.awatch(
-            *paths,
-            stop_event=self._changed,
-            rust_timeout=int(POLL_SECONDS * 1000),
-            yield_on_timeout=True,
-            recursive=False,
-            watch_filter=None,
-        ):
-            await self.refresh()
+    def _directories(self) -> set[Path]:
+        """What there is to watch now."""
+        return {each.path for each in self._live.values() if each.path.is_dir()}
 
     async def refresh(self) -> None:
         """Look at every directory now."""

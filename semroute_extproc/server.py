@@ -19,7 +19,7 @@ from grpc_health.v1.health import aio as health
 
 from semroute_extproc._pb import external_processor_pb2 as pb
 from semroute_extproc.config import Server
-from semroute_extproc.exchange import Exchange, Settings
+from semroute_extproc.exchange import Exchange, Settings, Step
 from semroute_extproc.outcome import Outcome
 from semroute_extproc.pipeline import Pipeline
 from semroute_extproc.telemetry import Decided, Sink
@@ -43,6 +43,9 @@ STOP_GRACE_SECONDS = 5.0
 
 PROBE_SECONDS = 1.0
 """How long a socket file that is already there may take to show whether it is served."""
+
+TRACEPARENT = "traceparent"
+"""W3C's header of a trace's parent: Envoy's own in the stream's metadata, the client's in the request."""
 
 GRPC_EXPERIMENTS = "-event_engine_listener"
 """Has gRPC's own poller read the sockets instead of a pool of threads beside it: a stream then takes
@@ -77,6 +80,7 @@ class Servicer:
         """One stream, to its end; a cancelled stream is as normal as a finished one."""
         generation = self._generation()
         if self._open >= generation.pipeline.config.server.streams_max:
+            self._metrics.refused.inc()
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many streams")
         exchange = Exchange(generation.settings)
         started_ns = time.time_ns()
@@ -84,37 +88,35 @@ class Servicer:
         self._metrics.inflight.set(self._open)
         try:
             while (message := await context.read()) is not grpc.aio.EOF:
-                for reply in await self._replies(generation, exchange, message, started_ns, context):
-                    await context.write(reply)
+                decided_ns = time.time_ns()
+                step = await self._step(generation, exchange, message)
+                ended_ns = time.time_ns()
+                try:
+                    for reply in step.replies:
+                        await context.write(reply)
+                finally:
+                    # Envoy need not wait for the telling, and a stream that is cancelled at the write is
+                    # told all the same.
+                    if step.outcome is not None:
+                        self._tell(exchange, step.outcome, context, (started_ns, decided_ns, ended_ns))
+            if (outcome := exchange.ended()) is not None:
+                now_ns = time.time_ns()
+                self._tell(exchange, outcome, context, (started_ns, now_ns, now_ns))
         finally:
             self._open -= 1
             self._metrics.inflight.set(self._open)
 
-    async def _replies(
-        self,
-        generation: Generation,
-        exchange: Exchange,
-        message: pb.ProcessingRequest,
-        started_ns: int,
-        context: grpc.aio.ServicerContext[Any, Any],
-    ) -> Sequence[bytes]:
-        decided_ns = time.time_ns()
+    async def _step(self, generation: Generation, exchange: Exchange, message: pb.ProcessingRequest) -> Step:
+        """The replies to a message, and the outcome if it brought one."""
         try:
             step = exchange.receive(message)
-            replies, outcome = step.replies, step.outcome
-            if step.decide is not None:
-                outcome = await generation.pipeline.decide(step.decide)
-                replies = exchange.decided(outcome)
+            if step.decide is None:
+                return step
+            outcome = await generation.pipeline.decide(step.decide)
+            return Step(exchange.decided(outcome), outcome=outcome)
         except Exception:
             self._failed("exchange.failed", exchange)
             return exchange.rescue(message.WhichOneof("request"))
-        if outcome is not None:
-            try:
-                self._tell(exchange, outcome, context, started_ns, decided_ns, message.observability_mode)
-            except Exception:
-                # What could not be told was decided all the same.
-                self._failed("telemetry.failed", exchange)
-        return replies
 
     def _failed(self, what: str, exchange: Exchange) -> None:
         self._metrics.errors.inc()
@@ -125,26 +127,29 @@ class Servicer:
         exchange: Exchange,
         outcome: Outcome,
         context: grpc.aio.ServicerContext[Any, Any],
-        started_ns: int,
-        decided_ns: int,
-        observed: bool,
+        times: tuple[int, int, int],
     ) -> None:
+        """Tell every sink; `times` are as in `Decided`. What could not be told was decided all the same."""
         head = exchange.head
-        parents = [str(value) for key, value in context.invocation_metadata() or () if key == "traceparent"]
-        if "traceparent" in head.headers:
-            parents.append(head.headers["traceparent"])
-        event = Decided(
-            outcome=outcome,
-            request_id=head.request_id,
-            path=head.path.partition("?")[0],
-            parents=tuple(parents),
-            started_ns=started_ns,
-            decided_ns=decided_ns,
-            ended_ns=time.time_ns(),
-            observed=observed,
-        )
-        for sink in self._sinks:
-            sink.decided(event)
+        try:
+            parents = [str(value) for key, value in context.invocation_metadata() or () if key == TRACEPARENT]
+            if TRACEPARENT in head.headers:
+                parents.append(head.headers[TRACEPARENT])
+            started_ns, decided_ns, ended_ns = times
+            event = Decided(
+                outcome=outcome,
+                request_id=head.request_id,
+                path=head.path.partition("?")[0],
+                parents=tuple(parents),
+                started_ns=started_ns,
+                decided_ns=decided_ns,
+                ended_ns=ended_ns,
+                observed=exchange.observed,
+            )
+            for sink in self._sinks:
+                sink.decided(event)
+        except Exception:
+            self._failed("telemetry.failed", exchange)
 
 
 class GrpcServer:
@@ -184,7 +189,7 @@ class GrpcServer:
         """
         listen = self._listen
         if listen.startswith("unix:"):
-            _refuse_if_served(Path(listen.removeprefix("unix:")))
+            _check_place(Path(listen.removeprefix("unix:")))
         for service in ("", SERVICE):
             await self._health.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
         try:
@@ -211,12 +216,16 @@ class GrpcServer:
         await self._server.stop(STOP_GRACE_SECONDS)
 
 
-def _refuse_if_served(path: Path) -> None:
-    """Raise OSError if a process serves on the socket at `path`.
+def _check_place(path: Path) -> None:
+    """Raise OSError if there cannot be a socket at `path`, or if a process serves on it.
 
     gRPC takes a socket file over, whoever it belongs to. One that a crash left behind may be taken;
     that of a live server may not: it would vanish for both as soon as either of them stops.
     """
+    if not path.parent.is_dir():
+        raise OSError(f"cannot listen on unix:{path}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OSError(f"cannot listen on unix:{path}: we may not write to {path.parent}")
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(PROBE_SECONDS)
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Mapping
 
 from semroute_extproc import config
@@ -79,8 +78,12 @@ class Shadows:
         deadline = asyncio.get_running_loop().time() + self._config.server.deadline_ms / 1e3
         # Without signals they stay undecided: a shadow has no fallback of its own.
         if facts.signals is None:
-            with contextlib.suppress(EncoderUnavailable):
+            try:
                 facts = facts.with_signals(await self._classifier.signals(text, facts.language, deadline))
+            except EncoderUnavailable:
+                pass
+            except Exception:
+                self._on_error(facts.head.request_id)
         for shadow in shadows:
             judged = await self._judged(shadow, facts, text, deadline)
             self._tell(self._ask(name, shadow, judged, live))

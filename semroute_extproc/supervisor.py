@@ -71,6 +71,12 @@ class Worker:
     sha256: str = ""
     restarts: int = 0
 
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal, if it runs."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.send_signal(number)
+
     def fetch(self, path: str) -> Page:
         """A page of its admin socket; raises OSError or http.client.HTTPException."""
         connection = _UnixConnection(self.admin)
@@ -118,7 +124,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        loop.add_signal_handler(signal.SIGHUP, self._send, signal.SIGHUP)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
         listen = self._config.admin.listen
         admin = AdminServer(listen, self._pages(), self._forward) if listen is not None else None
         logger.info("supervisor.started", version=__version__, workers=len(self._workers), admin=listen)
@@ -142,9 +148,13 @@ class Supervisor:
 
     def _send(self, number: signal.Signals) -> None:
         for worker in self._workers:
-            if worker.process is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    worker.process.send_signal(number)
+            worker.send(number)
+
+    def _reload(self) -> None:
+        """Pass SIGHUP on, but not to a worker that is only starting: it would end, and has yet to look."""
+        for worker in self._workers:
+            if worker.ready:
+                worker.send(signal.SIGHUP)
 
     async def _keep(self, worker: Worker) -> None:
         """Have the worker run until we stop."""
@@ -152,12 +162,7 @@ class Supervisor:
         pause = BACKOFF_SECONDS_MIN
         while not self._stop.is_set():
             started = loop.time()
-            # Its standard input is ours to hold: it ends when we do, however we do.
-            worker.process = await asyncio.create_subprocess_exec(
-                *worker.command, stdin=asyncio.subprocess.PIPE
-            )
-            status = await worker.process.wait()
-            worker.process, worker.ready = None, False
+            status = await self._run(worker)
             if self._stop.is_set():
                 return
             if status == EXIT_CONFIG and not worker.sha256:
@@ -173,6 +178,23 @@ class Supervisor:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), pause)
             pause = min(2 * pause, BACKOFF_SECONDS_MAX)
+
+    async def _run(self, worker: Worker) -> int | None:
+        """Run it to its end; its exit status, None if it could not even be started."""
+        try:
+            # Its standard input is ours to hold: it ends when we do, however we do.
+            worker.process = await asyncio.create_subprocess_exec(
+                *worker.command, stdin=asyncio.subprocess.PIPE
+            )
+        except OSError as error:
+            logger.error("worker.failed", worker=worker.index, problem=error.strerror or str(error))
+            return None
+        if self._stop.is_set():
+            # Told to stop while it was being started, when there was nobody yet to pass it on to.
+            worker.send(signal.SIGTERM)
+        status = await worker.process.wait()
+        worker.process, worker.ready = None, False
+        return status
 
     async def _watch(self) -> None:
         """Keep what is known of the workers fresh."""

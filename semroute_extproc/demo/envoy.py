@@ -31,11 +31,10 @@ ADMIN_SECONDS_MAX = 5.0
 Bootstrap = dict[str, Any]
 """A parsed Envoy bootstrap."""
 
-# What the sidecar may change of the processing mode: ask for the body, with or without the answer's
-# stream, or decline a body that Envoy would otherwise buffer.
+# What the sidecar may change of the processing mode: ask for the body, or decline one that Envoy would
+# otherwise buffer.
 _OVERRIDES: tuple[dict[str, str], ...] = (
     {"request_body_mode": "BUFFERED"},
-    {"request_body_mode": "BUFFERED", "response_header_mode": "SEND", "response_body_mode": "STREAMED"},
     {"request_body_mode": "NONE"},
 )
 

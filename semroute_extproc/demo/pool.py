@@ -176,7 +176,7 @@ class Pool:
             return _error(fault.status, "This failure was asked for.", headers)
         try:
             body = json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return _error(400, f"The body is not JSON: {error}", headers)
         if not isinstance(body, dict):
             return _error(400, "The body is not a JSON object.", headers)

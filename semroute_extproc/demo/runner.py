@@ -92,7 +92,9 @@ async def _run(folder: Path, once: bool, as_json: bool, port: int | None) -> int
             _console().print(report.summary_text(summary))
         if not once:
             loop.add_signal_handler(signal.SIGINT, stop.set)
-            Console(stderr=as_json).print(report.invitation(stack.envoy, stack.sidecar), highlight=False)
+            # Unbroken, however narrow the terminal is: these lines are there to be copied.
+            invitation = report.invitation(stack.envoy, stack.sidecar)
+            Console(stderr=as_json).print(invitation, highlight=False, soft_wrap=True)
             await stop.wait()
     return 0 if summary.ok else 1
 

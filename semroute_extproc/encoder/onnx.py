@@ -45,9 +45,23 @@ class OnnxModel:
         self.provider: str = self._session.get_providers()[0]
 
     def warm_up(self) -> None:
-        """Run a few shapes once."""
+        """Run a few shapes once; raises BundleError if the outputs are not what the manifest describes."""
         for length in WARMUP_LENGTHS:
-            self.run([self.framer.frame("word " * length)])
+            [output] = self.run([self.framer.frame("word " * length)])
+        manifest = self.bundle.manifest
+        wanted = {
+            "sentence_embedding": (len(output.embedding), manifest.encoder.dimensions),
+            "neighbour_embedding": (len(output.neighbours), manifest.encoder.dimensions),
+            "domain_logits": (len(output.domain_logits), len(manifest.domain.labels)),
+        }
+        if manifest.task is not None and output.task_logits is not None:
+            wanted["task_logits"] = (len(output.task_logits), len(manifest.task.labels))
+        for name, (given, described) in wanted.items():
+            if given != described:
+                graph = self.bundle.graph(self.device)
+                raise BundleError(
+                    f"{graph}: {name} has {given} values, and bundle.json describes {described}"
+                )
 
     def alone(self, batch: Sequence[Framed]) -> Callable[[], object]:
         """The session's pass over `batch` and nothing else: what `semroute bench` compares with."""

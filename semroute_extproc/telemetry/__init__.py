@@ -10,10 +10,16 @@ No prompt text, key or header value leaves through any of them, unless the opera
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Protocol
 
 from semroute_extproc.outcome import Outcome
+
+_TRACEPARENT = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?"
+)
+"""W3C Trace Context, section 3.2; whatever else a client may send is not repeated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,12 @@ class Decided:
     ended_ns: int
     observed: bool
     """Envoy runs us in observability mode: the decision was recorded and not acted on."""
+
+    @property
+    def trace_id(self) -> str:
+        """Of the nearest parent that is well formed, 32 hexadecimal digits; empty if none is."""
+        found = (_TRACEPARENT.fullmatch(parent) for parent in self.parents)
+        return next((match[1] for match in found if match), "")
 
 
 class Sink(Protocol):

@@ -93,8 +93,8 @@ class LogSink:
         facts["path"] = event.path
         if event.observed:
             facts["observed"] = True
-        if event.parents:
-            facts["trace_id"] = event.parents[0][3:35]
+        if trace_id := event.trace_id:
+            facts["trace_id"] = trace_id
         if outcome.signals is not None:
             facts["tokens"] = outcome.signals.tokens
         for name, ms in outcome.milliseconds().items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from threading import Lock
 from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -73,6 +74,11 @@ class PrometheusSink:
         )
         self._unknown = Counter("semroute_unknown", "Texts out of the bundle's distribution.", registry=r)
         self.errors = Counter("semroute_internal_errors", "Exceptions that nobody expected.", registry=r)
+        self.refused = Counter(
+            "semroute_refused_streams",
+            "Streams refused because server.streams_max were open; what Envoy makes of them is its own.",
+            registry=r,
+        )
         self.inflight = Gauge("semroute_inflight_streams", "Open ext_proc streams.", registry=r)
         self._queue = Gauge("semroute_queue_depth", "Texts waiting for the encoder.", registry=r)
         self._build = Gauge("semroute_build_info", "Always 1.", ["version"], registry=r)
@@ -160,6 +166,7 @@ class PrometheusSink:
             registry=r,
         )
         self._refresh: Callable[[], None] = lambda: None
+        self._scraping = Lock()
         self._config = Gauge("semroute_config_info", "Always 1.", ["sha256", "generation"], registry=r)
         self.reload_successful = Gauge(
             "semroute_config_last_reload_successful", "1 if the last reload was taken, else 0.", registry=r
@@ -281,5 +288,7 @@ class PrometheusSink:
 
     def exposition(self) -> bytes:
         """The metrics in Prometheus' text format."""
-        self._refresh()
-        return generate_latest(self.registry)
+        # Gauges are cleared and set again: a second scrape must not see them in between.
+        with self._scraping:
+            self._refresh()
+            return generate_latest(self.registry)

@@ -60,16 +60,18 @@ def test_the_summary_follows_from_the_rows(rows: list[dict[str, object]]) -> Non
 
 
 def test_it_stays_up_serves_and_stops_cleanly(tmp_path: Path) -> None:
-    """Ctrl-C ends every process and leaves nothing behind."""
+    """Ctrl-C ends every process and leaves nothing behind; the commands to try fit a narrow terminal."""
     output = tmp_path / "out"
+    environment = {**_environment(tmp_path), "COLUMNS": "80"}
     with output.open("w") as file:
-        process = subprocess.Popen(COMMAND, stdout=file, stderr=subprocess.STDOUT, env=_environment(tmp_path))
+        process = subprocess.Popen(COMMAND, stdout=file, stderr=subprocess.STDOUT, env=environment)
     try:
         deadline = time.monotonic() + 90
-        while "Everything stays up" not in output.read_text():
+        while "Ctrl-C stops everything" not in output.read_text():
             assert process.poll() is None, output.read_text()
             assert time.monotonic() < deadline, output.read_text()
             time.sleep(0.1)
+        assert "/v1/chat/completions -H 'content-type: application/json' -H" in output.read_text()
         address = output.read_text().split("curl -s ")[1].split("/v1/models")[0]
         with urllib.request.urlopen(f"{address}/v1/models", timeout=5) as response:
             assert "auto" in response.read().decode()

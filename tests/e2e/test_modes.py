@@ -110,6 +110,21 @@ async def test_a_mode_that_shows_pieces_only_passes_through_untouched(
     assert gateway.large.received[-1].sha256 == hashlib.sha256(body).hexdigest()
 
 
+async def test_an_envoy_that_may_not_be_asked_for_the_body_shows_in_the_metrics(
+    make_gateway: Callable[..., Gateway], make_sidecar: Callable[..., Sidecar]
+) -> None:
+    """Nobody is told and nobody fails: without this every request would go unrouted and unseen."""
+    sidecar = make_sidecar()
+    gateway = make_gateway([sidecar], ext_proc=NO_OVERRIDE)
+    async with (
+        aiohttp.ClientSession(gateway.url) as client,
+        client.post("/v1/chat/completions", data=dump(chat()), headers=JSON) as response,
+    ):
+        assert response.headers["x-sim-pool"] == "large"
+    counted = 'semroute_outcomes_total{cause="no_body",outcome="passthrough"} 1.0'
+    wait_for(lambda: counted in sidecar.read_admin("/metrics")[1], 5, "the request to be counted")
+
+
 async def test_observability_mode_is_answered_with_silence(
     make_gateway: Callable[..., Gateway], sidecar: Sidecar
 ) -> None:

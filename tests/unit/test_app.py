@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -11,10 +13,12 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+import structlog
 from builders import BUNDLE
 
 from semroute_extproc import app, config_source, strategy_files
 from semroute_extproc.app import App
+from semroute_extproc.errors import ConfigError
 
 GOOD = """\
 pools:
@@ -119,6 +123,23 @@ async def test_files_that_take_long_to_read_hold_no_request_up(
     assert subject._generation.number == 2, "one after the other, and the second found nothing new"
 
 
+async def test_an_event_loop_that_stands_still_is_not_alive(
+    subject: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The admin port is a thread beside it and would say ok for ever."""
+    monkeypatch.setattr(app, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(app, "STILL_SECONDS_MAX", 0.2)
+    subject._ready = True
+    turning = asyncio.create_task(subject._turn())
+    await asyncio.sleep(0.3)
+    assert (subject._livez().status, subject._readyz().status) == (200, 200)
+    time.sleep(0.3)  # noqa: ASYNC251 - it is what is tested
+    assert (subject._livez().status, subject._readyz().status) == (503, 503)
+    await asyncio.sleep(0.05)
+    assert (subject._livez().status, subject._readyz().status) == (200, 200)
+    turning.cancel()
+
+
 JUDGED = """\
 models:
   auto: {policy: main}
@@ -211,3 +232,24 @@ async def test_what_happens_to_a_gpu_is_counted_and_the_provider_of_the_moment_n
     page = subject._metrics.exposition().decode()
     assert 'semroute_gpu_lost{bundle="semroute-minilm"} 1.0' in page
     assert 'provider="fake"' in page
+
+
+def test_a_reload_that_is_asked_for_before_it_serves_does_not_end_it(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handlers: list[Any] = []
+
+    def refused(*_: Any) -> None:
+        handlers.append(signal.getsignal(signal.SIGHUP))
+        raise ConfigError(["enough"])
+
+    before = signal.getsignal(signal.SIGHUP)
+    monkeypatch.setattr(app, "load_bundles", refused)
+    try:
+        with pytest.raises(ConfigError):
+            app.serve(file)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+        structlog.reset_defaults()
+        logging.getLogger().handlers.clear()
+    assert handlers == [signal.SIG_IGN]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from semroute_extproc import bundle
+from semroute_extproc.bundle import LabelHead
 from semroute_extproc.encoder.cuda import CudaModel
 from semroute_extproc.encoder.offline import Scorer, score_texts
 from semroute_extproc.encoder.onnx import OnnxModel
@@ -128,6 +131,21 @@ def _cuda() -> bool:
         return CudaModel(SHIPPED).provider == "CUDAExecutionProvider"
     except (ConfigError, BundleError):
         return False
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"domain": LabelHead(labels=("a", "b"), temperature=1.0)}, "domain_logits has 14 values, .* 2"),
+        ({"task": LabelHead(labels=("a", "b"), temperature=1.0)}, "task_logits has 10 values, .* 2"),
+    ],
+)
+def test_a_graph_that_is_not_what_its_manifest_describes_is_refused_before_it_serves(
+    change: dict[str, LabelHead], message: str
+) -> None:
+    altered = dataclasses.replace(SHIPPED, manifest=SHIPPED.manifest.model_copy(update=change))
+    with pytest.raises(BundleError, match=message):
+        OnnxModel(altered, "cpu", 1).warm_up()
 
 
 def test_asking_for_a_gpu_that_is_not_there_is_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 
@@ -341,6 +342,33 @@ def test_a_failure_of_ours_is_rescued_with_a_reply_of_the_same_kind(kind: str) -
     exchange = Exchange(SETTINGS)
     exchange.receive(headers(CHAT))
     assert only(exchange.rescue(kind)).WhichOneof("response") == kind
+
+
+@pytest.mark.parametrize("mode", [MODE.NONE, MODE.BUFFERED, MODE.FULL_DUPLEX_STREAMED])
+def test_a_request_whose_body_never_comes_has_an_outcome(mode: Any) -> None:
+    exchange = Exchange(SETTINGS)
+    exchange.receive(headers(CHAT, mode=mode))
+    outcome = exchange.ended()
+    assert outcome is not None
+    assert (outcome.kind, outcome.cause) == (Kind.PASSTHROUGH, "no_body")
+    assert exchange.ended() is None
+
+
+def test_a_stream_that_ends_after_its_outcome_has_no_other() -> None:
+    exchange = Exchange(SETTINGS)
+    assert exchange.ended() is None
+    exchange.receive(headers({**CHAT, ":method": "GET"}))
+    assert exchange.ended() is None
+
+
+def test_a_rescued_request_has_one_outcome() -> None:
+    exchange = Exchange(SETTINGS)
+    exchange.receive(headers(CHAT))
+    outcome = exchange.rescue("request_body").outcome
+    assert outcome is not None
+    assert (outcome.kind, outcome.cause, outcome.pool) == (Kind.PASSTHROUGH, "internal_error", "large")
+    assert exchange.rescue("request_trailers").outcome is None
+    assert exchange.rescue("response_headers").outcome is None
 
 
 def test_a_failure_in_full_duplex_gives_the_collected_body_back() -> None:

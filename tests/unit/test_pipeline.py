@@ -137,6 +137,7 @@ async def test_an_encoding_we_cannot_read_is_refused() -> None:
     assert outcome.answer is not None
     assert outcome.answer.status == 415
     assert "zstd" in json.loads(outcome.answer.body)["error"]["message"]
+    assert "zstd" not in outcome.reason, "it is a header's value, and reasons are logged"
 
 
 async def test_a_request_no_pool_can_serve_is_refused_with_what_is_missing() -> None:
@@ -401,6 +402,19 @@ class TestShadows:
         outcome = await subject.decide(request(chat(), x_request_id="r1"))
         assert (outcome.kind, outcome.pool) == (Kind.ROUTED, "large")
         assert [shadow.agreement for shadow in outcome.shadows] == [Agreement.ERROR]
+        assert failures == ["r1"]
+
+    async def test_a_pass_for_shadows_that_fails_is_counted_and_leaves_them_undecided(self) -> None:
+        told: list[Shadow] = []
+        policies = two_policies(shadow="same", shadow_share=1.0, otherwise={"pool": "small"})
+        subject, failures = pipeline(
+            config(policies=policies), FakeEncoder(ZeroDivisionError()), on_shadow=told.append
+        )
+        assert (await subject.decide(request(chat(), x_request_id="r1"))).kind is Kind.ROUTED
+        async with asyncio.timeout(5):
+            while not told:
+                await asyncio.sleep(0.01)
+        assert [shadow.agreement for shadow in told] == [Agreement.UNDECIDED]
         assert failures == ["r1"]
 
     async def test_a_shadow_teaches_the_controllers_nothing(self) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from semroute_extproc import policy
 from semroute_extproc._pb import external_processor_pb2 as pb
 from semroute_extproc.exchange import Exchange, Settings
+from semroute_extproc.outcome import Kind
 from semroute_extproc.pipeline import Pipeline
 from semroute_extproc.server import SERVICE, Generation, GrpcServer, Servicer
 from semroute_extproc.telemetry import Decided
@@ -38,9 +39,15 @@ class Remember:
 
 class Running:
     def __init__(
-        self, channel: grpc.aio.Channel, server: GrpcServer, sink: Remember, metrics: PrometheusSink
+        self,
+        channel: grpc.aio.Channel,
+        server: GrpcServer,
+        servicer: Servicer,
+        sink: Remember,
+        metrics: PrometheusSink,
     ):
-        self.channel, self.server, self.sink, self.metrics = channel, server, sink, metrics
+        self.channel, self.server, self.servicer = channel, server, servicer
+        self.sink, self.metrics = sink, metrics
 
     def process(self, **options: Any) -> Any:
         call = self.channel.stream_stream(
@@ -69,12 +76,13 @@ async def running(
     pipeline = Pipeline(settings, policies, classifier(encoder or FakeEncoder()), lambda _: None)
     live = Generation(1, "0", Settings("large", "l", 33_554_432, True, ("auto",)), pipeline)
     sink, metrics = Remember(), PrometheusSink()
-    server = GrpcServer(settings.server, Servicer(lambda: live, [sink, metrics], metrics))
+    servicer = Servicer(lambda: live, [sink, metrics], metrics)
+    server = GrpcServer(settings.server, servicer)
     await server.start()
     options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
     try:
         async with grpc.aio.insecure_channel(listen, options=options) as channel:
-            yield Running(channel, server, sink, metrics)
+            yield Running(channel, server, servicer, sink, metrics)
     finally:
         await server.drain()
 
@@ -148,6 +156,50 @@ async def test_a_stream_that_is_cancelled_while_it_is_decided_frees_its_place(tm
         assert subject.sink.events == []
 
 
+class Context:
+    """Envoy's side of one stream, by hand: its messages, and what happens at a write."""
+
+    def __init__(self, write: Callable[[bytes], Awaitable[None]], *messages: pb.ProcessingRequest) -> None:
+        self._messages = [*messages, grpc.aio.EOF]
+        self.write = write
+
+    async def read(self) -> Any:
+        return self._messages.pop(0)
+
+    def invocation_metadata(self) -> tuple[()]:
+        return ()
+
+
+async def test_the_reply_goes_before_the_telling(tmp_path: Path) -> None:
+    told: list[int] = []
+
+    async def write(_: bytes) -> None:
+        told.append(len(subject.sink.events))
+
+    async with running(tmp_path) as subject:
+        context: Any = Context(write, headers(), body())
+        await subject.servicer.process(None, context)
+        assert told == [0, 0]
+        assert len(subject.sink.events) == 1
+
+
+@pytest.mark.parametrize("failure", [asyncio.CancelledError, grpc.aio.UsageError])
+async def test_a_decision_whose_reply_cannot_be_written_is_told_once(
+    tmp_path: Path, failure: type[BaseException]
+) -> None:
+    async def write(reply: bytes) -> None:
+        if pb.ProcessingResponse.FromString(reply).HasField("request_body"):
+            raise failure
+
+    async with running(tmp_path) as subject:
+        context: Any = Context(write, headers(), body())
+        with pytest.raises(failure):
+            await subject.servicer.process(None, context)
+        [event] = subject.sink.events
+        assert event.outcome.kind is Kind.ROUTED
+        assert subject.metrics.inflight._value.get() == 0
+
+
 async def test_a_failure_in_the_exchange_is_counted_and_still_answered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +214,8 @@ async def test_a_failure_in_the_exchange_is_counted_and_still_answered(
         await call.done_writing()
         assert await call.code() == grpc.StatusCode.OK
         assert b"semroute_internal_errors_total 1.0" in subject.metrics.exposition()
+        [event] = subject.sink.events
+        assert (event.outcome.kind, event.outcome.cause) == (Kind.PASSTHROUGH, "internal_error")
 
 
 async def test_the_parents_of_the_trace_are_envoys_first_then_the_clients(tmp_path: Path) -> None:
@@ -170,7 +224,8 @@ async def test_the_parents_of_the_trace_are_envoys_first_then_the_clients(tmp_pa
         call = subject.process(metadata=(("traceparent", envoy),))
         await call.write(headers({**CHAT, ":method": "GET", "traceparent": client, "x-request-id": "r"}))
         await call.read()
-        call.cancel()
+        await call.done_writing()
+        assert await call.read() is grpc.aio.EOF
         [event] = subject.sink.events
         assert event.parents == (envoy, client)
         assert event.request_id == "r"
@@ -202,7 +257,7 @@ async def test_an_address_that_cannot_be_had_is_an_os_error(tmp_path: Path) -> N
     settings = config(server={"listen": f"unix:{tmp_path}/missing/w0.sock"})
     metrics = PrometheusSink()
     server = GrpcServer(settings.server, Servicer(lambda: None, [], metrics))  # type: ignore[arg-type, return-value]
-    with pytest.raises(OSError, match="cannot listen on"):
+    with pytest.raises(OSError, match=r"cannot listen on .*: there is no folder .*/missing"):
         await server.start()
 
 
@@ -233,7 +288,8 @@ async def test_a_decision_that_cannot_be_told_is_still_carried_out(
         await call.write(body())
         reply = await call.read()
         assert json.loads(reply.request_body.response.body_mutation.body)["model"] in ("m-s", "m-l")
-        call.cancel()
+        await call.done_writing()
+        assert await call.read() is grpc.aio.EOF
         assert b"semroute_internal_errors_total 1.0" in subject.metrics.exposition()
 
 
@@ -247,10 +303,11 @@ async def test_a_server_with_all_its_streams_in_use_is_not_dead(tmp_path: Path) 
         async with grpc.aio.insecure_channel(
             f"unix:{tmp_path}/w0.sock", options=[("grpc.use_local_subchannel_pool", 1)]
         ) as channel:
-            other = Running(channel, subject.server, subject.sink, subject.metrics)
+            other = Running(channel, subject.server, subject.servicer, subject.sink, subject.metrics)
             refused = other.process()
             with pytest.raises(grpc.aio.AioRpcError, match="too many streams"):
                 await refused.read()
+            assert b"semroute_refused_streams_total 1.0" in subject.metrics.exposition()
             assert await other.health() == health_pb2.HealthCheckResponse.SERVING
         for call in calls:
             call.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import sys
@@ -35,7 +36,8 @@ WORKER = textwrap.dedent(
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
-    state = {"ready": True, "sha256": (folder / "sha").read_text() if index == "1" else "a" * 64}
+    sha256 = (folder / "sha").read_text() if index == "1" else "a" * 64
+    state = {"ready": not (folder / f"slow{index}").exists(), "sha256": sha256}
     server = AdminServer(f"unix:{admin}", {
         "/worker": lambda: Page(200, "application/json", json.dumps(state).encode()),
         "/metrics": lambda: text(200, "# TYPE m gauge\\nm " + index + "\\n"),
@@ -158,6 +160,52 @@ async def test_it_drains_its_workers_before_it_ends(tmp_path: Path) -> None:
         assert await asyncio.wait_for(task, 20) == 0
     assert (tmp_path / "ended0").exists()
     assert (tmp_path / "ended1").exists()
+
+
+async def test_a_reload_does_not_end_a_worker_that_is_still_starting(tmp_path: Path) -> None:
+    """The stand-ins do not listen for SIGHUP, as a worker does not until it serves."""
+    (tmp_path / "slow0").touch()
+    async with running(tmp_path) as (subject, _):
+        await until(lambda: subject.subject._workers[1].ready)
+        os.kill(os.getpid(), signal.SIGHUP)
+        await until(lambda: subject.starts(1) == 2)
+        assert subject.starts(0) == 1
+
+
+async def test_a_worker_that_cannot_even_be_started_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(*_: Any, **__: Any) -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    async with running(tmp_path) as (subject, _):
+        await subject.ready()
+        with monkeypatch.context() as patched:
+            patched.setattr(asyncio, "create_subprocess_exec", refused)
+            os.kill(subject.pid(0), signal.SIGKILL)
+            await until(lambda: subject.subject._workers[0].restarts >= 2)
+        await until(lambda: subject.starts(0) == 2)
+        await subject.ready()
+
+
+async def test_a_worker_that_is_being_started_when_it_stops_is_told_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = asyncio.create_subprocess_exec
+
+    async def slow(*arguments: Any, **options: Any) -> Any:
+        process = await start(*arguments, **options)
+        await until(lambda: (tmp_path / "started0").exists())
+        await asyncio.sleep(0.5)
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", slow)
+    async with running(tmp_path) as (subject, task):
+        await until(lambda: (tmp_path / "started0").exists())
+        subject.subject._stop.set()
+        started = time.monotonic()
+        await task
+        assert time.monotonic() - started < supervisor.STOP_SECONDS_MAX / 2
 
 
 async def test_metrics_are_one_page_and_other_pages_come_from_a_worker(tmp_path: Path) -> None:

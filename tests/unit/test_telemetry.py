@@ -7,6 +7,7 @@ import json
 import logging
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from semroute_extproc.policy.decision import Decision
 from semroute_extproc.policy.shadow import Agreement, Shadow
 from semroute_extproc.request import Api, RequestView, Turn
 from semroute_extproc.signals import calibrate
-from semroute_extproc.telemetry import Decided, otel
+from semroute_extproc.telemetry import Decided, otel, prom
 from semroute_extproc.telemetry.log import LogSink, configure
 from semroute_extproc.telemetry.otel import OtelSink
 from semroute_extproc.telemetry.prom import PrometheusSink
@@ -86,6 +87,22 @@ def test_a_decision_is_one_json_line_with_its_facts(logged: Any) -> None:
 def test_no_prompt_is_logged_unless_it_was_asked_for(logged: Any) -> None:
     assert SECRET not in logged(prompts=False)
     assert SECRET in logged(prompts=True)
+
+
+@pytest.mark.parametrize(
+    ("parents", "trace_id"),
+    [
+        ((f"00-{'a' * 32}-{'1' * 16}-01",), "a" * 32),
+        (("Bearer sk-0123456789abcdef0123456789abcdef", f"00-{'b' * 32}-{'1' * 16}-01"), "b" * 32),
+        (("Bearer sk-0123456789abcdef0123456789abcdef",), None),
+        ((f"00-{'0' * 32}-{'1' * 16}-01",), None),
+    ],
+)
+def test_the_trace_is_that_of_a_well_formed_parent_and_nothing_else_a_client_sent(
+    parents: tuple[str, ...], trace_id: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    LogSink(Telemetry(log_format="json")).decided(event(parents=parents))
+    assert json.loads(capsys.readouterr().err).get("trace_id") == trace_id
 
 
 def test_no_prompt_is_in_a_metric() -> None:
@@ -186,6 +203,37 @@ def test_the_controllers_are_read_when_the_metrics_are() -> None:
         assert line in text
     sink.watch_controllers(lambda: {"pools": {}, "budgets": {}, "sessions": None})
     assert "semroute_pool_pressure{" not in sink.exposition().decode()
+
+
+def test_scrapes_at_the_same_time_see_whole_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one begins to set the gauges anew while the first one is about to write them."""
+    begun, cleared, written = threading.Event(), threading.Event(), threading.Event()
+    write = prom.generate_latest
+
+    def generate(registry: Any) -> bytes:
+        if not begun.is_set():
+            begun.set()
+            cleared.wait(0.3)
+        return write(registry)
+
+    class Budgets(dict[str, Any]):
+        def items(self) -> Any:
+            if begun.is_set():
+                cleared.set()
+                written.wait(5)
+            return super().items()
+
+    sink = PrometheusSink()
+    sink.watch_controllers(lambda: {**STATUS, "budgets": Budgets(STATUS["budgets"])})
+    monkeypatch.setattr(prom, "generate_latest", generate)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(sink.exposition)
+        begun.wait(5)
+        second = threads.submit(sink.exposition)
+        page = first.result(10)
+        written.set()
+        assert b'semroute_budget_leaning{strategy="pair"}' in page
+        assert b'semroute_budget_leaning{strategy="pair"}' in second.result(10)
 
 
 def test_sessions_and_shadows_are_counted_and_told() -> None:
