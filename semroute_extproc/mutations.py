@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from semroute_extproc._pb import external_processor_pb2 as pb
-from semroute_extproc.outcome import Answer, Outcome
+from semroute_extproc.outcome import Answer, Kind, Outcome
 from semroute_extproc.policy.shadow import summary
 
 CLUSTER_HEADER = "x-semroute-cluster"
@@ -25,6 +25,9 @@ METADATA_NAMESPACE = "semroute"
 
 CHUNK_BYTES = 62_000
 """Largest piece of a body in full duplex; Envoy takes at most 64 KiB in one message."""
+
+REPLIES_MAX = 256
+"""Replies kept of requests about which there was nothing to decide: a pool's name and a cause make one."""
 
 REASON_CHARACTERS_MAX = 160
 """Longest reason put into metadata, and through it into a response header."""
@@ -95,6 +98,20 @@ def headers_reply(outcome: Outcome, skip_body: bool = False, response_body_mode:
 
 def body_reply(outcome: Outcome) -> bytes:
     """Decide at the buffered body: headers, body, metadata and the route in one reply."""
+    if outcome.decision is None and outcome.body is None:
+        return _plain_body_reply(
+            outcome.kind, outcome.cause, outcome.pool, outcome.cluster, outcome.model, outcome.reason
+        )
+    return _body_reply(outcome)
+
+
+@lru_cache(maxsize=REPLIES_MAX)
+def _plain_body_reply(kind: Kind, cause: str, pool: str, cluster: str, model: str, reason: str) -> bytes:
+    """The reply where nothing was weighed and the body stays: the same for every such request."""
+    return _body_reply(Outcome(kind, cause, pool, cluster, model, reason))
+
+
+def _body_reply(outcome: Outcome) -> bytes:
     response = pb.ProcessingResponse()
     common = response.request_body.response
     _mutate_headers(common, outcome)
@@ -186,10 +203,10 @@ def metadata(outcome: Outcome) -> dict[str, str | float | bool]:
         "cluster": outcome.cluster,
         "model": outcome.model,
         "reason": header_safe(outcome.reason),
-        "decision_ms": round(outcome.total_ms, 3),
     }
     if outcome.decision is not None:
         decision = outcome.decision
+        facts["decision_ms"] = round(outcome.total_ms, 3)
         facts["policy"] = outcome.policy
         facts["rule"] = decision.rule
         facts["strategy"] = decision.strategy

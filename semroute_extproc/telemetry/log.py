@@ -91,6 +91,7 @@ class LogSink:
         facts: dict[str, Any] = metadata(outcome)
         facts["request_id"] = event.request_id
         facts["path"] = event.path
+        facts["decision_ms"] = round(outcome.total_ms, 3)
         if event.observed:
             facts["observed"] = True
         if trace_id := event.trace_id:
