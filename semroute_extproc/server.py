@@ -75,6 +75,7 @@ class Servicer:
         self._sinks = sinks
         self._metrics = metrics
         self._open = 0
+        metrics.inflight.set_function(lambda: self._open)
 
     async def process(self, _: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """One stream, to its end; a cancelled stream is as normal as a finished one."""
@@ -85,7 +86,6 @@ class Servicer:
         exchange = Exchange(generation.settings)
         started_ns = time.time_ns()
         self._open += 1
-        self._metrics.inflight.set(self._open)
         try:
             while (message := await context.read()) is not grpc.aio.EOF:
                 decided_ns = time.time_ns()
@@ -104,7 +104,6 @@ class Servicer:
                 self._tell(exchange, outcome, context, (started_ns, now_ns, now_ns))
         finally:
             self._open -= 1
-            self._metrics.inflight.set(self._open)
 
     async def _step(self, generation: Generation, exchange: Exchange, message: pb.ProcessingRequest) -> Step:
         """The replies to a message, and the outcome if it brought one."""
