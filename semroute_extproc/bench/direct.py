@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import statistics
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +18,7 @@ from semroute_extproc.bench import load
 from semroute_extproc.bench.load import Client
 from semroute_extproc.bench.machine import cpu_seconds
 from semroute_extproc.bench.servers import CONFIG, Measured, floor
+from semroute_extproc.bench.wire import Wire, connect
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.exchange import Decide
 from semroute_extproc.judge.live import Judges
@@ -134,42 +135,43 @@ async def rounds(plan: Plan, folder: Path, lanes: int, full: bool = True) -> tup
     text = load.prompt_of(model.framer, 64)
     routed, named = load.exchange(load.chat(ROUTED, text)), load.exchange(load.chat(NAMED, text))
     whole = decide(load.chat(ROUTED, text))
-    nothing = floor(folder)
+    nothing, passes = floor(folder), floor(folder, "passes")
     sidecar = Measured(folder / "one", **UNHURRIED)
     two = Measured(folder / "two", **UNHURRIED, server__workers="2") if full else None
     samples = Samples()
     try:
-        async with (
-            Client(f"unix:{folder}/floor.sock") as to_floor,
-            Client(f"unix:{sidecar.sockets[0]}") as to_sidecar,
-        ):
-            await asyncio.gather(to_floor.closed(named, 320, BUSY), to_sidecar.closed(named, 320, BUSY))
-            await to_sidecar.closed(routed, 4 * lanes, 2 * lanes)
-            for _ in range(plan.rounds):
-                bare_cpu, bare_wall = bare.cpu_ms(plan.passes)
-                samples.add("bare cpu ms", bare_cpu)
-                samples.add("bare wall ms", bare_wall)
-                if fp32:
-                    samples.add("fp32 cpu ms", timed(fp32, plan.passes // 4)[0])
-                cpu, wall = await timed_async(lambda: pipeline.decide(whole), plan.passes)
-                samples.add("pipeline cpu ms", cpu)
-                samples.add("pipeline wall ms", wall)
-                for concurrency in (1, 2 * lanes):
-                    await _server(samples, to_sidecar, sidecar, routed, plan.passes, concurrency)
-                samples.add("bare a second", bare.rate(plan.passes, lanes))
-                before = sidecar.cpu_seconds()
-                seconds = await to_sidecar.closed(named, plan.streams, BUSY)
-                samples.add("named cpu ms", (sidecar.cpu_seconds() - before) / plan.streams * 1e3)
-                samples.add("named a second", plan.streams / seconds)
-                before = cpu_seconds(nothing.pid)
-                seconds = await to_floor.closed(named, plan.streams, BUSY)
-                samples.add("floor cpu ms", (cpu_seconds(nothing.pid) - before) / plan.streams * 1e3)
-                samples.add("floor a second", plan.streams / seconds)
-                if two:
-                    await _two_workers(samples, two, named, plan.streams)
+        to_floor = await connect(f"{folder}/floor.sock")
+        to_passes = await connect(f"{folder}/passes.sock")
+        to_sidecar = await connect(sidecar.sockets[0])
+        for wire in (to_floor, to_sidecar):
+            await wire.closed([named] * 320, BUSY)
+        for wire in (to_passes, to_sidecar):
+            await wire.closed([routed] * 4 * lanes, 2 * lanes)
+        for _ in range(plan.rounds):
+            bare_cpu, bare_wall = bare.cpu_ms(plan.passes)
+            samples.add("bare cpu ms", bare_cpu)
+            samples.add("bare wall ms", bare_wall)
+            if fp32:
+                samples.add("fp32 cpu ms", timed(fp32, plan.passes // 4)[0])
+            cpu, wall = await timed_async(lambda: pipeline.decide(whole), plan.passes)
+            samples.add("pipeline cpu ms", cpu)
+            samples.add("pipeline wall ms", wall)
+            for at_once in (1, 2 * lanes):
+                requests = [routed] * plan.passes
+                await _streams(samples, f"passes x{at_once}", to_passes, [passes.pid], requests, at_once)
+                await _streams(samples, f"server x{at_once}", to_sidecar, sidecar.pids, requests, at_once)
+            samples.add("bare a second", bare.rate(plan.passes, lanes))
+            requests = [named] * plan.streams
+            await _streams(samples, "named", to_sidecar, sidecar.pids, requests, BUSY)
+            await _streams(samples, "floor", to_floor, [nothing.pid], requests, BUSY)
+            if two:
+                await _two_workers(samples, two, named, plan.streams)
+        for wire in (to_floor, to_passes, to_sidecar):
+            wire.close()
     finally:
         await pipeline._classifier.close()
         nothing.stop()
+        passes.stop()
         for server in (sidecar, two):
             if server:
                 server.stop()
@@ -180,24 +182,24 @@ async def rounds(plan: Plan, folder: Path, lanes: int, full: bool = True) -> tup
     }
 
 
-async def _server(
-    samples: Samples, client: Client, sidecar: Measured, request: load.Exchange, count: int, concurrency: int
+async def _streams(
+    samples: Samples, name: str, wire: Wire, pids: Sequence[int], requests: list[load.Exchange], at_once: int
 ) -> None:
-    before = sidecar.cpu_seconds()
-    seconds = await client.closed(request, count, concurrency)
-    done = count // concurrency * concurrency
-    samples.add(f"server x{concurrency} cpu ms", (sidecar.cpu_seconds() - before) / done * 1e3)
-    samples.add(f"server x{concurrency} a second", done / seconds)
+    """CPU milliseconds of a stream and streams a second of one server's processes."""
+    before, started = sum(map(cpu_seconds, pids)), perf_counter()
+    await wire.closed(requests, at_once)
+    samples.add(f"{name} a second", len(requests) / (perf_counter() - started))
+    samples.add(f"{name} cpu ms", (sum(map(cpu_seconds, pids)) - before) / len(requests) * 1e3)
 
 
 async def _two_workers(samples: Samples, two: Measured, named: load.Exchange, streams: int) -> None:
-    async with Client(f"unix:{two.sockets[0]}") as first, Client(f"unix:{two.sockets[1]}") as second:
-        half = streams // 2
-        await asyncio.gather(*(client.closed(named, BUSY, BUSY) for client in (first, second)))
-        before = two.cpu_seconds()
-        await asyncio.gather(*(client.closed(named, half, BUSY) for client in (first, second)))
-        done = 2 * (half // BUSY * BUSY)
-        samples.add("two workers named cpu ms", (two.cpu_seconds() - before) / done * 1e3)
+    wires = [await connect(socket) for socket in two.sockets]
+    await asyncio.gather(*(wire.closed([named] * BUSY, BUSY) for wire in wires))
+    before = two.cpu_seconds()
+    await asyncio.gather(*(wire.closed([named] * (streams // 2), BUSY) for wire in wires))
+    samples.add("two workers named cpu ms", (two.cpu_seconds() - before) / (streams // 2 * 2) * 1e3)
+    for wire in wires:
+        wire.close()
 
 
 def fp32_pass(model: OnnxModel, text: str, folder: Path) -> Callable[[], object] | None:

@@ -2,6 +2,9 @@
 
 python -m semroute_extproc.bench.floor unix:/path          on grpc.aio, as the sidecar is
 python -m semroute_extproc.bench.floor unix:/path threads  on grpc's synchronous server and a thread pool
+python -m semroute_extproc.bench.floor unix:/path passes   on grpc.aio, with a pass of the encoder on the
+                                                           same token ids for each body: the least that a
+                                                           decision can cost behind this transport
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health
 
 from semroute_extproc import mutations
 from semroute_extproc._pb import external_processor_pb2 as pb
@@ -36,6 +41,28 @@ async def process(_: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         number += 1
 
 
+class Passes:
+    """The session alone on one text's token ids, for each body, on a thread a core as the sidecar has."""
+
+    def __init__(self) -> None:
+        from semroute_extproc.bench.direct import Bare, default_model
+        from semroute_extproc.bench.load import prompt_of
+
+        model = default_model()
+        self._once = Bare(model, prompt_of(model.framer, 64)).once
+        self._lanes = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+
+    async def process(self, _: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        """Ask for the body, run a pass, let the request go on."""
+        loop = asyncio.get_running_loop()
+        number = 0
+        while await context.read() is not grpc.aio.EOF:
+            if number == 1:
+                await loop.run_in_executor(self._lanes, self._once)
+            await context.write(REPLIES[number])
+            number += 1
+
+
 def process_in_thread(requests: Iterator[Any], _: grpc.ServicerContext) -> Iterator[bytes]:
     """The same on the synchronous server."""
     for number, _request in enumerate(requests):
@@ -49,10 +76,14 @@ def _handler(behaviour: Any) -> grpc.GenericRpcHandler:
     return grpc.method_handlers_generic_handler(SERVICE, {"Process": method})
 
 
-async def serve(address: str) -> None:
-    """Serve until terminated, with the settings of gRPC that the sidecar has."""
+async def serve(address: str, behaviour: Any = process) -> None:
+    """Serve until terminated, with the settings of gRPC that the sidecar has; Envoy finds it healthy."""
     server = grpc.aio.server(options=OPTIONS)
-    server.add_generic_rpc_handlers((_handler(process),))
+    server.add_generic_rpc_handlers((_handler(behaviour),))
+    well = health.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(well, server)
+    for service in ("", SERVICE):
+        await well.set(service, health_pb2.HealthCheckResponse.SERVING)
     server.add_insecure_port(address)
     await server.start()
     await server.wait_for_termination()
@@ -75,4 +106,5 @@ if __name__ == "__main__":
         serve_in_threads(sys.argv[1])
     else:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.run(serve(sys.argv[1]))
+            mode = sys.argv[2:]
+            runner.run(serve(sys.argv[1], Passes().process if mode == ["passes"] else process))

@@ -1,4 +1,4 @@
-"""The whole path through Envoy, against the same Envoy without the sidecar, and the session alone."""
+"""The whole path through Envoy, against Envoy without a processor and with one that does nothing."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import asyncio
 import socket
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
+from time import monotonic, perf_counter, sleep
 from typing import Any
 
 import aiohttp
@@ -15,9 +16,9 @@ import aiohttp
 from semroute_extproc.bench import load
 from semroute_extproc.bench.direct import NAMED, ROUTED, UNHURRIED, default_model
 from semroute_extproc.bench.load import quantiles
-from semroute_extproc.bench.servers import Measured
+from semroute_extproc.bench.servers import READY_SECONDS_MAX, Measured, floor
 from semroute_extproc.demo.envoy import Envoy, Variant, connection_manager, shipped, variant
-from semroute_extproc.demo.process import Process, free_port
+from semroute_extproc.demo.process import POLL_SECONDS, Process, ProcessError, free_port
 
 WARM_UP = 50
 """Requests to each path that are not counted."""
@@ -34,19 +35,24 @@ async def measure(requests: int, folder: Path) -> dict[str, Any]:
         sockets=sidecar.sockets,
         pools={"vllm-small": ("127.0.0.1", port), "vllm-large": ("127.0.0.1", port)},
     )
-    for name in ("with", "without"):
+    nothing = floor(folder)
+    for name in ("with", "without", "nothing"):
         (folder / name).mkdir()
     with_it = Envoy(variant(shipped(), settings), folder / "with")
     plain = variant(shipped(), settings)
     filters = connection_manager(plain)["http_filters"]
     filters[:] = [each for each in filters if each["name"] != "envoy.filters.http.ext_proc"]
     without = Envoy(plain, folder / "without")
+    idle = Envoy(
+        variant(shipped(), replace(settings, sockets=[str(folder / "floor.sock")])), folder / "nothing"
+    )
     try:
         pool.start(lambda: _listening(port), 20)
-        for envoy in (with_it, without):
+        for envoy in (with_it, without, idle):
             envoy.start()
         await asyncio.to_thread(with_it.wait_for_sidecar)
-        times = await _in_turn(with_it.url, without.url, requests)
+        await asyncio.to_thread(_wait_for_health, idle)
+        times = await _in_turn(with_it.url, without.url, idle.url, requests)
         errors = with_it.stats("ext_proc.*(failure_mode_allowed|spurious_msgs_received|message_timeouts)")
         return {
             "requests": requests,
@@ -54,11 +60,11 @@ async def measure(requests: int, folder: Path) -> dict[str, Any]:
             "errors counted by Envoy": sum(errors.values()),
         }
     finally:
-        for process in (with_it, without, sidecar, pool):
+        for process in (with_it, without, idle, sidecar, nothing, pool):
             process.stop()
 
 
-async def _in_turn(with_it: str, without: str, requests: int) -> dict[str, list[float]]:
+async def _in_turn(with_it: str, without: str, idle: str, requests: int) -> dict[str, list[float]]:
     model = default_model()
     once = model.alone([model.framer.frame(load.PROMPT)])
 
@@ -72,6 +78,7 @@ async def _in_turn(with_it: str, without: str, requests: int) -> dict[str, list[
         paths: dict[str, Callable[[], Awaitable[float]]] = {
             "bare session": bare,
             "Envoy alone": lambda: post(session, without + PATH, load.chat(NAMED)),
+            "do-nothing processor": lambda: post(session, idle + PATH, load.chat(NAMED)),
             "named model": lambda: post(session, with_it + PATH, load.chat(NAMED)),
             "routed model": lambda: post(session, with_it + PATH, load.chat(ROUTED)),
         }
@@ -99,6 +106,15 @@ def _pool(folder: Path, port: int) -> Process:
     for name in (NAMED, "deepseek-ai/DeepSeek-V3.2", ROUTED):
         command += ["--model", name]
     return Process("pool", command, folder / "pool.log")
+
+
+def _wait_for_health(envoy: Envoy) -> None:
+    """Until Envoy finds its processor well; ProcessError if it does not."""
+    deadline = monotonic() + READY_SECONDS_MAX
+    while not envoy.healthy("semroute"):
+        if monotonic() > deadline:
+            raise ProcessError(f"Envoy does not reach the do-nothing processor: {envoy.process.log_tail()}")
+        sleep(POLL_SECONDS)
 
 
 def _listening(port: int) -> bool:

@@ -167,6 +167,9 @@ def ratios(samples: Samples, lanes: int) -> dict[str, list[float]]:
     found = {
         "server cpu / bare": samples.ratios("server x1 cpu ms", "bare cpu ms"),
         "busy server cpu / bare": samples.ratios(f"{busy} cpu ms", "bare cpu ms"),
+        "server cpu / passes": samples.ratios("server x1 cpu ms", "passes x1 cpu ms"),
+        "busy server cpu / passes": samples.ratios(f"{busy} cpu ms", f"passes x{2 * lanes} cpu ms"),
+        "server rate / passes": samples.ratios(f"{busy} a second", f"passes x{2 * lanes} a second"),
         "pipeline cpu / bare": samples.ratios("pipeline cpu ms", "bare cpu ms"),
         "server rate / bare": samples.ratios(f"{busy} a second", "bare a second"),
         "named rate / floor": samples.ratios("named a second", "floor a second"),

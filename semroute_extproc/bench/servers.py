@@ -19,11 +19,12 @@ DEADLINE_MS = 100.0
 READY_SECONDS_MAX = 30.0
 
 
-def floor(folder: Path) -> Process:
-    """The do-nothing processor, serving."""
-    address = folder / "floor.sock"
-    command = [sys.executable, "-m", "semroute_extproc.bench.floor", f"unix:{address}"]
-    process = Process("floor", command, folder / "floor.log")
+def floor(folder: Path, mode: str = "") -> Process:
+    """A do-nothing processor, serving on `floor.sock` in `folder`, or on `MODE.sock`; see `floor`'s modes."""
+    name = mode or "floor"
+    address = folder / f"{name}.sock"
+    command = [sys.executable, "-m", "semroute_extproc.bench.floor", f"unix:{address}", *mode.split()]
+    process = Process(name, command, folder / f"{name}.log")
     process.start(address.exists, READY_SECONDS_MAX)
     return process
 
