@@ -42,6 +42,16 @@ def share_for_threshold(quantiles: Sequence[float], threshold: float) -> float:
     return float(1.0 - np.interp(threshold, quantiles, np.arange(len(quantiles)), 0.0, 100.0) / 100.0)
 
 
+def rise_above(quantiles: Sequence[float], threshold: float, score: float) -> float:
+    """The part (0..1) of the reference traffic above `threshold` that lies below `score`.
+
+    0 at the threshold, 1 from the highest score of that traffic on: a distance in requests, which is
+    the same thing for scores that fill 0..1 and for scores that lie within a few hundredths.
+    """
+    above = share_for_threshold(quantiles, threshold)
+    return 1.0 - share_for_threshold(quantiles, score) / above if above > 0.0 else 1.0
+
+
 SHARE_MIN = 0.005
 """A leaning counts a share as this far from 0 and 1 at least: the log-odds of the ends are infinite."""
 
@@ -115,7 +125,7 @@ class Cutoff:
             score,
             threshold,
             share=share if moved else None,
-            rise=score - threshold if strong else None,
+            rise=rise_above(self._quantiles, threshold, score) if strong else None,
             moved=moved,
         )
 
