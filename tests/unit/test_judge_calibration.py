@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 from builders import BUNDLE
 from click.testing import CliRunner, Result
-from openai_server import Act, OpenAIServer, labelled
+from openai_server import Act, OpenAIServer, in_a_thread, labelled
 
 from semroute_extproc.calibration import read_calibration
 from semroute_extproc.cli import main
@@ -35,24 +34,14 @@ class FakeScorer:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenAIServer]:
     """Gives prompt number n of 40 a score of n / 40."""
-    import asyncio
-
     monkeypatch.setattr(Scorer, "of", lambda *_: FakeScorer())
 
     def answer(body: dict[str, Any]) -> dict[str, Any]:
         n = int(body["messages"][1]["content"].split("prompt ")[1].split()[0])
         return labelled({"1": max(n / 40, 1e-9), "5": max(1 - n / 40, 1e-9)})
 
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    running = OpenAIServer(answer)
-    asyncio.run_coroutine_threadsafe(running.__aenter__(), loop).result(10)
-    yield running
-    asyncio.run_coroutine_threadsafe(running.__aexit__(), loop).result(10)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(10)
-    loop.close()
+    with in_a_thread(answer) as running:
+        yield running
 
 
 @pytest.fixture
