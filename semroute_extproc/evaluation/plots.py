@@ -1,11 +1,14 @@
-"""Figures of a report, as PNG and SVG: one column wide, colour-blind safe, labelled in place.
+"""Figures of a report, as PNG and SVG: colour-blind safe, labelled in place.
 
 Needs matplotlib (extra `train`). Everything is drawn from the plain report, so a figure can be
-redrawn from its JSON. Colours are those of Okabe and Ito (2008).
+redrawn from its JSON. Colours are those of Okabe and Ito (2008); an SVG follows its reader's
+preference for a dark page.
 """
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,10 @@ COLUMN_INCHES = 3.4
 CONFUSION_LABELS_MAX = 30
 """A confusion matrix of more classes is not drawn: nobody could read it."""
 
-GREY, INK = "#8a8a8a", "#222222"
+PAGE_INCHES = 7.0
+"""Width of both columns."""
+
+GREY, INK, PALE = "#8a8a8a", "#222222", "#dddddd"
 COLOURS = {
     "ours": "#0072B2",
     "bundle": "#0072B2",
@@ -28,6 +34,9 @@ COLOURS = {
     "similarity, 200 nearest": "#E69F00",
     "factorization": "#7B3294",
     "clusters": "#004D40",
+    "intent": "#A6761D",
+    "threshold": "#8C564B",
+    "judge": "#B22222",
     "oracle": INK,
     "random": GREY,
     "ZeroRouter": GREY,
@@ -42,9 +51,36 @@ COLOURS = {
     "centroid": "#0072B2",
     "logistic": "#009E73",
 }
+OWN = ("#0072B2", "#009E73", "#CC79A7", "#E69F00")
+"""Colours of a strategy's rows in its own figure."""
+
+REFERENCES = ("random", "length", "oracle")
+"""What every strategy of a pair is drawn beside."""
+
 DASHES = {"random": (4, 2), "ZeroRouter": (4, 2), "oracle": (1, 1.2), "clairvoyant": (5, 1.5, 1, 1.5)}
 
+DARK = {
+    "#ffffff": "#0d1117",
+    INK: "#e6edf3",
+    GREY: "#9198a1",
+    PALE: "#3d444d",
+    "#e6e6e6": "#2a313c",
+    "#0072b2": "#58a6ff",
+    "#d55e00": "#ff8f40",
+    "#009e73": "#2fc79a",
+    "#7b3294": "#c38be0",
+    "#004d40": "#4fb8a6",
+    "#8c564b": "#c08a7f",
+    "#b22222": "#f0736a",
+}
+"""Colour on a white page to colour on a dark one; what is not here is the same on both."""
+
 STYLE = {
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "font.family": "DejaVu Sans",
     "font.size": 7.5,
     "axes.titlesize": 7.5,
@@ -62,6 +98,9 @@ STYLE = {
     "svg.hashsalt": "semroute",
 }
 
+_SMALL: dict[str, Any] = {"textcoords": "offset points", "fontsize": 6}
+"""A note within a panel."""
+
 DPI = 300
 
 
@@ -75,12 +114,25 @@ def draw(report: dict[str, Any], directory: Path) -> list[Path]:
     written: list[Path] = []
     with mpl.rc_context(STYLE):
         for name, figure in kinds[report["kind"]](report).items():
-            for suffix in ("png", "svg"):
-                path = directory / f"{name}_{stem}.{suffix}"
-                metadata = {"Date": None} if suffix == "svg" else {"Software": None}
-                figure.savefig(path, dpi=DPI, metadata=metadata)
-                written.append(path)
+            png, svg = (directory / f"{name}_{stem}.{suffix}" for suffix in ("png", "svg"))
+            figure.savefig(png, dpi=DPI, metadata={"Software": None})
+            svg.write_text(as_svg(figure), encoding="utf-8")
+            written += [png, svg]
     return written
+
+
+def as_svg(figure: Any) -> str:
+    """A figure as SVG that is dark where its reader prefers dark pages; call it within `STYLE`."""
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None})
+    text = "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
+    # matplotlib writes colours into style attributes, which only an important rule overrules.
+    rules = "\n".join(
+        f'[style*="{what}: {light}"] {{{what}: {dark} !important}}'
+        for light, dark in DARK.items()
+        for what in ("fill", "stroke")
+    )
+    return text.replace("</style>", f"\n@media (prefers-color-scheme: dark) {{\n{rules}\n}}</style>", 1)
 
 
 def _figure(height: float, width: float = COLUMN_INCHES) -> Any:
@@ -101,7 +153,14 @@ def _line(axes: Any, x: Any, y: Any, name: str) -> None:
     axes.plot(x, y, **style)
 
 
-def _key(axes: Any, entries: list[tuple[str, str]], x: float, y: float, top: bool = False) -> None:
+def _key(
+    axes: Any,
+    entries: list[tuple[str, str]],
+    x: float,
+    y: float,
+    top: bool = False,
+    colours: dict[str, str] = COLOURS,
+) -> None:
     """Coloured names with a figure each, stacked in a free corner: a legend without a box."""
     step = 9.0
     order = entries if top else entries[::-1]
@@ -115,7 +174,7 @@ def _key(axes: Any, entries: list[tuple[str, str]], x: float, y: float, top: boo
             textcoords="offset points",
             ha="right",
             va="top" if top else "bottom",
-            color=COLOURS.get(name, INK),
+            color=colours.get(name, INK),
             fontweight="bold" if name in ("ours", "bundle") else "normal",
         )
 
@@ -143,7 +202,7 @@ def _pair(report: dict[str, Any]) -> dict[str, Any]:
         _line(top, share, quality, name)
     for q in (0.5, 0.8):
         level = models["weak"] + q * gap
-        top.axhline(level, color="#dddddd", lw=0.6, zorder=0)
+        top.axhline(level, color=PALE, lw=0.6, zorder=0)
         # Right of the oracle's rise and above what a learned router reaches that early.
         x = rows["oracle"][f"cpt{100 * q:.0f}"]["value"] / 100 + 0.03
         top.annotate(
@@ -167,7 +226,9 @@ def _pair(report: dict[str, Any]) -> dict[str, Any]:
             color=GREY,
             fontsize=6,
         )
-    for name, band in curves["lift_interval"].items():
+    for name in ("length", "ours"):
+        if (band := curves["lift_interval"].get(name)) is None:
+            continue
         low.fill_between(share, band["low"], band["high"], color=COLOURS[name], alpha=0.13, lw=0)
     for name, values in lift.items():
         if name != "oracle":
@@ -175,7 +236,115 @@ def _pair(report: dict[str, Any]) -> dict[str, Any]:
     low.set(xlabel="requests sent to the strong model", ylabel="gap recovered beyond random", xlim=(0, 1))
     _percent(low)
     _percent(top, "y")
-    return {"pair": figure}
+    kinds = dict.fromkeys(row["strategy"] for row in rows.values() if row["strategy"])
+    return {"pair": figure, **{f"pair_{kind}": pair_strategy(report, kind) for kind in kinds}}
+
+
+def pair_strategy(
+    report: dict[str, Any], kind: str, published: Sequence[tuple[float, float]] = (), source: str = ""
+) -> Any:
+    """One kind of strategy beside a random router, length and the oracle; of a plain pair report.
+
+    On the left quality by strong share, on the right the gap recovered beyond a random router.
+    `published` are points (strong share, part of the gap recovered) that `source` gives.
+    """
+    figure = _figure(2.6, PAGE_INCHES)
+    left, right = figure.subplots(1, 2, width_ratios=(1.15, 1.0))
+    curves, models = report["curves"], report["models"]
+    share, weak, strong = np.asarray(curves["strong_share"]), models["weak"], models["strong"]
+    gap = strong - weak
+    rows = {row["name"]: row for row in report["routers"] if "apgr" in row}
+    own = [name for name, row in rows.items() if row["strategy"] == kind and name != "random"]
+    colours = dict(zip(own, OWN, strict=False)) | {name: COLOURS[name] for name in REFERENCES}
+    left.axhline(strong, color=PALE, lw=0.6, zorder=0)
+    left.annotate("always strong", (1.0, strong), (0, 2), va="bottom", ha="right", color=GREY, **_SMALL)
+    for name in (*REFERENCES, *own):
+        quality = np.asarray(curves["quality"][name])
+        style = {"color": colours[name], "lw": 1.8 if name in own else 1.0, "zorder": 3 + (name in own)}
+        if name in DASHES:
+            style["dashes"] = DASHES[name]
+        left.plot(share, quality, **style)
+        if name == "oracle":
+            continue
+        right.plot(share, (quality - weak) / gap - share, **style)
+        band = curves["lift_interval"].get(name)
+        if band is not None:
+            right.fill_between(share, band["low"], band["high"], color=colours[name], alpha=0.13, lw=0)
+    for x, recovered in published:
+        dot = {"color": OWN[0], "ms": 4.5, "marker": "D", "lw": 0, "zorder": 6}
+        left.plot([x], [weak + recovered * gap], **dot)
+        right.plot([x], [recovered - x], **dot)
+    if kind == "weighted":
+        left.plot([0, 1], [weak, strong], color=OWN[0], lw=1.8, zorder=4)
+        left.plot([0, 1], [weak, strong], color=OWN[0], marker="o", ms=5, lw=0, zorder=5, clip_on=False)
+    entries = [(name, _figure_of(rows[name])) for name in sorted(rows, key=lambda each: _apgr(rows[each]))]
+    key = [(name, said) for name, said in entries if name in colours]
+    _key(
+        left,
+        [(name.replace("ours", kind), said) for name, said in key],
+        0.99,
+        0.03,
+        colours={name.replace("ours", kind): colour for name, colour in colours.items()},
+    )
+    if published:
+        left.annotate(
+            f"{source} ◆",
+            (0.99, 0.03 + 0.1 * len(key)),
+            xycoords="axes fraction",
+            ha="right",
+            color=OWN[0],
+            **_SMALL,
+        )
+    left.set(xlabel="requests sent to the strong model", ylabel="quality (APGR at right)", xlim=(0, 1))
+    left.set_ylim(weak - 0.06 * gap, None)
+    right.set(xlabel="requests sent to the strong model", ylabel="gap recovered beyond random", xlim=(0, 1))
+    if curves["lift_interval"]:
+        right.annotate(
+            "bands: 95 %", (0.99, 0.97), xycoords="axes fraction", ha="right", va="top", color=GREY, **_SMALL
+        )
+    _percent(left)
+    _percent(right)
+    return figure
+
+
+def _apgr(row: dict[str, Any]) -> float:
+    return float(row["apgr"]["value"])
+
+
+def _figure_of(row: dict[str, Any]) -> str:
+    return f"{_apgr(row):.3f}".lstrip("0")
+
+
+def pool_strategy(setting: dict[str, Any], kind: str) -> Any:
+    """One kind of strategy beside the best fixed mix and the oracle; of a setting of a plain pool report.
+
+    On the left quality by cost, on the right what is above the fixed mix, ± one standard error.
+    """
+    figure = _figure(2.6, PAGE_INCHES)
+    left, right = figure.subplots(1, 2, width_ratios=(1.15, 1.0))
+    curves, cost = setting["curves"], np.asarray(setting["curves"]["cost"])
+    rows = {row["name"]: row for row in setting["routers"]}
+    own = [name for name, row in rows.items() if row["strategy"] == kind]
+    colours = dict(zip(own, OWN, strict=False)) | {name: COLOURS[name] for name in ("ZeroRouter", "oracle")}
+    base = np.asarray(curves["quality"]["ZeroRouter"])
+    for name, colour in colours.items():
+        quality = np.asarray(curves["quality"][name])
+        style = {"color": colour, "lw": 1.6 if name in own else 1.0, "zorder": 3 + (name in own)}
+        if name in DASHES:
+            style["dashes"] = DASHES[name]
+        left.plot(cost, quality, **style)
+        if name != "oracle":
+            right.plot(cost, quality - base, **style)
+    entries = sorted(colours, key=lambda name: rows[name]["area"]["value"])
+    said = [(name, f"{rows[name]['area']['value']:.3f}".lstrip("0")) for name in entries]
+    _key(left, said, 0.99, 0.03, colours=colours)
+    bottom, ceiling = left.get_ylim()
+    left.set_ylim(bottom - 0.25 * (ceiling - bottom), ceiling)
+    left.set(xlabel="cost, relative to the dearest model", ylabel="quality (area at right)", xlim=(0, 1))
+    right.set(xlabel="cost, relative to the dearest model", ylabel="quality − ZeroRouter", xlim=(0, 1))
+    _percent(left)
+    _percent(right)
+    return figure
 
 
 def _intent(report: dict[str, Any]) -> dict[str, Any]:
@@ -189,7 +358,7 @@ def _calibration_and_abstention(report: dict[str, Any]) -> Any:
     figure = _figure(4.6)
     top, low = figure.subplots(2, 1)
     rows = {row["name"]: row for row in report["models"]}
-    top.plot([0, 1], [0, 1], color="#dddddd", lw=0.8, zorder=0)
+    top.plot([0, 1], [0, 1], color=PALE, lw=0.8, zorder=0)
     for name, table in report["reliability"].items():
         sizes = 3.0 + 90.0 * np.asarray(table["share"])
         _line(top, table["confidence"], table["observed"], name)
@@ -220,7 +389,7 @@ def _confusion(report: dict[str, Any]) -> Any:
     blues = LinearSegmentedColormap.from_list("ink", ["#ffffff", "#9ecae1", "#08519c"])
     axes.imshow(share, cmap=blues, vmin=0.0, vmax=1.0, aspect="auto")
     for i, j in zip(*np.nonzero(share >= 0.015), strict=True):
-        colour = "white" if share[i, j] > 0.55 else INK
+        colour = "#fdfdfd" if share[i, j] > 0.55 else "#1a1a1a"  # of the cell, whatever the page
         axes.text(j, i, f"{100 * share[i, j]:.0f}", ha="center", va="center", fontsize=5.5, color=colour)
     axes.set_xticks(range(len(names)), names, rotation=55, ha="right", rotation_mode="anchor", fontsize=6)
     axes.set_yticks(range(len(report["labels"])), report["labels"], fontsize=6)
