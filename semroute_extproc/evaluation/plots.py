@@ -98,7 +98,7 @@ STYLE = {
     "svg.hashsalt": "semroute",
 }
 
-_SMALL: dict[str, Any] = {"textcoords": "offset points", "fontsize": 6}
+_SMALL: dict[str, Any] = {"fontsize": 6}
 """A note within a panel."""
 
 DPI = 300
@@ -257,7 +257,7 @@ def pair_strategy(
     own = [name for name, row in rows.items() if row["strategy"] == kind and name != "random"]
     colours = dict(zip(own, OWN, strict=False)) | {name: COLOURS[name] for name in REFERENCES}
     left.axhline(strong, color=PALE, lw=0.6, zorder=0)
-    left.annotate("always strong", (1.0, strong), (0, 2), va="bottom", ha="right", color=GREY, **_SMALL)
+    left.text(0.99, strong + 0.02 * gap, "always strong", va="bottom", ha="right", color=GREY, **_SMALL)
     for name in (*REFERENCES, *own):
         quality = np.asarray(curves["quality"][name])
         style = {"color": colours[name], "lw": 1.8 if name in own else 1.0, "zorder": 3 + (name in own)}
@@ -275,26 +275,23 @@ def pair_strategy(
         left.plot([x], [weak + recovered * gap], **dot)
         right.plot([x], [recovered - x], **dot)
     if kind == "weighted":
+        # A mix by weight is a random router, and `fixed` is its two ends.
+        colours["random"] = OWN[0]
+        left.annotate(
+            "fixed", (0, weak), (8, -1), textcoords="offset points", va="center", color=OWN[0], **_SMALL
+        )
         left.plot([0, 1], [weak, strong], color=OWN[0], lw=1.8, zorder=4)
         left.plot([0, 1], [weak, strong], color=OWN[0], marker="o", ms=5, lw=0, zorder=5, clip_on=False)
-    entries = [(name, _figure_of(rows[name])) for name in sorted(rows, key=lambda each: _apgr(rows[each]))]
-    key = [(name, said) for name, said in entries if name in colours]
-    _key(
-        left,
-        [(name.replace("ours", kind), said) for name, said in key],
-        0.99,
-        0.03,
-        colours={name.replace("ours", kind): colour for name, colour in colours.items()},
-    )
+    ranked = sorted((name for name in rows if name in colours), key=lambda name: -_apgr(rows[name]))
+    # What a report calls by another name has the strategy's name here.
+    renamed = {name for name in ("ours", "random") if rows.get(name, {}).get("strategy") == kind}
+    said = {name: kind if name in renamed else name for name in ranked}
+    entries = [(said[name], f"{_apgr(rows[name]):.3f}".lstrip("0")) for name in ranked]
+    inks = {said[name]: colours[name] for name in ranked}
     if published:
-        left.annotate(
-            f"{source} ◆",
-            (0.99, 0.03 + 0.1 * len(key)),
-            xycoords="axes fraction",
-            ha="right",
-            color=OWN[0],
-            **_SMALL,
-        )
+        entries.insert(1, (f"◆ {source}", ""))
+        inks[f"◆ {source}"] = OWN[0]
+    _key(left, entries, 0.99, 0.03, colours=inks)
     left.set(xlabel="requests sent to the strong model", ylabel="quality (APGR at right)", xlim=(0, 1))
     left.set_ylim(weak - 0.06 * gap, None)
     right.set(xlabel="requests sent to the strong model", ylabel="gap recovered beyond random", xlim=(0, 1))
@@ -309,10 +306,6 @@ def pair_strategy(
 
 def _apgr(row: dict[str, Any]) -> float:
     return float(row["apgr"]["value"])
-
-
-def _figure_of(row: dict[str, Any]) -> str:
-    return f"{_apgr(row):.3f}".lstrip("0")
 
 
 def pool_strategy(setting: dict[str, Any], kind: str) -> Any:
@@ -335,7 +328,7 @@ def pool_strategy(setting: dict[str, Any], kind: str) -> Any:
         left.plot(cost, quality, **style)
         if name != "oracle":
             right.plot(cost, quality - base, **style)
-    entries = sorted(colours, key=lambda name: rows[name]["area"]["value"])
+    entries = sorted(colours, key=lambda name: -rows[name]["area"]["value"])
     said = [(name, f"{rows[name]['area']['value']:.3f}".lstrip("0")) for name in entries]
     _key(left, said, 0.99, 0.03, colours=colours)
     bottom, ceiling = left.get_ylim()

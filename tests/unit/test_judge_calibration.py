@@ -16,6 +16,8 @@ from semroute_extproc.calibration import read_calibration
 from semroute_extproc.cli import main
 from semroute_extproc.config import JudgeStrategy
 from semroute_extproc.encoder.offline import Scorer
+from semroute_extproc.errors import EndpointError
+from semroute_extproc.judge.offline import FAILURES_MAX, score_all
 
 CONFIG = """\
 pools:
@@ -94,3 +96,19 @@ def test_a_judge_must_be_named_if_it_is_not_the_only_one(
     done = calibrate(tmp_path, server.url, prompts, "--strong-share", "0.3", "--strategy", "t")
     assert done.exit_code == 78
     assert "there are s" in done.stderr
+
+
+def test_a_judge_that_stops_answering_is_not_waited_for(server: OpenAIServer) -> None:
+    server.script.extend([Act()] * 20 + [Act(status=500)] * 500)
+    settings = {
+        "kind": "judge",
+        "weak": "a",
+        "strong": "b",
+        "url": server.url,
+        "model": "j",
+        "concurrency": 8,
+    }
+    judge = JudgeStrategy.model_validate({**settings, "threshold": 0.5})
+    with pytest.raises(EndpointError, match=f"no score for {FAILURES_MAX} prompts in a row.*http"):
+        score_all(judge, [f"prompt {n} of many" for n in range(500)])
+    assert len(server.requests) <= 20 + FAILURES_MAX + 8
