@@ -311,7 +311,7 @@ def _apgr(row: dict[str, Any]) -> float:
 def pool_strategy(setting: dict[str, Any], kind: str) -> Any:
     """One kind of strategy beside the best fixed mix and the oracle; of a setting of a plain pool report.
 
-    On the left quality by cost, on the right what is above the fixed mix, ± one standard error.
+    On the left quality by cost, on the right what is above the fixed mix.
     """
     figure = _figure(2.6, PAGE_INCHES)
     left, right = figure.subplots(1, 2, width_ratios=(1.15, 1.0))

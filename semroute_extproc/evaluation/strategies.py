@@ -46,9 +46,6 @@ SHRINKAGE = 20.0
 MAX_ENTROPY: float = IntentStrategy.model_fields["max_entropy"].default
 """From where on `intent` abstains, as the strategy has it by default."""
 
-ABSTAINED = 2.0
-"""Gain that text counts for on which `intent` abstains: more than any, 1 at most."""
-
 FITTED = {
     "similarity": "Bradley-Terry with similarity weights over all labelled prompts",
     f"similarity, {NEIGHBOURS} nearest": "the same over the most similar ones",
@@ -174,4 +171,6 @@ def domain_errors(fit: Scores, errors: Floats, known: Scores) -> Floats:
 
 def _intent(fit: Labelled, known: Scores) -> Floats:
     strong, weak = domain_errors(fit.known, 1.0 - fit.outcome, known).T
-    return np.where(np.isnan(weak), ABSTAINED, weak - strong)
+    gain: Floats = weak - strong
+    sure = np.isfinite(gain)
+    return np.where(sure, gain, np.max(gain, where=sure, initial=0.0) + 1.0)

@@ -114,3 +114,8 @@ def test_a_difficulty_beyond_the_reference_is_at_the_end_of_the_judges_scores(di
         {"a": 0.2, "b": 0.8, "c": None}, ["a", "b", "c"], np.full(3, difficulty), (0.4,) * 50 + (0.6,) * 51
     )
     assert found[2] == (0.2 if difficulty == 0.0 else 0.8)
+
+
+def test_where_intent_always_abstains_no_text_comes_before_another() -> None:
+    fit = Labelled(known([UNSURE] * 20), np.tile([1.0, 0.0], (20, 1)), ["x"] * 20)
+    assert len(set(strategies._intent(fit, known([UNSURE] * 3)).tolist())) == 1
