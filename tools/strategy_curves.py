@@ -15,7 +15,8 @@ from pathlib import Path
 
 import matplotlib as mpl
 
-from semroute_extproc.evaluation.plots import STYLE, as_svg, pair_strategy, pool_strategy
+from semroute_extproc.evaluation.drawing import STYLE, as_svg
+from semroute_extproc.evaluation.strategy_plots import pair_strategy, pool_strategy
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

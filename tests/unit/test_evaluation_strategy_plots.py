@@ -8,7 +8,8 @@ from typing import Any
 import matplotlib as mpl
 import pytest
 
-from semroute_extproc.evaluation.plots import DARK, STYLE, as_svg, pair_strategy, pool_strategy
+from semroute_extproc.evaluation.drawing import DARK, STYLE, as_svg
+from semroute_extproc.evaluation.strategy_plots import pair_strategy, pool_strategy
 
 SHARE = [0.0, 0.5, 1.0]
 
