@@ -258,7 +258,7 @@ def test_what_the_judge_gives_no_score_is_counted_shown_and_decided_by_difficult
 def test_a_judge_that_answers_nothing_is_no_row_but_an_error(pair_file: Path, tmp_path: Path) -> None:
     result = run("pair", pair_file, "--judge", judged(tmp_path, "http://127.0.0.1:1/v1"))
     assert result.exit_code == 1
-    assert "http://127.0.0.1:1/v1: no scores, the judge's answers were: connection" in result.stderr
+    assert "no score for 100 prompts in a row, the last answer was: connection" in result.stderr
 
 
 def test_a_judge_needs_a_bundle_for_what_it_does_not_answer(pair_file: Path, tmp_path: Path) -> None:
