@@ -193,8 +193,9 @@ def strategy_costs() -> str:
     rows = [f"| {name} | {row['p50']:.0f} | {row['p90']:.0f} |" for name, row in report["cpu_us"].items()]
     return "\n".join(
         [
-            f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}; {report['dimensions']} "
-            f"dimensions, one BLAS thread, {report['rounds']} choices of each.",
+            f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_before']:g} before; Python "
+            f"{machine['python']}; {report['dimensions']} dimensions, one BLAS thread, {report['rounds']} "
+            "choices of each.",
             "",
             "| strategy | p50 µs of CPU | p90 |",
             "|---|---|---|",
