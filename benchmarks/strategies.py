@@ -2,7 +2,8 @@
 
 Artefacts are made up, of the sizes that matter, and the strategies are the live path's own, built by
 `policy.build`. Choices are made in turn, one of each strategy a round, so that a noisy moment falls on
-all alike, and the process's own CPU time is read around each.
+all alike, and the process's own CPU time is read around each. The judge's endpoint is a process of its
+own on this machine, which answers at once: what is measured is our side of a question.
 
     python benchmarks/strategies.py --rounds 300 --out benchmarks/results
 """
@@ -14,30 +15,51 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # what a decision costs, not how it is spread over cores
 
 import argparse
+import asyncio
+import dataclasses
 import json
+import multiprocessing
 import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from overhead import machine
+import uvloop
+from aiohttp import web
 from rich.console import Console
 from rich.table import Table
 
 from semroute_extproc import bundle, policy
 from semroute_extproc.artefacts import Clusters, Factorization, Manifest, Similarity
-from semroute_extproc.config import Config
+from semroute_extproc.bench import machine
+from semroute_extproc.config import Config, JudgeStrategy
+from semroute_extproc.controllers import Controllers
+from semroute_extproc.judge import Judge
 from semroute_extproc.policy.constraints import candidates
-from semroute_extproc.policy.decision import Facts
-from semroute_extproc.policy.strategies import Material, compile_strategies
+from semroute_extproc.policy.decision import Candidates, Decision, Facts
+from semroute_extproc.policy.session import holding, keeps
+from semroute_extproc.policy.strategies import Material, Strategy, compile_strategies
+from semroute_extproc.policy.weighted import Canary
 from semroute_extproc.profiles import Profile
-from semroute_extproc.request import Api, RequestHead, RequestView
+from semroute_extproc.request import Api, RequestHead, RequestView, Turn
 from semroute_extproc.signals import Signals
 
 D = 384
+WARM_UP = 10
+"""Rounds before those that count."""
+
+JUDGE = "judge, asked of a local endpoint"
+REMEMBERED = "judge, answer from its cache"
+SESSION = "threshold, with a session's lookup"
+CANARY = "weighted, draws a strategy"
+
+QUESTION_SECONDS = 5.0
+"""How long the judge may take: long enough for a busy machine."""
+
 QUANTILES = tuple(np.linspace(0.0, 1.0, 101).tolist())
 RNG = np.random.default_rng(0)
 
@@ -62,7 +84,7 @@ def manifest(kind: Any, own: bundle.Manifest) -> Manifest:
     return Manifest(kind=kind, bundle=own.name, revision=own.revision, dimensions=D, rows=0)
 
 
-def build(own: bundle.Manifest) -> tuple[Config, Material, dict[str, str]]:
+def build(own: bundle.Manifest, judge_url: str) -> tuple[Config, Material, dict[str, str]]:
     """A configuration with every strategy, what their files would hold, and their names in the table."""
     pools = {
         name: {"cluster": name, "model": name, "price": {"input": price, "output": price}}
@@ -71,6 +93,8 @@ def build(own: bundle.Manifest) -> tuple[Config, Material, dict[str, str]]:
     pair = {"weak": "small", "strong": "large", "strong_share": 0.3}
     strategies: dict[str, dict[str, Any]] = {
         "fixed": {"kind": "fixed", "pool": "small"},
+        "weighted": {"kind": "weighted", "weights": {"small": 70, "large": 30}},
+        CANARY: {"kind": "weighted", "strategies": {"fixed": 90, "threshold": 10}},
         "threshold": {"kind": "threshold", **pair},
         "intent": {
             "kind": "intent",
@@ -81,6 +105,15 @@ def build(own: bundle.Manifest) -> tuple[Config, Material, dict[str, str]]:
         "factorization": {"kind": "factorization", **pair, "artefact": "x"},
         "clusters, 5 x 20, 3 pools": {"kind": "clusters", "artefact": "x", "profiles": "x"},
         "clusters, learned map of 20, 3 pools": {"kind": "clusters", "artefact": "x", "profiles": "x"},
+        "judge": {
+            "kind": "judge",
+            "weak": "small",
+            "strong": "large",
+            "url": judge_url,
+            "model": "judge",
+            "threshold": 0.5,
+            "timeout_ms": 1e3 * QUESTION_SECONDS,
+        },
     }
     artefacts: dict[str, Any] = {}
     for name, (n, axes, neighbours) in SIMILARITIES.items():
@@ -116,7 +149,15 @@ def build(own: bundle.Manifest) -> tuple[Config, Material, dict[str, str]]:
         profiles[name] = lambda known=known: known
     # Names in a configuration are plainer than those of the table.
     named = {slug(name): settings for name, settings in strategies.items()}
-    config = Config.model_validate({"pools": pools, "default_pool": "large", "strategies": named})
+    config = Config.model_validate(
+        {
+            "server": {"deadline_ms": 1e3 * QUESTION_SECONDS + 1},
+            "pools": pools,
+            "default_pool": "large",
+            "strategies": named,
+            "controllers": {"session": {}},
+        }
+    )
     material = Material(
         {slug(name): each for name, each in artefacts.items()},
         {},
@@ -145,40 +186,125 @@ def facts(own: bundle.Manifest, x: Any) -> Facts:
         neighbours=x,
         revision=own.revision,
     )
-    view = RequestView(Api.CHAT_COMPLETIONS, "auto")
-    return Facts(RequestHead("POST", "/"), view, "en", 300, signals=signals)
+    view = RequestView(Api.CHAT_COMPLETIONS, "auto", TURNS)
+    head = RequestHead("POST", "/", {"x-request-id": str(RNG.integers(1 << 60))})
+    return Facts(head, view, "en", 300, signals=signals)
 
 
-def measure(rounds: int) -> dict[str, Any]:
+TURNS = tuple(
+    Turn(role, f"Turn {number} of a conversation. " * 10)
+    for number, role in enumerate(("system", "user", "assistant", "user"))
+)
+
+
+def serve(found: Connection) -> None:
+    """An OpenAI-compatible endpoint that gives every question the same label; in a process of its own."""
+    top = [{"token": str(label), "logprob": -1.6, "bytes": None} for label in range(1, 6)]
+    content = [{"token": "1", "logprob": -1.6, "top_logprobs": top}]
+    message = {"role": "assistant", "content": "1"}
+    answer = json.dumps({"choices": [{"index": 0, "message": message, "logprobs": {"content": content}}]})
+
+    async def chat(request: web.Request) -> web.Response:
+        await request.read()
+        return web.Response(text=answer, content_type="application/json")
+
+    async def run() -> None:
+        app = web.Application()
+        app.add_routes([web.post("/v1/chat/completions", chat)])
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        found.send(f"http://127.0.0.1:{runner.addresses[0][1]}/v1")
+        await asyncio.Event().wait()
+
+    asyncio.run(run())
+
+
+Row = Callable[[Facts, int], Any]
+"""Makes one choice for some facts in a round, or gives the coroutine that does."""
+
+
+def choosing(strategy: Strategy | Canary, among: Candidates) -> Row:
+    """A choice of a strategy that only looks at facts."""
+    if isinstance(strategy, Canary):
+        return lambda query, _: strategy.draw(query)
+    return lambda query, _: strategy.choose(query, among)
+
+
+def conversing(strategy: Strategy, name: str, controllers: Controllers, among: Candidates) -> Row:
+    """A choice held against the conversation's pool, as the policy does, and what is left for the next."""
+    began = RequestView(Api.CHAT_COMPLETIONS, "auto", TURNS[:2])
+    first = Facts(RequestHead("POST", "/"), began, "en", 300)
+    controllers.decided(first, Decision("small", ""), controllers.keys(first.head, began).keep, 0.0)
+
+    def choose(query: Facts, number: int) -> None:
+        now = float(number)
+        keys = controllers.keys(query.head, query.view)
+        before = dataclasses.replace(query, held=controllers.held(keys.find, None, query.view, now))
+        choice = strategy.choose(before, among)
+        held = holding(before, name, among)
+        assert held is not None
+        pool = held.pool if keeps(held, choice) else choice.pool
+        controllers.decided(before, Decision(pool, choice.reason, strategy=name), keys.keep, now)
+
+    return choose
+
+
+def judging(strategy: Strategy, judge: Judge, among: Candidates, result: str) -> Row:
+    """A question and the choice by its answer: a new text each round, or one the judge knows."""
+
+    async def choose(query: Facts, number: int) -> None:
+        text = f"Question {number if result == 'ok' else 0}. " + "Why is it so? " * 20
+        said = await judge.ask(text, asyncio.get_running_loop().time() + QUESTION_SECONDS)
+        assert said.result == result or number == 0, said
+        strategy.choose(query.with_judgement(judge.name, said), among)
+
+    return choose
+
+
+async def measure(rounds: int, judge_url: str) -> dict[str, Any]:
     """Microseconds of CPU of each strategy's choice."""
     own = bundle.read_manifest(bundle.default_bundle())
-    config, material, labels = build(own)
+    config, material, labels = build(own, judge_url)
     strategies, problems = compile_strategies(config, own, material)
     assert not problems, problems
     assert policy.build(config, own, material)[1] == []
     queries = [facts(own, x) for x in rows(64, D)]
     among = candidates(config.pools, config.default_pool, queries[0])
-    times: dict[str, list[float]] = {name: [] for name in strategies}
-    for number in range(rounds + 10):
+    table = {labels[name]: choosing(each, among) for name, each in strategies.items() if name != "judge"}
+    threshold, settings = strategies["threshold"], config.strategies["judge"]
+    assert not isinstance(threshold, Canary)
+    assert not isinstance(strategies["judge"], Canary)
+    assert isinstance(settings, JudgeStrategy)
+    table[SESSION] = conversing(threshold, "threshold", Controllers(config, b"key"), among)
+    judges = {JUDGE: Judge("judge", settings), REMEMBERED: Judge("judge", settings)}
+    for label, result in ((JUDGE, "ok"), (REMEMBERED, "cache")):
+        table[label] = judging(strategies["judge"], judges[label], among, result)
+    times: dict[str, list[float]] = {label: [] for label in table}
+    load = machine.describe()
+    for number in range(rounds + WARM_UP):
         query = queries[number % len(queries)]
-        for name, strategy in strategies.items():
-            choose: Callable[..., Any] = strategy.choose  # type: ignore[union-attr]
+        for label, row in table.items():
             before = time.process_time_ns()
-            choose(query, among)
+            done = row(query, number)
+            if isinstance(done, Awaitable):
+                await done
             took = (time.process_time_ns() - before) / 1e3
-            if number >= 10:
-                times[name].append(took)
+            if number >= WARM_UP:
+                times[label].append(took)
+    for judge in judges.values():
+        await judge.close()
     return {
         "schema": 1,
-        "machine": machine(),
+        "machine": load,
         "dimensions": D,
         "rounds": rounds,
         "cpu_us": {
-            labels[name]: {
+            label: {
                 "p50": statistics.median(values),
                 "p90": statistics.quantiles(values, n=10, method="inclusive")[8],
             }
-            for name, values in times.items()
+            for label, values in times.items()
         },
     }
 
@@ -189,7 +315,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--out", type=Path, help="folder for strategies.json")
     arguments = parser.parse_args()
-    report = measure(arguments.rounds)
+    ours, theirs = multiprocessing.Pipe()
+    # Spawned: a fork would copy this process's threads' locks.
+    server = multiprocessing.get_context("spawn").Process(target=serve, args=(theirs,), daemon=True)
+    server.start()
+    try:
+        report = uvloop.run(measure(arguments.rounds, ours.recv()))
+    finally:
+        server.terminate()
+        server.join()
     shown = Table(title=f"A strategy's choice, {report['dimensions']} dimensions, {report['rounds']} rounds")
     for column in ("strategy", "p50 µs", "p90 µs"):
         shown.add_column(column, justify="left" if column == "strategy" else "right")

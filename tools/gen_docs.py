@@ -1,4 +1,4 @@
-"""Write the generated parts of docs/: settings, facts, reasoning families, metrics, commands, schema.
+"""Write the generated parts of docs/: settings, facts, metrics, commands, recorded figures, schema.
 
 A generated part stands between `<!-- begin NAME -->` and `<!-- end NAME -->` in a page that is
 otherwise written by hand. With --check nothing is written and a stale page fails.
@@ -236,14 +236,71 @@ def strategy_costs() -> str:
     rows = [f"| {name} | {row['p50']:.0f} | {row['p90']:.0f} |" for name, row in report["cpu_us"].items()]
     return "\n".join(
         [
-            f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}; {report['dimensions']} "
-            f"dimensions, one BLAS thread, {report['rounds']} choices of each.",
+            f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_before']:g} before; Python "
+            f"{machine['python']}; {report['dimensions']} dimensions, one BLAS thread, {report['rounds']} "
+            "choices of each.",
             "",
             "| strategy | p50 µs of CPU | p90 |",
             "|---|---|---|",
             *rows,
         ]
     )
+
+
+def _evaluation(name: str) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads(
+        (DOCS.parent / "benchmarks" / "results" / f"eval_{name}.json").read_text()
+    )
+    return report
+
+
+def _said(report: dict[str, Any]) -> str:
+    """What was measured on which rows with which bundle."""
+    data, bundle = report["data"], report["bundle"]
+    return f"{data['file']}, {data['rows']:,} rows; {bundle['name']} {bundle['revision']}."
+
+
+def _short(value: float, digits: int = 3, sign: bool = False) -> str:
+    """`.652` for .652, as in the papers."""
+    return f"{value:{'+' if sign else ''}.{digits}f}".replace("0.", ".", 1).replace("-", "−")
+
+
+def strategies_pair() -> str:
+    """The recorded run of `semroute eval pair`: a row for each strategy, and its baselines."""
+    report = _evaluation("pair")
+    lines = [_said(report), "", "| | strategy | APGR | CPT50 % | CPT80 % |", "|---|---|---|---|---|"]
+    for row in report["routers"]:
+        if "apgr" not in row:
+            continue
+        figure = row["apgr"]
+        apgr = f"{_short(figure['value'])} [{_short(figure['low'])}, {_short(figure['high'])}]"
+        kind = f"`{row['strategy']}`" if row["strategy"] else ""
+        cpt = " | ".join(f"{row[name]['value']:.1f}" for name in ("cpt50", "cpt80"))
+        name = "difficulty" if row["name"] == "ours" else row["name"]
+        lines.append(f"| {name} | {kind} | {apgr} | {cpt} |")
+    return "\n".join(lines)
+
+
+def strategies_pool() -> str:
+    """The recorded runs of `semroute eval pool`: gain in area over the best fixed mix."""
+    reports = [_evaluation(name) for name in ("pool", "pool_dollars")]
+    found = [report["settings"]["random models"] for report in reports]
+    heads = [
+        f"{report['data']['file'].partition('.')[0]}, {len(report['models'])} models, "
+        f"{report['trials']} trials"
+        for report in reports
+    ]
+    lines = [f"| | strategy | {' | '.join(heads)} |", "|---|---|---|---|"]
+    for index, row in enumerate(found[0]["routers"]):
+        if "area_minus_zero" not in row:
+            continue
+        cells = []
+        for setting in found:
+            gap = setting["routers"][index]["area_minus_zero"]
+            cells.append(f"{_short(gap['value'], 4, True)} ± {_short(gap['se'], 4)}, {gap['wins']}")
+        kind = f"`{row['strategy']}`" if row["strategy"] else ""
+        lines.append(f"| {row['name']} | {kind} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def load_simulation() -> str:
@@ -298,6 +355,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "metrics": metrics,
     "commands": commands,
     "strategy-costs": strategy_costs,
+    "strategies-pair": strategies_pair,
+    "strategies-pool": strategies_pool,
     "load-simulation": load_simulation,
     "bench aims": bench_aims,
     "bench costs": bench_costs,

@@ -150,10 +150,12 @@ class SessionController(Model):
         None, max_length=STRATEGIES_MAX, description="Strategies whose choices are held; default: all."
     )
     margin: float = Field(
-        0.1,
+        0.3,
         ge=0,
         le=1,
-        description="How far beyond the threshold a score moves a conversation to the strong pool.",
+        description="The part of the strong pool's reference traffic, lowest scores first, that does not "
+        "move a conversation there: with a strong share of 0.2, 0.3 leaves the highest 0.14. 0 moves it "
+        "with every score from the threshold on, 1 with none within that traffic.",
     )
     ttl_seconds: float = Field(
         1_800, gt=0, le=604_800, description="A conversation silent for so long is forgotten."

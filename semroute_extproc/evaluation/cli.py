@@ -23,6 +23,7 @@ from semroute_extproc.evaluation.data import (
     prompt_texts,
     read_table,
 )
+from semroute_extproc.evaluation.metrics.arrays import Floats
 from semroute_extproc.evaluation.scoring import Scores, Source, open_bundle
 
 WIDTH = 140
@@ -89,6 +90,21 @@ _options_column = click.option(
     "--options-column", help="Column with a JSON list of options to append to the text."
 )
 
+_JUDGE_OPTIONS = [
+    click.option(
+        "--judge",
+        "judge_config",
+        type=_FILE,
+        help="Add the judge of this configuration, which is asked about every evaluated prompt.",
+    ),
+    click.option("--strategy", help="With --judge: its strategy's name, if there are several."),
+]
+
+
+def _judge_options(command: Command) -> Command:
+    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(_JUDGE_OPTIONS), command)
+
+
 _no_bundle = click.option("--no-bundle", is_flag=True, help="Baselines only.")
 
 
@@ -127,10 +143,11 @@ def _fails_clearly(command: Callable[..., None]) -> Callable[..., None]:
     "--fit",
     "fit_file",
     type=_FILE,
-    help="Add the strategies with an artefact, fitted on this file of the same shape; may be FILE itself.",
+    help="Add the strategies that learn, fitted on this file of the same shape; may be FILE itself.",
 )
 @click.option("--fit-split", "fit_splits", multiple=True, help="Fit on the rows of this split of --fit.")
 @click.option("--cross-fit", is_flag=True, help="Add them cross-fitted within the evaluated rows.")
+@_judge_options
 @_fails_clearly
 def pair(
     file: Path,
@@ -146,8 +163,10 @@ def pair(
     fit_file: Path | None,
     fit_splits: tuple[str, ...],
     cross_fit: bool,
+    judge_config: Path | None,
+    strategy: str | None,
 ) -> None:
-    """Difficulty, and strategies fitted on labels, as routers between two models.
+    """Every strategy as a router between two models: difficulty, those fitted on labels, a judge.
 
     FILE has the columns prompt, strong_correct, weak_correct and optionally split and subject.
     Prompts that are evaluated are never fitted on.
@@ -156,6 +175,8 @@ def pair(
         raise click.UsageError("give either --fit or --cross-fit")
     if no_bundle and (fit_file is not None or cross_fit):
         raise click.UsageError("--fit and --cross-fit need a bundle")
+    if no_bundle and judge_config is not None:
+        raise click.UsageError("--judge needs a bundle: it decides what the judge gives no score")
     from semroute_extproc.evaluation.fitted import fitted_scores
     from semroute_extproc.evaluation.pair import evaluate_pair, read_pair
 
@@ -164,12 +185,22 @@ def pair(
     source = None if no_bundle else _open(bundle)
     scores = None if source is None else source.score(rows.texts)
     described = None if source is None else source.describe()
-    fitted = None
+    more: dict[str, Floats] = {}
     if scores is not None and source is not None and (fit_file is not None or cross_fit):
         other = None if fit_file is None else read_table(fit_file).in_splits(fit_splits)
-        fitted = fitted_scores(rows, scores, source, other, text_column, seed)
+        more |= fitted_scores(rows, scores, source, other, text_column, seed)
+    said = None
+    if scores is not None and source is not None and judge_config is not None:
+        more["judge"], said = _judge(judge_config, strategy, rows.texts, scores, source)
     report = evaluate_pair(
-        rows, scores, described, seed=seed, replicates=replicates, threshold=threshold, fitted=fitted
+        rows,
+        scores,
+        described,
+        seed=seed,
+        replicates=replicates,
+        threshold=threshold,
+        more=more,
+        judge=said,
     )
     _finish(report, json_out, plots)
 
@@ -269,6 +300,7 @@ def _bundle_predictions(rows: Any, scores: Scores, fit: bool, label: str) -> lis
 )
 @click.option("--trials", type=click.IntRange(1, TRIALS_MAX), default=20, show_default=True)
 @click.option("--validation-rows", type=click.IntRange(10), help="Validation prompts to know a new model by.")
+@_judge_options
 @_fails_clearly
 def pool(
     questions: Path,
@@ -284,6 +316,8 @@ def pool(
     models: Path | None,
     trials: int,
     validation_rows: int | None,
+    judge_config: Path | None,
+    strategy: str | None,
 ) -> None:
     """Routing over models that the router was not trained on.
 
@@ -298,14 +332,19 @@ def pool(
     listed = None if models is None else read_table(models)
     rows = read_pool(table, texts, read_table(outcomes), [read_table(cost) for cost in costs], listed)
     source = _open(bundle)
-    vectors = source.score(rows.texts).neighbours
+    known = source.score(rows.texts)
+    judged, said = None, None
+    if judge_config is not None:
+        judged, said = _judge(judge_config, strategy, rows.texts, known, source)
     report = evaluate_pool(
         rows,
-        vectors,
+        known,
         source.describe(),
         seed=seed,
         trials=trials,
         validation_rows=validation_rows,
+        judged=judged,
+        judge=said,
         progress=lambda seeds: _track(seeds, len(seeds), "trials"),
     )
     _finish(report, json_out, plots)
@@ -354,6 +393,17 @@ def robustness(
         threshold=threshold,
     )
     _finish(report, json_out, plots)
+
+
+def _judge(
+    path: Path, strategy: str | None, texts: Sequence[str], known: Scores, source: Source
+) -> tuple[Floats, dict[str, object]]:
+    """The scores (n,) of the judge in a configuration, and what a report says of it."""
+    from semroute_extproc.evaluation.strategies import judge_scores
+    from semroute_extproc.fitting.judging import judge
+
+    judged = judge(path, strategy, texts)
+    return judge_scores(judged.scores, texts, known.difficulty, source.quantiles), judged.describe()
 
 
 def _open(directory: Path | None) -> Source:

@@ -1,4 +1,4 @@
-"""Scores of the strategies with an artefact for `eval pair`: on labels of other rows than they score."""
+"""Scores of the strategies that learn, for `eval pair`: from labels of other rows than they score."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def fitted_scores(
     evaluated = {text_key(text) for text in rows.texts}
     column = pick_column(fit, text_column, TEXT_COLUMNS, "text")
     apart = read_pair(fit.where(text_key(text) not in evaluated for text in fit.texts(column)), column)
-    return scores(_labelled(apart, source.score(apart.texts)), known.neighbours, seed)
+    return scores(_labelled(apart, source.score(apart.texts)), known, seed)
 
 
 def _labelled(rows: PairRows, known: Scores) -> Labelled:
-    return Labelled(known.neighbours, np.stack([rows.strong, rows.weak], axis=1), rows.texts)
+    return Labelled(known, np.stack([rows.strong, rows.weak], axis=1), rows.texts)

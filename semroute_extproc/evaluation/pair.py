@@ -6,10 +6,13 @@ Rows of the report (all on the same requests):
     length         the text's characters: any signal must beat it before it is called semantic
     domain table   mean gain of the bundle's predicted domain, cross-fitted
     subject table  mean gain of the file's own `subject` column, cross-fitted
-    ours           the bundle's difficulty
-    similarity, factorization, clusters
-                   strategies with an artefact, fitted on other rows or cross-fitted; see `strategies`
+    ours           the bundle's difficulty: the strategy `threshold`
+    similarity, factorization, clusters, intent
+                   strategies that learn, fitted on other rows or cross-fitted; see `strategies`
+    judge          the score of a model that the operator names
     oracle         the true gain
+    always-weak, always-strong
+                   the strategy `fixed`; `weighted` by pools is what `random` is
 
 Cross-fitted: five folds of the evaluated rows themselves, identical prompts in one fold, each row
 scored by the mean gain of the other folds only. These tables therefore see labels of the very
@@ -42,6 +45,20 @@ CURVE_POINTS = 101
 
 REFERENCE = "length"
 """The row that every other is compared with."""
+
+STRATEGIES = {
+    "random": "weighted",
+    "ours": "threshold",
+    "similarity": "similarity",
+    f"similarity, {strategies.NEIGHBOURS} nearest": "similarity",
+    "factorization": "factorization",
+    "clusters": "clusters",
+    "intent": "intent",
+    "judge": "judge",
+    "always-weak": "fixed",
+    "always-strong": "fixed",
+}
+"""Row to the kind of strategy that it is; the others are baselines and references."""
 
 ABOUT = {
     "random": f"{RANDOM_RUNS} random orders: mean and spread of single runs",
@@ -96,13 +113,15 @@ def evaluate_pair(
     seed: int,
     replicates: int,
     threshold: float | None = None,
-    fitted: Mapping[str, Floats] | None = None,
+    more: Mapping[str, Floats] | None = None,
+    judge: Mapping[str, object] | None = None,
 ) -> Report:
     """The report of `eval pair`; its shape is documented in `reports`.
 
-    `fitted` are scores (n,) of strategies with an artefact, by their names in `strategies.ABOUT`.
+    `more` are scores (n,) of further strategies, by their names in `strategies.ABOUT`; `judge` is
+    what to say of the judge that was asked (`Judged.describe`).
     """
-    routers = {**_routers(rows, scores, seed), **(fitted or {})}
+    routers = {**_routers(rows, scores, seed), **(more or {})}
     names = [name for name in ABOUT if name in routers or name == "random"]
     samples = metrics.bootstrap_pair(routers, rows.strong, rows.weak, replicates, seed)
     table = [
@@ -112,7 +131,13 @@ def evaluate_pair(
     for name, share in (("always-weak", 0.0), ("always-strong", 1.0)):
         quality = float(np.mean(rows.strong if share else rows.weak))
         table.append(
-            {"name": name, "about": "one model for everything", "strong_share": share, "quality": quality}
+            {
+                "name": name,
+                "strategy": STRATEGIES[name],
+                "about": "one model for everything",
+                "strong_share": share,
+                "quality": quality,
+            }
         )
     return {
         "schema": 1,
@@ -123,6 +148,7 @@ def evaluate_pair(
         "bootstrap": replicates,
         "models": _outcomes(rows),
         "routers": table,
+        "judge": None if judge is None else dict(judge),
         "within_subject": _within_subject(rows, routers, replicates, seed),
         "calibration": None if scores is None else _calibration(rows, scores),
         "threshold": None if scores is None or threshold is None else _at_threshold(rows, scores, threshold),
@@ -161,7 +187,7 @@ def _row(
     rows: PairRows, name: str, scores: Floats, samples: dict[str, dict[str, Floats]], seed: int
 ) -> Report:
     point = _point_metrics(scores, rows.strong, rows.weak, seed)
-    found: Report = {"name": name, "about": ABOUT[name]}
+    found: Report = {"name": name, "strategy": STRATEGIES.get(name), "about": ABOUT[name]}
     found |= {metric: estimate(value, samples[name].get(metric)) for metric, value in point.items()}
     if name != REFERENCE:
         base = _point_metrics(
@@ -185,7 +211,7 @@ def _random_row(rows: PairRows, seed: int) -> Report:
     runs = [
         _point_metrics(rng.random(rows.strong.size), rows.strong, rows.weak, seed) for _ in range(RANDOM_RUNS)
     ]
-    found: Report = {"name": "random", "about": ABOUT["random"]}
+    found: Report = {"name": "random", "strategy": STRATEGIES["random"], "about": ABOUT["random"]}
     for metric in runs[0]:
         values = np.asarray([run[metric] for run in runs])
         found[metric] = estimate(float(np.nanmean(values)), values)
@@ -255,15 +281,15 @@ def _at_threshold(rows: PairRows, scores: Scores, threshold: float) -> Report:
 
 
 def _curves(rows: PairRows, routers: dict[str, Floats], replicates: int, seed: int) -> Report:
-    """Quality of every router by strong share, and the interval of PGR(x) - x of the two that matter."""
+    """Quality of every router by strong share, and the interval of PGR(x) - x of length and strategies."""
     share = np.linspace(0.0, 1.0, CURVE_POINTS)
     curves = {name: metrics.exact_curve(score, rows.strong, rows.weak) for name, score in routers.items()}
     ends = [float(rows.weak.mean()), float(rows.strong.mean())]
     quality = {name: np.interp(share, curve.share, curve.quality).tolist() for name, curve in curves.items()}
     quality["random"] = np.interp(share, [0.0, 1.0], ends).tolist()
     bands: Report = {}
-    for name in ("length", "ours"):
-        if name in routers and replicates:
+    for name in routers:
+        if (name == REFERENCE or name in STRATEGIES) and replicates:
             lift = metrics.bootstrap_lift(routers[name], rows.strong, rows.weak, share, replicates, seed)
             low, high = np.nanpercentile(lift, [2.5, 97.5], axis=0)
             bands[name] = {"low": low.tolist(), "high": high.tolist()}

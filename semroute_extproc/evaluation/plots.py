@@ -1,7 +1,7 @@
-"""Figures of a report, as PNG and SVG: one column wide, colour-blind safe, labelled in place.
+"""Figures of a report, as PNG and SVG: colour-blind safe, labelled in place.
 
 Needs matplotlib (extra `train`). Everything is drawn from the plain report, so a figure can be
-redrawn from its JSON. Colours are those of Okabe and Ito (2008).
+redrawn from its JSON; an SVG follows its reader's preference for a dark page.
 """
 
 from __future__ import annotations
@@ -11,58 +11,24 @@ from typing import Any
 
 import numpy as np
 
-COLUMN_INCHES = 3.4
-"""Width of one column of a two-column page."""
+from semroute_extproc.evaluation.drawing import (
+    COLOURS,
+    COLUMN_INCHES,
+    DPI,
+    GREY,
+    INK,
+    PALE,
+    STYLE,
+    as_svg,
+    key,
+    line,
+    new_figure,
+    percent,
+)
+from semroute_extproc.evaluation.strategy_plots import pair_strategy
 
 CONFUSION_LABELS_MAX = 30
 """A confusion matrix of more classes is not drawn: nobody could read it."""
-
-GREY, INK = "#8a8a8a", "#222222"
-COLOURS = {
-    "ours": "#0072B2",
-    "bundle": "#0072B2",
-    "length": "#D55E00",
-    "domain table": "#009E73",
-    "subject table": "#CC79A7",
-    "similarity": "#56B4E9",
-    "similarity, 200 nearest": "#E69F00",
-    "factorization": "#7B3294",
-    "clusters": "#004D40",
-    "oracle": INK,
-    "random": GREY,
-    "ZeroRouter": GREY,
-    "kNN": "#D55E00",
-    "K-means, Laplace": "#E69F00",
-    "K-means, shrunk": "#009E73",
-    "K-means, averaged": "#004D40",
-    "LearnedMap": "#0072B2",
-    "ridge, refitted": "#56B4E9",
-    "clairvoyant": "#CC79A7",
-    "tfidf + logistic": "#D55E00",
-    "centroid": "#0072B2",
-    "logistic": "#009E73",
-}
-DASHES = {"random": (4, 2), "ZeroRouter": (4, 2), "oracle": (1, 1.2), "clairvoyant": (5, 1.5, 1, 1.5)}
-
-STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 7.5,
-    "axes.titlesize": 7.5,
-    "axes.labelsize": 7.5,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
-    "lines.linewidth": 1.2,
-    "svg.hashsalt": "semroute",
-}
-
-DPI = 300
 
 
 def draw(report: dict[str, Any], directory: Path) -> list[Path]:
@@ -75,64 +41,15 @@ def draw(report: dict[str, Any], directory: Path) -> list[Path]:
     written: list[Path] = []
     with mpl.rc_context(STYLE):
         for name, figure in kinds[report["kind"]](report).items():
-            for suffix in ("png", "svg"):
-                path = directory / f"{name}_{stem}.{suffix}"
-                metadata = {"Date": None} if suffix == "svg" else {"Software": None}
-                figure.savefig(path, dpi=DPI, metadata=metadata)
-                written.append(path)
+            png, svg = (directory / f"{name}_{stem}.{suffix}" for suffix in ("png", "svg"))
+            figure.savefig(png, dpi=DPI, metadata={"Software": None})
+            svg.write_text(as_svg(figure), encoding="utf-8")
+            written += [png, svg]
     return written
 
 
-def _figure(height: float, width: float = COLUMN_INCHES) -> Any:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _line(axes: Any, x: Any, y: Any, name: str) -> None:
-    front = name in ("ours", "bundle", "LearnedMap")
-    style: dict[str, Any] = {
-        "color": COLOURS.get(name, INK),
-        "lw": 1.6 if front else 1.1,
-        "zorder": 3 + front,
-    }
-    if name in DASHES:
-        style["dashes"] = DASHES[name]
-    axes.plot(x, y, **style)
-
-
-def _key(axes: Any, entries: list[tuple[str, str]], x: float, y: float, top: bool = False) -> None:
-    """Coloured names with a figure each, stacked in a free corner: a legend without a box."""
-    step = 9.0
-    order = entries if top else entries[::-1]
-    for i, (name, figure) in enumerate(order):
-        axes.annotate(
-            f"{name}  {figure}".rstrip(),
-            (x, y),
-            xycoords="axes fraction",
-            zorder=10,
-            xytext=(0, (-i if top else i) * step),
-            textcoords="offset points",
-            ha="right",
-            va="top" if top else "bottom",
-            color=COLOURS.get(name, INK),
-            fontweight="bold" if name in ("ours", "bundle") else "normal",
-        )
-
-
-def _percent(axes: Any, which: str = "xy", symbol: str = " %") -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    for letter in which:
-        axis = getattr(axes, f"{letter}axis")
-        axis.set_major_locator(MaxNLocator(nbins=6 if symbol else 4, steps=[1, 2, 5, 10]))
-        axis.set_major_formatter(
-            FuncFormatter(lambda value, _: f"{100 * value:.3g}{symbol}".replace("-", "−"))
-        )
-
-
 def _pair(report: dict[str, Any]) -> dict[str, Any]:
-    figure = _figure(4.3)
+    figure = new_figure(4.3)
     top, low = figure.subplots(2, 1, sharex=True, height_ratios=(1.15, 1.0))
     curves, models = report["curves"], report["models"]
     share = np.asarray(curves["strong_share"])
@@ -140,10 +57,10 @@ def _pair(report: dict[str, Any]) -> dict[str, Any]:
     rows = {row["name"]: row for row in report["routers"] if "apgr" in row}
     lift = {name: (np.asarray(q) - models["weak"]) / gap - share for name, q in curves["quality"].items()}
     for name, quality in curves["quality"].items():
-        _line(top, share, quality, name)
+        line(top, share, quality, name)
     for q in (0.5, 0.8):
         level = models["weak"] + q * gap
-        top.axhline(level, color="#dddddd", lw=0.6, zorder=0)
+        top.axhline(level, color=PALE, lw=0.6, zorder=0)
         # Right of the oracle's rise and above what a learned router reaches that early.
         x = rows["oracle"][f"cpt{100 * q:.0f}"]["value"] / 100 + 0.03
         top.annotate(
@@ -155,7 +72,7 @@ def _pair(report: dict[str, Any]) -> dict[str, Any]:
             fontsize=6,
         )
     ranked = sorted(rows, key=lambda name: -rows[name]["apgr"]["value"])
-    _key(top, [(name, f"{rows[name]['apgr']['value']:.3f}") for name in ranked], 0.99, 0.03)
+    key(top, [(name, f"{rows[name]['apgr']['value']:.3f}") for name in ranked], 0.99, 0.03)
     top.set(ylabel="quality (APGR at right)", ylim=(models["weak"] - 0.06 * gap, None))
     if curves["lift_interval"]:
         low.annotate(
@@ -167,15 +84,18 @@ def _pair(report: dict[str, Any]) -> dict[str, Any]:
             color=GREY,
             fontsize=6,
         )
-    for name, band in curves["lift_interval"].items():
+    for name in ("length", "ours"):
+        if (band := curves["lift_interval"].get(name)) is None:
+            continue
         low.fill_between(share, band["low"], band["high"], color=COLOURS[name], alpha=0.13, lw=0)
     for name, values in lift.items():
         if name != "oracle":
-            _line(low, share, values, name)
+            line(low, share, values, name)
     low.set(xlabel="requests sent to the strong model", ylabel="gap recovered beyond random", xlim=(0, 1))
-    _percent(low)
-    _percent(top, "y")
-    return {"pair": figure}
+    percent(low)
+    percent(top, "y")
+    kinds = dict.fromkeys(row["strategy"] for row in rows.values() if row["strategy"])
+    return {"pair": figure, **{f"pair_{kind}": pair_strategy(report, kind) for kind in kinds}}
 
 
 def _intent(report: dict[str, Any]) -> dict[str, Any]:
@@ -186,26 +106,26 @@ def _intent(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def _calibration_and_abstention(report: dict[str, Any]) -> Any:
-    figure = _figure(4.6)
+    figure = new_figure(4.6)
     top, low = figure.subplots(2, 1)
     rows = {row["name"]: row for row in report["models"]}
-    top.plot([0, 1], [0, 1], color="#dddddd", lw=0.8, zorder=0)
+    top.plot([0, 1], [0, 1], color=PALE, lw=0.8, zorder=0)
     for name, table in report["reliability"].items():
         sizes = 3.0 + 90.0 * np.asarray(table["share"])
-        _line(top, table["confidence"], table["observed"], name)
+        line(top, table["confidence"], table["observed"], name)
         dots = {"s": sizes, "color": COLOURS.get(name, INK), "lw": 0, "zorder": 5, "clip_on": False}
         top.scatter(table["confidence"], table["observed"], **dots)
     names = [name for name in rows if name in report["reliability"]]
-    _key(top, [(name, f"ECE {rows[name]['ece']:.3f}") for name in names], 0.99, 0.03)
+    key(top, [(name, f"ECE {rows[name]['ece']:.3f}") for name in names], 0.99, 0.03)
     top.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.01), ylim=(0, 1.02))
     for name, curve in report["abstention"].items():
-        _line(low, curve["coverage"], curve["accuracy"], name)
-    _key(low, [(name, f"{rows[name]['accuracy']['value']:.3f} at 100 %") for name in names], 0.99, 0.03)
+        line(low, curve["coverage"], curve["accuracy"], name)
+    key(low, [(name, f"{rows[name]['accuracy']['value']:.3f} at 100 %") for name in names], 0.99, 0.03)
     floor = min(min(curve["accuracy"]) for curve in report["abstention"].values())
     low.set(xlabel="rows answered, most confident first", ylabel="accuracy on them", xlim=(0, 1))
     low.set_ylim(max(0.0, floor - 0.45 * (1.0 - floor)), 1.005)
     for axes in (top, low):
-        _percent(axes)
+        percent(axes)
     return figure
 
 
@@ -215,12 +135,12 @@ def _confusion(report: dict[str, Any]) -> Any:
     matrix = np.asarray(report["confusion"]["counts"], dtype=float)
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1.0)
     names = report["confusion"]["labels"]
-    figure = _figure(COLUMN_INCHES + 0.1)
+    figure = new_figure(COLUMN_INCHES + 0.1)
     axes = figure.subplots()
     blues = LinearSegmentedColormap.from_list("ink", ["#ffffff", "#9ecae1", "#08519c"])
     axes.imshow(share, cmap=blues, vmin=0.0, vmax=1.0, aspect="auto")
     for i, j in zip(*np.nonzero(share >= 0.015), strict=True):
-        colour = "white" if share[i, j] > 0.55 else INK
+        colour = "#fdfdfd" if share[i, j] > 0.55 else "#1a1a1a"  # of the cell, whatever the page
         axes.text(j, i, f"{100 * share[i, j]:.0f}", ha="center", va="center", fontsize=5.5, color=colour)
     axes.set_xticks(range(len(names)), names, rotation=55, ha="right", rotation_mode="anchor", fontsize=6)
     axes.set_yticks(range(len(report["labels"])), report["labels"], fontsize=6)
@@ -238,15 +158,15 @@ def _pool(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def _deferral(setting: dict[str, Any]) -> Any:
-    figure = _figure(4.5)
+    figure = new_figure(4.5)
     top, low = figure.subplots(2, 1, sharex=True, height_ratios=(1.0, 1.25))
     curves = setting["curves"]
     cost = np.asarray(curves["cost"])
     rows = {row["name"]: row for row in setting["routers"]}
     shown = ("ZeroRouter", "LearnedMap", "clairvoyant", "oracle")
     for name in shown:
-        _line(top, cost, curves["quality"][name], name)
-    _key(top, [(name, f"{rows[name]['area']['value']:.3f}") for name in shown[::-1]], 0.99, 0.03)
+        line(top, cost, curves["quality"][name], name)
+    key(top, [(name, f"{rows[name]['area']['value']:.3f}") for name in shown[::-1]], 0.99, 0.03)
     bottom, ceiling = top.get_ylim()
     top.set_ylim(bottom - 0.2 * (ceiling - bottom), ceiling)
     top.set(ylabel="quality (area at right)")
@@ -254,14 +174,14 @@ def _deferral(setting: dict[str, Any]) -> Any:
     for name, quality in curves["quality"].items():
         if name == "oracle":
             continue
-        _line(low, cost, np.asarray(quality) - base, name)
+        line(low, cost, np.asarray(quality) - base, name)
     gaps = {
         name: row["area_minus_zero"]["value"]
         for name, row in rows.items()
         if name not in ("ZeroRouter", "oracle")
     }
     ranked = sorted(gaps, key=lambda name: -gaps[name])
-    _key(low, [(name, f"{gaps[name]:+.4f}") for name in ranked], 0.99, 0.03)
+    key(low, [(name, f"{gaps[name]:+.4f}") for name in ranked], 0.99, 0.03)
     bottom, ceiling = low.get_ylim()
     low.set(
         xlabel="cost, relative to the dearest model",
@@ -269,13 +189,13 @@ def _deferral(setting: dict[str, Any]) -> Any:
         xlim=(0, 1),
     )
     low.set_ylim(bottom - 0.55 * (ceiling - bottom), ceiling)
-    _percent(top)
+    percent(top)
     return figure
 
 
 def _robustness(report: dict[str, Any]) -> dict[str, Any]:
     rows = report["perturbations"]
-    figure = _figure(0.17 * len(rows) + 0.9)
+    figure = new_figure(0.17 * len(rows) + 0.9)
     left, right = figure.subplots(1, 2, sharey=True)
     places = _stacked([row["group"] for row in rows])
     for row, y in zip(rows, places, strict=True):
@@ -292,7 +212,7 @@ def _robustness(report: dict[str, Any]) -> dict[str, Any]:
         axes.spines["left"].set_visible(False)
         axes.grid(axis="x", color="#e6e6e6", lw=0.5)
         axes.set_axisbelow(True)
-        _percent(axes, "x", symbol="")
+        percent(axes, "x", symbol="")
     note = {
         "textcoords": "offset points",
         "xycoords": "axes fraction",

@@ -6,23 +6,41 @@ one third as the pool. With a models file there is a second setting, in which a 
 kept out: its models are the pool in every trial and only the prompts are drawn anew. Identical
 prompts are on one side of every split.
 
-Rows: ZeroRouter, kNN, K-means profiles (Laplace, shrunk to the model's own mean, and that averaged
-over several clusterings) and LearnedMap, which are the strategy `clusters` as it is in the live path;
-ridge refitted on the validation prompts, clairvoyant (reads outcomes it must not have) and oracle
-(knows every outcome). Every router decides by the models' mean validation cost and pays the true one.
+Rows, and in brackets the strategy that they are:
+
+    ZeroRouter [weighted]  the best fixed mix of single models: reads nothing
+    kNN                    mean error of the nearest validation prompts
+    K-means, LearnedMap [clusters]
+                           profiles (Laplace, shrunk to the model's own mean, and that averaged over
+                           several clusterings), and UniRoute's learned map
+    intent                 for every trade-off the expert of the predicted domain, chosen by error plus
+                           cost on the validation prompts; where it abstains, the generalist, chosen
+                           likewise over all of them
+    threshold, similarity, factorization, judge
+                           strategies of a pair: between the cheapest model and the one that is most
+                           accurate on the validation prompts, which similarity and factorization are
+                           fitted on
+    ridge, refitted        on the validation prompts
+    clairvoyant            reads outcomes it must not have
+    oracle                 knows every outcome
+
+Strategies are the live path's own classes. Every router decides by the models' mean validation cost
+and pays the true one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
-from semroute_extproc.evaluation import metrics, unseen
+from semroute_extproc.evaluation import metrics, strategies, unseen
 from semroute_extproc.evaluation.data import describe
 from semroute_extproc.evaluation.metrics.arrays import Floats, Integers
 from semroute_extproc.evaluation.metrics.deferral import DeferralCurve, fixed_curve
 from semroute_extproc.evaluation.pool_data import PoolRows
+from semroute_extproc.evaluation.scoring import Scores
 from semroute_extproc.evaluation.splitting import portions, text_groups
 from semroute_extproc.fitting.clusters import k_means
 
@@ -48,29 +66,67 @@ ROUTERS: dict[str, Callable[[unseen.Trial], Floats]] = {
     "clairvoyant": unseen.clairvoyant,
 }
 
-NAMES = ("ZeroRouter", *ROUTERS, "oracle")
+ABOUT: dict[str, tuple[str | None, str]] = {
+    "ZeroRouter": ("weighted", "the best fixed mix of single models"),
+    "kNN": (None, "mean error of the nearest validation prompts"),
+    "K-means, Laplace": ("clusters", "profiles by Laplace's rule"),
+    "K-means, shrunk": ("clusters", "profiles shrunk to the model's own mean"),
+    "K-means, averaged": ("clusters", "the same over several clusterings"),
+    "LearnedMap": ("clusters", "soft clusters learned on the training models"),
+    "intent": ("intent", "experts by domain and the generalist, chosen on the validation prompts"),
+    "threshold": ("threshold", "difficulty, between the cheapest and the most accurate model"),
+    "similarity": ("similarity", "between the same two, labelled by the validation prompts"),
+    "factorization": ("factorization", "between the same two, fitted on the validation prompts"),
+    "judge": ("judge", "the judge's score, between the same two"),
+    "ridge, refitted": (None, "linear, refitted on the validation prompts"),
+    "clairvoyant": (None, "linear, fitted on outcomes it must not have"),
+    "oracle": (None, "knows every outcome"),
+}
+"""Row to the kind of strategy that it is, if any, and what it is, in the order of the report."""
 
 Report = dict[str, object]
 
 
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    """What every trial of one evaluation sees."""
+
+    rows: PoolRows
+    known: Scores
+    groups: Integers
+    judged: Floats | None
+    """The judge's score of every question, (n,), if one was asked."""
+    limit: int | None
+
+    @property
+    def names(self) -> list[str]:
+        """The rows of the report, in order."""
+        return [name for name in ABOUT if name != "judge" or self.judged is not None]
+
+
 def evaluate_pool(
     rows: PoolRows,
-    vectors: unseen.Vectors,
+    known: Scores,
     bundle: dict[str, object] | None,
     *,
     seed: int,
     trials: int,
     validation_rows: int | None = None,
+    judged: Floats | None = None,
+    judge: Mapping[str, object] | None = None,
     progress: Callable[[range], Iterable[int]] = iter,
 ) -> Report:
-    """The report of `eval pool`; its shape is documented in `reports`."""
+    """The report of `eval pool`; its shape is documented in `reports`.
+
+    `known` is what the bundle says of the questions; `judged` (n,) a judge's scores of them, and
+    `judge` what to say of it (`Judged.describe`).
+    """
     pools: dict[str, list[str] | None] = {"random models": None}
     if rows.held_out:
         pools["unseen family"] = rows.held_out
     seeds = range(seed, seed + trials)
-    settings = {
-        name: _setting(rows, vectors, pool, progress(seeds), validation_rows) for name, pool in pools.items()
-    }
+    pool = _Pool(rows, known, text_groups(rows.texts), judged, validation_rows)
+    settings = {name: _setting(pool, models, progress(seeds)) for name, models in pools.items()}
     return {
         "schema": 1,
         "kind": "pool",
@@ -81,54 +137,43 @@ def evaluate_pool(
         "models": rows.models,
         "left_out": rows.left_out,
         "cost": rows.cost_from,
+        "judge": None if judge is None else dict(judge),
         "settings": settings,
     }
 
 
-def _setting(
-    rows: PoolRows,
-    vectors: unseen.Vectors,
-    pool: list[str] | None,
-    seeds: Iterable[int],
-    limit: int | None,
-) -> Report:
-    grid = np.linspace(0.0, 1.0, CURVE_POINTS)
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in NAMES}
-    curves: dict[str, list[Floats]] = {name: [] for name in NAMES}
+def _setting(pool: _Pool, models: list[str] | None, seeds: Iterable[int]) -> Report:
+    grid, names = np.linspace(0.0, 1.0, CURVE_POINTS), pool.names
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    curves: dict[str, list[Floats]] = {name: [] for name in names}
     sizes: list[int] = []
-    groups = text_groups(rows.texts)
     for seed in seeds:
-        for name, (curve, best) in _trial(rows, vectors, groups, pool, seed, limit, sizes).items():
+        for name, (curve, best) in _trial(pool, models, seed, sizes).items():
             found[name].append(_figures(curve, best))
             curves[name].append(np.interp(grid, curve.cost, curve.quality))
-    in_pool = len(pool) if pool else len(rows.models) - round(TRAIN_MODELS * len(rows.models))
+    count = len(pool.rows.models)
     return {
-        "pool": pool,
-        "pool_size": in_pool,
+        "pool": models,
+        "pool_size": len(models) if models else count - round(TRAIN_MODELS * count),
         "validation_rows": round(float(np.mean(sizes))),
-        "routers": [_row(name, found) for name in NAMES],
+        "routers": [_row(name, found) for name in names],
         "curves": {
             "cost": grid.tolist(),
-            "quality": {name: np.mean(curves[name], axis=0).tolist() for name in NAMES},
-            "quality_se": {name: _se(np.asarray(curves[name])).tolist() for name in NAMES},
+            "quality": {name: np.mean(curves[name], axis=0).tolist() for name in names},
+            "quality_se": {name: _se(np.asarray(curves[name])).tolist() for name in names},
         },
     }
 
 
 def _trial(
-    rows: PoolRows,
-    vectors: unseen.Vectors,
-    groups: Integers,
-    pool: list[str] | None,
-    seed: int,
-    limit: int | None,
-    sizes: list[int],
+    pool: _Pool, models: list[str] | None, seed: int, sizes: list[int]
 ) -> dict[str, tuple[DeferralCurve, tuple[float, float]]]:
     """Curves of one trial, with quality and relative cost of the pool's most accurate model."""
-    train, validation, test = portions(groups, PROMPT_SHARES, seed)
-    validation = validation[:limit]
+    rows, vectors = pool.rows, pool.known.neighbours
+    train, validation, test = portions(pool.groups, PROMPT_SHARES, seed)
+    validation = validation[: pool.limit]
     sizes.append(len(validation))
-    trained, tested = _model_split(rows.models, pool, seed)
+    trained, tested = _model_split(rows.models, models, seed)
     outcome, cost = rows.outcome[:, tested], rows.cost[:, tested]
     scale = float(cost[test].mean(axis=0).max())
     prices, paid = cost[validation].mean(axis=0) / scale, cost[test] / scale
@@ -147,12 +192,51 @@ def _trial(
     )
     on_hull = metrics.hull(prices, outcome[validation].mean(axis=0))
     curves = {"ZeroRouter": fixed_curve(on_hull, outcome[test], paid)}
-    for name, router in ROUTERS.items():
-        curves[name] = metrics.deferral_curve(router(setting), prices, outcome[test], paid)
-    curves["oracle"] = metrics.deferral_curve(1.0 - outcome[test], prices, outcome[test], paid)
+    estimates = {name: router(setting) for name, router in ROUTERS.items()}
+    estimates["intent"] = _by_domain(pool.known, setting.validation_errors, validation, test)
+    estimates["oracle"] = 1.0 - outcome[test]
+    for name, errors in estimates.items():
+        curves[name] = metrics.deferral_curve(errors, prices, outcome[test], paid)
+    curves |= _pairs(pool, validation, test, outcome, prices, paid, seed)
     best = int(np.argmax(outcome[test].mean(axis=0)))
     target = float(outcome[test, best].mean()), float(paid[:, best].mean())
-    return {name: (curves[name], target) for name in NAMES}
+    return {name: (curves[name], target) for name in pool.names}
+
+
+def _by_domain(known: Scores, errors: Floats, validation: Integers, test: Integers) -> Floats:
+    """Expected errors for `intent`: of the predicted domain, and over all where it abstains."""
+    found = strategies.domain_errors(known.take(validation), errors, known.take(test))
+    return np.where(np.isnan(found), errors.mean(axis=0), found)
+
+
+def _pairs(
+    pool: _Pool,
+    validation: Integers,
+    test: Integers,
+    outcome: Floats,
+    prices: Floats,
+    paid: Floats,
+    seed: int,
+) -> dict[str, DeferralCurve]:
+    """Strategies of a pair, between the cheapest and the most accurate model of the validation prompts."""
+    quality = outcome[validation].mean(axis=0)
+    # Of models as cheap the better one, of models as good the cheaper one.
+    weak, strong = (int(np.lexsort(keys)[0]) for keys in ((-quality, prices), (prices, -quality)))
+    texts = [pool.rows.texts[row] for row in validation]
+    fit = strategies.Labelled(pool.known.take(validation), outcome[validation][:, [strong, weak]], texts)
+    x = pool.known.neighbours[test]
+    scores = {"threshold": pool.known.difficulty[test]}
+    if weak == strong:
+        # Nothing to choose: whatever the score, the same model answers.
+        scores |= dict.fromkeys(("similarity", "factorization"), scores["threshold"])
+    else:
+        scores["similarity"] = strategies.similarity_scores(fit, x, seed)
+        scores["factorization"] = strategies.factorization_scores(fit, x, seed)
+    if pool.judged is not None:
+        scores["judge"] = pool.judged[test]
+    return {
+        name: metrics.pair_curve(values, weak, strong, outcome[test], paid) for name, values in scores.items()
+    }
 
 
 def _model_split(models: list[str], pool: list[str] | None, seed: int) -> tuple[Integers, Integers]:
@@ -179,7 +263,8 @@ def _row(name: str, found: dict[str, list[dict[str, float]]]) -> Report:
     """Means with standard errors over trials, and the paired difference to ZeroRouter."""
     mine = {metric: np.asarray([trial[metric] for trial in found[name]]) for metric in found[name][0]}
     base = np.asarray([trial["area"] for trial in found["ZeroRouter"]])
-    row: Report = {"name": name}
+    strategy, about = ABOUT[name]
+    row: Report = {"name": name, "strategy": strategy, "about": about}
     for metric in ("area", "area_half", "peak"):
         row[metric] = {"value": float(mine[metric].mean()), "se": float(_se(mine[metric]))}
     reached = np.isfinite(mine["qnc"])

@@ -12,9 +12,11 @@ null without `--bootstrap`); what is not defined is null. Every report has
 pair
     bootstrap
     models          {strong, weak, cells {strong_only, weak_only, both, neither} or null if graded}
-    routers         [{name, about, apgr, apgr_exact, cpt20, cpt50, cpt80, cpt20_exact, cpt50_exact,
-                    cpt80_exact, drop10, drop20, drop40, apgr_minus_length, apgr_exact_minus_length}];
-                    always-weak and always-strong have {name, about, strong_share, quality}
+    routers         [{name, strategy (its kind, or null), about, apgr, apgr_exact, cpt20, cpt50,
+                    cpt80, cpt20_exact, cpt50_exact, cpt80_exact, drop10, drop20, drop40, apgr_minus_length,
+                    apgr_exact_minus_length}];
+                    always-weak and always-strong have {name, strategy, about, strong_share, quality}
+    judge           {strategy, model, labels, asked, failed {result: prompts}}, or null
     within_subject  [{name, and the same metrics}], or null without a subject column
     calibration     {ece, ece_if_calibrated, rate, mean, auroc, predicted [], observed [], share []}, or null
     threshold       {threshold, strong_share, quality, pgr}, or null
@@ -30,9 +32,9 @@ intent
     reliability     {model: {confidence [], observed [], share []}}
 
 pool
-    trials, models [], left_out [], cost
+    trials, models [], left_out [], cost, judge (as for a pair)
     settings        {"random models" | "unseen family": {pool, pool_size, validation_rows,
-                    routers [{name, area {value, se}, area_half, peak, qnc {median, never},
+                    routers [{name, strategy, about, area {value, se}, area_half, peak, qnc {median, never},
                     area_minus_zero {value, se, wins}}],
                     curves {cost [], quality {router: []}, quality_se {router: []}}}}
 
@@ -52,6 +54,13 @@ from typing import Any
 from rich.table import Table
 
 from semroute_extproc.evaluation.metrics.resampling import Estimate
+
+NEEDS = {
+    "a bundle": ("threshold",),
+    "--fit or --cross-fit": ("similarity", "factorization", "clusters", "intent"),
+    "--judge": ("judge",),
+}
+"""What a strategy's row needs to be there."""
 
 DECIMALS = 6
 """Digits after the point that the JSON keeps: beyond them lies the order of summation."""
@@ -118,12 +127,13 @@ def _subject(report: dict[str, Any]) -> str:
 def _pair(report: dict[str, Any]) -> list[Table]:
     models = report["models"]
     caption = f"strong {models['strong']:.4f}, weak {models['weak']:.4f}; CPT and drop in percent"
+    caption += _judge(report["judge"]) + _missing(report["routers"])
     names = ["router", "APGR", "exact", "CPT20", "CPT50", "CPT80", "drop 10/20/40 %", "APGR − length"]
     found = [_table(_subject(report), names, caption)]
     for row in report["routers"]:
         if "apgr" not in row:
             blanks = ["–"] * 6
-            found[0].add_row(row["name"], *blanks, f"quality {_number(row['quality'], 4)}")
+            found[0].add_row(_named(row), *blanks, f"quality {_number(row['quality'], 4)}")
             continue
         found[0].add_row(*_pair_cells(row), _interval(row.get("apgr_minus_length"), sign=True))
     if report["within_subject"]:
@@ -144,10 +154,34 @@ def _pair(report: dict[str, Any]) -> list[Table]:
     return found
 
 
+def _named(row: dict[str, Any]) -> str:
+    """A row's name, with the strategy that it is where the name does not say it."""
+    kind = row.get("strategy")
+    return row["name"] if kind is None or row["name"].startswith(kind) else f"{row['name']} ({kind})"
+
+
+def _judge(judge: dict[str, Any] | None) -> str:
+    """What a caption says of the judge that was asked."""
+    if judge is None:
+        return ""
+    failed = ", ".join(f"{result} {prompts}" for result, prompts in judge["failed"].items())
+    without = sum(judge["failed"].values())
+    gave = f"; {without} gave no score ({failed}) and were decided by difficulty" if without else ""
+    return f"\njudge: {judge['model']}, {judge['asked']} prompts asked{gave}"
+
+
+def _missing(rows: list[dict[str, Any]]) -> str:
+    """What a caption says of the strategies that have no row, and what would give them one."""
+    there = {row["strategy"] for row in rows}
+    needs = {option: [kind for kind in kinds if kind not in there] for option, kinds in NEEDS.items()}
+    said = [f"{', '.join(kinds)} ({option})" for option, kinds in needs.items() if kinds]
+    return f"\nnot measured: {'; '.join(said)}" if said else ""
+
+
 def _pair_cells(row: dict[str, Any]) -> list[str]:
     thresholds = [_number(row[f"cpt{q}"]["value"], 1) for q in (20, 50, 80)]
     drops = " / ".join(_number(row[f"drop{c}"]["value"], 1) for c in (10, 20, 40))
-    return [row["name"], _interval(row["apgr"]), _interval(row["apgr_exact"]), *thresholds, drops]
+    return [_named(row), _interval(row["apgr"]), _interval(row["apgr_exact"]), *thresholds, drops]
 
 
 def _intent(report: dict[str, Any]) -> list[Table]:
@@ -178,6 +212,7 @@ def _pool(report: dict[str, Any]) -> list[Table]:
     for name, setting in report["settings"].items():
         caption = f"{setting['pool_size']} unseen models, {setting['validation_rows']} validation prompts, "
         caption += f"{report['trials']} trials; cost: {report['cost']}"
+        caption += _judge(report["judge"]) + _missing(setting["routers"])
         columns = [
             "router",
             "area ± s.e.",
@@ -192,7 +227,7 @@ def _pool(report: dict[str, Any]) -> list[Table]:
         for row in setting["routers"]:
             gap = row.get("area_minus_zero")
             table.add_row(
-                row["name"],
+                _named(row),
                 f"{_number(row['area']['value'], 4)} ± {_number(row['area']['se'], 4)}",
                 f"{gap['value']:+.4f} ± {gap['se']:.4f}" if gap else "–",
                 f"{gap['wins']}/{report['trials']}" if gap else "–",

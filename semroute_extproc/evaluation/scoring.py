@@ -32,6 +32,8 @@ class Scores:
     """Rows of length 1; shape (n, d)."""
     neighbours: npt.NDArray[np.float32]
     """What artefacts of strategies are fitted on, rows of length 1; shape (n, d)."""
+    unknown: npt.NDArray[np.bool_]
+    """Text that is out of distribution for the bundle; shape (n,)."""
 
     def take(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> Scores:
         """The scores of some rows, in that order."""
@@ -43,11 +45,19 @@ class Scores:
             self.similarity[index],
             self.embedding[index],
             self.neighbours[index],
+            self.unknown[index],
         )
 
     def domain_of(self) -> list[str]:
         """The most probable label of each text."""
         return [self.labels[i] for i in np.argmax(self.domain, axis=1)]
+
+    def expert(self, max_entropy: float) -> npt.NDArray[np.int64]:
+        """The label by which the strategy `intent` chooses, as an index; -1 where it abstains; (n,)."""
+        p = np.clip(self.domain, np.finfo(np.float64).tiny, 1.0)
+        entropy = -(p * np.log(p)).sum(axis=1) / np.log(len(self.labels))
+        label = np.argmax(self.domain, axis=1).astype(np.int64)
+        return np.where(self.unknown | (entropy > max_entropy), np.int64(-1), label)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +71,11 @@ class Source:
         """What a report says of the bundle."""
         manifest = self.scorer.bundle.manifest
         return {"name": manifest.name, "version": manifest.version, "revision": self.scorer.bundle.revision}
+
+    @property
+    def quantiles(self) -> Sequence[float]:
+        """The difficulty at 0, 1, … 100 % of the bundle's reference traffic."""
+        return self.scorer.bundle.difficulty.quantiles
 
     def score(self, texts: Sequence[str]) -> Scores:
         """Score `texts`; identical texts are run once."""
@@ -83,4 +98,5 @@ def _as_arrays(labels: tuple[str, ...], signals: Sequence[Signals]) -> Scores:
         np.asarray([one.similarity for one in signals], dtype=np.float64),
         np.asarray([one.embedding for one in signals], dtype=np.float32),
         np.asarray([one.neighbours for one in signals], dtype=np.float32),
+        np.asarray([one.unknown for one in signals], dtype=np.bool_),
     )

@@ -11,10 +11,8 @@ import numpy as np
 from semroute_extproc import calibration as files
 from semroute_extproc.artefacts import Manifest, kind_of, load_factorization, load_similarity
 from semroute_extproc.calibration import Calibration
-from semroute_extproc.config import JudgeStrategy
-from semroute_extproc.config_source import load as load_config
 from semroute_extproc.encoder.offline import Scorer
-from semroute_extproc.errors import ArtefactError, ConfigError, DataError, EndpointError
+from semroute_extproc.errors import ArtefactError, DataError
 from semroute_extproc.evaluation.data import (
     TEXT_COLUMNS,
     Table,
@@ -24,10 +22,10 @@ from semroute_extproc.evaluation.data import (
     require_rows,
 )
 from semroute_extproc.evaluation.metrics.arrays import Floats
-from semroute_extproc.fitting.cli import counter, open_scorer, progress
+from semroute_extproc.fitting import judging
+from semroute_extproc.fitting.cli import open_scorer, progress
 from semroute_extproc.fitting.outcomes import PAIR
 from semroute_extproc.fitting.settle import quality_by_share, score_quantiles, settle
-from semroute_extproc.judge import offline
 from semroute_extproc.policy.factorization import Factorization
 from semroute_extproc.policy.pair import Score
 from semroute_extproc.policy.similarity import Similarity
@@ -62,7 +60,8 @@ def run(
     distinct = list(dict.fromkeys(texts))
     kind: files.Score = "judge"
     if judge is not None:
-        digest, known = _judged(judge, strategy, distinct)
+        judged = judging.judge(judge, strategy, distinct)
+        digest, known = judged.settings.digest, judged.scores
     else:
         kind, digest, score = _score(artefact, scorer, strong_model, weak_model)
         signals = progress(scorer.score_all(distinct), len(distinct))
@@ -117,22 +116,6 @@ def _outcomes(table: Table, strong: str, weak: str) -> tuple[Floats, Floats] | N
     if not table.has(strong) and not table.has(weak):
         return None
     return table.numbers_in(strong, 0.0, 1.0), table.numbers_in(weak, 0.0, 1.0)
-
-
-def _judged(path: Path, strategy: str | None, texts: list[str]) -> tuple[str, dict[str, float | None]]:
-    """The digest of a configuration's judge, and its scores; raises ConfigError or EndpointError."""
-    config = load_config(path).config
-    judges = {name: each for name, each in config.strategies.items() if isinstance(each, JudgeStrategy)}
-    names = [strategy] if strategy is not None else list(judges)
-    if len(names) != 1 or names[0] not in judges:
-        known = ", ".join(judges) or "none"
-        raise ConfigError([f"{path}: strategies: name one judge with --strategy; there are {known}"])
-    settings = judges[names[0]]
-    with counter("judged", len(texts)) as advance:
-        scores, why = offline.score_all(settings, texts, advance)
-    if why and len(why) == len(texts):
-        raise EndpointError(why[0], f"{settings.url}: no scores, the judge's answers were: {why[0]}")
-    return settings.digest, dict(zip(texts, scores, strict=True))
 
 
 def _score(

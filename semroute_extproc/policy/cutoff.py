@@ -21,11 +21,15 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from semroute_extproc.policy.decision import Choice, Facts
 
+Quantiles = Sequence[float] | npt.NDArray[np.float64]
+"""A score at 0, 1, … 100 % of the reference traffic, ascending."""
 
-def threshold_for_share(quantiles: Sequence[float], share: float) -> float:
+
+def threshold_for_share(quantiles: Quantiles, share: float) -> float:
     """The score, a probability, from which on a share (0..1) of the reference traffic lies.
 
     `quantiles` are the score at 0, 1, … 100 % of that traffic, ascending.
@@ -37,11 +41,21 @@ def threshold_for_share(quantiles: Sequence[float], share: float) -> float:
     return float(np.interp(100.0 * (1.0 - share), np.arange(len(quantiles)), quantiles))
 
 
-def share_for_threshold(quantiles: Sequence[float], threshold: float) -> float:
+def share_for_threshold(quantiles: Quantiles, threshold: float) -> float:
     """The share of the reference traffic whose score is at least `threshold`; the inverse of the above."""
     # Just below it: of scores that are equal to it, which may be many, all count.
     below = np.interp(np.nextafter(threshold, -1.0), quantiles, np.arange(len(quantiles)), 0.0, 100.0)
     return float(1.0 - below / 100.0)
+
+
+def rise_above(quantiles: Quantiles, threshold: float, score: float) -> float:
+    """The part (0..1) of the reference traffic above `threshold` that lies below `score`.
+
+    0 at the threshold, 1 from the highest score of that traffic on: a distance in requests, which is
+    the same thing for scores that fill 0..1 and for scores that lie within a few hundredths.
+    """
+    above = share_for_threshold(quantiles, threshold)
+    return 1.0 - share_for_threshold(quantiles, score) / above if above > 0.0 else 1.0
 
 
 SHARE_MIN = 0.005
@@ -84,7 +98,8 @@ class Cutoff:
         """
         assert (share is None) != (threshold is None)
         self.weak, self.strong = weak, strong
-        self._quantiles = quantiles
+        # An array, which NumPy need not make of it anew at every choice.
+        self._quantiles = np.asarray(quantiles, dtype=np.float64)
         self._what, self._digits = what, digits
         if threshold is None:
             assert share is not None
@@ -117,7 +132,7 @@ class Cutoff:
             score,
             threshold,
             share=share if moved else None,
-            rise=score - threshold if strong else None,
+            rise=rise_above(self._quantiles, threshold, score) if strong else None,
             moved=moved,
         )
 

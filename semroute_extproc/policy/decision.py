@@ -46,7 +46,7 @@ class Held:
     pool: str
     lock: Lock = Lock.NONE
     margin: float = 0.0
-    """How far beyond the threshold the score must be to move the conversation up."""
+    """The part (0..1) of the reference traffic above the threshold that does not move it up."""
     strategies: Collection[str] | None = None
     """Strategies whose choices it holds against; None for all."""
 
@@ -137,7 +137,8 @@ class Choice:
     share: float | None = None
     """The strong share in force, where controllers moved it."""
     rise: float | None = None
-    """How far the score is beyond the threshold, if it calls for the strong pool; else None."""
+    """How far the score is beyond the threshold, if it calls for the strong pool: the part (0..1) of the
+    reference traffic above the threshold that it leaves behind. Else None."""
     moved: tuple[tuple[str, str], ...] = ()
     """Controllers that moved the trade-off, and in words how."""
 

@@ -29,7 +29,8 @@ def holding(facts: Facts, strategy: str, canary: str, candidates: Candidates) ->
 def keeps(held: Held, choice: Choice) -> bool:
     """Whether the conversation stays although the strategy chose another pool.
 
-    It moves only where the need clearly rises: the score calls for the strong pool by the margin.
+    It moves only where the need clearly rises: the score calls for the strong pool and is beyond the
+    margin, a part of the reference traffic that would go there.
     It never moves down, and a strategy that knows no such score never moves it.
     """
     return choice.rise is None or choice.rise < held.margin

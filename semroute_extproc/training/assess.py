@@ -107,8 +107,7 @@ def pool(directory: Path, data: Path | None, seed: int, say: Say) -> dict[str, A
     outcomes, models = (read_table(data / file) for file in POOL)
     rows = read_pool(questions, texts, outcomes, [_sizes(models)], models)
     source = open_bundle(directory, lambda signals, total: signals)
-    vectors = source.score(rows.texts).neighbours
-    report = evaluate_pool(rows, vectors, source.describe(), seed=seed, trials=POOL_TRIALS)
+    report = evaluate_pool(rows, source.score(rows.texts), source.describe(), seed=seed, trials=POOL_TRIALS)
     plain: dict[str, Any] = reports.plain(report)
     return plain
 

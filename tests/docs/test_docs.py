@@ -6,11 +6,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from semroute_extproc import __version__, mutations, pipeline
 from semroute_extproc.config import Config
+from semroute_extproc.config.strategies import Strategy
 from semroute_extproc.controllers import session
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,6 +87,16 @@ def test_every_section_of_the_configuration_is_documented() -> None:
     page = (DOCS / "configuration.md").read_text()
     for name in Config.model_fields:
         assert re.search(rf"`{name}\b", page), name
+
+
+def test_every_strategy_has_its_idea_knobs_curve_and_when_to_choose_it() -> None:
+    page = (DOCS / "strategies.md").read_text()
+    sections = {title: body for title, _, body in (part.partition("\n") for part in page.split("\n## "))}
+    kinds = {model.model_fields["kind"].annotation for model in get_args(get_args(Strategy)[0])}
+    for kind in (name for each in kinds for name in get_args(each)):
+        body = next(body for title, body in sections.items() if kind in title.split())
+        for part in ("**Idea.**", "| knob", "](curves/", "**When.**"):
+            assert part in body, f"{kind}: {part}"
 
 
 def test_the_changelog_knows_this_version_or_has_unreleased_changes() -> None:

@@ -6,9 +6,11 @@ import asyncio
 import json
 import math
 import ssl
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +54,23 @@ def labelled(probabilities: Mapping[str, float]) -> dict[str, Any]:
     first = {"token": "", "logprob": 0.0, "bytes": None, "top_logprobs": top}
     answer["choices"][0]["logprobs"] = {"content": [first]}
     return answer
+
+
+@contextmanager
+def in_a_thread(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> Iterator[OpenAIServer]:
+    """A server for a test that is not asynchronous itself."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    server = OpenAIServer(answer)
+    asyncio.run_coroutine_threadsafe(server.__aenter__(), loop).result(10)
+    try:
+        yield server
+    finally:
+        asyncio.run_coroutine_threadsafe(server.__aexit__(), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()
 
 
 class OpenAIServer:

@@ -130,7 +130,7 @@ class TestSession:
         later = facts()
         held = subject.held(subject.keys(later.head, later.view).find, "", later.view, 1.0)
         assert held is not None
-        assert (held.pool, held.margin) == ("small", 0.1)
+        assert (held.pool, held.margin) == ("small", 0.3)
 
     @pytest.mark.parametrize(
         ("decided", "result"),

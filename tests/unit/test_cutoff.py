@@ -8,6 +8,7 @@ from semroute_extproc.policy.cutoff import (
     Cutoff,
     leaned,
     pressed,
+    rise_above,
     share_for_threshold,
     threshold_for_share,
 )
@@ -113,6 +114,24 @@ class TestCutoff:
         assert choice(0.0, {"large": 1.0}, quality=1.0, leaning=-4.0).pool == "large"
         assert choice(1.0, {"small": 1.0}, quality=0.0, leaning=4.0, ceiling=1.0).pool == "small"
 
-    def test_how_far_the_score_calls_for_the_strong_pool(self) -> None:
-        assert choice(0.9).rise == pytest.approx(0.2)
+    def test_the_rise_is_the_part_of_the_strong_pools_traffic_that_the_score_leaves_behind(self) -> None:
+        assert choice(0.7).rise == pytest.approx(0.0, abs=1e-9)
+        assert choice(0.9).rise == pytest.approx(2 / 3)
+        assert choice(1.0).rise == 1.0
         assert choice(0.6).rise is None
+
+    def test_a_rise_follows_the_share_that_controllers_leave(self) -> None:
+        assert choice(0.925, {"large": 0.5}).rise == pytest.approx(0.5)
+
+    @pytest.mark.parametrize("scale", [1.0, 0.03])
+    def test_a_rise_does_not_depend_on_how_far_apart_scores_lie(self, scale: float) -> None:
+        squeezed = [0.6 + scale * (q - 0.6) for q in QUANTILES]
+        threshold, score = (0.6 + scale * (q - 0.6) for q in (0.7, 0.85))
+        assert rise_above(squeezed, threshold, score) == pytest.approx(0.5)
+
+    def test_a_threshold_above_all_reference_traffic_leaves_none_of_it_behind(self) -> None:
+        assert rise_above(QUANTILES, 1.0, 1.0) == 1.0
+        assert rise_above([q / 2 for q in QUANTILES], 0.6, 0.6) == 1.0
+
+    def test_scores_that_are_tied_at_the_threshold_rise_by_nothing(self) -> None:
+        assert rise_above([0.0] * 60 + [q / 41 for q in range(41)], 0.0, 0.0) == 0.0

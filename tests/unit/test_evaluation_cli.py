@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from openai_server import Act, OpenAIServer, in_a_thread, labelled
 
 from semroute_extproc.evaluation import cli
 from semroute_extproc.evaluation.scoring import Scores
@@ -28,6 +32,8 @@ class KnownSource:
     def describe(self) -> dict[str, object]:
         return {"name": "known", "version": "1", "revision": "0" * 12}
 
+    quantiles = tuple(np.linspace(0.0, 1.0, 101).tolist())
+
     def score(self, texts: list[str]) -> Scores:
         domain, difficulty, embedding = [], [], []
         for text in texts:
@@ -42,8 +48,9 @@ class KnownSource:
         vectors = np.asarray(embedding)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         vectors = vectors.astype("f4")
+        unknown = np.asarray(["gibberish" in text for text in texts])
         return Scores(
-            LABELS, np.asarray(domain), np.asarray(difficulty), vectors.max(axis=1), vectors, vectors
+            LABELS, np.asarray(domain), np.asarray(difficulty), vectors.max(axis=1), vectors, vectors, unknown
         )
 
 
@@ -152,7 +159,7 @@ def test_reports_are_the_same_on_every_run_of_one_seed(pair_file: Path) -> None:
     assert first != report("pair", pair_file, "--bootstrap", 50, "--seed", 4)
 
 
-STRATEGIES = {"similarity", "similarity, 200 nearest", "factorization", "clusters"}
+STRATEGIES = {"similarity", "similarity, 200 nearest", "factorization", "clusters", "intent"}
 
 
 @pytest.fixture
@@ -191,6 +198,87 @@ def test_prompts_that_are_evaluated_are_not_fitted_on(topical_file: Path) -> Non
 def test_fitting_needs_a_bundle_and_one_way(topical_file: Path, options: list[str]) -> None:
     given = [str(topical_file) if option == "FILE" else option for option in options]
     assert run("pair", topical_file, *given).exit_code == 2
+
+
+JUDGE = """\
+pools: {{small: {{cluster: s, model: m-s}}, large: {{cluster: l, model: m-l}}}}
+default_pool: large
+strategies:
+  judged:
+    {{kind: judge, weak: small, strong: large, url: "{url}", model: j, threshold: 0.5, concurrency: 4}}
+"""
+
+
+@pytest.fixture
+def judge() -> Iterator[OpenAIServer]:
+    """A live endpoint whose model is asked for a label, and says what the difficulty mark says."""
+
+    def answer(body: dict[str, Any]) -> dict[str, Any]:
+        mark = int(re.search(r"\bd(\d+)", body["messages"][1]["content"])[1])  # type: ignore[index]
+        return labelled({"1": max(mark / 100, 1e-9), "5": max(1 - mark / 100, 1e-9)})
+
+    with in_a_thread(answer) as running:
+        yield running
+
+
+def judged(tmp_path: Path, url: str) -> Path:
+    config = tmp_path / "semroute.yaml"
+    config.write_text(JUDGE.format(url=url))
+    return config
+
+
+def test_a_judge_is_asked_about_every_prompt_a_few_at_once_and_is_a_row(
+    pair_file: Path, judge: OpenAIServer, tmp_path: Path
+) -> None:
+    judge.delay = 0.01
+    found = report("pair", pair_file, "--bootstrap", 0, "--judge", judged(tmp_path, judge.url))
+    rows = rows_by_name(found["routers"])
+    assert rows["judge"]["strategy"] == "judge"
+    assert rows["judge"]["apgr"]["value"] == pytest.approx(rows["ours"]["apgr"]["value"], abs=0.02)
+    assert found["judge"] == {
+        "strategy": "judged", "model": "j", "labels": "score", "asked": 300, "failed": {},
+    }  # fmt: skip
+    assert len(judge.requests) == 300
+    assert 2 <= judge.most_at_once <= 4
+
+
+def test_what_the_judge_gives_no_score_is_counted_shown_and_decided_by_difficulty(
+    pair_file: Path, judge: OpenAIServer, tmp_path: Path
+) -> None:
+    judge.script.extend([Act(status=500)] * 30 + [Act(body=b"{}")] * 10)
+    result = run("pair", pair_file, "--bootstrap", 0, "--json", "-", "--judge", judged(tmp_path, judge.url))
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["judge"]["failed"] == {"http": 30, "unparsable": 10}
+    assert "40 gave no score (http 30, unparsable 10) and were decided by difficulty" in result.stderr
+    # The difficulty says here what the judge would have said.
+    assert rows_by_name(found["routers"])["judge"]["apgr"]["value"] == pytest.approx(2 / 3, abs=0.05)
+
+
+def test_a_judge_that_answers_nothing_is_no_row_but_an_error(pair_file: Path, tmp_path: Path) -> None:
+    result = run("pair", pair_file, "--judge", judged(tmp_path, "http://127.0.0.1:1/v1"))
+    assert result.exit_code == 1
+    assert "no score for 100 prompts in a row, the last answer was: connection" in result.stderr
+
+
+def test_a_judge_needs_a_bundle_for_what_it_does_not_answer(pair_file: Path, tmp_path: Path) -> None:
+    assert run("pair", pair_file, "--no-bundle", "--judge", judged(tmp_path, "http://x")).exit_code == 2
+
+
+def test_the_table_says_which_row_is_which_strategy_and_which_were_not_measured(
+    pair_file: Path, topical_file: Path
+) -> None:
+    bare = run("pair", pair_file, "--bootstrap", 0).output
+    for said in ("ours (threshold)", "random (weighted)", "always-strong (fixed)"):
+        assert said in bare
+    assert "similarity, factorization, clusters, intent (--fit or --cross-fit); judge (--judge)" in bare
+    fitted = run("pair", topical_file, "--bootstrap", 0, "--cross-fit").output
+    assert "not measured: judge (--judge)" in fitted
+
+
+def test_every_strategy_has_a_band_to_be_drawn_with(topical_file: Path) -> None:
+    found = report("pair", topical_file, "--bootstrap", 20, "--cross-fit")
+    assert set(found["curves"]["lift_interval"]) == STRATEGIES | {"length", "ours"}
 
 
 def test_split_keeps_its_rows_only(pair_file: Path) -> None:
@@ -297,6 +385,24 @@ def test_pool_ranks_routers_between_the_zero_router_and_the_oracle(
         assert rows[name]["peak"]["value"] > 0.7, name
         assert rows[name]["area"]["value"] <= rows["oracle"]["area"]["value"]
     assert found["settings"]["random models"]["pool_size"] == 2
+
+
+def test_pool_has_a_row_for_every_strategy_and_experts_find_their_subjects(
+    pool_files: tuple[Path, Path, Path], judge: OpenAIServer, tmp_path: Path
+) -> None:
+    questions, outcomes, models = pool_files
+    config = judged(tmp_path, judge.url)
+    found = report("pool", questions, outcomes, "--models", models, "--trials", 2, "--judge", config)
+    assert found["judge"]["asked"] == 400
+    rows = rows_by_name(found["settings"]["unseen family"]["routers"])
+    kinds = {row["strategy"] for row in rows.values()} - {None}
+    assert kinds == {
+        "weighted", "clusters", "intent", "threshold", "similarity", "factorization", "judge",
+    }  # fmt: skip
+    # One topic each: experts by domain reach what a pair of these models cannot.
+    assert rows["intent"]["peak"]["value"] > 0.8
+    for name in ("threshold", "similarity", "factorization", "judge"):
+        assert rows[name]["peak"]["value"] < 0.75, name
 
 
 def test_costs_by_model_and_by_question_are_multiplied(

@@ -78,3 +78,13 @@ def test_a_router_that_knows_nothing_of_the_request_only_uses_single_models() ->
         assert min(abs(point[0] - c) + abs(point[1] - q) for c, q in singles) < 1e-9
     on = metrics.hull(np.asarray([0.2, 0.5, 1.0]), outcome.mean(axis=0))
     assert metrics.area(fixed_curve(on, outcome, cost)) == pytest.approx(metrics.area(curve))
+
+
+def test_a_pairs_curve_runs_from_the_weak_to_the_strong_model_by_score() -> None:
+    outcome = np.asarray([[0.0, 9.0, 1.0], [1.0, 9.0, 1.0]])
+    cost = np.asarray([[0.1, 9.0, 1.0], [0.1, 9.0, 1.0]])
+    found = metrics.pair_curve(np.asarray([0.9, 0.2]), 0, 2, outcome, cost)
+    assert found.cost.tolist() == pytest.approx([0.1, 0.55, 1.0])
+    assert found.quality.tolist() == pytest.approx([0.5, 1.0, 1.0])
+    tied = metrics.pair_curve(np.asarray([0.5, 0.5]), 0, 2, outcome, cost)
+    assert tied.quality.tolist() == pytest.approx([0.5, 0.75, 1.0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,14 @@ from typing import Any
 import pytest
 from builders import BUNDLE
 from click.testing import CliRunner, Result
-from openai_server import Act, OpenAIServer, labelled
+from openai_server import Act, OpenAIServer, in_a_thread, labelled
 
 from semroute_extproc.calibration import read_calibration
 from semroute_extproc.cli import main
 from semroute_extproc.config import JudgeStrategy
 from semroute_extproc.encoder.offline import Scorer
+from semroute_extproc.errors import EndpointError
+from semroute_extproc.judge.offline import FAILURES_MAX, score_all
 
 CONFIG = """\
 pools:
@@ -35,24 +36,14 @@ class FakeScorer:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenAIServer]:
     """Gives prompt number n of 40 a score of n / 40."""
-    import asyncio
-
     monkeypatch.setattr(Scorer, "of", lambda *_: FakeScorer())
 
     def answer(body: dict[str, Any]) -> dict[str, Any]:
         n = int(body["messages"][1]["content"].split("prompt ")[1].split()[0])
         return labelled({"1": max(n / 40, 1e-9), "5": max(1 - n / 40, 1e-9)})
 
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    running = OpenAIServer(answer)
-    asyncio.run_coroutine_threadsafe(running.__aenter__(), loop).result(10)
-    yield running
-    asyncio.run_coroutine_threadsafe(running.__aexit__(), loop).result(10)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(10)
-    loop.close()
+    with in_a_thread(answer) as running:
+        yield running
 
 
 @pytest.fixture
@@ -108,3 +99,19 @@ def test_a_judge_must_be_named_if_it_is_not_the_only_one(
     done = calibrate(tmp_path, server.url, prompts, "--strong-share", "0.3", "--strategy", "t")
     assert done.exit_code == 78
     assert "there are s" in done.stderr
+
+
+def test_a_judge_that_stops_answering_is_not_waited_for(server: OpenAIServer) -> None:
+    server.script.extend([Act()] * 20 + [Act(status=500)] * 500)
+    settings = {
+        "kind": "judge",
+        "weak": "a",
+        "strong": "b",
+        "url": server.url,
+        "model": "j",
+        "concurrency": 8,
+    }
+    judge = JudgeStrategy.model_validate({**settings, "threshold": 0.5})
+    with pytest.raises(EndpointError, match=f"no score for {FAILURES_MAX} prompts in a row.*http"):
+        score_all(judge, [f"prompt {n} of many" for n in range(500)])
+    assert len(server.requests) <= 20 + FAILURES_MAX + 8

@@ -279,7 +279,7 @@ def conversation(messages: list[dict[str, Any]]) -> dict[str, Any]:
 class TestConversations:
     async def test_a_conversation_keeps_its_pool_and_a_tool_loop_asks_no_encoder(self) -> None:
         encoder = FakeEncoder(lambda text: raw(3.0 if "prove" in text else -3.0))
-        settings = config(controllers={"session": {"margin": 0.5}})
+        settings = config(controllers={"session": {"margin": 0.9}})
         subject, _ = pipeline(settings, encoder)
         first = await subject.decide(request(conversation(TURNS[:1])))
         assert (first.pool, first.session) == ("small", "new")

@@ -352,7 +352,7 @@ class TestControllers:
 
 class TestSession:
     def held(self, pool: str, difficulty: float = 0.5, lock: Lock = Lock.NONE, **changes: Any) -> Facts:
-        margin = changes.pop("margin", 0.1)
+        margin = changes.pop("margin", 0.3)
         return facts(signals=signals(difficulty=difficulty), held=Held(pool, lock, margin), **changes)
 
     @pytest.mark.parametrize(

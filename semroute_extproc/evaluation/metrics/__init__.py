@@ -17,7 +17,15 @@ from semroute_extproc.evaluation.metrics.classification import (
     reliability,
     spearman,
 )
-from semroute_extproc.evaluation.metrics.deferral import DeferralCurve, area, deferral_curve, hull, peak, qnc
+from semroute_extproc.evaluation.metrics.deferral import (
+    DeferralCurve,
+    area,
+    deferral_curve,
+    hull,
+    pair_curve,
+    peak,
+    qnc,
+)
 from semroute_extproc.evaluation.metrics.pair import (
     Curve,
     apgr,
@@ -67,6 +75,7 @@ __all__ = [
     "macro_f1",
     "oracle_curve",
     "oracle_score",
+    "pair_curve",
     "peak",
     "pgr",
     "qnc",

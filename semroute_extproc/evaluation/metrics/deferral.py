@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from semroute_extproc.evaluation.metrics.arrays import Floats, Integers, trapezoid
+from semroute_extproc.evaluation.metrics.pair import exact_curve
 
 LAMBDAS = np.concatenate(([0.0], np.logspace(-4, 3, 140)))
 """The trade-offs swept: error is 0..1 and the dearest model costs 1, so both ends are saturated."""
@@ -69,6 +70,16 @@ def _below(x: Floats, y: Floats, a: int, b: int, c: int) -> bool:
 def fixed_curve(models: Integers, outcome: Floats, cost: Floats) -> DeferralCurve:
     """The curve through single models, each asked everything; `outcome` and `cost` are (n, all models)."""
     return _curve(np.stack([cost[:, models].mean(axis=0), outcome[:, models].mean(axis=0)], axis=1))
+
+
+def pair_curve(scores: Floats, weak: int, strong: int, outcome: Floats, cost: Floats) -> DeferralCurve:
+    """A router between two of the pool's models: from none to all requests at `strong`, highest scores first.
+
+    `scores` (n,); `outcome` and `cost` (n, models) are the truth; ties in expectation.
+    """
+    quality = exact_curve(scores, outcome[:, strong], outcome[:, weak]).quality
+    paid = exact_curve(scores, cost[:, strong], cost[:, weak]).quality
+    return _curve(np.stack([paid, quality], axis=1))
 
 
 def _curve(points: Floats) -> DeferralCurve:
