@@ -48,6 +48,10 @@ def share_for_threshold(quantiles: Quantiles, threshold: float) -> float:
     return float(1.0 - below / 100.0)
 
 
+NO_SHARE = 1e-9
+"""A share below this is rounding: a score that only the highest of the traffic reaches."""
+
+
 def rise_above(quantiles: Quantiles, threshold: float, score: float) -> float:
     """The part (0..1) of the reference traffic above `threshold` that lies below `score`.
 
@@ -55,7 +59,7 @@ def rise_above(quantiles: Quantiles, threshold: float, score: float) -> float:
     the same thing for scores that fill 0..1 and for scores that lie within a few hundredths.
     """
     above = share_for_threshold(quantiles, threshold)
-    return 1.0 - share_for_threshold(quantiles, score) / above if above > 0.0 else 1.0
+    return 1.0 - share_for_threshold(quantiles, score) / above if above > NO_SHARE else 1.0
 
 
 SHARE_MIN = 0.005

@@ -27,6 +27,9 @@ from semroute_extproc.encoder.tokens import Framer
 RATIOS = {
     "server cpu / bare": 1.1,
     "busy server cpu / bare": 1.08,
+    "server cpu / passes": 1.05,
+    "busy server cpu / passes": 1.04,
+    "server rate / passes": 0.95,
     "pipeline cpu / bare": 1.05,
     "server rate / bare": 0.9,
     "named rate / floor": 0.85,
@@ -47,7 +50,13 @@ def run(**changes: Any) -> dict[str, Any]:
         "fallen back": 0.6,
         "ms": times,
     }
-    medians = {"bare session": 10.0, "Envoy alone": 2.0, "named model": 2.8, "routed model": 12.7}
+    medians = {
+        "bare session": 10.0,
+        "Envoy alone": 2.0,
+        "do-nothing processor": 2.5,
+        "named model": 2.8,
+        "routed model": 12.7,
+    }
     figures = {
         "machine": {"cores": 2},
         "ratios": RATIOS,

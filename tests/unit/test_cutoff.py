@@ -117,7 +117,7 @@ class TestCutoff:
     def test_the_rise_is_the_part_of_the_strong_pools_traffic_that_the_score_leaves_behind(self) -> None:
         assert choice(0.7).rise == pytest.approx(0.0, abs=1e-9)
         assert choice(0.9).rise == pytest.approx(2 / 3)
-        assert choice(1.0).rise == 1.0
+        assert choice(1.0).rise == pytest.approx(1.0)
         assert choice(0.6).rise is None
 
     def test_a_rise_follows_the_share_that_controllers_leave(self) -> None:
