@@ -22,6 +22,7 @@ def render(document: dict[str, Any]) -> str:
         _domain(document),
         _difficulty(document),
         _pairs(document),
+        _other_tracks(document),
         _pool(document),
         _unseen(document),
         _languages(document),
@@ -180,6 +181,35 @@ def _pairs(document: dict[str, Any]) -> str:
     if within:
         lines += ["", "Within subjects (the subject's mean taken out, then length as well):", ""]
         lines += _table(("pair", "router", "APGR"), within)
+    return "\n".join(lines)
+
+
+def _other_tracks(document: dict[str, Any]) -> str:
+    """The pairs of runs that were trained on fewer outcomes, beside length."""
+    rows = [
+        (
+            f"{other['training']['track']}, {other['training']['epochs']} epochs",
+            name,
+            row["name"],
+            _interval(row["apgr"]),
+            *(_interval(row[f"cpt{q}"], 1) for q in (20, 50, 80)),
+            _interval(row.get("apgr_minus_length")),
+        )
+        for other in document.get("beside", [])
+        for name, report in other["pairs"].items()
+        for row in report["routers"]
+        if row["name"] in ("length", "ours")
+    ]
+    if not rows:
+        return ""
+    tracks = [other["training"]["track"] for other in document["beside"]]
+    lines = ["## The same recipe trained on less", ""]
+    lines += [f"Track **{track}**: {_TRACKS[track]}." for track in tracks]
+    header = ("run", "pair", "router", "APGR", "CPT20", "CPT50", "CPT80", "over length")
+    lines += ["", *_table(header, rows)]
+    for other in document["beside"]:
+        for name, report in other["pairs"].items():
+            lines += ["", f"{other['training']['track']}, {name}: {_verdict(report)}"]
     return "\n".join(lines)
 
 

@@ -53,6 +53,12 @@ def _reported() -> Iterator[None]:
 @click.option("--work", type=_ANY, default=Path("runs/train"), show_default=True, help="Cache.")
 @click.option("--base", type=_EXISTING, help="Base checkpoint: a wheel, directory or .safetensors file.")
 @click.option("--track", type=click.Choice(["gold", "zero"]), default="gold", show_default=True)
+@click.option(
+    "--beside",
+    type=_EXISTING,
+    multiple=True,
+    help="evaluation.json in the work folder of another track's run: the card has its pairs too.",
+)
 @click.option("--epochs", type=click.IntRange(0, 100), help="Of fine-tuning; 0 leaves the encoder alone.")
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--threads", type=click.IntRange(1, 64), default=2, show_default=True)
@@ -66,6 +72,7 @@ def train(
     work: Path,
     base: Path | None,
     track: str,
+    beside: tuple[Path, ...],
     epochs: int | None,
     seed: int,
     threads: int,
@@ -99,6 +106,7 @@ def train(
             weak=weak,
             strong=strong,
             track=Track(track),
+            beside=beside,
             seed=seed,
             threads=threads,
         )

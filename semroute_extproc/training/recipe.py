@@ -87,6 +87,8 @@ class Settings:
     strong: str = ""
     """The models of the pair in the logs."""
     track: Track = Track.GOLD
+    beside: tuple[Path, ...] = ()
+    """`evaluation.json` of runs on other tracks, whose figures the card states as well."""
     names: Names = field(
         default_factory=lambda: Names(
             "semroute-minilm",
@@ -143,7 +145,9 @@ def train(settings: Settings, say: Say) -> Manifest:
         corpus, manifest, settings.track, settings.seed, settings.tune.epochs, minutes, settings.threads
     )
     fp32 = settings.work / FP32_GRAPH
-    write_card(settings.out, fp32, settings.data, settings.handwritten, facts, settings.work, say)
+    write_card(
+        settings.out, fp32, settings.data, settings.handwritten, facts, settings.work, say, settings.beside
+    )
     return manifest
 
 

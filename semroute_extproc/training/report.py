@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,16 +61,27 @@ def write_card(
     training: dict[str, Any],
     work: Path,
     say: Say,
+    beside: Sequence[Path] = (),
 ) -> None:
-    """Evaluate the bundle in `out` and its `fp32` graph, write `evaluation.json` and the card."""
+    """Evaluate the bundle in `out` and its `fp32` graph, write `evaluation.json` and the card.
+
+    `beside` are the `evaluation.json` of runs that were trained on less, whose pairs the card has too.
+    """
     document = assess(out, data, handwritten, SEED, say)
     document["training"] = training
+    document["beside"] = [_pairs_of(json.loads(file.read_text())) for file in beside]
     document["pool"] = pool(out, data, SEED, say)
     say("evaluating the fp32 graph")
     document["fp32"] = figures(assess(_with_graph(out, fp32, work), data, handwritten, SEED, lambda _: None))
     (work / "evaluation.json").write_text(json.dumps(document, indent=1) + "\n")
     (out / "CARD.md").write_text(render(document))
     say(f"wrote {out / 'CARD.md'}")
+
+
+def _pairs_of(document: dict[str, Any]) -> dict[str, Any]:
+    """What a card says of another run."""
+    training = {key: document["training"][key] for key in ("track", "epochs", "seed")}
+    return {"training": training, "pairs": document["pairs"]}
 
 
 def _with_graph(bundle: Path, graph: Path, work: Path) -> Path:
