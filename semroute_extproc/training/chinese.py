@@ -51,6 +51,7 @@ from semroute_extproc.training.frames import Frames
 from semroute_extproc.training.losses import Targets
 from semroute_extproc.training.model import Heads, Network, from_checkpoint
 from semroute_extproc.training.publish import publish
+from semroute_extproc.training.smoothing import TEXTS_MAX, smooth
 from semroute_extproc.training.weights import Base
 
 NAME = "semroute-bge-zh"
@@ -229,6 +230,7 @@ def _publish(
     The graph that is published is the smallest whose figures all stay within `GAP_MAX` of fp32's.
     """
     fp32, int8 = work / "model.fp32.onnx", work / graphs.CPU_GRAPH
+    smooth(network.encoder, frames, range(0, len(frames), max(1, len(frames) // TEXTS_MAX)))
     export.write_fp32(network, fp32)
     index = list(range(0, len(frames), max(1, len(frames) // PARITY_ROWS)))
     calibration = graphs.feeds(frames.framed[:: max(1, len(frames) // graphs.CALIBRATION_TEXTS_MAX)])

@@ -239,6 +239,9 @@ def test_the_largest_gap_is_over_every_set_but_noise():
 
     a, b = figures(0.75, 0.01, 1.0), figures(0.74, 0.03, 0.2)
     assert chinese_report.largest_gap(a, b) == pytest.approx(0.02)
+    worse, better = figures(0.70, 0.03, 0.2), figures(0.74, 0.03, 0.2)
+    assert chinese_report.largest_gap(worse, better) == pytest.approx(0.04)
+    assert chinese_report.largest_gap(better, worse) == 0.0, "what rises is no loss"
 
 
 def test_figures_on_hand_made_scores():
