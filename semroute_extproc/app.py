@@ -464,7 +464,12 @@ class App:
 
     def _worker_page(self) -> Page:
         """What the supervisor wants to know."""
-        state = {"ready": self._ready and not self._still, "sha256": self._generation.sha256}
+        still = self._still
+        state = {
+            "ready": self._ready and not still,
+            "turning": not still,
+            "sha256": self._generation.sha256,
+        }
         return Page(200, "application/json", json.dumps(state).encode())
 
     def _config_page(self) -> Page:
