@@ -16,14 +16,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import fcntl
 import http.client
 import json
+import os
 import shutil
 import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +62,9 @@ whole machine is nobody's fault; and so many that a worker is not killed for hav
 
 STOP_SECONDS_MAX = 10.0
 """Beyond the drain: how long the workers may take to end before they are killed."""
+
+FOLDER_PREFIX = ".workers-"
+"""Beginning of the name of a folder of admin sockets."""
 
 MISMATCH_SECONDS = 30.0
 """How long workers may have different configurations before it is logged."""
@@ -337,12 +343,47 @@ def serve(path: Path) -> int:
     # Beside the workers' own sockets, because it may be the only place that can be written to.
     listen = loaded.config.server.listen
     beside = Path(listen.removeprefix("unix:")).parent if listen.startswith("unix:") else None
-    folder = Path(tempfile.mkdtemp(prefix=".workers-", dir=beside))  # mode 0700
+    with _own_folder(beside) as folder:
 
-    async def run() -> int:
-        return await Supervisor(path, loaded.config, folder).run()
+        async def run() -> int:
+            return await Supervisor(path, loaded.config, folder).run()
 
-    try:
         return asyncio.run(run())
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _own_folder(beside: Path | None) -> Iterator[Path]:
+    """A folder of ours alone, mode 0700, removed at the end; first those that killed supervisors left.
+
+    It is locked as long as we live, and the kernel ends the lock however that ends. Raises OSError.
+    """
+    beside = beside or Path(tempfile.gettempdir())
+    for left in beside.glob(FOLDER_PREFIX + "*"):
+        with contextlib.suppress(OSError):
+            lock = _lock(left)
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(lock)
+            logger.info("supervisor.cleaned", folder=str(left))
+    with contextlib.ExitStack() as stack:
+        unlocked = Path(tempfile.mkdtemp(prefix=".new", dir=beside))
+        folder = unlocked.with_name(FOLDER_PREFIX + unlocked.name.removeprefix(".new"))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        # A file system that knows no locks has nothing removed either.
+        with contextlib.suppress(OSError):
+            stack.callback(os.close, _lock(unlocked))
+        # It has the name that others look for only once it is locked.
+        unlocked.rename(folder)
+        yield folder
+
+
+def _lock(folder: Path) -> int:
+    """Its descriptor, which holds a lock until it is closed; raises OSError if it is another's."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        if os.fstat(descriptor).st_uid != os.getuid():
+            raise PermissionError(errno.EPERM, "another user's", str(folder))
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import signal
+import subprocess
 import sys
 import textwrap
 import time
@@ -280,6 +281,50 @@ async def test_workers_with_different_configurations_are_seen(tmp_path: Path) ->
         await until(lambda: subject.starts(1) == 2)
         await subject.ready()
         assert "semroute_workers_differ 1" in (await subject.get("/metrics"))[1]
+
+
+class TestFolder:
+    """Where the workers' admin sockets are."""
+
+    def test_it_is_ours_alone_and_gone_afterwards(self, tmp_path: Path) -> None:
+        with supervisor._own_folder(tmp_path) as folder:
+            assert folder.parent == tmp_path
+            assert folder.stat().st_mode & 0o777 == 0o700
+        assert list(tmp_path.iterdir()) == []
+
+    def test_what_a_killed_supervisor_left_is_removed_and_a_living_ones_is_not(self, tmp_path: Path) -> None:
+        hold = (
+            "import pathlib, sys, time\n"
+            "from semroute_extproc.supervisor import _own_folder\n"
+            f"with _own_folder(pathlib.Path({str(tmp_path)!r})) as folder:\n"
+            "    (folder / 'w0.admin').touch()\n"
+            "    print(folder, flush=True)\n"
+            "    time.sleep(60)\n"
+        )
+        others = [
+            subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True)
+            for _ in range(2)
+        ]
+        folders = [Path(other.stdout.readline().strip()) for other in others if other.stdout]
+        killed, living = others
+        killed.kill()
+        killed.wait()
+        assert all((folder / "w0.admin").exists() for folder in folders)
+        with supervisor._own_folder(tmp_path) as folder:
+            assert set(tmp_path.iterdir()) == {folders[1], folder}
+        living.kill()
+        living.wait()
+        for other in others:
+            assert other.stdout
+            other.stdout.close()
+
+    def test_what_only_has_such_a_name_is_left_alone(self, tmp_path: Path) -> None:
+        (tmp_path / ".workers-file").touch()
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / ".workers-link").symlink_to(tmp_path / "elsewhere")
+        with supervisor._own_folder(tmp_path):
+            pass
+        assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_several_workers_need_a_socket_each() -> None:
