@@ -56,8 +56,8 @@ PAGE_SECONDS_MAX = 2.0
 """How long a worker may take to answer us."""
 
 HUNG_LOOKS = 60
-"""Looks in a row that find no life in a worker before it is killed: half a minute where it says so itself,
-minutes at most where it does not answer at all. Counted and not timed, so that a pause of ours or of the
+"""Looks in a row that find no life in a worker before it is killed: half a minute as a rule, 150 seconds if
+it takes up every question and answers none. Counted and not timed, so that a pause of ours or of the
 whole machine is nobody's fault; and so many that a worker is not killed for having too much to do."""
 
 STOP_SECONDS_MAX = 10.0
