@@ -39,6 +39,7 @@ from semroute_extproc.encoder.failover import Failover, Told
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.errors import ConfigError
 from semroute_extproc.exchange import Settings
+from semroute_extproc.judge import Judge
 from semroute_extproc.judge.live import CannotJudge, Judges
 from semroute_extproc.pipeline import Pipeline
 from semroute_extproc.policy.shadow import Shadow
@@ -136,6 +137,20 @@ def make_policies(
     return policies
 
 
+def make_judges(loaded: config_source.Loaded, judges: Judges) -> Mapping[str, Judge]:
+    """Strategy to judge; raises ConfigError with the place of the first that cannot be made."""
+    try:
+        return judges.of(loaded.config)
+    except CannotJudge as error:
+        raise loaded.error([Problem(("strategies", error.strategy), str(error))]) from None
+
+
+def connect_sessions(config: Config, count: Callable[[str], None] = lambda _: None) -> SharedSessions | None:
+    """The shared memory of conversations, if there is one; raises ConfigError. Nothing is sent yet."""
+    session = config.controllers.session
+    return None if session is None else remote_sessions.connect(session, count)
+
+
 def make_generation(
     number: int,
     loaded: config_source.Loaded,
@@ -154,10 +169,7 @@ def make_generation(
     config = loaded.config
     if policies is None:
         policies = make_policies(loaded, classifier.bundle)
-    try:
-        judging = judges.of(config)
-    except CannotJudge as error:
-        raise loaded.error([Problem(("strategies", error.strategy), str(error))]) from None
+    judging = make_judges(loaded, judges)
     pipeline = Pipeline(config, policies, classifier, on_error, judging, controllers, shared, on_shadow)
     default = config.pools[config.default_pool]
     settings = Settings(
@@ -168,6 +180,18 @@ def make_generation(
         models=pipeline.catalog.names,
     )
     return Generation(number, loaded.sha256, settings, pipeline)
+
+
+def check(loaded: config_source.Loaded) -> tuple[Mapping[str, Bundle], Mapping[str, policy.Policy]]:
+    """What `serve` makes, as far as that needs neither the network nor the device of the encoder.
+
+    Language to bundle, and every policy; raises ConfigError or BundleError.
+    """
+    bundles = load_bundles(loaded.config)
+    policies = make_policies(loaded, bundles[DEFAULT])
+    make_judges(loaded, Judges())
+    connect_sessions(loaded.config)
+    return bundles, policies
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,10 +271,7 @@ class App:
         )
 
     def _connect(self, config: Config) -> SharedSessions | None:
-        session = config.controllers.session
-        if session is None:
-            return None
-        return remote_sessions.connect(session, lambda what: self._metrics.remote.labels(what).inc())
+        return connect_sessions(config, lambda what: self._metrics.remote.labels(what).inc())
 
     def _on_shadow(self, shadow: Shadow) -> None:
         self._metrics.shadowed(shadow)
@@ -443,7 +464,12 @@ class App:
 
     def _worker_page(self) -> Page:
         """What the supervisor wants to know."""
-        state = {"ready": self._ready and not self._still, "sha256": self._generation.sha256}
+        still = self._still
+        state = {
+            "ready": self._ready and not still,
+            "turning": not still,
+            "sha256": self._generation.sha256,
+        }
         return Page(200, "application/json", json.dumps(state).encode())
 
     def _config_page(self) -> Page:

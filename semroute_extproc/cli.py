@@ -243,7 +243,9 @@ def score(bundle_dir: Path | None, device: Any, embedding: bool) -> None:
 @click.argument("config_path", type=click.Path(path_type=Path), required=False)
 @click.option("--config", "-c", "option_path", type=click.Path(path_type=Path), envvar="SEMROUTE_CONFIG")
 def check(config_path: Path | None, option_path: Path | None) -> None:
-    """Check a configuration, its conditions and its bundle without serving.
+    """Check a configuration, its conditions, its bundle and what it needs here, without serving.
+
+    Variables with keys and optional libraries count, so run it where you will serve. Nothing is sent.
 
     Prints every problem as file:line:col: path: message, and exits with 78 if there is one.
     """
@@ -254,8 +256,7 @@ def check(config_path: Path | None, option_path: Path | None) -> None:
         raise click.UsageError("give a configuration")
     try:
         loaded = config_source.load(path)
-        bundles = app.load_bundles(loaded.config)
-        policies = app.make_policies(loaded, bundles[app.DEFAULT])
+        bundles, policies = app.check(loaded)
     except (ConfigError, BundleError) as error:
         _refuse(error)
     config = loaded.config

@@ -51,6 +51,15 @@ Looks = dict[tuple[str, str], asyncio.Future[Load]]
 logger = structlog.get_logger("semroute.load")
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: object) -> None:
+        """None: the redirect is the error that any other status is."""
+
+
+# As a judge is asked: a pool is where its address says, not behind the environment's proxy.
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
+
+
 def read_page(text: str, names: Mapping[str, Sequence[str]] = GAUGES) -> Load:
     """The load in one metrics page; raises ValueError if a line of ours in it cannot be read.
 
@@ -136,10 +145,10 @@ def _load(pool: Pool) -> Load:
 
 
 def _fetch(url: str) -> str:
-    """The page; raises OSError, TimeoutError among them, if it does not come in time."""
+    """The page; raises OSError, TimeoutError among them, if it is not there or does not come in time."""
     deadline = monotonic() + TIMEOUT_SECONDS
     page = bytearray()
-    with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:  # noqa: S310 - http(s) by the schema
+    with _OPENER.open(url, timeout=TIMEOUT_SECONDS) as response:
         while len(page) < PAGE_BYTES_MAX and (chunk := response.read1(CHUNK_BYTES)):
             page += chunk
             if monotonic() > deadline:

@@ -1,13 +1,16 @@
 """The pools of conversations in a Valkey or Redis that several processes share.
 
 A lookup takes `timeout_ms` at most, and none at all for a moment after several failed: what the
-memory does not say in time or has lost, this process's own says instead. Writing is never waited for.
+memory does not say in time or has lost, this process's own says instead. Writing is never waited for:
+what is yet to be written, or could not be, is remembered here and wins over the older that is there.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from time import monotonic
 from typing import Protocol
 
@@ -19,6 +22,9 @@ PREFIX = "semroute:session:"
 
 WRITES_MAX = 64
 """Writes under way at once; more are dropped and counted."""
+
+UNWRITTEN_MAX = 16_384
+"""Conversations whose last pool the memory does not have; the oldest goes first."""
 
 WRITE_SECONDS_MAX = 1.0
 """How long one write may take."""
@@ -49,6 +55,12 @@ class Memory(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Unwritten:
+    pool: str
+    at: float
+
+
 class SharedSessions:
     """Reads and writes the shared memory; nothing of it raises."""
 
@@ -63,10 +75,15 @@ class SharedSessions:
         self._failures = 0
         self._paused_until = 0.0
         self._writes: set[asyncio.Task[None]] = set()
+        self._unwritten: OrderedDict[str, _Unwritten] = OrderedDict()
 
     async def find(self, key: str, deadline: float) -> str:
         """The pool, "" if there is none or the memory did not say; by the loop's `deadline` at last."""
         now = monotonic()
+        if (newer := self._unwritten.get(key)) is not None:
+            if now - newer.at <= self._ttl:
+                return newer.pool
+            del self._unwritten[key]
         if now < self._paused_until:
             self._count("paused")
             return ""
@@ -87,10 +104,14 @@ class SharedSessions:
 
     def keep(self, key: str, pool: str) -> None:
         """Write without waiting."""
+        entry = self._unwritten[key] = _Unwritten(pool, monotonic())
+        self._unwritten.move_to_end(key)
+        if len(self._unwritten) > UNWRITTEN_MAX:
+            self._unwritten.popitem(last=False)
         if len(self._writes) >= WRITES_MAX or monotonic() < self._paused_until:
             self._count("write_dropped")
             return
-        task = asyncio.get_running_loop().create_task(self._write(key, pool))
+        task = asyncio.get_running_loop().create_task(self._write(key, entry))
         self._writes.add(task)
         task.add_done_callback(self._writes.discard)
 
@@ -103,12 +124,16 @@ class SharedSessions:
         except Exception:
             self._count("error")
 
-    async def _write(self, key: str, pool: str) -> None:
+    async def _write(self, key: str, entry: _Unwritten) -> None:
         try:
             async with asyncio.timeout(WRITE_SECONDS_MAX):
-                await self._memory.set(PREFIX + key, pool, ex=self._ttl)
+                await self._memory.set(PREFIX + key, entry.pool, ex=self._ttl)
         except Exception:
             self._count("write_error")
+            return
+        # Unless a later one took its place while this was being written.
+        if self._unwritten.get(key) is entry:
+            del self._unwritten[key]
 
     def _failed(self, what: str, now: float) -> None:
         self._count(what)

@@ -3,9 +3,10 @@
 A worker is `semroute serve` in a process of its own with the same configuration file, a socket of
 its own and an admin socket that only we read. What they share is the file: each watches it and
 takes a change by itself, and we say so when they differ for long. One that ends is started again,
-the first time at once and then ever later, and the others never notice. One that cannot start
-because of the configuration or the bundle (78) ends everything with that status: it would not get
-any better. If we are killed, the workers see the end of their standard input and drain.
+the first time at once and then ever later, and the others never notice. One that hangs is killed, and
+is then one that ended. One that cannot start because of the configuration or the bundle (78) ends
+everything with that status: it would not get any better. If we are killed, the workers see the end
+of their standard input and drain.
 
 Memory is not shared, so N workers hold N models. Metrics keep a series a worker, labelled so:
 summed here, a worker that starts again would make counters fall.
@@ -15,16 +16,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import fcntl
 import http.client
 import json
+import os
 import shutil
 import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -50,8 +55,16 @@ POLL_SECONDS = 0.5
 PAGE_SECONDS_MAX = 2.0
 """How long a worker may take to answer us."""
 
+HUNG_LOOKS = 60
+"""Looks in a row that find no life in a worker before it is killed: half a minute as a rule, 150 seconds if
+it takes up every question and answers none. Counted and not timed, so that a pause of ours or of the
+whole machine is nobody's fault; and so many that a worker is not killed for having too much to do."""
+
 STOP_SECONDS_MAX = 10.0
 """Beyond the drain: how long the workers may take to end before they are killed."""
+
+FOLDER_PREFIX = ".workers-"
+"""Beginning of the name of a folder of admin sockets."""
 
 MISMATCH_SECONDS = 30.0
 """How long workers may have different configurations before it is logged."""
@@ -70,6 +83,11 @@ class Worker:
     ready: bool = False
     sha256: str = ""
     restarts: int = 0
+    hangs: int = 0
+    answered: bool = False
+    """It has answered since it was started: what takes long to start does not hang."""
+    in_vain: int = 0
+    """Looks in a row that found no life in it."""
 
     def send(self, number: signal.Signals) -> None:
         """Send it a signal, if it runs."""
@@ -181,6 +199,7 @@ class Supervisor:
 
     async def _run(self, worker: Worker) -> int | None:
         """Run it to its end; its exit status, None if it could not even be started."""
+        worker.answered, worker.in_vain = False, 0
         try:
             # Its standard input is ours to hold: it ends when we do, however we do.
             worker.process = await asyncio.create_subprocess_exec(
@@ -201,6 +220,8 @@ class Supervisor:
         was_ready = False
         while True:
             await asyncio.gather(*(asyncio.to_thread(self._look, worker) for worker in self._workers))
+            for worker in self._workers:
+                self._end_if_hung(worker)
             if self._ready() and not was_ready:
                 logger.info("supervisor.serving", workers=len(self._workers))
             was_ready = self._ready()
@@ -209,13 +230,30 @@ class Supervisor:
 
     @staticmethod
     def _look(worker: Worker) -> None:
+        # A socket that is not there is none of its doing: to start it again would not bring it back.
+        alive = True
+        state: dict[str, Any] = {}
         try:
             page = worker.fetch("/worker")
             state = json.loads(page.body) if page.status == 200 else {}
+            alive = state.get("turning", True)
+            worker.answered = True
+        except (TimeoutError, BlockingIOError):
+            # Blocking: so many of our questions wait that the socket takes no more.
+            alive = False
         except (OSError, http.client.HTTPException, ValueError):
-            state = {}
+            pass
+        worker.in_vain = 0 if alive else worker.in_vain + 1
         worker.ready = bool(state.get("ready"))
         worker.sha256 = state.get("sha256", worker.sha256)
+
+    @staticmethod
+    def _end_if_hung(worker: Worker) -> None:
+        if worker.answered and worker.in_vain >= HUNG_LOOKS:
+            worker.hangs, worker.in_vain = worker.hangs + 1, 0
+            logger.error("worker.hung", worker=worker.index, looks=HUNG_LOOKS)
+            # What stands still cannot heed SIGTERM.
+            worker.send(signal.SIGKILL)
 
     def _compare(self) -> None:
         """Say so when workers have had different configurations for a while."""
@@ -260,6 +298,9 @@ class Supervisor:
             "# HELP semroute_worker_restarts_total How often the worker ended and was started again.",
             "# TYPE semroute_worker_restarts_total counter",
             *(f'semroute_worker_restarts_total{{worker="{w.index}"}} {w.restarts}' for w in self._workers),
+            "# HELP semroute_worker_hangs_total How often the worker hung and was killed.",
+            "# TYPE semroute_worker_hangs_total counter",
+            *(f'semroute_worker_hangs_total{{worker="{w.index}"}} {w.hangs}' for w in self._workers),
             "# HELP semroute_workers_differ 1 while workers have different configurations, else 0.",
             "# TYPE semroute_workers_differ gauge",
             f"semroute_workers_differ {int(self._differ())}",
@@ -274,6 +315,7 @@ class Supervisor:
                 "pid": worker.process.pid if worker.process else None,
                 "ready": worker.ready,
                 "restarts": worker.restarts,
+                "hangs": worker.hangs,
                 "sha256": worker.sha256,
             }
             for worker in self._workers
@@ -301,12 +343,47 @@ def serve(path: Path) -> int:
     # Beside the workers' own sockets, because it may be the only place that can be written to.
     listen = loaded.config.server.listen
     beside = Path(listen.removeprefix("unix:")).parent if listen.startswith("unix:") else None
-    folder = Path(tempfile.mkdtemp(prefix=".workers-", dir=beside))  # mode 0700
+    with _own_folder(beside) as folder:
 
-    async def run() -> int:
-        return await Supervisor(path, loaded.config, folder).run()
+        async def run() -> int:
+            return await Supervisor(path, loaded.config, folder).run()
 
-    try:
         return asyncio.run(run())
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _own_folder(beside: Path | None) -> Iterator[Path]:
+    """A folder of ours alone, mode 0700, removed at the end; first those that killed supervisors left.
+
+    It is locked as long as we live, and the kernel ends the lock however that ends. Raises OSError.
+    """
+    beside = beside or Path(tempfile.gettempdir())
+    for left in beside.glob(FOLDER_PREFIX + "*"):
+        with contextlib.suppress(OSError):
+            lock = _lock(left)
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(lock)
+            logger.info("supervisor.cleaned", folder=str(left))
+    with contextlib.ExitStack() as stack:
+        unlocked = Path(tempfile.mkdtemp(prefix=".new", dir=beside))
+        folder = unlocked.with_name(FOLDER_PREFIX + unlocked.name.removeprefix(".new"))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        # A file system that knows no locks has nothing removed either.
+        with contextlib.suppress(OSError):
+            stack.callback(os.close, _lock(unlocked))
+        # It has the name that others look for only once it is locked.
+        unlocked.rename(folder)
+        yield folder
+
+
+def _lock(folder: Path) -> int:
+    """Its descriptor, which holds a lock until it is closed; raises OSError if it is another's."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        if os.fstat(descriptor).st_uid != os.getuid():
+            raise PermissionError(errno.EPERM, "another user's", str(folder))
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor

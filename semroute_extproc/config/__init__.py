@@ -188,9 +188,8 @@ def _controllers(config: Config) -> Iterator[Problem]:
             yield Problem(path, "this strategy has no weak and strong pool, so there is no share to hold")
         elif name in config.strategies and not leans(config.strategies[name]):
             yield Problem(path, "this strategy weighs no cost, so a budget could not move it")
-        for pool in pair or ():
-            if budget.dollars_per_thousand is not None and pool in pools and pools[pool].price is None:
-                yield Problem((*path, "dollars_per_thousand"), f"pool {pool} has no price")
+        if budget.dollars_per_thousand is not None and pair is not None:
+            yield from _dollars(config, (*path, "dollars_per_thousand"), *pair)
     if settings.load is not None:
         for pool in settings.load.pools:
             yield from _known(("controllers", "load", "pools", pool), pool, pools, "pool")
@@ -200,6 +199,17 @@ def _controllers(config: Config) -> Iterator[Problem]:
         for index, strategy in enumerate(settings.session.strategies or ()):
             where = ("controllers", "session", "strategies", index)
             yield from _known(where, strategy, config.strategies, "strategy")
+
+
+def _dollars(config: Config, path: tuple[str | int, ...], weak: str, strong: str) -> Iterator[Problem]:
+    """What keeps a budget in dollars from ever moving a pair."""
+    prices = {pool: config.pools[pool].price for pool in (weak, strong) if pool in config.pools}
+    for pool, price in prices.items():
+        if price is None:
+            yield Problem(path, f"pool {pool} has no price")
+    low, high = prices.get(weak), prices.get(strong)
+    if low and high and low.input >= high.input and low.output >= high.output:
+        yield Problem(path, f"the weak pool {weak} is not cheaper than {strong}, so no share would save any")
 
 
 def _judge_problems(

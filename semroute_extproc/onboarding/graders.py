@@ -48,6 +48,11 @@ _DECLARED = re.compile(
     r"(?!\s*(?i:or|and|/|,|&)\s*[*_`(]*[A-Ja-j]\b)",
     re.MULTILINE,
 )
+_DECLARED_CHINESE = re.compile(
+    r"答案[^\n不A-Za-z]{0,20}?(?:是|为|為|选|選|[:：])[:：*_`\s（「]*+(?:选项|選項)?\s*+"
+    + _LETTER
+    + r"([A-Ja-j])(?![A-Za-z0-9]|['’]\w)(?!\s*[或和与與及、/,，&]\s*[*_`(（]*[A-Ja-j](?![A-Za-z]))"
+)
 _IS_CORRECT = re.compile(
     r"(?<![\w'’])([A-J])[)\]*_`.]*+\s++is\s+(?:the\s+)?(?:correct|right|best)(?:\s+(?:answer|option|choice))?"
     r"(?=[\s.!,]*(?:$|\n|because|since|as\b))",
@@ -58,22 +63,34 @@ _OPENING = re.compile(r"^[\s*_`(\[]*([A-J])[*_`]*[.):\]][*_`\s]", re.MULTILINE)
 _MARKED = re.compile(r"(?<![\w'’])([A-J])[*_`]*+[):\]](?!\w)|^[ \t*_`(]*+([A-J])[*_`]*+\.", re.MULTILINE)
 _BRACKETED = re.compile(r"\(([A-J])\)|\*\*([A-J])[.)]?\*\*")
 
-_EXPONENT = r"\s*+\^\s*+\{?\s*+([-+−]?\d{1,3})\s*+\}?"
+# A whole one, and not the beginning of a decimal, a fraction or another power.
+_EXPONENT = r"\s*+\^\s*+\{?\s*+([-+−]?\d{1,3}+)(?!\.?\d|\s*+/\s*+\d|\s*+\^)\s*+\}?"
 _VALUE = re.compile(
     # Not what only belongs to a value: the rest of a number, an exponent, an index (but _42_ is emphasis).
     r"(?<!\d)(?<!\^)(?<!\^\{)(?<!\^[-−])(?<!\^\{[-−])(?<![A-Za-z0-9)}]_)(?<![A-Za-z0-9)}]_\{)"
-    r"((?<![\w)}\]])[-+−])?(?:"
+    # A hyphen joins words, but Chinese ones have none: after them it is a sign.
+    r"((?<![^\W\u3400-\u9fff])(?<![)}\]])[-+−])?(?:"
     r"\\[dt]?frac\s*+(?:\{\s*+([-−]?\d{1,15})\s*+\}\s*+\{\s*+(\d{1,15})\s*+\}|(\d)\s*+(\d))"
     r"|(?<![\d/])(\d{1,15})\s*+/\s*+(\d{1,15})(?![\d/])"
-    r"|10"
-    + _EXPONENT
-    + r"|((?:\d{1,3}(?:,\d{3}){1,9}+(?!\d)|\d++)(?:\.\d++)?(?:[eE][-+]?\d{1,4})?|(?<![\w.])\.\d++)"
-    r"(?:\s*+(?:\\times|\\cdot|[×·*])\s*+10" + _EXPONENT + r")?)"
+    r"|((?:\d{1,3}(?:,\d{3}){1,9}+(?!\d)|\d++)(?:\.\d++)?(?:[eE][-+]?\d{1,4})?|(?<![\w.])\.\d++)"
+    r"(?:" + _EXPONENT + r"|\s*+(?:\\times|\\cdot|[×·*])\s*+10" + _EXPONENT + r")?)"
 )
 _THOUSANDS = re.compile(r"(?<=\d)(?:\\[,! ]|\{,\}|[\u00a0\u2009\u202f])(?=\d{3}(?!\d))")
-_DECLARED_NUMBER = re.compile(r"(?i:####|\banswer\b[^\n\d]{0,40}?(?:is|[:：]|=))")
+# A plain space too, where nothing beside it looks like a list: "2 500 g jars" are 2500 of something.
+_SPACED = re.compile(r"(?<![A-Za-z0-9_.,/^{])(?<!\d )([1-9]\d{0,2}(?: \d{3}){1,5}+)(?! ?\d| *+/)")
+_MIXED = re.compile(
+    r"(?<![A-Za-z0-9_.,/^{])(\d{1,9}+)(?:"
+    r"[ ]*+\\[dt]?frac\s*+(?:\{\s*+(\d{1,9})\s*+\}\s*+\{\s*+(\d{1,9})\s*+\}|(\d)\s*+(\d))"
+    r"|[ \u00a0]++(\d{1,9})[ ]*+/[ ]*+(\d{1,9})(?![\d/]))"
+)
+_ANSWER_IS = r"(?:是|为|為|[:：]|=)"
+_DECLARED_NUMBER = re.compile(
+    r"(?i:####|\banswer\b[^\n\d]{0,40}?(?:is|[:：]|=))|答案[^\n\d不]{0,20}?" + _ANSWER_IS
+)
 _DECLARED_CHARACTERS = 80
-_DECLARED_TEXT = re.compile(r"(?i:\banswer\b\s*+(?:is|[:：]|=))[:*_`\s]*+([^\n]+)")
+_DECLARED_TEXT = re.compile(
+    r"(?:(?i:\banswer\b\s*+(?:is|[:：]|=))|答案\s*+" + _ANSWER_IS + r")[:：*_`\s]*+([^\n]+)"
+)
 _FENCE = re.compile(r"```[ \t]*+([\w+-]{0,80})[^\n]{0,200}\n(.*?)(?:```|\Z)", re.DOTALL)
 _RATING = re.compile(r"\[\[\s*(\d{1,3})(?:\.0+)?\s*\]\]")
 
@@ -99,7 +116,8 @@ def _chosen(reply: str, letters: str, options: tuple[str, ...]) -> str | None:
         if bare := _BARE_LINE.match(_FONT.sub("", inner)):
             return _within(bare.group(1), letters)
     declared = [(m.start(), m.group(1) or m.group(2)) for m in _DECLARED.finditer(reply)]
-    declared += [(m.start(), m.group(1)) for m in _IS_CORRECT.finditer(reply)]
+    for others in (_IS_CORRECT, _DECLARED_CHINESE):
+        declared += [(m.start(), m.group(1)) for m in others.finditer(reply)]
     if declared:
         return _within(max(declared)[1], letters)
     lines = [line for line in reply.splitlines() if line.strip()]
@@ -145,23 +163,35 @@ def number(reply: str, answer: str) -> Grade:
 def number_in(text: str, last: bool = False) -> float | None:
     """The first (or last) finite number in `text`; None without one.
 
-    1,234 · -5.6e7 · 2.5 \\times 10^{3} · 3/4 · -\\frac{3}{4} · \\frac34. A division by 0 is its numerator.
+    1,234 · 1 234 · -5.6e7 · 2.5 \\times 10^{3} · 2^10 · 3/4 · 1 3/4 · -\\frac{3}{4} · \\frac34. A division
+    by 0 is its numerator.
     """
     found: float | None = None
-    for match in _VALUE.finditer(_THOUSANDS.sub("", text)):
-        sign, above, below, a, b, c, d, ten, plain, power = match.groups()
+    text = _SPACED.sub(lambda match: match.group().replace(" ", ""), _THOUSANDS.sub("", text))
+    for match in _VALUE.finditer(_MIXED.sub(_improper, text)):
+        sign, above, below, a, b, c, d, plain, power, ten = match.groups()
         numerator = above or a or c
         if numerator is not None:
             value = int(numerator.replace("−", "-")) / (int(below or b or d) or 1)
         else:
-            exponent = (ten or power or "0").replace("−", "-")
-            value = float((plain or "1").replace(",", "")) * float(f"1e{exponent}")
+            exponent = int((ten or power or "1").replace("−", "-"))
+            value = float(plain.replace(",", ""))
+            try:
+                value = value * 10.0**exponent if ten else value**exponent
+            except (OverflowError, ZeroDivisionError):
+                continue
         if not math.isfinite(value):
             continue
         found = -value if sign in ("-", "−") else value
         if not last:
             break
     return found
+
+
+def _improper(match: re.Match[str]) -> str:
+    """A mixed number as one fraction; what only looks like one stays."""
+    whole, above, below = (int(part) for part in match.groups() if part is not None)
+    return f"{whole * below + above}/{below}" if 0 < above < below else match.group()
 
 
 def exact(reply: str, answers: tuple[str, ...]) -> Grade:
@@ -180,7 +210,7 @@ def exact(reply: str, answers: tuple[str, ...]) -> Grade:
 def _plain(text: str) -> str:
     """Lower case, one space between words, nothing around: `**Paris.**` is `paris`."""
     text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return text.strip(" .,:;!?\"'`*_$()[]{}“”‘’")
+    return text.strip(" .。,:;!?\"'`*_$()[]{}“”‘’")
 
 
 def regex(reply: str, pattern: str) -> Grade:

@@ -7,6 +7,9 @@ your user and can read your files; run profiles with `code` questions in a conta
 Limits: processor and wall time, memory, size and number of files, no core dumps; an empty environment,
 an empty directory that is removed afterwards, standard input and output closed. Where the kernel
 allows it (`unshare` of util-linux with user namespaces) it has no network and its children die with it.
+
+The number of processes is limited there too, from Linux 5.14 on, which counts a namespace's processes apart
+from your others. Elsewhere a limit would count those, so there is none; and the kernel holds root to none.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -29,6 +33,12 @@ Verdict = Literal["passed", "failed", "timeout"]
 FILE_BYTES_MAX = 1024 * 1024
 """Largest file it may write, its output among them."""
 
+PROCESSES_MAX = 64
+"""Processes it may have at once, threads among them, where they are counted apart."""
+
+COUNTS_APART = (5, 14)
+"""Linux from which on a user namespace counts its own processes (RLIMIT_NPROC)."""
+
 PROBE_SECONDS = 5.0
 """How long the kernel may take to show whether it can isolate."""
 
@@ -36,12 +46,14 @@ _UNSHARE = ("unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", 
 
 _HARNESS = r"""
 import json, os, resource, sys
-seconds, megabytes, file_bytes, secret, code, tests = json.loads(sys.stdin.buffer.read())
+seconds, megabytes, file_bytes, processes, secret, code, tests = json.loads(sys.stdin.buffer.read())
 for name, limit in (
     ("RLIMIT_CPU", int(seconds) + 1), ("RLIMIT_AS", megabytes << 20), ("RLIMIT_FSIZE", file_bytes),
     ("RLIMIT_NOFILE", 64), ("RLIMIT_CORE", 0),
 ):
     resource.setrlimit(getattr(resource, name), (limit, limit))
+if processes:
+    resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))
 out, null = os.dup(1), os.open(os.devnull, os.O_RDWR)
 for fd in (0, 1, 2):
     os.dup2(null, fd)
@@ -74,6 +86,12 @@ def isolates() -> bool:
     return done.returncode == 0
 
 
+def processes_max() -> int | None:
+    """How many processes a program may have; None where yours would be counted among them."""
+    release = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
+    return PROCESSES_MAX if release >= COUNTS_APART and isolates() else None
+
+
 def run(code: str, tests: str, limits: Limits = Limits()) -> Verdict:
     """Run `code`, then `tests` in the same namespace; `passed` if both come to their end.
 
@@ -81,7 +99,9 @@ def run(code: str, tests: str, limits: Limits = Limits()) -> Verdict:
     whatever status, has not passed.
     """
     secret = secrets.token_hex(16)
-    program = json.dumps([limits.seconds, limits.megabytes, FILE_BYTES_MAX, secret, code, tests])
+    program = json.dumps(
+        [limits.seconds, limits.megabytes, FILE_BYTES_MAX, processes_max(), secret, code, tests]
+    )
     command = [sys.executable, "-I", "-S", "-B", "-c", _HARNESS]
     with (
         tempfile.TemporaryDirectory(prefix="semroute-", ignore_cleanup_errors=True) as directory,

@@ -48,6 +48,8 @@ def configure(settings: Telemetry) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())
+    # It tells of every change in the configuration's directory: of a log there ten times a second, for ever.
+    logging.getLogger("watchfiles").setLevel(max(root.level, logging.WARNING))
 
 
 def _console(settings: Telemetry) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import signal
 import sys
@@ -135,6 +136,8 @@ async def test_an_event_loop_that_stands_still_is_not_alive(
     assert (subject._livez().status, subject._readyz().status) == (200, 200)
     time.sleep(0.3)  # noqa: ASYNC251 - it is what is tested
     assert (subject._livez().status, subject._readyz().status) == (503, 503)
+    told = json.loads(subject._worker_page().body)
+    assert (told["ready"], told["turning"]) == (False, False), "the supervisor is told"
     await asyncio.sleep(0.05)
     assert (subject._livez().status, subject._readyz().status) == (200, 200)
     turning.cancel()

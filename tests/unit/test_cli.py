@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,52 @@ class TestConfiguration:
             assert result.exit_code == 78
             assert any(line.startswith(f"{file}:") for line in result.stderr.splitlines())
             assert place.lstrip(":") in result.stderr
+
+    @pytest.mark.parametrize(
+        ("added", "missing", "message"),
+        [
+            (
+                "  asked: {kind: judge, weak: small, strong: large, url: 'http://judge:8000/v1', model: m, "
+                "api_key_env: SEMROUTE_TEST_NO_KEY, threshold: 0.5}\n",
+                "",
+                "strategies.asked: the environment has no SEMROUTE_TEST_NO_KEY",
+            ),
+            (
+                "  asked: {kind: judge, weak: small, strong: large, url: 'http://judge:8000/v1', model: m, "
+                "threshold: 0.5}\n",
+                "aiohttp",
+                "semroute-extproc[http]",
+            ),
+            (
+                "controllers: {session: {remote: {url: 'valkey://host', key: 0123456789abcdef}}}\n",
+                "redis",
+                "semroute-extproc[valkey]",
+            ),
+            (
+                "controllers: {session: {remote: {url: 'valkey://host/0?socket_timeout=soon', "
+                "key: 0123456789abcdef}}}\n",
+                "",
+                "controllers.session.remote.url: has an option that the library refuses",
+            ),
+        ],
+        ids=["key", "http", "valkey", "address"],
+    )
+    def test_what_would_keep_serve_from_starting_here_is_found(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, added: str, missing: str, message: str
+    ) -> None:
+        if missing:
+            monkeypatch.setitem(sys.modules, missing, None)
+        elif "valkey" in added:
+            pytest.importorskip("redis", reason="needs the extra valkey")
+        example = EXAMPLE.read_text()
+        strategies = "strategies:\n"
+        assert strategies in example
+        text = example.replace(strategies, strategies + added) if added[0] == " " else example + added
+        file = tmp_path / "semroute.yaml"
+        file.write_text(text)
+        result = run("check", str(file))
+        assert result.exit_code == 78, result.output
+        assert message in result.stderr
 
     def test_a_tampered_bundle_is_status_78_and_named(self, tmp_path: Path) -> None:
         (tmp_path / "bundle.json").write_text((bundle.default_bundle() / "bundle.json").read_text())

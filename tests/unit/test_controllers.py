@@ -235,6 +235,32 @@ def test_a_controller_that_could_do_nothing_is_a_configuration_error(
     assert any(message in problem.message for problem in unresolved(subject, FAMILIES))
 
 
+@pytest.mark.parametrize(
+    ("weak", "strong", "fine"),
+    [
+        ({"input": 1, "output": 1}, {"input": 1, "output": 1}, False),
+        ({"input": 2, "output": 3}, {"input": 1, "output": 3}, False),
+        # Cheaper for some requests.
+        ({"input": 2, "output": 3}, {"input": 1, "output": 4}, True),
+        ({"input": 1, "output": 3}, {"input": 1, "output": 4}, True),
+    ],
+)
+def test_dollars_need_a_weak_pool_that_is_cheaper_for_some_request(
+    weak: dict[str, float], strong: dict[str, float], fine: bool
+) -> None:
+    pools = {
+        **POOLS,
+        "small": {**POOLS["small"], "price": weak},
+        "large": {**POOLS["large"], "price": strong},
+    }
+    budgets = {"s": {"dollars_per_thousand": 3}}
+    subject = config(pools=pools, strategies={"s": PAIR}, controllers={"budgets": budgets})
+    problems = [problem.message for problem in unresolved(subject, FAMILIES)]
+    assert problems == (
+        [] if fine else ["the weak pool small is not cheaper than large, so no share would save any"]
+    )
+
+
 def test_a_strategy_that_weighs_cost_without_a_pair_may_be_held_to_dollars() -> None:
     clusters = {"kind": "clusters", "artefact": "a.npz", "profiles": "profiles"}
     for budget, count in (({"dollars_per_thousand": 3}, 0), ({"strong_share": 0.3}, 1)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Mapping
 
@@ -109,6 +110,37 @@ async def test_a_page_that_comes_byte_by_byte_is_given_up(monkeypatch: pytest.Mo
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(asyncio.to_thread(load._load, pool), 5)
     server.close()
+
+
+async def test_a_pool_is_asked_directly_whatever_proxy_the_environment_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The library keeps the environment of its first use.
+    monkeypatch.setattr(urllib.request, "_opener", None)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    server = AdminServer("127.0.0.1:0", {"/metrics": lambda: text(200, PAGE)})
+    pool = Pool(cluster="c", model="m", metrics=f"http://127.0.0.1:{server.port}/metrics")
+    assert await asyncio.to_thread(load._load, pool) == read_page(PAGE)
+    await asyncio.to_thread(server.close)
+
+
+async def test_a_page_elsewhere_is_not_the_pools() -> None:
+    elsewhere = AdminServer("127.0.0.1:0", {"/metrics": lambda: text(200, PAGE)})
+
+    async def redirect(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        place = f"http://127.0.0.1:{elsewhere.port}/metrics"
+        writer.write(f"HTTP/1.0 302 Found\r\nLocation: {place}\r\n\r\n".encode())
+        writer.close()
+
+    server = await asyncio.start_server(redirect, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    pool = Pool(cluster="c", model="m", metrics=f"http://127.0.0.1:{port}/metrics")
+    with pytest.raises(OSError, match="302"):
+        await asyncio.to_thread(load._load, pool)
+    server.close()
+    await asyncio.to_thread(elsewhere.close)
 
 
 async def test_a_page_whose_name_does_not_resolve_holds_no_other_up(monkeypatch: pytest.MonkeyPatch) -> None:

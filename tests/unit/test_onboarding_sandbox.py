@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -95,3 +97,52 @@ def test_children_do_not_stay_behind() -> None:
     time.sleep(0.2)
     listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert f"sleep {mark}" not in listed
+
+
+FORKS = """
+import os, resource, time
+number = 0
+try:
+    while number < 200:
+        if os.fork() == 0:
+            time.sleep(60)
+            os._exit(0)
+        number += 1
+except BlockingIOError:
+    pass
+"""
+
+counted = pytest.mark.skipif(sandbox.processes_max() is None, reason="the kernel counts all of the user's")
+
+
+@counted
+def test_the_number_of_processes_is_limited() -> None:
+    tests = "assert resource.getrlimit(resource.RLIMIT_NPROC) == (64, 64)"
+    if os.getuid() != 0:
+        # Nothing holds root to it.
+        tests += "\nassert number < 64, number"
+    assert run(FORKS, tests) == "passed"
+
+
+@counted
+def test_the_users_other_processes_are_not_among_them() -> None:
+    others = [subprocess.Popen(["sleep", "60"]) for _ in range(sandbox.PROCESSES_MAX)]
+    try:
+        assert (
+            run("import os\nchild = os.fork()\nif not child: os._exit(0)", "os.waitpid(child, 0)") == "passed"
+        )
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+@pytest.mark.parametrize(
+    ("release", "isolates"), [("5.10.0-32-amd64", True), ("6.1.0", False), ("odd", True)]
+)
+def test_where_they_would_be_there_is_no_limit(
+    monkeypatch: pytest.MonkeyPatch, release: str, isolates: bool
+) -> None:
+    monkeypatch.setattr(sandbox, "isolates", lambda: isolates)
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release=release))
+    assert sandbox.processes_max() is None

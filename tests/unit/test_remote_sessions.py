@@ -108,6 +108,58 @@ async def test_writes_are_not_waited_for_and_their_number_is_bounded() -> None:
     await subject.close()
 
 
+async def test_what_could_not_be_written_wins_over_the_older_that_is_there_until_it_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(remote_sessions, "monotonic", lambda: now[0])
+    memory = FakeMemory()
+    memory.values["semroute:session:k"] = b"small"
+    subject, counted = shared(memory, 500.0)
+    memory.error = ConnectionError()
+    for _ in range(FAILURES_MAX):
+        await subject.find("other", soon())
+    subject.keep("k", "large")
+    assert counted[-1] == "write_dropped"
+    memory.error = None
+    now[0] += 1.5
+    assert await subject.find("k", soon()) == "large"
+    subject.keep("k", "large")
+    await subject.close()
+    memory.values["semroute:session:k"] = b"eyes"  # Another process, later.
+    assert await subject.find("k", soon()) == "eyes"
+
+
+async def test_a_write_that_fails_late_does_not_bring_an_older_pool_back() -> None:
+    memory = FakeMemory(delay=0.05)
+    subject, _ = shared(memory, 500.0)
+    subject.keep("k", "small")
+    await asyncio.sleep(0)
+    memory.delay = 0.0
+    subject.keep("k", "large")
+    await asyncio.sleep(0.01)
+    memory.error = ConnectionError()
+    await subject.close()
+    memory.error = None
+    assert await subject.find("k", soon()) == "large"
+
+
+async def test_what_is_yet_to_be_written_is_bounded_and_forgotten_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(remote_sessions, "monotonic", lambda: now[0])
+    monkeypatch.setattr(remote_sessions, "UNWRITTEN_MAX", 2)
+    memory = FakeMemory(error=ConnectionError())
+    subject, _ = shared(memory)
+    for key in ("a", "b", "c"):
+        subject.keep(key, "small")
+    found = [await subject.find(key, soon()) for key in ("a", "b", "c")]
+    assert found == ["", "small", "small"]
+    now[0] += 1_801.0
+    assert await subject.find("c", soon()) == ""
+
+
 async def test_failures_of_writing_and_closing_are_counted() -> None:
     subject, counted = shared(FakeMemory(error=OSError()))
     subject.keep("k", "small")

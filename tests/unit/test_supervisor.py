@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import signal
+import subprocess
 import sys
 import textwrap
 import time
@@ -37,9 +38,13 @@ WORKER = textwrap.dedent(
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
     sha256 = (folder / "sha").read_text() if index == "1" else "a" * 64
-    state = {"ready": not (folder / f"slow{index}").exists(), "sha256": sha256}
+    def worker():
+        still = (folder / f"still{index}").exists()
+        ready = not still and not (folder / f"slow{index}").exists()
+        state = {"ready": ready, "turning": not still, "sha256": sha256}
+        return Page(200, "application/json", json.dumps(state).encode())
     server = AdminServer(f"unix:{admin}", {
-        "/worker": lambda: Page(200, "application/json", json.dumps(state).encode()),
+        "/worker": worker,
         "/metrics": lambda: text(200, "# TYPE m gauge\\nm " + index + "\\n"),
         "/config": lambda: text(200, "config of " + index),
     })
@@ -136,6 +141,56 @@ async def test_a_killed_worker_is_started_again_and_the_other_is_left_alone(tmp_
     assert 'semroute_worker_restarts_total{worker="1"} 0' in page
 
 
+@pytest.mark.parametrize("how", ["still", "stopped"])
+async def test_a_worker_that_hangs_is_killed_and_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(supervisor, "HUNG_LOOKS", 4)
+    monkeypatch.setattr(supervisor, "PAGE_SECONDS_MAX", 0.5)
+    async with running(tmp_path) as (subject, _):
+        await subject.ready()
+        other, hung = subject.pid(1), subject.pid(0)
+        if how == "still":
+            (tmp_path / "still0").touch()
+        else:
+            os.kill(hung, signal.SIGSTOP)
+        await until(lambda: subject.subject._workers[0].hangs == 1)
+        (tmp_path / "still0").unlink(missing_ok=True)
+        await until(lambda: subject.starts(0) == 2)
+        await subject.ready()
+        assert subject.pid(1) == other
+        page = (await subject.get("/metrics"))[1]
+    assert 'semroute_worker_hangs_total{worker="0"} 1' in page
+    assert 'semroute_worker_restarts_total{worker="0"} 1' in page
+    assert 'semroute_worker_hangs_total{worker="1"} 0' in page
+
+
+async def test_a_worker_that_is_slow_now_and_then_or_only_starting_is_not_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "HUNG_LOOKS", 8)
+    (tmp_path / "slow1").touch()
+    async with running(tmp_path) as (subject, _):
+        first, second = subject.subject._workers
+        await until(lambda: first.ready)
+        for _ in range(4):
+            (tmp_path / "still0").touch()
+            await until(lambda: first.in_vain >= 2)
+            (tmp_path / "still0").unlink()
+            await until(lambda: first.in_vain == 0)
+        assert (first.hangs, second.hangs) == (0, 0)
+        assert (first.restarts, second.restarts) == (0, 0)
+
+
+def test_before_its_first_answer_a_worker_is_starting_and_does_not_hang(tmp_path: Path) -> None:
+    worker = supervisor.Worker(0, tmp_path / "w0.admin", [], in_vain=supervisor.HUNG_LOOKS)
+    Supervisor._end_if_hung(worker)
+    assert worker.hangs == 0
+    worker.answered = True
+    Supervisor._end_if_hung(worker)
+    assert worker.hangs == 1
+
+
 async def test_a_worker_that_keeps_failing_is_tried_ever_more_rarely(tmp_path: Path) -> None:
     (tmp_path / "refuse0").write_text("1")
     async with running(tmp_path) as (subject, _):
@@ -226,6 +281,50 @@ async def test_workers_with_different_configurations_are_seen(tmp_path: Path) ->
         await until(lambda: subject.starts(1) == 2)
         await subject.ready()
         assert "semroute_workers_differ 1" in (await subject.get("/metrics"))[1]
+
+
+class TestFolder:
+    """Where the workers' admin sockets are."""
+
+    def test_it_is_ours_alone_and_gone_afterwards(self, tmp_path: Path) -> None:
+        with supervisor._own_folder(tmp_path) as folder:
+            assert folder.parent == tmp_path
+            assert folder.stat().st_mode & 0o777 == 0o700
+        assert list(tmp_path.iterdir()) == []
+
+    def test_what_a_killed_supervisor_left_is_removed_and_a_living_ones_is_not(self, tmp_path: Path) -> None:
+        hold = (
+            "import pathlib, sys, time\n"
+            "from semroute_extproc.supervisor import _own_folder\n"
+            f"with _own_folder(pathlib.Path({str(tmp_path)!r})) as folder:\n"
+            "    (folder / 'w0.admin').touch()\n"
+            "    print(folder, flush=True)\n"
+            "    time.sleep(60)\n"
+        )
+        others = [
+            subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True)
+            for _ in range(2)
+        ]
+        folders = [Path(other.stdout.readline().strip()) for other in others if other.stdout]
+        killed, living = others
+        killed.kill()
+        killed.wait()
+        assert all((folder / "w0.admin").exists() for folder in folders)
+        with supervisor._own_folder(tmp_path) as folder:
+            assert set(tmp_path.iterdir()) == {folders[1], folder}
+        living.kill()
+        living.wait()
+        for other in others:
+            assert other.stdout
+            other.stdout.close()
+
+    def test_what_only_has_such_a_name_is_left_alone(self, tmp_path: Path) -> None:
+        (tmp_path / ".workers-file").touch()
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / ".workers-link").symlink_to(tmp_path / "elsewhere")
+        with supervisor._own_folder(tmp_path):
+            pass
+        assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_several_workers_need_a_socket_each() -> None:

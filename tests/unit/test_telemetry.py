@@ -89,6 +89,17 @@ def test_no_prompt_is_logged_unless_it_was_asked_for(logged: Any) -> None:
     assert SECRET in logged(prompts=True)
 
 
+def test_the_watch_on_the_configuration_does_not_log_every_change_it_sees(
+    logged: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A log in the watched directory is such a change."""
+    logged(prompts=False)
+    logging.getLogger("watchfiles.main").info("1 change detected")
+    assert capsys.readouterr().err == ""
+    logging.getLogger("watchfiles.main").warning("something is wrong")
+    assert "something is wrong" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("parents", "trace_id"),
     [
