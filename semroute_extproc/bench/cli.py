@@ -17,7 +17,7 @@ from rich.console import Console
 
 from semroute_extproc.app import loop_factory
 from semroute_extproc.bench import check as checking
-from semroute_extproc.bench import direct, report
+from semroute_extproc.bench import direct, machine, report
 from semroute_extproc.bench.direct import Plan
 from semroute_extproc.bench.run import PARTS, QUICK, Size, measure, ratios
 
@@ -105,9 +105,9 @@ def _check(recorded: dict[str, Any], console: Console) -> int:
     lanes = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="semroute-bench-") as folder:
         samples, _ = _run(direct.rounds(CHECK_PLAN, Path(folder), lanes, full=False))
-    now = ratios(samples, lanes)
+    now, here = ratios(samples, lanes), machine.describe()
     try:
-        limits = checking.limits(recorded, now)
+        limits = checking.limits(recorded, now, here)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     for name, limit in limits.items():
@@ -115,7 +115,7 @@ def _check(recorded: dict[str, Any], console: Console) -> int:
             f"{name}: {statistics.median(now[name]):.2f}, recorded {recorded['ratios'][name]:.2f}, "
             f"allowed {limit:.2f}"
         )
-    found = list(checking.losses(recorded, now))
+    found = list(checking.losses(recorded, now, here))
     for line in found:
         console.print(f"dearer than recorded: {line}", style="red")
     return 1 if found else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import importlib.util
 import statistics
 from collections.abc import Awaitable, Callable, Sequence
@@ -116,6 +117,24 @@ def in_process(model: OnnxModel) -> Pipeline:
     return app.make_generation(1, loaded, classifier, lambda _: None, Judges()).pipeline
 
 
+class _Recorded:
+    """A session that gives at once what it once gave: what is left is everything else."""
+
+    def __init__(self, values: Any) -> None:
+        self._values = values
+
+    def run(self, *_: Any) -> Any:
+        """The recorded outputs."""
+        return self._values
+
+
+def without_passes(model: OnnxModel, text: str) -> OnnxModel:
+    """The model with its outputs for `text` recorded in place of its session."""
+    found = copy.copy(model)
+    found._session = _Recorded(model.alone([model.framer.frame(text)])())
+    return found
+
+
 def decide(body: bytes) -> Decide:
     """A request whose body is complete."""
     return Decide(RequestHead("POST", "/v1/chat/completions", {}), Api.CHAT_COMPLETIONS, body)
@@ -133,6 +152,7 @@ async def rounds(plan: Plan, folder: Path, lanes: int, full: bool = True) -> tup
     fp32 = fp32_pass(model, load.prompt_of(model.framer, 64), folder) if full else None
     pipeline = in_process(model)
     text = load.prompt_of(model.framer, 64)
+    own = in_process(without_passes(model, text))
     routed, named = load.exchange(load.chat(ROUTED, text)), load.exchange(load.chat(NAMED, text))
     whole = decide(load.chat(ROUTED, text))
     nothing, passes = floor(folder), floor(folder, "passes")
@@ -156,6 +176,8 @@ async def rounds(plan: Plan, folder: Path, lanes: int, full: bool = True) -> tup
             cpu, wall = await timed_async(lambda: pipeline.decide(whole), plan.passes)
             samples.add("pipeline cpu ms", cpu)
             samples.add("pipeline wall ms", wall)
+            cpu, _ = await timed_async(lambda: own.decide(whole), plan.streams // 2)
+            samples.add("own cpu ms", cpu)
             for at_once in (1, 2 * lanes):
                 requests = [routed] * plan.passes
                 await _streams(samples, f"passes x{at_once}", to_passes, [passes.pid], requests, at_once)
@@ -170,6 +192,7 @@ async def rounds(plan: Plan, folder: Path, lanes: int, full: bool = True) -> tup
             wire.close()
     finally:
         await pipeline._classifier.close()
+        await own._classifier.close()
         nothing.stop()
         passes.stop()
         for server in (sidecar, two):

@@ -172,6 +172,7 @@ def ratios(samples: Samples, lanes: int) -> dict[str, list[float]]:
         "server rate / passes": samples.ratios(f"{busy} a second", f"passes x{2 * lanes} a second"),
         "pipeline cpu / bare": samples.ratios("pipeline cpu ms", "bare cpu ms"),
         "server rate / bare": samples.ratios(f"{busy} a second", "bare a second"),
+        "own cpu / floor": samples.ratios("own cpu ms", "floor cpu ms"),
         "named rate / floor": samples.ratios("named a second", "floor a second"),
         "named cpu / floor": samples.ratios("named cpu ms", "floor cpu ms"),
     }

@@ -32,6 +32,7 @@ RATIOS = {
     "server rate / passes": 0.95,
     "pipeline cpu / bare": 1.05,
     "server rate / bare": 0.9,
+    "own cpu / floor": 1.2,
     "named rate / floor": 0.85,
     "named cpu / floor": 1.25,
     "int8 / fp32": 0.4,
@@ -193,7 +194,7 @@ def rounds(sigma: float, **medians: float) -> dict[str, list[float]]:
 
 def recorded(sigma: float) -> dict[str, Any]:
     now = rounds(sigma)
-    return {"ratios": RATIOS, "rounds": 7, "spreads": spreads(now)}
+    return {"ratios": RATIOS, "rounds": 7, "spreads": spreads(now), "machine": HERE}
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.02, 0.1, 0.3])
@@ -202,7 +203,7 @@ def test_the_check_lets_noise_pass_as_large_as_the_rounds_show_it(sigma: float, 
     """A median moves by up to two standard errors of its difference, and by a little for no reason."""
     error = check.MEDIAN_ERROR * sigma * sqrt(1 / 7 + 1 / 5)
     worse = RATIOS[name] * (1.04 + 2 * error)
-    assert list(check.losses(recorded(sigma), rounds(sigma, **{name: worse}))) == []
+    assert list(check.losses(recorded(sigma), rounds(sigma, **{name: worse}), HERE)) == []
 
 
 @pytest.mark.parametrize(("sigma", "loss"), [(0.01, 0.1), (0.03, 0.2), (0.1, 0.5), (0.2, 1.0)])
@@ -211,14 +212,14 @@ def test_the_check_fails_on_a_clear_loss_and_the_quieter_the_smaller(
     sigma: float, loss: float, name: str
 ) -> None:
     now = rounds(sigma, **{name: RATIOS[name] * (1 + loss)})
-    [line] = check.losses(recorded(sigma), now)
+    [line] = check.losses(recorded(sigma), now, HERE)
     assert line.startswith(name)
     assert "allowed" in line
 
 
 def test_a_quiet_record_does_not_make_a_noisy_run_fail() -> None:
     now = rounds(0.3, **{"named cpu / floor": RATIOS["named cpu / floor"] * 1.3})
-    assert list(check.losses(recorded(0.01), now)) == []
+    assert list(check.losses(recorded(0.01), now, HERE)) == []
 
 
 def test_the_check_seldom_fails_on_the_same_code() -> None:
@@ -229,18 +230,33 @@ def test_the_check_seldom_fails_on_the_same_code() -> None:
             count: {name: [draw.gauss(1.3, 0.15) for _ in range(count)] for name in check.WATCHED}
             for count in (7, 5)
         }
-        run_of_seven = {"ratios": medians(drawn[7]), "spreads": spreads(drawn[7]), "rounds": 7}
-        failed += bool(list(check.losses(run_of_seven, drawn[5])))
+        run_of_seven = {
+            "ratios": medians(drawn[7]),
+            "spreads": spreads(drawn[7]),
+            "rounds": 7,
+            "machine": HERE,
+        }
+        failed += bool(list(check.losses(run_of_seven, drawn[5], HERE)))
     assert failed < 20
 
 
 def test_the_check_never_fails_on_a_gain() -> None:
-    assert list(check.losses(recorded(0.02), rounds(0.02, **dict.fromkeys(check.WATCHED, 1.0)))) == []
+    now = rounds(0.02, **dict.fromkeys(check.WATCHED, 1.0))
+    assert list(check.losses(recorded(0.02), now, HERE)) == []
+
+
+def test_another_machine_is_held_to_what_does_not_depend_on_the_speed_of_a_pass() -> None:
+    """A pass that takes a third of the time makes the same overhead three times as much of it."""
+    now = rounds(0.02, **{"server cpu / bare": 2.5})
+    other = {**HERE, "instructions": ["avx512", "vnni"]}
+    assert list(check.losses(recorded(0.02), now, other)) == []
+    [line] = check.losses(recorded(0.02), rounds(0.02, **{"own cpu / floor": 2.0}), other)
+    assert line.startswith("own cpu / floor")
 
 
 def test_a_record_without_spreads_is_refused() -> None:
     with pytest.raises(ValueError, match="no spreads"):
-        check.limits({"ratios": RATIOS, "rounds": 7}, rounds(0.1))
+        check.limits({"ratios": RATIOS, "rounds": 7}, rounds(0.1), HERE)
 
 
 @pytest.mark.parametrize(("dearer", "status"), [(0.0, 0), (1.0, 1)])
@@ -249,7 +265,7 @@ def test_the_command_ends_with_the_checks_verdict(
 ) -> None:
     file = tmp_path / "bench.json"
     file.write_text(json.dumps(recorded(0.02)))
-    now = rounds(0.02, **{"server cpu / bare": RATIOS["server cpu / bare"] + dearer})
+    now = rounds(0.02, **{"own cpu / floor": RATIOS["own cpu / floor"] + dearer})
     replaced: dict[str, Callable[..., Any]] = {"_run": lambda _: (Samples(), {}), "ratios": lambda *_: now}
     for name, function in replaced.items():
         monkeypatch.setattr(f"semroute_extproc.bench.cli.{name}", function)
