@@ -300,6 +300,11 @@ def _bundle_predictions(rows: Any, scores: Scores, fit: bool, label: str) -> lis
 )
 @click.option("--trials", type=click.IntRange(1, TRIALS_MAX), default=20, show_default=True)
 @click.option("--validation-rows", type=click.IntRange(10), help="Validation prompts to know a new model by.")
+@click.option(
+    "--clusters",
+    type=click.IntRange(1, 1_000),
+    help="Clusters of prompts; by default as many as ten validation prompts each fill, 25 at most.",
+)
 @_judge_options
 @_fails_clearly
 def pool(
@@ -316,6 +321,7 @@ def pool(
     models: Path | None,
     trials: int,
     validation_rows: int | None,
+    clusters: int | None,
     judge_config: Path | None,
     strategy: str | None,
 ) -> None:
@@ -343,6 +349,7 @@ def pool(
         seed=seed,
         trials=trials,
         validation_rows=validation_rows,
+        clusters=clusters,
         judged=judged,
         judge=said,
         progress=lambda seeds: _track(seeds, len(seeds), "trials"),

@@ -97,6 +97,8 @@ class _Pool:
     judged: Floats | None
     """The judge's score of every question, (n,), if one was asked."""
     limit: int | None
+    clusters: int | None
+    """Clusters of the neighbourhoods, or None for as many as the validation prompts can fill."""
 
     @property
     def names(self) -> list[str]:
@@ -112,6 +114,7 @@ def evaluate_pool(
     seed: int,
     trials: int,
     validation_rows: int | None = None,
+    clusters: int | None = None,
     judged: Floats | None = None,
     judge: Mapping[str, object] | None = None,
     progress: Callable[[range], Iterable[int]] = iter,
@@ -125,7 +128,7 @@ def evaluate_pool(
     if rows.held_out:
         pools["unseen family"] = rows.held_out
     seeds = range(seed, seed + trials)
-    pool = _Pool(rows, known, text_groups(rows.texts), judged, validation_rows)
+    pool = _Pool(rows, known, text_groups(rows.texts), judged, validation_rows, clusters)
     settings = {name: _setting(pool, models, progress(seeds)) for name, models in pools.items()}
     return {
         "schema": 1,
@@ -134,6 +137,7 @@ def evaluate_pool(
         "bundle": bundle,
         "seed": seed,
         "trials": trials,
+        "clusters": clusters,
         "models": rows.models,
         "left_out": rows.left_out,
         "cost": rows.cost_from,
@@ -177,7 +181,7 @@ def _trial(
     outcome, cost = rows.outcome[:, tested], rows.cost[:, tested]
     scale = float(cost[test].mean(axis=0).max())
     prices, paid = cost[validation].mean(axis=0) / scale, cost[test] / scale
-    k = unseen.cluster_count(len(train), len(validation))
+    k = pool.clusters or unseen.cluster_count(len(train), len(validation))
     centres, near = k_means(vectors[train], k, seed)
     setting = unseen.Trial(
         train=vectors[train],

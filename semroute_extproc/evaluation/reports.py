@@ -32,7 +32,7 @@ intent
     reliability     {model: {confidence [], observed [], share []}}
 
 pool
-    trials, models [], left_out [], cost, judge (as for a pair)
+    trials, clusters (asked for, or null), models [], left_out [], cost, judge (as for a pair)
     settings        {"random models" | "unseen family": {pool, pool_size, validation_rows,
                     routers [{name, strategy, about, area {value, se}, area_half, peak, qnc {median, never},
                     area_minus_zero {value, se, wins}}],

@@ -387,6 +387,14 @@ def test_pool_ranks_routers_between_the_zero_router_and_the_oracle(
     assert found["settings"]["random models"]["pool_size"] == 2
 
 
+def test_one_cluster_knows_no_more_than_the_zero_router(pool_files: tuple[Path, Path, Path]) -> None:
+    questions, outcomes, models = pool_files
+    found = report("pool", questions, outcomes, "--models", models, "--trials", 2, "--clusters", 1)
+    rows = rows_by_name(found["settings"]["unseen family"]["routers"])
+    assert found["clusters"] == 1
+    assert rows["K-means, shrunk"]["peak"]["value"] < 0.55, "each topic was one of its own"
+
+
 def test_pool_has_a_row_for_every_strategy_and_experts_find_their_subjects(
     pool_files: tuple[Path, Path, Path], judge: OpenAIServer, tmp_path: Path
 ) -> None:
