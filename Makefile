@@ -71,7 +71,7 @@ docs: $(VENV)/.dev  ## write the generated parts of docs/
 docs-check: $(VENV)/.dev  ## fail if the generated parts of docs/ are stale
 	$(BIN)/python tools/gen_docs.py --check
 
-bench: $(VENV)/.dev  ## what a decision costs on this machine, a quarter of an hour; BENCH_ARGS=--quick for two
+bench: $(VENV)/.dev  ## what a decision costs on this machine, about eight minutes; BENCH_ARGS=--quick for two
 	$(BIN)/semroute bench --out $(or $(OUT),build/bench) $(BENCH_ARGS)
 
 bench-check: $(VENV)/.dev  ## fail if a decision has become clearly dearer than recorded, half a minute
