@@ -53,7 +53,7 @@ def bench(
 
     Compares the server with the bare ONNX Runtime session, with do-nothing processors and, where
     the extra `demo` is installed, Envoy with it and Envoy alone; then loads it up to three times
-    what it can do. On a machine with a GPU it measures that too. Takes a quarter of an hour
+    what it can do. On a machine with a GPU it measures that too. Takes about eight minutes
     and wants the machine for itself.
     """
     console = Console(stderr=True, highlight=False)
