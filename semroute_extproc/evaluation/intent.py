@@ -37,7 +37,10 @@ COVERAGES = (0.5, 0.8, 0.9)
 CURVE_POINTS = 100
 """Points of each abstention curve in the report."""
 
-SHOWN_FIRST = ("bundle", "logistic", "tfidf + logistic")
+REFERENCE = "tfidf + logistic"
+"""The baseline that every row is compared with, where it is there."""
+
+SHOWN_FIRST = ("bundle", "logistic", REFERENCE)
 """The confusion matrix is that of the first of these that is there."""
 
 Report = dict[str, object]
@@ -115,7 +118,7 @@ def baselines(rows: IntentRows, seed: int) -> list[Prediction]:
     if rows.fit_truth.size:
         words = heads.tfidf_logistic(rows.fit_texts, rows.fit_truth, rows.texts, classes)
         most = heads.majority(rows.fit_truth, classes, count)
-        return [Prediction("majority", most, None), _by_probability("tfidf + logistic", words)]
+        return [Prediction("majority", most, None), _by_probability(REFERENCE, words)]
     known = np.flatnonzero(rows.known).astype(np.int64)
     texts, truth = [rows.texts[i] for i in known], rows.truth[known]
     fold = folds(text_groups(texts), FOLDS, seed)
@@ -127,7 +130,7 @@ def baselines(rows: IntentRows, seed: int) -> list[Prediction]:
         return heads.majority(truth[fit], classes, apply.size)
 
     found = []
-    for name, fit_predict in (("majority", most_of), ("tfidf + logistic", words_of)):
+    for name, fit_predict in (("majority", most_of), (REFERENCE, words_of)):
         probabilities = np.full((count, classes), 1.0 / classes)
         probabilities[known] = heads.cross_fitted(fit_predict, fold, classes)
         found.append(Prediction(name, probabilities, None))
@@ -174,9 +177,9 @@ def evaluate_intent(
     """The report of `eval intent`; its shape is documented in `reports`."""
     known = rows.known
     truth = rows.truth[known]
-    reference = next(one for one in predictions if one.name == "tfidf + logistic")
-    base = np.argmax(reference.probabilities[known], axis=1) == truth
     named = {one.name: one for one in predictions}
+    reference = named.get(REFERENCE)
+    base = None if reference is None else np.argmax(reference.probabilities[known], axis=1) == truth
     shown = next(named[name] for name in SHOWN_FIRST if name in named)
     return {
         "schema": 1,
@@ -199,7 +202,7 @@ def evaluate_intent(
     }
 
 
-def _row(rows: IntentRows, one: Prediction, base: Booleans, seed: int, replicates: int) -> Report:
+def _row(rows: IntentRows, one: Prediction, base: Booleans | None, seed: int, replicates: int) -> Report:
     truth, p = rows.truth[rows.known], one.probabilities[rows.known]
     predicted, confidence = np.argmax(p, axis=1).astype(np.int64), p.max(axis=1)
     correct, classes, n = predicted == truth, p.shape[1], truth.size
@@ -225,7 +228,7 @@ def _row(rows: IntentRows, one: Prediction, base: Booleans, seed: int, replicate
         "accuracy_minus_tfidf": None,
         "ood": None,
     }
-    if one.name != "tfidf + logistic":
+    if base is not None and one.name != REFERENCE:
         difference = hits - base
         found["accuracy_minus_tfidf"] = estimate(float(difference.mean()), rates(difference))
     if one.knownness is not None and not rows.known.all():

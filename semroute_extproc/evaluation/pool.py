@@ -84,6 +84,9 @@ ABOUT: dict[str, tuple[str | None, str]] = {
 }
 """Row to the kind of strategy that it is, if any, and what it is, in the order of the report."""
 
+PAIRS = ("threshold", "similarity", "factorization", "judge")
+"""Rows of strategies that choose between two models."""
+
 Report = dict[str, object]
 
 
@@ -99,11 +102,15 @@ class _Pool:
     limit: int | None
     clusters: int | None
     """Clusters of the neighbourhoods, or None for as many as the validation prompts can fill."""
+    pairs: bool
 
     @property
     def names(self) -> list[str]:
         """The rows of the report, in order."""
-        return [name for name in ABOUT if name != "judge" or self.judged is not None]
+        left_out = set() if self.pairs else set(PAIRS)
+        return [
+            name for name in ABOUT if name not in left_out and (name != "judge" or self.judged is not None)
+        ]
 
 
 def evaluate_pool(
@@ -117,9 +124,12 @@ def evaluate_pool(
     clusters: int | None = None,
     judged: Floats | None = None,
     judge: Mapping[str, object] | None = None,
+    pairs: bool = True,
     progress: Callable[[range], Iterable[int]] = iter,
 ) -> Report:
     """The report of `eval pool`; its shape is documented in `reports`.
+
+    `pairs` has the strategies of a pair fitted as well, which takes two thirds of the time.
 
     `known` is what the bundle says of the questions; `judged` (n,) a judge's scores of them, and
     `judge` what to say of it (`Judged.describe`).
@@ -128,7 +138,7 @@ def evaluate_pool(
     if rows.held_out:
         pools["unseen family"] = rows.held_out
     seeds = range(seed, seed + trials)
-    pool = _Pool(rows, known, text_groups(rows.texts), judged, validation_rows, clusters)
+    pool = _Pool(rows, known, text_groups(rows.texts), judged, validation_rows, clusters, pairs)
     settings = {name: _setting(pool, models, progress(seeds)) for name, models in pools.items()}
     return {
         "schema": 1,
@@ -201,7 +211,8 @@ def _trial(
     estimates["oracle"] = 1.0 - outcome[test]
     for name, errors in estimates.items():
         curves[name] = metrics.deferral_curve(errors, prices, outcome[test], paid)
-    curves |= _pairs(pool, validation, test, outcome, prices, paid, seed)
+    if pool.pairs:
+        curves |= _pairs(pool, validation, test, outcome, prices, paid, seed)
     best = int(np.argmax(outcome[test].mean(axis=0)))
     target = float(outcome[test, best].mean()), float(paid[:, best].mean())
     return {name: (curves[name], target) for name in pool.names}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,21 +50,33 @@ POOL_TRIALS = 20
 """Seeded trials over unseen models."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What every set is evaluated with."""
+
+    source: Source
+    seed: int
+    replicates: int
+    baselines: bool
+
+
 def assess(
-    directory: Path, data: Path | None, handwritten: Path | None, seed: int, say: Say
+    directory: Path, data: Path | None, handwritten: Path | None, seed: int, say: Say, alone: bool = False
 ) -> dict[str, Any]:
     """Score the dev rows of every set with the bundle's CPU graph, as the server would.
 
     The document has `domain`, `difficulty`, `pairs` and `unseen` (reports of `semroute eval`, by
-    set), `languages` and `latency`. Files that are not there are left out.
+    set), `languages` and `latency`. Files that are not there are left out. `alone` leaves out the
+    baselines, proper intervals and latency: enough for `figures`.
     """
     source = open_bundle(directory, lambda signals, total: signals)
+    run = _Run(source, seed, 2 if alone else REPLICATES, not alone)
     found: dict[str, Any] = {
         "schema": 1,
         "kind": "card",
         "bundle": source.describe(),
         "seed": seed,
-        "bootstrap": REPLICATES,
+        "bootstrap": run.replicates,
         "domain": {},
         "difficulty": {},
         "pairs": {},
@@ -71,30 +84,32 @@ def assess(
         "languages": {},
     }
     if data is not None:
-        _public(data, source, seed, found, say)
+        _public(data, run, found, say)
     if handwritten is not None:
-        _by_hand(handwritten, source, seed, found, say)
-    found["latency"] = latency(directory)
+        _by_hand(handwritten, run, found, say)
+    if not alone:
+        found["latency"] = latency(directory)
     plain: dict[str, Any] = reports.plain(found)
     return plain
 
 
-def _public(data: Path, source: Source, seed: int, found: dict[str, Any], say: Say) -> None:
+def _public(data: Path, run: _Run, found: dict[str, Any], say: Say) -> None:
+    source = run.source
     if (data / MMLU_PRO).exists():
         for name, options in (("mmlu_pro", None), ("mmlu_pro_options", "options")):
             say(f"evaluating {name}")
-            found["domain"][name] = _mmlu_pro(read_table(data / MMLU_PRO), options, source, seed)
+            found["domain"][name] = _mmlu_pro(read_table(data / MMLU_PRO), options, run)
     for name, file in PAIRS.items():
         if (data / file).exists():
             say(f"evaluating {name}")
             rows = read_pair(read_table(data / file).in_splits(["dev"]), "prompt")
             report = evaluate_pair(
-                rows, source.score(rows.texts), source.describe(), seed=seed, replicates=REPLICATES
+                rows, source.score(rows.texts), source.describe(), seed=run.seed, replicates=run.replicates
             )
             found["pairs"][name] = {key: value for key, value in report.items() if key != "curves"}
     if (data / CLINC).exists():
         say("evaluating clinc150")
-        found["unseen"]["clinc150"] = _clinc(read_table(data / CLINC), source, seed)
+        found["unseen"]["clinc150"] = _clinc(read_table(data / CLINC), run)
 
 
 def pool(directory: Path, data: Path | None, seed: int, say: Say) -> dict[str, Any] | None:
@@ -107,7 +122,9 @@ def pool(directory: Path, data: Path | None, seed: int, say: Say) -> dict[str, A
     outcomes, models = (read_table(data / file) for file in POOL)
     rows = read_pool(questions, texts, outcomes, [_sizes(models)], models)
     source = open_bundle(directory, lambda signals, total: signals)
-    report = evaluate_pool(rows, source.score(rows.texts), source.describe(), seed=seed, trials=POOL_TRIALS)
+    report = evaluate_pool(
+        rows, source.score(rows.texts), source.describe(), seed=seed, trials=POOL_TRIALS, pairs=False
+    )
     plain: dict[str, Any] = reports.plain(report)
     return plain
 
@@ -130,19 +147,25 @@ def _short(report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _mmlu_pro(table: Table, options: str | None, source: Source, seed: int) -> dict[str, Any]:
+def _mmlu_pro(table: Table, options: str | None, run: _Run) -> dict[str, Any]:
     """The domain head on the val rows, beside heads fitted on the train rows."""
     splits = sorted({split for split in table.strings("split") if split != "train"})
     dev, train = table.in_splits(splits), table.in_splits(["train"])
     texts, fit_texts = (prompt_texts(part, "question", options) for part in (dev, train))
     rows = intent.read_intent(dev, train, texts, fit_texts, "category", "oos")
-    scores = source.score(texts)
-    predictions = intent.baselines(rows, seed)
+    scores = run.source.score(texts)
+    report = _intent_report(run, rows, scores)
+    return _short(report) | {"unknown": float(scores_unknown(run.source, scores))}
+
+
+def _intent_report(run: _Run, rows: intent.IntentRows, scores: Scores) -> dict[str, Any]:
+    """The bundle's own prediction after the baselines."""
     own = intent.bundle_prediction(rows, scores)
-    if own is not None:
-        predictions.append(own)
-    report = intent.evaluate_intent(rows, predictions, source.describe(), seed=seed, replicates=REPLICATES)
-    return _short(report) | {"unknown": float(scores_unknown(source, scores))}
+    baselines = intent.baselines(rows, run.seed) if run.baselines else []
+    predictions = [*baselines, *([] if own is None else [own])]
+    return intent.evaluate_intent(
+        rows, predictions, run.source.describe(), seed=run.seed, replicates=run.replicates
+    )
 
 
 def scores_unknown(source: Source, scores: Scores) -> float:
@@ -150,7 +173,8 @@ def scores_unknown(source: Source, scores: Scores) -> float:
     return float((scores.similarity < source.scorer.bundle.unknown.threshold).mean())
 
 
-def _by_hand(folder: Path, source: Source, seed: int, found: dict[str, Any], say: Say) -> None:
+def _by_hand(folder: Path, run: _Run, found: dict[str, Any], say: Say) -> None:
+    source = run.source
     for file in sorted(folder.glob("*.eval.jsonl")):
         name = file.name.partition(".")[0]
         table = read_table(file)
@@ -163,18 +187,14 @@ def _by_hand(folder: Path, source: Source, seed: int, found: dict[str, Any], say
         scores = source.score(table.texts("text"))
         if table.has("domain"):
             rows = intent.read_intent(table, None, table.texts("text"), [], "domain", "oos")
-            own = intent.bundle_prediction(rows, scores)
-            predictions = [*intent.baselines(rows, seed), *([] if own is None else [own])]
-            report = intent.evaluate_intent(
-                rows, predictions, source.describe(), seed=seed, replicates=REPLICATES
-            )
+            report = _intent_report(run, rows, scores)
             confusion = report["confusion"]
             found["domain"][name] = _short(report) | {
                 "unknown": scores_unknown(source, scores),
                 "confusion": confusion,
             }
         if table.has("hard"):
-            found["difficulty"][name] = difficulty_report(table, scores, seed)
+            found["difficulty"][name] = difficulty_report(table, scores, run.seed)
 
 
 def _languages(table: Table, source: Source) -> dict[str, Any]:
@@ -218,19 +238,21 @@ def _auroc(values: Floats, positive: Any, seed: int) -> metrics.Estimate:
     return metrics.estimate(metrics.auroc(values, positive), samples)
 
 
-def _clinc(table: Table, source: Source, seed: int) -> dict[str, Any]:
+def _clinc(table: Table, run: _Run) -> dict[str, Any]:
     """Intents the bundle has no head for: nearest class centroid, and detection of the out-of-scope rows."""
     dev, train = table.in_splits(["test", "oos_test"]), table.in_splits(["train"])
     texts, fit_texts = dev.texts("text"), train.texts("text")
     rows = intent.read_intent(dev, train, texts, fit_texts, "intent", "oos")
-    scores = source.score([*rows.texts, *rows.fit_texts])
+    scores = run.source.score([*rows.texts, *rows.fit_texts])
     count = len(rows.texts)
     fitted = scores.take(range(count, count + len(rows.fit_texts)))
     predictions = [
-        *intent.baselines(rows, seed),
+        *(intent.baselines(rows, run.seed) if run.baselines else []),
         *intent.fitted_predictions(rows, fitted, scores.take(range(count))),
     ]
-    report = intent.evaluate_intent(rows, predictions, source.describe(), seed=seed, replicates=100)
+    report = intent.evaluate_intent(
+        rows, predictions, run.source.describe(), seed=run.seed, replicates=min(100, run.replicates)
+    )
     return _short(report)
 
 

@@ -355,7 +355,7 @@ def _limits(document: dict[str, Any]) -> str:
         "",
         "- English only. Text in a script the vocabulary does not know is called unknown instead of guessed.",
         "- `hard` of everyday requests is one writer's judgement, and the word problems of GSM8K's train set",
-        "  carry a guess from length and steps: no model was run on either.",
+        "  carry a guess from their length: no model was run on either.",
         "- Text over the window is read by its head and its tail; what only the middle says is not seen.",
     ]
     for name, report in document["domain"].items():

@@ -175,20 +175,26 @@ class Memory(nn.Module):  # type: ignore[misc]
     """Remembered texts that vote for their labels: softmax over the cosines with all of them.
 
     A soft nearest-neighbour classifier (Vinyals et al. 2016, section 2.1) beside the linear head:
-    it knows the single cases, the head the rule. Filled in by `memory.fill`.
+    it knows the single cases, the head the rule. The cosines are taken on a few axes of the input,
+    because every pass reads all keys. Filled in by `memory.add_memory`.
     """
 
-    def __init__(self, rows: int, dimensions: int, labels: int) -> None:
+    def __init__(self, rows: int, inputs: int, dimensions: int, labels: int) -> None:
         super().__init__()
+        self.axes = nn.Linear(inputs, dimensions, bias=False)
         self.register_buffer("keys", torch.zeros(rows, dimensions))
         self.register_buffer("labels", torch.zeros(rows, labels))
         self.register_buffer("sharpness", torch.ones(()))
         self.register_buffer("weight", torch.ones(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Unit vectors [batch, d] to log-probabilities times their weight, [batch, labels]."""
-        votes = (self.sharpness * (x @ self.keys.T)).softmax(-1) @ self.labels
+        """Vectors [batch, inputs] to log-probabilities times their weight, [batch, labels]."""
+        votes = (self.sharpness * (self.on_axes(x) @ self.keys.T)).softmax(-1) @ self.labels
         return self.weight * (votes + MEMORY_FLOOR).log()
+
+    def on_axes(self, x: Tensor) -> Tensor:
+        """Vectors [batch, inputs] as the keys are: unit vectors [batch, dimensions]."""
+        return F.normalize(self.axes(x), dim=-1)
 
 
 class Heads(nn.Module):  # type: ignore[misc]

@@ -248,7 +248,7 @@ def _tuned(
     shorter = Framer(settings.work / "tokenizer.json", spec.model_copy(update={"window": TUNE_WINDOW}))
     frames = _frames(corpus.fit, shorter, spec)
     index = list(range(0, len(check), max(1, len(check) // CHECK_ROWS_MAX)))
-    asked = repr((settings.tune, settings.seed, [row.text for row in corpus.fit]))
+    asked = repr((settings.tune, settings.seed, corpus.fit.rows))
     file = settings.work / f"tune-{hashlib.sha256(asked.encode()).hexdigest()[:16]}.pt"
     return fine_tune(
         network,

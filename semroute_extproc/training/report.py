@@ -72,7 +72,9 @@ def write_card(
     document["beside"] = [_pairs_of(json.loads(file.read_text())) for file in beside]
     document["pool"] = pool(out, data, SEED, say)
     say("evaluating the fp32 graph")
-    document["fp32"] = figures(assess(_with_graph(out, fp32, work), data, handwritten, SEED, lambda _: None))
+    document["fp32"] = figures(
+        assess(_with_graph(out, fp32, work), data, handwritten, SEED, lambda _: None, alone=True)
+    )
     (work / "evaluation.json").write_text(json.dumps(document, indent=1) + "\n")
     (out / "CARD.md").write_text(render(document))
     say(f"wrote {out / 'CARD.md'}")

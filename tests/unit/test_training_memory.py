@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -15,8 +16,11 @@ from semroute_extproc.training.model import MEMORY_FLOOR, HeadOutputs, Heads, Me
 FREE = Rights("MIT", True)
 
 
-def row(source, domain):
-    return Example("text", source, "f:1", FREE, Part.FIT, domain=domain)
+PLACES = itertools.count(2)
+
+
+def row(source, domain, place=None):
+    return Example("text", source, place or f"f:{next(PLACES)}", FREE, Part.FIT, domain=domain)
 
 
 def outputs(embedding, domain):
@@ -25,7 +29,8 @@ def outputs(embedding, domain):
 
 
 def test_votes_are_the_softmax_of_the_cosines():
-    small = Memory(2, 2, 3)
+    small = Memory(2, 2, 2, 3)
+    small.axes.weight.data.copy_(torch.eye(2))
     small.keys.copy_(torch.eye(2))
     small.labels.copy_(torch.tensor([[1.0, 0, 0], [0, 0, 1.0]]))
     small.sharpness.fill_(math.log(3.0))
@@ -40,7 +45,26 @@ def test_sources_of_one_domain_are_remembered_in_part_only():
     mixed = [row("mixed", n % 5) for n in range(memory.SOURCE_ROWS_MAX + 50)]
     chosen = memory.remembered([*many, *mixed, row("none", None)], seed=1)
     assert len(chosen) == memory.SOURCE_ROWS_MAX + len(mixed)
-    assert chosen == sorted(set(chosen))
+    assert chosen == sorted(chosen)
+    assert all(len(case) == 1 for case in chosen)
+
+
+def test_a_question_with_and_without_its_options_is_one_case():
+    rows = [
+        row("bare", 3, "q:2"),
+        row("options", 3, "q:2"),
+        row("bare", 4, "q:3"),
+        row("options", None, "q:3"),
+    ]
+    assert memory.remembered(rows, seed=1) == [[0, 1], [2]]
+
+
+def test_the_axes_are_the_largest_ones_and_orthonormal():
+    torch.manual_seed(0)
+    x = torch.randn(500, 4) * torch.tensor([0.1, 3.0, 0.2, 2.0])
+    axes = memory.principal_axes(x, 2)
+    assert torch.allclose(axes @ axes.T, torch.eye(2), atol=1e-5)
+    assert axes.abs().argmax(1).tolist() == [1, 3]
 
 
 def test_a_memory_that_knows_better_than_the_head_is_listened_to():

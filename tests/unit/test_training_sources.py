@@ -105,14 +105,14 @@ def test_the_test_questions_of_gsm8k_may_not_train(data):
     assert row.part is Part.DEV
 
 
-def test_a_longer_word_problem_with_more_steps_is_harder(data):
+def test_a_longer_word_problem_is_harder(data):
     write(
         data / "difficulty/gsm8k_train.csv.gz",
         ["question", "answer"],
-        [["Short?", "a <<1+1=2>>"], ["A much longer question?", "<<1>> <<2>> <<3>>"]],
+        [["A much longer question?", "<<1>>"], ["Short?", "a <<1+1=2>> <<2>> <<3>>"]],
     )
-    short, long = by_source(data)["gsm8k_train"]
-    assert short.difficulty < long.difficulty <= 1.0
+    long, short = by_source(data)["gsm8k_train"]
+    assert short.difficulty < long.difficulty < 0.5
 
 
 def test_torn_rows_of_big_math_are_left_out(data):
