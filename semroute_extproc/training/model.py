@@ -171,6 +171,18 @@ class ClusterTable(nn.Module):  # type: ignore[misc]
         return self.means.reshape(-1)[nearest + start].mean(-1)
 
 
+class Line(nn.Linear):  # type: ignore[misc]
+    """A linear reading of the table's inputs, where no outcomes are near enough to be averaged."""
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__(inputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Inputs [batch, inputs] to one value each, [batch]."""
+        value: Tensor = super().forward(x)
+        return value.squeeze(-1)
+
+
 class Memory(nn.Module):  # type: ignore[misc]
     """Remembered texts that vote for their labels: softmax over the cosines with all of them.
 
@@ -224,7 +236,7 @@ class Heads(nn.Module):  # type: ignore[misc]
         )
         self.offset = nn.Parameter(torch.zeros(EXPERTS, MEMBERS))
         self.recall = nn.Linear(dimensions, dimensions)
-        self.table: ClusterTable | None = None
+        self.table: ClusterTable | Line | None = None
         self.memory: Memory | None = None
 
     def forward(self, pooled: Tensor, surface: Tensor) -> Outputs:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,6 +31,13 @@ STRONG_MODELS = ("Meta-Llama-3_1-70B-Instruct", "DeepSeek-Coder-V2", "jamba-1.5-
 
 WEAK_MODELS = ("Mixtral-8x7B-Instruct-v0.1", "Meta-Llama-3_1-8B-Instruct")
 """MMLU-Pro columns that stand for the weak model."""
+
+SAME_MODELS = (
+    ("Meta-Llama-3-70B", "Meta-Llama-3-8B"),
+    ("Meta-Llama-3_1-70B", "Meta-Llama-3_1-8B"),
+    ("Llama-2-70b-hf", "Llama-2-7b-hf"),
+)
+"""MMLU-Pro columns of one model in two sizes, the larger first: what size alone gains."""
 
 LONGEST_SLIP = 0.5
 """A weak model's rate of error on the longest word problem; targets only."""
@@ -77,7 +84,7 @@ def _place(table: Table, row: int) -> str:
 def _mmlu_pro(file: Path, rights: Rights, track: Track) -> Rows:
     """Domain of every question, with and without its options; gain where no MMLU question is involved."""
     table = read_table(file)
-    only_strong, gains = _matrix_targets(file.with_name("mmlu_pro_correct.csv.gz"))
+    only_strong, gains = _matrix_targets(file.with_name("mmlu_pro_correct.csv.gz"), track)
     bare, full = table.texts("question"), prompt_texts(table, "question", "options")
     domains, splits = table.strings("category"), table.strings("split")
     stems, ids, origins = (table.strings(name) for name in ("ori_mmlu", "question_id", "src"))
@@ -106,21 +113,37 @@ def _mmlu_pro(file: Path, rights: Rights, track: Track) -> Rows:
         yield full_row
 
 
-def _matrix_targets(file: Path) -> tuple[dict[str, float], dict[str, float]]:
-    """Question to P(strong right) x P(weak wrong), and to the gain s - w, over the named columns."""
+def _matrix_targets(file: Path, track: Track) -> tuple[dict[str, float], dict[str, float]]:
+    """Question to P(strong right) x P(weak wrong), and to the gain s - w, over the named columns.
+
+    On the zero track these are all that is known of exams, and must carry over to other questions and
+    another pair. Between models of different makers the gain is most of all who was taught mathematics
+    step by step; so there it is what size gains within one maker's models, mean over `SAME_MODELS`.
+    """
     if not file.exists():
         return {}, {}
     table = read_table(file)
-    sides = []
-    for names in (STRONG_MODELS, WEAK_MODELS):
+
+    def outcomes(names: Sequence[str]) -> list[float | None]:
         columns = [table.numbers_in(name, 0, 1, blank=True) for name in names if table.has(name)]
-        sides.append([_mean_of_known(values) for values in zip(*columns, strict=True)])
-    known = [
-        (key, s, w)
-        for key, s, w in zip(table.strings("question_id"), *sides, strict=True)
-        if s is not None and w is not None
-    ]
-    return {key: s * (1.0 - w) for key, s, w in known}, {key: s - w for key, s, w in known}
+        return [_mean_of_known(values) for values in zip(*columns, strict=True)]
+
+    pairs = [(STRONG_MODELS, WEAK_MODELS)]
+    if track is Track.ZERO:
+        pairs = [((large,), (small,)) for large, small in SAME_MODELS]
+    only_strong: dict[str, list[float]] = {}
+    gains: dict[str, list[float]] = {}
+    keys = table.strings("question_id")
+    for strong, weak in pairs:
+        for key, s, w in zip(keys, outcomes(strong), outcomes(weak), strict=False):
+            if s is not None and w is not None:
+                only_strong.setdefault(key, []).append(s * (1.0 - w))
+                gains.setdefault(key, []).append(s - w)
+    return _means(only_strong), _means(gains)
+
+
+def _means(values: dict[str, list[float]]) -> dict[str, float]:
+    return {key: sum(found) / len(found) for key, found in values.items()}
 
 
 def _mean_of_known(values: tuple[float, ...]) -> float | None:

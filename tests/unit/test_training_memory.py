@@ -41,7 +41,7 @@ def test_votes_are_the_softmax_of_the_cosines():
 
 
 def test_sources_of_one_domain_are_remembered_in_part_only():
-    many = [row("one", 3)] * (memory.SOURCE_ROWS_MAX + 50)
+    many = [row("one", 3) for _ in range(memory.SOURCE_ROWS_MAX + 50)]
     mixed = [row("mixed", n % 5) for n in range(memory.SOURCE_ROWS_MAX + 50)]
     chosen = memory.remembered([*many, *mixed, row("none", None)], seed=1)
     assert len(chosen) == memory.SOURCE_ROWS_MAX + len(mixed)

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from semroute_extproc.errors import DataError
+from semroute_extproc.training import sources
 from semroute_extproc.training.datasets import DOMAINS, FAMILIES, TASKS, Part, Track
 from semroute_extproc.training.sources import SOURCES, read_all, read_handwritten
 
@@ -71,6 +72,18 @@ def test_the_outcomes_of_an_mmlu_question_are_not_read_into_a_difficulty(data):
     # Strong right in one of two, weak wrong.
     assert (own.difficulty, own.gain) == (0.5, 0.5)
     assert (val.part, val.difficulty) == (Part.DEV, None)
+
+
+def test_on_the_zero_track_the_gain_is_that_of_size_within_one_makers_models(data):
+    write(
+        data / "matrices/mmlu_pro_correct.csv.gz",
+        ["question_id", *(name for pair in sources.SAME_MODELS for name in pair)],
+        [["2", "1", "0", "1", "1", "", "0"], ["3", "1", "0", "1", "0", "1", "0"]],
+    )
+    _, own, val = by_source(data, Track.ZERO)["mmlu_pro_options"]
+    # Gains of 1 and 0; the third maker's larger model was not asked.
+    assert (own.difficulty, own.gain) == (0.5, 0.5)
+    assert val.gain is None
 
 
 def test_gold_rows_train_on_the_gold_track_and_are_not_read_on_the_zero_track(data):
