@@ -1,4 +1,4 @@
-"""The whole path through Envoy, against Envoy without a processor and with one that does nothing."""
+"""The whole path through Envoy, against Envoy without a processor and with ones that do nothing."""
 
 from __future__ import annotations
 
@@ -35,24 +35,27 @@ async def measure(requests: int, folder: Path) -> dict[str, Any]:
         sockets=sidecar.sockets,
         pools={"vllm-small": ("127.0.0.1", port), "vllm-large": ("127.0.0.1", port)},
     )
-    nothing = floor(folder)
-    for name in ("with", "without", "nothing"):
+    nothing, passes = floor(folder), floor(folder, "passes")
+    for name in ("with", "without", "nothing", "pass"):
         (folder / name).mkdir()
     with_it = Envoy(variant(shipped(), settings), folder / "with")
     plain = variant(shipped(), settings)
     filters = connection_manager(plain)["http_filters"]
     filters[:] = [each for each in filters if each["name"] != "envoy.filters.http.ext_proc"]
     without = Envoy(plain, folder / "without")
-    idle = Envoy(
-        variant(shipped(), replace(settings, sockets=[str(folder / "floor.sock")])), folder / "nothing"
+    idle, reading = (
+        Envoy(variant(shipped(), replace(settings, sockets=[str(folder / socket)])), folder / name)
+        for socket, name in (("floor.sock", "nothing"), ("passes.sock", "pass"))
     )
+    envoys = (with_it, without, idle, reading)
     try:
         pool.start(lambda: _listening(port), 20)
-        for envoy in (with_it, without, idle):
+        for envoy in envoys:
             envoy.start()
         await asyncio.to_thread(with_it.wait_for_sidecar)
-        await asyncio.to_thread(_wait_for_health, idle)
-        times = await _in_turn(with_it.url, without.url, idle.url, requests)
+        for envoy in (idle, reading):
+            await asyncio.to_thread(_wait_for_health, envoy)
+        times = await _in_turn(*(envoy.url for envoy in envoys), requests=requests)
         errors = with_it.stats("ext_proc.*(failure_mode_allowed|spurious_msgs_received|message_timeouts)")
         return {
             "requests": requests,
@@ -60,11 +63,14 @@ async def measure(requests: int, folder: Path) -> dict[str, Any]:
             "errors counted by Envoy": sum(errors.values()),
         }
     finally:
-        for process in (with_it, without, idle, sidecar, nothing, pool):
+        for process in (*envoys, sidecar, nothing, passes, pool):
             process.stop()
 
 
-async def _in_turn(with_it: str, without: str, idle: str, requests: int) -> dict[str, list[float]]:
+async def _in_turn(
+    with_it: str, without: str, idle: str, reading: str, requests: int
+) -> dict[str, list[float]]:
+    """Milliseconds of each request on each path, by its name; the arguments are the Envoys' addresses."""
     model = default_model()
     once = model.alone([model.framer.frame(load.PROMPT)])
 
@@ -79,6 +85,7 @@ async def _in_turn(with_it: str, without: str, idle: str, requests: int) -> dict
             "bare session": bare,
             "Envoy alone": lambda: post(session, without + PATH, load.chat(NAMED)),
             "do-nothing processor": lambda: post(session, idle + PATH, load.chat(NAMED)),
+            "do-nothing processor with the pass": lambda: post(session, reading + PATH, load.chat(ROUTED)),
             "named model": lambda: post(session, with_it + PATH, load.chat(NAMED)),
             "routed model": lambda: post(session, with_it + PATH, load.chat(ROUTED)),
         }

@@ -15,7 +15,7 @@ from semroute_extproc.bench import direct, floors, growth, machine, overload, sc
 from semroute_extproc.bench.direct import Plan, Samples
 from semroute_extproc.demo.process import ProcessError
 
-SCHEMA = 4
+SCHEMA = 5
 
 
 @dataclass(frozen=True, slots=True)

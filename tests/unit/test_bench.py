@@ -55,6 +55,7 @@ def run(**changes: Any) -> dict[str, Any]:
         "bare session": 10.0,
         "Envoy alone": 2.0,
         "do-nothing processor": 2.5,
+        "do-nothing processor with the pass": 12.6,
         "named model": 2.8,
         "routed model": 12.7,
     }
