@@ -36,7 +36,7 @@ from semroute_extproc.encoder.cache import SignalCache
 from semroute_extproc.encoder.classifier import Classifier, Reader
 from semroute_extproc.encoder.cuda import CudaModel, open_model
 from semroute_extproc.encoder.failover import Failover, Told
-from semroute_extproc.encoder.onnx import OnnxModel
+from semroute_extproc.encoder.onnx import OnnxModel, import_runtime
 from semroute_extproc.errors import ConfigError
 from semroute_extproc.exchange import Settings
 from semroute_extproc.judge import Judge
@@ -191,6 +191,7 @@ def check(loaded: config_source.Loaded) -> tuple[Mapping[str, Bundle], Mapping[s
     policies = make_policies(loaded, bundles[DEFAULT])
     make_judges(loaded, Judges())
     connect_sessions(loaded.config)
+    import_runtime()
     return bundles, policies
 
 

@@ -101,7 +101,7 @@ class OnnxModel:
 
 
 def _session(bundle: Bundle, device: Device, threads: int) -> Any:
-    runtime = _import_runtime()
+    runtime = import_runtime()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -139,7 +139,8 @@ def _not_provided(device: Device, runtime: Any, instead: str) -> ConfigError:
     )
 
 
-def _import_runtime() -> Any:
+def import_runtime() -> Any:
+    """ONNX Runtime's module; raises ConfigError if there is none, or two builds in one place."""
     builds = [
         name
         for name in ("onnxruntime", "onnxruntime-gpu")

@@ -253,8 +253,9 @@ class TestConfiguration:
                 "",
                 "controllers.session.remote.url: has an option that the library refuses",
             ),
+            ("", "onnxruntime", "install semroute-extproc[cpu] or semroute-extproc[gpu]"),
         ],
-        ids=["key", "http", "valkey", "address"],
+        ids=["key", "http", "valkey", "address", "runtime"],
     )
     def test_what_would_keep_serve_from_starting_here_is_found(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, added: str, missing: str, message: str
@@ -266,7 +267,7 @@ class TestConfiguration:
         example = EXAMPLE.read_text()
         strategies = "strategies:\n"
         assert strategies in example
-        text = example.replace(strategies, strategies + added) if added[0] == " " else example + added
+        text = example.replace(strategies, strategies + added) if added.startswith(" ") else example + added
         file = tmp_path / "semroute.yaml"
         file.write_text(text)
         result = run("check", str(file))
