@@ -101,7 +101,7 @@ class Manifest(_Model):
     difficulty: DifficultyHead
     unknown: UnknownSpec
     languages: tuple[str, ...] = ("en",)
-    """Languages it was trained on; text in a script that none of them uses is unknown."""
+    """Languages it was trained on; text in another is unknown."""
     files: dict[str, FileEntry]
 
     @cached_property

@@ -25,25 +25,53 @@ _SCRIPTS = (
 )
 """Script to its most frequent language; Japanese kana come before Han, which both write."""
 
-SCRIPTED = frozenset(language for language, _ in _SCRIPTS)
-"""Languages that are told by their script."""
-
 SCRIPT_SHARE_MIN = 0.15
 """A script decides from this share of the letters on: a Greek letter in a formula is not Greek."""
 
 _FUNCTION_WORDS = {
-    "en": "the of and to in is are was what how why which with that this for you my me can do does",
-    "es": "el la los las de que y en un una es por para con cómo qué cuál está son del lo puedo hola",
-    "fr": "le la les des de du et est une un que qui pour dans avec comment quoi pourquoi je vous",
-    "de": "der die das und ist ein eine einen nicht mit für wie was warum ich du wir auf den dem zu von mein",
-    "it": "il lo gli di che è un una per con come cosa perché sono della del nel mi puoi questo anche",
-    "pt": "o os as de que e em um uma é para com como qual por você não do da no na meu são isso",
-    "nl": "de het een en is van ik je dat niet met voor hoe wat waarom op te zijn mijn naar",
-    "pl": "i w na z jest nie to się jak co czy dla do że jestem mój proszę dlaczego",
-    "tr": "ve bir bu için ne nasıl neden mi mı ile çok ben sen var değil olarak",
-    "vi": "là và của có không cho tôi bạn như thế nào một những được gì",
-    "id": "yang dan di ini itu untuk dengan apa bagaimana tidak saya anda dari ke adalah",
+    "en": "the of and to in is are was were be been what how why which who when where whose with that this "
+    "these those for from by at on as or not no it its an you your we our us they their them he she "
+    "his her my me can could do does did will would should shall may might must have has had if then "
+    "than so but because about into over under after before between through during against up down "
+    "out off all any some more most other such only own same too very just also there here come per "
+    "via get make need want like know please find write give explain calculate new one two first plus "
+    "sentence text",
+    "es": "el la los las un una unos unas de del al que qué y en por para con sin sobre entre es son está "
+    "están fue hay ser como cómo cuál cuáles cuando dónde quién pero más muy este esta estos esto eso "
+    "lo le les me mi mis tu su sus se si sí no yo puedo puede quiero necesito hola hacer tengo tiene "
+    "porque también",
+    "fr": "combien le la les un une des du de et est sont être que qui quoi quel quelle quels quelles où "
+    "pour dans avec sans sur par entre pas ne plus comment pourquoi quand je tu il elle nous vous ils "
+    "elles mon ma mes ton son sa ses leur ce cette ces se au aux mais ou donc très puis peux peut "
+    "fait faire bonjour",
+    "de": "in ihren ihre ihr der die das den dem des ein eine einen einem einer und ist sind war wird "
+    "werden nicht kein keine mit für von vom zu zum zur im auf aus bei nach über unter wie was warum "
+    "wer wo wann welche welcher welches ich du er sie es wir mein meine dein sich auch noch nur aber "
+    "oder wenn dass kann kannst habe hat bitte gibt viel",
+    "it": "in il lo la gli le un uno una di del della dello dei delle al alla che chi cosa è sono era per "
+    "con senza su tra fra come quando dove perché quale quali quanto non più anche ma se si mi ti ci "
+    "mio mia puoi può posso voglio questo questa questi ciao fare nel nella sul sulla",
+    "pt": "os as um uma uns umas de do da dos das no na nos nas ao à que qual quais quem como quando onde "
+    "por para com sem sobre entre é são está estão foi ser ter tem mas mais muito não sim você eu ele "
+    "ela meu minha seu sua se isso este esta esse essa também porque posso pode quero olá fazer pelo "
+    "pela",
+    "nl": "in de het een en van is zijn was niet geen met voor door bij naar uit over om te dat die dit "
+    "deze ik je jij hij zij wij we mijn jouw hoe wat waarom wie waar wanneer welke maar ook nog kan "
+    "kun wil heb heeft er aan op",
+    "pl": "nie to się jest są na do od po za dla jak co czy czym gdzie kiedy kto który która które że ale "
+    "albo oraz jestem mam mój moja twój jego jej ten ta te tego bardzo proszę dlaczego może można",
+    "tr": "ve bir bu şu için ile ne nasıl neden nerede kim hangi mi mı mu mü çok daha ama veya ben sen biz "
+    "siz benim var yok değil olarak olan gibi kadar",
+    "vi": "là và của có không cho tôi bạn như thế nào một những được gì với trong này các khi để ở tại sao "
+    "làm",
+    "id": "yang dan di ini itu untuk dengan apa bagaimana mengapa kapan siapa tidak saya anda kamu dari ke "
+    "pada adalah atau akan bisa dapat juga karena saja sudah",
 }
+"""Words of two letters and more: a single letter is a variable, a grade or English's own "I"."""
+
+VOTES_MIN = 1.1
+"""Fewer votes than this for another language are an accident of names and quotations."""
+
 _SPEAKERS: dict[str, list[str]] = {}
 for _language, _words in _FUNCTION_WORDS.items():
     for _word in _words.split():
@@ -54,7 +82,7 @@ _VOTES = {
 }
 """Word to the languages it belongs to, one vote shared among them."""
 
-_LATIN_WORD = re.compile(r"[a-zà-ỹ]+")
+_LATIN_WORD = re.compile(r"\b[a-zà-ỹ]{2,}\b")
 _LETTER = re.compile(r"[^\W\d_]")
 
 
@@ -71,6 +99,6 @@ def language_of(text: str) -> str:
         for language, vote in _VOTES.get(word, ()):
             votes[language] = votes.get(language, 0.0) + vote
     most = max(votes.values(), default=0.0)
-    if votes.get("en", 0.0) == most:
+    if most < VOTES_MIN or votes.get("en", 0.0) >= most:
         return "en"
     return next(language for language in _FUNCTION_WORDS if votes.get(language) == most)

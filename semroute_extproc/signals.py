@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from semroute_extproc.bundle import Bundle
-from semroute_extproc.language import SCRIPTED
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -52,7 +51,7 @@ class Signals:
     difficulty: float
     """Calibrated probability that the strong model wins where the weak one does not."""
     unknown: bool
-    """Out of distribution: far from every centroid, or in a script the tokenizer does not know."""
+    """Out of distribution: far from every centroid, or in a language the bundle was not trained on."""
     tokens: int
     truncated: bool
     language: str
@@ -75,8 +74,8 @@ def calibrate(bundle: Bundle, raw: RawOutput, language: str) -> Signals:
     unknown = (
         similarity < bundle.unknown.threshold
         or raw.unk_share > bundle.unknown.unk_share_max
-        # A vocabulary may know a script's letters and nothing of what is written with them.
-        or (language in SCRIPTED and language not in bundle.manifest.languages)
+        # A vocabulary may know a language's letters and nothing of what is written with them.
+        or language not in bundle.manifest.languages
     )
     task_probs: dict[str, float] = {}
     if bundle.task is not None and raw.task_logits is not None:

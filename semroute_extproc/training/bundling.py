@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from semroute_extproc.bundle import (
     Manifest,
     UnknownSpec,
 )
+from semroute_extproc.language import language_of
 from semroute_extproc.text import SURFACE_NAMES
 from semroute_extproc.training import calibrate, export, graphs
 from semroute_extproc.training.datasets import DOMAINS, TASKS, Corpus
@@ -41,6 +43,9 @@ CENTROID_ROWS_MAX = 1_500
 
 UNK_SHARE_MAX = 0.3
 """Share of unknown tokens from which on a text is not in a script the vocabulary knows."""
+
+LANGUAGE_ROWS_MIN = 200
+"""Training rows from which on a language is one that the bundle was trained on."""
 
 PARITY_ROWS = 64
 """Texts on which the graphs are compared with the network."""
@@ -116,9 +121,17 @@ def make_manifest(trained: Trained, names: Names, seed: int) -> tuple[Manifest, 
         # The experts are calibrated one by one inside the graph.
         difficulty=DifficultyHead(scale=1.0, shift=0.0, quantiles=tuple(quantiles)),
         unknown=UnknownSpec(centroids="centroids.npy", threshold=threshold, unk_share_max=UNK_SHARE_MAX),
+        languages=languages_of(row.text for row in corpus.fit),
         files={},
     )
     return manifest, centroids
+
+
+def languages_of(texts: Iterable[str]) -> tuple[str, ...]:
+    """The languages of at least `LANGUAGE_ROWS_MIN` of the texts, or the most frequent one; sorted."""
+    counts = Counter(map(language_of, texts))
+    enough = [language for language, count in counts.items() if count >= LANGUAGE_ROWS_MIN]
+    return tuple(sorted(enough or [language for language, _ in counts.most_common(1)]))
 
 
 def _balanced(trained: Trained, seed: int) -> Tensor:

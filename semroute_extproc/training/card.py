@@ -304,8 +304,9 @@ def _languages(document: dict[str, Any]) -> str:
         [
             "## Other languages",
             "",
-            "The bundle knows English. Scripts it cannot read are called unknown; other languages in Latin",
-            "script are read as far as their words resemble English. Chinese has a bundle of its own.",
+            "The bundle knows English. Text in another language is called unknown where its script or its",
+            "function words tell it; the lists of words were completed with these rows in view. Chinese",
+            "has a bundle of its own.",
             "",
             *_table(("language", "rows", "called unknown", "domain right, of the rest"), rows),
         ]
@@ -353,7 +354,8 @@ def _limits(document: dict[str, Any]) -> str:
     lines = [
         "## Known failures",
         "",
-        "- English only. Text in a script the vocabulary does not know is called unknown instead of guessed.",
+        "- English only. Text in another language is called unknown instead of guessed, where its script or",
+        "  its function words tell it: a few words without any, or without a list, are read as English.",
         "- `hard` of everyday requests is one writer's judgement, and the word problems of GSM8K's train set",
         "  carry a guess from their length: no model was run on either.",
         "- Text over the window is read by its head and its tail; what only the middle says is not seen.",

@@ -101,8 +101,10 @@ def test_a_hard_question_is_harder_than_an_easy_one_of_its_field(scorer: Scorer)
         assert scorer.score(hard).difficulty > scorer.score(easy).difficulty + 0.2
 
 
-def test_a_script_the_bundle_does_not_know_is_unknown(scorer: Scorer) -> None:
+def test_a_language_the_bundle_does_not_know_is_unknown(scorer: Scorer) -> None:
     for text in (
+        "¿Cómo funciona una bomba de calor y por qué ahorra energía?",
+        "Warum ist der Himmel blau und der Sonnenuntergang rot?",
         "请解释量子力学中的不确定性原理",
         "Объясните принцип неопределённости",
         "اشرح مبدأ عدم اليقين",
