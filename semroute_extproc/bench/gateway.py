@@ -55,7 +55,7 @@ async def measure(requests: int, folder: Path) -> dict[str, Any]:
         await asyncio.to_thread(with_it.wait_for_sidecar)
         for envoy in (idle, reading):
             await asyncio.to_thread(_wait_for_health, envoy)
-        times = await _in_turn(*(envoy.url for envoy in envoys), requests=requests)
+        times = await _in_turn(requests, *(envoy.url for envoy in envoys))
         errors = with_it.stats("ext_proc.*(failure_mode_allowed|spurious_msgs_received|message_timeouts)")
         return {
             "requests": requests,
@@ -68,9 +68,9 @@ async def measure(requests: int, folder: Path) -> dict[str, Any]:
 
 
 async def _in_turn(
-    with_it: str, without: str, idle: str, reading: str, requests: int
+    requests: int, with_it: str, without: str, idle: str, reading: str
 ) -> dict[str, list[float]]:
-    """Milliseconds of each request on each path, by its name; the arguments are the Envoys' addresses."""
+    """Milliseconds of each request on each path, by its name; after their number the Envoys' addresses."""
     model = default_model()
     once = model.alone([model.framer.frame(load.PROMPT)])
 

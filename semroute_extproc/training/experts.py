@@ -33,6 +33,7 @@ LINE_RIDGE = 10.0
 """The same for the exam expert's line: its outcomes are few and noisy."""
 
 FOLDS = 5
+"""Of the rows, for values by a line that has not seen them."""
 
 JUDGED = "handwritten/"
 """Sources whose difficulty a person judged begin with this."""

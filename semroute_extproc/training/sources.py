@@ -128,7 +128,7 @@ def _matrix_targets(file: Path, track: Track) -> tuple[dict[str, float], dict[st
         columns = [table.numbers_in(name, 0, 1, blank=True) for name in names if table.has(name)]
         return [_mean_of_known(values) for values in zip(*columns, strict=True)]
 
-    pairs = [(STRONG_MODELS, WEAK_MODELS)]
+    pairs: list[tuple[Sequence[str], Sequence[str]]] = [(STRONG_MODELS, WEAK_MODELS)]
     if track is Track.ZERO:
         pairs = [((large,), (small,)) for large, small in SAME_MODELS]
     only_strong: dict[str, list[float]] = {}
