@@ -236,6 +236,8 @@ class Heads(nn.Module):  # type: ignore[misc]
         )
         self.offset = nn.Parameter(torch.zeros(EXPERTS, MEMBERS))
         self.recall = nn.Linear(dimensions, dimensions)
+        self.surface_most: Tensor | None = None
+        """[s]: what lies above it is read as this; None: everything as it is."""
         self.table: ClusterTable | Line | None = None
         self.memory: Memory | None = None
 
@@ -287,6 +289,8 @@ class Heads(nn.Module):  # type: ignore[misc]
 
     def normalised(self, surface: Tensor) -> Tensor:
         """Surface features with zero mean and unit variance over the fit rows, clipped to +-3."""
+        if self.surface_most is not None:
+            surface = torch.minimum(surface, self.surface_most)
         return ((surface - self.surface_mean) / self.surface_scale).clamp(-3.0, 3.0)
 
 

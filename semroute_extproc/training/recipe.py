@@ -65,6 +65,10 @@ QUOTA = {
 }
 """Rows of a source drawn per epoch of fine-tuning; every row of the others."""
 
+OPTIONS_MOST = 4.0
+"""Options that count on the zero track. MMLU-Pro, the only exam there, has ten, and a gate that is not told
+otherwise takes other exams, which have four, for everyday requests."""
+
 CHECK_ROWS_MAX = 1_500
 """Calibration rows that the choice of the epoch looks at."""
 
@@ -113,14 +117,14 @@ def train(settings: Settings, say: Say) -> Manifest:
     base = obtain(settings.base, settings.work)
     spec, framer = framing(base, settings.work)
     frames, check_frames = (_frames(rows, framer, spec) for rows in (corpus.fit, corpus.calibrate))
-    network = new_network(base, frames)
+    network = new_network(base, frames, settings.track)
     if settings.tune.epochs:
         before = time.process_time()
         tuned, seconds = _tuned(settings, network, corpus, spec, check_frames, say)
         # A run that was interrupted has spent more than this sitting shows.
         started -= max(0.0, seconds - (time.process_time() - before))
         # The heads start anew on the finished encoder, with every row and the whole window.
-        network = new_network(base, frames)
+        network = new_network(base, frames, settings.track)
         network.encoder.load_state_dict(tuned.encoder.state_dict())
     say(f"embedding {len(frames)} + {len(check_frames)} rows")
     key = digest_of(network)
@@ -230,10 +234,13 @@ def _frames(rows: FitSet, framer: Framer, spec: EncoderSpec) -> Frames:
     return Frames.of([row.text for row in rows], framer, spec.pad_id)
 
 
-def new_network(base: Base, frames: Frames) -> Network:
+def new_network(base: Base, frames: Frames, track: Track) -> Network:
     """The base encoder with fresh heads that know the fit rows' surface features."""
     encoder = from_checkpoint(base.tensors(), EncoderConfig(), dropout=0.0)
     heads = Heads(encoder.config.dimensions, len(SURFACE_NAMES), len(DOMAINS), len(TASKS))
+    if track is Track.ZERO:
+        heads.surface_most = torch.full((len(SURFACE_NAMES),), torch.inf)
+        heads.surface_most[SURFACE_NAMES.index("options")] = OPTIONS_MOST
     set_surface(heads, frames.surface())
     return Network(encoder, heads)
 

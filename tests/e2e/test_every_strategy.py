@@ -71,7 +71,8 @@ NEW_HARD = (
     "Prove rigorously that every compact operator is norm attaining, "
     "and give a counterexample where compactness fails."
 )
-VAGUE = "And what about the other one, then?"
+VAGUE = "¿Y qué pasa con el otro, entonces?"
+"""In a language the bundle does not know: no domain can be right by chance."""
 
 # The model's name, a prompt, and who is to answer it by which strategy for what reason.
 CASES = [
@@ -255,7 +256,7 @@ async def test_the_judge_was_asked_and_remembers(running: Running) -> None:
 
 async def test_an_intent_that_is_not_clear_abstains(running: Running) -> None:
     reason = (await ask(running, "by-subject", VAGUE))["reason"]
-    assert reason.startswith(("domain is unsure", "text is out of distribution")), reason
+    assert reason.startswith("text is out of distribution"), reason
 
 
 @pytest.mark.parametrize("model", WEIGHING)

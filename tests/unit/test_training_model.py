@@ -112,3 +112,15 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused_by_its_name(network):
     del tensors["encoder.layer.1.output.dense.bias"]
     with pytest.raises(KeyError, match=r"encoder\.layer\.1\.output\.dense\.bias"):
         from_checkpoint(tensors, TINY)
+
+
+def test_a_feature_above_its_most_is_read_as_the_most(network):
+    raw = torch.zeros(2, 12)
+    raw[0, 3], raw[1, 3] = 1.0, 2.5
+    apart = network.heads.normalised(raw)
+    assert apart[0, 3] != apart[1, 3]
+    network.heads.surface_most = torch.full((12,), torch.inf)
+    network.heads.surface_most[3] = 1.0
+    alike = network.heads.normalised(raw)
+    assert torch.equal(alike[0], alike[1])
+    assert torch.equal(alike[0], apart[0])
