@@ -63,8 +63,7 @@ def _digest(key: str, frames: Frames) -> str:
 
 def set_surface(heads: Heads, surface: Tensor) -> None:
     """Take the surface features' mean and spread from the fit rows."""
-    if heads.surface_most is not None:
-        surface = torch.minimum(surface, heads.surface_most)
+    surface = heads.bounded(surface)
     heads.surface_mean.copy_(surface.mean(0))
     heads.surface_scale.copy_(surface.std(0).clamp(min=1e-3))
 

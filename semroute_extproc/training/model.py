@@ -287,11 +287,13 @@ class Heads(nn.Module):  # type: ignore[misc]
         """
         return F.normalize(self.recall(out.embedding), dim=-1)
 
+    def bounded(self, surface: Tensor) -> Tensor:
+        """Raw surface features, none above `surface_most`."""
+        return surface if self.surface_most is None else torch.minimum(surface, self.surface_most)
+
     def normalised(self, surface: Tensor) -> Tensor:
         """Surface features with zero mean and unit variance over the fit rows, clipped to +-3."""
-        if self.surface_most is not None:
-            surface = torch.minimum(surface, self.surface_most)
-        return ((surface - self.surface_mean) / self.surface_scale).clamp(-3.0, 3.0)
+        return ((self.bounded(surface) - self.surface_mean) / self.surface_scale).clamp(-3.0, 3.0)
 
 
 @dataclass(frozen=True, slots=True)
