@@ -28,6 +28,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+import msgspec
+
 from semroute_extproc import mutations
 from semroute_extproc._pb import external_processor_pb2 as pb
 from semroute_extproc.apis import PATHS
@@ -53,8 +55,7 @@ class Settings:
     """Names that GET /v1/models lists."""
 
 
-@dataclass(frozen=True, slots=True)
-class Decide:
+class Decide(msgspec.Struct, frozen=True):
     """A request whose body is complete."""
 
     head: RequestHead
@@ -62,8 +63,7 @@ class Decide:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(msgspec.Struct, frozen=True):
     """What to do after a message: write `replies`, then decide, or note an `outcome`."""
 
     replies: tuple[bytes, ...] = ()
@@ -336,13 +336,14 @@ def read_head(headers: pb.HeaderMap) -> RequestHead:
     method = path = ""
     fields: dict[str, str] = {}
     for header in headers.headers[:HEADERS_MAX]:
-        value = header.raw_value.decode("utf-8", "replace") if header.raw_value else header.value
-        if header.key == ":method":
+        key, raw = header.key, header.raw_value  # each look makes them anew
+        value = raw.decode("utf-8", "replace") if raw else header.value
+        if key[:1] != ":":
+            fields[key] = f"{fields[key]}, {value}" if key in fields else value
+        elif key == ":method":
             method = value
-        elif header.key == ":path":
+        elif key == ":path":
             path = value
-        elif not header.key.startswith(":"):
-            fields[header.key] = f"{fields[header.key]}, {value}" if header.key in fields else value
     return RequestHead(method, path, fields)
 
 

@@ -1,12 +1,15 @@
 """What became of one request: produced by the pipeline, written by `mutations`, told by telemetry.
 
-Pure.
+Pure. What is made anew for every request is a msgspec structure: a dataclass as frozen takes ten times as
+long to make.
 """
 
 from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+
+import msgspec
 
 from semroute_extproc.policy.decision import Decision
 from semroute_extproc.policy.shadow import Shadow
@@ -31,8 +34,7 @@ class Kind(enum.StrEnum):
     """We answered: the list of models."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
+class Stage(msgspec.Struct, frozen=True):
     """One stage of a decision."""
 
     name: str
@@ -51,8 +53,7 @@ class Answer:
     """Short token for Envoy's access log (`%RESPONSE_CODE_DETAILS%`)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """What became of one request."""
 
     kind: Kind

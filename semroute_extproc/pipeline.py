@@ -13,6 +13,8 @@ import re
 from collections.abc import Callable, Mapping
 from time import perf_counter
 
+import msgspec
+
 from semroute_extproc import apis, config, edits, mutations, reasoning
 from semroute_extproc.controllers import Controllers, home
 from semroute_extproc.controllers.session import NO_KEYS
@@ -168,7 +170,7 @@ class Pipeline:
                 self._shared.keep(keys.keep, pool)
         shadows = self._shadows.beside(name, facts, decision, text)
         if session or shadows:
-            outcome = dataclasses.replace(outcome, session=session, shadows=shadows)
+            outcome = msgspec.structs.replace(outcome, session=session, shadows=shadows)
         return outcome
 
     async def _moment(self, facts: Facts, controllers: Controllers, key: str, deadline: float) -> Facts:
@@ -246,7 +248,7 @@ class Pipeline:
             edited = edits.set_members(body, {("model",): pool.model})
         except Exception:
             return outcome
-        return dataclasses.replace(outcome, body=edited, decoded=True, model=pool.model)
+        return msgspec.structs.replace(outcome, body=edited, decoded=True, model=pool.model)
 
     def _reject(self, request: Decide, error: Exception, stages: Stages) -> Outcome:
         cause, answer = _rejection(error, request.api)

@@ -25,6 +25,28 @@ PROMPT = (
 )
 """About sixty tokens, as a question people ask."""
 
+LONG = (
+    f"{PROMPT} I am writing this up as a worksheet for a class of fourteen-year-olds, so please do not only "
+    "give numbers. Begin with a sketch of both journeys on one chart, time to the right and distance "
+    "upwards, and say why the later line is the steeper one. Then set up one equation for each train, name "
+    "every letter that you use, and solve them by elimination and once more by substitution, because half of "
+    "the pupils have learnt only one of the two. My colleague Martha insists that rounding belongs at the "
+    "very end; show what goes wrong if somebody rounds earlier. Afterwards I need three variations: an easy "
+    "one with bicycles on a canal path, a harder one in which the second vehicle loses a quarter of its "
+    "speed on a hill, and a last one, for those who finish first, where a headwind depends on the hour of "
+    "the day. Each should have a clean answer that fits into a small box. Add common mistakes with a "
+    "friendly remark on how to spot them, such as mixing kilometres and miles, counting the delay twice, or "
+    "reading a clock as a duration. If you quote a formula, mention where it comes from. Keep paragraphs "
+    "short, avoid jargon, and put solutions on a separate page so that the sheet can be copied without them. "
+    "Finally, suggest a homework task that uses real timetables: which website to open, what to write down, "
+    "how many stops to compare, and a rubric of four criteria by which I can mark forty notebooks over a "
+    "weekend. The school printer has no colour, the lesson lasts three quarters of an hour, and two pupils "
+    "read with a screen reader, therefore describe every picture in words too. Thank you, and do tell me "
+    "frankly should any of this be too much for a single lesson."
+)
+"""More than four hundred tokens that do not repeat themselves: an encoder that merges like tokens would have
+it easy with a short text said several times."""
+
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 
 PER_STREAM_SECONDS_MAX = 30.0
@@ -51,7 +73,7 @@ class Answer:
 
 def prompt_of(framer: Framer, tokens: int) -> str:
     """A text of `tokens` ids, [CLS] and [SEP] included, give or take one word."""
-    words = PROMPT.split()
+    words = LONG.split()
     count = 1
     while len(framer._tokenizer.encode(_words(words, count), add_special_tokens=False).ids) < tokens - 2:
         count += 1
@@ -78,10 +100,10 @@ def bodies(model: str) -> dict[str, bytes]:
         {"type": "image_url", "image_url": {"url": "data:image/png;base64," + picture}},
     ]
     return {
-        "2 KB": chat(model, PROMPT * 6),
+        "2 KB": chat(model, LONG),
         "42 KB, tools": chat(model, PROMPT, tools=[tool] * 58),
         "1.4 MB, image": chat(model, messages=[{"role": "user", "content": parts}]),
-        "10 MB": chat(model, PROMPT * 34_000),
+        "10 MB": chat(model, LONG * 5_200),
     }
 
 

@@ -11,8 +11,9 @@ No prompt text, key or header value leaves through any of them, unless the opera
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from semroute_extproc.outcome import Outcome
 
@@ -22,8 +23,7 @@ _TRACEPARENT = re.compile(
 """W3C Trace Context, section 3.2; whatever else a client may send is not repeated."""
 
 
-@dataclass(frozen=True, slots=True)
-class Decided:
+class Decided(msgspec.Struct, frozen=True):
     """One request has been dealt with."""
 
     outcome: Outcome

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from semroute_extproc._pb import external_processor_pb2 as pb
 from semroute_extproc.exchange import Decide, Exchange, Settings, Step
@@ -395,7 +395,7 @@ def test_an_outcome_that_cannot_be_written_is_rescued_with_the_whole_body() -> N
     exchange.receive(headers(CHAT, mode=MODE.FULL_DUPLEX_STREAMED))
     exchange.receive(body(b"abc"))
     with pytest.raises(UnicodeEncodeError):
-        exchange.decided(dataclasses.replace(ROUTED, cluster="größer"))
+        exchange.decided(structs.replace(ROUTED, cluster="größer"))
     first, piece = replies(exchange.rescue("request_body"))
     assert sets(first.request_headers.response.header_mutation)["x-semroute-cluster"] == b"vllm-large"
     assert piece.request_body.response.body_mutation.streamed_response.body == b"abc"

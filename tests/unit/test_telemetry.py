@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import structlog
 from builders import BUNDLE, raw
+from msgspec import structs
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -250,9 +251,9 @@ def test_scrapes_at_the_same_time_see_whole_pages(monkeypatch: pytest.MonkeyPatc
 def test_sessions_and_shadows_are_counted_and_told() -> None:
     shadow = Shadow("main", "other", Agreement.DIFFER, "large", "why")
     told = event()
-    outcome = dataclasses.replace(told.outcome, policy="main", session="kept", shadows=(shadow,))
+    outcome = structs.replace(told.outcome, policy="main", session="kept", shadows=(shadow,))
     sink = PrometheusSink()
-    sink.decided(dataclasses.replace(told, outcome=outcome))
+    sink.decided(structs.replace(told, outcome=outcome))
     text = sink.exposition().decode()
     assert 'semroute_sessions_total{result="kept"} 1.0' in text
     labels = 'agreement="differ",policy="main",pool="large",shadow="other"'
@@ -267,7 +268,7 @@ def test_the_metadata_says_whose_reasoning_effort_it_is() -> None:
     own = dataclasses.replace(base.view, reasoning_set=True)
     for override, view, says in ((False, base.view, "policy"), (False, own, "client"), (True, own, "policy")):
         decision = Decision("small", "why", reasoning="high", override=override)
-        facts = metadata(dataclasses.replace(base, decision=decision, view=view))
+        facts = metadata(structs.replace(base, decision=decision, view=view))
         assert (facts["reasoning"], facts["reasoning_from"]) == ("high", says)
 
 
