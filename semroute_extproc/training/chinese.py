@@ -39,6 +39,7 @@ from semroute_extproc.training import (
     export,
     graphs,
 )
+from semroute_extproc.training.bert import from_checkpoint
 from semroute_extproc.training.chinese_data import HeldOut
 from semroute_extproc.training.datasets import (
     DOMAINS,
@@ -49,7 +50,7 @@ from semroute_extproc.training.datasets import (
 from semroute_extproc.training.fit import States, embed
 from semroute_extproc.training.frames import Frames
 from semroute_extproc.training.losses import Targets
-from semroute_extproc.training.model import Heads, Network, from_checkpoint
+from semroute_extproc.training.model import Heads, Network
 from semroute_extproc.training.publish import publish
 from semroute_extproc.training.smoothing import TEXTS_MAX, smooth
 from semroute_extproc.training.weights import Base

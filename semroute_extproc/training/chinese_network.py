@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from semroute_extproc.errors import DataError
+from semroute_extproc.training.bert import Encoder, EncoderConfig
 from semroute_extproc.training.losses import IGNORE, Targets
-from semroute_extproc.training.model import Encoder, EncoderConfig
 from semroute_extproc.training.weights import Base
 
 BASE_NAME = "bge-small-zh-v1.5"

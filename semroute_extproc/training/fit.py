@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from semroute_extproc.training.bert import Encoder
 from semroute_extproc.training.datasets import FitSet
 from semroute_extproc.training.frames import Frames
 from semroute_extproc.training.losses import Targets, Weights, multitask
-from semroute_extproc.training.model import Encoder, Heads
+from semroute_extproc.training.model import Heads
 
 Say = Callable[[str], None]
 

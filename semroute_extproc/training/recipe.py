@@ -16,6 +16,7 @@ from semroute_extproc.encoder.tokens import Framer
 from semroute_extproc.errors import DataError
 from semroute_extproc.language import language_of
 from semroute_extproc.text import SURFACE_NAMES
+from semroute_extproc.training.bert import EncoderConfig, from_checkpoint
 from semroute_extproc.training.bundling import FP32_GRAPH, Names, Trained, make_manifest, write
 from semroute_extproc.training.datasets import DOMAINS, TASKS, Corpus, Example, FitSet, Part, Track, assemble
 from semroute_extproc.training.experts import (
@@ -30,7 +31,7 @@ from semroute_extproc.training.frames import Frames
 from semroute_extproc.training.logs import read_logs
 from semroute_extproc.training.losses import Targets, Weights, multitask
 from semroute_extproc.training.memory import add_memory
-from semroute_extproc.training.model import EncoderConfig, Heads, Network, from_checkpoint
+from semroute_extproc.training.model import Heads, Network
 from semroute_extproc.training.report import training_facts, write_card
 from semroute_extproc.training.sources import read_all, read_handwritten
 from semroute_extproc.training.tune import TunePlan, fine_tune
@@ -64,6 +65,10 @@ QUOTA = {
     "humaneval": 80,
 }
 """Rows of a source drawn per epoch of fine-tuning; every row of the others."""
+
+MERGING = (0.75, 1.0, 0.65)
+"""The cosine above which like tokens of a layer become one, in the encoder that is published. It is tuned
+with all its tokens; the heads are fitted on what is left of them."""
 
 OPTIONS_MOST = 4.0
 """Options that count on the zero track. MMLU-Pro, the only exam there, has ten, and a gate that is not told
@@ -117,14 +122,16 @@ def train(settings: Settings, say: Say) -> Manifest:
     base = obtain(settings.base, settings.work)
     spec, framer = framing(base, settings.work)
     frames, check_frames = (_frames(rows, framer, spec) for rows in (corpus.fit, corpus.calibrate))
-    network = new_network(base, frames, settings.track)
+    tuned: Network | None = None
     if settings.tune.epochs:
         before = time.process_time()
-        tuned, seconds = _tuned(settings, network, corpus, spec, check_frames, say)
+        whole = new_network(base, frames, settings.track)
+        tuned, seconds = _tuned(settings, whole, corpus, spec, check_frames, say)
         # A run that was interrupted has spent more than this sitting shows.
         started -= max(0.0, seconds - (time.process_time() - before))
-        # The heads start anew on the finished encoder, with every row and the whole window.
-        network = new_network(base, frames, settings.track)
+    # The heads start anew on the finished encoder, with every row and the whole window.
+    network = new_network(base, frames, settings.track, MERGING)
+    if tuned is not None:
         network.encoder.load_state_dict(tuned.encoder.state_dict())
     say(f"embedding {len(frames)} + {len(check_frames)} rows")
     key = digest_of(network)
@@ -234,9 +241,9 @@ def _frames(rows: FitSet, framer: Framer, spec: EncoderSpec) -> Frames:
     return Frames.of([row.text for row in rows], framer, spec.pad_id)
 
 
-def new_network(base: Base, frames: Frames, track: Track) -> Network:
+def new_network(base: Base, frames: Frames, track: Track, merging: tuple[float, ...] = ()) -> Network:
     """The base encoder with fresh heads that know the fit rows' surface features."""
-    encoder = from_checkpoint(base.tensors(), EncoderConfig(), dropout=0.0)
+    encoder = from_checkpoint(base.tensors(), EncoderConfig(merging=merging), dropout=0.0)
     heads = Heads(encoder.config.dimensions, len(SURFACE_NAMES), len(DOMAINS), len(TASKS))
     if track is Track.ZERO:
         heads.surface_most = torch.full((len(SURFACE_NAMES),), torch.inf)
@@ -279,8 +286,8 @@ def _loss_on(network: Network, rows: FitSet, frames: Frames, index: list[int]) -
 
 
 def digest_of(network: Network) -> str:
-    """A digest of the encoder's weights."""
-    digest = hashlib.sha256()
+    """A digest of the encoder: its sizes and its weights."""
+    digest = hashlib.sha256(repr(network.encoder.config).encode())
     for tensor in network.encoder.state_dict().values():
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()

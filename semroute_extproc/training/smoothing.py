@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from semroute_extproc.training.bert import Encoder, Layer, Smoothing
 from semroute_extproc.training.frames import Frames
-from semroute_extproc.training.model import Encoder, Layer, Smoothing
 
 STRENGTH = 0.8
 """The exponent a. Of .4 to 1 the one with the smallest error of the embedding: a quarter of the plain

@@ -1,4 +1,4 @@
-"""The network: shapes, masking, the mixture of experts, loading a checkpoint by name."""
+"""The network: shapes, masking, the mixture of experts."""
 
 import math
 
@@ -6,16 +6,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the extra `train` is not installed")
 
-from semroute_extproc.training import model  # noqa: E402
-from semroute_extproc.training.model import (  # noqa: E402
-    ClusterTable,
-    Encoder,
-    EncoderConfig,
-    Heads,
-    Network,
-    from_checkpoint,
-    mixture_logit,
-)
+from semroute_extproc.training.bert import Encoder, EncoderConfig  # noqa: E402
+from semroute_extproc.training.model import ClusterTable, Heads, Network, mixture_logit  # noqa: E402
 
 TINY = EncoderConfig(vocabulary=50, positions=16, dimensions=8, layers=2, heads=2, inner=16)
 
@@ -83,35 +75,6 @@ def test_the_last_expert_reads_the_table_once_there_is_one(network):
 def test_surface_features_are_clipped():
     heads = Heads(8, 12, 14, 10)
     assert heads.normalised(torch.full((1, 12), 1e9)).max() == 3.0
-
-
-def _checkpoint(encoder):
-    """The encoder's own tensors under the names of a published BERT."""
-    names = {
-        "embeddings.word_embeddings.weight": encoder.words.weight,
-        "embeddings.position_embeddings.weight": encoder.places.weight,
-        "embeddings.token_type_embeddings.weight": torch.stack([encoder.segment, encoder.segment + 1]),
-        "embeddings.LayerNorm.weight": encoder.norm.weight,
-        "embeddings.LayerNorm.bias": encoder.norm.bias,
-    }
-    for number, layer in enumerate(encoder.layers):
-        for ours, theirs in model._LAYER_NAMES.items():
-            for kind in ("weight", "bias"):
-                names[f"encoder.layer.{number}.{theirs}.{kind}"] = getattr(getattr(layer, ours), kind)
-    return {name: tensor.detach().clone() for name, tensor in names.items()}
-
-
-def test_a_checkpoint_loads_by_its_published_names(network):
-    loaded = from_checkpoint(_checkpoint(network.encoder), TINY).eval()
-    ids, mask = torch.randint(0, 50, (2, 6)), torch.ones(2, 6, dtype=torch.long)
-    assert torch.equal(loaded(ids, mask), network.encoder(ids, mask))
-
-
-def test_a_checkpoint_that_lacks_a_tensor_is_refused_by_its_name(network):
-    tensors = _checkpoint(network.encoder)
-    del tensors["encoder.layer.1.output.dense.bias"]
-    with pytest.raises(KeyError, match=r"encoder\.layer\.1\.output\.dense\.bias"):
-        from_checkpoint(tensors, TINY)
 
 
 def test_a_feature_above_its_most_is_read_as_the_most(network):

@@ -7,8 +7,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="the extra `train` is not installed")
 
 from semroute_extproc.encoder.tokens import Framed  # noqa: E402
+from semroute_extproc.training.bert import Encoder, EncoderConfig  # noqa: E402
 from semroute_extproc.training.frames import Frames  # noqa: E402
-from semroute_extproc.training.model import Encoder, EncoderConfig  # noqa: E402
 from semroute_extproc.training.smoothing import smooth  # noqa: E402
 
 TINY = EncoderConfig(vocabulary=50, positions=16, dimensions=8, layers=2, heads=2, inner=16)
