@@ -1,4 +1,4 @@
-"""Requests as Envoy sends them, and a raw gRPC client that sends them: closed and open loop."""
+"""Requests as Envoy sends them, and a raw gRPC client that sends them."""
 
 from __future__ import annotations
 
@@ -171,25 +171,6 @@ class Client:
         started = perf_counter()
         await asyncio.gather(*(lane(count // concurrency) for _ in range(concurrency)))
         return perf_counter() - started
-
-    async def open(self, requests: Sequence[Exchange], rate: float, seconds: float) -> list[Answer]:
-        """Poisson arrivals at `rate` a second, whatever becomes of the earlier ones."""
-        draw = random.Random(1)
-        tasks: list[asyncio.Task[Answer]] = []
-        start = at = perf_counter()
-        while at - start < seconds:
-            await asyncio.sleep(max(0.0, at - perf_counter()))
-            tasks.append(asyncio.create_task(self._answer(requests[len(tasks) % len(requests)])))
-            at += draw.expovariate(rate)
-        return list(await asyncio.gather(*tasks))
-
-    async def _answer(self, request: Exchange) -> Answer:
-        try:
-            took, reply = await self.send(request)
-            fields = pb.ProcessingResponse.FromString(reply).dynamic_metadata.fields
-        except (grpc.aio.AioRpcError, TypeError):
-            return Answer(0.0, "")
-        return Answer(took, fields["semroute"].struct_value.fields["outcome"].string_value)
 
 
 def quantiles(values: Sequence[float]) -> dict[str, float]:

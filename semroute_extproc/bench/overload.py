@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import statistics
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from semroute_extproc.bench import load
-from semroute_extproc.bench.load import Answer, Client
+from semroute_extproc.bench.load import Answer
 from semroute_extproc.bench.servers import DEADLINE_MS, Measured
+from semroute_extproc.bench.wire import connect
 
 SHARES = (0.25, 0.5, 0.75, 0.9, 3.0)
 """Arrival rates over the knee."""
@@ -25,20 +27,22 @@ async def measure(lanes: int, seconds: float, folder: Path) -> dict[str, Any]:
     sidecar = Measured(folder / "open", encoder__cache_entries="0", server__deadline_ms=f"{DEADLINE_MS}")
     request = load.exchange(load.chat("auto"))
     try:
-        async with Client(f"unix:{sidecar.sockets[0]}") as client:
-            await client.closed(request, 8 * lanes, lanes)
-            rates = []
-            for _ in range(3):
-                took = await client.closed(request, 50 * lanes, lanes)
-                rates.append(50 * lanes / took)
-            knee = statistics.median(rates)
-            rows = []
-            for share in SHARES:
-                before = sidecar.resident_mib()
-                answers = await client.open([request], share * knee, seconds)
-                rows.append(row(share, knee, answers) | {"grown MiB": sidecar.resident_mib() - before})
-            # Right behind three times the knee, without a pause.
-            after = row(0.5, knee, await client.open([request], 0.5 * knee, RECOVERY_SECONDS))
+        wire = await connect(sidecar.sockets[0])
+        await wire.closed([request] * 8 * lanes, lanes)
+        rates = []
+        for _ in range(3):
+            started = perf_counter()
+            await wire.closed([request] * 50 * lanes, lanes)
+            rates.append(50 * lanes / (perf_counter() - started))
+        knee = statistics.median(rates)
+        rows = []
+        for share in SHARES:
+            before = sidecar.resident_mib()
+            answers = await wire.open(request, share * knee, seconds)
+            rows.append(row(share, knee, answers) | {"grown MiB": sidecar.resident_mib() - before})
+        # Right behind three times the knee, without a pause.
+        after = row(0.5, knee, await wire.open(request, 0.5 * knee, RECOVERY_SECONDS))
+        wire.close()
         return {"deadline ms": DEADLINE_MS, "knee a second": knee, "rates": rows, "after overload": after}
     finally:
         sidecar.stop()

@@ -9,13 +9,15 @@ stream is good when both its replies came.
 from __future__ import annotations
 
 import asyncio
+import random
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter
 from typing import cast
 
-from semroute_extproc.bench.load import Exchange
+from semroute_extproc._pb import external_processor_pb2 as pb
+from semroute_extproc.bench.load import PER_STREAM_SECONDS_MAX, Answer, Exchange
 from semroute_extproc.server import SERVICE
 
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
@@ -73,13 +75,14 @@ HELLO = (
 class _Stream:
     """One exchange under way."""
 
-    __slots__ = ("answered", "body", "buffer", "replies")
+    __slots__ = ("answered", "body", "buffer", "ms", "replies")
 
     def __init__(self, body: bytes) -> None:
         self.body = body
         self.buffer = b""
         self.replies: list[bytes] = []
         self.answered = 0.0
+        self.ms = 0.0
 
 
 class Wire(asyncio.Protocol):
@@ -123,6 +126,30 @@ class Wire(asyncio.Protocol):
             self._done.result()
         return self._ms
 
+    async def open(self, request: Exchange, rate: float, seconds: float) -> list[Answer]:
+        """Poisson arrivals at `rate` a second, whatever becomes of the earlier ones; what came of each.
+
+        Raises WireError as `closed` does; streams that are never answered count as unanswered.
+        """
+        replies: list[bytes] = []
+        self._requests, self._ms, self._seen = iter(()), [], replies.append
+        self._done = asyncio.get_running_loop().create_future()
+        draw, sent = random.Random(1), 0
+        start = at = perf_counter()
+        while at - start < seconds:
+            await asyncio.sleep(max(0.0, at - perf_counter()))
+            self._start(request)
+            sent += 1
+            at += draw.expovariate(rate)
+        if self._open:
+            if not self._done.done() or self._done.exception() is None:
+                self._done = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._done], timeout=PER_STREAM_SECONDS_MAX)
+        if self._done.done():
+            self._done.result()
+        answers = [Answer(ms, _outcome(reply)) for ms, reply in zip(self._ms, replies, strict=True)]
+        return answers + [Answer(0.0, "")] * (sent - len(answers))
+
     def close(self) -> None:
         """End the connection."""
         self._transport.close()
@@ -165,8 +192,10 @@ class Wire(asyncio.Protocol):
     def _begin(self) -> None:
         """Start the next exchange if there is one."""
         request = next(self._requests, None)
-        if request is None:
-            return
+        if request is not None:
+            self._start(request)
+
+    def _start(self, request: Exchange) -> None:
         number, self._next = self._next, self._next + 2
         self._open[number] = _Stream(frame(DATA, 0, number, message(request.body)))
         self._transport.write(frame(HEADERS, END_HEADERS, number, CALL))
@@ -202,7 +231,7 @@ class Wire(asyncio.Protocol):
             stream.answered = now
             self._send(stream.body)
         else:
-            self._ms.append((now - stream.answered) * 1e3)
+            stream.ms = (now - stream.answered) * 1e3
             self._transport.write(frame(DATA, END_STREAM, number))
 
     def _end(self, number: int) -> None:
@@ -212,6 +241,7 @@ class Wire(asyncio.Protocol):
         if len(stream.replies) != 2:
             self._fail(f"a stream ended after {len(stream.replies)} replies")
             return
+        self._ms.append(stream.ms)
         self._seen(stream.replies[1])
         self._begin()
         if not self._open and self._done is not None and not self._done.done():
@@ -220,6 +250,11 @@ class Wire(asyncio.Protocol):
     def _fail(self, why: str) -> None:
         if self._done is not None and not self._done.done():
             self._done.set_exception(WireError(why))
+
+
+def _outcome(reply: bytes) -> str:
+    fields = pb.ProcessingResponse.FromString(reply).dynamic_metadata.fields
+    return fields["semroute"].struct_value.fields["outcome"].string_value
 
 
 async def connect(socket: str) -> Wire:

@@ -6,7 +6,7 @@ import hashlib
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -66,7 +66,7 @@ QUOTA = {
 }
 """Rows of a source drawn per epoch of fine-tuning; every row of the others."""
 
-MERGING = (0.75, 1.0, 0.65)
+MERGING = (1.0, 0.7)
 """The cosine above which like tokens of a layer become one, in the encoder that is published. It is tuned
 with all its tokens; the heads are fitted on what is left of them."""
 
@@ -262,7 +262,9 @@ def _tuned(
     shorter = Framer(settings.work / "tokenizer.json", spec.model_copy(update={"window": TUNE_WINDOW}))
     frames = _frames(corpus.fit, shorter, spec)
     index = list(range(0, len(check), max(1, len(check) // CHECK_ROWS_MAX)))
-    asked = repr((settings.tune, settings.seed, corpus.fit.rows))
+    # However the folder was spelt.
+    rows = [replace(row, place="") for row in corpus.fit.rows]
+    asked = repr((settings.tune, settings.seed, rows))
     file = settings.work / f"tune-{hashlib.sha256(asked.encode()).hexdigest()[:16]}.pt"
     return fine_tune(
         network,

@@ -50,6 +50,45 @@ async def test_every_request_is_answered_and_timed(tmp_path: Path) -> None:
     assert set(replies) == {floor.REPLIES[1]}
 
 
+async def test_arrivals_are_sent_when_their_time_has_come_whatever_became_of_the_others(
+    tmp_path: Path,
+) -> None:
+    waiting: list[Any] = []
+
+    async def process(unused: Any, context: Any) -> None:
+        waiting.append(context)
+        await asyncio.sleep(0.1)
+        await floor.process(unused, context)
+
+    reply = pb.ProcessingResponse.FromString(floor.REPLIES[1])
+    async with server(tmp_path, process) as client:
+        answers = await client.open(load.exchange(b"{}"), rate=200, seconds=0.2)
+    assert 15 < len(answers) < 70
+    assert len(waiting) == len(answers)
+    assert all(answer.ms > 0 for answer in answers)
+    assert {answer.outcome for answer in answers} == {wire._outcome(reply.SerializeToString())}
+
+
+async def test_arrivals_that_are_not_answered_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "PER_STREAM_SECONDS_MAX", 0.3)
+    number = 0
+
+    async def process(unused: Any, context: Any) -> None:
+        nonlocal number
+        number += 1
+        if number % 2:
+            await asyncio.sleep(60)
+        await floor.process(unused, context)
+
+    async with server(tmp_path, process) as client:
+        answers = await client.open(load.exchange(b"{}"), rate=100, seconds=0.2)
+    unanswered = [answer for answer in answers if answer.ms == 0]
+    assert len(unanswered) == (number + 1) // 2
+    assert len(answers) == number
+
+
 async def test_the_server_gets_headers_and_body_as_envoy_sends_them(tmp_path: Path) -> None:
     got: list[Any] = []
 
