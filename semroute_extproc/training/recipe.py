@@ -66,10 +66,6 @@ QUOTA = {
 }
 """Rows of a source drawn per epoch of fine-tuning; every row of the others."""
 
-MERGING = (1.0, 0.7)
-"""The cosine above which like tokens of a layer become one, in the encoder that is published. It is tuned
-with all its tokens; the heads are fitted on what is left of them."""
-
 OPTIONS_MOST = 4.0
 """Options that count on the zero track. MMLU-Pro, the only exam there, has ten, and a gate that is not told
 otherwise takes other exams, which have four, for everyday requests."""
@@ -122,16 +118,14 @@ def train(settings: Settings, say: Say) -> Manifest:
     base = obtain(settings.base, settings.work)
     spec, framer = framing(base, settings.work)
     frames, check_frames = (_frames(rows, framer, spec) for rows in (corpus.fit, corpus.calibrate))
-    tuned: Network | None = None
+    network = new_network(base, frames, settings.track)
     if settings.tune.epochs:
         before = time.process_time()
-        whole = new_network(base, frames, settings.track)
-        tuned, seconds = _tuned(settings, whole, corpus, spec, check_frames, say)
+        tuned, seconds = _tuned(settings, network, corpus, spec, check_frames, say)
         # A run that was interrupted has spent more than this sitting shows.
         started -= max(0.0, seconds - (time.process_time() - before))
-    # The heads start anew on the finished encoder, with every row and the whole window.
-    network = new_network(base, frames, settings.track, MERGING)
-    if tuned is not None:
+        # The heads start anew on the finished encoder, with every row and the whole window.
+        network = new_network(base, frames, settings.track)
         network.encoder.load_state_dict(tuned.encoder.state_dict())
     say(f"embedding {len(frames)} + {len(check_frames)} rows")
     key = digest_of(network)
@@ -241,9 +235,9 @@ def _frames(rows: FitSet, framer: Framer, spec: EncoderSpec) -> Frames:
     return Frames.of([row.text for row in rows], framer, spec.pad_id)
 
 
-def new_network(base: Base, frames: Frames, track: Track, merging: tuple[float, ...] = ()) -> Network:
+def new_network(base: Base, frames: Frames, track: Track) -> Network:
     """The base encoder with fresh heads that know the fit rows' surface features."""
-    encoder = from_checkpoint(base.tensors(), EncoderConfig(merging=merging), dropout=0.0)
+    encoder = from_checkpoint(base.tensors(), EncoderConfig(), dropout=0.0)
     heads = Heads(encoder.config.dimensions, len(SURFACE_NAMES), len(DOMAINS), len(TASKS))
     if track is Track.ZERO:
         heads.surface_most = torch.full((len(SURFACE_NAMES),), torch.inf)
@@ -288,8 +282,8 @@ def _loss_on(network: Network, rows: FitSet, frames: Frames, index: list[int]) -
 
 
 def digest_of(network: Network) -> str:
-    """A digest of the encoder: its sizes and its weights."""
-    digest = hashlib.sha256(repr(network.encoder.config).encode())
+    """A digest of the encoder's weights."""
+    digest = hashlib.sha256()
     for tensor in network.encoder.state_dict().values():
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
