@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from time import perf_counter
 
 from semroute_extproc.bench import load, overload
-from semroute_extproc.bench.load import Client
+from semroute_extproc.bench.wire import connect
 from semroute_extproc.demo.sidecar import Sidecar
 
 MakeSidecar = Callable[..., Sidecar]
@@ -19,11 +20,13 @@ LATE_MS = 250.0
 async def test_an_overload_is_answered_in_time_counted_and_soon_forgotten(make_sidecar: MakeSidecar) -> None:
     sidecar = make_sidecar(SERVER__DEADLINE_MS=f"{DEADLINE_MS}", ENCODER__CACHE_ENTRIES="0")
     request = load.exchange(load.chat("auto-weak"))
-    async with Client(f"unix:{sidecar.socket}") as client:
-        took = await client.closed(request, 60, 2)
-        knee = 60 / took
-        over = overload.row(3.0, knee, await client.open([request], 3 * knee, 4.0))
-        after = overload.row(0.3, knee, await client.open([request], 0.3 * knee, 3.0))
+    client = await connect(str(sidecar.socket))
+    started = perf_counter()
+    await client.closed([request] * 60, 2)
+    knee = 60 / (perf_counter() - started)
+    over = overload.row(3.0, knee, await client.open(request, 3 * knee, 4.0))
+    after = overload.row(0.3, knee, await client.open(request, 0.3 * knee, 3.0))
+    client.close()
     assert over["answered"] == 1.0
     assert over["decided"] + over["fallen back"] == 1.0
     assert over["decided"] > 0.1, "it did nothing but refuse"
