@@ -142,6 +142,7 @@ class Wire(asyncio.Protocol):
             sent += 1
             at += draw.expovariate(rate)
         if self._open:
+            # It was done whenever nobody was under way for a moment.
             if not self._done.done() or self._done.exception() is None:
                 self._done = asyncio.get_running_loop().create_future()
             await asyncio.wait([self._done], timeout=PER_STREAM_SECONDS_MAX)
