@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from queue import SimpleQueue
-from threading import Thread
+from threading import Lock, Thread
 from time import perf_counter
 
 import structlog
@@ -54,13 +54,17 @@ class Batcher:
         self._queue_max = queue_max
         self._batch_max = 1 if model.device == "cpu" else BATCH_MAX
         self._window = model.bundle.encoder.window
-        self._time = PassTime()
         self._loop = asyncio.get_running_loop()
+        self._lock = Lock()
+        """Guards what follows: the event loop adds and removes, the lanes take."""
+        self._time = PassTime()
         self._queue: deque[_Work] = deque()
         self._running: set[_Work] = set()
         self._free = lanes
+        """Lanes that wait; while there is one the queue is empty."""
         self._closed = False
-        self._handed: SimpleQueue[list[_Work] | None] = SimpleQueue()
+        self._handed: SimpleQueue[list[_Work]] = SimpleQueue()
+        """To lanes that wait; nothing is the sign to end."""
         self._threads = [Thread(target=self._lane, name=f"encoder-{n}", daemon=True) for n in range(lanes)]
         for thread in self._threads:
             thread.start()
@@ -86,34 +90,38 @@ class Batcher:
         """See `Encoder.encode`."""
         work = _Work(text, units(len(text), self._window), deadline, self._loop.create_future())
         self._admit(work)
-        self._queue.append(work)
-        self._dispatch()
         timer = self._loop.call_at(deadline, self._expire, work)
         try:
             return await work.done
         finally:
             timer.cancel()
-            if work in self._queue:
-                self._queue.remove(work)  # its caller has gone
+            self._withdraw(work)  # its caller may have gone
 
     async def close(self) -> None:
         """See `Encoder.close`."""
-        self._closed = True
-        _fail([*self._queue, *self._running], "closed")
-        self._queue.clear()
+        with self._lock:
+            self._closed = True
+            unanswered = [*self._queue, *self._running]
+            self._queue.clear()
+        _fail(unanswered, "closed")
         for _ in self._threads:
-            self._handed.put(None)
+            self._handed.put([])
         for thread in self._threads:
             await asyncio.to_thread(thread.join, CLOSE_SECONDS_MAX)
 
     def _admit(self, work: _Work) -> None:
-        """Raise EncoderUnavailable if the work would not be done in time."""
-        if self._closed:
-            raise EncoderUnavailable("closed")
-        if self._free and not self._queue:
-            return
-        if len(self._queue) >= self._queue_max or self._done_at(work) > work.deadline:
-            raise EncoderUnavailable("overloaded")
+        """Hand the work to a free lane or queue it; EncoderUnavailable if it would not be done in time."""
+        with self._lock:
+            if self._closed:
+                raise EncoderUnavailable("closed")
+            if self._free:
+                self._free -= 1
+                self._running.add(work)
+                self._handed.put([work])
+            elif len(self._queue) >= self._queue_max or self._done_at(work) > work.deadline:
+                raise EncoderUnavailable("overloaded")
+            else:
+                self._queue.append(work)
 
     def _done_at(self, work: _Work) -> float:
         """When the work would be done behind all that waits and half of what runs, at a slow pace."""
@@ -122,59 +130,68 @@ class Batcher:
 
     def _expire(self, work: _Work) -> None:
         _fail([work], "deadline")
-        if work in self._queue:
-            self._queue.remove(work)
+        self._withdraw(work)
 
-    def _dispatch(self) -> None:
-        """Hand waiting work to free lanes."""
-        while self._free and self._queue and (batch := self._take()):
-            self._free -= 1
-            self._running.update(batch)
-            self._handed.put(batch)
+    def _withdraw(self, work: _Work) -> None:
+        """Nobody waits for it any more."""
+        with self._lock:
+            if work in self._queue:
+                self._queue.remove(work)
 
-    def _take(self) -> list[_Work]:
-        """The oldest work that can still be done in time; the last of all is tried anyway."""
+    def _take(self) -> tuple[list[_Work], list[_Work]]:
+        """The oldest work that can still be done in time, and what cannot; the very last is tried anyway."""
         batch: list[_Work] = []
+        late: list[_Work] = []
         now = self._loop.time()
         while self._queue and len(batch) < self._batch_max:
             work = self._queue.popleft()
-            idle = not self._queue and not batch and self._free == self._lanes
+            idle = not self._queue and not batch and not self._running
             if work.deadline <= now or (not idle and now + self._time.mean * work.units > work.deadline):
-                _fail([work], "deadline")
+                late.append(work)
             elif not work.done.done():
                 batch.append(work)
-        return batch
-
-    def _finished(self, batch: list[_Work], outputs: list[RawOutput] | BaseException, seconds: float) -> None:
-        """A lane is done; on the event loop."""
-        self._free += 1
-        self._running.difference_update(batch)
-        if isinstance(outputs, BaseException):
-            log.error("encoder.failed", exc_info=outputs)
-            # Whoever keeps the error does not keep what its frames hold: texts, and a session's memory.
-            traceback.clear_frames(outputs.__traceback__)
-            _fail(batch, "error")
-        else:
-            self._time.learn(seconds, sum(work.units for work in batch))
-            for work, output in zip(batch, outputs, strict=True):
-                if not work.done.done():
-                    work.done.set_result(output)
-        if not self._closed:
-            self._dispatch()
+        self._running.update(batch)
+        return batch, late
 
     def _lane(self) -> None:
-        """Run what is handed over, until None is; in a thread of its own."""
-        while (batch := self._handed.get()) is not None:
-            started = perf_counter()
-            outputs: list[RawOutput] | BaseException
-            try:
-                outputs = self._run([work.text for work in batch])
-            except BaseException as error:  # a panic in the tokenizer's Rust is no Exception
-                outputs = error
-            self._loop.call_soon_threadsafe(self._finished, batch, outputs, perf_counter() - started)
+        """Run what is handed over and then what waits, until nothing is handed; in a thread of its own.
+
+        The lane takes its next work itself: through the event loop it would come a turn of the loop later.
+        """
+        while batch := self._handed.get():
+            while batch:
+                started = perf_counter()
+                outputs: list[RawOutput] | BaseException
+                try:
+                    outputs = self._run([work.text for work in batch])
+                except BaseException as error:  # a panic in the tokenizer's Rust is no Exception
+                    outputs = error
+                done = batch
+                with self._lock:
+                    self._running.difference_update(done)
+                    if not isinstance(outputs, BaseException):
+                        self._time.learn(perf_counter() - started, sum(work.units for work in done))
+                    batch, late = self._take()
+                    if not batch:
+                        self._free += 1
+                self._loop.call_soon_threadsafe(_finish, done, outputs, late)
 
     def _run(self, texts: list[str]) -> list[RawOutput]:
         return self._model.run([self._model.framer.frame(text) for text in texts])
+
+
+def _finish(done: list[_Work], outputs: list[RawOutput] | BaseException, late: list[_Work]) -> None:
+    """A lane is done; on the event loop, as a future is not to be touched elsewhere."""
+    _fail(late, "deadline")
+    if isinstance(outputs, BaseException):
+        log.error("encoder.failed", exc_info=outputs)
+        # Whoever keeps the error does not keep what its frames hold: texts, and a session's memory.
+        traceback.clear_frames(outputs.__traceback__)
+        _fail(done, "error")
+        return
+    for work, output in zip(done, outputs, strict=True):
+        if not work.done.done():
+            work.done.set_result(output)
 
 
 def _fail(batch: Iterable[_Work], reason: str) -> None:

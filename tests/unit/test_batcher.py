@@ -81,6 +81,26 @@ async def test_as_many_passes_run_at_once_as_there_are_lanes() -> None:
         await asyncio.gather(*(subject.encode("x", soon()) for _ in range(3)))
 
 
+async def test_a_lane_that_is_done_does_not_wait_for_the_event_loop_to_hand_it_more() -> None:
+    last = threading.Event()
+    model = Model(work=lambda: last.set() if len(model.batches) == 3 else None)
+    async with batcher(model) as subject:
+        tasks = [asyncio.create_task(subject.encode("x" * n, soon())) for n in (1, 2, 3)]
+        await asyncio.sleep(0)
+        assert last.wait(5), "the loop stands still here, and the lane waits for it"
+        await asyncio.gather(*tasks)
+    assert model.batches == [[1], [2], [3]]
+
+
+async def test_many_lanes_run_each_text_once() -> None:
+    model = Model()
+    async with batcher(model, lanes=8, queue_max=1000) as subject:
+        texts = ["x" * n for n in range(1, 301)]
+        outputs = await asyncio.gather(*(subject.encode(text, soon()) for text in texts))
+    assert [output.tokens for output in outputs] == list(range(1, 301))
+    assert sorted(length for [length] in model.batches) == list(range(1, 301))
+
+
 async def test_a_full_queue_refuses_at_once() -> None:
     release = threading.Event()
     async with batcher(Model(work=lambda: release.wait(5) and None), queue_max=2) as subject:
