@@ -179,7 +179,8 @@ async def rounds(plan: Plan, folder: Path, lanes: int, full: bool = True) -> tup
             cpu, _ = await timed_async(lambda: own.decide(whole), plan.streams // 2)
             samples.add("own cpu ms", cpu)
             for at_once in (1, 2 * lanes):
-                requests = [routed] * plan.passes
+                # As many for each lane: the end, where lanes run empty, weighs as little.
+                requests = [routed] * (plan.passes * min(at_once, lanes))
                 await _streams(samples, f"passes x{at_once}", to_passes, [passes.pid], requests, at_once)
                 await _streams(samples, f"server x{at_once}", to_sidecar, sidecar.pids, requests, at_once)
             samples.add("bare a second", bare.rate(plan.passes, lanes))

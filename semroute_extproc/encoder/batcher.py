@@ -1,14 +1,15 @@
 """A bounded queue and a fixed number of lanes in front of a model.
 
 A lane is a thread that frames and runs the texts it is handed. A text that comes while a lane is
-free goes to it at once; the others wait in order of arrival, and whichever lane is done first takes
-the oldest. On CPU one text a pass and one lane a core is best: a larger batch only waits longer for
-the same arithmetic. On a GPU one lane with batches fills the device.
+free goes to it at once; the others wait in order of arrival, and a lane that is done takes the
+oldest. On CPU one text a pass and one lane a core is best: a larger batch only waits longer for the
+same arithmetic. On a GPU one lane with batches fills the device.
 
 What cannot be done in time is not begun. The lanes' own speed says how long the queue in front of
 a text will take: one that would come out late is refused on arrival as `overloaded`, and one that
 has become late while it waited is dropped. So a burst costs those their decision that are one too
-many, and not everybody. A free lane always tries, or a slow moment would never be unlearnt.
+many, and not everybody. Where nothing else is under way a text is tried whatever the lanes' speed is
+thought to be, or a slow moment would never be unlearnt.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Lock, Thread
-from time import perf_counter
+from time import monotonic, perf_counter
 
 import structlog
 
@@ -55,6 +56,8 @@ class Batcher:
         self._batch_max = 1 if model.device == "cpu" else BATCH_MAX
         self._window = model.bundle.encoder.window
         self._loop = asyncio.get_running_loop()
+        # Lanes tell the loop's time by it: uvloop's own clock is not to be read from another thread.
+        self._ahead = self._loop.time() - monotonic()
         self._lock = Lock()
         """Guards what follows: the event loop adds and removes, the lanes take."""
         self._time = PassTime()
@@ -115,9 +118,12 @@ class Batcher:
             if self._closed:
                 raise EncoderUnavailable("closed")
             if self._free:
+                self._queue.append(work)
+                batch, late = self._take()
+                if late:
+                    raise EncoderUnavailable("deadline")
                 self._free -= 1
-                self._running.add(work)
-                self._handed.put([work])
+                self._handed.put(batch)
             elif len(self._queue) >= self._queue_max or self._done_at(work) > work.deadline:
                 raise EncoderUnavailable("overloaded")
             else:
@@ -142,7 +148,7 @@ class Batcher:
         """The oldest work that can still be done in time, and what cannot; the very last is tried anyway."""
         batch: list[_Work] = []
         late: list[_Work] = []
-        now = self._loop.time()
+        now = monotonic() + self._ahead
         while self._queue and len(batch) < self._batch_max:
             work = self._queue.popleft()
             idle = not self._queue and not batch and not self._running
@@ -160,38 +166,50 @@ class Batcher:
         """
         while batch := self._handed.get():
             while batch:
-                started = perf_counter()
-                outputs: list[RawOutput] | BaseException
-                try:
-                    outputs = self._run([work.text for work in batch])
-                except BaseException as error:  # a panic in the tokenizer's Rust is no Exception
-                    outputs = error
-                done = batch
-                with self._lock:
-                    self._running.difference_update(done)
-                    if not isinstance(outputs, BaseException):
-                        self._time.learn(perf_counter() - started, sum(work.units for work in done))
-                    batch, late = self._take()
-                    if not batch:
-                        self._free += 1
-                self._loop.call_soon_threadsafe(_finish, done, outputs, late)
+                batch = self._pass(batch)
 
-    def _run(self, texts: list[str]) -> list[RawOutput]:
-        return self._model.run([self._model.framer.frame(text) for text in texts])
+    def _pass(self, batch: list[_Work]) -> list[_Work]:
+        """Run a pass, tell the event loop, and give the next; what it held is gone while the lane waits."""
+        started = perf_counter()
+        outputs = self._run([work.text for work in batch])
+        seconds = perf_counter() - started
+        with self._lock:
+            self._running.difference_update(batch)
+            if not isinstance(outputs, BaseException):
+                self._time.learn(seconds, sum(work.units for work in batch))
+            following, late = self._take()
+        self._loop.call_soon_threadsafe(self._done, batch, outputs, late, not following)
+        return following
 
+    def _run(self, texts: list[str]) -> list[RawOutput] | BaseException:
+        try:
+            return self._model.run([self._model.framer.frame(text) for text in texts])
+        except BaseException as error:  # a panic in the tokenizer's Rust is no Exception
+            return error
 
-def _finish(done: list[_Work], outputs: list[RawOutput] | BaseException, late: list[_Work]) -> None:
-    """A lane is done; on the event loop, as a future is not to be touched elsewhere."""
-    _fail(late, "deadline")
-    if isinstance(outputs, BaseException):
-        log.error("encoder.failed", exc_info=outputs)
-        # Whoever keeps the error does not keep what its frames hold: texts, and a session's memory.
-        traceback.clear_frames(outputs.__traceback__)
-        _fail(done, "error")
-        return
-    for work, output in zip(done, outputs, strict=True):
-        if not work.done.done():
-            work.done.set_result(output)
+    def _done(
+        self, batch: list[_Work], outputs: list[RawOutput] | BaseException, late: list[_Work], waits: bool
+    ) -> None:
+        """A pass is done, and its lane may wait; on the event loop, where futures are resolved."""
+        if waits:
+            # Only here is the lane free: on a GPU all that has come by now shares the next pass.
+            with self._lock:
+                following, more = self._take()
+                if following:
+                    self._handed.put(following)
+                else:
+                    self._free += 1
+            late = late + more
+        _fail(late, "deadline")
+        if isinstance(outputs, BaseException):
+            log.error("encoder.failed", exc_info=outputs)
+            # Whoever keeps the error does not keep what its frames hold: texts, and a session's memory.
+            traceback.clear_frames(outputs.__traceback__)
+            _fail(batch, "error")
+            return
+        for work, output in zip(batch, outputs, strict=True):
+            if not work.done.done():
+                work.done.set_result(output)
 
 
 def _fail(batch: Iterable[_Work], reason: str) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -140,6 +142,25 @@ async def test_work_whose_caller_has_gone_or_whose_time_has_passed_is_not_run() 
         with pytest.raises(EncoderUnavailable, match="deadline"):
             await late
     assert model.batches == [[1], [4]]
+
+
+async def test_a_text_whose_time_has_passed_is_not_run_by_a_free_lane_either() -> None:
+    model = Model()
+    async with batcher(model) as subject:
+        with pytest.raises(EncoderUnavailable, match="deadline"):
+            await subject.encode("x", soon(-0.01))
+        assert (await subject.encode("xx", soon())).tokens == 2
+    assert model.batches == [[2]]
+
+
+async def test_a_lane_that_waits_keeps_nothing_of_its_last_pass() -> None:
+    async with batcher(Model()) as subject:
+        output = await subject.encode("x", soon())
+        kept = weakref.ref(output.embedding)
+        del output
+        await asyncio.sleep(0.05)  # the lane has gone back to its wait
+        gc.collect()
+        assert kept() is None
 
 
 async def test_a_failed_pass_fails_its_texts_and_the_lane_goes_on() -> None:
