@@ -9,6 +9,7 @@ VLLM := .venv-vllm
 VLLM_PYTHON ?= python3.11
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 IMAGE ?= semroute-extproc:latest
+LOCK ?= runtime
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-train test-vllm lint format type gen gen-check bench bench-check docs docs-check image lock train check clean
@@ -77,8 +78,8 @@ bench: $(VENV)/.dev  ## what a decision costs on this machine, about eight minut
 bench-check: $(VENV)/.dev  ## fail if a decision has become clearly dearer than recorded, half a minute
 	$(BIN)/semroute bench --check benchmarks/results/bench.json
 
-image: ## build the container image
-	docker build --tag $(IMAGE) .
+image: ## build the container image; LOCK=gpu for one with CUDA
+	docker build --tag $(IMAGE) --build-arg LOCK=$(LOCK) .
 
 train: $(VENV)/.dev  ## train the shipped bundle anew; DATA=DIR is the folder of public data sets
 	@test -n "$(DATA)" || { echo "say where the data is: make train DATA=DIR (docs/training.md)"; exit 2; }

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,9 @@ from semroute_extproc import (
 from semroute_extproc.admin import AdminServer, Page, text
 from semroute_extproc.bundle import Bundle, Device
 from semroute_extproc.config import Config, Problem
+from semroute_extproc.config import doubts as config_doubts
 from semroute_extproc.controllers import Controllers
+from semroute_extproc.cores import usable_cores
 from semroute_extproc.encoder import Encoder
 from semroute_extproc.encoder.batcher import Batcher
 from semroute_extproc.encoder.cache import SignalCache
@@ -110,7 +112,7 @@ def make_classifier(
     `on_look` is told of every look into the cache whether it was a hit, `on_gpu` of a GPU's troubles.
     """
     readers: dict[str, Reader] = {}
-    cores = max(1, len(os.sched_getaffinity(0)) // config.server.workers)
+    cores = max(1, usable_cores() // config.server.workers)
     lanes: dict[Device, int] = {"cpu": cores, "cuda": config.encoder.lanes or 1}
     queue_max = config.encoder.queue_max
     for language, model in models.items():
@@ -183,7 +185,7 @@ def make_generation(
 
 
 def check(loaded: config_source.Loaded) -> tuple[Mapping[str, Bundle], Mapping[str, policy.Policy]]:
-    """What `serve` makes, as far as that needs neither the network nor the device of the encoder.
+    """What `serve` makes, as far as that needs no network; on a GPU with a first pass.
 
     Language to bundle, and every policy; raises ConfigError or BundleError.
     """
@@ -192,7 +194,20 @@ def check(loaded: config_source.Loaded) -> tuple[Mapping[str, Bundle], Mapping[s
     make_judges(loaded, Judges())
     connect_sessions(loaded.config)
     import_runtime()
+    if loaded.config.encoder.device == "cuda":
+        make_models(loaded.config, bundles)
     return bundles, policies
+
+
+def doubts(loaded: config_source.Loaded) -> list[str]:
+    """What is allowed and may keep it from serving well here, each with its place."""
+    problems = list(config_doubts(loaded.config))
+    listen = loaded.config.server.address(0)
+    folder = Path(listen.removeprefix("unix:")).parent
+    if listen.startswith("unix:") and not folder.is_dir():
+        message = f"there is no folder {folder} here, and serve does not start without it"
+        problems.append(Problem(("server", "listen"), message))
+    return [loaded.source.locate(problem) for problem in problems]
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +242,7 @@ class App:
         policies = make_policies(loaded, self._classifier.bundle, self._profiles.of)
         self._generation = self._make_generation(1, loaded, policies, self._shared)
         self._adopt()
-        self._ready = False
+        self._ready = self._rejected = False
         self._turned = time.monotonic()
         self._stop = asyncio.Event()
         self._reloading = asyncio.Lock()
@@ -376,9 +391,8 @@ class App:
         # Not by their digests, which know nothing of secrets: a new password is a change.
         if loaded.config == self._loaded.config and files == self._files:
             return None
-        for section in NOT_RELOADABLE:
-            if getattr(loaded.config, section) != getattr(self._loaded.config, section):
-                raise ConfigError([f"{self._path}: {section}: a change here needs a restart"])
+        if unmoved := list(_need_restart(self._loaded.config, loaded.config)):
+            raise loaded.error(unmoved)
         return loaded, files, make_policies(loaded, self._classifier.bundle, self._profiles.of)
 
     async def _take(self) -> None:
@@ -387,6 +401,9 @@ class App:
             read = await asyncio.to_thread(self._read)
             if read is None:
                 self._metrics.reload_successful.set(1)
+                if self._rejected:
+                    logger.info("config.restored", generation=self._generation.number)
+                self._rejected = False
                 return
             loaded, files, policies = read
             shared = self._shared
@@ -394,13 +411,11 @@ class App:
                 shared = self._connect(loaded.config)
             self._generation = self._make_generation(self._generation.number + 1, loaded, policies, shared)
         except ConfigError as error:
-            self._profiles.forget()
-            self._metrics.reload_successful.set(0)
+            self._reject()
             logger.error("config.rejected", problems=error.problems)
             return
         except Exception:
-            self._profiles.forget()
-            self._metrics.reload_successful.set(0)
+            self._reject()
             logger.exception("config.rejected")
             return
         self._loaded, self._files = loaded, files
@@ -412,6 +427,12 @@ class App:
         self._shared = shared
         self._note_reload()
         logger.info("config.reloaded", generation=self._generation.number, sha256=loaded.sha256[:12])
+
+    def _reject(self) -> None:
+        """What the file says now is not taken: the last good configuration goes on."""
+        self._rejected = True
+        self._profiles.forget()
+        self._metrics.reload_successful.set(0)
 
     def _on_profiles(self, strategy: str, directory: ProfileDirectory | None) -> None:
         """Count and tell what a strategy's profiles are now."""
@@ -442,6 +463,7 @@ class App:
 
     def _note_reload(self) -> None:
         self._metrics.set_config(self._generation.sha256, self._generation.number)
+        self._rejected = False
         self._metrics.reload_successful.set(1)
         self._metrics.reload_timestamp.set(time.time())
 
@@ -481,6 +503,17 @@ class App:
             "config": self._loaded.config.model_dump(mode="json"),
         }
         return _json(live)
+
+
+def _need_restart(live: Config, new: Config) -> Iterator[Problem]:
+    """Every setting of the new configuration that a running server cannot take."""
+    for section in NOT_RELOADABLE:
+        before, after = getattr(live, section), getattr(new, section)
+        for name in type(after).model_fields:
+            if getattr(before, name) != getattr(after, name):
+                yield Problem(
+                    (section, name), "a change here needs a restart; nothing of this file was applied"
+                )
 
 
 def _json(content: object) -> Page:

@@ -245,9 +245,11 @@ def score(bundle_dir: Path | None, device: Any, embedding: bool) -> None:
 def check(config_path: Path | None, option_path: Path | None) -> None:
     """Check a configuration, its conditions, its bundle and what it needs here, without serving.
 
-    Variables with keys and optional libraries count, so run it where you will serve. Nothing is sent.
+    Variables with keys, optional libraries and a GPU that it asks for count, so run it where you will
+    serve. Nothing is sent.
 
-    Prints every problem as file:line:col: path: message, and exits with 78 if there is one.
+    Prints every problem as file:line:col: path: message, and exits with 78 if there is one. What is allowed
+    and more likely a slip is a note.
     """
     from semroute_extproc import app, config_source
 
@@ -259,6 +261,8 @@ def check(config_path: Path | None, option_path: Path | None) -> None:
         bundles, policies = app.check(loaded)
     except (ConfigError, BundleError) as error:
         _refuse(error)
+    for doubt in app.doubts(loaded):
+        click.echo(f"note: {doubt}", err=True)
     config = loaded.config
     counts = f"{len(config.pools)} pools, {len(policies)} policies, {len(config.strategies)} strategies"
     names = ", ".join(sorted(each.manifest.name for each in bundles.values()))

@@ -39,6 +39,10 @@ _KIMI_K3 = {"minimal": "low", "medium": "high", "xhigh": "high"}
 class Family:
     """A family's switches; what it has none of stays empty."""
 
+    models: str
+    """Which models these are, for people."""
+    thinks: str
+    """Whether they think if nobody says anything: `yes`, `no`, `always` or `never`; `-` where it depends."""
     argument: str = ""
     """Template argument that is set to `off` for no reasoning, and else to `on`."""
     on: object = None
@@ -49,36 +53,32 @@ class Family:
 
 
 FAMILIES: Mapping[str, Family] = {
-    # Thinks unless told otherwise; the template knows on and off only.
-    "qwen3": Family("enable_thinking", on=True),
-    # V3.1 and V3.2 (tokenizers/deepseek_v32.py): off by default.
-    "deepseek-v3": Family("thinking", on=True),
-    # tokenizers/deepseek_v4.py: on by default; maps the efforts to low, high and max itself.
-    "deepseek-v4": Family("thinking", efforts={}),
+    # The template knows on and off only.
+    "qwen3": Family("Qwen3 with both modes", "yes", "enable_thinking", on=True),
+    # tokenizers/deepseek_v32.py
+    "deepseek-v3": Family("DeepSeek V3.1 and V3.2", "no", "thinking", on=True),
+    # tokenizers/deepseek_v4.py maps the efforts to low, high and max itself.
+    "deepseek-v4": Family("DeepSeek V4", "yes", "thinking", efforts={}),
     # Harmony (harmony_utils.get_system_message) refuses every other effort with 400, and cannot
     # be switched off.
-    "gpt-oss": Family(efforts=_HARMONY),
-    # Granite 3.2: off by default.
-    "granite-3": Family("thinking", on=True),
-    # Granite 4.2 (parser/granite_thinking.py): on by default.
-    "granite-4": Family("enable_thinking", on=True),
-    # On by default (parser/glm47_moe.py).
-    "glm-4.5": Family("enable_thinking", on=True),
-    # Off by default (parser/gemma4.py).
-    "gemma-4": Family("enable_thinking", on=True),
-    # On by default (DeepSeekV3ReasoningWithThinkingParser).
-    "holo2": Family("thinking", on=True),
-    # renderers/kimi_k3.py: on by default; refuses efforts other than low, high and max.
-    "kimi-k3": Family("thinking", efforts=_KIMI_K3),
+    "gpt-oss": Family("gpt-oss", "always", efforts=_HARMONY),
+    "granite-3": Family("Granite 3.2", "no", "thinking", on=True),
+    # parser/granite_thinking.py
+    "granite-4": Family("Granite 4.2", "yes", "enable_thinking", on=True),
+    # parser/glm47_moe.py
+    "glm-4.5": Family("GLM-4.5 and later", "yes", "enable_thinking", on=True),
+    # parser/gemma4.py
+    "gemma-4": Family("Gemma 4", "no", "enable_thinking", on=True),
+    # DeepSeekV3ReasoningWithThinkingParser
+    "holo2": Family("Holo2", "yes", "thinking", on=True),
+    # renderers/kimi_k3.py refuses efforts other than low, high and max.
+    "kimi-k3": Family("Kimi K3", "yes", "thinking", efforts=_KIMI_K3),
     # minimax_m3_reasoning_parser.py; the template also knows "adaptive".
-    "minimax-m3": Family("thinking_mode", on="enabled", off="disabled"),
-    # Any server that takes efforts as they are.
-    "effort": Family(efforts={}),
-    # DeepSeek-R1, QwQ, MiniMax-M2: always think. A `thinking_token_budget` would bound them, but
-    # is refused where no reasoning parser is configured.
-    "always": Family(),
-    # Models that do not reason.
-    "none": Family(),
+    "minimax-m3": Family("MiniMax M3", "-", "thinking_mode", on="enabled", off="disabled"),
+    "effort": Family("any server that takes efforts as they are", "-", efforts={}),
+    # A `thinking_token_budget` would bound them, but is refused where no reasoning parser is configured.
+    "always": Family("DeepSeek-R1, QwQ, MiniMax M2, Qwen3 Thinking", "always"),
+    "none": Family("models that do not reason, such as Llama 3 or Qwen3 Instruct", "never"),
 }
 """Names for `reasoning` in a pool's configuration."""
 

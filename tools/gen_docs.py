@@ -18,9 +18,10 @@ import click
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from semroute_extproc import cli, config, reasoning
+from semroute_extproc import bundle, cli, config, reasoning
 from semroute_extproc.bench import check, report
 from semroute_extproc.policy.rules import REQUEST_FACTS, SIGNAL_FACTS
+from semroute_extproc.request import Api
 from semroute_extproc.telemetry.prom import PrometheusSink
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -102,8 +103,25 @@ def facts() -> str:
 
 
 def families() -> str:
-    """The reasoning families a pool may name."""
-    return "\n".join(["| family |", "|---|", *(f"| `{family}` |" for family in reasoning.FAMILIES)])
+    """The reasoning families a pool may name, and what is written into a chat completion for each."""
+    rows = ["| family | models | think by themselves | `off` | `high` |", "|---|---|---|---|---|"]
+    for name, family in reasoning.FAMILIES.items():
+        off, high = (_members(reasoning.switch(name, Api.CHAT_COMPLETIONS, each)) for each in ("none", "high"))
+        rows.append(f"| `{name}` | {family.models} | {family.thinks} | {off} | {high} |")
+    return "\n".join(rows)
+
+
+def _members(members: reasoning.Members) -> str:
+    return ", ".join(f"`{'.'.join(path)}: {json.dumps(value)}`" for path, value in members.items()) or "–"
+
+
+def labels() -> str:
+    """The labels of the shipped bundle's heads."""
+    manifest = bundle.read_manifest(bundle.default_bundle())
+    assert manifest.task is not None
+    heads = {"domain": manifest.domain.labels, "task": manifest.task.labels}
+    rows = (f"| `{head}` | {', '.join(f'`{label}`' for label in known)} |" for head, known in heads.items())
+    return "\n".join(["| fact | labels of the shipped bundle |", "|---|---|", *rows])
 
 
 def metrics() -> str:
@@ -352,6 +370,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "settings": settings,
     "facts": facts,
     "families": families,
+    "labels": labels,
     "metrics": metrics,
     "commands": commands,
     "strategy-costs": strategy_costs,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from semroute_extproc.bench import check as checking
 from semroute_extproc.bench import direct, machine, report
 from semroute_extproc.bench.direct import Plan
 from semroute_extproc.bench.run import PARTS, QUICK, Size, measure, ratios
+from semroute_extproc.cores import usable_cores
 
 RESULT = "bench.json"
 
@@ -102,7 +102,7 @@ def _recorded(out: Path | None) -> dict[str, Any]:
 
 
 def _check(recorded: dict[str, Any], console: Console) -> int:
-    lanes = len(os.sched_getaffinity(0))
+    lanes = usable_cores()
     with tempfile.TemporaryDirectory(prefix="semroute-bench-") as folder:
         samples, _ = _run(direct.rounds(CHECK_PLAN, Path(folder), lanes, full=False))
     now, here = ratios(samples, lanes), machine.describe()

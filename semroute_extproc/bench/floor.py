@@ -23,6 +23,7 @@ from grpc_health.v1.health import aio as health
 
 from semroute_extproc import mutations
 from semroute_extproc._pb import external_processor_pb2 as pb
+from semroute_extproc.cores import usable_cores
 from semroute_extproc.server import GRPC_EXPERIMENTS, SERVICE
 
 REPLIES = (mutations.ask_for_body(0), mutations.CONTINUE["request_body"])
@@ -50,7 +51,7 @@ class Passes:
 
         model = default_model()
         self._once = Bare(model, prompt_of(model.framer, 64)).once
-        self._lanes = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+        self._lanes = ThreadPoolExecutor(usable_cores())
 
     async def process(self, _: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """Ask for the body, run a pass, let the request go on."""

@@ -19,6 +19,7 @@ from semroute_extproc.bench.direct import BUSY, NAMED, ROUTED, UNHURRIED
 from semroute_extproc.bench.load import Exchange
 from semroute_extproc.bench.servers import Measured
 from semroute_extproc.bench.wire import connect
+from semroute_extproc.cores import usable_cores
 
 WORKERS_MAX = 2
 """Workers that share the requests: more cores are used, and each worker is looked at."""
@@ -54,7 +55,7 @@ def traffic(first: int, count: int) -> Iterator[Exchange]:
 
 async def measure(requests: int, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """Resident memory of each worker before and after `requests`, and of the largest on the way."""
-    workers = min(WORKERS_MAX, len(os.sched_getaffinity(0)))
+    workers = min(WORKERS_MAX, usable_cores())
     sidecar = Measured(
         folder / "growth",
         server__workers=str(workers),

@@ -7,6 +7,8 @@ import platform
 import time
 from pathlib import Path
 
+from semroute_extproc.cores import usable_cores
+
 _CPUCLOCK_SCHED = 2
 """Kind of a process' CPU clock in a Linux clock id (`clock_getcpuclockid(3)`)."""
 
@@ -38,7 +40,7 @@ def describe() -> dict[str, object]:
     return {
         "cpu": model or platform.processor(),
         "instructions": [flag for flag in ("avx2", "avx512f", "avx512_vnni", "amx_int8") if flag in flags],
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "load_before": round(os.getloadavg()[0], 2),
         "kernel": platform.release(),
         "python": platform.python_version(),

@@ -13,6 +13,7 @@ from typing import Any
 from semroute_extproc import __version__
 from semroute_extproc.bench import direct, floors, growth, machine, overload, scaling
 from semroute_extproc.bench.direct import Plan, Samples
+from semroute_extproc.cores import usable_cores
 from semroute_extproc.demo.process import ProcessError
 
 SCHEMA = 5
@@ -50,7 +51,7 @@ Figures = dict[str, Any]
 
 async def _costs(size: Size, folder: Path, say: Say) -> Figures:
     say("session, pipeline, server, do-nothing server and two workers, in turn")
-    lanes = len(os.sched_getaffinity(0))
+    lanes = usable_cores()
     samples, more = await direct.rounds(size.plan, folder, lanes)
     rounds = ratios(samples, lanes)
     return {
@@ -74,7 +75,7 @@ async def _bodies(size: Size, folder: Path, say: Say) -> Figures:
 
 async def _load(size: Size, folder: Path, say: Say) -> Figures:
     say("arrivals at fixed rates")
-    lanes = len(os.sched_getaffinity(0))
+    lanes = usable_cores()
     return {"open loop": await overload.measure(lanes, size.seconds_a_rate, folder)}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from semroute_extproc import bundle
 from semroute_extproc.bench import load
 from semroute_extproc.bench.direct import UNHURRIED
 from semroute_extproc.bench.servers import Measured
+from semroute_extproc.cores import usable_cores
 from semroute_extproc.encoder.cuda import CudaModel
 from semroute_extproc.errors import BundleError, ConfigError
 
@@ -45,14 +45,14 @@ async def on_gpu(requests: int, folder: Path, say: Callable[[str], None]) -> dic
         say(f"not measured: GPU: {error}")
         return {"left out": "no CUDA device"}
     say("GPU, by workers and by requests at once")
-    workers = [number for number in GPU_WORKERS if 2 * number <= len(os.sched_getaffinity(0))]
+    workers = [number for number in GPU_WORKERS if 2 * number <= usable_cores()]
     rows = await measure(workers or [1], AT_ONCE, requests, folder, encoder__device="cuda")
     return {"device": _device(), "rows": rows}
 
 
 async def on_cpu(requests: int, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """One worker and eight, a lane each and two requests a lane; or `left out`, and why."""
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     if cores < CPU_CORES_MIN:
         say(f"not measured: eight workers need {CPU_CORES_MIN} cores, here are {cores}")
         return {"left out": f"needs {CPU_CORES_MIN} cores, here are {cores}"}

@@ -87,6 +87,7 @@ __all__ = [
     "VirtualModel",
     "WeightedStrategy",
     "did_you_mean",
+    "doubts",
     "leans",
     "pair_of",
     "unresolved",
@@ -207,9 +208,23 @@ def _dollars(config: Config, path: tuple[str | int, ...], weak: str, strong: str
     for pool, price in prices.items():
         if price is None:
             yield Problem(path, f"pool {pool} has no price")
-    low, high = prices.get(weak), prices.get(strong)
-    if low and high and low.input >= high.input and low.output >= high.output:
+    if _dearer(config, weak, strong):
         yield Problem(path, f"the weak pool {weak} is not cheaper than {strong}, so no share would save any")
+
+
+def _dearer(config: Config, weak: str, strong: str) -> bool:
+    """By their prices the weak pool is not cheaper than the strong one."""
+    low, high = (config.pools[name].price if name in config.pools else None for name in (weak, strong))
+    return low is not None and high is not None and low.input >= high.input and low.output >= high.output
+
+
+def doubts(config: Config) -> Iterator[Problem]:
+    """What may be meant and is more likely a slip."""
+    for name, strategy in config.strategies.items():
+        pair = pair_of(strategy)
+        if pair is not None and _dearer(config, *pair):
+            message = f"by their prices {pair[0]} is not cheaper than {pair[1]}: are weak and strong swapped?"
+            yield Problem(("strategies", name, "weak"), message)
 
 
 def _judge_problems(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from semroute_extproc import bundle as bundles
 from semroute_extproc.bundle import Device
+from semroute_extproc.cores import usable_cores
 from semroute_extproc.encoder.cuda import open_model
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.language import language_of
@@ -31,7 +31,7 @@ class Scorer:
         self.bundle = default.bundle
         self._default = default
         self._by_language = by_language
-        self._lanes = lanes or len(os.sched_getaffinity(0))
+        self._lanes = lanes or usable_cores()
 
     @classmethod
     def of(cls, bundle_dir: Path | None = None, device: Device = "cpu", lanes: int = 0) -> Scorer:

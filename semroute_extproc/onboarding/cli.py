@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import datetime
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import Any
 import click
 
 from semroute_extproc.artefacts import Clusters, load_clusters
+from semroute_extproc.cores import usable_cores
 from semroute_extproc.errors import ArtefactError, BundleError, DataError, EndpointError
 from semroute_extproc.profiles import Profile, certainty, read_profile, write_profile
 
@@ -166,7 +166,7 @@ async def _run(
                 rated = await ask_all(judge, prompts, answers, at_once, advance)
             _list_failures(questions, rated.failures)
         limits = sandbox.Limits(options["code_seconds"], options["code_megabytes"])
-        cores = len(os.sched_getaffinity(0))
+        cores = usable_cores()
         grades = await grade_all(questions, asked.replies, limits, cores, rated.replies)
     return Run([q.text for q in questions], asked.replies, grades, at_once)
 

@@ -6,7 +6,8 @@ that names no signal is decided without the encoder.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import cel
@@ -64,8 +65,12 @@ class RuleError(ValueError):
 class CompiledRule:
     """A rule whose condition is compiled."""
 
-    def __init__(self, rule: Rule) -> None:
-        """Raises RuleError."""
+    def __init__(self, rule: Rule, labels: Mapping[str, Collection[str]] | None = None) -> None:
+        """`labels` are those that `domain` and `task` may have, all if None; raises RuleError.
+
+        A condition that compares with another label, or looks for a header by a name with capitals, is
+        one that never holds.
+        """
         self.rule = rule
         try:
             self._program = cel.compile(rule.when)
@@ -76,6 +81,8 @@ class CompiledRule:
             if name not in REQUEST_FACTS and name not in SIGNAL_FACTS and not _bound(name, rule.when):
                 hint = did_you_mean(name, [*REQUEST_FACTS, *SIGNAL_FACTS])
                 raise RuleError(f"there is no fact {name!r}{hint}")
+        for problem in _never_holds(rule.when, labels or {}):
+            raise RuleError(problem)
         self._request_facts = [name for name in names if name in REQUEST_FACTS]
         self._signal_facts = [name for name in names if name in SIGNAL_FACTS]
 
@@ -102,6 +109,44 @@ class CompiledRule:
         if not isinstance(result, bool):
             raise ValueError(f"the condition gives {type(result).__name__}, not a bool")
         return result
+
+
+_TEXT = r"""(?:"([^"\\]*)"|'([^'\\]*)')"""
+"""A text in an expression, without escapes."""
+
+_LABELS = re.compile(
+    rf"""\b(domain|task)\s*[!=]=\s*{_TEXT}|{_TEXT}\s*[!=]=\s*(domain|task)\b|\b(domain|task)_probs\s*\[\s*{_TEXT}"""
+)
+_LABEL_LISTS = re.compile(r"\b(domain|task)\s+in\s*\[([^\]]*)\]")
+_HEADERS = re.compile(rf"\brequest\.headers\s*\[\s*{_TEXT}|{_TEXT}\s+in\s+request\.headers\b")
+
+
+def _never_holds(expression: str, labels: Mapping[str, Collection[str]]) -> Iterator[str]:
+    """What an expression names that there cannot be; the library gives no tree to look for it in."""
+    for match in _HEADERS.finditer(expression):
+        name = _first(*match.groups())
+        if name != name.lower():
+            yield f"names of headers are in lower case here: {name.lower()!r}, not {name!r}"
+    for head, label in _compared(expression):
+        known = labels.get(head)
+        # Where a bundle has no head for tasks, `task` is the empty string.
+        if known is not None and label not in known and label:
+            hint = did_you_mean(label, known)
+            yield f"the bundle has no {head} {label!r}{hint}: {', '.join(known) or 'it has none at all'}"
+
+
+def _compared(expression: str) -> Iterator[tuple[str, str]]:
+    """Every label that `domain` or `task` is compared with."""
+    for match in _LABELS.finditer(expression):
+        before, one, two, three, four, after, probs, five, six = match.groups()
+        yield before or after or probs, _first(one, two, three, four, five, six)
+    for head, listed in _LABEL_LISTS.findall(expression):
+        for match in re.finditer(_TEXT, listed):
+            yield head, _first(*match.groups())
+
+
+def _first(*groups: str | None) -> str:
+    return next((group for group in groups if group is not None), "")
 
 
 def _bound(name: str, expression: str) -> bool:

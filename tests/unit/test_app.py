@@ -16,6 +16,7 @@ import pytest
 import pytest_asyncio
 import structlog
 from builders import BUNDLE
+from structlog.testing import capture_logs
 
 from semroute_extproc import app, config_source, strategy_files
 from semroute_extproc.app import App
@@ -80,6 +81,32 @@ async def test_what_is_wrong_changes_nothing_until_it_is_put_right_again(subject
     await subject._reload()
     assert successful(subject), "the file says again what is live"
     assert subject._generation.number == 1
+
+
+async def test_a_change_that_needs_a_restart_is_named_with_its_place_and_nothing_else_is_taken(
+    subject: App, file: Path
+) -> None:
+    write(file, GOOD.replace("vllm-large", "vllm-huge") + "server: {deadline_ms: 250, workers: 2}\n")
+    with capture_logs() as logs:
+        await subject._reload()
+    [rejected] = [entry for entry in logs if entry["event"] == "config.rejected"]
+    assert [problem.split(": ", 2)[1] for problem in rejected["problems"]] == [
+        "server.workers",
+        "server.deadline_ms",
+    ]
+    assert all("nothing of this file was applied" in problem for problem in rejected["problems"])
+    assert subject._generation.settings.default_cluster == "vllm-large"
+    assert not successful(subject)
+
+
+async def test_the_log_says_when_a_rejected_file_is_put_back_as_it_was(subject: App, file: Path) -> None:
+    with capture_logs() as logs:
+        await subject._reload()
+        write(file, GOOD + "nonsense: 1\n")
+        await subject._reload()
+        write(file, GOOD)
+        await subject._reload()
+    assert [entry["event"] for entry in logs] == ["config.rejected", "config.restored"]
 
 
 async def test_a_file_that_is_gone_changes_nothing(subject: App, file: Path) -> None:

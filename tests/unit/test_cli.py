@@ -274,6 +274,41 @@ class TestConfiguration:
         assert result.exit_code == 78, result.output
         assert message in result.stderr
 
+    @pytest.mark.parametrize(
+        ("old", "new", "note"),
+        [
+            (
+                "weak: small, strong: large",
+                "weak: large, strong: small",
+                "strategies.pair.weak: by their prices large is not cheaper than small",
+            ),
+            ("listen: unix:/run/semroute/", "listen: unix:/no/such/", "server.listen: there is no folder"),
+        ],
+    )
+    def test_what_is_more_likely_a_slip_is_a_note_with_its_place(
+        self, tmp_path: Path, old: str, new: str, note: str
+    ) -> None:
+        text = EXAMPLE.read_text().replace("unix:/run/semroute", f"unix:{tmp_path}")
+        file = tmp_path / "semroute.yaml"
+        file.write_text(text)
+        assert not run("check", str(file)).stderr
+        old = old.replace("/run/semroute", str(tmp_path))
+        assert old in text
+        file.write_text(text.replace(old, new))
+        result = run("check", str(file))
+        assert result.exit_code == 0
+        assert result.stderr.startswith(f"note: {file}:")
+        assert note in result.stderr
+
+    def test_a_gpu_that_is_not_there_is_status_78(self, tmp_path: Path) -> None:
+        import onnxruntime
+
+        if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+            pytest.skip("this ONNX Runtime knows CUDA")
+        result = run("check", str(EXAMPLE), env={"SEMROUTE__ENCODER__DEVICE": "cuda"})
+        assert result.exit_code == 78
+        assert "encoder.device: cuda was asked for" in result.stderr
+
     def test_a_tampered_bundle_is_status_78_and_named(self, tmp_path: Path) -> None:
         (tmp_path / "bundle.json").write_text((bundle.default_bundle() / "bundle.json").read_text())
         environment = {"SEMROUTE__ENCODER__BUNDLE": str(tmp_path)}

@@ -41,8 +41,9 @@ ISTIO_FILTER = PATCHES["HTTP_FILTER"]["patch"]["value"]["typed_config"]
 
 
 def render(template: str, values: dict[str, Any]) -> Any:
-    """The object a template makes: `{{ .Path }}`, `toYaml .Path | nindent N`, `if .Path` and `end`."""
-    context = {"Values": values, "Release": {"Name": RELEASE}}
+    """The object a template makes: `{{ .Path }}`, one with a `default`, `toYaml .Path | nindent N`, `if`, `end`."""
+    chart = plain((CHART / "Chart.yaml").read_text())
+    context = {"Values": values, "Release": {"Name": RELEASE}, "Chart": {"AppVersion": chart["appVersion"]}}
 
     def look(path: str) -> Any:
         found: Any = context
@@ -64,6 +65,9 @@ def render(template: str, values: dict[str, Any]) -> Any:
                 now = None
             case ["toYaml", path, "|", "nindent", width]:
                 piece += "\n" + indented(look(path), int(width)) if all(shown) else ""
+                now = ...
+            case [path, "|", "default", other]:
+                piece += str(look(path) or look(other)) if all(shown) else ""
                 now = ...
             case [path] if path.startswith("."):
                 piece += str(look(path)) if all(shown) else ""
@@ -135,6 +139,17 @@ def test_the_configuration_is_right_and_listens_where_the_service_leads(config: 
     assert config.admin.listen == f"0.0.0.0:{ports['metrics']}"
     [port] = render("service.yaml", VALUES)["spec"]["ports"]
     assert (port["port"], port["targetPort"]) == (ports["grpc"], "grpc")
+
+
+def test_there_are_as_many_lanes_as_the_pod_requests_cores(config: Config) -> None:
+    assert config.encoder.lanes == int(VALUES["resources"]["requests"]["cpu"])
+
+
+def test_the_images_tag_is_the_charts_application_unless_it_is_set() -> None:
+    assert container()["image"].endswith(f":{__version__}")
+    values = {**VALUES, "image": {**VALUES["image"], "tag": "other"}}
+    [found] = render("deployment.yaml", values)["spec"]["template"]["spec"]["containers"]
+    assert found["image"].endswith(":other")
 
 
 def test_the_container_calls_a_command_that_exists_with_the_mounted_file() -> None:

@@ -177,11 +177,30 @@ class TestRules:
             ("difficulty >", "not a CEL expression"),
             ("dificulty > 0.5", "there is no fact 'dificulty' (did you mean 'difficulty'?)"),
             ("foo.bar == 1", "there is no fact 'foo'"),
+            ('domain == "maths"', "has no domain 'maths' (did you mean 'math'?): math, law, other"),
+            ("difficulty > 0.5 && 'maths' != domain", "has no domain 'maths'"),
+            ('domain in ["law", "maths"]', "has no domain 'maths'"),
+            ('domain_probs["maths"] > 0.2', "has no domain 'maths'"),
+            ('task == "coding"', "has no task 'coding'"),
+            ('request.headers["X-Tier"] == "a"', "in lower case here: 'x-tier', not 'X-Tier'"),
+            ("'X-Tier' in request.headers", "in lower case here"),
         ],
     )
     def test_a_condition_that_cannot_hold_is_a_configuration_error(self, when: str, message: str) -> None:
         [problem] = problems_of([{"name": "r", "when": when, "pool": "small"}])
         assert message in problem
+
+    @pytest.mark.parametrize(
+        "when",
+        [
+            'domain == "math" || task == "code" || domain in ["law", "other"] || domain_probs["law"] > 0.5',
+            'task == ""',
+            'model == "domain" || request.headers["x-tier"] == "Gold" || "x-tier" in request.headers',
+            'request.path == "X" || language == "ja"',
+        ],
+    )
+    def test_texts_that_are_no_labels_and_labels_that_there_are_pass(self, when: str) -> None:
+        assert not problems_of([{"name": "r", "when": when, "pool": "small"}])
 
     def test_a_variable_of_a_macro_is_not_a_fact(self) -> None:
         rules = [{"name": "any", "when": '["math", "law"].exists(d, d == domain)', "pool": "small"}]
