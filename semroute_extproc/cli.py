@@ -242,7 +242,10 @@ def score(bundle_dir: Path | None, device: Any, embedding: bool) -> None:
 @main.command()
 @click.argument("config_path", type=click.Path(path_type=Path), required=False)
 @click.option("--config", "-c", "option_path", type=click.Path(path_type=Path), envvar="SEMROUTE_CONFIG")
-def check(config_path: Path | None, option_path: Path | None) -> None:
+@click.option(
+    "--envoy", type=click.Path(path_type=Path), help="Envoy's bootstrap, to look for the pools' clusters in."
+)
+def check(config_path: Path | None, option_path: Path | None, envoy: Path | None) -> None:
     """Check a configuration, its conditions, its bundle and what it needs here, without serving.
 
     Variables with keys, optional libraries and a GPU that it asks for count, so run it where you will
@@ -259,6 +262,8 @@ def check(config_path: Path | None, option_path: Path | None) -> None:
     try:
         loaded = config_source.load(path)
         bundles, policies = app.check(loaded)
+        if envoy is not None and (problems := config_source.without_cluster(loaded, envoy)):
+            raise loaded.error(problems)
     except (ConfigError, BundleError) as error:
         _refuse(error)
     for doubt in app.doubts(loaded):

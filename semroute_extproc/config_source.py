@@ -125,6 +125,22 @@ def load(path: Path, environment: Mapping[str, str] | None = None) -> Loaded:
     return loaded
 
 
+def without_cluster(loaded: Loaded, envoy: Path) -> list[Problem]:
+    """The pools for whose cluster an Envoy's bootstrap has none; raises ConfigError if it cannot be read."""
+    static = _parse(envoy, _read(envoy)).get("static_resources")
+    clusters = static.get("clusters") if isinstance(static, dict) else None
+    if not isinstance(clusters, list):
+        raise ConfigError([f"{envoy}: no bootstrap: it has no static_resources.clusters"])
+    names = [str(cluster.get("name")) for cluster in clusters if isinstance(cluster, dict)]
+    return [
+        Problem(
+            ("pools", name, "cluster"), f"{envoy} has no cluster {cluster!r}{did_you_mean(cluster, names)}"
+        )
+        for name, cluster in ((name, pool.cluster) for name, pool in loaded.config.pools.items())
+        if cluster not in names
+    ]
+
+
 async def changes(path: Path, stop: asyncio.Event) -> AsyncIterator[None]:
     """Yield at the first look and whenever the file's content has changed since, until `stop`.
 

@@ -106,12 +106,13 @@ def families() -> str:
     """The reasoning families a pool may name, and what is written into a chat completion for each."""
     rows = ["| family | models | think by themselves | `off` | `high` |", "|---|---|---|---|---|"]
     for name, family in reasoning.FAMILIES.items():
-        off, high = (_members(reasoning.switch(name, Api.CHAT_COMPLETIONS, each)) for each in ("none", "high"))
+        off, high = _written(name, "none"), _written(name, "high")
         rows.append(f"| `{name}` | {family.models} | {family.thinks} | {off} | {high} |")
     return "\n".join(rows)
 
 
-def _members(members: reasoning.Members) -> str:
+def _written(family: str, effort: str) -> str:
+    members = reasoning.switch(family, Api.CHAT_COMPLETIONS, effort)
     return ", ".join(f"`{'.'.join(path)}: {json.dumps(value)}`" for path, value in members.items()) or "–"
 
 

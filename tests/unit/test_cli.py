@@ -16,6 +16,7 @@ from semroute_extproc import bundle, score
 from semroute_extproc.cli import main
 
 EXAMPLE = Path(bundle.__file__).parent / "example.yaml"
+ENVOY = Path(__file__).parents[2] / "envoy" / "envoy.yaml"
 HEAVY = {"demo", "serve", "train", "bundle", "eval"}
 
 
@@ -299,6 +300,22 @@ class TestConfiguration:
         assert result.exit_code == 0
         assert result.stderr.startswith(f"note: {file}:")
         assert note in result.stderr
+
+    def test_a_cluster_that_envoy_does_not_have_is_status_78_and_named(self, tmp_path: Path) -> None:
+        assert run("check", str(EXAMPLE), "--envoy", str(ENVOY)).exit_code == 0
+        file = tmp_path / "semroute.yaml"
+        file.write_text(EXAMPLE.read_text().replace("cluster: vllm-small", "cluster: vllm-smal"))
+        result = run("check", str(file), "--envoy", str(ENVOY))
+        assert result.exit_code == 78
+        assert "pools.small.cluster" in result.stderr
+        assert "has no cluster 'vllm-smal' (did you mean 'vllm-small'?)" in result.stderr
+
+    @pytest.mark.parametrize("text", ["a: 1\n", "static_resources: [1]\n", "- 1\n", "static_resources: {}\n"])
+    def test_a_file_that_is_no_bootstrap_is_status_78(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / "envoy.yaml").write_text(text)
+        result = run("check", str(EXAMPLE), "--envoy", str(tmp_path / "envoy.yaml"))
+        assert result.exit_code == 78
+        assert str(tmp_path / "envoy.yaml") in result.stderr
 
     def test_a_gpu_that_is_not_there_is_status_78(self, tmp_path: Path) -> None:
         import onnxruntime

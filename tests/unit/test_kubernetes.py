@@ -41,7 +41,7 @@ ISTIO_FILTER = PATCHES["HTTP_FILTER"]["patch"]["value"]["typed_config"]
 
 
 def render(template: str, values: dict[str, Any]) -> Any:
-    """The object a template makes: `{{ .Path }}`, one with a `default`, `toYaml .Path | nindent N`, `if`, `end`."""
+    """The object a template makes: `{{ .Path }}`, `default`, `toYaml .Path | nindent N`, `if` and `end`."""
     chart = plain((CHART / "Chart.yaml").read_text())
     context = {"Values": values, "Release": {"Name": RELEASE}, "Chart": {"AppVersion": chart["appVersion"]}}
 
