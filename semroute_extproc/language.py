@@ -2,7 +2,9 @@
 
 Pure, some ten microseconds, no model: a statistical identifier was measured at a second of start
 and a hundred megabytes a worker. Scripts are certain; among languages in Latin script the vote of
-function words decides, and text without any of them is called English, the bundle's own.
+function words decides. A request may be too short to have any ("Schreib mir ein Gedicht"): in a text
+without an English one, words with which requests begin and accented letters decide. What has none of
+all these is called English, the bundle's own.
 """
 
 from __future__ import annotations
@@ -69,18 +71,96 @@ _FUNCTION_WORDS = {
 }
 """Words of two letters and more: a single letter is a variable, a grade or English's own "I"."""
 
+_REQUEST_WORDS = {
+    "es": "significa escribe escríbeme explica explícame traduce resúmeme dame dime haz hazme describe "
+    "calcula compara corrige redacta resuelve cuéntame ayúdame muéstrame crea busca enumera prepara "
+    "revisa acorta responde gracias buenos buenas muchas ejemplos lista receta texto frase carta agua "
+    "hora año mejores",
+    "fr": "signifie écris écrivez explique expliquez traduis traduisez résume résumez donne donnez décris "
+    "rédige corrige calcule raconte montre propose reformule aide trouve prépare crée vérifie résous "
+    "cherche liste merci beaucoup bonne exemples recette phrase lettre eau heure idées mot mots texte "
+    "fautes",
+    "de": "bedeutet heißt schreib schreibe schreiben erkläre erklär übersetze übersetz fasse fass nenne gib "
+    "sag erzähl erzähle beschreibe vergleiche berechne rechne löse verbessere korrigiere formuliere "
+    "erstelle mach mache hilf zeig zeige prüfe kürze stelle liste danke mir mich diese dieser dieses "
+    "diesen satz sätze sätzen text beispiel beispiele drei fünf hauptstadt rezept gedicht brief "
+    "zusammen vorschläge folgenden grad",
+    "it": "significa scrivi scrivimi spiega spiegami traduci riassumi dammi fammi fai descrivi calcola "
+    "confronta correggi raccontami aiutami mostrami crea trova elenca prepara controlla risolvi "
+    "accorcia riformula grazie mille esempi ricetta testo frase lettera tabella acqua ore idee "
+    "migliori errori parole",
+    "pt": "significa escreva escreve explique traduza traduz resuma descreva calcule corrija conta conte "
+    "ajude mostre crie faça liste dê redija resolva reformule encontre prepare verifique encurte "
+    "obrigado obrigada boa bom exemplos receita texto frase carta água horas ideias melhores erros "
+    "palavras tabela meus",
+    "nl": "schrijf leg vertaal vat geef noem maak help vergelijk bereken corrigeer verbeter bedankt "
+    "voorbeelden zin zinnen tekst brief recept hoofdstad uit",
+    "pl": "napisz wyjaśnij przetłumacz podaj opisz policz porównaj popraw streść zrób pomóż dziękuję "
+    "przykłady zdanie tekst przepis stolica",
+    "tr": "yaz açıkla çevir özetle hesapla karşılaştır düzelt ver anlat teşekkürler örnek metin",
+    "vi": "viết giải thích dịch tóm tắt hãy liệt kê tính so sánh cảm ơn",
+    "id": "tulis jelaskan terjemahkan ringkas berikan buatkan buat hitung bandingkan perbaiki terima kasih "
+    "contoh",
+}
+"""Words with which requests begin and what they ask for, as far as English has no such word of its own."""
+
+_ENGLISH_TOO = (
+    "dame describe lista propose liste crea brief text prepare compare conte mot fass vat leg bandit "
+    "grad help uit mille trova ver hora co phrase comment er mi twice ten non com sin war cos uno mac "
+    "os prove"
+)
+"""Of those, and of the function words, what English texts have as well: half a vote."""
+
+_IN_NAMES = (
+    "la le el los las de del der den die da di du do des van von san al il en et un les ma me pour "
+    "son sur con su una se per due tu"
+)
+"""And what stands in names and titles: half a vote where there is little else."""
+
+_LETTERS = {
+    "es": "ñáíóúé",
+    "fr": "çœêèàéîûëôâù",
+    "de": "äöüß",
+    "it": "ùòìèà",
+    "pt": "ãõçáâêéíóúà",
+    "pl": "łąęśżźćńó",
+    "tr": "ğışçöü",
+}
+
 VOTES_MIN = 1.1
 """Fewer votes than this for another language are an accident of names and quotations."""
+
+ENGLISH_MIN = 0.5
+"""From so many votes on English is meant: less is a word that other languages have as well, such as "in"."""
+
+BRIEF_MIN = 1.0
+"""What tells of another language in a text too short for votes: a word of a request, or two halves. An
+accented word is half a one."""
+
+BRIEF_SHARE_MIN = 0.25
+"""And it is more than this share of the text's different words."""
+
+_DOUBTFUL = frozenset(_ENGLISH_TOO.split())
+_DOUBTFUL_ALONE = _DOUBTFUL | frozenset(_IN_NAMES.split())
 
 _SPEAKERS: dict[str, list[str]] = {}
 for _language, _words in _FUNCTION_WORDS.items():
     for _word in _words.split():
         _SPEAKERS.setdefault(_word, []).append(_language)
 _VOTES = {
-    word: tuple((language, 1.0 / len(languages)) for language in languages)
+    word: tuple((language, (0.5 if word in _DOUBTFUL else 1.0) / len(languages)) for language in languages)
     for word, languages in _SPEAKERS.items()
 }
-"""Word to the languages it belongs to, one vote shared among them."""
+"""Word to the languages it belongs to, one vote shared among them, or half a one."""
+
+_REQUESTS: dict[str, list[str]] = {}
+for _language, _words in _REQUEST_WORDS.items():
+    for _word in _words.split():
+        _REQUESTS.setdefault(_word, []).append(_language)
+_ACCENTS: dict[str, list[str]] = {}
+for _language, _word in _LETTERS.items():
+    for _letter in _word:
+        _ACCENTS.setdefault(_letter, []).append(_language)
 
 _LATIN_WORD = re.compile(r"\b[a-zà-ỹ]{2,}\b")
 _LETTER = re.compile(r"[^\W\d_]")
@@ -94,11 +174,35 @@ def language_of(text: str) -> str:
         for language, script in _SCRIPTS:
             if len(script.findall(sample)) / letters >= SCRIPT_SHARE_MIN:
                 return language
+    words = _LATIN_WORD.findall(sample.lower())
     votes: dict[str, float] = {}
-    for word in _LATIN_WORD.findall(sample.lower()):
+    for word in words:
         for language, vote in _VOTES.get(word, ()):
             votes[language] = votes.get(language, 0.0) + vote
     most = max(votes.values(), default=0.0)
-    if most < VOTES_MIN or votes.get("en", 0.0) >= most:
+    english = votes.get("en", 0.0)
+    if most >= VOTES_MIN and most > english:
+        return next(language for language in _FUNCTION_WORDS if votes.get(language) == most)
+    return _brief(set(words)) if english < ENGLISH_MIN else "en"
+
+
+def _brief(words: set[str]) -> str:
+    """The language of a text that has no function words to speak of, by its different words."""
+    told = 0.0
+    votes: dict[str, float] = {}
+    for word in words:
+        languages = [language for language, _ in _VOTES.get(word, ())] + _REQUESTS.get(word, [])
+        if "en" in languages:
+            continue
+        weight = 0.5 if word in _DOUBTFUL_ALONE else 1.0
+        if not languages:
+            languages = [language for letter in set(word) & _ACCENTS.keys() for language in _ACCENTS[letter]]
+            weight = 0.5
+        if languages:
+            told += weight
+            for language in languages:
+                votes[language] = votes.get(language, 0.0) + weight / len(languages)
+    if told < BRIEF_MIN or told <= BRIEF_SHARE_MIN * len(words):
         return "en"
+    most = max(votes.values())
     return next(language for language in _FUNCTION_WORDS if votes.get(language) == most)

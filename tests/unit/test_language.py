@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from semroute_extproc.language import language_of
@@ -49,3 +52,38 @@ from semroute_extproc.language import language_of
 )
 def test_the_language_is_told_by_script_and_function_words(text: str, language: str) -> None:
     assert language_of(text) == language
+
+
+BRIEF = json.loads((Path(__file__).parent / "brief_requests.json").read_text())
+"""Language to requests that are too short for function words, by somebody who did not know the words that
+tell them; they are not to be tuned on."""
+
+
+def test_short_requests_are_mostly_told_from_english() -> None:
+    said = [(language, language_of(text)) for language, texts in BRIEF.items() for text in texts]
+    assert len(said) == 150
+    assert sum(found == "en" for _, found in said) <= 34
+    assert sum(found == language for language, found in said) >= 111
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Los Angeles hotels",
+        "La La Land",
+        "Ludwig van Beethoven",
+        "Rio de Janeiro weather",
+        "Schrödinger equation",
+        "Décor ideas",
+        "non compete enforceable?",
+        "prove sin^2 + cos^2 = 1",
+        "convert ten miles to kilometers",
+        "what is ten times ten",
+        "six day war",
+        "OS X bash: dirname",
+        "announce a comment in facebook",
+        "book a spot in MI",
+    ],
+)
+def test_names_and_english_words_of_other_languages_are_english(text: str) -> None:
+    assert language_of(text) == "en"
