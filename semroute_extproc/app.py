@@ -44,6 +44,7 @@ from semroute_extproc.exchange import Settings
 from semroute_extproc.judge import Judge
 from semroute_extproc.judge.live import CannotJudge, Judges
 from semroute_extproc.pipeline import Pipeline
+from semroute_extproc.policy import rules
 from semroute_extproc.policy.shadow import Shadow
 from semroute_extproc.profile_source import ProfileDirectories, ProfileDirectory
 from semroute_extproc.profiles import certainty, is_thin
@@ -199,9 +200,18 @@ def check(loaded: config_source.Loaded) -> tuple[Mapping[str, Bundle], Mapping[s
     return bundles, policies
 
 
-def doubts(loaded: config_source.Loaded) -> list[str]:
+def doubts(loaded: config_source.Loaded, bundles: Mapping[str, Bundle]) -> list[str]:
     """What is allowed and may keep it from serving well here, each with its place."""
     problems = list(config_doubts(loaded.config))
+    manifests = [each.manifest for each in bundles.values()]
+    labels = {
+        "domain": dict.fromkeys(label for each in manifests for label in each.domain.labels),
+        "task": dict.fromkeys(label for each in manifests if each.task for label in each.task.labels),
+    }
+    for name, settings in loaded.config.policies.items():
+        for index, rule in enumerate(settings.rules):
+            path = ("policies", name, "rules", index, "when")
+            problems.extend(Problem(path, doubt) for doubt in rules.doubts(rule.when, labels))
     listen = loaded.config.server.address(0)
     folder = Path(listen.removeprefix("unix:")).parent
     if listen.startswith("unix:") and not folder.is_dir():

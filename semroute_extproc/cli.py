@@ -243,7 +243,9 @@ def score(bundle_dir: Path | None, device: Any, embedding: bool) -> None:
 @click.argument("config_path", type=click.Path(path_type=Path), required=False)
 @click.option("--config", "-c", "option_path", type=click.Path(path_type=Path), envvar="SEMROUTE_CONFIG")
 @click.option(
-    "--envoy", type=click.Path(path_type=Path), help="Envoy's bootstrap, to look for the pools' clusters in."
+    "--envoy",
+    type=click.Path(path_type=Path),
+    help="Envoy's bootstrap with static clusters, to look for the pools' in.",
 )
 def check(config_path: Path | None, option_path: Path | None, envoy: Path | None) -> None:
     """Check a configuration, its conditions, its bundle and what it needs here, without serving.
@@ -266,7 +268,7 @@ def check(config_path: Path | None, option_path: Path | None, envoy: Path | None
             raise loaded.error(problems)
     except (ConfigError, BundleError) as error:
         _refuse(error)
-    for doubt in app.doubts(loaded):
+    for doubt in app.doubts(loaded, bundles):
         click.echo(f"note: {doubt}", err=True)
     config = loaded.config
     counts = f"{len(config.pools)} pools, {len(policies)} policies, {len(config.strategies)} strategies"

@@ -127,7 +127,12 @@ def load(path: Path, environment: Mapping[str, str] | None = None) -> Loaded:
 
 def without_cluster(loaded: Loaded, envoy: Path) -> list[Problem]:
     """The pools for whose cluster an Envoy's bootstrap has none; raises ConfigError if it cannot be read."""
-    static = _parse(envoy, _read(envoy)).get("static_resources")
+    bootstrap = _parse(envoy, _read(envoy))
+    static, dynamic = bootstrap.get("static_resources"), bootstrap.get("dynamic_resources")
+    if isinstance(dynamic, dict) and ("cds_config" in dynamic or "ads_config" in dynamic):
+        raise ConfigError(
+            [f"{envoy}: its clusters are dynamic (cds_config), and cannot be told from this file"]
+        )
     clusters = static.get("clusters") if isinstance(static, dict) else None
     if not isinstance(clusters, list):
         raise ConfigError([f"{envoy}: no bootstrap: it has no static_resources.clusters"])

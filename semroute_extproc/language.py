@@ -111,11 +111,9 @@ _ENGLISH_TOO = (
 )
 """Of those, and of the function words, what English texts have as well: half a vote."""
 
-_IN_NAMES = (
-    "la le el los las de del der den die da di du do des van von san al il en et un les ma me pour "
-    "son sur con su una se per due tu"
-)
-"""And what stands in names and titles: half a vote where there is little else."""
+_IN_NAMES = "para dove door fare mach aide conta pode sans mare sera grande como pour"
+"""And what stands in names and titles: half a vote where there is little else. So are all words of two and
+three letters, half of which are somebody's name or abbreviation."""
 
 _LETTERS = {
     "es": "ñáíóúé",
@@ -135,7 +133,10 @@ ENGLISH_MIN = 0.5
 
 BRIEF_MIN = 1.0
 """What tells of another language in a text too short for votes: a word of a request, or two halves. An
-accented word is half a one."""
+accented word is less: two of them may be a French dish."""
+
+SHORT_WORD = 3
+"""Letters of a word that may be a name or an abbreviation."""
 
 BRIEF_SHARE_MIN = 0.25
 """And it is more than this share of the text's different words."""
@@ -194,10 +195,10 @@ def _brief(words: set[str]) -> str:
         languages = [language for language, _ in _VOTES.get(word, ())] + _REQUESTS.get(word, [])
         if "en" in languages:
             continue
-        weight = 0.5 if word in _DOUBTFUL_ALONE else 1.0
+        weight = 0.5 if word in _DOUBTFUL_ALONE or len(word) <= SHORT_WORD else 1.0
         if not languages:
             languages = [language for letter in set(word) & _ACCENTS.keys() for language in _ACCENTS[letter]]
-            weight = 0.5
+            weight = 0.4
         if languages:
             told += weight
             for language in languages:

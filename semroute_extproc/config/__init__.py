@@ -222,8 +222,8 @@ def doubts(config: Config) -> Iterator[Problem]:
     """What may be meant and is more likely a slip."""
     for name, strategy in config.strategies.items():
         pair = pair_of(strategy)
-        if pair is not None and _dearer(config, *pair):
-            message = f"by their prices {pair[0]} is not cheaper than {pair[1]}: are weak and strong swapped?"
+        if pair is not None and _dearer(config, *pair) and not _dearer(config, *reversed(pair)):
+            message = f"by their prices {pair[0]} is dearer than {pair[1]}: are weak and strong swapped?"
             yield Problem(("strategies", name, "weak"), message)
 
 

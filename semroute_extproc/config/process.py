@@ -68,7 +68,10 @@ class Encoder(Model):
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="`cuda` refuses to start without a GPU.")
     lanes: int | None = Field(
-        None, ge=1, le=256, description="Passes at once; default: one a core, one a GPU."
+        None,
+        ge=1,
+        le=256,
+        description="Passes at once in each worker; default: the cores over the workers, one on a GPU.",
     )
     queue_max: int = Field(256, ge=1, le=65_536, description="Texts that may wait; more fall back at once.")
     cache_entries: int = Field(

@@ -225,12 +225,11 @@ def build(
     """
     strategies, problems = compile_strategies(config, manifest, material)
     policies: dict[str, Policy] = {}
-    labels = {"domain": manifest.domain.labels, "task": manifest.task.labels if manifest.task else ()}
     for name, policy in config.policies.items():
         rules: list[CompiledRule] = []
         for index, rule in enumerate(policy.rules):
             try:
-                rules.append(CompiledRule(rule, labels))
+                rules.append(CompiledRule(rule))
             except RuleError as error:
                 problems.append(cfg.Problem(("policies", name, "rules", index, "when"), str(error)))
         policies[name] = Policy(config, rules, policy.otherwise, strategies)

@@ -65,12 +65,8 @@ class RuleError(ValueError):
 class CompiledRule:
     """A rule whose condition is compiled."""
 
-    def __init__(self, rule: Rule, labels: Mapping[str, Collection[str]] | None = None) -> None:
-        """`labels` are those that `domain` and `task` may have, all if None; raises RuleError.
-
-        A condition that compares with another label, or looks for a header by a name with capitals, is
-        one that never holds.
-        """
+    def __init__(self, rule: Rule) -> None:
+        """Raises RuleError."""
         self.rule = rule
         try:
             self._program = cel.compile(rule.when)
@@ -81,8 +77,6 @@ class CompiledRule:
             if name not in REQUEST_FACTS and name not in SIGNAL_FACTS and not _bound(name, rule.when):
                 hint = did_you_mean(name, [*REQUEST_FACTS, *SIGNAL_FACTS])
                 raise RuleError(f"there is no fact {name!r}{hint}")
-        for problem in _never_holds(rule.when, labels or {}):
-            raise RuleError(problem)
         self._request_facts = [name for name in names if name in REQUEST_FACTS]
         self._signal_facts = [name for name in names if name in SIGNAL_FACTS]
 
@@ -114,15 +108,21 @@ class CompiledRule:
 _TEXT = r"""(?:"([^"\\]*)"|'([^'\\]*)')"""
 """A text in an expression, without escapes."""
 
+_FACT = r"(?<![\w.])(domain|task)"
 _LABELS = re.compile(
-    rf"""\b(domain|task)\s*[!=]=\s*{_TEXT}|{_TEXT}\s*[!=]=\s*(domain|task)\b|\b(domain|task)_probs\s*\[\s*{_TEXT}"""
+    rf"{_FACT}\s*[!=]=\s*{_TEXT}(?!\s*[+.])|(?<!\+)\s*{_TEXT}\s*[!=]=\s*{_FACT}\b"
+    rf"|{_FACT}_probs\s*\[\s*{_TEXT}\s*\]"
 )
-_LABEL_LISTS = re.compile(r"\b(domain|task)\s+in\s*\[([^\]]*)\]")
-_HEADERS = re.compile(rf"\brequest\.headers\s*\[\s*{_TEXT}|{_TEXT}\s+in\s+request\.headers\b")
+_LABEL_LISTS = re.compile(rf"{_FACT}\s+in\s*\[((?:\s*{_TEXT}\s*,?)*)\]")
+_HEADERS = re.compile(rf"\brequest\.headers\s*\[\s*{_TEXT}\s*\]|{_TEXT}\s+in\s+request\.headers\b")
 
 
-def _never_holds(expression: str, labels: Mapping[str, Collection[str]]) -> Iterator[str]:
-    """What an expression names that there cannot be; the library gives no tree to look for it in."""
+def doubts(expression: str, labels: Mapping[str, Collection[str]]) -> Iterator[str]:
+    """What a condition names that there cannot be, most likely by a slip.
+
+    `labels` are those that `domain` and `task` may have. The library gives no tree of an expression, so
+    this goes by how it is written, and what it finds is worth a note and no more.
+    """
     for match in _HEADERS.finditer(expression):
         name = _first(*match.groups())
         if name != name.lower():
@@ -132,7 +132,7 @@ def _never_holds(expression: str, labels: Mapping[str, Collection[str]]) -> Iter
         # Where a bundle has no head for tasks, `task` is the empty string.
         if known is not None and label not in known and label:
             hint = did_you_mean(label, known)
-            yield f"the bundle has no {head} {label!r}{hint}: {', '.join(known) or 'it has none at all'}"
+            yield f"no bundle has the {head} {label!r}{hint}: {', '.join(known) or 'it has none at all'}"
 
 
 def _compared(expression: str) -> Iterator[tuple[str, str]]:
@@ -140,9 +140,9 @@ def _compared(expression: str) -> Iterator[tuple[str, str]]:
     for match in _LABELS.finditer(expression):
         before, one, two, three, four, after, probs, five, six = match.groups()
         yield before or after or probs, _first(one, two, three, four, five, six)
-    for head, listed in _LABEL_LISTS.findall(expression):
-        for match in re.finditer(_TEXT, listed):
-            yield head, _first(*match.groups())
+    for match in _LABEL_LISTS.finditer(expression):
+        for text in re.finditer(_TEXT, match[2]):
+            yield match[1], _first(*text.groups())
 
 
 def _first(*groups: str | None) -> str:

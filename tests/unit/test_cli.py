@@ -281,8 +281,9 @@ class TestConfiguration:
             (
                 "weak: small, strong: large",
                 "weak: large, strong: small",
-                "strategies.pair.weak: by their prices large is not cheaper than small",
+                "strategies.pair.weak: by their prices large is dearer than small",
             ),
+            ('domain == "math"', 'domain == "maths"', "policies.main.rules.1.when: no bundle has the domain"),
             ("listen: unix:/run/semroute/", "listen: unix:/no/such/", "server.listen: there is no folder"),
         ],
     )
@@ -309,6 +310,12 @@ class TestConfiguration:
         assert result.exit_code == 78
         assert "pools.small.cluster" in result.stderr
         assert "has no cluster 'vllm-smal' (did you mean 'vllm-small'?)" in result.stderr
+
+    def test_clusters_that_are_dynamic_cannot_be_told(self, tmp_path: Path) -> None:
+        (tmp_path / "envoy.yaml").write_text("dynamic_resources: {cds_config: {ads: {}}}\n")
+        result = run("check", str(EXAMPLE), "--envoy", str(tmp_path / "envoy.yaml"))
+        assert result.exit_code == 78
+        assert "its clusters are dynamic" in result.stderr
 
     @pytest.mark.parametrize("text", ["a: 1\n", "static_resources: [1]\n", "- 1\n", "static_resources: {}\n"])
     def test_a_file_that_is_no_bootstrap_is_status_78(self, tmp_path: Path, text: str) -> None:

@@ -6,14 +6,14 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from builders import MANIFEST, PAIR, POOLS
+from builders import LABELS, MANIFEST, PAIR, POOLS
 from pydantic import ValidationError
 
 from semroute_extproc import policy
 from semroute_extproc.config import Config
 from semroute_extproc.policy.constraints import NoCandidate
 from semroute_extproc.policy.decision import Conditions, Decision, Facts, Held, Lock
-from semroute_extproc.policy.rules import REQUEST_FACTS, SIGNAL_FACTS
+from semroute_extproc.policy.rules import REQUEST_FACTS, SIGNAL_FACTS, doubts
 from semroute_extproc.policy.weighted import unit_interval
 from semroute_extproc.request import Api, RequestHead, RequestView, Turn
 from semroute_extproc.signals import Signals
@@ -177,13 +177,6 @@ class TestRules:
             ("difficulty >", "not a CEL expression"),
             ("dificulty > 0.5", "there is no fact 'dificulty' (did you mean 'difficulty'?)"),
             ("foo.bar == 1", "there is no fact 'foo'"),
-            ('domain == "maths"', "has no domain 'maths' (did you mean 'math'?): math, law, other"),
-            ("difficulty > 0.5 && 'maths' != domain", "has no domain 'maths'"),
-            ('domain in ["law", "maths"]', "has no domain 'maths'"),
-            ('domain_probs["maths"] > 0.2', "has no domain 'maths'"),
-            ('task == "coding"', "has no task 'coding'"),
-            ('request.headers["X-Tier"] == "a"', "in lower case here: 'x-tier', not 'X-Tier'"),
-            ("'X-Tier' in request.headers", "in lower case here"),
         ],
     )
     def test_a_condition_that_cannot_hold_is_a_configuration_error(self, when: str, message: str) -> None:
@@ -197,10 +190,32 @@ class TestRules:
             'task == ""',
             'model == "domain" || request.headers["x-tier"] == "Gold" || "x-tier" in request.headers',
             'request.path == "X" || language == "ja"',
+            'domain in [request.headers["x-topic"], "math"]',
+            'request.headers.task == "batch" || subdomain == "x"',
+            'domain == "ma" + "th" || domain_probs["ma" + "th"] > 0.5',
         ],
     )
-    def test_texts_that_are_no_labels_and_labels_that_there_are_pass(self, when: str) -> None:
-        assert not problems_of([{"name": "r", "when": when, "pool": "small"}])
+    def test_texts_that_are_no_labels_and_labels_that_there_are_raise_no_doubt(self, when: str) -> None:
+        assert not list(doubts(when, {"domain": LABELS, "task": ("code", "chat")}))
+
+    @pytest.mark.parametrize(
+        ("when", "doubt"),
+        [
+            (
+                'domain == "maths"',
+                "no bundle has the domain 'maths' (did you mean 'math'?): math, law, other",
+            ),
+            ("difficulty > 0.5 && 'maths' != domain", "the domain 'maths'"),
+            ('domain in ["law", "maths"]', "the domain 'maths'"),
+            ('domain_probs["maths"] > 0.2', "the domain 'maths'"),
+            ('task == "coding"', "the task 'coding'"),
+            ('request.headers["X-Tier"] == "a"', "in lower case here: 'x-tier', not 'X-Tier'"),
+            ("'X-Tier' in request.headers", "in lower case here"),
+        ],
+    )
+    def test_a_label_or_a_header_that_there_cannot_be_is_doubted(self, when: str, doubt: str) -> None:
+        [found] = doubts(when, {"domain": LABELS, "task": ("code", "chat")})
+        assert doubt in found
 
     def test_a_variable_of_a_macro_is_not_a_fact(self) -> None:
         rules = [{"name": "any", "when": '["math", "law"].exists(d, d == domain)', "pool": "small"}]
