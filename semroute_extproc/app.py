@@ -29,7 +29,6 @@ from semroute_extproc import (
 from semroute_extproc.admin import AdminServer, Page, text
 from semroute_extproc.bundle import Bundle, Device
 from semroute_extproc.config import Config, Problem
-from semroute_extproc.config import doubts as config_doubts
 from semroute_extproc.controllers import Controllers
 from semroute_extproc.cores import usable_cores
 from semroute_extproc.encoder import Encoder
@@ -38,13 +37,12 @@ from semroute_extproc.encoder.cache import SignalCache
 from semroute_extproc.encoder.classifier import Classifier, Reader
 from semroute_extproc.encoder.cuda import CudaModel, open_model
 from semroute_extproc.encoder.failover import Failover, Told
-from semroute_extproc.encoder.onnx import OnnxModel, import_runtime
+from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.errors import ConfigError
 from semroute_extproc.exchange import Settings
 from semroute_extproc.judge import Judge
 from semroute_extproc.judge.live import CannotJudge, Judges
 from semroute_extproc.pipeline import Pipeline
-from semroute_extproc.policy import rules
 from semroute_extproc.policy.shadow import Shadow
 from semroute_extproc.profile_source import ProfileDirectories, ProfileDirectory
 from semroute_extproc.profiles import certainty, is_thin
@@ -183,41 +181,6 @@ def make_generation(
         models=pipeline.catalog.names,
     )
     return Generation(number, loaded.sha256, settings, pipeline)
-
-
-def check(loaded: config_source.Loaded) -> tuple[Mapping[str, Bundle], Mapping[str, policy.Policy]]:
-    """What `serve` makes, as far as that needs no network; on a GPU with a first pass.
-
-    Language to bundle, and every policy; raises ConfigError or BundleError.
-    """
-    bundles = load_bundles(loaded.config)
-    policies = make_policies(loaded, bundles[DEFAULT])
-    make_judges(loaded, Judges())
-    connect_sessions(loaded.config)
-    import_runtime()
-    if loaded.config.encoder.device == "cuda":
-        make_models(loaded.config, bundles)
-    return bundles, policies
-
-
-def doubts(loaded: config_source.Loaded, bundles: Mapping[str, Bundle]) -> list[str]:
-    """What is allowed and may keep it from serving well here, each with its place."""
-    problems = list(config_doubts(loaded.config))
-    manifests = [each.manifest for each in bundles.values()]
-    labels = {
-        "domain": dict.fromkeys(label for each in manifests for label in each.domain.labels),
-        "task": dict.fromkeys(label for each in manifests if each.task for label in each.task.labels),
-    }
-    for name, settings in loaded.config.policies.items():
-        for index, rule in enumerate(settings.rules):
-            path = ("policies", name, "rules", index, "when")
-            problems.extend(Problem(path, doubt) for doubt in rules.doubts(rule.when, labels))
-    listen = loaded.config.server.address(0)
-    folder = Path(listen.removeprefix("unix:")).parent
-    if listen.startswith("unix:") and not folder.is_dir():
-        message = f"there is no folder {folder} here, and serve does not start without it"
-        problems.append(Problem(("server", "listen"), message))
-    return [loaded.source.locate(problem) for problem in problems]
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,8 +364,8 @@ class App:
         # Not by their digests, which know nothing of secrets: a new password is a change.
         if loaded.config == self._loaded.config and files == self._files:
             return None
-        if unmoved := list(_need_restart(self._loaded.config, loaded.config)):
-            raise loaded.error(unmoved)
+        if problems := list(_need_restart(self._loaded.config, loaded.config)):
+            raise loaded.error(problems)
         return loaded, files, make_policies(loaded, self._classifier.bundle, self._profiles.of)
 
     async def _take(self) -> None:

@@ -256,19 +256,19 @@ def check(config_path: Path | None, option_path: Path | None, envoy: Path | None
     Prints every problem as file:line:col: path: message, and exits with 78 if there is one. What is allowed
     and more likely a slip is a note.
     """
-    from semroute_extproc import app, config_source
+    from semroute_extproc import checking, config_source
 
     path = config_path or option_path
     if path is None:
         raise click.UsageError("give a configuration")
     try:
         loaded = config_source.load(path)
-        bundles, policies = app.check(loaded)
+        bundles, policies = checking.check(loaded)
         if envoy is not None and (problems := config_source.without_cluster(loaded, envoy)):
             raise loaded.error(problems)
     except (ConfigError, BundleError) as error:
         _refuse(error)
-    for doubt in app.doubts(loaded, bundles):
+    for doubt in checking.doubts(loaded, bundles):
         click.echo(f"note: {doubt}", err=True)
     config = loaded.config
     counts = f"{len(config.pools)} pools, {len(policies)} policies, {len(config.strategies)} strategies"
