@@ -18,7 +18,7 @@ RUN groupadd --gid 65532 semroute \
  && useradd --uid 65532 --gid 65532 --no-create-home --shell /usr/sbin/nologin semroute \
  && install --directory --owner 65532 --group 65532 --mode 2770 /run/semroute
 COPY --from=build /venv /venv
-COPY semroute_extproc/example.yaml /etc/semroute/semroute.yaml
+COPY semroute_extproc/cli/example.yaml /etc/semroute/semroute.yaml
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     SEMROUTE_CONFIG=/etc/semroute/semroute.yaml
 USER 65532:65532

@@ -18,12 +18,12 @@ help:  ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # A stamp a requirements file: a changed lock installs again, an unchanged one costs nothing.
-$(VENV)/.%: requirements/%.txt pyproject.toml
+$(VENV)/.%: requirements/%.txt pyproject.toml lab/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed (PYTHON=$(PYTHON))"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing requirements/$*.txt"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/$*.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable . --editable lab
 	@touch $@
 
 setup: $(VENV)/.dev  ## install everything a developer needs into .venv
@@ -36,7 +36,7 @@ test: $(VENV)/.dev  ## all tests, the real Envoy included
 
 test-train: $(VENV)/.dev  ## the tests of training, which need torch (installed if it is missing)
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/python -m pytest $(wildcard tests/unit/test_training_*.py) $(TEST_ARGS)
+	$(BIN)/python -m pytest lab/tests/train $(TEST_ARGS)
 
 # 2.5 GB, so never by way of another target.
 $(VLLM)/.ready: requirements/vllm.txt
@@ -60,7 +60,7 @@ format: $(VENV)/.dev  ## mend style where that can be done without a person
 type: $(VENV)/.dev  ## mypy, strict
 	$(BIN)/mypy
 
-gen: $(VENV)/.dev  ## generate semroute_extproc/_pb from protos/
+gen: $(VENV)/.dev  ## generate semroute_extproc/envoy/_pb from protos/
 	$(BIN)/python tools/gen_protos.py
 
 gen-check: $(VENV)/.dev  ## fail if the generated code is stale

@@ -30,13 +30,14 @@ from typing import Any
 
 import numpy as np
 
-from semroute_extproc import bundle, policy
-from semroute_extproc.config import Config
-from semroute_extproc.controllers import Controllers
-from semroute_extproc.load import INTERVAL_SECONDS
-from semroute_extproc.policy.decision import Facts
-from semroute_extproc.request import Api, RequestHead, RequestView, Turn
-from semroute_extproc.signals import Signals
+from semroute_extproc.config.models import Config
+from semroute_extproc.encoder import bundle
+from semroute_extproc.encoder.signals import Signals
+from semroute_extproc.policy import plan as policy
+from semroute_extproc.policy.context import Facts
+from semroute_extproc.request.view import Api, RequestHead, RequestView, Turn
+from semroute_extproc.state.controllers import Controllers
+from semroute_extproc.state.pool_metrics import INTERVAL_SECONDS
 
 SHARE = 0.4
 """The strong share that is configured."""

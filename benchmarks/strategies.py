@@ -32,21 +32,22 @@ import uvloop
 from aiohttp import web
 from rich.console import Console
 from rich.table import Table
+from semroute_bench import machine
 
-from semroute_extproc import bundle, policy
-from semroute_extproc.artefacts import Clusters, Factorization, Manifest, Similarity
-from semroute_extproc.bench import machine
-from semroute_extproc.config import Config, JudgeStrategy
-from semroute_extproc.controllers import Controllers
-from semroute_extproc.judge import Judge
+from semroute_extproc.config.models import Config, JudgeStrategy
+from semroute_extproc.encoder import bundle
+from semroute_extproc.encoder.signals import Signals
+from semroute_extproc.policy import plan as policy
 from semroute_extproc.policy.constraints import candidates
-from semroute_extproc.policy.decision import Candidates, Decision, Facts
-from semroute_extproc.policy.session import holding, keeps
-from semroute_extproc.policy.strategies import Material, Strategy, compile_strategies
-from semroute_extproc.policy.weighted import Canary
-from semroute_extproc.profiles import Profile
-from semroute_extproc.request import Api, RequestHead, RequestView, Turn
-from semroute_extproc.signals import Signals
+from semroute_extproc.policy.context import Candidates, Decision, Facts
+from semroute_extproc.policy.stickiness import holding, keeps
+from semroute_extproc.request.view import Api, RequestHead, RequestView, Turn
+from semroute_extproc.state.controllers import Controllers
+from semroute_extproc.strategies.artifacts import Clusters, Factorization, Manifest, Similarity
+from semroute_extproc.strategies.judging.client import Judge
+from semroute_extproc.strategies.profiles import Profile
+from semroute_extproc.strategies.registry import Material, Strategy, compile_strategies
+from semroute_extproc.strategies.weighted import Canary
 
 D = 384
 WARM_UP = 10

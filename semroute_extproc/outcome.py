@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import msgspec
 
-from semroute_extproc.policy.decision import Decision
+from semroute_extproc.encoder.signals import Signals
+from semroute_extproc.policy.context import Decision
 from semroute_extproc.policy.shadow import Shadow
-from semroute_extproc.request import RequestView
-from semroute_extproc.signals import Signals
+from semroute_extproc.request.view import RequestView
 
 
 class Kind(enum.StrEnum):

@@ -11,9 +11,8 @@ from pathlib import Path
 
 from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
-
-from semroute_extproc.demo import report
-from semroute_extproc.demo.client import Row
+from semroute_demo import report
+from semroute_demo.client import Row
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "demo.svg"
 WITHOUT_FONTS = re.sub(r"<!-- .*? -->|@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.S).replace(

@@ -17,11 +17,14 @@ from typing import Any, get_args
 import click
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined, to_jsonable_python
+from semroute_bench import check, report
 
-from semroute_extproc import bundle, cli, config, reasoning
-from semroute_extproc.bench import check, report
+from semroute_extproc import cli
+from semroute_extproc.config import models as config
+from semroute_extproc.encoder import bundle
 from semroute_extproc.policy.rules import REQUEST_FACTS, SIGNAL_FACTS
-from semroute_extproc.request import Api
+from semroute_extproc.request import reasoning
+from semroute_extproc.request.view import Api
 from semroute_extproc.telemetry.prom import PrometheusSink
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"

@@ -1,4 +1,4 @@
-"""Generate `semroute_extproc/_pb/` from `protos/`, or check that the committed code is current.
+"""Generate `semroute_extproc/envoy/_pb/` from `protos/`, or check that the committed code is current.
 
     python tools/gen_protos.py           write the generated files
     python tools/gen_protos.py --check   compare only; exit 1 and name the files that differ
@@ -27,8 +27,8 @@ PROTO_DIR = ROOT / "protos"
 PROTO = "semroute/extproc/v1/external_processor.proto"
 """Path below `PROTO_DIR`. protobuf registers the file under this name, so it must be ours alone."""
 
-PACKAGE = "semroute_extproc._pb"
-OUTPUT_DIR = ROOT / "semroute_extproc" / "_pb"
+PACKAGE = "semroute_extproc.envoy._pb"
+OUTPUT_DIR = ROOT / "semroute_extproc" / "envoy" / "_pb"
 
 STUB_HEAD = "# mypy: disable-error-code=type-arg\n"
 """protoc's stubs write `Mapping` without its arguments, which strict checking refuses."""
@@ -97,7 +97,7 @@ def stale_files(wanted: dict[str, str], directory: Path) -> list[str]:
 
 def main() -> int:
     """Run the command line; return the exit status."""
-    parser = argparse.ArgumentParser(description="Generate semroute_extproc/_pb from protos/.")
+    parser = argparse.ArgumentParser(description="Generate semroute_extproc/envoy/_pb from protos/.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the code is stale")
     arguments = parser.parse_args()
     try:

@@ -14,9 +14,8 @@ import sys
 from pathlib import Path
 
 import matplotlib as mpl
-
-from semroute_extproc.evaluation.drawing import STYLE, as_svg
-from semroute_extproc.evaluation.strategy_plots import pair_strategy, pool_strategy
+from semroute_lab.evaluate.drawing import STYLE, as_svg
+from semroute_lab.evaluate.strategy_plots import pair_strategy, pool_strategy
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -10,7 +10,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
 
-from semroute_extproc.signals import Signals
+from semroute_extproc.encoder.signals import Signals
 
 DIGEST_BYTES = 16
 """128 bits: two of a billion texts share a digest once in 10^20 runs."""

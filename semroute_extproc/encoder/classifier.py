@@ -9,10 +9,10 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from semroute_extproc.bundle import Bundle
-from semroute_extproc.encoder import Encoder
+from semroute_extproc.encoder.bundle import Bundle
 from semroute_extproc.encoder.cache import SignalCache, key_of
-from semroute_extproc.signals import Signals, calibrate
+from semroute_extproc.encoder.protocol import Encoder
+from semroute_extproc.encoder.signals import Signals, calibrate
 
 
 @dataclass(frozen=True, slots=True)

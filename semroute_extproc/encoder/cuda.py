@@ -15,11 +15,11 @@ from typing import Any
 
 import structlog
 
-from semroute_extproc.bundle import Bundle, Device
+from semroute_extproc.encoder.bundle import Bundle, Device
 from semroute_extproc.encoder.onnx import OnnxModel
-from semroute_extproc.encoder.tokens import Framed
+from semroute_extproc.encoder.preprocess import Framed
+from semroute_extproc.encoder.signals import RawOutput
 from semroute_extproc.errors import ConfigError
-from semroute_extproc.signals import RawOutput
 
 BATCH_MAX = 128
 """Most texts of one pass."""

@@ -14,12 +14,12 @@ from collections.abc import Callable, Mapping
 
 import structlog
 
-from semroute_extproc.bundle import Device
-from semroute_extproc.encoder.batcher import Batcher
+from semroute_extproc.encoder.bundle import Device
 from semroute_extproc.encoder.cuda import CudaModel
 from semroute_extproc.encoder.onnx import OnnxModel
+from semroute_extproc.encoder.queue import Batcher
+from semroute_extproc.encoder.signals import RawOutput
 from semroute_extproc.errors import EncoderUnavailable
-from semroute_extproc.signals import RawOutput
 
 FAILURES_MAX = 3
 """Failed calls in a row after which the GPU is given up."""

@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
-from semroute_extproc import bundle as bundles
-from semroute_extproc.bundle import Device
-from semroute_extproc.cores import usable_cores
+from semroute_extproc.encoder import bundle as bundles
+from semroute_extproc.encoder.bundle import Device
+from semroute_extproc.encoder.cores import usable_cores
 from semroute_extproc.encoder.cuda import open_model
 from semroute_extproc.encoder.onnx import OnnxModel
-from semroute_extproc.language import language_of
-from semroute_extproc.signals import Signals, calibrate
+from semroute_extproc.encoder.signals import Signals, calibrate
+from semroute_extproc.request.language import language_of
 
 CHUNK = 256
 """Texts in flight at once: bounds the memory whatever the size of the input."""

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from semroute_extproc.bundle import Bundle, Device
-from semroute_extproc.encoder.tokens import Framed, Framer
+from semroute_extproc.encoder.bundle import Bundle, Device
+from semroute_extproc.encoder.preprocess import Framed, Framer
+from semroute_extproc.encoder.signals import RawOutput
 from semroute_extproc.errors import BundleError, ConfigError
-from semroute_extproc.signals import RawOutput
 
 PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 """ONNX Runtime's name of the execution provider of each device."""

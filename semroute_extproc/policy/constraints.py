@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from semroute_extproc.config import Pool
-from semroute_extproc.policy.decision import Candidates, Facts
+from semroute_extproc.config.models import Pool
+from semroute_extproc.policy.context import Candidates, Facts
 
 
 class NoCandidate(Exception):

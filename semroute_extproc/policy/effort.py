@@ -6,8 +6,8 @@ follows the calibrated difficulty, band by band.
 
 from __future__ import annotations
 
-from semroute_extproc.config import Effort, Reasoning
-from semroute_extproc.policy.decision import Facts
+from semroute_extproc.config.models import Effort, Reasoning
+from semroute_extproc.policy.context import Facts
 
 
 def needs_signals(reasoning: Reasoning | None) -> bool:

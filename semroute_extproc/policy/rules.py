@@ -12,9 +12,9 @@ from typing import Any
 
 import cel
 
-from semroute_extproc.config import Rule, did_you_mean
-from semroute_extproc.policy.decision import Facts
-from semroute_extproc.signals import Signals
+from semroute_extproc.config.models import Rule, did_you_mean
+from semroute_extproc.encoder.signals import Signals
+from semroute_extproc.policy.context import Facts
 
 REQUEST_FACTS: Mapping[str, tuple[str, Callable[[Facts], Any]]] = {
     "api": (

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from semroute_extproc.policy.constraints import NoCandidate
-from semroute_extproc.policy.decision import Decision, Facts
+from semroute_extproc.policy.context import Decision, Facts
 
 
 class Agreement(enum.StrEnum):

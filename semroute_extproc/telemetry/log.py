@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 import structlog
 
-from semroute_extproc.config import Telemetry
-from semroute_extproc.mutations import metadata
-from semroute_extproc.telemetry import Decided
+from semroute_extproc.config.models import Telemetry
+from semroute_extproc.envoy.replies import metadata
+from semroute_extproc.events import Decided
 
 
 def configure(settings: Telemetry) -> None:

@@ -17,9 +17,9 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import AttributeValue
 
 from semroute_extproc import __version__
+from semroute_extproc.events import Decided
 from semroute_extproc.outcome import Outcome
 from semroute_extproc.policy.shadow import summary
-from semroute_extproc.telemetry import Decided
 
 SPAN_NAME = "envoy.service.ext_proc.v3.ExternalProcessor/Process"
 

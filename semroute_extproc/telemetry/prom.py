@@ -10,10 +10,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.metrics import MetricWrapperBase
 
 from semroute_extproc import __version__
-from semroute_extproc.load import GAUGES
+from semroute_extproc.events import Decided
 from semroute_extproc.outcome import Kind
 from semroute_extproc.policy.shadow import Shadow
-from semroute_extproc.telemetry import Decided
+from semroute_extproc.state.pool_metrics import GAUGES
 
 BUCKETS = tuple(0.00025 * 2**n for n in range(13))
 """Seconds, from a quarter of a millisecond to one second, doubling."""

@@ -10,10 +10,12 @@ from typing import get_args
 
 import pytest
 
-from semroute_extproc import __version__, mutations, pipeline
-from semroute_extproc.config import Config
-from semroute_extproc.config.strategies import Strategy
-from semroute_extproc.controllers import session
+from semroute_extproc import __version__
+from semroute_extproc.config.models import Config
+from semroute_extproc.envoy import replies as mutations
+from semroute_extproc.pipeline import pipeline
+from semroute_extproc.settings.strategies import Strategy
+from semroute_extproc.state import sessions as session
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -49,15 +51,15 @@ def test_every_cause_is_documented() -> None:
     sources = [
         package / name
         for name in (
-            "exchange.py",
-            "pipeline.py",
-            "edits.py",
-            "encoding.py",
-            "encoder/batcher.py",
+            "envoy/exchange.py",
+            "pipeline/pipeline.py",
+            "request/edits.py",
+            "request/encoding.py",
+            "encoder/queue.py",
             "encoder/failover.py",
         )
     ]
-    sources += (package / "apis").glob("*.py")
+    sources += (package / "request" / "apis").glob("*.py")
     text = "\n".join(source.read_text() for source in sources)
     makers = (
         r"(?:_passthrough|_pass_headers|_default|BadBody|EncoderUnavailable|_fail)"

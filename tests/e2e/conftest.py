@@ -13,8 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 from gateway import Background, Gateway, Pools, start_gateway, start_sidecar
-
-from semroute_extproc.demo.sidecar import Sidecar
+from semroute_demo.sidecar import Sidecar
 
 CLEAN = (
     "failure_mode_allowed",

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from semroute_extproc.demo.envoy import Bootstrap, Envoy, Variant, shipped, variant
-from semroute_extproc.demo.pool import Pool, Speed
-from semroute_extproc.demo.sidecar import Sidecar
+from semroute_demo.envoy import Bootstrap, Envoy, Variant, shipped, variant
+from semroute_demo.pool import Pool, Speed
+from semroute_demo.sidecar import Sidecar
 
 CONFIG_PATH = Path(__file__).with_name("semroute.yaml")
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
+from semroute_demo import envoy
+from semroute_demo.runner import CONFIG_PATH
 
-from semroute_extproc.config import Config
-from semroute_extproc.demo import envoy
-from semroute_extproc.demo.runner import CONFIG_PATH
+from semroute_extproc.config.models import Config
 
 
 def _validate(path: Path) -> None:

@@ -10,7 +10,6 @@ import csv
 import json
 import random
 import shutil
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,14 +20,11 @@ import aiohttp
 import pytest
 from click.testing import CliRunner
 from gateway import Background, Gateway, Pools, chat, start_gateway, start_sidecar, wait_for
+from openai_server import OpenAIServer, labelled
+from semroute_demo.pool import Pool, Speed
+from semroute_demo.sidecar import Sidecar
 
 from semroute_extproc.cli import main
-from semroute_extproc.demo.pool import Pool, Speed
-from semroute_extproc.demo.sidecar import Sidecar
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
-
-from openai_server import OpenAIServer, labelled
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "examples" / "every-strategy.yaml"
 DEADLINE_MS = 1_500.0

@@ -11,9 +11,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 from gateway import CONFIG_PATH, Gateway, chat, wait_for
-
-from semroute_extproc.demo.pool import Fault
-from semroute_extproc.demo.sidecar import Sidecar
+from semroute_demo.pool import Fault
+from semroute_demo.sidecar import Sidecar
 
 MakeGateway = Callable[..., Gateway]
 MakeSidecar = Callable[..., Sidecar]

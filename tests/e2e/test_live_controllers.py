@@ -13,9 +13,8 @@ from typing import Any
 import aiohttp
 import pytest
 from gateway import Background, Gateway, chat
-
-from semroute_extproc.demo.pool import Pool, Speed
-from semroute_extproc.demo.sidecar import Sidecar
+from semroute_demo.pool import Pool, Speed
+from semroute_demo.sidecar import Sidecar
 
 EASY = "What is the capital of Australia?"
 BUSY_CLIENTS = 16

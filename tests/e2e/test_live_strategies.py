@@ -14,10 +14,10 @@ import pytest
 from click.testing import CliRunner
 from gateway import Gateway, chat, start_sidecar
 
-from semroute_extproc.artefacts import load_clusters
 from semroute_extproc.cli import main
 from semroute_extproc.encoder.offline import Scorer
-from semroute_extproc.profiles import tally, write_profile
+from semroute_extproc.strategies.artifacts import load_clusters
+from semroute_extproc.strategies.profiles import tally, write_profile
 
 SUMS = [f"What is {a} plus {b} times {a + 3}?" for a in range(2, 7) for b in range(11, 15)]
 LAWS = [

@@ -25,10 +25,9 @@ from gateway import (
     read_response,
     wait_for,
 )
-
-from semroute_extproc.demo.envoy import Bootstrap, connection_manager
-from semroute_extproc.demo.pool import Fault
-from semroute_extproc.demo.sidecar import Sidecar
+from semroute_demo.envoy import Bootstrap, connection_manager
+from semroute_demo.pool import Fault
+from semroute_demo.sidecar import Sidecar
 
 JSON = {"content-type": "application/json"}
 NO_OVERRIDE = {"allow_mode_override": False, "allowed_override_modes": None}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from gateway import Background, Gateway, chat, start_sidecar, wait_for
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
-
 from openai_server import OpenAIServer, completion, labelled
+from semroute_demo.sidecar import Sidecar
 
-from semroute_extproc.artefacts import Clusters, Manifest, save_clusters
 from semroute_extproc.cli import main
-from semroute_extproc.demo.sidecar import Sidecar
 from semroute_extproc.encoder.offline import Scorer
+from semroute_extproc.strategies.artifacts import Clusters, Manifest, save_clusters
 
 SUMS = [f"What is {a} plus {b} times {a + 3}?" for a in range(2, 8) for b in range(11, 14)]
 LAWS = [

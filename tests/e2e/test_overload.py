@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable
 from time import perf_counter
 
-from semroute_extproc.bench import load, overload
-from semroute_extproc.bench.wire import connect
-from semroute_extproc.demo.sidecar import Sidecar
+from semroute_bench import load, overload
+from semroute_bench.wire import connect
+from semroute_demo.sidecar import Sidecar
 
 MakeSidecar = Callable[..., Sidecar]
 

@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from semroute_demo.client import usage
+from semroute_demo.pool import PATHS, Fault, Pool, Speed
 
-from semroute_extproc.demo.client import usage
-from semroute_extproc.demo.pool import PATHS, Fault, Pool, Speed
-from semroute_extproc.request import Api
+from semroute_extproc.request.view import Api
 
 SPEED = Speed(first_token_seconds=0.001, token_seconds=0.0001, slots=2, queue_max=2)
 MESSAGES = [{"role": "user", "content": "How are you today?"}]

@@ -17,8 +17,7 @@ from gateway import (
     send_until_answered,
     wait_for,
 )
-
-from semroute_extproc.demo.sidecar import Sidecar
+from semroute_demo.sidecar import Sidecar
 
 SPOOFED = {"x-semroute-cluster": "vllm-small", "x-gateway-destination-endpoint": "10.0.0.1:80"}
 CAP = 32 * 1024 * 1024

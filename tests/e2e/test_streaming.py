@@ -7,8 +7,7 @@ import time
 
 import aiohttp
 from gateway import Gateway, chat
-
-from semroute_extproc.demo.pool import Fault, Speed
+from semroute_demo.pool import Fault, Speed
 
 
 async def test_events_arrive_while_the_answer_is_still_being_made(

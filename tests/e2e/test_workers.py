@@ -12,8 +12,7 @@ from collections.abc import Callable
 import aiohttp
 import pytest
 from gateway import Gateway, chat, wait_for
-
-from semroute_extproc.demo.sidecar import Sidecar
+from semroute_demo.sidecar import Sidecar
 
 MakeGateway = Callable[..., Gateway]
 MakeSidecar = Callable[..., Sidecar]

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semroute_extproc import apis
 from semroute_extproc.errors import BadBody
-from semroute_extproc.request import Api, RequestView
+from semroute_extproc.request import apis
+from semroute_extproc.request.view import Api, RequestView
 
 FIELDS = (
     *(

@@ -7,13 +7,13 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semroute_extproc.config import Budget, LoadController
-from semroute_extproc.controllers.budget import BudgetController, Spent
-from semroute_extproc.controllers.load import PoolPressure, raw_pressure
-from semroute_extproc.controllers.session import Sessions
-from semroute_extproc.policy.cutoff import Cutoff, leaned, pressed
-from semroute_extproc.policy.decision import Choice, Conditions, Facts
-from semroute_extproc.request import Api, RequestHead, RequestView
+from semroute_extproc.config.models import Budget, LoadController
+from semroute_extproc.policy.context import Choice, Conditions, Facts
+from semroute_extproc.request.view import Api, RequestHead, RequestView
+from semroute_extproc.state.budget import BudgetController, Spent
+from semroute_extproc.state.pressure import PoolPressure, raw_pressure
+from semroute_extproc.state.sessions import Sessions
+from semroute_extproc.strategies.cutoff import Cutoff, leaned, pressed
 
 shares = st.floats(0.0, 1.0)
 leanings = st.floats(-8.0, 8.0)

@@ -11,8 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from semroute_extproc.edits import set_members
 from semroute_extproc.errors import BadBody
+from semroute_extproc.request.edits import set_members
 
 KEYS = ["model", "mode", "a", "", "é", 'q"\\', "chat_template_kwargs", "enable_thinking"]
 NUMBERS = ["0", "-0", "-0.0", "1E400", "1e-400", "12345678901234567890123", "1.10", "1", "12", "1.5e+3"]

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semroute_extproc._pb import external_processor_pb2 as pb
-from semroute_extproc.exchange import Exchange, Settings
+from semroute_extproc.envoy._pb import external_processor_pb2 as pb
+from semroute_extproc.envoy.exchange import Exchange, Settings
 from semroute_extproc.outcome import Kind, Outcome
 
 MODE = pb.ProcessingMode

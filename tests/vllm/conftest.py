@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import aiohttp
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
-
 from gateway import Gateway, start_gateway, start_sidecar
+from semroute_demo.sidecar import Sidecar
 from servers import Pools, build_model
 from settings import settings
-
-from semroute_extproc.demo.sidecar import Sidecar
 
 PYTHON = os.environ.get("SEMROUTE_VLLM_PYTHON", "")
 """The interpreter of the environment that has vLLM."""

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from semroute_demo.process import Process, free_port
 from tiny_model import CONTEXT
 
-from semroute_extproc.demo.process import Process, free_port
-from semroute_extproc.load import Load, read_page
+from semroute_extproc.state.pool_metrics import Load, read_page
 
 START_SECONDS_MAX = 600.0
 """How long a server may take to be ready: 20 s of work, of which a busy machine makes minutes."""

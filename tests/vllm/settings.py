@@ -7,8 +7,8 @@ from typing import Any
 
 from tiny_model import CONTEXT, EFFORTS
 
-from semroute_extproc import config
-from semroute_extproc.reasoning import FAMILIES
+from semroute_extproc.config import models as config
+from semroute_extproc.request.reasoning import FAMILIES
 
 EFFORT_HEADER = "x-effort"
 HAS_CONTROLLERS = "controllers" in config.Config.model_fields

@@ -9,9 +9,8 @@ from typing import Any
 import aiohttp
 import pytest
 from gateway import Gateway, chat
+from semroute_demo.client import usage
 from servers import Pools
-
-from semroute_extproc.demo.client import usage
 
 TOKENS = 12
 TEXT = "What is the capital of Australia?"

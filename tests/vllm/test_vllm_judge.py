@@ -12,20 +12,20 @@ from typing import Any
 import aiohttp
 import pytest
 from gateway import chat
+from semroute_demo.sidecar import Sidecar
+from semroute_lab.profile.answers import Answers
+from semroute_lab.profile.asking import Model
+from semroute_lab.profile.run import ask_all
 from servers import Pools
 from settings import HAS_JUDGE
 from tiny_model import LABELS
 
-from semroute_extproc.config import JudgeStrategy
-from semroute_extproc.demo.sidecar import Sidecar
-from semroute_extproc.endpoint import Endpoint
-from semroute_extproc.judge import Judge
-from semroute_extproc.judge.prompt import Question, probability
-from semroute_extproc.onboarding.answers import Answers
-from semroute_extproc.onboarding.asking import Model
-from semroute_extproc.onboarding.run import ask_all
-from semroute_extproc.reasoning import switch
-from semroute_extproc.request import Api
+from semroute_extproc.config.models import JudgeStrategy
+from semroute_extproc.io.http import Endpoint
+from semroute_extproc.request.reasoning import switch
+from semroute_extproc.request.view import Api
+from semroute_extproc.strategies.judging.client import Judge
+from semroute_extproc.strategies.judging.prompt import Question, probability
 
 ASKED = {"max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": 5}
 BODY = {**chat("Which model should answer? Say 1 or 2.", "small-model"), **ASKED}

@@ -11,10 +11,9 @@ from collections.abc import AsyncIterator, Callable
 import aiohttp
 import pytest
 from gateway import Gateway, chat
+from semroute_demo.sidecar import Sidecar
 from servers import QUEUE, SEQUENCES, Pools
 from settings import HAS_CONTROLLERS
-
-from semroute_extproc.demo.sidecar import Sidecar
 
 WAIT_SECONDS_MAX = 180.0
 LONG = {"max_tokens": 1_800, "ignore_eos": True}

@@ -12,12 +12,12 @@ from typing import Any
 import aiohttp
 import pytest
 from gateway import chat
+from semroute_demo.client import usage
 from servers import Pools
 from settings import EFFORT_HEADER
 from tiny_model import EFFORTS, TEMPLATE, UNITS, switches
 
-from semroute_extproc.demo.client import usage
-from semroute_extproc.reasoning import FAMILIES
+from semroute_extproc.request.reasoning import FAMILIES
 
 TEXT = "Is it going to rain?"
 BODIES: dict[str, dict[str, Any]] = {

@@ -11,9 +11,8 @@ from collections.abc import AsyncIterator, Callable
 import aiohttp
 import pytest
 from gateway import Gateway, chat, wait_for
+from semroute_demo.sidecar import Sidecar
 from servers import Pools
-
-from semroute_extproc.demo.sidecar import Sidecar
 
 TOKENS = 3_000
 """So many take a server seconds."""

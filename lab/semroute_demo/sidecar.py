@@ -1,0 +1,60 @@
+"""The sidecar as a child process, run as an operator would: `semroute serve` and a configuration."""
+
+from __future__ import annotations
+
+import os
+import sys
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+
+from semroute_demo.process import Process, free_port
+
+START_SECONDS_MAX = 30.0
+"""How long the sidecar may take to be ready."""
+
+READY_SECONDS_MAX = 2.0
+"""How long one answer of its readiness endpoint may take."""
+
+
+class Sidecar:
+    """A running sidecar, listening on a socket a worker in `folder`, where its log stays when it has stopped.
+
+    `settings` are written over those of `config_path` by way of the environment, so that the file
+    is the one an operator would use.
+    """
+
+    def __init__(self, config_path: Path, folder: Path, settings: Mapping[str, str] | None = None) -> None:
+        workers = int((settings or {}).get("SEMROUTE__SERVER__WORKERS", 1))
+        self.sockets = [folder / f"w{worker}.sock" for worker in range(workers)]
+        self.socket = self.sockets[0]
+        self.admin = f"127.0.0.1:{free_port()}"
+        environment = {
+            **os.environ,
+            "SEMROUTE__SERVER__LISTEN": f"unix:{folder}/w{{worker}}.sock",
+            "SEMROUTE__ADMIN__LISTEN": self.admin,
+            **(settings or {}),
+        }
+        command = [sys.executable, "-m", "semroute_extproc", "serve", "--config", str(config_path)]
+        self.process = Process("semroute", command, folder / "sidecar.log", environment=environment)
+
+    def start(self) -> None:
+        """Start it and wait until it is ready; raises `ProcessError` with the log's end."""
+        self.process.start(self.ready, START_SECONDS_MAX)
+
+    def stop(self) -> int | None:
+        """Stop it and give its exit status; safe to call twice."""
+        return self.process.stop()
+
+    def ready(self) -> bool:
+        """Whether it says that it is."""
+        try:
+            return self.read_admin("/readyz")[0] == 200
+        except OSError:
+            return False
+
+    def read_admin(self, path: str) -> tuple[int, str]:
+        """Status and body of its admin interface at `path`; raises OSError if there is no good answer."""
+        url = f"http://{self.admin}{path}"
+        with urllib.request.urlopen(url, timeout=READY_SECONDS_MAX) as response:
+            return response.status, str(response.read(), "utf-8")

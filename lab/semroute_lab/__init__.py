@@ -1,0 +1,1 @@
+"""Training, fitting, evaluation and profiling for semroute_extproc."""

@@ -1,0 +1,66 @@
+"""Fitting for the similarity strategy: which axes to store prompts on, and scores on held-out prompts.
+
+Principal axes keep what tells prompts apart and leave out what costs time: on the pair data the
+leading 64 to 128 of 384 route as well as all, and reading a prompt costs as much less.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from semroute_extproc.strategies.artifacts import Manifest, Similarity
+from semroute_extproc.strategies.similarity import Similarity as Score
+from semroute_extproc.strategies.similarity import on_axes
+from semroute_lab.evaluate.metrics.arrays import Floats, Integers
+from semroute_lab.fit.outcomes import Vectors, quantiles
+
+GAMMA = 10.0
+"""RouteLLM's base of the weights."""
+
+WHOLE_MAX = 10_000
+"""Up to so many prompts the whole embedding is stored: a decision stays well under a millisecond."""
+
+AXES = 64
+"""Axes that more prompts are stored on."""
+
+HELD_OUT_MAX = 4_000
+"""Prompts scored by the others' labels; more change no quantile that matters."""
+
+
+def fit(
+    x: Vectors,
+    wins: Floats,
+    fold: Integers,
+    manifest: Manifest,
+    gamma: float = GAMMA,
+    neighbours: int = 0,
+    axes: int | None = None,
+) -> tuple[Similarity, Floats]:
+    """The artefact, and out-of-fold scores of the rows, NaN where a row was not scored; (n,).
+
+    `x` (n, d) unit rows, `wins` (n,) labels 0..1, `fold` (n,); `axes` principal axes to store the
+    rows on, by default all up to `WHOLE_MAX` rows.
+    """
+    held = np.full(len(x), math.nan)
+    chosen = np.random.default_rng(manifest.seed).permutation(len(x))[:HELD_OUT_MAX]
+    labels = wins.astype(np.float32)
+    basis = principal_axes(x, axes if axes is not None else x.shape[1] if len(x) <= WHOLE_MAX else AXES)
+    stored = x if basis is None else on_axes(x, basis)
+    empty = (0.0,) * 101
+    for part in np.unique(fold):
+        rows = fold != part
+        score = Score(Similarity(manifest, stored[rows], basis, labels[rows], gamma, neighbours, empty))
+        for row in chosen[fold[chosen] == part]:
+            held[row] = score.of(x[row])
+    reference = quantiles(held[np.isfinite(held)])
+    return Similarity(manifest, stored, basis, labels, gamma, neighbours, reference), held
+
+
+def principal_axes(x: Vectors, count: int) -> Vectors | None:
+    """The directions (count, d) in which the rows are longest, not centred; None if that is all of them."""
+    if count >= x.shape[1]:
+        return None
+    _, found = np.linalg.eigh((x.T @ x).astype(np.float64))
+    return np.ascontiguousarray(found[:, ::-1][:, :count].T, dtype=np.float32)

@@ -1,0 +1,122 @@
+"""Profiles for people: how often each model is right, cluster by cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from semroute_extproc.errors import ArtefactError
+from semroute_extproc.strategies.artifacts import Clusters
+from semroute_extproc.strategies.profiles import FEW_ANSWERS, Profile, certainty, interval
+
+BAR_CHARACTERS = 10
+"""Width of a bar that is full: two models fit a terminal of 80 columns."""
+
+SIDE_BY_SIDE = 2
+"""More models than this are drawn without intervals' ends, only how wide they are."""
+
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+
+
+def check_alike(paths: Sequence[Path], profiles: Sequence[Profile], clusters: Clusters | None) -> None:
+    """Raise ArtefactError unless all profiles count in the same clusters, those given."""
+    wanted = clusters.digest if clusters is not None else profiles[0].clusters
+    for path, profile in zip(paths, profiles, strict=True):
+        if profile.clusters != wanted:
+            what = "the artefact given" if clusters is not None else str(paths[0])
+            raise ArtefactError(
+                f"{path}: counts in the clusters {profile.clusters}, {what} in {wanted}: not comparable"
+            )
+
+
+def report(profiles: Sequence[Profile], clusters: Clusters | None) -> dict[str, Any]:
+    """Everything as JSON: by model, and by cluster the strength (1 - error) with its interval."""
+    clusterings = clusters.clusterings if clusters is not None else 1
+    names = _names(profiles[0], clusters)
+    return {
+        "clusters": profiles[0].clusters,
+        "models": [
+            {
+                "model": profile.model,
+                "strength": 1.0 - profile.mean_error,
+                "answers": sum(profile.answers) / clusterings,
+                "certainty": certainty(profile, clusterings),
+                "created": profile.created,
+                "source": profile.source,
+                "seen": profile.seen.model_dump() if profile.seen is not None else None,
+                "by_cluster": [_cell(profile, k, name) for k, name in enumerate(names)],
+            }
+            for profile in profiles
+        ],
+    }
+
+
+def _cell(profile: Profile, k: int, name: str) -> dict[str, Any]:
+    errors, answers = profile.errors[k], profile.answers[k]
+    low, high = interval(errors, answers)
+    tokens = profile.output_tokens[k] if profile.output_tokens else None
+    return {
+        "cluster": name,
+        "answers": answers,
+        "strength": 1.0 - errors / answers if answers > 0.0 else None,
+        "interval": [1.0 - high, 1.0 - low] if answers > 0.0 else None,
+        "output_tokens": tokens,
+    }
+
+
+def _names(profile: Profile, clusters: Clusters | None) -> list[str]:
+    if clusters is not None:
+        return list(clusters.names)
+    return [f"cluster {k}" for k in range(len(profile.answers))]
+
+
+def draw(profiles: Sequence[Profile], clusters: Clusters | None, console: Console) -> None:
+    """A table with a bar for every model in every cluster.
+
+    Several models are ordered by how much they differ, so that what tells them apart comes first.
+    """
+    described = report(profiles, clusters)
+    models = described["models"]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("cluster", overflow="fold", min_width=12, max_width=36)
+    for model in models:
+        table.add_column(model["model"], no_wrap=True)
+    rows = range(len(profiles[0].answers))
+    for k in sorted(rows, key=lambda k: -_spread(models, k)) if len(models) > 1 else rows:
+        table.add_row(
+            models[0]["by_cluster"][k]["cluster"], *(_bar(m["by_cluster"][k], len(models)) for m in models)
+        )
+    console.print(table)
+    console.print()
+    for model in models:
+        console.print(model["certainty"])
+        if seen := model["seen"]:
+            counts = f"{seen['failed']} failed, {seen['unparsed']} unreadable, {seen['cut']} cut"
+            pace = f"p50 {seen['seconds_p50']:.2f} s, p90 {seen['seconds_p90']:.2f} s"
+            console.print(
+                f"  {seen['answers']} answers ({counts}), {seen['concurrency']} at once: {pace}, "
+                f"{seen['tokens_per_second']:.0f} tokens/s each"
+            )
+
+
+def _spread(models: Sequence[Any], k: int) -> float:
+    known = [m["by_cluster"][k]["strength"] for m in models if m["by_cluster"][k]["strength"] is not None]
+    return max(known) - min(known) if len(known) > 1 else 0.0
+
+
+def _bar(cell: dict[str, Any], models: int) -> Text:
+    if cell["strength"] is None:
+        return Text("no answers", style="dim")
+    low, high = cell["interval"]
+    # A small strength that is known is not what a missing one looks like.
+    eighths = round(cell["strength"] * BAR_CHARACTERS * 8)
+    bar = "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
+    ends = f"[{low:.2f}, {high:.2f}]" if models <= SIDE_BY_SIDE else f"±{(high - low) / 2:.2f}"
+    figures = f" {cell['strength']:.2f} {ends} {cell['answers']:.0f}"
+    style = "dim" if cell["answers"] < FEW_ANSWERS else ""
+    return Text.assemble((bar.ljust(BAR_CHARACTERS), style or "cyan"), (figures, style))

@@ -1,0 +1,71 @@
+"""The card: what it says of a training, and what it claims."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from semroute_lab.train.card import render
+
+
+def estimate(value: float, low: float, high: float) -> dict[str, float]:
+    return {"value": value, "low": low, "high": high}
+
+
+def pair(difference: dict[str, float]) -> dict[str, Any]:
+    row = {f"cpt{q}": estimate(q, q - 1, q + 1) for q in (20, 50, 80)}
+    row |= {f"drop{a}": estimate(1, 0, 2) for a in (10, 20, 40)}
+    return {
+        "routers": [
+            {"name": "length", "apgr": estimate(0.575, 0.54, 0.61), **row},
+            {"name": "ours", "apgr": estimate(0.6, 0.56, 0.64), "apgr_minus_length": difference, **row},
+        ],
+        "calibration": {"ece": 0.01, "ece_if_calibrated": 0.01, "rate": 0.2, "mean": 0.2},
+        "models": {"strong": 0.8, "weak": 0.7},
+        "within_subject": None,
+    }
+
+
+def document(**training: Any) -> dict[str, Any]:
+    told = {"track": "gold", "seed": 1, "epochs": 3, "minutes": 80.4, "threads": 2}
+    told |= {"base": "b", "base_sha256": "0", "dropped": {}, "sources": []}
+    return {
+        "bundle": {"name": "tiny", "version": "1"},
+        "bootstrap": 100,
+        "training": {**told, **training},
+        "domain": {},
+        "difficulty": {},
+        "pairs": {},
+        "unseen": {},
+        "languages": {},
+        "latency": {"machine": "m", "milliseconds": {}},
+    }
+
+
+def test_the_training_is_told_in_cpu_time() -> None:
+    assert "3 epochs of fine-tuning, 80 minutes of CPU time on 2 threads." in render(document())
+
+
+def test_a_time_that_nobody_measured_is_not_told() -> None:
+    assert "3 epochs of fine-tuning." in render(document(minutes=None))
+
+
+@pytest.mark.parametrize(
+    ("difference", "verdict"),
+    [
+        (estimate(0.05, 0.01, 0.09), "It beats length beyond its interval."),
+        (estimate(0.02, -0.01, 0.05), "no win is claimed"),
+        (estimate(-0.05, -0.09, -0.01), "**It loses to length beyond its interval.**"),
+    ],
+)
+def test_a_difference_within_its_interval_is_no_win(difference: dict[str, float], verdict: str) -> None:
+    assert verdict in render({**document(), "pairs": {"p": pair(difference)}})
+
+
+def test_a_run_that_was_trained_on_less_stands_beside_length() -> None:
+    other = {"training": {"track": "zero", "epochs": 0}, "pairs": {"p": pair(estimate(0.02, -0.01, 0.05))}}
+    card = render({**document(), "beside": [other]})
+    assert "## The same recipe trained on less" in card
+    assert "Track **zero**: no outcome of MMLU or of GSM8K's test was trained on." in card
+    assert "| zero, 0 epochs | p | ours | 0.600 [0.560, 0.640] |" in card
+    assert "zero, p: **The difference to length is within its interval: no win is claimed.**" in card

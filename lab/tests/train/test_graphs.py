@@ -1,0 +1,138 @@
+"""Served graphs: int8 close to float32 and the same on any processor, float16 and back."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx", reason="the extra `train` is not installed")
+
+from click.testing import CliRunner  # noqa: E402
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from semroute_lab.train import graphs  # noqa: E402
+from semroute_lab.train.cli import EXIT_DATA, bundle  # noqa: E402
+
+from semroute_extproc.encoder import bundle as bundles  # noqa: E402
+
+RNG = np.random.default_rng(3)
+WIDTH = 16
+
+
+def constant(name, *shape):
+    return numpy_helper.from_array(RNG.normal(size=shape).astype(np.float32), name)
+
+
+@pytest.fixture
+def fp32(tmp_path):
+    """An embedding, one product of an encoder, and a head beside it."""
+    nodes = [
+        helper.make_node("Gather", ["words", "input_ids"], ["x"], name="/encoder/words/Gather"),
+        helper.make_node("MatMul", ["x", "wide"], ["y"], name="/encoder/layers.0/widen/MatMul"),
+        helper.make_node("Tanh", ["y"], ["z"]),
+        helper.make_node("ReduceMean", ["z"], ["mean"], axes=[1], keepdims=0),
+        helper.make_node("MatMul", ["mean", "head"], ["logits"], name="/heads/domain/MatMul"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [
+            helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "tokens"]),
+            helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["batch", "tokens"]),
+            helper.make_tensor_value_info("surface", TensorProto.FLOAT, ["batch", 2]),
+        ],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])],
+        [constant("words", 50, WIDTH), constant("wide", WIDTH, 32), constant("head", 32, 3)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    file = tmp_path / "model.fp32.onnx"
+    onnx.save(model, str(file))
+    return file
+
+
+def feed(tokens):
+    return {
+        "input_ids": RNG.integers(0, 50, (1, tokens)),
+        "attention_mask": np.ones((1, tokens), dtype=np.int64),
+        "surface": np.zeros((1, 2), dtype=np.float32),
+    }
+
+
+FEEDS = [feed(tokens) for tokens in range(2, 34)]
+
+
+def outputs(file):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    names = {one.name for one in session.get_inputs()}
+    return np.concatenate(
+        [session.run(None, {k: v for k, v in one.items() if k in names})[0] for one in FEEDS]
+    )
+
+
+def constants(file, kind):
+    return [t for t in onnx.load(str(file)).graph.initializer if t.data_type == kind]
+
+
+def test_int8_says_nearly_what_float32_says(fp32, tmp_path):
+    graphs.write_int8(fp32, tmp_path / "int8.onnx", FEEDS)
+    exact, short = outputs(fp32), outputs(tmp_path / "int8.onnx")
+    assert np.abs(exact - short).max() < 0.05 * np.abs(exact).max()
+
+
+def test_the_weights_of_the_encoder_have_seven_bits_and_a_sign_and_its_heads_stay_exact(fp32, tmp_path):
+    graphs.write_int8(fp32, tmp_path / "int8.onnx", FEEDS)
+    matrices = {t.name: numpy_helper.to_array(t) for t in constants(tmp_path / "int8.onnx", TensorProto.INT8)}
+    wide = next(v for k, v in matrices.items() if k == "wide_quantized")
+    assert np.abs(wide.astype(int)).max() == 64
+    assert [t.name for t in constants(tmp_path / "int8.onnx", TensorProto.FLOAT) if t.name == "head"]
+
+
+def test_the_quantiser_takes_the_rounded_weights_as_they_are(fp32, tmp_path):
+    rounded = tmp_path / "rounded.onnx"
+    graphs.round_products(fp32, rounded, ["/encoder/layers.0/widen/MatMul"], FEEDS)
+    graphs.write_int8(fp32, tmp_path / "int8.onnx", FEEDS)
+    tensors = {
+        t.name: numpy_helper.to_array(t) for t in onnx.load(str(tmp_path / "int8.onnx")).graph.initializer
+    }
+    steps, scale = (
+        next(v for k, v in tensors.items() if k.startswith("wide") and k.endswith(end))
+        for end in ("_quantized", "_scale")
+    )
+    before = next(
+        numpy_helper.to_array(t) for t in onnx.load(str(rounded)).graph.initializer if t.name == "wide"
+    )
+    assert np.allclose(steps * scale, before, atol=1e-5)
+
+
+def test_what_is_to_be_kept_stays_float32(fp32, tmp_path):
+    graphs.write_int8(fp32, tmp_path / "int8.onnx", FEEDS, keep=["/encoder/layers.0/widen/MatMul"])
+    assert "wide" in {t.name for t in constants(tmp_path / "int8.onnx", TensorProto.FLOAT)}
+
+
+def test_float16_and_back_is_the_same_graph_to_half_precision(fp32, tmp_path):
+    graphs.write_fp16(fp32, tmp_path / "fp16.onnx")
+    graphs.write_widened(tmp_path / "fp16.onnx", tmp_path / "wide.onnx")
+    onnx.checker.check_model(str(tmp_path / "wide.onnx"))
+    assert not constants(tmp_path / "wide.onnx", TensorProto.FLOAT16)
+    assert np.allclose(outputs(tmp_path / "wide.onnx"), outputs(fp32), atol=0.01)
+
+
+def test_too_few_texts_are_refused_before_anything_is_made(tmp_path):
+    few = tmp_path / "few.txt"
+    few.write_text("hello\n" * 5)
+    run = CliRunner().invoke(
+        bundle, ["quantise", str(bundles.default_bundle()), str(tmp_path / "out"), "--texts", str(few)]
+    )
+    assert run.exit_code == EXIT_DATA
+    assert "few.txt:1:: 5 texts, at least 32 are needed" in run.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bundle_without_a_cuda_graph_is_refused(tmp_path):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("你好\n" * 40)
+    chinese = bundles.language_bundles()["zh"]
+    run = CliRunner().invoke(bundle, ["quantise", str(chinese), str(tmp_path / "out"), "--texts", str(texts)])
+    assert run.exit_code == EXIT_DATA
+    assert "no CUDA graph" in run.output

@@ -1,0 +1,110 @@
+"""Signals for a stream of JSON lines: what `semroute score` does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import IO, Any
+
+from semroute_extproc.encoder.offline import Scorer
+from semroute_extproc.encoder.signals import Signals
+from semroute_extproc.errors import BadBody
+from semroute_extproc.request import apis
+from semroute_extproc.request.text import classified_text
+from semroute_extproc.request.view import Api
+
+LINE_BYTES_MAX = 32 * 1024 * 1024
+"""Longest line read; a longer one is an error in its place, and its rest is skipped."""
+
+
+def score_lines(scorer: Scorer, lines: Iterable[bytes], embedding: bool) -> Iterator[dict[str, Any]]:
+    """One object a line, in order; a bad line gives `{"error": …}` in its place.
+
+    A line is `{"text": …}`, classified as it stands, or `{"body": {…}}`, a request body whose
+    classified text is what the server would take.
+    """
+    errors: dict[int, str] = {}
+
+    def texts() -> Iterator[str]:
+        for number, line in enumerate(lines):
+            try:
+                yield read_line(line)
+            except ValueError as error:
+                errors[number] = str(error)
+                yield ""
+
+    for number, signals in enumerate(scorer.score_all(texts())):
+        error = errors.pop(number, None)
+        yield {"error": error} if error is not None else report(signals, embedding)
+
+
+def read_lines(stream: IO[bytes]) -> Iterator[bytes]:
+    """The lines of `stream`, of which never more than `LINE_BYTES_MAX` and one byte are held."""
+    while line := stream.readline(LINE_BYTES_MAX + 1):
+        rest = line
+        while len(rest) > LINE_BYTES_MAX and not rest.endswith(b"\n"):
+            rest = stream.readline(LINE_BYTES_MAX + 1)
+        yield line
+
+
+def read_line(line: bytes) -> str:
+    """The text of one line; raises ValueError that says what is wrong with it."""
+    if len(line) > LINE_BYTES_MAX:
+        raise ValueError(f"longer than {LINE_BYTES_MAX} bytes")
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        raise ValueError("not JSON") from None
+    if not isinstance(value, dict) or ("text" in value) == ("body" in value):
+        raise ValueError('expected an object with either "text" or "body"')
+    if "text" in value:
+        if not isinstance(value["text"], str):
+            raise ValueError('"text" is not a string')
+        if not value["text"].strip():
+            raise ValueError('"text" is empty')
+        return str(value["text"].encode("utf-8", "replace").decode())
+    return _text_of_body(value["body"])
+
+
+def _text_of_body(body: Any) -> str:
+    if not isinstance(body, dict):
+        raise ValueError('"body" is not an object')
+    api = _api_of(body)
+    try:
+        view = apis.parse(api, json.dumps(body).encode())
+    except BadBody as error:
+        raise ValueError(f'"body" cannot be read as {api.value}: {error}') from None
+    text = classified_text(view.turns)
+    if not text:
+        raise ValueError('"body" has no text to classify')
+    return text
+
+
+def _api_of(body: dict[str, Any]) -> Api:
+    """The API a body is written for, by the member that holds its text."""
+    if "messages" in body:
+        return Api.MESSAGES if "system" in body else Api.CHAT_COMPLETIONS
+    if "prompt" in body:
+        return Api.COMPLETIONS
+    if "input" in body:
+        value = body["input"]
+        batch = isinstance(value, list) and all(isinstance(item, str) for item in value)
+        return Api.EMBEDDINGS if batch else Api.RESPONSES
+    raise ValueError('"body" has none of "messages", "prompt" and "input"')
+
+
+def report(signals: Signals, embedding: bool) -> dict[str, Any]:
+    """The signals of one text as JSON."""
+    line: dict[str, Any] = {
+        "domain": {"label": signals.domain, "probs": dict(signals.domain_probs)},
+        "difficulty": signals.difficulty,
+        "unknown": signals.unknown,
+        "tokens": signals.tokens,
+        "truncated": signals.truncated,
+        "language": signals.language,
+    }
+    if signals.task:
+        line["task"] = {"label": signals.task, "probs": dict(signals.task_probs)}
+    if embedding and signals.embedding is not None:
+        line["embedding"] = signals.embedding.tolist()
+    return line

@@ -1,0 +1,290 @@
+"""Where the configuration comes from: a YAML file, the environment, and changes of either.
+
+Errors carry their place: `file:line:col: path: message`, the source line and a caret.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import re
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from semroute_extproc.config.models import Config, Problem, did_you_mean, unresolved
+from semroute_extproc.errors import ConfigError
+from semroute_extproc.io.watch import notices
+
+ENVIRONMENT_PREFIX = "SEMROUTE__"
+"""`SEMROUTE__SERVER__LISTEN=unix:/run/x.sock` sets `server.listen`; values are read as YAML."""
+
+FILE_BYTES_MAX = 4 * 1024 * 1024
+"""Largest configuration file."""
+
+SECRETS = (("controllers", "session", "remote", "url"), ("controllers", "session", "remote", "key"))
+"""Settings that no error shows, not even those in the same line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A checked configuration, with what is needed to say where something stands in it."""
+
+    config: Config
+    sha256: str
+    source: Source
+
+    def error(self, problems: list[Problem]) -> ConfigError:
+        """The given problems, with their places in the file."""
+        return ConfigError([self.source.locate(problem) for problem in problems])
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The parsed file with its positions, and the paths the environment has set."""
+
+    name: str
+    lines: list[str]
+    document: CommentedMap
+    from_environment: Mapping[tuple[str, ...], str]
+
+    def locate(self, problem: Problem) -> str:
+        """`file:line:col: path: message`, the source line and a caret below it."""
+        line, column, shown = self._place(problem.path)
+        path = ".".join(shown)
+        variable = self._variable(tuple(shown))
+        if variable is not None:
+            return f"{variable} (environment): {path}: {problem.message}"
+        text = self._masked(self.lines[line]) if line < len(self.lines) else ""
+        head = f"{self.name}:{line + 1}:{column + 1}: {path or 'configuration'}: {problem.message}"
+        return f"{head}\n    {text}\n    {' ' * column}^" if text.strip() else head
+
+    def _masked(self, text: str) -> str:
+        """A line of the file without secrets, as long as before: the caret stays right."""
+        for path in SECRETS:
+            node: Any = self.document
+            for part in path:
+                node = node.get(part) if isinstance(node, dict) else None
+            if secret := "" if node is None else str(node):
+                text = text.replace(secret, "*" * len(secret))
+        return text
+
+    def _variable(self, path: tuple[str, ...]) -> str | None:
+        """The variable that has set `path`, or what it stands in."""
+        prefixes = (path[:end] for end in range(len(path), 0, -1))
+        return next((self.from_environment[each] for each in prefixes if each in self.from_environment), None)
+
+    def _place(self, path: tuple[str | int, ...]) -> tuple[int, int, list[str]]:
+        """Line and column of the deepest node of `path` that stands in the file, and the path shown.
+
+        Union tags and pydantic's `[key]` are in an error's path and not in the file: they are left out.
+        """
+        node: Any = self.document
+        position = (0, 0)
+        shown: list[str] = []
+        for index, part in enumerate(path):
+            last = index == len(path) - 1 and part != "[key]"
+            if isinstance(node, CommentedMap) and part in node:
+                # Keys that the environment added have no position.
+                position = node.lc.key(part) if part in (node.lc.data or {}) else position
+                node = node[part]
+            elif isinstance(node, CommentedSeq) and isinstance(part, int) and part < len(node):
+                position = node.lc.item(part)
+                node = node[part]
+            elif not last:
+                continue
+            shown.append(str(part))
+        return *position, shown
+
+
+def load(path: Path, environment: Mapping[str, str] | None = None) -> Loaded:
+    """Read, merge with the environment and check; raises ConfigError with every problem found."""
+    from semroute_extproc.request.reasoning import FAMILIES
+
+    raw = _read(path)
+    document = _parse(path, raw)
+    source = Source(str(path), raw.decode().splitlines(), document, {})
+    variables = _overlay(document, os.environ if environment is None else environment)
+    source = Source(source.name, source.lines, document, variables)
+    try:
+        config = Config.model_validate(_plain(document), context={"folder": path.absolute().parent})
+    except ValidationError as error:
+        raise ConfigError([source.locate(_problem(detail)) for detail in error.errors()]) from None
+    except RecursionError:
+        raise ConfigError([f"{path}: nested too deeply"]) from None
+    loaded = Loaded(config, hashlib.sha256(config.model_dump_json().encode()).hexdigest(), source)
+    if problems := list(unresolved(config, FAMILIES)):
+        raise loaded.error(problems)
+    return loaded
+
+
+def without_cluster(loaded: Loaded, envoy: Path) -> list[Problem]:
+    """The pools for whose cluster an Envoy's bootstrap has none; raises ConfigError if it cannot be read."""
+    bootstrap = _parse(envoy, _read(envoy))
+    static, dynamic = bootstrap.get("static_resources"), bootstrap.get("dynamic_resources")
+    if isinstance(dynamic, dict) and ("cds_config" in dynamic or "ads_config" in dynamic):
+        raise ConfigError(
+            [f"{envoy}: its clusters are dynamic (cds_config), and cannot be told from this file"]
+        )
+    clusters = static.get("clusters") if isinstance(static, dict) else None
+    if not isinstance(clusters, list):
+        raise ConfigError([f"{envoy}: no bootstrap: it has no static_resources.clusters"])
+    names = [str(cluster.get("name")) for cluster in clusters if isinstance(cluster, dict)]
+    return [
+        Problem(
+            ("pools", name, "cluster"), f"{envoy} has no cluster {cluster!r}{did_you_mean(cluster, names)}"
+        )
+        for name, cluster in ((name, pool.cluster) for name, pool in loaded.config.pools.items())
+        if cluster not in names
+    ]
+
+
+async def changes(path: Path, stop: asyncio.Event) -> AsyncIterator[None]:
+    """Yield at the first look and whenever the file's content has changed since, until `stop`.
+
+    The directory is watched, not the file: a mounted ConfigMap is replaced by a symbolic link
+    swap that a watch on the file does not see. After a timeout the file is looked at too, as the
+    belt to that brace. What stands in the directory beside the file does not count.
+    """
+    seen: bytes | None = None
+    async for _ in notices(lambda: [directory_of(path)], stop):
+        if (digest := _digest(path)) != seen:
+            seen = digest
+            yield
+
+
+def _digest(path: Path) -> bytes:
+    """Of the file's content; empty if it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).digest()
+    except OSError:
+        return b""
+
+
+def directory_of(path: Path) -> Path:
+    """The directory to watch for changes of the file."""
+    return path.absolute().parent
+
+
+def _read(path: Path) -> bytes:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ConfigError([f"{path}: {error.strerror}"]) from None
+    if len(raw) > FILE_BYTES_MAX:
+        raise ConfigError([f"{path}: larger than {FILE_BYTES_MAX} bytes"])
+    try:
+        raw.decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"{path}: not UTF-8 at byte {error.start}"]) from None
+    return raw
+
+
+def _parse(path: Path, raw: bytes) -> CommentedMap:
+    try:
+        document = YAML(typ="rt").load(raw)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise ConfigError([f"{path}{place}: {error.problem or error.context or 'not YAML'}"]) from None
+    except (YAMLError, ValueError) as error:
+        raise ConfigError([f"{path}: not YAML: {str(error).splitlines()[0]}"]) from None
+    except RecursionError:
+        raise ConfigError([f"{path}: nested too deeply"]) from None
+    if not isinstance(document, CommentedMap):
+        raise ConfigError([f"{path}:1:1: expected a mapping of settings"])
+    return document
+
+
+def _overlay(document: CommentedMap, environment: Mapping[str, str]) -> dict[tuple[str, ...], str]:
+    """Write the environment's settings into the document; returns which variable set which path.
+
+    Raises ConfigError for a variable that names an item of a list.
+    """
+    written: dict[tuple[str, ...], str] = {}
+    for variable, text in sorted(environment.items()):
+        if not variable.startswith(ENVIRONMENT_PREFIX):
+            continue
+        node: Any = document
+        path: list[str] = []
+        parts = variable.removeprefix(ENVIRONMENT_PREFIX).split("__")
+        for depth, part in enumerate(parts):
+            key: Any = _existing_key(node, part)
+            path.append(str(key))
+            if depth == len(parts) - 1:
+                node[key] = _value(text)
+                continue
+            if isinstance(node.get(key), list):
+                problem = "a list is set as a whole and not item by item"
+                raise ConfigError([f"{variable} (environment): {'.'.join(path)}: {problem}"])
+            if not isinstance(node.get(key), dict):
+                node[key] = CommentedMap()
+                written[tuple(path)] = variable
+            node = node[key]
+        written[tuple(path)] = variable
+    return written
+
+
+def _existing_key(node: Mapping[Any, Any], part: str) -> Any:
+    """The key of `node` that a part of a variable means, or a new one.
+
+    Variables are upper case by habit, and a shell allows no other signs in them than underscores:
+    LLAMA_3_1 means `llama-3.1` if there is no `llama_3_1`.
+    """
+    wanted = part.lower()
+    names = {str(key).lower(): key for key in node}
+    spelled = {re.sub("[^a-z0-9]", "_", name): key for name, key in names.items()}
+    return names.get(wanted, spelled.get(wanted, wanted))
+
+
+def _value(text: str) -> Any:
+    """A variable's value, read as YAML where it is some."""
+    try:
+        return YAML(typ="safe").load(text)
+    except (YAMLError, ValueError, RecursionError):
+        return text
+
+
+def _plain(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _plain(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_plain(value) for value in node]
+    return node
+
+
+def _problem(detail: Any) -> Problem:
+    path = tuple(detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return Problem(path, "unknown setting" + did_you_mean(str(path[-1]), _setting_names()))
+    if detail["type"] == "missing":
+        return Problem(path, "is required")
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    return Problem(path, message[0].lower() + message[1:])
+
+
+def _setting_names() -> set[str]:
+    """Every setting's name, at whatever level."""
+    names: set[str] = set()
+    seen: set[type[BaseModel]] = set()
+
+    def visit(annotation: Any) -> None:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            if annotation in seen:
+                return
+            seen.add(annotation)
+            for name, field in annotation.model_fields.items():
+                names.add(name)
+                visit(field.annotation)
+        for inner in get_args(annotation):
+            visit(inner)
+
+    visit(Config)
+    return names

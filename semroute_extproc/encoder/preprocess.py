@@ -1,0 +1,66 @@
+"""Text to framed token ids: head and tail within the window, never a silent right cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from semroute_extproc.encoder.bundle import EncoderSpec
+from semroute_extproc.errors import BundleError
+from semroute_extproc.request.text import clip, surface_features
+
+HEAD_SHARE = 2 / 3
+"""Share of the window's tokens that a truncated text's head receives; its tail has the rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Framed:
+    """One input of the encoder."""
+
+    ids: list[int]
+    surface: list[float]
+    tokens: int
+    truncated: bool
+    unk_share: float
+
+
+class Framer:
+    """Frames text for one encoder; safe to call from several threads."""
+
+    def __init__(self, path: Path, spec: EncoderSpec) -> None:
+        """Read `tokenizer.json`; its own padding and truncation are switched off."""
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the Rust side raises bare Exception
+            raise BundleError(f"{path}: {error}") from None
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._spec = spec
+
+    def frame(self, text: str) -> Framed:
+        """Frame one text: `[CLS] … [SEP]` in at most `window` ids.
+
+        Text past `text.CLASSIFIED_CHARACTERS_MAX` is clipped before it is tokenized, so the cost
+        is bounded; its token count is then scaled up by the characters left out.
+        """
+        clipped = clip(text)
+        encoding = self._tokenizer.encode(clipped, add_special_tokens=False)
+        ids: list[int] = encoding.ids
+        tokens = len(ids)
+        if clipped is not text:
+            tokens = round(tokens * len(text) / len(clipped))
+        room = self._spec.window - 2
+        truncated = len(ids) > room
+        if truncated:
+            head = round(room * HEAD_SHARE)
+            ids = ids[:head] + ids[head - room :]
+        unknown = ids.count(self._spec.unk_id)
+        return Framed(
+            ids=[self._spec.cls_id, *ids, self._spec.sep_id],
+            surface=surface_features(clipped),
+            tokens=tokens,
+            truncated=truncated or clipped is not text,
+            unk_share=unknown / max(len(ids), 1),
+        )

@@ -1,0 +1,270 @@
+"""From an outcome to bytes for Envoy: header and body mutations and dynamic metadata.
+
+Pure. Replies are serialised here, once; those that never change are built at import. Three rules
+of Envoy's hold throughout: a header's value goes into `raw_value` (`value` arrives empty), the
+route is only re-evaluated when `clear_route_cache` comes with a header mutation, and a changed
+body needs its exact `content-length` (or none at all in full duplex).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+from semroute_extproc.envoy._pb import external_processor_pb2 as pb
+from semroute_extproc.outcome import Answer, Kind, Outcome
+from semroute_extproc.policy.shadow import summary
+
+CLUSTER_HEADER = "x-semroute-cluster"
+"""The routing header, ours alone: Envoy's route reads the cluster from it."""
+
+METADATA_NAMESPACE = "semroute"
+"""Namespace of the dynamic metadata; Envoy must list it in `receiving_namespaces`."""
+
+CHUNK_BYTES = 62_000
+"""Largest piece of a body in full duplex; Envoy takes at most 64 KiB in one message."""
+
+REPLIES_MAX = 256
+"""Replies kept of requests about which there was nothing to decide: a pool's name and a cause make one."""
+
+REASON_CHARACTERS_MAX = 160
+"""Longest reason put into metadata, and through it into a response header."""
+
+_Mode = pb.ProcessingMode
+_OVERWRITE = pb.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
+
+
+def _serialise(response: pb.ProcessingResponse) -> bytes:
+    """An empty ProcessingResponse counts as spurious and fails the request, so it never leaves."""
+    if response.WhichOneof("response") is None:
+        raise AssertionError("a reply without a kind. This is a bug.")
+    return response.SerializeToString()
+
+
+def _continue(kind: str) -> bytes:
+    response = pb.ProcessingResponse()
+    getattr(response, kind).SetInParent()
+    return _serialise(response)
+
+
+CONTINUE = {
+    kind: _continue(kind)
+    for kind in (
+        "request_headers",
+        "response_headers",
+        "request_body",
+        "response_body",
+        "request_trailers",
+        "response_trailers",
+    )
+}
+"""The reply that changes nothing, for each kind of message."""
+
+
+@lru_cache(maxsize=16)
+def ask_for_body(response_body_mode: int) -> bytes:
+    """Ask for the buffered body; the response side stays as configured.
+
+    A client's routing header is removed here too, for a gateway that does not strip it early.
+    """
+    response = pb.ProcessingResponse()
+    common = response.request_headers.response
+    common.header_mutation.remove_headers.append(CLUSTER_HEADER)
+    common.clear_route_cache = True
+    _override(response, _Mode.BUFFERED, response_body_mode)
+    return _serialise(response)
+
+
+def wait_for_body() -> bytes:
+    """Go on to the body where Envoy is already configured to send it."""
+    response = pb.ProcessingResponse()
+    common = response.request_headers.response
+    common.header_mutation.remove_headers.append(CLUSTER_HEADER)
+    common.clear_route_cache = True
+    return _serialise(response)
+
+
+def headers_reply(outcome: Outcome, skip_body: bool = False, response_body_mode: int = 0) -> bytes:
+    """Decide at the headers; with `skip_body` Envoy is told not to send the body at all."""
+    response = pb.ProcessingResponse()
+    _mutate_headers(response.request_headers.response, outcome)
+    _write_metadata(response, outcome)
+    if skip_body:
+        _override(response, _Mode.NONE, response_body_mode)
+    return _serialise(response)
+
+
+def body_reply(outcome: Outcome) -> bytes:
+    """Decide at the buffered body: headers, body, metadata and the route in one reply."""
+    if outcome.decision is None and outcome.body is None:
+        return _plain_body_reply(
+            outcome.kind, outcome.cause, outcome.pool, outcome.cluster, outcome.model, outcome.reason
+        )
+    return _body_reply(outcome)
+
+
+@lru_cache(maxsize=REPLIES_MAX)
+def _plain_body_reply(kind: Kind, cause: str, pool: str, cluster: str, model: str, reason: str) -> bytes:
+    """The reply where nothing was weighed and the body stays: the same for every such request."""
+    return _body_reply(Outcome(kind, cause, pool, cluster, model, reason))
+
+
+def _body_reply(outcome: Outcome) -> bytes:
+    response = pb.ProcessingResponse()
+    common = response.request_body.response
+    _mutate_headers(common, outcome)
+    if outcome.body is not None:
+        _set(common.header_mutation, "content-length", str(len(outcome.body)))
+        common.body_mutation.body = outcome.body
+    _write_metadata(response, outcome)
+    return _serialise(response)
+
+
+def duplex_replies(outcome: Outcome, body: bytes, trailers: bool) -> list[bytes]:
+    """Decide in full duplex: the held headers reply, then the body in pieces, then the trailers.
+
+    `content-length` is removed: Envoy would keep the client's and cut the new body there.
+    """
+    response = pb.ProcessingResponse()
+    common = response.request_headers.response
+    _mutate_headers(common, outcome)
+    common.header_mutation.remove_headers.append("content-length")
+    _write_metadata(response, outcome)
+    new = body if outcome.body is None else outcome.body
+    replies = [_serialise(response)]
+    if new or not trailers:
+        replies += _pieces("request_body", new, last=not trailers)
+    return [*replies, CONTINUE["request_trailers"]] if trailers else replies
+
+
+def echo(kind: str, body: bytes, last: bool) -> list[bytes]:
+    """Pass a piece of a full-duplex body through unchanged."""
+    return list(_pieces(kind, body, last))
+
+
+def _pieces(kind: str, body: bytes, last: bool) -> Iterator[bytes]:
+    for start in range(0, max(len(body), 1), CHUNK_BYTES):
+        response = pb.ProcessingResponse()
+        streamed = getattr(response, kind).response.body_mutation.streamed_response
+        streamed.body = body[start : start + CHUNK_BYTES]
+        streamed.end_of_stream = last and start + CHUNK_BYTES >= len(body)
+        yield _serialise(response)
+
+
+def immediate(outcome: Outcome) -> bytes:
+    """Answer instead of sending the request on."""
+    assert outcome.answer is not None
+    response = pb.ProcessingResponse()
+    reply = response.immediate_response
+    # The wire carries any number; the enum's names stand only for the ones we document.
+    reply.status.code = outcome.answer.status  # type: ignore[assignment]
+    reply.body = outcome.answer.body
+    reply.details = outcome.answer.details
+    _set(reply.headers, "content-type", "application/json")
+    _write_metadata(response, outcome)
+    return _serialise(response)
+
+
+def error_answer(status: int, kind: str, code: str, message: str, anthropic: bool = False) -> Answer:
+    """An error in OpenAI's shape; for Anthropic's API the same object carries that shape too."""
+    body: dict[str, Any] = {"error": {"message": message, "type": kind, "param": None, "code": code}}
+    if anthropic:
+        body = {"type": "error", **body}
+    return Answer(status, json.dumps(body).encode(), f"semroute_{code}")
+
+
+def models_answer(names: Sequence[str]) -> Answer:
+    """The list of models, in OpenAI's shape."""
+    data = [model_object(name) for name in names]
+    return Answer(200, json.dumps({"object": "list", "data": data}).encode(), "semroute_models")
+
+
+def model_answer(name: str) -> Answer:
+    """One model, in OpenAI's shape."""
+    return Answer(200, json.dumps(model_object(name)).encode(), "semroute_models")
+
+
+def model_object(name: str) -> dict[str, Any]:
+    """One entry of the list of models."""
+    return {"id": name, "object": "model", "created": 0, "owned_by": "semroute"}
+
+
+def metadata(outcome: Outcome) -> dict[str, str | float | bool]:
+    """The facts of an outcome that Envoy's access log, routes and response headers may use.
+
+    Keys whose value is empty are left out; the full list is in docs/configuration.md.
+    """
+    facts: dict[str, str | float | bool] = {
+        "outcome": outcome.kind.value,
+        "cause": outcome.cause,
+        "pool": outcome.pool,
+        "cluster": outcome.cluster,
+        "model": outcome.model,
+        "reason": header_safe(outcome.reason),
+    }
+    if outcome.decision is not None:
+        decision = outcome.decision
+        facts["decision_ms"] = round(outcome.total_ms, 3)
+        facts["policy"] = outcome.policy
+        facts["rule"] = decision.rule
+        facts["strategy"] = decision.strategy
+        facts["canary"] = decision.canary
+        facts["fallback"] = decision.fallback
+        facts["judge"] = decision.judge
+        facts["session"] = outcome.session
+        if decision.share is not None:
+            facts["share"] = round(decision.share, 4)
+        if decision.reasoning is not None:
+            facts["reasoning"] = decision.reasoning
+            clients = outcome.view is not None and outcome.view.reasoning_set and not decision.override
+            facts["reasoning_from"] = "client" if clients else "policy"
+        facts["shadow"] = summary(outcome.shadows)
+    if outcome.signals is not None:
+        facts["domain"] = outcome.signals.domain
+        facts["task"] = outcome.signals.task
+        facts["language"] = outcome.signals.language
+        facts["difficulty"] = round(outcome.signals.difficulty, 4)
+        facts["unknown"] = outcome.signals.unknown
+        facts["truncated"] = outcome.signals.truncated
+    return {key: value for key, value in facts.items() if value != ""}
+
+
+def header_safe(text: str) -> str:
+    """Printable ASCII on one line, cut at `REASON_CHARACTERS_MAX`."""
+    line = " ".join(text.split())
+    if not (line.isascii() and line.isprintable()):
+        line = "".join(c for c in line.encode("ascii", "replace").decode() if c.isprintable())
+    return line[:REASON_CHARACTERS_MAX]
+
+
+def _mutate_headers(common: pb.CommonResponse, outcome: Outcome) -> None:
+    _set(common.header_mutation, CLUSTER_HEADER, outcome.cluster)
+    if outcome.body is not None and outcome.decoded:
+        common.header_mutation.remove_headers.append("content-encoding")
+    common.clear_route_cache = True
+
+
+def _set(mutation: pb.HeaderMutation, key: str, value: str) -> None:
+    option = mutation.set_headers.add()
+    option.header.key = key
+    option.header.raw_value = value.encode("ascii")
+    option.append_action = _OVERWRITE
+
+
+def _override(response: pb.ProcessingResponse, request_body: int, response_body: int) -> None:
+    """Body mode NONE is a value and not "unchanged", so both body modes are always written."""
+    response.mode_override.request_body_mode = request_body  # type: ignore[assignment]
+    response.mode_override.response_body_mode = response_body  # type: ignore[assignment]
+
+
+def _write_metadata(response: pb.ProcessingResponse, outcome: Outcome) -> None:
+    fields = response.dynamic_metadata.fields[METADATA_NAMESPACE].struct_value.fields
+    for key, value in metadata(outcome).items():
+        if isinstance(value, bool):
+            fields[key].bool_value = value
+        elif isinstance(value, str):
+            fields[key].string_value = value
+        else:
+            fields[key].number_value = value

@@ -1,0 +1,72 @@
+"""The APIs whose requests can be routed by what they ask, one module each.
+
+Pure. A reader decodes only the fields it names and skips the rest at the speed of a scan, base64
+images above all. Where a field is optional, a value of the wrong type counts as not given: it is
+for the upstream to refuse a request, not for us. What cannot be read at all raises BadBody:
+
+    not_json         no JSON (a byte order mark, invalid UTF-8 and lone surrogates included)
+    too_deep         nested deeper than the parser's stack
+    wrong_type       not an object, or `messages`, `input`, `prompt` or `model` of the wrong type
+    too_many_parts   more messages and parts than reading.ELEMENTS_MAX
+    no_text          nothing that could be read: no text and no images
+
+Of a key that comes twice the last one counts, as for Python's own parser and thus for vLLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import msgspec
+
+from semroute_extproc.errors import BadBody
+from semroute_extproc.request.apis import chat_completions, completions, embeddings, messages, responses
+from semroute_extproc.request.view import Api, RequestView
+
+T = TypeVar("T")
+
+PATHS: Mapping[str, Api] = {
+    "/v1/chat/completions": Api.CHAT_COMPLETIONS,
+    "/v1/completions": Api.COMPLETIONS,
+    "/v1/responses": Api.RESPONSES,
+    "/v1/messages": Api.MESSAGES,
+    "/v1/embeddings": Api.EMBEDDINGS,
+}
+"""Path, without its query, to the API behind it; `/v1/messages/count_tokens` asks no model."""
+
+_READERS: Mapping[Api, Callable[[bytes], RequestView]] = {
+    Api.CHAT_COMPLETIONS: chat_completions.read,
+    Api.COMPLETIONS: completions.read,
+    Api.RESPONSES: responses.read,
+    Api.MESSAGES: messages.read,
+    Api.EMBEDDINGS: embeddings.read,
+}
+
+
+class _Named(msgspec.Struct):
+    model: str = ""
+
+
+_NAME = msgspec.json.Decoder(_Named)
+
+
+def model_of(body: bytes) -> str:
+    """The model a body names, empty if it names none; raises BadBody. Nothing else is decoded."""
+    return _read(_NAME.decode, body).model
+
+
+def parse(api: Api, body: bytes) -> RequestView:
+    """The facts of a request's body; raises BadBody and nothing else, whatever the bytes."""
+    return _read(_READERS[api], body)
+
+
+def _read(reader: Callable[[bytes], T], body: bytes) -> T:
+    try:
+        return reader(body)
+    except msgspec.ValidationError as error:
+        raise BadBody("wrong_type", str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise BadBody("not_json") from None
+    except RecursionError:
+        raise BadBody("too_deep") from None

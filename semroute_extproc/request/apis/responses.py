@@ -1,0 +1,105 @@
+"""`POST /v1/responses`: OpenAI's responses API."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Raw
+from msgspec.json import Decoder
+
+from semroute_extproc.request.apis import reading
+from semroute_extproc.request.apis.reading import ABSENT
+from semroute_extproc.request.view import Api, RequestView
+
+
+class _Item(msgspec.Struct, gc=False):
+    """One item of the input: a message, a tool's call or its result, reasoning, …"""
+
+    type: str | None = None
+    role: str | None = None
+    content: Raw = ABSENT
+    output: Raw = ABSENT
+    arguments: Raw = ABSENT
+    input: Raw = ABSENT
+
+
+class _Reasoning(msgspec.Struct, gc=False):
+    effort: Raw = ABSENT
+
+
+class _Text(msgspec.Struct, gc=False):
+    format: Raw = ABSENT
+
+
+class _Body(msgspec.Struct, gc=False):
+    model: str | None = None
+    input: str | list[_Item] | None = None
+    instructions: Raw = ABSENT
+    stream: Raw = ABSENT
+    tools: Raw = ABSENT
+    text: Raw = ABSENT
+    structured_outputs: Raw = ABSENT
+    max_output_tokens: Raw = ABSENT
+    previous_response_id: Raw = ABSENT
+    reasoning: Raw = ABSENT
+    chat_template_kwargs: Raw = ABSENT
+
+
+_BODY = Decoder(_Body)
+_REASONING = Decoder(_Reasoning)
+_TEXT = Decoder(_Text)
+
+
+def read(body: bytes) -> RequestView:
+    """The view of a request for a response; raises msgspec's errors, or BadBody if there is no text."""
+    request = _BODY.decode(body)
+    draft = reading.Draft()
+    if instructions := reading.string(request.instructions):
+        draft.say("system", instructions)
+    tool_loop = _converse(draft, request.input)
+    draft.declare(request.tools)
+    reasoning = reading.optional(request.reasoning, _REASONING) or _Reasoning()
+    text = reading.optional(request.text, _TEXT) or _Text()
+    in_template, template_effort = reading.template_switch(request.chat_template_kwargs)
+    return draft.view(
+        Api.RESPONSES,
+        request.model,
+        stream=reading.flag(request.stream),
+        tool_loop=tool_loop,
+        json_mode=reading.asks_for_json(text.format, request.structured_outputs),
+        max_output_tokens=reading.positive(request.max_output_tokens),
+        effort=reading.effort_of(reasoning.effort) or template_effort,
+        reasoning_set=in_template or reading.given(reasoning.effort),
+        reasoning_paths=reading.switch_paths(
+            request.chat_template_kwargs, {("reasoning", "effort"): reasoning.effort}
+        ),
+        stateful=bool(reading.string(request.previous_response_id)),
+    )
+
+
+def _converse(draft: reading.Draft, given: str | list[_Item] | None) -> bool:
+    """Add the input's turns; returns whether the last item is a tool's result."""
+    if isinstance(given, str):
+        draft.say("user", given)
+        return False
+    draft.take(given)
+    tool_loop = False
+    for item in given or ():
+        kind = item.type or "message"
+        tool_loop = kind.endswith("_output")
+        if kind == "message":
+            content = reading.CONTENT.decode(item.content) if item.content else None
+            draft.say(reading.role_of(item.role), draft.read(content))
+        elif tool_loop:
+            draft.say("tool", _result(draft, item.output))
+        elif kind.endswith("_call"):
+            draft.count(item.arguments)
+            draft.count(item.input)
+    return tool_loop
+
+
+def _result(draft: reading.Draft, output: Raw) -> str:
+    """The text of a tool's result; a single object is a screenshot or another medium."""
+    content = reading.optional(output, reading.CONTENT)
+    if content is None and reading.type_of(output):
+        draft.images += 1
+    return draft.read(content)

@@ -1,0 +1,156 @@
+"""How each family of models is asked to think, more or less or not at all.
+
+Pure. vLLM 0.32 and 0.33 honour two kinds of switches, and which one a model listens to is its
+family's business:
+
+- `reasoning_effort` on chat completions, `reasoning.effort` on responses, and on messages
+  `output_config.effort`, with `thinking: {"type": "disabled"}` for none. vLLM hands it to the chat
+  template and sets `enable_thinking` by it (ChatCompletionRequest.build_chat_params).
+- `chat_template_kwargs`, which all three of these APIs take at the top level and pass on to the
+  template, where arguments it does not declare are dropped.
+
+Text completions and embeddings have no chat template, hence no switch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from semroute_extproc.request.view import Api
+
+Members = dict[tuple[str, ...], object]
+"""Paths in the body to the values to set there."""
+
+KWARGS = "chat_template_kwargs"
+"""Where a client gives arguments to the template."""
+
+TEMPLATE_SWITCHES = ("enable_thinking", "thinking", "thinking_mode", "reasoning_effort")
+"""Template arguments by which clients switch reasoning."""
+
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+"""Every effort that vLLM knows, ascending; `none` switches reasoning off."""
+
+_HARMONY = {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"}
+_KIMI_K3 = {"minimal": "low", "medium": "high", "xhigh": "high"}
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A family's switches; what it has none of stays empty."""
+
+    models: str
+    """Which models these are, for people."""
+    thinks: str
+    """Whether they think if nobody says anything: `yes`, `no`, `always` or `never`; `-` where it depends."""
+    argument: str = ""
+    """Template argument that is set to `off` for no reasoning, and else to `on`."""
+    on: object = None
+    """None: reasoning is asked for by effort, and `argument` only switches it off."""
+    off: object = False
+    efforts: Mapping[str, str] | None = None
+    """Efforts that have to be written as another one; None if the family knows no efforts."""
+
+
+FAMILIES: Mapping[str, Family] = {
+    # The template knows on and off only.
+    "qwen3": Family("Qwen3 with both modes", "yes", "enable_thinking", on=True),
+    # tokenizers/deepseek_v32.py
+    "deepseek-v3": Family("DeepSeek V3.1 and V3.2", "no", "thinking", on=True),
+    # tokenizers/deepseek_v4.py maps the efforts to low, high and max itself.
+    "deepseek-v4": Family("DeepSeek V4", "yes", "thinking", efforts={}),
+    # Harmony (harmony_utils.get_system_message) refuses every other effort with 400, and cannot
+    # be switched off.
+    "gpt-oss": Family("gpt-oss", "always", efforts=_HARMONY),
+    "granite-3": Family("Granite 3.2", "no", "thinking", on=True),
+    # parser/granite_thinking.py
+    "granite-4": Family("Granite 4.2", "yes", "enable_thinking", on=True),
+    # parser/glm47_moe.py
+    "glm-4.5": Family("GLM-4.5 and later", "yes", "enable_thinking", on=True),
+    # parser/gemma4.py
+    "gemma-4": Family("Gemma 4", "no", "enable_thinking", on=True),
+    # DeepSeekV3ReasoningWithThinkingParser
+    "holo2": Family("Holo2", "yes", "thinking", on=True),
+    # renderers/kimi_k3.py refuses efforts other than low, high and max.
+    "kimi-k3": Family("Kimi K3", "yes", "thinking", efforts=_KIMI_K3),
+    # minimax_m3_reasoning_parser.py; the template also knows "adaptive".
+    "minimax-m3": Family("MiniMax M3", "-", "thinking_mode", on="enabled", off="disabled"),
+    "effort": Family("any server that takes efforts as they are", "-", efforts={}),
+    # A `thinking_token_budget` would bound them, but is refused where no reasoning parser is configured.
+    "always": Family("DeepSeek-R1, QwQ, MiniMax M2, Qwen3 Thinking", "always"),
+    "none": Family("models that do not reason, such as Llama 3 or Qwen3 Instruct", "never"),
+}
+"""Names for `reasoning` in a pool's configuration."""
+
+
+def switch(family: str, api: Api, effort: str) -> Members:
+    """The members that ask a model of `family` for `effort`; empty where there is no switch.
+
+    `family` is one of FAMILIES and `effort` one of EFFORTS; raises ValueError for other ones.
+    """
+    if family not in FAMILIES:
+        raise ValueError(f"{family!r} is not a reasoning family")
+    if effort not in EFFORTS:
+        raise ValueError(f"{effort!r} is not a reasoning effort")
+    if api in (Api.COMPLETIONS, Api.EMBEDDINGS):
+        return {}
+    traits = FAMILIES[family]
+    wanted = traits.off if effort == "none" else traits.on
+    if traits.argument and wanted is not None:
+        return {(KWARGS, traits.argument): wanted}
+    if traits.efforts is None:
+        return {}
+    return _by_effort(api, traits.efforts.get(effort, effort))
+
+
+def override(family: str, api: Api, effort: str, clients: Iterable[tuple[str, ...]]) -> Members:
+    """As `switch`, and the client's own switches at the paths `clients` are made to say the same.
+
+    A switch left as it was could win: a template's own argument beats the effort in vLLM. Empty for
+    a family without a switch, whose models do not care what anybody says.
+    """
+    written = switch(family, api, effort)
+    if not written:
+        return {}
+    efforts = FAMILIES[family].efforts or {}
+    for path in clients:
+        if path not in written:
+            written.update(_agreeing(path, efforts.get(effort, effort)))
+    return written
+
+
+def _agreeing(path: tuple[str, ...], effort: str) -> Members:
+    """The client's member at `path`, saying `effort` as the family takes it.
+
+    A family that cannot be switched off takes another effort for `none`, and must not be told off
+    by another member either.
+    """
+    off = effort == "none"
+    match path:
+        case (_, "thinking_mode"):
+            return {path: "disabled" if off else "enabled"}
+        case (_, "enable_thinking" | "thinking"):
+            return {path: not off}
+        case ("thinking",):
+            return {path: {"type": "disabled" if off else "adaptive"}}
+        case ("output_config", "effort"):
+            # There is no effort for none in this API; `thinking` says it, and is read last.
+            low = "low" if effort in ("none", "minimal") else effort
+            return {path: low, **({("thinking",): {"type": "disabled"}} if off else {})}
+        case _:
+            return {path: effort}
+
+
+def _by_effort(api: Api, effort: str) -> Members:
+    """Where each API takes an effort.
+
+    Anthropic's efforts start at low, and none of them is none: there `thinking` switches it off,
+    which vLLM turns into the effort `none` (AnthropicServingMessages._handle_thinking).
+    """
+    if api is Api.RESPONSES:
+        return {("reasoning", "effort"): effort}
+    if api is not Api.MESSAGES:
+        return {("reasoning_effort",): effort}
+    if effort == "none":
+        return {("thinking",): {"type": "disabled"}}
+    return {("output_config", "effort"): "low" if effort == "minimal" else effort}

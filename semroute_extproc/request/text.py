@@ -1,0 +1,149 @@
+"""From conversation turns to the text that is classified, and its surface features.
+
+Pure. Nothing here depends on a tokenizer: everything is counted in characters, over at most
+`CLASSIFIED_CHARACTERS_MAX` of them, so its cost does not grow with the prompt.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+from semroute_extproc.request.view import Turn
+
+CLASSIFIED_CHARACTERS_MAX = 8_192
+"""Upper bound of the classified text; longer text keeps its head and its tail."""
+
+CONTEXT_CHARACTERS = 240
+"""A last user turn shorter than this ("commit it") is read together with the turns before it."""
+
+ELISION = " … "
+"""Stands where the middle of a long text was left out."""
+
+SURFACE_NAMES = (
+    "log_words",
+    "log_characters",
+    "log_lines",
+    "mean_word_length",
+    "digit_share",
+    "uppercase_share",
+    "punctuation_share",
+    "code_marks",
+    "latex_marks",
+    "options",
+    "question_marks",
+    "non_ascii_share",
+)
+"""Names of the surface features, in the order of the vector the encoder's heads receive."""
+
+_OPTION = r"[^\S\n]*+\(?[A-J1-9][.):]\s"
+_FIRST_OPTION = re.compile(_OPTION)
+_NEXT_OPTION = re.compile(r"\n" + _OPTION)
+_CODE = (
+    *("```", "def ", "class ", "import ", "return", "function", "SELECT ", "#include"),
+    *("{}", "();", "</", "std::", "console."),
+)
+_EQUALS = re.compile(r"=[=>]")
+_SYMBOL = re.compile(r"[∑∫√≤≥≠∞∈∀∃πθ]")
+_LATEX = re.compile(r"\\[a-zA-Z]+|\$[^$]+\$|" + _SYMBOL.pattern)
+_DIGIT = re.compile(r"\d")
+_PUNCTUATION = re.compile(r"[^\w\s]")
+_ASCII = bytes(range(128))
+_ASCII_DIGITS = b"0123456789"
+_ASCII_UPPER = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_ASCII_PUNCTUATION = bytes(code for code in _ASCII if _PUNCTUATION.match(chr(code)))
+
+
+def clip(text: str, limit: int = CLASSIFIED_CHARACTERS_MAX) -> str:
+    """Keep the head and the tail of `text` within `limit` characters.
+
+    A right cut would lose the question, which long prompts tend to put last.
+    """
+    if len(text) <= limit:
+        return text
+    half = (limit - len(ELISION)) // 2
+    return text[:half] + ELISION + text[-half:]
+
+
+def classified_text(turns: Sequence[Turn]) -> str:
+    """The text a request is classified by: its last user turn, with earlier ones if it is short.
+
+    System prompts and tool results are left out: they are the same from request to request and
+    would drown the question. Within a tool loop the task is still the user's last turn.
+    A request without a user turn is read by all the text it has.
+    """
+    asked = [turn.text for turn in turns if turn.role == "user" and _written(turn)]
+    if not asked:
+        return clip("\n".join(turn.text for turn in turns if _written(turn)))
+    taken = [asked[-1]]
+    length = len(asked[-1])
+    for earlier in reversed(asked[:-1]):
+        if length >= CONTEXT_CHARACTERS:
+            break
+        taken.append(clip(earlier, 4 * CONTEXT_CHARACTERS))
+        length += len(taken[-1])
+    return clip("\n".join(reversed(taken)))
+
+
+def _written(turn: Turn) -> bool:
+    """There is more than white space; stripping would copy a long text."""
+    return bool(turn.text) and not turn.text.isspace()
+
+
+def surface_features(text: str) -> list[float]:
+    """Features of the text's form, in the order of `SURFACE_NAMES`; shape (12,), all finite.
+
+    Length alone is a strong baseline for difficulty and a mean-pooled embedding does not carry
+    it, so the heads receive these beside the embedding.
+    """
+    text = clip(text)
+    characters = max(len(text), 1)
+    words = len(text.split())
+    ascii_text = text.encode("ascii", "ignore")
+    other = ""
+    if len(ascii_text) < len(text):
+        other = text.encode("utf-8", "surrogatepass").translate(None, _ASCII).decode("utf-8", "surrogatepass")
+    digits = _count(ascii_text, _ASCII_DIGITS) + len(_DIGIT.findall(other))
+    punctuation = _count(ascii_text, _ASCII_PUNCTUATION) + len(_PUNCTUATION.findall(other))
+    # No two of these marks can overlap, so counting them one by one counts them all.
+    code = sum(map(text.count, _CODE)) + len(_EQUALS.findall(text))
+    latex = len(_LATEX.findall(text) if "\\" in text or "$" in text else _SYMBOL.findall(other))
+    return [
+        math.log1p(words),
+        math.log1p(len(text)),
+        math.log1p(text.count("\n")),
+        min(characters / max(words, 1), 20.0),
+        digits / characters,
+        _count(ascii_text, _ASCII_UPPER) / characters,
+        punctuation / characters,
+        math.log1p(code),
+        math.log1p(latex),
+        float(min(_options(text), 10)),
+        float(min(text.count("?") + text.count("？"), 5)),
+        len(other) / characters,
+    ]
+
+
+def _count(text: bytes, characters: bytes) -> int:
+    """How many bytes of `text` are among `characters`."""
+    return len(text) - len(text.translate(None, characters))
+
+
+def _options(text: str) -> int:
+    """How many lines begin like an answer option: "A) ", "(2. ", …
+
+    A line break that ends one option cannot begin the next. White space before an option is only
+    looked at after its last line break: a run of them would be scanned from each.
+    """
+    first = _FIRST_OPTION.match(text)
+    return (first is not None) + len(_NEXT_OPTION.findall(text, first.end() if first else 0))
+
+
+def estimate_tokens(characters: int, language: str) -> int:
+    """About how many tokens a prompt of `characters` has for the models it may go to.
+
+    Four characters a token in alphabetic scripts and one and a half in Han, kana and Hangul: rather
+    too few than too many, because this number can only exclude a pool.
+    """
+    return math.ceil(characters / (1.5 if language in ("zh", "ja", "ko") else 4.0))

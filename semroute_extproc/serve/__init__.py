@@ -1,0 +1,1 @@
+"""The running sidecar: composition, reload, and several workers as one service."""

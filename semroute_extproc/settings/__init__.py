@@ -1,0 +1,1 @@
+"""The shapes of the configuration, section by section: names, bounds and descriptions. Pure."""

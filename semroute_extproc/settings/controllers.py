@@ -1,0 +1,183 @@
+"""Controllers: what moves the trade-off while requests come.
+
+Pure.
+
+    load      scraped gauges to pressure, and what pressure may do to a strong share
+    budgets   a strategy's strong share or cost, held to a target
+    session   a conversation keeps its pool
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+
+from semroute_extproc.settings.base import POOLS_MAX, STRATEGIES_MAX, Model
+
+Measure = Literal["queue", "waiting", "running", "kv_cache_usage"]
+"""What of a pool's load can press: a gauge, or `queue`, the waiting requests for each running one."""
+
+REMOTE_SCHEMES = ("redis://", "rediss://", "valkey://", "valkeys://", "unix://")
+"""Beginnings of the address of a Valkey or Redis."""
+
+KEY_CHARACTERS_MIN = 16
+"""Shortest shared key for the hashes of conversations."""
+
+
+class Ramp(Model):
+    """From where on a measure presses, and where it presses fully."""
+
+    begin: float = Field(ge=0, description="No pressure up to here.")
+    full: float = Field(gt=0, description="Full pressure from here on.")
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Ramp:
+        if self.begin >= self.full:
+            raise ValueError("begin must be below full")
+        return self
+
+
+Ramps = dict[Measure, Ramp]
+
+
+def _ramps() -> Ramps:
+    return {"queue": Ramp(begin=0.0, full=1.0), "kv_cache_usage": Ramp(begin=0.9, full=1.0)}
+
+
+class LoadController(Model):
+    """Pressure from the pools' own gauges: a pressed strong pool gives its easiest requests away."""
+
+    ramps: Ramps = Field(
+        default_factory=_ramps,
+        min_length=1,
+        description="Measure to ramp; the measure that presses most counts. `queue` is waiting over running.",
+    )
+    pools: dict[str, Ramps] = Field(
+        default_factory=dict, max_length=POOLS_MAX, description="Pool to ramps of its own."
+    )
+    rise_seconds: float = Field(
+        3, gt=0, le=3_600, description="Time constant with which pressure follows a load that grows."
+    )
+    fall_seconds: float = Field(
+        15, gt=0, le=3_600, description="Time constant with which it follows a load that shrinks."
+    )
+    dead_band: float = Field(
+        0.05, ge=0, le=0.4, description="Changes of the smoothed pressure within this much change nothing."
+    )
+    stale_seconds: float = Field(
+        10, gt=0, le=600, description="A load older than this is unknown; the pressure then falls."
+    )
+    floor: float = Field(
+        0.05, ge=0, le=1, description="Strong share that pressure on the strong pool leaves at least."
+    )
+    ceiling: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Strong share up to which pressure on the weak pool may push; none: it never pushes up.",
+    )
+
+
+class Budget(Model):
+    """Holds a strategy of a pair to a target by leaning its strong share, in log-odds."""
+
+    strong_share: float | None = Field(
+        None, gt=0, lt=1, description="Share of the strategy's requests that the strong pool gets."
+    )
+    dollars_per_thousand: float | None = Field(
+        None, gt=0, description="Dollars that a thousand of its requests cost."
+    )
+    output_tokens: int = Field(
+        400,
+        ge=1,
+        description="Tokens of an answer that dollars are reckoned with, or the most asked for if fewer.",
+    )
+    window_requests: int | None = Field(
+        None, ge=50, le=10_000_000, description="The target holds over this many requests; default 1000."
+    )
+    window_seconds: float | None = Field(
+        None, ge=1, le=604_800, description="The target holds over this much time, instead."
+    )
+    leaning_max: float = Field(
+        4, gt=0, le=8, description="Most that is added to or taken from the log-odds of the share."
+    )
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Budget:
+        if (self.strong_share is None) == (self.dollars_per_thousand is None):
+            raise ValueError("give exactly one of strong_share and dollars_per_thousand")
+        if self.window_requests is not None and self.window_seconds is not None:
+            raise ValueError("give at most one of window_requests and window_seconds")
+        return self
+
+
+class RemoteSessions(Model):
+    """A Valkey or Redis that the workers share; needs the extra `valkey`."""
+
+    url: SecretStr = Field(description="`valkey://host:6379/0`, `rediss://…`, or `unix:///path`.")
+    key: SecretStr = Field(
+        description="Key of the hashes of conversations, the same in all workers; 16 characters or more."
+    )
+    timeout_ms: float = Field(
+        2, gt=0, le=10, description="Most time for a lookup; without an answer the local memory counts."
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _scheme(cls, value: SecretStr) -> SecretStr:
+        if not value.get_secret_value().startswith(REMOTE_SCHEMES):
+            raise ValueError("must begin with one of " + ", ".join(REMOTE_SCHEMES))
+        try:
+            urlsplit(value.get_secret_value()).port  # noqa: B018 - it raises
+        except ValueError:
+            raise ValueError("has no port that can be read; in a password write / as %2F, @ as %40") from None
+        return value
+
+    @field_validator("key")
+    @classmethod
+    def _length(cls, value: SecretStr) -> SecretStr:
+        if len(value.get_secret_value()) < KEY_CHARACTERS_MIN:
+            raise ValueError(f"must have {KEY_CHARACTERS_MIN} characters or more")
+        return value
+
+
+class SessionController(Model):
+    """A conversation keeps its pool, and with it its prefix cache, unless its need clearly rises."""
+
+    strategies: tuple[str, ...] | None = Field(
+        None, max_length=STRATEGIES_MAX, description="Strategies whose choices are held; default: all."
+    )
+    margin: float = Field(
+        0.3,
+        ge=0,
+        le=1,
+        description="The part of the strong pool's reference traffic, lowest scores first, that does not "
+        "move a conversation there: with a strong share of 0.2, 0.3 leaves the highest 0.14. 0 moves it "
+        "with every score from the threshold on, 1 with none within that traffic.",
+    )
+    ttl_seconds: float = Field(
+        1_800, gt=0, le=604_800, description="A conversation silent for so long is forgotten."
+    )
+    entries_max: int = Field(
+        65_536,
+        ge=1,
+        le=16_777_216,
+        description="Requests remembered, by which conversations are known again; the oldest goes first.",
+    )
+    remote: RemoteSessions | None = Field(
+        None, description="A Valkey or Redis that the workers share; needs the extra `valkey`."
+    )
+
+
+class Controllers(Model):
+    """What moves the trade-off while requests come; each part is off unless it is given."""
+
+    load: LoadController | None = Field(
+        None, description="Pressure from the pools' own gauges; needs `metrics` of a pool."
+    )
+    budgets: dict[str, Budget] = Field(
+        default_factory=dict, max_length=STRATEGIES_MAX, description="Strategy to what holds it to a target."
+    )
+    session: SessionController | None = Field(None, description="A conversation keeps its pool.")

@@ -1,0 +1,89 @@
+"""Pools, and the model names that are routed to them.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+
+from semroute_extproc.request.view import Api
+from semroute_extproc.settings.base import POLICIES_MAX, Model, Name, several
+
+
+class Price(Model):
+    """Dollars per million tokens."""
+
+    input: float = Field(ge=0, description="Dollars per million prompt tokens.")
+    output: float = Field(ge=0, description="Dollars per million completion tokens.")
+
+
+Gauge = Literal["running", "waiting", "kv_cache_usage"]
+"""What a pool's metrics page says of its load."""
+
+GAUGE_NAMES_MAX = 8
+"""Names tried for one gauge."""
+
+
+MetricName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_:][A-Za-z0-9_:]{0,199}$")]
+GaugeNames = Annotated[
+    tuple[MetricName, ...], BeforeValidator(several), Field(min_length=1, max_length=GAUGE_NAMES_MAX)
+]
+
+
+class Pool(Model):
+    """An Envoy cluster and the model it serves."""
+
+    cluster: Name = Field(description="Name of the Envoy cluster; the only clusters ever chosen.")
+    model: Name = Field(description="The model's name at that cluster, written into the body.")
+    price: Price | None = Field(None, description="What its tokens cost; orders pools from cheap to dear.")
+    context: int = Field(32_768, gt=0, description="Context window in tokens, prompt and answer together.")
+    tools: bool = Field(True, description="It can call tools.")
+    images: bool = Field(False, description="It can read images.")
+    apis: tuple[Api, ...] = Field(
+        (Api.CHAT_COMPLETIONS, Api.COMPLETIONS, Api.RESPONSES, Api.MESSAGES),
+        min_length=1,
+        description="The APIs it serves.",
+    )
+    reasoning: str = Field(
+        "none", description="The model family whose reasoning switch is written; see docs/configuration.md."
+    )
+    metrics: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="URL of its vLLM metrics; the load it reports is exported with ours.",
+    )
+    gauges: dict[Gauge, GaugeNames] = Field(
+        default_factory=dict,
+        description="Names of its gauges `running`, `waiting` and `kv_cache_usage`, the first found "
+        "counts; default: vLLM's.",
+    )
+
+
+class VirtualModel(Model):
+    """A model name that clients may ask for and that is routed."""
+
+    policy: str = Field(description="Name of the policy that decides.")
+    quality: float | None = Field(
+        None, ge=0, le=1, description="Trade-off from 0 (cheapest) to 1 (best) where the client sends none."
+    )
+    canary: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(
+        default_factory=dict,
+        max_length=POLICIES_MAX,
+        description="Policy to the share of requests that it decides instead, drawn by request id.",
+    )
+
+    @model_validator(mode="after")
+    def _shares(self) -> VirtualModel:
+        if sum(self.canary.values()) > 1.0 + 1e-9:
+            raise ValueError("the shares of canary are more than 1 together")
+        return self
+
+
+def cost(pool: Pool, input_tokens: float, output_tokens: float) -> float:
+    """Dollars for a request; 0 where the pool has no price."""
+    if pool.price is None:
+        return 0.0
+    return (pool.price.input * input_tokens + pool.price.output * output_tokens) / 1e6

@@ -1,0 +1,1 @@
+"""State between requests: pool load, budgets and conversations."""

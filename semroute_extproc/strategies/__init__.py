@@ -1,0 +1,1 @@
+"""Routing strategies, one file for each idea: its settings, artifact, scorer and loader."""

@@ -1,0 +1,75 @@
+"""What `semroute calibrate` found on the operator's own prompts, as a file that a strategy names.
+
+Hybrid LLM (arXiv 2404.14618), section 4.3: the threshold of a wanted quality is chosen on a few
+hundred validation prompts whose outcome under both models is known. The file keeps what that takes:
+the score's quantiles, and the quality of the mix at every strong share.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from semroute_extproc.io.files import read_json, write_json
+from semroute_extproc.strategies.artifacts import QUANTILES
+
+FORMAT = 1
+"""The calibration format this package reads and writes."""
+
+FILE_BYTES_MAX = 1024 * 1024
+"""Largest calibration file."""
+
+Score = Literal["threshold", "similarity", "factorization", "judge"]
+"""The kind of strategy whose score was calibrated."""
+
+
+class Calibration(BaseModel):
+    """A score on the operator's own prompts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    format: int = FORMAT
+    score: Score
+    bundle: str
+    revision: str
+    """Of the bundle that scored."""
+    artefact: str = ""
+    """Digest of the artefact that scored, or of the judge; empty for `threshold`."""
+    rows: int = Field(gt=0)
+    data: str = ""
+    data_sha256: str = ""
+    quantiles: tuple[float, ...] = Field(min_length=QUANTILES, max_length=QUANTILES)
+    """The score at 0, 1, … 100 % of the prompts."""
+    quality: tuple[float, ...] | None = Field(None, min_length=QUANTILES, max_length=QUANTILES)
+    """Mean outcome with 0, 1, … 100 % of the prompts at the strong model, those of the highest scores;
+    None where the outcomes are not known."""
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Calibration:
+        if list(self.quantiles) != sorted(self.quantiles):
+            raise ValueError("quantiles must ascend")
+        return self
+
+    def share_for_drop(self, most: float) -> float:
+        """The least strong share from which on the quality drop stays at or below `most` (0..1).
+
+        The drop is the part of always-strong's quality that is lost. A share whose own drop is small
+        but that has a worse one above it is a lucky place of a noisy curve, and is not taken.
+        """
+        if self.quality is None:
+            raise ValueError("the calibration has no outcomes, so it cannot say what a quality drop costs")
+        floor = self.quality[-1] - most * abs(self.quality[-1])
+        worse = [share for share, quality in enumerate(self.quality) if quality < floor - 1e-12]
+        return (worse[-1] + 1) / (QUANTILES - 1) if worse else 0.0
+
+
+def read_calibration(path: Path) -> Calibration:
+    """Read a calibration; raises ArtefactError, naming the file and what is wrong."""
+    return read_json(path, Calibration, FILE_BYTES_MAX, "calibrate")
+
+
+def write_calibration(path: Path, calibration: Calibration) -> None:
+    """Write `path` whole or not at all; raises ArtefactError."""
+    write_json(path, calibration)

@@ -1,0 +1,1 @@
+"""The judge of the judge strategy: prompt, client, cache and circuit breaker."""

@@ -1,1 +1,0 @@
-"""Properties that hold for whatever input; a package, since its files are named like the unit tests."""

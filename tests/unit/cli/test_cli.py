@@ -1,0 +1,356 @@
+"""The command line, as scripts use it."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from semroute_extproc import cli
+from semroute_extproc.cli import main, score
+from semroute_extproc.encoder import bundle
+
+EXAMPLE = Path(cli.__file__).parent / "example.yaml"
+ENVOY = Path(__file__).parents[3] / "envoy" / "envoy.yaml"
+HEAVY = {"demo", "serve", "train", "bundle", "eval"}
+
+
+def run(*arguments: str, stdin: bytes | str = "", env: dict[str, str] | None = None) -> Result:
+    return CliRunner().invoke(main, list(arguments), input=stdin, env=env)
+
+
+def lines(result: Result) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def explain(*arguments: str, **options: Any) -> dict[str, Any]:
+    result = run("explain", "--config", str(EXAMPLE), "--json", *arguments, **options)
+    assert result.exit_code == 0, result.output
+    report: dict[str, Any] = json.loads(result.stdout)
+    return report
+
+
+def test_every_command_says_what_it_is_for() -> None:
+    result = run("--help")
+    for name in (
+        "serve",
+        "demo",
+        "explain",
+        "score",
+        "check",
+        "example",
+        "schema",
+        "dump-config",
+        "calibrate",
+        "fit",
+        "train",
+        "eval",
+    ):
+        assert f"\n  {name}" in result.stdout
+        assert len(run(name, "--help").stdout.splitlines()) >= 3
+
+
+class TestScore:
+    def test_lines_come_back_in_order_with_every_signal(self) -> None:
+        texts = ["What is photosynthesis?", "Prove Fermat's little theorem.", "hi"]
+        result = run("score", stdin="\n".join(json.dumps({"text": text}) for text in texts))
+        assert result.exit_code == 0
+        scored = lines(result)
+        assert len(scored) == 3
+        for line in scored:
+            assert {"domain", "difficulty", "unknown", "tokens", "truncated", "language"} <= set(line)
+            assert line["domain"]["label"] == max(line["domain"]["probs"], key=line["domain"]["probs"].get)
+            assert 0.0 <= line["difficulty"] <= 1.0
+        assert scored[1]["domain"]["label"] == "math"
+        assert scored[1]["difficulty"] > scored[2]["difficulty"]
+
+    def test_a_body_is_read_as_the_server_would_read_it(self) -> None:
+        messages = [
+            {"role": "system", "content": "You are a pirate."},
+            {"role": "user", "content": "What are the elements of negligence in tort law?"},
+        ]
+        bodies: list[dict[str, Any]] = [
+            {"messages": messages},
+            {"prompt": "What are the elements of negligence in tort law?"},
+            {"input": "What are the elements of negligence in tort law?"},
+            {"system": "x", "max_tokens": 1, "messages": messages[1:]},
+        ]
+        result = run("score", stdin="\n".join(json.dumps({"body": body}) for body in bodies))
+        scored = lines(result)
+        assert {line["domain"]["label"] for line in scored} == {"law"}
+        assert len({line["difficulty"] for line in scored}) == 1
+
+    def test_a_bad_line_is_an_error_in_its_place_and_the_status_is_one(self) -> None:
+        good = json.dumps({"text": "hello"})
+        bad = [
+            "not json",
+            "[]",
+            "{}",
+            '{"text": 7}',
+            '{"text": "  "}',
+            '{"body": []}',
+            '{"body": {"messages": 1}}',
+            "",
+        ]
+        result = run("score", stdin="\n".join([good, *bad, good]) + "\n")
+        assert result.exit_code == 1
+        scored = lines(result)
+        assert ["error" in line for line in scored] == [False, *[True] * len(bad), False]
+        assert "8 bad lines" in result.stderr
+
+    def test_bytes_that_are_not_text_are_an_error_in_their_place(self) -> None:
+        result = run("score", stdin=b'\xff\xfe\n{"text": "hello"}\n')
+        assert ["error" in line for line in lines(result)] == [True, False]
+
+    def test_the_embedding_is_given_when_asked_for(self) -> None:
+        [line] = lines(run("score", "--embedding", stdin='{"text": "hello"}'))
+        assert len(line["embedding"]) == 384
+
+    def test_no_lines_give_no_lines(self) -> None:
+        result = run("score", stdin="")
+        assert (result.exit_code, result.stdout) == (0, "")
+
+    def test_a_bundle_that_is_not_there_is_status_78(self, tmp_path: Path) -> None:
+        result = run("score", "--bundle", str(tmp_path), stdin="{}")
+        assert result.exit_code == 78
+        assert "bundle.json" in result.stderr
+
+    def test_no_more_of_a_long_line_is_held_than_is_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(score, "LINE_BYTES_MAX", 10)
+        stream = io.BytesIO(b"short\n" + b"x" * 95 + b"\n" + b"y" * 11 + b"\nlast")
+        read = list(score.read_lines(stream))
+        assert [len(line) for line in read] == [6, 11, 11, 4]
+        with pytest.raises(ValueError, match="longer than 10 bytes"):
+            score.read_line(read[1])
+
+
+class TestExplain:
+    def test_the_decision_has_all_its_parts(self) -> None:
+        report = explain("--text", "Prove that there are infinitely many primes congruent to 3 modulo 4.")
+        assert (report["pool"], report["cluster"]) == ("large", "vllm-large")
+        assert report["model"] == "deepseek-ai/DeepSeek-V3.2"
+        assert report["signals"]["domain"]["label"] == "math"
+        assert report["edits"]["headers"]["set"]["x-semroute-cluster"] == "vllm-large"
+        assert report["edits"]["body"]["changed"]["model"] == "deepseek-ai/DeepSeek-V3.2"
+        assert {"parse", "policy", "encode", "edit"} == set(report["stages_ms"])
+        for key in ("reasoning", "reason", "rule", "trace"):
+            assert key in report
+
+    def test_a_header_decides(self) -> None:
+        report = explain("--text", "Prove the four colour theorem.", "--header", "X-Tier=internal")
+        assert (report["pool"], report["rule"], report["signals"]) == ("small", "internal", None)
+
+    def test_quality_is_a_header_too(self) -> None:
+        text = "What is the derivative of x squared?"
+        assert explain("--text", text, "--header", "x-semroute-quality=1")["pool"] == "large"
+        assert explain("--text", text, "--header", "x-semroute-quality=0")["pool"] == "small"
+
+    def test_what_the_client_sends_is_not_markup(self) -> None:
+        body = '{"model": "auto", "messages": [], "input": "[/b]"}'
+        arguments = ("explain", "-c", str(EXAMPLE), "--header", "content-encoding=[/b]", "--body", "-")
+        result = run(*arguments, stdin=body)
+        assert result.exit_code == 0, result.output
+        assert "[/b]" in result.stdout
+
+    def test_a_compressed_body_shows_only_what_was_changed(self) -> None:
+        body = gzip.compress(b'{"model": "auto", "messages": [{"role": "user", "content": "hi"}]}')
+        report = explain("--body", "-", "--header", "content-encoding=gzip", stdin=body)
+        assert set(report["edits"]["body"]["changed"]) <= {"model", "chat_template_kwargs"}
+
+    def test_members_that_only_pass_through_are_not_read(self) -> None:
+        digits = "1" * 5_000
+        body = f'{{"model": "auto", "messages": [{{"role": "user", "content": "hi"}}], "seed": {digits}}}'
+        assert explain("--body", "-", stdin=body)["outcome"] == "routed"
+
+    def test_a_body_from_standard_input_and_another_path(self) -> None:
+        body = json.dumps({"model": "auto", "input": "hello", "max_output_tokens": 10})
+        report = explain("--body", "-", "--path", "/v1/responses", stdin=body)
+        assert report["request"]["api"] == "responses"
+        assert report["outcome"] == "routed"
+
+    def test_what_passes_through_is_explained(self) -> None:
+        assert explain("--body", "-", stdin="nonsense")["cause"] == "not_json"
+        assert explain("--text", "x", "--path", "/v1/unknown")["cause"] == "unknown_path"
+        assert explain("--text", "x", "--model", "Qwen/Qwen3-8B")["outcome"] == "named"
+
+    def test_people_get_a_table(self) -> None:
+        result = run("explain", "--config", str(EXAMPLE), "--text", "hi")
+        assert "x-semroute-cluster" in result.stdout
+
+    @pytest.mark.parametrize(
+        "arguments", [[], ["--text", "x", "--body", "-"], ["--text", "x", "--header", "no"]]
+    )
+    def test_wrong_usage_is_status_two(self, arguments: list[str]) -> None:
+        assert run("explain", "--config", str(EXAMPLE), *arguments).exit_code == 2
+
+
+class TestConfiguration:
+    def test_what_is_dumped_is_read_back_as_the_same(self, tmp_path: Path) -> None:
+        """A null is a value: without its line the admin port would be open again."""
+        dumped = run("dump-config", "-c", str(EXAMPLE), env={"SEMROUTE__ADMIN__LISTEN": "null"})
+        (tmp_path / "dumped.yaml").write_text(dumped.stdout)
+        again = run("dump-config", "-c", str(tmp_path / "dumped.yaml"))
+        assert "127.0.0.1:9090" not in dumped.stdout
+        assert again.stdout == dumped.stdout
+
+    def test_the_example_is_right(self, tmp_path: Path) -> None:
+        file = tmp_path / "semroute.yaml"
+        file.write_text(run("example").stdout)
+        result = run("check", str(file))
+        assert result.exit_code == 0
+        assert "ok" in result.stdout
+
+    @pytest.mark.parametrize(
+        ("old", "new", "place"),
+        [
+            ("strong_share: 0.3", "strong_share: 3", ":strategies.pair.strong_share"),
+            (
+                "difficulty > 0.7",
+                "dificulty > 0.7",
+                "policies.main.rules.1.when: there is no fact 'dificulty'",
+            ),
+            ("default_pool: large", "default_pol: large", "did you mean 'default_pool'?"),
+        ],
+    )
+    def test_an_error_is_status_78_and_a_line_with_its_place(
+        self, tmp_path: Path, old: str, new: str, place: str
+    ) -> None:
+        file = tmp_path / "semroute.yaml"
+        file.write_text(EXAMPLE.read_text().replace(old, new))
+        for command in (["check", str(file)], ["serve", "--config", str(file)]):
+            result = run(*command)
+            assert result.exit_code == 78
+            assert any(line.startswith(f"{file}:") for line in result.stderr.splitlines())
+            assert place.lstrip(":") in result.stderr
+
+    @pytest.mark.parametrize(
+        ("added", "missing", "message"),
+        [
+            (
+                "  asked: {kind: judge, weak: small, strong: large, url: 'http://judge:8000/v1', model: m, "
+                "api_key_env: SEMROUTE_TEST_NO_KEY, threshold: 0.5}\n",
+                "",
+                "strategies.asked: the environment has no SEMROUTE_TEST_NO_KEY",
+            ),
+            (
+                "  asked: {kind: judge, weak: small, strong: large, url: 'http://judge:8000/v1', model: m, "
+                "threshold: 0.5}\n",
+                "aiohttp",
+                "semroute-extproc[http]",
+            ),
+            (
+                "controllers: {session: {remote: {url: 'valkey://host', key: 0123456789abcdef}}}\n",
+                "redis",
+                "semroute-extproc[valkey]",
+            ),
+            (
+                "controllers: {session: {remote: {url: 'valkey://host/0?socket_timeout=soon', "
+                "key: 0123456789abcdef}}}\n",
+                "",
+                "controllers.session.remote.url: has an option that the library refuses",
+            ),
+            ("", "onnxruntime", "install semroute-extproc[cpu] or semroute-extproc[gpu]"),
+        ],
+        ids=["key", "http", "valkey", "address", "runtime"],
+    )
+    def test_what_would_keep_serve_from_starting_here_is_found(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, added: str, missing: str, message: str
+    ) -> None:
+        if missing:
+            monkeypatch.setitem(sys.modules, missing, None)
+        elif "valkey" in added:
+            pytest.importorskip("redis", reason="needs the extra valkey")
+        example = EXAMPLE.read_text()
+        strategies = "strategies:\n"
+        assert strategies in example
+        text = example.replace(strategies, strategies + added) if added.startswith(" ") else example + added
+        file = tmp_path / "semroute.yaml"
+        file.write_text(text)
+        result = run("check", str(file))
+        assert result.exit_code == 78, result.output
+        assert message in result.stderr
+
+    @pytest.mark.parametrize(
+        ("old", "new", "note"),
+        [
+            (
+                "weak: small, strong: large",
+                "weak: large, strong: small",
+                "strategies.pair.weak: by their prices large is dearer than small",
+            ),
+            ('domain == "math"', 'domain == "maths"', "policies.main.rules.1.when: no bundle has the domain"),
+            ("listen: unix:/run/semroute/", "listen: unix:/no/such/", "server.listen: there is no folder"),
+        ],
+    )
+    def test_what_is_more_likely_a_slip_is_a_note_with_its_place(
+        self, tmp_path: Path, old: str, new: str, note: str
+    ) -> None:
+        text = EXAMPLE.read_text().replace("unix:/run/semroute", f"unix:{tmp_path}")
+        file = tmp_path / "semroute.yaml"
+        file.write_text(text)
+        assert not run("check", str(file)).stderr
+        old = old.replace("/run/semroute", str(tmp_path))
+        assert old in text
+        file.write_text(text.replace(old, new))
+        result = run("check", str(file))
+        assert result.exit_code == 0
+        assert result.stderr.startswith(f"note: {file}:")
+        assert note in result.stderr
+
+    def test_a_cluster_that_envoy_does_not_have_is_status_78_and_named(self, tmp_path: Path) -> None:
+        assert run("check", str(EXAMPLE), "--envoy", str(ENVOY)).exit_code == 0
+        file = tmp_path / "semroute.yaml"
+        file.write_text(EXAMPLE.read_text().replace("cluster: vllm-small", "cluster: vllm-smal"))
+        result = run("check", str(file), "--envoy", str(ENVOY))
+        assert result.exit_code == 78
+        assert "pools.small.cluster" in result.stderr
+        assert "has no cluster 'vllm-smal' (did you mean 'vllm-small'?)" in result.stderr
+
+    def test_clusters_that_are_dynamic_cannot_be_told(self, tmp_path: Path) -> None:
+        (tmp_path / "envoy.yaml").write_text("dynamic_resources: {cds_config: {ads: {}}}\n")
+        result = run("check", str(EXAMPLE), "--envoy", str(tmp_path / "envoy.yaml"))
+        assert result.exit_code == 78
+        assert "its clusters are dynamic" in result.stderr
+
+    @pytest.mark.parametrize("text", ["a: 1\n", "static_resources: [1]\n", "- 1\n", "static_resources: {}\n"])
+    def test_a_file_that_is_no_bootstrap_is_status_78(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / "envoy.yaml").write_text(text)
+        result = run("check", str(EXAMPLE), "--envoy", str(tmp_path / "envoy.yaml"))
+        assert result.exit_code == 78
+        assert str(tmp_path / "envoy.yaml") in result.stderr
+
+    def test_a_gpu_that_is_not_there_is_status_78(self, tmp_path: Path) -> None:
+        import onnxruntime
+
+        if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+            pytest.skip("this ONNX Runtime knows CUDA")
+        result = run("check", str(EXAMPLE), env={"SEMROUTE__ENCODER__DEVICE": "cuda"})
+        assert result.exit_code == 78
+        assert "encoder.device: cuda was asked for" in result.stderr
+
+    def test_a_tampered_bundle_is_status_78_and_named(self, tmp_path: Path) -> None:
+        (tmp_path / "bundle.json").write_text((bundle.default_bundle() / "bundle.json").read_text())
+        environment = {"SEMROUTE__ENCODER__BUNDLE": str(tmp_path)}
+        result = run("check", str(EXAMPLE), env=environment)
+        assert result.exit_code == 78
+        assert str(tmp_path) in result.stderr
+
+    def test_the_dump_can_be_loaded_again_and_says_the_same(self, tmp_path: Path) -> None:
+        first = run(
+            "dump-config", "--config", str(EXAMPLE), env={"SEMROUTE__SERVER__DEADLINE_MS": "42"}
+        ).stdout
+        file = tmp_path / "dump.yaml"
+        file.write_text(first)
+        assert "deadline_ms: 42" in first
+        assert run("dump-config", "--config", str(file)).stdout == first
+
+    def test_the_schema_knows_every_section(self) -> None:
+        schema = json.loads(run("schema").stdout)
+        assert {"pools", "policies", "strategies", "models"} <= set(schema["properties"])
+        assert schema["additionalProperties"] is False

@@ -1,0 +1,269 @@
+"""The configuration file: what is read, and how errors are told."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from semroute_extproc.config import source as config_source
+from semroute_extproc.config.models import Reasoning, RemoteSessions
+from semroute_extproc.errors import ConfigError
+
+GOOD = """\
+pools:
+  small: {cluster: vllm-small, model: org/small}
+  large: {cluster: vllm-large, model: org/large}
+default_pool: large
+models:
+  auto: {policy: main}
+policies:
+  main:
+    otherwise: {strategy: pair}
+strategies:
+  pair: {kind: threshold, weak: small, strong: large, strong_share: 0.3}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "semroute.yaml"
+
+
+def problems(file: Path, text: str, environment: dict[str, str] | None = None) -> list[str]:
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        config_source.load(file, environment or {})
+    return caught.value.problems
+
+
+def test_a_good_file_is_read_with_its_defaults(file: Path) -> None:
+    file.write_text(GOOD)
+    config = config_source.load(file, {}).config
+    assert config.pools["small"].cluster == "vllm-small"
+    assert config.server.deadline_ms == 100
+
+
+def test_an_unknown_key_is_shown_in_its_line_with_a_caret_and_a_hint(file: Path) -> None:
+    [problem] = problems(file, GOOD.replace("strong_share", "strong_shre"))
+    head, line, caret = problem.splitlines()
+    assert head.startswith(f"{file}:11:55: strategies.pair.strong_shre: unknown setting")
+    assert "did you mean 'strong_share'?" in head
+    assert line[caret.index("^") :].startswith("strong_shre")
+
+
+@pytest.mark.parametrize(
+    ("remote", "wrong"),
+    [
+        ("{url: 'redis://:s3cret-pw@host/0', key: s3cret-pw-0123456, timeout_ms: 99}", "timeout_ms"),
+        ("{url: 'http://:s3cret-pw@host/0', key: s3cret-pw-0123456}", "url"),
+        ("{url: 'redis://:s3cret-pw@host/0', key: s3cret-pw}", "key"),
+    ],
+)
+def test_no_error_shows_a_secret(file: Path, remote: str, wrong: str) -> None:
+    [problem] = problems(file, f"{GOOD}controllers: {{session: {{remote: {remote}}}}}\n")
+    head, line, caret = problem.splitlines()
+    assert f"controllers.session.remote.{wrong}: " in head
+    assert line[caret.index("^") :].startswith(wrong)
+    assert "s3cret" not in problem
+
+
+def test_the_settings_that_no_error_shows_are_those_that_are_secret() -> None:
+    secret = {name for name, each in RemoteSessions.model_fields.items() if each.annotation is SecretStr}
+    assert {path[-1] for path in config_source.SECRETS} == secret
+
+
+@pytest.mark.parametrize("number", [".inf", "-.inf", ".nan"])
+def test_a_number_that_is_not_finite_is_refused(file: Path, number: str) -> None:
+    price = f"{{cluster: vllm-small, price: {{input: {number}, output: 1}},"
+    [problem] = problems(file, GOOD.replace("{cluster: vllm-small,", price))
+    assert "pools.small.price.input: input should be " in problem
+
+
+def test_a_missing_setting_is_placed_at_what_lacks_it(file: Path) -> None:
+    [problem] = problems(
+        file, GOOD.replace("{cluster: vllm-small, model: org/small}", "{cluster: vllm-small}")
+    )
+    assert problem.startswith(f"{file}:2:3: pools.small.model: is required")
+
+
+def test_every_problem_is_told_at_once(file: Path) -> None:
+    text = GOOD.replace("cluster: vllm-small", "cluster: 'a b'").replace(
+        "default_pool: large", "default_pool: 7"
+    )
+    assert len(problems(file, text)) == 2
+
+
+def test_a_name_that_is_not_defined_is_shown_where_it_is_used(file: Path) -> None:
+    [problem] = problems(file, GOOD.replace("weak: small", "weak: smal"))
+    assert problem.startswith(
+        f"{file}:11:27: strategies.pair.weak: there is no pool 'smal' (did you mean 'small'?)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("default_pool: large", "default_pool: huge", "there is no pool 'huge'"),
+        ("policy: main", "policy: mian", "there is no policy 'mian' (did you mean 'main'?)"),
+        ("strategy: pair", "strategy: pear", "there is no strategy 'pear'"),
+        ("strategy: pair", "{}", "give exactly one of pool and strategy"),
+        ("strong_share: 0.3", "strong_share: 0.3, threshold: 0.4", "give exactly one of"),
+        ("strong_share: 0.3", "strong_share: 1.3", "less than or equal to 1"),
+        ("weak: small", "weak: large", "weak and strong are the same pool"),
+        ("auto: {policy", "org/large: {policy", "is also the name of a pool's model"),
+        ("model: org/small}", "model: org/small, reasoning: qwen9}", "there is no reasoning family 'qwen9'"),
+        ("kind: threshold", "kind: treshold", "kind"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(file: Path, old: str, new: str, message: str) -> None:
+    assert old in GOOD
+    new = new if new != "{}" else "reasoning: low"
+    assert any(message in problem for problem in problems(file, GOOD.replace(old, new)))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1, 2", ":1:"),
+        ("a: 1\na: 2\n", ":2:1"),
+        ("- 1\n", "expected a mapping"),
+        ("", "expected a mapping"),
+        ("\t", ":1:1"),
+    ],
+)
+def test_what_is_not_a_mapping_in_yaml_is_refused_with_its_place(file: Path, text: str, message: str) -> None:
+    assert message in problems(file, text)[0]
+
+
+def test_bytes_that_are_not_utf_8_are_refused(file: Path) -> None:
+    file.write_bytes(b"a: \xff\n")
+    with pytest.raises(ConfigError, match="not UTF-8 at byte 3"):
+        config_source.load(file, {})
+
+
+def test_a_missing_file_is_told_by_name(file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"semroute\.yaml: No such file"):
+        config_source.load(file, {})
+
+
+def test_the_environment_wins_over_the_file(file: Path) -> None:
+    file.write_text(GOOD)
+    environment = {
+        "SEMROUTE__SERVER__DEADLINE_MS": "25",
+        "SEMROUTE__POOLS__SMALL__CLUSTER": "other",
+        "SEMROUTE__SERVER__LISTEN": "unix:/run/x.sock",
+        "SEMROUTE_CONFIG": "not ours",
+    }
+    config = config_source.load(file, environment).config
+    assert (config.server.deadline_ms, config.server.listen) == (25, "unix:/run/x.sock")
+    assert config.pools["small"].cluster == "other"
+
+
+def test_an_error_in_the_environment_names_the_variable(file: Path) -> None:
+    [problem] = problems(file, GOOD, {"SEMROUTE__SERVER__DEADLINE_MS": "soon"})
+    assert problem.startswith("SEMROUTE__SERVER__DEADLINE_MS (environment): server.deadline_ms:")
+
+
+def test_off_is_an_effort(file: Path) -> None:
+    file.write_text(GOOD.replace("{strategy: pair}", "{strategy: pair, reasoning: off}"))
+    target = config_source.load(file, {}).config.policies["main"].otherwise
+    assert target.reasoning == Reasoning(effort="none")
+
+
+def test_equal_configurations_have_equal_digests(file: Path) -> None:
+    file.write_text(GOOD)
+    first = config_source.load(file, {}).sha256
+    file.write_text("# a comment\n" + GOOD)
+    assert config_source.load(file, {}).sha256 == first
+    file.write_text(GOOD.replace("0.3", "0.4"))
+    assert config_source.load(file, {}).sha256 != first
+
+
+async def test_a_swap_of_a_mounted_directory_is_noticed(tmp_path: Path) -> None:
+    """As Kubernetes does: the file is a link into `..data`, which is replaced by a rename."""
+    for name, share in (("v1", "0.3"), ("v2", "0.5")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "semroute.yaml").write_text(GOOD.replace("0.3", share))
+    (tmp_path / "..data").symlink_to("v1")
+    file = tmp_path / "semroute.yaml"
+    file.symlink_to("..data/semroute.yaml")
+    stop = asyncio.Event()
+    watching = config_source.changes(file, stop)
+    notice = asyncio.ensure_future(anext(watching))
+    await asyncio.sleep(0.3)
+    (tmp_path / "..new").symlink_to("v2")
+    (tmp_path / "..new").rename(tmp_path / "..data")
+    await asyncio.wait_for(notice, timeout=5)
+    assert "strong_share=0.5" in str(config_source.load(file, {}).config)
+    stop.set()
+    await watching.aclose()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("strategy: pair}", "strategy: pair, reasoning: [high]}", "policies.main.otherwise.reasoning: input"),
+        ("strategy: pair}", "strategy: pair, reasoning: {a: b}}", "policies.main.otherwise.reasoning.a: "),
+        ("default_pool: large", "default_pool: large\nadmin: {listen: nine}", "admin.listen: "),
+        ("default_pool: large", "default_pool: large\nadmin: {listen: 'x:99999'}", "the port is above 65535"),
+        ("default_pool: large", "default_pool: large\nserver: {listen: here}", "server.listen: "),
+        ("default_pool: large", "default_pool: large\nx: " + "[" * 400 + "]" * 400, "nested too deeply"),
+    ],
+)
+def test_what_no_start_could_use_is_told_and_not_thrown(file: Path, old: str, new: str, message: str) -> None:
+    [problem] = problems(file, GOOD.replace(old, new))
+    assert str(file) in problem
+    assert message in problem
+
+
+def test_a_variable_reaches_names_that_no_shell_allows_in_one(file: Path) -> None:
+    file.write_text(GOOD.replace("small", "llama-3.1/8b"))
+    config = config_source.load(file, {"SEMROUTE__POOLS__LLAMA_3_1_8B__CONTEXT": "1000"}).config
+    assert config.pools["llama-3.1/8b"].context == 1_000
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("SEMROUTE__SERVER", "{deadline_ms: -1}", "server.deadline_ms: input should be greater"),
+        ("SEMROUTE__POOLS__NEW__CLUSTER", "c", "pools.new.model: is required"),
+        ("SEMROUTE__DEFAULT_POOL", "2024-13-45", "default_pool: there is no pool '2024-13-45'"),
+        (
+            "SEMROUTE__POLICIES__MAIN__RULES__0__POOL",
+            "large",
+            "policies.main.rules: a list is set as a whole",
+        ),
+    ],
+)
+def test_the_variable_is_named_whatever_is_wrong_with_it(
+    file: Path, variable: str, value: str, message: str
+) -> None:
+    text = GOOD.replace("main:\n", "main:\n    rules: [{name: r, when: 'true', pool: small}]\n")
+    [problem] = problems(file, text, {variable: value})
+    assert problem.startswith(f"{variable} (environment): {message}")
+
+
+def write(file: Path, text: str) -> None:
+    file.write_text(text)
+
+
+async def test_what_stands_beside_the_file_is_no_change(file: Path) -> None:
+    write(file, GOOD)
+    stop = asyncio.Event()
+    watching = config_source.changes(file, stop)
+    notice = asyncio.ensure_future(anext(watching))
+    await asyncio.sleep(0.3)
+    write(file, GOOD)
+    await asyncio.wait_for(notice, timeout=5)
+    notice = asyncio.ensure_future(anext(watching))
+    await asyncio.sleep(0.3)
+    (file.parent / "other").write_text("x")
+    await asyncio.sleep(2.5)
+    assert not notice.done()
+    write(file, GOOD + "# changed\n")
+    await asyncio.wait_for(notice, timeout=5)
+    stop.set()
+    await watching.aclose()  # type: ignore[attr-defined]

@@ -1,0 +1,125 @@
+"""The shipped bundle, and what happens to one that is not whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from semroute_extproc.encoder import bundle
+from semroute_extproc.errors import BundleError
+
+SHIPPED = bundle.default_bundle()
+DOMAINS = (
+    "biology business chemistry computer_science economics engineering health history law math other "
+    "philosophy physics psychology"
+).replace("_", " ")
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A bundle that may be damaged; graphs are linked, because they are large and only read."""
+    target = tmp_path / "bundle"
+    target.mkdir()
+    for file in SHIPPED.iterdir():
+        if file.suffix == ".onnx":
+            (target / file.name).symlink_to(file)
+        else:
+            shutil.copy(file, target / file.name)
+    return target
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    manifest = json.loads((path / "bundle.json").read_text())
+    change(manifest)
+    (path / "bundle.json").write_text(json.dumps(manifest))
+
+
+def test_the_shipped_bundle_is_whole() -> None:
+    loaded = bundle.load(SHIPPED)
+    assert " ".join(loaded.domain.labels) == DOMAINS
+    assert loaded.centroids.shape[1] == loaded.encoder.dimensions
+    assert np.allclose(np.linalg.norm(loaded.centroids, axis=1), 1.0, atol=1e-3)
+    assert loaded.graph("cpu").is_file()
+    assert loaded.graph("cuda").is_file()
+
+
+def test_every_file_that_serving_reads_has_a_checksum() -> None:
+    manifest = bundle.read_manifest(SHIPPED)
+    read = {*manifest.graphs.values(), manifest.unknown.centroids, "tokenizer.json"}
+    assert read <= set(manifest.files)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "centroids.npy", "model.int8.onnx"])
+def test_an_altered_file_is_refused_by_name(copy: Path, name: str) -> None:
+    file = copy / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.unlink()
+    file.write_bytes(content)
+    with pytest.raises(BundleError, match=f"{name}: sha256 is"):
+        bundle.load(copy)
+
+
+def test_a_missing_file_is_refused_by_name(copy: Path) -> None:
+    (copy / "tokenizer.json").unlink()
+    with pytest.raises(BundleError, match=r"tokenizer\.json: No such file"):
+        bundle.load(copy)
+
+
+def test_the_graph_of_a_device_that_is_not_used_may_be_left_out(copy: Path) -> None:
+    (copy / "model.fp16.onnx").unlink()
+    bundle.load(copy, ("cpu",))
+    with pytest.raises(BundleError, match=r"model\.fp16\.onnx"):
+        bundle.load(copy, ("cuda",))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(format=2), "format 2 is not 1"),
+        (lambda m: m.update(surface=["length"]), "other surface features"),
+        (lambda m: m["domain"].update(temperature=0), "domain.temperature"),
+        (lambda m: m["difficulty"].update(quantiles=[0.5] * 3), "difficulty.quantiles"),
+        (lambda m: m["difficulty"]["quantiles"].reverse(), "quantiles must ascend"),
+        (lambda m: m["files"].pop("tokenizer.json"), "tokenizer.json has no checksum"),
+        (lambda m: m["files"].pop("model.int8.onnx"), "model.int8.onnx has no checksum"),
+        (lambda m: m.pop("encoder"), "encoder"),
+        (lambda m: m["encoder"].update(dimensions=3), r"is not \(k, 3\)"),
+    ],
+)
+def test_a_manifest_that_is_not_understood_is_refused_with_the_place(
+    copy: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    edit(copy, change)
+    with pytest.raises(BundleError, match=message):
+        bundle.load(copy)
+
+
+def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"bundle\.json: no such file"):
+        bundle.load(tmp_path)
+
+
+def test_a_half_written_manifest_is_refused(copy: Path) -> None:
+    text = (copy / "bundle.json").read_text()
+    (copy / "bundle.json").write_text(text[: len(text) // 2])
+    with pytest.raises(BundleError, match=r"bundle\.json"):
+        bundle.load(copy)
+
+
+def test_the_revision_changes_with_any_served_file(copy: Path) -> None:
+    before = bundle.load(copy).revision
+    edit(copy, lambda m: m["domain"].update(temperature=9.0))
+    assert bundle.load(copy).revision != before
+
+
+def test_a_manifest_survives_being_written_and_read(copy: Path) -> None:
+    manifest = bundle.read_manifest(copy)
+    bundle.write_manifest(copy, manifest)
+    assert bundle.read_manifest(copy) == manifest

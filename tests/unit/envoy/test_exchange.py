@@ -1,0 +1,429 @@
+"""One stream, message by message: what may be answered, and when."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from msgspec import structs
+
+from semroute_extproc.envoy._pb import external_processor_pb2 as pb
+from semroute_extproc.envoy.exchange import Decide, Exchange, Settings, Step
+from semroute_extproc.outcome import Kind, Outcome
+from semroute_extproc.request.view import Api
+
+MODE = pb.ProcessingMode
+SETTINGS = Settings(
+    default_pool="large",
+    default_cluster="vllm-large",
+    body_bytes_max=1_000_000,
+    allow_mode_override=True,
+    models=("auto", "big-model", "org/small"),
+)
+CHAT = {":method": "POST", ":path": "/v1/chat/completions", "content-type": "application/json"}
+ROUTED = Outcome(
+    Kind.ROUTED, "strategy", pool="small", cluster="vllm-small", model="m", body=b'{"model":"m"}'
+)
+
+
+def headers(fields: dict[str, str], *, mode: int = MODE.NONE, end: bool = False) -> pb.ProcessingRequest:
+    message = pb.ProcessingRequest()
+    message.protocol_config.request_body_mode = mode
+    for key, value in fields.items():
+        message.request_headers.headers.headers.add(key=key, raw_value=value.encode())
+    message.request_headers.end_of_stream = end
+    return message
+
+
+def body(data: bytes, end: bool = True) -> pb.ProcessingRequest:
+    message = pb.ProcessingRequest()
+    message.request_body.body = data
+    message.request_body.end_of_stream = end
+    return message
+
+
+def bare(kind: str) -> pb.ProcessingRequest:
+    message = pb.ProcessingRequest()
+    getattr(message, kind).SetInParent()
+    return message
+
+
+def replies(step: Step | tuple[bytes, ...]) -> list[pb.ProcessingResponse]:
+    raw = step.replies if isinstance(step, Step) else step
+    return [pb.ProcessingResponse.FromString(reply) for reply in raw]
+
+
+def only(step: Step | tuple[bytes, ...]) -> pb.ProcessingResponse:
+    found = replies(step)
+    assert len(found) == 1
+    return found[0]
+
+
+def sets(mutation: pb.HeaderMutation) -> dict[str, bytes]:
+    return {option.header.key: option.header.raw_value for option in mutation.set_headers}
+
+
+def decide(step: Step) -> Decide:
+    assert step.decide is not None
+    return step.decide
+
+
+def test_without_a_body_mode_the_headers_reply_asks_for_the_buffered_body() -> None:
+    reply = only(Exchange(SETTINGS).receive(headers(CHAT)))
+    assert reply.WhichOneof("response") == "request_headers"
+    assert reply.mode_override.request_body_mode == MODE.BUFFERED
+    assert reply.mode_override.response_body_mode == MODE.NONE
+
+
+def test_the_response_side_of_the_mode_stays_as_configured() -> None:
+    message = headers(CHAT)
+    message.protocol_config.response_body_mode = MODE.STREAMED
+    assert only(Exchange(SETTINGS).receive(message)).mode_override.response_body_mode == MODE.STREAMED
+
+
+def test_a_spoofed_routing_header_is_removed_while_the_body_is_awaited() -> None:
+    common = only(Exchange(SETTINGS).receive(headers(CHAT))).request_headers.response
+    assert list(common.header_mutation.remove_headers) == ["x-semroute-cluster"]
+    assert common.clear_route_cache
+
+
+def test_configured_buffered_is_not_overridden() -> None:
+    reply = only(Exchange(SETTINGS).receive(headers(CHAT, mode=MODE.BUFFERED)))
+    assert not reply.HasField("mode_override")
+
+
+@pytest.mark.parametrize("mode", [MODE.NONE, MODE.BUFFERED, MODE.BUFFERED_PARTIAL, MODE.STREAMED])
+def test_a_whole_body_is_decided_and_answered_in_one_body_reply(mode: int) -> None:
+    exchange = Exchange(SETTINGS)
+    exchange.receive(headers(CHAT, mode=mode))
+    request = decide(exchange.receive(body(b"{}")))
+    assert (request.api, request.body) == (Api.CHAT_COMPLETIONS, b"{}")
+    reply = only(exchange.decided(ROUTED))
+    common = reply.request_body.response
+    assert sets(common.header_mutation) == {"x-semroute-cluster": b"vllm-small", "content-length": b"13"}
+    assert common.body_mutation.body == ROUTED.body
+    assert common.clear_route_cache
+    assert reply.dynamic_metadata.fields["semroute"].struct_value.fields["pool"].string_value == "small"
+
+
+def test_an_unchanged_body_is_not_sent_back() -> None:
+    exchange = Exchange(SETTINGS)
+    exchange.receive(headers(CHAT))
+    exchange.receive(body(b"{}"))
+    named = Outcome(Kind.NAMED, "named_model", pool="small", cluster="vllm-small")
+    common = only(exchange.decided(named)).request_body.response
+    assert not common.HasField("body_mutation")
+    assert sets(common.header_mutation) == {"x-semroute-cluster": b"vllm-small"}
+
+
+def test_a_body_followed_by_trailers_is_decided_and_the_trailers_continued() -> None:
+    exchange = Exchange(SETTINGS)
+    exchange.receive(headers(CHAT))
+    decide(exchange.receive(body(b"{}", end=False)))
+    exchange.decided(ROUTED)
+    assert only(exchange.receive(bare("request_trailers"))).WhichOneof("response") == "request_trailers"
+
+
+def test_trailers_without_a_body_are_continued_to_the_default_pool() -> None:
+    exchange = Exchange(SETTINGS)
+    exchange.receive(headers(CHAT))
+    step = exchange.receive(bare("request_trailers"))
+    assert only(step).WhichOneof("response") == "request_trailers"
+    assert step.outcome is not None
+    assert step.outcome.cause == "empty_body"
+
+
+@pytest.mark.parametrize("mode", [MODE.STREAMED, MODE.BUFFERED_PARTIAL])
+def test_pieces_of_a_streamed_body_pass_through_untouched(mode: int) -> None:
+    exchange = Exchange(SETTINGS)
+    exchange.receive(headers(CHAT, mode=mode))
+    first = exchange.receive(body(b"{", end=False))
+    assert first.outcome is not None
+    assert first.outcome.cause == "streamed_body"
+    for step in (first, exchange.receive(body(b"}", end=True))):
+        reply = only(step)
+        assert reply.WhichOneof("response") == "request_body"
+        assert not reply.request_body.response.HasField("body_mutation")
+
+
+def test_full_duplex_holds_the_headers_reply_until_the_last_piece() -> None:
+    exchange = Exchange(SETTINGS)
+    assert exchange.receive(headers(CHAT, mode=MODE.FULL_DUPLEX_STREAMED)).replies == ()
+    assert exchange.receive(body(b'{"a":', end=False)).replies == ()
+    assert decide(exchange.receive(body(b"1}"))).body == b'{"a":1}'
+    first, *pieces = replies(exchange.decided(ROUTED))
+    assert first.WhichOneof("response") == "request_headers"
+    assert sets(first.request_headers.response.header_mutation)["x-semroute-cluster"] == b"vllm-small"
+    assert "content-length" in first.request_headers.response.header_mutation.remove_headers
+    streamed = [piece.request_body.response.body_mutation.streamed_response for piece in pieces]
+    assert b"".join(piece.body for piece in streamed) == ROUTED.body
+    assert [piece.end_of_stream for piece in streamed] == [True]
+
+
+def test_full_duplex_cuts_a_long_body_below_64_kib_and_ends_it_once() -> None:
+    exchange = Exchange(SETTINGS)
+    exchange.receive(headers(CHAT, mode=MODE.FULL_DUPLEX_STREAMED))
+    long = b"x" * 200_000
+    decide(exchange.receive(body(long)))
+    _, *pieces = replies(exchange.decided(Outcome(Kind.NAMED, "named_model", cluster="c")))
+    streamed = [piece.request_body.response.body_mutation.streamed_response for piece in pieces]
+    assert b"".join(piece.body for piece in streamed) == long
+    assert max(len(piece.body) for piece in streamed) <= 64 * 1024
+    assert [piece.end_of_stream for piece in streamed] == [False, False, False, True]
+
+
+def test_full_duplex_with_trailers_ends_with_the_trailers_reply() -> None:
+    exchange = Exchange(SETTINGS)
+    exchange.receive(headers(CHAT, mode=MODE.FULL_DUPLEX_STREAMED))
+    exchange.receive(body(b"{}", end=False))
+    decide(exchange.receive(bare("request_trailers")))
+    kinds = [reply.WhichOneof("response") for reply in replies(exchange.decided(ROUTED))]
+    assert kinds == ["request_headers", "request_body", "request_trailers"]
+
+
+def test_full_duplex_ends_on_a_separate_empty_piece() -> None:
+    exchange = Exchange(SETTINGS)
+    exchange.receive(headers(CHAT, mode=MODE.FULL_DUPLEX_STREAMED))
+    exchange.receive(body(b"{}", end=False))
+    assert decide(exchange.receive(body(b"", end=True))).body == b"{}"
+
+
+def test_full_duplex_ignores_a_second_end_of_stream() -> None:
+    exchange = Exchange(SETTINGS)
+    exchange.receive(headers(CHAT, mode=MODE.FULL_DUPLEX_STREAMED))
+    exchange.receive(body(b"{}"))
+    exchange.decided(ROUTED)
+    assert exchange.receive(body(b"")).replies == ()
+
+
+def test_full_duplex_passes_pieces_of_an_unroutable_request_through() -> None:
+    exchange = Exchange(SETTINGS)
+    upload = {**CHAT, ":path": "/v1/audio/transcriptions"}
+    assert only(exchange.receive(headers(upload, mode=MODE.FULL_DUPLEX_STREAMED)))
+    piece = only(exchange.receive(body(b"abc", end=False)))
+    streamed = piece.request_body.response.body_mutation.streamed_response
+    assert (streamed.body, streamed.end_of_stream) == (b"abc", False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "cause"),
+    [
+        ({":method": "GET"}, "method"),
+        ({":path": "/v1/unknown"}, "unknown_path"),
+        ({"content-type": "multipart/form-data; boundary=x"}, "content_type"),
+        ({"upgrade": "websocket"}, "upgrade"),
+    ],
+)
+def test_what_is_not_ours_goes_to_the_default_pool_at_the_headers(fields: dict[str, str], cause: str) -> None:
+    step = Exchange(SETTINGS).receive(headers({**CHAT, **fields}))
+    assert step.outcome is not None
+    assert (step.outcome.kind, step.outcome.cause) == (Kind.PASSTHROUGH, cause)
+    common = only(step).request_headers.response
+    assert sets(common.header_mutation) == {"x-semroute-cluster": b"vllm-large"}
+    assert common.clear_route_cache
+
+
+def test_a_request_without_a_body_is_decided_at_the_headers() -> None:
+    step = Exchange(SETTINGS).receive(headers(CHAT, end=True))
+    assert step.outcome is not None
+    assert step.outcome.cause == "empty_body"
+
+
+def test_an_empty_chunked_body_goes_to_the_default_pool() -> None:
+    exchange = Exchange(SETTINGS)
+    exchange.receive(headers(CHAT))
+    step = exchange.receive(body(b""))
+    assert step.outcome is not None
+    assert step.outcome.cause == "empty_body"
+    assert sets(only(step).request_body.response.header_mutation)["x-semroute-cluster"] == b"vllm-large"
+
+
+def test_a_query_and_a_charset_do_not_hide_a_known_path() -> None:
+    fields = {
+        **CHAT,
+        ":path": "/v1/chat/completions?api-version=1",
+        "content-type": "application/json; charset=utf-8",
+    }
+    assert only(Exchange(SETTINGS).receive(headers(fields))).mode_override.request_body_mode == MODE.BUFFERED
+
+
+def test_the_models_are_listed_by_us() -> None:
+    exchange = Exchange(SETTINGS)
+    reply = only(exchange.receive(headers({":method": "GET", ":path": "/v1/models"}, end=True)))
+    assert reply.immediate_response.status.code == 200
+    listed = json.loads(reply.immediate_response.body)
+    assert [model["id"] for model in listed["data"]] == ["auto", "big-model", "org/small"]
+
+
+def test_one_model_is_described_and_an_unknown_one_is_left_to_the_pool() -> None:
+    one = only(
+        Exchange(SETTINGS).receive(headers({":method": "GET", ":path": "/v1/models/org/small"}, end=True))
+    )
+    assert json.loads(one.immediate_response.body)["id"] == "org/small"
+    other = Exchange(SETTINGS).receive(headers({":method": "GET", ":path": "/v1/models/nope"}, end=True))
+    assert only(other).WhichOneof("response") == "request_headers"
+
+
+def test_a_declared_length_over_the_cap_is_refused_before_the_upload() -> None:
+    exchange = Exchange(SETTINGS)
+    reply = only(exchange.receive(headers({**CHAT, "content-length": "1000001"})))
+    assert reply.immediate_response.status.code == 413
+    error = json.loads(reply.immediate_response.body)["error"]
+    assert error["code"] == "request_too_large"
+    assert set(error) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize("mode", [MODE.NONE, MODE.FULL_DUPLEX_STREAMED])
+def test_a_body_over_the_cap_is_refused_and_nothing_follows(mode: int) -> None:
+    exchange = Exchange(SETTINGS)
+    exchange.receive(headers(CHAT, mode=mode))
+    reply = only(exchange.receive(body(b"x" * 1_000_001, end=False)))
+    assert reply.immediate_response.status.code == 413
+    assert exchange.receive(body(b"x")).replies == ()
+    assert exchange.receive(bare("response_headers")).replies == ()
+
+
+def test_anthropic_clients_get_their_error_shape_too() -> None:
+    fields = {**CHAT, ":path": "/v1/messages", "content-length": "99999999"}
+    answer = json.loads(only(Exchange(SETTINGS).receive(headers(fields))).immediate_response.body)
+    assert answer["type"] == "error"
+    assert answer["error"]["message"]
+
+
+def test_response_headers_may_come_first() -> None:
+    reply = only(Exchange(SETTINGS).receive(bare("response_headers")))
+    assert reply.WhichOneof("response") == "response_headers"
+
+
+@pytest.mark.parametrize("kind", ["response_headers", "response_body", "response_trailers"])
+def test_the_response_direction_may_interleave_with_a_body_still_to_come(kind: str) -> None:
+    exchange = Exchange(SETTINGS)
+    exchange.receive(headers(CHAT))
+    assert only(exchange.receive(bare(kind))).WhichOneof("response") == kind
+    assert exchange.receive(body(b"{}")).decide is not None
+
+
+def test_a_full_duplex_response_is_passed_piece_by_piece() -> None:
+    exchange = Exchange(SETTINGS)
+    first = bare("response_headers")
+    first.protocol_config.response_body_mode = MODE.FULL_DUPLEX_STREAMED
+    exchange.receive(first)
+    message = pb.ProcessingRequest()
+    message.response_body.body = b"data: x\n\n"
+    streamed = only(exchange.receive(message)).response_body.response.body_mutation.streamed_response
+    assert streamed.body == b"data: x\n\n"
+
+
+def test_a_message_of_an_unknown_kind_is_not_answered() -> None:
+    assert Exchange(SETTINGS).receive(pb.ProcessingRequest()) == Step()
+
+
+def test_observability_mode_decides_and_never_answers() -> None:
+    exchange = Exchange(SETTINGS)
+    message = headers(CHAT, mode=MODE.STREAMED)
+    message.observability_mode = True
+    assert exchange.receive(message).replies == ()
+    assert exchange.receive(body(b"{", end=False)).replies == ()
+    assert decide(exchange.receive(body(b"}"))).body == b"{}"
+    assert exchange.decided(ROUTED) == ()
+    assert exchange.receive(bare("response_headers")).replies == ()
+
+
+def test_an_answer_of_ours_after_the_body_closes_the_exchange() -> None:
+    exchange = Exchange(SETTINGS)
+    exchange.receive(headers(CHAT))
+    exchange.receive(headers({**CHAT, "content-length": "99999999"}))
+    assert exchange.receive(body(b"{}")).replies == ()
+
+
+@pytest.mark.parametrize("kind", ["request_headers", "request_body", "request_trailers", "response_headers"])
+def test_a_failure_of_ours_is_rescued_with_a_reply_of_the_same_kind(kind: str) -> None:
+    exchange = Exchange(SETTINGS)
+    exchange.receive(headers(CHAT))
+    assert only(exchange.rescue(kind)).WhichOneof("response") == kind
+
+
+@pytest.mark.parametrize("mode", [MODE.NONE, MODE.BUFFERED, MODE.FULL_DUPLEX_STREAMED])
+def test_a_request_whose_body_never_comes_has_an_outcome(mode: Any) -> None:
+    exchange = Exchange(SETTINGS)
+    exchange.receive(headers(CHAT, mode=mode))
+    outcome = exchange.ended()
+    assert outcome is not None
+    assert (outcome.kind, outcome.cause) == (Kind.PASSTHROUGH, "no_body")
+    assert exchange.ended() is None
+
+
+def test_a_stream_that_ends_after_its_outcome_has_no_other() -> None:
+    exchange = Exchange(SETTINGS)
+    assert exchange.ended() is None
+    exchange.receive(headers({**CHAT, ":method": "GET"}))
+    assert exchange.ended() is None
+
+
+def test_a_rescued_request_has_one_outcome() -> None:
+    exchange = Exchange(SETTINGS)
+    exchange.receive(headers(CHAT))
+    outcome = exchange.rescue("request_body").outcome
+    assert outcome is not None
+    assert (outcome.kind, outcome.cause, outcome.pool) == (Kind.PASSTHROUGH, "internal_error", "large")
+    assert exchange.rescue("request_trailers").outcome is None
+    assert exchange.rescue("response_headers").outcome is None
+
+
+def test_a_failure_in_full_duplex_gives_the_collected_body_back() -> None:
+    exchange = Exchange(SETTINGS)
+    exchange.receive(headers(CHAT, mode=MODE.FULL_DUPLEX_STREAMED))
+    exchange.receive(body(b"abc", end=False))
+    exchange.receive(body(b"def"))
+    first, piece = replies(exchange.rescue("request_body"))
+    assert sets(first.request_headers.response.header_mutation)["x-semroute-cluster"] == b"vllm-large"
+    assert piece.request_body.response.body_mutation.streamed_response.body == b"abcdef"
+
+
+def test_a_failure_at_the_headers_in_full_duplex_still_lets_the_body_through() -> None:
+    exchange = Exchange(SETTINGS)
+    with pytest.raises(ValueError):
+        exchange.receive(headers({**CHAT, "content-length": "9" * 5_000}, mode=MODE.FULL_DUPLEX_STREAMED))
+    assert only(exchange.rescue("request_headers")).WhichOneof("response") == "request_headers"
+    piece = only(exchange.receive(body(b"abc"))).request_body.response.body_mutation.streamed_response
+    assert (piece.body, piece.end_of_stream) == (b"abc", True)
+
+
+def test_an_outcome_that_cannot_be_written_is_rescued_with_the_whole_body() -> None:
+    exchange = Exchange(SETTINGS)
+    exchange.receive(headers(CHAT, mode=MODE.FULL_DUPLEX_STREAMED))
+    exchange.receive(body(b"abc"))
+    with pytest.raises(UnicodeEncodeError):
+        exchange.decided(structs.replace(ROUTED, cluster="größer"))
+    first, piece = replies(exchange.rescue("request_body"))
+    assert sets(first.request_headers.response.header_mutation)["x-semroute-cluster"] == b"vllm-large"
+    assert piece.request_body.response.body_mutation.streamed_response.body == b"abc"
+
+
+def test_every_header_value_is_written_raw_and_overwrites() -> None:
+    exchange = Exchange(SETTINGS)
+    exchange.receive(headers(CHAT))
+    exchange.receive(body(b"{}"))
+    for option in only(exchange.decided(ROUTED)).request_body.response.header_mutation.set_headers:
+        assert option.header.raw_value
+        assert not option.header.value
+        assert option.append_action == pb.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
+
+
+def test_a_decompressed_body_loses_its_content_encoding() -> None:
+    exchange = Exchange(SETTINGS)
+    exchange.receive(headers(CHAT))
+    exchange.receive(body(b"\x1f\x8b"))
+    outcome = Outcome(Kind.ROUTED, "strategy", cluster="c", body=b"{}", decoded=True)
+    removed = only(exchange.decided(outcome)).request_body.response.header_mutation.remove_headers
+    assert list(removed) == ["content-encoding"]
+
+
+def test_a_reason_becomes_one_printable_ascii_line() -> None:
+    exchange = Exchange(SETTINGS)
+    exchange.receive(headers(CHAT))
+    exchange.receive(body(b"{}"))
+    outcome = Outcome(Kind.ROUTED, "strategy", cluster="c", reason="naïve\r\nx-evil: 1\x00" + "y" * 500)
+    fields = only(exchange.decided(outcome)).dynamic_metadata.fields["semroute"].struct_value.fields
+    assert fields["reason"].string_value == ("na?ve x-evil: 1" + "y" * 500)[:160]

@@ -1,0 +1,125 @@
+"""Messages survive the way between the xds-protos classes and ours, in both directions."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from google.protobuf.json_format import MessageToDict, ParseDict
+from google.protobuf.message import Message
+from protocol_reference import ask_xds
+
+from semroute_extproc.envoy._pb import external_processor_pb2 as pb
+
+HEADERS = {"headers": [{"key": ":path", "raw_value": "L3Yx"}, {"key": "x-a", "value": "plain"}]}
+ATTRIBUTES = {"envoy.filters.http.ext_proc": {"request.id": "7", "nested": {"list": [1.5, True, None]}}}
+MUTATION = {
+    "set_headers": [
+        {"header": {"key": "x-pool", "raw_value": "YQ=="}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"},
+        {"header": {"key": "x-b", "raw_value": "/w=="}, "append": True, "keep_empty_value": True},
+    ],
+    "remove_headers": ["content-length", "x-c"],
+}
+COMMON = {"status": "CONTINUE_AND_REPLACE", "header_mutation": MUTATION, "clear_route_cache": True}
+CHUNK = {
+    "body": "AAEC/w==",
+    "end_of_stream": True,
+    "end_of_stream_without_message": True,
+    "grpc_message_compressed": True,
+}
+MODES = {
+    "request_header_mode": "SEND",
+    "response_header_mode": "SKIP",
+    "request_body_mode": "BUFFERED",
+    "response_body_mode": "STREAMED",
+    "request_trailer_mode": "SKIP",
+    "response_trailer_mode": "SEND",
+}
+PROTOCOL = {
+    "request_body_mode": "FULL_DUPLEX_STREAMED",
+    "response_body_mode": "GRPC",
+    "send_body_without_waiting_for_header_response": True,
+}
+REFUSAL = {
+    "status": {"code": "PayloadTooLarge"},
+    "headers": MUTATION,
+    "body": "eyJlcnJvciI6MX0=",
+    "grpc_status": {"status": 8},
+    "details": "body_too_large",
+}
+REQUESTS: list[dict[str, Any]] = [
+    {"request_headers": {"headers": HEADERS, "end_of_stream": True}, "protocol_config": PROTOCOL},
+    {"response_headers": {"headers": HEADERS}, "attributes": ATTRIBUTES},
+    {"request_body": CHUNK, "metadata_context": {"filter_metadata": ATTRIBUTES}},
+    {"response_body": {"body": "AA=="}, "observability_mode": True},
+    {"request_trailers": {"trailers": HEADERS}},
+    {"response_trailers": {}},
+]
+RESPONSES: list[dict[str, Any]] = [
+    {"request_headers": {"response": COMMON}, "mode_override": MODES},
+    {"response_headers": {"response": {}}, "override_message_timeout": "1.250s"},
+    {"request_body": {"response": {"body_mutation": {"body": "e30="}}}, "dynamic_metadata": ATTRIBUTES},
+    {"request_body": {"response": {"body_mutation": {"clear_body": True}}}},
+    {"response_body": {"response": {"body_mutation": {"streamed_response": CHUNK}}}},
+    {"request_trailers": {"header_mutation": MUTATION}},
+    {"response_trailers": {}},
+    {"immediate_response": REFUSAL},
+]
+SAMPLES = [("ProcessingRequest", r) for r in REQUESTS] + [("ProcessingResponse", r) for r in RESPONSES]
+
+
+def as_dict(message: Message) -> dict[str, Any]:
+    return MessageToDict(message, preserving_proto_field_name=True)
+
+
+def set_fields(message: Message) -> set[str]:
+    """Return the full names of all fields of our package that are set in a message or below it."""
+    found: set[str] = set()
+    for field, value in message.ListFields():
+        found.add(field.full_name)
+        values = list(value.values()) if isinstance(value, dict) else value
+        for item in values if isinstance(values, Iterable) and not isinstance(values, bytes) else [values]:
+            if isinstance(item, Message) and item.DESCRIPTOR.file.name == pb.DESCRIPTOR.name:
+                found |= set_fields(item)
+    return found
+
+
+@pytest.fixture(scope="module")
+def wires() -> list[bytes]:
+    """Return SAMPLES as xds-protos writes them."""
+    return [bytes.fromhex(wire) for wire in ask_xds(encode=SAMPLES)["encoded"]]
+
+
+def test_messages_written_by_xds_protos_read_the_same_here(wires: list[bytes]) -> None:
+    read = [getattr(pb, name).FromString(wire) for (name, _), wire in zip(SAMPLES, wires, strict=True)]
+    assert [as_dict(message) for message in read] == [content for _, content in SAMPLES]
+
+
+def test_messages_written_here_read_the_same_in_xds_protos(wires: list[bytes]) -> None:
+    written = [
+        (name, getattr(pb, name).FromString(wire).SerializeToString().hex())
+        for (name, _), wire in zip(SAMPLES, wires, strict=True)
+    ]
+    assert ask_xds(decode=written)["decoded"] == [content for _, content in SAMPLES]
+
+
+def test_the_samples_set_every_field_that_is_defined() -> None:
+    types = pb.DESCRIPTOR.message_types_by_name.values()
+    defined = {field.full_name for message in types for field in message.fields}
+    covered: set[str] = set()
+    for name, content in SAMPLES:
+        covered |= set_fields(ParseDict(content, getattr(pb, name)()))
+    assert sorted(defined - covered) == []
+
+
+def test_a_message_of_a_kind_not_known_here_is_read_and_kept() -> None:
+    flow_control_init = b"\x62\x02\x08\x05"  # field 12, a message
+    read = pb.ProcessingRequest.FromString(flow_control_init)
+    assert read.WhichOneof("request") is None
+    assert read.SerializeToString() == flow_control_init
+
+
+def test_message_classes_know_the_module_that_holds_them() -> None:
+    assert pickle.loads(pickle.dumps(pb.HttpBody(body=b"x"))) == pb.HttpBody(body=b"x")

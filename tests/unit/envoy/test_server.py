@@ -1,0 +1,323 @@
+"""The gRPC side, driven by a raw client over a Unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import stat
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from builders import MANIFEST, POOLS, FakeEncoder, classifier, config
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from semroute_extproc.envoy._pb import external_processor_pb2 as pb
+from semroute_extproc.envoy.exchange import Exchange, Settings
+from semroute_extproc.envoy.server import SERVICE, Generation, GrpcServer, Servicer
+from semroute_extproc.events import Decided
+from semroute_extproc.outcome import Kind
+from semroute_extproc.pipeline.pipeline import Pipeline
+from semroute_extproc.policy import plan as policy
+from semroute_extproc.telemetry.prom import PrometheusSink
+
+CHAT = {":method": "POST", ":path": "/v1/chat/completions", "content-type": "application/json"}
+BODY = json.dumps({"model": "auto", "messages": [{"role": "user", "content": "hi"}]}).encode()
+
+
+class Remember:
+    def __init__(self) -> None:
+        self.events: list[Decided] = []
+
+    def decided(self, event: Decided) -> None:
+        self.events.append(event)
+
+
+class Running:
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        server: GrpcServer,
+        servicer: Servicer,
+        sink: Remember,
+        metrics: PrometheusSink,
+    ):
+        self.channel, self.server, self.servicer = channel, server, servicer
+        self.sink, self.metrics = sink, metrics
+
+    def process(self, **options: Any) -> Any:
+        call = self.channel.stream_stream(
+            f"/{SERVICE}/Process",
+            request_serializer=pb.ProcessingRequest.SerializeToString,
+            response_deserializer=pb.ProcessingResponse.FromString,
+        )
+        return call(**options)
+
+    async def health(self, service: str = SERVICE) -> int:
+        stub = health_pb2_grpc.HealthStub(self.channel)
+        answer = await stub.Check(health_pb2.HealthCheckRequest(service=service))
+        return int(answer.status)
+
+
+@asynccontextmanager
+async def running(
+    tmp_path: Path, encoder: FakeEncoder | None = None, drain: float = 0.0, streams_max: int = 100
+) -> AsyncIterator[Running]:
+    listen = f"unix:{tmp_path}/w0.sock"
+    pools = {**POOLS, "large": {**POOLS["large"], "context": 10_000_000}}
+    settings = config(
+        server={"listen": listen, "drain_seconds": drain, "streams_max": streams_max}, pools=pools
+    )
+    policies, _ = policy.build(settings, MANIFEST)
+    pipeline = Pipeline(settings, policies, classifier(encoder or FakeEncoder()), lambda _: None)
+    live = Generation(1, "0", Settings("large", "l", 33_554_432, True, ("auto",)), pipeline)
+    sink, metrics = Remember(), PrometheusSink()
+    servicer = Servicer(lambda: live, [sink, metrics], metrics)
+    server = GrpcServer(settings.server, servicer)
+    await server.start()
+    options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+    try:
+        async with grpc.aio.insecure_channel(listen, options=options) as channel:
+            yield Running(channel, server, servicer, sink, metrics)
+    finally:
+        await server.drain()
+
+
+def headers(fields: dict[str, str] | None = None) -> pb.ProcessingRequest:
+    message = pb.ProcessingRequest()
+    for key, value in (fields or CHAT).items():
+        message.request_headers.headers.headers.add(key=key, raw_value=value.encode())
+    return message
+
+
+def body(data: bytes = BODY) -> pb.ProcessingRequest:
+    message = pb.ProcessingRequest()
+    message.request_body.body = data
+    message.request_body.end_of_stream = True
+    return message
+
+
+async def test_a_stream_is_answered_message_by_message(tmp_path: Path) -> None:
+    async with running(tmp_path) as subject:
+        call = subject.process()
+        await call.write(headers())
+        assert (await call.read()).WhichOneof("response") == "request_headers"
+        await call.write(body())
+        reply = await call.read()
+        sent = json.loads(reply.request_body.response.body_mutation.body)
+        assert sent["model"] in ("m-s", "m-l")
+        await call.done_writing()
+        assert await call.read() is grpc.aio.EOF
+        assert await call.code() == grpc.StatusCode.OK
+        [event] = subject.sink.events
+        assert event.outcome.pool in ("small", "large")
+
+
+async def test_a_body_of_ten_mebibytes_gets_through(tmp_path: Path) -> None:
+    text = "word " * 2_097_152
+    large = json.dumps({"model": "auto", "messages": [{"role": "user", "content": text}]}).encode()
+    async with running(tmp_path) as subject:
+        call = subject.process()
+        await call.write(headers())
+        await call.read()
+        await call.write(body(large))
+        reply = await call.read()
+        assert len(reply.request_body.response.body_mutation.body) > len(text)
+
+
+async def test_a_message_of_an_unknown_kind_does_not_end_the_stream(tmp_path: Path) -> None:
+    async with running(tmp_path) as subject:
+        call = subject.process()
+        await call.write(pb.ProcessingRequest())
+        await call.write(headers())
+        assert (await call.read()).WhichOneof("response") == "request_headers"
+        call.cancel()
+
+
+async def test_a_stream_that_is_cancelled_while_it_is_decided_frees_its_place(tmp_path: Path) -> None:
+    encoder = FakeEncoder(delay=0.05)
+    async with running(tmp_path, encoder) as subject:
+        call = subject.process()
+        await call.write(headers())
+        await call.read()
+        await call.write(body())
+        while not encoder.texts:
+            await asyncio.sleep(0.01)
+        call.cancel()
+        for _ in range(200):
+            if subject.metrics.inflight._value.get() == 0:
+                break
+            await asyncio.sleep(0.01)
+        assert subject.metrics.inflight._value.get() == 0
+        assert subject.sink.events == []
+
+
+class Context:
+    """Envoy's side of one stream, by hand: its messages, and what happens at a write."""
+
+    def __init__(self, write: Callable[[bytes], Awaitable[None]], *messages: pb.ProcessingRequest) -> None:
+        self._messages = [*messages, grpc.aio.EOF]
+        self.write = write
+
+    async def read(self) -> Any:
+        return self._messages.pop(0)
+
+    def invocation_metadata(self) -> tuple[()]:
+        return ()
+
+
+async def test_the_reply_goes_before_the_telling(tmp_path: Path) -> None:
+    told: list[int] = []
+
+    async def write(_: bytes) -> None:
+        told.append(len(subject.sink.events))
+
+    async with running(tmp_path) as subject:
+        context: Any = Context(write, headers(), body())
+        await subject.servicer.process(None, context)
+        assert told == [0, 0]
+        assert len(subject.sink.events) == 1
+
+
+@pytest.mark.parametrize("failure", [asyncio.CancelledError, grpc.aio.UsageError])
+async def test_a_decision_whose_reply_cannot_be_written_is_told_once(
+    tmp_path: Path, failure: type[BaseException]
+) -> None:
+    async def write(reply: bytes) -> None:
+        if pb.ProcessingResponse.FromString(reply).HasField("request_body"):
+            raise failure
+
+    async with running(tmp_path) as subject:
+        context: Any = Context(write, headers(), body())
+        with pytest.raises(failure):
+            await subject.servicer.process(None, context)
+        [event] = subject.sink.events
+        assert event.outcome.kind is Kind.ROUTED
+        assert subject.metrics.inflight._value.get() == 0
+
+
+async def test_a_failure_in_the_exchange_is_counted_and_still_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    async with running(tmp_path) as subject:
+        monkeypatch.setattr(Exchange, "receive", broken)
+        call = subject.process()
+        await call.write(headers())
+        assert (await call.read()).WhichOneof("response") == "request_headers"
+        await call.done_writing()
+        assert await call.code() == grpc.StatusCode.OK
+        assert b"semroute_internal_errors_total 1.0" in subject.metrics.exposition()
+        [event] = subject.sink.events
+        assert (event.outcome.kind, event.outcome.cause) == (Kind.PASSTHROUGH, "internal_error")
+
+
+async def test_the_parents_of_the_trace_are_envoys_first_then_the_clients(tmp_path: Path) -> None:
+    envoy, client = f"00-{'a' * 32}-{'1' * 16}-01", f"00-{'a' * 32}-{'2' * 16}-01"
+    async with running(tmp_path) as subject:
+        call = subject.process(metadata=(("traceparent", envoy),))
+        await call.write(headers({**CHAT, ":method": "GET", "traceparent": client, "x-request-id": "r"}))
+        await call.read()
+        await call.done_writing()
+        assert await call.read() is grpc.aio.EOF
+        [event] = subject.sink.events
+        assert event.parents == (envoy, client)
+        assert event.request_id == "r"
+
+
+async def test_health_follows_readiness_and_the_drain(tmp_path: Path) -> None:
+    serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+    async with running(tmp_path, drain=0.3) as subject:
+        assert await subject.health() == not_serving
+        await subject.server.ready()
+        assert await subject.health() == await subject.health("") == serving
+        draining = asyncio.create_task(subject.server.drain())
+        await asyncio.sleep(0.1)
+        assert await subject.health() == not_serving
+        call = subject.process()
+        await call.write(headers())
+        assert (await call.read()).WhichOneof("response") == "request_headers"
+        await call.done_writing()
+        await draining
+
+
+async def test_the_socket_is_for_user_and_group(tmp_path: Path) -> None:
+    async with running(tmp_path):
+        mode = stat.S_IMODE((tmp_path / "w0.sock").stat().st_mode)
+    assert mode == 0o660
+
+
+async def test_an_address_that_cannot_be_had_is_an_os_error(tmp_path: Path) -> None:
+    settings = config(server={"listen": f"unix:{tmp_path}/missing/w0.sock"})
+    metrics = PrometheusSink()
+    server = GrpcServer(settings.server, Servicer(lambda: None, [], metrics))  # type: ignore[arg-type, return-value]
+    with pytest.raises(OSError, match=r"cannot listen on .*: there is no folder .*/missing"):
+        await server.start()
+
+
+async def test_the_socket_of_a_live_server_is_not_taken_over_and_a_dead_ones_is(tmp_path: Path) -> None:
+    async with running(tmp_path) as subject:
+        metrics = PrometheusSink()
+        settings = config(server={"listen": f"unix:{tmp_path}/w0.sock"}).server
+        with pytest.raises(OSError, match="another process is serving there"):
+            await GrpcServer(settings, Servicer(lambda: None, [], metrics)).start()  # type: ignore[arg-type, return-value]
+        assert await subject.health()
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(f"{tmp_path}/w0.sock")
+    async with running(tmp_path) as subject:
+        assert await subject.health()
+
+
+async def test_a_decision_that_cannot_be_told_is_still_carried_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    async with running(tmp_path) as subject:
+        monkeypatch.setattr(subject.sink, "decided", broken)
+        call = subject.process()
+        await call.write(headers())
+        await call.read()
+        await call.write(body())
+        reply = await call.read()
+        assert json.loads(reply.request_body.response.body_mutation.body)["model"] in ("m-s", "m-l")
+        await call.done_writing()
+        assert await call.read() is grpc.aio.EOF
+        assert b"semroute_internal_errors_total 1.0" in subject.metrics.exposition()
+
+
+async def test_a_server_with_all_its_streams_in_use_is_not_dead(tmp_path: Path) -> None:
+    async with running(tmp_path, streams_max=2) as subject:
+        await subject.server.ready()
+        calls = [subject.process() for _ in range(2)]
+        for call in calls:
+            await call.write(headers())
+            await call.read()
+        async with grpc.aio.insecure_channel(
+            f"unix:{tmp_path}/w0.sock", options=[("grpc.use_local_subchannel_pool", 1)]
+        ) as channel:
+            other = Running(channel, subject.server, subject.servicer, subject.sink, subject.metrics)
+            refused = other.process()
+            with pytest.raises(grpc.aio.AioRpcError, match="too many streams"):
+                await refused.read()
+            assert b"semroute_refused_streams_total 1.0" in subject.metrics.exposition()
+            assert await other.health() == health_pb2.HealthCheckResponse.SERVING
+        for call in calls:
+            call.cancel()
+
+
+async def test_a_chunked_body_between_our_cap_and_envoys_is_refused_by_us(tmp_path: Path) -> None:
+    """Over gRPC's own limit it would be an error of the stream, and the request would fail open."""
+    async with running(tmp_path) as subject:
+        call = subject.process()
+        await call.write(headers())
+        await call.read()
+        await call.write(body(b"x" * 33_619_968))
+        assert (await call.read()).immediate_response.status.code == 413

@@ -1,0 +1,284 @@
+"""The chart and the gateways' files: every name, port, path and flag they give agrees with the code.
+
+No cluster and no Helm here: the templates' few constructs are filled in by a renderer of our own, which
+refuses any other.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from ruamel.yaml import YAML
+from semroute_demo import envoy
+
+from semroute_extproc import __version__
+from semroute_extproc.cli import main
+from semroute_extproc.config import source as config_source
+from semroute_extproc.config.models import Config
+from semroute_extproc.envoy import replies as mutations
+from semroute_extproc.envoy import server
+from semroute_extproc.serve import app
+
+ROOT = Path(__file__).resolve().parents[3]
+CHART = ROOT / "charts" / "semroute"
+RELEASE, NAMESPACE = "semroute", "semroute"
+
+
+def plain(text: str) -> Any:
+    return YAML(typ="safe", pure=True).load(text)
+
+
+def documents(path: Path) -> list[Any]:
+    return list(YAML(typ="safe", pure=True).load_all(path.read_text()))
+
+
+VALUES = plain((CHART / "values.yaml").read_text())
+GATEWAY = {each["kind"]: each for each in documents(ROOT / "envoy" / "envoy-gateway.yaml")}
+ISTIO = {each["kind"]: each for each in documents(ROOT / "envoy" / "istio.yaml")}
+PATCHES = {patch["applyTo"]: patch for patch in ISTIO["EnvoyFilter"]["spec"]["configPatches"]}
+ISTIO_FILTER = PATCHES["HTTP_FILTER"]["patch"]["value"]["typed_config"]
+
+
+def render(template: str, values: dict[str, Any]) -> Any:
+    """The object a template makes: `{{ .Path }}`, `default`, `toYaml .Path | nindent N`, `if` and `end`."""
+    chart = plain((CHART / "Chart.yaml").read_text())
+    context = {"Values": values, "Release": {"Name": RELEASE}, "Chart": {"AppVersion": chart["appVersion"]}}
+
+    def look(path: str) -> Any:
+        found: Any = context
+        for key in path.removeprefix(".").split("."):
+            found = found[key]
+        return found
+
+    text = (CHART / "templates" / template).read_text()
+    made: list[str] = []
+    shown = [True]
+    position = 0
+    for action in re.finditer(r"\s*\{\{-\s*(.*?)\s*\}\}|\{\{\s*(.*?)\s*\}\}", text):
+        piece = text[position : action.start()]
+        position = action.end()
+        match (action[1] or action[2]).split():
+            case ["if", path]:
+                now = bool(look(path))
+            case ["end"]:
+                now = None
+            case ["toYaml", path, "|", "nindent", width]:
+                piece += "\n" + indented(look(path), int(width)) if all(shown) else ""
+                now = ...
+            case [path, "|", "default", other]:
+                piece += str(look(path) or look(other)) if all(shown) else ""
+                now = ...
+            case [path] if path.startswith("."):
+                piece += str(look(path)) if all(shown) else ""
+                now = ...
+            case other:
+                raise AssertionError(f"{template}: the renderer knows no {other}")
+        if all(shown):
+            made.append(piece)
+        if now is None:
+            shown.pop()
+        elif now is not ...:
+            shown.append(now)
+    return plain("".join([*made, text[position:]]))
+
+
+def indented(value: Any, width: int) -> str:
+    stream = io.StringIO()
+    dumper = YAML(typ="safe", pure=True)
+    dumper.default_flow_style = False
+    dumper.dump(value, stream)
+    return "\n".join(" " * width + line for line in stream.getvalue().splitlines())
+
+
+def container() -> dict[str, Any]:
+    [found] = render("deployment.yaml", VALUES)["spec"]["template"]["spec"]["containers"]
+    return dict(found)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """The configuration as the pods get it."""
+    written = render("configmap.yaml", VALUES)["data"]["semroute.yaml"]
+    path = tmp_path / "semroute.yaml"
+    path.write_text(written)
+    return config_source.load(path, {}).config
+
+
+def test_the_charts_version_is_the_packages() -> None:
+    chart = plain((CHART / "Chart.yaml").read_text())
+    assert chart["version"] == chart["appVersion"] == __version__
+
+
+@pytest.mark.parametrize("template", sorted(path.name for path in (CHART / "templates").glob("*.yaml")))
+def test_every_template_makes_an_object_named_after_the_release(template: str) -> None:
+    values = {**VALUES, "podMonitor": {"enabled": True, "interval": "15s"}, "podLabels": {"team": "a"}}
+    values |= {"podAnnotations": {"b": "c"}, "nodeSelector": {"d": "e"}, "tolerations": [{"key": "f"}]}
+    made = render(template, values)
+    assert made["metadata"]["name"] == RELEASE
+    if made["kind"] == "Deployment":
+        pod = made["spec"]["template"]
+        assert pod["metadata"]["labels"]["team"] == "a"
+        assert pod["metadata"]["annotations"] == {"b": "c"}
+        assert pod["spec"]["tolerations"] == [{"key": "f"}]
+        assert pod["spec"]["nodeSelector"] == {"d": "e"}
+    assert render("podmonitor.yaml", VALUES) is None, "it needs the operator's own kinds"
+
+
+def test_selectors_find_the_pods_of_the_deployment() -> None:
+    deployment = render("deployment.yaml", VALUES)["spec"]
+    labels = deployment["template"]["metadata"]["labels"].items()
+    assert deployment["selector"]["matchLabels"].items() <= labels
+    assert render("service.yaml", VALUES)["spec"]["selector"].items() <= labels
+    assert render("poddisruptionbudget.yaml", VALUES)["spec"]["selector"]["matchLabels"].items() <= labels
+
+
+def test_the_configuration_is_right_and_listens_where_the_service_leads(config: Config) -> None:
+    ports = {port["name"]: port["containerPort"] for port in container()["ports"]}
+    assert config.server.listen == f"0.0.0.0:{ports['grpc']}"
+    assert config.admin.listen == f"0.0.0.0:{ports['metrics']}"
+    [port] = render("service.yaml", VALUES)["spec"]["ports"]
+    assert (port["port"], port["targetPort"]) == (ports["grpc"], "grpc")
+
+
+def test_there_are_as_many_lanes_as_the_pod_requests_cores(config: Config) -> None:
+    assert config.encoder.lanes == int(VALUES["resources"]["requests"]["cpu"])
+
+
+def test_the_images_tag_is_the_charts_application_unless_it_is_set() -> None:
+    assert container()["image"].endswith(f":{__version__}")
+    values = {**VALUES, "image": {**VALUES["image"], "tag": "other"}}
+    [found] = render("deployment.yaml", values)["spec"]["template"]["spec"]["containers"]
+    assert found["image"].endswith(":other")
+
+
+def test_the_container_calls_a_command_that_exists_with_the_mounted_file() -> None:
+    command = container()["args"]
+    found = main.get_command(click.Context(main), command[0])
+    assert found is not None
+    found.make_context(command[0], list(command[1:]))
+    [mount] = container()["volumeMounts"]
+    assert command[-1] == f"{mount['mountPath']}/semroute.yaml"
+    assert "subPath" not in mount, "a reload would never come"
+
+
+def test_the_probes_ask_for_pages_that_there_are() -> None:
+    source = Path(app.__file__).read_text()
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        asked = container()[probe]["httpGet"]
+        assert f'"{asked["path"]}"' in source
+        assert asked["port"] == "metrics"
+    monitor = render("podmonitor.yaml", {**VALUES, "podMonitor": {"enabled": True, "interval": "1s"}})
+    [endpoint] = monitor["spec"]["podMetricsEndpoints"]
+    assert f'"{endpoint["path"]}"' in source
+
+
+def test_a_pod_has_time_to_drain(config: Config) -> None:
+    spec = render("deployment.yaml", VALUES)["spec"]["template"]["spec"]
+    needed = config.server.drain_seconds + server.STOP_GRACE_SECONDS
+    assert spec["terminationGracePeriodSeconds"] > needed
+    assert spec["securityContext"]["runAsUser"] == 65532
+    assert "--uid 65532" in (ROOT / "Dockerfile").read_text()
+
+
+# --- Envoy Gateway ---
+
+
+def test_envoy_gateway_asks_the_charts_service(config: Config) -> None:
+    [extension] = GATEWAY["EnvoyExtensionPolicy"]["spec"]["extProc"]
+    assert extension["backendRefs"] == [{"name": RELEASE, "port": VALUES["service"]["port"]}]
+    assert extension["metadata"] == {"writableNamespaces": [mutations.METADATA_NAMESPACE]}
+    assert seconds(extension["messageTimeout"]) > config.server.deadline_ms / 1_000
+    mode = extension["processingMode"]
+    assert mode["allowModeOverride"] is config.server.allow_mode_override is True
+    assert "body" not in mode["request"]
+    assert "response" not in mode
+
+
+def test_envoy_gateway_removes_what_the_shipped_envoy_removes() -> None:
+    removed = GATEWAY["ClientTrafficPolicy"]["spec"]["headers"]["earlyRequestHeaders"]["remove"]
+    assert [{"remove": name} for name in removed] == early_mutations(
+        envoy.connection_manager(envoy.shipped())
+    )
+
+
+def test_envoy_gateway_takes_bodies_that_the_sidecar_refuses_itself(config: Config) -> None:
+    limit = GATEWAY["ClientTrafficPolicy"]["spec"]["connection"]["bufferLimit"]
+    assert int(limit.removesuffix("Mi")) * 1024**2 > config.server.body_bytes_max
+
+
+def test_envoy_gateways_policies_are_for_its_gateway() -> None:
+    name = GATEWAY["Gateway"]["metadata"]["name"]
+    for kind in ("ClientTrafficPolicy", "EnvoyExtensionPolicy"):
+        [target] = GATEWAY[kind]["spec"]["targetRefs"]
+        assert target == {"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": name}
+    assert GATEWAY["HTTPRoute"]["spec"]["parentRefs"] == [{"name": name}]
+
+
+def test_envoy_gateway_has_a_route_for_every_cluster_and_one_for_the_default_pool(config: Config) -> None:
+    *rules, last = GATEWAY["HTTPRoute"]["spec"]["rules"]
+    led = {}
+    for rule in rules:
+        [[header]] = [match["headers"] for match in rule["matches"]]
+        assert header["name"] == mutations.CLUSTER_HEADER
+        [strip] = rule["filters"]
+        assert strip["requestHeaderModifier"] == {"remove": [mutations.CLUSTER_HEADER]}
+        led[header["value"]] = rule["backendRefs"][0]["name"]
+    assert led == {pool.cluster: pool.cluster for pool in config.pools.values()}
+    assert "matches" not in last
+    assert last["backendRefs"][0]["name"] == config.pools[config.default_pool].cluster
+
+
+# --- Istio ---
+
+
+def test_istio_asks_the_charts_service(config: Config) -> None:
+    cluster = ISTIO_FILTER["grpc_service"]["envoy_grpc"]["cluster_name"]
+    assert cluster == f"outbound|{VALUES['service']['port']}||{RELEASE}.{NAMESPACE}.svc.cluster.local"
+    assert seconds(ISTIO_FILTER["message_timeout"]) > config.server.deadline_ms / 1_000
+
+
+def test_istios_filter_is_the_shipped_one_but_for_the_cluster_and_what_depends_on_it() -> None:
+    shipped = envoy.ext_proc(envoy.shipped())
+    here = {key: value for key, value in ISTIO_FILTER.items() if key != "grpc_service"}
+    assert here.pop("allowed_override_modes")[0] == shipped["allowed_override_modes"][0]
+    assert here == {key: shipped[key] for key in here}
+    missing = shipped.keys() - ISTIO_FILTER.keys()
+    assert missing == {"status_on_error"}, "which counts only where it does not fail open"
+
+
+def test_istio_removes_what_the_shipped_envoy_removes_and_has_its_buffer(config: Config) -> None:
+    merged = PATCHES["NETWORK_FILTER"]["patch"]["value"]["typed_config"]
+    assert early_mutations(merged) == early_mutations(envoy.connection_manager(envoy.shipped()))
+    buffer = PATCHES["LISTENER"]["patch"]["value"]["per_connection_buffer_limit_bytes"]
+    assert buffer > config.server.body_bytes_max
+
+
+def test_istio_has_a_route_for_every_cluster_and_one_for_the_default_pool(config: Config) -> None:
+    *routes, last = ISTIO["VirtualService"]["spec"]["http"]
+    led = {}
+    for route in routes:
+        [match] = route["match"]
+        assert route["headers"] == {"request": {"remove": [mutations.CLUSTER_HEADER]}}
+        led[match["headers"][mutations.CLUSTER_HEADER]["exact"]] = host(route)
+    assert led == {pool.cluster: pool.cluster for pool in config.pools.values()}
+    assert "match" not in last
+    assert host(last) == config.pools[config.default_pool].cluster
+
+
+def host(route: dict[str, Any]) -> str:
+    [target] = route["route"]
+    return str(target["destination"]["host"].split(".")[0])
+
+
+def early_mutations(manager: dict[str, Any]) -> list[dict[str, str]]:
+    [extension] = manager["early_header_mutation_extensions"]
+    return list(extension["typed_config"]["mutations"])
+
+
+def seconds(duration: str) -> float:
+    return float(duration.removesuffix("s"))

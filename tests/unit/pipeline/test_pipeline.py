@@ -1,0 +1,454 @@
+"""From request bytes to an outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import time
+from collections import Counter
+from typing import Any
+
+import pytest
+from builders import MANIFEST, POOLS, FakeEncoder, classifier, config, raw
+from pydantic import ValidationError
+
+from semroute_extproc.config.models import Config, unresolved
+from semroute_extproc.encoder.protocol import Encoder
+from semroute_extproc.envoy.exchange import Decide
+from semroute_extproc.errors import EncoderUnavailable
+from semroute_extproc.outcome import Kind, Outcome
+from semroute_extproc.pipeline.pipeline import Pipeline
+from semroute_extproc.policy import plan as policy
+from semroute_extproc.policy.shadow import Agreement, Shadow
+from semroute_extproc.request.reasoning import FAMILIES
+from semroute_extproc.request.view import Api, RequestHead
+from semroute_extproc.state.controllers import Controllers
+from semroute_extproc.state.shared_sessions import SharedSessions
+
+
+def pipeline(
+    settings: Config | None = None, encoder: Encoder | None = None, **more: Any
+) -> tuple[Pipeline, list[str]]:
+    settings = settings or config()
+    policies, problems = policy.build(settings, MANIFEST)
+    assert problems == []
+    failures: list[str] = []
+    more.setdefault("controllers", Controllers(settings, b"key"))
+    subject = Pipeline(settings, policies, classifier(encoder or FakeEncoder()), failures.append, **more)
+    return subject, failures
+
+
+def request(body: Any, api: Api = Api.CHAT_COMPLETIONS, **headers: str) -> Decide:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    fields = {key.replace("_", "-"): value for key, value in headers.items()}
+    return Decide(RequestHead("POST", "/v1/chat/completions", fields), api, data)
+
+
+def chat(text: str = "hello", model: str = "auto", **members: Any) -> dict[str, Any]:
+    return {"model": model, "messages": [{"role": "user", "content": text}], **members}
+
+
+async def outcome_of(
+    decide: Decide, settings: Config | None = None, encoder: Encoder | None = None
+) -> Outcome:
+    subject, failures = pipeline(settings, encoder)
+    outcome = await subject.decide(decide)
+    assert failures == []
+    return outcome
+
+
+def edited(outcome: Outcome) -> dict[str, Any]:
+    assert outcome.body is not None
+    found: dict[str, Any] = json.loads(outcome.body)
+    return found
+
+
+@pytest.mark.parametrize(("logit", "pool", "model"), [(-5.0, "small", "m-s"), (5.0, "large", "m-l")])
+async def test_a_routed_model_goes_where_the_policy_says_under_that_pools_name(
+    logit: float, pool: str, model: str
+) -> None:
+    outcome = await outcome_of(request(chat()), encoder=FakeEncoder(lambda _: raw(logit)))
+    assert (outcome.kind, outcome.pool, outcome.model) == (Kind.ROUTED, pool, model)
+    assert edited(outcome) == chat(model=model)
+
+
+async def test_only_the_models_bytes_differ() -> None:
+    body = b'{ "messages" : [{"role":"user","content":"h\\u00e9"}],  "model":"auto", "n": 1.0E+2 }'
+    outcome = await outcome_of(request(body), encoder=FakeEncoder(lambda _: raw(5.0)))
+    assert outcome.body == body.replace(b'"auto"', b'"m-l"')
+
+
+async def test_a_named_model_goes_to_its_pool_unread() -> None:
+    encoder = FakeEncoder()
+    outcome = await outcome_of(request(chat(model="m-s")), encoder=encoder)
+    assert (outcome.kind, outcome.pool, outcome.body) == (Kind.NAMED, "small", None)
+    assert encoder.texts == []
+
+
+@pytest.mark.parametrize(
+    ("body", "cause"),
+    [
+        (b"not json", "not_json"),
+        (b"", "not_json"),
+        (b'"auto"', "wrong_type"),
+        (b"\xff\xfe", "not_json"),
+        (b'{"model": 7}', "wrong_type"),
+        (b'{"model": "auto", "messages": "hi"}', "wrong_type"),
+        (b'{"model": "auto", "messages": []}', "no_text"),
+        (b'{"messages": []}', "no_model"),
+        (b'{"model": "gpt-9", "messages": []}', "unknown_model"),
+        (b'{"model": "auto", "messages": ' + b"[" * 100_000, "too_deep"),
+    ],
+)
+async def test_what_cannot_be_read_passes_through_untouched(body: bytes, cause: str) -> None:
+    outcome = await outcome_of(request(body))
+    assert (outcome.kind, outcome.cause, outcome.pool, outcome.body) == (
+        Kind.PASSTHROUGH,
+        cause,
+        "large",
+        None,
+    )
+
+
+async def test_a_compressed_body_is_read_and_leaves_uncompressed() -> None:
+    body = gzip.compress(json.dumps(chat()).encode())
+    outcome = await outcome_of(request(body, content_encoding="gzip"))
+    assert outcome.decoded
+    assert edited(outcome)["model"] == "m-l" if outcome.pool == "large" else "m-s"
+
+
+async def test_a_compressed_body_of_a_named_model_stays_compressed() -> None:
+    body = gzip.compress(json.dumps(chat(model="m-s")).encode())
+    outcome = await outcome_of(request(body, content_encoding="gzip"))
+    assert (outcome.kind, outcome.body) == (Kind.NAMED, None)
+
+
+async def test_a_compressed_body_that_is_too_large_is_refused() -> None:
+    settings = config(server={"body_bytes_max": 10_000})
+    outcome = await outcome_of(request(gzip.compress(b" " * 1_000_000), content_encoding="gzip"), settings)
+    assert outcome.kind is Kind.REJECTED
+    assert outcome.answer is not None
+    assert outcome.answer.status == 413
+
+
+async def test_an_encoding_we_cannot_read_is_refused() -> None:
+    outcome = await outcome_of(request(b"x", content_encoding="zstd"))
+    assert outcome.answer is not None
+    assert outcome.answer.status == 415
+    assert "zstd" in json.loads(outcome.answer.body)["error"]["message"]
+    assert "zstd" not in outcome.reason, "it is a header's value, and reasons are logged"
+
+
+async def test_a_request_no_pool_can_serve_is_refused_with_what_is_missing() -> None:
+    settings = config(
+        pools={"small": {"cluster": "s", "model": "m"}},
+        default_pool="small",
+        strategies={"s": {"kind": "fixed", "pool": "small"}},
+    )
+    parts = [
+        {"type": "text", "text": "what is this"},
+        {"type": "image_url", "image_url": {"url": "http://x/y.png"}},
+    ]
+    body = {"model": "auto", "messages": [{"role": "user", "content": parts}]}
+    outcome = await outcome_of(request(body), settings)
+    assert outcome.answer is not None
+    assert outcome.answer.status == 400
+    error = json.loads(outcome.answer.body)["error"]
+    assert "image input" in error["message"]
+    assert error["code"] == "no_pool_for_request"
+
+
+@pytest.mark.parametrize(
+    ("encoder", "cause"),
+    [
+        (FakeEncoder(delay=5.0), "deadline"),
+        (FakeEncoder(EncoderUnavailable("overloaded")), "overloaded"),
+        (FakeEncoder(EncoderUnavailable("error")), "error"),
+    ],
+)
+async def test_without_signals_in_time_the_default_pool_answers_under_its_own_name(
+    encoder: FakeEncoder, cause: str
+) -> None:
+    settings = config(server={"deadline_ms": 30})
+    outcome = await outcome_of(request(chat()), settings, encoder)
+    assert (outcome.kind, outcome.cause, outcome.pool) == (Kind.FALLBACK, cause, "large")
+    assert edited(outcome)["model"] == "m-l"
+
+
+async def test_a_failure_nobody_expected_is_told_and_the_default_pool_answers() -> None:
+    subject, failures = pipeline(encoder=FakeEncoder(ZeroDivisionError()))
+    outcome = await subject.decide(request(chat(), x_request_id="r1"))
+    assert (outcome.kind, outcome.cause, outcome.pool) == (Kind.FALLBACK, "internal_error", "large")
+    assert edited(outcome)["model"] == "m-l"
+    assert failures == ["r1"]
+
+
+@pytest.mark.parametrize(
+    ("header", "pool"),
+    [
+        *[
+            ("0", "small"),
+            ("1", "large"),
+            ("0.4", "small"),
+            (".4", "small"),
+            ("1e-05", "small"),
+            ("1.", "large"),
+        ],
+        *[(nonsense, "large") for nonsense in ("2", "nan", "cheap", "", "-0", "0_0", "٠", "0" * 5_000)],
+    ],
+)
+async def test_the_clients_quality_moves_the_trade_off_and_nonsense_does_not(header: str, pool: str) -> None:
+    settings = config(
+        strategies={"s": {"kind": "threshold", "weak": "small", "strong": "large", "threshold": 0.4}}
+    )
+    outcome = await outcome_of(
+        request(chat(), x_semroute_quality=header), settings, FakeEncoder(lambda _: raw(0.0))
+    )
+    assert outcome.pool == pool
+
+
+async def test_the_quality_of_the_models_entry_holds_where_the_client_sends_none() -> None:
+    settings = config(models={"auto": {"policy": "main", "quality": 0.0}})
+    assert (await outcome_of(request(chat()), settings, FakeEncoder(lambda _: raw(9.0)))).pool == "small"
+    asked = request(chat(), x_semroute_quality="1")
+    assert (await outcome_of(asked, settings, FakeEncoder(lambda _: raw(-9.0)))).pool == "large"
+
+
+async def test_a_rule_sets_the_reasoning_switch_of_the_pools_family() -> None:
+    rules = [{"name": "r", "when": 'domain == "math"', "pool": "small", "reasoning": "off"}]
+    settings = config(policies={"main": {"rules": rules, "otherwise": {"strategy": "s"}}})
+    body = edited(await outcome_of(request(chat()), settings))
+    assert body["chat_template_kwargs"] == {"enable_thinking": False}
+
+
+async def test_the_clients_own_reasoning_switch_stays() -> None:
+    rules = [{"name": "r", "when": "true", "pool": "small", "reasoning": "off"}]
+    settings = config(policies={"main": {"rules": rules, "otherwise": {"strategy": "s"}}})
+    own = {"chat_template_kwargs": {"enable_thinking": True}}
+    body = edited(await outcome_of(request(chat(**own)), settings))
+    assert body["chat_template_kwargs"] == {"enable_thinking": True}
+
+
+async def test_a_decision_that_needs_no_signal_does_not_ask_the_encoder() -> None:
+    encoder = FakeEncoder(delay=60)
+    settings = config(strategies={"s": {"kind": "fixed", "pool": "small"}})
+    outcome = await outcome_of(request(chat()), settings, encoder)
+    assert (outcome.kind, outcome.pool, encoder.texts) == (Kind.ROUTED, "small", [])
+    assert "encode" not in outcome.milliseconds()
+
+
+async def test_the_stages_are_timed_in_order() -> None:
+    outcome = await outcome_of(request(chat()))
+    assert [stage.name for stage in outcome.stages] == ["parse", "policy", "encode", "policy", "edit"]
+    starts = [stage.start_ms for stage in outcome.stages]
+    assert starts == sorted(starts)
+    assert outcome.total_ms >= sum(outcome.milliseconds().values()) * 0.99
+
+
+async def test_an_override_replaces_the_clients_own_reasoning_switch() -> None:
+    reasoning = {"effort": "off", "override": True}
+    rules = [{"name": "r", "when": "true", "pool": "small", "reasoning": reasoning}]
+    settings = config(policies={"main": {"rules": rules, "otherwise": {"strategy": "s"}}})
+    own = {"chat_template_kwargs": {"enable_thinking": True, "other": 1}, "reasoning_effort": "high"}
+    body = edited(await outcome_of(request(chat(**own)), settings))
+    assert body["chat_template_kwargs"] == {"enable_thinking": False, "other": 1}
+    assert body["reasoning_effort"] == "none"
+
+
+async def test_the_effort_follows_the_difficulty_band() -> None:
+    bands = {"bands": [{"below": 0.5, "effort": "off"}, {"effort": "high"}]}
+    settings = config(policies={"main": {"otherwise": {"pool": "small", "reasoning": bands}}})
+    for logit, thinks in ((-3.0, False), (3.0, True)):
+        outcome = await outcome_of(request(chat()), settings, FakeEncoder(lambda _, at=logit: raw(at)))
+        assert edited(outcome)["chat_template_kwargs"] == {"enable_thinking": thinks}
+
+
+TURNS = [
+    {"role": "user", "content": "hello"},
+    {"role": "assistant", "content": "hi"},
+    {"role": "user", "content": "prove it"},
+]
+TOOL_LOOP = [*TURNS, {"role": "tool", "content": "42", "tool_call_id": "1"}]
+
+
+def conversation(messages: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"model": "auto", "messages": messages}
+
+
+class TestConversations:
+    async def test_a_conversation_keeps_its_pool_and_a_tool_loop_asks_no_encoder(self) -> None:
+        encoder = FakeEncoder(lambda text: raw(3.0 if "prove" in text else -3.0))
+        settings = config(controllers={"session": {"margin": 0.9}})
+        subject, _ = pipeline(settings, encoder)
+        first = await subject.decide(request(conversation(TURNS[:1])))
+        assert (first.pool, first.session) == ("small", "new")
+        later = await subject.decide(request(conversation(TURNS)))
+        assert (later.pool, later.session) == ("small", "kept")
+        encoder.texts.clear()
+        loop = await subject.decide(request(conversation(TOOL_LOOP)))
+        assert (loop.pool, loop.session, encoder.texts) == ("small", "locked", [])
+
+    async def test_a_response_goes_where_its_state_is_if_the_client_names_the_conversation(self) -> None:
+        settings = config(controllers={"session": {}})
+        subject, _ = pipeline(settings, FakeEncoder(lambda text: raw(5.0 if "prove" in text else -5.0)))
+        first = {"model": "auto", "input": "hello"}
+        later = {"model": "auto", "input": "prove it", "previous_response_id": "resp_1"}
+        named = {"x_semroute_session": "7"}
+        assert (await subject.decide(request(first, Api.RESPONSES, **named))).pool == "small"
+        locked = await subject.decide(request(later, Api.RESPONSES, **named))
+        assert (locked.pool, locked.session) == ("small", "locked")
+        lost = await subject.decide(request(later, Api.RESPONSES))
+        assert (lost.pool, lost.session) == ("large", "lost")
+
+    @pytest.mark.parametrize("delay", [0.0, 60.0])
+    async def test_a_dead_shared_memory_is_counted_and_decided_without_in_time(self, delay: float) -> None:
+        class Dead:
+            async def get(self, name: str) -> bytes | None:
+                await asyncio.sleep(delay)
+                raise ConnectionError
+
+            async def set(self, name: str, value: str, ex: int) -> object:
+                raise ConnectionError
+
+            async def aclose(self) -> None:
+                pass
+
+        counted: list[str] = []
+        shared = SharedSessions(Dead(), 2.0, 60.0, counted.append)
+        settings = config(server={"deadline_ms": 1_000}, controllers={"session": {}})
+        subject, failures = pipeline(settings, shared=shared)
+        started = time.perf_counter()
+        outcome = await subject.decide(request(chat(), x_semroute_session="7"))
+        assert (outcome.kind, failures) == (Kind.ROUTED, [])
+        assert time.perf_counter() - started < 0.9
+        await asyncio.sleep(0)
+        assert counted[0] == ("timeout" if delay else "error")
+
+
+class TestMoment:
+    async def test_pressure_on_the_strong_pool_sends_its_easiest_requests_away(self) -> None:
+        pools = {**POOLS, "large": {**POOLS["large"], "metrics": "http://large/metrics"}}
+        settings = config(pools=pools, controllers={"load": {"rise_seconds": 0.001}})
+        controllers = Controllers(settings, b"key")
+        subject, _ = pipeline(settings, FakeEncoder(lambda _: raw(1.1)), controllers=controllers)
+        assert (await subject.decide(request(chat()))).pool == "large"
+        now = asyncio.get_running_loop().time()
+        for moment in (now, now + 0.1):
+            controllers.observe("large", {"running": 1.0, "waiting": 9.0}, moment)
+        await asyncio.sleep(0.3)
+        pressed = await subject.decide(request(chat()))
+        assert pressed.pool == "small"
+        assert "load share 0.30 to 0.05" in pressed.reason
+
+    async def test_a_budget_moves_the_share_of_identical_traffic_to_its_target(self) -> None:
+        scores = iter([*([2.0, -2.0] * 3_000)])
+        settings = config(controllers={"budgets": {"s": {"strong_share": 0.2, "window_requests": 50}}})
+        subject, _ = pipeline(settings, FakeEncoder(lambda _: raw(next(scores))))
+        pools = [(await subject.decide(request(chat()))).pool for _ in range(1_500)]
+        assert pools[500:].count("large") / 1_000 == pytest.approx(0.2, abs=0.03)
+
+
+def two_policies(**main: Any) -> dict[str, Any]:
+    return {
+        "main": {"otherwise": {"strategy": "s"}, **main},
+        "other": {"otherwise": {"pool": "eyes"}},
+        "same": {"otherwise": {"strategy": "s"}},
+    }
+
+
+class TestShadows:
+    async def test_shadows_are_recorded_and_not_acted_on(self) -> None:
+        settings = config(policies=two_policies(shadow=["other", "same"]))
+        outcome = await outcome_of(request(chat()), settings, FakeEncoder(lambda _: raw(5.0)))
+        assert (outcome.pool, outcome.policy) == ("large", "main")
+        found = [(s.policy, s.shadow, s.pool, s.agreement) for s in outcome.shadows]
+        assert found == [
+            ("main", "other", "eyes", Agreement.DIFFER),
+            ("main", "same", "large", Agreement.AGREE),
+        ]
+
+    async def test_a_shadow_causes_no_encoder_pass_of_its_own(self) -> None:
+        encoder = FakeEncoder()
+        settings = config(policies=two_policies(shadow="same", otherwise={"pool": "small"}))
+        outcome = await outcome_of(request(chat()), settings, encoder)
+        assert [shadow.agreement for shadow in outcome.shadows] == [Agreement.UNDECIDED]
+        assert encoder.texts == []
+
+    async def test_a_share_may_be_encoded_for_shadows_after_the_request_has_gone(self) -> None:
+        told: list[Shadow] = []
+        encoder = FakeEncoder(lambda _: raw(5.0), delay=0.2)
+        policies = two_policies(shadow="same", shadow_share=0.5, otherwise={"pool": "small"})
+        settings = config(server={"deadline_ms": 5_000}, policies=policies)
+        subject, _ = pipeline(settings, encoder, on_shadow=told.append)
+        outcomes = [await subject.decide(request(chat(f"q{n}"), x_request_id=f"id-{n}")) for n in range(40)]
+        at_once = [outcome for outcome in outcomes if outcome.shadows]
+        while len(told) + len(at_once) < 40:
+            await asyncio.sleep(0.02)
+        assert 8 < len(told) < 32
+        assert {(shadow.pool, shadow.agreement) for shadow in told} == {("large", Agreement.DIFFER)}
+        assert min(outcome.total_ms for outcome in outcomes) < 100.0
+
+    async def test_a_shadow_that_fails_is_counted_and_the_request_goes_its_way(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        settings = config(policies=two_policies(shadow="other"))
+        subject, failures = pipeline(settings, FakeEncoder(lambda _: raw(5.0)))
+
+        def fail(_: Any) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(subject._policies["other"], "decide", fail)
+        outcome = await subject.decide(request(chat(), x_request_id="r1"))
+        assert (outcome.kind, outcome.pool) == (Kind.ROUTED, "large")
+        assert [shadow.agreement for shadow in outcome.shadows] == [Agreement.ERROR]
+        assert failures == ["r1"]
+
+    async def test_a_pass_for_shadows_that_fails_is_counted_and_leaves_them_undecided(self) -> None:
+        told: list[Shadow] = []
+        policies = two_policies(shadow="same", shadow_share=1.0, otherwise={"pool": "small"})
+        subject, failures = pipeline(
+            config(policies=policies), FakeEncoder(ZeroDivisionError()), on_shadow=told.append
+        )
+        assert (await subject.decide(request(chat(), x_request_id="r1"))).kind is Kind.ROUTED
+        async with asyncio.timeout(5):
+            while not told:
+                await asyncio.sleep(0.01)
+        assert [shadow.agreement for shadow in told] == [Agreement.UNDECIDED]
+        assert failures == ["r1"]
+
+    async def test_a_shadow_teaches_the_controllers_nothing(self) -> None:
+        settings = config(
+            policies=two_policies(shadow="same", otherwise={"pool": "small"}),
+            controllers={"budgets": {"s": {"strong_share": 0.3}}, "session": {}},
+        )
+        controllers = Controllers(settings, b"key")
+        subject, _ = pipeline(settings, controllers=controllers)
+        await subject.decide(request(chat()))
+        assert controllers.status()["budgets"]["s"]["requests"] == 0
+
+
+class TestCanary:
+    async def test_a_share_of_the_requests_is_decided_by_another_policy(self) -> None:
+        models = {"auto": {"policy": "main", "canary": {"other": 0.25}}}
+        settings = config(policies=two_policies(otherwise={"pool": "small"}), models=models)
+        subject, _ = pipeline(settings)
+        ids = [f"id-{n}" for n in range(1_000)]
+        drawn = [(await subject.decide(request(chat(), x_request_id=i))).policy for i in ids]
+        assert Counter(drawn)["other"] / len(ids) == pytest.approx(0.25, abs=0.04)
+        again = [(await subject.decide(request(chat(), x_request_id=i))).policy for i in ids[:50]]
+        assert again == drawn[:50]
+
+    @pytest.mark.parametrize(
+        ("canary", "message"),
+        [({"main": 0.5}, "is the policy that the rest goes to"), ({"gone": 0.5}, "there is no policy")],
+    )
+    def test_a_canary_that_is_none_is_a_configuration_error(
+        self, canary: dict[str, float], message: str
+    ) -> None:
+        settings = config(policies=two_policies(), models={"auto": {"policy": "main", "canary": canary}})
+        assert any(message in problem.message for problem in unresolved(settings, FAMILIES))
+
+    def test_shares_beyond_the_whole_are_refused(self) -> None:
+        with pytest.raises(ValidationError, match="more than 1 together"):
+            config(models={"auto": {"policy": "main", "canary": {"other": 0.6, "same": 0.6}}})

@@ -1,0 +1,211 @@
+"""Directories of profiles: what is put there holds at once, and what is wrong changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from semroute_extproc.errors import ArtefactError
+from semroute_extproc.strategies.artifacts import Clusters, Manifest
+from semroute_extproc.strategies.profile_directory import ProfileDirectories, ProfileDirectory
+from semroute_extproc.strategies.profiles import Profile, certainty, interval, is_thin, write_profile
+
+MANIFEST = Manifest(kind="clusters", bundle="test", revision="0" * 12, dimensions=4, rows=10)
+CLUSTERS = Clusters(MANIFEST, np.eye(4, dtype=np.float32), None, ("a", "b", "c", "d"))
+OTHERS = Clusters(MANIFEST, 2 * np.eye(4, dtype=np.float32), None, ("a", "b", "c", "d"))
+
+
+def profile(model: str = "m", wrong: float = 1.0, answers: float = 20.0, digest: str = "") -> Profile:
+    return Profile(
+        model=model, clusters=digest or CLUSTERS.digest, answers=(answers,) * 4, errors=(wrong,) * 4
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    found = tmp_path / "profiles"
+    found.mkdir()
+    return found
+
+
+def test_every_json_file_is_a_profile(folder: Path) -> None:
+    write_profile(folder / "a.json", profile("m1"))
+    write_profile(folder / "b.json", profile("m2"))
+    (folder / "README.md").write_text("x")
+    (folder / "m1.answers.jsonl").write_text("{")
+    (folder / ".c.json.part").write_text("{")
+    (folder / ".hidden.json").write_text("{")
+    subject = ProfileDirectory(folder, CLUSTERS)
+    assert set(subject()) == {"m1", "m2"}
+    assert subject.problems == ()
+
+
+def test_the_mapping_is_another_object_only_if_something_changed(folder: Path) -> None:
+    write_profile(folder / "a.json", profile())
+    subject = ProfileDirectory(folder, CLUSTERS)
+    before = subject()
+    assert not subject.refresh()
+    assert subject() is before
+    write_profile(folder / "a.json", profile(wrong=2.0))
+    assert subject.refresh()
+    assert subject() is not before
+    assert subject()["m"].errors == (2.0,) * 4
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"format": 1, "model": "m"', '{"format": 9}', "[]", "\x00" * 10])
+def test_a_bad_file_keeps_what_it_said_when_it_was_good(folder: Path, text: str) -> None:
+    write_profile(folder / "a.json", profile())
+    write_profile(folder / "b.json", profile("other"))
+    subject = ProfileDirectory(folder, CLUSTERS)
+    (folder / "a.json").write_text(text)
+    assert subject.refresh()
+    assert set(subject()) == {"m", "other"}
+    [problem] = subject.problems
+    assert str(folder / "a.json") in problem
+    write_profile(folder / "a.json", profile(wrong=3.0))
+    assert subject.refresh()
+    assert (subject()["m"].errors[0], subject.problems) == (3.0, ())
+
+
+def test_a_file_that_is_written_slowly_counts_once_it_is_whole(folder: Path) -> None:
+    subject = ProfileDirectory(folder, CLUSTERS)
+    write_profile(folder.parent / "whole", profile())
+    text = (folder.parent / "whole").read_text()
+    (folder / "a.json").write_text(text[:50])
+    assert subject.refresh()
+    assert subject() == {}
+    assert len(subject.problems) == 1
+    (folder / "a.json").write_text(text)
+    assert subject.refresh()
+    assert set(subject()) == {"m"}
+
+
+def test_a_profile_of_other_clusters_is_refused_with_both_named(folder: Path) -> None:
+    write_profile(folder / "a.json", profile(digest=OTHERS.digest))
+    subject = ProfileDirectory(folder, CLUSTERS)
+    assert subject() == {}
+    [problem] = subject.problems
+    assert OTHERS.digest in problem
+    assert CLUSTERS.digest in problem
+
+
+def test_two_files_of_one_model_are_a_problem_and_the_first_by_name_counts(folder: Path) -> None:
+    write_profile(folder / "a.json", profile(wrong=1.0))
+    write_profile(folder / "b.json", profile(wrong=2.0))
+    subject = ProfileDirectory(folder, CLUSTERS)
+    assert subject()["m"].errors[0] == 1.0
+    assert "another file" in subject.problems[0]
+
+
+def test_a_removed_file_takes_its_model_away_and_a_lost_directory_nobody(folder: Path) -> None:
+    write_profile(folder / "a.json", profile("m1"))
+    write_profile(folder / "b.json", profile("m2"))
+    subject = ProfileDirectory(folder, CLUSTERS)
+    (folder / "a.json").unlink()
+    assert subject.refresh()
+    assert set(subject()) == {"m2"}
+    folder.rename(folder.parent / "away")
+    assert subject.refresh()
+    assert set(subject()) == {"m2"}
+    assert "cannot be read" in subject.problems[0]
+
+
+def test_a_directory_that_is_not_there_is_an_error(folder: Path) -> None:
+    with pytest.raises(ArtefactError, match="no such directory"):
+        ProfileDirectory(folder / "nowhere", CLUSTERS)
+
+
+async def until(met: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not met():
+            await asyncio.sleep(0.02)
+
+
+async def test_what_is_put_there_while_it_is_watched_is_told(folder: Path) -> None:
+    told: list[tuple[str, set[str] | None]] = []
+    subject = ProfileDirectories(lambda name, d: told.append((name, None if d is None else set(d()))))
+    live = subject.of("s", folder, CLUSTERS)
+    subject.adopt()
+    stop = asyncio.Event()
+    watching = asyncio.create_task(subject.watch(stop))
+    await asyncio.sleep(0.3)
+    write_profile(folder / "a.json", profile())
+    await until(lambda: "m" in live())
+    # A mounted ConfigMap is replaced by a swap of a link to another directory.
+    (folder / "..data").mkdir()
+    write_profile(folder / "..data" / "n.json", profile("n"))
+    os.symlink("..data/n.json", folder / "n.json")
+    await until(lambda: "n" in live())
+    await until(lambda: ("s", {"m", "n"}) in told)
+    stop.set()
+    await asyncio.wait_for(watching, 10)
+    assert told[0] == ("s", set())
+
+
+async def test_a_reload_keeps_a_directory_and_its_last_good_profiles(folder: Path) -> None:
+    told: list[tuple[str, bool]] = []
+    subject = ProfileDirectories(lambda name, d: told.append((name, d is not None)))
+    write_profile(folder / "a.json", profile())
+    first = subject.of("s", folder, CLUSTERS)
+    subject.adopt()
+    assert subject.of("s", folder, CLUSTERS) is first
+    subject.forget()
+    other = subject.of("s", folder, OTHERS)
+    assert other is not first
+    subject.adopt()
+    subject.adopt()
+    assert told == [("s", True), ("s", True), ("s", False)]
+
+
+async def test_a_reload_brings_another_directory_under_watch(folder: Path) -> None:
+    second = folder.parent / "second"
+    second.mkdir()
+    subject = ProfileDirectories(lambda *_: None)
+    subject.of("s", folder, CLUSTERS)
+    subject.adopt()
+    stop = asyncio.Event()
+    watching = asyncio.create_task(subject.watch(stop))
+    await asyncio.sleep(0.2)
+    live = subject.of("s", second, CLUSTERS)
+    subject.adopt()
+    await asyncio.sleep(0.4)
+    write_profile(second / "a.json", profile())
+    await until(lambda: "m" in live())
+    stop.set()
+    await asyncio.wait_for(watching, 10)
+
+
+# How sure a profile is.
+
+
+def test_the_interval_of_an_error_rate_is_wilsons() -> None:
+    """Figures of Newcombe (1998), table I: 81 of 263 and 0 of 20."""
+    assert interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert interval(0, 0) == (0.0, 1.0)
+    low, high = interval(20, 20)
+    assert (round(low, 4), high) == (0.8389, pytest.approx(1.0))
+
+
+def test_a_thin_profile_says_how_thin() -> None:
+    thin = Profile(model="m", clusters="0" * 12, answers=(50, 3, 0, 20), errors=(10, 1, 0, 5))
+    assert is_thin(thin)
+    told = certainty(thin)
+    assert "2 of 4 clusters have fewer than 10 answers, 1 of them none at all" in told
+    assert "error 0.22 overall" in told
+
+
+def test_a_thick_profile_says_how_near_it_is() -> None:
+    thick = Profile(model="m", clusters="0" * 12, answers=(400, 400), errors=(100, 200))
+    assert not is_thin(thick)
+    assert "known to within ±0.05 or better" in certainty(thick)
+
+
+def test_with_several_clusterings_an_answer_counts_once_overall() -> None:
+    twice = Profile(model="m", clusters="0" * 12, answers=(100, 100), errors=(30, 30))
+    assert "(0.22 to 0.40" in certainty(twice, clusterings=2)
