@@ -14,6 +14,8 @@ SemrouteError
 
 from __future__ import annotations
 
+from semroute_extproc.outcome import Cause
+
 
 class SemrouteError(Exception):
     """Base of every error raised on purpose."""
@@ -36,11 +38,11 @@ class ArtefactError(SemrouteError):
 
 
 class BadBody(SemrouteError):
-    """A body that cannot be read as a request of its API; `reason` is a short bounded token."""
+    """A body that cannot be read as a request of its API."""
 
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
+    def __init__(self, cause: Cause, detail: str = "") -> None:
+        super().__init__(f"{cause.value}: {detail}" if detail else cause.value)
+        self.cause = cause
 
 
 class BodyTooLarge(SemrouteError):
@@ -60,11 +62,11 @@ class UnsupportedEncoding(SemrouteError):
 
 
 class EncoderUnavailable(SemrouteError):
-    """No signals for this request; `reason` is `deadline`, `overloaded`, `error` or `closed`."""
+    """No signals for this request: the cause is DEADLINE, OVERLOADED, ERROR, CLOSED or NO_TEXT."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"the encoder gave no signals: {reason}")
-        self.reason = reason
+    def __init__(self, cause: Cause) -> None:
+        super().__init__(f"the encoder gave no signals: {cause.value}")
+        self.cause = cause
 
 
 class DataError(SemrouteError):

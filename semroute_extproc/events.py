@@ -1,30 +1,33 @@
-"""Telemetry: one frozen event, told to every sink.
+"""What happens in the sidecar, as frozen events, and the one way to tell about them.
 
-    log    one structured line a decision
-    prom   Prometheus metrics
-    otel   OpenTelemetry spans
-
-No prompt text, key or header value leaves through any of them, unless the operator set
-`telemetry.log_prompts`.
+Pure. Whoever knows that something happened builds an event and calls `emit`; the sinks in
+`telemetry/` (log, metrics, spans) take the events that concern them. A telemetry failure never
+affects a decision: a sink that raises is reported and the next sink gets the event.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
 
 from semroute_extproc.outcome import Outcome
+from semroute_extproc.policy.shadow import Shadow
 
 _TRACEPARENT = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?"
 )
-"""W3C Trace Context, section 3.2; whatever else a client may send is not repeated."""
+"""W3C Trace Context, section 3.2; anything else that a client sends is not repeated."""
 
 
-class Decided(msgspec.Struct, frozen=True):
-    """One request has been dealt with."""
+class Event(msgspec.Struct, frozen=True):
+    """Base of every event."""
+
+
+class Decided(Event, frozen=True):
+    """One request has been handled."""
 
     outcome: Outcome
     request_id: str
@@ -41,14 +44,101 @@ class Decided(msgspec.Struct, frozen=True):
 
     @property
     def trace_id(self) -> str:
-        """Of the nearest parent that is well formed, 32 hexadecimal digits; empty if none is."""
+        """Of the nearest well-formed parent, 32 hexadecimal digits; empty if there is none."""
         found = (_TRACEPARENT.fullmatch(parent) for parent in self.parents)
         return next((match[1] for match in found if match), "")
 
 
-class Sink(Protocol):
-    """Somewhere an event goes."""
+class Shadowed(Event, frozen=True):
+    """A shadow policy decided after its request had gone."""
 
-    def decided(self, event: Decided) -> None:
-        """Take one event; must be quick and must not raise."""
+    shadow: Shadow
+
+
+class Failed(Event, frozen=True):
+    """An unexpected exception; emitted while it is being handled, so a log can show it."""
+
+    where: str
+    """Log event name: `decision.failed`, `exchange.failed`, `telemetry.failed`, `watch.failed`."""
+    request_id: str = ""
+
+
+class StreamRefused(Event, frozen=True):
+    """A stream was refused because `server.streams_max` were open."""
+
+
+class CacheLookup(Event, frozen=True):
+    """A text was looked up in the signal cache."""
+
+    hit: bool
+
+
+class OutOfMemory(Event, frozen=True):
+    """A GPU had no memory for a pass, which is halved. Emitted from any thread."""
+
+    bundle: str
+
+
+class EncoderLost(Event, frozen=True):
+    """A GPU keeps failing: the process reports NOT_SERVING and ends."""
+
+    bundle: str
+
+
+class Scraped(Event, frozen=True):
+    """A pool's metrics page was read, or could not be."""
+
+    pool: str
+    load: Mapping[str, float]
+    """Gauge to value; empty if the page could not be read or the pool names none any more."""
+    failed: bool
+
+
+class ProfilesRead(Event, frozen=True):
+    """The profiles of a `clusters` strategy changed; None for a strategy that is gone."""
+
+    strategy: str
+    used: int | None
+    problems: Sequence[str] = ()
+    models: Sequence[str] = ()
+    """Profiled models that a pool serves."""
+    without_pool: Sequence[str] = ()
+    thin: Sequence[str] = ()
+    """One sentence for each profile with too few answers."""
+
+
+class Reloaded(Event, frozen=True):
+    """A configuration is live: the first, a changed one, or the old one restored."""
+
+    sha256: str
+    generation: int
+    changed: bool = True
+
+
+class ReloadRejected(Event, frozen=True):
+    """A changed configuration was refused; the last good one stays live."""
+
+    problems: Sequence[str]
+    """Empty for an unexpected exception, which is being handled."""
+
+
+class SessionStoreError(Event, frozen=True):
+    """The shared session store did not answer; `what` is a metric label."""
+
+    what: str
+    """`timeout`, `error`, `paused`, `write_error` or `write_dropped`."""
+
+
+Emit = Callable[[Event], None]
+
+
+class Sink(Protocol):
+    """Somewhere events go."""
+
+    def handle(self, event: Event) -> None:
+        """Take one event; must be quick. Events it does not know are ignored."""
         ...
+
+
+def ignore(_: Event) -> None:
+    """An `Emit` that tells nobody: for explain, check and tests."""

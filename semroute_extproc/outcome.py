@@ -7,14 +7,20 @@ long to make.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from semroute_extproc.encoder.signals import Signals
-from semroute_extproc.policy.context import Decision
-from semroute_extproc.policy.shadow import Shadow
-from semroute_extproc.request.view import RequestView
+if TYPE_CHECKING:
+    from semroute_extproc.encoder.signals import Signals
+    from semroute_extproc.policy.context import Decision
+    from semroute_extproc.policy.shadow import Shadow
+    from semroute_extproc.request.view import RequestView
+
+REASON_CHARACTERS_MAX = 160
+"""Longest reason put into metadata, and through it into a response header."""
 
 
 class Kind(enum.StrEnum):
@@ -32,6 +38,45 @@ class Kind(enum.StrEnum):
     """We answered with an error."""
     ANSWERED = "answered"
     """We answered: the list of models."""
+
+
+class Cause(enum.StrEnum):
+    """Why an outcome is of its kind; a metric label, documented in docs/errors.md."""
+
+    RULE = "rule"
+    STRATEGY = "strategy"
+    POOL = "pool"
+    NAMED_MODEL = "named_model"
+    METHOD = "method"
+    UNKNOWN_PATH = "unknown_path"
+    CONTENT_TYPE = "content_type"
+    UPGRADE = "upgrade"
+    EMPTY_BODY = "empty_body"
+    NO_BODY = "no_body"
+    STREAMED_BODY = "streamed_body"
+    NOT_JSON = "not_json"
+    TOO_DEEP = "too_deep"
+    WRONG_TYPE = "wrong_type"
+    TOO_MANY_PARTS = "too_many_parts"
+    TOO_MANY_MEMBERS = "too_many_members"
+    NO_TEXT = "no_text"
+    BAD_GZIP = "bad_gzip"
+    NO_MODEL = "no_model"
+    UNKNOWN_MODEL = "unknown_model"
+    DEADLINE = "deadline"
+    OVERLOADED = "overloaded"
+    ERROR = "error"
+    CLOSED = "closed"
+    INTERNAL_ERROR = "internal_error"
+    BODY_TOO_LARGE = "body_too_large"
+    UNSUPPORTED_ENCODING = "unsupported_encoding"
+    NO_POOL = "no_pool"
+    MODELS = "models"
+
+    @property
+    def words(self) -> str:
+        """The cause for people: `unknown path`."""
+        return self.value.replace("_", " ")
 
 
 class Stage(msgspec.Struct, frozen=True):
@@ -57,8 +102,8 @@ class Outcome(msgspec.Struct, frozen=True):
     """What became of one request."""
 
     kind: Kind
-    cause: str
-    """Bounded token: why it is of this kind (`not_json`, `unknown_path`, `deadline`, a rule's kind …)."""
+    cause: Cause
+    """Why it is of this kind."""
     pool: str = ""
     cluster: str = ""
     model: str = ""
@@ -90,3 +135,57 @@ class Outcome(msgspec.Struct, frozen=True):
         for stage in self.stages:
             total[stage.name] = total.get(stage.name, 0.0) + stage.ms
         return total
+
+
+def facts(outcome: Outcome) -> dict[str, str | float | bool]:
+    """The facts of an outcome that metadata, log and spans have in common.
+
+    Envoy's access log, routes and response headers may use them. Keys whose value is empty are
+    left out; the full list is in docs/configuration.md.
+    """
+    found: dict[str, str | float | bool] = {
+        "outcome": outcome.kind.value,
+        "cause": outcome.cause,
+        "pool": outcome.pool,
+        "cluster": outcome.cluster,
+        "model": outcome.model,
+        "reason": header_safe(outcome.reason),
+    }
+    if outcome.decision is not None:
+        decision = outcome.decision
+        found["decision_ms"] = round(outcome.total_ms, 3)
+        found["policy"] = outcome.policy
+        found["rule"] = decision.rule
+        found["strategy"] = decision.strategy
+        found["canary"] = decision.canary
+        found["fallback"] = decision.fallback or ""
+        found["judge"] = decision.judge
+        found["session"] = outcome.session
+        if decision.share is not None:
+            found["share"] = round(decision.share, 4)
+        if decision.reasoning is not None:
+            found["reasoning"] = decision.reasoning
+            clients = outcome.view is not None and outcome.view.reasoning_set and not decision.override
+            found["reasoning_from"] = "client" if clients else "policy"
+        found["shadow"] = shadow_summary(outcome.shadows)
+    if outcome.signals is not None:
+        found["domain"] = outcome.signals.domain
+        found["task"] = outcome.signals.task
+        found["language"] = outcome.signals.language
+        found["difficulty"] = round(outcome.signals.difficulty, 4)
+        found["unknown"] = outcome.signals.unknown
+        found["truncated"] = outcome.signals.truncated
+    return {key: value for key, value in found.items() if value != ""}
+
+
+def header_safe(text: str) -> str:
+    """Printable ASCII on one line, cut at `REASON_CHARACTERS_MAX`."""
+    line = " ".join(text.split())
+    if not (line.isascii() and line.isprintable()):
+        line = "".join(c for c in line.encode("ascii", "replace").decode() if c.isprintable())
+    return line[:REASON_CHARACTERS_MAX]
+
+
+def shadow_summary(shadows: Iterable[Shadow]) -> str:
+    """What the shadow policies would have done, in a few words: `other=large third=undecided`."""
+    return " ".join(f"{each.shadow}={each.pool or each.agreement.value}" for each in shadows)

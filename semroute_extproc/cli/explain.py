@@ -100,7 +100,7 @@ def _report(outcome: Outcome, replies: tuple[bytes, ...], body: bytes) -> dict[s
         "strategy": (decision.strategy or None) if decision else None,
         "score": decision.score if decision else None,
         "threshold": _finite(decision.threshold) if decision else None,
-        "fallback": (decision.fallback or None) if decision else None,
+        "fallback": decision.fallback if decision else None,
         "trace": [
             {"what": step.what, "name": step.name, "result": step.result}
             for step in (decision.trace if decision else ())

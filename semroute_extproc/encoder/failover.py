@@ -20,6 +20,7 @@ from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.encoder.queue import Batcher
 from semroute_extproc.encoder.signals import RawOutput
 from semroute_extproc.errors import EncoderUnavailable
+from semroute_extproc.outcome import Cause
 
 FAILURES_MAX = 3
 """Failed calls in a row after which the GPU is given up."""
@@ -80,7 +81,7 @@ class Failover:
         """See `Encoder.encode`."""
         live = self._gpu or self._cpu
         if self._closed or live is None:
-            raise EncoderUnavailable("closed" if self._closed else "error")
+            raise EncoderUnavailable(Cause.CLOSED if self._closed else Cause.ERROR)
         try:
             output = await live.encode(text, deadline)
         except EncoderUnavailable:

@@ -30,6 +30,7 @@ from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.encoder.passes import PassTime, units
 from semroute_extproc.encoder.signals import RawOutput
 from semroute_extproc.errors import EncoderUnavailable
+from semroute_extproc.outcome import Cause
 
 CLOSE_SECONDS_MAX = 5.0
 """How long closing waits for a lane's last pass; a driver that hangs keeps its thread."""
@@ -106,7 +107,7 @@ class Batcher:
             self._closed = True
             unanswered = [*self._queue, *self._running]
             self._queue.clear()
-        _fail(unanswered, "closed")
+        _fail(unanswered, Cause.CLOSED)
         for _ in self._threads:
             self._handed.put([])
         for thread in self._threads:
@@ -116,16 +117,16 @@ class Batcher:
         """Hand the work to a free lane or queue it; EncoderUnavailable if it would not be done in time."""
         with self._lock:
             if self._closed:
-                raise EncoderUnavailable("closed")
+                raise EncoderUnavailable(Cause.CLOSED)
             if self._free:
                 self._queue.append(work)
                 batch, late = self._take()
                 if late:
-                    raise EncoderUnavailable("deadline")
+                    raise EncoderUnavailable(Cause.DEADLINE)
                 self._free -= 1
                 self._handed.put(batch)
             elif len(self._queue) >= self._queue_max or self._done_at(work) > work.deadline:
-                raise EncoderUnavailable("overloaded")
+                raise EncoderUnavailable(Cause.OVERLOADED)
             else:
                 self._queue.append(work)
 
@@ -135,7 +136,7 @@ class Batcher:
         return self._loop.time() + self._time.mean * ahead / self._lanes + self._time.high * work.units
 
     def _expire(self, work: _Work) -> None:
-        _fail([work], "deadline")
+        _fail([work], Cause.DEADLINE)
         self._withdraw(work)
 
     def _withdraw(self, work: _Work) -> None:
@@ -200,19 +201,19 @@ class Batcher:
                 else:
                     self._free += 1
             late = late + more
-        _fail(late, "deadline")
+        _fail(late, Cause.DEADLINE)
         if isinstance(outputs, BaseException):
             log.error("encoder.failed", exc_info=outputs)
             # Whoever keeps the error does not keep what its frames hold: texts, and a session's memory.
             traceback.clear_frames(outputs.__traceback__)
-            _fail(batch, "error")
+            _fail(batch, Cause.ERROR)
             return
         for work, output in zip(batch, outputs, strict=True):
             if not work.done.done():
                 work.done.set_result(output)
 
 
-def _fail(batch: Iterable[_Work], reason: str) -> None:
+def _fail(batch: Iterable[_Work], cause: Cause) -> None:
     for work in batch:
         if not work.done.done():
-            work.done.set_exception(EncoderUnavailable(reason))
+            work.done.set_exception(EncoderUnavailable(cause))

@@ -33,7 +33,7 @@ import msgspec
 from semroute_extproc.envoy import replies as mutations
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
 from semroute_extproc.envoy.replies import CONTINUE
-from semroute_extproc.outcome import Answer, Kind, Outcome
+from semroute_extproc.outcome import Answer, Cause, Kind, Outcome
 from semroute_extproc.request.apis import PATHS
 from semroute_extproc.request.view import Api, RequestHead
 
@@ -158,7 +158,7 @@ class Exchange:
         if self._state not in (_State.BODY, _State.HELD):
             return None
         self._state = _State.DONE
-        return self._passthrough("no_body")
+        return self._passthrough(Cause.NO_BODY)
 
     def _decision(self, outcome: Outcome) -> tuple[bytes, ...]:
         if outcome.answer is not None:
@@ -176,7 +176,7 @@ class Exchange:
         if self._observe or self._state is _State.CLOSED or kind is None:
             return _NOTHING
         state, self._state = self._state, _State.DONE
-        outcome = self._passthrough("internal_error")
+        outcome = self._passthrough(Cause.INTERNAL_ERROR)
         told = outcome if kind.startswith("request") and state is not _State.DONE else None
         if self._mode == _Mode.FULL_DUPLEX_STREAMED and kind in ("request_body", "request_trailers"):
             body = b"".join(self._pieces)
@@ -201,8 +201,8 @@ class Exchange:
         self._head = read_head(message.headers)
         head, settings = self._head, self._settings
         if (answer := self._models(head)) is not None:
-            return self._answer(Kind.ANSWERED, "models", answer)
-        cause = _unroutable(head) or ("empty_body" if message.end_of_stream else "")
+            return self._answer(Kind.ANSWERED, Cause.MODELS, answer)
+        cause = _unroutable(head) or (Cause.EMPTY_BODY if message.end_of_stream else None)
         if cause:
             return self._pass_headers(cause)
         self._api = PATHS[_plain_path(head.path)]
@@ -213,7 +213,7 @@ class Exchange:
             self._state = _State.HELD
             return _NOTHING
         if not settings.allow_mode_override and self._mode in (_Mode.NONE, _Mode.STREAMED):
-            return self._pass_headers("no_body")
+            return self._pass_headers(Cause.NO_BODY)
         self._state = _State.BODY
         if self._mode == _Mode.BUFFERED or not settings.allow_mode_override:
             return Step((_WAIT_FOR_BODY,))
@@ -227,12 +227,12 @@ class Exchange:
         if not message.end_of_stream and self._mode in (_Mode.STREAMED, _Mode.BUFFERED_PARTIAL):
             # The override was not honoured: this is a piece, and the headers have left already.
             self._state = _State.DONE
-            return Step((CONTINUE["request_body"],), outcome=self._passthrough("streamed_body"))
+            return Step((CONTINUE["request_body"],), outcome=self._passthrough(Cause.STREAMED_BODY))
         if len(message.body) > self._settings.body_bytes_max:
             return self._too_large()
         if not message.body:
             self._state = _State.DONE
-            outcome = self._passthrough("empty_body")
+            outcome = self._passthrough(Cause.EMPTY_BODY)
             return Step((mutations.body_reply(outcome),), outcome=outcome)
         self._state = _State.DECIDING
         return Step(decide=Decide(self._head, self._api, message.body))
@@ -249,7 +249,7 @@ class Exchange:
     def _complete(self) -> Step:
         if not self._collected:
             self._state = _State.DONE
-            outcome = self._passthrough("empty_body")
+            outcome = self._passthrough(Cause.EMPTY_BODY)
             return Step(tuple(mutations.duplex_replies(outcome, b"", self._trailers)), outcome=outcome)
         self._state = _State.DECIDING
         self._pieces = [b"".join(self._pieces)]
@@ -268,10 +268,10 @@ class Exchange:
             return self._complete()
         if self._state is _State.BODY:
             self._state = _State.DONE
-            return Step((CONTINUE["request_trailers"],), outcome=self._passthrough("empty_body"))
+            return Step((CONTINUE["request_trailers"],), outcome=self._passthrough(Cause.EMPTY_BODY))
         return _STEP["request_trailers"]
 
-    def _pass_headers(self, cause: str) -> Step:
+    def _pass_headers(self, cause: Cause) -> Step:
         self._state = _State.DONE
         self._passed_at_headers = True
         outcome = self._passthrough(cause)
@@ -282,23 +282,23 @@ class Exchange:
         reply = mutations.headers_reply(outcome, skip_body, self._response_mode)
         return Step((reply,), outcome=outcome)
 
-    def _passthrough(self, cause: str) -> Outcome:
+    def _passthrough(self, cause: Cause) -> Outcome:
         settings = self._settings
         return Outcome(
             Kind.PASSTHROUGH,
             cause,
             pool=settings.default_pool,
             cluster=settings.default_cluster,
-            reason=f"passed through: {cause.replace('_', ' ')}",
+            reason=f"passed through: {cause.words}",
         )
 
     def _too_large(self) -> Step:
         limit = self._settings.body_bytes_max
-        return self._answer(Kind.REJECTED, "body_too_large", too_large_answer(limit, self._api))
+        return self._answer(Kind.REJECTED, Cause.BODY_TOO_LARGE, too_large_answer(limit, self._api))
 
-    def _answer(self, kind: Kind, cause: str, answer: Answer) -> Step:
+    def _answer(self, kind: Kind, cause: Cause, answer: Answer) -> Step:
         self._state = _State.DONE if self._observe else _State.CLOSED
-        outcome = Outcome(kind, cause, answer=answer, reason=cause.replace("_", " "))
+        outcome = Outcome(kind, cause, answer=answer, reason=cause.words)
         return Step((mutations.immediate(outcome),), outcome=outcome)
 
     def _models(self, head: RequestHead) -> Answer | None:
@@ -351,15 +351,15 @@ def _plain_path(path: str) -> str:
     return path.partition("?")[0]
 
 
-def _unroutable(head: RequestHead) -> str:
-    """Why a request is not ours to route; empty if it is."""
+def _unroutable(head: RequestHead) -> Cause | None:
+    """Why a request is not ours to route; None if it is."""
     if head.method != "POST":
-        return "method"
+        return Cause.METHOD
     if _plain_path(head.path) not in PATHS:
-        return "unknown_path"
+        return Cause.UNKNOWN_PATH
     if "upgrade" in head.headers:
-        return "upgrade"
+        return Cause.UPGRADE
     media = head.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media != "application/json" and not media.endswith("+json"):
-        return "content_type"
-    return ""
+        return Cause.CONTENT_TYPE
+    return None

@@ -14,8 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
-from semroute_extproc.outcome import Answer, Kind, Outcome
-from semroute_extproc.policy.shadow import summary
+from semroute_extproc.outcome import Answer, Cause, Kind, Outcome, facts
 
 CLUSTER_HEADER = "x-semroute-cluster"
 """The routing header, ours alone: Envoy's route reads the cluster from it."""
@@ -28,9 +27,6 @@ CHUNK_BYTES = 62_000
 
 REPLIES_MAX = 256
 """Replies kept of requests about which there was nothing to decide: a pool's name and a cause make one."""
-
-REASON_CHARACTERS_MAX = 160
-"""Longest reason put into metadata, and through it into a response header."""
 
 _Mode = pb.ProcessingMode
 _OVERWRITE = pb.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
@@ -106,7 +102,7 @@ def body_reply(outcome: Outcome) -> bytes:
 
 
 @lru_cache(maxsize=REPLIES_MAX)
-def _plain_body_reply(kind: Kind, cause: str, pool: str, cluster: str, model: str, reason: str) -> bytes:
+def _plain_body_reply(kind: Kind, cause: Cause, pool: str, cluster: str, model: str, reason: str) -> bytes:
     """The reply where nothing was weighed and the body stays: the same for every such request."""
     return _body_reply(Outcome(kind, cause, pool, cluster, model, reason))
 
@@ -191,54 +187,6 @@ def model_object(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "semroute"}
 
 
-def metadata(outcome: Outcome) -> dict[str, str | float | bool]:
-    """The facts of an outcome that Envoy's access log, routes and response headers may use.
-
-    Keys whose value is empty are left out; the full list is in docs/configuration.md.
-    """
-    facts: dict[str, str | float | bool] = {
-        "outcome": outcome.kind.value,
-        "cause": outcome.cause,
-        "pool": outcome.pool,
-        "cluster": outcome.cluster,
-        "model": outcome.model,
-        "reason": header_safe(outcome.reason),
-    }
-    if outcome.decision is not None:
-        decision = outcome.decision
-        facts["decision_ms"] = round(outcome.total_ms, 3)
-        facts["policy"] = outcome.policy
-        facts["rule"] = decision.rule
-        facts["strategy"] = decision.strategy
-        facts["canary"] = decision.canary
-        facts["fallback"] = decision.fallback
-        facts["judge"] = decision.judge
-        facts["session"] = outcome.session
-        if decision.share is not None:
-            facts["share"] = round(decision.share, 4)
-        if decision.reasoning is not None:
-            facts["reasoning"] = decision.reasoning
-            clients = outcome.view is not None and outcome.view.reasoning_set and not decision.override
-            facts["reasoning_from"] = "client" if clients else "policy"
-        facts["shadow"] = summary(outcome.shadows)
-    if outcome.signals is not None:
-        facts["domain"] = outcome.signals.domain
-        facts["task"] = outcome.signals.task
-        facts["language"] = outcome.signals.language
-        facts["difficulty"] = round(outcome.signals.difficulty, 4)
-        facts["unknown"] = outcome.signals.unknown
-        facts["truncated"] = outcome.signals.truncated
-    return {key: value for key, value in facts.items() if value != ""}
-
-
-def header_safe(text: str) -> str:
-    """Printable ASCII on one line, cut at `REASON_CHARACTERS_MAX`."""
-    line = " ".join(text.split())
-    if not (line.isascii() and line.isprintable()):
-        line = "".join(c for c in line.encode("ascii", "replace").decode() if c.isprintable())
-    return line[:REASON_CHARACTERS_MAX]
-
-
 def _mutate_headers(common: pb.CommonResponse, outcome: Outcome) -> None:
     _set(common.header_mutation, CLUSTER_HEADER, outcome.cluster)
     if outcome.body is not None and outcome.decoded:
@@ -261,7 +209,7 @@ def _override(response: pb.ProcessingResponse, request_body: int, response_body:
 
 def _write_metadata(response: pb.ProcessingResponse, outcome: Outcome) -> None:
     fields = response.dynamic_metadata.fields[METADATA_NAMESPACE].struct_value.fields
-    for key, value in metadata(outcome).items():
+    for key, value in facts(outcome).items():
         if isinstance(value, bool):
             fields[key].bool_value = value
         elif isinstance(value, str):

@@ -146,7 +146,7 @@ class Servicer:
                 observed=exchange.observed,
             )
             for sink in self._sinks:
-                sink.decided(event)
+                sink.handle(event)
         except Exception:
             self._failed("telemetry.failed", exchange)
 

@@ -20,7 +20,7 @@ from semroute_extproc.encoder.classifier import Classifier
 from semroute_extproc.envoy import replies as mutations
 from semroute_extproc.envoy.exchange import Decide, too_large_answer
 from semroute_extproc.errors import BadBody, BodyTooLarge, EncoderUnavailable, UnsupportedEncoding
-from semroute_extproc.outcome import Answer, Kind, Outcome, Stage
+from semroute_extproc.outcome import Answer, Cause, Kind, Outcome, Stage
 from semroute_extproc.pipeline.catalog import Catalog
 from semroute_extproc.pipeline.shadows import Shadows
 from semroute_extproc.policy.constraints import NoCandidate
@@ -114,7 +114,7 @@ class Pipeline:
             )
             return await self._route(request, body, stages, deadline)
         except BadBody as error:
-            return self._default(Kind.PASSTHROUGH, error.reason, stages)
+            return self._default(Kind.PASSTHROUGH, error.cause, stages)
         except (BodyTooLarge, UnsupportedEncoding, NoCandidate) as error:
             return self._reject(request, error, stages)
         except Exception:
@@ -125,10 +125,10 @@ class Pipeline:
         model = apis.model_of(body)
         if (pool := self.catalog.serving(model)) is not None:
             stages.mark("parse")
-            return self._default(Kind.NAMED, "named_model", stages, pool)
+            return self._default(Kind.NAMED, Cause.NAMED_MODEL, stages, pool)
         virtual = self.catalog.virtual.get(model)
         if virtual is None:
-            return self._default(Kind.PASSTHROUGH, "unknown_model" if model else "no_model", stages)
+            return self._default(Kind.PASSTHROUGH, Cause.UNKNOWN_MODEL if model else Cause.NO_MODEL, stages)
         view = apis.parse(request.api, body)
         text = classified_text(view.turns)
         facts = _facts(request.head, view, text, virtual)
@@ -147,11 +147,11 @@ class Pipeline:
         if decision is None:
             try:
                 if not text:
-                    raise EncoderUnavailable("no_text")
+                    raise EncoderUnavailable(Cause.NO_TEXT)
                 signals = await self._classifier.signals(text, facts.language, deadline)
                 facts = facts.with_signals(signals)
             except EncoderUnavailable as error:
-                facts = facts.with_fallback(error.reason)
+                facts = facts.with_fallback(error.cause)
             stages.mark("encode")
             decision = policy.decide(facts, tried)
             stages.mark("policy")
@@ -197,7 +197,7 @@ class Pipeline:
         stages.mark("edit")
         return Outcome(
             Kind.FALLBACK if decision.fallback else Kind.ROUTED,
-            decision.fallback or ("rule" if decision.rule else decision.strategy and "strategy") or "pool",
+            decision.fallback or _cause(decision),
             pool=decision.pool,
             cluster=pool.cluster,
             model=pool.model,
@@ -227,24 +227,23 @@ class Pipeline:
             members.update(reasoning.switch(pool.reasoning, view.api, effort))
         return members
 
-    def _default(self, kind: Kind, cause: str, stages: Stages, pool: str = "") -> Outcome:
+    def _default(self, kind: Kind, cause: Cause, stages: Stages, pool: str = "") -> Outcome:
         """To a pool with the body untouched: the default pool unless one was named."""
         name = pool or self.catalog.default_pool
-        words = cause.replace("_", " ")
         return Outcome(
             kind,
             cause,
             pool=name,
             cluster=self.catalog.pools[name].cluster,
             model=self.catalog.pools[name].model if kind is Kind.NAMED else "",
-            reason=words if kind is Kind.NAMED else f"{_SPOKEN[kind]}: {words}",
+            reason=cause.words if kind is Kind.NAMED else f"{_SPOKEN[kind]}: {cause.words}",
             stages=stages.done,
             total_ms=stages.total_ms,
         )
 
     def _rescue(self, body: bytes, stages: Stages) -> Outcome:
         """To the default pool, under its model's own name if the body can still be edited."""
-        outcome = self._default(Kind.FALLBACK, "internal_error", stages)
+        outcome = self._default(Kind.FALLBACK, Cause.INTERNAL_ERROR, stages)
         pool = self.catalog.pools[outcome.pool]
         try:
             edited = edits.set_members(body, {("model",): pool.model})
@@ -258,7 +257,7 @@ class Pipeline:
             Kind.REJECTED,
             cause,
             # The client is told which encoding it sent; a log repeats no header.
-            reason=cause.replace("_", " ") if isinstance(error, UnsupportedEncoding) else str(error),
+            reason=cause.words if isinstance(error, UnsupportedEncoding) else str(error),
             answer=answer,
             stages=stages.done,
             total_ms=stages.total_ms,
@@ -277,6 +276,13 @@ def _facts(head: RequestHead, view: RequestView, text: str, virtual: config.Virt
     )
 
 
+def _cause(decision: Decision) -> Cause:
+    """What decided."""
+    if decision.rule:
+        return Cause.RULE
+    return Cause.STRATEGY if decision.strategy else Cause.POOL
+
+
 def _policy_of(model: str, virtual: config.VirtualModel, facts: Facts) -> str:
     """The policy that decides: a canary's share of the requests goes to it."""
     if not virtual.canary:
@@ -292,16 +298,16 @@ def _quality(value: str) -> float | None:
     return quality if quality <= 1.0 else None
 
 
-def _rejection(error: Exception, api: Api) -> tuple[str, Answer]:
+def _rejection(error: Exception, api: Api) -> tuple[Cause, Answer]:
     anthropic = api is Api.MESSAGES
     match error:
         case BodyTooLarge():
-            return "body_too_large", too_large_answer(error.limit, api)
+            return Cause.BODY_TOO_LARGE, too_large_answer(error.limit, api)
         case UnsupportedEncoding():
-            return "unsupported_encoding", mutations.error_answer(
+            return Cause.UNSUPPORTED_ENCODING, mutations.error_answer(
                 415, "invalid_request_error", "unsupported_content_encoding", f"{error}.", anthropic
             )
         case _:
-            return "no_pool", mutations.error_answer(
+            return Cause.NO_POOL, mutations.error_answer(
                 400, "invalid_request_error", "no_pool_for_request", f"{error}.", anthropic
             )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from semroute_extproc.config.models import Effort, Pool
 from semroute_extproc.encoder.signals import Signals
+from semroute_extproc.outcome import Cause
 from semroute_extproc.request.view import RequestHead, RequestView
 
 
@@ -80,8 +81,8 @@ class Facts:
     quality: float | None = None
     """The trade-off asked for by the client or by the model's entry, 0 (cheapest) to 1 (best)."""
     signals: Signals | None = None
-    fallback: str = ""
-    """Why there will be no signals: `deadline`, `overloaded`, `error`, `closed`, `no_text`; empty if they
+    fallback: Cause | None = None
+    """Why there will be no signals: `deadline`, `overloaded`, `error`, `closed`, `no_text`; None if they
     may come."""
     conditions: Conditions = field(default_factory=Conditions)
     judgements: Mapping[str, Judgement] = field(default_factory=dict)
@@ -104,7 +105,7 @@ class Facts:
         """The same facts with what a strategy's judge said."""
         return dataclasses.replace(self, judgements={**self.judgements, strategy: judgement})
 
-    def with_fallback(self, reason: str) -> Facts:
+    def with_fallback(self, reason: Cause) -> Facts:
         """The same facts, and no signals will come."""
         return dataclasses.replace(self, fallback=reason)
 
@@ -167,8 +168,8 @@ class Decision:
     """What the strategy compared, the difficulty for `threshold`."""
     threshold: float | None = None
     """What the score was compared with."""
-    fallback: str = ""
-    """Why the decision was made without the encoder although it was wanted; empty if it was not."""
+    fallback: Cause | None = None
+    """Why the decision was made without the encoder although it was wanted; None if it was not."""
     judge: str = ""
     """What came of asking the strategy's judge, a `Judgement.result`; empty if it was not asked."""
     override: bool = False

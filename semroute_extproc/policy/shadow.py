@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from semroute_extproc.policy.constraints import NoCandidate
@@ -61,8 +61,3 @@ def compare(
         return Shadow(policy, shadow, Agreement.UNDECIDED)
     agreement = Agreement.AGREE if decision.pool == live.pool else Agreement.DIFFER
     return Shadow(policy, shadow, agreement, decision.pool, decision.reason)
-
-
-def summary(shadows: Iterable[Shadow]) -> str:
-    """In a few words: `other=large third=undecided`."""
-    return " ".join(f"{each.shadow}={each.pool or each.agreement.value}" for each in shadows)

@@ -15,6 +15,7 @@ from msgspec import Raw
 from msgspec.json import Decoder
 
 from semroute_extproc.errors import BadBody
+from semroute_extproc.outcome import Cause
 
 MEMBERS_MAX = 4_096
 """Most members of an object that is edited, duplicates included."""
@@ -50,7 +51,7 @@ def set_members(body: bytes, members: Mapping[tuple[str, ...], object]) -> bytes
     try:
         return _edited(body, tree)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise BadBody("not_json") from None
+        raise BadBody(Cause.NOT_JSON) from None
 
 
 def _tree(members: Mapping[tuple[str, ...], object]) -> _Tree:
@@ -122,7 +123,7 @@ def _spans(text: bytes, position: int, values: Mapping[str, Raw]) -> Iterator[tu
         if after[1] == b"}":
             return
         position = after.end()
-    raise BadBody("too_many_members")
+    raise BadBody(Cause.TOO_MANY_MEMBERS)
 
 
 def _length(rest: bytes, values: Mapping[str, Raw]) -> int:

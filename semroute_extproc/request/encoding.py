@@ -8,6 +8,7 @@ from __future__ import annotations
 import zlib
 
 from semroute_extproc.errors import BadBody, BodyTooLarge, UnsupportedEncoding
+from semroute_extproc.outcome import Cause
 
 GZIP_MEMBERS_MAX = 1_024
 """Most members of a multi-member gzip body; an empty one costs us more than its 20 bytes cost."""
@@ -55,17 +56,17 @@ def _gunzip(body: bytes, limit: int) -> bytes:
                 break
             members += 1
             if members > GZIP_MEMBERS_MAX:
-                raise BadBody("bad_gzip", "too many members")
+                raise BadBody(Cause.BAD_GZIP, "too many members")
             member = zlib.decompressobj(_GZIP_WINDOW)
         try:
             piece = member.decompress(pending, room + 1)
         except zlib.error:
-            raise BadBody("bad_gzip") from None
+            raise BadBody(Cause.BAD_GZIP) from None
         room -= len(piece)
         if room < 0:
             raise BodyTooLarge(limit)
         pieces.append(piece)
         pending = member.unused_data if member.eof else member.unconsumed_tail
     if not member.eof:
-        raise BadBody("bad_gzip", "cut short")
+        raise BadBody(Cause.BAD_GZIP, "cut short")
     return b"".join(pieces)

@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 import structlog
 
+from semroute_extproc import outcome as outcomes
 from semroute_extproc.config.models import Telemetry
-from semroute_extproc.envoy.replies import metadata
-from semroute_extproc.events import Decided
+from semroute_extproc.events import Decided, Event
 
 
 def configure(settings: Telemetry) -> None:
@@ -72,8 +72,13 @@ class LogSink:
         self._silent = settings.log_level in ("warning", "error")
         self._encode = msgspec.json.Encoder().encode
 
+    def handle(self, event: Event) -> None:
+        """See `Sink.handle`."""
+        if isinstance(event, Decided):
+            self.decided(event)
+
     def decided(self, event: Decided) -> None:
-        """See `Sink.decided`."""
+        """Take a decision."""
         if self._silent:
             return
         facts = self._facts(event)
@@ -90,7 +95,7 @@ class LogSink:
 
     def _facts(self, event: Decided) -> dict[str, Any]:
         outcome = event.outcome
-        facts: dict[str, Any] = metadata(outcome)
+        facts: dict[str, Any] = outcomes.facts(outcome)
         facts["request_id"] = event.request_id
         facts["path"] = event.path
         facts["decision_ms"] = round(outcome.total_ms, 3)

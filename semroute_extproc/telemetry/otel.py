@@ -17,9 +17,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import AttributeValue
 
 from semroute_extproc import __version__
-from semroute_extproc.events import Decided
-from semroute_extproc.outcome import Outcome
-from semroute_extproc.policy.shadow import summary
+from semroute_extproc.events import Decided, Event
+from semroute_extproc.outcome import Outcome, shadow_summary
 
 SPAN_NAME = "envoy.service.ext_proc.v3.ExternalProcessor/Process"
 
@@ -53,8 +52,13 @@ class OtelSink:
         self._tracer = self._provider.get_tracer("semroute_extproc", __version__)
         self._propagator = TraceContextTextMapPropagator()
 
+    def handle(self, event: Event) -> None:
+        """See `Sink.handle`."""
+        if isinstance(event, Decided):
+            self.decided(event)
+
     def decided(self, event: Decided) -> None:
-        """See `Sink.decided`."""
+        """Take a decision."""
         parent = None
         for traceparent in event.parents:
             context = self._propagator.extract({"traceparent": traceparent})
@@ -104,9 +108,9 @@ def attributes(outcome: Outcome, request_id: str) -> dict[str, AttributeValue]:
     if outcome.decision is not None:
         values["semroute.decision.rule"] = outcome.decision.rule
         values["semroute.decision.strategy"] = outcome.decision.strategy
-        values["semroute.fallback.reason"] = outcome.decision.fallback
+        values["semroute.fallback.reason"] = outcome.decision.fallback or ""
         values["semroute.decision.policy"] = outcome.policy
-        values["semroute.decision.shadow"] = summary(outcome.shadows)
+        values["semroute.decision.shadow"] = shadow_summary(outcome.shadows)
         values["semroute.session"] = outcome.session
     if outcome.signals is not None:
         values["semroute.domain"] = outcome.signals.domain

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.metrics import MetricWrapperBase
 
 from semroute_extproc import __version__
-from semroute_extproc.events import Decided
+from semroute_extproc.events import Decided, Event
 from semroute_extproc.outcome import Kind
 from semroute_extproc.policy.shadow import Shadow
 from semroute_extproc.state.pool_metrics import GAUGES
@@ -180,8 +180,13 @@ class PrometheusSink:
         # As many as there are label sets, which the configuration and the bundle bound.
         self._children: dict[tuple[MetricWrapperBase | str, ...], MetricWrapperBase] = {}
 
+    def handle(self, event: Event) -> None:
+        """See `Sink.handle`."""
+        if isinstance(event, Decided):
+            self.decided(event)
+
     def decided(self, event: Decided) -> None:
-        """See `Sink.decided`."""
+        """Take a decision."""
         outcome = event.outcome
         decision, signals = outcome.decision, outcome.signals
         self._child(

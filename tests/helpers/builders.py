@@ -22,6 +22,7 @@ from semroute_extproc.encoder.classifier import Classifier, Reader
 from semroute_extproc.encoder.protocol import Encoder
 from semroute_extproc.encoder.signals import RawOutput, Signals
 from semroute_extproc.errors import EncoderUnavailable
+from semroute_extproc.outcome import Cause
 from semroute_extproc.request.text import SURFACE_NAMES
 
 LABELS = ("math", "law", "other")
@@ -101,7 +102,7 @@ class FakeEncoder:
             async with asyncio.timeout_at(deadline):
                 await asyncio.sleep(self.delay)
         except TimeoutError:
-            raise EncoderUnavailable("deadline") from None
+            raise EncoderUnavailable(Cause.DEADLINE) from None
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer(text)

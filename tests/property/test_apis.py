@@ -113,7 +113,7 @@ def view_of(api: Api, body: bytes) -> RequestView | None:
     try:
         view = apis.parse(api, body)
     except BadBody as error:
-        return None if error.reason in REASONS else pytest.fail(f"unknown reason {error.reason}")
+        return None if error.cause in REASONS else pytest.fail(f"unknown reason {error.cause}")
     assert view.api is api
     assert {turn.role for turn in view.turns} <= ROLES
     assert view.images > 0 or view.stateful or any(turn.text.strip() for turn in view.turns)

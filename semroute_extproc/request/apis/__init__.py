@@ -21,6 +21,7 @@ from typing import TypeVar
 import msgspec
 
 from semroute_extproc.errors import BadBody
+from semroute_extproc.outcome import Cause
 from semroute_extproc.request.apis import chat_completions, completions, embeddings, messages, responses
 from semroute_extproc.request.view import Api, RequestView
 
@@ -65,8 +66,8 @@ def _read(reader: Callable[[bytes], T], body: bytes) -> T:
     try:
         return reader(body)
     except msgspec.ValidationError as error:
-        raise BadBody("wrong_type", str(error)) from None
+        raise BadBody(Cause.WRONG_TYPE, str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError):
-        raise BadBody("not_json") from None
+        raise BadBody(Cause.NOT_JSON) from None
     except RecursionError:
-        raise BadBody("too_deep") from None
+        raise BadBody(Cause.TOO_DEEP) from None

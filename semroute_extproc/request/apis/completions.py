@@ -7,6 +7,7 @@ from msgspec import Raw
 from msgspec.json import Decoder
 
 from semroute_extproc.errors import BadBody
+from semroute_extproc.outcome import Cause
 from semroute_extproc.request.apis import reading
 from semroute_extproc.request.apis.reading import ABSENT
 from semroute_extproc.request.view import Api, RequestView, Turn
@@ -50,7 +51,7 @@ def prompt(draft: reading.Draft, raw: Raw) -> None:
         texts = (_TEXTS.decode(raw) if raw else None) or []
     except msgspec.ValidationError:
         if reading.optional(raw, _TOKEN_IDS) is not None:
-            raise BadBody("no_text", "the prompt is token ids") from None
+            raise BadBody(Cause.NO_TEXT, "the prompt is token ids") from None
         raise
     if isinstance(texts, str):
         draft.say("user", texts)

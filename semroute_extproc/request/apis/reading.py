@@ -15,6 +15,7 @@ from msgspec import Raw
 from msgspec.json import Decoder
 
 from semroute_extproc.errors import BadBody
+from semroute_extproc.outcome import Cause
 from semroute_extproc.request.reasoning import EFFORTS, KWARGS, TEMPLATE_SWITCHES
 from semroute_extproc.request.view import Api, RequestView, Turn
 
@@ -177,7 +178,7 @@ class Draft:
         """Count messages, items or parts before they are read; raises BadBody if they are too many."""
         self.elements += len(elements or ())
         if self.elements > ELEMENTS_MAX:
-            raise BadBody("too_many_parts")
+            raise BadBody(Cause.TOO_MANY_PARTS)
 
     def say(self, role: str, text: str) -> None:
         """Add a turn."""
@@ -223,7 +224,7 @@ class Draft:
         """The finished view; raises BadBody if there is nothing in it to read."""
         readable = self.images > 0 or facts.get("stateful", False)
         if not readable and not any(turn.text and not turn.text.isspace() for turn in self.turns):
-            raise BadBody("no_text")
+            raise BadBody(Cause.NO_TEXT)
         return RequestView(
             api,
             model or "",

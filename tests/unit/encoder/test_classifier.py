@@ -10,6 +10,7 @@ from builders import BUNDLE, FakeEncoder, raw
 from semroute_extproc.encoder.cache import SignalCache
 from semroute_extproc.encoder.classifier import Classifier, Reader
 from semroute_extproc.errors import EncoderUnavailable
+from semroute_extproc.outcome import Cause
 
 
 @pytest.mark.parametrize(("language", "domain"), [("en", "math"), ("de", "math"), ("zh", "law")])
@@ -31,13 +32,13 @@ async def test_a_text_that_comes_again_costs_no_pass_and_waits_for_nobody() -> N
     subject = Classifier(Reader(BUNDLE, encoder), {}, SignalCache(10))
     now = asyncio.get_running_loop().time
     first = await subject.signals("text", "en", now() + 1)
-    encoder.answer = EncoderUnavailable("overloaded")
+    encoder.answer = EncoderUnavailable(Cause.OVERLOADED)
     assert await subject.signals("text", "en", now() - 1) is first
     assert encoder.texts == ["text"]
 
 
 async def test_a_failed_pass_is_not_remembered() -> None:
-    encoder = FakeEncoder(EncoderUnavailable("overloaded"))
+    encoder = FakeEncoder(EncoderUnavailable(Cause.OVERLOADED))
     subject = Classifier(Reader(BUNDLE, encoder), {}, SignalCache(10))
     deadline = asyncio.get_running_loop().time() + 1
     with pytest.raises(EncoderUnavailable):

@@ -55,7 +55,7 @@ class Service:
             *(self.encoder.encode("What is photosynthesis?", deadline) for _ in range(count)),
             return_exceptions=True,
         )
-        return [out.reason if isinstance(out, EncoderUnavailable) else "done" for out in outputs]
+        return [out.cause if isinstance(out, EncoderUnavailable) else "done" for out in outputs]
 
     async def until(self, event: str) -> None:
         """Until it was told."""

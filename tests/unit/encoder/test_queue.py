@@ -218,7 +218,7 @@ async def test_what_would_come_out_late_is_refused_on_arrival_and_not_run() -> N
         results = await asyncio.gather(
             *(subject.encode("x", soon(0.2)) for _ in range(10)), return_exceptions=True
         )
-    refused = [result.reason for result in results if isinstance(result, EncoderUnavailable)]
+    refused = [result.cause for result in results if isinstance(result, EncoderUnavailable)]
     done = [result for result in results if isinstance(result, RawOutput)]
     assert 1 <= len(done) <= 4
     assert refused.count("overloaded") >= 5

@@ -33,7 +33,7 @@ class Remember:
     def __init__(self) -> None:
         self.events: list[Decided] = []
 
-    def decided(self, event: Decided) -> None:
+    def handle(self, event: Decided) -> None:
         self.events.append(event)
 
 
@@ -281,7 +281,7 @@ async def test_a_decision_that_cannot_be_told_is_still_carried_out(
         raise ZeroDivisionError
 
     async with running(tmp_path) as subject:
-        monkeypatch.setattr(subject.sink, "decided", broken)
+        monkeypatch.setattr(subject.sink, "handle", broken)
         call = subject.process()
         await call.write(headers())
         await call.read()

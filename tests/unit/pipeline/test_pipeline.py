@@ -17,7 +17,7 @@ from semroute_extproc.config.models import Config, unresolved
 from semroute_extproc.encoder.protocol import Encoder
 from semroute_extproc.envoy.exchange import Decide
 from semroute_extproc.errors import EncoderUnavailable
-from semroute_extproc.outcome import Kind, Outcome
+from semroute_extproc.outcome import Cause, Kind, Outcome
 from semroute_extproc.pipeline.pipeline import Pipeline
 from semroute_extproc.policy import plan as policy
 from semroute_extproc.policy.shadow import Agreement, Shadow
@@ -163,8 +163,8 @@ async def test_a_request_no_pool_can_serve_is_refused_with_what_is_missing() -> 
     ("encoder", "cause"),
     [
         (FakeEncoder(delay=5.0), "deadline"),
-        (FakeEncoder(EncoderUnavailable("overloaded")), "overloaded"),
-        (FakeEncoder(EncoderUnavailable("error")), "error"),
+        (FakeEncoder(EncoderUnavailable(Cause.OVERLOADED)), "overloaded"),
+        (FakeEncoder(EncoderUnavailable(Cause.ERROR)), "error"),
     ],
 )
 async def test_without_signals_in_time_the_default_pool_answers_under_its_own_name(

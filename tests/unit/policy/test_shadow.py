@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from semroute_extproc.outcome import shadow_summary
 from semroute_extproc.policy.constraints import NoCandidate
 from semroute_extproc.policy.context import Decision, Facts, Held
-from semroute_extproc.policy.shadow import Agreement, Shadow, compare, summary
+from semroute_extproc.policy.shadow import Agreement, Shadow, compare
 from semroute_extproc.request.view import Api, RequestHead, RequestView
 
 FACTS = Facts(
@@ -55,4 +56,4 @@ def test_a_summary_is_a_few_words() -> None:
         Shadow("main", "a", Agreement.DIFFER, "large", "why"),
         Shadow("main", "b", Agreement.UNDECIDED),
     )
-    assert summary(shadows) == "a=large b=undecided"
+    assert shadow_summary(shadows) == "a=large b=undecided"

@@ -18,7 +18,7 @@ SWITCH = {("chat_template_kwargs", "enable_thinking"): False}
 def reason(body: bytes) -> str:
     with pytest.raises(BadBody) as caught:
         set_members(body, MODEL)
-    return caught.value.reason
+    return caught.value.cause
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_other_encodings_are_named_in_the_error(name: str):
 def test_a_broken_gzip_body_is_refused(body: bytes):
     with pytest.raises(BadBody) as caught:
         decode_body(body, "gzip", LIMIT)
-    assert caught.value.reason == "bad_gzip"
+    assert caught.value.cause == "bad_gzip"
 
 
 @pytest.mark.parametrize("name", ["", "gzip"])

@@ -16,7 +16,7 @@ from semroute_extproc.config.models import Config, JudgeStrategy
 from semroute_extproc.envoy.exchange import Decide
 from semroute_extproc.errors import ConfigError, EncoderUnavailable
 from semroute_extproc.events import Decided
-from semroute_extproc.outcome import Kind, Outcome
+from semroute_extproc.outcome import Cause, Kind, Outcome
 from semroute_extproc.pipeline.pipeline import Pipeline
 from semroute_extproc.policy import plan as policy
 from semroute_extproc.policy.context import Candidates, Choice, Facts, Judgement
@@ -186,7 +186,7 @@ async def test_a_slow_judge_is_left_at_its_own_deadline() -> None:
 
 async def test_without_signals_the_judge_is_not_asked() -> None:
     async with OpenAIServer(lambda _: labelled({"1": 1.0})) as server:
-        [found] = await outcome(settings(server.url), FakeEncoder(EncoderUnavailable("overloaded")))
+        [found] = await outcome(settings(server.url), FakeEncoder(EncoderUnavailable(Cause.OVERLOADED)))
         assert server.requests == []
     assert (found.kind, found.cause, found.pool) == (Kind.FALLBACK, "overloaded", "large")
 

@@ -19,9 +19,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from semroute_extproc.config.models import Telemetry
 from semroute_extproc.encoder.signals import calibrate
-from semroute_extproc.envoy.replies import metadata
 from semroute_extproc.events import Decided
 from semroute_extproc.outcome import Kind, Outcome, Stage
+from semroute_extproc.outcome import facts as metadata
 from semroute_extproc.policy.context import Decision
 from semroute_extproc.policy.shadow import Agreement, Shadow
 from semroute_extproc.request.view import Api, RequestView, Turn

@@ -32,14 +32,14 @@ def test_a_batch_is_one_turn_and_as_long_as_its_longest_prompt():
 def test_token_ids_have_no_text(prompt: Any):
     with pytest.raises(BadBody) as caught:
         parse(prompt, suffix="end")
-    assert caught.value.reason == "no_text"
+    assert caught.value.cause == "no_text"
 
 
 @pytest.mark.parametrize("prompt", [["a", 1], [["a"]], {"a": 1}, [None]])
 def test_anything_else_is_of_the_wrong_type(prompt: Any):
     with pytest.raises(BadBody) as caught:
         parse(prompt)
-    assert caught.value.reason == "wrong_type"
+    assert caught.value.cause == "wrong_type"
 
 
 def test_json_mode_is_seen():

@@ -29,7 +29,7 @@ def test_a_batch_is_as_long_as_its_longest_input():
 def test_token_ids_have_no_text(given: Any):
     with pytest.raises(BadBody) as caught:
         parse(input=given)
-    assert caught.value.reason == "no_text"
+    assert caught.value.cause == "no_text"
 
 
 def test_a_conversation_is_read_like_a_chat():

@@ -28,7 +28,7 @@ def body(api: Api, text: bytes = b'"hello"', more: bytes = b"") -> bytes:
 def reason(api: Api, raw: bytes) -> str:
     with pytest.raises(BadBody) as caught:
         apis.parse(api, raw)
-    return caught.value.reason
+    return caught.value.cause
 
 
 def test_the_five_paths_lead_to_the_five_apis():

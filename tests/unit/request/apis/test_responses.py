@@ -90,7 +90,7 @@ def test_other_items_are_no_turns():
 def test_a_message_whose_content_is_of_the_wrong_type_is_refused():
     with pytest.raises(BadBody) as caught:
         parse([{"type": "message", "role": "user", "content": 5}])
-    assert caught.value.reason == "wrong_type"
+    assert caught.value.cause == "wrong_type"
 
 
 def test_a_previous_response_ties_the_request_to_its_server():
