@@ -1,6 +1,6 @@
 """What each strategy's choice costs: microseconds of CPU, beyond the encoder.
 
-Artefacts are made up, of the sizes that matter, and the strategies are the live path's own, built by
+Artifacts are made up, of the sizes that matter, and the strategies are the live path's own, built by
 `policy.build`. Choices are made in turn, one of each strategy a round, so that a noisy moment falls on
 all alike, and the process's own CPU time is read around each. The judge's endpoint is a process of its
 own on this machine, which answers at once: what is measured is our side of a question.
@@ -81,7 +81,7 @@ def rows(n: int, d: int) -> Any:
 
 
 def manifest(kind: Any, own: bundle.Manifest) -> Manifest:
-    """That of an artefact fitted on the shipped bundle."""
+    """That of an artifact fitted on the shipped bundle."""
     return Manifest(kind=kind, bundle=own.name, revision=own.revision, dimensions=D, rows=0)
 
 
@@ -103,9 +103,9 @@ def build(own: bundle.Manifest, judge_url: str) -> tuple[Config, Material, dict[
             "otherwise": "large",
             "unsure": "large",
         },
-        "factorization": {"kind": "factorization", **pair, "artefact": "x"},
-        "clusters, 5 x 20, 3 pools": {"kind": "clusters", "artefact": "x", "profiles": "x"},
-        "clusters, learned map of 20, 3 pools": {"kind": "clusters", "artefact": "x", "profiles": "x"},
+        "factorization": {"kind": "factorization", **pair, "artifact": "x"},
+        "clusters, 5 x 20, 3 pools": {"kind": "clusters", "artifact": "x", "profiles": "x"},
+        "clusters, learned map of 20, 3 pools": {"kind": "clusters", "artifact": "x", "profiles": "x"},
         "judge": {
             "kind": "judge",
             "weak": "small",
@@ -116,16 +116,16 @@ def build(own: bundle.Manifest, judge_url: str) -> tuple[Config, Material, dict[
             "timeout_ms": 1e3 * QUESTION_SECONDS,
         },
     }
-    artefacts: dict[str, Any] = {}
+    artifacts: dict[str, Any] = {}
     for name, (n, axes, neighbours) in SIMILARITIES.items():
-        strategies[name] = {"kind": "similarity", **pair, "artefact": "x"}
+        strategies[name] = {"kind": "similarity", **pair, "artifact": "x"}
         wins = RNG.random(n).astype(np.float32)
         basis = None if axes is None else rows(axes, D)
         stored = rows(n, axes or D)
-        artefacts[name] = Similarity(
+        artifacts[name] = Similarity(
             manifest("similarity", own), stored, basis, wins, 10.0, neighbours, QUANTILES
         )
-    artefacts["factorization"] = Factorization(
+    artifacts["factorization"] = Factorization(
         manifest("factorization", own),
         ("large", "small"),
         rows(2, 32),
@@ -137,14 +137,14 @@ def build(own: bundle.Manifest, judge_url: str) -> tuple[Config, Material, dict[
     hard = Clusters(manifest("clusters", own), rows(100, D), None, names, 5)
     soft = Clusters(manifest("clusters", own), rows(20, D), np.zeros(20, dtype=np.float32), names[:20])
     profiles = {}
-    for name, artefact in (
+    for name, artifact in (
         ("clusters, 5 x 20, 3 pools", hard),
         ("clusters, learned map of 20, 3 pools", soft),
     ):
-        artefacts[name] = artefact
-        k = len(artefact.centroids)
+        artifacts[name] = artifact
+        k = len(artifact.centroids)
         known = {
-            pool: Profile(model=pool, clusters=artefact.digest, answers=(9.0,) * k, errors=(3.0,) * k)
+            pool: Profile(model=pool, clusters=artifact.digest, answers=(9.0,) * k, errors=(3.0,) * k)
             for pool in pools
         }
         profiles[name] = lambda known=known: known
@@ -160,7 +160,7 @@ def build(own: bundle.Manifest, judge_url: str) -> tuple[Config, Material, dict[
         }
     )
     material = Material(
-        {slug(name): each for name, each in artefacts.items()},
+        {slug(name): each for name, each in artifacts.items()},
         {},
         {slug(name): each for name, each in profiles.items()},
     )

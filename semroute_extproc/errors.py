@@ -3,7 +3,7 @@
 SemrouteError
 ├── ConfigError            the configuration cannot be used (exit status 78)
 ├── BundleError            a bundle is missing, tampered with or of another format
-├── ArtefactError          a strategy's artefact or a profile that cannot be used
+├── ArtifactError          a strategy's artifact or a profile that cannot be used
 ├── BadBody                a request body that cannot be read as its API says
 ├── BodyTooLarge           a body over its cap, as sent or once decompressed
 ├── UnsupportedEncoding    a content-encoding we cannot read
@@ -33,8 +33,8 @@ class BundleError(SemrouteError):
     """A bundle that cannot be loaded; the message names the file at fault."""
 
 
-class ArtefactError(SemrouteError):
-    """An artefact of a strategy or a profile that cannot be used; the message names the file."""
+class ArtifactError(SemrouteError):
+    """An artifact of a strategy or a profile that cannot be used; the message names the file."""
 
 
 class BadBody(SemrouteError):

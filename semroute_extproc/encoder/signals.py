@@ -61,9 +61,9 @@ class Signals:
     """Cosine to the nearest centroid."""
     embedding: FloatArray | None = None
     neighbours: FloatArray | None = None
-    """What strategies with an artefact read; see `RawOutput`."""
+    """What strategies with an artifact read; see `RawOutput`."""
     revision: str = ""
-    """Of the bundle that read the text; only artefacts of the same revision understand `neighbours`."""
+    """Of the bundle that read the text; only artifacts of the same revision understand `neighbours`."""
 
 
 def calibrate(bundle: Bundle, raw: RawOutput, language: str) -> Signals:

@@ -10,7 +10,7 @@ from typing import IO, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from semroute_extproc.errors import ArtefactError
+from semroute_extproc.errors import ArtifactError
 
 FORMAT_FIELD = "format"
 """Every file says which format it has; a model's default is the one that is read."""
@@ -19,7 +19,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Have `path` written aside and renamed, so that no reader ever sees a part; raises ArtefactError."""
+    """Have `path` written aside and renamed, so that no reader ever sees a part; raises ArtifactError."""
     aside = path.with_name(f".{path.name}.part")
     try:
         with aside.open("wb") as file:
@@ -27,32 +27,32 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         os.replace(aside, path)
     except OSError as error:
         aside.unlink(missing_ok=True)
-        raise ArtefactError(f"{path}: cannot be written: {error.strerror or error}") from None
+        raise ArtifactError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def write_json(path: Path, model: BaseModel) -> None:
-    """Write a model as readable JSON, whole or not at all; raises ArtefactError."""
+    """Write a model as readable JSON, whole or not at all; raises ArtifactError."""
     text = json.dumps(model.model_dump(mode="json"), ensure_ascii=False, indent=1, allow_nan=False)
     write_whole(path, lambda file: file.write(f"{text}\n".encode()))
 
 
 def read_json(path: Path, model: type[M], bytes_max: int, written_by: str) -> M:
-    """Read and check a file of `write_json`; raises ArtefactError, naming the file and what is wrong."""
+    """Read and check a file of `write_json`; raises ArtifactError, naming the file and what is wrong."""
     try:
         if path.stat().st_size > bytes_max:
-            raise ArtefactError(f"{path}: more than {bytes_max} bytes")
+            raise ArtifactError(f"{path}: more than {bytes_max} bytes")
         found = model.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        raise ArtefactError(f"{path}: no such file; `semroute {written_by}` writes it") from None
+        raise ArtifactError(f"{path}: no such file; `semroute {written_by}` writes it") from None
     except OSError as error:
-        raise ArtefactError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror or error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
-        raise ArtefactError(f"{path}: {place + ': ' if place else ''}{message}") from None
+        raise ArtifactError(f"{path}: {place + ': ' if place else ''}{message}") from None
     wanted = model.model_fields[FORMAT_FIELD].default
     actual = getattr(found, FORMAT_FIELD)
     if actual != wanted:
-        raise ArtefactError(f"{path}: format {actual} is not {wanted}, the one this version reads")
+        raise ArtifactError(f"{path}: format {actual} is not {wanted}, the one this version reads")
     return found

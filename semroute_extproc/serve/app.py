@@ -369,7 +369,7 @@ class App:
 
     async def _take(self) -> None:
         try:
-            # In a thread: an artefact of many prompts takes a second, and requests are being decided.
+            # In a thread: an artifact of many prompts takes a second, and requests are being decided.
             read = await asyncio.to_thread(self._read)
             if read is None:
                 self._metrics.reload_successful.set(1)

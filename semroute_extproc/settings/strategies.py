@@ -60,19 +60,19 @@ class SimilarityStrategy(PairStrategy):
     """Strong where it won on similar prompts (RouteLLM section 4.2, similarity-weighted ranking)."""
 
     kind: Literal["similarity"]
-    artefact: FilePath = Field(description="File of `semroute fit similarity`.")
+    artifact: FilePath = Field(description="File of `semroute fit similarity`.")
 
 
 class FactorizationStrategy(PairStrategy):
     """Strong by a bilinear model of models and prompts (RouteLLM section 4.2, matrix factorization)."""
 
     kind: Literal["factorization"]
-    artefact: FilePath = Field(description="File of `semroute fit factorization`.")
+    artifact: FilePath = Field(description="File of `semroute fit factorization`.")
     strong_model: str | None = Field(
-        None, description="Name of the strong pool's model in the artefact; default: the pool's model."
+        None, description="Name of the strong pool's model in the artifact; default: the pool's model."
     )
     weak_model: str | None = Field(
-        None, description="Name of the weak pool's model in the artefact; default: the pool's model."
+        None, description="Name of the weak pool's model in the artifact; default: the pool's model."
     )
 
 
@@ -80,7 +80,7 @@ class ClustersStrategy(Model):
     """The least expected error plus price among any number of pools (UniRoute)."""
 
     kind: Literal["clusters"]
-    artefact: FilePath = Field(description="File of `semroute fit clusters`.")
+    artifact: FilePath = Field(description="File of `semroute fit clusters`.")
     profiles: FilePath = Field(description="Directory of profiles, one `NAME.json` for each model.")
     pools: tuple[str, ...] | None = Field(
         None, min_length=1, description="Pools to choose from; default: all whose model has a profile."

@@ -1,4 +1,4 @@
-"""What `semroute fit` writes and strategies read: one `.npz` file for each artefact.
+"""What `semroute fit` writes and strategies read: one `.npz` file for each artifact.
 
 A file holds plain arrays and, as the string `manifest`, the JSON of `Manifest`: what it was fitted
 on and with which bundle's embedding. It is written aside and renamed, so that it is whole or not
@@ -24,30 +24,30 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from semroute_extproc.errors import ArtefactError
+from semroute_extproc.errors import ArtifactError
 from semroute_extproc.io.files import write_whole
 
 FORMAT = 1
-"""The artefact format this package reads and writes."""
+"""The artifact format this package reads and writes."""
 
 FILE_BYTES_MAX = 1024**3
-"""Largest artefact."""
+"""Largest artifact."""
 
 PROMPTS_MAX = 200_000
-"""Most stored prompts of a similarity artefact: beyond it a decision takes too long."""
+"""Most stored prompts of a similarity artifact: beyond it a decision takes too long."""
 
 QUANTILES = 101
 """Quantiles of a score on reference prompts: at 0, 1, … 100 %."""
 
 CLUSTERS_MAX = 4096
-"""Most clusters of an artefact, all clusterings together."""
+"""Most clusters of an artifact, all clusterings together."""
 
 Floats = npt.NDArray[np.float32]
 Kind = Literal["similarity", "factorization", "clusters"]
 
 
 class Manifest(BaseModel):
-    """What an artefact is and where it comes from."""
+    """What an artifact is and where it comes from."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -161,79 +161,79 @@ def _digest(*arrays: npt.NDArray[Any]) -> str:
     return found.hexdigest()[:12]
 
 
-def save_similarity(path: Path, artefact: Similarity) -> None:
-    """Write `path` whole or not at all; raises ArtefactError."""
+def save_similarity(path: Path, artifact: Similarity) -> None:
+    """Write `path` whole or not at all; raises ArtifactError."""
     arrays = {
-        "embeddings": artefact.embeddings.astype(np.float32),
-        "wins": artefact.wins.astype(np.float32),
-        "gamma": np.asarray(artefact.gamma),
-        "neighbours": np.asarray(artefact.neighbours),
-        "quantiles": np.asarray(artefact.quantiles),
+        "embeddings": artifact.embeddings.astype(np.float32),
+        "wins": artifact.wins.astype(np.float32),
+        "gamma": np.asarray(artifact.gamma),
+        "neighbours": np.asarray(artifact.neighbours),
+        "quantiles": np.asarray(artifact.quantiles),
     }
-    if artefact.axes is not None:
-        arrays["axes"] = artefact.axes.astype(np.float32)
-    _save(path, artefact.manifest, arrays)
+    if artifact.axes is not None:
+        arrays["axes"] = artifact.axes.astype(np.float32)
+    _save(path, artifact.manifest, arrays)
 
 
 def load_similarity(path: Path) -> Similarity:
-    """Read a `similarity` artefact; raises ArtefactError, naming the file and what is wrong."""
+    """Read a `similarity` artifact; raises ArtifactError, naming the file and what is wrong."""
     manifest, arrays = _load(path, "similarity")
     axes = _floats(path, arrays, "axes", (None, manifest.dimensions)) if "axes" in arrays else None
     width = manifest.dimensions if axes is None else len(axes)
     embeddings = _floats(path, arrays, "embeddings", (None, width))
     n = len(embeddings)
     if not 0 < n <= PROMPTS_MAX:
-        raise ArtefactError(f"{path}: {n} prompts, expected 1 to {PROMPTS_MAX}")
+        raise ArtifactError(f"{path}: {n} prompts, expected 1 to {PROMPTS_MAX}")
     wins = _floats(path, arrays, "wins", (n,))
     gamma = float(_floats(path, arrays, "gamma", ()).item())
     neighbours = _integer(path, arrays, "neighbours", 0)
     if wins.min() < 0.0 or wins.max() > 1.0 or not gamma >= 1.0 or neighbours < 0:
-        raise ArtefactError(f"{path}: wins outside 0..1, gamma below 1 or neighbours below 0")
+        raise ArtifactError(f"{path}: wins outside 0..1, gamma below 1 or neighbours below 0")
     return Similarity(manifest, embeddings, axes, wins, gamma, neighbours, _quantiles(path, arrays))
 
 
-def save_factorization(path: Path, artefact: Factorization) -> None:
-    """Write `path` whole or not at all; raises ArtefactError."""
+def save_factorization(path: Path, artifact: Factorization) -> None:
+    """Write `path` whole or not at all; raises ArtifactError."""
     _save(
         path,
-        artefact.manifest,
+        artifact.manifest,
         {
-            "models": np.asarray(artefact.models),
-            "vectors": artefact.vectors.astype(np.float32),
-            "projection": artefact.projection.astype(np.float32),
-            "bias": artefact.bias.astype(np.float32),
-            "quantiles": np.asarray(artefact.quantiles),
+            "models": np.asarray(artifact.models),
+            "vectors": artifact.vectors.astype(np.float32),
+            "projection": artifact.projection.astype(np.float32),
+            "bias": artifact.bias.astype(np.float32),
+            "quantiles": np.asarray(artifact.quantiles),
         },
     )
 
 
 def load_factorization(path: Path) -> Factorization:
-    """Read a `factorization` artefact; raises ArtefactError, naming the file and what is wrong."""
+    """Read a `factorization` artifact; raises ArtifactError, naming the file and what is wrong."""
     manifest, arrays = _load(path, "factorization")
     projection = _floats(path, arrays, "projection", (None, manifest.dimensions))
     rank = len(projection)
     vectors = _floats(path, arrays, "vectors", (None, rank))
     models = tuple(str(name) for name in arrays.get("models", np.empty(0)).ravel())
     if len(models) < 2 or len(models) != len(vectors) or len(set(models)) < len(models):
-        raise ArtefactError(f"{path}: {len(models)} names for {len(vectors)} models")
+        raise ArtifactError(f"{path}: {len(models)} names for {len(vectors)} models")
     bias = _floats(path, arrays, "bias", (rank,))
     return Factorization(manifest, models, vectors, projection, bias, _quantiles(path, arrays))
 
 
-def save_clusters(path: Path, artefact: Clusters) -> None:
-    """Write `path` whole or not at all; raises ArtefactError."""
+def save_clusters(path: Path, artifact: Clusters) -> None:
+    """Write `path` whole or not at all; raises ArtifactError."""
     arrays = {
-        "centroids": artefact.centroids.astype(np.float32),
-        "names": np.asarray(artefact.names),
-        "clusterings": np.asarray(artefact.clusterings),
+        "centroids": artifact.centroids.astype(np.float32),
+        "names": np.asarray(artifact.names),
+        "clusterings": np.asarray(artifact.clusterings),
     }
-    if artefact.bias is not None:
-        arrays["bias"] = artefact.bias.astype(np.float32)
-    _save(path, artefact.manifest, arrays)
+    if artifact.bias is not None:
+        arrays["bias"] = artifact.bias.astype(np.float32)
+    _save(path, artifact.manifest, arrays)
 
 
 def load_clusters(path: Path) -> Clusters:
-    """Read a `clusters` artefact; raises ArtefactError, naming the file and what is wrong."""
+    """Read a `clusters` artifact; raises ArtifactError, naming the file and what is wrong."""
     manifest, arrays = _load(path, "clusters")
     centroids = _floats(path, arrays, "centroids", (None, manifest.dimensions))
     k = len(centroids)
@@ -241,11 +241,11 @@ def load_clusters(path: Path) -> Clusters:
     names = tuple(str(name) for name in arrays.get("names", np.arange(k)).ravel())
     clusterings = _integer(path, arrays, "clusterings", 1)
     if not 0 < k <= CLUSTERS_MAX:
-        raise ArtefactError(f"{path}: {k} clusters, expected 1 to {CLUSTERS_MAX}")
+        raise ArtifactError(f"{path}: {k} clusters, expected 1 to {CLUSTERS_MAX}")
     if len(names) != k:
-        raise ArtefactError(f"{path}: {len(names)} names for {k} clusters")
+        raise ArtifactError(f"{path}: {len(names)} names for {k} clusters")
     if clusterings < 1 or k % clusterings or (bias is not None and clusterings > 1):
-        raise ArtefactError(f"{path}: {k} clusters do not make {clusterings} clusterings")
+        raise ArtifactError(f"{path}: {k} clusters do not make {clusterings} clusterings")
     return Clusters(manifest, centroids, bias, names, clusterings)
 
 
@@ -257,45 +257,45 @@ def _save(path: Path, manifest: Manifest, arrays: Mapping[str, npt.NDArray[Any]]
 
 
 def kind_of(path: Path) -> Kind:
-    """Which kind of artefact `path` is; raises ArtefactError."""
+    """Which kind of artifact `path` is; raises ArtifactError."""
     return _load(path, None)[0].kind
 
 
 def _load(path: Path, kind: Kind | None) -> tuple[Manifest, dict[str, npt.NDArray[Any]]]:
     try:
         if (size := path.stat().st_size) > FILE_BYTES_MAX:
-            raise ArtefactError(f"{path}: {size} bytes, at most {FILE_BYTES_MAX} are read")
+            raise ArtifactError(f"{path}: {size} bytes, at most {FILE_BYTES_MAX} are read")
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError:
-        raise ArtefactError(f"{path}: no such file; `semroute fit {kind or 'KIND'}` writes it") from None
+        raise ArtifactError(f"{path}: no such file; `semroute fit {kind or 'KIND'}` writes it") from None
     except OSError as error:
-        raise ArtefactError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror or error}") from None
     # What numpy and the zip library raise for damaged bytes: of a format or encryption they cannot read too.
     except (ValueError, AttributeError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
-        raise ArtefactError(f"{path}: not an artefact of `semroute fit`") from None
+        raise ArtifactError(f"{path}: not an artifact of `semroute fit`") from None
     try:
         manifest = Manifest.model_validate_json(str(arrays.pop("manifest")))
     except (KeyError, ValidationError):
-        raise ArtefactError(f"{path}: not an artefact of `semroute fit`: no manifest in it") from None
+        raise ArtifactError(f"{path}: not an artifact of `semroute fit`: no manifest in it") from None
     if manifest.format != FORMAT:
-        raise ArtefactError(f"{path}: format {manifest.format} is not {FORMAT}, the one this version reads")
+        raise ArtifactError(f"{path}: format {manifest.format} is not {FORMAT}, the one this version reads")
     if kind is not None and manifest.kind != kind:
-        raise ArtefactError(f"{path}: is a {manifest.kind} artefact, expected {kind}")
+        raise ArtifactError(f"{path}: is a {manifest.kind} artifact, expected {kind}")
     return manifest, arrays
 
 
 def _quantiles(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[float, ...]:
     found = _floats(path, arrays, "quantiles", (QUANTILES,))
     if (np.diff(found) < 0.0).any() or found[0] < 0.0 or found[-1] > 1.0:
-        raise ArtefactError(f"{path}: quantiles do not ascend within 0..1")
+        raise ArtifactError(f"{path}: quantiles do not ascend within 0..1")
     return tuple(found.tolist())
 
 
 def _integer(path: Path, arrays: Mapping[str, npt.NDArray[Any]], name: str, default: int) -> int:
     found = arrays.get(name, np.asarray(default))
     if not isinstance(found, np.ndarray) or found.dtype.kind not in "iu" or found.shape:
-        raise ArtefactError(f"{path}: {name} is not an integer")
+        raise ArtifactError(f"{path}: {name} is not an integer")
     return int(found)
 
 
@@ -304,14 +304,14 @@ def _floats(
 ) -> Floats:
     """The array of that name as float32, of the given shape (None: any length) and finite."""
     if name not in arrays:
-        raise ArtefactError(f"{path}: no array {name!r} in it")
+        raise ArtifactError(f"{path}: no array {name!r} in it")
     found = np.asarray(arrays[name])
     wanted = tuple(
         actual if expected is None else expected for actual, expected in zip(found.shape, shape, strict=False)
     )
     if found.dtype.kind != "f" or found.ndim != len(shape) or found.shape != wanted:
         expected = " x ".join("any" if length is None else str(length) for length in shape)
-        raise ArtefactError(f"{path}: {name} is {found.dtype} of shape {found.shape}, expected {expected}")
+        raise ArtifactError(f"{path}: {name} is {found.dtype} of shape {found.shape}, expected {expected}")
     if not np.isfinite(found).all():
-        raise ArtefactError(f"{path}: {name} holds numbers that are not finite")
+        raise ArtifactError(f"{path}: {name} holds numbers that are not finite")
     return np.ascontiguousarray(found, dtype=np.float32)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from semroute_extproc.io.files import read_json, write_json
 from semroute_extproc.strategies.artifacts import QUANTILES
@@ -28,15 +28,15 @@ Score = Literal["threshold", "similarity", "factorization", "judge"]
 class Calibration(BaseModel):
     """A score on the operator's own prompts."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_by_name=True)
 
     format: int = FORMAT
     score: Score
     bundle: str
     revision: str
     """Of the bundle that scored."""
-    artefact: str = ""
-    """Digest of the artefact that scored, or of the judge; empty for `threshold`."""
+    artifact: str = Field("", validation_alias=AliasChoices("artifact", "artefact"))
+    """Digest of the artifact that scored, or of the judge; empty for `threshold`."""
     rows: int = Field(gt=0)
     data: str = ""
     data_sha256: str = ""
@@ -66,10 +66,10 @@ class Calibration(BaseModel):
 
 
 def read_calibration(path: Path) -> Calibration:
-    """Read a calibration; raises ArtefactError, naming the file and what is wrong."""
+    """Read a calibration; raises ArtifactError, naming the file and what is wrong."""
     return read_json(path, Calibration, FILE_BYTES_MAX, "calibrate")
 
 
 def write_calibration(path: Path, calibration: Calibration) -> None:
-    """Write `path` whole or not at all; raises ArtefactError."""
+    """Write `path` whole or not at all; raises ArtifactError."""
     write_json(path, calibration)

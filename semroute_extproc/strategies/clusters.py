@@ -30,7 +30,7 @@ import numpy.typing as npt
 from semroute_extproc.config.models import ClustersStrategy, Pool
 from semroute_extproc.encoder.signals import FloatArray
 from semroute_extproc.policy.context import Candidates, Choice, Facts
-from semroute_extproc.strategies.artifacts import Clusters as Artefact
+from semroute_extproc.strategies.artifacts import Clusters as Artifact
 from semroute_extproc.strategies.profiles import Profile
 
 REFERENCE_PROMPT_TOKENS = 500
@@ -98,14 +98,14 @@ class Clusters:
         self,
         name: str,
         settings: ClustersStrategy,
-        artefact: Artefact,
+        artifact: Artifact,
         pools: Mapping[str, Pool],
         profiles: Profiles,
     ) -> None:
-        """`profiles` is asked at every choice and belongs to the artefact."""
+        """`profiles` is asked at every choice and belongs to the artifact."""
         self._name = name
         self._settings = settings
-        self._artefact = artefact
+        self._artifact = artifact
         self._pools = {pool: pools[pool] for pool in choosable(settings, pools)}
         self._profiles = profiles
         self._seen: Mapping[str, Profile] | None = None
@@ -120,14 +120,14 @@ class Clusters:
         signals = facts.signals
         quality = self._settings.quality if facts.quality is None else facts.quality
         x = signals.neighbours if signals is not None else None
-        k, d = self._artefact.centroids.shape
+        k, d = self._artifact.centroids.shape
         if (
             signals is not None
             and x is not None
-            and signals.revision == self._artefact.manifest.revision
+            and signals.revision == self._artifact.manifest.revision
             and x.shape == (d,)
         ):
-            member = self._artefact.membership(x[None, :])[0]
+            member = self._artifact.membership(x[None, :])[0]
             why = "text is out of distribution" if signals.unknown else ""
         else:
             # Nobody read it, or another bundle did: nothing speaks for one cluster over another.
@@ -191,13 +191,13 @@ class Clusters:
         return self._table
 
     def _tabulate(self, profiles: Mapping[str, Profile]) -> Table:
-        digest, settings = self._artefact.digest, self._settings
+        digest, settings = self._artifact.digest, self._settings
         known = {
             name: profiles[pool.model]
             for name, pool in self._pools.items()
             if pool.model in profiles and profiles[pool.model].clusters == digest
         }
-        k = len(self._artefact.centroids)
+        k = len(self._artifact.centroids)
         prices = np.asarray(
             [(p.price.input, p.price.output) if p.price else (0.0, 0.0) for p in self._pools.values()]
         )

@@ -4,7 +4,7 @@ Pure. RouteLLM (arXiv 2406.18665) section 4.2, matrix factorization:
 
     δ(M, q) = w₂ᵀ (v_M ⊙ (W₁ᵀ x_q + b))        P(strong wins | q) = σ(δ(strong, q) − δ(weak, q))
 
-For two models of a fitted artefact the difference is one vector and one number, folded once.
+For two models of a fitted artifact the difference is one vector and one number, folded once.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from __future__ import annotations
 import numpy as np
 
 from semroute_extproc.encoder.signals import FloatArray, Signals, sigmoid
-from semroute_extproc.strategies.artifacts import Factorization as Artefact
+from semroute_extproc.strategies.artifacts import Factorization as Artifact
 
 
 class Factorization:
-    """P(strong wins) of two models of an artefact."""
+    """P(strong wins) of two models of an artifact."""
 
-    def __init__(self, artefact: Artefact, strong: str, weak: str) -> None:
-        """The names are the artefact's."""
-        gap = artefact.vectors[artefact.models.index(strong)] - artefact.vectors[artefact.models.index(weak)]
-        self._direction: FloatArray = gap @ artefact.projection
-        self._offset = float(gap @ artefact.bias)
-        self._revision = artefact.manifest.revision
+    def __init__(self, artifact: Artifact, strong: str, weak: str) -> None:
+        """The names are the artifact's."""
+        gap = artifact.vectors[artifact.models.index(strong)] - artifact.vectors[artifact.models.index(weak)]
+        self._direction: FloatArray = gap @ artifact.projection
+        self._offset = float(gap @ artifact.bias)
+        self._revision = artifact.manifest.revision
 
     def __call__(self, signals: Signals) -> float | None:
         """The probability, or None for a text that another bundle read."""

@@ -1,4 +1,4 @@
-"""Read the files that strategies name: artefacts, calibrations, directories of profiles."""
+"""Read the files that strategies name: artifacts, calibrations, directories of profiles."""
 
 from __future__ import annotations
 
@@ -15,49 +15,49 @@ from semroute_extproc.config.models import (
     SimilarityStrategy,
     Strategy,
 )
-from semroute_extproc.errors import ArtefactError
+from semroute_extproc.errors import ArtifactError
 from semroute_extproc.strategies.artifacts import Clusters, load_clusters, load_factorization, load_similarity
 from semroute_extproc.strategies.calibration import Calibration, read_calibration
 from semroute_extproc.strategies.clusters import Profiles
 from semroute_extproc.strategies.profile_directory import ProfileDirectory
-from semroute_extproc.strategies.registry import Artefact, Material
+from semroute_extproc.strategies.registry import Artifact, Material
 
 ProfilesOf = Callable[[str, Path, Clusters], Profiles]
-"""The profiles of a strategy, in a directory, that count in those clusters; raises ArtefactError."""
+"""The profiles of a strategy, in a directory, that count in those clusters; raises ArtifactError."""
 
 
 def still(strategy: str, directory: Path, clusters: Clusters) -> Profiles:
-    """The profiles of a directory as they are now, every one of them good; raises ArtefactError."""
+    """The profiles of a directory as they are now, every one of them good; raises ArtifactError."""
     found = ProfileDirectory(directory, clusters)
     if found.problems:
-        raise ArtefactError(found.problems[0])
+        raise ArtifactError(found.problems[0])
     return found
 
 
 def load(config: Config, profiles_of: ProfilesOf = still) -> tuple[Material, list[Problem]]:
     """Everything the strategies of `config` read from files; what cannot be read is a problem."""
-    artefacts: dict[str, Artefact] = {}
+    artifacts: dict[str, Artifact] = {}
     calibrations: dict[str, Calibration] = {}
     profiles: dict[str, Profiles] = {}
     problems: list[Problem] = []
     for name, settings in config.strategies.items():
         for field, path in paths(settings):
             try:
-                if field == "artefact":
-                    artefacts[name] = _artefact(settings, path)
+                if field == "artifact":
+                    artifacts[name] = _artifact(settings, path)
                 elif field == "calibration":
                     calibrations[name] = read_calibration(path)
-                elif isinstance(clusters := artefacts.get(name), Clusters):
+                elif isinstance(clusters := artifacts.get(name), Clusters):
                     profiles[name] = profiles_of(name, path, clusters)
-            except ArtefactError as error:
+            except ArtifactError as error:
                 problems.append(Problem(("strategies", name, field), str(error)))
-    return Material(artefacts, calibrations, profiles), problems
+    return Material(artifacts, calibrations, profiles), problems
 
 
 def paths(settings: Strategy) -> Iterator[tuple[str, Path]]:
     """The settings of a strategy that name a file or a directory, and what they name."""
     if isinstance(settings, SimilarityStrategy | FactorizationStrategy | ClustersStrategy):
-        yield "artefact", settings.artefact
+        yield "artifact", settings.artifact
     if isinstance(settings, PairStrategy) and settings.calibration is not None:
         yield "calibration", settings.calibration
     if isinstance(settings, ClustersStrategy):
@@ -78,8 +78,8 @@ def fingerprint(config: Config) -> str:
     return digest.hexdigest()
 
 
-def _artefact(settings: Strategy, path: Path) -> Artefact:
-    loaders: dict[str, Callable[[Path], Artefact]] = {
+def _artifact(settings: Strategy, path: Path) -> Artifact:
+    loaders: dict[str, Callable[[Path], Artifact]] = {
         "similarity": load_similarity,
         "factorization": load_factorization,
         "clusters": load_clusters,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from semroute_extproc.errors import ArtefactError
+from semroute_extproc.errors import ArtifactError
 from semroute_extproc.io.watch import notices
 from semroute_extproc.strategies.artifacts import Clusters
 from semroute_extproc.strategies.profiles import PROFILES_MAX, Profile, read_profile
@@ -32,7 +32,7 @@ class ProfileDirectory:
     def __init__(self, path: Path, clusters: Clusters) -> None:
         """`clusters` are those that its profiles must count in.
 
-        Raises ArtefactError if there is no such directory; single files do not matter to that.
+        Raises ArtifactError if there is no such directory; single files do not matter to that.
         """
         self.path = path
         self.clusters = clusters.digest
@@ -42,7 +42,7 @@ class ProfileDirectory:
         self.problems: tuple[str, ...] = ()
         """What is wrong now, one line a file."""
         if not path.is_dir():
-            raise ArtefactError(f"{path}: no such directory")
+            raise ArtifactError(f"{path}: no such directory")
         self.refresh()
 
     def __call__(self) -> Mapping[str, Profile]:
@@ -94,10 +94,10 @@ class ProfileDirectory:
             profile = read_profile(path)
         except OSError as error:
             return _File(None, last_good, f"{path}: cannot be read: {error.strerror or error}")
-        except ArtefactError as error:
+        except ArtifactError as error:
             return _File(version, last_good, str(error))
         if profile.clusters != self.clusters:
-            stale = f"counts in the clusters {profile.clusters}, the artefact has {self.clusters}"
+            stale = f"counts in the clusters {profile.clusters}, the artifact has {self.clusters}"
             return _File(version, last_good, f"{path}: {stale}: profile it anew")
         return _File(version, profile, "")
 
@@ -116,7 +116,7 @@ class ProfileDirectories:
         self._changed = asyncio.Event()
 
     def of(self, strategy: str, path: Path, clusters: Clusters) -> ProfileDirectory:
-        """The directory of a strategy in a configuration that is being loaded; raises ArtefactError.
+        """The directory of a strategy in a configuration that is being loaded; raises ArtifactError.
 
         One that is live already is kept, with its last good profiles. `adopt` or `forget` follows.
         """

@@ -58,7 +58,7 @@ class Seen(BaseModel):
 
 
 class Profile(BaseModel):
-    """A model's answers and errors in each cluster of one `clusters` artefact."""
+    """A model's answers and errors in each cluster of one `clusters` artifact."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -66,7 +66,7 @@ class Profile(BaseModel):
     model: str = Field(min_length=1)
     """The model as its pool names it."""
     clusters: str = Field(pattern="^[0-9a-f]{12}$")
-    """`Clusters.digest` of the artefact whose clusters these are."""
+    """`Clusters.digest` of the artifact whose clusters these are."""
     answers: tuple[float, ...] = Field(min_length=1, max_length=CLUSTERS_MAX)
     """Graded answers in each cluster; fractions where membership is soft."""
     errors: tuple[float, ...]
@@ -185,7 +185,7 @@ def tally(
 
 
 def read_profile(path: Path) -> Profile:
-    """Read one profile; raises ArtefactError, naming the file and what is wrong."""
+    """Read one profile; raises ArtifactError, naming the file and what is wrong."""
     return read_json(path, Profile, FILE_BYTES_MAX, "profile")
 
 

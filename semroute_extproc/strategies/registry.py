@@ -13,10 +13,10 @@ from semroute_extproc.config import models as cfg
 from semroute_extproc.config.models import Problem
 from semroute_extproc.encoder.bundle import Manifest
 from semroute_extproc.policy.context import Candidates, Choice, Facts
-from semroute_extproc.strategies.artifacts import Clusters as ClustersArtefact
-from semroute_extproc.strategies.artifacts import Factorization as FactorizationArtefact
-from semroute_extproc.strategies.artifacts import Manifest as ArtefactManifest
-from semroute_extproc.strategies.artifacts import Similarity as SimilarityArtefact
+from semroute_extproc.strategies.artifacts import Clusters as ClustersArtifact
+from semroute_extproc.strategies.artifacts import Factorization as FactorizationArtifact
+from semroute_extproc.strategies.artifacts import Manifest as ArtifactManifest
+from semroute_extproc.strategies.artifacts import Similarity as SimilarityArtifact
 from semroute_extproc.strategies.calibration import Calibration
 from semroute_extproc.strategies.clusters import Clusters, Profiles, choosable
 from semroute_extproc.strategies.factorization import Factorization
@@ -27,7 +27,7 @@ from semroute_extproc.strategies.similarity import Similarity
 from semroute_extproc.strategies.threshold import Threshold
 from semroute_extproc.strategies.weighted import Canary, Fixed, Weighted
 
-Artefact = SimilarityArtefact | FactorizationArtefact | ClustersArtefact
+Artifact = SimilarityArtifact | FactorizationArtifact | ClustersArtifact
 
 
 class Strategy(Protocol):
@@ -46,7 +46,7 @@ class Strategy(Protocol):
 class Material:
     """What the files that strategies name hold, by the strategy's name."""
 
-    artefacts: Mapping[str, Artefact] = field(default_factory=dict)
+    artifacts: Mapping[str, Artifact] = field(default_factory=dict)
     calibrations: Mapping[str, Calibration] = field(default_factory=dict)
     profiles: Mapping[str, Profiles] = field(default_factory=dict)
     """Asked at every choice, so that what it gives may change while requests come."""
@@ -108,54 +108,54 @@ class _Compiler:
         return Threshold(settings, self.manifest.difficulty, calibration)
 
     def _similarity(self, settings: cfg.SimilarityStrategy) -> Strategy | None:
-        artefact = self.material.artefacts.get(self.name)
-        if not isinstance(artefact, SimilarityArtefact) or not self._fits(artefact.manifest):
+        artifact = self.material.artifacts.get(self.name)
+        if not isinstance(artifact, SimilarityArtifact) or not self._fits(artifact.manifest):
             return None
-        calibration = self._calibration(settings, artefact.digest)
+        calibration = self._calibration(settings, artifact.digest)
         if not self._complete(settings, calibration):
             return None
         # A mean over many prompts: scores lie close together, and two digits would look alike.
-        return Pair(settings, Similarity(artefact), artefact.quantiles, "similarity", calibration, digits=4)
+        return Pair(settings, Similarity(artifact), artifact.quantiles, "similarity", calibration, digits=4)
 
     def _factorization(self, settings: cfg.FactorizationStrategy) -> Strategy | None:
-        artefact = self.material.artefacts.get(self.name)
-        if not isinstance(artefact, FactorizationArtefact) or not self._fits(artefact.manifest):
+        artifact = self.material.artifacts.get(self.name)
+        if not isinstance(artifact, FactorizationArtifact) or not self._fits(artifact.manifest):
             return None
         pools = self.config.pools
-        strong = self._model(settings.strong_model, pools[settings.strong].model, "strong", artefact)
-        weak = self._model(settings.weak_model, pools[settings.weak].model, "weak", artefact)
+        strong = self._model(settings.strong_model, pools[settings.strong].model, "strong", artifact)
+        weak = self._model(settings.weak_model, pools[settings.weak].model, "weak", artifact)
         if strong is None or weak is None:
             return None
-        calibration = self._calibration(settings, artefact.pair_digest(strong, weak))
+        calibration = self._calibration(settings, artifact.pair_digest(strong, weak))
         if not self._complete(settings, calibration):
             return None
-        fitted = artefact.models[:2]
+        fitted = artifact.models[:2]
         if settings.strong_share is not None and calibration is None and (strong, weak) != fitted:
             self._problem(
                 "strong_share",
-                f"the artefact knows the shares of {fitted[0]} over {fitted[1]} alone: "
+                f"the artifact knows the shares of {fitted[0]} over {fitted[1]} alone: "
                 f"for {strong} over {weak} give a calibration",
             )
             return None
-        score = Factorization(artefact, strong, weak)
-        return Pair(settings, score, artefact.quantiles, "factorization", calibration)
+        score = Factorization(artifact, strong, weak)
+        return Pair(settings, score, artifact.quantiles, "factorization", calibration)
 
     def _model(
-        self, given: str | None, served: str, role: str, artefact: FactorizationArtefact
+        self, given: str | None, served: str, role: str, artifact: FactorizationArtifact
     ) -> str | None:
-        """The artefact's name of a pool's model: as given, as served, or by its role in a pair file."""
+        """The artifact's name of a pool's model: as given, as served, or by its role in a pair file."""
         candidates = (served, role) if given is None else (given,)
-        found = next((name for name in candidates if name in artefact.models), None)
+        found = next((name for name in candidates if name in artifact.models), None)
         if found is None:
-            hint = cfg.did_you_mean(candidates[0], artefact.models)
-            self._problem(f"{role}_model", f"the artefact has no model {candidates[0]!r}{hint}")
+            hint = cfg.did_you_mean(candidates[0], artifact.models)
+            self._problem(f"{role}_model", f"the artifact has no model {candidates[0]!r}{hint}")
         return found
 
     def _clusters(self, settings: cfg.ClustersStrategy) -> Strategy | None:
-        artefact, profiles = self.material.artefacts.get(self.name), self.material.profiles.get(self.name)
+        artifact, profiles = self.material.artifacts.get(self.name), self.material.profiles.get(self.name)
         if (
-            not isinstance(artefact, ClustersArtefact)
-            or not self._fits(artefact.manifest)
+            not isinstance(artifact, ClustersArtifact)
+            or not self._fits(artifact.manifest)
             or profiles is None
         ):
             return None
@@ -166,7 +166,7 @@ class _Compiler:
         for index, pool in enumerate(pools):
             if self.config.pools[pool].price is None:
                 self._problem("pools", f"pool {pool} has no price", index)
-        return Clusters(self.name, settings, artefact, self.config.pools, profiles)
+        return Clusters(self.name, settings, artifact, self.config.pools, profiles)
 
     def _judge(self, settings: cfg.JudgeStrategy) -> Strategy | None:
         calibration = self._calibration(settings, settings.digest)
@@ -188,15 +188,15 @@ class _Compiler:
                 )
         return Intent(settings)
 
-    def _fits(self, artefact: ArtefactManifest) -> bool:
-        """Whether the artefact was fitted on this very bundle's embedding."""
+    def _fits(self, artifact: ArtifactManifest) -> bool:
+        """Whether the artifact was fitted on this very bundle's embedding."""
         theirs, ours = (
-            f"{artefact.bundle} {artefact.revision}",
+            f"{artifact.bundle} {artifact.revision}",
             f"{self.manifest.name} {self.manifest.revision}",
         )
-        if artefact.revision != self.manifest.revision:
+        if artifact.revision != self.manifest.revision:
             self._problem(
-                "artefact", f"was fitted on bundle {theirs}, but this is {ours}: fit it anew with this bundle"
+                "artifact", f"was fitted on bundle {theirs}, but this is {ours}: fit it anew with this bundle"
             )
             return False
         return True
@@ -215,8 +215,8 @@ class _Compiler:
                 "calibration",
                 f"was made with bundle {theirs}, but this is {ours}: make it anew with this bundle",
             )
-        elif found.artefact != digest:
-            self._problem("calibration", f"is of artefact {found.artefact}, but this is {digest}")
+        elif found.artifact != digest:
+            self._problem("calibration", f"is of artifact {found.artifact}, but this is {digest}")
         elif settings.max_quality_drop is not None and found.quality is None:
             self._problem(
                 "max_quality_drop",

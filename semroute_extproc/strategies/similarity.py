@@ -20,7 +20,7 @@ import math
 import numpy as np
 
 from semroute_extproc.encoder.signals import FloatArray, Signals
-from semroute_extproc.strategies.artifacts import Similarity as Artefact
+from semroute_extproc.strategies.artifacts import Similarity as Artifact
 
 COSINE_MIN = 1e-3
 """Where not even the nearest prompt is similar, S is taken relative to this."""
@@ -37,16 +37,16 @@ class Similarity:
     exact for the stored rows, which may stand on fewer axes than the embedding (`semroute fit`).
     """
 
-    def __init__(self, artefact: Artefact) -> None:
-        n = len(artefact.wins)
-        self._log_gamma = math.log(artefact.gamma)
-        self._k = artefact.neighbours if 0 < artefact.neighbours < n else 0
+    def __init__(self, artifact: Artifact) -> None:
+        n = len(artifact.wins)
+        self._log_gamma = math.log(artifact.gamma)
+        self._k = artifact.neighbours if 0 < artifact.neighbours < n else 0
         # A product with a row vector streams through these, in half the time of rows times a column.
-        self._columns: FloatArray = np.ascontiguousarray(artefact.embeddings.T)
-        self._axes = artefact.axes
-        self._wins = artefact.wins
-        self._revision = artefact.manifest.revision
-        self._shape = (artefact.manifest.dimensions,)
+        self._columns: FloatArray = np.ascontiguousarray(artifact.embeddings.T)
+        self._axes = artifact.axes
+        self._wins = artifact.wins
+        self._revision = artifact.manifest.revision
+        self._shape = (artifact.manifest.dimensions,)
 
     def __call__(self, signals: Signals) -> float | None:
         """The probability, or None for a text that another bundle read."""

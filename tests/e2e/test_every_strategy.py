@@ -1,7 +1,7 @@
 """Every strategy, controller, shadow and canary in one file, behind the real Envoy.
 
 The file is docs/examples/every-strategy.yaml, as it is; only addresses come from the environment. Its
-artefacts are made by the commands its head names. The last two tests change what is running.
+artifacts are made by the commands its head names. The last two tests change what is running.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def fit(folder: Path) -> None:
     command("fit", "factorization", prompts, "-o", folder / "factors.npz")
     command("fit", "clusters", prompts, "-o", clusters, "--clusters", 2, "--clusterings", 1)
     command("calibrate", traffic, "--max-quality-drop", 0.05, "-o", folder / "difficulty.json")
-    share = ("--artefact", folder / "similarity.npz", "--strong-share", 0.5)
+    share = ("--artifact", folder / "similarity.npz", "--strong-share", 0.5)
     command("calibrate", prompts, *share, "-o", folder / "similarity.json")
     (folder / "profiles").mkdir()
     profiles = {"small": "weak", "large": "strong", "coder": "coder"}

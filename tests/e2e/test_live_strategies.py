@@ -1,4 +1,4 @@
-"""Strategies with an artefact behind the real Envoy, fitted in the test on a handful of prompts."""
+"""Strategies with an artifact behind the real Envoy, fitted in the test on a handful of prompts."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def fitted(folder: Path) -> None:
         out = str(folder / f"{kind}.npz")
         result = CliRunner().invoke(main, ["fit", kind, str(prompts), "-o", out, *more[kind]])
         assert result.exit_code == 0, result.output
-    share = ["--artefact", str(folder / "similarity.npz"), "--strong-share", "0.5"]
+    share = ["--artifact", str(folder / "similarity.npz"), "--strong-share", "0.5"]
     result = CliRunner().invoke(
         main, ["calibrate", str(prompts), *share, "-o", str(folder / "calibration.json")]
     )
@@ -84,13 +84,13 @@ def configuration() -> dict[str, Any]:
             "similarity": {
                 "kind": "similarity",
                 **pair,
-                "artefact": "similarity.npz",
+                "artifact": "similarity.npz",
                 "calibration": "calibration.json",
             },
-            "factorization": {"kind": "factorization", **pair, "artefact": "factorization.npz"},
+            "factorization": {"kind": "factorization", **pair, "artifact": "factorization.npz"},
             "clusters": {
                 "kind": "clusters",
-                "artefact": "clusters.npz",
+                "artifact": "clusters.npz",
                 "profiles": "profiles",
                 "shrinkage": 1,
             },
@@ -133,7 +133,7 @@ async def test_every_strategy_sends_each_topic_where_it_is_answered_best(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_configuration_without_its_artefact_is_refused_by_line(tmp_path: Path, kind: str) -> None:
+def test_a_configuration_without_its_artifact_is_refused_by_line(tmp_path: Path, kind: str) -> None:
     config = tmp_path / "semroute.yaml"
     (tmp_path / "profiles").mkdir()
     settings = configuration()
@@ -145,4 +145,4 @@ def test_a_configuration_without_its_artefact_is_refused_by_line(tmp_path: Path,
     config.write_text(json.dumps(settings, indent=1))
     result = CliRunner().invoke(main, ["check", str(config)])
     assert result.exit_code == 78
-    assert f"strategies.{kind}.artefact: {tmp_path}/{kind}.npz: no such file" in result.stderr
+    assert f"strategies.{kind}.artifact: {tmp_path}/{kind}.npz: no such file" in result.stderr

@@ -127,7 +127,7 @@ async def test_a_judge_decides_and_one_that_dies_costs_nobody_an_answer(
         sidecar.stop()
 
 
-def cluster_artefact(path: Path) -> None:
+def cluster_artifact(path: Path) -> None:
     """Two clusters, of the shipped bundle's own embeddings of sums and of law."""
     scorer = Scorer.of()
     means = []
@@ -166,9 +166,9 @@ async def test_a_new_model_joins_a_running_server_and_gets_what_it_is_good_at(
     model_server.answer = answer
     profiles = tmp_path / "profiles"
     profiles.mkdir()
-    cluster_artefact(tmp_path / "clusters.npz")
+    cluster_artifact(tmp_path / "clusters.npz")
     await asyncio.to_thread(profile, model_server, "large-model", tmp_path, profiles / "large.json")
-    clusters = {"kind": "clusters", "artefact": "clusters.npz", "profiles": "profiles", "estimate": "laplace"}
+    clusters = {"kind": "clusters", "artifact": "clusters.npz", "profiles": "profiles", "estimate": "laplace"}
     sidecar, gateway = start(tmp_path, make_gateway, {"s": clusters})
     try:
         mixed = [*SUMS[:4], *LAWS[:4]]

@@ -31,7 +31,7 @@ class Scores:
     embedding: npt.NDArray[np.float32]
     """Rows of length 1; shape (n, d)."""
     neighbours: npt.NDArray[np.float32]
-    """What artefacts of strategies are fitted on, rows of length 1; shape (n, d)."""
+    """What artifacts of strategies are fitted on, rows of length 1; shape (n, d)."""
     unknown: npt.NDArray[np.bool_]
     """Text that is out of distribution for the bundle; shape (n,)."""
 

@@ -129,8 +129,8 @@ def similarity_scores(fit: Labelled, x: Vectors, seed: int, neighbours: int = 0)
     wins = (1.0 + fit.outcome[:, 0] - fit.outcome[:, 1]) / 2.0
     fold = folds(text_groups(fit.texts), FOLDS, seed)
     manifest = _manifest("similarity", fit, seed)
-    artefact, _ = similarity.fit(fit.x, wins, fold, manifest, neighbours=neighbours)
-    score = Similarity(artefact)
+    artifact, _ = similarity.fit(fit.x, wins, fold, manifest, neighbours=neighbours)
+    score = Similarity(artifact)
     return np.asarray([score.of(row) for row in x])
 
 
@@ -138,19 +138,19 @@ def factorization_scores(fit: Labelled, x: Vectors, seed: int) -> Floats:
     """The same by the strategy `factorization`."""
     fold = folds(text_groups(fit.texts), FOLDS, seed)
     manifest = _manifest("factorization", fit, seed)
-    artefact, _ = factorization.fit(fit.x, fit.outcome, PAIR, fold, manifest)
-    score = Factorization(artefact, *PAIR)
+    artifact, _ = factorization.fit(fit.x, fit.outcome, PAIR, fold, manifest)
+    score = Factorization(artifact, *PAIR)
     return np.asarray([score.of(row) for row in x])
 
 
 def _clusters(fit: Labelled, x: Vectors, seed: int) -> Floats:
     k = max(1, min(clusters.CLUSTERS, len(fit.x) // 10))
-    artefact = clusters.fit_kmeans(fit.x, _manifest("clusters", fit, seed), fit.texts, k)
+    artifact = clusters.fit_kmeans(fit.x, _manifest("clusters", fit, seed), fit.texts, k)
     strong, weak = (
-        cluster_errors(tally(artefact, fit.x, errors, [], model="m"), "shrunk", SHRINKAGE)
+        cluster_errors(tally(artifact, fit.x, errors, [], model="m"), "shrunk", SHRINKAGE)
         for errors in (1.0 - fit.outcome).T.tolist()
     )
-    gap: Floats = artefact.membership(x).astype(np.float64) @ (weak - strong)
+    gap: Floats = artifact.membership(x).astype(np.float64) @ (weak - strong)
     return gap
 
 

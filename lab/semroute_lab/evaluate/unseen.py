@@ -95,8 +95,8 @@ def learned_map(trial: Trial) -> Floats:
     weights, bias = learn_map(trial.train, trial.train_errors, trial.centres, profiles, trial.seed)
     centroids = np.ascontiguousarray(weights.T, dtype=np.float32)
     names = ("",) * len(centroids)
-    artefact = Clusters(_manifest(trial), centroids, bias.astype(np.float32), names)
-    return _live(trial, artefact, "shrunk", LEARNED_MAP_SHRINKAGE)
+    artifact = Clusters(_manifest(trial), centroids, bias.astype(np.float32), names)
+    return _live(trial, artifact, "shrunk", LEARNED_MAP_SHRINKAGE)
 
 
 def _hard(trial: Trial) -> Clusters:
@@ -112,14 +112,14 @@ def _manifest(trial: Trial) -> Manifest:
 
 
 def _live(
-    trial: Trial, artefact: Clusters, estimate: Literal["shrunk", "laplace"], shrinkage: float
+    trial: Trial, artifact: Clusters, estimate: Literal["shrunk", "laplace"], shrinkage: float
 ) -> Floats:
     """Expected errors exactly as the strategy `clusters` computes them, from profiles of the validation."""
     psi = [
-        cluster_errors(tally(artefact, trial.validation, errors, [], model="m"), estimate, shrinkage)
+        cluster_errors(tally(artifact, trial.validation, errors, [], model="m"), estimate, shrinkage)
         for errors in trial.validation_errors.T.tolist()
     ]
-    return np.asarray(artefact.membership(trial.test).astype(np.float64) @ np.stack(psi, axis=1))
+    return np.asarray(artifact.membership(trial.test).astype(np.float64) @ np.stack(psi, axis=1))
 
 
 def ridge_on_validation(trial: Trial) -> Floats:

@@ -1,4 +1,4 @@
-"""Fitting artefacts of strategies and calibrating scores: `semroute fit` and `semroute calibrate`.
+"""Fitting artifacts of strategies and calibrating scores: `semroute fit` and `semroute calibrate`.
 
 Numpy only, so that it runs wherever the server does; no strategy needs the extra `train`.
 

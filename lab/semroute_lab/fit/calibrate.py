@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from semroute_extproc.encoder.offline import Scorer
-from semroute_extproc.errors import ArtefactError, DataError
+from semroute_extproc.errors import ArtifactError, DataError
 from semroute_extproc.strategies import calibration as files
 from semroute_extproc.strategies.artifacts import Manifest, kind_of, load_factorization, load_similarity
 from semroute_extproc.strategies.calibration import Calibration
@@ -34,7 +34,7 @@ from semroute_lab.fit.settle import quality_by_share, score_quantiles, settle
 def run(
     file: Path,
     bundle: Path | None,
-    artefact: Path | None,
+    artifact: Path | None,
     strong_share: float | None,
     max_quality_drop: float | None,
     out: Path | None,
@@ -49,7 +49,7 @@ def run(
     replicates: int,
     seed: int,
 ) -> dict[str, Any]:
-    """The report, and the calibration written to `out`; raises DataError, ArtefactError, BundleError."""
+    """The report, and the calibration written to `out`; raises DataError, ArtifactError, BundleError."""
     table = read_table(file).in_splits(splits)
     texts = prompt_texts(table, pick_column(table, text_column, TEXT_COLUMNS, "text"))
     require_rows(table)
@@ -63,7 +63,7 @@ def run(
         judged = judging.judge(judge, strategy, distinct)
         digest, known = judged.settings.digest, judged.scores
     else:
-        kind, digest, score = _score(artefact, scorer, strong_model, weak_model)
+        kind, digest, score = _score(artifact, scorer, strong_model, weak_model)
         signals = progress(scorer.score_all(distinct), len(distinct))
         known = {text: score(each) for text, each in zip(distinct, signals, strict=True)}
     values = [known[text] for text in texts]
@@ -77,7 +77,7 @@ def run(
         score=kind,
         bundle=scorer.bundle.manifest.name,
         revision=scorer.bundle.revision,
-        artefact=digest,
+        artifact=digest,
         rows=len(scores),
         data=file.name,
         data_sha256=table.sha256,
@@ -101,7 +101,7 @@ def run(
         "score": kind,
         "bundle": found.bundle,
         "revision": found.revision,
-        "artefact": digest or None,
+        "artifact": digest or None,
         "threshold": min(setting.threshold, 1.0),
         "wanted_share": setting.wanted_share,
         "realised_share": dataclasses.asdict(setting.realised),
@@ -121,7 +121,7 @@ def _outcomes(table: Table, strong: str, weak: str) -> tuple[Floats, Floats] | N
 def _score(
     path: Path | None, scorer: Scorer, strong: str | None, weak: str | None
 ) -> tuple[files.Score, str, Score]:
-    """The kind of score, the digest of its artefact and the live path's own function."""
+    """The kind of score, the digest of its artifact and the live path's own function."""
     if path is None:
         return "threshold", "", lambda signals: signals.difficulty
     match kind_of(path):
@@ -136,14 +136,14 @@ def _score(
             for name in names:
                 if name not in factors.models:
                     known = ", ".join(factors.models)
-                    raise ArtefactError(f"{path}: no model {name!r} in it; name one of {known}")
+                    raise ArtifactError(f"{path}: no model {name!r} in it; name one of {known}")
             return "factorization", factors.pair_digest(*names), Factorization(factors, *names)
         case kind:
-            raise ArtefactError(f"{path}: is a {kind} artefact, which has no score of a pair")
+            raise ArtifactError(f"{path}: is a {kind} artifact, which has no score of a pair")
 
 
 def _same_bundle(path: Path, manifest: Manifest, scorer: Scorer) -> None:
     ours, theirs = scorer.bundle, f"{manifest.bundle} {manifest.revision}"
     if manifest.revision != ours.revision:
         this = f"{ours.manifest.name} {ours.revision}"
-        raise ArtefactError(f"{path}: was fitted on bundle {theirs}, but this is {this}")
+        raise ArtifactError(f"{path}: was fitted on bundle {theirs}, but this is {this}")

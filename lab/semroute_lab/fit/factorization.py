@@ -52,7 +52,7 @@ class Factors:
 def fit(
     x: Vectors, outcome: Floats, models: tuple[str, ...], fold: Integers, manifest: Manifest, rank: int = RANK
 ) -> tuple[Factorization, Floats]:
-    """The artefact, and out-of-fold δ of every model; (n, models).
+    """The artifact, and out-of-fold δ of every model; (n, models).
 
     `x` (n, d), `outcome` (n, models) 0..1, `fold` (n,). The quantiles are of P(first model wins over
     the second), which for a pair file is P(strong wins).

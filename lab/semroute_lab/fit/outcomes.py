@@ -103,7 +103,7 @@ def embed(scorer: Scorer, outcomes: Outcomes, progress: Progress) -> tuple[Outco
 
 
 def manifest(kind: Kind, scorer: Scorer, outcomes: Outcomes, x: Vectors, seed: int, licence: str) -> Manifest:
-    """What the artefact will say of itself."""
+    """What the artifact will say of itself."""
     return Manifest(
         kind=kind,
         bundle=scorer.bundle.manifest.name,

@@ -38,7 +38,7 @@ def fit(
     neighbours: int = 0,
     axes: int | None = None,
 ) -> tuple[Similarity, Floats]:
-    """The artefact, and out-of-fold scores of the rows, NaN where a row was not scored; (n,).
+    """The artifact, and out-of-fold scores of the rows, NaN where a row was not scored; (n,).
 
     `x` (n, d) unit rows, `wins` (n,) labels 0..1, `fold` (n,); `axes` principal axes to store the
     rows on, by default all up to `WHOLE_MAX` rows.

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from semroute_extproc.encoder.cores import usable_cores
-from semroute_extproc.errors import ArtefactError, BundleError, DataError, EndpointError
+from semroute_extproc.errors import ArtifactError, BundleError, DataError, EndpointError
 from semroute_extproc.strategies.artifacts import Clusters, load_clusters
 from semroute_extproc.strategies.profiles import Profile, certainty, read_profile, write_profile
 
@@ -26,7 +26,7 @@ clusters_option = click.option(
     "clusters_path",
     type=click.Path(path_type=Path, dir_okay=False),
     required=True,
-    help="The artefact of `semroute fit clusters` whose clusters are counted in.",
+    help="The artifact of `semroute fit clusters` whose clusters are counted in.",
 )
 bundle_option = click.option(
     "--bundle",
@@ -240,7 +240,7 @@ def fit(
     "--clusters",
     "clusters_path",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="The artefact they count in, for the names of the clusters.",
+    help="The artifact they count in, for the names of the clusters.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Everything, as one JSON object.")
 def show(files: tuple[Path, ...], clusters_path: Path | None, as_json: bool) -> None:
@@ -263,7 +263,7 @@ def show(files: tuple[Path, ...], clusters_path: Path | None, as_json: bool) -> 
 
 
 def _clusters(path: Path, bundle_dir: Path | None) -> tuple[Clusters, Any]:
-    """The artefact and what embeds with its bundle; raises ArtefactError or BundleError."""
+    """The artifact and what embeds with its bundle; raises ArtifactError or BundleError."""
     from semroute_extproc.encoder.offline import Scorer
     from semroute_lab.profile.profiling import check_bundle
 
@@ -333,7 +333,7 @@ def _told() -> Iterator[None]:
 
     try:
         yield
-    except (ArtefactError, BundleError, DataError, EndpointError, Hopeless) as error:
+    except (ArtifactError, BundleError, DataError, EndpointError, Hopeless) as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:
         raise click.ClickException(f"{error.filename or 'file'}: {error.strerror or error}") from None

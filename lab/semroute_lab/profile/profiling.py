@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from semroute_extproc.encoder.bundle import Bundle
 from semroute_extproc.encoder.offline import Scorer
-from semroute_extproc.errors import ArtefactError, DataError
+from semroute_extproc.errors import ArtifactError, DataError
 from semroute_extproc.strategies.artifacts import Clusters
 from semroute_extproc.strategies.profiles import Profile, Seen, interval, tally
 from semroute_lab.profile.asking import Reply
@@ -21,11 +21,11 @@ Floats = npt.NDArray[np.float32]
 
 
 def check_bundle(path: Path, clusters: Clusters, bundle: Bundle) -> None:
-    """Raise ArtefactError unless the clusters were fitted on this bundle's embedding."""
+    """Raise ArtifactError unless the clusters were fitted on this bundle's embedding."""
     wanted = f"{clusters.manifest.bundle} {clusters.manifest.revision}"
     given = f"{bundle.manifest.name} {bundle.revision}"
     if wanted != given:
-        raise ArtefactError(f"{path}: fitted on the embedding of bundle {wanted}; this one is {given}")
+        raise ArtifactError(f"{path}: fitted on the embedding of bundle {wanted}; this one is {given}")
 
 
 def embed(

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from semroute_extproc.errors import ArtefactError
+from semroute_extproc.errors import ArtifactError
 from semroute_extproc.strategies.artifacts import Clusters
 from semroute_extproc.strategies.profiles import FEW_ANSWERS, Profile, certainty, interval
 
@@ -24,12 +24,12 @@ _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 def check_alike(paths: Sequence[Path], profiles: Sequence[Profile], clusters: Clusters | None) -> None:
-    """Raise ArtefactError unless all profiles count in the same clusters, those given."""
+    """Raise ArtifactError unless all profiles count in the same clusters, those given."""
     wanted = clusters.digest if clusters is not None else profiles[0].clusters
     for path, profile in zip(paths, profiles, strict=True):
         if profile.clusters != wanted:
-            what = "the artefact given" if clusters is not None else str(paths[0])
-            raise ArtefactError(
+            what = "the artifact given" if clusters is not None else str(paths[0])
+            raise ArtifactError(
                 f"{path}: counts in the clusters {profile.clusters}, {what} in {wanted}: not comparable"
             )
 

@@ -171,7 +171,7 @@ def topical_file(tmp_path: Path) -> Path:
     return write(tmp_path / "topics.csv", ["prompt", "strong_correct", "weak_correct", "split"], rows)
 
 
-def test_strategies_with_an_artefact_learn_the_topic_from_the_rows_they_are_fitted_on(
+def test_strategies_with_an_artifact_learn_the_topic_from_the_rows_they_are_fitted_on(
     topical_file: Path,
 ) -> None:
     fit = ["--split", "dev", "--fit", topical_file, "--fit-split", "gold"]

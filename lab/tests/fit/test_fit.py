@@ -1,4 +1,4 @@
-"""`semroute fit` and `semroute calibrate`: artefacts from labelled prompts, and what refuses them."""
+"""`semroute fit` and `semroute calibrate`: artifacts from labelled prompts, and what refuses them."""
 
 from __future__ import annotations
 
@@ -84,11 +84,11 @@ class TestSimilarity:
     def test_the_strong_model_wins_where_it_won(self, pair_file: Path, tmp_path: Path) -> None:
         result = run("fit", "similarity", pair_file, "-o", tmp_path / "a.npz", "--gamma", 1e4, "--json")
         assert result.exit_code == 0, result.output
-        artefact = load_similarity(tmp_path / "a.npz")
-        score = Similarity(artefact)
+        artifact = load_similarity(tmp_path / "a.npz")
+        score = Similarity(artifact)
         assert score.of(SUMS) > 0.9
         assert score.of(POEMS) < 0.6
-        assert artefact.quantiles[0] < 0.6 < 0.9 < artefact.quantiles[100]
+        assert artifact.quantiles[0] < 0.6 < 0.9 < artifact.quantiles[100]
         summary = json.loads(result.stdout)
         assert summary["held_out_apgr"] > 0.7
         assert (summary["rows"], summary["bundle"], summary["revision"]) == (80, "test", MANIFEST.revision)
@@ -97,11 +97,11 @@ class TestSimilarity:
 
     def test_principal_axes_hold_what_tells_prompts_apart(self, pair_file: Path, tmp_path: Path) -> None:
         run("fit", "similarity", pair_file, "-o", tmp_path / "a.npz", "--gamma", 1e4, "--axes", 2)
-        artefact = load_similarity(tmp_path / "a.npz")
-        assert artefact.embeddings.shape == (80, 2)
-        assert Similarity(artefact).of(SUMS) > Similarity(artefact).of(POEMS) + 0.3
+        artifact = load_similarity(tmp_path / "a.npz")
+        assert artifact.embeddings.shape == (80, 2)
+        assert Similarity(artifact).of(SUMS) > Similarity(artifact).of(POEMS) + 0.3
 
-    def test_the_same_seed_gives_the_same_artefact(self, pair_file: Path, tmp_path: Path) -> None:
+    def test_the_same_seed_gives_the_same_artifact(self, pair_file: Path, tmp_path: Path) -> None:
         for name in ("a", "b"):
             run("fit", "similarity", pair_file, "-o", tmp_path / f"{name}.npz")
         assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
@@ -129,9 +129,9 @@ class TestFactorization:
     def test_a_pair_of_models(self, pair_file: Path, tmp_path: Path) -> None:
         result = run("fit", "factorization", pair_file, "-o", tmp_path / "a.npz", "--rank", 4)
         assert result.exit_code == 0, result.output
-        artefact = load_factorization(tmp_path / "a.npz")
-        score = Factorization(artefact, "strong", "weak")
-        assert (artefact.vectors.shape, artefact.projection.shape) == ((2, 4), (4, 4))
+        artifact = load_factorization(tmp_path / "a.npz")
+        score = Factorization(artifact, "strong", "weak")
+        assert (artifact.vectors.shape, artifact.projection.shape) == ((2, 4), (4, 4))
         assert score.of(SUMS) > score.of(POEMS) + 0.2
 
     def test_any_number_of_models_and_the_pair_is_chosen_when_it_is_used(self, tmp_path: Path) -> None:
@@ -152,10 +152,10 @@ class TestClusters:
             "fit", "clusters", pair_file, "-o", tmp_path / "c.npz", "--clusters", 2, "--clusterings", 3
         )
         assert result.exit_code == 0, result.output
-        artefact = load_clusters(tmp_path / "c.npz")
-        assert artefact.centroids.shape == (6, 4)
-        assert {name.split(",")[0] for name in artefact.names} == set(TOPICS)
-        one, two = artefact.membership(np.stack([SUMS, POEMS]))
+        artifact = load_clusters(tmp_path / "c.npz")
+        assert artifact.centroids.shape == (6, 4)
+        assert {name.split(",")[0] for name in artifact.names} == set(TOPICS)
+        one, two = artifact.membership(np.stack([SUMS, POEMS]))
         assert one @ two == pytest.approx(0.0)
         assert "sums" in result.stdout
 
@@ -174,9 +174,9 @@ class TestClusters:
             "--learned-map",
         )
         assert result.exit_code == 0, result.output
-        artefact = load_clusters(tmp_path / "c.npz")
-        assert artefact.bias is not None
-        sums, poems = artefact.membership(np.stack([SUMS, POEMS]))
+        artifact = load_clusters(tmp_path / "c.npz")
+        assert artifact.bias is not None
+        sums, poems = artifact.membership(np.stack([SUMS, POEMS]))
         assert sums @ poems < 0.1
 
     def test_few_prompts_make_few_clusters(self, pair_file: Path, tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ class TestBadInput:
         )
         assert "name --strong and --weak" in run(*common).stderr
 
-    def test_an_artefact_is_never_half_written(self, pair_file: Path, tmp_path: Path) -> None:
+    def test_an_artifact_is_never_half_written(self, pair_file: Path, tmp_path: Path) -> None:
         (tmp_path / "a.npz").mkdir()
         result = run("fit", "similarity", pair_file, "-o", tmp_path / "a.npz")
         assert result.exit_code != 0
@@ -271,20 +271,20 @@ class TestCalibrate:
         assert "drop" in run("calibrate", pair_file, "--max-quality-drop", 0.2).stdout
 
     @pytest.mark.parametrize("kind", ["similarity", "factorization"])
-    def test_the_score_of_an_artefact(self, pair_file: Path, tmp_path: Path, kind: str) -> None:
+    def test_the_score_of_an_artifact(self, pair_file: Path, tmp_path: Path, kind: str) -> None:
         run("fit", kind, pair_file, "-o", tmp_path / "a.npz")
         result = run(
-            "calibrate", pair_file, "--artefact", tmp_path / "a.npz", "--strong-share", 0.5, "--json"
+            "calibrate", pair_file, "--artifact", tmp_path / "a.npz", "--strong-share", 0.5, "--json"
         )
         report = json.loads(result.stdout)
         assert report["score"] == kind
-        assert len(report["artefact"]) == 12
+        assert len(report["artifact"]) == 12
 
     def test_clusters_have_no_score_of_a_pair(self, pair_file: Path, tmp_path: Path) -> None:
         run("fit", "clusters", pair_file, "-o", tmp_path / "c.npz")
-        result = run("calibrate", pair_file, "--artefact", tmp_path / "c.npz", "--strong-share", 0.5)
+        result = run("calibrate", pair_file, "--artifact", tmp_path / "c.npz", "--strong-share", 0.5)
         assert result.exit_code == 1
-        assert "is a clusters artefact" in result.stderr
+        assert "is a clusters artifact" in result.stderr
 
     def test_a_drop_needs_outcomes_and_one_setting_is_enough(self, tmp_path: Path) -> None:
         file = tmp_path / "prompts.txt"

@@ -71,7 +71,7 @@ def test_the_judges_scores_of_my_prompts_become_a_calibration_its_strategy_takes
     assert (found.score, found.rows) == ("judge", 41)
     assert found.quantiles[50] == pytest.approx(0.5)
     settings = {"kind": "judge", "weak": "a", "strong": "b", "url": "http://x", "model": "j"}
-    assert found.artefact == JudgeStrategy.model_validate({**settings, "threshold": 0.5}).digest
+    assert found.artifact == JudgeStrategy.model_validate({**settings, "threshold": 0.5}).digest
     # Eleven of 41 prompts need the strong model, and they have the highest scores.
     assert 0.25 <= found.share_for_drop(0.0) <= 0.29
 

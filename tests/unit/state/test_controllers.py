@@ -262,7 +262,7 @@ def test_dollars_need_a_weak_pool_that_is_cheaper_for_some_request(
 
 
 def test_a_strategy_that_weighs_cost_without_a_pair_may_be_held_to_dollars() -> None:
-    clusters = {"kind": "clusters", "artefact": "a.npz", "profiles": "profiles"}
+    clusters = {"kind": "clusters", "artifact": "a.npz", "profiles": "profiles"}
     for budget, count in (({"dollars_per_thousand": 3}, 0), ({"strong_share": 0.3}, 1)):
         subject = config(strategies={"s": clusters}, controllers={"budgets": {"s": budget}})
         assert len(list(unresolved(subject, FAMILIES))) == count

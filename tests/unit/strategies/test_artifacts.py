@@ -1,4 +1,4 @@
-"""Artefacts: read as written, refused by name when something is wrong."""
+"""Artifacts: read as written, refused by name when something is wrong."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from semroute_extproc.errors import ArtefactError
+from semroute_extproc.errors import ArtifactError
 from semroute_extproc.strategies.artifacts import (
     Clusters,
     Factorization,
@@ -56,44 +56,44 @@ CLUSTERS = Clusters(manifest("clusters"), np.eye(2, dtype=np.float32), None, ("a
 
 
 @pytest.mark.parametrize(
-    ("artefact", "save", "load"),
+    ("artifact", "save", "load"),
     [
         (SIMILARITY, save_similarity, load_similarity),
         (FACTORIZATION, save_factorization, load_factorization),
         (CLUSTERS, save_clusters, load_clusters),
     ],
 )
-def test_an_artefact_is_read_as_it_was_written(
-    tmp_path: Path, artefact: Any, save: Callable[..., None], load: Callable[..., Any]
+def test_an_artifact_is_read_as_it_was_written(
+    tmp_path: Path, artifact: Any, save: Callable[..., None], load: Callable[..., Any]
 ) -> None:
     file = tmp_path / "a.npz"
-    save(file, artefact)
+    save(file, artifact)
     found = load(file)
-    assert found.manifest == artefact.manifest
-    assert digest(found) == digest(artefact)
-    assert kind_of(file) == artefact.manifest.kind
+    assert found.manifest == artifact.manifest
+    assert digest(found) == digest(artifact)
+    assert kind_of(file) == artifact.manifest.kind
     assert [each.name for each in tmp_path.iterdir()] == ["a.npz"]
 
 
-def digest(artefact: Similarity | Factorization | Clusters) -> str:
-    return artefact.pair_digest("strong", "weak") if isinstance(artefact, Factorization) else artefact.digest
+def digest(artifact: Similarity | Factorization | Clusters) -> str:
+    return artifact.pair_digest("strong", "weak") if isinstance(artifact, Factorization) else artifact.digest
 
 
-def test_an_artefact_of_another_kind_is_refused(tmp_path: Path) -> None:
+def test_an_artifact_of_another_kind_is_refused(tmp_path: Path) -> None:
     save_clusters(tmp_path / "a.npz", CLUSTERS)
-    with pytest.raises(ArtefactError, match=r"a\.npz: is a clusters artefact, expected similarity"):
+    with pytest.raises(ArtifactError, match=r"a\.npz: is a clusters artifact, expected similarity"):
         load_similarity(tmp_path / "a.npz")
 
 
-def test_a_missing_artefact_says_which_command_writes_it(tmp_path: Path) -> None:
-    with pytest.raises(ArtefactError, match="no such file; `semroute fit clusters` writes it"):
+def test_a_missing_artifact_says_which_command_writes_it(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="no such file; `semroute fit clusters` writes it"):
         load_clusters(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 half a zip"])
-def test_what_is_no_artefact_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_what_is_no_artifact_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.npz").write_bytes(content)
-    with pytest.raises(ArtefactError, match=r"a\.npz: (not an artefact|cannot be read)"):
+    with pytest.raises(ArtifactError, match=r"a\.npz: (not an artifact|cannot be read)"):
         load_clusters(tmp_path / "a.npz")
 
 
@@ -110,7 +110,7 @@ def test_damage_anywhere_in_the_file_is_refused_or_harmless(
         damaged = bytearray(good)
         damaged[rng.randrange(len(good))] ^= 1 << rng.randrange(8)
         (tmp_path / "a.npz").write_bytes(damaged)
-        with contextlib.suppress(ArtefactError):
+        with contextlib.suppress(ArtifactError):
             load_similarity(tmp_path / "a.npz")
 
 
@@ -125,7 +125,7 @@ def test_damage_anywhere_in_the_file_is_refused_or_harmless(
         ({"quantiles": np.linspace(1, 0, 101)}, "quantiles do not ascend"),
         ({"quantiles": np.linspace(0, 1, 11)}, "expected 101"),
         ({"manifest": np.asarray("{}")}, "no manifest in it"),
-        ({"embeddings": np.asarray([None], dtype=object)}, "not an artefact"),
+        ({"embeddings": np.asarray([None], dtype=object)}, "not an artifact"),
         ({"neighbours": np.asarray([1, 2])}, "neighbours is not an integer"),
         ({"neighbours": np.asarray(np.nan)}, "neighbours is not an integer"),
     ],
@@ -138,7 +138,7 @@ def test_an_array_of_the_wrong_shape_or_range_is_named(
     with np.load(file) as whole:
         arrays = {**{name: whole[name] for name in whole.files}, **change}
     np.savez(file, **arrays)
-    with pytest.raises(ArtefactError, match=message):
+    with pytest.raises(ArtifactError, match=message):
         load_similarity(file)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from semroute_lab.fit.settle import quality_by_share, settle, wilson
 
-from semroute_extproc.errors import ArtefactError
+from semroute_extproc.errors import ArtifactError
 from semroute_extproc.strategies.calibration import Calibration, read_calibration, write_calibration
 
 QUANTILES = tuple(n / 100 for n in range(101))
@@ -99,7 +99,7 @@ def test_a_calibration_is_read_as_it_was_written(tmp_path: Path) -> None:
 )
 def test_a_bad_file_is_named(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "c.json").write_text(content)
-    with pytest.raises(ArtefactError, match=message):
+    with pytest.raises(ArtifactError, match=message):
         read_calibration(tmp_path / "c.json")
-    with pytest.raises(ArtefactError, match="`semroute calibrate` writes it"):
+    with pytest.raises(ArtifactError, match="`semroute calibrate` writes it"):
         read_calibration(tmp_path / "none.json")

@@ -25,12 +25,12 @@ policies: {p: {otherwise: {strategy: s}}}
 strategies:
   s:
     kind: clusters
-    artefact: fitted/c.npz
+    artifact: fitted/c.npz
     profiles: profiles
 """
 
 
-def artefact(revision: str = MANIFEST.revision, dimensions: int = 4) -> Clusters:
+def artifact(revision: str = MANIFEST.revision, dimensions: int = 4) -> Clusters:
     manifest = Manifest(kind="clusters", bundle="test", revision=revision, dimensions=dimensions, rows=9)
     return Clusters(manifest, np.eye(2, dimensions, dtype=np.float32), None, ("one", "two"))
 
@@ -40,8 +40,8 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "fitted").mkdir()
     (tmp_path / "profiles").mkdir()
     (tmp_path / "semroute.yaml").write_text(YAML)
-    save_clusters(tmp_path / "fitted" / "c.npz", artefact())
-    profile = Profile(model="m-a", clusters=artefact().digest, answers=(5, 5), errors=(1, 2))
+    save_clusters(tmp_path / "fitted" / "c.npz", artifact())
+    profile = Profile(model="m-a", clusters=artifact().digest, answers=(5, 5), errors=(1, 2))
     write_profile(tmp_path / "profiles" / "m-a.json", profile)
     return tmp_path
 
@@ -64,15 +64,15 @@ def test_relative_paths_are_meant_from_the_configurations_folder(
     assert set(app.make_policies(loaded, BUNDLE)) == {"p"}
 
 
-def test_a_missing_artefact_is_told_at_its_line(folder: Path) -> None:
+def test_a_missing_artifact_is_told_at_its_line(folder: Path) -> None:
     (folder / "fitted" / "c.npz").unlink()
     [problem] = problems(folder)
-    assert "semroute.yaml:10:5: strategies.s.artefact: " in problem
+    assert "semroute.yaml:10:5: strategies.s.artifact: " in problem
     assert f"{folder}/fitted/c.npz: no such file" in problem
 
 
-def test_a_stale_artefact_is_told_with_both_bundles(folder: Path) -> None:
-    save_clusters(folder / "fitted" / "c.npz", artefact("a" * 12))
+def test_a_stale_artifact_is_told_with_both_bundles(folder: Path) -> None:
+    save_clusters(folder / "fitted" / "c.npz", artifact("a" * 12))
     [problem] = problems(folder)
     assert "was fitted on bundle test aaaaaaaaaaaa" in problem
     assert f"test {MANIFEST.revision}" in problem
@@ -90,5 +90,5 @@ def test_a_file_that_is_replaced_changes_the_fingerprint(folder: Path) -> None:
     config = config_source.load(folder / "semroute.yaml", {}).config
     before = strategy_files.fingerprint(config)
     assert strategy_files.fingerprint(config) == before
-    save_clusters(folder / "fitted" / "c.npz", artefact(dimensions=5))
+    save_clusters(folder / "fitted" / "c.npz", artifact(dimensions=5))
     assert strategy_files.fingerprint(config) != before

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from semroute_extproc.errors import ArtefactError
+from semroute_extproc.errors import ArtifactError
 from semroute_extproc.strategies.artifacts import Clusters, Manifest
 from semroute_extproc.strategies.profile_directory import ProfileDirectories, ProfileDirectory
 from semroute_extproc.strategies.profiles import Profile, certainty, interval, is_thin, write_profile
@@ -116,7 +116,7 @@ def test_a_removed_file_takes_its_model_away_and_a_lost_directory_nobody(folder:
 
 
 def test_a_directory_that_is_not_there_is_an_error(folder: Path) -> None:
-    with pytest.raises(ArtefactError, match="no such directory"):
+    with pytest.raises(ArtifactError, match="no such directory"):
         ProfileDirectory(folder / "nowhere", CLUSTERS)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from semroute_extproc.errors import ArtefactError
+from semroute_extproc.errors import ArtifactError
 from semroute_extproc.strategies.artifacts import Clusters, Manifest, load_clusters, save_clusters
 from semroute_extproc.strategies.profiles import Profile, read_profile, tally, write_profile
 
@@ -69,19 +69,19 @@ def test_a_profile_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_a_wrong_profile_is_refused_by_name(tmp_path: Path, change: dict[str, object], message: str) -> None:
     file = tmp_path / "m.json"
     file.write_text(json.dumps({**profile().model_dump(), **change}))
-    with pytest.raises(ArtefactError, match=message) as error:
+    with pytest.raises(ArtifactError, match=message) as error:
         read_profile(file)
     assert str(file) in str(error.value)
 
 
 def test_a_missing_profile_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ArtefactError, match=r"m\.json: no such file"):
+    with pytest.raises(ArtifactError, match=r"m\.json: no such file"):
         read_profile(tmp_path / "m.json")
 
 
 def test_clusters_are_read_as_they_were_written(tmp_path: Path) -> None:
-    for artefact in (HARD, SOFT):
-        save_clusters(tmp_path / "c.npz", artefact)
+    for artifact in (HARD, SOFT):
+        save_clusters(tmp_path / "c.npz", artifact)
         found = load_clusters(tmp_path / "c.npz")
-        assert (found.manifest, found.names, found.digest) == (MANIFEST, artefact.names, artefact.digest)
+        assert (found.manifest, found.names, found.digest) == (MANIFEST, artifact.names, artifact.digest)
     assert HARD.digest != SOFT.digest

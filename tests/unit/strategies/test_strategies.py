@@ -1,4 +1,4 @@
-"""Strategies with an artefact: hand-computed scores and choices, and what makes an artefact unfit."""
+"""Strategies with an artifact: hand-computed scores and choices, and what makes an artifact unfit."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ SIMILARITY = {
     "weak": "small",
     "strong": "large",
     "strong_share": 0.5,
-    "artefact": "a.npz",
+    "artifact": "a.npz",
 }
 
 
@@ -199,42 +199,42 @@ class TestFactorization:
     def test_a_model_that_is_not_there_is_an_error_with_a_hint(self) -> None:
         settings = {**FACTORIZATION, "weak_model": "othr"}
         assert problems(settings, Material({"s": FACTORS})) == [
-            "strategies.s.weak_model: the artefact has no model 'othr' (did you mean 'other'?)"
+            "strategies.s.weak_model: the artifact has no model 'othr' (did you mean 'other'?)"
         ]
 
     def test_a_share_is_known_for_the_pair_that_was_fitted_alone(self) -> None:
         settings = {**FACTORIZATION, "weak_model": "other"}
         [problem] = problems(settings, Material({"s": FACTORS}))
         assert problem == (
-            "strategies.s.strong_share: the artefact knows the shares of m-l over m-s alone: "
+            "strategies.s.strong_share: the artifact knows the shares of m-l over m-s alone: "
             "for m-l over other give a calibration"
         )
         del settings["strong_share"]
         assert not problems({**settings, "threshold": 0.5}, Material({"s": FACTORS}))
 
     def test_a_calibration_is_of_one_pair(self) -> None:
-        made = calibration(score="factorization", artefact=FACTORS.pair_digest("m-l", "other"))
+        made = calibration(score="factorization", artifact=FACTORS.pair_digest("m-l", "other"))
         given = Material({"s": FACTORS}, {"s": made})
         settings = {**FACTORIZATION, "calibration": "c.json"}
         assert not problems({**settings, "weak_model": "other"}, given)
         [problem] = problems(settings, given)
-        assert "strategies.s.calibration: is of artefact" in problem
+        assert "strategies.s.calibration: is of artifact" in problem
 
 
-# --- what makes an artefact or a calibration unfit ---
+# --- what makes an artifact or a calibration unfit ---
 
 
 @pytest.mark.parametrize(
-    ("settings", "artefact"),
+    ("settings", "artifact"),
     [(SIMILARITY, STORED), (FACTORIZATION, FACTORS)],
     ids=["similarity", "factorization"],
 )
-def test_an_artefact_of_another_bundle_is_an_error_that_names_both(settings: Any, artefact: Any) -> None:
+def test_an_artifact_of_another_bundle_is_an_error_that_names_both(settings: Any, artifact: Any) -> None:
     stale = dataclasses.replace(
-        artefact, manifest=artefact.manifest.model_copy(update={"bundle": "old", "revision": "a" * 12})
+        artifact, manifest=artifact.manifest.model_copy(update={"bundle": "old", "revision": "a" * 12})
     )
     [problem] = problems(settings, Material({"s": stale}))
-    assert problem.startswith("strategies.s.artefact: was fitted on bundle old aaaaaaaaaaaa")
+    assert problem.startswith("strategies.s.artifact: was fitted on bundle old aaaaaaaaaaaa")
     assert f"this is test {MANIFEST.revision}" in problem
 
 
@@ -268,7 +268,7 @@ class TestCalibration:
                 {"revision": "b" * 12, "bundle": "old"},
                 "was made with bundle old bbbbbbbbbbbb, but this is test",
             ),
-            ({"artefact": "c" * 12}, "is of artefact cccccccccccc"),
+            ({"artifact": "c" * 12}, "is of artifact cccccccccccc"),
             ({}, "max_quality_drop: the calibration has no outcomes"),
         ],
     )
@@ -294,7 +294,7 @@ class TestCalibration:
 
 TOPICS = Clusters(manifest("clusters"), np.eye(2, D, dtype=np.float32), None, ("one", "two"))
 FIRST, SECOND = unit(1, 0, 0, 0), unit(0, 1, 0, 0)
-CLUSTERS = {"kind": "clusters", "artefact": "a.npz", "profiles": "profiles", "shrinkage": 1e-6}
+CLUSTERS = {"kind": "clusters", "artifact": "a.npz", "profiles": "profiles", "shrinkage": 1e-6}
 
 
 def profile(model: str, errors: tuple[float, float], **changes: Any) -> Profile:

@@ -79,7 +79,7 @@ def counter(what: str, total: int) -> Iterator[Callable[[], None]]:
 
 @click.group("fit")
 def fit() -> None:
-    """Fit an artefact for a strategy, from prompts whose outcomes are known.
+    """Fit an artifact for a strategy, from prompts whose outcomes are known.
 
     FILE has a text column and strong_correct, weak_correct (0..1); or, with --outcomes, an id that the
     outcomes have too, beside one column for each model. What is written carries the bundle's revision:
@@ -90,13 +90,13 @@ def fit() -> None:
 def _common(command: Command) -> Command:
     options = [
         click.argument("file", type=_FILE),
-        click.option("--out", "-o", type=_OUT, required=True, help="The artefact to write, NAME.npz."),
+        click.option("--out", "-o", type=_OUT, required=True, help="The artifact to write, NAME.npz."),
         click.option("--outcomes", type=_FILE, help="Outcomes: an id, and a column for each model."),
         click.option("--bundle", type=_DIRECTORY, help="Bundle to embed with; by default the shipped ones."),
         click.option("--split", "splits", multiple=True, help="Use the rows of this split; may be repeated."),
         click.option("--text-column", help="Column of the prompts; by default prompt, text, question …"),
         click.option("--options-column", help="Column with a JSON list of options to append to the text."),
-        click.option("--licence", default="", help="Note on the data's licence, kept in the artefact."),
+        click.option("--licence", default="", help="Note on the data's licence, kept in the artifact."),
         click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
         click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object."),
     ]
@@ -135,10 +135,10 @@ def similarity(
     rows, x, scorer = _read(**common)
     names = _pair(rows, strong, weak)
     manifest = data.manifest("similarity", scorer, rows, x, common["seed"], common["licence"])
-    artefact, held = similarity_fit.fit(
+    artifact, held = similarity_fit.fit(
         x, rows.win(*names), rows.folds(common["seed"]), manifest, gamma, neighbours, axes
     )
-    save_similarity(common["out"], artefact)
+    save_similarity(common["out"], artifact)
     _finish(common, manifest, _held_out(rows, names, held))
 
 
@@ -150,10 +150,10 @@ def factorization(rank: int, **common: Any) -> None:
     """Vectors of models for the strategy `factorization`; with --outcomes, of any number."""
     rows, x, scorer = _read(**common)
     manifest = data.manifest("factorization", scorer, rows, x, common["seed"], common["licence"])
-    artefact, held = factorization_fit.fit(
+    artifact, held = factorization_fit.fit(
         x, rows.outcome, rows.models, rows.folds(common["seed"]), manifest, rank
     )
-    save_factorization(common["out"], artefact)
+    save_factorization(common["out"], artifact)
     names = (rows.models[0], rows.models[1])
     _finish(
         common, manifest, {"models": list(rows.models), **_held_out(rows, names, held[:, 0] - held[:, 1])}
@@ -178,16 +178,16 @@ def clusters(k: int, clusterings: int, learned_map: bool, **common: Any) -> None
     k = max(1, min(k, len(x) // ROWS_PER_CLUSTER))
     manifest = data.manifest("clusters", scorer, rows, x, common["seed"], common["licence"])
     if learned_map:
-        artefact = clusters_fit.fit_learned_map(x, 1.0 - rows.outcome, manifest, rows.texts, k)
+        artifact = clusters_fit.fit_learned_map(x, 1.0 - rows.outcome, manifest, rows.texts, k)
     else:
-        artefact = clusters_fit.fit_kmeans(x, manifest, rows.texts, k, clusterings)
-    save_clusters(common["out"], artefact)
-    share = artefact.membership(x).sum(axis=0) * artefact.clusterings
+        artifact = clusters_fit.fit_kmeans(x, manifest, rows.texts, k, clusterings)
+    save_clusters(common["out"], artifact)
+    share = artifact.membership(x).sum(axis=0) * artifact.clusterings
     names = {
         f"{number}: {name}": round(float(rows_in), 1)
-        for number, (name, rows_in) in enumerate(zip(artefact.names, share, strict=True))
+        for number, (name, rows_in) in enumerate(zip(artifact.names, share, strict=True))
     }
-    _finish(common, manifest, {"digest": artefact.digest, "clusters": names})
+    _finish(common, manifest, {"digest": artifact.digest, "clusters": names})
 
 
 def _read(
@@ -234,7 +234,7 @@ def _held_out(rows: data.Outcomes, names: tuple[str, str], scores: Floats) -> di
 
 
 def _finish(common: dict[str, Any], manifest: Any, found: dict[str, Any]) -> None:
-    summary = {"artefact": str(common["out"]), **manifest.model_dump(), **found}
+    summary = {"artifact": str(common["out"]), **manifest.model_dump(), **found}
     if common["as_json"]:
         click.echo(json.dumps(summary, ensure_ascii=False))
         return
@@ -250,7 +250,7 @@ def _finish(common: dict[str, Any], manifest: Any, found: dict[str, Any]) -> Non
 @click.argument("file", type=_FILE)
 @click.option("--bundle", type=_DIRECTORY, help="Bundle to score with; by default the shipped ones.")
 @click.option(
-    "--artefact", type=_FILE, help="Calibrate the score of this similarity or factorization artefact."
+    "--artifact", type=_FILE, help="Calibrate the score of this similarity or factorization artifact."
 )
 @click.option("--strong-share", type=click.FloatRange(0.0, 1.0), help="Share wanted at the strong model.")
 @click.option(
@@ -263,8 +263,8 @@ def _finish(common: dict[str, Any], manifest: Any, found: dict[str, Any]) -> Non
 @click.option("--text-column", help="Column of the prompts; by default prompt, text, question …")
 @click.option("--strong-column", default="strong_correct", show_default=True)
 @click.option("--weak-column", default="weak_correct", show_default=True)
-@click.option("--strong-model", help="Name of the strong model in a factorization artefact.")
-@click.option("--weak-model", help="Name of the weak model in a factorization artefact.")
+@click.option("--strong-model", help="Name of the strong model in a factorization artifact.")
+@click.option("--weak-model", help="Name of the weak model in a factorization artifact.")
 @click.option("--judge", type=_FILE, help="Calibrate the score of the judge in this configuration.")
 @click.option("--strategy", help="With --judge: its strategy's name, if there are several.")
 @click.option("--bootstrap", "replicates", type=click.IntRange(0, 100_000), default=1000, show_default=True)
@@ -283,8 +283,8 @@ def calibrate(as_json: bool, **options: Any) -> None:
     shares = (options["strong_share"], options["max_quality_drop"])
     if (shares[0] is None) == (shares[1] is None):
         raise click.UsageError("give exactly one of --strong-share and --max-quality-drop")
-    if options["judge"] is not None and options["artefact"] is not None:
-        raise click.UsageError("give either --artefact or --judge")
+    if options["judge"] is not None and options["artifact"] is not None:
+        raise click.UsageError("give either --artifact or --judge")
     report = run(**options)
     if as_json:
         click.echo(json.dumps(report, ensure_ascii=False))
