@@ -32,7 +32,7 @@ class Bundle:
     path: Path
     manifest: Manifest
     centroids: npt.NDArray[np.float32]
-    """Shape (k, d), rows L2-normalised."""
+    """Shape (k, d), rows L2-normalized."""
 
     @property
     def revision(self) -> str:
@@ -65,8 +65,8 @@ def language_bundles() -> dict[str, Path]:
 
 def _shipped(name: str) -> Path:
     """Inside the package when installed, next to it in a checkout."""
-    inside, beside = (folder / "models" / name for folder in Path(__file__).resolve().parents[1:3])
-    return inside if inside.is_dir() else beside
+    installed, checkout = (folder / "models" / name for folder in Path(__file__).resolve().parents[1:3])
+    return installed if installed.is_dir() else checkout
 
 
 def load(path: Path, devices: tuple[Device, ...] = ("cpu", "cuda")) -> Bundle:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from cachetools import LRUCache
 
-from semroute_extproc.encoder.bundle import Bundle
-from semroute_extproc.encoder.signals import RawOutput, Signals, calibrate
+from semroute_extproc.encoder.signals import Signals, calibrate
 from semroute_extproc.events import CacheLookup, Emit, ignore
+
+if TYPE_CHECKING:
+    from semroute_extproc.encoder.queue import EncodeQueue
 
 DIGEST_BYTES = 16
 """128 bits: the probability that two of a billion texts share a digest is about 10^-21."""
@@ -24,37 +26,13 @@ HIT, MISS = CacheLookup(hit=True), CacheLookup(hit=False)
 CacheKey = tuple[str, str, bytes]
 
 
-class TextEncoder(Protocol):
-    """Runs a bundle's encoder."""
-
-    @property
-    def bundle(self) -> Bundle:
-        """The bundle it runs."""
-
-    @property
-    def waiting(self) -> int:
-        """Texts in the queue."""
-
-    async def encode(self, text: str, deadline: float) -> RawOutput:
-        """Encode `text` before `deadline` (the loop's clock, seconds); raises EncoderUnavailable.
-
-        Cancelling the call drops the queued work.
-        """
-
-    def describe(self) -> dict[str, str]:
-        """The bundle, provider, graph and threads, for the log and the metrics."""
-
-    async def close(self) -> None:
-        """Stop; queued work gets EncoderUnavailable(CLOSED)."""
-
-
 class Classifier:
     """An encoder for every language, others for single languages, and a bounded cache."""
 
     def __init__(
         self,
-        default: TextEncoder,
-        by_language: Mapping[str, TextEncoder],
+        default: EncodeQueue,
+        by_language: Mapping[str, EncodeQueue],
         cache_entries: int = 0,
         emit: Emit = ignore,
     ) -> None:
@@ -78,10 +56,13 @@ class Classifier:
         if cache is None:
             return calibrate(encoder.bundle, await encoder.encode(text, deadline), language)
         key = cache_key(encoder.bundle.revision, language, text)
-        if (cached := cache.get(key)) is not None:
+        try:
+            cached = cache[key]  # faster than get()
+        except KeyError:
+            self._emit(MISS)
+        else:
             self._emit(HIT)
             return cached
-        self._emit(MISS)
         signals = cache[key] = calibrate(encoder.bundle, await encoder.encode(text, deadline), language)
         return signals
 
@@ -99,7 +80,7 @@ class Classifier:
         await asyncio.gather(*(encoder.close() for encoder in self._encoders.values()))
 
     @property
-    def _encoders(self) -> dict[str, TextEncoder]:
+    def _encoders(self) -> dict[str, EncodeQueue]:
         return {"any": self._default, **self._by_language}
 
 

@@ -22,7 +22,7 @@ CHUNK = 256
 class Scorer:
     """Scores texts exactly as the server does, one text per pass on every core.
 
-    Dynamic int8 quantisation takes its range from the whole batch: batches of different texts would change
+    Dynamic int8 quantization takes its range from the whole batch: batches of different texts would change
     the figures on the CPU and would not be faster.
     """
 

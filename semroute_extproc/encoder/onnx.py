@@ -19,9 +19,6 @@ from semroute_extproc.errors import BundleError, ConfigError
 PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 """ONNX Runtime's execution provider for each device."""
 
-DISABLED_OPTIMIZERS: dict[Device, list[str]] = {"cpu": ["SkipLayerNormFusion"], "cuda": []}
-"""The fused sum and normalisation takes five times as long on the CPU as its parts (docs/performance.md)."""
-
 WARMUP_LENGTHS = (8, 32, 64)
 """Lengths in tokens that run once before serving, so that the first request does not pay for it."""
 
@@ -132,7 +129,8 @@ def _open_session(bundle: Bundle, device: Device) -> Any:
                 str(path),
                 options,
                 providers=[wanted],
-                disabled_optimizers=DISABLED_OPTIMIZERS[device],
+                # Takes five times as long on the CPU as the nodes it replaces (docs/performance.md).
+                disabled_optimizers=["SkipLayerNormFusion"] if device == "cpu" else [],
                 enable_fallback=0,  # it would silently move the session to the CPU when a pass fails
             )
         except Exception as error:  # ONNX Runtime's own exceptions share no public base

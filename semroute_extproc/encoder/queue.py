@@ -67,22 +67,19 @@ class PassTime:
     """
 
     def __init__(self) -> None:
-        self.mean = 0.0
+        self.mean = self.high = 0.0
+        """On average, and in a slow pass."""
         self._deviation = 0.0
-
-    @property
-    def high(self) -> float:
-        """Seconds per unit in a slow pass."""
-        return self.mean + DEVIATIONS * self._deviation
 
     def learn(self, seconds: float, units_done: float) -> None:
         """A pass of `units_done` units took `seconds`."""
         rate = seconds / units_done
         if self.mean == 0.0:
             self.mean, self._deviation = rate, rate / 2
-            return
-        self._deviation += DEVIATION_GAIN * (abs(rate - self.mean) - self._deviation)
-        self.mean += MEAN_GAIN * (rate - self.mean)
+        else:
+            self._deviation += DEVIATION_GAIN * (abs(rate - self.mean) - self._deviation)
+            self.mean += MEAN_GAIN * (rate - self.mean)
+        self.high = self.mean + DEVIATIONS * self._deviation
 
 
 @dataclass(eq=False, slots=True)
@@ -94,7 +91,7 @@ class _Work:
 
 
 class EncodeQueue:
-    """A `TextEncoder` over an `OnnxModel`; belongs to the event loop it is created on."""
+    """Encodes texts with an `OnnxModel`; belongs to the event loop it is created on."""
 
     def __init__(
         self,
@@ -103,7 +100,6 @@ class EncodeQueue:
         queue_max: int,
         emit: Emit = ignore,
         stall_seconds_max: float = STALL_SECONDS_MAX,
-        close_seconds_max: float = CLOSE_SECONDS_MAX,
     ) -> None:
         """`threads` passes run at once; at most `queue_max` texts wait, more are refused.
 
@@ -114,7 +110,6 @@ class EncodeQueue:
         self._emit = model.emit = emit
         self._queue_max = queue_max
         self._stall_seconds_max = stall_seconds_max
-        self._close_seconds_max = close_seconds_max
         self._batch_max = 1 if model.device == "cpu" else BATCH_MAX
         self._window = model.bundle.manifest.encoder.window
         self._loop = asyncio.get_running_loop()
@@ -141,11 +136,11 @@ class EncodeQueue:
 
     @property
     def waiting(self) -> int:
-        """See `TextEncoder`."""
+        """Texts in the queue."""
         return len(self._queue)
 
     def describe(self) -> dict[str, str]:
-        """See `TextEncoder`."""
+        """The bundle, provider, graph and threads, for the log and the metrics."""
         return {
             "bundle": self.bundle.manifest.name,
             "revision": self.bundle.revision,
@@ -156,7 +151,10 @@ class EncodeQueue:
         }
 
     async def encode(self, text: str, deadline: float) -> RawOutput:
-        """See `TextEncoder`."""
+        """Encode `text` before `deadline` (the loop's clock, seconds); raises EncoderUnavailable.
+
+        Cancelling the call drops the queued work.
+        """
         work = _Work(text, units(len(text), self._window), deadline, self._loop.create_future())
         self._admit(work)
         timer = self._loop.call_at(deadline, _fail, [work], Cause.DEADLINE)
@@ -169,12 +167,12 @@ class EncodeQueue:
                     self._queue.remove(work)
 
     async def close(self) -> None:
-        """See `TextEncoder`."""
+        """Stop; queued work gets EncoderUnavailable(CLOSED)."""
         self._refuse(Cause.CLOSED)
         for _ in self._threads:
             self._handed.put([])
         for thread in self._threads:
-            await asyncio.to_thread(thread.join, self._close_seconds_max)
+            await asyncio.to_thread(thread.join, CLOSE_SECONDS_MAX)
 
     def _admit(self, work: _Work) -> None:
         """Hand the work to a free thread or queue it; EncoderUnavailable if it would not be done in time."""

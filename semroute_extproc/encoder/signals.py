@@ -25,9 +25,9 @@ class RawOutput:
     """The output of one pass for one text, before calibration."""
 
     embedding: FloatArray
-    """Shape (d,), L2-normalised."""
+    """Shape (d,), L2-normalized."""
     neighbours: FloatArray
-    """Shape (d,), L2-normalised: used to find clusters and neighbors. Equals `embedding` if the graph has
+    """Shape (d,), L2-normalized: used to find clusters and neighbors. Equals `embedding` if the graph has
     no output `neighbour_embedding`."""
     domain_logits: FloatArray
     """Shape (14,)."""

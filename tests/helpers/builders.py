@@ -11,7 +11,7 @@ import numpy as np
 
 from semroute_extproc.config.models import Config
 from semroute_extproc.encoder.bundle import Bundle
-from semroute_extproc.encoder.classifier import Classifier, TextEncoder
+from semroute_extproc.encoder.classifier import Classifier
 from semroute_extproc.encoder.manifest import (
     DifficultyHead,
     EncoderSpec,
@@ -79,7 +79,7 @@ def raw(difficulty_logit: float = 0.0, domain: int = 0, **changes: Any) -> RawOu
     return RawOutput(**{**values, **changes})
 
 
-def classifier(encoder: TextEncoder) -> Classifier:
+def classifier(encoder: Any) -> Classifier:
     """A classifier with one encoder for every language."""
     return Classifier(encoder, {})
 

@@ -115,7 +115,7 @@ async def test_a_thread_that_is_done_does_not_wait_for_the_event_loop_to_hand_it
     async with queue(model) as subject:
         tasks = start(subject, "x", "xx", "xxx")
         await asyncio.sleep(0)
-        assert last.wait(5), "the loop stands still here, and the thread waits for it"
+        assert last.wait(5), "the loop is blocked here, and the thread waits for it"
         await asyncio.gather(*tasks)
     assert model.batches == [[1], [2], [3]]
 
@@ -300,14 +300,14 @@ class TestGpu:
     async def test_a_driver_that_hangs_loses_the_gpu_and_everything_that_waits_falls_back(self) -> None:
         gpu, emitted = Gpu(), list[Event]()
         gpu.answers.clear()
-        limits = {"stall_seconds_max": 0.0, "close_seconds_max": 0.01}
-        async with queue(CudaModel(SHIPPED, gpu), emit=emitted.append, **limits) as subject:
+        model = CudaModel(SHIPPED, gpu)
+        async with queue(model, emit=emitted.append, stall_seconds_max=0.0) as subject:
             running = asyncio.create_task(result(subject))
             await asyncio.sleep(0)
             for _ in range(2):
                 assert await result(subject) == ["error"]
             assert await running == ["error"]
-        gpu.answers.set()
+            gpu.answers.set()
         assert emitted == [LOST]
 
     async def test_a_hang_that_is_short_loses_nothing(self) -> None:
