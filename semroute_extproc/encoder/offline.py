@@ -53,8 +53,3 @@ class Scorer:
         with ThreadPoolExecutor(self._threads) as pool:
             while chunk := list(islice(source, CHUNK)):
                 yield from pool.map(self.score, chunk)
-
-
-def score_texts(bundle_dir: Path, texts: Iterable[str]) -> list[Signals]:
-    """Signals of `texts` from one bundle, in order; raises BundleError."""
-    return list(Scorer.of(bundle_dir).score_all(texts))

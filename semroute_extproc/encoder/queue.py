@@ -212,9 +212,7 @@ class EncodeQueue:
         if self._model.device == "cpu" or self._refusal is not None:
             return
         self._refuse(Cause.ERROR)
-        name = self.bundle.manifest.name
-        log.error("gpu.lost", bundle=name, provider=self._model.provider, reason=reason)
-        self._emit(EncoderLost(name))
+        self._emit(EncoderLost(self.bundle.manifest.name, reason))
 
     def _take(self) -> tuple[list[_Work], list[_Work]]:
         """The oldest work that can be done in time, and the work that cannot; the very last is tried."""

@@ -228,6 +228,7 @@ class App:
             self._metrics.gpu_event(event.bundle, "out_of_memory")
         elif isinstance(event, EncoderLost):
             self._metrics.gpu_event(event.bundle, "lost")
+            logger.error("gpu.lost", bundle=event.bundle, reason=event.reason)
 
     def _make_generation(
         self,

@@ -10,7 +10,7 @@ import pytest
 from semroute_extproc.encoder import bundle
 from semroute_extproc.encoder.cuda import CudaModel
 from semroute_extproc.encoder.manifest import LabelHead
-from semroute_extproc.encoder.offline import Scorer, score_texts
+from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.encoder.preprocess import Framer
 from semroute_extproc.errors import BundleError, ConfigError
@@ -114,7 +114,7 @@ def test_a_language_the_bundle_does_not_know_is_unknown(scorer: Scorer) -> None:
 
 def test_many_texts_are_scored_in_order_and_as_one_by_one(scorer: Scorer) -> None:
     texts = [f"What is {n} plus {n}?" for n in range(30)]
-    together = score_texts(SHIPPED.path, texts)
+    together = list(scorer.score_all(texts))
     for text, signals in zip(texts[:3], together, strict=False):
         alone = scorer.score(text)
         assert signals.difficulty == pytest.approx(alone.difficulty, abs=1e-6)

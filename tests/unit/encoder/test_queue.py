@@ -24,7 +24,7 @@ from semroute_extproc.errors import EncoderUnavailable
 from semroute_extproc.events import EncoderLost, Event, OutOfMemory
 
 SHIPPED = bundle.load(bundle.default_bundle())
-LOST = EncoderLost(SHIPPED.manifest.name)
+NAME = SHIPPED.manifest.name
 
 
 class Model:
@@ -270,7 +270,7 @@ class TestGpu:
         gpu.texts_max = 3
         async with queue(CudaModel(SHIPPED, gpu), emit=emitted.append) as subject:
             assert await result(subject, count=40) == ["done"] * 40
-        assert set(emitted) == {OutOfMemory(SHIPPED.manifest.name)}
+        assert set(emitted) == {OutOfMemory(NAME)}
 
     async def test_one_failure_costs_its_texts_their_signals_and_no_more(self) -> None:
         gpu, emitted = Gpu(), list[Event]()
@@ -292,10 +292,11 @@ class TestGpu:
             for _ in range(FAILURES_MAX):
                 assert emitted == []
                 assert await result(subject) == ["error"]
-            assert emitted == [LOST]
+            lost = EncoderLost(NAME, f"{FAILURES_MAX} passes in a row failed")
+            assert emitted == [lost]
             vars(gpu).update(vars(Gpu()))
             assert await result(subject, count=100) == ["error"] * 100
-        assert (emitted, gpu.shapes) == ([LOST], [])
+        assert (emitted, gpu.shapes) == ([lost], [])
 
     async def test_a_driver_that_hangs_loses_the_gpu_and_everything_that_waits_falls_back(self) -> None:
         gpu, emitted = Gpu(), list[Event]()
@@ -308,7 +309,7 @@ class TestGpu:
                 assert await result(subject) == ["error"]
             assert await running == ["error"]
             gpu.answers.set()
-        assert emitted == [LOST]
+        assert emitted == [EncoderLost(NAME, "no pass has ended for 0 seconds")]
 
     async def test_a_hang_that_is_short_loses_nothing(self) -> None:
         gpu, emitted = Gpu(), list[Event]()
