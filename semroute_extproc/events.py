@@ -80,9 +80,11 @@ class OutOfMemory(Event, frozen=True):
 
 
 class EncoderLost(Event, frozen=True):
-    """A GPU keeps failing: the process reports NOT_SERVING and ends."""
+    """A GPU keeps failing: the process drains and exits. Emitted once, from any thread."""
 
     bundle: str
+    reason: str = ""
+    """One sentence: what failed."""
 
 
 class Scraped(Event, frozen=True):

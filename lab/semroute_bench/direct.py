@@ -144,7 +144,7 @@ def decide(body: bytes) -> Decide:
 
 def default_model() -> OnnxModel:
     """The shipped bundle on one thread."""
-    return OnnxModel(bundle.load(bundle.default_bundle(), ("cpu",)), "cpu", threads=1)
+    return OnnxModel(bundle.load(bundle.default_bundle(), ("cpu",)), "cpu")
 
 
 async def rounds(plan: Plan, folder: Path, lanes: int, full: bool = True) -> tuple[Samples, dict[str, Any]]:
@@ -241,8 +241,7 @@ def fp32_pass(model: OnnxModel, text: str, folder: Path) -> Callable[[], object]
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    feeds = model._feeds([model.framer.frame(text)])
-    return lambda: session.run(None, feeds)
+    return OnnxModel(model.bundle, "cpu", session).alone([model.framer.frame(text)])
 
 
 async def lengths(passes: int, folder: Path) -> list[dict[str, float]]:

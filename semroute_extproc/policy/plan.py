@@ -25,7 +25,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from semroute_extproc.config import models as cfg
-from semroute_extproc.encoder.bundle import Manifest
+from semroute_extproc.encoder.manifest import Manifest
 from semroute_extproc.policy import effort
 from semroute_extproc.policy.constraints import candidates as candidates_of
 from semroute_extproc.policy.context import Candidates, Choice, Decision, Facts, Held, JudgeWanted, TraceStep

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,19 +20,16 @@ from semroute_extproc import __version__
 from semroute_extproc.config import source as config_source
 from semroute_extproc.config.models import Config, Problem
 from semroute_extproc.encoder import bundle
-from semroute_extproc.encoder.bundle import Bundle, Device
-from semroute_extproc.encoder.cache import SignalCache
-from semroute_extproc.encoder.classifier import Classifier, Reader
+from semroute_extproc.encoder.bundle import Bundle
+from semroute_extproc.encoder.classifier import Classifier
 from semroute_extproc.encoder.cores import usable_cores
-from semroute_extproc.encoder.cuda import CudaModel, open_model
-from semroute_extproc.encoder.failover import Failover, Told
+from semroute_extproc.encoder.cuda import open_model
 from semroute_extproc.encoder.onnx import OnnxModel
-from semroute_extproc.encoder.protocol import Encoder
-from semroute_extproc.encoder.queue import Batcher
+from semroute_extproc.encoder.queue import EncodeQueue
 from semroute_extproc.envoy.exchange import Settings
 from semroute_extproc.envoy.server import Generation, GrpcServer, Servicer
 from semroute_extproc.errors import ConfigError
-from semroute_extproc.events import Sink
+from semroute_extproc.events import CacheLookup, Emit, EncoderLost, Event, OutOfMemory, Sink, ignore
 from semroute_extproc.pipeline.pipeline import Pipeline
 from semroute_extproc.policy import plan as policy
 from semroute_extproc.policy.shadow import Shadow
@@ -99,29 +95,20 @@ def make_models(config: Config, bundles: Mapping[str, Bundle]) -> dict[str, Onnx
     return models
 
 
-def make_classifier(
-    config: Config,
-    models: Mapping[str, OnnxModel],
-    on_look: Callable[[bool], None] = lambda _: None,
-    on_gpu: Told = lambda _bundle, _event: None,
-) -> Classifier:
-    """The readers of the running loop: on CPU one lane a core, shared among workers, on a GPU one.
-
-    `on_look` is told of every look into the cache whether it was a hit, `on_gpu` of a GPU's troubles.
-    """
-    readers: dict[str, Reader] = {}
+def make_classifier(config: Config, models: Mapping[str, OnnxModel], emit: Emit = ignore) -> Classifier:
+    """The encoders of the running loop: on CPU one thread per core, shared among workers, on a GPU one."""
     cores = max(1, usable_cores() // config.server.workers)
-    lanes: dict[Device, int] = {"cpu": cores, "cuda": config.encoder.lanes or 1}
-    queue_max = config.encoder.queue_max
-    for language, model in models.items():
-        encoder: Encoder
-        if isinstance(model, CudaModel):
-            encoder = Failover(model, partial(open_model, model.bundle), lanes, queue_max, on_gpu)
-        else:
-            encoder = Batcher(model, config.encoder.lanes or cores, queue_max)
-        readers[language] = Reader(model.bundle, encoder)
-    default = readers.pop(DEFAULT)
-    return Classifier(default, readers, SignalCache(config.encoder.cache_entries, on_look))
+    encoders = {
+        language: EncodeQueue(
+            model,
+            config.encoder.lanes or (1 if model.device == "cuda" else cores),
+            config.encoder.queue_max,
+            emit,
+        )
+        for language, model in models.items()
+    }
+    default = encoders.pop(DEFAULT)
+    return Classifier(default, encoders, config.encoder.cache_entries, emit)
 
 
 def make_policies(
@@ -206,7 +193,7 @@ class App:
         self._loaded, self._files = loaded, strategy_files.fingerprint(loaded.config)
         self._worker = worker
         self._metrics = PrometheusSink()
-        self._classifier = make_classifier(loaded.config, models, self._metrics.looked_up, self._on_gpu)
+        self._classifier = make_classifier(loaded.config, models, self._on_encoder)
         self._judges = Judges()
         self._profiles = ProfileDirectories(self._on_profiles)
         self._controllers = Controllers(loaded.config, os.urandom(SECRET_BYTES))
@@ -233,11 +220,15 @@ class App:
         self._metrics.errors.inc()
         logger.exception("decision.failed", request_id=request_id)
 
-    def _on_gpu(self, bundle: str, event: str) -> None:
-        """Any thread may call; what encodes changes on the event loop alone."""
-        self._metrics.gpu_event(bundle, event)
-        if event != "out_of_memory":
-            self._metrics.set_models(self._classifier.describe())
+    def _on_encoder(self, event: Event) -> None:
+        """Any thread may call."""
+        if isinstance(event, CacheLookup):
+            self._metrics.looked_up(event.hit)
+        elif isinstance(event, OutOfMemory):
+            self._metrics.gpu_event(event.bundle, "out_of_memory")
+        elif isinstance(event, EncoderLost):
+            self._metrics.gpu_event(event.bundle, "lost")
+            logger.error("gpu.lost", bundle=event.bundle, reason=event.reason)
 
     def _make_generation(
         self,

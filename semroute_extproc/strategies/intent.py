@@ -6,9 +6,8 @@ low to a strong generalist; here the confidence is the entropy of the calibrated
 
 from __future__ import annotations
 
-import math
-
 from semroute_extproc.config.models import IntentStrategy
+from semroute_extproc.encoder.signals import entropy as entropy_of
 from semroute_extproc.policy.context import Candidates, Choice, Facts
 
 
@@ -27,8 +26,7 @@ class Intent:
         signals, settings = facts.signals, self._settings
         if settings.by == "task":
             label, probabilities = signals.task, signals.task_probs
-            positive = [p for p in probabilities.values() if p > 0]
-            entropy = -sum(p * math.log(p) for p in positive) / math.log(max(len(probabilities), 2))
+            entropy = entropy_of(probabilities.values())
         else:
             label, probabilities, entropy = signals.domain, signals.domain_probs, signals.domain_entropy
         # A language's own bundle may have no such head.

@@ -6,7 +6,7 @@ Pure. RouteLLM (arXiv 2406.18665), causal LLM classifier. The judge itself is as
 from __future__ import annotations
 
 from semroute_extproc.config.models import JudgeStrategy, ThresholdStrategy
-from semroute_extproc.encoder.bundle import DifficultyHead
+from semroute_extproc.encoder.manifest import DifficultyHead
 from semroute_extproc.policy.context import Candidates, Choice, Facts
 from semroute_extproc.strategies.calibration import Calibration
 from semroute_extproc.strategies.cutoff import Cutoff, share_for_threshold

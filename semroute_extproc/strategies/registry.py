@@ -11,7 +11,7 @@ from typing import Protocol
 
 from semroute_extproc.config import models as cfg
 from semroute_extproc.config.models import Problem
-from semroute_extproc.encoder.bundle import Manifest
+from semroute_extproc.encoder.manifest import Manifest
 from semroute_extproc.policy.context import Candidates, Choice, Facts
 from semroute_extproc.strategies.artifacts import Clusters as ClustersArtifact
 from semroute_extproc.strategies.artifacts import Factorization as FactorizationArtifact

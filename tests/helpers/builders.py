@@ -10,16 +10,15 @@ from typing import Any
 import numpy as np
 
 from semroute_extproc.config.models import Config
-from semroute_extproc.encoder.bundle import (
-    Bundle,
+from semroute_extproc.encoder.bundle import Bundle
+from semroute_extproc.encoder.classifier import Classifier
+from semroute_extproc.encoder.manifest import (
     DifficultyHead,
     EncoderSpec,
     LabelHead,
     Manifest,
     UnknownSpec,
 )
-from semroute_extproc.encoder.classifier import Classifier, Reader
-from semroute_extproc.encoder.protocol import Encoder
 from semroute_extproc.encoder.signals import RawOutput, Signals
 from semroute_extproc.errors import EncoderUnavailable
 from semroute_extproc.outcome import Cause
@@ -80,13 +79,15 @@ def raw(difficulty_logit: float = 0.0, domain: int = 0, **changes: Any) -> RawOu
     return RawOutput(**{**values, **changes})
 
 
-def classifier(encoder: Encoder) -> Classifier:
-    """A classifier with one reader for every language."""
-    return Classifier(Reader(BUNDLE, encoder), {})
+def classifier(encoder: Any) -> Classifier:
+    """A classifier with one encoder for every language."""
+    return Classifier(encoder, {})
 
 
 class FakeEncoder:
-    """An encoder that gives what it is told to, and remembers what it was asked."""
+    """An encoder that gives fixed answers and records the texts."""
+
+    bundle = BUNDLE
 
     def __init__(
         self, answer: Callable[[str], RawOutput] | Exception | None = None, delay: float = 0.0
@@ -109,7 +110,7 @@ class FakeEncoder:
 
     @property
     def waiting(self) -> int:
-        """Nobody."""
+        """None."""
         return 0
 
     def describe(self) -> dict[str, str]:

@@ -14,7 +14,6 @@ from builders import MANIFEST, POOLS, FakeEncoder, classifier, config, raw
 from pydantic import ValidationError
 
 from semroute_extproc.config.models import Config, unresolved
-from semroute_extproc.encoder.protocol import Encoder
 from semroute_extproc.envoy.exchange import Decide
 from semroute_extproc.errors import EncoderUnavailable
 from semroute_extproc.outcome import Cause, Kind, Outcome
@@ -28,7 +27,7 @@ from semroute_extproc.state.shared_sessions import SharedSessions
 
 
 def pipeline(
-    settings: Config | None = None, encoder: Encoder | None = None, **more: Any
+    settings: Config | None = None, encoder: FakeEncoder | None = None, **more: Any
 ) -> tuple[Pipeline, list[str]]:
     settings = settings or config()
     policies, problems = policy.build(settings, MANIFEST)
@@ -50,7 +49,7 @@ def chat(text: str = "hello", model: str = "auto", **members: Any) -> dict[str, 
 
 
 async def outcome_of(
-    decide: Decide, settings: Config | None = None, encoder: Encoder | None = None
+    decide: Decide, settings: Config | None = None, encoder: FakeEncoder | None = None
 ) -> Outcome:
     subject, failures = pipeline(settings, encoder)
     outcome = await subject.decide(decide)

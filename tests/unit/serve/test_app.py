@@ -20,6 +20,7 @@ from structlog.testing import capture_logs
 
 from semroute_extproc.config import source as config_source
 from semroute_extproc.errors import ConfigError
+from semroute_extproc.events import EncoderLost
 from semroute_extproc.serve import app
 from semroute_extproc.serve.app import App
 from semroute_extproc.strategies import files as strategy_files
@@ -259,11 +260,10 @@ async def test_a_shared_memory_without_its_library_changes_nothing(
     assert subject._generation.number == 1
 
 
-async def test_what_happens_to_a_gpu_is_counted_and_the_provider_of_the_moment_named(subject: App) -> None:
-    subject._on_gpu("semroute-minilm", "lost")
+async def test_what_happens_to_a_gpu_is_counted(subject: App) -> None:
+    subject._on_encoder(EncoderLost("semroute-minilm"))
     page = subject._metrics.exposition().decode()
     assert 'semroute_gpu_lost{bundle="semroute-minilm"} 1.0' in page
-    assert 'provider="fake"' in page
 
 
 def test_a_reload_that_is_asked_for_before_it_serves_does_not_end_it(
