@@ -1,28 +1,26 @@
-"""The pools as the pipeline looks them up: by name, and by the model they serve.
+"""The pools by name and by the model they serve.
 
 Pure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from semroute_extproc.config.models import Config, Pool, VirtualModel
+from semroute_extproc.config.models import Config
 
 
 class Catalog:
-    """What clients may ask for, and where it is."""
+    """The models that clients may ask for, and their pools."""
 
     def __init__(self, config: Config) -> None:
-        self.pools: Mapping[str, Pool] = config.pools
+        self.pools = config.pools
         self.default_pool = config.default_pool
-        self.virtual: Mapping[str, VirtualModel] = config.models
+        self.virtual = config.models
         self._serving: dict[str, str] = {}
         for name in (config.default_pool, *config.pools):
             self._serving.setdefault(config.pools[name].model, name)
 
     def serving(self, model: str) -> str | None:
-        """The pool that serves `model` by name; where several do, the default pool or the first."""
+        """The pool that serves `model` by name; of several, the default pool or the first."""
         return self._serving.get(model)
 
     @property

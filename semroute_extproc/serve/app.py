@@ -33,15 +33,15 @@ from semroute_extproc.encoder.queue import Batcher
 from semroute_extproc.envoy.exchange import Settings
 from semroute_extproc.envoy.server import Generation, GrpcServer, Servicer
 from semroute_extproc.errors import ConfigError
-from semroute_extproc.events import Sink
+from semroute_extproc.events import Emit, Event, Failed, Scraped, SessionStoreError, Shadowed, Sink, ignore
 from semroute_extproc.pipeline.pipeline import Pipeline
 from semroute_extproc.policy import plan as policy
-from semroute_extproc.policy.shadow import Shadow
 from semroute_extproc.state import pool_metrics as load
 from semroute_extproc.state import shared_sessions as remote_sessions
-from semroute_extproc.state.controllers import Controllers
+from semroute_extproc.state.controllers import ControllerState
 from semroute_extproc.state.shared_sessions import SharedSessions
 from semroute_extproc.strategies import files as strategy_files
+from semroute_extproc.strategies import registry
 from semroute_extproc.strategies.judging.client import Judge
 from semroute_extproc.strategies.judging.live import CannotJudge, Judges
 from semroute_extproc.strategies.profile_directory import ProfileDirectories, ProfileDirectory
@@ -128,12 +128,14 @@ def make_policies(
     loaded: config_source.Loaded,
     default: Bundle,
     profiles_of: strategy_files.ProfilesOf = strategy_files.still,
-) -> dict[str, policy.Policy]:
+) -> dict[str, policy.PolicyPlan]:
     """Every policy, with the files its strategies name; raises ConfigError with every problem's place."""
     material, problems = strategy_files.load(loaded.config, profiles_of)
-    policies, more = policy.build(loaded.config, default.manifest, material)
-    if problems or more:
-        raise loaded.error([*problems, *more])
+    config = loaded.config
+    strategies, unfit = registry.compile_all(config, default.manifest, material)
+    policies, more = policy.build(config.pools, config.default_pool, config.policies, strategies)
+    if problems or unfit or more:
+        raise loaded.error([*problems, *unfit, *more])
     return policies
 
 
@@ -145,22 +147,21 @@ def make_judges(loaded: config_source.Loaded, judges: Judges) -> Mapping[str, Ju
         raise loaded.error([Problem(("strategies", error.strategy), str(error))]) from None
 
 
-def connect_sessions(config: Config, count: Callable[[str], None] = lambda _: None) -> SharedSessions | None:
+def connect_sessions(config: Config, emit: Emit = ignore) -> SharedSessions | None:
     """The shared memory of conversations, if there is one; raises ConfigError. Nothing is sent yet."""
     session = config.controllers.session
-    return None if session is None else remote_sessions.connect(session, count)
+    return None if session is None else remote_sessions.connect(session, emit)
 
 
 def make_generation(
     number: int,
     loaded: config_source.Loaded,
     classifier: Classifier,
-    on_error: Callable[[str], None],
+    emit: Emit,
     judges: Judges,
-    policies: Mapping[str, policy.Policy] | None = None,
-    controllers: Controllers | None = None,
+    policies: Mapping[str, policy.PolicyPlan] | None = None,
+    controllers: ControllerState | None = None,
     shared: SharedSessions | None = None,
-    on_shadow: Callable[[Shadow], None] = lambda _: None,
 ) -> Generation:
     """One configuration, ready to decide; raises ConfigError with places.
 
@@ -170,7 +171,7 @@ def make_generation(
     if policies is None:
         policies = make_policies(loaded, classifier.bundle)
     judging = make_judges(loaded, judges)
-    pipeline = Pipeline(config, policies, classifier, on_error, judging, controllers, shared, on_shadow)
+    pipeline = Pipeline(config, policies, classifier, emit, judging, controllers, shared)
     default = config.pools[config.default_pool]
     settings = Settings(
         default_pool=config.default_pool,
@@ -209,7 +210,12 @@ class App:
         self._classifier = make_classifier(loaded.config, models, self._metrics.looked_up, self._on_gpu)
         self._judges = Judges()
         self._profiles = ProfileDirectories(self._on_profiles)
-        self._controllers = Controllers(loaded.config, os.urandom(SECRET_BYTES))
+        self._controllers = ControllerState(
+            loaded.config.pools,
+            loaded.config.controllers,
+            loaded.config.strategies,
+            os.urandom(SECRET_BYTES),
+        )
         self._shared = self._connect(loaded.config)
         policies = make_policies(loaded, self._classifier.bundle, self._profiles.of)
         self._generation = self._make_generation(1, loaded, policies, self._shared)
@@ -229,9 +235,22 @@ class App:
         servicer = Servicer(lambda: self._generation, sinks, self._metrics)
         self._server = GrpcServer(loaded.config.server, servicer, worker.index if worker else 0)
 
-    def _on_error(self, request_id: str) -> None:
-        self._metrics.errors.inc()
-        logger.exception("decision.failed", request_id=request_id)
+    def _emit(self, event: Event) -> None:
+        match event:
+            case Failed():
+                self._metrics.errors.inc()
+                logger.exception(event.where, request_id=event.request_id)
+            case Shadowed():
+                self._metrics.shadowed(event.shadow)
+                if self._loaded.config.telemetry.log_decisions:
+                    logger.info("shadow.decided", **dataclasses.asdict(event.shadow))
+            case SessionStoreError():
+                self._metrics.remote.labels(event.what).inc()
+            case Scraped():
+                if event.failed:
+                    self._metrics.scrape_failed(event.pool)
+                self._metrics.set_load(event.pool, event.load)
+                self._controllers.observe(event.pool, event.load, asyncio.get_running_loop().time())
 
     def _on_gpu(self, bundle: str, event: str) -> None:
         """Any thread may call; what encodes changes on the event loop alone."""
@@ -243,32 +262,22 @@ class App:
         self,
         number: int,
         loaded: config_source.Loaded,
-        policies: Mapping[str, policy.Policy],
+        policies: Mapping[str, policy.PolicyPlan],
         shared: SharedSessions | None,
     ) -> Generation:
         return make_generation(
             number,
             loaded,
             self._classifier,
-            self._on_error,
+            self._emit,
             self._judges,
             policies,
             self._controllers,
             shared,
-            self._on_shadow,
         )
 
     def _connect(self, config: Config) -> SharedSessions | None:
-        return connect_sessions(config, lambda what: self._metrics.remote.labels(what).inc())
-
-    def _on_shadow(self, shadow: Shadow) -> None:
-        self._metrics.shadowed(shadow)
-        if self._loaded.config.telemetry.log_decisions:
-            logger.info("shadow.decided", **dataclasses.asdict(shadow))
-
-    def _on_load(self, pool: str, load: Mapping[str, float]) -> None:
-        self._metrics.set_load(pool, load)
-        self._controllers.observe(pool, load, asyncio.get_running_loop().time())
+        return connect_sessions(config, self._emit)
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain."""
@@ -297,9 +306,7 @@ class App:
         turning = asyncio.create_task(self._turn())
         watch = asyncio.create_task(self._watch())
         profiles = asyncio.create_task(self._profiles.watch(self._stop))
-        scrape = asyncio.create_task(
-            load.scrape(lambda: self._loaded.config.pools, self._on_load, self._metrics.scrape_failed)
-        )
+        scrape = asyncio.create_task(load.scrape(lambda: self._loaded.config.pools, self._emit))
         try:
             await self._stop.wait()
         finally:
@@ -356,7 +363,7 @@ class App:
         async with self._reloading:
             await self._take()
 
-    def _read(self) -> tuple[config_source.Loaded, str, Mapping[str, policy.Policy]] | None:
+    def _read(self) -> tuple[config_source.Loaded, str, Mapping[str, policy.PolicyPlan]] | None:
         """What the file says now, compiled; None if that is what is live. Raises ConfigError."""
         loaded = config_source.load(self._path)
         files = strategy_files.fingerprint(loaded.config)
@@ -392,7 +399,7 @@ class App:
             return
         self._loaded, self._files = loaded, files
         self._adopt()
-        self._controllers.reload(loaded.config)
+        self._controllers.reload(loaded.config.pools, loaded.config.controllers, loaded.config.strategies)
         if shared is not self._shared and self._shared is not None:
             # Streams that are open still hold it: a lookup after this one fails, and is counted.
             self._closing = asyncio.get_running_loop().create_task(self._shared.close())
