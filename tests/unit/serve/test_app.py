@@ -20,6 +20,7 @@ from structlog.testing import capture_logs
 
 from semroute_extproc.config import source as config_source
 from semroute_extproc.errors import ConfigError
+from semroute_extproc.events import Scraped
 from semroute_extproc.serve import app
 from semroute_extproc.serve.app import App
 from semroute_extproc.strategies import files as strategy_files
@@ -227,7 +228,7 @@ async def test_controllers_come_and_go_with_a_reload_and_keep_what_they_know(
     write(file, CONTROLLED)
     await subject._reload()
     for _ in range(5):
-        subject._on_load("large", {"running": 1.0, "waiting": 9.0})
+        subject._emit(Scraped("large", {"running": 1.0, "waiting": 9.0}, failed=False))
         await asyncio.sleep(0.01)
     before = subject._controllers.status()
     assert before["pools"]["large"]["level"] > 0.0
