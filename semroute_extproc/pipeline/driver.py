@@ -1,7 +1,8 @@
-"""Runs a policy: gets the signals and judgements that it wants, and times the stages."""
+"""Runs a policy: gets the signals and judgements that it wants, within one deadline."""
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Mapping
 from time import perf_counter
@@ -15,9 +16,11 @@ from semroute_extproc.strategies.judging.client import Judge
 
 
 class Stages:
-    """The stages of one decision, timed."""
+    """The deadline of one decision, on the loop's clock, and its stages, timed."""
 
-    def __init__(self) -> None:
+    def __init__(self, deadline_ms: float) -> None:
+        """Call within the event loop."""
+        self.deadline = asyncio.get_running_loop().time() + deadline_ms / 1e3
         self._done: list[Stage] = []
         self._started = self._last = perf_counter()
 
@@ -46,23 +49,20 @@ class Driver:
         self._judges = judges
 
     async def decide(
-        self, plan: PolicyPlan, context: RoutingContext, text: str, deadline: float, stages: Stages
+        self, plan: PolicyPlan, context: RoutingContext, text: str, stages: Stages
     ) -> tuple[Decision, RoutingContext]:
-        """The decision by `deadline` (the loop's clock), and the context it was made of.
-
-        Raises NoCandidate.
-        """
+        """The decision, and the context with all it was made of; raises NoCandidate."""
         deciding = plan.decide(context)
         try:
             wanted = next(deciding)
             while True:
                 stages.mark("policy")
                 if isinstance(wanted, JudgementWanted):
-                    judgement = await self._judges[wanted.strategy].ask(text, deadline)
+                    judgement = await self._judges[wanted.strategy].ask(text, stages.deadline)
                     context = context.with_judgement(wanted.strategy, judgement)
                     stages.mark("judge")
                 else:
-                    context = await self.read(context, text, deadline)
+                    context = await self.read(context, text, stages.deadline)
                     stages.mark("encode")
                 wanted = deciding.send(context)
         except StopIteration as end:

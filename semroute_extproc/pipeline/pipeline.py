@@ -77,13 +77,12 @@ class Pipeline:
 
     async def decide(self, request: Decide) -> Outcome:
         """The outcome of a request whose body is complete, within the deadline; never raises."""
-        stages = Stages()
-        deadline = asyncio.get_running_loop().time() + self.config.server.deadline_ms / 1e3
+        stages = Stages(self.config.server.deadline_ms)
         body = b""
         try:
             encoding = request.head.headers.get("content-encoding", "")
             body = decode_body(request.body, encoding, self.config.server.body_bytes_max)
-            return await self._route(request, body, stages, deadline)
+            return await self._route(request, body, stages)
         except BadBody as error:
             return self._default(Kind.PASSTHROUGH, error.cause, stages)
         except (BodyTooLarge, UnsupportedEncoding, NoCandidate) as error:
@@ -92,7 +91,7 @@ class Pipeline:
             self._emit(Failed("decision.failed", request.head.request_id))
             return self._rescue(body, stages)
 
-    async def _route(self, request: Decide, body: bytes, stages: Stages, deadline: float) -> Outcome:
+    async def _route(self, request: Decide, body: bytes, stages: Stages) -> Outcome:
         model = apis.model_of(body)
         if (pool := self.catalog.serving(model)) is not None:
             stages.mark("parse")
@@ -108,17 +107,24 @@ class Pipeline:
         keys = NO_KEYS
         if self._controllers.active:
             keys = self._controllers.keys(request.head, view)
-            context = await self._with_state(context, keys, deadline)
+            context = await self._with_state(context, keys, stages.deadline)
             stages.mark("controllers")
-        decision, context = await self._driver.decide(self._plans[policy], context, text, deadline, stages)
+        decision, context = await self._driver.decide(self._plans[policy], context, text, stages)
         if policy != virtual.policy:
             decision = dataclasses.replace(decision, canary=policy)
         edited = edits.set_members(body, self.members(view, decision))
         stages.mark("edit")
-        outcome = self._routed(context, decision, policy, text, edited, body is not request.body, stages)
+        outcome = self._routed(context, decision, edited, stages)
         session = self._learn(context, decision, keys)
         shadows = await self._shadows.of(policy, context, decision, text)
-        return msgspec.structs.replace(outcome, session=session, shadows=shadows)
+        return msgspec.structs.replace(
+            outcome,
+            policy=policy,
+            text=text,
+            decoded=body is not request.body,
+            session=session,
+            shadows=shadows,
+        )
 
     async def _with_state(self, context: RoutingContext, keys: Keys, deadline: float) -> RoutingContext:
         """The context with the controllers' state and the conversation's pool."""
@@ -149,16 +155,7 @@ class Pipeline:
             members.update(reasoning.switch(pool.reasoning, view.api, effort))
         return members
 
-    def _routed(
-        self,
-        context: RoutingContext,
-        decision: Decision,
-        policy: str,
-        text: str,
-        body: bytes,
-        decoded: bool,
-        stages: Stages,
-    ) -> Outcome:
+    def _routed(self, context: RoutingContext, decision: Decision, body: bytes, stages: Stages) -> Outcome:
         cause = Cause.RULE if decision.rule else Cause.STRATEGY if decision.strategy else Cause.POOL
         pool = self.catalog.pools[decision.pool]
         return Outcome(
@@ -169,12 +166,9 @@ class Pipeline:
             model=pool.model,
             reason=decision.reason,
             body=body,
-            decoded=decoded,
             decision=decision,
-            policy=policy,
             view=context.view,
             signals=context.signals,
-            text=text,
             stages=stages.done,
             total_ms=stages.total_ms,
         )

@@ -61,14 +61,13 @@ class Shadows:
         shadow: str,
         context: RoutingContext,
         live: Decision,
-        text: str = "",
-        deadline: float = 0.0,
+        later: tuple[str, Stages] | None = None,
     ) -> Shadow:
-        """The decision of one shadow; with a `text`, its judge may be asked."""
+        """The decision of one shadow; its judge is asked only `later`, about a text and with a deadline."""
         plan, decision = self._plans[shadow], None
         try:
-            if text:
-                decision, _ = await self._driver.decide(plan, context, text, deadline, Stages())
+            if later is not None:
+                decision, _ = await self._driver.decide(plan, context, *later)
             else:
                 decision = plan.decide_now(context)
         except NoCandidate:
@@ -81,15 +80,15 @@ class Shadows:
     async def _ask_later(
         self, policy: str, shadows: Sequence[str], context: RoutingContext, live: Decision, text: str
     ) -> None:
-        deadline = asyncio.get_running_loop().time() + self._config.server.deadline_ms / 1e3
+        stages = Stages(self._config.server.deadline_ms)
         try:
             if context.signals is None:
-                context = await self._driver.read(context, text, deadline)
+                context = await self._driver.read(context, text, stages.deadline)
         except Exception:
             self._emit(Failed("decision.failed", context.head.request_id))
         for shadow in shadows:
             # A shadow has no fallback: without signals it is undecided.
             found = compare(policy, shadow, None, live)
             if context.signals is not None:
-                found = await self._ask(policy, shadow, context, live, text, deadline)
+                found = await self._ask(policy, shadow, context, live, (text, stages))
             self._emit(Shadowed(found))

@@ -1,6 +1,6 @@
-"""Constraints: the pools that can serve a request at all.
+"""Constraints: the pools that can serve a request at all. Pure.
 
-Pure. They come before rules and strategies, so neither can send a request where it would fail.
+They come before rules and strategies, so neither can send a request where it would fail.
 """
 
 from __future__ import annotations

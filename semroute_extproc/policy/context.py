@@ -1,7 +1,4 @@
-"""What a policy and its strategies see of a request, and what they give.
-
-Pure.
-"""
+"""What a policy and its strategies see of a request, and what they return. Pure."""
 
 from __future__ import annotations
 
@@ -27,9 +24,8 @@ class Conditions:
     bias: Mapping[str, float] = field(default_factory=dict)
     """Strategy to what its budget adds to the log-odds of the strong share; a missing one has 0."""
     floor: float = 0.0
-    """Lowest strong share that pressure on the strong pool may cause."""
     ceiling: float | None = None
-    """Highest strong share that pressure on the weak pool may cause; None: it never raises the share."""
+    """Range of the strong share that pressure may cause; without a ceiling it never raises the share."""
 
 
 class Lock(enum.StrEnum):
@@ -76,7 +72,7 @@ class RoutingContext:
     """Trade-off set by the client or by the model's entry, 0 (cheapest) to 1 (best)."""
     signals: Signals | None = None
     fallback: Cause | None = None
-    """Why there are no signals: DEADLINE, OVERLOADED, ERROR, CLOSED or NO_TEXT; None: ask for them."""
+    """Why there will be no signals; None if they are there or may be asked for."""
     conditions: Conditions = field(default_factory=Conditions)
     judgements: Mapping[str, Judgement] = field(default_factory=dict)
     """Strategy to the result of its judge, where it was asked."""
@@ -90,17 +86,9 @@ class RoutingContext:
         """The quality is 0 or 1: the cheapest or the best pool, whatever the score."""
         return self.quality is not None and not 0.0 < self.quality < 1.0
 
-    def with_signals(self, signals: Signals) -> RoutingContext:
-        """The same with the encoder's signals."""
-        return dataclasses.replace(self, signals=signals)
-
     def with_judgement(self, strategy: str, judgement: Judgement) -> RoutingContext:
         """The same with the judgement of a strategy's judge."""
         return dataclasses.replace(self, judgements={**self.judgements, strategy: judgement})
-
-    def with_fallback(self, cause: Cause) -> RoutingContext:
-        """The same, and there will be no signals."""
-        return dataclasses.replace(self, fallback=cause)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,14 +110,13 @@ class Choice:
     """A strategy's choice."""
 
     pool: str
-    """The preferred pool, whether or not it is a candidate."""
+    """Not necessarily a candidate; then the first possible one of `stand_ins` replaces it."""
     reason: str
     stand_ins: tuple[str, ...] = ()
-    """Its replacements, best first."""
     score: float | None = None
     threshold: float | None = None
     share: float | None = None
-    """The strong share in force, where controllers changed it."""
+    """The strong share, where controllers changed it."""
     rise: float | None = None
     """If the score calls for the strong pool: the part (0..1) of the reference traffic above the
     threshold with a lower score. Else None."""
@@ -174,16 +161,15 @@ class Decision:
     strategy: str = ""
     reasoning: Effort | None = None
     score: float | None = None
-    """The strategy's score, for `threshold` the difficulty."""
     threshold: float | None = None
     fallback: Cause | None = None
-    """Why there were no signals although they were needed; None if they were there or not needed."""
+    """Why the needed signals were missing; None if they were not."""
     judge: str = ""
-    """The `Judgement.result` of the strategy's judge; empty if it was not asked."""
+    """`Judgement.result`; empty if no judge was asked."""
     override: bool = False
     """`reasoning` replaces the client's own setting."""
     share: float | None = None
-    """The strong share in force, where controllers changed it."""
+    """See `Choice`."""
     session: str = ""
     """Effect of the conversation's pool: `locked`, `kept` or `moved`; empty for none."""
     canary: str = ""

@@ -86,14 +86,14 @@ class _Run:
                 return (yield from self._to(rule.target, rule.name))
         return (yield from self._to(self._plan.otherwise))
 
+    def _note(self, what: str, name: str, result: str) -> None:
+        self._trace.append(TraceStep(what, name, result))
+
     def _signals(self) -> Generator[Wanted, RoutingContext, bool]:
         """Whether there are signals; asks for them unless it is known that there are none."""
         if self._context.signals is None and self._context.fallback is None:
             self._context = yield SignalsWanted()
         return self._context.signals is not None
-
-    def _note(self, what: str, name: str, result: str) -> None:
-        self._trace.append(TraceStep(what, name, result))
 
     def _to(self, target: Target, rule: str = "") -> Deciding:
         if effort.needs_signals(target.reasoning):

@@ -8,6 +8,7 @@ could not be, is kept here and wins over the older one in the store.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from time import monotonic
 from typing import Protocol
@@ -16,7 +17,7 @@ from cachetools import TTLCache
 
 from semroute_extproc.errors import ConfigError
 from semroute_extproc.events import Emit, SessionStoreError
-from semroute_extproc.settings.controllers import RemoteSessions, SessionController
+from semroute_extproc.settings.controllers import SessionController
 from semroute_extproc.state.breaker import Breaker
 
 PREFIX = "semroute:session:"
@@ -25,36 +26,26 @@ PREFIX = "semroute:session:"
 WRITES_MAX = 64
 """Concurrent writes; more are dropped and counted."""
 
-UNWRITTEN_MAX = 16_384
-"""Conversations whose last pool is not in the store; the oldest goes first."""
-
 WRITE_SECONDS_MAX = 1.0
 """Longest time for one write."""
 
-FAILURES_MAX = 5
-"""Failed lookups in a row before a pause."""
+UNWRITTEN_MAX = 16_384
+"""Conversations whose last pool is not in the store; the oldest goes first."""
 
+FAILURES_MAX = 5
 PAUSE_SECONDS = 1.0
-"""How long no lookup is made."""
+"""After so many failed lookups in a row, none is made for so long."""
 
 POOL_CHARACTERS_MAX = 128
 """Longest pool name that is accepted from the store."""
 
 
-class Store(Protocol):
-    """The client library as used here; `redis.asyncio.Redis` is one."""
+class _Store(Protocol):
+    """The part of `redis.asyncio.Redis` that is used here."""
 
-    async def get(self, name: str) -> bytes | None:
-        """The value of a key."""
-        ...
-
-    async def set(self, name: str, value: str, ex: int) -> object:
-        """Set a key that expires after `ex` seconds."""
-        ...
-
-    async def aclose(self) -> None:
-        """Close every connection."""
-        ...
+    async def get(self, name: str) -> bytes | None: ...
+    async def set(self, name: str, value: str, ex: int) -> object: ...
+    async def aclose(self) -> None: ...
 
 
 class SharedSessions:
@@ -62,7 +53,7 @@ class SharedSessions:
 
     def __init__(
         self,
-        store: Store,
+        store: _Store,
         timeout_ms: float,
         ttl_seconds: float,
         emit: Emit,
@@ -142,31 +133,19 @@ def connect(settings: SessionController, emit: Emit) -> SharedSessions | None:
     Raises ConfigError without the client library, or for an address that it cannot read.
     """
     remote = settings.remote
-    return (
-        None
-        if remote is None
-        else SharedSessions(_client(remote), remote.timeout_ms, settings.ttl_seconds, emit)
-    )
-
-
-def _client(settings: RemoteSessions) -> Store:
+    if remote is None:
+        return None
     try:
         from redis import asyncio as library
+
+        # The library has other names for the schemes `valkey` and `valkeys`.
+        url = re.sub("^valkey", "redis", remote.url.get_secret_value())
+        store = library.Redis.from_url(url, max_connections=2 * WRITES_MAX, socket_connect_timeout=1.0)
     except ImportError:
-        raise ConfigError(
-            ["controllers.session.remote: needs the extra: pip install 'semroute-extproc[valkey]'"]
-        ) from None
-    url = settings.url.get_secret_value()
-    for ours, theirs in (("valkey://", "redis://"), ("valkeys://", "rediss://")):
-        if url.startswith(ours):
-            url = theirs + url.removeprefix(ours)
-    try:
-        client: Store = library.Redis.from_url(
-            url, max_connections=2 * WRITES_MAX, socket_connect_timeout=1.0
-        )
+        problem = "controllers.session.remote: needs the extra: pip install 'semroute-extproc[valkey]'"
+        raise ConfigError([problem]) from None
     except ValueError:
         # The library's message repeats a part of the address, possibly of the password.
-        raise ConfigError(
-            ["controllers.session.remote.url: has an option that the library refuses"]
-        ) from None
-    return client
+        problem = "controllers.session.remote.url: has an option that the library refuses"
+        raise ConfigError([problem]) from None
+    return SharedSessions(store, remote.timeout_ms, settings.ttl_seconds, emit)
