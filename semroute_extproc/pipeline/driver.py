@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 from collections.abc import Mapping
 from time import perf_counter
+from typing import Any
 
 from semroute_extproc.encoder.classifier import Classifier
 from semroute_extproc.errors import EncoderUnavailable
@@ -31,14 +32,9 @@ class Stages:
         self._last = now
 
     @property
-    def done(self) -> tuple[Stage, ...]:
-        """The stages so far."""
-        return tuple(self._done)
-
-    @property
-    def total_ms(self) -> float:
-        """Milliseconds since the start."""
-        return (perf_counter() - self._started) * 1e3
+    def times(self) -> dict[str, Any]:
+        """The fields of an outcome: the stages so far, and milliseconds since the start."""
+        return {"stages": tuple(self._done), "total_ms": (perf_counter() - self._started) * 1e3}
 
 
 class Driver:

@@ -21,7 +21,6 @@ from semroute_extproc.envoy.exchange import Decide, too_large_answer
 from semroute_extproc.errors import BadBody, BodyTooLarge, UnsupportedEncoding
 from semroute_extproc.events import Emit, Failed, ignore
 from semroute_extproc.outcome import Cause, Kind, Outcome
-from semroute_extproc.pipeline.catalog import Catalog
 from semroute_extproc.pipeline.driver import Driver, Stages
 from semroute_extproc.pipeline.shadows import Shadows
 from semroute_extproc.policy.constraints import NoCandidate
@@ -33,7 +32,6 @@ from semroute_extproc.request.encoding import decode_body
 from semroute_extproc.request.language import language_of
 from semroute_extproc.request.text import classified_text, estimate_tokens
 from semroute_extproc.request.view import Api, RequestHead, RequestView
-from semroute_extproc.settings.controllers import Controllers
 from semroute_extproc.settings.pools import VirtualModel
 from semroute_extproc.state.controllers import ControllerState, home
 from semroute_extproc.state.sessions import NO_KEYS, Keys
@@ -65,15 +63,23 @@ class Pipeline:
         processes. Emits `Failed` while an unexpected exception is handled, and `Shadowed`.
         """
         self.config = settings
-        self.catalog = Catalog(settings)
+        self._serving: dict[str, str] = {}
+        """Model to the pool that serves it; of several, the default pool or the first."""
+        for name in (settings.default_pool, *settings.pools):
+            self._serving.setdefault(settings.pools[name].model, name)
         self.classifier = classifier
         self.judges = judges or {}
         self._plans = plans
         self._emit = emit
-        self._controllers = controllers or ControllerState({}, Controllers(), {}, b"")
+        self._controllers = controllers or ControllerState()
         self._shared = shared
         self._driver = Driver(classifier, self.judges)
         self._shadows = Shadows(settings, plans, self._driver, emit)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every model name a client may ask for, routed ones first."""
+        return (*self.config.models, *self._serving)
 
     async def decide(self, request: Decide) -> Outcome:
         """The outcome of a request whose body is complete, within the deadline; never raises."""
@@ -93,10 +99,10 @@ class Pipeline:
 
     async def _route(self, request: Decide, body: bytes, stages: Stages) -> Outcome:
         model = apis.model_of(body)
-        if (pool := self.catalog.serving(model)) is not None:
+        if (pool := self._serving.get(model)) is not None:
             stages.mark("parse")
             return self._default(Kind.NAMED, Cause.NAMED_MODEL, stages, pool)
-        virtual = self.catalog.virtual.get(model)
+        virtual = self.config.models.get(model)
         if virtual is None:
             return self._default(Kind.PASSTHROUGH, Cause.UNKNOWN_MODEL if model else Cause.NO_MODEL, stages)
         view = apis.parse(request.api, body)
@@ -146,7 +152,7 @@ class Pipeline:
 
         A switch that the client set stays, unless the policy overrides it.
         """
-        pool = self.catalog.pools[decision.pool]
+        pool = self.config.pools[decision.pool]
         members: dict[tuple[str, ...], object] = {("model",): pool.model}
         effort = decision.reasoning
         if effort is not None and decision.override:
@@ -157,7 +163,7 @@ class Pipeline:
 
     def _routed(self, context: RoutingContext, decision: Decision, body: bytes, stages: Stages) -> Outcome:
         cause = Cause.RULE if decision.rule else Cause.STRATEGY if decision.strategy else Cause.POOL
-        pool = self.catalog.pools[decision.pool]
+        pool = self.config.pools[decision.pool]
         return Outcome(
             Kind.FALLBACK if decision.fallback else Kind.ROUTED,
             decision.fallback or cause,
@@ -169,14 +175,13 @@ class Pipeline:
             decision=decision,
             view=context.view,
             signals=context.signals,
-            stages=stages.done,
-            total_ms=stages.total_ms,
+            **stages.times,
         )
 
     def _default(self, kind: Kind, cause: Cause, stages: Stages, name: str = "") -> Outcome:
         """To the default pool, unless one was named, with the body untouched."""
-        name = name or self.catalog.default_pool
-        pool = self.catalog.pools[name]
+        name = name or self.config.default_pool
+        pool = self.config.pools[name]
         return Outcome(
             kind,
             cause,
@@ -184,14 +189,13 @@ class Pipeline:
             cluster=pool.cluster,
             model=pool.model if kind is Kind.NAMED else "",
             reason=_SPOKEN.get(kind, "") + cause.words,
-            stages=stages.done,
-            total_ms=stages.total_ms,
+            **stages.times,
         )
 
     def _rescue(self, body: bytes, stages: Stages) -> Outcome:
         """To the default pool, under its model's own name if the body can still be edited."""
         outcome = self._default(Kind.FALLBACK, Cause.INTERNAL_ERROR, stages)
-        model = self.catalog.pools[outcome.pool].model
+        model = self.config.pools[outcome.pool].model
         try:
             edited = edits.set_members(body, {("model",): model})
         except Exception:
@@ -233,6 +237,4 @@ def _rejected(error: BodyTooLarge | UnsupportedEncoding | NoCandidate, api: Api,
         case _:
             cause, code = Cause.NO_POOL, "no_pool_for_request"
             answer = replies.error_answer(400, "invalid_request_error", code, f"{error}.", anthropic)
-    return Outcome(
-        Kind.REJECTED, cause, reason=reason, answer=answer, stages=stages.done, total_ms=stages.total_ms
-    )
+    return Outcome(Kind.REJECTED, cause, reason=reason, answer=answer, **stages.times)

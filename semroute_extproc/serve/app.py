@@ -178,7 +178,7 @@ def make_generation(
         default_cluster=default.cluster,
         body_bytes_max=config.server.body_bytes_max,
         allow_mode_override=config.server.allow_mode_override,
-        models=pipeline.catalog.names,
+        models=pipeline.names,
     )
     return Generation(number, loaded.sha256, settings, pipeline)
 
@@ -210,12 +210,8 @@ class App:
         self._classifier = make_classifier(loaded.config, models, self._metrics.looked_up, self._on_gpu)
         self._judges = Judges()
         self._profiles = ProfileDirectories(self._on_profiles)
-        self._controllers = ControllerState(
-            loaded.config.pools,
-            loaded.config.controllers,
-            loaded.config.strategies,
-            os.urandom(SECRET_BYTES),
-        )
+        self._controllers = ControllerState(os.urandom(SECRET_BYTES))
+        self._configure_controllers(loaded.config)
         self._shared = self._connect(loaded.config)
         policies = make_policies(loaded, self._classifier.bundle, self._profiles.of)
         self._generation = self._make_generation(1, loaded, policies, self._shared)
@@ -275,6 +271,9 @@ class App:
             self._controllers,
             shared,
         )
+
+    def _configure_controllers(self, config: Config) -> None:
+        self._controllers.configure(config.pools, config.controllers, config.strategies)
 
     def _connect(self, config: Config) -> SharedSessions | None:
         return connect_sessions(config, self._emit)
@@ -399,7 +398,7 @@ class App:
             return
         self._loaded, self._files = loaded, files
         self._adopt()
-        self._controllers.reload(loaded.config.pools, loaded.config.controllers, loaded.config.strategies)
+        self._configure_controllers(loaded.config)
         if shared is not self._shared and self._shared is not None:
             # Streams that are open still hold it: a lookup after this one fails, and is counted.
             self._closing = asyncio.get_running_loop().create_task(self._shared.close())

@@ -31,18 +31,10 @@ QUIET = Conditions()
 
 
 class ControllerState:
-    """The controllers of one process."""
+    """The controllers of one process; inactive until they are configured."""
 
-    def __init__(
-        self,
-        pools: Mapping[str, Pool],
-        settings: Controllers,
-        strategies: Mapping[str, object],
-        secret: bytes,
-    ) -> None:
-        """`strategies` are their settings. `secret`, at most 64 bytes, keys the hashes of conversations
-        unless a shared key is configured.
-        """
+    def __init__(self, secret: bytes = b"") -> None:
+        """`secret`, at most 64 bytes, keys the hashes of conversations if no shared key is configured."""
         self._own_secret = self._secret = secret
         self._pools: Mapping[str, Pool] = {}
         self._settings = Controllers()
@@ -50,12 +42,15 @@ class ControllerState:
         self._pressures: dict[str, PoolPressure] = {}
         self._budgets: dict[str, BudgetController] = {}
         self._sessions: Sessions | None = None
-        self.reload(pools, settings, strategies)
+        self._snapshot: Mapping[str, float] = {}
+        self._snapshot_at = -math.inf
+        self.active = False
+        """Whether anything is configured."""
 
-    def reload(
+    def configure(
         self, pools: Mapping[str, Pool], settings: Controllers, strategies: Mapping[str, object]
     ) -> None:
-        """Take new settings; unchanged parts keep their state."""
+        """Take new settings, those of the strategies included; unchanged parts keep their state."""
         before = self._settings
         pressures: dict[str, PoolPressure] = {}
         if settings.load is not None:
@@ -75,10 +70,8 @@ class ControllerState:
         # Replaced as a whole: the admin thread may be reading the old ones.
         self._pressures, self._budgets = pressures, budgets
         self._pools, self._settings, self._strategies = pools, settings, strategies
-        self._snapshot: Mapping[str, float] = {}
         self._snapshot_at = -math.inf
         self.active = bool(pressures or budgets or settings.session)
-        """Whether requests need the controllers at all."""
 
     def observe(self, pool: str, load: Mapping[str, float], now: float) -> None:
         """Take a pool's gauges; empty if they could not be read."""

@@ -90,7 +90,9 @@ def decided(subject: plan.PolicyPlan, context: RoutingContext) -> Decision:
 
 def controller_state(settings: Config) -> ControllerState:
     """The controllers of a configuration."""
-    return ControllerState(settings.pools, settings.controllers, settings.strategies, b"key")
+    state = ControllerState(b"key")
+    state.configure(settings.pools, settings.controllers, settings.strategies)
+    return state
 
 
 def raw(difficulty_logit: float = 0.0, domain: int = 0, **changes: Any) -> RawOutput:

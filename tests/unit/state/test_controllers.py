@@ -30,7 +30,7 @@ def controllers(pools: dict[str, Any] = METRICS, **settings: Any) -> ControllerS
 
 
 def reload(subject: ControllerState, settings: Config) -> None:
-    subject.reload(settings.pools, settings.controllers, settings.strategies)
+    subject.configure(settings.pools, settings.controllers, settings.strategies)
 
 
 def settings_of(pools: dict[str, Any] = METRICS, **settings: Any) -> Config:
