@@ -29,12 +29,11 @@ class Conditions:
 
 
 class Lock(enum.StrEnum):
-    """Why a conversation must not change its pool."""
+    """Why a conversation must not change its pool: for STATEFUL, the pool stores its earlier turns."""
 
     NONE = ""
     TOOL_LOOP = "tool loop"
     STATEFUL = "state on the server"
-    """The earlier turns are stored by the pool that answered last (`previous_response_id`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +74,10 @@ class RoutingContext:
     """Why there will be no signals; None if they are there or may be asked for."""
     conditions: Conditions = field(default_factory=Conditions)
     judgements: Mapping[str, Judgement] = field(default_factory=dict)
-    """Strategy to the result of its judge, where it was asked."""
+    """By strategy."""
     bias: float = 0.0
     """`conditions.bias` of the strategy that chooses; set by the policy."""
     held: Held | None = None
-    """The conversation's pool, if known."""
 
     @property
     def hard_preference(self) -> bool:

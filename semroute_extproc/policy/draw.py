@@ -1,6 +1,6 @@
-"""Draws by weight that a retry repeats.
+"""Draws by weight that a retry repeats. Pure.
 
-Pure. They depend on the request id. Without one (Envoy sends it unless told not to) they depend on the
+They depend on the request id. Without one (Envoy sends it unless told not to) they depend on the
 conversation's last turn: the same request still gets the same draw, and different ones are spread out.
 """
 

@@ -1,6 +1,6 @@
-"""Reasoning effort by difficulty.
+"""Reasoning effort by difficulty. Pure.
 
-Pure. The vLLM Semantic Router (arXiv 2510.08731) switches reasoning on by domain; here the effort
+The vLLM Semantic Router (arXiv 2510.08731) switches reasoning on by domain; here the effort
 follows the calibrated difficulty, band by band.
 """
 

@@ -1,9 +1,7 @@
-"""A compiled policy: constraints, then rules, then a strategy among the pools that are left.
+"""A compiled policy: constraints, then rules, then a strategy among the pools that are left. Pure.
 
-Pure. A decision is a generator. It yields what it needs and is sent a context that has it, or, for
-signals, the reason why there are none (`fallback`); so nothing is decided twice:
-
-    plan.decide(context)  ── SignalsWanted ──▶  driver  ── context with signals ──▶  … Decision
+A decision is a generator. It yields what it needs and is sent a context that has it, or, for signals,
+the reason why there are none (`fallback`).
 """
 
 from __future__ import annotations
@@ -51,8 +49,8 @@ class PolicyPlan:
     def decide(self, context: RoutingContext) -> Deciding:
         """Decide one request; raises NoCandidate.
 
-        With `context.fallback` nothing more is wanted of the encoder: rules that need no signals still
-        hold, so do hard preferences (quality 0 or 1), and the default pool gets the rest.
+        With `context.fallback`, rules that need no signals and hard preferences (quality 0 or 1) still
+        hold, and the default pool gets the rest.
         """
         return (yield from _Run(self, context).decide())
 

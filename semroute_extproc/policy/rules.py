@@ -1,7 +1,7 @@
-"""Rules: a CEL condition over the request and its signals, and where a match goes.
+"""Rules: a CEL condition over the request and its signals, and where a match goes. Pure.
 
-Pure. Conditions are compiled once. The facts that a condition names are known statically, so a rule
-that names no signal is decided without the encoder.
+Conditions are compiled once. The facts that a condition names are known statically, so a rule that
+names no signal is decided without the encoder.
 """
 
 from __future__ import annotations

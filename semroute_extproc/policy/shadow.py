@@ -1,8 +1,4 @@
-"""Shadows: policies that decide in addition to the live one and are never acted on.
-
-Pure. A shadow sees the context of the live decision, except for the conversation's pool: the
-comparison is about the request alone.
-"""
+"""Shadows: policies that decide in addition to the live one and are never acted on. Pure."""
 
 from __future__ import annotations
 
@@ -16,21 +12,17 @@ class Agreement(enum.StrEnum):
     """How a shadow's decision compares with the live one; a metric label."""
 
     AGREE = "agree"
-    """The same pool."""
     DIFFER = "differ"
-    """Another pool."""
     UNDECIDED = "undecided"
     """It needs signals or a judgement that the live decision did without, or no pool can answer."""
     ERROR = "error"
-    """It raised an exception."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shadow:
-    """The decision of a shadow."""
+    """The decision of the policy `shadow` next to the live one of `policy`."""
 
     policy: str
-    """The live policy."""
     shadow: str
     agreement: Agreement
     pool: str = ""

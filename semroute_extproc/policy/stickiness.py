@@ -1,6 +1,6 @@
-"""A conversation keeps its pool.
+"""A conversation keeps its pool. Pure.
 
-Pure. The conversation's pool has its prefix cache, within a tool loop its work, and with
+The conversation's pool has its prefix cache, within a tool loop its work, and with
 `previous_response_id` its memory, so it may overrule a strategy's choice. It never overrules a rule
 that names a pool, and it overrules a hard preference (quality 0 or 1) only for state on the server,
 because the request would fail elsewhere.

@@ -1,7 +1,4 @@
-"""A circuit breaker.
-
-Pure; the clock is an argument, in seconds of any clock that never goes back.
-"""
+"""A circuit breaker. Pure; the clock is an argument, in seconds of any clock that never goes back."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The budget controller: holds a strategy's strong share, or its cost, to a target.
+"""The budget controller: holds a strategy's strong share, or its cost, to a target. Pure.
 
-Pure; the clock is an argument, in seconds. After each of the strategy's decisions
+The clock is an argument, in seconds. After each of the strategy's decisions
 
     bias += gain · (target − y),    |bias| <= leaning_max
 

@@ -1,11 +1,7 @@
-"""Controllers: state between requests that moves the trade-off.
+"""Controllers: state between requests that moves the trade-off. Pure.
 
-Pure; the clock and the hash key are arguments. One `ControllerState` lives as long as the process: over
-a reload, every part whose settings did not change keeps its state.
-
-    load      scraped gauges to pressure
-    budget    a strategy's share or cost held to a target
-    session   the pool a conversation is in
+The clock and the hash key are arguments. One `ControllerState` lives as long as the process: over a
+reload, every part whose settings did not change keeps its state.
 """
 
 from __future__ import annotations

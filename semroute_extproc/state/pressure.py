@@ -1,10 +1,10 @@
-"""The load controller: from a pool's gauges to its pressure.
+"""The load controller: from a pool's gauges to its pressure. Pure; the clock is an argument, in seconds.
 
-Pure; the clock is an argument, in seconds. Each measure's ramp gives a pressure, and the largest counts.
-A first-order filter follows it, fast up and slowly down. The output moves only when the filtered value
-leaves a dead band around it (a backlash, without a jump), so gauges that jitter move no request. The
-feedback through the pools' queues is delayed by the scrape and by the time an answer takes, hence the
-slow way down: otherwise the next burst would go straight back.
+Each measure's ramp gives a pressure, and the largest counts. A first-order filter follows it, fast up and
+slowly down. The output moves only when the filtered value leaves a dead band around it (a backlash,
+without a jump), so gauges that jitter move no request. The feedback through the pools' queues is delayed
+by the scrape and by the time an answer takes, hence the slow way down: otherwise the next burst would go
+straight back.
 """
 
 from __future__ import annotations

@@ -1,12 +1,10 @@
-"""Sessions: which pool a conversation is in.
-
-Pure; the clock and the hash key are arguments. Only keyed hashes are kept, no text.
+"""Sessions: which pool a conversation is in. Pure; the clock and the hash key are arguments.
 
 A conversation is known by the client's header. Without it, it is known by its turns: a request leaves
 the hash of all its turns behind, and the next request, which repeats them and adds an answer and
 something new, is found by the hash of its beginning. So two conversations are confused only while they
 are equal word for word, and so is their prefix cache; and an application that puts the same examples
-before every question has as many conversations as questions.
+before every question has as many conversations as questions. Only keyed hashes are kept, no text.
 """
 
 from __future__ import annotations
