@@ -12,7 +12,15 @@ from dataclasses import dataclass
 
 from semroute_extproc.policy import effort
 from semroute_extproc.policy.constraints import candidates
-from semroute_extproc.policy.context import Candidates, Choice, Decision, RoutingContext, Strategy, TraceStep
+from semroute_extproc.policy.context import (
+    Candidates,
+    Choice,
+    Decision,
+    Held,
+    RoutingContext,
+    Strategy,
+    TraceStep,
+)
 from semroute_extproc.policy.rules import CompiledRule, RuleError
 from semroute_extproc.policy.stickiness import holding, keeps
 from semroute_extproc.settings.base import Problem
@@ -137,9 +145,9 @@ class _Run:
                 return Decision(pool, f"fallback: {cause}", strategy=name, fallback=cause)
         if strategy.wants_judgement(self._context):
             self._context = yield JudgementWanted(name)
-        return self._chosen(name, strategy)
+        return self._chosen(name, strategy, held)
 
-    def _chosen(self, name: str, strategy: Strategy) -> Decision:
+    def _chosen(self, name: str, strategy: Strategy, held: Held | None) -> Decision:
         """The strategy's choice, against the pools that can answer and the conversation's pool."""
         context = self._context
         judgement = context.judgements.get(name)
@@ -155,7 +163,6 @@ class _Run:
         if choice.moved:
             reason += f" ({', '.join(f'{controller} {how}' for controller, how in choice.moved)})"
         session = ""
-        held = holding(context, name, self._candidates)
         if held is not None and pool != held.pool:
             session = "kept" if keeps(held, choice) else "moved"
             self._note("controller", "session", f"{session}: conversation was in {held.pool}")

@@ -119,12 +119,11 @@ class SharedSessions:
         try:
             async with asyncio.timeout(WRITE_SECONDS_MAX):
                 await self._store.set(PREFIX + key, entry[0], ex=self._ttl)
+            # A later entry, even an equal one, still has to be written.
+            if self._unwritten.get(key) is entry:
+                del self._unwritten[key]
         except Exception:
             self._emit(SessionStoreError("write_error"))
-            return
-        # A later entry, even an equal one, still has to be written.
-        if self._unwritten.get(key) is entry:
-            self._unwritten.pop(key, None)
 
 
 def connect(settings: SessionController, emit: Emit) -> SharedSessions | None:

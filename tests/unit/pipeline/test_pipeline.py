@@ -338,13 +338,12 @@ class TestMoment:
     async def test_pressure_on_the_strong_pool_sends_its_easiest_requests_away(self) -> None:
         pools = {**POOLS, "large": {**POOLS["large"], "metrics": "http://large/metrics"}}
         settings = config(pools=pools, controllers={"load": {"rise_seconds": 0.001}})
-        controllers = controller_state(settings)
-        subject, _ = pipeline(settings, FakeEncoder(lambda _: raw(1.1)), controllers=controllers)
-        assert (await subject.decide(request(chat()))).pool == "large"
+        encoder, controllers = FakeEncoder(lambda _: raw(1.1)), controller_state(settings)
+        assert (await outcome_of(request(chat()), settings, encoder)).pool == "large"
         now = asyncio.get_running_loop().time()
-        for moment in (now, now + 0.1):
+        for moment in (now - 2.0, now - 1.0):
             controllers.observe("large", {"running": 1.0, "waiting": 9.0}, moment)
-        await asyncio.sleep(0.3)
+        subject, _ = pipeline(settings, encoder, controllers=controllers)
         pressed = await subject.decide(request(chat()))
         assert pressed.pool == "small"
         assert "load share 0.30 to 0.05" in pressed.reason
