@@ -67,7 +67,7 @@ def config(**changes: Any) -> Config:
     return Config.model_validate({**settings, **changes})
 
 
-def built(settings: Config, *artifacts: Any) -> tuple[dict[str, plan.PolicyPlan], list[Problem]]:
+def build_policies(settings: Config, *artifacts: Any) -> tuple[dict[str, plan.PolicyPlan], list[Problem]]:
     """Every policy of a configuration, with the artifacts of its strategies, and what is wrong."""
     strategies, problems = compile_all(settings, MANIFEST, *artifacts)
     plans, more = plan.build(settings.pools, settings.default_pool, settings.policies, strategies)
@@ -76,7 +76,7 @@ def built(settings: Config, *artifacts: Any) -> tuple[dict[str, plan.PolicyPlan]
 
 def plans(settings: Config, *artifacts: Any) -> dict[str, plan.PolicyPlan]:
     """Every policy of a configuration in which nothing is wrong."""
-    found, problems = built(settings, *artifacts)
+    found, problems = build_policies(settings, *artifacts)
     assert problems == []
     return found
 

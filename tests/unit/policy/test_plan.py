@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from builders import LABELS, PAIR, POOLS, built, decided, plans, signals
+from builders import LABELS, PAIR, POOLS, build_policies, decided, plans, signals
 from pydantic import ValidationError
 
 from semroute_extproc.config.models import Config
@@ -46,7 +46,7 @@ def problems_of(rules: list[dict[str, Any]], strategy: dict[str, Any] | None = N
             "strategies": {"s": strategy or PAIR},
         }
     )
-    return [problem.message for problem in built(config)[1]]
+    return [problem.message for problem in build_policies(config)[1]]
 
 
 def facts(

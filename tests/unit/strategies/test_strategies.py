@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import MANIFEST, POOLS, built, config, decided, plans
+from builders import MANIFEST, POOLS, build_policies, config, decided, plans
 
 from semroute_extproc.config.models import Config
 from semroute_extproc.encoder.signals import Signals
@@ -75,7 +75,7 @@ def configured(settings: dict[str, Any], pools: Any = POOLS) -> Config:
 
 
 def problems(settings: dict[str, Any], material: Material, pools: Any = POOLS) -> list[str]:
-    _, found = built(configured(settings, pools), material)
+    _, found = build_policies(configured(settings, pools), material)
     return [f"{'.'.join(map(str, each.path))}: {each.message}" for each in found]
 
 
