@@ -194,8 +194,8 @@ async def rounds(plan: Plan, folder: Path, lanes: int, full: bool = True) -> tup
         for wire in (to_floor, to_passes, to_sidecar):
             wire.close()
     finally:
-        await pipeline._classifier.close()
-        await own._classifier.close()
+        await pipeline.classifier.close()
+        await own.classifier.close()
         nothing.stop()
         passes.stop()
         for server in (sidecar, two):
@@ -267,7 +267,7 @@ async def lengths(passes: int, folder: Path) -> list[dict[str, float]]:
                     samples.add("server", (sidecar.cpu_seconds() - before) / (passes // 2 * 2) * 1e3)
                 rows.append({"tokens": tokens, "read": bare.tokens, **samples.medians()})
     finally:
-        await pipeline._classifier.close()
+        await pipeline.classifier.close()
         sidecar.stop()
     return rows
 

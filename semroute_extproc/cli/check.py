@@ -15,7 +15,7 @@ from semroute_extproc.serve import app
 from semroute_extproc.strategies.judging.live import Judges
 
 
-def check(loaded: config_source.Loaded) -> tuple[Mapping[str, Bundle], Mapping[str, policy.Policy]]:
+def check(loaded: config_source.Loaded) -> tuple[Mapping[str, Bundle], Mapping[str, policy.PolicyPlan]]:
     """What `serve` makes, as far as that needs no network; on a GPU with a first pass.
 
     Language to bundle, and every policy; raises ConfigError or BundleError.
@@ -41,7 +41,7 @@ def doubts(loaded: config_source.Loaded, bundles: Mapping[str, Bundle]) -> list[
     for name, settings in loaded.config.policies.items():
         for index, rule in enumerate(settings.rules):
             path = ("policies", name, "rules", index, "when")
-            problems.extend(config.Problem(path, doubt) for doubt in rules.doubts(rule.when, labels))
+            problems.extend(config.Problem(path, doubt) for doubt in rules.warnings(rule.when, labels))
     listen = loaded.config.server.address(0)
     folder = Path(listen.removeprefix("unix:")).parent
     if listen.startswith("unix:") and not folder.is_dir():

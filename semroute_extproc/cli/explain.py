@@ -16,6 +16,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from semroute_extproc import events
 from semroute_extproc.config import source as config_source
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
 from semroute_extproc.envoy.exchange import Exchange
@@ -40,9 +41,8 @@ def explain(
 
     async def run() -> dict[str, Any]:
         classifier = app.make_classifier(loaded.config, models)
-        failures: list[str] = []
         judges = Judges()
-        generation = app.make_generation(1, loaded, classifier, failures.append, judges)
+        generation = app.make_generation(1, loaded, classifier, events.ignore, judges)
         judges.adopt(generation.pipeline.judges)
         exchange = Exchange(generation.settings)
         try:

@@ -6,27 +6,29 @@ low to a strong generalist; here the confidence is the entropy of the calibrated
 
 from __future__ import annotations
 
+import math
+
 from semroute_extproc.config.models import IntentStrategy
-from semroute_extproc.encoder.signals import entropy as entropy_of
-from semroute_extproc.policy.context import Candidates, Choice, Facts
+from semroute_extproc.policy.context import Candidates, Choice, RoutingContext, Strategy
 
 
-class Intent:
+class Intent(Strategy):
     """The expert of the most likely label, unless the text is unknown or the entropy too high."""
 
     needs_signals = True
-    promises = False
+    hard_preferences = False
 
     def __init__(self, settings: IntentStrategy) -> None:
         self._settings = settings
 
-    def choose(self, facts: Facts, candidates: Candidates) -> Choice:
+    def choose(self, facts: RoutingContext, candidates: Candidates) -> Choice:
         """The score is the entropy, as a share of its maximum."""
         assert facts.signals is not None
         signals, settings = facts.signals, self._settings
         if settings.by == "task":
             label, probabilities = signals.task, signals.task_probs
-            entropy = entropy_of(probabilities.values())
+            positive = [p for p in probabilities.values() if p > 0]
+            entropy = -sum(p * math.log(p) for p in positive) / math.log(max(len(probabilities), 2))
         else:
             label, probabilities, entropy = signals.domain, signals.domain_probs, signals.domain_entropy
         # A language's own bundle may have no such head.

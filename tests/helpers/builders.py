@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from semroute_extproc.config.models import Config
+from semroute_extproc.config.models import Config, Problem
 from semroute_extproc.encoder.bundle import Bundle
 from semroute_extproc.encoder.classifier import Classifier
 from semroute_extproc.encoder.manifest import (
@@ -22,7 +22,11 @@ from semroute_extproc.encoder.manifest import (
 from semroute_extproc.encoder.signals import RawOutput, Signals
 from semroute_extproc.errors import EncoderUnavailable
 from semroute_extproc.outcome import Cause
+from semroute_extproc.policy import plan
+from semroute_extproc.policy.context import Decision, RoutingContext
 from semroute_extproc.request.text import SURFACE_NAMES
+from semroute_extproc.state.controllers import ControllerState
+from semroute_extproc.strategies.registry import compile_all
 
 LABELS = ("math", "law", "other")
 MANIFEST = Manifest(
@@ -60,6 +64,34 @@ def config(**changes: Any) -> Config:
         "strategies": {"s": PAIR},
     }
     return Config.model_validate({**settings, **changes})
+
+
+def build_policies(settings: Config, *artifacts: Any) -> tuple[dict[str, plan.PolicyPlan], list[Problem]]:
+    """Every policy of a configuration, with the artifacts of its strategies, and what is wrong."""
+    strategies, problems = compile_all(settings, MANIFEST, *artifacts)
+    plans, more = plan.build(settings.pools, settings.default_pool, settings.policies, strategies)
+    return plans, [*problems, *more]
+
+
+def plans(settings: Config, *artifacts: Any) -> dict[str, plan.PolicyPlan]:
+    """Every policy of a configuration in which nothing is wrong."""
+    found, problems = build_policies(settings, *artifacts)
+    assert problems == []
+    return found
+
+
+def decided(subject: plan.PolicyPlan, context: RoutingContext) -> Decision:
+    """The decision from what is in the context."""
+    decision = subject.decide_now(context)
+    assert decision is not None
+    return decision
+
+
+def controller_state(settings: Config) -> ControllerState:
+    """The controllers of a configuration."""
+    state = ControllerState(b"key")
+    state.configure(settings.pools, settings.controllers, settings.strategies)
+    return state
 
 
 def raw(difficulty_logit: float = 0.0, domain: int = 0, **changes: Any) -> RawOutput:
