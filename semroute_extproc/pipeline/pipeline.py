@@ -27,8 +27,8 @@ from semroute_extproc.policy.constraints import NoCandidate
 from semroute_extproc.policy.context import Decision, Facts, JudgeWanted
 from semroute_extproc.policy.plan import Policy, Tried
 from semroute_extproc.policy.shadow import Shadow
-from semroute_extproc.request import apis, edits, reasoning
-from semroute_extproc.request.encoding import decode_body
+from semroute_extproc.request import apis, reasoning
+from semroute_extproc.request.body import decode_body, set_members
 from semroute_extproc.request.language import language_of
 from semroute_extproc.request.text import classified_text, estimate_tokens
 from semroute_extproc.request.view import Api, RequestHead, RequestView
@@ -193,7 +193,7 @@ class Pipeline:
         stages: Stages,
     ) -> Outcome:
         pool = self.catalog.pools[decision.pool]
-        new = edits.set_members(body, self.members(facts.view, decision))
+        new = set_members(body, self.members(facts.view, decision))
         stages.mark("edit")
         return Outcome(
             Kind.FALLBACK if decision.fallback else Kind.ROUTED,
@@ -246,7 +246,7 @@ class Pipeline:
         outcome = self._default(Kind.FALLBACK, Cause.INTERNAL_ERROR, stages)
         pool = self.catalog.pools[outcome.pool]
         try:
-            edited = edits.set_members(body, {("model",): pool.model})
+            edited = set_members(body, {("model",): pool.model})
         except Exception:
             return outcome
         return msgspec.structs.replace(outcome, body=edited, decoded=True, model=pool.model)
