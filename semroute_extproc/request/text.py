@@ -73,9 +73,9 @@ def classified_text(turns: Sequence[Turn]) -> str:
     would drown the question. Within a tool loop the task is still the user's last turn.
     A request without a user turn is read by all the text it has.
     """
-    asked = [turn.text for turn in turns if turn.role == "user" and _written(turn)]
+    asked = [turn.text for turn in turns if turn.role == "user" and is_written(turn.text)]
     if not asked:
-        return clip("\n".join(turn.text for turn in turns if _written(turn)))
+        return clip("\n".join(turn.text for turn in turns if is_written(turn.text)))
     taken = [asked[-1]]
     length = len(asked[-1])
     for earlier in reversed(asked[:-1]):
@@ -86,9 +86,9 @@ def classified_text(turns: Sequence[Turn]) -> str:
     return clip("\n".join(reversed(taken)))
 
 
-def _written(turn: Turn) -> bool:
-    """There is more than white space; stripping would copy a long text."""
-    return bool(turn.text) and not turn.text.isspace()
+def is_written(text: str) -> bool:
+    """The text is more than white space; stripping would copy a long text."""
+    return bool(text) and not text.isspace()
 
 
 def surface_features(text: str) -> list[float]:

@@ -13,16 +13,11 @@ from semroute_extproc.request.apis.reading import ABSENT
 from semroute_extproc.request.view import Api, RequestView, Turn
 
 
-class _Body(msgspec.Struct, gc=False):
-    model: str | None = None
+class _CompletionBody(reading.Body):
     prompt: Raw = ABSENT
-    stream: Raw = ABSENT
-    max_tokens: Raw = ABSENT
-    response_format: Raw = ABSENT
-    structured_outputs: Raw = ABSENT
 
 
-_BODY = Decoder(_Body)
+_BODY = Decoder(_CompletionBody)
 _TEXTS = Decoder(str | list[str] | None)
 _TOKEN_IDS = Decoder(list[int | list[int]])
 
@@ -44,8 +39,8 @@ def read(body: bytes) -> RequestView:
 def prompt(draft: reading.Draft, raw: Raw) -> None:
     """Add the turn of a prompt: a string, or a batch of them, which makes one turn.
 
-    The prompts of a batch are answered one by one, so the longest counts as the request's length:
-    it is the one that must fit into a context window.
+    The prompts of a batch are answered one by one, so the longest one counts as the request's length:
+    it must fit into a context window.
     """
     try:
         texts = (_TEXTS.decode(raw) if raw else None) or []
