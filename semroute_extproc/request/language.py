@@ -10,7 +10,7 @@ English, the language of the default bundle. The word lists are in languages.jso
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -51,31 +51,27 @@ class _Lists(msgspec.Struct):
     request_words: dict[str, list[str]]
     english_too: list[str]
     in_names: list[str]
-    accents: dict[str, str]
+    accents: dict[str, list[str]]
 
 
-def _languages(lists: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
+def _languages(lists: Mapping[str, list[str]]) -> dict[str, list[str]]:
     """Word, or letter, to the languages that have it."""
     found: dict[str, list[str]] = {}
-    for language, entries in lists.items():
-        for entry in entries:
+    for language, lines in lists.items():
+        for entry in " ".join(lines).split():
             found.setdefault(entry, []).append(language)
     return found
-
-
-def _words(lists: Mapping[str, list[str]]) -> dict[str, list[str]]:
-    return {language: " ".join(lines).split() for language, lines in lists.items()}
 
 
 _LISTS = msgspec.json.decode(Path(__file__).with_name("languages.json").read_bytes(), type=_Lists)
 _SCRIPTS = [(language, re.compile(pattern)) for language, pattern in _LISTS.scripts.items()]
 _ENGLISH_TOO = frozenset(" ".join(_LISTS.english_too).split())
 _HALF = _ENGLISH_TOO | frozenset(" ".join(_LISTS.in_names).split())
-_REQUESTS = _languages(_words(_LISTS.request_words))
+_REQUESTS = _languages(_LISTS.request_words)
 _ACCENTS = _languages(_LISTS.accents)
 _VOTES = {
     word: tuple((language, (0.5 if word in _ENGLISH_TOO else 1.0) / len(speakers)) for language in speakers)
-    for word, speakers in _languages(_words(_LISTS.function_words)).items()
+    for word, speakers in _languages(_LISTS.function_words).items()
 }
 """Function word to its languages, which share one vote, or half a vote."""
 

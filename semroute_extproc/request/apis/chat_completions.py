@@ -59,6 +59,6 @@ def converse(draft: reading.Draft, messages: list[ChatMessage] | None) -> None:
     """Add a turn for each message."""
     draft.take(messages)
     for message in messages or ():
-        draft.say(reading.role_of(message.role), draft.read(message.content))
+        draft.say(message.role, draft.read(message.content))
         draft.count(message.tool_calls)
         draft.count(message.function_call)

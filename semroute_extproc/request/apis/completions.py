@@ -10,7 +10,7 @@ from semroute_extproc.errors import BadBody
 from semroute_extproc.outcome import Cause
 from semroute_extproc.request.apis import reading
 from semroute_extproc.request.apis.reading import ABSENT
-from semroute_extproc.request.view import Api, RequestView, Turn
+from semroute_extproc.request.view import Api, RequestView
 
 
 class _CompletionBody(reading.Body):
@@ -51,5 +51,5 @@ def prompt(draft: reading.Draft, raw: Raw) -> None:
     if isinstance(texts, str):
         draft.say("user", texts)
     else:
-        draft.turns.append(Turn("user", "\n".join(texts)))
-        draft.characters += max(map(len, texts), default=0)
+        draft.say("user", "\n".join(texts))
+        draft.characters = max(map(len, texts), default=0)

@@ -75,16 +75,15 @@ def _add(draft: Draft, message: _Message) -> bool:
 
     Results come before the text that they are sent with, as vLLM orders them for the template.
     """
-    role = reading.role_of(message.role)
     if not isinstance(message.content, list):
-        draft.say(role, message.content or "")
+        draft.say(message.role, message.content or "")
         return False
     results = [block for block in message.content if block.type == "tool_result"]
     for block in results:
         draft.say("tool", _blocks(draft, block.content, NESTING_MAX - 1))
     text = _text(draft, message.content, NESTING_MAX)
     if text or not results:
-        draft.say(role, text)
+        draft.say(message.role, text)
     return bool(results)
 
 

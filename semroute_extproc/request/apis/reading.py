@@ -127,11 +127,6 @@ def inner(raw: Raw) -> Inner:
     return optional(raw, _INNER) or _NO_MEMBERS
 
 
-def role_of(role: str | None) -> str:
-    """The role of a Turn for a role as sent."""
-    return _ROLES.get(role, "user")
-
-
 def asks_for_json(response_format: Raw, structured_outputs: Raw = ABSENT) -> bool:
     """Whether a JSON object or schema was asked for, in OpenAI's way or in vLLM's own."""
     if string(inner(response_format).type) in ("json_object", "json_schema"):
@@ -177,6 +172,8 @@ class Draft:
     """The draft of a RequestView: its turns, and counts."""
 
     turns: list[Turn] = field(default_factory=list)
+    written: bool = False
+    """A turn has text."""
     characters: int = 0
     images: int = 0
     tools: int = 0
@@ -188,9 +185,10 @@ class Draft:
         if self.elements > ELEMENTS_MAX:
             raise BadBody(Cause.TOO_MANY_PARTS)
 
-    def say(self, role: str, text: str) -> None:
-        """Add a turn."""
-        self.turns.append(Turn(role, text))
+    def say(self, role: str | None, text: str) -> None:
+        """Add a turn; `role` is as sent."""
+        self.turns.append(Turn(_ROLES.get(role, "user"), text))
+        self.written = self.written or is_written(text)
         self.characters += len(text)
 
     def read(self, content: Any) -> str:
@@ -228,7 +226,7 @@ class Draft:
 
     def view(self, api: Api, model: str | None, **facts: Any) -> RequestView:
         """The finished view; raises BadBody if it has nothing to read."""
-        if not (self.images or facts.get("stateful") or self._readable()):
+        if not (self.images or self.written or facts.get("stateful")):
             raise BadBody(Cause.NO_TEXT)
         return RequestView(
             api,
@@ -239,10 +237,3 @@ class Draft:
             characters=self.characters,
             **facts,
         )
-
-    def _readable(self) -> bool:
-        # A loop: a generator for `any` costs more than the rest of the view.
-        for turn in self.turns:
-            if is_written(turn.text):
-                return True
-        return False

@@ -65,7 +65,7 @@ def _converse(draft: Draft, given: str | list[_Item] | None) -> bool:
         tool_loop = kind.endswith("_output")
         if kind == "message":
             content = reading.CONTENT.decode(item.content) if item.content else None
-            draft.say(reading.role_of(item.role), draft.read(content))
+            draft.say(item.role, draft.read(content))
         elif tool_loop:
             draft.say("tool", _result(draft, item.output))
         elif kind.endswith("_call"):
