@@ -89,7 +89,7 @@ class Stage(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class DirectAnswer:
     """A response that we give ourselves instead of sending the request on."""
 
     status: int
@@ -114,7 +114,7 @@ class Outcome(msgspec.Struct, frozen=True):
     """The new body; None leaves the client's as it is."""
     decoded: bool = False
     """`body` is not compressed although the client's was."""
-    answer: Answer | None = None
+    answer: DirectAnswer | None = None
     decision: Decision | None = None
     policy: str = ""
     """The policy that decided."""

@@ -20,7 +20,7 @@ from semroute_extproc.encoder.classifier import Classifier
 from semroute_extproc.envoy import replies as mutations
 from semroute_extproc.envoy.exchange import Decide, too_large_answer
 from semroute_extproc.errors import BadBody, BodyTooLarge, EncoderUnavailable, UnsupportedEncoding
-from semroute_extproc.outcome import Answer, Cause, Kind, Outcome, Stage
+from semroute_extproc.outcome import Cause, DirectAnswer, Kind, Outcome, Stage
 from semroute_extproc.pipeline.catalog import Catalog
 from semroute_extproc.pipeline.shadows import Shadows
 from semroute_extproc.policy.constraints import NoCandidate
@@ -298,7 +298,7 @@ def _quality(value: str) -> float | None:
     return quality if quality <= 1.0 else None
 
 
-def _rejection(error: Exception, api: Api) -> tuple[Cause, Answer]:
+def _rejection(error: Exception, api: Api) -> tuple[Cause, DirectAnswer]:
     anthropic = api is Api.MESSAGES
     match error:
         case BodyTooLarge():

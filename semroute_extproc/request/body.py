@@ -108,6 +108,9 @@ def _members(text: bytes | Raw) -> dict[str, Raw]:
 
 def _object(value: object) -> dict[str, Any]:
     """The members of a value on a path: an object of the body, or one that an earlier path decoded."""
-    if isinstance(value, Raw) and memoryview(value)[:1] == b"{":
-        return _members(value)
-    return value if isinstance(value, dict) else {}
+    if isinstance(value, dict):
+        return value
+    try:
+        return _members(value) if isinstance(value, Raw) else {}
+    except msgspec.ValidationError:
+        return {}

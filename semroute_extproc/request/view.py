@@ -40,6 +40,11 @@ class RequestHead(msgspec.Struct, frozen=True):
     """Lower-case names to values; pseudo-headers (`:method`, …) are left out."""
 
     @property
+    def bare_path(self) -> str:
+        """The path without its query."""
+        return self.path.partition("?")[0]
+
+    @property
     def request_id(self) -> str:
         """`x-request-id`, which is not unique: a retry and a careless client repeat it."""
         return self.headers.get("x-request-id", "")

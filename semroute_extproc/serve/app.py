@@ -30,10 +30,10 @@ from semroute_extproc.encoder.failover import Failover, Told
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.encoder.protocol import Encoder
 from semroute_extproc.encoder.queue import Batcher
-from semroute_extproc.envoy.exchange import Settings
-from semroute_extproc.envoy.server import Generation, GrpcServer, Servicer
+from semroute_extproc.envoy.exchange import ExchangeSettings
+from semroute_extproc.envoy.server import ConfigSnapshot, GrpcServer, Servicer
 from semroute_extproc.errors import ConfigError
-from semroute_extproc.events import Sink
+from semroute_extproc.events import Event, Failed, Sink, StreamRefused
 from semroute_extproc.pipeline.pipeline import Pipeline
 from semroute_extproc.policy import plan as policy
 from semroute_extproc.policy.shadow import Shadow
@@ -161,7 +161,7 @@ def make_generation(
     controllers: Controllers | None = None,
     shared: SharedSessions | None = None,
     on_shadow: Callable[[Shadow], None] = lambda _: None,
-) -> Generation:
+) -> ConfigSnapshot:
     """One configuration, ready to decide; raises ConfigError with places.
 
     `policies` are those of `make_policies`, made here if they are not given.
@@ -172,14 +172,14 @@ def make_generation(
     judging = make_judges(loaded, judges)
     pipeline = Pipeline(config, policies, classifier, on_error, judging, controllers, shared, on_shadow)
     default = config.pools[config.default_pool]
-    settings = Settings(
+    settings = ExchangeSettings(
         default_pool=config.default_pool,
         default_cluster=default.cluster,
         body_bytes_max=config.server.body_bytes_max,
         allow_mode_override=config.server.allow_mode_override,
         models=pipeline.catalog.names,
     )
-    return Generation(number, loaded.sha256, settings, pipeline)
+    return ConfigSnapshot(number, loaded.sha256, settings, pipeline)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,12 +226,28 @@ class App:
         self._tracing = _tracing(telemetry.otlp_endpoint)
         if self._tracing:
             sinks.append(self._tracing)
-        servicer = Servicer(lambda: self._generation, sinks, self._metrics)
+        self._sinks = sinks
+        servicer = Servicer(lambda: self._generation, self._emit)
+        self._metrics.inflight.set_function(lambda: servicer.open_streams)
         self._server = GrpcServer(loaded.config.server, servicer, worker.index if worker else 0)
 
     def _on_error(self, request_id: str) -> None:
         self._metrics.errors.inc()
         logger.exception("decision.failed", request_id=request_id)
+
+    def _emit(self, event: Event) -> None:
+        """Send an event to every sink; a telemetry failure never affects a decision."""
+        if isinstance(event, Failed):
+            self._metrics.errors.inc()
+            logger.exception(event.where, request_id=event.request_id)
+        elif isinstance(event, StreamRefused):
+            self._metrics.refused.inc()
+        for sink in self._sinks:
+            try:
+                sink.handle(event)
+            except Exception:
+                self._metrics.errors.inc()
+                logger.exception("telemetry.failed")
 
     def _on_gpu(self, bundle: str, event: str) -> None:
         """Any thread may call; what encodes changes on the event loop alone."""
@@ -245,7 +261,7 @@ class App:
         loaded: config_source.Loaded,
         policies: Mapping[str, policy.Policy],
         shared: SharedSessions | None,
-    ) -> Generation:
+    ) -> ConfigSnapshot:
         return make_generation(
             number,
             loaded,

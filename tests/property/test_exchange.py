@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
-from semroute_extproc.envoy.exchange import Exchange, Settings
+from semroute_extproc.envoy.exchange import Exchange, ExchangeSettings
 from semroute_extproc.outcome import Kind, Outcome
 
 MODE = pb.ProcessingMode
-SETTINGS = Settings("large", "vllm-large", 5_000, True, ("auto",))
+SETTINGS = ExchangeSettings("large", "vllm-large", 5_000, True, ("auto",))
 OUTCOME = Outcome(Kind.ROUTED, "strategy", pool="small", cluster="vllm-small", body=b'{"model":"small"}')
 MODES = st.sampled_from(
     [MODE.NONE, MODE.STREAMED, MODE.BUFFERED, MODE.BUFFERED_PARTIAL, MODE.FULL_DUPLEX_STREAMED]

@@ -112,7 +112,7 @@ def test_a_bomb_is_never_inflated_beyond_the_limit(monkeypatch: pytest.MonkeyPat
     assert Counting.produced == 100_001, "one byte too many tells that there is more"
 
 
-def test_more_members_than_the_bound_are_refused():
+def test_more_gzip_members_than_the_bound_are_refused():
     empty = gzip.compress(b"")
     assert decode_body(empty * bodies.GZIP_MEMBERS_MAX, "gzip", LIMIT) == b""
     with pytest.raises(BadBody, match="members"):
