@@ -100,9 +100,8 @@ class Exchange:
         """Envoy runs us in observability mode: no reply is allowed."""
         self._settings = settings
         self._state = _State.START
-        self._first = True
-        self._mode: int = _Mode.NONE
-        self._response_mode: int = _Mode.NONE
+        self._mode: int | None = None
+        self._response_mode = 0
         self._api = Api.CHAT_COMPLETIONS
         self._pieces: list[bytes] = []
         self._collected = 0
@@ -110,8 +109,7 @@ class Exchange:
 
     def receive(self, message: pb.ProcessingRequest) -> Step:
         """Take one message from Envoy."""
-        if self._first:
-            self._first = False
+        if self._mode is None:
             self._mode = message.protocol_config.request_body_mode
             self._response_mode = message.protocol_config.response_body_mode
         self.observed = self.observed or message.observability_mode
@@ -183,7 +181,8 @@ class Exchange:
             case _State.BODY | _State.HELD, "request_body":
                 return self._body(message.request_body)
             case _State.PASSED, "request_body" if self._duplex:
-                return Step(_echo(kind, message.request_body))
+                piece = message.request_body
+                return Step(replies.pieces(kind, piece.body, piece.end_of_stream))
             case _, "request_body" if self._duplex:
                 return _NOTHING  # a second end of stream, which some versions of Envoy send
             case _State.BODY, "request_trailers":
@@ -192,7 +191,8 @@ class Exchange:
                 self._trailers = True
                 return self._complete()
             case _, "response_body" if self._response_mode == _Mode.FULL_DUPLEX_STREAMED:
-                return Step(_echo(kind, message.response_body))
+                piece = message.response_body
+                return Step(replies.pieces(kind, piece.body, piece.end_of_stream))
             case _:
                 return Step((CONTINUE[kind],))
 
@@ -296,10 +296,6 @@ def read_head(headers: pb.HeaderMap) -> RequestHead:
         elif key == ":path":
             path = value
     return RequestHead(method, path, fields)
-
-
-def _echo(kind: str, message: pb.HttpBody) -> tuple[bytes, ...]:
-    return replies.pieces(kind, message.body, message.end_of_stream)
 
 
 def _unroutable(head: RequestHead) -> Cause | None:
