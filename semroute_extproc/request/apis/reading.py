@@ -16,9 +16,10 @@ from msgspec.json import Decoder
 
 from semroute_extproc.errors import BadBody
 from semroute_extproc.outcome import Cause
-from semroute_extproc.request.reasoning import EFFORTS, KWARGS, TEMPLATE_SWITCHES
+from semroute_extproc.request.reasoning import KWARGS, TEMPLATE_SWITCHES
 from semroute_extproc.request.text import is_written
 from semroute_extproc.request.view import Api, RequestView, Turn
+from semroute_extproc.settings.base import EFFORTS
 
 T = TypeVar("T")
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from semroute_extproc.request.reasoning import EFFORTS, FAMILIES, KWARGS, TEMPLATE_SWITCHES, override, switch
+from semroute_extproc.request.reasoning import FAMILIES, KWARGS, TEMPLATE_SWITCHES, override, switch
 from semroute_extproc.request.view import Api
+from semroute_extproc.settings.base import EFFORTS
 
 CHAT, RESPONSES, MESSAGES = Api.CHAT_COMPLETIONS, Api.RESPONSES, Api.MESSAGES
 DISABLED = {("thinking",): {"type": "disabled"}}
