@@ -56,7 +56,7 @@ _ASCII_PUNCTUATION = bytes(code for code in _ASCII if _PUNCTUATION.match(chr(cod
 
 
 def clip(text: str, limit: int = CLASSIFIED_CHARACTERS_MAX) -> str:
-    """The head and the tail of `text` within `limit` characters; long prompts tend to end with the question."""
+    """The head and the tail of `text` within `limit` characters; questions tend to be at the end."""
     if len(text) <= limit:
         return text
     half = (limit - len(ELISION)) // 2
