@@ -74,20 +74,13 @@ _NOTHING = Step()
 
 
 class _State(enum.Enum):
-    START = enum.auto()
-    """No message of the request direction has come yet."""
-    BODY = enum.auto()
-    """The headers are answered; the body is to come."""
-    HELD = enum.auto()
-    """The headers reply is held while the body is collected."""
-    DECIDING = enum.auto()
-    """The caller has the request."""
-    PASSED = enum.auto()
-    """Passed through at the headers; in full duplex every piece of the body is echoed."""
-    DONE = enum.auto()
-    """Decided, or passed through at the body; later messages are continued."""
-    CLOSED = enum.auto()
-    """We answered the client ourselves; no further reply is allowed."""
+    START = enum.auto()  # no message of the request direction has come yet
+    BODY = enum.auto()  # the headers are answered; the body is to come
+    HELD = enum.auto()  # the headers reply is held while the body is collected
+    DECIDING = enum.auto()  # the caller has the request
+    PASSED = enum.auto()  # passed through at the headers; in full duplex each piece of the body is echoed
+    DONE = enum.auto()  # decided, or passed through at the body; later messages are continued
+    CLOSED = enum.auto()  # we answered the client ourselves; no further reply is allowed
 
 
 class Exchange:
@@ -120,9 +113,8 @@ class Exchange:
 
     def decided(self, outcome: Outcome) -> tuple[bytes, ...]:
         """The replies that carry the outcome of a `Decide`."""
-        written: tuple[bytes, ...]
         if self.observed:
-            written = ()
+            written: tuple[bytes, ...] = ()
         elif outcome.answer is not None:
             written = (replies.immediate(outcome),)
         elif self._duplex:
@@ -155,12 +147,12 @@ class Exchange:
         if kind.startswith("response"):
             return Step((CONTINUE[kind],))
         state = self._state
+        at_headers = kind == "request_headers"
+        self._state = _State.PASSED if at_headers or state is _State.PASSED else _State.DONE
         outcome = self._passthrough(Cause.INTERNAL_ERROR)
         new = None if state in (_State.PASSED, _State.DONE) else outcome
-        if kind == "request_headers":
-            self._state = _State.PASSED
+        if at_headers:
             return Step((replies.headers_reply(outcome),), outcome=new)
-        self._state = _State.PASSED if state is _State.PASSED else _State.DONE
         if self._duplex and state in (_State.HELD, _State.DECIDING):
             body = b"".join(self._pieces)
             self._pieces.clear()
@@ -219,8 +211,7 @@ class Exchange:
 
     def _pass_headers(self, cause: Cause) -> Step:
         outcome = self._passthrough(cause)
-        body_comes = self._mode in (_Mode.BUFFERED, _Mode.BUFFERED_PARTIAL)
-        skip = body_comes and self._settings.allow_mode_override
+        skip = self._settings.allow_mode_override and self._mode in (_Mode.BUFFERED, _Mode.BUFFERED_PARTIAL)
         reply = replies.headers_reply(outcome, self._response_mode if skip else None)
         self._state = _State.PASSED
         return Step((reply,), outcome=outcome)
@@ -280,15 +271,12 @@ def too_large_answer(limit: int, api: Api) -> DirectAnswer:
 
 
 def read_head(headers: pb.HeaderMap) -> RequestHead:
-    """The request's headers; Envoy fills `raw_value`, older versions `value`.
-
-    Repeated headers are joined with a comma (RFC 9110, 5.3).
-    """
+    """The request's headers; repeated ones are joined with a comma (RFC 9110, 5.3)."""
     method = path = ""
     fields: dict[str, str] = {}
     for header in headers.headers[:HEADERS_MAX]:
         key, raw = header.key, header.raw_value  # protobuf builds a new object on every access
-        value = raw.decode("utf-8", "replace") if raw else header.value
+        value = raw.decode("utf-8", "replace") if raw else header.value  # older Envoys fill `value`
         if key[:1] != ":":
             fields[key] = f"{fields[key]}, {value}" if key in fields else value
         elif key == ":method":

@@ -69,9 +69,7 @@ def ask_for_body(response_body_mode: int | None) -> bytes:
 
 def headers_reply(outcome: Outcome, response_body_mode: int | None = None) -> bytes:
     """Decide at the headers; with the response side's mode, Envoy does not send the body at all."""
-    response = pb.ProcessingResponse()
-    _mutate_headers(response.request_headers.response, outcome)
-    _write_metadata(response, outcome)
+    response, _ = _routed("request_headers", outcome)
     if response_body_mode is not None:
         _override(response, _Mode.NONE, response_body_mode)
     return _serialize(response)
@@ -93,13 +91,10 @@ def _plain_body_reply(kind: Kind, cause: Cause, pool: str, cluster: str, model: 
 
 
 def _body_reply(outcome: Outcome) -> bytes:
-    response = pb.ProcessingResponse()
-    common = response.request_body.response
-    _mutate_headers(common, outcome)
+    response, common = _routed("request_body", outcome)
     if outcome.body is not None:
         _set(common.header_mutation, "content-length", str(len(outcome.body)))
         common.body_mutation.body = outcome.body
-    _write_metadata(response, outcome)
     return _serialize(response)
 
 
@@ -108,11 +103,8 @@ def duplex_replies(outcome: Outcome, body: bytes, trailers: bool) -> tuple[bytes
 
     `content-length` is removed: Envoy would keep the client's value and cut the new body there.
     """
-    response = pb.ProcessingResponse()
-    common = response.request_headers.response
-    _mutate_headers(common, outcome)
+    response, common = _routed("request_headers", outcome)
     common.header_mutation.remove_headers.append("content-length")
-    _write_metadata(response, outcome)
     head = _serialize(response)
     new = body if outcome.body is None else outcome.body
     if not trailers:
@@ -171,11 +163,16 @@ def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "semroute"}
 
 
-def _mutate_headers(common: pb.CommonResponse, outcome: Outcome) -> None:
+def _routed(kind: str, outcome: Outcome) -> tuple[pb.ProcessingResponse, pb.CommonResponse]:
+    """A reply that routes: the routing header, the route evaluated again, and the metadata."""
+    response = pb.ProcessingResponse()
+    common: pb.CommonResponse = getattr(response, kind).response
     _set(common.header_mutation, CLUSTER_HEADER, outcome.cluster)
     if outcome.body is not None and outcome.decoded:
         common.header_mutation.remove_headers.append("content-encoding")
     common.clear_route_cache = True
+    _write_metadata(response, outcome)
+    return response, common
 
 
 def _set(mutation: pb.HeaderMutation, key: str, value: str) -> None:

@@ -27,8 +27,8 @@ SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 """Envoy's name of the service; on the wire only the method's path has it."""
 
 MESSAGE_SLACK_BYTES = 128 * 1024
-"""Room in a gRPC message besides the body: headers, attributes, metadata, and the difference between
-Envoy's cap on a body and ours (64 KiB in envoy/envoy.yaml)."""
+"""Room in a gRPC message besides the body: headers, attributes, metadata, and the 64 KiB by which Envoy's
+cap on a body is above ours (envoy/envoy.yaml)."""
 
 HEALTH_RPCS_MAX = 16
 """Calls accepted besides the streams: a busy server must not look dead to Envoy."""
@@ -46,9 +46,9 @@ TRACEPARENT = "traceparent"
 """W3C's header of a trace's parent: Envoy's own in the stream's metadata, the client's in the request."""
 
 GRPC_EXPERIMENTS = "-event_engine_listener"
-"""Makes gRPC's own poller read the sockets instead of an extra pool of threads: a stream then takes
-half the hops between threads, and a third less CPU (docs/performance.md). A gRPC that does not know the
-name logs it on standard error and goes on; the environment variable of the same name overrides it."""
+"""gRPC's own poller reads the sockets instead of an extra thread pool: half the hops between threads and a
+third less CPU per stream (docs/performance.md). A gRPC that does not know the name logs it on standard
+error and goes on; the environment variable of the same name overrides it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +119,16 @@ class Servicer:
     ) -> None:
         """Emit `Decided`; `times` are its last three. A telemetry failure never affects the decision."""
         head = exchange.head
-        started_ns, decided_ns, ended_ns = times
         try:
             parents = [str(value) for key, value in context.invocation_metadata() or () if key == TRACEPARENT]
             if TRACEPARENT in head.headers:
                 parents.append(head.headers[TRACEPARENT])
-            event = Decided(
+        except Exception:
+            self._emit(Failed("telemetry.failed", head.request_id))
+            return
+        started_ns, decided_ns, ended_ns = times
+        self._emit(
+            Decided(
                 outcome=outcome,
                 request_id=head.request_id,
                 path=head.bare_path,
@@ -134,10 +138,7 @@ class Servicer:
                 ended_ns=ended_ns,
                 observed=exchange.observed,
             )
-        except Exception:
-            self._emit(Failed("telemetry.failed", head.request_id))
-        else:
-            self._emit(event)
+        )
 
 
 class GrpcServer:
