@@ -91,12 +91,12 @@ paths = st.lists(st.sampled_from(KEYS), min_size=1, max_size=3).map(tuple)
 
 
 def last_values(target: Object) -> dict[str, str]:
-    """Every key to its last value, as text; in the order in which the keys first come."""
+    """Every key to its last value, as text, in the order of first occurrence."""
     return {m.name: str(m.value) for m in target.members}
 
 
 def members_of(text: bytes) -> dict[str, str]:
-    """Every key of an object to its value as it is spelled, by a decoder that this project does not use."""
+    """Every key of an object to its value as spelled, read by a decoder that the project does not use."""
     text_ = text.decode()
     found: dict[str, str] = {}
     position, decoder = 1, json.JSONDecoder()
@@ -154,7 +154,7 @@ def test_a_json_parser_sees_the_new_value_at_the_path(body: Object, path: tuple[
 
 @given(body=bodies)
 def test_of_a_duplicate_key_the_last_value_stays(body: Object):
-    """The one that vLLM takes, and that the router read."""
+    """vLLM takes the last one, and the router reads it."""
     edited = set_members(str(body).encode(), {("model",): 1})
     assert repr(json.loads(edited)) == repr({**json.loads(str(body)), "model": 1})
 

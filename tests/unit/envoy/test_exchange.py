@@ -1,4 +1,4 @@
-"""One stream, message by message: what may be answered, and when."""
+"""One stream, message by message: which replies are allowed, and when."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ async def test_a_stream_that_is_cancelled_while_it_is_decided_frees_its_place(tm
 
 
 class Context:
-    """Envoy's side of one stream, by hand: its messages, and what happens at a write."""
+    """Envoy's side of one stream: its messages, and a function for its writes."""
 
     def __init__(self, write: Callable[[bytes], Awaitable[None]], *messages: pb.ProcessingRequest) -> None:
         self._messages = [*messages, grpc.aio.EOF]
@@ -305,7 +305,7 @@ async def test_a_server_with_all_its_streams_in_use_is_not_dead(tmp_path: Path) 
 
 
 async def test_a_chunked_body_between_our_cap_and_envoys_is_refused_by_us(tmp_path: Path) -> None:
-    """Over gRPC's own limit it would be an error of the stream, and the request would fail open."""
+    """A body over gRPC's own limit is an error of the stream, and the request would fail open."""
     async with running(tmp_path) as subject:
         call = subject.process()
         await call.write(headers())

@@ -88,7 +88,7 @@ def test_the_limit_holds_for_all_members_together():
 
 
 class Counting:
-    """A zlib decompressor that counts what it gives out."""
+    """A zlib decompressor that counts its output."""
 
     produced = 0
 
