@@ -40,11 +40,11 @@ NOT_USED_BUT_NEW = {
     "HttpBody.drain_complete = 5": "the end of a drain, which the server never asks for",
     "StreamedBodyResponse.drain_complete = 5": "the end of a drain, which the server never asks for",
 }
-"""Fields of Envoy 1.40 that xds-protos lacks or has under another number, and that this server does not use."""
+"""Fields of Envoy 1.40 that xds-protos lacks or numbers differently, and that this server does not use."""
 
 
 def unknown_to_xds() -> set[str]:
-    """Return the sentences for these fields: a new field's name and number are reserved here and absent there."""
+    """Return the sentences for these fields: name and number are reserved here and absent there."""
     sentences = {"ProcessingResponse.request_drain = 11 is left out"}
     for field in NOT_USED_BUT_NEW:
         message, name, number = re.split(r"\.| = ", field)
