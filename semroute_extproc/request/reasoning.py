@@ -52,21 +52,16 @@ class Family:
 FAMILIES: Mapping[str, Family] = {
     # The template has on and off only.
     "qwen3": Family("Qwen3 with both modes", "yes", "enable_thinking", on=True),
-    # tokenizers/deepseek_v32.py
-    "deepseek-v3": Family("DeepSeek V3.1 and V3.2", "no", "thinking", on=True),
+    "deepseek-v3": Family("DeepSeek V3.1 and V3.2", "no", "thinking", on=True),  # tokenizers/deepseek_v32.py
     # tokenizers/deepseek_v4.py maps the efforts to low, high and max itself.
     "deepseek-v4": Family("DeepSeek V4", "yes", "thinking", efforts={}),
     # Harmony (harmony_utils.get_system_message) refuses other efforts with 400 and has no off switch.
     "gpt-oss": Family("gpt-oss", "always", efforts=_HARMONY),
     "granite-3": Family("Granite 3.2", "no", "thinking", on=True),
-    # parser/granite_thinking.py
-    "granite-4": Family("Granite 4.2", "yes", "enable_thinking", on=True),
-    # parser/glm47_moe.py
-    "glm-4.5": Family("GLM-4.5 and later", "yes", "enable_thinking", on=True),
-    # parser/gemma4.py
-    "gemma-4": Family("Gemma 4", "no", "enable_thinking", on=True),
-    # DeepSeekV3ReasoningWithThinkingParser
-    "holo2": Family("Holo2", "yes", "thinking", on=True),
+    "granite-4": Family("Granite 4.2", "yes", "enable_thinking", on=True),  # parser/granite_thinking.py
+    "glm-4.5": Family("GLM-4.5 and later", "yes", "enable_thinking", on=True),  # parser/glm47_moe.py
+    "gemma-4": Family("Gemma 4", "no", "enable_thinking", on=True),  # parser/gemma4.py
+    "holo2": Family("Holo2", "yes", "thinking", on=True),  # DeepSeekV3ReasoningWithThinkingParser
     # renderers/kimi_k3.py refuses efforts other than low, high and max.
     "kimi-k3": Family("Kimi K3", "yes", "thinking", efforts=_KIMI_K3),
     # minimax_m3_reasoning_parser.py; the template also has "adaptive".
