@@ -29,6 +29,7 @@ REPLIES_MAX = 256
 """Cached replies to requests that needed no decision; a pool's name and a cause make one."""
 
 _Mode = pb.ProcessingMode
+_OVERWRITE = pb.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 
 
 def _serialize(response: pb.ProcessingResponse) -> bytes:
@@ -179,7 +180,7 @@ def _set(mutation: pb.HeaderMutation, key: str, value: str) -> None:
     option = mutation.set_headers.add()
     option.header.key = key
     option.header.raw_value = value.encode("ascii")
-    option.append_action = pb.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
+    option.append_action = _OVERWRITE
 
 
 def _override(response: pb.ProcessingResponse, request_body: int, response_body: int) -> None:
