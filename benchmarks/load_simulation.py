@@ -34,7 +34,7 @@ from semroute_extproc.config.models import Config
 from semroute_extproc.encoder import bundle
 from semroute_extproc.encoder.signals import Signals
 from semroute_extproc.policy import plan as policy
-from semroute_extproc.policy.context import Facts
+from semroute_extproc.policy.context import RoutingContext
 from semroute_extproc.request.view import Api, RequestHead, RequestView, Turn
 from semroute_extproc.state.controllers import Controllers
 from semroute_extproc.state.pool_metrics import INTERVAL_SECONDS
@@ -217,7 +217,7 @@ def simulate(scenario: Scenario, config: Config, seed: int) -> tuple[list[Reques
     return requests, looks
 
 
-def facts_of(request: Request, number: int, controllers: Controllers, now: float) -> Facts:
+def facts_of(request: Request, number: int, controllers: Controllers, now: float) -> RoutingContext:
     """What the policy would know of a request."""
     signals = Signals(
         domain="other",
@@ -231,7 +231,7 @@ def facts_of(request: Request, number: int, controllers: Controllers, now: float
         task="",
         task_probs={},
     )
-    return Facts(
+    return RoutingContext(
         head=RequestHead("POST", "/v1/chat/completions", {"x-request-id": f"r{number}"}),
         view=RequestView(Api.CHAT_COMPLETIONS, "auto", (Turn("user", "hi"),)),
         language="en",

@@ -34,19 +34,23 @@ from rich.console import Console
 from rich.table import Table
 from semroute_bench import machine
 
-from semroute_extproc.config.models import Config, JudgeStrategy
+from semroute_extproc.config.models import Config
 from semroute_extproc.encoder import bundle
 from semroute_extproc.encoder.signals import Signals
 from semroute_extproc.policy import plan as policy
 from semroute_extproc.policy.constraints import candidates
-from semroute_extproc.policy.context import Candidates, Decision, Facts
+from semroute_extproc.policy.context import Candidates, Decision, RoutingContext
 from semroute_extproc.policy.stickiness import holding, keeps
 from semroute_extproc.request.view import Api, RequestHead, RequestView, Turn
 from semroute_extproc.state.controllers import Controllers
-from semroute_extproc.strategies.artifacts import Clusters, Factorization, Manifest, Similarity
-from semroute_extproc.strategies.judging.client import Judge
+from semroute_extproc.strategies.artifact import ArtifactManifest
+from semroute_extproc.strategies.clusters import ClustersArtifact
+from semroute_extproc.strategies.factorization import FactorizationArtifact
+from semroute_extproc.strategies.judge import JudgeSettings
+from semroute_extproc.strategies.judge_client import JudgeClient
 from semroute_extproc.strategies.profiles import Profile
 from semroute_extproc.strategies.registry import Material, Strategy, compile_strategies
+from semroute_extproc.strategies.similarity import SimilarityArtifact
 from semroute_extproc.strategies.weighted import Canary
 
 D = 384
@@ -80,9 +84,9 @@ def rows(n: int, d: int) -> Any:
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
-def manifest(kind: Any, own: bundle.Manifest) -> Manifest:
+def manifest(kind: Any, own: bundle.Manifest) -> ArtifactManifest:
     """That of an artifact fitted on the shipped bundle."""
-    return Manifest(kind=kind, bundle=own.name, revision=own.revision, dimensions=D, rows=0)
+    return ArtifactManifest(kind=kind, bundle=own.name, revision=own.revision, dimensions=D, rows=0)
 
 
 def build(own: bundle.Manifest, judge_url: str) -> tuple[Config, Material, dict[str, str]]:
@@ -122,10 +126,10 @@ def build(own: bundle.Manifest, judge_url: str) -> tuple[Config, Material, dict[
         wins = RNG.random(n).astype(np.float32)
         basis = None if axes is None else rows(axes, D)
         stored = rows(n, axes or D)
-        artifacts[name] = Similarity(
+        artifacts[name] = SimilarityArtifact(
             manifest("similarity", own), stored, basis, wins, 10.0, neighbours, QUANTILES
         )
-    artifacts["factorization"] = Factorization(
+    artifacts["factorization"] = FactorizationArtifact(
         manifest("factorization", own),
         ("large", "small"),
         rows(2, 32),
@@ -134,8 +138,10 @@ def build(own: bundle.Manifest, judge_url: str) -> tuple[Config, Material, dict[
         QUANTILES,
     )
     names = tuple(map(str, range(100)))
-    hard = Clusters(manifest("clusters", own), rows(100, D), None, names, 5)
-    soft = Clusters(manifest("clusters", own), rows(20, D), np.zeros(20, dtype=np.float32), names[:20])
+    hard = ClustersArtifact(manifest("clusters", own), rows(100, D), None, names, 5)
+    soft = ClustersArtifact(
+        manifest("clusters", own), rows(20, D), np.zeros(20, dtype=np.float32), names[:20]
+    )
     profiles = {}
     for name, artifact in (
         ("clusters, 5 x 20, 3 pools", hard),
@@ -172,7 +178,7 @@ def slug(name: str) -> str:
     return re.sub("[^A-Za-z0-9]+", "-", name)
 
 
-def facts(own: bundle.Manifest, x: Any) -> Facts:
+def facts(own: bundle.Manifest, x: Any) -> RoutingContext:
     """A request whose text was read."""
     labels = own.domain.labels
     signals = Signals(
@@ -189,7 +195,7 @@ def facts(own: bundle.Manifest, x: Any) -> Facts:
     )
     view = RequestView(Api.CHAT_COMPLETIONS, "auto", TURNS)
     head = RequestHead("POST", "/", {"x-request-id": str(RNG.integers(1 << 60))})
-    return Facts(head, view, "en", 300, signals=signals)
+    return RoutingContext(head, view, "en", 300, signals=signals)
 
 
 TURNS = tuple(
@@ -221,7 +227,7 @@ def serve(found: Connection) -> None:
     asyncio.run(run())
 
 
-Row = Callable[[Facts, int], Any]
+Row = Callable[[RoutingContext, int], Any]
 """Makes one choice for some facts in a round, or gives the coroutine that does."""
 
 
@@ -235,10 +241,10 @@ def choosing(strategy: Strategy | Canary, among: Candidates) -> Row:
 def conversing(strategy: Strategy, name: str, controllers: Controllers, among: Candidates) -> Row:
     """A choice held against the conversation's pool, as the policy does, and what is left for the next."""
     began = RequestView(Api.CHAT_COMPLETIONS, "auto", TURNS[:2])
-    first = Facts(RequestHead("POST", "/"), began, "en", 300)
+    first = RoutingContext(RequestHead("POST", "/"), began, "en", 300)
     controllers.decided(first, Decision("small", ""), controllers.keys(first.head, began).keep, 0.0)
 
-    def choose(query: Facts, number: int) -> None:
+    def choose(query: RoutingContext, number: int) -> None:
         now = float(number)
         keys = controllers.keys(query.head, query.view)
         before = dataclasses.replace(query, held=controllers.held(keys.find, None, query.view, now))
@@ -251,10 +257,10 @@ def conversing(strategy: Strategy, name: str, controllers: Controllers, among: C
     return choose
 
 
-def judging(strategy: Strategy, judge: Judge, among: Candidates, result: str) -> Row:
+def judging(strategy: Strategy, judge: JudgeClient, among: Candidates, result: str) -> Row:
     """A question and the choice by its answer: a new text each round, or one the judge knows."""
 
-    async def choose(query: Facts, number: int) -> None:
+    async def choose(query: RoutingContext, number: int) -> None:
         text = f"Question {number if result == 'ok' else 0}. " + "Why is it so? " * 20
         said = await judge.ask(text, asyncio.get_running_loop().time() + QUESTION_SECONDS)
         assert said.result == result or number == 0, said
@@ -276,9 +282,9 @@ async def measure(rounds: int, judge_url: str) -> dict[str, Any]:
     threshold, settings = strategies["threshold"], config.strategies["judge"]
     assert not isinstance(threshold, Canary)
     assert not isinstance(strategies["judge"], Canary)
-    assert isinstance(settings, JudgeStrategy)
+    assert isinstance(settings, JudgeSettings)
     table[SESSION] = conversing(threshold, "threshold", Controllers(config, b"key"), among)
-    judges = {JUDGE: Judge("judge", settings), REMEMBERED: Judge("judge", settings)}
+    judges = {JUDGE: JudgeClient("judge", settings), REMEMBERED: JudgeClient("judge", settings)}
     for label, result in ((JUDGE, "ok"), (REMEMBERED, "cache")):
         table[label] = judging(strategies["judge"], judges[label], among, result)
     times: dict[str, list[float]] = {label: [] for label in table}

@@ -17,12 +17,12 @@ import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
-from semroute_extproc.config.models import Server
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
 from semroute_extproc.envoy.exchange import Exchange, Settings, Step
 from semroute_extproc.events import Decided, Sink
 from semroute_extproc.outcome import Outcome
 from semroute_extproc.pipeline.pipeline import Pipeline
+from semroute_extproc.settings.process import Server
 from semroute_extproc.telemetry.prom import PrometheusSink
 
 SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"

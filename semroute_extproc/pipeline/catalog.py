@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from semroute_extproc.config.models import Config, Pool, VirtualModel
+from semroute_extproc.config.models import Config
+from semroute_extproc.settings.pools import Pool, VirtualModel
 
 
 class Catalog:

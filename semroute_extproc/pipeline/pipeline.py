@@ -15,7 +15,7 @@ from time import perf_counter
 
 import msgspec
 
-from semroute_extproc.config import models as config
+from semroute_extproc.config.models import Config
 from semroute_extproc.encoder.classifier import Classifier
 from semroute_extproc.envoy import replies as mutations
 from semroute_extproc.envoy.exchange import Decide, too_large_answer
@@ -24,7 +24,8 @@ from semroute_extproc.outcome import Answer, Cause, Kind, Outcome, Stage
 from semroute_extproc.pipeline.catalog import Catalog
 from semroute_extproc.pipeline.shadows import Shadows
 from semroute_extproc.policy.constraints import NoCandidate
-from semroute_extproc.policy.context import Decision, Facts, JudgeWanted
+from semroute_extproc.policy.context import Decision, JudgeWanted, RoutingContext
+from semroute_extproc.policy.draw import draw_id, drawn
 from semroute_extproc.policy.plan import Policy, Tried
 from semroute_extproc.policy.shadow import Shadow
 from semroute_extproc.request import apis, edits, reasoning
@@ -32,11 +33,11 @@ from semroute_extproc.request.encoding import decode_body
 from semroute_extproc.request.language import language_of
 from semroute_extproc.request.text import classified_text, estimate_tokens
 from semroute_extproc.request.view import Api, RequestHead, RequestView
+from semroute_extproc.settings.pools import VirtualModel
 from semroute_extproc.state.controllers import Controllers, home
 from semroute_extproc.state.sessions import NO_KEYS
 from semroute_extproc.state.shared_sessions import SharedSessions
-from semroute_extproc.strategies.judging.client import Judge
-from semroute_extproc.strategies.weighted import draw_id, drawn
+from semroute_extproc.strategies.judge_client import JudgeClient
 
 QUALITY_HEADER = "x-semroute-quality"
 """The client's trade-off for one request, 0 (cheapest) to 1 (best); anything else is ignored."""
@@ -76,11 +77,11 @@ class Pipeline:
 
     def __init__(
         self,
-        settings: config.Config,
+        settings: Config,
         policies: Mapping[str, Policy],
         classifier: Classifier,
         on_error: Callable[[str], None],
-        judges: Mapping[str, Judge] | None = None,
+        judges: Mapping[str, JudgeClient] | None = None,
         controllers: Controllers | None = None,
         shared: SharedSessions | None = None,
         on_shadow: Callable[[Shadow], None] = lambda _: None,
@@ -175,7 +176,9 @@ class Pipeline:
             outcome = msgspec.structs.replace(outcome, session=session, shadows=shadows)
         return outcome
 
-    async def _moment(self, facts: Facts, controllers: Controllers, key: str, deadline: float) -> Facts:
+    async def _moment(
+        self, facts: RoutingContext, controllers: Controllers, key: str, deadline: float
+    ) -> RoutingContext:
         """The facts with what the controllers know of the moment and of the conversation."""
         shared = await self._shared.find(key, deadline) if key and self._shared is not None else ""
         now = asyncio.get_running_loop().time()
@@ -186,7 +189,7 @@ class Pipeline:
         self,
         request: Decide,
         body: bytes,
-        facts: Facts,
+        facts: RoutingContext,
         decision: Decision,
         name: str,
         text: str,
@@ -264,10 +267,10 @@ class Pipeline:
         )
 
 
-def _facts(head: RequestHead, view: RequestView, text: str, virtual: config.VirtualModel) -> Facts:
+def _facts(head: RequestHead, view: RequestView, text: str, virtual: VirtualModel) -> RoutingContext:
     language = language_of(text)
     asked = _quality(head.headers.get(QUALITY_HEADER, ""))
-    return Facts(
+    return RoutingContext(
         head=head,
         view=view,
         language=language,
@@ -283,7 +286,7 @@ def _cause(decision: Decision) -> Cause:
     return Cause.STRATEGY if decision.strategy else Cause.POOL
 
 
-def _policy_of(model: str, virtual: config.VirtualModel, facts: Facts) -> str:
+def _policy_of(model: str, virtual: VirtualModel, facts: RoutingContext) -> str:
     """The policy that decides: a canary's share of the requests goes to it."""
     if not virtual.canary:
         return virtual.policy

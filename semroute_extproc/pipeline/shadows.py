@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 
-from semroute_extproc.config import models as config
+from semroute_extproc.config.models import Config
 from semroute_extproc.encoder.classifier import Classifier
 from semroute_extproc.errors import EncoderUnavailable
-from semroute_extproc.policy.context import Decision, Facts, JudgeWanted
+from semroute_extproc.policy.context import Decision, JudgeWanted, RoutingContext
+from semroute_extproc.policy.draw import draw_id, unit_interval
 from semroute_extproc.policy.plan import Policy
 from semroute_extproc.policy.shadow import Agreement, Shadow, compare
-from semroute_extproc.strategies.judging.client import Judge
-from semroute_extproc.strategies.weighted import draw_id, unit_interval
+from semroute_extproc.strategies.judge_client import JudgeClient
 
 PASSES_MAX = 32
 """Encoder passes for shadows alone that may be under way; more are left out, and stay undecided."""
@@ -23,9 +23,9 @@ class Shadows:
 
     def __init__(
         self,
-        settings: config.Config,
+        settings: Config,
         policies: Mapping[str, Policy],
-        judges: Mapping[str, Judge],
+        judges: Mapping[str, JudgeClient],
         classifier: Classifier,
         on_error: Callable[[str], None],
         tell: Callable[[Shadow], None],
@@ -39,7 +39,7 @@ class Shadows:
         self._tell = tell
         self._passes: set[asyncio.Task[None]] = set()
 
-    def beside(self, name: str, facts: Facts, live: Decision, text: str) -> tuple[Shadow, ...]:
+    def beside(self, name: str, facts: RoutingContext, live: Decision, text: str) -> tuple[Shadow, ...]:
         """What the shadows of the policy `name` say, from what the live decision was made of.
 
         A shadow that lacks signals or a judgement is undecided, unless the request is in the share that
@@ -62,18 +62,18 @@ class Shadows:
         pass_.add_done_callback(self._passes.discard)
         return tuple(shadow for shadow in shadows if shadow.shadow not in undecided)
 
-    def _ask(self, name: str, shadow: str, facts: Facts, live: Decision) -> Shadow:
+    def _ask(self, name: str, shadow: str, facts: RoutingContext, live: Decision) -> Shadow:
         def failed() -> None:
             self._on_error(facts.head.request_id)
 
-        def decide(facts: Facts) -> Decision | None:
+        def decide(facts: RoutingContext) -> Decision | None:
             decision = self._policies[shadow].decide(facts)
             return decision if isinstance(decision, Decision) else None
 
         return compare(name, shadow, decide, facts, live, failed)
 
     async def _ask_later(
-        self, name: str, shadows: list[str], facts: Facts, live: Decision, text: str
+        self, name: str, shadows: list[str], facts: RoutingContext, live: Decision, text: str
     ) -> None:
         deadline = asyncio.get_running_loop().time() + self._config.server.deadline_ms / 1e3
         # Without signals they stay undecided: a shadow has no fallback of its own.
@@ -88,7 +88,7 @@ class Shadows:
             judged = await self._judged(shadow, facts, text, deadline)
             self._tell(self._ask(name, shadow, judged, live))
 
-    async def _judged(self, shadow: str, facts: Facts, text: str, deadline: float) -> Facts:
+    async def _judged(self, shadow: str, facts: RoutingContext, text: str, deadline: float) -> RoutingContext:
         """The facts with a judgement, if that is what a shadow wants."""
         try:
             wanted = self._policies[shadow].decide(facts)

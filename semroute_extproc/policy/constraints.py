@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from semroute_extproc.config.models import Pool
-from semroute_extproc.policy.context import Candidates, Facts
+from semroute_extproc.policy.context import Candidates, RoutingContext
+from semroute_extproc.settings.pools import Pool
 
 
 class NoCandidate(Exception):
@@ -20,7 +20,7 @@ class NoCandidate(Exception):
         super().__init__("no pool can serve this request: it needs " + " and ".join(wanted))
 
 
-def candidates(pools: Mapping[str, Pool], default_pool: str, facts: Facts) -> Candidates:
+def candidates(pools: Mapping[str, Pool], default_pool: str, facts: RoutingContext) -> Candidates:
     """The pools of `pools` that could answer; raises NoCandidate if there is none."""
     kept: dict[str, Pool] = {}
     excluded: dict[str, str] = {}
@@ -35,7 +35,7 @@ def candidates(pools: Mapping[str, Pool], default_pool: str, facts: Facts) -> Ca
     return Candidates(kept, excluded)
 
 
-def _missing(pool: Pool, facts: Facts) -> str:
+def _missing(pool: Pool, facts: RoutingContext) -> str:
     """What the request needs and the pool lacks, in words; empty if nothing."""
     view = facts.view
     if view.api not in pool.apis:

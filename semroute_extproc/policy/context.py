@@ -9,11 +9,13 @@ import dataclasses
 import enum
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from semroute_extproc.config.models import Effort, Pool
 from semroute_extproc.encoder.signals import Signals
 from semroute_extproc.outcome import Cause
 from semroute_extproc.request.view import RequestHead, RequestView
+from semroute_extproc.settings.base import Effort
+from semroute_extproc.settings.pools import Pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ class JudgeWanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class RoutingContext:
     """Everything known of one request when it is decided."""
 
     head: RequestHead
@@ -87,25 +89,25 @@ class Facts:
     conditions: Conditions = field(default_factory=Conditions)
     judgements: Mapping[str, Judgement] = field(default_factory=dict)
     """Strategy to what its judge said, where it was asked."""
-    leaning: float = 0.0
+    bias: float = 0.0
     """`conditions.leaning` of the strategy that is asked; the policy fills it in."""
     held: Held | None = None
     """The pool the conversation is in, if it is known."""
 
     @property
-    def promised(self) -> bool:
-        """The trade-off asked for is one of its ends: that is a promise, whatever the score."""
+    def hard_preference(self) -> bool:
+        """The trade-off asked for is one of its ends, which holds whatever the score."""
         return self.quality is not None and not 0.0 < self.quality < 1.0
 
-    def with_signals(self, signals: Signals) -> Facts:
+    def with_signals(self, signals: Signals) -> RoutingContext:
         """The same facts with the encoder's signals."""
         return dataclasses.replace(self, signals=signals)
 
-    def with_judgement(self, strategy: str, judgement: Judgement) -> Facts:
+    def with_judgement(self, strategy: str, judgement: Judgement) -> RoutingContext:
         """The same facts with what a strategy's judge said."""
         return dataclasses.replace(self, judgements={**self.judgements, strategy: judgement})
 
-    def with_fallback(self, reason: Cause) -> Facts:
+    def with_fallback(self, reason: Cause) -> RoutingContext:
         """The same facts, and no signals will come."""
         return dataclasses.replace(self, fallback=reason)
 
@@ -181,3 +183,19 @@ class Decision:
     canary: str = ""
     """The strategy that drew `strategy` by weight."""
     trace: tuple[TraceStep, ...] = ()
+
+
+class Strategy(Protocol):
+    """Picks one of the pools that could answer."""
+
+    needs_signals: bool
+    hard_preferences: bool
+    """It knows the cheapest and the best pool: a quality of 0 or 1 holds even without signals."""
+
+    def wants_judgement(self, context: RoutingContext) -> bool:
+        """Whether a judge must be asked before it can choose."""
+        ...
+
+    def choose(self, context: RoutingContext, candidates: Candidates) -> Choice:
+        """The pool and why; `context.signals` is there if `needs_signals`, except for a hard preference."""
+        ...

@@ -6,8 +6,9 @@ follows the calibrated difficulty, band by band.
 
 from __future__ import annotations
 
-from semroute_extproc.config.models import Effort, Reasoning
-from semroute_extproc.policy.context import Facts
+from semroute_extproc.policy.context import RoutingContext
+from semroute_extproc.settings.base import Effort
+from semroute_extproc.settings.policies import Reasoning
 
 
 def needs_signals(reasoning: Reasoning | None) -> bool:
@@ -15,7 +16,7 @@ def needs_signals(reasoning: Reasoning | None) -> bool:
     return reasoning is not None and reasoning.bands is not None
 
 
-def effort_of(reasoning: Reasoning, facts: Facts) -> tuple[Effort | None, str]:
+def effort_of(reasoning: Reasoning, facts: RoutingContext) -> tuple[Effort | None, str]:
     """The effort to ask for, and in words why.
 
     A text that the bundle does not know counts as the hardest. None if bands are asked for and

@@ -24,16 +24,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from semroute_extproc.config import models as cfg
-from semroute_extproc.encoder.bundle import Manifest
 from semroute_extproc.policy import effort
 from semroute_extproc.policy.constraints import candidates as candidates_of
-from semroute_extproc.policy.context import Candidates, Choice, Decision, Facts, Held, JudgeWanted, TraceStep
+from semroute_extproc.policy.context import (
+    Candidates,
+    Choice,
+    Decision,
+    Held,
+    JudgeWanted,
+    RoutingContext,
+    Strategy,
+    TraceStep,
+)
 from semroute_extproc.policy.rules import CompiledRule, RuleError
 from semroute_extproc.policy.stickiness import holding, keeps
-from semroute_extproc.strategies.judge import Judge
-from semroute_extproc.strategies.registry import NO_MATERIAL, Material, Strategy, compile_strategies
-from semroute_extproc.strategies.weighted import Canary
+from semroute_extproc.settings.base import Problem
+from semroute_extproc.settings.policies import PolicySettings, Reasoning, Target
+from semroute_extproc.settings.pools import Pool
 
 Tried = dict[str, tuple[bool, str]]
 """Rule to whether it applied, and in words why or why not."""
@@ -44,18 +51,19 @@ class Policy:
 
     def __init__(
         self,
-        config: cfg.Config,
+        pools: Mapping[str, Pool],
+        default_pool: str,
         rules: list[CompiledRule],
-        otherwise: cfg.Target,
-        strategies: Mapping[str, Strategy | Canary],
+        otherwise: Target,
+        strategies: Mapping[str, Strategy],
     ) -> None:
-        self._pools = config.pools
-        self._default_pool = config.default_pool
+        self._pools = pools
+        self._default_pool = default_pool
         self._rules = rules
         self._otherwise = otherwise
         self._strategies = strategies
 
-    def decide(self, facts: Facts, tried: Tried | None = None) -> Decision | JudgeWanted | None:
+    def decide(self, facts: RoutingContext, tried: Tried | None = None) -> Decision | JudgeWanted | None:
         """The decision; None if it takes signals that `facts` does not have yet, JudgeWanted if it takes
         a judgement.
 
@@ -84,7 +92,12 @@ class Policy:
         return self._to(self._otherwise, facts, candidates, trace)
 
     def _to(
-        self, target: cfg.Target, facts: Facts, candidates: Candidates, trace: list[TraceStep], rule: str = ""
+        self,
+        target: Target,
+        facts: RoutingContext,
+        candidates: Candidates,
+        trace: list[TraceStep],
+        rule: str = "",
     ) -> Decision | JudgeWanted | None:
         if effort.needs_signals(target.reasoning) and facts.signals is None and not facts.fallback:
             return None
@@ -105,15 +118,10 @@ class Policy:
         return dataclasses.replace(decision, rule=rule, fallback=facts.fallback, trace=tuple(trace))
 
     def _by_strategy(
-        self, name: str, facts: Facts, candidates: Candidates, trace: list[TraceStep]
+        self, name: str, facts: RoutingContext, candidates: Candidates, trace: list[TraceStep]
     ) -> Decision | JudgeWanted | None:
         """What a strategy decides: a canary draws it, a conversation's pool may stand in its way."""
         strategy, canary = self._strategies[name], ""
-        if isinstance(strategy, Canary):
-            canary, name = name, strategy.draw(facts)
-            trace.append(TraceStep("canary", canary, name))
-            strategy = self._strategies[name]
-            assert not isinstance(strategy, Canary), "a canary of canaries passed the check. This is a bug."
         held = holding(facts, name, canary, candidates) if facts.held is not None else None
         if held is not None and held.lock:
             reason = f"conversation stays in {held.pool}: {held.lock}"
@@ -123,15 +131,15 @@ class Policy:
             if not facts.fallback:
                 return None
             trace.append(TraceStep("strategy", name, f"no signals: {facts.fallback}"))
-            if not (facts.promised and strategy.promises):
+            if not (facts.hard_preference and strategy.hard_preferences):
                 return self._fallback(name, facts, candidates, canary)
-        if isinstance(strategy, Judge) and strategy.wants(facts):
+        if strategy.wants_judgement(facts):
             return JudgeWanted(name)
         if facts.conditions.leaning:
-            facts = dataclasses.replace(facts, leaning=facts.conditions.leaning.get(name, 0.0))
+            facts = dataclasses.replace(facts, bias=facts.conditions.leaning.get(name, 0.0))
         return self._chosen(name, strategy, facts, candidates, held, canary, trace)
 
-    def _fallback(self, name: str, facts: Facts, candidates: Candidates, canary: str) -> Decision:
+    def _fallback(self, name: str, facts: RoutingContext, candidates: Candidates, canary: str) -> Decision:
         pool, reason = candidates.first_of(self._default_pool), f"fallback: {facts.fallback}"
         return Decision(pool, reason, strategy=name, fallback=facts.fallback, canary=canary)
 
@@ -139,7 +147,7 @@ class Policy:
         self,
         name: str,
         strategy: Strategy,
-        facts: Facts,
+        facts: RoutingContext,
         candidates: Candidates,
         held: Held | None,
         canary: str,
@@ -176,7 +184,7 @@ class Policy:
 
 
 def _with_reasoning(
-    reasoning: cfg.Reasoning, facts: Facts, decision: Decision, trace: list[TraceStep]
+    reasoning: Reasoning, facts: RoutingContext, decision: Decision, trace: list[TraceStep]
 ) -> Decision:
     wanted, why = effort.effort_of(reasoning, facts)
     trace.append(TraceStep("reasoning", wanted or "unchanged", why))
@@ -194,7 +202,7 @@ def _available(choice: Choice, candidates: Candidates) -> tuple[str, str]:
     return pool, f"{choice.reason}, but {choice.pool} lacks {candidates.excluded[choice.pool]}"
 
 
-def _evaluate(compiled: CompiledRule, facts: Facts, candidates: Candidates) -> tuple[bool, str]:
+def _evaluate(compiled: CompiledRule, facts: RoutingContext, candidates: Candidates) -> tuple[bool, str]:
     """Whether the rule applies, and in words why or why not."""
     try:
         matched = compiled.matches(facts)
@@ -209,20 +217,20 @@ def _evaluate(compiled: CompiledRule, facts: Facts, candidates: Candidates) -> t
 
 
 def build(
-    config: cfg.Config, manifest: Manifest, material: Material = NO_MATERIAL
-) -> tuple[dict[str, Policy], list[cfg.Problem]]:
-    """Compile every policy of `config` against a bundle; problems come with their places.
-
-    `material` is what the strategies' files hold; see `strategy_files`.
-    """
-    strategies, problems = compile_strategies(config, manifest, material)
-    policies: dict[str, Policy] = {}
-    for name, policy in config.policies.items():
+    pools: Mapping[str, Pool],
+    default_pool: str,
+    policies: Mapping[str, PolicySettings],
+    strategies: Mapping[str, Strategy],
+) -> tuple[dict[str, Policy], list[Problem]]:
+    """Compile every policy; problems come with their places."""
+    found: dict[str, Policy] = {}
+    problems: list[Problem] = []
+    for name, policy in policies.items():
         rules: list[CompiledRule] = []
         for index, rule in enumerate(policy.rules):
             try:
                 rules.append(CompiledRule(rule))
             except RuleError as error:
-                problems.append(cfg.Problem(("policies", name, "rules", index, "when"), str(error)))
-        policies[name] = Policy(config, rules, policy.otherwise, strategies)
-    return policies, problems
+                problems.append(Problem(("policies", name, "rules", index, "when"), str(error)))
+        found[name] = Policy(pools, default_pool, rules, policy.otherwise, strategies)
+    return found, problems

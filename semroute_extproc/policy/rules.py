@@ -12,11 +12,12 @@ from typing import Any
 
 import cel
 
-from semroute_extproc.config.models import Rule, did_you_mean
 from semroute_extproc.encoder.signals import Signals
-from semroute_extproc.policy.context import Facts
+from semroute_extproc.policy.context import RoutingContext
+from semroute_extproc.settings.base import did_you_mean
+from semroute_extproc.settings.policies import Rule
 
-REQUEST_FACTS: Mapping[str, tuple[str, Callable[[Facts], Any]]] = {
+REQUEST_FACTS: Mapping[str, tuple[str, Callable[[RoutingContext], Any]]] = {
     "api": (
         "API: chat_completions, completions, responses, messages, embeddings",
         lambda f: f.view.api.value,
@@ -85,7 +86,7 @@ class CompiledRule:
         """The condition names a fact that only the encoder gives."""
         return bool(self._signal_facts)
 
-    def matches(self, facts: Facts) -> bool:
+    def matches(self, facts: RoutingContext) -> bool:
         """Whether the condition holds.
 
         A condition that fails to evaluate raises ValueError: a missing header, an index out of

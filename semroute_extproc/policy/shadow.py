@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from semroute_extproc.policy.constraints import NoCandidate
-from semroute_extproc.policy.context import Decision, Facts
+from semroute_extproc.policy.context import Decision, RoutingContext
 
 
 class Agreement(enum.StrEnum):
@@ -44,8 +44,8 @@ class Shadow:
 def compare(
     policy: str,
     shadow: str,
-    decide: Callable[[Facts], object],
-    facts: Facts,
+    decide: Callable[[RoutingContext], object],
+    facts: RoutingContext,
     live: Decision,
     on_error: Callable[[], None],
 ) -> Shadow:

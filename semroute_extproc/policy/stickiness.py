@@ -8,10 +8,10 @@ state on the server, without which the request would only fail.
 
 from __future__ import annotations
 
-from semroute_extproc.policy.context import Candidates, Choice, Facts, Held, Lock
+from semroute_extproc.policy.context import Candidates, Choice, Held, Lock, RoutingContext
 
 
-def holding(facts: Facts, strategy: str, canary: str, candidates: Candidates) -> Held | None:
+def holding(facts: RoutingContext, strategy: str, canary: str, candidates: Candidates) -> Held | None:
     """The pool that a choice of `strategy` is held against; None if it is free to go anywhere.
 
     `canary` is what drew the strategy, empty if nothing did; it is held if either is named.
@@ -21,7 +21,7 @@ def holding(facts: Facts, strategy: str, canary: str, candidates: Candidates) ->
         return None
     if held.strategies is not None and not {strategy, canary} & set(held.strategies):
         return None
-    if facts.promised and held.lock is not Lock.STATEFUL:
+    if facts.hard_preference and held.lock is not Lock.STATEFUL:
         return None
     return held
 

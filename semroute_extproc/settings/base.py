@@ -1,10 +1,10 @@
-"""What every part of the configuration shares: names, efforts, bounds.
-
-Pure.
-"""
+"""What every section of the configuration shares: names, efforts, bounds, problems. Pure."""
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -34,7 +34,7 @@ POLICIES_MAX = 128
 
 
 def _effort(value: Any) -> Any:
-    """`off` and `on` are what people write; YAML 1.1 habits make them booleans."""
+    """`off` and `on` are what people write; YAML 1.1 reads them as booleans."""
     if isinstance(value, bool):
         return "medium" if value else "none"
     return {"off": "none", "on": "medium"}.get(value, value) if isinstance(value, str) else value
@@ -43,18 +43,17 @@ def _effort(value: Any) -> Any:
 EffortSetting = Annotated[Effort, BeforeValidator(_effort)]
 
 
-def _beside(path: Path, info: ValidationInfo) -> Path:
-    """A relative path is meant from the configuration's folder, which is the context of validation."""
+def _in_folder(path: Path, info: ValidationInfo) -> Path:
     folder = (info.context or {}).get("folder")
     return path if folder is None else Path(folder) / path
 
 
-FilePath = Annotated[Path, AfterValidator(_beside)]
-"""A file or directory; relative to the folder of the configuration."""
+FilePath = Annotated[Path, AfterValidator(_in_folder)]
+"""A file or directory; relative to the folder of the configuration, the context of validation."""
 
 
 def several(value: Any) -> Any:
-    """One name may stand without its list."""
+    """A single name may be given without a list."""
     return (value,) if isinstance(value, str) else value
 
 
@@ -62,3 +61,23 @@ class Model(BaseModel):
     """Refuses unknown keys and numbers that are not finite, and never changes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wrong at one place of the configuration."""
+
+    path: tuple[str | int, ...]
+    message: str
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint to append to an error about an unknown name, empty if no known name is close."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def pair_of(strategy: object) -> tuple[str, str] | None:
+    """The weak and the strong pool of a strategy's settings; None if it has no such pair."""
+    weak, strong = getattr(strategy, "weak", None), getattr(strategy, "strong", None)
+    return (weak, strong) if isinstance(weak, str) and isinstance(strong, str) else None

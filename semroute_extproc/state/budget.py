@@ -31,7 +31,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from semroute_extproc.config.models import Budget
+from semroute_extproc.settings.controllers import Budget
 
 GAIN = 12.0
 """Log-odds for a whole window of full error."""
@@ -89,7 +89,7 @@ class BudgetController:
             # Where both pools cost the same no share changes anything.
             return
         step = GAIN / window * (self.target - spent.value) / self._spread
-        bound = self.settings.leaning_max
+        bound = self.settings.bias_max
         if not pressed:
             self._top = None
         elif self._top is None:

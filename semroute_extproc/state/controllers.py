@@ -14,9 +14,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from semroute_extproc.config import models as cfg
-from semroute_extproc.policy.context import Conditions, Decision, Facts, Held
+from semroute_extproc.config.models import Config
+from semroute_extproc.policy.context import Conditions, Decision, Held, RoutingContext
 from semroute_extproc.request.view import RequestHead, RequestView
+from semroute_extproc.settings.base import pair_of
+from semroute_extproc.settings.controllers import Budget, ControllerSettings
 from semroute_extproc.settings.pools import cost
 from semroute_extproc.state.budget import BudgetController, Spent
 from semroute_extproc.state.pressure import PoolPressure
@@ -32,7 +34,7 @@ QUIET = Conditions()
 class Controllers:
     """Every controller of one process."""
 
-    def __init__(self, config: cfg.Config, secret: bytes) -> None:
+    def __init__(self, config: Config, secret: bytes) -> None:
         """`secret` keys the hashes of conversations where no shared key is configured; 64 bytes at most."""
         self._own_secret = secret
         self._config = config
@@ -46,14 +48,14 @@ class Controllers:
         """Whether anything is configured that looks at requests."""
         self._start(config, None)
 
-    def reload(self, config: cfg.Config) -> None:
+    def reload(self, config: Config) -> None:
         """Take new settings; what did not change goes on from where it is."""
         previous, self._config = self._config, config
         self._start(config, previous)
 
-    def _start(self, config: cfg.Config, previous: cfg.Config | None) -> None:
+    def _start(self, config: Config, previous: Config | None) -> None:
         settings = config.controllers
-        before = previous.controllers if previous else cfg.Controllers()
+        before = previous.controllers if previous else ControllerSettings()
         pressures: dict[str, PoolPressure] = {}
         if settings.load is not None:
             for name, pool in config.pools.items():
@@ -120,7 +122,7 @@ class Controllers:
 
     # --- what was decided ---
 
-    def decided(self, facts: Facts, decision: Decision, key: str, now: float) -> str:
+    def decided(self, facts: RoutingContext, decision: Decision, key: str, now: float) -> str:
         """Learn from a decision that is acted on; returns what the conversation's pool meant for it.
 
         `key` is what the conversation is left under, `Keys.keep`. The result is empty if sessions are
@@ -129,7 +131,7 @@ class Controllers:
         `locked`, `moved`, or `lost` (it had better not move, and its pool is not remembered).
         """
         if (budget := self._budgets.get(decision.strategy)) is not None:
-            pair = cfg.pair_of(self._config.strategies.get(decision.strategy))
+            pair = pair_of(self._config.strategies.get(decision.strategy))
             pressure = facts.conditions.pressure
             pressed = (
                 pressure.get(pair[1], 0.0) > pressure.get(pair[0], 0.0)
@@ -148,7 +150,7 @@ class Controllers:
         return decision.session or ("same" if decision.pool == facts.held.pool else "moved")
 
     def _spent(
-        self, budget: cfg.Budget, pair: tuple[str, str] | None, facts: Facts, pool: str
+        self, budget: Budget, pair: tuple[str, str] | None, facts: RoutingContext, pool: str
     ) -> Spent | None:
         """What a decision spent; None if the configuration of now does not know its pool or strategy."""
         if budget.strong_share is not None:
@@ -191,7 +193,7 @@ class Controllers:
         return {"pools": pressures, "budgets": budgets, "sessions": sessions}
 
 
-def home(facts: Facts, decision: Decision) -> str:
+def home(facts: RoutingContext, decision: Decision) -> str:
     """The pool a conversation is in after a decision; empty if that is nowhere yet.
 
     A fallback moves nothing: a deadline must not decide for the whole conversation.

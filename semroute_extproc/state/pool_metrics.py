@@ -14,8 +14,8 @@ from time import monotonic
 import structlog
 from prometheus_client.parser import text_string_to_metric_families
 
-from semroute_extproc.config.models import Pool
 from semroute_extproc.settings.base import POOLS_MAX
+from semroute_extproc.settings.pools import Pool
 
 INTERVAL_SECONDS = 2.0
 """Pause between two looks at a pool."""

@@ -13,8 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from semroute_extproc.config.models import LoadController, Ramp
-from semroute_extproc.settings.controllers import Measure
+from semroute_extproc.settings.controllers import LoadController, Measure, Ramp
 
 QUEUE = "queue"
 """The measure that is made of two gauges: waiting requests for each running one."""

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Protocol
 
-from semroute_extproc.config.models import RemoteSessions, SessionController
 from semroute_extproc.errors import ConfigError
+from semroute_extproc.settings.controllers import RemoteSessions, SessionController
 
 PREFIX = "semroute:session:"
 """Beginning of every key."""

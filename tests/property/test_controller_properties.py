@@ -7,13 +7,13 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semroute_extproc.config.models import Budget, LoadController
-from semroute_extproc.policy.context import Choice, Conditions, Facts
+from semroute_extproc.policy.context import Choice, Conditions, RoutingContext
 from semroute_extproc.request.view import Api, RequestHead, RequestView
+from semroute_extproc.settings.controllers import Budget, LoadController
 from semroute_extproc.state.budget import BudgetController, Spent
 from semroute_extproc.state.pressure import PoolPressure, raw_pressure
 from semroute_extproc.state.sessions import Sessions
-from semroute_extproc.strategies.cutoff import Cutoff, leaned, pressed
+from semroute_extproc.strategies.cutoff import Cutoff, biased, pressed
 
 shares = st.floats(0.0, 1.0)
 leanings = st.floats(-8.0, 8.0)
@@ -27,7 +27,7 @@ gauges = st.dictionaries(
 def choose(
     cutoff: Cutoff, score: float, pressure: dict[str, float], leaning: float, **conditions: Any
 ) -> Choice:
-    facts = Facts(
+    facts = RoutingContext(
         RequestHead("POST", "/"),
         RequestView(Api.CHAT_COMPLETIONS, "auto"),
         "en",
@@ -95,7 +95,7 @@ def test_a_higher_leaning_never_takes_a_request_from_the_strong_pool(
 
 @given(shares, leanings)
 def test_a_leaned_share_is_a_share(share: float, leaning: float) -> None:
-    assert 0.0 < leaned(share, leaning) < 1.0
+    assert 0.0 < biased(share, leaning) < 1.0
 
 
 @given(st.lists(st.tuples(gauges, st.floats(0.0, 60.0)), max_size=40), st.floats(0.0, 0.4))

@@ -8,12 +8,11 @@ from semroute_lab.evaluate import strategies
 from semroute_lab.evaluate.scoring import Scores
 from semroute_lab.evaluate.strategies import Labelled, domain_errors, judge_scores
 
-from semroute_extproc.config.models import IntentStrategy
 from semroute_extproc.encoder.signals import Signals, entropy
-from semroute_extproc.policy.context import Candidates, Facts
+from semroute_extproc.policy.context import Candidates, RoutingContext
 from semroute_extproc.request.view import Api, RequestHead, RequestView
 from semroute_extproc.strategies.cutoff import threshold_for_share
-from semroute_extproc.strategies.intent import Intent
+from semroute_extproc.strategies.intent import Intent, IntentSettings
 
 LABELS = ("law", "math", "physics")
 
@@ -69,7 +68,7 @@ def test_the_order_of_intent_on_a_pair_is_what_the_live_strategy_does_at_every_c
     for cut in sorted(gains.values()):
         experts = {label: "large" if gain >= cut else "small" for label, gain in gains.items()}
         settings = {"kind": "intent", "experts": experts, "otherwise": "small", "unsure": "large"}
-        live = Intent(IntentStrategy.model_validate(settings))
+        live = Intent(IntentSettings.model_validate(settings))
         pools = [
             live.choose(facts(p, odd), Candidates({})).pool for p, odd in zip(texts, strange, strict=True)
         ]
@@ -81,7 +80,7 @@ def domain_gains(fit: Labelled) -> list[float]:
     return (weak - strong).tolist()
 
 
-def facts(p: list[float], unknown: bool) -> Facts:
+def facts(p: list[float], unknown: bool) -> RoutingContext:
     signals = Signals(
         domain=LABELS[int(np.argmax(p))],
         domain_probs=dict(zip(LABELS, p, strict=True)),
@@ -93,7 +92,7 @@ def facts(p: list[float], unknown: bool) -> Facts:
         language="en",
     )
     view = RequestView(Api.CHAT_COMPLETIONS, "auto")
-    return Facts(RequestHead("POST", "/"), view, "en", 9, signals=signals)
+    return RoutingContext(RequestHead("POST", "/"), view, "en", 9, signals=signals)
 
 
 def test_without_a_judges_score_a_text_is_strong_at_the_shares_at_which_its_difficulty_is() -> None:

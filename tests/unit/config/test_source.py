@@ -9,8 +9,9 @@ import pytest
 from pydantic import SecretStr
 
 from semroute_extproc.config import source as config_source
-from semroute_extproc.config.models import Reasoning, RemoteSessions
 from semroute_extproc.errors import ConfigError
+from semroute_extproc.settings.controllers import RemoteSessions
+from semroute_extproc.settings.policies import Reasoning
 
 GOOD = """\
 pools:

@@ -12,10 +12,10 @@ from pydantic import ValidationError
 from semroute_extproc.config.models import Config
 from semroute_extproc.policy import plan as policy
 from semroute_extproc.policy.constraints import NoCandidate
-from semroute_extproc.policy.context import Conditions, Decision, Facts, Held, Lock
+from semroute_extproc.policy.context import Conditions, Decision, Held, Lock, RoutingContext
+from semroute_extproc.policy.draw import unit_interval
 from semroute_extproc.policy.rules import REQUEST_FACTS, SIGNAL_FACTS, doubts
 from semroute_extproc.request.view import Api, RequestHead, RequestView, Turn
-from semroute_extproc.strategies.weighted import unit_interval
 
 
 def compiled(
@@ -50,9 +50,11 @@ def problems_of(rules: list[dict[str, Any]], strategy: dict[str, Any] | None = N
     return [problem.message for problem in policy.build(config, MANIFEST)[1]]
 
 
-def facts(view: dict[str, Any] | None = None, headers: dict[str, str] | None = None, **changes: Any) -> Facts:
+def facts(
+    view: dict[str, Any] | None = None, headers: dict[str, str] | None = None, **changes: Any
+) -> RoutingContext:
     defaults: dict[str, Any] = {"api": Api.CHAT_COMPLETIONS, "model": "auto", "turns": (Turn("user", "hi"),)}
-    return Facts(
+    return RoutingContext(
         head=RequestHead("POST", "/v1/chat/completions", headers or {}),
         view=RequestView(**{**defaults, **(view or {})}),
         language="en",
@@ -61,7 +63,7 @@ def facts(view: dict[str, Any] | None = None, headers: dict[str, str] | None = N
     )
 
 
-def decided(policy_: policy.Policy, facts_: Facts) -> Decision:
+def decided(policy_: policy.Policy, facts_: RoutingContext) -> Decision:
     decision = policy_.decide(facts_)
     assert decision is not None
     return decision
@@ -368,7 +370,9 @@ class TestControllers:
 
 
 class TestSession:
-    def held(self, pool: str, difficulty: float = 0.5, lock: Lock = Lock.NONE, **changes: Any) -> Facts:
+    def held(
+        self, pool: str, difficulty: float = 0.5, lock: Lock = Lock.NONE, **changes: Any
+    ) -> RoutingContext:
         margin = changes.pop("margin", 0.3)
         return facts(signals=signals(difficulty=difficulty), held=Held(pool, lock, margin), **changes)
 

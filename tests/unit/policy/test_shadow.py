@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from semroute_extproc.outcome import shadow_summary
 from semroute_extproc.policy.constraints import NoCandidate
-from semroute_extproc.policy.context import Decision, Facts, Held
+from semroute_extproc.policy.context import Decision, Held, RoutingContext
 from semroute_extproc.policy.shadow import Agreement, Shadow, compare
 from semroute_extproc.request.view import Api, RequestHead, RequestView
 
-FACTS = Facts(
+FACTS = RoutingContext(
     RequestHead("POST", "/"), RequestView(Api.CHAT_COMPLETIONS, "auto"), "en", 10, held=Held("small")
 )
 LIVE = Decision("small", "live")
@@ -25,7 +25,7 @@ def test_the_pools_are_compared() -> None:
 
 
 def test_a_shadow_does_not_know_which_pool_the_live_conversation_is_in() -> None:
-    def decide(facts: Facts) -> Decision:
+    def decide(facts: RoutingContext) -> Decision:
         assert facts.held is None
         return Decision("small", "why")
 
@@ -33,7 +33,7 @@ def test_a_shadow_does_not_know_which_pool_the_live_conversation_is_in() -> None
 
 
 def test_what_it_cannot_decide_is_undecided() -> None:
-    def refuse(_: Facts) -> Decision:
+    def refuse(_: RoutingContext) -> Decision:
         raise NoCandidate({})
 
     for decide in (lambda _: None, refuse):
@@ -43,7 +43,7 @@ def test_what_it_cannot_decide_is_undecided() -> None:
 def test_what_it_raises_is_told_and_goes_no_further() -> None:
     told: list[str] = []
 
-    def fail(_: Facts) -> Decision:
+    def fail(_: RoutingContext) -> Decision:
         raise ZeroDivisionError
 
     found = compare("main", "other", fail, FACTS, LIVE, lambda: told.append("failed"))

@@ -9,7 +9,7 @@ import pytest
 from builders import PAIR, POOLS, config
 
 from semroute_extproc.config.models import Config, unresolved
-from semroute_extproc.policy.context import Conditions, Decision, Facts, Held
+from semroute_extproc.policy.context import Conditions, Decision, Held, RoutingContext
 from semroute_extproc.request.reasoning import FAMILIES
 from semroute_extproc.request.view import Api, RequestHead, RequestView, Turn
 from semroute_extproc.state.controllers import QUIET, Controllers
@@ -33,8 +33,8 @@ def settings_of(pools: dict[str, Any] = METRICS, **settings: Any) -> Config:
     return config(pools=pools, controllers=settings)
 
 
-def facts(turns: tuple[Turn, ...] = TURNS, conditions: Conditions = QUIET, **view: Any) -> Facts:
-    return Facts(
+def facts(turns: tuple[Turn, ...] = TURNS, conditions: Conditions = QUIET, **view: Any) -> RoutingContext:
+    return RoutingContext(
         RequestHead("POST", "/v1/chat/completions", {}),
         RequestView(Api.CHAT_COMPLETIONS, "auto", turns, **view),
         "en",
@@ -144,7 +144,7 @@ class TestSession:
     )
     def test_what_the_conversations_pool_meant(self, decided: Decision, result: str) -> None:
         subject = controllers(session={})
-        held = Facts(facts().head, facts().view, "en", 10, held=Held("small"))
+        held = RoutingContext(facts().head, facts().view, "en", 10, held=Held("small"))
         assert subject.decided(held, decided, "key", 0.0) == result
 
     def test_what_should_not_move_and_is_not_remembered_is_lost(self) -> None:

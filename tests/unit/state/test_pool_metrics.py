@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from semroute_extproc.config.models import Pool
+from semroute_extproc.settings.pools import Pool
 from semroute_extproc.state import pool_metrics as load
 from semroute_extproc.state.pool_metrics import gauge_names, read_page
 from semroute_extproc.telemetry.admin import AdminServer, text

@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 import pytest
 from pydantic import ValidationError
 
-from semroute_extproc.config.models import SessionController
 from semroute_extproc.errors import ConfigError
+from semroute_extproc.settings.controllers import SessionController
 from semroute_extproc.state import shared_sessions as remote_sessions
 from semroute_extproc.state.shared_sessions import FAILURES_MAX, WRITES_MAX, SharedSessions, connect
 

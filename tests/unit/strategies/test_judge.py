@@ -12,21 +12,21 @@ from builders import MANIFEST, FakeEncoder, classifier, config, raw, signals
 from openai_server import Act, OpenAIServer, labelled
 
 from semroute_extproc.config import source as config_source
-from semroute_extproc.config.models import Config, JudgeStrategy
+from semroute_extproc.config.models import Config
 from semroute_extproc.envoy.exchange import Decide
 from semroute_extproc.errors import ConfigError, EncoderUnavailable
 from semroute_extproc.events import Decided
 from semroute_extproc.outcome import Cause, Kind, Outcome
 from semroute_extproc.pipeline.pipeline import Pipeline
 from semroute_extproc.policy import plan as policy
-from semroute_extproc.policy.context import Candidates, Choice, Facts, Judgement
+from semroute_extproc.policy.context import Candidates, Choice, Judgement, RoutingContext
 from semroute_extproc.policy.shadow import Agreement, Shadow
 from semroute_extproc.request.view import Api, RequestHead, RequestView, Turn
 from semroute_extproc.serve import app
 from semroute_extproc.strategies.calibration import Calibration
-from semroute_extproc.strategies.judge import Judge as Strategy
-from semroute_extproc.strategies.judging.client import Judge
-from semroute_extproc.strategies.judging.live import Judges
+from semroute_extproc.strategies.judge import JudgeClient as Strategy
+from semroute_extproc.strategies.judge import JudgeSettings
+from semroute_extproc.strategies.judge_client import JudgeClient, Judges
 from semroute_extproc.telemetry.prom import PrometheusSink
 
 SETTINGS: dict[str, Any] = {
@@ -52,11 +52,11 @@ def strategy(known: Calibration | None = None, **changes: Any) -> Strategy:
     settings = {key: value for key, value in settings.items() if value is not None}
     if known is not None:
         settings["calibration"] = "c.json"
-    return Strategy("s", JudgeStrategy.model_validate(settings), MANIFEST.difficulty, known)
+    return Strategy("s", JudgeSettings.model_validate(settings), MANIFEST.difficulty, known)
 
 
-def facts(judgement: Judgement | None = None, difficulty: float = 0.5, **changes: Any) -> Facts:
-    return Facts(
+def facts(judgement: Judgement | None = None, difficulty: float = 0.5, **changes: Any) -> RoutingContext:
+    return RoutingContext(
         head=RequestHead("POST", "/v1/chat/completions", {}),
         view=RequestView(api=Api.CHAT_COMPLETIONS, model="auto", turns=(Turn("user", "hi"),)),
         language="en",
@@ -67,7 +67,7 @@ def facts(judgement: Judgement | None = None, difficulty: float = 0.5, **changes
     )
 
 
-def chosen(subject: Strategy, facts_: Facts) -> Choice:
+def chosen(subject: Strategy, facts_: RoutingContext) -> Choice:
     return subject.choose(facts_, Candidates(config().pools))
 
 
@@ -134,8 +134,8 @@ async def outcome(
 ) -> list[Outcome]:
     policies, problems = policy.build(settings_, MANIFEST)
     assert problems == []
-    [found] = [s for s in settings_.strategies.values() if isinstance(s, JudgeStrategy)]
-    judge = Judge("s", found)
+    [found] = [s for s in settings_.strategies.values() if isinstance(s, JudgeSettings)]
+    judge = JudgeClient("s", found)
     subject = Pipeline(settings_, policies, classifier(encoder or FakeEncoder()), pytest.fail, {"s": judge})
     body = json.dumps({"model": "auto", "messages": [{"role": "user", "content": "prove it"}]}).encode()
     head = RequestHead("POST", "/v1/chat/completions", {"x-semroute-quality": quality} if quality else {})

@@ -9,15 +9,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from semroute_lab.profile.tally import certainty, interval
 
 from semroute_extproc.errors import ArtifactError
-from semroute_extproc.strategies.artifacts import Clusters, Manifest
-from semroute_extproc.strategies.profile_directory import ProfileDirectories, ProfileDirectory
-from semroute_extproc.strategies.profiles import Profile, certainty, interval, is_thin, write_profile
+from semroute_extproc.strategies.artifact import ArtifactManifest
+from semroute_extproc.strategies.clusters import ClustersArtifact
+from semroute_extproc.strategies.profiles import (
+    Profile,
+    ProfileDirectories,
+    ProfileDirectory,
+    is_thin,
+    write_profile,
+)
 
-MANIFEST = Manifest(kind="clusters", bundle="test", revision="0" * 12, dimensions=4, rows=10)
-CLUSTERS = Clusters(MANIFEST, np.eye(4, dtype=np.float32), None, ("a", "b", "c", "d"))
-OTHERS = Clusters(MANIFEST, 2 * np.eye(4, dtype=np.float32), None, ("a", "b", "c", "d"))
+MANIFEST = ArtifactManifest(kind="clusters", bundle="test", revision="0" * 12, dimensions=4, rows=10)
+CLUSTERS = ClustersArtifact(MANIFEST, np.eye(4, dtype=np.float32), None, ("a", "b", "c", "d"))
+OTHERS = ClustersArtifact(MANIFEST, 2 * np.eye(4, dtype=np.float32), None, ("a", "b", "c", "d"))
 
 
 def profile(model: str = "m", wrong: float = 1.0, answers: float = 20.0, digest: str = "") -> Profile:

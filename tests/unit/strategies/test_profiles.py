@@ -7,14 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from semroute_lab.profile.tally import tally
 
 from semroute_extproc.errors import ArtifactError
-from semroute_extproc.strategies.artifacts import Clusters, Manifest, load_clusters, save_clusters
-from semroute_extproc.strategies.profiles import Profile, read_profile, tally, write_profile
+from semroute_extproc.strategies.artifact import ArtifactManifest, write_artifact
+from semroute_extproc.strategies.clusters import ClustersArtifact, read_clusters
+from semroute_extproc.strategies.profiles import Profile, read_profile, write_profile
 
-MANIFEST = Manifest(kind="clusters", bundle="test", revision="0" * 12, dimensions=2, rows=4)
-HARD = Clusters(MANIFEST, np.eye(2, dtype=np.float32), None, ("right", "up"))
-SOFT = Clusters(
+MANIFEST = ArtifactManifest(kind="clusters", bundle="test", revision="0" * 12, dimensions=2, rows=4)
+HARD = ClustersArtifact(MANIFEST, np.eye(2, dtype=np.float32), None, ("right", "up"))
+SOFT = ClustersArtifact(
     MANIFEST, np.zeros((2, 2), dtype=np.float32), np.log([3.0, 1.0]).astype(np.float32), ("a", "b")
 )
 X = np.asarray([[1, 0], [1, 0], [0, 1]], dtype=np.float32)
@@ -42,7 +44,7 @@ def test_a_learned_map_shares_an_answer_out() -> None:
 
 def test_with_several_clusterings_an_answer_counts_once_in_each() -> None:
     centroids = np.concatenate([np.eye(2), np.eye(2)]).astype(np.float32)
-    found = tally(Clusters(MANIFEST, centroids, None, tuple("abcd"), 2), X, [1, 0, 0], [], model="m")
+    found = tally(ClustersArtifact(MANIFEST, centroids, None, tuple("abcd"), 2), X, [1, 0, 0], [], model="m")
     assert found.answers == pytest.approx((2, 1, 2, 1))
     assert found.mean_error == pytest.approx(1 / 3)
 
@@ -81,7 +83,7 @@ def test_a_missing_profile_is_named(tmp_path: Path) -> None:
 
 def test_clusters_are_read_as_they_were_written(tmp_path: Path) -> None:
     for artifact in (HARD, SOFT):
-        save_clusters(tmp_path / "c.npz", artifact)
-        found = load_clusters(tmp_path / "c.npz")
+        write_artifact(tmp_path / "c.npz", artifact)
+        found = read_clusters(tmp_path / "c.npz")
         assert (found.manifest, found.names, found.digest) == (MANIFEST, artifact.names, artifact.digest)
     assert HARD.digest != SOFT.digest

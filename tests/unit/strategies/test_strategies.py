@@ -12,15 +12,17 @@ from builders import MANIFEST, POOLS, config
 from semroute_extproc.config.models import Config
 from semroute_extproc.encoder.signals import Signals
 from semroute_extproc.policy import plan as policy
-from semroute_extproc.policy.context import Conditions, Decision, Facts, Held
+from semroute_extproc.policy.context import Conditions, Decision, Held, RoutingContext
 from semroute_extproc.request.view import Api, RequestHead, RequestView
-from semroute_extproc.strategies.artifacts import Clusters, Factorization, Manifest, Similarity
+from semroute_extproc.strategies.artifact import ArtifactManifest
 from semroute_extproc.strategies.calibration import Calibration
-from semroute_extproc.strategies.clusters import cluster_errors, cluster_tokens, trade_off
-from semroute_extproc.strategies.factorization import Factorization as Factors
+from semroute_extproc.strategies.clusters import ClustersArtifact, cluster_errors, cluster_tokens, trade_off
+from semroute_extproc.strategies.factorization import FactorizationArtifact
+from semroute_extproc.strategies.factorization import FactorizationArtifact as Factors
 from semroute_extproc.strategies.profiles import Profile
 from semroute_extproc.strategies.registry import Material
-from semroute_extproc.strategies.similarity import Similarity as Ranking
+from semroute_extproc.strategies.similarity import SimilarityArtifact
+from semroute_extproc.strategies.similarity import SimilarityArtifact as Ranking
 
 D = 4
 QUANTILES = tuple(n / 100 for n in range(101))
@@ -31,9 +33,9 @@ PRICED = {
 }
 
 
-def manifest(kind: Any, **changes: Any) -> Manifest:
+def manifest(kind: Any, **changes: Any) -> ArtifactManifest:
     values = {"bundle": "test", "revision": MANIFEST.revision, "dimensions": D, "rows": 3}
-    return Manifest.model_validate({"kind": kind, **values, **changes})
+    return ArtifactManifest.model_validate({"kind": kind, **values, **changes})
 
 
 def unit(*values: float) -> np.ndarray:
@@ -57,11 +59,13 @@ def signals(x: np.ndarray, **changes: Any) -> Signals:
     return Signals(**{**values, **changes})
 
 
-def facts(x: np.ndarray, *, prompt_tokens: int = 500, max_output: int | None = None, **changes: Any) -> Facts:
+def facts(
+    x: np.ndarray, *, prompt_tokens: int = 500, max_output: int | None = None, **changes: Any
+) -> RoutingContext:
     unread = {key: changes.pop(key) for key in ("unknown", "revision", "difficulty") if key in changes}
     view = RequestView(Api.CHAT_COMPLETIONS, "auto", max_output_tokens=max_output)
     head = RequestHead("POST", "/v1/chat/completions", {})
-    return Facts(head, view, "en", prompt_tokens, signals=signals(x, **unread), **changes)
+    return RoutingContext(head, view, "en", prompt_tokens, signals=signals(x, **unread), **changes)
 
 
 def compiled(settings: dict[str, Any], material: Material, pools: Any = POOLS) -> policy.Policy:
@@ -79,7 +83,7 @@ def problems(settings: dict[str, Any], material: Material, pools: Any = POOLS) -
     return [f"{'.'.join(map(str, each.path))}: {each.message}" for each in found]
 
 
-def decided(subject: policy.Policy, given: Facts) -> Decision:
+def decided(subject: policy.Policy, given: RoutingContext) -> Decision:
     decision = subject.decide(given)
     assert decision is not None
     return decision
@@ -87,7 +91,7 @@ def decided(subject: policy.Policy, given: Facts) -> Decision:
 
 # --- similarity ---
 
-STORED = Similarity(
+STORED = SimilarityArtifact(
     manifest("similarity"),
     np.stack([unit(1, 0, 0, 0), unit(0, 1, 0, 0), unit(1, 1, 0, 0)]),
     None,
@@ -167,7 +171,7 @@ class TestSimilarity:
 
 # --- factorization ---
 
-FACTORS = Factorization(
+FACTORS = FactorizationArtifact(
     manifest("factorization"),
     ("m-l", "m-s", "other"),
     np.asarray([[2.0, 0.0], [0.0, 1.0], [0.0, 0.0]], dtype=np.float32),
@@ -292,7 +296,7 @@ class TestCalibration:
 
 # --- clusters ---
 
-TOPICS = Clusters(manifest("clusters"), np.eye(2, D, dtype=np.float32), None, ("one", "two"))
+TOPICS = ClustersArtifact(manifest("clusters"), np.eye(2, D, dtype=np.float32), None, ("one", "two"))
 FIRST, SECOND = unit(1, 0, 0, 0), unit(0, 1, 0, 0)
 CLUSTERS = {"kind": "clusters", "artifact": "a.npz", "profiles": "profiles", "shrinkage": 1e-6}
 
