@@ -38,6 +38,7 @@ from semroute_extproc.policy.context import RoutingContext
 from semroute_extproc.request.view import Api, RequestHead, RequestView, Turn
 from semroute_extproc.state.controllers import Controllers
 from semroute_extproc.state.pool_metrics import INTERVAL_SECONDS
+from semroute_extproc.strategies.registry import compile_all
 
 SHARE = 0.4
 """The strong share that is configured."""
@@ -174,8 +175,9 @@ def simulate(scenario: Scenario, config: Config, seed: int) -> tuple[list[Reques
     """Every request, and at each look at the gauges: time, pressures weak and strong, waiting likewise."""
     rng = random.Random(seed)
     manifest = bundle.load(bundle.default_bundle(), ("cpu",)).manifest
-    policies, problems = policy.build(config, manifest)
-    assert not problems, problems
+    strategies, problems = compile_all(config, manifest)
+    policies, wrong = policy.build(config.pools, config.default_pool, config.policies, strategies)
+    assert not problems + wrong, problems + wrong
     controllers = Controllers(config, b"simulation")
     pools = make_pools()
     requests: list[Request] = []

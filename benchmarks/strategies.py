@@ -1,7 +1,7 @@
 """What each strategy's choice costs: microseconds of CPU, beyond the encoder.
 
 Artifacts are made up, of the sizes that matter, and the strategies are the live path's own, built by
-`policy.build`. Choices are made in turn, one of each strategy a round, so that a noisy moment falls on
+`registry.compile_all`. Choices are made in turn, one of each strategy a round, so that a noisy moment falls on
 all alike, and the process's own CPU time is read around each. The judge's endpoint is a process of its
 own on this machine, which answers at once: what is measured is our side of a question.
 
@@ -37,9 +37,8 @@ from semroute_bench import machine
 from semroute_extproc.config.models import Config
 from semroute_extproc.encoder import bundle
 from semroute_extproc.encoder.signals import Signals
-from semroute_extproc.policy import plan as policy
 from semroute_extproc.policy.constraints import candidates
-from semroute_extproc.policy.context import Candidates, Decision, RoutingContext
+from semroute_extproc.policy.context import Candidates, Decision, RoutingContext, Strategy
 from semroute_extproc.policy.stickiness import holding, keeps
 from semroute_extproc.request.view import Api, RequestHead, RequestView, Turn
 from semroute_extproc.state.controllers import Controllers
@@ -49,9 +48,8 @@ from semroute_extproc.strategies.factorization import FactorizationArtifact
 from semroute_extproc.strategies.judge import JudgeSettings
 from semroute_extproc.strategies.judge_client import JudgeClient
 from semroute_extproc.strategies.profiles import Profile
-from semroute_extproc.strategies.registry import Material, Strategy, compile_strategies
+from semroute_extproc.strategies.registry import Files, compile_all
 from semroute_extproc.strategies.similarity import SimilarityArtifact
-from semroute_extproc.strategies.weighted import Canary
 
 D = 384
 WARM_UP = 10
@@ -60,7 +58,6 @@ WARM_UP = 10
 JUDGE = "judge, asked of a local endpoint"
 REMEMBERED = "judge, answer from its cache"
 SESSION = "threshold, with a session's lookup"
-CANARY = "weighted, draws a strategy"
 
 QUESTION_SECONDS = 5.0
 """How long the judge may take: long enough for a busy machine."""
@@ -89,7 +86,7 @@ def manifest(kind: Any, own: bundle.Manifest) -> ArtifactManifest:
     return ArtifactManifest(kind=kind, bundle=own.name, revision=own.revision, dimensions=D, rows=0)
 
 
-def build(own: bundle.Manifest, judge_url: str) -> tuple[Config, Material, dict[str, str]]:
+def build(own: bundle.Manifest, judge_url: str) -> tuple[Config, Files, dict[str, str]]:
     """A configuration with every strategy, what their files would hold, and their names in the table."""
     pools = {
         name: {"cluster": name, "model": name, "price": {"input": price, "output": price}}
@@ -97,15 +94,13 @@ def build(own: bundle.Manifest, judge_url: str) -> tuple[Config, Material, dict[
     }
     pair = {"weak": "small", "strong": "large", "strong_share": 0.3}
     strategies: dict[str, dict[str, Any]] = {
-        "fixed": {"kind": "fixed", "pool": "small"},
         "weighted": {"kind": "weighted", "weights": {"small": 70, "large": 30}},
-        CANARY: {"kind": "weighted", "strategies": {"fixed": 90, "threshold": 10}},
         "threshold": {"kind": "threshold", **pair},
         "intent": {
             "kind": "intent",
             "experts": {own.domain.labels[0]: "small"},
             "otherwise": "large",
-            "unsure": "large",
+            "on_unknown": "large",
         },
         "factorization": {"kind": "factorization", **pair, "artifact": "x"},
         "clusters, 5 x 20, 3 pools": {"kind": "clusters", "artifact": "x", "profiles": "x"},
@@ -165,12 +160,10 @@ def build(own: bundle.Manifest, judge_url: str) -> tuple[Config, Material, dict[
             "controllers": {"session": {}},
         }
     )
-    material = Material(
-        {slug(name): each for name, each in artifacts.items()},
-        {},
-        {slug(name): each for name, each in profiles.items()},
-    )
-    return config, material, {slug(name): name for name in strategies}
+    files = {
+        slug(name): {"artifact": each, "profiles": profiles.get(name)} for name, each in artifacts.items()
+    }
+    return config, files, {slug(name): name for name in strategies}
 
 
 def slug(name: str) -> str:
@@ -231,10 +224,8 @@ Row = Callable[[RoutingContext, int], Any]
 """Makes one choice for some facts in a round, or gives the coroutine that does."""
 
 
-def choosing(strategy: Strategy | Canary, among: Candidates) -> Row:
+def choosing(strategy: Strategy, among: Candidates) -> Row:
     """A choice of a strategy that only looks at facts."""
-    if isinstance(strategy, Canary):
-        return lambda query, _: strategy.draw(query)
     return lambda query, _: strategy.choose(query, among)
 
 
@@ -249,7 +240,7 @@ def conversing(strategy: Strategy, name: str, controllers: Controllers, among: C
         keys = controllers.keys(query.head, query.view)
         before = dataclasses.replace(query, held=controllers.held(keys.find, None, query.view, now))
         choice = strategy.choose(before, among)
-        held = holding(before, name, among)
+        held = holding(before, name, "", among)
         assert held is not None
         pool = held.pool if keeps(held, choice) else choice.pool
         controllers.decided(before, Decision(pool, choice.reason, strategy=name), keys.keep, now)
@@ -272,16 +263,13 @@ def judging(strategy: Strategy, judge: JudgeClient, among: Candidates, result: s
 async def measure(rounds: int, judge_url: str) -> dict[str, Any]:
     """Microseconds of CPU of each strategy's choice."""
     own = bundle.read_manifest(bundle.default_bundle())
-    config, material, labels = build(own, judge_url)
-    strategies, problems = compile_strategies(config, own, material)
+    config, files, labels = build(own, judge_url)
+    strategies, problems = compile_all(config, own, files)
     assert not problems, problems
-    assert policy.build(config, own, material)[1] == []
     queries = [facts(own, x) for x in rows(64, D)]
     among = candidates(config.pools, config.default_pool, queries[0])
     table = {labels[name]: choosing(each, among) for name, each in strategies.items() if name != "judge"}
     threshold, settings = strategies["threshold"], config.strategies["judge"]
-    assert not isinstance(threshold, Canary)
-    assert not isinstance(strategies["judge"], Canary)
     assert isinstance(settings, JudgeSettings)
     table[SESSION] = conversing(threshold, "threshold", Controllers(config, b"key"), among)
     judges = {JUDGE: JudgeClient("judge", settings), REMEMBERED: JudgeClient("judge", settings)}

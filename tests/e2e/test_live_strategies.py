@@ -65,7 +65,7 @@ def fitted(folder: Path) -> None:
 
 
 def configuration() -> dict[str, Any]:
-    pair = {"weak": "small", "strong": "large", "strong_share": 0.5, "unsure": "large"}
+    pair = {"weak": "small", "strong": "large", "strong_share": 0.5, "on_unknown": "large"}
     return {
         "server": {"deadline_ms": 1500, "drain_seconds": 0},
         "telemetry": {"log_format": "json"},

@@ -23,7 +23,10 @@ from semroute_extproc.encoder.protocol import Encoder
 from semroute_extproc.encoder.signals import RawOutput, Signals
 from semroute_extproc.errors import EncoderUnavailable
 from semroute_extproc.outcome import Cause
+from semroute_extproc.policy import plan
 from semroute_extproc.request.text import SURFACE_NAMES
+from semroute_extproc.settings.base import Problem
+from semroute_extproc.strategies import registry
 
 LABELS = ("math", "law", "other")
 MANIFEST = Manifest(
@@ -48,6 +51,7 @@ POOLS: dict[str, Any] = {
     "large": {"cluster": "l", "model": "m-l", "context": 100_000, "reasoning": "deepseek-v3"},
     "eyes": {"cluster": "e", "model": "m-e", "context": 8_000, "images": True},
 }
+ALWAYS_SMALL: dict[str, Any] = {"kind": "weighted", "weights": {"small": 1}}
 PAIR: dict[str, Any] = {"kind": "threshold", "weak": "small", "strong": "large", "strong_share": 0.3}
 
 
@@ -61,6 +65,15 @@ def config(**changes: Any) -> Config:
         "strategies": {"s": PAIR},
     }
     return Config.model_validate({**settings, **changes})
+
+
+def build_policies(
+    settings: Config, files: registry.Files | None = None
+) -> tuple[dict[str, plan.Policy], list[Problem]]:
+    """Every policy of a configuration against `MANIFEST`, and what is wrong with it."""
+    strategies, problems = registry.compile_all(settings, MANIFEST, files)
+    policies, wrong = plan.build(settings.pools, settings.default_pool, settings.policies, strategies)
+    return policies, [*problems, *wrong]
 
 
 def raw(difficulty_logit: float = 0.0, domain: int = 0, **changes: Any) -> RawOutput:

@@ -32,7 +32,7 @@ def choose(
         RequestView(Api.CHAT_COMPLETIONS, "auto"),
         "en",
         10,
-        leaning=leaning,
+        bias=leaning,
         conditions=Conditions(pressure, **conditions),
     )
     return cutoff.choose(score, facts)
@@ -120,7 +120,7 @@ def test_a_longer_queue_never_presses_less(load: dict[str, float], more: float) 
 
 @given(st.lists(st.tuples(st.floats(0.0, 1e3), st.floats(0.0, 1e3), st.booleans()), max_size=100))
 def test_a_leaning_never_leaves_its_bound(decisions: list[tuple[float, float, bool]]) -> None:
-    subject = BudgetController(Budget(dollars_per_thousand=1.0, leaning_max=2.0))
+    subject = BudgetController(Budget(dollars_per_thousand=1.0, bias_max=2.0))
     for number, (value, spread, is_pressed) in enumerate(decisions):
         subject.decided(Spent(value, spread), is_pressed, float(number))
         assert -2.0 <= subject.leaning <= 2.0

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from semroute_extproc.strategies.artifacts import kind_of
 
 from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.errors import ArtifactError, DataError
 from semroute_extproc.strategies import calibration as files
-from semroute_extproc.strategies.artifact import ArtifactManifest
+from semroute_extproc.strategies.artifact import ArtifactFile, ArtifactManifest
 from semroute_extproc.strategies.calibration import Calibration
 from semroute_extproc.strategies.factorization import Factorization, read_factorization
 from semroute_extproc.strategies.pair import Score
@@ -123,7 +122,7 @@ def _score(path: Path | None, scorer: Scorer, strong: str | None, weak: str | No
     """The kind of score, the digest of its artifact and the live path's own function."""
     if path is None:
         return "threshold", "", lambda signals: signals.difficulty
-    match kind_of(path):
+    match ArtifactFile(path).manifest.kind:
         case "similarity":
             similar = read_similarity(path)
             _same_bundle(path, similar.manifest, scorer)

@@ -67,7 +67,7 @@ def test_the_order_of_intent_on_a_pair_is_what_the_live_strategy_does_at_every_c
     gains = dict(zip(LABELS, domain_gains(fit), strict=True))
     for cut in sorted(gains.values()):
         experts = {label: "large" if gain >= cut else "small" for label, gain in gains.items()}
-        settings = {"kind": "intent", "experts": experts, "otherwise": "small", "unsure": "large"}
+        settings = {"kind": "intent", "experts": experts, "otherwise": "small", "on_unknown": "large"}
         live = Intent(IntentSettings.model_validate(settings))
         pools = [
             live.choose(facts(p, odd), Candidates({})).pool for p, odd in zip(texts, strange, strict=True)

@@ -10,7 +10,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from builders import MANIFEST, POOLS, FakeEncoder, classifier, config, raw
+from builders import ALWAYS_SMALL, POOLS, FakeEncoder, build_policies, classifier, config, raw
 from pydantic import ValidationError
 
 from semroute_extproc.config.models import Config, unresolved
@@ -19,7 +19,6 @@ from semroute_extproc.envoy.exchange import Decide
 from semroute_extproc.errors import EncoderUnavailable
 from semroute_extproc.outcome import Cause, Kind, Outcome
 from semroute_extproc.pipeline.pipeline import Pipeline
-from semroute_extproc.policy import plan as policy
 from semroute_extproc.policy.shadow import Agreement, Shadow
 from semroute_extproc.request.reasoning import FAMILIES
 from semroute_extproc.request.view import Api, RequestHead
@@ -31,7 +30,7 @@ def pipeline(
     settings: Config | None = None, encoder: Encoder | None = None, **more: Any
 ) -> tuple[Pipeline, list[str]]:
     settings = settings or config()
-    policies, problems = policy.build(settings, MANIFEST)
+    policies, problems = build_policies(settings)
     assert problems == []
     failures: list[str] = []
     more.setdefault("controllers", Controllers(settings, b"key"))
@@ -144,7 +143,7 @@ async def test_a_request_no_pool_can_serve_is_refused_with_what_is_missing() -> 
     settings = config(
         pools={"small": {"cluster": "s", "model": "m"}},
         default_pool="small",
-        strategies={"s": {"kind": "fixed", "pool": "small"}},
+        strategies={"s": ALWAYS_SMALL},
     )
     parts = [
         {"type": "text", "text": "what is this"},
@@ -232,7 +231,7 @@ async def test_the_clients_own_reasoning_switch_stays() -> None:
 
 async def test_a_decision_that_needs_no_signal_does_not_ask_the_encoder() -> None:
     encoder = FakeEncoder(delay=60)
-    settings = config(strategies={"s": {"kind": "fixed", "pool": "small"}})
+    settings = config(strategies={"s": ALWAYS_SMALL})
     outcome = await outcome_of(request(chat()), settings, encoder)
     assert (outcome.kind, outcome.pool, encoder.texts) == (Kind.ROUTED, "small", [])
     assert "encode" not in outcome.milliseconds()

@@ -91,7 +91,7 @@ def test_dollars_are_reckoned_from_prices_prompt_and_answer() -> None:
 
 
 def test_without_a_pair_dollars_lie_between_the_cheapest_and_the_dearest_pool() -> None:
-    fixed = {"s": {"kind": "fixed", "pool": "eyes"}}
+    fixed = {"s": {"kind": "weighted", "weights": {"eyes": 1}}}
     settings = config(
         pools=PRICED, strategies=fixed, controllers={"budgets": {"s": {"dollars_per_thousand": 1.0}}}
     )
@@ -230,7 +230,7 @@ def test_a_controller_that_could_do_nothing_is_a_configuration_error(
     settings: dict[str, Any], message: str
 ) -> None:
     subject = config(
-        strategies={"s": PAIR, "other": {"kind": "fixed", "pool": "small"}}, controllers=settings
+        strategies={"s": PAIR, "other": {"kind": "weighted", "weights": {"small": 1}}}, controllers=settings
     )
     assert any(message in problem.message for problem in unresolved(subject, FAMILIES))
 

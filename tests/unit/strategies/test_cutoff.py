@@ -53,14 +53,14 @@ def choice(
         "en",
         10,
         quality=quality,
-        leaning=more.pop("leaning", 0.0),
+        bias=more.pop("bias", 0.0),
         conditions=Conditions(pressure or {}, **more),
     )
     return Cutoff("small", "large", QUANTILES, share=0.3).choose(score, facts)
 
 
 class TestShares:
-    def test_a_leaning_adds_to_the_log_odds(self) -> None:
+    def test_a_bias_adds_to_the_log_odds(self) -> None:
         assert biased(0.3, 0.0) == pytest.approx(0.3)
         assert biased(0.5, 1.0) == pytest.approx(0.731, abs=1e-3)
         assert biased(biased(0.3, 1.5), -1.5) == pytest.approx(0.3)
@@ -101,7 +101,7 @@ class TestCutoff:
         assert choice(0.95, {"large": 0.5}).pool == "large"
 
     def test_the_choice_says_who_moved_the_share_and_how(self) -> None:
-        moved = choice(0.75, {"large": 0.5}, leaning=0.5, floor=0.1)
+        moved = choice(0.75, {"large": 0.5}, bias=0.5, floor=0.1)
         assert moved.moved == (("budget", "+0.50"), ("load", "share 0.41 to 0.26"))
         assert moved.share == pytest.approx(0.257, abs=1e-3)
 
@@ -111,8 +111,8 @@ class TestCutoff:
 
     def test_a_quality_asked_for_is_moved_and_its_ends_are_not(self) -> None:
         assert choice(0.75, {"large": 1.0}, quality=0.5).pool == "small"
-        assert choice(0.0, {"large": 1.0}, quality=1.0, leaning=-4.0).pool == "large"
-        assert choice(1.0, {"small": 1.0}, quality=0.0, leaning=4.0, ceiling=1.0).pool == "small"
+        assert choice(0.0, {"large": 1.0}, quality=1.0, bias=-4.0).pool == "large"
+        assert choice(1.0, {"small": 1.0}, quality=0.0, bias=4.0, ceiling=1.0).pool == "small"
 
     def test_the_rise_is_the_part_of_the_strong_pools_traffic_that_the_score_leaves_behind(self) -> None:
         assert choice(0.7).rise == pytest.approx(0.0, abs=1e-9)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from semroute_lab.profile.tally import tally
 
 from semroute_extproc.errors import ArtifactError
 from semroute_extproc.strategies.artifact import ArtifactManifest, write_artifact
@@ -19,34 +18,11 @@ HARD = ClustersArtifact(MANIFEST, np.eye(2, dtype=np.float32), None, ("right", "
 SOFT = ClustersArtifact(
     MANIFEST, np.zeros((2, 2), dtype=np.float32), np.log([3.0, 1.0]).astype(np.float32), ("a", "b")
 )
-X = np.asarray([[1, 0], [1, 0], [0, 1]], dtype=np.float32)
 
 
 def profile(**changes: object) -> Profile:
     values = {"model": "m", "clusters": "0" * 12, "answers": (2.0, 1.0), "errors": (1.0, 0.0)}
     return Profile.model_validate({**values, **changes})
-
-
-def test_answers_and_errors_are_counted_in_the_nearest_cluster() -> None:
-    found = tally(HARD, X, [1.0, 0.0, 0.5], [10, 30, None], model="m")
-    assert found.answers == (2.0, 1.0)
-    assert found.errors == (1.0, 0.5)
-    assert found.output_tokens == (20.0, None)
-    assert found.mean_error == pytest.approx(0.5)
-    assert found.clusters == HARD.digest
-
-
-def test_a_learned_map_shares_an_answer_out() -> None:
-    found = tally(SOFT, X, [1.0, 1.0, 0.0], [], model="m")
-    assert found.answers == pytest.approx((2.25, 0.75))
-    assert found.errors == pytest.approx((1.5, 0.5))
-
-
-def test_with_several_clusterings_an_answer_counts_once_in_each() -> None:
-    centroids = np.concatenate([np.eye(2), np.eye(2)]).astype(np.float32)
-    found = tally(ClustersArtifact(MANIFEST, centroids, None, tuple("abcd"), 2), X, [1, 0, 0], [], model="m")
-    assert found.answers == pytest.approx((2, 1, 2, 1))
-    assert found.mean_error == pytest.approx(1 / 3)
 
 
 def test_a_profile_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -14,12 +14,10 @@ import pytest
 import pytest_asyncio
 from openai_server import Act, OpenAIServer, completion, labelled
 from pydantic import ValidationError
-from semroute_extproc.strategies.judging.memory import Scores
 
 from semroute_extproc.errors import EndpointError
 from semroute_extproc.io.http import Endpoint
 from semroute_extproc.policy.context import Judgement
-from semroute_extproc.state.breaker import Breaker
 from semroute_extproc.strategies.judge import (
     TEXT_CHARACTERS_MAX,
     JudgeSettings,
@@ -174,9 +172,23 @@ async def test_the_family_of_the_judge_decides_how_its_reasoning_is_switched_off
 # Asking.
 
 
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
 @pytest_asyncio.fixture
-async def judge(server: OpenAIServer) -> AsyncIterator[JudgeClient]:
-    running = JudgeClient("s", settings(server.url, breaker_failures=3, breaker_seconds=0.2, concurrency=2))
+async def judge(server: OpenAIServer, clock: Clock) -> AsyncIterator[JudgeClient]:
+    running = JudgeClient("s", settings(server.url, breaker_failures=3, concurrency=2), clock)
     yield running
     await running.close()
 
@@ -242,14 +254,14 @@ async def test_a_judge_that_is_busy_is_not_asked(server: OpenAIServer, judge: Ju
 
 
 async def test_the_breaker_keeps_requests_away_and_lets_one_try(
-    server: OpenAIServer, judge: JudgeClient
+    server: OpenAIServer, judge: JudgeClient, clock: Clock
 ) -> None:
     server.script.extend([Act(status=503)] * 4)
     assert [(await ask(judge, str(n))).result for n in range(4)] == ["http", "http", "http", "breaker"]
-    await asyncio.sleep(0.25)
+    clock.now += 10.0
     assert (await ask(judge, "probe")).result == "http", "the probe fails"
     assert (await ask(judge, "after")).result == "breaker"
-    await asyncio.sleep(0.25)
+    clock.now += 10.0
     assert (await ask(judge, "probe")).result == "ok"
     assert (await ask(judge, "closed")).result == "ok"
     assert len(server.requests) == 6
@@ -267,15 +279,17 @@ async def test_a_question_that_came_too_late_says_nothing_of_the_judge(
     assert late == ["timeout"] * 3 + ["breaker"]
 
 
-async def test_a_client_of_before_that_goes_away_does_not_call_the_probe_back(server: OpenAIServer) -> None:
-    judge = JudgeClient("s", settings(server.url, breaker_failures=3, breaker_seconds=0.2, timeout_ms=4_000))
+async def test_a_client_of_before_that_goes_away_does_not_call_the_probe_back(
+    server: OpenAIServer, clock: Clock
+) -> None:
+    judge = JudgeClient("s", settings(server.url, breaker_failures=3, timeout_ms=4_000), clock)
     server.script.extend([Act(delay=5.0), *[Act(status=500)] * 3, Act(delay=5.0)])
     before = asyncio.create_task(ask(judge, "before"))
     while not server.requests:
         await asyncio.sleep(0.01)
     for n in range(3):
         await ask(judge, str(n))
-    await asyncio.sleep(0.25)
+    clock.now += 10.0
     probe = asyncio.create_task(ask(judge, "probe"))
     while len(server.requests) < 5:
         await asyncio.sleep(0.01)
@@ -287,12 +301,12 @@ async def test_a_client_of_before_that_goes_away_does_not_call_the_probe_back(se
 
 
 async def test_a_client_that_goes_away_during_the_probe_does_not_lock_the_breaker(
-    server: OpenAIServer, judge: JudgeClient
+    server: OpenAIServer, judge: JudgeClient, clock: Clock
 ) -> None:
     server.script.extend([Act(status=503)] * 3 + [Act(delay=5.0)])
     for n in range(3):
         await ask(judge, str(n))
-    await asyncio.sleep(0.25)
+    clock.now += 10.0
     probe = asyncio.create_task(ask(judge, "probe"))
     await asyncio.sleep(0.05)
     probe.cancel()
@@ -375,52 +389,27 @@ async def test_a_request_that_argues_moves_only_the_score(server: OpenAIServer, 
     assert verdict == Judgement(pytest.approx(0.5), "ok")  # type: ignore[arg-type]
 
 
-# Memory.
+# The cache.
 
 
-def test_the_least_recently_used_score_goes_first() -> None:
-    scores = Scores(2, 10.0)
-    scores.put(b"a", 0.1, 0.0)
-    scores.put(b"b", 0.2, 0.0)
-    assert scores.get(b"a", 1.0) == 0.1
-    scores.put(b"c", 0.3, 1.0)
-    assert [scores.get(key, 1.0) for key in (b"a", b"b", b"c")] == [0.1, None, 0.3]
+async def test_the_least_recently_used_score_goes_first(server: OpenAIServer) -> None:
+    judge = JudgeClient("s", settings(server.url, cache_entries=2))
+    results = [(await ask(judge, text)).result for text in ("a", "b", "a", "c", "a", "c", "b")]
+    await judge.close()
+    assert results == ["ok", "ok", "cache", "ok", "cache", "cache", "ok"]
 
 
-def test_a_score_does_not_outlive_its_time() -> None:
-    scores = Scores(2, 10.0)
-    scores.put(b"a", 0.1, 0.0)
-    assert scores.get(b"a", 9.9) == 0.1
-    assert scores.get(b"a", 10.0) is None
-    assert len(scores) == 0
+async def test_a_score_does_not_outlive_its_time(server: OpenAIServer, clock: Clock) -> None:
+    judge = JudgeClient("s", settings(server.url, cache_seconds=10), clock)
+    assert (await ask(judge)).result == "ok"
+    clock.now += 9.9
+    assert (await ask(judge)).result == "cache"
+    clock.now += 0.1
+    assert (await ask(judge)).result == "ok"
+    await judge.close()
 
 
-def test_nothing_is_kept_if_nothing_is_to_be_kept() -> None:
-    scores = Scores(0, 10.0)
-    scores.put(b"a", 0.1, 0.0)
-    assert len(scores) == 0
-
-
-def test_failures_must_come_in_a_row_to_open_the_breaker() -> None:
-    breaker = Breaker(2, 10.0)
-    for _ in range(5):
-        breaker.failed(0.0)
-        breaker.succeeded()
-    assert breaker.allows(0.0)
-    breaker.failed(0.0)
-    breaker.failed(0.0)
-    assert not breaker.allows(9.9)
-
-
-def test_one_probe_at_a_time_and_its_failure_opens_the_breaker_anew() -> None:
-    breaker = Breaker(1, 10.0)
-    breaker.failed(0.0)
-    assert breaker.allows(10.0)
-    assert not breaker.allows(10.0)
-    breaker.failed(10.0)
-    assert not breaker.allows(19.9)
-    assert breaker.allows(20.0)
-    breaker.gave_up()
-    assert breaker.allows(20.0)
-    breaker.succeeded()
-    assert not breaker.is_open
+async def test_nothing_is_kept_if_nothing_is_to_be_kept(server: OpenAIServer) -> None:
+    judge = JudgeClient("s", settings(server.url, cache_entries=0))
+    assert [(await ask(judge)).result for _ in range(2)] == ["ok", "ok"]
+    await judge.close()

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from semroute_extproc.strategies.artifacts import kind_of
 
 from semroute_extproc.errors import ArtifactError
-from semroute_extproc.strategies.artifact import ArtifactManifest, write_artifact
+from semroute_extproc.strategies.artifact import ArtifactFile, ArtifactManifest, write_artifact
 from semroute_extproc.strategies.clusters import ClustersArtifact, read_clusters
 from semroute_extproc.strategies.factorization import FactorizationArtifact, read_factorization
 from semroute_extproc.strategies.similarity import SimilarityArtifact, read_similarity
@@ -63,7 +62,7 @@ def test_an_artifact_is_read_as_it_was_written(
     found = load(file)
     assert found.manifest == artifact.manifest
     assert digest(found) == digest(artifact)
-    assert kind_of(file) == artifact.manifest.kind
+    assert ArtifactFile(file).manifest.kind == artifact.manifest.kind
     assert [each.name for each in tmp_path.iterdir()] == ["a.npz"]
 
 

@@ -11,7 +11,7 @@ from builders import BUNDLE, MANIFEST
 from semroute_extproc.config import source as config_source
 from semroute_extproc.errors import ConfigError
 from semroute_extproc.serve import app
-from semroute_extproc.strategies import files as strategy_files
+from semroute_extproc.strategies import registry
 from semroute_extproc.strategies.artifact import ArtifactManifest, write_artifact
 from semroute_extproc.strategies.clusters import ClustersArtifact
 from semroute_extproc.strategies.profiles import Profile, write_profile
@@ -61,9 +61,9 @@ def test_relative_paths_are_meant_from_the_configurations_folder(
 ) -> None:
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
     loaded = config_source.load(folder / "semroute.yaml", {})
-    material, found = strategy_files.load(loaded.config)
+    files, found = registry.read_files(loaded.config.strategies)
     assert not found
-    assert set(material.profiles["s"]()) == {"m-a"}
+    assert set(files["s"]["profiles"]()) == {"m-a"}
     assert set(app.make_policies(loaded, BUNDLE)) == {"p"}
 
 
@@ -91,7 +91,7 @@ def test_a_missing_directory_of_profiles_and_a_bad_profile_are_told(folder: Path
 
 def test_a_file_that_is_replaced_changes_the_fingerprint(folder: Path) -> None:
     config = config_source.load(folder / "semroute.yaml", {}).config
-    before = strategy_files.fingerprint(config)
-    assert strategy_files.fingerprint(config) == before
+    before = registry.fingerprint(config.strategies)
+    assert registry.fingerprint(config.strategies) == before
     write_artifact(folder / "fitted" / "c.npz", artifact(dimensions=5))
-    assert strategy_files.fingerprint(config) != before
+    assert registry.fingerprint(config.strategies) != before
