@@ -61,23 +61,24 @@ def rewrite(document: Any, locate: Callable[[Problem], str]) -> tuple[list[str],
     return notes, replaced
 
 
-def _split(document: Any, name: str, shares: dict[str, float], replaced: Replaced) -> None:
+def _split(document: Any, canary: str, shares: dict[str, float], replaced: Replaced) -> None:
     """A canary of strategies becomes a policy for each of them, and canary shares of the models."""
     first, *others = shares
-    policies, models = _map(document, "policies"), _map(document, "models")
-    for policy in [key for key, each in policies.items() if name in _strategies(each)]:
-        for drawn in (*others, first):
-            variant = policies[policy] if drawn == first else copy.deepcopy(policies[policy])
-            policies[policy if drawn == first else f"{policy}:{drawn}"] = variant
-            for _, target in _targets(variant):
-                if target.get("strategy") == name:
+    policies = _map(document, "policies")
+    for policy, settings in list(policies.items()):
+        if all(target.get("strategy") != canary for _, target in _targets(settings)):
+            continue
+        parts = {f"{policy}:{canary}:{drawn}": shares[drawn] for drawn in others}
+        for name, drawn in zip((*parts, policy), (*others, first), strict=True):
+            policies[name] = copy.deepcopy(settings)
+            replaced["policies", name] = replaced.get(("policies", policy), policy)
+            for _, target in _targets(policies[name]):
+                if target.get("strategy") == canary:
                     target["strategy"] = drawn
-        for each in others:
-            replaced["policies", f"{policy}:{each}"] = replaced.get(("policies", policy), policy)
-        for model in models.values():
-            _share(model, policy, {f"{policy}:{each}": shares[each] for each in others})
-    _hold(document, name, list(shares))
-    del document["strategies"][name]
+        for model in _map(document, "models").values():
+            _share(model, policy, parts)
+    _hold(document, canary, list(shares))
+    del document["strategies"][canary]
 
 
 def _share(model: Any, policy: str, others: dict[str, float]) -> None:
@@ -147,7 +148,3 @@ def _targets(policy: Any) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
     for index, rule in enumerate(rules if isinstance(rules, list) else ()):
         if isinstance(rule, dict):
             yield ("rules", str(index)), rule
-
-
-def _strategies(policy: Any) -> list[Any]:
-    return [target.get("strategy") for _, target in _targets(policy)]
