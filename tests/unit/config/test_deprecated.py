@@ -217,8 +217,8 @@ def test_a_strategy_that_a_canary_draws_and_that_is_not_there_is_shown_at_the_ta
         "strategies: {s: {kind: fixed}}\n",
         "strategies: [a]\n",
         "encoder: [a]\npolicies: {p: 3}\nstrategies: {s: 3}\n",
-        "models: {m: 3, n: {policy: p, canary: {q: x}}}\npolicies: {p: {rules: 3, otherwise: {strategy: s}}}\n"
-        "strategies: {s: {kind: weighted, strategies: {a: 1, b: 1}}}\n",
+        "models: {m: 3, n: {policy: p, canary: {q: x}}}\npolicies: {p: {rules: 3, "
+        "otherwise: {strategy: s}}}\nstrategies: {s: {kind: weighted, strategies: {a: 1, b: 1}}}\n",
     ],
 )
 def test_what_makes_no_sense_is_left_to_the_checks(tmp_path: Path, text: str) -> None:
