@@ -1,7 +1,7 @@
 """What each strategy's choice costs: microseconds of CPU, beyond the encoder.
 
 Artifacts are made up, of the sizes that matter, and the strategies are the live path's own, built by
-`registry.compile_all`. Choices are made in turn, one of each strategy a round, so that a noisy moment falls on
+`registry.compile_all`. Choices are made in turn, one per strategy and round, so that a noisy moment falls on
 all alike, and the process's own CPU time is read around each. The judge's endpoint is a process of its
 own on this machine, which answers at once: what is measured is our side of a question.
 

@@ -52,7 +52,7 @@ class Pool(Model):
         None, pattern=r"^https?://", description="URL of its vLLM metrics; its load is exported with ours."
     )
     gauges: dict[Gauge, GaugeNames] = Field(
-        {}, description="Names of its gauges, the first found counts; default: vLLM's."
+        {}, description="Gauge to its names on that page, the first found counts; default: vLLM's."
     )
 
 

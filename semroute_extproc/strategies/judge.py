@@ -58,28 +58,18 @@ class JudgeSettings(PairSettings):
         "the gateway: its requests would be judged in turn.",
     )
     model: Name = Field(description="The judge's name at that server.")
-    labels: Scheme = Field(
-        "score", description="The question: `score`, 1 to 5 for the weak model; `choice`, A or B."
-    )
-    timeout_ms: float = Field(
-        60, gt=0, le=10_000, description="How long it may take; must be below `server.deadline_ms`."
-    )
-    concurrency: int = Field(
-        32, ge=1, le=1_024, description="Questions at once; more are decided without it."
-    )
+    labels: Scheme = Field("score", description="`score`: 1 to 5 for the weak model; `choice`: A or B.")
+    timeout_ms: float = Field(60, gt=0, le=10_000, description="Must be below `server.deadline_ms`.")
+    concurrency: int = Field(32, ge=1, le=1_024, description="Questions at once; the rest go without.")
     cache_entries: int = Field(4_096, ge=0, le=1_048_576, description="Scores cached; 0 for none.")
     cache_seconds: float = Field(3_600, gt=0, le=604_800, description="How long a score is cached.")
-    breaker_failures: int = Field(
-        5, ge=1, le=1_000, description="Failures in a row after which it is not asked for a while."
-    )
-    breaker_seconds: float = Field(10, gt=0, le=3_600, description="How long, before one request probes it.")
+    breaker_failures: int = Field(5, ge=1, le=1_000, description="Failures in a row that open the breaker.")
+    breaker_seconds: float = Field(10, gt=0, le=3_600, description="Time until one request probes it.")
     api_key_env: str | None = Field(
         None, pattern="^[A-Za-z_][A-Za-z0-9_]*$", description="Variable that holds its bearer token."
     )
     ca_file: FilePath | None = Field(None, description="Certificates to trust instead of the system's.")
-    reasoning: str = Field(
-        "none", description="Its model family, so that its reasoning is switched off; see pools."
-    )
+    reasoning: str = Field("none", description="Its model family, to switch its reasoning off; see pools.")
 
     @model_validator(mode="after")
     def _calibrated_share(self) -> Self:
@@ -213,45 +203,23 @@ class Question:
         return body
 
 
-class _Top(msgspec.Struct):
-    token: str
-    logprob: float
-
-
-class _Position(msgspec.Struct):
-    top_logprobs: list[_Top]
-
-
-class _Logprobs(msgspec.Struct):
-    content: list[_Position] | None = None
-
-
-class _Completion(msgspec.Struct):
-    logprobs: _Logprobs | None = None
-
-
-class _Completions(msgspec.Struct):
-    choices: list[_Completion]
-
-
 def probability(answer: bytes, scheme: Scheme) -> float:
     """P(strong wins), 0..1, from the body of a chat completion; raises Unparsable.
 
     Variants of a label (`A`, ` A`, `A.`) are added up. Labels that are not among the tokens given count
     as 0; the rest is normalized.
     """
+    wins = {True: 0.0, False: 0.0}
     try:
-        choices = msgspec.json.decode(answer, type=_Completions).choices
+        [choice, *_] = msgspec.json.decode(answer)["choices"]
+        for top in choice["logprobs"]["content"][0]["top_logprobs"]:
+            label = top["token"].strip(_MARKS).upper()
+            if label in _LABELS[scheme]:
+                wins[_LABELS[scheme][label]] += math.exp(min(top["logprob"], 0.0))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Unparsable(str(error)[:100]) from None
-    logprobs = choices[0].logprobs if choices else None
-    if logprobs is None or not logprobs.content:
-        raise Unparsable("no logprobs: does the model's server give them?")
-    wins = {True: 0.0, False: 0.0}
-    for top in logprobs.content[0].top_logprobs:
-        label = top.token.strip(_MARKS).upper()
-        if label in _LABELS[scheme]:
-            wins[_LABELS[scheme][label]] += math.exp(min(top.logprob, 0.0))
+    except (LookupError, TypeError, AttributeError, ValueError):
+        raise Unparsable("no logprobs: does the model's server give them?") from None
     mass = wins[True] + wins[False]
     if not mass >= LABEL_MASS_MIN:
         raise Unparsable(f"the labels have a probability of {mass:.3f} together")

@@ -11,8 +11,10 @@ it is fixed or removed. A directory that cannot be read keeps everything as it w
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -169,11 +171,7 @@ class ProfileDirectory:
         before = (self._profiles, self.problems)
         try:
             # A writer uses a name with a dot, and renames it.
-            names = sorted(
-                each.name
-                for each in self.path.iterdir()
-                if each.name.endswith(".json") and not each.name.startswith(".")
-            )
+            names = sorted(name for name in os.listdir(self.path) if fnmatchcase(name, "[!.]*.json"))
         except OSError as error:
             self.problems = (f"{self.path}: cannot be read: {error.strerror or error}",)
             return self.problems != before[1]
@@ -240,11 +238,9 @@ class ProfileDirectories:
     def adopt(self) -> None:
         """The configuration that was being loaded is live now."""
         before, self._live, self._staged = self._live, self._staged, {}
-        for strategy, directory in self._live.items():
-            if before.get(strategy) is not directory:
-                self._on_change(strategy, directory)
-        for strategy in before.keys() - self._live.keys():
-            self._on_change(strategy, None)
+        for strategy in {**self._live, **before}:
+            if self._live.get(strategy) is not before.get(strategy):
+                self._on_change(strategy, self._live.get(strategy))
         self._changed.set()
 
     def forget(self) -> None:
@@ -260,15 +256,11 @@ class ProfileDirectories:
                 self._changed.clear()
                 # A directory that comes back is found by the clock.
                 async for _ in notices(self._watched, self._changed):
-                    await self.refresh()
+                    for strategy, directory in list(self._live.items()):
+                        if await asyncio.to_thread(directory.refresh):
+                            self._on_change(strategy, directory)
         finally:
             stopping.cancel()
 
     def _watched(self) -> set[Path]:
         return {each.path for each in self._live.values() if each.path.is_dir()}
-
-    async def refresh(self) -> None:
-        """Read every directory now."""
-        for strategy, directory in list(self._live.items()):
-            if await asyncio.to_thread(directory.refresh):
-                self._on_change(strategy, directory)

@@ -5,6 +5,7 @@ A new idea is one file with its settings, artifact and strategy (`idea.StrategyS
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -55,16 +56,14 @@ ProfilesOf = Callable[[str, Path, str], Profiles]
 """The profiles of a strategy, in a directory, that count in clusters of a digest; raises ArtifactError."""
 
 
-class Configured(Protocol):
-    """What of the configuration strategies depend on."""
+class _Configured(Protocol):
+    """The part of the configuration that strategies depend on."""
 
     @property
-    def pools(self) -> Mapping[str, Pool]:
-        """Every pool."""
+    def pools(self) -> Mapping[str, Pool]: ...
 
     @property
-    def strategies(self) -> Mapping[str, StrategySettings]:
-        """Every strategy's settings."""
+    def strategies(self) -> Mapping[str, StrategySettings]: ...
 
 
 def once(strategy: str, directory: Path, clusters: str) -> Profiles:
@@ -100,18 +99,15 @@ def fingerprint(strategies: Mapping[str, StrategySettings]) -> str:
     """Changes when a file that a strategy names does, so that a replaced file is read again."""
     digest = hashlib.sha256()
     for settings in strategies.values():
-        for path in (getattr(settings, field) for field in settings.files):
-            try:
-                stat = path.stat() if path is not None else None
-            except OSError:
-                continue
-            if stat is not None:
+        for path in filter(None, (getattr(settings, field) for field in settings.files)):
+            with contextlib.suppress(OSError):
+                stat = path.stat()
                 digest.update(f"{path} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 
 def compile_all(
-    config: Configured, manifest: Manifest, artifacts: Files | None = None
+    config: _Configured, manifest: Manifest, artifacts: Files | None = None
 ) -> tuple[dict[str, Strategy], list[Problem]]:
     """Every strategy that fits the bundle and its files (`read_files`), and what is wrong with the others."""
     problems: list[Problem] = []
