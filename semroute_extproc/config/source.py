@@ -12,9 +12,9 @@ import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -137,19 +137,15 @@ def without_cluster(loaded: Loaded, envoy: Path) -> list[Problem]:
     bootstrap = _parse(envoy, _read(envoy))
     static, dynamic = bootstrap.get("static_resources"), bootstrap.get("dynamic_resources")
     if isinstance(dynamic, dict) and ("cds_config" in dynamic or "ads_config" in dynamic):
-        raise ConfigError(
-            [f"{envoy}: its clusters are dynamic (cds_config), and this file does not list them"]
-        )
+        raise ConfigError([f"{envoy}: its clusters are dynamic (cds_config); this file does not list them"])
     clusters = static.get("clusters") if isinstance(static, dict) else None
     if not isinstance(clusters, list):
         raise ConfigError([f"{envoy}: no bootstrap: it has no static_resources.clusters"])
     names = [str(cluster.get("name")) for cluster in clusters if isinstance(cluster, dict)]
+    wanted = {name: pool.cluster for name, pool in loaded.config.pools.items() if pool.cluster not in names}
     return [
-        Problem(
-            ("pools", name, "cluster"), f"{envoy} has no cluster {cluster!r}{did_you_mean(cluster, names)}"
-        )
-        for name, cluster in ((name, pool.cluster) for name, pool in loaded.config.pools.items())
-        if cluster not in names
+        Problem(("pools", name, "cluster"), f"{envoy} has no cluster {each!r}{did_you_mean(each, names)}")
+        for name, each in wanted.items()
     ]
 
 
@@ -160,23 +156,17 @@ async def changes(path: Path, stop: asyncio.Event) -> AsyncIterator[None]:
     a watch on the file does not see. Other files in the directory do not count.
     """
     seen: bytes | None = None
-    async for _ in notices(lambda: [directory_of(path)], stop):
+    async for _ in notices(lambda: [path.absolute().parent], stop):
         if (digest := _digest(path)) != seen:
             seen = digest
             yield
 
 
 def _digest(path: Path) -> bytes:
-    """Of the file's content; empty for an unreadable file."""
     try:
         return hashlib.sha256(path.read_bytes()).digest()
     except OSError:
         return b""
-
-
-def directory_of(path: Path) -> Path:
-    """The directory to watch for changes of the file."""
-    return path.absolute().parent
 
 
 def _read(path: Path) -> bytes:
@@ -279,18 +269,14 @@ def _problem(detail: Any) -> Problem:
 def _setting_names() -> set[str]:
     """Every setting's name, at any level."""
     names: set[str] = set()
-    seen: set[type[BaseModel]] = set()
 
-    def visit(annotation: Any) -> None:
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            if annotation in seen:
-                return
-            seen.add(annotation)
-            for name, field in annotation.model_fields.items():
-                names.add(name)
-                visit(field.annotation)
-        for inner in get_args(annotation):
+    def visit(node: Any) -> None:
+        if isinstance(node, dict):
+            if isinstance(properties := node.get("properties"), dict):
+                names.update(properties)
+            node = list(node.values())
+        for inner in node if isinstance(node, list) else ():
             visit(inner)
 
-    visit(Config)
+    visit(Config.model_json_schema())
     return names

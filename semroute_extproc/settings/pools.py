@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
-from semroute_extproc.request.view import Api
 from semroute_extproc.settings.base import POLICIES_MAX, Model, Name, several
 
 
@@ -16,6 +15,9 @@ class Price(Model):
     input: float = Field(ge=0, description="Dollars per million prompt tokens.")
     output: float = Field(ge=0, description="Dollars per million completion tokens.")
 
+
+ApiName = Literal["chat_completions", "completions", "responses", "messages", "embeddings"]
+"""The values of `request.view.Api`."""
 
 Gauge = Literal["running", "waiting", "kv_cache_usage"]
 """The gauges of a pool's load that are read."""
@@ -40,8 +42,8 @@ class Pool(Model):
     context: int = Field(32_768, gt=0, description="Context window in tokens, prompt and answer together.")
     tools: bool = Field(True, description="It can call tools.")
     images: bool = Field(False, description="It can read images.")
-    apis: tuple[Api, ...] = Field(
-        (Api.CHAT_COMPLETIONS, Api.COMPLETIONS, Api.RESPONSES, Api.MESSAGES),
+    apis: tuple[ApiName, ...] = Field(
+        ("chat_completions", "completions", "responses", "messages"),
         min_length=1,
         description="The APIs it serves.",
     )

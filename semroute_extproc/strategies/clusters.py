@@ -180,15 +180,13 @@ def trade_off(quality: float, trade: float, bias: float = 0.0) -> float:
 
 @dataclass(frozen=True, slots=True)
 class ProfileTable:
-    """The pools whose models have a profile, as arrays."""
+    """The pools whose models have a profile, as arrays: one row per pool."""
 
     pools: tuple[str, ...]
     errors: Doubles
-    """Shape (pools, k)."""
     tokens: Doubles
-    """Shape (pools, k)."""
+    """Both of shape (pools, k)."""
     mean_errors: Doubles
-    """Shape (pools,)."""
     prices: Doubles
     """Shape (pools, 2): of a prompt and of an answer token, in units of the reference request."""
 
@@ -250,10 +248,8 @@ class Clusters(BaseStrategy):
 
         Equal objectives go to the cheaper, then to the better one.
         """
-        if quality >= 1.0:
-            return list(np.lexsort((costs, errors))), ()
-        if quality <= 0.0:
-            return list(np.lexsort((errors, costs))), ()
+        if not 0.0 < quality < 1.0:
+            return list(np.lexsort((costs, errors) if quality > 0.0 else (errors, costs))), ()
         pressure = np.asarray([context.conditions.pressure.get(pool, 0.0) for pool in pools])
         bias, trade = context.bias, trade_off(quality, self._settings.trade)
         calm = np.lexsort((errors, costs, errors + trade * costs))
@@ -263,10 +259,9 @@ class Clusters(BaseStrategy):
         order = np.lexsort((errors, costs, errors + trade * (costs + PRESSURE_COST * pressure)))
         if order[0] == calm[0]:
             return list(order), ()
-        moved = [("budget", f"{bias:+.2f}")] if bias else []
-        if pressure.any():
-            moved.append(("load", f"{pools[calm[0]]} to {pools[order[0]]}"))
-        return list(order), tuple(moved)
+        budget = [("budget", f"{bias:+.2f}")] if bias else []
+        load = [("load", f"{pools[calm[0]]} to {pools[order[0]]}")] if pressure.any() else []
+        return list(order), (*budget, *load)
 
     def _tabulate(self, profiles: Mapping[str, Profile]) -> ProfileTable:
         settings, k = self._settings, len(self._artifact.centroids)

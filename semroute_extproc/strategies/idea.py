@@ -43,11 +43,8 @@ class Site:
             raise Unfit
         theirs = found.manifest
         if theirs.revision != self.manifest.revision:
-            raise Unfit(
-                "artifact",
-                f"was fitted on bundle {theirs.bundle} {theirs.revision}, but this is {self.bundle}: "
-                "fit it again with this bundle",
-            )
+            fitted = f"was fitted on bundle {theirs.bundle} {theirs.revision}, but this is {self.bundle}"
+            raise Unfit("artifact", f"{fitted}: fit it again with this bundle")
         return found
 
     @property
