@@ -10,7 +10,6 @@ import asyncio
 import os
 import ssl
 from email.utils import parsedate_to_datetime
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from types import TracebackType
 from typing import Any
 
@@ -53,26 +52,23 @@ class Endpoint:
 
         self.url = url.rstrip("/")
         # Uncompressed, so that the bytes that are counted are the bytes that are held.
-        headers = {"content-type": "application/json", "accept-encoding": "identity"}
+        self._headers = {"content-type": "application/json", "accept-encoding": "identity"}
         if api_key_env is not None:
             key = os.environ.get(api_key_env, "").strip()
             if not key:
                 raise EndpointError("setup", f"the environment has no {api_key_env}")
-            headers["authorization"] = f"Bearer {key}"
+            self._headers["authorization"] = f"Bearer {key}"
         try:
             secure = ca_file is not None or url.startswith("https:")
             verify = ssl.create_default_context(cafile=ca_file) if secure else False
         except OSError as error:
             raise EndpointError("setup", f"{ca_file}: {error.strerror or error}") from None
-        self._errors = (httpx2.HTTPError, httpx2.InvalidURL, OSError)
-        # A redirect would carry the prompt and the key to another place, and so would a proxy.
-        self._client = httpx2.AsyncClient(
-            headers=headers,
+        self._httpx = httpx2
+        # The transport alone: it follows no redirect, takes no proxy from the environment and keeps no
+        # cookie, any of which would carry a prompt or a key elsewhere.
+        self._transport = httpx2.AsyncHTTPTransport(
             verify=verify,
             trust_env=False,
-            follow_redirects=False,
-            timeout=None,
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             limits=httpx2.Limits(
                 max_connections=connections_max,
                 max_keepalive_connections=connections_max,
@@ -91,31 +87,33 @@ class Endpoint:
                 return await self._post(path, msgspec.json.encode(body))
         except TimeoutError:
             raise EndpointError("timeout", f"no answer within {seconds:g} s") from None
-        except self._errors as error:
+        except (self._httpx.HTTPError, self._httpx.InvalidURL, OSError) as error:
             raise EndpointError("connection", f"{type(error).__name__}: {error}") from None
 
     async def _post(self, path: str, body: bytes) -> bytes:
-        async with self._client.stream("POST", self.url + path, content=body) as response:
+        request = self._httpx.Request("POST", self.url + path, headers=self._headers, content=body)
+        response = await self._transport.handle_async_request(request)
+        try:
             answer = bytearray()
             async for chunk in response.aiter_raw():
                 answer += chunk
                 if len(answer) > ANSWER_BYTES_MAX:
                     raise EndpointError("unreadable", f"more than {ANSWER_BYTES_MAX} bytes")
-            if response.status_code != 200:
-                detail = bytes(answer[:DETAIL_CHARACTERS_MAX]).decode("utf-8", "replace")
-                raise EndpointError(
-                    "http",
-                    f"status {response.status_code}: {' '.join(detail.split())}",
-                    status=response.status_code,
-                    retry_after=_retry_after(
-                        response.headers.get("retry-after"), response.headers.get("date")
-                    ),
-                )
+        finally:
+            await response.aclose()
+        if response.status_code == 200:
             return bytes(answer)
+        detail = bytes(answer[:DETAIL_CHARACTERS_MAX]).decode("utf-8", "replace")
+        raise EndpointError(
+            "http",
+            f"status {response.status_code}: {' '.join(detail.split())}",
+            status=response.status_code,
+            retry_after=_retry_after(response.headers.get("retry-after"), response.headers.get("date")),
+        )
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._client.aclose()
+        await self._transport.aclose()
 
     async def __aenter__(self) -> Endpoint:
         return self

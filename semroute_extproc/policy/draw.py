@@ -1,6 +1,6 @@
 """Draws by request id, so that a retry is drawn as the first try was. Pure.
 
-Without an id (Envoy sends one unless it is told not to) the conversation's last words decide: the same
+Without an id (Envoy sends one by default) the conversation's last words decide: the same
 request still goes to the same place, and different ones are still spread out.
 """
 

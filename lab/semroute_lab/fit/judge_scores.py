@@ -10,11 +10,11 @@ from semroute_extproc.strategies.judge import JudgeSettings
 from semroute_extproc.strategies.judge_client import JudgeClient
 
 SECONDS = 60.0
-"""How long one text may take: what is measured is the score and not the speed."""
+"""How long one text may take: the score is measured, not the speed."""
 
 
 FAILURES_MAX = 100
-"""After so many texts in a row without a score nobody waits for the rest."""
+"""After this many texts in a row without a score the rest is not asked."""
 
 
 def score_all(

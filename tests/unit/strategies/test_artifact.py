@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -154,3 +155,16 @@ def test_membership_of_a_learned_map_is_a_softmax_and_of_clusterings_their_mean(
         CLUSTERS.manifest, np.eye(2, dtype=np.float32)[[0, 1, 1, 0]], None, tuple("abcd"), 2
     )
     assert twice.membership(x)[0] == pytest.approx([0.5, 0, 0, 0.5])
+
+
+def test_clusters_are_read_as_they_were_written(tmp_path: Path) -> None:
+    soft = dataclasses.replace(CLUSTERS, bias=np.log([3.0, 1.0]).astype(np.float32))
+    for artifact in (CLUSTERS, soft):
+        write_artifact(tmp_path / "c.npz", artifact)
+        found = read_clusters(tmp_path / "c.npz")
+        assert (found.manifest, found.names, found.digest) == (
+            artifact.manifest,
+            artifact.names,
+            artifact.digest,
+        )
+    assert CLUSTERS.digest != soft.digest
