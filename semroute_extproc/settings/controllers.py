@@ -55,9 +55,7 @@ class LoadController(Model):
     pools: dict[str, Ramps] = Field({}, max_length=POOLS_MAX, description="Pool to ramps of its own.")
     rise_seconds: float = Field(3, gt=0, le=3_600, description="Time constant of a growing pressure.")
     fall_seconds: float = Field(15, gt=0, le=3_600, description="Time constant of a falling pressure.")
-    dead_band: float = Field(
-        0.05, ge=0, le=0.4, description="Smaller changes of the smoothed pressure are ignored."
-    )
+    dead_band: float = Field(0.05, ge=0, le=0.4, description="Smaller changes of the pressure are ignored.")
     stale_seconds: float = Field(
         10, gt=0, le=600, description="A load older than this is unknown; the pressure then falls."
     )
@@ -75,13 +73,9 @@ class LoadController(Model):
 class Budget(Model):
     """Holds a strategy of a pair to a target by a bias on the log-odds of its strong share."""
 
-    strong_share: float | None = Field(
-        None, gt=0, lt=1, description="Share of the strategy's requests that the strong pool gets."
-    )
+    strong_share: float | None = Field(None, gt=0, lt=1, description="Share that the strong pool gets.")
     dollars_per_thousand: float | None = Field(None, gt=0, description="Dollars per thousand requests.")
-    output_tokens: int = Field(
-        400, ge=1, description="Tokens of an answer for the cost, or the most asked for if fewer."
-    )
+    output_tokens: int = Field(400, ge=1, description="Tokens of an answer; a client's lower limit counts.")
     window_requests: int | None = Field(
         None, ge=50, le=10_000_000, description="The target holds over this many requests; default 1000."
     )
@@ -106,9 +100,7 @@ class RemoteSessions(Model):
     key: SecretStr = Field(
         description="Key of the hashes of conversations, the same in all workers; 16 characters or more."
     )
-    timeout_ms: float = Field(
-        2, gt=0, le=10, description="Longest lookup; without an answer the local memory counts."
-    )
+    timeout_ms: float = Field(2, gt=0, le=10, description="Longest lookup; else the local memory counts.")
 
     @field_validator("url")
     @classmethod
@@ -155,10 +147,6 @@ class SessionController(Model):
 class ControllerSettings(Model):
     """What moves the trade-off at runtime; each part is off unless it is given."""
 
-    load: LoadController | None = Field(
-        None, description="Pressure from the pools' own gauges; needs `metrics` of a pool."
-    )
-    budgets: dict[str, Budget] = Field(
-        {}, max_length=STRATEGIES_MAX, description="Strategy to the target it is held to."
-    )
+    load: LoadController | None = Field(None, description="Pressure from the gauges of pools with `metrics`.")
+    budgets: dict[str, Budget] = Field({}, max_length=STRATEGIES_MAX, description="Strategy to its target.")
     session: SessionController | None = Field(None, description="A conversation keeps its pool.")

@@ -36,9 +36,7 @@ class Pool(Model):
 
     cluster: Name = Field(description="Name of the Envoy cluster; the only clusters ever chosen.")
     model: Name = Field(description="The model's name at that cluster, written into the body.")
-    price: Price | None = Field(
-        None, description="What its tokens cost; orders pools from cheap to expensive."
-    )
+    price: Price | None = Field(None, description="Price of its tokens; orders pools by cost.")
     context: int = Field(32_768, gt=0, description="Context window in tokens, prompt and answer together.")
     tools: bool = Field(True, description="It can call tools.")
     images: bool = Field(False, description="It can read images.")

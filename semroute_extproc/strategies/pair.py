@@ -42,9 +42,7 @@ class PairSettings(StrategySettings):
     calibration: FilePath | None = Field(
         None, description="File of `semroute calibrate`: the score and its outcome on your own prompts."
     )
-    on_unknown: str | None = Field(
-        None, description="Pool of texts the bundle does not know; default: strong."
-    )
+    on_unknown: str | None = Field(None, description="Pool of unknown texts; default: strong.")
 
     files: ClassVar[Mapping[str, Callable[[Path], Any]]] = {"calibration": read_calibration}
     weighs_cost: ClassVar[bool] = True
