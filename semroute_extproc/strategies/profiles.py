@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -135,13 +135,10 @@ Profiles = Callable[[], Mapping[str, Profile]]
 """Model to profile as of now; another mapping object whenever one came, went or changed."""
 
 
-@dataclass(frozen=True, slots=True)
-class _ProfileFile:
-    version: tuple[int, int, int] | None
-    """Inode, size and time of change at the last read; None if it could not be read."""
-    profile: Profile | None
-    """Its last good content."""
-    problem: str
+@lru_cache(maxsize=PROFILES_MAX)
+def _read_version(path: Path, inode: int, size: int, changed_ns: int) -> Profile:
+    """A profile as of one version of its file; an error is not cached."""
+    return read_profile(path)
 
 
 class ProfileDirectory:
@@ -154,7 +151,7 @@ class ProfileDirectory:
         """
         self.path = path
         self.clusters = clusters
-        self._files: dict[str, _ProfileFile] = {}
+        self._good: dict[str, Profile] = {}
         self._profiles: Mapping[str, Profile] = {}
         self.problems: tuple[str, ...] = ()
         """What is wrong now, one line per file."""
@@ -178,40 +175,36 @@ class ProfileDirectory:
         problems: list[str] = []
         if len(names) > PROFILES_MAX:
             problems.append(f"{self.path}: more than {PROFILES_MAX} profiles, the rest is not read")
-        self._files = {name: self._read(name) for name in names[:PROFILES_MAX]}
+        good: dict[str, Profile] = {}
+        for name in names[:PROFILES_MAX]:
+            try:
+                good[name] = self._read(self.path / name)
+            except ArtifactError as error:
+                problems.append(str(error))
+                if name in self._good:
+                    good[name] = self._good[name]
         profiles: dict[str, Profile] = {}
-        for name, file in self._files.items():
-            if file.problem:
-                problems.append(file.problem)
-            if file.profile is None:
-                continue
-            model = file.profile.model
-            if model in profiles:
-                problems.append(f"{self.path / name}: another file has the profile of {model!r} as well")
-            profiles.setdefault(model, file.profile)
+        for name, profile in good.items():
+            if profile.model in profiles:
+                other = f"another file has the profile of {profile.model!r} as well"
+                problems.append(f"{self.path / name}: {other}")
+            profiles.setdefault(profile.model, profile)
+        self._good = good
         if profiles != self._profiles:
             self._profiles = profiles
         self.problems = tuple(problems)
         return (self._profiles, self.problems) != before
 
-    def _read(self, name: str) -> _ProfileFile:
-        path = self.path / name
-        known = self._files.get(name)
-        last_good = known.profile if known is not None else None
+    def _read(self, path: Path) -> Profile:
         try:
             stat = path.stat()
-            version = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
-            if known is not None and known.version == version:
-                return known
-            profile = read_profile(path)
+            profile = _read_version(path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
         except OSError as error:
-            return _ProfileFile(None, last_good, f"{path}: cannot be read: {error.strerror or error}")
-        except ArtifactError as error:
-            return _ProfileFile(version, last_good, str(error))
+            raise ArtifactError(f"{path}: cannot be read: {error.strerror or error}") from None
         if profile.clusters != self.clusters:
             stale = f"counts in the clusters {profile.clusters}, the artifact has {self.clusters}"
-            return _ProfileFile(version, last_good, f"{path}: {stale}: profile it again")
-        return _ProfileFile(version, profile, "")
+            raise ArtifactError(f"{path}: {stale}: profile it again")
+        return profile
 
 
 class ProfileDirectories:
