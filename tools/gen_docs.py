@@ -36,13 +36,13 @@ def settings() -> str:
     """One table a section of the configuration."""
     sections: list[tuple[str, type[BaseModel]]] = [
         ("server", process.Server),
-        ("encoder", process.EncoderSettings),
+        ("encoder", process.Encoder),
         ("admin", process.Admin),
         ("telemetry", process.Telemetry),
         ("pools.NAME", pools.Pool),
         ("pools.NAME.price", pools.Price),
         ("models.NAME", pools.VirtualModel),
-        ("policies.NAME", policies.PolicySettings),
+        ("policies.NAME", policies.Policy),
         ("policies.NAME.rules[]", policies.Rule),
         ("policies.NAME.otherwise", policies.Target),
         ("reasoning of a rule or target", policies.Reasoning),
@@ -51,7 +51,7 @@ def settings() -> str:
             (f"strategies.NAME (kind: {get_args(idea.model_fields['kind'].annotation)[0]})", idea)
             for idea in IDEAS
         ),
-        ("controllers", controllers.ControllerSettings),
+        ("controllers", controllers.Controllers),
         ("controllers.load", controllers.LoadController),
         ("controllers.load.ramps.MEASURE", controllers.Ramp),
         ("controllers.budgets.STRATEGY", controllers.Budget),

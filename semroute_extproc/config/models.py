@@ -21,10 +21,10 @@ from semroute_extproc.settings.base import (
     did_you_mean,
     pair_of,
 )
-from semroute_extproc.settings.controllers import ControllerSettings
-from semroute_extproc.settings.policies import PolicySettings
+from semroute_extproc.settings.controllers import Controllers
+from semroute_extproc.settings.policies import Policy
 from semroute_extproc.settings.pools import Pool, VirtualModel
-from semroute_extproc.settings.process import Admin, EncoderSettings, Server, Telemetry
+from semroute_extproc.settings.process import Admin, Encoder, Server, Telemetry
 from semroute_extproc.strategies.registry import StrategySetting
 
 Place = tuple[str | int, ...]
@@ -34,7 +34,7 @@ class Config(Model):
     """The whole configuration."""
 
     server: Server = Field(default_factory=Server)
-    encoder: EncoderSettings = Field(default_factory=EncoderSettings)
+    encoder: Encoder = Field(default_factory=Encoder)
     admin: Admin = Field(default_factory=Admin)
     telemetry: Telemetry = Field(default_factory=Telemetry)
     pools: dict[Name, Pool] = Field(min_length=1, max_length=POOLS_MAX)
@@ -42,9 +42,9 @@ class Config(Model):
     models: dict[Name, VirtualModel] = Field(
         default_factory=dict, max_length=MODELS_MAX, description="Model names that are routed."
     )
-    policies: dict[Name, PolicySettings] = Field(default_factory=dict, max_length=POLICIES_MAX)
+    policies: dict[Name, Policy] = Field(default_factory=dict, max_length=POLICIES_MAX)
     strategies: dict[Name, StrategySetting] = Field(default_factory=dict, max_length=STRATEGIES_MAX)
-    controllers: ControllerSettings = Field(default_factory=ControllerSettings)
+    controllers: Controllers = Field(default_factory=Controllers)
 
 
 def unresolved(config: Config, families: Collection[str]) -> Iterator[Problem]:

@@ -24,7 +24,7 @@ class Conditions:
 
     pressure: Mapping[str, float] = field(default_factory=dict)
     """Pool to how pressed it is, 0 (quiet) to 1 (full); a pool that is not there is quiet or unknown."""
-    leaning: Mapping[str, float] = field(default_factory=dict)
+    bias: Mapping[str, float] = field(default_factory=dict)
     """Strategy to what its budget adds to the log-odds of the strong share; absent is 0."""
     floor: float = 0.0
     """Strong share that pressure on the strong pool leaves at least."""
@@ -90,7 +90,7 @@ class RoutingContext:
     judgements: Mapping[str, Judgement] = field(default_factory=dict)
     """Strategy to what its judge said, where it was asked."""
     bias: float = 0.0
-    """`conditions.leaning` of the strategy that is asked; the policy fills it in."""
+    """`conditions.bias` of the strategy that is asked; the policy fills it in."""
     held: Held | None = None
     """The pool the conversation is in, if it is known."""
 
@@ -194,7 +194,7 @@ class Strategy(Protocol):
 
     def wants_judgement(self, context: RoutingContext) -> bool:
         """Whether a judge must be asked before it can choose."""
-        ...
+        return False
 
     def choose(self, context: RoutingContext, candidates: Candidates) -> Choice:
         """The pool and why; `context.signals` is there if `needs_signals`, except for a hard preference."""

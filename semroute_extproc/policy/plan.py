@@ -39,7 +39,8 @@ from semroute_extproc.policy.context import (
 from semroute_extproc.policy.rules import CompiledRule, RuleError
 from semroute_extproc.policy.stickiness import holding, keeps
 from semroute_extproc.settings.base import Problem
-from semroute_extproc.settings.policies import PolicySettings, Reasoning, Target
+from semroute_extproc.settings.policies import Policy as PolicySettings
+from semroute_extproc.settings.policies import Reasoning, Target
 from semroute_extproc.settings.pools import Pool
 
 Tried = dict[str, tuple[bool, str]]
@@ -135,8 +136,8 @@ class Policy:
                 return self._fallback(name, facts, candidates, canary)
         if strategy.wants_judgement(facts):
             return JudgeWanted(name)
-        if facts.conditions.leaning:
-            facts = dataclasses.replace(facts, bias=facts.conditions.leaning.get(name, 0.0))
+        if facts.conditions.bias:
+            facts = dataclasses.replace(facts, bias=facts.conditions.bias.get(name, 0.0))
         return self._chosen(name, strategy, facts, candidates, held, canary, trace)
 
     def _fallback(self, name: str, facts: RoutingContext, candidates: Candidates, canary: str) -> Decision:

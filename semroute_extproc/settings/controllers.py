@@ -144,7 +144,7 @@ class SessionController(Model):
     remote: RemoteSessions | None = None
 
 
-class ControllerSettings(Model):
+class Controllers(Model):
     """What moves the trade-off at runtime; each part is off unless it is given."""
 
     load: LoadController | None = Field(None, description="Pressure from the gauges of pools with `metrics`.")

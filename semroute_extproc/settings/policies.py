@@ -93,7 +93,7 @@ class Rule(Target):
     when: str = Field(max_length=4_096, description="A CEL expression over the request and its signals.")
 
 
-class PolicySettings(Model):
+class Policy(Model):
     """Rules, first match wins, and where everything else goes."""
 
     rules: tuple[Rule, ...] = Field((), max_length=RULES_MAX)

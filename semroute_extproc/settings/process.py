@@ -54,7 +54,7 @@ class Server(Model):
         return self.listen.replace(WORKER, str(worker))
 
 
-class EncoderSettings(Model):
+class Encoder(Model):
     """The bundle and where it runs. A change needs a restart."""
 
     bundle: str | None = Field(None, description="Directory of a bundle; default: the shipped one.")

@@ -18,7 +18,8 @@ from semroute_extproc.config.models import Config
 from semroute_extproc.policy.context import Conditions, Decision, Held, RoutingContext
 from semroute_extproc.request.view import RequestHead, RequestView
 from semroute_extproc.settings.base import pair_of
-from semroute_extproc.settings.controllers import Budget, ControllerSettings
+from semroute_extproc.settings.controllers import Budget
+from semroute_extproc.settings.controllers import Controllers as ControllerSettings
 from semroute_extproc.settings.pools import cost
 from semroute_extproc.state.budget import BudgetController, Spent
 from semroute_extproc.state.pressure import PoolPressure

@@ -29,11 +29,11 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from semroute_extproc.policy.context import Candidates, Choice, RoutingContext
+from semroute_extproc.policy.context import Candidates, Choice, RoutingContext, Strategy
 from semroute_extproc.settings.base import FilePath
 from semroute_extproc.settings.pools import Pool
 from semroute_extproc.strategies.artifact import Artifact, ArtifactFile, Floats, digest_of
-from semroute_extproc.strategies.idea import BaseStrategy, Site, StrategySettings, Unfit
+from semroute_extproc.strategies.idea import Site, StrategySettings, Unfit
 from semroute_extproc.strategies.profiles import CLUSTERS_MAX, Profile, Profiles
 
 REFERENCE_PROMPT_TOKENS = 500
@@ -191,9 +191,10 @@ class ProfileTable:
     """Shape (pools, 2): of a prompt and of an answer token, in units of the reference request."""
 
 
-class Clusters(BaseStrategy):
+class Clusters(Strategy):
     """argmin over the pools with a profile of error plus λ times cost."""
 
+    needs_signals = True
     hard_preferences = True
 
     def __init__(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from semroute_extproc.encoder.bundle import Manifest
-from semroute_extproc.policy.context import RoutingContext, Strategy
+from semroute_extproc.policy.context import Strategy
 from semroute_extproc.settings.base import Model, Problem
 from semroute_extproc.settings.pools import Pool
 from semroute_extproc.strategies.artifact import Artifact
@@ -78,14 +78,3 @@ class StrategySettings(Model):
     def compile(self, site: Site) -> Strategy:
         """The strategy; raises Unfit."""
         raise NotImplementedError
-
-
-class BaseStrategy:
-    """What most strategies have in common; see `policy.context.Strategy`."""
-
-    needs_signals = True
-    hard_preferences = False
-
-    def wants_judgement(self, context: RoutingContext) -> bool:
-        """No judge is asked."""
-        return False

@@ -12,9 +12,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from semroute_extproc.policy.context import Candidates, Choice, RoutingContext
+from semroute_extproc.policy.context import Candidates, Choice, RoutingContext, Strategy
 from semroute_extproc.settings.base import did_you_mean
-from semroute_extproc.strategies.idea import BaseStrategy, Site, StrategySettings
+from semroute_extproc.strategies.idea import Site, StrategySettings
 
 
 class IntentSettings(StrategySettings):
@@ -49,8 +49,11 @@ class IntentSettings(StrategySettings):
         return Intent(self)
 
 
-class Intent(BaseStrategy):
+class Intent(Strategy):
     """The expert of the most likely label, unless the text is unknown or the entropy too high."""
+
+    needs_signals = True
+    hard_preferences = False
 
     def __init__(self, settings: IntentSettings) -> None:
         self._settings = settings

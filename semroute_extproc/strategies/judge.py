@@ -25,11 +25,11 @@ from typing import Any, Literal, Self
 import msgspec
 from pydantic import Field, model_validator
 
-from semroute_extproc.policy.context import Candidates, Choice, RoutingContext
+from semroute_extproc.policy.context import Candidates, Choice, RoutingContext, Strategy
 from semroute_extproc.request.text import clip
 from semroute_extproc.settings.base import FilePath, Name, did_you_mean
 from semroute_extproc.strategies.cutoff import Cutoff, share_for_threshold
-from semroute_extproc.strategies.idea import BaseStrategy, Site
+from semroute_extproc.strategies.idea import Site
 from semroute_extproc.strategies.pair import Pair, PairSettings
 from semroute_extproc.strategies.threshold import difficulty
 
@@ -109,9 +109,10 @@ class JudgeSettings(PairSettings):
         return Judge(site.name, cutoff, Pair(difficulty, fallback, "difficulty", self.on_unknown))
 
 
-class Judge(BaseStrategy):
+class Judge(Strategy):
     """Strong if the judge's score ≥ t; without a score, the same share by the bundle's difficulty."""
 
+    needs_signals = True
     hard_preferences = True
 
     def __init__(self, name: str, cutoff: Cutoff, fallback: Pair) -> None:

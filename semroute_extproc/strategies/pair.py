@@ -10,11 +10,11 @@ from typing import Any, ClassVar, Self
 from pydantic import Field, model_validator
 
 from semroute_extproc.encoder.signals import Signals
-from semroute_extproc.policy.context import Candidates, Choice, RoutingContext
+from semroute_extproc.policy.context import Candidates, Choice, RoutingContext, Strategy
 from semroute_extproc.settings.base import FilePath
 from semroute_extproc.strategies.calibration import Calibration, read_calibration
 from semroute_extproc.strategies.cutoff import Cutoff
-from semroute_extproc.strategies.idea import BaseStrategy, Site, StrategySettings, Unfit
+from semroute_extproc.strategies.idea import Site, StrategySettings, Unfit
 
 Score = Callable[[Signals], float | None]
 """P(the strong model wins) for a text; None if this score does not apply to the bundle that read it."""
@@ -111,9 +111,10 @@ class PairSettings(StrategySettings):
         )
 
 
-class Pair(BaseStrategy):
+class Pair(Strategy):
     """Strong if score ≥ t, where t comes from a threshold, a strong share or a quality drop."""
 
+    needs_signals = True
     hard_preferences = True
 
     def __init__(self, score: Score, cutoff: Cutoff, what: str, on_unknown: str | None) -> None:

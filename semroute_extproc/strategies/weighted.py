@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from semroute_extproc.policy.context import Candidates, Choice, RoutingContext
+from semroute_extproc.policy.context import Candidates, Choice, RoutingContext, Strategy
 from semroute_extproc.policy.draw import draw_id, drawn
-from semroute_extproc.strategies.idea import BaseStrategy, Site, StrategySettings
+from semroute_extproc.strategies.idea import Site, StrategySettings
 
 
 class WeightedSettings(StrategySettings):
@@ -33,10 +33,11 @@ class WeightedSettings(StrategySettings):
         return Weighted(site.name, self)
 
 
-class Weighted(BaseStrategy):
+class Weighted(Strategy):
     """A pool by weight, deterministic by request id and strategy name."""
 
     needs_signals = False
+    hard_preferences = False
 
     def __init__(self, name: str, settings: WeightedSettings) -> None:
         self._name, self._weights = name, settings.weights

@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from semroute_extproc.policy.context import Candidates, Choice, RoutingContext
-from semroute_extproc.strategies.idea import BaseStrategy, Site, StrategySettings
+from semroute_extproc.policy.context import Candidates, Choice, RoutingContext, Strategy
+from semroute_extproc.strategies.idea import Site, StrategySettings
 
 
 class LongestContextSettings(StrategySettings):
@@ -26,10 +26,11 @@ class LongestContextSettings(StrategySettings):
         return LongestContext(sorted(self.pools, key=lambda name: -site.pools[name].context))
 
 
-class LongestContext(BaseStrategy):
+class LongestContext(Strategy):
     """The pool with the longest context window, else the next."""
 
     needs_signals = False
+    hard_preferences = False
 
     def __init__(self, pools: list[str]) -> None:
         self._pools = pools

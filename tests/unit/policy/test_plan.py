@@ -329,11 +329,11 @@ class TestWithoutReading:
 
 class TestControllers:
     def test_a_budget_leans_its_own_strategy_alone(self) -> None:
-        wanted = facts(signals=signals(difficulty=0.6), conditions=Conditions(leaning={"s": 1.0}))
+        wanted = facts(signals=signals(difficulty=0.6), conditions=Conditions(bias={"s": 1.0}))
         decision = decided(compiled(), wanted)
         assert decision.pool == "large"
         assert decision.reason == "difficulty 0.60 >= 0.46 (budget +1.00)"
-        other = facts(signals=signals(difficulty=0.6), conditions=Conditions(leaning={"t": 1.0}))
+        other = facts(signals=signals(difficulty=0.6), conditions=Conditions(bias={"t": 1.0}))
         assert decided(compiled(), other).pool == "small"
 
     def test_the_load_is_in_the_reason_the_trace_and_the_share(self) -> None:

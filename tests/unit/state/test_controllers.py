@@ -76,10 +76,10 @@ def test_the_strong_share_is_what_a_budget_learns_from() -> None:
     subject = controllers(budgets={"s": {"strong_share": 0.3}})
     for second in range(10):
         subject.decided(facts(), decision("large"), "", float(second))
-    leaning = subject.conditions(10.0).leaning["s"]
+    leaning = subject.conditions(10.0).bias["s"]
     assert leaning == pytest.approx(10 * 12 / 1_000 * (0.3 - 1.0))
     subject.decided(facts(), Decision("large", "a rule"), "", 10.0)
-    assert subject.conditions(10.0).leaning["s"] == leaning, "another's decisions do not count"
+    assert subject.conditions(10.0).bias["s"] == leaning, "another's decisions do not count"
 
 
 def test_dollars_are_reckoned_from_prices_prompt_and_answer() -> None:
@@ -115,9 +115,9 @@ def test_a_budget_does_not_work_against_the_load() -> None:
     subject = controllers(load={}, budgets={"s": {"strong_share": 0.3}})
     pressed = Conditions(pressure={"large": 0.8, "small": 0.1})
     subject.decided(facts(conditions=pressed), decision("small"), "", 0.0)
-    assert subject.conditions(0.0).leaning["s"] == 0.0
+    assert subject.conditions(0.0).bias["s"] == 0.0
     subject.decided(facts(), decision("small"), "", 1.0)
-    assert subject.conditions(1.0).leaning["s"] > 0.0
+    assert subject.conditions(1.0).bias["s"] > 0.0
 
 
 class TestSession:

@@ -365,9 +365,9 @@ class TestClusters:
 
     def test_a_leaning_moves_the_choice(self) -> None:
         subject = clusters()
-        frugal = facts(SECOND, conditions=Conditions(leaning={"s": -4.0}))
+        frugal = facts(SECOND, conditions=Conditions(bias={"s": -4.0}))
         assert decided(subject, frugal).pool == "small"
-        assert decided(subject, facts(SECOND, conditions=Conditions(leaning={"other": -4.0}))).pool == "large"
+        assert decided(subject, facts(SECOND, conditions=Conditions(bias={"other": -4.0}))).pool == "large"
 
     def test_pressure_sends_away_those_with_least_to_lose_first(self) -> None:
         near = {**PROFILES, "m-e": profile("m-e", (0.12, 0.16))}
@@ -446,7 +446,7 @@ class TestEveryPairUnderControllers:
     def test_a_leaning_moves_it_both_ways(self, settings: dict[str, Any], material: Any) -> None:
         subject = compiled(settings, {"s": {"artifact": material}})
         pools = [
-            decided(subject, facts(x, conditions=Conditions(leaning={"s": leaning}))).pool
+            decided(subject, facts(x, conditions=Conditions(bias={"s": leaning}))).pool
             for x, leaning in ((unit(1, 0, 0, 0), -8.0), (unit(0, 1, 0, 0), 8.0))
         ]
         assert pools == ["small", "large"]
