@@ -24,6 +24,7 @@ from semroute_extproc.encoder.signals import RawOutput, Signals
 from semroute_extproc.errors import EncoderUnavailable
 from semroute_extproc.outcome import Cause
 from semroute_extproc.policy import plan
+from semroute_extproc.policy.context import Decision, RoutingContext
 from semroute_extproc.request.text import SURFACE_NAMES
 from semroute_extproc.settings.base import Problem
 from semroute_extproc.strategies import registry
@@ -74,6 +75,20 @@ def build_policies(
     strategies, problems = registry.compile_all(settings, MANIFEST, files)
     policies, wrong = plan.build(settings.pools, settings.default_pool, settings.policies, strategies)
     return policies, [*problems, *wrong]
+
+
+def plans(settings: Config, *artifacts: Any) -> dict[str, plan.Policy]:
+    """Every policy of a configuration in which nothing is wrong."""
+    found, problems = build_policies(settings, *artifacts)
+    assert problems == []
+    return found
+
+
+def decided(subject: plan.Policy, context: RoutingContext) -> Decision:
+    """The decision from what is in the context."""
+    decision = subject.decide(context)
+    assert isinstance(decision, Decision)
+    return decision
 
 
 def raw(difficulty_logit: float = 0.0, domain: int = 0, **changes: Any) -> RawOutput:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from builders import POOLS, build_policies
+from builders import POOLS, decided, plans
 from longest_context import LongestContextSettings
 from pydantic import Field, ValidationError
 
@@ -38,10 +38,9 @@ def extended(controllers: dict[str, Any] | None = None, **settings: Any) -> Exte
 
 
 def test_a_new_idea_routes() -> None:
-    policies, problems = build_policies(extended())
-    assert problems == []
     view = RequestView(api=Api.CHAT_COMPLETIONS, model="auto")
-    decision: Any = policies["main"].decide(RoutingContext(RequestHead("POST", "/"), view, "en", 10))
+    context = RoutingContext(RequestHead("POST", "/"), view, "en", 10)
+    decision = decided(plans(extended())["main"], context)
     assert (decision.pool, decision.strategy, decision.reason) == ("large", "s", "longest context")
 
 

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import MANIFEST, POOLS, build_policies, config
+from builders import MANIFEST, POOLS, build_policies, config, decided, plans
 
 from semroute_extproc.config.models import Config
 from semroute_extproc.encoder.signals import Signals
-from semroute_extproc.policy import plan as policy
-from semroute_extproc.policy.context import Conditions, Decision, Held, RoutingContext
+from semroute_extproc.policy.context import Conditions, Held, RoutingContext
 from semroute_extproc.request.view import Api, RequestHead, RequestView
 from semroute_extproc.strategies.artifact import ArtifactManifest
 from semroute_extproc.strategies.calibration import Calibration
@@ -66,10 +65,8 @@ def facts(
     return RoutingContext(head, view, "en", prompt_tokens, signals=signals(x, **unread), **changes)
 
 
-def compiled(settings: dict[str, Any], material: Files, pools: Any = POOLS) -> policy.Policy:
-    policies, problems = build_policies(configured(settings, pools), material)
-    assert not problems
-    return policies["main"]
+def compiled(settings: dict[str, Any], material: Files, pools: Any = POOLS) -> Any:
+    return plans(configured(settings, pools), material)["main"]
 
 
 def configured(settings: dict[str, Any], pools: Any = POOLS) -> Config:
@@ -79,12 +76,6 @@ def configured(settings: dict[str, Any], pools: Any = POOLS) -> Config:
 def problems(settings: dict[str, Any], material: Files, pools: Any = POOLS) -> list[str]:
     _, found = build_policies(configured(settings, pools), material)
     return [f"{'.'.join(map(str, each.path))}: {each.message}" for each in found]
-
-
-def decided(subject: policy.Policy, given: RoutingContext) -> Decision:
-    decision = subject.decide(given)
-    assert decision is not None
-    return decision
 
 
 # --- similarity ---
@@ -314,7 +305,7 @@ PROFILES = {
 }
 
 
-def clusters(profiles: Any = PROFILES, **settings: Any) -> policy.Policy:
+def clusters(profiles: Any = PROFILES, **settings: Any) -> Any:
     material = {"s": {"artifact": TOPICS, "profiles": lambda: profiles}}
     return compiled({**CLUSTERS, **settings}, material, PRICED)
 
