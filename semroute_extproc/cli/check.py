@@ -12,10 +12,11 @@ from semroute_extproc.encoder.onnx import import_runtime
 from semroute_extproc.policy import plan as policy
 from semroute_extproc.policy import rules
 from semroute_extproc.serve import app
-from semroute_extproc.strategies.judging.live import Judges
+from semroute_extproc.settings.base import Problem
+from semroute_extproc.strategies.judge_client import Judges
 
 
-def check(loaded: config_source.Loaded) -> tuple[Mapping[str, Bundle], Mapping[str, policy.PolicyPlan]]:
+def check(loaded: config_source.Loaded) -> tuple[Mapping[str, Bundle], Mapping[str, policy.Policy]]:
     """What `serve` makes, as far as that needs no network; on a GPU with a first pass.
 
     Language to bundle, and every policy; raises ConfigError or BundleError.
@@ -32,7 +33,7 @@ def check(loaded: config_source.Loaded) -> tuple[Mapping[str, Bundle], Mapping[s
 
 def doubts(loaded: config_source.Loaded, bundles: Mapping[str, Bundle]) -> list[str]:
     """What is allowed and may keep it from serving well here, each with its place."""
-    problems = list(config.doubts(loaded.config))
+    problems = list(config.warnings(loaded.config))
     manifests = [each.manifest for each in bundles.values()]
     labels = {
         "domain": dict.fromkeys(label for each in manifests for label in each.domain.labels),
@@ -41,10 +42,10 @@ def doubts(loaded: config_source.Loaded, bundles: Mapping[str, Bundle]) -> list[
     for name, settings in loaded.config.policies.items():
         for index, rule in enumerate(settings.rules):
             path = ("policies", name, "rules", index, "when")
-            problems.extend(config.Problem(path, doubt) for doubt in rules.warnings(rule.when, labels))
+            problems.extend(Problem(path, doubt) for doubt in rules.doubts(rule.when, labels))
     listen = loaded.config.server.address(0)
     folder = Path(listen.removeprefix("unix:")).parent
     if listen.startswith("unix:") and not folder.is_dir():
         message = f"there is no folder {folder} here, and serve does not start without it"
-        problems.append(config.Problem(("server", "listen"), message))
+        problems.append(Problem(("server", "listen"), message))
     return [loaded.source.locate(problem) for problem in problems]

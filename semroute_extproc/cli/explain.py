@@ -23,7 +23,7 @@ from semroute_extproc.envoy.exchange import Exchange
 from semroute_extproc.outcome import Outcome
 from semroute_extproc.request.body import decode_body
 from semroute_extproc.serve import app
-from semroute_extproc.strategies.judging.live import Judges
+from semroute_extproc.strategies.judge_client import Judges
 
 DEADLINE_MS = 5_000.0
 """Explaining is not serving: a cold machine must not turn the explanation into a fallback."""

@@ -11,7 +11,7 @@ import structlog
 import watchfiles
 
 POLL_SECONDS = 10.0
-"""Longest time without a look, should a notice be missed or none be had."""
+"""Longest time without a check, for missed notices and directories that cannot be watched."""
 
 logger = structlog.get_logger("semroute.watching")
 
@@ -19,10 +19,10 @@ logger = structlog.get_logger("semroute.watching")
 async def notices(paths: Callable[[], Collection[Path]], stop: asyncio.Event) -> AsyncIterator[None]:
     """Yield when an entry of one of the directories `paths` changed, or after `POLL_SECONDS`, until `stop`.
 
-    The kernel may give no watch: a directory is away, or the user's inotify instances are used up, which
-    all pods of a node can share. Then only the clock counts, and `paths` is asked again each time.
+    The kernel may refuse a watch: a directory is missing, or the user's inotify instances, which all pods
+    of a node can share, are used up. Then only the clock counts, and `paths` is called again each time.
     """
-    told = False
+    warned = False
     while not stop.is_set():
         try:
             if watched := paths():
@@ -37,9 +37,9 @@ async def notices(paths: Callable[[], Collection[Path]], stop: asyncio.Event) ->
                     yield
                 continue
         except (OSError, RuntimeError) as error:  # watchfiles' own error is a RuntimeError
-            if not told:
+            if not warned:
                 logger.warning("watch.failed", problem=str(error), looking_every_seconds=POLL_SECONDS)
-            told = True
+            warned = True
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), POLL_SECONDS)
         if not stop.is_set():

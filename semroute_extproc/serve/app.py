@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,30 +19,32 @@ import structlog
 
 from semroute_extproc import __version__
 from semroute_extproc.config import source as config_source
-from semroute_extproc.config.models import Config, Problem
+from semroute_extproc.config.models import Config
 from semroute_extproc.encoder import bundle
-from semroute_extproc.encoder.bundle import Bundle
-from semroute_extproc.encoder.classifier import Classifier
+from semroute_extproc.encoder.bundle import Bundle, Device
+from semroute_extproc.encoder.cache import SignalCache
+from semroute_extproc.encoder.classifier import Classifier, Reader
 from semroute_extproc.encoder.cores import usable_cores
-from semroute_extproc.encoder.cuda import open_model
+from semroute_extproc.encoder.cuda import CudaModel, open_model
+from semroute_extproc.encoder.failover import Failover, Told
 from semroute_extproc.encoder.onnx import OnnxModel
-from semroute_extproc.encoder.queue import EncodeQueue
+from semroute_extproc.encoder.protocol import Encoder
+from semroute_extproc.encoder.queue import Batcher
 from semroute_extproc.envoy.exchange import Settings
 from semroute_extproc.envoy.server import Generation, GrpcServer, Servicer
 from semroute_extproc.errors import ConfigError
-from semroute_extproc.events import CacheLookup, Emit, EncoderLost, Event, OutOfMemory, Sink, ignore
+from semroute_extproc.events import Sink
 from semroute_extproc.pipeline.pipeline import Pipeline
 from semroute_extproc.policy import plan as policy
 from semroute_extproc.policy.shadow import Shadow
+from semroute_extproc.settings.base import Problem
 from semroute_extproc.state import pool_metrics as load
 from semroute_extproc.state import shared_sessions as remote_sessions
 from semroute_extproc.state.controllers import Controllers
 from semroute_extproc.state.shared_sessions import SharedSessions
-from semroute_extproc.strategies import files as strategy_files
-from semroute_extproc.strategies.judging.client import Judge
-from semroute_extproc.strategies.judging.live import CannotJudge, Judges
-from semroute_extproc.strategies.profile_directory import ProfileDirectories, ProfileDirectory
-from semroute_extproc.strategies.profiles import certainty, is_thin
+from semroute_extproc.strategies import registry
+from semroute_extproc.strategies.judge_client import CannotJudge, JudgeClient, Judges
+from semroute_extproc.strategies.profiles import ProfileDirectories, ProfileDirectory, is_thin, thin_warning
 from semroute_extproc.telemetry import log
 from semroute_extproc.telemetry.admin import AdminServer, Page, text
 from semroute_extproc.telemetry.prom import PrometheusSink
@@ -95,39 +98,50 @@ def make_models(config: Config, bundles: Mapping[str, Bundle]) -> dict[str, Onnx
     return models
 
 
-def make_classifier(config: Config, models: Mapping[str, OnnxModel], emit: Emit = ignore) -> Classifier:
-    """The encoders of the running loop: on CPU one thread per core, shared among workers, on a GPU one."""
+def make_classifier(
+    config: Config,
+    models: Mapping[str, OnnxModel],
+    on_look: Callable[[bool], None] = lambda _: None,
+    on_gpu: Told = lambda _bundle, _event: None,
+) -> Classifier:
+    """The readers of the running loop: on CPU one lane a core, shared among workers, on a GPU one.
+
+    `on_look` is told of every look into the cache whether it was a hit, `on_gpu` of a GPU's troubles.
+    """
+    readers: dict[str, Reader] = {}
     cores = max(1, usable_cores() // config.server.workers)
-    encoders = {
-        language: EncodeQueue(
-            model,
-            config.encoder.lanes or (1 if model.device == "cuda" else cores),
-            config.encoder.queue_max,
-            emit,
-        )
-        for language, model in models.items()
-    }
-    default = encoders.pop(DEFAULT)
-    return Classifier(default, encoders, config.encoder.cache_entries, emit)
+    lanes: dict[Device, int] = {"cpu": cores, "cuda": config.encoder.threads or 1}
+    queue_max = config.encoder.queue_max
+    for language, model in models.items():
+        encoder: Encoder
+        if isinstance(model, CudaModel):
+            encoder = Failover(model, partial(open_model, model.bundle), lanes, queue_max, on_gpu)
+        else:
+            encoder = Batcher(model, config.encoder.threads or cores, queue_max)
+        readers[language] = Reader(model.bundle, encoder)
+    default = readers.pop(DEFAULT)
+    return Classifier(default, readers, SignalCache(config.encoder.cache_entries, on_look))
 
 
 def make_policies(
     loaded: config_source.Loaded,
     default: Bundle,
-    profiles_of: strategy_files.ProfilesOf = strategy_files.still,
+    profiles_of: registry.ProfilesOf = registry.once,
 ) -> dict[str, policy.Policy]:
     """Every policy, with the files its strategies name; raises ConfigError with every problem's place."""
-    material, problems = strategy_files.load(loaded.config, profiles_of)
-    policies, more = policy.build(loaded.config, default.manifest, material)
-    if problems or more:
-        raise loaded.error([*problems, *more])
+    config = loaded.config
+    files, problems = registry.read_files(config.strategies, profiles_of)
+    strategies, unfit = registry.compile_all(config, default.manifest, files)
+    policies, wrong = policy.build(config.pools, config.default_pool, config.policies, strategies)
+    if problems or unfit or wrong:
+        raise loaded.error([*problems, *unfit, *wrong])
     return policies
 
 
-def make_judges(loaded: config_source.Loaded, judges: Judges) -> Mapping[str, Judge]:
+def make_judges(loaded: config_source.Loaded, judges: Judges) -> Mapping[str, JudgeClient]:
     """Strategy to judge; raises ConfigError with the place of the first that cannot be made."""
     try:
-        return judges.of(loaded.config)
+        return judges.of(loaded.config.strategies)
     except CannotJudge as error:
         raise loaded.error([Problem(("strategies", error.strategy), str(error))]) from None
 
@@ -190,10 +204,10 @@ class App:
     ) -> None:
         """Call within the event loop that is to serve; `worker` if this process is one of several."""
         self._path = path
-        self._loaded, self._files = loaded, strategy_files.fingerprint(loaded.config)
+        self._loaded, self._files = loaded, registry.fingerprint(loaded.config.strategies)
         self._worker = worker
         self._metrics = PrometheusSink()
-        self._classifier = make_classifier(loaded.config, models, self._on_encoder)
+        self._classifier = make_classifier(loaded.config, models, self._metrics.looked_up, self._on_gpu)
         self._judges = Judges()
         self._profiles = ProfileDirectories(self._on_profiles)
         self._controllers = Controllers(loaded.config, os.urandom(SECRET_BYTES))
@@ -220,15 +234,11 @@ class App:
         self._metrics.errors.inc()
         logger.exception("decision.failed", request_id=request_id)
 
-    def _on_encoder(self, event: Event) -> None:
-        """Any thread may call."""
-        if isinstance(event, CacheLookup):
-            self._metrics.looked_up(event.hit)
-        elif isinstance(event, OutOfMemory):
-            self._metrics.gpu_event(event.bundle, "out_of_memory")
-        elif isinstance(event, EncoderLost):
-            self._metrics.gpu_event(event.bundle, "lost")
-            logger.error("gpu.lost", bundle=event.bundle, reason=event.reason)
+    def _on_gpu(self, bundle: str, event: str) -> None:
+        """Any thread may call; what encodes changes on the event loop alone."""
+        self._metrics.gpu_event(bundle, event)
+        if event != "out_of_memory":
+            self._metrics.set_models(self._classifier.describe())
 
     def _make_generation(
         self,
@@ -350,7 +360,7 @@ class App:
     def _read(self) -> tuple[config_source.Loaded, str, Mapping[str, policy.Policy]] | None:
         """What the file says now, compiled; None if that is what is live. Raises ConfigError."""
         loaded = config_source.load(self._path)
-        files = strategy_files.fingerprint(loaded.config)
+        files = registry.fingerprint(loaded.config.strategies)
         # Not by their digests, which know nothing of secrets: a new password is a change.
         if loaded.config == self._loaded.config and files == self._files:
             return None
@@ -415,9 +425,7 @@ class App:
             logger.error("profile.rejected", strategy=strategy, problem=problem)
         for profile in found.values():
             if is_thin(profile):
-                logger.warning(
-                    "profile.thin", strategy=strategy, certainty=certainty(profile, directory.clusterings)
-                )
+                logger.warning("profile.thin", strategy=strategy, certainty=thin_warning(profile))
 
     def _adopt(self) -> None:
         """The generation that was made is live: so is what it reads and asks."""

@@ -11,8 +11,8 @@ import msgspec
 import structlog
 
 from semroute_extproc import outcome as outcomes
-from semroute_extproc.config.models import Telemetry
 from semroute_extproc.events import Decided, Event
+from semroute_extproc.settings.process import Telemetry
 
 
 def configure(settings: Telemetry) -> None:

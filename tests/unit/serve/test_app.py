@@ -23,7 +23,7 @@ from semroute_extproc.errors import ConfigError
 from semroute_extproc.events import EncoderLost
 from semroute_extproc.serve import app
 from semroute_extproc.serve.app import App
-from semroute_extproc.strategies import files as strategy_files
+from semroute_extproc.strategies import registry
 
 GOOD = """\
 pools:
@@ -137,13 +137,13 @@ async def test_a_failure_of_ours_while_reloading_does_not_end_the_watch(
 async def test_files_that_take_long_to_read_hold_no_request_up(
     subject: App, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = strategy_files.load
+    read = registry.read_files
 
     def slowly(*arguments: Any) -> Any:
         time.sleep(0.5)
         return read(*arguments)
 
-    monkeypatch.setattr(strategy_files, "load", slowly)
+    monkeypatch.setattr(registry, "read_files", slowly)
     write(file, GOOD.replace("vllm-large", "vllm-huge"))
     reloads = [asyncio.create_task(subject._reload()) for _ in range(2)]
     ticks = 0

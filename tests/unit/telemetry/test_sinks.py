@@ -17,7 +17,6 @@ from msgspec import structs
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from semroute_extproc.config.models import Telemetry
 from semroute_extproc.encoder.signals import calibrate
 from semroute_extproc.events import Decided
 from semroute_extproc.outcome import Kind, Outcome, Stage
@@ -25,6 +24,7 @@ from semroute_extproc.outcome import facts as metadata
 from semroute_extproc.policy.context import Decision
 from semroute_extproc.policy.shadow import Agreement, Shadow
 from semroute_extproc.request.view import Api, RequestView, Turn
+from semroute_extproc.settings.process import Telemetry
 from semroute_extproc.telemetry import otel, prom
 from semroute_extproc.telemetry.log import LogSink, configure
 from semroute_extproc.telemetry.otel import OtelSink
