@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from semroute_extproc.encoder.bundle import Manifest
+from semroute_extproc.encoder.manifest import Manifest
 from semroute_extproc.policy.context import Strategy
 from semroute_extproc.settings.base import Model, Problem
 from semroute_extproc.settings.pools import Pool

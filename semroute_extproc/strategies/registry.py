@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, Union
 
 from pydantic import Field
 
-from semroute_extproc.encoder.bundle import Manifest
+from semroute_extproc.encoder.manifest import Manifest
 from semroute_extproc.errors import ArtifactError
 from semroute_extproc.policy.context import Strategy
 from semroute_extproc.settings.base import Problem
