@@ -3,7 +3,7 @@
 //   floor unix:/path HEX HEX
 //
 // The arguments are the replies to a request's headers and to its body, serialised, in hexadecimal: the
-// same bytes that the do-nothing servers in Python send. `semroute bench` builds and runs it.
+// same bytes that the do-nothing servers in Python send. benchmarks/floor.mk builds it, `semroute bench` runs it.
 
 #include <grpcpp/generic/async_generic_service.h>
 #include <grpcpp/grpcpp.h>

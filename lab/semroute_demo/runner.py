@@ -1,19 +1,19 @@
-"""`semroute demo`: everything on one machine, real requests through it, and what became of them."""
+"""`semroute demo`: everything on one machine, and requests through it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import shutil
 import signal
-import sys
 import tempfile
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import aiohttp
+import click
+import httpx2
 from rich.console import Console
 from rich.live import Live
 
@@ -22,42 +22,27 @@ from semroute_demo.client import Row, send
 from semroute_demo.envoy import Envoy, Variant, shipped, variant
 from semroute_demo.pool import Pool, Speed
 from semroute_demo.process import ProcessError, free_port
-from semroute_demo.prompts import PROMPTS
-from semroute_demo.sidecar import Sidecar
+from semroute_demo.prompts import prompts
+from semroute_demo.sidecar import CONFIG_PATH, Sidecar
 from semroute_extproc.config import source as config_source
 from semroute_extproc.config.models import Config
 
-PORT_PREFERRED = 10_000
-"""Envoy's port if it is free and none was asked for."""
-
-TABLE_COLUMNS = 150
-"""Width of the table where there is no terminal to ask."""
-
-CONFIG_PATH = Path(__file__).with_name("semroute.yaml")
-"""The sidecar's configuration."""
+PORT_PREFERRED = 10_000  # Envoy's port if it is free and none was asked for
+TABLE_COLUMNS = 150  # width of the table without a terminal
+REQUEST_SECONDS_MAX = 60.0
 
 RESPONSE_HEADERS = {
     f"x-semroute-{key.replace('_', '-')}": key for key in ("difficulty", "domain", "rule", "decision_ms")
 }
-"""What this Envoy tells clients beyond the shipped headers: response header to metadata key."""
+"""Response headers of this Envoy in addition to the shipped ones, each with its metadata key."""
 
 SPEEDS = {"small": Speed(0.015, 0.0004), "large": Speed(0.04, 0.001)}
-"""The simulated pools: the large one thinks longer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stack:
-    """What is running."""
-
-    envoy: Envoy
-    sidecar: Sidecar
-    settings: Config
 
 
 def run_demo(once: bool, as_json: bool, port: int | None) -> int:
-    """Run the demo and give its exit status.
+    """Run the demo and return its exit status.
 
-    `once` ends it after the table; `as_json` prints one JSON object a request and a summary last.
+    `once` ends it after the table; `as_json` prints one JSON object per request and a summary last.
     The status is 1 if something did not start, a request failed, or a pool got none.
     """
     folder = Path(tempfile.mkdtemp(prefix="semroute-demo-"))
@@ -76,69 +61,65 @@ def run_demo(once: bool, as_json: bool, port: int | None) -> int:
 
 
 async def _run(folder: Path, once: bool, as_json: bool, port: int | None) -> int:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    main = asyncio.current_task()
+    stop, loop, main = asyncio.Event(), asyncio.get_running_loop(), asyncio.current_task()
     assert main is not None
-    # SIGTERM ends the demo as Ctrl-C does, so that no child outlives it.
+    # SIGTERM ends the demo as Ctrl-C does, so that every child ends before it.
     loop.add_signal_handler(signal.SIGTERM, main.cancel)
-    async with _stack(folder, free_port(preferred=PORT_PREFERRED) if port is None else port) as stack:
-        rows = await _send_all(stack, as_json)
-        failures = stack.envoy.stats("failure_mode_allowed$|spurious_msgs_received$")
-        summary = report.summarise(rows, stack.settings, sum(failures.values()))
+    settings = config_source.load(CONFIG_PATH).config
+    console = Console() if Console().is_terminal else Console(width=TABLE_COLUMNS)
+    async with _stack(folder, settings, port or free_port(preferred=PORT_PREFERRED)) as (envoy, sidecar):
+        rows = await _send_all(envoy.url, settings, console, as_json)
+        failures = envoy.stats("failure_mode_allowed$|spurious_msgs_received$")
+        summary = report.summarise(rows, settings, sum(failures.values()))
         if as_json:
-            _print_json({"summary": True, **summary.as_dict()})
+            _print_json({"summary": True, **dataclasses.asdict(summary)})
         else:
-            _console().print(report.summary_text(summary))
+            console.print(report.summary_text(summary))
         if not once:
             loop.add_signal_handler(signal.SIGINT, stop.set)
-            # Unbroken, however narrow the terminal is: these lines are there to be copied.
-            invitation = report.invitation(stack.envoy, stack.sidecar)
-            Console(stderr=as_json).print(invitation, highlight=False, soft_wrap=True)
+            # Not wrapped, even on a narrow terminal: these lines are for copying.
+            text = report.commands(envoy, sidecar)
+            Console(stderr=as_json).print(text, highlight=False, soft_wrap=True)
             await stop.wait()
     return 0 if summary.ok else 1
 
 
 @contextlib.asynccontextmanager
-async def _stack(folder: Path, port: int) -> AsyncIterator[Stack]:
-    """Pools, sidecar and Envoy, started in that order and stopped in the other."""
-    settings = config_source.load(CONFIG_PATH).config
+async def _stack(folder: Path, settings: Config, port: int) -> AsyncIterator[tuple[Envoy, Sidecar]]:
+    """Pools, sidecar and Envoy, started in this order and stopped in reverse."""
     async with contextlib.AsyncExitStack() as exits:
-        pools: dict[str, tuple[str, int]] = {}
-        # Envoy stops before the sidecar, so there is nobody to drain for.
+        places: dict[str, tuple[str, int]] = {}
+        # Envoy stops before the sidecar, so there is nothing to drain.
         environment = {"SEMROUTE__SERVER__DRAIN_SECONDS": "0"}
         for name, pool in settings.pools.items():
-            # The default pool serves the virtual names too: Envoy fails open, and then nobody rewrites them.
+            # The default pool also serves the virtual names: if Envoy fails open, nothing rewrites them.
             aliases = tuple(settings.models) if name == settings.default_pool else ()
             simulated = await exits.enter_async_context(Pool(name, (pool.model, *aliases), SPEEDS[name]))
-            pools[pool.cluster] = ("127.0.0.1", simulated.port)
-            environment[f"SEMROUTE__POOLS__{name.upper()}__METRICS"] = (
-                f"http://127.0.0.1:{simulated.port}/metrics"
-            )
-        # Waiting for a process blocks, and the pools have to answer health checks meanwhile.
+            places[pool.cluster] = ("127.0.0.1", simulated.port)
+            page = f"http://127.0.0.1:{simulated.port}/metrics"
+            environment[f"SEMROUTE__POOLS__{name.upper()}__METRICS"] = page
+        # In threads, because waiting for a process blocks, and the pools must answer health checks meanwhile.
         sidecar = Sidecar(CONFIG_PATH, folder, environment)
-        exits.push_async_callback(asyncio.to_thread, sidecar.stop)
-        await asyncio.to_thread(sidecar.start)
-        changes = Variant([str(sidecar.socket)], pools, port, response_headers=RESPONSE_HEADERS)
+        changes = Variant([str(sidecar.socket)], places, port, response_headers=RESPONSE_HEADERS)
         envoy = Envoy(variant(shipped(), changes), folder)
-        exits.push_async_callback(asyncio.to_thread, envoy.stop)
-        await asyncio.to_thread(envoy.start)
+        for process in (sidecar, envoy):
+            exits.push_async_callback(asyncio.to_thread, process.stop)
+            await asyncio.to_thread(process.start)
         await asyncio.to_thread(envoy.wait_for_sidecar)
-        yield Stack(envoy, sidecar, settings)
+        yield envoy, sidecar
 
 
-async def _send_all(stack: Stack, as_json: bool) -> list[Row]:
-    """Send every prompt, one after the other so that decision times are not those of a queue."""
+async def _send_all(url: str, settings: Config, console: Console, as_json: bool) -> list[Row]:
+    """Send every prompt, one after the other so that decision times include no queue."""
     rows: list[Row] = []
-    console = _console()
     live = not as_json and console.is_terminal
     table = Live(console=console, refresh_per_second=8) if live else contextlib.nullcontext()
-    async with aiohttp.ClientSession(stack.envoy.url) as session:
+    async with httpx2.AsyncClient(base_url=url, timeout=REQUEST_SECONDS_MAX) as client:
         with table as display:
-            for number, prompt in enumerate(PROMPTS, 1):
-                rows.append(await send(session, number, prompt, stack.settings))
+            for number, prompt in enumerate(prompts(), 1):
+                rows.append(await send(client, number, prompt, settings))
                 if as_json:
-                    _print_json(rows[-1].as_dict())
+                    _print_json(dataclasses.asdict(rows[-1]))
                 elif display is not None:
                     display.update(report.table(rows))
         if not as_json and not live:
@@ -146,11 +127,5 @@ async def _send_all(stack: Stack, as_json: bool) -> list[Row]:
     return rows
 
 
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=TABLE_COLUMNS)
-
-
 def _print_json(item: object) -> None:
-    sys.stdout.write(json.dumps(item, ensure_ascii=False) + "\n")
-    sys.stdout.flush()
+    click.echo(json.dumps(item, ensure_ascii=False))
