@@ -10,19 +10,17 @@ from __future__ import annotations
 import asyncio
 import random
 import struct
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Protocol, cast
+from typing import cast
 
 from ngh2 import Configuration, Connection, Role
 from ngh2.events import ConnectionClosed, DataReceived, GoAwayReceived, StreamClosed
 
 from semroute_bench.load import Exchange
-from semroute_bench.machine import cpu_seconds
-from semroute_bench.samples import Samples
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
 from semroute_extproc.envoy.server import SERVICE
 
@@ -35,14 +33,9 @@ HEADERS = (
     (b"te", b"trailers"),
 )
 
-STREAMS_MAX = 10_000
-"""Open streams until the server states its own limit."""
-
-RUN_SECONDS_MAX = 300.0
-"""How long one closed run may take."""
-
-LAST_SECONDS_MAX = 30.0
-"""How long the last answers of an open run may take; later ones count as unanswered."""
+STREAMS_MAX = 10_000  # open streams until the server states its own limit
+RUN_SECONDS_MAX = 300.0  # how long one closed run may take
+LAST_SECONDS_MAX = 30.0  # how long the last answers of an open run may take; later ones are unanswered
 
 
 class ClientError(Exception):
@@ -53,10 +46,8 @@ class ClientError(Exception):
 class Answer:
     """The reply to a body."""
 
-    ms: float
-    """From the body to its reply, as the client saw it."""
-    reply: bytes
-    """The serialized `ProcessingResponse`; empty if none came."""
+    ms: float  # from the body to its reply, as the client saw it
+    reply: bytes  # the serialized `ProcessingResponse`; empty if none came
 
     @property
     def outcome(self) -> str:
@@ -65,16 +56,16 @@ class Answer:
         return fields["semroute"].struct_value.fields["outcome"].string_value
 
 
+@dataclass(slots=True)
 class _Stream:
     """One open stream."""
 
-    __slots__ = ("body", "buffer", "done", "ms", "replies", "sent")
-
-    def __init__(self, body: bytes, done: asyncio.Future[Answer]) -> None:
-        self.body, self.done = body, done
-        self.buffer = b""
-        self.replies: list[bytes] = []
-        self.sent = self.ms = 0.0
+    body: bytes
+    done: asyncio.Future[Answer]
+    buffer: bytes = b""
+    replies: int = 0
+    sent: float = 0.0
+    answer: Answer = Answer(0.0, b"")
 
 
 class Client(asyncio.Protocol):
@@ -135,7 +126,7 @@ class Client(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
         for number in list(self._streams):
-            self._fail(number, f"the server closed the connection ({exc})")
+            self._end(number, f"the server closed the connection ({exc})")
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
@@ -155,28 +146,23 @@ class Client(asyncio.Protocol):
         size = 5 + int.from_bytes(stream.buffer[1:5], "big")
         if len(stream.buffer) < max(size, 5):
             return
-        stream.replies.append(stream.buffer[5:size])
-        stream.buffer = stream.buffer[size:]
-        if len(stream.replies) == 1:
+        reply, stream.buffer = stream.buffer[5:size], stream.buffer[size:]
+        stream.replies += 1
+        if stream.replies == 1:
             stream.sent = perf_counter()
             self._http2.send_data(number, _message(stream.body))
         else:
-            stream.ms = (perf_counter() - stream.sent) * 1e3
+            stream.answer = Answer((perf_counter() - stream.sent) * 1e3, reply)
             self._http2.end_stream(number)
 
-    def _end(self, number: int) -> None:
-        replies = len(self._streams[number].replies)
-        if replies != 2:
-            self._fail(number, f"a stream ended after {replies} replies")
+    def _end(self, number: int, why: str = "a stream ended") -> None:
+        stream = self._streams.pop(number)
+        if stream.done.done():
             return
-        stream = self._streams.pop(number)
-        if not stream.done.done():
-            stream.done.set_result(Answer(stream.ms, stream.replies[1]))
-
-    def _fail(self, number: int, why: str) -> None:
-        stream = self._streams.pop(number)
-        if not stream.done.done():
-            stream.done.set_exception(ClientError(why))
+        if stream.replies == 2:
+            stream.done.set_result(stream.answer)
+        else:
+            stream.done.set_exception(ClientError(f"{why} after {stream.replies} replies"))
 
     def _flush(self) -> None:
         if data := self._http2.data_to_send():
@@ -196,43 +182,3 @@ async def connect(socket: Path) -> AsyncIterator[Client]:
         yield client
     finally:
         client.close()
-
-
-class Server(Protocol):
-    """A running server: a socket and a process per worker."""
-
-    sockets: Sequence[Path]
-    pids: Sequence[int]
-
-    def stop(self) -> object:
-        """End it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A server with a client per worker."""
-
-    clients: Sequence[Client]
-    pids: Sequence[int]
-
-    @classmethod
-    async def of(cls, server: Server, exits: AsyncExitStack) -> Target:
-        """Connect to `server`; `exits` disconnects and stops it."""
-        exits.callback(server.stop)
-        clients = [await exits.enter_async_context(connect(socket)) for socket in server.sockets]
-        return cls(clients, server.pids)
-
-    async def send(self, request: Exchange, count: int, at_once: int) -> int:
-        """At least `count` streams, `at_once` per worker at a time; returns how many were sent."""
-        share = -(-count // len(self.clients))
-        await asyncio.gather(*(client.closed([request] * share, at_once) for client in self.clients))
-        return share * len(self.clients)
-
-    async def measure(
-        self, samples: Samples, name: str, request: Exchange, count: int, at_once: int
-    ) -> None:
-        """Sample CPU milliseconds per stream and streams per second."""
-        before, started = cpu_seconds(*self.pids), perf_counter()
-        sent = await self.send(request, count, at_once)
-        samples.add(f"{name} a second", sent / (perf_counter() - started))
-        samples.add(f"{name} cpu ms", (cpu_seconds(*self.pids) - before) / sent * 1e3)

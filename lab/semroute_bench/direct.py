@@ -10,16 +10,11 @@ from time import perf_counter
 from typing import Any
 
 from semroute_bench import load
-from semroute_bench.client import Target
-from semroute_bench.floor import DoNothing
 from semroute_bench.load import NAMED, ROUTED
-from semroute_bench.machine import cpu_seconds
 from semroute_bench.samples import Figures, Samples, Say, Size, medians, spreads
+from semroute_bench.servers import BUSY, UNHURRIED, DoNothing, Measured, Target
 from semroute_bench.sidecar import (
-    BUSY,
-    UNHURRIED,
     Bare,
-    Measured,
     decisions,
     default_model,
     float32_pass,
@@ -44,7 +39,7 @@ async def costs(size: Size, folder: Path, say: Say) -> Figures:
         "rounds": size.rounds,
         "ratios": medians(found),
         "spreads": spreads(found),
-        "medians": samples.medians(),
+        "medians": medians(samples.values),
     }
 
 
@@ -136,12 +131,12 @@ async def lengths(size: Size, folder: Path, say: Say) -> Figures:
             await server.send(request, 4, 2)
             async with decisions(model, text) as pipeline:
                 for _ in range(3):
-                    samples.add("bare", timed(bare.once, passes)[0])
-                    samples.add("pipeline", (await timed_async(pipeline, passes))[0])
+                    samples.add("bare cpu ms", timed(bare.once, passes)[0])
+                    samples.add("pipeline cpu ms", (await timed_async(pipeline, passes))[0])
                     await server.measure(samples, "server", request, passes, 2)
-            cpu = {name.removesuffix(" cpu ms"): value for name, value in samples.medians().items()}
-            del cpu["server a second"]
-            rows.append({"tokens": tokens, "read": bare.tokens, **cpu})
+            cpu = medians(samples.values)
+            paths = {name: cpu[f"{name} cpu ms"] for name in ("bare", "pipeline", "server")}
+            rows.append({"tokens": tokens, "read": bare.tokens, **paths})
     return {"lengths": rows}
 
 
@@ -155,11 +150,9 @@ async def bodies(size: Size, folder: Path, say: Say) -> Figures:
             for body, content in load.bodies(model).items():
                 request = load.exchange(content)
                 await server.send(request, 1, 1)
-                before = cpu_seconds(*server.pids)
-                answers = await server.clients[0].closed([request] * count, 1)
-                cpu = (cpu_seconds(*server.pids) - before) / count * 1e3
+                samples = Samples()
+                answers = await server.measure(samples, "server", request, count, 1)
+                row = {"body": body, "model": name, "bytes": len(content)}
                 p50 = statistics.median(answer.ms for answer in answers)
-                rows.append(
-                    {"body": body, "model": name, "bytes": len(content), "cpu ms": cpu, "p50 ms": p50}
-                )
+                rows.append({**row, "cpu ms": samples.values["server cpu ms"][0], "p50 ms": p50})
     return {"bodies": rows}

@@ -7,26 +7,25 @@ import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import aiohttp
 from semroute_demo.envoy import Envoy, Variant, connection_manager, shipped, variant
-from semroute_demo.process import HTTP, Process, free_port, wait_until
+from semroute_demo.process import Process, answers, free_port, wait_until
 
 from semroute_bench import load
-from semroute_bench.floor import READY_SECONDS_MAX, DoNothing
 from semroute_bench.load import NAMED, ROUTED
-from semroute_bench.samples import Samples, Say, Size, quantiles
-from semroute_bench.sidecar import UNHURRIED, Bare, Measured, default_model
+from semroute_bench.samples import Samples, Size, quantiles
+from semroute_bench.servers import READY_SECONDS_MAX, UNHURRIED, DoNothing, Measured
+from semroute_bench.sidecar import Bare, default_model
 
-WARM_UP = 50
-"""Requests to each path that are not counted."""
-
-PATH = "/v1/chat/completions"
+WARM_UP = 50  # requests to each path that are not counted
 
 
-async def measure(size: Size, folder: Path, say: Say) -> dict[str, object]:
+async def measure(size: Size, folder: Path) -> dict[str, Any]:
     """Milliseconds on each path, one request at a time over kept connections, the paths in turn."""
     port = free_port()
     command = [sys.executable, "-m", "semroute_demo.pool", "--port", str(port)]
@@ -34,20 +33,17 @@ async def measure(size: Size, folder: Path, say: Say) -> dict[str, object]:
     for name in (NAMED, "deepseek-ai/DeepSeek-V3.2", ROUTED):
         command += ["--model", name]
     pool = Process("pool", command, folder / "pool.log")
-    places = {"vllm-small": ("127.0.0.1", port), "vllm-large": ("127.0.0.1", port)}
-    with_sidecar, alone, nothing, passes = (folder / name for name in ("with", "alone", "nothing", "passes"))
+    model, samples = default_model(), Samples()
+    once = Bare(model, load.PROMPT).once
     async with AsyncExitStack() as exits:
         exits.callback(pool.stop)
-        pool.start(lambda: listening(port), READY_SECONDS_MAX)
-        envoys: dict[Path, Envoy] = {}
-        for place, server in (
-            (with_sidecar, Measured(folder / "gateway", **UNHURRIED)),
-            (alone, None),
-            (nothing, DoNothing(folder)),
-            (passes, DoNothing(folder, "passes")),
-        ):
+        pool.start(lambda: answers(f"http://127.0.0.1:{port}/health"), READY_SECONDS_MAX)
+
+        def start(name: str, server: DoNothing | Measured | None) -> Envoy:
+            """An Envoy in front of the pool, with `server` as its processor."""
+            place = folder / name
             place.mkdir()
-            changes = Variant([], places)
+            changes = Variant([], {f"vllm-{size}": ("127.0.0.1", port) for size in ("small", "large")})
             if server is not None:
                 exits.callback(server.stop)
                 changes = replace(changes, sockets=[str(socket) for socket in server.sockets])
@@ -55,26 +51,37 @@ async def measure(size: Size, folder: Path, say: Say) -> dict[str, object]:
             if server is None:
                 filters = connection_manager(bootstrap)["http_filters"]
                 filters[:] = [each for each in filters if each["name"] != "envoy.filters.http.ext_proc"]
-            envoys[place] = envoy = Envoy(bootstrap, place)
+            envoy = Envoy(bootstrap, place)
             exits.callback(envoy.stop)
             envoy.start()
-        await asyncio.to_thread(envoys[with_sidecar].wait_for_sidecar)
-        for place in (nothing, passes):
-            healthy = envoys[place].healthy
-            what = "Envoy to reach the do-nothing processor"
-            await asyncio.to_thread(wait_until, lambda each=healthy: each("semroute"), READY_SECONDS_MAX, what)
+            if server is not None:
+                wait_until(lambda: envoy.healthy("semroute"), READY_SECONDS_MAX, f"Envoy to reach {name}")
+            return envoy
+
+        sidecar = start("with", Measured(folder / "gateway", **UNHURRIED))
+        alone = start("without", None)
+        nothing = start("nothing", DoNothing(folder))
+        passes = start("passes", DoNothing(folder, "passes"))
+        await asyncio.to_thread(sidecar.wait_for_sidecar)
         session = await exits.enter_async_context(aiohttp.ClientSession())
-        model = default_model()
-        once = Bare(model, load.PROMPT).once
-        calls: dict[str, Callable[[], Awaitable[object]]] = {
-            "bare session": lambda: _in_loop(once),
-            "Envoy alone": lambda: _post(session, envoys[alone], NAMED),
-            "do-nothing processor": lambda: _post(session, envoys[nothing], NAMED),
-            "do-nothing processor with the pass": lambda: _post(session, envoys[passes], ROUTED),
-            "named model": lambda: _post(session, envoys[with_sidecar], NAMED),
-            "routed model": lambda: _post(session, envoys[with_sidecar], ROUTED),
+
+        async def post(envoy: Envoy, model: str) -> None:
+            headers, url = {"content-type": "application/json"}, f"{envoy.url}/v1/chat/completions"
+            async with session.post(url, data=load.chat(model), headers=headers) as response:
+                await response.read()
+                response.raise_for_status()
+
+        async def bare() -> None:
+            once()
+
+        calls: dict[str, Callable[[], Awaitable[None]]] = {
+            "bare session": bare,
+            "Envoy alone": partial(post, alone, NAMED),
+            "do-nothing processor": partial(post, nothing, NAMED),
+            "do-nothing processor with the pass": partial(post, passes, ROUTED),
+            "named model": partial(post, sidecar, NAMED),
+            "routed model": partial(post, sidecar, ROUTED),
         }
-        samples = Samples()
         for number in range(WARM_UP + size.gateway_requests):
             for name, call in calls.items():
                 started = perf_counter()
@@ -82,22 +89,8 @@ async def measure(size: Size, folder: Path, say: Say) -> dict[str, object]:
                 if number >= WARM_UP:
                     samples.add(name, (perf_counter() - started) * 1e3)
         counters = "ext_proc.*(failure_mode_allowed|spurious_msgs_received|message_timeouts)"
-        errors = envoys[with_sidecar].stats(counters)
         return {
             "requests": size.gateway_requests,
             "ms": {name: quantiles(values) for name, values in samples.values.items()},
-            "errors counted by Envoy": sum(errors.values()),
+            "errors counted by Envoy": sum(sidecar.stats(counters).values()),
         }
-
-
-async def _in_loop(call: Callable[[], object]) -> None:
-    call()
-
-
-async def _post(session: aiohttp.ClientSession, envoy: Envoy, model: str) -> None:
-    """One request; raises unless it is answered with 200."""
-    headers = {"content-type": "application/json"}
-    async with session.post(envoy.url + PATH, data=load.chat(model), headers=headers) as response:
-        await response.read()
-        if response.status != 200:
-            raise RuntimeError(f"{envoy.url} answered {response.status}")

@@ -15,28 +15,17 @@ from pathlib import Path
 from time import perf_counter
 
 from semroute_bench import load
-from semroute_bench.client import Target
 from semroute_bench.load import NAMED, PROMPT, ROUTED, Exchange
 from semroute_bench.samples import Figures, Say, Size
-from semroute_bench.sidecar import BUSY, UNHURRIED, Measured
+from semroute_bench.servers import BUSY, UNHURRIED, Measured, Target
 from semroute_extproc.encoder.cores import usable_cores
 
 WORKERS_MAX = 2
-"""Workers that share the requests."""
-
 CACHE_ENTRIES = 256
-
-WARM_UP_MIN, WARM_UP_MAX = 5_000, 50_000
-"""Requests that are not counted: a fourth of the others within these bounds."""
-
-CHUNKS = 20
-"""Measurements of the memory on the way."""
-
-PERIOD = 200
-"""Of this many requests, one is routed and new, 19 are routed and repeat, the others name a model."""
-
-REPEATED = 50
-"""Texts that repeat."""
+WARM_UP_MIN, WARM_UP_MAX = 5_000, 50_000  # requests that are not counted: a fourth of the others
+CHUNKS = 20  # measurements of the memory on the way
+PERIOD = 200  # of so many requests one is routed and new, 19 are routed and repeat, the others name a model
+REPEATED = 50  # texts that repeat
 
 
 def traffic(first: int, count: int) -> Iterator[Exchange]:
@@ -46,10 +35,8 @@ def traffic(first: int, count: int) -> Iterator[Exchange]:
     for number in range(first, first + count):
         if number % PERIOD == 0:
             yield load.exchange(load.chat(ROUTED, f"{PROMPT} {number}"))
-        elif number % 10 == 0:
-            yield repeated[number // 10 % REPEATED]
         else:
-            yield named
+            yield named if number % 10 else repeated[number // 10 % REPEATED]
 
 
 async def measure(size: Size, folder: Path, say: Say) -> Figures:
@@ -58,29 +45,26 @@ async def measure(size: Size, folder: Path, say: Say) -> Figures:
     say(f"memory over {requests:,} requests")
     settings = {"server__workers": str(workers), "encoder__cache_entries": str(CACHE_ENTRIES)}
     sidecar = Measured(folder / "growth", **(UNHURRIED | settings))
-    sent = 0
     async with AsyncExitStack() as exits:
         target = await Target.of(sidecar, exits)
 
-        async def send(count: int) -> None:
-            nonlocal sent
+        async def send(first: int, count: int) -> int:
+            """The share of each worker, and the number of the next request."""
             share = -(-count // workers)
-            starts = (sent + number * share for number in range(workers))
-            await asyncio.gather(
-                *(
-                    client.closed(traffic(start, share), BUSY)
-                    for client, start in zip(target.clients, starts, strict=True)
-                )
+            runs = (
+                client.closed(traffic(first + number * share, share), BUSY)
+                for number, client in enumerate(target.clients)
             )
-            sent += workers * share
+            await asyncio.gather(*runs)
             os.truncate(sidecar.process.log_path, 0)  # a line per request would be gigabytes at the end
+            return first + workers * share
 
         for number in range(CACHE_ENTRIES):
             await target.send(load.exchange(load.chat(ROUTED, f"{number} {PROMPT}")), workers, 1)
-        await send(min(max(requests // 4, WARM_UP_MIN), WARM_UP_MAX))
+        sent = await send(0, min(max(requests // 4, WARM_UP_MIN), WARM_UP_MAX))
         warm, started, on_the_way = sidecar.resident_mib(), perf_counter(), []
         for chunk in range(1, CHUNKS + 1):
-            await send(requests // CHUNKS)
+            sent = await send(sent, requests // CHUNKS)
             on_the_way.append(max(sidecar.resident_mib()))
             left = (perf_counter() - started) / chunk * (CHUNKS - chunk)
             say(f"{chunk} of {CHUNKS}, {left:.0f} s to go")

@@ -15,7 +15,7 @@ from typing import Any
 from semroute_bench import load
 from semroute_bench.client import Answer, connect
 from semroute_bench.samples import Figures, Say, Size, quantiles
-from semroute_bench.sidecar import Measured
+from semroute_bench.servers import Measured
 from semroute_extproc.encoder.cores import usable_cores
 
 DEADLINE_MS = 100.0

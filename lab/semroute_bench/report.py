@@ -6,13 +6,11 @@ counts neither way.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.table import Table
-
-from semroute_bench.sidecar import BUSY
 
 GPU_P99_MS = 10.0
 DECIDED_MIN = 0.99
@@ -138,50 +136,30 @@ def as_json(run: Run) -> dict[str, Any]:
     return {**run, "aims": [asdict(aim) for aim in aims(run)]}
 
 
-FLOOR_COLUMNS = ("server", f"CPU ms, {BUSY} at once", "per second", "CPU ms, one at a time", "per second")
-SCALING_COLUMNS = ("workers", "at once", "per second", "decided", "p50 ms", "p90", "p99", "p99.9")
-
-
-def floor_row(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """A do-nothing server's cells, in the order of `FLOOR_COLUMNS`."""
-    return (row["server"], *(row[f"x{n} {what}"] for n in (BUSY, 1) for what in ("cpu ms", "a second")))
-
-
-def scaling_row(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """A row of workers and requests at once, in the order of `SCALING_COLUMNS`."""
-    return (row["workers"], row["at once"], row["a second"], row["decided"], *row["ms"].values())
-
-
 def tables(run: Run) -> Iterator[Table]:
     """The run for people."""
     marks = {None: "", True: "yes", False: "NO"}
     found = ((a.what, a.aim, "" if a.value is None else a.value, marks[a.holds], a.note) for a in aims(run))
-    yield _table("Aims", ("", "aim", "here", "holds", ""), found)
-    yield _table("CPU ms at 64 tokens, medians", ("", "ms"), run["medians"].items())
-    rows = ((r["tokens"], r["read"], r["bare"], r["pipeline"], r["server"]) for r in run["lengths"])
-    yield _table("CPU ms by length", ("tokens", "read", "session", "pipeline", "server"), rows)
-    bodies = ((r["body"], r["model"], r["cpu ms"], r["p50 ms"]) for r in run["bodies"])
-    yield _table("Server by body", ("body", "model", "CPU ms", "p50 ms"), bodies)
-    floors = map(floor_row, run["floors"]["servers"])
-    yield _table("A stream to servers that do nothing", FLOOR_COLUMNS, floors)
-    for title, part in (("GPU", run["gpu"]), ("Workers", run["workers"])):
-        if part.get("rows"):
-            yield _table(title, SCALING_COLUMNS, map(scaling_row, part["rows"]))
-    over = run["open loop"]
-    yield _table(
-        f"Open loop, saturation {over['knee a second']:.0f}/s, deadline {over['deadline ms']:g} ms",
-        ("of saturation", "sent", "answered", "decided", "fallen back", "p50 ms", "p90", "p99", "p99.9"),
-        (
-            (r["share of knee"], r["sent"], r["answered"], r["decided"], r["fallen back"], *r["ms"].values())
-            for r in over["rates"]
-        ),
-    )
-    if run["gateway"]:
-        paths = ((name, *row.values()) for name, row in run["gateway"]["ms"].items())
-        yield _table("Through Envoy, one at a time", ("path", "p50 ms", "p90", "p99", "p99.9"), paths)
+    yield table_of("Aims", ("", "aim", "here", "holds", ""), found)
+    yield table_of("CPU ms at 64 tokens, medians", ("", "ms"), run["medians"].items())
+    over, gateway = run["open loop"], run["gateway"] or {"ms": {}}
+    saturation = f"saturation {over['knee a second']:.0f}/s, deadline {over['deadline ms']:g} ms"
+    for title, rows in (
+        ("CPU ms by length", run["lengths"]),
+        ("Server by body", run["bodies"]),
+        ("GPU", run["gpu"].get("rows")),
+        ("Workers", run["workers"].get("rows")),
+        (f"Open loop, {saturation}", over["rates"]),
+        ("Through Envoy, one at a time, ms", [{"path": name} | row for name, row in gateway["ms"].items()]),
+    ):
+        if rows:
+            flat = [{**row, **row.get("ms", {})} for row in rows]
+            columns = [name for name in flat[0] if name != "ms"]
+            yield table_of(title, columns, ([row[name] for name in columns] for row in flat))
 
 
-def _table(title: str, columns: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> Table:
+def table_of(title: str, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> Table:
+    """A table with two digits after the point."""
     table = Table(*columns, title=title, title_justify="left")
     for row in rows:
         table.add_row(*(f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row))

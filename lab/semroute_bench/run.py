@@ -8,7 +8,7 @@ from time import perf_counter
 
 from semroute_demo.process import ProcessError
 
-from semroute_bench import direct, floor, growth, machine, overload, scaling
+from semroute_bench import direct, growth, machine, overload, scaling
 from semroute_bench.samples import Figures, Say, Size
 from semroute_extproc import __version__
 
@@ -21,7 +21,7 @@ async def _gateway(size: Size, folder: Path, say: Say) -> Figures:
     try:
         from semroute_bench import gateway
 
-        return {"gateway": await gateway.measure(size, folder, say)}
+        return {"gateway": await gateway.measure(size, folder)}
     except ModuleNotFoundError as error:
         say(f"not measured: the Python package {error.name!r} is missing (extra demo)")
     except ProcessError as error:
@@ -35,7 +35,6 @@ PARTS: Mapping[str, Callable[[Size, Path, Say], Awaitable[Figures]]] = {
     "bodies": direct.bodies,
     "load": overload.measure,
     "gateway": _gateway,
-    "floors": floor.measure,
     "growth": growth.measure,
     "workers": scaling.on_cpu,
     "gpu": scaling.on_gpu,

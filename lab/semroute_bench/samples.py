@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,20 +19,17 @@ class Size:
     """How much is measured."""
 
     rounds: int = 7
-    passes: int = 60
-    """Encoder passes of each kind per round."""
-    streams: int = 1_500
-    """Streams without an encoder pass per round."""
+    passes: int = 60  # encoder passes of each kind per round
+    streams: int = 1_500  # streams without an encoder pass per round
     passes_a_length: int = 30
     requests_a_body: int = 10
     seconds_a_rate: float = 20.0
     gateway_requests: int = 500
     growth_requests: int = 100_000
-    floor_streams: int = 3_000
     scaling_requests: int = 10_000
 
 
-QUICK = Size(3, 20, 480, 8, 3, 4.0, 50, 5_000, 480, 1_000)
+QUICK = Size(3, 20, 480, 8, 3, 4.0, 50, 5_000, 1_000)
 """A minute or two: shows that the benchmark runs; not for reports."""
 
 CHECK = Size(rounds=5, passes=24, streams=640)
@@ -51,20 +48,15 @@ class Samples:
 
     def ratios(self, name: str, base: str) -> list[float]:
         """The ratio of each round: both values were taken at nearly the same time."""
-        pairs = zip(self.values[name], self.values[base], strict=True)
-        return [one / other for one, other in pairs]
-
-    def medians(self) -> dict[str, float]:
-        """The middle round of each name."""
-        return medians(self.values)
+        return [one / other for one, other in zip(self.values[name], self.values[base], strict=True)]
 
 
-def medians(rounds: dict[str, list[float]]) -> dict[str, float]:
+def medians(rounds: Mapping[str, list[float]]) -> dict[str, float]:
     """The middle round of each name."""
     return {name: statistics.median(values) for name, values in rounds.items()}
 
 
-def spreads(rounds: dict[str, list[float]]) -> dict[str, float]:
+def spreads(rounds: Mapping[str, list[float]]) -> dict[str, float]:
     """The standard deviation of the rounds of each name."""
     return {name: statistics.stdev(values) for name, values in rounds.items()}
 

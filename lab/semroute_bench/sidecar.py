@@ -1,53 +1,30 @@
-"""The sidecar that is measured: its session, its pipeline in this process, and the server as a child process.
-
-The only module of the benchmarks that builds parts of the sidecar.
-"""
+"""Parts of the sidecar in this process: its session and its pipeline; no other module here builds any."""
 
 from __future__ import annotations
 
 import copy
 import importlib.util
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
 
-from semroute_demo.sidecar import CONFIG_PATH, Sidecar
+from semroute_demo.sidecar import CONFIG_PATH
 
-from semroute_bench.machine import children, resident_mib
+from semroute_bench import load
+from semroute_bench.servers import UNHURRIED
 from semroute_extproc.config import source as config_source
 from semroute_extproc.encoder import bundle
+from semroute_extproc.encoder.cuda import CudaModel
 from semroute_extproc.encoder.onnx import OnnxModel
+from semroute_extproc.encoder.signals import Signals
 from semroute_extproc.envoy.exchange import Decide
-from semroute_extproc.request.view import Api, RequestHead
+from semroute_extproc.errors import BundleError, ConfigError
+from semroute_extproc.policy.context import Facts
+from semroute_extproc.request.view import Api, RequestHead, RequestView, Turn
 from semroute_extproc.serve import app
 from semroute_extproc.strategies.judging.live import Judges
-
-UNHURRIED = {"encoder__cache_entries": "0", "server__deadline_ms": "5000"}
-"""Settings for measurements of a decision's cost, where it does not matter whether it is in time."""
-
-BUSY = 16
-"""Streams at once that keep one server busy."""
-
-
-class Measured(Sidecar):
-    """A sidecar with the demo's configuration; its decisions are logged to a file as in service."""
-
-    def __init__(self, folder: Path, **settings: str) -> None:
-        """Start it. `settings` such as `server__workers="2"` replace those of the configuration."""
-        folder.mkdir()
-        super().__init__(
-            CONFIG_PATH, folder, {f"SEMROUTE__{key.upper()}": value for key, value in settings.items()}
-        )
-        started = perf_counter()
-        self.start()
-        self.start_seconds = perf_counter() - started
-        self.pids = [self.process.pid] if len(self.sockets) == 1 else children(self.process.pid)
-
-    def resident_mib(self) -> list[float]:
-        """Resident memory of every worker."""
-        return list(map(resident_mib, self.pids))
 
 
 class Bare:
@@ -67,8 +44,6 @@ def default_model() -> OnnxModel:
 @asynccontextmanager
 async def decisions(model: OnnxModel, text: str) -> AsyncIterator[Callable[[], Awaitable[object]]]:
     """A decision about a chat completion in this process: the demo's pipeline without a cache."""
-    from semroute_bench import load
-
     loaded = config_source.load(CONFIG_PATH, {f"SEMROUTE__{key.upper()}": v for key, v in UNHURRIED.items()})
     classifier = app.make_classifier(loaded.config, {app.DEFAULT: model})
     pipeline = app.make_generation(1, loaded, classifier, lambda _: None, Judges()).pipeline
@@ -111,6 +86,40 @@ def _with_session(model: OnnxModel, session: Any) -> OnnxModel:
     found = copy.copy(model)
     found._session = session
     return found
+
+
+def gpu_missing() -> str:
+    """Why no GPU can be used here; empty if one can."""
+    try:
+        CudaModel(bundle.load(bundle.default_bundle(), ("cuda",))).close()
+    except (ConfigError, BundleError) as error:  # no device, or an image without its graph
+        return str(error)
+    return ""
+
+
+def facts(
+    request_id: str = "",
+    difficulty: float = 0.4,
+    tokens: int = 60,
+    turns: Sequence[Turn] = (Turn("user", "hi"),),
+    labels: Sequence[str] = ("other",),
+    **signals: Any,
+) -> Facts:
+    """A chat completion whose text was read; `signals` are further fields of `Signals`."""
+    read = Signals(
+        domain=labels[0],
+        domain_probs=dict.fromkeys(labels, 1.0 / len(labels)),
+        domain_entropy=0.0,
+        difficulty=difficulty,
+        unknown=False,
+        tokens=tokens,
+        truncated=False,
+        language="en",
+        **signals,
+    )
+    head = RequestHead("POST", "/v1/chat/completions", {"x-request-id": request_id})
+    view = RequestView(Api.CHAT_COMPLETIONS, "auto", tuple(turns))
+    return Facts(head, view, "en", tokens, signals=read)
 
 
 def timed(call: Callable[[], object], count: int) -> tuple[float, float]:

@@ -130,7 +130,7 @@ def _set_endpoints(cluster: dict[str, Any], addresses: list[dict[str, Any]]) -> 
 
 
 def _set_ext_proc(filter_config: dict[str, Any], changes: Variant) -> None:
-    """Change the filter. Its allowed overrides repeat its mode, except that they request or decline the body."""
+    """Change the filter. Its allowed overrides repeat its mode, but request or decline the body."""
     mode = filter_config["processing_mode"]
     mode.update(changes.processing_mode)
     repeated = {key: value for key, value in mode.items() if key != "request_header_mode"}

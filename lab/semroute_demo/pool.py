@@ -16,26 +16,21 @@ import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import click
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.metrics import MetricWrapperBase
 
 from semroute_demo import shapes
 from semroute_extproc.request.view import Api
 
-BODY_BYTES_MAX = 64 * 1024 * 1024
-"""Largest request body; larger than the gateway's limit, which therefore applies first."""
+BODY_BYTES_MAX = 64 * 1024 * 1024  # larger than the gateway's limit, which therefore applies first
+RECORDED_MAX = 256  # how many requests are remembered
+RECORDED_BYTES_MAX = 1024 * 1024  # of larger bodies only length and hash are remembered
+CACHE_TOKENS = 32_768  # tokens the simulated KV cache holds
 
-RECORDED_MAX = 256
-"""How many requests are remembered."""
-
-RECORDED_BYTES_MAX = 1024 * 1024
-"""Of larger bodies only length and hash are remembered."""
-
-CACHE_TOKENS = 32_768
-"""Tokens the simulated KV cache holds."""
+Metric = TypeVar("Metric", Counter, Gauge, Histogram)
 
 PATHS = {
     "/v1/chat/completions": Api.CHAT_COMPLETIONS,
@@ -45,17 +40,6 @@ PATHS = {
     "/v1/embeddings": Api.EMBEDDINGS,
 }
 """The generating endpoints."""
-
-METRICS: dict[str, tuple[type[MetricWrapperBase], str]] = {
-    "num_requests_running": (Gauge, "Requests in execution."),
-    "num_requests_waiting": (Gauge, "Requests waiting for a slot."),
-    "kv_cache_usage_perc": (Gauge, "Share of the KV cache in use, 0 to 1."),
-    "prompt_tokens": (Counter, "Prompt tokens processed."),
-    "generation_tokens": (Counter, "Tokens generated."),
-    "time_to_first_token_seconds": (Histogram, "Time to first token."),
-    "e2e_request_latency_seconds": (Histogram, "Time from arrival to the last token."),
-}
-"""vLLM's names, without their prefix `vllm:`."""
 
 _TITLES = {
     400: "BadRequestError",
@@ -71,20 +55,16 @@ class Speed:
 
     first_token_seconds: float = 0.02
     token_seconds: float = 0.001
-    slots: int = 16
-    """Requests that run at once; more wait (`--max-num-seqs`)."""
-    queue_max: int = 256
-    """Requests that may wait; more get 503 (`--max-num-queued-reqs`)."""
+    slots: int = 16  # requests that run at once; more wait (`--max-num-seqs`)
+    queue_max: int = 256  # requests that may wait; more get 503 (`--max-num-queued-reqs`)
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
     """A failure of one request."""
 
-    status: int = 0
-    """Answer this error instead."""
-    drop_after: int | None = None
-    """Close the connection after so many events of a stream."""
+    status: int = 0  # answer this error instead
+    drop_after: int | None = None  # close the connection after so many events of a stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +73,10 @@ class Received:
 
     method: str
     path: str
-    headers: Mapping[str, str]
-    """Lower-case names; of a repeated header the last value."""
+    headers: Mapping[str, str]  # lower-case names; of a repeated header the last value
     length: int
     sha256: str
-    body: bytes
-    """Empty if it was longer than `RECORDED_BYTES_MAX`."""
+    body: bytes  # empty if it was longer than `RECORDED_BYTES_MAX`
 
 
 class Pool:
@@ -116,14 +94,20 @@ class Pool:
         self._slots = asyncio.Semaphore(speed.slots)
         self._waiting = self._cached_tokens = 0
         self._registry = CollectorRegistry()
-        names, labels = ("engine", "model_name"), ("0", self.models[0])
-        self._metrics = {
-            name: kind(f"vllm:{name}", text, names, registry=self._registry).labels(*labels)
-            for name, (kind, text) in METRICS.items()
-        }
-        success, names = "vllm:request_success", (*names, "finished_reason")
-        finished = Counter(success, "Finished requests.", names, registry=self._registry)
-        self._finished = {reason: finished.labels(*labels, reason) for reason in ("stop", "length")}
+
+        def own(kind: type[Metric], name: str, text: str) -> Metric:
+            metric = kind(f"vllm:{name}", text, ("engine", "model_name"), registry=self._registry)
+            return metric.labels("0", self.models[0])
+
+        self._running_gauge = own(Gauge, "num_requests_running", "Requests in execution.")
+        self._waiting_gauge = own(Gauge, "num_requests_waiting", "Requests waiting for a slot.")
+        self._cache_gauge = own(Gauge, "kv_cache_usage_perc", "Share of the KV cache in use, 0 to 1.")
+        self._prompt_tokens = own(Counter, "prompt_tokens", "Prompt tokens processed.")
+        self._generation_tokens = own(Counter, "generation_tokens", "Tokens generated.")
+        self._first_token = own(Histogram, "time_to_first_token_seconds", "Time to first token.")
+        self._latency = own(Histogram, "e2e_request_latency_seconds", "Time from arrival to the last token.")
+        labels = ("engine", "model_name", "finished_reason")
+        self._success = Counter("vllm:request_success", "Finished.", labels, registry=self._registry)
         self._runner: web.AppRunner | None = None
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
@@ -195,20 +179,18 @@ class Pool:
             return _error(404, text, headers, wrapped=api is Api.MESSAGES)
         if self._waiting >= self.speed.queue_max:
             return _error(503, "The engine is currently busy. Try again later.", headers)
-        asked = shapes.read(api, body)
-        pieces, truncated = ([], False) if api is Api.EMBEDDINGS else shapes.pieces(asked, self.name)
         name = f"chatcmpl-{request.headers.get('x-request-id') or uuid.uuid4().hex}"
-        created, tokens = int(time.time()), asked.prompt_tokens
-        answer = shapes.Answer(name, self.models[0], created, tokens, pieces, truncated)
-        async with self._slot(tokens + len(pieces)):
+        answer = shapes.answer(api, body, self.name, self.models[0], name, int(time.time()))
+        tokens, made = answer.prompt_tokens, len(answer.pieces)
+        async with self._slot(tokens + made):
             await asyncio.sleep(self.speed.first_token_seconds)
-            self._metrics["time_to_first_token_seconds"].observe(time.monotonic() - arrived)
+            self._first_token.observe(time.monotonic() - arrived)
             response: web.StreamResponse
-            if asked.stream:
+            if answer.stream:
                 kind = "text/event-stream; charset=utf-8"
                 response = web.StreamResponse(headers={"content-type": kind, **headers})
                 await response.prepare(request)
-                for sent, (event, timed) in enumerate(shapes.events(api, answer, asked.include_usage)):
+                for sent, (event, timed) in enumerate(shapes.events(answer)):
                     if sent == fault.drop_after and request.transport is not None:
                         request.transport.abort()
                         return response
@@ -217,12 +199,12 @@ class Pool:
                     await response.write(event)
                 await response.write_eof()
             else:
-                await asyncio.sleep(self.speed.token_seconds * len(pieces))
-                response = web.json_response(shapes.body(api, answer), headers=headers)
-        self._metrics["prompt_tokens"].inc(tokens)
-        self._metrics["generation_tokens"].inc(len(pieces))
-        self._metrics["e2e_request_latency_seconds"].observe(time.monotonic() - arrived)
-        self._finished[answer.finish].inc()
+                await asyncio.sleep(self.speed.token_seconds * made)
+                response = web.json_response(shapes.body(answer), headers=headers)
+        self._prompt_tokens.inc(tokens)
+        self._generation_tokens.inc(made)
+        self._latency.observe(time.monotonic() - arrived)
+        self._success.labels("0", self.models[0], answer.finish).inc()
         return response
 
     @contextlib.asynccontextmanager
@@ -242,12 +224,12 @@ class Pool:
 
     def _queue(self, requests: int) -> None:
         self._waiting += requests
-        self._metrics["num_requests_waiting"].set(self._waiting)
+        self._waiting_gauge.set(self._waiting)
 
     def _run(self, requests: int, tokens: int) -> None:
         self._cached_tokens += tokens
-        self._metrics["num_requests_running"].inc(requests)
-        self._metrics["kv_cache_usage_perc"].set(min(1.0, self._cached_tokens / CACHE_TOKENS))
+        self._running_gauge.inc(requests)
+        self._cache_gauge.set(min(1.0, self._cached_tokens / CACHE_TOKENS))
 
     def _record(self, request: web.Request, content: bytes) -> Received:
         received = Received(

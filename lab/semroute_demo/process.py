@@ -107,6 +107,14 @@ def wait_until(condition: Callable[[], bool], seconds_max: float, what: str) -> 
         time.sleep(POLL_SECONDS)
 
 
+def answers(url: str) -> bool:
+    """Whether a request is answered with 200."""
+    try:
+        return HTTP.get(url).status_code == 200
+    except httpx2.HTTPError:
+        return False
+
+
 def free_port(host: str = "127.0.0.1", preferred: int = 0) -> int:
     """A TCP port that is free now: `preferred` if it is, else one that the system chooses."""
     for port in (preferred, 0):

@@ -74,12 +74,12 @@ def summarise(rows: Sequence[Row], settings: Config, envoy_failures: int) -> Sum
 
 def table(rows: Sequence[Row]) -> Table:
     """One line per request."""
-    result = Table(title="Which pool answered, and why", title_justify="left", expand=False)
-    for name in ("kind", "prompt", "pool", "reason", "difficulty", "domain", "ms"):
-        result.add_column(name, no_wrap=name != "reason")
-    kind, prompt, pool, reason, difficulty, domain, ms = result.columns
-    prompt.max_width, prompt.overflow, reason.max_width = 44, "ellipsis", 40
-    difficulty.justify = ms.justify = "right"
+    result = Table("kind", "prompt", "pool", "reason", "difficulty", "domain", "ms", title_justify="left")
+    result.title = "Which pool answered, and why"
+    for column in result.columns:
+        column.no_wrap = column.header != "reason"
+        column.max_width = {"prompt": 44, "reason": 40}.get(str(column.header))
+        column.justify = "right" if column.header in ("difficulty", "ms") else "left"
     for row in rows:
         style = STRONG_STYLE if row.pool == "large" else WEAK_STYLE
         result.add_row(

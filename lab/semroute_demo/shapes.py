@@ -17,49 +17,25 @@ from semroute_extproc.request.view import Api
 Json = dict[str, Any]
 """A JSON object."""
 
-CHARACTERS_PER_TOKEN = 4
-"""A rule of thumb for English, in place of a tokenizer."""
-
-IMAGE_TOKENS = 576
-"""The approximate cost of an image: a 24 x 24 grid of patches."""
-
+CHARACTERS_PER_TOKEN = 4  # a rule of thumb for English, in place of a tokenizer
+IMAGE_TOKENS = 576  # the approximate cost of an image: a 24 x 24 grid of patches
 EMBEDDING_DIMENSIONS = 32
-"""Length of the simulated embeddings."""
-
-ANSWER_TOKENS_MAX = 2_048
-"""No simulated answer is longer, whatever the client allows."""
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """The members of a request that shape its answer."""
-
-    api: Api
-    stream: bool
-    include_usage: bool
-    prompt_tokens: int
-    max_tokens: int | None
-    seed: int
-    """Derived from the prompt, so that the same prompt gets an answer of the same length."""
+ANSWER_TOKENS_MAX = 2_048  # no simulated answer is longer, whatever the client allows
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer, before it takes an API's shape."""
+    """The answer to one request, before it takes an API's shape."""
 
+    api: Api
     id: str
     model: str
     created: int
+    stream: bool
+    include_usage: bool
     prompt_tokens: int
-    pieces: Sequence[str]
-    """Its tokens, each with the space before it."""
-    truncated: bool
-    """It ended because of the client's limit."""
-
-    @property
-    def text(self) -> str:
-        """The whole text."""
-        return "".join(self.pieces)
+    pieces: Sequence[str]  # its tokens, each with the space before it
+    truncated: bool  # it ended because of the client's limit
 
     @property
     def finish(self) -> str:
@@ -67,20 +43,29 @@ class Answer:
         return "length" if self.truncated else "stop"
 
 
-def read(api: Api, body: Json) -> Asked:
-    """The parts of `body` that the simulation uses."""
-    prompt = {key: body[key] for key in ("messages", "prompt", "input", "system", "tools") if key in body}
+def answer(api: Api, request: Json, pool: str, model: str, name: str, created: int) -> Answer:
+    """The answer to a request's body; its length depends on the prompt alone and on the client's limit."""
+    prompt = {
+        key: request[key] for key in ("messages", "prompt", "input", "system", "tools") if key in request
+    }
     text, images = _measure(prompt)
-    options = body.get("stream_options")
-    limits = (body.get(key) for key in ("max_completion_tokens", "max_tokens", "max_output_tokens"))
+    options = request.get("stream_options")
+    limits = (request.get(key) for key in ("max_completion_tokens", "max_tokens", "max_output_tokens"))
     digest = hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).digest()
-    return Asked(
+    wanted = 40 + int.from_bytes(digest[:4], "big") % 160
+    allowed = next((limit for limit in limits if isinstance(limit, int)), wanted)
+    count = 0 if api is Api.EMBEDDINGS else min(wanted, allowed, ANSWER_TOKENS_MAX)
+    words = f"This text comes from the simulated {pool} pool and stands for an answer.".split()
+    return Answer(
         api=api,
-        stream=body.get("stream") is True and api is not Api.EMBEDDINGS,
+        id=name,
+        model=model,
+        created=created,
+        stream=request.get("stream") is True and api is not Api.EMBEDDINGS,
         include_usage=isinstance(options, dict) and options.get("include_usage") is True,
         prompt_tokens=max(1, text // CHARACTERS_PER_TOKEN) + images * IMAGE_TOKENS,
-        max_tokens=next((limit for limit in limits if isinstance(limit, int)), None),
-        seed=int.from_bytes(digest[:4], "big"),
+        pieces=[" " * (index > 0) + words[index % len(words)] for index in range(count)],
+        truncated=allowed < wanted,
     )
 
 
@@ -96,19 +81,10 @@ def _measure(value: Any) -> tuple[int, int]:
     return sum(text for text, _ in parts), sum(images for _, images in parts)
 
 
-def pieces(asked: Asked, pool: str) -> tuple[list[str], bool]:
-    """The tokens of an answer to `asked`, and whether the client's limit cut it short."""
-    wanted = 40 + asked.seed % 160
-    allowed = min(ANSWER_TOKENS_MAX, asked.max_tokens if asked.max_tokens is not None else wanted)
-    sentence = f"This text comes from the simulated {pool} pool and stands for an answer.".split(" ")
-    words = [sentence[index % len(sentence)] for index in range(min(wanted, allowed))]
-    return [word if index == 0 else f" {word}" for index, word in enumerate(words)], allowed < wanted
-
-
-def usage(api: Api, answer: Answer) -> Json:
-    """Token counts under the names of `api`."""
+def usage(answer: Answer) -> Json:
+    """Token counts under the names of the answer's API."""
     given, made = answer.prompt_tokens, len(answer.pieces)
-    match api:
+    match answer.api:
         case Api.MESSAGES:
             return {"input_tokens": given, "output_tokens": made}
         case Api.RESPONSES:
@@ -119,72 +95,79 @@ def usage(api: Api, answer: Answer) -> Json:
             return {"prompt_tokens": given, "completion_tokens": made, "total_tokens": given + made}
 
 
-def body(api: Api, answer: Answer) -> Json:
+def body(answer: Answer) -> Json:
     """The answer in one piece."""
-    match api:
+    text = "".join(answer.pieces)
+    match answer.api:
+        case Api.CHAT_COMPLETIONS:
+            message = {"message": {"role": "assistant", "content": text}}
+            return _choice(answer, "chat.completion", message, answer.finish) | {"usage": usage(answer)}
+        case Api.COMPLETIONS:
+            return _choice(answer, "text_completion", {"text": text}, answer.finish) | {
+                "usage": usage(answer)
+            }
         case Api.RESPONSES:
-            return _response(answer, _status(answer), [_item(answer, [_part(answer.text)])])
+            return _response(answer, "incomplete" if answer.truncated else "completed", [_item(answer, text)])
         case Api.MESSAGES:
-            return _message(answer, [{"type": "text", "text": answer.text}])
+            return _message(answer, [{"type": "text", "text": text}])
         case Api.EMBEDDINGS:
             digest = hashlib.sha256(answer.id.encode()).digest()[:EMBEDDING_DIMENSIONS]
             data = [{"object": "embedding", "index": 0, "embedding": [byte / 255 - 0.5 for byte in digest]}]
-            return {"object": "list", "model": answer.model, "data": data, "usage": usage(api, answer)}
-        case _:
-            chat = api is Api.CHAT_COMPLETIONS
-            kind = "chat.completion" if chat else "text_completion"
-            content = {"message": {"role": "assistant", "content": answer.text}}
-            made = _completion(answer, kind, content if chat else {"text": answer.text}, answer.finish)
-            return {**made, "usage": usage(api, answer)}
+            return {"object": "list", "model": answer.model, "data": data, "usage": usage(answer)}
 
 
-def events(api: Api, answer: Answer, include_usage: bool) -> Iterator[tuple[bytes, bool]]:
+def events(answer: Answer) -> Iterator[tuple[bytes, bool]]:
     """The answer as server-sent events: each with whether it carries a token and therefore takes time."""
-    if api in (Api.RESPONSES, Api.MESSAGES):
-        prefix = "response." if api is Api.RESPONSES else ""
-        for kind, members in _response_events(answer) if prefix else _message_events(answer):
-            data = json.dumps({"type": prefix + kind, **members})
-            yield f"event: {prefix}{kind}\ndata: {data}\n\n".encode(), "delta" in kind and kind != "message_delta"
-        return
-    for chunk in _chunks(api, answer, include_usage):
-        choices = chunk["choices"]
-        timed = bool(choices) and bool(choices[0].get("text") or choices[0].get("delta", {}).get("content"))
-        yield f"data: {json.dumps(chunk)}\n\n".encode(), timed
-    yield b"data: [DONE]\n\n", False
+    match answer.api:
+        case Api.RESPONSES:
+            made = _response_events(answer)
+        case Api.MESSAGES:
+            made = _message_events(answer)
+        case _:
+            for chunk, timed in _chunks(answer):
+                yield f"data: {json.dumps(chunk)}\n\n".encode(), timed
+            yield b"data: [DONE]\n\n", False
+            return
+    for kind, members in made:
+        data = json.dumps({"type": kind, **members})
+        yield f"event: {kind}\ndata: {data}\n\n".encode(), "delta" in members and "usage" not in members
 
 
-def _chunks(api: Api, answer: Answer, include_usage: bool) -> Iterator[Json]:
-    chat = api is Api.CHAT_COMPLETIONS
+def _chunks(answer: Answer) -> Iterator[tuple[Json, bool]]:
+    chat = answer.api is Api.CHAT_COMPLETIONS
     kind = "chat.completion.chunk" if chat else "text_completion"
     if chat:
-        yield _completion(answer, kind, {"delta": {"role": "assistant", "content": ""}})
+        yield _choice(answer, kind, {"delta": {"role": "assistant", "content": ""}}), False
     for piece in answer.pieces:
-        yield _completion(answer, kind, {"delta": {"content": piece}} if chat else {"text": piece})
-    last = _completion(answer, kind, {"delta": {}} if chat else {"text": ""}, answer.finish)
-    yield last
-    if include_usage:
-        yield {**last, "choices": [], "usage": usage(api, answer)}
+        yield _choice(answer, kind, {"delta": {"content": piece}} if chat else {"text": piece}), True
+    last = _choice(answer, kind, {"delta": {}} if chat else {"text": ""}, answer.finish)
+    yield last, False
+    if answer.include_usage:
+        yield {**last, "choices": [], "usage": usage(answer)}, False
 
 
 def _response_events(answer: Answer) -> Iterator[tuple[str, Json]]:
-    begun, part, item = _response(answer, "in_progress", []), _part(answer.text), _item(answer, [])
-    place: Json = {"item_id": item["id"], "output_index": 0, "content_index": 0}
-    yield "created", {"response": begun}
-    yield "in_progress", {"response": begun}
-    yield "output_item.added", {"output_index": 0, "item": item}
-    yield "content_part.added", {**place, "part": _part("")}
+    whole = body(answer)
+    item, begun = whole["output"][0], {"response": _response(answer, "in_progress", [])}
+    part = item["content"][0]
+    place = {"item_id": item["id"], "output_index": 0, "content_index": 0}
+    yield "response.created", begun
+    yield "response.in_progress", begun
+    yield "response.output_item.added", {"output_index": 0, "item": {**item, "content": []}}
+    yield "response.content_part.added", {**place, "part": {**part, "text": ""}}
     for piece in answer.pieces:
-        yield "output_text.delta", {**place, "delta": piece}
-    yield "output_text.done", {**place, "text": answer.text}
-    yield "content_part.done", {**place, "part": part}
-    yield "output_item.done", {"output_index": 0, "item": _item(answer, [part])}
-    yield "completed", {"response": body(Api.RESPONSES, answer)}
+        yield "response.output_text.delta", {**place, "delta": piece}
+    yield "response.output_text.done", {**place, "text": part["text"]}
+    yield "response.content_part.done", {**place, "part": part}
+    yield "response.output_item.done", {"output_index": 0, "item": item}
+    yield "response.completed", {"response": whole}
 
 
 def _message_events(answer: Answer) -> Iterator[tuple[str, Json]]:
     whole = _message(answer, [])
     counts, stop = whole["usage"], {key: whole[key] for key in ("stop_reason", "stop_sequence")}
-    yield "message_start", {"message": {**whole, "stop_reason": None, "usage": {**counts, "output_tokens": 0}}}
+    begun = {**whole, "stop_reason": None, "usage": {**counts, "output_tokens": 0}}
+    yield "message_start", {"message": begun}
     yield "content_block_start", {"index": 0, "content_block": {"type": "text", "text": ""}}
     for piece in answer.pieces:
         yield "content_block_delta", {"index": 0, "delta": {"type": "text_delta", "text": piece}}
@@ -193,35 +176,27 @@ def _message_events(answer: Answer) -> Iterator[tuple[str, Json]]:
     yield "message_stop", {}
 
 
-def _completion(answer: Answer, kind: str, content: Json, finish: str | None = None) -> Json:
+def _choice(answer: Answer, kind: str, content: Json, finish: str | None = None) -> Json:
     choice = {"index": 0, **content, "logprobs": None, "finish_reason": finish}
     head = {"id": answer.id, "object": kind, "created": answer.created, "model": answer.model}
     return {**head, "choices": [choice]}
 
 
-def _part(text: str) -> Json:
-    return {"type": "output_text", "text": text, "annotations": []}
-
-
-def _item(answer: Answer, content: list[Json]) -> Json:
+def _item(answer: Answer, text: str) -> Json:
+    content = [{"type": "output_text", "text": text, "annotations": []}]
     return {"id": f"msg_{answer.id}", "type": "message", "role": "assistant", "content": content}
 
 
-def _status(answer: Answer) -> str:
-    return "incomplete" if answer.truncated else "completed"
-
-
 def _message(answer: Answer, content: list[Json]) -> Json:
-    return {
+    stop = "max_tokens" if answer.truncated else "end_turn"
+    head = {
         "id": answer.id,
         "type": "message",
         "role": "assistant",
         "model": answer.model,
         "content": content,
-        "stop_reason": "max_tokens" if answer.truncated else "end_turn",
-        "stop_sequence": None,
-        "usage": usage(Api.MESSAGES, answer),
     }
+    return {**head, "stop_reason": stop, "stop_sequence": None, "usage": usage(answer)}
 
 
 def _response(answer: Answer, status: str, output: list[Json]) -> Json:
@@ -233,5 +208,5 @@ def _response(answer: Answer, status: str, output: list[Json]) -> Json:
         "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
         "model": answer.model,
         "output": output,
-        "usage": None if status == "in_progress" else usage(Api.RESPONSES, answer),
+        "usage": None if status == "in_progress" else usage(answer),
     }

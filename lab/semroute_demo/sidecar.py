@@ -7,9 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import httpx2
-
-from semroute_demo.process import HTTP, Process, free_port
+from semroute_demo.process import HTTP, Process, answers, free_port
 
 CONFIG_PATH = Path(__file__).with_name("semroute.yaml")
 """The demo's configuration: two pools, two rules and a strategy."""
@@ -52,12 +50,9 @@ class Sidecar:
 
     def ready(self) -> bool:
         """Whether it reports that it is ready."""
-        try:
-            return self.read_admin("/readyz")[0] == 200
-        except httpx2.HTTPError:
-            return False
+        return answers(f"http://{self.admin}/readyz")
 
     def read_admin(self, path: str) -> tuple[int, str]:
-        """Status and body of its admin interface at `path`; raises `httpx2.HTTPError` if it does not answer."""
+        """Status and body of its admin interface at `path`; raises `httpx2.HTTPError`."""
         response = HTTP.get(f"http://{self.admin}{path}", timeout=ADMIN_SECONDS_MAX)
         return response.status_code, response.text

@@ -1,0 +1,91 @@
+"""The servers that are measured, as child processes, each with a client per worker."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+from semroute_demo.process import Process
+from semroute_demo.sidecar import CONFIG_PATH, Sidecar
+
+from semroute_bench.client import Answer, Client, connect
+from semroute_bench.load import Exchange
+from semroute_bench.machine import children, cpu_seconds, resident_mib
+from semroute_bench.samples import Samples
+
+BUSY = 16  # streams at once that keep one server busy
+READY_SECONDS_MAX = 30.0
+
+UNHURRIED = {"encoder__cache_entries": "0", "server__deadline_ms": "5000"}
+"""Settings for measurements of a decision's cost, where it does not matter whether it is in time."""
+
+
+class DoNothing:
+    """A do-nothing server as a child process, serving on a socket in `folder`."""
+
+    def __init__(self, folder: Path, mode: str = "floor") -> None:
+        """Start it; `mode` is `floor` or `passes`. Raises `ProcessError`."""
+        self.sockets = [folder / f"{mode}.sock"]
+        command = [sys.executable, "-m", "semroute_bench.floor", f"unix:{self.sockets[0]}", mode]
+        self._process = Process(mode, command, folder / f"{mode}.log")
+        self._process.start(self.sockets[0].exists, READY_SECONDS_MAX)
+        self.pids = [self._process.pid]
+
+    def stop(self) -> None:
+        """End it."""
+        self._process.stop()
+
+
+class Measured(Sidecar):
+    """A sidecar with the demo's configuration; its decisions are logged to a file as in service."""
+
+    def __init__(self, folder: Path, **settings: str) -> None:
+        """Start it. `settings` such as `server__workers="2"` replace those of the configuration."""
+        folder.mkdir()
+        super().__init__(
+            CONFIG_PATH, folder, {f"SEMROUTE__{key.upper()}": value for key, value in settings.items()}
+        )
+        started = perf_counter()
+        self.start()
+        self.start_seconds = perf_counter() - started
+        self.pids = [self.process.pid] if len(self.sockets) == 1 else children(self.process.pid)
+
+    def resident_mib(self) -> list[float]:
+        """Resident memory of every worker."""
+        return list(map(resident_mib, self.pids))
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A server with a client per worker."""
+
+    clients: Sequence[Client]
+    pids: Sequence[int]
+
+    @classmethod
+    async def of(cls, server: DoNothing | Measured, exits: AsyncExitStack) -> Target:
+        """Connect to `server`; `exits` disconnects and stops it."""
+        exits.callback(server.stop)
+        clients = [await exits.enter_async_context(connect(socket)) for socket in server.sockets]
+        return cls(clients, server.pids)
+
+    async def send(self, request: Exchange, count: int, at_once: int) -> list[Answer]:
+        """At least `count` streams, `at_once` per worker at a time."""
+        share = -(-count // len(self.clients))
+        runs = (client.closed([request] * share, at_once) for client in self.clients)
+        return [answer for answers in await asyncio.gather(*runs) for answer in answers]
+
+    async def measure(
+        self, samples: Samples, name: str, request: Exchange, count: int, at_once: int
+    ) -> list[Answer]:
+        """Sample CPU milliseconds per stream and streams per second."""
+        before, started = cpu_seconds(*self.pids), perf_counter()
+        answers = await self.send(request, count, at_once)
+        samples.add(f"{name} a second", len(answers) / (perf_counter() - started))
+        samples.add(f"{name} cpu ms", (cpu_seconds(*self.pids) - before) / len(answers) * 1e3)
+        return answers
