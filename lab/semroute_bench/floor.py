@@ -29,11 +29,11 @@ REPLIES = (replies.ask_for_body(0), replies.CONTINUE["request_body"])
 """Ask for the body, then let the request continue."""
 
 
-def handler(once: Callable[[], object] | None = None) -> grpc.GenericRpcHandler:
-    """The service; `once` is called in a thread for each body, on as many threads as the sidecar has."""
+def process(once: Callable[[], object] | None = None) -> Any:
+    """A processor that calls `once` for each body, on as many threads as the sidecar has."""
     threads = ThreadPoolExecutor(usable_cores())
 
-    async def process(_: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    async def respond(_: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         number = 0
         while await context.read() is not grpc.aio.EOF:
             if number == 1 and once is not None:
@@ -41,8 +41,13 @@ def handler(once: Callable[[], object] | None = None) -> grpc.GenericRpcHandler:
             await context.write(REPLIES[number])
             number += 1
 
+    return respond
+
+
+def handler(behavior: Any) -> grpc.GenericRpcHandler:
+    """The service with `behavior` as its one method."""
     method: Any = grpc.stream_stream_rpc_method_handler(
-        process, request_deserializer=pb.ProcessingRequest.FromString
+        behavior, request_deserializer=pb.ProcessingRequest.FromString
     )
     return grpc.method_handlers_generic_handler(SERVICE, {"Process": method})
 
@@ -50,7 +55,7 @@ def handler(once: Callable[[], object] | None = None) -> grpc.GenericRpcHandler:
 async def serve(address: str, once: Callable[[], object] | None) -> None:
     """Serve with the sidecar's settings of gRPC; Envoy finds it healthy."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    server.add_generic_rpc_handlers((handler(once),))
+    server.add_generic_rpc_handlers((handler(process(once)),))
     healthy = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     for service in ("", SERVICE):

@@ -47,9 +47,9 @@ class Measured(Sidecar):
     def __init__(self, folder: Path, **settings: str) -> None:
         """Start it. `settings` such as `server__workers="2"` replace those of the configuration."""
         folder.mkdir()
-        super().__init__(
-            CONFIG_PATH, folder, {f"SEMROUTE__{key.upper()}": value for key, value in settings.items()}
-        )
+        settings = {"server__drain_seconds": "0", **settings}  # the clients have finished before it stops
+        environment = {f"SEMROUTE__{key.upper()}": value for key, value in settings.items()}
+        super().__init__(CONFIG_PATH, folder, environment)
         started = perf_counter()
         self.start()
         self.start_seconds = perf_counter() - started
