@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ import grpc.aio
 import pytest
 from semroute_bench import floor, load
 from semroute_bench.client import Client, ClientError, connect
+from semroute_bench.samples import Samples
+from semroute_bench.servers import Target
 
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
 
@@ -100,6 +103,15 @@ async def test_more_is_sent_than_the_server_grants_at_once(tmp_path: Path) -> No
     async with server(tmp_path) as client:
         assert len(await client.closed([load.exchange(b"x" * 16_000)] * 200, 32)) == 200
         assert len(await client.closed([load.exchange(b"x" * 3_000_000)], 1)) == 1
+
+
+async def test_a_count_is_shared_among_the_workers_and_its_cost_is_sampled(tmp_path: Path) -> None:
+    samples = Samples()
+    async with server(tmp_path) as one, connect(tmp_path / "s.sock") as two:
+        target = Target([one, two], [os.getpid()])
+        assert len(await target.measure(samples, "both", REQUEST, 7, 2)) == 8
+    assert samples.values["both a second"][0] > 0
+    assert samples.values["both cpu ms"][0] > 0
 
 
 async def test_at_most_so_many_are_under_way(tmp_path: Path) -> None:

@@ -19,15 +19,6 @@ async def test_without_a_gpu_or_the_cores_it_says_so(tmp_path: Path) -> None:
         assert "16 cores" in (await scaling.on_cpu(Size(), tmp_path, said.append))["workers"]["left out"]
 
 
-async def test_every_number_of_workers_and_requests_is_a_row(tmp_path: Path) -> None:
-    rows = await scaling.measure([2], [1, 2, 4], 8, tmp_path, encoder__lanes="1")
-    assert [(row["workers"], row["at once"]) for row in rows] == [(2, 2), (2, 4)], "not fewer than workers"
-    for row in rows:
-        assert row["decided"] == 1.0
-        assert row["a second"] > 0
-        assert row["ms"]["p50"] <= row["ms"]["p99"]
-
-
 @pytest.mark.gpu
 async def test_rates_and_tails_on_a_gpu(tmp_path: Path) -> None:
     if why := gpu_missing():
