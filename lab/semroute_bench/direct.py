@@ -17,15 +17,13 @@ from semroute_bench.sidecar import (
     Bare,
     decisions,
     default_model,
-    float32_pass,
+    float32,
     timed,
-    timed_async,
     without_passes,
 )
 from semroute_extproc.encoder.cores import usable_cores
 
-LENGTHS = (16, 64, 128, 256, 512)
-"""Tokens of a prompt; of a prompt longer than the bundle's window the head and the tail are read."""
+LENGTHS = (16, 64, 128, 256, 512)  # tokens; of a prompt longer than the window the two ends are read
 
 
 async def costs(size: Size, folder: Path, say: Say) -> Figures:
@@ -47,7 +45,7 @@ async def rounds(size: Size, folder: Path, cores: int, full: bool = True) -> tup
     """Every path at 64 tokens, in turn; `full` adds the paths that `--check` does without."""
     model, samples = default_model(), Samples()
     text = load.prompt_of(model.framer, 64)
-    bare, fp32 = Bare(model, text), float32_pass(model, text, folder) if full else None
+    bare, fp32 = Bare(model, text), float32(model, text, folder) if full else None
     routed, named = (load.exchange(load.chat(name, text)) for name in (ROUTED, NAMED))
     async with AsyncExitStack() as exits:
         pipeline = await exits.enter_async_context(decisions(model, text))
@@ -64,14 +62,14 @@ async def rounds(size: Size, folder: Path, cores: int, full: bool = True) -> tup
             await target.send(routed, 4 * cores, 2 * cores)
         for _ in range(size.rounds):
             for name, (cpu, wall) in {
-                "bare": timed(bare.once, size.passes),
-                "pipeline": await timed_async(pipeline, size.passes),
+                "bare": await timed(bare.run, size.passes),
+                "pipeline": await timed(pipeline, size.passes),
             }.items():
                 samples.add(f"{name} cpu ms", cpu)
                 samples.add(f"{name} wall ms", wall)
             if fp32:
-                samples.add("fp32 cpu ms", timed(fp32, size.passes // 4)[0])
-            samples.add("own cpu ms", (await timed_async(own, size.streams // 2))[0])
+                samples.add("fp32 cpu ms", (await timed(fp32.run, size.passes // 4))[0])
+            samples.add("own cpu ms", (await timed(own, size.streams // 2))[0])
             for at_once in (1, 2 * cores):
                 # The same number per worker thread, so that the idle end weighs the same.
                 count = size.passes * min(at_once, cores)
@@ -131,8 +129,8 @@ async def lengths(size: Size, folder: Path, say: Say) -> Figures:
             await server.send(request, 4, 2)
             async with decisions(model, text) as pipeline:
                 for _ in range(3):
-                    samples.add("bare cpu ms", timed(bare.once, passes)[0])
-                    samples.add("pipeline cpu ms", (await timed_async(pipeline, passes))[0])
+                    samples.add("bare cpu ms", (await timed(bare.run, passes))[0])
+                    samples.add("pipeline cpu ms", (await timed(pipeline, passes))[0])
                     await server.measure(samples, "server", request, passes, 2)
             cpu = medians(samples.values)
             paths = {name: cpu[f"{name} cpu ms"] for name in ("bare", "pipeline", "server")}

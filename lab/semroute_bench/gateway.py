@@ -34,7 +34,6 @@ async def measure(size: Size, folder: Path) -> dict[str, Any]:
         command += ["--model", name]
     pool = Process("pool", command, folder / "pool.log")
     model, samples = default_model(), Samples()
-    once = Bare(model, load.PROMPT).once
     async with AsyncExitStack() as exits:
         exits.callback(pool.stop)
         pool.start(lambda: answers(f"http://127.0.0.1:{port}/health"), READY_SECONDS_MAX)
@@ -71,11 +70,8 @@ async def measure(size: Size, folder: Path) -> dict[str, Any]:
                 await response.read()
                 response.raise_for_status()
 
-        async def bare() -> None:
-            once()
-
         calls: dict[str, Callable[[], Awaitable[None]]] = {
-            "bare session": bare,
+            "bare session": Bare(model, load.PROMPT).run,
             "Envoy alone": partial(post, alone, NAMED),
             "do-nothing processor": partial(post, nothing, NAMED),
             "do-nothing processor with the pass": partial(post, passes, ROUTED),

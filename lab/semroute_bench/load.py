@@ -13,10 +13,8 @@ from typing import Any
 from semroute_extproc.encoder.preprocess import Framer
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
 
-NAMED = "Qwen/Qwen3-8B"
-"""A model whose pool is known without a strategy."""
-
-ROUTED = "auto"
+NAMED, ROUTED = "Qwen/Qwen3-8B", "auto"
+"""A model whose pool is known without a strategy, and a virtual one."""
 
 PROMPT = (
     "A train leaves the station at nine in the morning at sixty miles an hour, and a second one follows "
@@ -29,8 +27,7 @@ LONG = " ".join(Path(__file__).with_name("long.txt").read_text().split())
 """More than four hundred tokens that do not repeat themselves: repeated text would favor an encoder that
 merges similar tokens."""
 
-WORDS_MAX = 2_000
-"""Longest prompt of `prompt_of`."""
+WORDS_MAX = 2_000  # of the longest prompt of `prompt_of`
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from semroute_extproc.encoder.cores import usable_cores
 
-_CPUCLOCK_SCHED = 2
-"""Kind of a process' CPU clock in a Linux clock id (`clock_getcpuclockid(3)`)."""
+_CPUCLOCK_SCHED = 2  # kind of a process' CPU clock in a Linux clock id (`clock_getcpuclockid(3)`)
 
 
 def cpu_seconds(*pids: int) -> float:

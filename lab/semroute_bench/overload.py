@@ -18,12 +18,8 @@ from semroute_bench.samples import Figures, Say, Size, quantiles
 from semroute_bench.servers import Measured
 from semroute_extproc.encoder.cores import usable_cores
 
-DEADLINE_MS = 100.0
-"""The shipped default; the demo's own is longer."""
-
-SHARES = (0.25, 0.5, 0.75, 0.9, 3.0)
-"""Arrival rates over the saturation point."""
-
+DEADLINE_MS = 100.0  # the shipped default; the demo's own is longer
+SHARES = (0.25, 0.5, 0.75, 0.9, 3.0)  # arrival rates over the saturation point
 RECOVERY_SECONDS = 2.0
 
 

@@ -12,12 +12,8 @@ from typing import Any
 
 from rich.table import Table
 
-GPU_P99_MS = 10.0
-DECIDED_MIN = 0.99
-"""A rate counts if its tail is this short and nearly everything was decided."""
-
-SLACK_MS = 5.0
-"""Time the transport may add to the deadline under overload."""
+GPU_P99_MS, DECIDED_MIN = 10.0, 0.99  # a rate counts if its tail is short and nearly all was decided
+SLACK_MS = 5.0  # the transport may add this to the deadline under overload
 
 Run = Mapping[str, Any]
 
@@ -28,8 +24,7 @@ class Aim:
 
     what: str
     aim: str
-    value: float | None
-    """None if it could not be measured."""
+    value: float | None  # None if it could not be measured
     holds: bool | None
     note: str = ""
 

@@ -35,6 +35,10 @@ class Bare:
         self.tokens = len(framed.ids)
         self.once = model.alone([framed])
 
+    async def run(self) -> None:
+        """One pass."""
+        self.once()
+
 
 def default_model() -> OnnxModel:
     """The shipped bundle on one thread."""
@@ -66,8 +70,8 @@ def without_passes(model: OnnxModel, text: str) -> OnnxModel:
     return _with_session(model, Recorded())
 
 
-def float32_pass(model: OnnxModel, text: str, folder: Path) -> Callable[[], object] | None:
-    """A pass of the same weights in float32, made from the GPU's float16 graph; None without `onnx`."""
+def float32(model: OnnxModel, text: str, folder: Path) -> Bare | None:
+    """The same weights in float32, made from the GPU's float16 graph; None without `onnx`."""
     if importlib.util.find_spec("onnx") is None:
         return None
     import onnxruntime
@@ -79,7 +83,7 @@ def float32_pass(model: OnnxModel, text: str, folder: Path) -> Callable[[], obje
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return Bare(_with_session(model, session), text).once
+    return Bare(_with_session(model, session), text)
 
 
 def _with_session(model: OnnxModel, session: Any) -> OnnxModel:
@@ -122,15 +126,7 @@ def facts(
     return Facts(head, view, "en", tokens, signals=read)
 
 
-def timed(call: Callable[[], object], count: int) -> tuple[float, float]:
-    """CPU and wall milliseconds per call."""
-    wall, cpu = perf_counter(), process_time()
-    for _ in range(count):
-        call()
-    return (process_time() - cpu) / count * 1e3, (perf_counter() - wall) / count * 1e3
-
-
-async def timed_async(call: Callable[[], Awaitable[object]], count: int) -> tuple[float, float]:
+async def timed(call: Callable[[], Awaitable[object]], count: int) -> tuple[float, float]:
     """CPU and wall milliseconds per awaited call."""
     wall, cpu = perf_counter(), process_time()
     for _ in range(count):

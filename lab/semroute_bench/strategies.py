@@ -14,7 +14,6 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the cost of a decision, not its spread over cores
 
 import json
-import re
 import time
 from pathlib import Path
 from typing import Any
@@ -41,17 +40,32 @@ WARM_UP = 10  # rounds before those that count
 QUANTILES = tuple(np.linspace(0.0, 1.0, 101).tolist())
 RNG = np.random.default_rng(0)
 
-SIMILARITIES = {
-    "similarity, 1,500 prompts": (1_500, None, 0),
-    "similarity, 10,000 prompts": (10_000, None, 0),
-    "similarity, 50,000 prompts on 64 axes": (50_000, 64, 0),
-    "similarity, 50,000 prompts on 64 axes, 200 nearest": (50_000, 64, 200),
-    "similarity, 50,000 prompts": (50_000, None, 0),
-}
-"""Rows: stored prompts, axes (None for all 384), neighbors (0 for all)."""
+CLUSTERS = {"5-x-20": (100, 5), "map-of-20": (20, 1)}
+"""Centroids and views; with one view they are a learned map."""
 
-CLUSTERS = {"clusters, 5 x 20, 3 pools": (100, 5), "clusters, learned map of 20, 3 pools": (20, 1)}
-"""Rows: centroids, views."""
+SIMILARITIES = {
+    "1500": (1_500, None, 0),
+    "10000": (10_000, None, 0),
+    "50000-on-64": (50_000, 64, 0),
+    "50000-on-64-200": (50_000, 64, 200),
+    "50000": (50_000, None, 0),
+}
+"""Stored prompts, axes (None for all 384), neighbors (0 for all)."""
+
+ROWS = {
+    "weighted": "weighted",
+    "threshold": "threshold",
+    "intent": "intent",
+    "factorization": "factorization",
+    "5-x-20": "clusters, 5 x 20, 3 pools",
+    "map-of-20": "clusters, learned map of 20, 3 pools",
+    "1500": "similarity, 1,500 prompts",
+    "10000": "similarity, 10,000 prompts",
+    "50000-on-64": "similarity, 50,000 prompts on 64 axes",
+    "50000-on-64-200": "similarity, 50,000 prompts on 64 axes, 200 nearest",
+    "50000": "similarity, 50,000 prompts",
+}
+"""Name of a strategy to its row in the table."""
 
 
 def rows(n: int, d: int) -> Any:
@@ -60,8 +74,8 @@ def rows(n: int, d: int) -> Any:
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
-def build(own: bundle.Manifest) -> tuple[Config, Material, dict[str, str]]:
-    """A configuration with every strategy, the contents of their files, and their names in the table."""
+def build(own: bundle.Manifest) -> tuple[Config, Material]:
+    """A configuration with every strategy, and the contents of their files."""
 
     def manifest(kind: Any) -> Manifest:
         return Manifest(kind=kind, bundle=own.name, revision=own.revision, dimensions=D, rows=0)
@@ -103,30 +117,14 @@ def build(own: bundle.Manifest) -> tuple[Config, Material, dict[str, str]]:
             for pool in pools
         }
         profiles[name] = lambda known=known: known
-    config = Config.model_validate(
-        {
-            "pools": pools,
-            "default_pool": "large",
-            "strategies": {_slug(name): settings for name, settings in strategies.items()},
-        }
-    )
-    material = Material(
-        {_slug(name): each for name, each in artifacts.items()},
-        {},
-        {_slug(name): each for name, each in profiles.items()},
-    )
-    return config, material, {_slug(name): name for name in strategies}
-
-
-def _slug(name: str) -> str:
-    """A name that a configuration allows."""
-    return re.sub("[^A-Za-z0-9]+", "-", name)
+    settings = {"pools": pools, "default_pool": "large", "strategies": strategies}
+    return Config.model_validate(settings), Material(artifacts, {}, profiles)
 
 
 def measure(rounds: int) -> dict[str, Any]:
     """Microseconds of CPU of each strategy's choice."""
     load, own = machine.describe(), bundle.read_manifest(bundle.default_bundle())
-    config, material, labels = build(own)
+    config, material = build(own)
     strategies, problems = compile_strategies(config, own, material)
     assert not problems, problems
     queries = [
@@ -141,7 +139,7 @@ def measure(rounds: int) -> dict[str, Any]:
             before = time.process_time_ns()
             strategy.choose(queries[number % len(queries)], among)
             if number >= WARM_UP:
-                samples.add(labels[name], (time.process_time_ns() - before) / 1e3)
+                samples.add(ROWS[name], (time.process_time_ns() - before) / 1e3)
     cpu = {label: quantiles(values) for label, values in samples.values.items()}
     return {
         "schema": 1,

@@ -20,11 +20,8 @@ from ruamel.yaml import YAML
 
 from semroute_demo.process import HTTP, Process, ProcessError, wait_until
 
-START_SECONDS_MAX = 20.0
-"""How long Envoy may take to open its listener."""
-
-ADMIN_SECONDS_MAX = 5.0
-"""How long an answer of its admin interface may take."""
+START_SECONDS_MAX = 20.0  # until its listener is open
+ADMIN_SECONDS_MAX = 5.0  # for one answer of its admin interface
 
 Bootstrap = dict[str, Any]
 """A parsed Envoy bootstrap."""
@@ -34,20 +31,13 @@ Bootstrap = dict[str, Any]
 class Variant:
     """The changes of one run of Envoy; everything else is as shipped."""
 
-    sockets: Sequence[str]
-    """Paths of the sidecar's Unix sockets, one per worker."""
-    pools: Mapping[str, tuple[str, int]]
-    """Cluster to the host and port of its one endpoint. Clusters that are not shipped are added."""
-    port: int = 0
-    """Port of the listener on loopback; 0 lets the system choose."""
-    processing_mode: Mapping[str, str] = field(default_factory=dict)
-    """Fields of the filter's `processing_mode` to change."""
-    ext_proc: Mapping[str, Any] = field(default_factory=dict)
-    """Other fields of the ext_proc filter to change; None removes one."""
-    response_headers: Mapping[str, str] = field(default_factory=dict)
-    """Further response headers, each to the key of the decision's metadata that fills it."""
-    health_interval: str | None = None
-    """Interval of the health checks, as Envoy writes durations; None keeps the shipped ones."""
+    sockets: Sequence[str]  # paths of the sidecar's Unix sockets, one per worker
+    pools: Mapping[str, tuple[str, int]]  # cluster to host and port of its one endpoint; new ones are added
+    port: int = 0  # of the listener on loopback; 0 lets the system choose
+    processing_mode: Mapping[str, str] = field(default_factory=dict)  # fields of the filter's mode
+    ext_proc: Mapping[str, Any] = field(default_factory=dict)  # the filter's other fields; None removes one
+    response_headers: Mapping[str, str] = field(default_factory=dict)  # header to key of the metadata
+    health_interval: str | None = None  # of the health checks, as Envoy writes durations
 
 
 def find_envoy() -> Path:

@@ -11,15 +11,9 @@ from pathlib import Path
 
 import httpx2
 
-STOP_SECONDS_MAX = 15.0
-"""How long a process may take to exit by itself before it is killed."""
-
-POLL_SECONDS = 0.05
-"""Pause between two checks of a condition."""
-
-LOG_LINES_SHOWN = 12
-"""How much of a log's end an error shows."""
-
+STOP_SECONDS_MAX = 15.0  # how long a process may take to exit by itself before it is killed
+POLL_SECONDS = 0.05  # pause between two checks of a condition
+LOG_LINES_SHOWN = 12  # how much of a log's end an error shows
 
 HTTP = httpx2.Client(limits=httpx2.Limits(max_keepalive_connections=0), trust_env=False)
 """For requests to the processes; a client of its own for each request would cost 17 ms of CPU."""

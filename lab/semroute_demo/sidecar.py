@@ -13,10 +13,7 @@ CONFIG_PATH = Path(__file__).with_name("semroute.yaml")
 """The demo's configuration: two pools, two rules and a strategy."""
 
 START_SECONDS_MAX = 30.0
-"""How long the sidecar may take to be ready."""
-
-ADMIN_SECONDS_MAX = 2.0
-"""How long one answer of its admin interface may take."""
+ADMIN_SECONDS_MAX = 2.0  # for one answer of its admin interface
 
 
 class Sidecar:
