@@ -44,6 +44,9 @@ PREFILL_TOKENS = 512  # tokens of a prompt that are read in one step
 PROMPT_MEDIAN, ANSWER_MEDIAN, SPREAD = 300.0, 250.0, 0.6  # median tokens, deviation of their logarithm
 BIN_SECONDS = 10.0  # width of the bins of the curves
 
+CURVES = {"strong_share": "strong share", "p95_seconds": "95 % latency, s", "quality": "quality"}
+"""Key to the label of its axis."""
+
 
 @dataclass(frozen=True)
 class Scenario:
@@ -173,6 +176,7 @@ def simulate(scenario: Scenario, config: Config, seed: int) -> list[Request]:
             for name, pool in pools.items():
                 pool.advance(scrape_at)
                 controllers.observe(name, pool.load(), scrape_at)
+            controllers.conditions(scrape_at)  # takes the snapshot that requests see
             scrape_at += INTERVAL_SECONDS
         now = arrival
         request = Request(
@@ -194,55 +198,37 @@ def simulate(scenario: Scenario, config: Config, seed: int) -> list[Request]:
     return requests
 
 
-def strong_share(requests: Sequence[Request]) -> float:
-    """Share of the requests that the strong pool answered."""
-    return sum(request.pool == "large" for request in requests) / len(requests)
+def summary(requests: Sequence[Request]) -> dict[str, float]:
+    """Latency, expected share of sufficient answers, and share of the strong pool."""
+    p50, p95, p99 = np.percentile([each.finished - each.arrived for each in requests], (50, 95, 99))
+    insufficient = [0.0 if each.pool == "large" else each.difficulty for each in requests]
+    return {
+        "requests": float(len(requests)),
+        "p50_seconds": round(float(p50), 2),
+        "p95_seconds": round(float(p95), 2),
+        "p99_seconds": round(float(p99), 2),
+        "quality": round(1.0 - float(np.mean(insufficient)), 4),
+        "strong_share": round(float(np.mean([each.pool == "large" for each in requests])), 4),
+    }
 
 
-def quality(requests: Sequence[Request]) -> float:
-    """Expected share of sufficient answers."""
-    return 1 - sum(request.difficulty for request in requests if request.pool != "large") / len(requests)
-
-
-def percentiles(requests: Sequence[Request], *percents: float) -> list[float]:
-    """Percentiles of the seconds from arrival to the last token."""
-    return [float(p) for p in np.percentile([r.finished - r.arrived for r in requests], percents)]
-
-
-def blocks(requests: Sequence[Request], seconds: float) -> dict[float, list[Request]]:
-    """The requests by the beginning of their block of time."""
+def bins(
+    requests: Sequence[Request], begin: float, end: float, seconds: float
+) -> dict[float, dict[str, float]]:
+    """Beginning to summary of each bin of time."""
     found: dict[float, list[Request]] = {}
     for request in requests:
-        found.setdefault(request.arrived // seconds * seconds, []).append(request)
-    return found
-
-
-def curves(scenario: Scenario, requests: Sequence[Request]) -> dict[str, list[float]]:
-    """Per bin of time: strong share, 95th percentile of latency, quality."""
-    bins = blocks([each for each in requests if each.arrived < scenario.until], BIN_SECONDS)
-    return {
-        "seconds": list(bins),
-        "strong_share": [round(strong_share(each), 4) for each in bins.values()],
-        "p95_seconds": [round(percentiles(each, 95)[0], 3) for each in bins.values()],
-        "quality": [round(quality(each), 4) for each in bins.values()],
-    }
+        if begin <= request.arrived < end:
+            found.setdefault(request.arrived // seconds * seconds, []).append(request)
+    return {start: summary(each) for start, each in found.items()}
 
 
 def figures(scenario: Scenario, requests: Sequence[Request]) -> dict[str, float]:
     """The burst in numbers, and how long the strong share took to return."""
-    burst = [r for r in requests if scenario.begin <= r.arrived < scenario.end]
-    after = blocks([r for r in requests if r.arrived >= scenario.end], 30.0).items()
-    back = next((start for start, each in after if strong_share(each) >= SHARE - 0.05), math.inf)
-    p50, p95, p99 = percentiles(burst, 50, 95, 99)
-    return {
-        "requests": float(len(burst)),
-        "p50_seconds": round(p50, 2),
-        "p95_seconds": round(p95, 2),
-        "p99_seconds": round(p99, 2),
-        "quality": round(quality(burst), 4),
-        "strong_share": round(strong_share(burst), 4),
-        "return_seconds": round(back - scenario.end, 1),
-    }
+    after = bins(requests, scenario.end, math.inf, 30.0)
+    back = (start for start, row in after.items() if row["strong_share"] >= SHARE - 0.05)
+    burst = summary([each for each in requests if scenario.begin <= each.arrived < scenario.end])
+    return {**burst, "return_seconds": round(next(back, math.inf) - scenario.end, 1)}
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
@@ -251,12 +237,11 @@ def plot(report: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     matplotlib.rcParams["svg.hashsalt"] = "semroute"
-    labels = {"strong_share": "strong share", "p95_seconds": "95 % latency, s", "quality": "quality"}
     scenarios = report["scenarios"]
     figure = Figure(figsize=(11, 7.5), layout="tight")
-    axes = figure.subplots(len(labels), len(scenarios), sharex=True, squeeze=False)
+    axes = figure.subplots(len(CURVES), len(scenarios), sharex=True, squeeze=False)
     for column, scenario in enumerate(scenarios):
-        for axis, (key, label) in zip(axes[:, column], labels.items(), strict=True):
+        for axis, (key, label) in zip(axes[:, column], CURVES.items(), strict=True):
             axis.axvspan(scenario["begin"], scenario["end"], color="0.92", linewidth=0)
             for name, color in (("without", "tab:red"), ("with", "tab:blue")):
                 data = scenario[name]["curves"]
@@ -282,8 +267,9 @@ def main(seed: int, out: Path | None, picture: Path | None) -> None:
         entry: dict[str, Any] = dict(vars(scenario))
         for name, controlled in (("without", False), ("with", True)):
             requests = simulate(scenario, configuration(controlled), seed)
-            burst = figures(scenario, requests)
-            entry[name] = {"burst": burst, "curves": curves(scenario, requests)}
+            burst, rows = figures(scenario, requests), bins(requests, 0.0, scenario.until, BIN_SECONDS)
+            curves = {key: [row[key] for row in rows.values()] for key in CURVES}
+            entry[name] = {"burst": burst, "curves": {"seconds": list(rows), **curves}}
             click.echo(f"{scenario.name}, {name}: {burst}")
         report["scenarios"].append(entry)
     if out:

@@ -71,8 +71,6 @@ class Fault:
 class Received:
     """A request as it arrived."""
 
-    method: str
-    path: str
     headers: Mapping[str, str]  # lower-case names; of a repeated header the last value
     length: int
     sha256: str
@@ -92,16 +90,19 @@ class Pool:
         """Each request to a generating endpoint takes the next one."""
         self.port = 0
         self._slots = asyncio.Semaphore(speed.slots)
-        self._waiting = self._cached_tokens = 0
+        self._running = self._waiting = self._cached_tokens = 0
         self._registry = CollectorRegistry()
 
         def own(kind: type[Metric], name: str, text: str) -> Metric:
             metric = kind(f"vllm:{name}", text, ("engine", "model_name"), registry=self._registry)
             return metric.labels("0", self.models[0])
 
-        self._running_gauge = own(Gauge, "num_requests_running", "Requests in execution.")
-        self._waiting_gauge = own(Gauge, "num_requests_waiting", "Requests waiting for a slot.")
-        self._cache_gauge = own(Gauge, "kv_cache_usage_perc", "Share of the KV cache in use, 0 to 1.")
+        running = own(Gauge, "num_requests_running", "Requests in execution.")
+        running.set_function(lambda: self._running)
+        waiting = own(Gauge, "num_requests_waiting", "Requests waiting for a slot.")
+        waiting.set_function(lambda: self._waiting)
+        cache = own(Gauge, "kv_cache_usage_perc", "Share of the KV cache in use, 0 to 1.")
+        cache.set_function(lambda: min(1.0, self._cached_tokens / CACHE_TOKENS))
         self._prompt_tokens = own(Counter, "prompt_tokens", "Prompt tokens processed.")
         self._generation_tokens = own(Counter, "generation_tokens", "Tokens generated.")
         self._first_token = own(Histogram, "time_to_first_token_seconds", "Time to first token.")
@@ -209,32 +210,23 @@ class Pool:
 
     @contextlib.asynccontextmanager
     async def _slot(self, tokens: int) -> AsyncIterator[None]:
-        """Wait for a slot and hold it and `tokens` of the cache; the gauges show both."""
-        self._queue(1)
+        """Wait for a slot, then hold it and `tokens` of the cache."""
+        self._waiting += 1
         try:
             await self._slots.acquire()
         finally:
-            self._queue(-1)
-        self._run(1, tokens)
+            self._waiting -= 1
+        self._running += 1
+        self._cached_tokens += tokens
         try:
             yield
         finally:
-            self._run(-1, -tokens)
+            self._running -= 1
+            self._cached_tokens -= tokens
             self._slots.release()
-
-    def _queue(self, requests: int) -> None:
-        self._waiting += requests
-        self._waiting_gauge.set(self._waiting)
-
-    def _run(self, requests: int, tokens: int) -> None:
-        self._cached_tokens += tokens
-        self._running_gauge.inc(requests)
-        self._cache_gauge.set(min(1.0, self._cached_tokens / CACHE_TOKENS))
 
     def _record(self, request: web.Request, content: bytes) -> Received:
         received = Received(
-            method=request.method,
-            path=request.path_qs,
             headers={name.lower(): value for name, value in request.headers.items()},
             length=len(content),
             sha256=hashlib.sha256(content).hexdigest(),

@@ -25,8 +25,8 @@ def test_a_burst_is_shorter_in_the_tail_and_the_share_comes_back() -> None:
 
 def test_where_both_pools_are_overrun_nothing_swings_wider_and_wider() -> None:
     scenario, requests = run(True, 30.0, seed=1)
-    settled = [r for r in requests if scenario.begin + 60.0 <= r.arrived < scenario.end]
-    shares = np.array([simulation.strong_share(each) for each in simulation.blocks(settled, 15.0).values()])
+    settled = simulation.bins(requests, scenario.begin + 60.0, scenario.end, 15.0).values()
+    shares = np.array([row["strong_share"] for row in settled])
     half = len(shares) // 2
     # The standard deviation of a share of 450 requests is 0.022 by chance alone.
     assert shares.std() < 0.1
@@ -36,5 +36,6 @@ def test_where_both_pools_are_overrun_nothing_swings_wider_and_wider() -> None:
 
 def test_without_a_burst_nothing_moves() -> None:
     _, requests = run(True, 6.0)
-    assert simulation.strong_share(requests) == pytest.approx(simulation.SHARE, abs=0.03)
-    assert simulation.percentiles(requests, 99)[0] < 60
+    found = simulation.summary(requests)
+    assert found["strong_share"] == pytest.approx(simulation.SHARE, abs=0.03)
+    assert found["p99_seconds"] < 60
