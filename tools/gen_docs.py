@@ -214,7 +214,7 @@ def bench_costs() -> str:
 
 
 def bench_scaling() -> str:
-    """Decisions a second by workers and requests at once, on a GPU and on cores, where there were such."""
+    """Decisions per second by workers and requests at once, on a GPU and on cores, where there were such."""
     run, lines = _bench(), []
     for name, part in (("GPU", run["gpu"]), ("Workers", run["workers"])):
         if part.get("rows"):

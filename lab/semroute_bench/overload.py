@@ -36,28 +36,33 @@ async def measure(size: Size, folder: Path, say: Say) -> Figures:
                 started = perf_counter()
                 await client.closed([request] * 25 * at_once, at_once)
                 rates.append(25 * at_once / (perf_counter() - started))
-            knee = statistics.median(rates)
+            saturation = statistics.median(rates)
             rows = []
             for share in SHARES:
                 before = sidecar.resident_mib()[0]
-                answers = await client.open(request, share * knee, size.seconds_a_rate)
+                answers = await client.open(request, share * saturation, size.seconds_a_rate)
                 grown = sidecar.resident_mib()[0] - before
-                rows.append(row(share, knee, answers) | {"grown MiB": grown})
+                rows.append(row(share, saturation, answers) | {"grown MiB": grown})
             # Without a pause after the overload.
-            after = row(0.5, knee, await client.open(request, 0.5 * knee, RECOVERY_SECONDS))
+            after = row(0.5, saturation, await client.open(request, 0.5 * saturation, RECOVERY_SECONDS))
     finally:
         sidecar.stop()
-    figures = {"deadline ms": DEADLINE_MS, "knee a second": knee, "rates": rows, "after overload": after}
+    figures = {
+        "deadline ms": DEADLINE_MS,
+        "knee a second": saturation,
+        "rates": rows,
+        "after overload": after,
+    }
     return {"open loop": figures}
 
 
-def row(share: float, knee: float, answers: Sequence[Answer]) -> dict[str, Any]:
+def row(share: float, saturation: float, answers: Sequence[Answer]) -> dict[str, Any]:
     """The outcomes of the arrivals at one rate."""
     count = len(answers)
     outcomes = [answer.outcome for answer in answers]
     return {
         "share of knee": share,
-        "a second": share * knee,
+        "a second": share * saturation,
         "sent": count,
         "answered": 1 - outcomes.count("") / count,
         "decided": outcomes.count("routed") / count,

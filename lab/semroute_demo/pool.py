@@ -244,7 +244,7 @@ def _error(status: int, message: str, headers: Mapping[str, str], wrapped: bool 
 
 
 @click.command(help="Serve a simulated vLLM pool.")
-@click.option("--name", default="small", show_default=True, help="Name of the pool, told in its answers.")
+@click.option("--name", default="small", show_default=True, help="Name of the pool, stated in its answers.")
 @click.option("--model", "models", multiple=True, help="A served model name; repeat it for aliases.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, help="Port to listen on; 0 for any.")
