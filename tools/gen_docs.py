@@ -341,7 +341,8 @@ def bench_load() -> str:
     run = _bench()
     over = run["open loop"]
     lines = [
-        f"Saturation point {over['knee a second']:.0f} decisions per second, deadline {over['deadline ms']:g} ms.",
+        f"Saturation point {over['knee a second']:.0f} decisions per second, "
+        f"deadline {over['deadline ms']:g} ms.",
         "",
         "| of saturation | sent | answered | decided | fallen back | p50 ms | p90 | p99 | p99.9 |",
         "|---|---|---|---|---|---|---|---|---|",
