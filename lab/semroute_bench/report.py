@@ -136,15 +136,20 @@ def tables(run: Run) -> Iterator[Table]:
     marks = {None: "", True: "yes", False: "NO"}
     found = ((a.what, a.aim, "" if a.value is None else a.value, marks[a.holds], a.note) for a in aims(run))
     yield table_of("Aims", ("", "aim", "here", "holds", ""), found)
-    yield table_of("CPU ms at 64 tokens, medians", ("", "ms"), run["medians"].items())
+    medians = ((name.replace("a second", "per second"), value) for name, value in run["medians"].items())
+    yield table_of("At 64 tokens, medians", ("", ""), medians)
     over, gateway = run["open loop"], run["gateway"] or {"ms": {}}
     saturation = f"saturation {over['knee a second']:.0f}/s, deadline {over['deadline ms']:g} ms"
+    shown = ("sent", "answered", "decided", "fallen back", "ms")
+    arrivals = [
+        {"of saturation": row["share of knee"], **{key: row[key] for key in shown}} for row in over["rates"]
+    ]
     for title, rows in (
         ("CPU ms by length", run["lengths"]),
         ("Server by body", run["bodies"]),
         ("GPU", run["gpu"].get("rows")),
         ("Workers", run["workers"].get("rows")),
-        (f"Open loop, {saturation}", over["rates"]),
+        (f"Open loop, {saturation}", arrivals),
         ("Through Envoy, one at a time, ms", [{"path": name} | row for name, row in gateway["ms"].items()]),
     ):
         if rows:
@@ -155,7 +160,8 @@ def tables(run: Run) -> Iterator[Table]:
 
 def table_of(title: str, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> Table:
     """A table with two digits after the point."""
-    table = Table(*columns, title=title, title_justify="left")
+    table = Table(*(name.replace("a second", "per second") for name in columns), title=title)
+    table.title_justify = "left"
     for row in rows:
         table.add_row(*(f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row))
     return table

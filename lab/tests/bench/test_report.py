@@ -87,5 +87,5 @@ def test_a_run_is_shown_as_tables() -> None:
     text = capture.get()
     assert "Aims" in text
     assert "CPU ms by length" in text
-    assert "share of knee" in text
+    assert "of saturation" in text
     assert "Workers" not in text, "there is no table of what was not measured"
