@@ -11,6 +11,7 @@ from time import perf_counter, process_time
 from typing import Any
 
 from semroute_demo.sidecar import CONFIG_PATH
+from semroute_extproc.strategies.judging.live import Judges
 
 from semroute_bench import load
 from semroute_bench.servers import UNHURRIED
@@ -24,7 +25,6 @@ from semroute_extproc.errors import BundleError, ConfigError
 from semroute_extproc.policy.context import Facts
 from semroute_extproc.request.view import Api, RequestHead, RequestView, Turn
 from semroute_extproc.serve import app
-from semroute_extproc.strategies.judging.live import Judges
 
 
 class Bare:

@@ -21,6 +21,7 @@ from typing import Any
 import click
 import numpy as np
 from rich.console import Console
+from semroute_extproc.strategies.artifacts import Clusters, Factorization, Manifest, Similarity
 
 from semroute_bench import machine
 from semroute_bench.report import table_of
@@ -29,7 +30,6 @@ from semroute_bench.sidecar import facts
 from semroute_extproc.config.models import Config
 from semroute_extproc.encoder import bundle
 from semroute_extproc.policy.constraints import candidates
-from semroute_extproc.strategies.artifacts import Clusters, Factorization, Manifest, Similarity
 from semroute_extproc.strategies.profiles import Profile
 from semroute_extproc.strategies.registry import Material, compile_strategies
 from semroute_extproc.strategies.weighted import Canary
