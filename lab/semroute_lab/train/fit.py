@@ -1,39 +1,100 @@
-"""Fitting: heads on fixed states in seconds, or the whole network in minutes. Restartable."""
+"""The loss over the targets that a row has, and the fit of the heads on fixed states of the encoder."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 from semroute_lab.train.bert import Encoder
-from semroute_lab.train.datasets import FitSet
+from semroute_lab.train.datasets import Example, FitSet
 from semroute_lab.train.frames import Frames
-from semroute_lab.train.losses import Targets, Weights, multitask
-from semroute_lab.train.model import Heads
-
-Say = Callable[[str], None]
+from semroute_lab.train.model import HeadOutputs, Heads
+from semroute_lab.train.spec import Say
 
 EMBED_BATCH = 32
 """Texts of one pass when a whole set is embedded."""
 
+IGNORE = -100
+"""Class index of an unknown target."""
+
+
+class Targets(NamedTuple):
+    """Targets of a batch as tensors; a missing class is `IGNORE`, a missing difficulty NaN."""
+
+    domain: Tensor
+    task: Tensor
+    difficulty: Tensor
+    weight: Tensor
+    family: Tensor
+
+    @staticmethod
+    def of(rows: Sequence[Example]) -> Targets:
+        """The targets of `rows`, in order."""
+        return Targets(
+            torch.tensor([IGNORE if row.domain is None else row.domain for row in rows]),
+            torch.tensor([IGNORE if row.task is None else row.task for row in rows]),
+            torch.tensor([float("nan") if row.difficulty is None else row.difficulty for row in rows]),
+            torch.tensor([row.weight for row in rows]),
+            torch.tensor([row.family for row in rows]),
+        )
+
+    def take(self, index: Tensor) -> Targets:
+        """The targets of some rows."""
+        return Targets(*(column[index] for column in self))
+
 
 @dataclass(frozen=True, slots=True)
-class HeadPlan:
-    """How heads are fitted on fixed states."""
+class Weights:
+    """The weight of each head in the loss."""
 
-    epochs: int = 30
-    batch: int = 256
-    rate: float = 2e-3
-    decay: float = 1e-2
-    patience: int = 6
-    """Epochs without a better calibration loss before stopping."""
+    domain: float = 1.0
+    task: float = 0.5
+    difficulty: float = 1.0
+    gate: float = 0.3
+    smoothing: float = 0.05
+    """Label smoothing of the classes (Szegedy et al. 2016, section 7)."""
+
+
+def multitask(out: HeadOutputs, targets: Targets, weights: Weights) -> Tensor:
+    """Weighted sum of the heads' losses, each averaged over the rows that have its target.
+
+    Cross-entropy for the classes and the gate; binary cross-entropy with soft targets for every
+    member of the expert of a row's family, so that experts do not unlearn each other's targets.
+    """
+    rows = torch.arange(len(targets.family), device=out.members.device)
+    loss = weights.domain * _classes(out.domain, targets.domain, weights.smoothing)
+    loss = loss + weights.task * _classes(out.task, targets.task, weights.smoothing)
+    loss = loss + weights.gate * F.cross_entropy(out.gate, targets.family)
+    members = out.members[rows, targets.family]
+    return loss + weights.difficulty * soft_binary(members, targets.difficulty, targets.weight)
+
+
+def _classes(logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
+    if not bool((target != IGNORE).any()):
+        return logits.sum() * 0.0
+    return F.cross_entropy(logits, target, ignore_index=IGNORE, label_smoothing=smoothing)
+
+
+def soft_binary(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean of -(y log p + (1 - y) log(1 - p)) over the rows with a target.
+
+    `logits` [rows, members], `target` [rows] with NaN where unknown, `weight` [rows].
+    """
+    known = ~torch.isnan(target)
+    if not bool(known.any()):
+        return logits.sum() * 0.0
+    y = target[known][:, None].expand(-1, logits.shape[1])
+    each = F.binary_cross_entropy_with_logits(logits[known], y, reduction="none").mean(1)
+    return (each * weight[known]).sum() / weight[known].sum()
 
 
 def embed(encoder: Encoder, frames: Frames, work: Path | None = None, key: str = "") -> Tensor:
@@ -42,13 +103,13 @@ def embed(encoder: Encoder, frames: Frames, work: Path | None = None, key: str =
     if file is not None and file.exists():
         return torch.from_numpy(np.load(file))
     encoder.eval()
-    states = torch.zeros(len(frames), encoder.config.dimensions)
+    states = torch.zeros(len(frames), encoder.dimensions)
     with torch.inference_mode():
         for index in frames.by_length(EMBED_BATCH):
             ids, mask, _ = frames.batch(index)
             states[index] = encoder(ids, mask)
     if file is not None:
-        # Written aside and renamed, so that an interrupted run leaves no half of it behind.
+        # Renamed when complete: an interrupted run leaves no partial file of this name.
         part = file.with_suffix(".part.npy")
         np.save(part, states.numpy())
         part.rename(file)
@@ -62,13 +123,6 @@ def _digest(key: str, frames: Frames) -> str:
     return digest.hexdigest()[:24]
 
 
-def set_surface(heads: Heads, surface: Tensor) -> None:
-    """Take the surface features' mean and spread from the fit rows."""
-    surface = heads.bounded(surface)
-    heads.surface_mean.copy_(surface.mean(0))
-    heads.surface_scale.copy_(surface.std(0).clamp(min=1e-3))
-
-
 @dataclass(frozen=True, slots=True)
 class States:
     """A set's rows with everything the heads need: states [rows, d], surface [rows, s], targets."""
@@ -80,21 +134,31 @@ class States:
     @staticmethod
     def of(rows: FitSet, pooled: Tensor, frames: Frames) -> States:
         """Join a fit set with its states."""
-        return States(pooled, frames.surface(), Targets.of(list(rows)))
+        return States(pooled, frames.surface(), Targets.of(rows.rows))
 
     @staticmethod
     def joined(a: States, b: States) -> States:
-        """The rows of both, one after the other."""
-        targets = Targets(
-            *(torch.cat([getattr(a.targets, name), getattr(b.targets, name)]) for name in Targets.__slots__)
-        )
+        """The rows of `a`, then those of `b`."""
+        targets = Targets(*map(torch.cat, zip(a.targets, b.targets, strict=True)))
         return States(torch.cat([a.pooled, b.pooled]), torch.cat([a.surface, b.surface]), targets)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadPlan:
+    """How the heads are fitted on fixed states."""
+
+    epochs: int = 30
+    batch: int = 256
+    rate: float = 2e-3
+    decay: float = 1e-2
+    patience: int = 6
+    """Epochs without a better calibration loss before stopping."""
 
 
 def fit_heads(
     heads: Heads, fit: States, check: States, weights: Weights, plan: HeadPlan, seed: int, say: Say
 ) -> float:
-    """Fit heads on fixed states, keep the epoch with the best loss on `check`, and return that loss."""
+    """Fit the heads on fixed states, keep the epoch with the lowest loss on `check`, and return that loss."""
     torch.manual_seed(seed)
     optimiser = torch.optim.AdamW(heads.parameters(), plan.rate, weight_decay=plan.decay)
     best, best_state, since = float("inf"), copy.deepcopy(heads.state_dict()), 0
