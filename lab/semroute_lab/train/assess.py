@@ -1,17 +1,17 @@
 """The evaluation of a bundle for its card: every reported set, as one JSON document.
 
-The reports are those of `semroute eval … --json`, run as commands.
+The reports are those of `semroute eval … --json`, run as commands; `cards/evaluations.toml` lists them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
 import json
 import platform
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,18 +24,17 @@ from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.encoder.signals import Signals
 from semroute_lab.evaluate import metrics
 from semroute_lab.evaluate.cli import evaluate
-from semroute_lab.evaluate.data import Table, prompt_texts, read_table
+from semroute_lab.evaluate.data import TEXT_COLUMNS, Table, pick_column, prompt_texts, read_table
 from semroute_lab.evaluate.metrics.arrays import Floats
 from semroute_lab.evaluate.metrics.classification import weighted_auroc
-from semroute_lab.evaluate.pool_data import billions
 from semroute_lab.train.bundling import languages_of
 from semroute_lab.train.spec import Say
 
+CARDS = Path(__file__).parent / "cards"
+"""Template, evaluations and data of the card."""
+
 REPLICATES = 1_000
 """Bootstrap replicates of every interval."""
-
-CLINC_REPLICATES = 100
-"""The same for the 150 intents of CLINC150, whose bootstrap is slow."""
 
 LATENCY_TOKENS = (16, 64, 128)
 """Lengths in tokens at which a pass is timed."""
@@ -43,22 +42,8 @@ LATENCY_TOKENS = (16, 64, 128)
 LATENCY_RUNS = 60
 """Timed passes at each length, after a few untimed ones."""
 
-MMLU_PRO = "matrices/mmlu_pro_questions.csv.gz"
-PAIRS = {"routellm_mmlu": "pairs/routellm_mmlu.csv.gz", "routellm_gsm8k": "pairs/routellm_gsm8k.csv.gz"}
-CLINC = "intent/clinc150.csv.gz"
-POOL = ("matrices/mmlu_pro_correct.csv.gz", "matrices/mmlu_pro_models.csv.gz")
-"""Outcomes of MMLU-Pro, and the models to use with the family that is kept out."""
-
-SIZES = {
-    "DeepSeek-Coder-V2": 21.0,
-    "Phi-3-mini-4k-instruct": 3.8,
-    "c4ai-command-r-v01": 35.0,
-    "jamba-1.5-large": 94.0,
-}
-"""Billions of parameters that a token passes through, by the publishers, where a name has no size."""
-
-POOL_TRIALS = 20
-"""Seeded trials over unseen models."""
+CURVES = ("abstention", "reliability", "confusion", "curves")
+"""Fields of reports that a card does not need."""
 
 Report = dict[str, Any]
 
@@ -68,7 +53,7 @@ def assess(
 ) -> Report:
     """Score the dev rows of every set with the bundle's CPU graph, as the server would.
 
-    The document has `domain`, `difficulty`, `pairs` and `unseen` (reports by set), `languages`, `pool`
+    The document has `domain`, `difficulty`, `pairs`, `unseen` and `pool` (reports by set), `languages`
     and `latency`. Missing files are left out. `brief` leaves out intervals, pool and latency: enough
     for `figures`.
     """
@@ -81,74 +66,28 @@ def assess(
         "trained_languages": list(manifest.languages),
         "seed": seed,
         "bootstrap": replicates,
-        **{section: {} for section in ("domain", "difficulty", "pairs", "unseen", "languages")},
+        **{section: {} for section in ("domain", "difficulty", "pairs", "unseen", "pool", "languages")},
     }
-    common = ["--bundle", str(directory), "--seed", str(seed)]
-    bootstrap = [*common, "--bootstrap", str(replicates)]
     scorer = Scorer.of(directory)
-    if data is not None:
-        _public(data, scorer, bootstrap, found, say)
-    if handwritten is not None:
-        for file in sorted(handwritten.glob("*.eval.jsonl")):
-            _by_hand(file, scorer, bootstrap, found, seed, say)
+    common = ["--bundle", directory, "--seed", seed]
+    for one in tomllib.loads((CARDS / "evaluations.toml").read_text())["evaluation"] if data else []:
+        file = Path(str(data)) / one["file"]
+        pool = one["section"] == "pool"
+        arguments = [argument.format(data=data, cards=CARDS) for argument in one["arguments"]]
+        files = [file, *(Path(argument) for argument in arguments if argument.endswith(".csv.gz"))]
+        if not all(each.exists() for each in files) or (pool and brief):
+            continue
+        say(f"evaluating {one['section']}: {one['name']}")
+        bootstrap = [] if pool else ["--bootstrap", min(replicates, one.get("replicates", replicates))]
+        report = _eval(one["command"], file, *arguments, *common, *bootstrap)
+        if one["section"] == "domain":
+            report["unknown"] = _unknown_share(scorer, scorer.score_all(_texts(file, arguments)))
+        found[one["section"]][one["name"]] = _short(report)
+    for file in sorted(handwritten.glob("*.eval.jsonl")) if handwritten else []:
+        _by_hand(file, scorer, [*common, "--bootstrap", replicates], found, seed, say)
     if not brief:
-        found["pool"] = _pool(data, common, say)
         found["latency"] = latency(directory)
     return found
-
-
-def _public(data: Path, scorer: Scorer, bootstrap: Sequence[str], found: Report, say: Say) -> None:
-    """The public sets that are there."""
-    if (data / MMLU_PRO).exists():
-        table = read_table(data / MMLU_PRO)
-        dev = table.where(split != "train" for split in table.strings("split"))
-        splits = [part for split in sorted(set(dev.strings("split"))) for part in ("--split", split)]
-        for name, options in (("mmlu_pro", None), ("mmlu_pro_options", "options")):
-            say(f"evaluating {name}")
-            more = [] if options is None else ["--options-column", options]
-            report = _eval(
-                "intent", data / MMLU_PRO, *splits, "--label-column", "category", *more, *bootstrap
-            )
-            signals = scorer.score_all(prompt_texts(dev, "question", options))
-            found["domain"][name] = _short(report) | {"unknown": _unknown_share(scorer, signals)}
-    for name, file in PAIRS.items():
-        if (data / file).exists():
-            say(f"evaluating {name}")
-            found["pairs"][name] = _short(_eval("pair", data / file, "--split", "dev", *bootstrap))
-    if (data / CLINC).exists():
-        say("evaluating clinc150")
-        arguments = [
-            "--split",
-            "test",
-            "--split",
-            "oos_test",
-            "--label-column",
-            "intent",
-            "--fit",
-            *bootstrap,
-        ]
-        arguments[-1] = str(min(CLINC_REPLICATES, int(arguments[-1])))
-        found["unseen"]["clinc150"] = _short(_eval("intent", data / CLINC, *arguments))
-
-
-def _by_hand(
-    file: Path, scorer: Scorer, bootstrap: Sequence[str], found: Report, seed: int, say: Say
-) -> None:
-    """One hand-written file: other languages, or domain and difficulty in a language the bundle knows."""
-    name, table = file.name.partition(".")[0], read_table(file)
-    texts = table.texts("text")
-    if table.has("language"):
-        found["languages"] = _languages(table, list(scorer.score_all(texts)))
-    elif set(languages_of(texts)) & set(scorer.bundle.manifest.languages):
-        say(f"evaluating {name}")
-        signals = list(scorer.score_all(texts))
-        if table.has("domain"):
-            report = _eval("intent", file, "--label-column", "domain", *bootstrap)
-            kept = {"unknown": _unknown_share(scorer, signals), "confusion": report["confusion"]}
-            found["domain"][name] = _short(report) | kept
-        if table.has("hard"):
-            difficulty = np.array([one.difficulty for one in signals])
-            found["difficulty"][name] = difficulty_report(table, difficulty, seed)
 
 
 def _eval(command: str, *arguments: object) -> Report:
@@ -160,10 +99,39 @@ def _eval(command: str, *arguments: object) -> Report:
     return report
 
 
-def _short(report: Report) -> Report:
-    """A report without its curves."""
-    curves = ("abstention", "reliability", "confusion", "curves")
-    return {key: value for key, value in report.items() if key not in curves}
+def _short(report: Report, *kept: str) -> Report:
+    """A report without its curves, except those that are `kept`."""
+    return {key: value for key, value in report.items() if key not in CURVES or key in kept}
+
+
+def _texts(file: Path, arguments: Sequence[str]) -> list[str]:
+    """The texts that an evaluation with these arguments scores."""
+    given = dict(zip(arguments[::2], arguments[1::2], strict=True))
+    table = read_table(file).in_splits([given["--split"]])
+    return prompt_texts(table, pick_column(table, None, TEXT_COLUMNS, "text"), given.get("--options-column"))
+
+
+def _by_hand(
+    file: Path, scorer: Scorer, arguments: Sequence[object], found: Report, seed: int, say: Say
+) -> None:
+    """One hand-written file: other languages, or domain and difficulty in a language the bundle knows."""
+    name, table = file.name.partition(".")[0], read_table(file)
+    texts = table.texts("text")
+    if not table.has("language") and not set(languages_of(texts, len(texts))) & set(
+        scorer.bundle.manifest.languages
+    ):
+        return
+    say(f"evaluating {name}")
+    signals = list(scorer.score_all(texts))
+    if table.has("language"):
+        found["languages"] = _languages(table, signals)
+        return
+    if table.has("domain"):
+        report = _eval("intent", file, "--label-column", "domain", *arguments)
+        found["domain"][name] = _short(report, "confusion") | {"unknown": _unknown_share(scorer, signals)}
+    if table.has("hard"):
+        difficulty = np.array([one.difficulty for one in signals])
+        found["difficulty"][name] = difficulty_report(table, difficulty, seed)
 
 
 def _unknown_share(scorer: Scorer, signals: Iterable[Signals]) -> float:
@@ -174,18 +142,20 @@ def _unknown_share(scorer: Scorer, signals: Iterable[Signals]) -> float:
 
 def _languages(table: Table, signals: Sequence[Signals]) -> Report:
     """For each language: rows, share called unknown, and accuracy of the domain on the rest."""
-    languages, domains = table.strings("language"), table.strings("domain")
-    found: Report = {}
-    for language in dict.fromkeys(languages):
-        own = [row for row, name in enumerate(languages) if name == language]
-        known = [row for row in own if not signals[row].unknown]
-        right = sum(signals[row].domain == domains[row] for row in known)
-        found[language] = {
+    found: dict[str, list[tuple[bool, bool]]] = {}
+    rows = zip(table.strings("language"), table.strings("domain"), signals, strict=True)
+    for language, domain, one in rows:
+        found.setdefault(language, []).append((one.unknown, one.domain == domain))
+    return {
+        language: {
             "rows": len(own),
-            "unknown": 1.0 - len(known) / len(own),
-            "accuracy_of_known": right / len(known) if known else None,
+            "unknown": float(np.mean([unknown for unknown, _ in own])),
+            "accuracy_of_known": None
+            if all(unknown for unknown, _ in own)
+            else float(np.mean([right for unknown, right in own if not unknown])),
         }
-    return found
+        for language, own in found.items()
+    }
 
 
 def difficulty_report(table: Table, difficulty: Floats, seed: int) -> Report:
@@ -215,68 +185,25 @@ def _auroc(values: Floats, positive: Any, seed: int) -> dict[str, float | None]:
     return {"value": found.value, "low": found.low, "high": found.high}
 
 
-def _pool(data: Path | None, common: Sequence[str], say: Say) -> Report | None:
-    """Routing over models the router has not seen, by `neighbour_embedding`; None without the data."""
-    if data is None or not all((data / file).exists() for file in (MMLU_PRO, *POOL)):
-        return None
-    say("evaluating unseen models")
-    outcomes, models = (data / file for file in POOL)
-    with tempfile.TemporaryDirectory() as folder:
-        costs = Path(folder) / "parameters.csv"
-        with costs.open("w", newline="") as stream:
-            rows = [(name, SIZES.get(name) or billions(name)) for name in read_table(models).texts("model")]
-            csv.writer(stream).writerows([("model", "cost"), *rows])
-        more = ["--models", models, "--costs", costs, "--trials", POOL_TRIALS]
-        report = _eval("pool", data / MMLU_PRO, outcomes, *more, *common)
-    for setting in report["settings"].values():
-        setting.pop("curves", None)
-    return report
-
-
 def latency(directory: Path) -> Report:
     """Milliseconds of framing and one pass on one thread, by length in tokens."""
     model = OnnxModel(bundles.load(directory, ("cpu",)), "cpu", threads=1)
     found = {}
     for tokens in LATENCY_TOKENS:
-        text = "word " * (tokens - 2)
-        times = [_timed(model, text) for _ in range(5 + LATENCY_RUNS)][5:]
-        found[str(tokens)] = {"p50": float(np.median(times)), "p95": float(np.percentile(times, 95))}
+        text, times = "word " * (tokens - 2), []
+        for _ in range(5 + LATENCY_RUNS):
+            start = time.perf_counter()
+            model.run([model.framer.frame(text)])
+            times.append(1000.0 * (time.perf_counter() - start))
+        p50, p95 = np.percentile(times[5:], (50, 95)).tolist()
+        found[str(tokens)] = {"p50": p50, "p95": p95}
     return {"milliseconds": found, "machine": _machine()}
-
-
-def _timed(model: OnnxModel, text: str) -> float:
-    start = time.perf_counter()
-    model.run([model.framer.frame(text)])
-    return 1000.0 * (time.perf_counter() - start)
 
 
 def _machine() -> str:
     """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def figures(document: Report) -> dict[str, float]:
-    """The headline figures of a document, by name: those that int8 and fp32 are compared on."""
-    found: dict[str, float] = {}
-    for name, report in document["domain"].items():
-        if own := _named(report["models"], "bundle"):
-            found[f"{name}: domain accuracy"] = own["accuracy"]["value"]
-    for name, report in document["difficulty"].items():
-        found[f"{name}: difficulty AUROC"] = report["ours"]["auroc"]["value"]
-    for name, report in document["pairs"].items():
-        if own := _named(report["routers"], "ours"):
-            found[f"{name}: APGR"] = own["apgr"]["value"]
-    for name, report in document["unseen"].items():
-        own = _named(report["models"], "neighbours")
-        if own and own["ood"]:
-            found[f"{name}: out-of-scope AUROC"] = own["ood"]["auroc"]["value"]
-    return found
-
-
-def _named(rows: Iterable[Report], name: str) -> Report | None:
-    return next((row for row in rows if row["name"] == name), None)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

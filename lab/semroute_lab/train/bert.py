@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 import torch
+from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -90,8 +91,9 @@ _LAYER_NAMES = {
 }
 
 
-def from_checkpoint(tensors: dict[str, Tensor], base: BaseSpec) -> Encoder:
-    """An encoder with the tensors of a BERT checkpoint; KeyError names a tensor that is missing."""
+def from_checkpoint(weights: bytes, base: BaseSpec) -> Encoder:
+    """An encoder with the tensors of a BERT's `model.safetensors`; KeyError names a missing tensor."""
+    tensors = load(weights)
     state = {
         "words.weight": tensors["embeddings.word_embeddings.weight"],
         "places.weight": tensors["embeddings.position_embeddings.weight"],

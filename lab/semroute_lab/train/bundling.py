@@ -50,18 +50,6 @@ PARITY_FP32 = 1e-4
 PARITY_ROWS = 64
 """Texts on which the graphs are compared with the network."""
 
-CENTROIDS = 128
-"""Centroids that describe known text."""
-
-CENTROID_ROWS_MAX = 1_500
-"""Rows of a source on which the centroids are computed, so that no source dominates."""
-
-UNK_SHARE_MAX = 0.3
-"""From this share of unknown tokens on, a text is in a script that the vocabulary does not know."""
-
-LANGUAGE_ROWS_MIN = 200
-"""From this number of training rows on, a language counts as trained on."""
-
 Array = np.ndarray[Any, Any]
 
 
@@ -79,13 +67,17 @@ def make_manifest(
     with torch.inference_mode():
         _, domain, difficulty, task, asked = heads(check.pooled, check.surface)
         known = heads.recalled(heads.parts(fit.pooled, fit.surface))
-    centroids = calibrate.spherical_kmeans(known[_balanced(corpus, seed)], CENTROIDS, seed)
+    centroids = calibrate.spherical_kmeans(
+        known[_balanced(corpus, spec.known.source_rows_max, seed)], spec.known.centroids, seed
+    )
     kinds = [traffic_of(row.source) for row in corpus.calibrate]
     ordinary = torch.tensor([kind in ("handwritten", "arena", "exam") for kind in kinds])
     by_hand = torch.tensor([kind == "handwritten" for kind in kinds])
     # Rows of the user's own logs count where there is no other ordinary text.
     groups = [rows for rows in (ordinary, by_hand) if bool(rows.any())] or [torch.ones_like(ordinary)]
-    threshold = min(calibrate.unknown_threshold(asked[rows], centroids) for rows in groups)
+    threshold = min(
+        calibrate.unknown_threshold(asked[rows], centroids, spec.known.unknown_share) for rows in groups
+    )
     shares = torch.tensor([spec.traffic.get(kind, 0.0) / max(1, kinds.count(kind)) for kind in kinds])
     quantiles = calibrate.quantiles(torch.sigmoid(difficulty), shares if bool(shares.any()) else None)
     manifest = Manifest(
@@ -100,28 +92,30 @@ def make_manifest(
         task=LabelHead(labels=TASKS, temperature=calibrate.temperature(task, check.targets.task)),
         # Each expert is calibrated inside the graph.
         difficulty=DifficultyHead(scale=1.0, shift=0.0, quantiles=tuple(quantiles)),
-        unknown=UnknownSpec(centroids="centroids.npy", threshold=threshold, unk_share_max=UNK_SHARE_MAX),
-        languages=languages_of(row.text for row in corpus.fit),
+        unknown=UnknownSpec(
+            centroids="centroids.npy", threshold=threshold, unk_share_max=spec.known.unk_share_max
+        ),
+        languages=languages_of((row.text for row in corpus.fit), spec.known.language_rows_min),
         files={},
     )
     return manifest, centroids
 
 
-def languages_of(texts: Iterable[str]) -> tuple[str, ...]:
-    """The languages of at least `LANGUAGE_ROWS_MIN` of the texts, or the most frequent one; sorted."""
+def languages_of(texts: Iterable[str], rows_min: int) -> tuple[str, ...]:
+    """The languages of at least `rows_min` of the texts, or the most frequent one; sorted."""
     counts = Counter(map(language_of, texts))
-    enough = [language for language, count in counts.items() if count >= LANGUAGE_ROWS_MIN]
+    enough = [language for language, count in counts.items() if count >= rows_min]
     return tuple(sorted(enough or [language for language, _ in counts.most_common(1)]))
 
 
-def _balanced(corpus: Corpus, seed: int) -> Tensor:
-    """Indices of the fit rows for the centroids, at most `CENTROID_ROWS_MAX` per source."""
+def _balanced(corpus: Corpus, most: int, seed: int) -> Tensor:
+    """Indices of the fit rows for the centroids, at most `most` per source."""
     taken: Counter[str] = Counter()
     chosen = []
     rows = corpus.fit.rows
     for i in torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist():
         taken[rows[i].source] += 1
-        if taken[rows[i].source] <= CENTROID_ROWS_MAX:
+        if taken[rows[i].source] <= most:
             chosen.append(i)
     return torch.tensor(chosen)
 
@@ -151,7 +145,7 @@ def write_fp32(network: Network, file: Path) -> None:
     """Trace the network to an fp32 graph with dynamic batch and length."""
     network.eval()
     example = (
-        torch.arange(18).view(2, 9),
+        torch.ones(2, 9, dtype=torch.long),
         torch.ones(2, 9, dtype=torch.long),
         torch.zeros(2, len(network.heads.surface_mean)),
     )

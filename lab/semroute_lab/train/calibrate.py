@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,23 +17,8 @@ from semroute_lab.train.fit import IGNORE
 LOG_TEMPERATURES = (-5.0, 5.0)
 """Bounds of the logarithm of a temperature."""
 
-UNKNOWN_SHARE = 0.015
-"""Share of known calibration rows that may be called unknown."""
-
 KMEANS_ROUNDS_MAX = 50
 """Bound on Lloyd's iterations."""
-
-
-@dataclass(frozen=True, slots=True)
-class Platt:
-    """p = sigmoid(scale * logit + shift) (Platt 1999)."""
-
-    scale: float
-    shift: float
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        """Calibrated probabilities of raw logits."""
-        return torch.sigmoid(self.scale * logits + self.shift)
 
 
 def temperature(logits: Tensor, target: Tensor) -> float:
@@ -50,10 +34,10 @@ def temperature(logits: Tensor, target: Tensor) -> float:
     return float(np.exp(found.x))
 
 
-def platt(logits: Tensor, target: Tensor, weight: Tensor) -> Platt:
-    """Scale and shift that minimise the weighted binary cross-entropy of soft targets.
+def platt(logits: Tensor, target: Tensor, weight: Tensor) -> tuple[float, float]:
+    """Scale a and shift b of sigmoid(a logit + b) that minimise the weighted cross-entropy of soft targets.
 
-    The scale is positive, so calibration never reverses a ranking.
+    Platt 1999. The scale is positive, so calibration never reverses a ranking.
     """
     known = ~torch.isnan(target)
     x, y, w = (part[known].double().numpy() for part in (logits, target, weight))
@@ -66,7 +50,7 @@ def platt(logits: Tensor, target: Tensor, weight: Tensor) -> Platt:
         return float(w @ (np.logaddexp(0.0, z) - y * z)), [float(slope @ (scale * x)), float(slope.sum())]
 
     found = minimize(loss, [0.0, 0.0], jac=True, method="BFGS", options={"gtol": 1e-9})
-    return Platt(float(np.exp(found.x[0])), float(found.x[1]))
+    return float(np.exp(found.x[0])), float(found.x[1])
 
 
 def kmeans(x: Tensor, k: int, seed: int) -> Tensor:
@@ -83,7 +67,7 @@ def spherical_kmeans(vectors: Tensor, k: int, seed: int) -> Tensor:
     return F.normalize(kmeans(vectors, min(k, len(vectors)), seed), dim=1)
 
 
-def unknown_threshold(known: Tensor, centroids: Tensor, share: float = UNKNOWN_SHARE) -> float:
+def unknown_threshold(known: Tensor, centroids: Tensor, share: float) -> float:
     """The cosine to the nearest centroid below which `share` of the known vectors [rows, d] are."""
     nearest = (known @ centroids.T).max(1).values
     return float(np.quantile(nearest.numpy(), share))

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from semroute_extproc.encoder.bundle import Manifest, read_manifest
-from semroute_lab.train.assess import Report, assess, figures
+from semroute_lab.train.assess import CARDS, Report, assess
 from semroute_lab.train.datasets import TARGETS, Corpus
 from semroute_lab.train.publish import CARD, publish
 from semroute_lab.train.spec import Say
@@ -68,7 +68,7 @@ def write_card(
 def render(document: Report) -> str:
     """The card of a document of `assess`, with `training` and `fp32` added to it."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "cards"),
+        loader=FileSystemLoader(CARDS),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -81,7 +81,7 @@ def render(document: Report) -> str:
         (name, reference[name], value) for name, value in figures(document).items() if name in reference
     ]
     template = environment.get_template("bundle.md.j2")
-    empty: Report = {"training": None, "pool": None, "trained_languages": []}
+    empty: Report = {"training": None, "pool": {}, "trained_languages": []}
     return template.render(empty | document, changes=changes, tolerance=INT8_TOLERANCE)
 
 
@@ -96,7 +96,7 @@ def _interval(estimate: dict[str, Any] | None, digits: int = 3) -> str:
 
 def _verdict(report: Report) -> str:
     """The claim that a pair's report supports: a difference whose interval holds 0 is no win."""
-    ours = next((row for row in report["routers"] if row["name"] == "ours"), None)
+    ours = _named(report["routers"], "ours")
     difference: Report = ours["apgr_minus_length"] if ours else {"low": None}
     if difference["low"] is None:
         return ""
@@ -117,3 +117,25 @@ def _confused(confusion: Report) -> str:
         if i != j and count
     ]
     return ", ".join(f"{truth} as {found} ({-count})" for count, truth, found in sorted(wrong)[:CONFUSED_MAX])
+
+
+def figures(document: Report) -> dict[str, float]:
+    """The headline figures of a document, by name: those that int8 and fp32 are compared on."""
+    found: dict[str, float] = {}
+    for name, report in document["domain"].items():
+        if own := _named(report["models"], "bundle"):
+            found[f"{name}: domain accuracy"] = own["accuracy"]["value"]
+    for name, report in document["difficulty"].items():
+        found[f"{name}: difficulty AUROC"] = report["ours"]["auroc"]["value"]
+    for name, report in document["pairs"].items():
+        if own := _named(report["routers"], "ours"):
+            found[f"{name}: APGR"] = own["apgr"]["value"]
+    for name, report in document["unseen"].items():
+        own = _named(report["models"], "neighbours")
+        if own and own["ood"]:
+            found[f"{name}: out-of-scope AUROC"] = own["ood"]["auroc"]["value"]
+    return found
+
+
+def _named(rows: list[Report], name: str) -> Report | None:
+    return next((row for row in rows if row["name"] == name), None)

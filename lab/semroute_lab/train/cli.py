@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -111,20 +110,11 @@ def train(
     from semroute_lab.train.recipe import Settings
     from semroute_lab.train.recipe import train as run
 
-    settings = Settings(
-        data=data,
-        out=out,
-        work=work,
-        base=base,
-        handwritten=handwritten,
-        logs=None if logs is None else LogsPlan(logs, weak, strong, labels, quality, bartscore_model),
-        spec=read_spec(spec),
-        seed=seed,
-        threads=threads,
-    )
+    bundle = read_spec(spec)
     if epochs is not None:
-        settings = replace(settings, tune=replace(settings.tune, epochs=epochs))
-    run(settings, say)
+        bundle = bundle.model_copy(update={"tune": bundle.tune.model_copy(update={"epochs": epochs})})
+    plan = None if logs is None else LogsPlan(logs, weak, strong, labels, quality, bartscore_model)
+    run(Settings(data, out, work, base, handwritten, plan, bundle, seed, threads), say)
 
 
 @click.group()

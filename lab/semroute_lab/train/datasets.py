@@ -9,44 +9,25 @@ from __future__ import annotations
 import enum
 import hashlib
 import re
+import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from semroute_extproc.errors import DataError
 from semroute_lab.evaluate.data import Table
 
-DOMAINS = (
-    "biology",
-    "business",
-    "chemistry",
-    "computer science",
-    "economics",
-    "engineering",
-    "health",
-    "history",
-    "law",
-    "math",
-    "other",
-    "philosophy",
-    "physics",
-    "psychology",
-)
+DECLARED = Path(__file__).parent / "sources.toml"
+"""The declared domains, tasks and sources."""
+
+_NAMES = tomllib.loads(DECLARED.read_text())
+
+DOMAINS: tuple[str, ...] = tuple(_NAMES["domains"])
 """The domains, in MMLU-Pro's spelling."""
 
-TASKS = (
-    "code",
-    "math",
-    "tool use",
-    "extraction",
-    "translation",
-    "summarisation",
-    "creative",
-    "chat",
-    "question answering",
-    "other",
-)
+TASKS: tuple[str, ...] = tuple(_NAMES["tasks"])
 """Kinds of request."""
 
 FAMILIES = ("everyday", "mathematics", "exam")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +17,7 @@ from semroute_lab.train.bert import Encoder
 from semroute_lab.train.datasets import Example, FitSet
 from semroute_lab.train.frames import Frames
 from semroute_lab.train.model import HeadOutputs, Heads
-from semroute_lab.train.spec import Say
+from semroute_lab.train.spec import HeadPlan, LossWeights, Say
 
 EMBED_BATCH = 32
 """Texts of one pass when a whole set is embedded."""
@@ -52,19 +51,7 @@ class Targets(NamedTuple):
         return Targets(*(column[index] for column in self))
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """The weight of each head in the loss."""
-
-    domain: float = 1.0
-    task: float = 0.5
-    difficulty: float = 1.0
-    gate: float = 0.3
-    smoothing: float = 0.05
-    """Label smoothing of the classes (Szegedy et al. 2016, section 7)."""
-
-
-def multitask(out: HeadOutputs, targets: Targets, weights: Weights) -> Tensor:
+def multitask(out: HeadOutputs, targets: Targets, weights: LossWeights) -> Tensor:
     """Weighted sum of the heads' losses, each averaged over the rows that have its target.
 
     Cross-entropy for the classes and the gate; binary cross-entropy with soft targets for every
@@ -97,9 +84,9 @@ def soft_binary(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     return (each * weight[known]).sum() / weight[known].sum()
 
 
-def embed(encoder: Encoder, frames: Frames, work: Path | None = None, key: str = "") -> Tensor:
-    """Pooled states [rows, d] of all texts; kept in `work` under a digest of `key` and the ids."""
-    file = None if work is None else work / f"states-{_digest(key, frames)}.npy"
+def embed(encoder: Encoder, frames: Frames, work: Path | None = None) -> Tensor:
+    """Pooled states [rows, d] of all texts; kept in `work` under a digest of the weights and the ids."""
+    file = None if work is None else work / f"states-{_digest(encoder, frames)}.npy"
     if file is not None and file.exists():
         return torch.from_numpy(np.load(file))
     encoder.eval()
@@ -116,15 +103,16 @@ def embed(encoder: Encoder, frames: Frames, work: Path | None = None, key: str =
     return states
 
 
-def _digest(key: str, frames: Frames) -> str:
-    digest = hashlib.sha256(key.encode())
+def _digest(encoder: Encoder, frames: Frames) -> str:
+    digest = hashlib.sha256()
+    for tensor in encoder.state_dict().values():
+        digest.update(tensor.numpy().tobytes())
     for framed in frames.framed:
         digest.update(np.asarray(framed.ids, dtype=np.int32).tobytes())
     return digest.hexdigest()[:24]
 
 
-@dataclass(frozen=True, slots=True)
-class States:
+class States(NamedTuple):
     """A set's rows with everything the heads need: states [rows, d], surface [rows, s], targets."""
 
     pooled: Tensor
@@ -143,25 +131,13 @@ class States:
         return States(torch.cat([a.pooled, b.pooled]), torch.cat([a.surface, b.surface]), targets)
 
 
-@dataclass(frozen=True, slots=True)
-class HeadPlan:
-    """How the heads are fitted on fixed states."""
-
-    epochs: int = 30
-    batch: int = 256
-    rate: float = 2e-3
-    decay: float = 1e-2
-    patience: int = 6
-    """Epochs without a better calibration loss before stopping."""
-
-
 def fit_heads(
-    heads: Heads, fit: States, check: States, weights: Weights, plan: HeadPlan, seed: int, say: Say
-) -> float:
-    """Fit the heads on fixed states, keep the epoch with the lowest loss on `check`, and return that loss."""
+    heads: Heads, fit: States, check: States, weights: LossWeights, plan: HeadPlan, seed: int, say: Say
+) -> None:
+    """Fit the heads on fixed states; the epoch with the lowest loss on `check` is kept."""
     torch.manual_seed(seed)
     optimiser = torch.optim.AdamW(heads.parameters(), plan.rate, weight_decay=plan.decay)
-    best, best_state, since = float("inf"), copy.deepcopy(heads.state_dict()), 0
+    best, best_state, since = float("inf"), heads.state_dict(), 0
     order = torch.randperm(len(fit.pooled))
     for _ in range(plan.epochs):
         heads.train()
@@ -182,9 +158,8 @@ def fit_heads(
     say(f"heads: loss {best:.4f} on calibration rows")
     heads.load_state_dict(best_state)
     heads.eval()
-    return best
 
 
-def _heads_loss(heads: Heads, states: States, index: Tensor, weights: Weights) -> Tensor:
+def _heads_loss(heads: Heads, states: States, index: Tensor, weights: LossWeights) -> Tensor:
     out = heads.parts(states.pooled[index], states.surface[index])
     return multitask(out, states.targets.take(index), weights)

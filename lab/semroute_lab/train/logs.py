@@ -77,8 +77,7 @@ def read_logs(plan: LogsPlan) -> tuple[list[Example], dict[str, Any]]:
         raise DataError(
             f"{plan.file}:1:: BARTScore has no scale of good and bad: give --labels det, prob or trans"
         )
-    bart = quality.load_bart_score(plan.bart) if plan.quality == "bartscore" and plan.bart else None
-    strong, weak = (_qualities(table, model, plan.quality, bart) for model in (plan.strong, plan.weak))
+    strong, weak = (_qualities(table, model, plan) for model in (plan.strong, plan.weak))
     for name in table.columns:
         if name.startswith(COST):
             table.numbers_in(name, low=0.0, blank=True)
@@ -123,70 +122,57 @@ def _column(kind: str) -> str:
     return quality.SCALES[kind][0] if kind in quality.SCALES else quality.ANSWER
 
 
-def _qualities(table: Table, model: str, kind: str, bart: quality.BartScore | None) -> Floats:
+def _qualities(table: Table, model: str, plan: LogsPlan) -> Floats:
     """The quality of every answer of one model, [rows, answers]; NaN where there is none."""
-    start = _column(kind)
+    kind, start = plan.quality, _column(plan.quality)
     column = start + model
     if not table.has(column):
-        known = [name.removeprefix(start) for name in table.columns if name.startswith(start)]
-        what = start.removesuffix(".") + "s"
-        raise table.error(
-            column, f"expected {what} of {model}; the file has those of {', '.join(known) or 'none'}"
-        )
+        known = ", ".join(name.removeprefix(start) for name in table.columns if name.startswith(start))
+        what = f"{start.removesuffix('.')}s"
+        raise table.error(column, f"expected {what} of {model}; the file has those of {known or 'none'}")
+    of = object if kind in quality.SCALES else str
+    answers = [_cells(field, of) for field in table.strings(column)]
+    for row, own in enumerate(answers):
+        if len(own) > ANSWERS_MAX:
+            raise table.error(column, f"expected at most {ANSWERS_MAX} answers, found {len(own)}", row)
+    pairs = [(row, one) for row, own in enumerate(answers) for one in own]
     if kind in quality.SCALES:
-        _, low, high = quality.SCALES[kind]
-        found = [_numbers(table, column, row, low, high) for row in range(len(table))]
+        found = [_number(table, column, row, one, kind) for row, one in pairs]
+    elif kind in quality.COMPARISONS:
+        references = table.texts("reference")
+        found = [quality.COMPARISONS[kind](str(one), references[row]) for row, one in pairs]
+    elif plan.bart is not None:
+        prompts = table.texts("prompt")
+        bart = quality.load_bart_score(plan.bart)
+        found = bart([prompts[row] for row, _ in pairs], [str(one) for _, one in pairs])
     else:
-        found = _measured(table, [_answers(field) for field in table.strings(column)], kind, bart)
-    for row, values in enumerate(found):
-        if len(values) > ANSWERS_MAX:
-            raise table.error(column, f"expected at most {ANSWERS_MAX} answers, found {len(values)}", row)
-    padded = np.full((len(found), max(1, *map(len, found))), np.nan)
-    for row, values in enumerate(found):
-        padded[row, : len(values)] = values
+        raise DataError(f"{table.path}:1:: BARTScore needs --bartscore-model")
+    padded = np.full((len(table), max(1, *map(len, answers))), np.nan)
+    places = [(row, at) for row, own in enumerate(answers) for at in range(len(own))]
+    for place, value in zip(places, found, strict=True):
+        padded[place] = value
     return padded
 
 
-def _measured(
-    table: Table, answers: list[list[str]], kind: str, bart: quality.BartScore | None
-) -> list[list[float]]:
-    if kind in quality.COMPARISONS:
-        compare, references = quality.COMPARISONS[kind], table.texts("reference")
-        return [[compare(one, references[row]) for one in own] for row, own in enumerate(answers)]
-    if bart is None:
-        raise DataError(f"{table.path}:1:: BARTScore needs --bartscore-model")
-    prompts = table.texts("prompt")
-    pairs = [(prompts[row], one) for row, own in enumerate(answers) for one in own]
-    scores = iter(bart([prompt for prompt, _ in pairs], [answer for _, answer in pairs]))
-    return [[next(scores) for _ in own] for own in answers]
-
-
-def _json_list(field: str) -> list[Any] | None:
+def _cells(field: str, of: type) -> list[Any]:
+    """A JSON list of answers that are all `of` a type, or one answer; none if blank."""
     try:
         value = json.loads(field)
     except ValueError:
-        return None
-    return value if isinstance(value, list) else None
-
-
-def _answers(field: str) -> list[str]:
-    """A JSON list of texts, or one text; none if blank."""
-    found = _json_list(field)
-    if found is not None and all(isinstance(one, str) for one in found):
-        return found
+        value = None
+    if isinstance(value, list) and value and all(isinstance(one, of) for one in value):
+        return value
     return [field] if field.strip() else []
 
 
-def _numbers(table: Table, column: str, row: int, low: float, high: float) -> list[float]:
-    """A JSON list of numbers, or one number, as qualities 0..1; none if blank."""
-    field = table.columns[column][row]
-    if not field.strip():
-        return []
+def _number(table: Table, column: str, row: int, value: Any, kind: str) -> float:
+    """A number on the measure's scale as a quality 0..1."""
+    _, low, high = quality.SCALES[kind]
     try:
-        return [quality.scaled(float(one), low, high) for one in _json_list(field) or [field]]
+        return quality.scaled(float(value), low, high)
     except (TypeError, ValueError):
         expected = f"a number in {low:g}..{high:g}, or a JSON list of 1 to {ANSWERS_MAX} of them"
-        raise table.error(column, f"expected {expected}, found {field[:40]!r}", row) from None
+        raise table.error(column, f"expected {expected}, found {str(value)[:40]!r}", row) from None
 
 
 def _refuse_twins(table: Table, texts: list[str]) -> None:

@@ -1,24 +1,22 @@
-"""The heads on the encoder's state, and the whole network: exactly what is exported."""
+"""The heads on the encoder's state, and the whole network: exactly the exported graph."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from semroute_lab.train.bert import Encoder
+from semroute_lab.train.datasets import FAMILIES
 
-EXPERTS = 3
-"""Experts of the difficulty head, one per `datasets.FAMILIES`, in that order."""
+EXPERTS = len(FAMILIES)
+"""Experts of the difficulty head, one per family."""
 
-MEMBERS = 4
-"""Small networks that an expert is the mean of."""
-
-DIFFICULTY_WIDTH = 48
-"""Hidden units of each of them."""
+MEMBERS, DIFFICULTY_WIDTH = 4, 48
+"""Small networks that an expert is the mean of, and the hidden units of each."""
 
 TABLE_SURFACE = 0.08
 """Weight of the normalised surface features, next to the unit embedding, in the cluster table."""
@@ -31,6 +29,9 @@ MEMORY_FLOOR = 1e-3
 
 HEAD_DROPOUT = 0.1
 """Dropout in front of and inside the heads."""
+
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+"""The graph's outputs, in the order of `bundling.OUTPUTS`."""
 
 
 class ClusterTable(nn.Module):  # type: ignore[misc]
@@ -58,9 +59,9 @@ class ClusterTable(nn.Module):  # type: ignore[misc]
 class Memory(nn.Module):  # type: ignore[misc]
     """Stored texts that vote for their labels: softmax over the cosines with all of them.
 
-    A soft nearest-neighbour classifier (Vinyals et al. 2016, section 2.1) next to the linear head:
-    the memory covers single cases, the head the rule. The cosines are taken on a few axes of the
-    input, because every pass reads all keys. See `fill.add_memory`.
+    A soft nearest-neighbour classifier (Vinyals et al. 2016, section 2.1) next to the linear head: the
+    memory covers single cases, the head the rule. The cosines are taken on a few axes of the input,
+    because every pass reads all keys. See `fill.add_memory`.
     """
 
     def __init__(self, rows: int, inputs: int, dimensions: int, labels: int) -> None:
@@ -81,6 +82,21 @@ class Memory(nn.Module):  # type: ignore[misc]
         return F.normalize(self.axes(x), dim=-1)
 
 
+class HeadOutputs(NamedTuple):
+    """Outputs of the heads for a batch before calibration."""
+
+    embedding: Tensor
+    """[batch, d], L2-normalised."""
+    domain: Tensor
+    members: Tensor
+    """Difficulty logit of every member of every expert, [batch, experts, members]."""
+    gate: Tensor
+    """Logits of the families, [batch, experts]."""
+    task: Tensor
+    form: Tensor
+    """Normalised surface features, [batch, s]."""
+
+
 class Heads(nn.Module):  # type: ignore[misc]
     """The heads on one pooled state: domain and task from the embedding, difficulty with the surface too.
 
@@ -99,14 +115,12 @@ class Heads(nn.Module):  # type: ignore[misc]
         self.register_buffer("gate_scale", torch.ones(()), persistent=False)
         self.scale = math.sqrt(dimensions)
         self.dropout = nn.Dropout(HEAD_DROPOUT)
+        both = dimensions + surface
         self.domain = nn.Linear(dimensions, domains)
-        self.task = nn.Linear(dimensions + surface, tasks)
-        self.gate = nn.Linear(dimensions + surface, EXPERTS)
-        self.hidden = nn.Linear(dimensions + surface, EXPERTS * MEMBERS * DIFFICULTY_WIDTH)
-        self.score = nn.Parameter(
-            torch.randn(EXPERTS, MEMBERS, DIFFICULTY_WIDTH) / math.sqrt(DIFFICULTY_WIDTH)
-        )
-        self.offset = nn.Parameter(torch.zeros(EXPERTS, MEMBERS))
+        self.task, self.gate = nn.Linear(both, tasks), nn.Linear(both, EXPERTS)
+        self.hidden = nn.Linear(both, EXPERTS * MEMBERS * DIFFICULTY_WIDTH)
+        score = torch.randn(EXPERTS, MEMBERS, DIFFICULTY_WIDTH) / math.sqrt(DIFFICULTY_WIDTH)
+        self.score, self.offset = nn.Parameter(score), nn.Parameter(torch.zeros(EXPERTS, MEMBERS))
         self.recall = nn.Linear(dimensions, dimensions)
         self.table: ClusterTable | None = None
         self.memory: Memory | None = None
@@ -120,13 +134,6 @@ class Heads(nn.Module):  # type: ignore[misc]
         difficulty = mixture_logit(self.gate_scale * out.gate, self.expert_logits(out))
         return out.embedding, self.domain_logits(out), difficulty, out.task, self.recalled(out)
 
-    def domain_logits(self, out: HeadOutputs) -> Tensor:
-        """The linear head's log-probabilities, with the memory's votes if there are any; [batch, domains]."""
-        if self.memory is None:
-            return out.domain
-        votes: Tensor = self.memory(self.recalled(out))
-        return out.domain.log_softmax(-1) + votes
-
     def parts(self, pooled: Tensor, surface: Tensor) -> HeadOutputs:
         """Everything the losses need, before the experts are mixed."""
         embedding = F.normalize(pooled, dim=-1)
@@ -136,6 +143,13 @@ class Heads(nn.Module):  # type: ignore[misc]
         hidden = self.dropout(F.gelu(self.hidden(both))).view(-1, EXPERTS, MEMBERS, DIFFICULTY_WIDTH)
         members = (hidden * self.score).sum(-1) + self.offset
         return HeadOutputs(embedding, self.domain(x), members, self.gate(both), self.task(both), form)
+
+    def domain_logits(self, out: HeadOutputs) -> Tensor:
+        """The linear head's log-probabilities, with the memory's votes if there are any; [batch, domains]."""
+        if self.memory is None:
+            return out.domain
+        votes: Tensor = self.memory(self.recalled(out))
+        return out.domain.log_softmax(-1) + votes
 
     def expert_logits(self, out: HeadOutputs) -> Tensor:
         """One calibrated logit per expert, [batch, experts]."""
@@ -160,26 +174,6 @@ class Heads(nn.Module):  # type: ignore[misc]
     def normalised(self, surface: Tensor) -> Tensor:
         """Surface features with zero mean and unit variance over the fit rows, clipped to +-3."""
         return ((surface - self.surface_mean) / self.surface_scale).clamp(-3.0, 3.0)
-
-
-@dataclass(frozen=True, slots=True)
-class HeadOutputs:
-    """Outputs of the heads for a batch before calibration."""
-
-    embedding: Tensor
-    """[batch, d], L2-normalised."""
-    domain: Tensor
-    members: Tensor
-    """Difficulty logit of every member of every expert, [batch, experts, members]."""
-    gate: Tensor
-    """Logits of the families, [batch, experts]."""
-    task: Tensor
-    form: Tensor
-    """Normalised surface features, [batch, s]."""
-
-
-Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-"""The graph's outputs, in the order of `bundling.OUTPUTS`."""
 
 
 def mixture_logit(gate: Tensor, experts: Tensor) -> Tensor:

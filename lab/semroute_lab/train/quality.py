@@ -11,6 +11,7 @@ bartscore   `answer.<model>`      log-likelihood under a seq2seq model, <= 0; se
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import unicodedata
@@ -117,6 +118,7 @@ class BartScore:
         return {name: encoded[name] for name in ("input_ids", "attention_mask")}
 
 
+@functools.lru_cache(maxsize=1)
 def load_bart_score(directory: Path) -> BartScore:
     """BARTScore with the checkpoint in `directory`; needs the package transformers, downloads nothing."""
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer

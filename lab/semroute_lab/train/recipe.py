@@ -21,24 +21,15 @@ from semroute_extproc.request.text import SURFACE_NAMES
 from semroute_lab.train.bert import from_checkpoint
 from semroute_lab.train.bundling import FP32_GRAPH, make_manifest, write
 from semroute_lab.train.card import training_facts, write_card
-from semroute_lab.train.checkpoint import Checkpoint, obtain
-from semroute_lab.train.datasets import DOMAINS, TASKS, Corpus, Example, FitSet, Part, assemble
+from semroute_lab.train.datasets import DOMAINS, TASKS, Corpus, Example, Part, assemble
 from semroute_lab.train.fill import add_memory, add_table, calibrate_experts, fit_recall
-from semroute_lab.train.fit import HeadPlan, States, Targets, Weights, embed, fit_heads, multitask
+from semroute_lab.train.fit import States, Targets, embed, fit_heads, multitask
 from semroute_lab.train.frames import Frames
 from semroute_lab.train.logs import LogsPlan, read_logs
 from semroute_lab.train.model import Heads, Network
-from semroute_lab.train.sources import EXAM_SOURCE, LOGS, ROWS_MAX, SOURCES, read_all, read_handwritten
-from semroute_lab.train.spec import BaseSpec, BundleSpec, Say, read_spec
-from semroute_lab.train.tune import TunePlan, fine_tune
-
-RECALL_ROWS_MAX = 6_000
-"""Rows on which the base encoder runs again, half of them exam questions."""
-
-CHECK_ROWS_MAX = 1_500
-"""Calibration rows for the choice of the epoch."""
-
-QUOTA = {source.name: source.quota for source in SOURCES if source.quota is not None}
+from semroute_lab.train.sources import EXAM_SOURCE, LOGS, SOURCES, read_all, read_handwritten
+from semroute_lab.train.spec import BundleSpec, Checkpoint, Say, obtain, read_spec
+from semroute_lab.train.tune import fine_tune
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +47,6 @@ class Settings:
     spec: BundleSpec = field(default_factory=read_spec)
     seed: int = 1
     threads: int = 2
-    heads: HeadPlan = field(default_factory=HeadPlan)
-    tune: TunePlan = field(default_factory=lambda: TunePlan(quota=QUOTA))
 
 
 def train(settings: Settings, say: Say) -> Manifest:
@@ -67,65 +56,56 @@ def train(settings: Settings, say: Say) -> Manifest:
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     settings.work.mkdir(parents=True, exist_ok=True)
-    spec = settings.spec
+    spec, seed, work = settings.spec, settings.seed, settings.work
     corpus, labels = read_corpus(settings, say)
-    checkpoint = obtain(spec.base, settings.base, settings.work)
-    encoder_spec, mask_id = framing(spec, checkpoint, settings.work)
-    framer = Framer(settings.work / "tokenizer.json", encoder_spec)
-    frames, check_frames = (_frames(rows, framer, encoder_spec) for rows in (corpus.fit, corpus.calibrate))
-    network = new_network(checkpoint, spec.base, frames)
-    if settings.tune.epochs:
+    checkpoint = obtain(spec.base, settings.base, work)
+    encoder_spec, mask_id = framing(spec, checkpoint, work)
+    frames, check_frames = (
+        _frames(rows.rows, encoder_spec, work, spec.window) for rows in (corpus.fit, corpus.calibrate)
+    )
+    network = new_network(checkpoint, spec, frames)
+    if spec.tune.epochs:
         before = time.process_time()
-        shorter = Framer(
-            settings.work / "tokenizer.json", encoder_spec.model_copy(update={"window": spec.tune_window})
-        )
-        tune_frames = _frames(corpus.fit, shorter, encoder_spec)
-        tuned, seconds = _tuned(settings, network, corpus, tune_frames, check_frames, mask_id, say)
+        shorter = _frames(corpus.fit.rows, encoder_spec, work, spec.tune_window)
+        tuned, seconds = _tuned(settings, network, corpus, shorter, check_frames, mask_id, say)
         # The CPU time of an interrupted run counts too.
         started -= max(0.0, seconds - (time.process_time() - before))
         # The heads start again on the finished encoder, with every row and the whole window.
-        network = new_network(checkpoint, spec.base, frames)
+        network = new_network(checkpoint, spec, frames)
         network.encoder.load_state_dict(tuned.encoder.state_dict())
     say(f"embedding {len(frames)} + {len(check_frames)} rows")
-    key = digest_of(network)
+    heads = network.heads
     fit, check = (
-        States.of(rows, embed(network.encoder, own, settings.work, key), own)
+        States.of(rows, embed(network.encoder, own, work), own)
         for rows, own in ((corpus.fit, frames), (corpus.calibrate, check_frames))
     )
-    fit_heads(network.heads, fit, check, Weights(), settings.heads, settings.seed, say)
-    index = _recall_rows(corpus.fit.rows, settings.seed)
-    base = embed(
-        from_checkpoint(checkpoint.tensors(), spec.base), frames.take(index), settings.work, spec.base.sha256
-    )
-    fit_recall(network.heads, fit.pooled[index], base, say)
-    both = States.joined(fit, check)
+    fit_heads(heads, fit, check, spec.loss, spec.heads, seed, say)
+    index = _recall_rows(corpus.fit.rows, spec.fill.recall_rows, seed)
+    base = embed(from_checkpoint(checkpoint.weights, spec.base), frames.take(index), work)
+    fit_recall(heads, fit.pooled[index], base, spec.fill, say)
     source = LOGS if settings.logs else EXAM_SOURCE
-    add_table(network.heads, [*corpus.fit, *corpus.calibrate], both, source, settings.seed, say)
-    calibrate_experts(network.heads, corpus.calibrate.rows, check, say)
+    both = [*corpus.fit, *corpus.calibrate]
+    add_table(heads, both, States.joined(fit, check), source, spec.fill, seed, say)
+    calibrate_experts(heads, corpus.calibrate.rows, check, spec.fill, say)
     with torch.inference_mode():
-        known, asked = (network.heads.parts(part.pooled, part.surface) for part in (fit, check))
-    add_memory(network.heads, corpus.fit.rows, known, asked, check.targets.domain, settings.seed, say)
-    manifest, centroids = make_manifest(spec, encoder_spec, network, corpus, fit, check, settings.seed)
-    write(network.eval(), manifest, centroids, check_frames, settings.out, settings.work, say)
-    facts = training_facts(corpus, manifest) | {
-        "seed": settings.seed,
-        "epochs": settings.tune.epochs,
-        "minutes": (time.process_time() - started) / 60,
-        "threads": settings.threads,
-        "labels": labels,
-    }
-    fp32 = settings.work / FP32_GRAPH
-    write_card(settings.out, fp32, settings.data, settings.handwritten, facts, settings.work, say)
+        known, asked = (heads.parts(part.pooled, part.surface) for part in (fit, check))
+    add_memory(heads, corpus.fit.rows, known, asked, check.targets.domain, spec.fill, seed, say)
+    manifest, centroids = make_manifest(spec, encoder_spec, network, corpus, fit, check, seed)
+    write(network.eval(), manifest, centroids, check_frames, settings.out, work, say)
+    minutes = (time.process_time() - started) / 60
+    facts = {"seed": seed, "epochs": spec.tune.epochs, "minutes": minutes, "threads": settings.threads}
+    facts |= training_facts(corpus, manifest) | {"labels": labels}
+    write_card(settings.out, work / FP32_GRAPH, settings.data, settings.handwritten, facts, work, say)
     return manifest
 
 
-def _recall_rows(rows: Sequence[Example], seed: int) -> list[int]:
-    """Rows on which the heads learn to recall the base embedding: exam questions, then everything else."""
+def _recall_rows(rows: Sequence[Example], most: int, seed: int) -> list[int]:
+    """Rows on which the heads learn to recall the base embedding: half exam questions, half all others."""
     rng = random.Random(seed)
     exams = [i for i, row in enumerate(rows) if row.source in (EXAM_SOURCE, "mmlu_pro_options")]
-    index = rng.sample(exams, min(len(exams), RECALL_ROWS_MAX // 2))
+    index = rng.sample(exams, min(len(exams), most // 2))
     others = sorted(set(range(len(rows))) - set(index))
-    return index + rng.sample(others, min(len(others), RECALL_ROWS_MAX - len(index)))
+    return index + rng.sample(others, min(len(others), most - len(index)))
 
 
 def read_corpus(settings: Settings, say: Say) -> tuple[Corpus, dict[str, Any]]:
@@ -150,21 +130,21 @@ def read_corpus(settings: Settings, say: Say) -> tuple[Corpus, dict[str, Any]]:
     if len(readable) < len(rows):
         say(f"left out of {len(rows) - len(readable)} rows: in a script the vocabulary does not know")
     corpus = assemble(_capped(readable, settings.seed))
-    say(
-        f"{len(corpus.fit)} rows to fit, {len(corpus.calibrate)} to calibrate, {len(corpus.dev)} to report on"
-    )
+    sizes = (len(corpus.fit), len(corpus.calibrate), len(corpus.dev))
+    say("{} rows to fit, {} to calibrate, {} to report on".format(*sizes))
     for reason, count in sorted(corpus.dropped.items()):
         say(f"left out of {count} rows: {reason}")
     return corpus, labels
 
 
 def _capped(rows: list[Example], seed: int) -> list[Example]:
-    """At most `ROWS_MAX` rows of each capped source; the order of rows is kept."""
+    """At most `rows_max` rows of each source that has a cap; the order of rows is kept."""
     rng = random.Random(seed)
     left: set[int] = set()
-    for name in sorted(source.name for source in SOURCES if source.capped):
-        own = [i for i, row in enumerate(rows) if row.source == name and row.part is not Part.DEV]
-        left.update(rng.sample(own, max(0, len(own) - ROWS_MAX)))
+    for source in sorted(SOURCES, key=lambda source: source.name):
+        if source.rows_max is not None:
+            own = [i for i, row in enumerate(rows) if row.source == source.name and row.part is not Part.DEV]
+            left.update(rng.sample(own, max(0, len(own) - source.rows_max)))
     return [row for i, row in enumerate(rows) if i not in left]
 
 
@@ -176,22 +156,21 @@ def framing(spec: BundleSpec, checkpoint: Checkpoint, work: Path) -> tuple[Encod
     tokenizer.no_truncation()
     tokenizer.save(str(work / "tokenizer.json"))
     ids = {f"{name}_id": tokenizer.token_to_id(getattr(base, name)) for name in ("cls", "sep", "pad", "unk")}
-    return (
-        EncoderSpec(
-            base=base.name, base_sha256=base.sha256, dimensions=base.dimensions, window=spec.window, **ids
-        ),
-        int(tokenizer.token_to_id(base.mask)),
+    found = EncoderSpec(
+        base=base.name, base_sha256=base.sha256, dimensions=base.dimensions, window=spec.window, **ids
     )
+    return found, tokenizer.token_to_id(base.mask) or 0
 
 
-def _frames(rows: FitSet, framer: Framer, spec: EncoderSpec) -> Frames:
+def _frames(rows: Sequence[Example], spec: EncoderSpec, work: Path, window: int) -> Frames:
+    framer = Framer(work / "tokenizer.json", spec.model_copy(update={"window": window}))
     return Frames.of([row.text for row in rows], framer, spec.pad_id)
 
 
-def new_network(checkpoint: Checkpoint, base: BaseSpec, frames: Frames) -> Network:
+def new_network(checkpoint: Checkpoint, spec: BundleSpec, frames: Frames) -> Network:
     """The base encoder with fresh heads that know the fit rows' surface features."""
-    encoder = from_checkpoint(checkpoint.tensors(), base)
-    heads = Heads(base.dimensions, len(SURFACE_NAMES), len(DOMAINS), len(TASKS))
+    encoder = from_checkpoint(checkpoint.weights, spec.base)
+    heads = Heads(spec.base.dimensions, len(SURFACE_NAMES), len(DOMAINS), len(TASKS))
     surface = frames.surface()
     heads.surface_mean.copy_(surface.mean(0))
     heads.surface_scale.copy_(surface.std(0).clamp(min=1e-3))
@@ -208,25 +187,20 @@ def _tuned(
     say: Say,
 ) -> tuple[Network, float]:
     """The network fine-tuned, and the CPU seconds; the state in the work folder is keyed by rows and plan."""
-    index = check.spread(CHECK_ROWS_MAX)
+    spec = settings.spec
+    index = check.spread(spec.tune.check_rows)
     part, targets = check.take(index), Targets.of([corpus.calibrate.rows[i] for i in index])
 
     def loss(now: Network) -> float:
         now.eval()
         with torch.inference_mode():
             out = now.heads.parts(embed(now.encoder, part), part.surface())
-            return float(multitask(out, targets, Weights()))
+            return float(multitask(out, targets, spec.loss))
 
     # Without places: the folder may be spelled in several ways.
     rows = [replace(row, place="") for row in corpus.fit.rows]
-    key = hashlib.sha256(repr((settings.tune, settings.seed, rows)).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr((spec, settings.seed, rows)).encode()).hexdigest()[:16]
     file = settings.work / f"tune-{key}.pt"
-    return fine_tune(network, corpus.fit, frames, mask_id, loss, settings.tune, settings.seed, file, say)
-
-
-def digest_of(network: Network) -> str:
-    """A digest of the encoder's weights."""
-    digest = hashlib.sha256()
-    for tensor in network.encoder.state_dict().values():
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
+    return fine_tune(
+        network, corpus.fit, frames, mask_id, loss, spec.tune, spec.loss, settings.seed, file, say
+    )

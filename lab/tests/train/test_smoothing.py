@@ -6,20 +6,19 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the extra `train` is not installed")
 
-from semroute_lab.train.bert import Encoder, EncoderConfig  # noqa: E402
+from semroute_lab.train.bert import Encoder  # noqa: E402
 from semroute_lab.train.frames import Frames  # noqa: E402
 from semroute_lab.train.smoothing import smooth  # noqa: E402
 
 from semroute_extproc.encoder.preprocess import Framed  # noqa: E402
 
-TINY = EncoderConfig(vocabulary=50, positions=16, dimensions=8, layers=2, heads=2, inner=16)
 FRAMES = Frames([Framed([1, 5 + n, 9 + n, 2], [0.0] * 12, 2, False, 0.0) for n in range(6)], pad_id=0)
 
 
 @pytest.fixture
-def encoder():
+def encoder(tiny):
     torch.manual_seed(0)
-    made = Encoder(TINY).eval()
+    made = Encoder(tiny).eval()
     with torch.no_grad():
         # One channel of each layer's output is made an outlier.
         for layer in made.layers:
