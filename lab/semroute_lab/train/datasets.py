@@ -1,7 +1,7 @@
 """Examples, and the rules that keep the wrong rows out of a fit.
 
-An example carries its text, its place and the targets of its source. Rights are enforced here: a fit
-accepts only a `FitSet`, which refuses a row whose licence or part forbids training.
+An example carries its text, its place and the targets of its source. `assemble` enforces rights: a row
+whose licence or part forbids training reaches no fit.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -82,8 +82,6 @@ class Example:
     """Index into `FAMILIES`."""
     intent: str | None = None
     """A fine label such as `clinc150/card_arrival`; it shapes the embedding and is not exported."""
-    mmlu_stem: bool = False
-    """The question is also one of MMLU's test questions."""
     weight: float = 1.0
     """Of this row's difficulty in the loss."""
 
@@ -121,38 +119,12 @@ def named(table: Table, row: int, column: str, names: tuple[str, ...]) -> int | 
     return names.index(value)
 
 
-class FitSet:
-    """Rows that a fit may use: the only argument a fit accepts.
-
-    Raises DataError, naming the row, where one may not train, is reported on, or has a difficulty
-    that leaks the MMLU pair.
-    """
-
-    def __init__(self, rows: Iterable[Example], part: Part = Part.FIT) -> None:
-        self.rows: tuple[Example, ...] = tuple(rows)
-        for row in self.rows:
-            if not row.rights.may_train:
-                raise DataError(f"{row.place}:: {row.source} ({row.rights.licence}) may only be evaluated on")
-            if row.part is not part:
-                raise DataError(f"{row.place}:: a row of part {row.part} cannot be used to {part}")
-            if row.mmlu_stem and row.difficulty is not None:
-                raise DataError(
-                    f"{row.place}:: an MMLU question cannot train the difficulty reported on MMLU"
-                )
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __iter__(self) -> Iterator[Example]:
-        return iter(self.rows)
-
-
 @dataclass(frozen=True, slots=True)
 class Corpus:
     """Rows of all parts, after the rules between rows were applied."""
 
-    fit: FitSet
-    calibrate: FitSet
+    fit: tuple[Example, ...]
+    calibrate: tuple[Example, ...]
     dev: tuple[Example, ...]
     dropped: dict[str, int]
     """Number of rows, or of targets of rows, that were left out, by reason."""
@@ -184,8 +156,7 @@ def assemble(rows: Iterable[Example], rows_min: int = FIT_ROWS_MIN) -> Corpus:
         if reason:
             dropped[reason] += 1
     fit, calibrate = (
-        FitSet((row for row in kept.values() if row.part is part), part)
-        for part in (Part.FIT, Part.CALIBRATE)
+        tuple(row for row in kept.values() if row.part is part) for part in (Part.FIT, Part.CALIBRATE)
     )
     if len(fit) < rows_min:
         raise DataError(f"expected at least {rows_min} rows to train on, found {len(fit)}")
@@ -197,8 +168,6 @@ def _admit(row: Example, reported: dict[str, set[str]]) -> tuple[Example | None,
     if not row.rights.may_train:
         return None, "may only be evaluated on"
     reason = ""
-    if row.mmlu_stem and row.difficulty is not None:
-        row, reason = replace(row, difficulty=None, gain=None), "difficulty of an MMLU question"
     stem = stem_key(row.text)
     leaks = [t for t in TARGETS if stem in reported[t] and getattr(row, t) is not None]
     if leaks:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from semroute_lab.train.bert import Encoder
-from semroute_lab.train.datasets import Example, FitSet
+from semroute_lab.train.datasets import Example
 from semroute_lab.train.frames import Frames
 from semroute_lab.train.model import HeadOutputs, Heads
 from semroute_lab.train.spec import HeadPlan, LossWeights, Say
@@ -84,32 +81,15 @@ def soft_binary(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     return (each * weight[known]).sum() / weight[known].sum()
 
 
-def embed(encoder: Encoder, frames: Frames, work: Path | None = None) -> Tensor:
-    """Pooled states [rows, d] of all texts; kept in `work` under a digest of the weights and the ids."""
-    file = None if work is None else work / f"states-{_digest(encoder, frames)}.npy"
-    if file is not None and file.exists():
-        return torch.from_numpy(np.load(file))
+def embed(encoder: Encoder, frames: Frames) -> Tensor:
+    """Pooled states [rows, d] of all texts."""
     encoder.eval()
     states = torch.zeros(len(frames), encoder.dimensions)
     with torch.inference_mode():
         for index in frames.by_length(EMBED_BATCH):
             ids, mask, _ = frames.batch(index)
             states[index] = encoder(ids, mask)
-    if file is not None:
-        # Renamed when complete: an interrupted run leaves no partial file of this name.
-        part = file.with_suffix(".part.npy")
-        np.save(part, states.numpy())
-        part.rename(file)
     return states
-
-
-def _digest(encoder: Encoder, frames: Frames) -> str:
-    digest = hashlib.sha256()
-    for tensor in encoder.state_dict().values():
-        digest.update(tensor.numpy().tobytes())
-    for framed in frames.framed:
-        digest.update(np.asarray(framed.ids, dtype=np.int32).tobytes())
-    return digest.hexdigest()[:24]
 
 
 class States(NamedTuple):
@@ -120,9 +100,9 @@ class States(NamedTuple):
     targets: Targets
 
     @staticmethod
-    def of(rows: FitSet, pooled: Tensor, frames: Frames) -> States:
+    def of(rows: Sequence[Example], pooled: Tensor, frames: Frames) -> States:
         """Join a fit set with its states."""
-        return States(pooled, frames.surface(), Targets.of(rows.rows))
+        return States(pooled, frames.surface(), Targets.of(rows))
 
     @staticmethod
     def joined(a: States, b: States) -> States:

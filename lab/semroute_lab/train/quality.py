@@ -92,28 +92,25 @@ class BartScore:
 
     def __call__(self, sources: Sequence[str], targets: Sequence[str]) -> list[float]:
         """One score per pair, in order; ValueError if the lists differ in length."""
+        import torch
+
         if len(sources) != len(targets):
             raise ValueError(f"{len(sources)} sources and {len(targets)} targets")
         found: list[float] = []
         for start in range(0, len(sources), BATCH):
-            found += self._batch(list(sources[start : start + BATCH]), list(targets[start : start + BATCH]))
+            batch = slice(start, start + BATCH)
+            given, target = self._tokens(sources[batch]), self._tokens(targets[batch])
+            labels = target["input_ids"].masked_fill(target["attention_mask"] == 0, -100)
+            with torch.inference_mode():
+                logits = self._model(**given, labels=labels).logits
+            log_p = logits.float().log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+            mask = (labels != -100).float()
+            found += ((log_p * mask).sum(1) / mask.sum(1).clamp(min=1.0)).tolist()
         return found
 
-    def _batch(self, sources: list[str], targets: list[str]) -> list[float]:
-        import torch
-
-        given, said = (self._tokens(texts) for texts in (sources, targets))
-        labels = said["input_ids"].masked_fill(said["attention_mask"] == 0, -100)
-        with torch.inference_mode():
-            logits = self._model(**given, labels=labels).logits
-        log_p = logits.float().log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-        mask = (labels != -100).float()
-        scores: list[float] = ((log_p * mask).sum(1) / mask.sum(1).clamp(min=1.0)).tolist()
-        return scores
-
-    def _tokens(self, texts: list[str]) -> dict[str, Any]:
+    def _tokens(self, texts: Sequence[str]) -> dict[str, Any]:
         encoded = self._tokenizer(
-            texts, return_tensors="pt", padding=True, truncation=True, max_length=self._tokens_max
+            list(texts), return_tensors="pt", padding=True, truncation=True, max_length=self._tokens_max
         )
         return {name: encoded[name] for name in ("input_ids", "attention_mask")}
 

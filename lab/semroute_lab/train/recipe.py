@@ -61,12 +61,12 @@ def train(settings: Settings, say: Say) -> Manifest:
     checkpoint = obtain(spec.base, settings.base, work)
     encoder_spec, mask_id = framing(spec, checkpoint, work)
     frames, check_frames = (
-        _frames(rows.rows, encoder_spec, work, spec.window) for rows in (corpus.fit, corpus.calibrate)
+        _frames(rows, encoder_spec, work, spec.window) for rows in (corpus.fit, corpus.calibrate)
     )
     network = new_network(checkpoint, spec, frames)
     if spec.tune.epochs:
         before = time.process_time()
-        shorter = _frames(corpus.fit.rows, encoder_spec, work, spec.tune_window)
+        shorter = _frames(corpus.fit, encoder_spec, work, spec.tune_window)
         tuned, seconds = _tuned(settings, network, corpus, shorter, check_frames, mask_id, say)
         # The CPU time of an interrupted run counts too.
         started -= max(0.0, seconds - (time.process_time() - before))
@@ -76,20 +76,20 @@ def train(settings: Settings, say: Say) -> Manifest:
     say(f"embedding {len(frames)} + {len(check_frames)} rows")
     heads = network.heads
     fit, check = (
-        States.of(rows, embed(network.encoder, own, work), own)
+        States.of(rows, embed(network.encoder, own), own)
         for rows, own in ((corpus.fit, frames), (corpus.calibrate, check_frames))
     )
     fit_heads(heads, fit, check, spec.loss, spec.heads, seed, say)
-    index = _recall_rows(corpus.fit.rows, spec.fill.recall_rows, seed)
-    base = embed(from_checkpoint(checkpoint.weights, spec.base), frames.take(index), work)
+    index = _recall_rows(corpus.fit, spec.fill.recall_rows, seed)
+    base = embed(from_checkpoint(checkpoint.weights, spec.base), frames.take(index))
     fit_recall(heads, fit.pooled[index], base, spec.fill, say)
     source = LOGS if settings.logs else EXAM_SOURCE
     both = [*corpus.fit, *corpus.calibrate]
     add_table(heads, both, States.joined(fit, check), source, spec.fill, seed, say)
-    calibrate_experts(heads, corpus.calibrate.rows, check, spec.fill, say)
+    calibrate_experts(heads, corpus.calibrate, check, spec.fill, say)
     with torch.inference_mode():
         known, asked = (heads.parts(part.pooled, part.surface) for part in (fit, check))
-    add_memory(heads, corpus.fit.rows, known, asked, check.targets.domain, spec.fill, seed, say)
+    add_memory(heads, corpus.fit, known, asked, check.targets.domain, spec.fill, seed, say)
     manifest, centroids = make_manifest(spec, encoder_spec, network, corpus, fit, check, seed)
     write(network.eval(), manifest, centroids, check_frames, settings.out, work, say)
     minutes = (time.process_time() - started) / 60
@@ -189,7 +189,7 @@ def _tuned(
     """The network fine-tuned, and the CPU seconds; the state in the work folder is keyed by rows and plan."""
     spec = settings.spec
     index = check.spread(spec.tune.check_rows)
-    part, targets = check.take(index), Targets.of([corpus.calibrate.rows[i] for i in index])
+    part, targets = check.take(index), Targets.of([corpus.calibrate[i] for i in index])
 
     def loss(now: Network) -> float:
         now.eval()
@@ -198,7 +198,7 @@ def _tuned(
             return float(multitask(out, targets, spec.loss))
 
     # Without places: the folder may be spelled in several ways.
-    rows = [replace(row, place="") for row in corpus.fit.rows]
+    rows = [replace(row, place="") for row in corpus.fit]
     key = hashlib.sha256(repr((spec, settings.seed, rows)).encode()).hexdigest()[:16]
     file = settings.work / f"tune-{key}.pt"
     return fine_tune(

@@ -101,7 +101,7 @@ def _mmlu_pro(source: Source, table: Table) -> Rows:
     stems, ids, origins, splits = (table.strings(n) for n in ("ori_mmlu", "question_id", "src", "split"))
     for row, name in enumerate(table.strings("category")):
         stem, math = stems[row] == "True", name == "math"
-        targets: dict[str, Any] = {"domain": named(table, row, "category", DOMAINS), "mmlu_stem": stem}
+        targets: dict[str, Any] = {"domain": named(table, row, "category", DOMAINS)}
         part = Part.DEV
         if splits[row] == "train":
             part = part_of_fit(bare[row])

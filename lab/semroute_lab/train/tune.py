@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.optim.swa_utils import AveragedModel
 
-from semroute_lab.train.datasets import Example, FitSet
+from semroute_lab.train.datasets import Example
 from semroute_lab.train.fit import Targets, multitask
 from semroute_lab.train.frames import Frames
 from semroute_lab.train.model import Network
@@ -34,39 +35,29 @@ class FineLabels(nn.Module):  # type: ignore[misc]
     A row competes with the labels of its own data set only: two data sets may share an intent.
     """
 
-    def __init__(self, rows: FitSet, dimensions: int, scale: float) -> None:
+    def __init__(self, rows: Sequence[Example], dimensions: int, scale: float) -> None:
         super().__init__()
-        self.scale = scale
-        families: dict[str, list[str]] = {}
-        for label in sorted({row.intent for row in rows if row.intent is not None}):
-            families.setdefault(label.partition("/")[0], []).append(label)
-        self.place = {
-            label: (number, at)
-            for number, labels in enumerate(families.values())
-            for at, label in enumerate(labels)
-        }
-        self.families = nn.ParameterList(
-            nn.Parameter(torch.randn(len(labels), dimensions) * 0.05) for labels in families.values()
-        )
+        labels = sorted({row.intent for row in rows if row.intent is not None})
+        sizes = Counter(label.partition("/")[0] for label in labels)
+        self.scale, self.place = scale, {label: at for at, label in enumerate(labels)}
+        family = torch.repeat_interleave(torch.tensor([*sizes.values()], dtype=torch.long))
+        self.register_buffer("rivals", family[:, None] == family)
+        vectors = [torch.randn(size, dimensions) * 0.05 for size in sizes.values()]
+        self.vectors = nn.Parameter(torch.cat([torch.zeros(0, dimensions), *vectors]))
 
     def loss(self, embedding: Tensor, rows: Sequence[Example]) -> Tensor:
         """Mean cross-entropy over the rows [batch, d] that have a fine label."""
-        total, count = embedding.sum() * 0.0, 0
-        places = [(i, *self.place[row.intent]) for i, row in enumerate(rows) if row.intent in self.place]
-        for number, vectors in enumerate(self.families):
-            mine = [(i, at) for i, family, at in places if family == number]
-            if not mine:
-                continue
-            index, target = (torch.tensor(column) for column in zip(*mine, strict=True))
-            cosine = embedding[index] @ F.normalize(vectors, dim=-1).T
-            total = total + F.cross_entropy(self.scale * cosine, target, reduction="sum")
-            count += len(mine)
-        return total / max(count, 1)
+        mine = [(i, self.place[row.intent]) for i, row in enumerate(rows) if row.intent in self.place]
+        if not mine:
+            return embedding.sum() * 0.0
+        index, target = (torch.tensor(column) for column in zip(*mine, strict=True))
+        logits = self.scale * embedding[index] @ F.normalize(self.vectors, dim=-1).T
+        return F.cross_entropy(logits.masked_fill(~self.rivals[target], -torch.inf), target)
 
 
 def fine_tune(
     network: Network,
-    rows: FitSet,
+    rows: Sequence[Example],
     frames: Frames,
     mask_id: int,
     check: Callable[[Network], float],
@@ -83,7 +74,7 @@ def fine_tune(
     """
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    schedule = [frames.shuffled(_draw(rows.rows, rng), plan.batch, rng) for _ in range(plan.epochs)]
+    schedule = [frames.shuffled(_draw(rows, rng), plan.batch, rng) for _ in range(plan.epochs)]
     total = sum(map(len, schedule))
     fine = FineLabels(rows, network.encoder.dimensions, plan.cosine_scale)
     optimiser = torch.optim.AdamW(_groups(network, fine, plan), weight_decay=0.01)
@@ -101,7 +92,7 @@ def fine_tune(
 
     def step(index: list[int]) -> float:
         ids, mask, surface = frames.batch(index)
-        batch = [rows.rows[i] for i in index]
+        batch = [rows[i] for i in index]
         out = network.heads.parts(network.encoder(_masked(ids, mask, plan.masked, mask_id), mask), surface)
         loss = multitask(out, Targets.of(batch), weights) + plan.fine * fine.loss(out.embedding, batch)
         optimiser.zero_grad()

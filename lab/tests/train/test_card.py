@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("torch", reason="the extra `train` is not installed")
 
 from semroute_lab.train.card import render, training_facts
-from semroute_lab.train.datasets import Corpus, Example, FitSet, Part, Rights
+from semroute_lab.train.datasets import Corpus, Example, Part, Rights
 
 from semroute_extproc.encoder import bundle
 
@@ -72,7 +72,7 @@ def test_every_source_is_told_with_its_licence_its_rows_and_what_it_taught() -> 
     free = Rights("MIT", True)
     fit = [Example(f"how much is {n}", "a", f"a.csv:{n}", free, Part.FIT, domain=9) for n in range(5)]
     check = Example("prove it now", "b", "b.csv:2", Rights("CC0-1.0", True), Part.CALIBRATE, difficulty=1.0)
-    corpus = Corpus(FitSet(fit), FitSet([check], Part.CALIBRATE), (), {})
+    corpus = Corpus(tuple(fit), (check,), (), {})
     manifest = bundle.read_manifest(bundle.default_bundle())
     facts = training_facts(corpus, manifest)
     assert facts["base_sha256"] == manifest.encoder.base_sha256

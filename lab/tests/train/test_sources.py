@@ -67,7 +67,7 @@ def test_a_question_comes_with_and_without_its_options(data):
 
 def test_the_outcomes_of_an_mmlu_question_are_not_read_into_a_difficulty(data):
     stem, own, val = by_source(data)["mmlu_pro_options"]
-    assert (stem.mmlu_stem, stem.difficulty, stem.gain) == (True, None, None)
+    assert (stem.difficulty, stem.gain) == (None, None)
     # Strong right in one of two, weak wrong.
     assert (own.difficulty, own.gain) == (0.5, 0.5)
     assert (val.part, val.difficulty) == (Part.DEV, None)
