@@ -23,7 +23,7 @@ _FILE = click.Path(exists=True, path_type=Path)
 _ANY = click.Path(path_type=Path)
 
 GONE = {
-    "track": "leave pairs/routellm_mmlu.csv.gz out of --data to train without MMLU's outcomes",
+    "track": "leave pairs/routellm_mmlu.csv.gz out of --data for what was the track zero",
     "beside": "compare the evaluation.json of the two work folders",
 }
 """Flags without effect, and what to use instead."""

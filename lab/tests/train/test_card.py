@@ -33,12 +33,12 @@ def pair(difference: dict[str, float]) -> dict[str, Any]:
 
 
 def document(**training: Any) -> dict[str, Any]:
-    told = {"seed": 1, "epochs": 3, "minutes": 80.4, "threads": 2}
-    told |= {"base": "b", "base_sha256": "0", "dropped": {}, "sources": [], "labels": {}}
+    facts = {"seed": 1, "epochs": 3, "minutes": 80.4, "threads": 2}
+    facts |= {"base": "b", "base_sha256": "0", "dropped": {}, "sources": [], "labels": {}}
     return {
         "bundle": {"name": "tiny", "version": "1"},
         "bootstrap": 100,
-        "training": {**told, **training},
+        "training": {**facts, **training},
         "domain": {},
         "difficulty": {},
         "pairs": {},

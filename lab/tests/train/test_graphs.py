@@ -20,7 +20,7 @@ def constant(name, *shape):
 
 @pytest.fixture
 def fp32(tmp_path):
-    """An embedding, one product of an encoder, and a head beside it."""
+    """An embedding, one product of an encoder, and a head."""
     nodes = [
         helper.make_node("Gather", ["words", "input_ids"], ["x"], name="/encoder/words/Gather"),
         helper.make_node("MatMul", ["x", "wide"], ["y"], name="/encoder/layers.0/widen/MatMul"),

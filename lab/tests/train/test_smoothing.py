@@ -36,11 +36,11 @@ def spread(encoder):
     """How much larger than usual the largest channel is that a layer's first product reads."""
     seen = []
 
-    def look(module, inputs):
+    def record(module, inputs):
         largest = inputs[0].abs().flatten(0, -2).amax(0)
         seen.append(float(largest.max() / largest.median()))
 
-    hook = encoder.layers[1].query.register_forward_pre_hook(look)
+    hook = encoder.layers[1].query.register_forward_pre_hook(record)
     outputs(encoder)
     hook.remove()
     return seen[0]
