@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -81,8 +83,18 @@ def soft_binary(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     return (each * weight[known]).sum() / weight[known].sum()
 
 
-def embed(encoder: Encoder, frames: Frames) -> Tensor:
-    """Pooled states [rows, d] of all texts."""
+def embed(encoder: Encoder, frames: Frames, work: Path | None = None) -> Tensor:
+    """Pooled states [rows, d] of all texts; kept in `work` under a digest of the weights and the ids."""
+    if work is not None:
+        digest = hashlib.sha256(repr([framed.ids for framed in frames.framed]).encode())
+        for tensor in encoder.state_dict().values():
+            digest.update(tensor.numpy().tobytes())
+        file = work / f"states-{digest.hexdigest()[:24]}.pt"
+        if not file.exists():
+            torch.save(embed(encoder, frames), file.with_suffix(".part"))
+            file.with_suffix(".part").rename(file)
+        stored: Tensor = torch.load(file, weights_only=True)
+        return stored
     encoder.eval()
     states = torch.zeros(len(frames), encoder.dimensions)
     with torch.inference_mode():

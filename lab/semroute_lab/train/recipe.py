@@ -76,12 +76,12 @@ def train(settings: Settings, say: Say) -> Manifest:
     say(f"embedding {len(frames)} + {len(check_frames)} rows")
     heads = network.heads
     fit, check = (
-        States.of(rows, embed(network.encoder, own), own)
+        States.of(rows, embed(network.encoder, own, work), own)
         for rows, own in ((corpus.fit, frames), (corpus.calibrate, check_frames))
     )
     fit_heads(heads, fit, check, spec.loss, spec.heads, seed, say)
     index = _recall_rows(corpus.fit, spec.fill.recall_rows, seed)
-    base = embed(from_checkpoint(checkpoint.weights, spec.base), frames.take(index))
+    base = embed(from_checkpoint(checkpoint.weights, spec.base), frames.take(index), work)
     fit_recall(heads, fit.pooled[index], base, spec.fill, say)
     source = LOGS if settings.logs else EXAM_SOURCE
     both = [*corpus.fit, *corpus.calibrate]
