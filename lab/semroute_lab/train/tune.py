@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import random
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,22 +36,28 @@ class FineLabels(nn.Module):  # type: ignore[misc]
 
     def __init__(self, rows: Sequence[Example], dimensions: int, scale: float) -> None:
         super().__init__()
-        labels = sorted({row.intent for row in rows if row.intent is not None})
-        sizes = Counter(label.partition("/")[0] for label in labels)
-        self.scale, self.place = scale, {label: at for at, label in enumerate(labels)}
-        family = torch.repeat_interleave(torch.tensor([*sizes.values()], dtype=torch.long))
-        self.register_buffer("rivals", family[:, None] == family)
-        vectors = [torch.randn(size, dimensions) * 0.05 for size in sizes.values()]
-        self.vectors = nn.Parameter(torch.cat([torch.zeros(0, dimensions), *vectors]))
+        self.scale = scale
+        sets: dict[str, list[str]] = {}
+        for label in sorted({row.intent for row in rows if row.intent is not None}):
+            sets.setdefault(label.partition("/")[0], []).append(label)
+        self.place = {
+            label: (number, at) for number, own in enumerate(sets.values()) for at, label in enumerate(own)
+        }
+        # One parameter per data set: an optimiser skips those without a row in the batch.
+        self.vectors = nn.ParameterList(torch.randn(len(own), dimensions) * 0.05 for own in sets.values())
 
     def loss(self, embedding: Tensor, rows: Sequence[Example]) -> Tensor:
         """Mean cross-entropy over the rows [batch, d] that have a fine label."""
-        mine = [(i, self.place[row.intent]) for i, row in enumerate(rows) if row.intent in self.place]
-        if not mine:
-            return embedding.sum() * 0.0
-        index, target = (torch.tensor(column) for column in zip(*mine, strict=True))
-        logits = self.scale * embedding[index] @ F.normalize(self.vectors, dim=-1).T
-        return F.cross_entropy(logits.masked_fill(~self.rivals[target], -torch.inf), target)
+        total, count = embedding.sum() * 0.0, 0
+        places = [(i, *self.place[row.intent]) for i, row in enumerate(rows) if row.intent in self.place]
+        for number, vectors in enumerate(self.vectors):
+            mine = [(i, at) for i, own, at in places if own == number]
+            if mine:
+                index, target = (torch.tensor(column) for column in zip(*mine, strict=True))
+                cosine = embedding[index] @ F.normalize(vectors, dim=-1).T
+                total = total + F.cross_entropy(self.scale * cosine, target, reduction="sum")
+                count += len(mine)
+        return total / max(count, 1)
 
 
 def fine_tune(
