@@ -26,7 +26,6 @@ PLUGINS = "semroute.commands"
 LAB = {
     "demo": "demo",
     "train": "train",
-    "train-zh": "train",
     "bundle": "train",
     "fit": "",
     "calibrate": "",
