@@ -136,7 +136,7 @@ def _by_hand(
 
 def _unknown_share(scorer: Scorer, signals: Iterable[Signals]) -> float:
     """Share of texts below the bundle's threshold of the unknown."""
-    threshold = scorer.bundle.unknown.threshold
+    threshold = scorer.bundle.manifest.unknown.threshold
     return float(np.mean([one.similarity < threshold for one in signals]))
 
 
@@ -187,7 +187,7 @@ def _auroc(values: Floats, positive: Any, seed: int) -> dict[str, float | None]:
 
 def latency(directory: Path) -> Report:
     """Milliseconds of framing and one pass on one thread, by length in tokens."""
-    model = OnnxModel(bundles.load(directory, ("cpu",)), "cpu", threads=1)
+    model = OnnxModel(bundles.load(directory, ("cpu",)), "cpu")
     found = {}
     for tokens in LATENCY_TOKENS:
         text, times = "word " * (tokens - 2), []

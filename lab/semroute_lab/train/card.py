@@ -9,7 +9,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from semroute_extproc.encoder.bundle import Manifest, read_manifest
+from semroute_extproc.encoder.bundle import read_manifest
+from semroute_extproc.encoder.manifest import Manifest
 from semroute_lab.train.assess import CARDS, Report, assess
 from semroute_lab.train.datasets import TARGETS, Corpus
 from semroute_lab.train.publish import CARD, publish

@@ -154,7 +154,7 @@ def verify(directory: Path) -> None:
     from semroute_extproc.encoder.onnx import OnnxModel
 
     loaded = bundles.load(directory)
-    OnnxModel(loaded, "cpu", threads=1).warm_up()
+    OnnxModel(loaded, "cpu").warm_up()
     click.echo(f"{directory}: {len(loaded.manifest.files)} files as listed, revision {loaded.revision}")
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from semroute_extproc.encoder.bundle import Bundle, FileEntry, Manifest, load, write_manifest
+from semroute_extproc.encoder.bundle import Bundle, load
+from semroute_extproc.encoder.manifest import FileEntry, Manifest
 from semroute_extproc.encoder.preprocess import Framer
 from semroute_extproc.errors import BundleError, DataError
 from semroute_lab.train import graphs
@@ -77,7 +79,7 @@ def requantise(source: Bundle, target: Path, texts: Path, say: Say) -> None:
         raise BundleError(f"{source.path}: there is no CUDA graph to make the CPU graph from")
     most = graphs.CALIBRATION_TEXTS_MAX
     chosen = chosen[:: max(1, len(chosen) // most)][:most]
-    framer = Framer(source.path / "tokenizer.json", source.encoder)
+    framer = Framer(source.path / "tokenizer.json", source.manifest.encoder)
     with tempfile.TemporaryDirectory() as folder:
         fp32, int8 = Path(folder) / "fp32.onnx", Path(folder) / graphs.CPU_GRAPH
         graphs.write_widened(source.path / manifest.graphs["cuda"], fp32)
@@ -87,3 +89,9 @@ def requantise(source: Bundle, target: Path, texts: Path, say: Say) -> None:
         updated = manifest.model_copy(update={"graphs": {**manifest.graphs, "cpu": graphs.CPU_GRAPH}})
         publish(updated, [*kept, int8], target)
     say(f"published {target}")
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write `bundle.json` into the directory `path`, indented and with a final newline."""
+    text = json.dumps(manifest.model_dump(mode="json", exclude_none=True), indent=2, ensure_ascii=False)
+    (path / "bundle.json").write_text(text + "\n")
