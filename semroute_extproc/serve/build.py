@@ -1,0 +1,108 @@
+"""From a configuration to the objects that decide: for serving, and for explain and check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from semroute_extproc.config.models import Config, Problem
+from semroute_extproc.config.source import Loaded
+from semroute_extproc.encoder import bundle
+from semroute_extproc.encoder.bundle import Bundle
+from semroute_extproc.encoder.classifier import Classifier, Reader
+from semroute_extproc.encoder.cores import usable_cores
+from semroute_extproc.encoder.cuda import open_model
+from semroute_extproc.encoder.onnx import OnnxModel
+from semroute_extproc.envoy.exchange import Settings
+from semroute_extproc.events import Emit, ignore
+from semroute_extproc.pipeline.pipeline import Pipeline
+from semroute_extproc.policy.plan import Policy
+from semroute_extproc.serve import adapters
+from semroute_extproc.state.controllers import Controllers
+from semroute_extproc.state.shared_sessions import SharedSessions
+from semroute_extproc.strategies import files as strategy_files
+from semroute_extproc.strategies.judging.client import Judge
+from semroute_extproc.strategies.judging.live import CannotJudge, Judges
+
+DEFAULT = ""
+"""Key of the bundle for every language that has none of its own."""
+
+
+def load_bundles(config: Config) -> dict[str, Bundle]:
+    """Language to checked bundle, the default under `DEFAULT`; raises BundleError."""
+    wanted = config.encoder
+    paths = bundle.language_bundles()
+    if wanted.by_language is not None:
+        paths = {language: Path(path) for language, path in wanted.by_language.items()}
+    paths[DEFAULT] = Path(wanted.bundle) if wanted.bundle else bundle.default_bundle()
+    return {language: bundle.load(path, (wanted.device, "cpu")) for language, path in paths.items()}
+
+
+def make_models(config: Config, bundles: Mapping[str, Bundle]) -> dict[str, OnnxModel]:
+    """Language to warm model; raises BundleError or ConfigError.
+
+    The default bundle must run on the configured device. A language's own bundle may lack a graph for
+    it and then runs on the CPU.
+    """
+    device = config.encoder.device
+    return {
+        language: open_model(each, device if language == DEFAULT else each.device(device))
+        for language, each in bundles.items()
+    }
+
+
+def make_classifier(config: Config, models: Mapping[str, OnnxModel], emit: Emit = ignore) -> Classifier:
+    """The classifier of the running loop: one thread per core on CPU, one on GPU; workers share."""
+    cores = max(1, usable_cores() // config.server.workers)
+    readers: dict[str, Reader] = {}
+    for language, model in models.items():
+        threads = config.encoder.lanes or (cores if model.device == "cpu" else 1)
+        queue = adapters.encode_queue(model, threads, config.encoder.queue_max, emit)
+        readers[language] = Reader(model.bundle, queue)
+    return adapters.classifier(readers.pop(DEFAULT), readers, config.encoder.cache_entries, emit)
+
+
+def make_policies(
+    loaded: Loaded, default: Bundle, profiles_of: strategy_files.ProfilesOf = strategy_files.still
+) -> dict[str, Policy]:
+    """Every policy, with the files its strategies name; raises ConfigError with every problem's place."""
+    return adapters.policies(loaded, default, profiles_of)
+
+
+def make_judges(loaded: Loaded, judges: Judges) -> Mapping[str, Judge]:
+    """Strategy to judge; raises ConfigError with the place of the first that cannot be made."""
+    try:
+        return judges.of(loaded.config)
+    except CannotJudge as error:
+        raise loaded.error([Problem(("strategies", error.strategy), str(error))]) from None
+
+
+def connect_sessions(config: Config, emit: Emit = ignore) -> SharedSessions | None:
+    """The shared session store, if one is configured; raises ConfigError. Nothing is sent yet."""
+    return adapters.sessions(config, emit)
+
+
+def make_pipeline(
+    loaded: Loaded,
+    policies: Mapping[str, Policy],
+    classifier: Classifier,
+    judges: Judges,
+    controllers: Controllers | None = None,
+    shared: SharedSessions | None = None,
+    emit: Emit = ignore,
+) -> Pipeline:
+    """The pipeline of one configuration; raises ConfigError with places."""
+    asked = make_judges(loaded, judges)
+    return adapters.pipeline(loaded.config, policies, classifier, asked, controllers, shared, emit)
+
+
+def exchange_settings(pipeline: Pipeline) -> Settings:
+    """What the exchange with Envoy needs to know of a pipeline's configuration."""
+    config = pipeline.config
+    return Settings(
+        default_pool=config.default_pool,
+        default_cluster=config.pools[config.default_pool].cluster,
+        body_bytes_max=config.server.body_bytes_max,
+        allow_mode_override=config.server.allow_mode_override,
+        models=pipeline.catalog.names,
+    )
