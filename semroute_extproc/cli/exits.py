@@ -49,6 +49,8 @@ def exit_statuses(command: Callable[P, R]) -> Callable[P, R]:
             if (error.name or "").startswith("semroute"):
                 raise
             refuse([f"the Python package {error.name!r} is missing"], Exit.UNAVAILABLE)
+        except BrokenPipeError:
+            raise  # click ends quietly
         except OSError as error:
             refuse([str(error)], Exit.UNAVAILABLE)
 
