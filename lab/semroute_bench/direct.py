@@ -25,7 +25,7 @@ from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.envoy.exchange import Decide
 from semroute_extproc.pipeline.pipeline import Pipeline
 from semroute_extproc.request.view import Api, RequestHead
-from semroute_extproc.serve import app
+from semroute_extproc.serve import build
 from semroute_extproc.strategies.judging.live import Judges
 
 NAMED = "Qwen/Qwen3-8B"
@@ -115,8 +115,9 @@ def in_process(model: OnnxModel) -> Pipeline:
     """The pipeline of the demo's configuration, without a cache; call within a loop."""
     environment = {f"SEMROUTE__{name.upper()}": value for name, value in UNHURRIED.items()}
     loaded = config_source.load(CONFIG, environment)
-    classifier = app.make_classifier(loaded.config, {app.DEFAULT: model})
-    return app.make_generation(1, loaded, classifier, lambda _: None, Judges()).pipeline
+    classifier = build.make_classifier(loaded.config, {build.DEFAULT: model})
+    policies = build.make_policies(loaded, classifier.bundle)
+    return build.make_pipeline(loaded, policies, classifier, Judges())
 
 
 class _Recorded:

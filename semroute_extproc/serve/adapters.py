@@ -42,6 +42,7 @@ ConfigSnapshot = Generation
 
 
 def encode_queue(model: OnnxModel, threads: int, queue_max: int, emit: Emit) -> Batcher:
+    model.emit = emit  # type: ignore[attr-defined]
     if isinstance(model, CudaModel):
         name = model.bundle.manifest.name
         model.on_out_of_memory = lambda: emit(OutOfMemory(name))

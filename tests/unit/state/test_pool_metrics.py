@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import pytest
 
 from semroute_extproc.config.models import Pool
+from semroute_extproc.events import Scraped
 from semroute_extproc.state import pool_metrics as load
 from semroute_extproc.state.pool_metrics import gauge_names, read_page
 from semroute_extproc.telemetry.admin import AdminServer, text
@@ -82,9 +83,9 @@ async def test_pools_are_looked_at_again_and_a_dead_one_is_unknown(monkeypatch: 
 
 def test_the_load_is_exported_and_disappears_when_it_is_unknown() -> None:
     sink = PrometheusSink()
-    sink.set_load("small", {"running": 2.0})
+    sink.handle(Scraped("small", {"running": 2.0}, failed=False))
     assert b'semroute_pool_load{gauge="running",pool="small"} 2.0' in sink.exposition()
-    sink.set_load("small", {})
+    sink.handle(Scraped("small", {}, failed=True))
     assert b"semroute_pool_load{" not in sink.exposition()
 
 

@@ -10,7 +10,7 @@ from builders import BUNDLE, MANIFEST
 
 from semroute_extproc.config import source as config_source
 from semroute_extproc.errors import ConfigError
-from semroute_extproc.serve import app
+from semroute_extproc.serve import build
 from semroute_extproc.strategies import files as strategy_files
 from semroute_extproc.strategies.artifacts import Clusters, Manifest, save_clusters
 from semroute_extproc.strategies.profiles import Profile, write_profile
@@ -49,7 +49,7 @@ def folder(tmp_path: Path) -> Path:
 def problems(folder: Path) -> list[str]:
     loaded = config_source.load(folder / "semroute.yaml", {})
     with pytest.raises(ConfigError) as error:
-        app.make_policies(loaded, BUNDLE)
+        build.make_policies(loaded, BUNDLE)
     return error.value.problems
 
 
@@ -61,7 +61,7 @@ def test_relative_paths_are_meant_from_the_configurations_folder(
     material, found = strategy_files.load(loaded.config)
     assert not found
     assert set(material.profiles["s"]()) == {"m-a"}
-    assert set(app.make_policies(loaded, BUNDLE)) == {"p"}
+    assert set(build.make_policies(loaded, BUNDLE)) == {"p"}
 
 
 def test_a_missing_artifact_is_told_at_its_line(folder: Path) -> None:
