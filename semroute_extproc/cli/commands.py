@@ -121,9 +121,9 @@ def main() -> None:
 @main.command()
 @config_option
 @click.option("--worker", "index", type=click.IntRange(min=0), hidden=True)
-@click.option("--worker-admin", hidden=True)
+@click.option("--worker-admin", default="", hidden=True)
 @exit_statuses
-def serve(config_path: Path, index: int | None, worker_admin: str | None) -> None:
+def serve(config_path: Path, index: int | None, worker_admin: str) -> None:
     """Serve Envoy's ext_proc streams until SIGTERM, then drain.
 
     \b
@@ -141,7 +141,7 @@ def serve(config_path: Path, index: int | None, worker_admin: str | None) -> Non
         sys.exit(supervisor.serve(config_path))
     from semroute_extproc.serve import app
 
-    sys.exit(app.serve(config_path, None if index is None else app.WorkerRole(index, worker_admin or "")))
+    sys.exit(app.serve(config_path, index, worker_admin))
 
 
 @main.command()

@@ -8,7 +8,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,15 +45,6 @@ STALLED_SECONDS_MAX = 10.0
 """An event loop without a beat for this long has stalled."""
 
 logger = structlog.get_logger("semroute")
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerRole:
-    """The part of a process that is one of several."""
-
-    index: int
-    admin: str
-    """Where its admin pages are served, for the supervisor only."""
 
 
 class Health:
@@ -106,36 +96,38 @@ class Reactions:
 
 
 async def run(
-    path: Path, loaded: Loaded, models: Mapping[str, OnnxModel], role: WorkerRole | None = None
+    path: Path, loaded: Loaded, models: Mapping[str, OnnxModel], worker: int | None = None, admin: str = ""
 ) -> Exit:
-    """Serve until SIGTERM, SIGINT or a lost encoder, then drain; raises ConfigError or OSError."""
+    """Serve until SIGTERM, SIGINT or a lost encoder, then drain; raises ConfigError or OSError.
+
+    `worker` is the number of a process that is one of several; the supervisor reads its pages on `admin`.
+    """
     config, loop = loaded.config, asyncio.get_running_loop()
-    index = role.index if role else None
     metrics, controllers = PrometheusSink(), Controllers(config, os.urandom(SECRET_BYTES))
     reactions, tracing = Reactions(controllers), _tracing(config.telemetry.otlp_endpoint)
-    sinks: list[Sink] = [metrics, log.LogSink(config.telemetry, index), reactions]
+    sinks: list[Sink] = [metrics, log.LogSink(config.telemetry, worker), reactions]
     emit = Bus(*sinks, *([tracing] if tracing else [])).emit
     classifier = build.make_classifier(config, models, emit)
     live = LiveConfig(path, loaded, classifier, controllers, emit)
     servicer = adapters.servicer(lambda: live.snapshot, emit)
-    server, health = GrpcServer(config.server, servicer, index or 0), Health()
+    server, health = GrpcServer(config.server, servicer, worker or 0), Health()
     metrics.observe("inflight_streams", lambda: servicer.open_streams)
     _observe(metrics, classifier, controllers.status)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, reactions.stop.set)
     loop.add_signal_handler(signal.SIGHUP, live.request_reload)
-    if role is not None:
+    if worker is not None:
         # The supervisor holds the other end and never writes: it is readable once the supervisor is gone.
         loop.add_reader(sys.stdin.fileno(), _orphaned, reactions.stop)
-    listen = role.admin if role else config.admin.listen
+    listen = admin or config.admin.listen
     pages = _pages(metrics, health, live, classifier, controllers)
     await server.start()
     # Not before: a process that was started twice must not take the first one's admin socket.
-    admin = AdminServer(listen, pages) if listen is not None else None
+    admin_server = AdminServer(listen, pages) if listen is not None else None
     await server.ready()
     health.ready = True
-    address, encoders = config.server.address(index or 0), classifier.describe()
+    address, encoders = config.server.address(worker or 0), classifier.describe()
     logger.info("server.serving", version=__version__, listen=address, admin=listen, encoders=encoders)
     beat = asyncio.create_task(health.beat())
     scrape = asyncio.create_task(adapters.scrape(lambda: live.loaded.config.pools, emit))
@@ -153,8 +145,8 @@ async def run(
         if tracing:
             await asyncio.to_thread(tracing.close)
         beat.cancel()
-        if admin:
-            admin.close()
+        if admin_server:
+            admin_server.close()
         logger.info("server.stopped")
     return reactions.status
 
@@ -228,18 +220,18 @@ def _tracing(endpoint: str | None) -> OtelSink | None:
     return otel.OtelSink(otel.exporter(endpoint))
 
 
-def serve(path: Path, role: WorkerRole | None = None) -> Exit:
-    """Load, warm up and serve to the end; raises ConfigError, BundleError or OSError."""
+def serve(path: Path, worker: int | None = None, admin: str = "") -> Exit:
+    """Load, warm up and `run`; raises ConfigError, BundleError or OSError."""
     # By default it would end the process. The file is read again once we serve, so nothing is missed.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     loaded = config_source.load(path)
     log.configure(loaded.config.telemetry)
-    if role is not None:
-        structlog.contextvars.bind_contextvars(worker=role.index)
+    if worker is not None:
+        structlog.contextvars.bind_contextvars(worker=worker)
     models = build.make_models(loaded.config, build.load_bundles(loaded.config))
 
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        return runner.run(run(path, loaded, models, role))
+        return runner.run(run(path, loaded, models, worker, admin))
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

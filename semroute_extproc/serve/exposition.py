@@ -5,11 +5,10 @@ Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
-from prometheus_client import CollectorRegistry, Metric, generate_latest
+from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.registry import Collector
 
 
 def merged(pages: Mapping[str, str]) -> list[Metric]:
@@ -25,18 +24,3 @@ def merged(pages: Mapping[str, str]) -> list[Metric]:
                 sample._replace(labels={"worker": worker, **sample.labels}) for sample in family.samples
             ]
     return list(families.values())
-
-
-class _Families(Collector):
-    def __init__(self, families: Iterable[Metric]) -> None:
-        self._families = families
-
-    def collect(self) -> Iterable[Metric]:
-        return self._families
-
-
-def rendered(families: Iterable[Metric]) -> bytes:
-    """Families in Prometheus' text format."""
-    registry = CollectorRegistry()
-    registry.register(_Families(families))
-    return generate_latest(registry)

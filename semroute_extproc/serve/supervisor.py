@@ -25,13 +25,15 @@ from typing import Any
 
 import httpx2
 import structlog
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Metric, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from semroute_extproc import __version__
 from semroute_extproc.config import source as config_source
 from semroute_extproc.config.models import Config
 from semroute_extproc.errors import Exit
-from semroute_extproc.serve.exposition import merged, rendered
+from semroute_extproc.serve.exposition import merged
 from semroute_extproc.settings.process import WORKER
 from semroute_extproc.telemetry import log
 from semroute_extproc.telemetry.admin import AdminServer, Page, Pages, as_json, text
@@ -113,7 +115,7 @@ class Worker:
         self.sha256 = state.get("sha256", self.sha256)
 
 
-class Supervisor:
+class Supervisor(Collector):
     """Runs the workers of one configuration until stopped."""
 
     def __init__(
@@ -257,23 +259,22 @@ class Supervisor:
             logger.error("workers.differ", sha256=live)
 
     def _pages(self) -> Pages:
+        registry = CollectorRegistry()
+        registry.register(self)
         return {
             "/livez": lambda: text(200, "ok\n"),
             "/readyz": lambda: text(200, "ok\n") if self.ready else text(503, "not ready\n"),
-            "/metrics": self._metrics,
+            "/metrics": lambda: Page(200, CONTENT_TYPE, generate_latest(registry)),
             "/workers": self._list,
         }
 
-    def _metrics(self) -> Page:
-        """Every worker's metrics with the worker's number, and our own."""
+    def collect(self) -> Iterator[Metric]:
+        """Every worker's metrics with the worker's number, and the supervisor's own."""
         pages: dict[str, str] = {}
         for worker in self.workers:
             with contextlib.suppress(httpx2.HTTPError):
                 pages[str(worker.index)] = worker.fetch("/metrics").body.decode()
-        return Page(200, CONTENT_TYPE, rendered([*merged(pages), *self._own()]))
-
-    def _own(self) -> Iterator[Metric]:
-        """The supervisor's own metrics."""
+        yield from merged(pages)
         for kind, name, meaning in (
             (GaugeMetricFamily, "ready", "1 if the worker serves, else 0."),
             (CounterMetricFamily, "restarts", "How often the worker ended and was restarted."),

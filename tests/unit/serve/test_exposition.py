@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 from semroute_extproc.events import CacheLookup
-from semroute_extproc.serve.exposition import merged, rendered
+from semroute_extproc.serve.exposition import merged
 from semroute_extproc.telemetry.prom import PrometheusSink
 
 
 def page_of(pages: dict[str, str]) -> str:
-    return rendered(merged(pages)).decode()
+    class Pages(Collector):
+        def collect(self) -> list[Metric]:
+            return merged(pages)
+
+    registry = CollectorRegistry()
+    registry.register(Pages())
+    return generate_latest(registry).decode()
 
 
 def test_each_sample_says_whose_it_is_below_one_head() -> None:
