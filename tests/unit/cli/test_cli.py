@@ -159,13 +159,12 @@ class TestScore:
         assert result.exit_code == 78
         assert "bundle.json" in result.stderr
 
-    def test_no_more_of_a_long_line_is_held_than_is_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(score, "LINE_BYTES_MAX", 10)
+    def test_no_more_of_a_long_line_is_held_than_is_read(self) -> None:
         stream = io.BytesIO(b"short\n" + b"x" * 95 + b"\n" + b"y" * 11 + b"\nlast")
-        read = list(score.read_lines(stream))
+        read = list(score.read_lines(stream, 10))
         assert [len(line) for line in read] == [6, 11, 11, 4]
         with pytest.raises(ValueError, match="longer than 10 bytes"):
-            score.read_line(read[1])
+            score.read_line(read[1], 10)
 
 
 class TestExplain:
