@@ -1,5 +1,5 @@
 # The sidecar, for CPU. For a GPU build with --build-arg LOCK=gpu: the wheels bring CUDA 13 and cuDNN,
-# so the base image needs none.
+# so the base image needs neither.
 FROM python:3.13-slim AS build
 ARG LOCK=runtime
 WORKDIR /src

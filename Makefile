@@ -1,4 +1,4 @@
-# Every target says what it does in the comment behind it; `make` prints them.
+# The comment after each target says what it does; `make` prints them.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,7 +17,7 @@ LOCK ?= runtime
 help:  ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# A stamp a requirements file: a changed lock installs again, an unchanged one costs nothing.
+# One stamp file per lock: a changed lock is installed again, an unchanged one costs nothing.
 $(VENV)/.%: requirements/%.txt pyproject.toml lab/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed (PYTHON=$(PYTHON))"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -34,11 +34,11 @@ demo: $(VENV)/.demo  ## a real Envoy, the sidecar and two simulated pools here; 
 test: $(VENV)/.dev  ## all tests, the real Envoy included
 	$(BIN)/python -m pytest $(TEST_ARGS)
 
-test-train: $(VENV)/.dev  ## the tests of training, which need torch (installed if it is missing)
+test-train: $(VENV)/.dev  ## the tests of training; installs torch if it is missing
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pytest lab/tests/train $(TEST_ARGS)
 
-# 2.5 GB, so never by way of another target.
+# 2.5 GB, so no other target depends on it.
 $(VLLM)/.ready: requirements/vllm.txt
 	@command -v $(VLLM_PYTHON) >/dev/null || { echo "test-vllm: Python 3.11 is needed (VLLM_PYTHON=$(VLLM_PYTHON))"; exit 2; }
 	@echo "installing requirements/vllm.txt, 2.5 GB"
@@ -53,7 +53,7 @@ lint: $(VENV)/.dev  ## style, imports and the direction of dependencies
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-format: $(VENV)/.dev  ## mend style where that can be done without a person
+format: $(VENV)/.dev  ## fix the style automatically where possible
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -72,21 +72,21 @@ docs: $(VENV)/.dev  ## write the generated parts of docs/
 docs-check: $(VENV)/.dev  ## fail if the generated parts of docs/ are stale
 	$(BIN)/python tools/gen_docs.py --check
 
-bench: $(VENV)/.dev  ## what a decision costs on this machine, about eight minutes; BENCH_ARGS=--quick for two
+bench: $(VENV)/.dev  ## measure the cost of a decision on this machine, about eight minutes; BENCH_ARGS=--quick for two
 	$(BIN)/semroute bench --out $(or $(OUT),build/bench) $(BENCH_ARGS)
 
-bench-check: $(VENV)/.dev  ## fail if a decision has become clearly dearer than recorded, half a minute
+bench-check: $(VENV)/.dev  ## fail if a decision is clearly more expensive than recorded, half a minute
 	$(BIN)/semroute bench --check benchmarks/results/bench.json
 
 image: ## build the container image; LOCK=gpu for one with CUDA
 	docker build --tag $(IMAGE) --build-arg LOCK=$(LOCK) .
 
-train: $(VENV)/.dev  ## train the shipped bundle anew; DATA=DIR is the folder of public data sets
+train: $(VENV)/.dev  ## train the shipped bundle again; DATA=DIR is the folder of public data sets
 	@test -n "$(DATA)" || { echo "say where the data is: make train DATA=DIR (docs/training.md)"; exit 2; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 onnx safetensors
 	$(BIN)/semroute train --data $(DATA) --handwritten datasets --out models/semroute-minilm
 
-lock: $(VENV)/.dev  ## pin requirements/*.txt anew from pyproject.toml
+lock: $(VENV)/.dev  ## pin requirements/*.txt again from pyproject.toml
 	$(BIN)/python tools/lock.py
 
 check: lint type gen-check docs-check test  ## what CI runs

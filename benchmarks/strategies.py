@@ -36,6 +36,7 @@ from semroute_bench import machine
 
 from semroute_extproc.config.models import Config, JudgeStrategy
 from semroute_extproc.encoder import bundle
+from semroute_extproc.encoder.manifest import Manifest as BundleManifest
 from semroute_extproc.encoder.signals import Signals
 from semroute_extproc.policy import plan as policy
 from semroute_extproc.policy.constraints import candidates
@@ -80,12 +81,12 @@ def rows(n: int, d: int) -> Any:
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
-def manifest(kind: Any, own: bundle.Manifest) -> Manifest:
+def manifest(kind: Any, own: BundleManifest) -> Manifest:
     """That of an artifact fitted on the shipped bundle."""
     return Manifest(kind=kind, bundle=own.name, revision=own.revision, dimensions=D, rows=0)
 
 
-def build(own: bundle.Manifest, judge_url: str) -> tuple[Config, Material, dict[str, str]]:
+def build(own: BundleManifest, judge_url: str) -> tuple[Config, Material, dict[str, str]]:
     """A configuration with every strategy, what their files would hold, and their names in the table."""
     pools = {
         name: {"cluster": name, "model": name, "price": {"input": price, "output": price}}
@@ -172,7 +173,7 @@ def slug(name: str) -> str:
     return re.sub("[^A-Za-z0-9]+", "-", name)
 
 
-def facts(own: bundle.Manifest, x: Any) -> Facts:
+def facts(own: BundleManifest, x: Any) -> Facts:
     """A request whose text was read."""
     labels = own.domain.labels
     signals = Signals(

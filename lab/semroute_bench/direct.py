@@ -145,7 +145,7 @@ def decide(body: bytes) -> Decide:
 
 def default_model() -> OnnxModel:
     """The shipped bundle on one thread."""
-    return OnnxModel(bundle.load(bundle.default_bundle(), ("cpu",)), "cpu", threads=1)
+    return OnnxModel(bundle.load(bundle.default_bundle(), ("cpu",)), "cpu")
 
 
 async def rounds(plan: Plan, folder: Path, lanes: int, full: bool = True) -> tuple[Samples, dict[str, Any]]:
@@ -195,8 +195,8 @@ async def rounds(plan: Plan, folder: Path, lanes: int, full: bool = True) -> tup
         for wire in (to_floor, to_passes, to_sidecar):
             wire.close()
     finally:
-        await pipeline._classifier.close()
-        await own._classifier.close()
+        await pipeline.classifier.close()
+        await own.classifier.close()
         nothing.stop()
         passes.stop()
         for server in (sidecar, two):
@@ -242,8 +242,7 @@ def fp32_pass(model: OnnxModel, text: str, folder: Path) -> Callable[[], object]
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    feeds = model._feeds([model.framer.frame(text)])
-    return lambda: session.run(None, feeds)
+    return OnnxModel(model.bundle, "cpu", session).alone([model.framer.frame(text)])
 
 
 async def lengths(passes: int, folder: Path) -> list[dict[str, float]]:
@@ -269,7 +268,7 @@ async def lengths(passes: int, folder: Path) -> list[dict[str, float]]:
                     samples.add("server", (sidecar.cpu_seconds() - before) / (passes // 2 * 2) * 1e3)
                 rows.append({"tokens": tokens, "read": bare.tokens, **samples.medians()})
     finally:
-        await pipeline._classifier.close()
+        await pipeline.classifier.close()
         sidecar.stop()
     return rows
 

@@ -40,7 +40,7 @@ ROW_SECONDS_MAX = 300.0
 async def on_gpu(requests: int, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """A row for each of `GPU_WORKERS` and `AT_ONCE`, of at most `requests`; or `left out`, and why."""
     try:
-        CudaModel(bundle.load(bundle.default_bundle(), ("cuda",))).close()
+        CudaModel(bundle.load(bundle.default_bundle(), ("cuda",)))
     except (ConfigError, BundleError) as error:  # no device, or an image without its graph
         say(f"not measured: GPU: {error}")
         return {"left out": "no CUDA device"}

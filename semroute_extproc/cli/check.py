@@ -10,12 +10,12 @@ from semroute_extproc.config.source import Loaded
 from semroute_extproc.encoder.bundle import Bundle
 from semroute_extproc.encoder.onnx import import_runtime
 from semroute_extproc.policy import rules
-from semroute_extproc.policy.plan import Policy
+from semroute_extproc.policy.plan import PolicyPlan
 from semroute_extproc.serve import build
 from semroute_extproc.strategies.judging.live import Judges
 
 
-def check(loaded: Loaded) -> tuple[Mapping[str, Bundle], Mapping[str, Policy]]:
+def check(loaded: Loaded) -> tuple[Mapping[str, Bundle], Mapping[str, PolicyPlan]]:
     """Language to bundle, and every policy; raises ConfigError or BundleError.
 
     Makes what `serve` makes, as far as that needs no network; on a GPU with a first pass.
@@ -41,7 +41,7 @@ def warnings(loaded: Loaded, bundles: Mapping[str, Bundle]) -> list[str]:
     for name, settings in loaded.config.policies.items():
         for index, rule in enumerate(settings.rules):
             path = ("policies", name, "rules", index, "when")
-            problems.extend(config.Problem(path, doubt) for doubt in rules.doubts(rule.when, labels))
+            problems.extend(config.Problem(path, each) for each in rules.warnings(rule.when, labels))
     listen = loaded.config.server.address(0)
     folder = Path(listen.removeprefix("unix:")).parent
     if listen.startswith("unix:") and not folder.is_dir():

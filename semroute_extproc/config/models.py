@@ -13,9 +13,7 @@ knows only the shapes. Every model refuses unknown keys.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
 
 from pydantic import Field
 
@@ -27,6 +25,9 @@ from semroute_extproc.settings.base import (
     Effort,
     Model,
     Name,
+    Problem,
+    did_you_mean,
+    pair_of,
 )
 from semroute_extproc.settings.controllers import (
     Budget,
@@ -111,14 +112,6 @@ class Config(Model):
     controllers: Controllers = Field(default_factory=Controllers)
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Something wrong at one place of the configuration."""
-
-    path: tuple[str | int, ...]
-    message: str
-
-
 def unresolved(config: Config, families: Collection[str]) -> Iterator[Problem]:
     """Names that are used and not defined: pools, strategies, policies, reasoning families."""
     pools, strategies = config.pools, config.strategies
@@ -165,12 +158,6 @@ def _drawn_strategies(
         other = strategies.get(drawn)
         if isinstance(other, WeightedStrategy) and other.strategies is not None:
             yield Problem(path, "draws among strategies itself")
-
-
-def pair_of(strategy: Strategy | None) -> tuple[str, str] | None:
-    """The weak and the strong pool of a strategy that has such; None for every other."""
-    weak, strong = getattr(strategy, "weak", None), getattr(strategy, "strong", None)
-    return (weak, strong) if isinstance(weak, str) and isinstance(strong, str) else None
 
 
 def leans(strategy: Strategy) -> bool:
@@ -267,9 +254,3 @@ def _pools_of(strategy: Strategy) -> Iterator[tuple[tuple[str, ...], str]]:
 def _known(path: tuple[str | int, ...], name: str, known: Collection[str], what: str) -> Iterator[Problem]:
     if name not in known:
         yield Problem(path, f"there is no {what} {name!r}" + did_you_mean(name, known))
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A hint to append to an error about an unknown name, empty if nothing is near."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f" (did you mean {near[0]!r}?)" if near else ""

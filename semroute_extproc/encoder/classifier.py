@@ -1,78 +1,90 @@
-"""Text to signals: the bundle that reads its language, an encoder pass, that bundle's calibration.
+"""Text to signals: the bundle for its language, one encoder pass, that bundle's calibration.
 
-What was read lately is remembered, so that a prompt that comes again costs no pass.
+Signals of recent texts are cached. A bundle always says the same about a text, so they do not expire.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from semroute_extproc.encoder.bundle import Bundle
-from semroute_extproc.encoder.cache import SignalCache, key_of
-from semroute_extproc.encoder.protocol import Encoder
+from cachetools import LRUCache
+
 from semroute_extproc.encoder.signals import Signals, calibrate
+from semroute_extproc.events import CacheLookup, Emit, ignore
 
+if TYPE_CHECKING:
+    from semroute_extproc.encoder.queue import EncodeQueue
 
-@dataclass(frozen=True, slots=True)
-class Reader:
-    """A bundle and the encoder that runs it."""
+DIGEST_BYTES = 16
+"""128 bits: the probability that two of a billion texts share a digest is about 10^-21."""
 
-    bundle: Bundle
-    encoder: Encoder
+HIT, MISS = CacheLookup(hit=True), CacheLookup(hit=False)
 
-
-NO_CACHE = SignalCache(0)
-"""For a classifier that is to read everything anew."""
+CacheKey = tuple[str, str, bytes]
 
 
 class Classifier:
-    """The readers of a server: one for every language, and special ones for some."""
+    """An encoder for every language, others for single languages, and a bounded cache."""
 
     def __init__(
-        self, default: Reader, by_language: Mapping[str, Reader], cache: SignalCache = NO_CACHE
+        self,
+        default: EncodeQueue,
+        by_language: Mapping[str, EncodeQueue],
+        cache_entries: int = 0,
+        emit: Emit = ignore,
     ) -> None:
-        """`by_language` maps an ISO 639-1 code to its own reader; all others have the default."""
+        """`by_language` is keyed by ISO 639-1 code. An entry of the cache takes about 6 kB.
+
+        `emit` gets a `CacheLookup` per text if there is a cache.
+        """
         self.bundle = default.bundle
         self._default = default
         self._by_language = by_language
-        self._cache = cache
-        # A revision is the digest of a manifest: taken once, not once a text.
-        self._revisions = {id(reader): reader.bundle.revision for reader in self._readers}
+        self._cache: LRUCache[CacheKey, Signals] | None = LRUCache(cache_entries) if cache_entries else None
+        self._emit = emit
 
     async def signals(self, text: str, language: str, deadline: float) -> Signals:
         """Calibrated signals before `deadline` (the loop's clock); raises EncoderUnavailable.
 
-        A text that is remembered waits for nobody, however busy the encoder is.
+        A cached text never waits, however busy the encoder is.
         """
-        reader = self._by_language.get(language, self._default)
-        if not self._cache:
-            return calibrate(reader.bundle, await reader.encoder.encode(text, deadline), language)
-        key = key_of(self._revisions[id(reader)], language, text)
-        if (known := self._cache.get(key)) is not None:
-            return known
-        signals = calibrate(reader.bundle, await reader.encoder.encode(text, deadline), language)
-        self._cache.put(key, signals)
+        encoder = self._by_language.get(language, self._default)
+        cache = self._cache
+        if cache is None:
+            return calibrate(encoder.bundle, await encoder.encode(text, deadline), language)
+        key = cache_key(encoder.bundle.revision, language, text)
+        try:
+            cached = cache[key]  # faster than get()
+        except KeyError:
+            self._emit(MISS)
+        else:
+            self._emit(HIT)
+            return cached
+        signals = cache[key] = calibrate(encoder.bundle, await encoder.encode(text, deadline), language)
         return signals
 
     @property
     def waiting(self) -> int:
         """Texts that wait for an encoder."""
-        return sum(reader.encoder.waiting for reader in self._readers)
+        return sum(encoder.waiting for encoder in self._encoders.values())
 
     def describe(self) -> list[dict[str, str]]:
-        """Each encoder's bundle, provider, graph and threads, and the language it reads."""
-        languages = {id(reader): language for language, reader in self._by_language.items()}
-        return [
-            {**reader.encoder.describe(), "language": languages.get(id(reader), "any")}
-            for reader in self._readers
-        ]
+        """Each encoder's description, and the language it reads."""
+        return [{**encoder.describe(), "language": language} for language, encoder in self._encoders.items()]
 
     async def close(self) -> None:
         """Stop every encoder."""
-        await asyncio.gather(*(reader.encoder.close() for reader in self._readers))
+        await asyncio.gather(*(encoder.close() for encoder in self._encoders.values()))
 
     @property
-    def _readers(self) -> list[Reader]:
-        return [self._default, *self._by_language.values()]
+    def _encoders(self) -> dict[str, EncodeQueue]:
+        return {"any": self._default, **self._by_language}
+
+
+def cache_key(revision: str, language: str, text: str) -> CacheKey:
+    """What signals depend on: the bundle's revision, the language, and the text as a digest."""
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES)
+    return revision, language, digest.digest()

@@ -7,42 +7,39 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
-from semroute_extproc.encoder import bundle as bundles
-from semroute_extproc.encoder.bundle import Device
+from semroute_extproc.encoder.bundle import default_bundle, language_bundles, load
 from semroute_extproc.encoder.cores import usable_cores
 from semroute_extproc.encoder.cuda import open_model
+from semroute_extproc.encoder.manifest import Device
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.encoder.signals import Signals, calibrate
 from semroute_extproc.request.language import language_of
 
 CHUNK = 256
-"""Texts in flight at once: bounds the memory whatever the size of the input."""
+"""Texts in flight at once: bounds the memory for any size of input."""
 
 
 class Scorer:
-    """Loaded bundles that score texts, one a pass on every core, exactly as the server does.
+    """Scores texts exactly as the server does, one text per pass on every core.
 
-    Dynamic int8 quantisation takes its range from the whole batch, so batching unlike texts on
-    the CPU would change the figures and not make them faster.
+    Dynamic int8 quantization takes its range from the whole batch: batches of different texts would change
+    the figures on the CPU and would not be faster.
     """
 
-    def __init__(self, default: OnnxModel, by_language: Mapping[str, OnnxModel], lanes: int = 0) -> None:
-        """`by_language` has the models of single languages; `lanes` threads, by default one a core."""
+    def __init__(self, default: OnnxModel, by_language: Mapping[str, OnnxModel], threads: int = 0) -> None:
+        """`by_language` has the models for single languages; 0 `threads` is one per core."""
         self.bundle = default.bundle
         self._default = default
         self._by_language = by_language
-        self._lanes = lanes or usable_cores()
+        self._threads = threads or usable_cores()
 
     @classmethod
-    def of(cls, bundle_dir: Path | None = None, device: Device = "cpu", lanes: int = 0) -> Scorer:
+    def of(cls, bundle_dir: Path | None = None, device: Device = "cpu", threads: int = 0) -> Scorer:
         """The shipped bundles, or `bundle_dir` for every language; raises BundleError or ConfigError."""
-        path = bundle_dir or bundles.default_bundle()
-        default = open_model(bundles.load(path, (device,)), device)
-        others: dict[str, OnnxModel] = {}
-        if bundle_dir is None:
-            for language, other in bundles.language_bundles().items():
-                others[language] = open_model(bundles.load(other, ("cpu",)), "cpu")
-        return cls(default, others, lanes)
+        paths = language_bundles() if bundle_dir is None else {}
+        default = open_model(load(bundle_dir or default_bundle(), (device,)), device)
+        others = {language: open_model(load(path, ("cpu",)), "cpu") for language, path in paths.items()}
+        return cls(default, others, threads)
 
     def score(self, text: str) -> Signals:
         """Signals of one text."""
@@ -53,11 +50,6 @@ class Scorer:
     def score_all(self, texts: Iterable[str]) -> Iterator[Signals]:
         """Signals of `texts`, in order, lazily."""
         source = iter(texts)
-        with ThreadPoolExecutor(self._lanes) as pool:
+        with ThreadPoolExecutor(self._threads) as pool:
             while chunk := list(islice(source, CHUNK)):
                 yield from pool.map(self.score, chunk)
-
-
-def score_texts(bundle_dir: Path, texts: Iterable[str], device: Device = "cpu") -> list[Signals]:
-    """Load the bundle in `bundle_dir` and score `texts` in order; raises BundleError."""
-    return list(Scorer.of(bundle_dir, device).score_all(texts))

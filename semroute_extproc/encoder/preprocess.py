@@ -1,4 +1,4 @@
-"""Text to framed token ids: head and tail within the window, never a silent right cut."""
+"""Text to framed token ids. A long text keeps its head and its tail."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from semroute_extproc.encoder.bundle import EncoderSpec
+from semroute_extproc.encoder.manifest import EncoderSpec
 from semroute_extproc.errors import BundleError
 from semroute_extproc.request.text import clip, surface_features
 
 HEAD_SHARE = 2 / 3
-"""Share of the window's tokens that a truncated text's head receives; its tail has the rest."""
+"""Share of the window that the head of a truncated text gets; the tail gets the rest."""
 
 
 @dataclass(frozen=True, slots=True)
 class Framed:
-    """One input of the encoder."""
+    """One input of the encoder; see `RawOutput` for the last three."""
 
     ids: list[int]
     surface: list[float]
@@ -27,10 +27,10 @@ class Framed:
 
 
 class Framer:
-    """Frames text for one encoder; safe to call from several threads."""
+    """Frames text for one encoder. Thread-safe."""
 
     def __init__(self, path: Path, spec: EncoderSpec) -> None:
-        """Read `tokenizer.json`; its own padding and truncation are switched off."""
+        """Read `tokenizer.json`, without its own padding and truncation."""
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the Rust side raises bare Exception
@@ -42,12 +42,11 @@ class Framer:
     def frame(self, text: str) -> Framed:
         """Frame one text: `[CLS] … [SEP]` in at most `window` ids.
 
-        Text past `text.CLASSIFIED_CHARACTERS_MAX` is clipped before it is tokenized, so the cost
-        is bounded; its token count is then scaled up by the characters left out.
+        Text past `text.CLASSIFIED_CHARACTERS_MAX` is clipped before it is tokenized, which bounds the
+        cost; the token count is then scaled up by the characters left out.
         """
         clipped = clip(text)
-        encoding = self._tokenizer.encode(clipped, add_special_tokens=False)
-        ids: list[int] = encoding.ids
+        ids: list[int] = self._tokenizer.encode(clipped, add_special_tokens=False).ids
         tokens = len(ids)
         if clipped is not text:
             tokens = round(tokens * len(text) / len(clipped))
@@ -56,11 +55,10 @@ class Framer:
         if truncated:
             head = round(room * HEAD_SHARE)
             ids = ids[:head] + ids[head - room :]
-        unknown = ids.count(self._spec.unk_id)
         return Framed(
             ids=[self._spec.cls_id, *ids, self._spec.sep_id],
             surface=surface_features(clipped),
             tokens=tokens,
             truncated=truncated or clipped is not text,
-            unk_share=unknown / max(len(ids), 1),
+            unk_share=ids.count(self._spec.unk_id) / max(len(ids), 1),
         )

@@ -1,21 +1,21 @@
-"""A bounded queue and a fixed number of lanes in front of a model.
+"""A bounded queue in front of a model, and the worker threads that run it.
 
-A lane is a thread that frames and runs the texts it is handed. A text that comes while a lane is
-free goes to it at once; the others wait in order of arrival, and a lane that is done takes the
-oldest. On CPU one text a pass and one lane a core is best: a larger batch only waits longer for the
-same arithmetic. On a GPU one lane with batches fills the device.
+A text that arrives while a thread is free runs at once. The others wait in order of arrival, and a thread
+that has finished takes the oldest. On a CPU one text per pass and one thread per core is best: a larger
+batch only waits longer for the same arithmetic. On a GPU one thread with batches fills the device.
 
-What cannot be done in time is not begun. The lanes' own speed says how long the queue in front of
-a text will take: one that would come out late is refused on arrival as `overloaded`, and one that
-has become late while it waited is dropped. So a burst costs those their decision that are one too
-many, and not everybody. Where nothing else is under way a text is tried whatever the lanes' speed is
-thought to be, or a slow moment would never be unlearnt.
+Work that cannot be done in time is not started. The measured speed of the threads predicts how long the
+queue in front of a text takes: a text that would be late is refused on arrival as `overloaded`, and one
+that became late while it waited is dropped. So a burst costs only the excess texts their decision. If
+nothing else runs, a text is tried whatever the prediction, or a slow moment would never be unlearned.
+
+A GPU is lost if passes keep failing or one does not end. That is reported once, and from then on every
+text is refused at once: the process has to end (docs/adr/0011).
 """
 
 from __future__ import annotations
 
 import asyncio
-import traceback
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -27,15 +27,59 @@ import structlog
 
 from semroute_extproc.encoder.cuda import BATCH_MAX
 from semroute_extproc.encoder.onnx import OnnxModel
-from semroute_extproc.encoder.passes import PassTime, units
 from semroute_extproc.encoder.signals import RawOutput
 from semroute_extproc.errors import EncoderUnavailable
+from semroute_extproc.events import Emit, EncoderLost, ignore
 from semroute_extproc.outcome import Cause
 
+FAILURES_MAX = 3
+"""Failed passes in a row after which a GPU is lost."""
+
+STALL_SECONDS_MAX = 10.0
+"""A GPU is lost, too, if no pass ends for so long: a driver that hangs reports no failure."""
+
 CLOSE_SECONDS_MAX = 5.0
-"""How long closing waits for a lane's last pass; a driver that hangs keeps its thread."""
+"""How long closing waits for a thread's last pass; a driver that hangs keeps its thread."""
+
+CHARACTERS_PER_TOKEN = 4.0
+"""Of alphabetic scripts; for a script with fewer, the measured time per unit is longer."""
+
+PASS_UNITS = 16.0
+"""Fixed cost of a pass, in tokens."""
+
+MEAN_GAIN = 1 / 8
+DEVIATION_GAIN = 1 / 4
+DEVIATIONS = 2.0
+"""A slow pass is so many mean deviations above the mean; about 95 % are faster."""
 
 log = structlog.get_logger("semroute.encoder")
+
+
+def units(characters: int, window: int) -> float:
+    """Estimated work of a text: its tokens within the window, and the fixed cost of a pass."""
+    return PASS_UNITS + min(characters / CHARACTERS_PER_TOKEN, window)
+
+
+class PassTime:
+    """Seconds per unit of work, 0 before the first pass: running mean and mean deviation.
+
+    TCP measures round trips like this (Jacobson 1988; RFC 6298, section 2).
+    """
+
+    def __init__(self) -> None:
+        self.mean = self.high = 0.0
+        """On average, and in a slow pass."""
+        self._deviation = 0.0
+
+    def learn(self, seconds: float, units_done: float) -> None:
+        """A pass of `units_done` units took `seconds`."""
+        rate = seconds / units_done
+        if self.mean == 0.0:
+            self.mean, self._deviation = rate, rate / 2
+        else:
+            self._deviation += DEVIATION_GAIN * (abs(rate - self.mean) - self._deviation)
+            self.mean += MEAN_GAIN * (rate - self.mean)
+        self.high = self.mean + DEVIATIONS * self._deviation
 
 
 @dataclass(eq=False, slots=True)
@@ -46,30 +90,47 @@ class _Work:
     done: asyncio.Future[RawOutput]
 
 
-class Batcher:
-    """An `Encoder` over an `OnnxModel`; belongs to the event loop it is created on."""
+class EncodeQueue:
+    """Encodes texts with an `OnnxModel`; belongs to the event loop it is created on."""
 
-    def __init__(self, model: OnnxModel, lanes: int, queue_max: int) -> None:
-        """`lanes` passes run at once; `queue_max` texts wait at most, more are refused."""
+    def __init__(
+        self,
+        model: OnnxModel,
+        threads: int,
+        queue_max: int,
+        emit: Emit = ignore,
+        stall_seconds_max: float = STALL_SECONDS_MAX,
+    ) -> None:
+        """`threads` passes run at once; at most `queue_max` texts wait, more are refused.
+
+        `emit` gets `EncoderLost` on the event loop and `OutOfMemory` from any thread.
+        """
+        self.bundle = model.bundle
         self._model = model
-        self._lanes = lanes
+        self._emit = model.emit = emit
         self._queue_max = queue_max
+        self._stall_seconds_max = stall_seconds_max
         self._batch_max = 1 if model.device == "cpu" else BATCH_MAX
-        self._window = model.bundle.encoder.window
+        self._window = model.bundle.manifest.encoder.window
         self._loop = asyncio.get_running_loop()
-        # Lanes tell the loop's time by it: uvloop's own clock is not to be read from another thread.
+        # For the loop's time in the threads: uvloop's own clock must not be read from another thread.
         self._ahead = self._loop.time() - monotonic()
         self._lock = Lock()
-        """Guards what follows: the event loop adds and removes, the lanes take."""
+        """Guards what follows: the event loop adds and removes, the threads take."""
         self._time = PassTime()
         self._queue: deque[_Work] = deque()
         self._running: set[_Work] = set()
-        self._free = lanes
-        """Lanes that wait; while there is one the queue is empty."""
-        self._closed = False
+        self._last_take = 0.0
+        """When a thread last started or ended a pass (the loop's clock)."""
+        self._failures = 0
+        """Failed passes in a row."""
+        self._refusal: Cause | None = None
+        """Why no text is accepted any more: ERROR once the GPU is lost, CLOSED when closed."""
+        self._free = threads
+        """Threads that wait; while there is one, the queue is empty."""
         self._handed: SimpleQueue[list[_Work]] = SimpleQueue()
-        """To lanes that wait; nothing is the sign to end."""
-        self._threads = [Thread(target=self._lane, name=f"encoder-{n}", daemon=True) for n in range(lanes)]
+        """To threads that wait; an empty list ends a thread."""
+        self._threads = [Thread(target=self._work, name=f"encoder-{n}", daemon=True) for n in range(threads)]
         for thread in self._threads:
             thread.start()
 
@@ -79,45 +140,47 @@ class Batcher:
         return len(self._queue)
 
     def describe(self) -> dict[str, str]:
-        """See `Encoder.describe`."""
-        bundle = self._model.bundle
+        """The bundle, provider, graph and threads, for the log and the metrics."""
         return {
-            "bundle": bundle.manifest.name,
-            "revision": bundle.revision,
+            "bundle": self.bundle.manifest.name,
+            "revision": self.bundle.revision,
             "provider": self._model.provider,
-            "graph": bundle.graph(self._model.device).name,
-            "lanes": str(self._lanes),
-            "texts_a_pass": str(self._batch_max),
+            "graph": self.bundle.graph(self._model.device).name,
+            "threads": str(len(self._threads)),
+            "texts_per_pass": str(self._batch_max),
         }
 
     async def encode(self, text: str, deadline: float) -> RawOutput:
-        """See `Encoder.encode`."""
+        """Encode `text` before `deadline` (the loop's clock, seconds); raises EncoderUnavailable.
+
+        Cancelling the call drops the queued work.
+        """
         work = _Work(text, units(len(text), self._window), deadline, self._loop.create_future())
         self._admit(work)
-        timer = self._loop.call_at(deadline, self._expire, work)
+        timer = self._loop.call_at(deadline, _fail, [work], Cause.DEADLINE)
         try:
             return await work.done
         finally:
             timer.cancel()
-            self._withdraw(work)  # its caller may have gone
+            with self._lock:
+                if work in self._queue:  # it is late, or its caller has gone
+                    self._queue.remove(work)
 
     async def close(self) -> None:
-        """See `Encoder.close`."""
-        with self._lock:
-            self._closed = True
-            unanswered = [*self._queue, *self._running]
-            self._queue.clear()
-        _fail(unanswered, Cause.CLOSED)
+        """Stop; queued work gets EncoderUnavailable(CLOSED)."""
+        self._refuse(Cause.CLOSED)
         for _ in self._threads:
             self._handed.put([])
         for thread in self._threads:
             await asyncio.to_thread(thread.join, CLOSE_SECONDS_MAX)
 
     def _admit(self, work: _Work) -> None:
-        """Hand the work to a free lane or queue it; EncoderUnavailable if it would not be done in time."""
+        """Hand the work to a free thread or queue it; EncoderUnavailable if it would not be done in time."""
+        if self._running and self._loop.time() - self._last_take > self._stall_seconds_max:
+            self._lose(f"no pass has ended for {self._stall_seconds_max:g} seconds")
         with self._lock:
-            if self._closed:
-                raise EncoderUnavailable(Cause.CLOSED)
+            if self._refusal is not None:
+                raise EncoderUnavailable(self._refusal)
             if self._free:
                 self._queue.append(work)
                 batch, late = self._take()
@@ -131,25 +194,31 @@ class Batcher:
                 self._queue.append(work)
 
     def _done_at(self, work: _Work) -> float:
-        """When the work would be done behind all that waits and half of what runs, at a slow pace."""
+        """When the work would be done after all that waits and half of what runs, if its pass is slow."""
         ahead = sum(each.units for each in self._queue) + sum(each.units for each in self._running) / 2
-        return self._loop.time() + self._time.mean * ahead / self._lanes + self._time.high * work.units
+        seconds = self._time.mean * ahead / len(self._threads) + self._time.high * work.units
+        return self._loop.time() + seconds
 
-    def _expire(self, work: _Work) -> None:
-        _fail([work], Cause.DEADLINE)
-        self._withdraw(work)
-
-    def _withdraw(self, work: _Work) -> None:
-        """Nobody waits for it any more."""
+    def _refuse(self, cause: Cause) -> None:
+        """Accept no more texts, and fail those that wait or run."""
         with self._lock:
-            if work in self._queue:
-                self._queue.remove(work)
+            self._refusal = cause
+            unanswered = [*self._queue, *self._running]
+            self._queue.clear()
+        _fail(unanswered, cause)
+
+    def _lose(self, reason: str) -> None:
+        """Report that the GPU is lost, if the model runs on one; on the event loop."""
+        if self._model.device == "cpu" or self._refusal is not None:
+            return
+        self._refuse(Cause.ERROR)
+        self._emit(EncoderLost(self.bundle.manifest.name, reason))
 
     def _take(self) -> tuple[list[_Work], list[_Work]]:
-        """The oldest work that can still be done in time, and what cannot; the very last is tried anyway."""
+        """The oldest work that can be done in time, and the work that cannot; the very last is tried."""
         batch: list[_Work] = []
         late: list[_Work] = []
-        now = monotonic() + self._ahead
+        self._last_take = now = monotonic() + self._ahead
         while self._queue and len(batch) < self._batch_max:
             work = self._queue.popleft()
             idle = not self._queue and not batch and not self._running
@@ -160,17 +229,17 @@ class Batcher:
         self._running.update(batch)
         return batch, late
 
-    def _lane(self) -> None:
-        """Run what is handed over and then what waits, until nothing is handed; in a thread of its own.
+    def _work(self) -> None:
+        """Run the work that is handed over and then the work that waits; in a thread of its own.
 
-        The lane takes its next work itself: through the event loop it would come a turn of the loop later.
+        A thread takes its next work itself: through the event loop it would come a turn later.
         """
         while batch := self._handed.get():
             while batch:
                 batch = self._pass(batch)
 
     def _pass(self, batch: list[_Work]) -> list[_Work]:
-        """Run a pass, tell the event loop, and give the next; what it held is gone while the lane waits."""
+        """Run a pass, report to the event loop, return the next; outputs are not kept while waiting."""
         started = perf_counter()
         outputs = self._run([work.text for work in batch])
         seconds = perf_counter() - started
@@ -184,16 +253,23 @@ class Batcher:
 
     def _run(self, texts: list[str]) -> list[RawOutput] | BaseException:
         try:
-            return self._model.run([self._model.framer.frame(text) for text in texts])
-        except BaseException as error:  # a panic in the tokenizer's Rust is no Exception
+            framed = [self._model.framer.frame(text) for text in texts]
+            try:
+                outputs = self._model.run(framed)
+            except BaseException:
+                self._failures += 1  # of the device; a text that cannot be framed is not its fault
+                raise
+        except BaseException as error:  # a panic in the tokenizer's Rust is not an Exception
             return error
+        self._failures = 0
+        return outputs
 
     def _done(
         self, batch: list[_Work], outputs: list[RawOutput] | BaseException, late: list[_Work], waits: bool
     ) -> None:
-        """A pass is done, and its lane may wait; on the event loop, where futures are resolved."""
+        """A pass is done, and its thread may wait; on the event loop, where futures are resolved."""
         if waits:
-            # Only here is the lane free: on a GPU all that has come by now shares the next pass.
+            # Only now is the thread free: on a GPU all texts that have come by now share the next pass.
             with self._lock:
                 following, more = self._take()
                 if following:
@@ -204,9 +280,9 @@ class Batcher:
         _fail(late, Cause.DEADLINE)
         if isinstance(outputs, BaseException):
             log.error("encoder.failed", exc_info=outputs)
-            # Whoever keeps the error does not keep what its frames hold: texts, and a session's memory.
-            traceback.clear_frames(outputs.__traceback__)
             _fail(batch, Cause.ERROR)
+            if self._failures >= FAILURES_MAX:
+                self._lose(f"{self._failures} passes in a row failed")
             return
         for work, output in zip(batch, outputs, strict=True):
             if not work.done.done():

@@ -1,53 +1,55 @@
 """From the encoder's raw outputs to calibrated signals.
 
-Pure. Calibration is the bundle's: one temperature for the domain head (Guo et al. 2017, section
+Pure. The calibration belongs to the bundle: one temperature per label head (Guo et al. 2017, section
 4.2) and a scale and shift for the difficulty logit (Platt 1999).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from semroute_extproc.encoder.bundle import Bundle
+if TYPE_CHECKING:
+    from semroute_extproc.encoder.bundle import Bundle
 
 FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class RawOutput:
-    """What one pass of the encoder gives for one text, before calibration."""
+    """The output of one pass for one text, before calibration."""
 
     embedding: FloatArray
-    """Shape (d,), L2-normalised."""
+    """Shape (d,), L2-normalized."""
     neighbours: FloatArray
-    """Shape (d,), L2-normalised: what clusters and neighbourhoods are found with. The embedding itself
-    where a bundle has no output `neighbour_embedding`."""
+    """Shape (d,), L2-normalized: used to find clusters and neighbors. Equals `embedding` if the graph has
+    no output `neighbour_embedding`."""
     domain_logits: FloatArray
     """Shape (14,)."""
     difficulty_logit: float
     task_logits: FloatArray | None
     """Shape (10,), or None if the bundle has no task head."""
     tokens: int
-    """Tokens of the whole text, special tokens left out; an estimate where `truncated`."""
+    """Tokens of the whole text without special tokens; an estimate if `truncated`."""
     truncated: bool
-    """The text did not fit the window: its head and tail were read."""
+    """The text did not fit the window: only its head and tail were read."""
     unk_share: float
-    """Share of the tokens read that the vocabulary does not know."""
+    """Share of the tokens read that are not in the vocabulary."""
 
 
 @dataclass(frozen=True, slots=True)
 class Signals:
-    """What the bundle says of one text."""
+    """What the bundle says about one text."""
 
     domain: str
     domain_probs: Mapping[str, float]
     domain_entropy: float
-    """Entropy of the domain distribution over its maximum, 0 (sure) to 1."""
+    """Entropy of the domain distribution over its maximum, 0 (certain) to 1."""
     difficulty: float
     """Calibrated probability that the strong model wins where the weak one does not."""
     unknown: bool
@@ -61,31 +63,31 @@ class Signals:
     """Cosine to the nearest centroid."""
     embedding: FloatArray | None = None
     neighbours: FloatArray | None = None
-    """What strategies with an artifact read; see `RawOutput`."""
+    """Input of strategies with an artifact; see `RawOutput`."""
     revision: str = ""
-    """Of the bundle that read the text; only artifacts of the same revision understand `neighbours`."""
+    """Of the bundle that read the text; `neighbours` fits only artifacts of the same revision."""
 
 
 def calibrate(bundle: Bundle, raw: RawOutput, language: str) -> Signals:
-    """Turn one raw output into signals with `bundle`'s calibration."""
-    domain = softmax(raw.domain_logits, bundle.domain.temperature)
-    logit = bundle.difficulty.scale * raw.difficulty_logit + bundle.difficulty.shift
+    """Turn one raw output into signals with the bundle's calibration."""
+    manifest = bundle.manifest
+    domain = softmax(raw.domain_logits, manifest.domain.temperature)
     similarity = float((bundle.centroids @ raw.neighbours).max())
     unknown = (
-        similarity < bundle.unknown.threshold
-        or raw.unk_share > bundle.unknown.unk_share_max
-        # A vocabulary may know a language's letters and nothing of what is written with them.
-        or language not in bundle.manifest.languages
+        similarity < manifest.unknown.threshold
+        or raw.unk_share > manifest.unknown.unk_share_max
+        # A vocabulary may contain a language's letters without the bundle being trained on the language.
+        or language not in manifest.languages
     )
     task_probs: dict[str, float] = {}
-    if bundle.task is not None and raw.task_logits is not None:
-        task = softmax(raw.task_logits, bundle.task.temperature)
-        task_probs = dict(zip(bundle.task.labels, task, strict=True))
+    if manifest.task is not None and raw.task_logits is not None:
+        task = softmax(raw.task_logits, manifest.task.temperature)
+        task_probs = dict(zip(manifest.task.labels, task, strict=True))
     return Signals(
-        domain=bundle.domain.labels[domain.index(max(domain))],
-        domain_probs=dict(zip(bundle.domain.labels, domain, strict=True)),
+        domain=manifest.domain.labels[domain.index(max(domain))],
+        domain_probs=dict(zip(manifest.domain.labels, domain, strict=True)),
         domain_entropy=entropy(domain),
-        difficulty=sigmoid(logit),
+        difficulty=sigmoid(manifest.difficulty.scale * raw.difficulty_logit + manifest.difficulty.shift),
         unknown=unknown,
         tokens=raw.tokens,
         truncated=raw.truncated,
@@ -95,14 +97,14 @@ def calibrate(bundle: Bundle, raw: RawOutput, language: str) -> Signals:
         similarity=similarity,
         embedding=raw.embedding,
         neighbours=raw.neighbours,
-        revision=bundle.revision,
+        revision=manifest.revision,
     )
 
 
 def softmax(logits: FloatArray, temperature: float = 1.0) -> list[float]:
     """Softmax of a short vector over its temperature, computed in float64.
 
-    In plain Python: for a dozen numbers that is a tenth of what the calls into NumPy cost.
+    In plain Python: for a dozen numbers that takes a tenth of the time of the NumPy calls.
     """
     scaled = [logit / temperature for logit in logits.tolist()]
     highest = max(scaled)
@@ -113,12 +115,14 @@ def softmax(logits: FloatArray, temperature: float = 1.0) -> list[float]:
 
 def sigmoid(x: float) -> float:
     """Logistic function that does not overflow."""
-    if x >= 0:
-        return 1.0 / (1.0 + math.exp(-x))
-    e = math.exp(x)
-    return e / (1.0 + e)
+    e = math.exp(-abs(x))
+    return 1.0 / (1.0 + e) if x >= 0 else e / (1.0 + e)
 
 
-def entropy(probabilities: Sequence[float]) -> float:
-    """Shannon entropy over its maximum log(n): 0 for a sure distribution, 1 for a uniform one."""
-    return -sum(p * math.log(p) for p in probabilities if p > 0) / math.log(len(probabilities))
+def entropy(probabilities: Collection[float]) -> float:
+    """Shannon entropy over its maximum log(n): 0 for a certain distribution, 1 for a uniform one.
+
+    0 for no probabilities, or a single one.
+    """
+    nats = -sum(p * math.log(p) for p in probabilities if p > 0)
+    return nats / math.log(max(len(probabilities), 2))

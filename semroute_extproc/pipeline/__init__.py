@@ -1,1 +1,1 @@
-"""From request bytes to an outcome: the pipeline, its model catalog and its shadow policies."""
+"""From request bytes to an outcome: the pipeline, its driver and the shadow policies."""

@@ -1,8 +1,8 @@
 """From request bytes to an outcome, in reading order.
 
-Three things may be awaited, within one deadline: the encoder, a judge where a policy asks for one, and
-the pool of a conversation where a Valkey is configured. Whatever goes wrong, the request gets an
-outcome: the default pool's answer is better than none.
+Three things may be awaited, within one deadline: the encoder, a judge that a policy asks for, and the
+pool of a conversation in a Valkey. Any failure still gives an outcome: the default pool's answer is
+better than none.
 """
 
 from __future__ import annotations
@@ -10,215 +10,149 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
-from time import perf_counter
+from collections.abc import Mapping
 
 import msgspec
 
-from semroute_extproc.config import models as config
+from semroute_extproc.config.models import Config
 from semroute_extproc.encoder.classifier import Classifier
-from semroute_extproc.envoy import replies as mutations
+from semroute_extproc.envoy import replies
 from semroute_extproc.envoy.exchange import Decide, too_large_answer
-from semroute_extproc.errors import BadBody, BodyTooLarge, EncoderUnavailable, UnsupportedEncoding
-from semroute_extproc.outcome import Answer, Cause, Kind, Outcome, Stage
-from semroute_extproc.pipeline.catalog import Catalog
+from semroute_extproc.errors import BadBody, BodyTooLarge, UnsupportedEncoding
+from semroute_extproc.events import Emit, Failed, ignore
+from semroute_extproc.outcome import Cause, Kind, Outcome
+from semroute_extproc.pipeline.driver import Driver, Stages
 from semroute_extproc.pipeline.shadows import Shadows
 from semroute_extproc.policy.constraints import NoCandidate
-from semroute_extproc.policy.context import Decision, Facts, JudgeWanted
-from semroute_extproc.policy.plan import Policy, Tried
-from semroute_extproc.policy.shadow import Shadow
+from semroute_extproc.policy.context import Decision, RoutingContext
+from semroute_extproc.policy.draw import draw_id, drawn
+from semroute_extproc.policy.plan import PolicyPlan
 from semroute_extproc.request import apis, edits, reasoning
 from semroute_extproc.request.encoding import decode_body
 from semroute_extproc.request.language import language_of
 from semroute_extproc.request.text import classified_text, estimate_tokens
 from semroute_extproc.request.view import Api, RequestHead, RequestView
-from semroute_extproc.state.controllers import Controllers, home
-from semroute_extproc.state.sessions import NO_KEYS
+from semroute_extproc.settings.pools import VirtualModel
+from semroute_extproc.state.controllers import ControllerState, home
+from semroute_extproc.state.sessions import NO_KEYS, Keys
 from semroute_extproc.state.shared_sessions import SharedSessions
 from semroute_extproc.strategies.judging.client import Judge
-from semroute_extproc.strategies.weighted import draw_id, drawn
 
 QUALITY_HEADER = "x-semroute-quality"
 """The client's trade-off for one request, 0 (cheapest) to 1 (best); anything else is ignored."""
 
-
 _NUMBER = re.compile(r"(?:[0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20})(?:[eE][-+]?[0-9]{1,3})?")
-"""Decimal figures alone: `float` takes a good deal more for a number."""
-_SPOKEN = {Kind.PASSTHROUGH: "passed through", Kind.FALLBACK: "fallback"}
-
-
-class Stages:
-    """The stages of one decision, timed."""
-
-    def __init__(self) -> None:
-        self._done: list[Stage] = []
-        self._started = self._last = perf_counter()
-
-    def mark(self, name: str) -> None:
-        """The stage `name` ends now."""
-        now = perf_counter()
-        self._done.append(Stage(name, (self._last - self._started) * 1e3, (now - self._last) * 1e3))
-        self._last = now
-
-    @property
-    def done(self) -> tuple[Stage, ...]:
-        """The stages so far."""
-        return tuple(self._done)
-
-    @property
-    def total_ms(self) -> float:
-        """Milliseconds since the start."""
-        return (perf_counter() - self._started) * 1e3
+"""Decimal digits only: `float` accepts much more."""
+_SPOKEN = {Kind.PASSTHROUGH: "passed through: ", Kind.FALLBACK: "fallback: "}
 
 
 class Pipeline:
-    """One generation of the configuration, ready to decide."""
+    """One config snapshot, ready to decide."""
 
     def __init__(
         self,
-        settings: config.Config,
-        policies: Mapping[str, Policy],
+        settings: Config,
+        plans: Mapping[str, PolicyPlan],
         classifier: Classifier,
-        on_error: Callable[[str], None],
+        emit: Emit = ignore,
         judges: Mapping[str, Judge] | None = None,
-        controllers: Controllers | None = None,
+        controllers: ControllerState | None = None,
         shared: SharedSessions | None = None,
-        on_shadow: Callable[[Shadow], None] = lambda _: None,
     ) -> None:
-        """`on_error` is told the request id while an exception that nobody expected is handled.
-
-        `judges` has one for each `judge` strategy, by its name. Without `controllers` nothing but the
-        request counts. `shared` holds the pools of conversations in other processes. `on_shadow` is
-        told what a shadow says later.
+        """`judges` has one per `judge` strategy, by name; `shared` has the conversations of other
+        processes. Emits `Failed` while an unexpected exception is handled, and `Shadowed`.
         """
         self.config = settings
-        self.catalog = Catalog(settings)
-        self._policies = policies
-        self._classifier = classifier
-        self._on_error = on_error
+        self._serving: dict[str, str] = {}
+        """Model to the pool that serves it; of several, the default pool or the first."""
+        for name in (settings.default_pool, *settings.pools):
+            self._serving.setdefault(settings.pools[name].model, name)
+        self.classifier = classifier
         self.judges = judges or {}
-        self._controllers = controllers
+        self._plans = plans
+        self._emit = emit
+        self._controllers = controllers or ControllerState()
         self._shared = shared
-        self._shadows = Shadows(settings, policies, self.judges, classifier, on_error, on_shadow)
+        self._driver = Driver(classifier, self.judges)
+        self._shadows = Shadows(settings, plans, self._driver, emit)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every model name a client may ask for, routed ones first."""
+        return (*self.config.models, *self._serving)
 
     async def decide(self, request: Decide) -> Outcome:
         """The outcome of a request whose body is complete, within the deadline; never raises."""
-        stages = Stages()
-        deadline = asyncio.get_running_loop().time() + self.config.server.deadline_ms / 1e3
+        stages = Stages(self.config.server.deadline_ms)
         body = b""
         try:
-            body = decode_body(
-                request.body,
-                request.head.headers.get("content-encoding", ""),
-                self.config.server.body_bytes_max,
-            )
-            return await self._route(request, body, stages, deadline)
+            encoding = request.head.headers.get("content-encoding", "")
+            body = decode_body(request.body, encoding, self.config.server.body_bytes_max)
+            return await self._route(request, body, stages)
         except BadBody as error:
             return self._default(Kind.PASSTHROUGH, error.cause, stages)
         except (BodyTooLarge, UnsupportedEncoding, NoCandidate) as error:
-            return self._reject(request, error, stages)
+            return _rejected(error, request.api, stages)
         except Exception:
-            self._on_error(request.head.request_id)
+            self._emit(Failed("decision.failed", request.head.request_id))
             return self._rescue(body, stages)
 
-    async def _route(self, request: Decide, body: bytes, stages: Stages, deadline: float) -> Outcome:
+    async def _route(self, request: Decide, body: bytes, stages: Stages) -> Outcome:
         model = apis.model_of(body)
-        if (pool := self.catalog.serving(model)) is not None:
+        if (pool := self._serving.get(model)) is not None:
             stages.mark("parse")
             return self._default(Kind.NAMED, Cause.NAMED_MODEL, stages, pool)
-        virtual = self.catalog.virtual.get(model)
+        virtual = self.config.models.get(model)
         if virtual is None:
             return self._default(Kind.PASSTHROUGH, Cause.UNKNOWN_MODEL if model else Cause.NO_MODEL, stages)
         view = apis.parse(request.api, body)
         text = classified_text(view.turns)
-        facts = _facts(request.head, view, text, virtual)
-        name = _policy_of(model, virtual, facts)
+        context = _context(request.head, view, text, virtual)
+        policy = _policy_of(model, virtual, context)
         stages.mark("parse")
-        keys, controllers = NO_KEYS, self._controllers
-        if controllers is not None and controllers.active:
-            keys = controllers.keys(request.head, view)
-            facts = await self._moment(facts, controllers, keys.find, deadline)
+        keys = NO_KEYS
+        if self._controllers.active:
+            keys = self._controllers.keys(request.head, view)
+            context = await self._with_state(context, keys, stages.deadline)
             stages.mark("controllers")
-
-        policy = self._policies[name]
-        tried: Tried = {}
-        decision = policy.decide(facts, tried)
-        stages.mark("policy")
-        if decision is None:
-            try:
-                if not text:
-                    raise EncoderUnavailable(Cause.NO_TEXT)
-                signals = await self._classifier.signals(text, facts.language, deadline)
-                facts = facts.with_signals(signals)
-            except EncoderUnavailable as error:
-                facts = facts.with_fallback(error.cause)
-            stages.mark("encode")
-            decision = policy.decide(facts, tried)
-            stages.mark("policy")
-        if isinstance(decision, JudgeWanted):
-            judgement = await self.judges[decision.strategy].ask(text, deadline)
-            facts = facts.with_judgement(decision.strategy, judgement)
-            stages.mark("judge")
-            decision = policy.decide(facts)
-            stages.mark("policy")
-        assert isinstance(decision, Decision), (
-            "a policy gave no decision although it had all there is. This is a bug."
-        )
-        outcome = self._outcome(request, body, facts, decision, name, text, stages)
-        session = ""
-        if controllers is not None and controllers.active:
-            session = controllers.decided(facts, decision, keys.keep, asyncio.get_running_loop().time())
-            if keys.keep and self._shared is not None and (pool := home(facts, decision)):
-                self._shared.keep(keys.keep, pool)
-        shadows = self._shadows.beside(name, facts, decision, text)
-        if session or shadows:
-            outcome = msgspec.structs.replace(outcome, session=session, shadows=shadows)
-        return outcome
-
-    async def _moment(self, facts: Facts, controllers: Controllers, key: str, deadline: float) -> Facts:
-        """The facts with what the controllers know of the moment and of the conversation."""
-        shared = await self._shared.find(key, deadline) if key and self._shared is not None else ""
-        now = asyncio.get_running_loop().time()
-        held = controllers.held(key, shared, facts.view, now)
-        return dataclasses.replace(facts, conditions=controllers.conditions(now), held=held)
-
-    def _outcome(
-        self,
-        request: Decide,
-        body: bytes,
-        facts: Facts,
-        decision: Decision,
-        name: str,
-        text: str,
-        stages: Stages,
-    ) -> Outcome:
-        pool = self.catalog.pools[decision.pool]
-        new = edits.set_members(body, self.members(facts.view, decision))
+        decision, context = await self._driver.decide(self._plans[policy], context, text, stages)
+        if policy != virtual.policy:
+            decision = dataclasses.replace(decision, canary=policy)
+        edited = edits.set_members(body, self.members(view, decision))
         stages.mark("edit")
-        return Outcome(
-            Kind.FALLBACK if decision.fallback else Kind.ROUTED,
-            decision.fallback or _cause(decision),
-            pool=decision.pool,
-            cluster=pool.cluster,
-            model=pool.model,
-            reason=decision.reason,
-            body=new,
-            decoded=body is not request.body,
-            decision=decision,
-            policy=name,
-            view=facts.view,
-            signals=facts.signals,
+        outcome = self._routed(context, decision, edited, stages)
+        session = self._learn(context, decision, keys)
+        shadows = await self._shadows.of(policy, context, decision, text)
+        return msgspec.structs.replace(
+            outcome,
+            policy=policy,
             text=text,
-            stages=stages.done,
-            total_ms=stages.total_ms,
+            decoded=body is not request.body,
+            session=session,
+            shadows=shadows,
         )
+
+    async def _with_state(self, context: RoutingContext, keys: Keys, deadline: float) -> RoutingContext:
+        """The context with the controllers' state and the conversation's pool."""
+        shared = ""
+        if keys.find and self._shared is not None:
+            shared = await self._shared.find(keys.find, deadline)
+        now = asyncio.get_running_loop().time()
+        held = self._controllers.held(keys.find, shared, context.view, now)
+        return dataclasses.replace(context, conditions=self._controllers.conditions(now), held=held)
+
+    def _learn(self, context: RoutingContext, decision: Decision, keys: Keys) -> str:
+        """Tell the controllers about a live decision; returns the effect of the conversation's pool."""
+        if keys.keep and self._shared is not None and (pool := home(context, decision)):
+            self._shared.keep(keys.keep, pool)
+        return self._controllers.decided(context, decision, keys.keep, asyncio.get_running_loop().time())
 
     def members(self, view: RequestView, decision: Decision) -> dict[tuple[str, ...], object]:
         """The members of the body that a decision sets: the model, and the reasoning switch.
 
-        The switch is only written where the client set none itself, or where the policy overrides it.
+        A switch that the client set stays, unless the policy overrides it.
         """
-        pool = self.catalog.pools[decision.pool]
+        pool = self.config.pools[decision.pool]
         members: dict[tuple[str, ...], object] = {("model",): pool.model}
         effort = decision.reasoning
         if effort is not None and decision.override:
@@ -227,87 +161,80 @@ class Pipeline:
             members.update(reasoning.switch(pool.reasoning, view.api, effort))
         return members
 
-    def _default(self, kind: Kind, cause: Cause, stages: Stages, pool: str = "") -> Outcome:
-        """To a pool with the body untouched: the default pool unless one was named."""
-        name = pool or self.catalog.default_pool
+    def _routed(self, context: RoutingContext, decision: Decision, body: bytes, stages: Stages) -> Outcome:
+        cause = Cause.RULE if decision.rule else Cause.STRATEGY if decision.strategy else Cause.POOL
+        pool = self.config.pools[decision.pool]
+        return Outcome(
+            Kind.FALLBACK if decision.fallback else Kind.ROUTED,
+            decision.fallback or cause,
+            pool=decision.pool,
+            cluster=pool.cluster,
+            model=pool.model,
+            reason=decision.reason,
+            body=body,
+            decision=decision,
+            view=context.view,
+            signals=context.signals,
+            **stages.times,
+        )
+
+    def _default(self, kind: Kind, cause: Cause, stages: Stages, name: str = "") -> Outcome:
+        """To the default pool, unless one was named, with the body untouched."""
+        name = name or self.config.default_pool
+        pool = self.config.pools[name]
         return Outcome(
             kind,
             cause,
             pool=name,
-            cluster=self.catalog.pools[name].cluster,
-            model=self.catalog.pools[name].model if kind is Kind.NAMED else "",
-            reason=cause.words if kind is Kind.NAMED else f"{_SPOKEN[kind]}: {cause.words}",
-            stages=stages.done,
-            total_ms=stages.total_ms,
+            cluster=pool.cluster,
+            model=pool.model if kind is Kind.NAMED else "",
+            reason=_SPOKEN.get(kind, "") + cause.words,
+            **stages.times,
         )
 
     def _rescue(self, body: bytes, stages: Stages) -> Outcome:
         """To the default pool, under its model's own name if the body can still be edited."""
         outcome = self._default(Kind.FALLBACK, Cause.INTERNAL_ERROR, stages)
-        pool = self.catalog.pools[outcome.pool]
+        model = self.config.pools[outcome.pool].model
         try:
-            edited = edits.set_members(body, {("model",): pool.model})
+            edited = edits.set_members(body, {("model",): model})
         except Exception:
             return outcome
-        return msgspec.structs.replace(outcome, body=edited, decoded=True, model=pool.model)
-
-    def _reject(self, request: Decide, error: Exception, stages: Stages) -> Outcome:
-        cause, answer = _rejection(error, request.api)
-        return Outcome(
-            Kind.REJECTED,
-            cause,
-            # The client is told which encoding it sent; a log repeats no header.
-            reason=cause.words if isinstance(error, UnsupportedEncoding) else str(error),
-            answer=answer,
-            stages=stages.done,
-            total_ms=stages.total_ms,
-        )
+        return msgspec.structs.replace(outcome, body=edited, decoded=True, model=model)
 
 
-def _facts(head: RequestHead, view: RequestView, text: str, virtual: config.VirtualModel) -> Facts:
+def _context(head: RequestHead, view: RequestView, text: str, virtual: VirtualModel) -> RoutingContext:
+    asked = head.headers.get(QUALITY_HEADER, "")
+    quality = float(asked) if _NUMBER.fullmatch(asked) else None
     language = language_of(text)
-    asked = _quality(head.headers.get(QUALITY_HEADER, ""))
-    return Facts(
+    return RoutingContext(
         head=head,
         view=view,
         language=language,
         prompt_tokens=estimate_tokens(view.characters, language),
-        quality=virtual.quality if asked is None else asked,
+        quality=virtual.quality if quality is None or quality > 1.0 else quality,
     )
 
 
-def _cause(decision: Decision) -> Cause:
-    """What decided."""
-    if decision.rule:
-        return Cause.RULE
-    return Cause.STRATEGY if decision.strategy else Cause.POOL
-
-
-def _policy_of(model: str, virtual: config.VirtualModel, facts: Facts) -> str:
-    """The policy that decides: a canary's share of the requests goes to it."""
+def _policy_of(model: str, virtual: VirtualModel, context: RoutingContext) -> str:
+    """The policy that decides: the model's, or a canary for its share of the requests."""
     if not virtual.canary:
         return virtual.policy
     rest = max(1.0 - sum(virtual.canary.values()), 0.0)
-    return drawn({**virtual.canary, virtual.policy: rest}, model, draw_id(facts))
+    return drawn({**virtual.canary, virtual.policy: rest}, model, draw_id(context))
 
 
-def _quality(value: str) -> float | None:
-    if not _NUMBER.fullmatch(value):
-        return None
-    quality = float(value)
-    return quality if quality <= 1.0 else None
-
-
-def _rejection(error: Exception, api: Api) -> tuple[Cause, Answer]:
-    anthropic = api is Api.MESSAGES
+def _rejected(error: BodyTooLarge | UnsupportedEncoding | NoCandidate, api: Api, stages: Stages) -> Outcome:
+    reason, anthropic = str(error), api is Api.MESSAGES
     match error:
         case BodyTooLarge():
-            return Cause.BODY_TOO_LARGE, too_large_answer(error.limit, api)
+            cause, answer = Cause.BODY_TOO_LARGE, too_large_answer(error.limit, api)
         case UnsupportedEncoding():
-            return Cause.UNSUPPORTED_ENCODING, mutations.error_answer(
-                415, "invalid_request_error", "unsupported_content_encoding", f"{error}.", anthropic
-            )
+            cause, code = Cause.UNSUPPORTED_ENCODING, "unsupported_content_encoding"
+            answer = replies.error_answer(415, "invalid_request_error", code, f"{error}.", anthropic)
+            # The answer names the client's encoding; logs repeat no header.
+            reason = cause.words
         case _:
-            return Cause.NO_POOL, mutations.error_answer(
-                400, "invalid_request_error", "no_pool_for_request", f"{error}.", anthropic
-            )
+            cause, code = Cause.NO_POOL, "no_pool_for_request"
+            answer = replies.error_answer(400, "invalid_request_error", code, f"{error}.", anthropic)
+    return Outcome(Kind.REJECTED, cause, reason=reason, answer=answer, **stages.times)

@@ -1,99 +1,94 @@
-"""Runs the shadows of a live decision, at once where they can be, and else later or not at all."""
+"""Runs the shadows of a live decision: at once if they need nothing more, else later or not at all."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 
-from semroute_extproc.config import models as config
-from semroute_extproc.encoder.classifier import Classifier
-from semroute_extproc.errors import EncoderUnavailable
-from semroute_extproc.policy.context import Decision, Facts, JudgeWanted
-from semroute_extproc.policy.plan import Policy
+from semroute_extproc.config.models import Config
+from semroute_extproc.events import Emit, Failed, Shadowed
+from semroute_extproc.pipeline.driver import Driver, Stages
+from semroute_extproc.policy.constraints import NoCandidate
+from semroute_extproc.policy.context import Decision, RoutingContext
+from semroute_extproc.policy.draw import draw_id, unit_interval
+from semroute_extproc.policy.plan import PolicyPlan
 from semroute_extproc.policy.shadow import Agreement, Shadow, compare
-from semroute_extproc.strategies.judging.client import Judge
-from semroute_extproc.strategies.weighted import draw_id, unit_interval
 
 PASSES_MAX = 32
-"""Encoder passes for shadows alone that may be under way; more are left out, and stay undecided."""
+"""Concurrent encoder passes for shadows alone; beyond that, shadows stay undecided."""
 
 
 class Shadows:
-    """The policies beside the live ones."""
+    """The shadows of every policy; a failure in one affects nothing else."""
 
-    def __init__(
-        self,
-        settings: config.Config,
-        policies: Mapping[str, Policy],
-        judges: Mapping[str, Judge],
-        classifier: Classifier,
-        on_error: Callable[[str], None],
-        tell: Callable[[Shadow], None],
-    ) -> None:
-        """`tell` takes what is decided after the request has gone; `on_error` as in `Pipeline`."""
+    def __init__(self, settings: Config, plans: Mapping[str, PolicyPlan], driver: Driver, emit: Emit) -> None:
         self._config = settings
-        self._policies = policies
-        self._judges = judges
-        self._classifier = classifier
-        self._on_error = on_error
-        self._tell = tell
+        self._plans = plans
+        self._driver = driver
+        self._emit = emit
         self._passes: set[asyncio.Task[None]] = set()
 
-    def beside(self, name: str, facts: Facts, live: Decision, text: str) -> tuple[Shadow, ...]:
-        """What the shadows of the policy `name` say, from what the live decision was made of.
+    async def of(self, policy: str, context: RoutingContext, live: Decision, text: str) -> tuple[Shadow, ...]:
+        """The shadows of a live policy, from the context of its decision; waits for nothing.
 
-        A shadow that lacks signals or a judgement is undecided, unless the request is in the share that
-        is encoded for shadows: then it is left out here, and told when that is done.
+        Shadows that lack signals or a judgement are undecided, unless the request is in the share that
+        is encoded for shadows: then they are left out and emitted as `Shadowed` later.
         """
-        settings = self._config.policies[name]
+        settings = self._config.policies[policy]
         if not settings.shadow:
             return ()
-        shadows = tuple(self._ask(name, shadow, facts, live) for shadow in settings.shadow)
-        undecided = [shadow.shadow for shadow in shadows if shadow.agreement is Agreement.UNDECIDED]
-        if not undecided or facts.fallback or not text:
-            return shadows
+        # The comparison is about the request, not about the conversation's pool.
+        context = dataclasses.replace(context, held=None)
+        shadows = [await self._ask(policy, name, context, live) for name in settings.shadow]
+        undecided = [each.shadow for each in shadows if each.agreement is Agreement.UNDECIDED]
         if (
-            unit_interval("shadow", name, draw_id(facts)) >= settings.shadow_share
+            not undecided
+            or context.fallback
+            or not text
+            or unit_interval("shadow", policy, draw_id(context)) >= settings.shadow_share
             or len(self._passes) >= PASSES_MAX
         ):
-            return shadows
-        pass_ = asyncio.get_running_loop().create_task(self._ask_later(name, undecided, facts, live, text))
+            return tuple(shadows)
+        pass_ = asyncio.create_task(self._ask_later(policy, undecided, context, live, text))
         self._passes.add(pass_)
         pass_.add_done_callback(self._passes.discard)
-        return tuple(shadow for shadow in shadows if shadow.shadow not in undecided)
+        return tuple(each for each in shadows if each.shadow not in undecided)
 
-    def _ask(self, name: str, shadow: str, facts: Facts, live: Decision) -> Shadow:
-        def failed() -> None:
-            self._on_error(facts.head.request_id)
-
-        def decide(facts: Facts) -> Decision | None:
-            decision = self._policies[shadow].decide(facts)
-            return decision if isinstance(decision, Decision) else None
-
-        return compare(name, shadow, decide, facts, live, failed)
+    async def _ask(
+        self,
+        policy: str,
+        shadow: str,
+        context: RoutingContext,
+        live: Decision,
+        later: tuple[str, Stages] | None = None,
+    ) -> Shadow:
+        """The decision of one shadow; its judge is asked only `later`, about a text and with a deadline."""
+        plan, decision = self._plans[shadow], None
+        try:
+            if later is not None:
+                decision, _ = await self._driver.decide(plan, context, *later)
+            else:
+                decision = plan.decide_now(context)
+        except NoCandidate:
+            pass
+        except Exception:
+            self._emit(Failed("decision.failed", context.head.request_id))
+            return Shadow(policy, shadow, Agreement.ERROR)
+        return compare(policy, shadow, decision, live)
 
     async def _ask_later(
-        self, name: str, shadows: list[str], facts: Facts, live: Decision, text: str
+        self, policy: str, shadows: Sequence[str], context: RoutingContext, live: Decision, text: str
     ) -> None:
-        deadline = asyncio.get_running_loop().time() + self._config.server.deadline_ms / 1e3
-        # Without signals they stay undecided: a shadow has no fallback of its own.
-        if facts.signals is None:
-            try:
-                facts = facts.with_signals(await self._classifier.signals(text, facts.language, deadline))
-            except EncoderUnavailable:
-                pass
-            except Exception:
-                self._on_error(facts.head.request_id)
-        for shadow in shadows:
-            judged = await self._judged(shadow, facts, text, deadline)
-            self._tell(self._ask(name, shadow, judged, live))
-
-    async def _judged(self, shadow: str, facts: Facts, text: str, deadline: float) -> Facts:
-        """The facts with a judgement, if that is what a shadow wants."""
+        stages = Stages(self._config.server.deadline_ms)
         try:
-            wanted = self._policies[shadow].decide(facts)
+            if context.signals is None:
+                context = await self._driver.read(context, text, stages.deadline)
         except Exception:
-            return facts  # `compare` meets it again, and tells.
-        if not isinstance(wanted, JudgeWanted):
-            return facts
-        return facts.with_judgement(wanted.strategy, await self._judges[wanted.strategy].ask(text, deadline))
+            self._emit(Failed("decision.failed", context.head.request_id))
+        for shadow in shadows:
+            # A shadow has no fallback: without signals it is undecided.
+            found = compare(policy, shadow, None, live)
+            if context.signals is not None:
+                found = await self._ask(policy, shadow, context, live, (text, stages))
+            self._emit(Shadowed(found))

@@ -1,7 +1,4 @@
-"""What a policy looks at and what it gives.
-
-Pure.
-"""
+"""What a policy and its strategies see of a request, and what they return. Pure."""
 
 from __future__ import annotations
 
@@ -9,35 +6,34 @@ import dataclasses
 import enum
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from semroute_extproc.config.models import Effort, Pool
 from semroute_extproc.encoder.signals import Signals
 from semroute_extproc.outcome import Cause
 from semroute_extproc.request.view import RequestHead, RequestView
+from semroute_extproc.settings.base import Effort
+from semroute_extproc.settings.pools import Pool
 
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What is known of the moment rather than of the request: a snapshot that the controllers take."""
+    """A snapshot of the controllers' state."""
 
     pressure: Mapping[str, float] = field(default_factory=dict)
-    """Pool to how pressed it is, 0 (quiet) to 1 (full); a pool that is not there is quiet or unknown."""
-    leaning: Mapping[str, float] = field(default_factory=dict)
-    """Strategy to what its budget adds to the log-odds of the strong share; absent is 0."""
+    """Pool to pressure, 0 (quiet) to 1 (full); a missing pool is quiet or unknown."""
+    bias: Mapping[str, float] = field(default_factory=dict)
+    """Strategy to what its budget adds to the log-odds of the strong share; a missing one has 0."""
     floor: float = 0.0
-    """Strong share that pressure on the strong pool leaves at least."""
     ceiling: float | None = None
-    """Strong share up to which pressure on the weak pool may push; None: it never pushes up."""
+    """Range of the strong share that pressure may cause; without a ceiling it never raises the share."""
 
 
 class Lock(enum.StrEnum):
-    """What forbids a conversation to change its pool."""
+    """Why a conversation must not change its pool: for STATEFUL, the pool stores its earlier turns."""
 
     NONE = ""
     TOOL_LOOP = "tool loop"
-    """The model is in the middle of its work."""
     STATEFUL = "state on the server"
-    """The conversation so far is with the pool that answered last (`previous_response_id`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,109 +43,107 @@ class Held:
     pool: str
     lock: Lock = Lock.NONE
     margin: float = 0.0
-    """The part (0..1) of the reference traffic above the threshold that does not move it up."""
+    """Part (0..1) of the reference traffic above the threshold that does not move the conversation up."""
     strategies: Collection[str] | None = None
-    """Strategies whose choices it holds against; None for all."""
+    """Strategies whose choices may be overruled; None for all."""
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What came of asking a judge."""
+    """The result of asking a judge."""
 
     score: float | None
-    """Probability that the strong model wins; None if there is no answer."""
+    """Probability that the strong model wins; None without an answer."""
     result: str
     """`ok`, `cache`, `timeout`, `breaker`, `busy`, `connection`, `http`, `unparsable` or `error`."""
 
 
 @dataclass(frozen=True, slots=True)
-class JudgeWanted:
-    """No decision yet: it takes the judgement of a strategy's judge."""
-
-    strategy: str
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """Everything known of one request when it is decided."""
+class RoutingContext:
+    """Everything known about one request when it is decided."""
 
     head: RequestHead
     view: RequestView
     language: str
     prompt_tokens: int
-    """Estimate of the whole prompt, system prompt and tool declarations included."""
+    """Estimate for the whole prompt, with system prompt and tool declarations."""
     quality: float | None = None
-    """The trade-off asked for by the client or by the model's entry, 0 (cheapest) to 1 (best)."""
+    """Trade-off set by the client or by the model's entry, 0 (cheapest) to 1 (best)."""
     signals: Signals | None = None
     fallback: Cause | None = None
-    """Why there will be no signals: `deadline`, `overloaded`, `error`, `closed`, `no_text`; None if they
-    may come."""
+    """Why there will be no signals; None if they are there or may be asked for."""
     conditions: Conditions = field(default_factory=Conditions)
     judgements: Mapping[str, Judgement] = field(default_factory=dict)
-    """Strategy to what its judge said, where it was asked."""
-    leaning: float = 0.0
-    """`conditions.leaning` of the strategy that is asked; the policy fills it in."""
+    """By strategy."""
+    bias: float = 0.0
+    """`conditions.bias` of the strategy that chooses; set by the policy."""
     held: Held | None = None
-    """The pool the conversation is in, if it is known."""
 
     @property
-    def promised(self) -> bool:
-        """The trade-off asked for is one of its ends: that is a promise, whatever the score."""
+    def hard_preference(self) -> bool:
+        """The quality is 0 or 1: the cheapest or the best pool, whatever the score."""
         return self.quality is not None and not 0.0 < self.quality < 1.0
 
-    def with_signals(self, signals: Signals) -> Facts:
-        """The same facts with the encoder's signals."""
-        return dataclasses.replace(self, signals=signals)
-
-    def with_judgement(self, strategy: str, judgement: Judgement) -> Facts:
-        """The same facts with what a strategy's judge said."""
+    def with_judgement(self, strategy: str, judgement: Judgement) -> RoutingContext:
+        """The same with the judgement of a strategy's judge."""
         return dataclasses.replace(self, judgements={**self.judgements, strategy: judgement})
-
-    def with_fallback(self, reason: Cause) -> Facts:
-        """The same facts, and no signals will come."""
-        return dataclasses.replace(self, fallback=reason)
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """The pools that could answer a request, and why the others could not."""
+    """The pools that can serve a request."""
 
     pools: Mapping[str, Pool]
-    """In the order in which they stand in for a pool that could not answer: the default pool first."""
+    """In the order in which they replace an excluded pool: the default pool first."""
     excluded: Mapping[str, str] = field(default_factory=dict)
-    """Pool to the constraint that removed it."""
+    """Other pools, and what the request needs that they lack."""
 
     def first_of(self, *preferred: str) -> str:
-        """The first of `preferred` that could answer, else the first pool that could."""
+        """The first of `preferred` that is a candidate, else the first candidate."""
         return next((name for name in preferred if name in self.pools), next(iter(self.pools)))
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What a strategy picks."""
+    """A strategy's choice."""
 
     pool: str
-    """What it wants; the policy finds a stand-in if that pool could not answer."""
+    """Not necessarily a candidate; then the first possible one of `stand_ins` replaces it."""
     reason: str
     stand_ins: tuple[str, ...] = ()
-    """What it would take instead, best first."""
     score: float | None = None
     threshold: float | None = None
     share: float | None = None
-    """The strong share in force, where controllers moved it."""
+    """The strong share, where controllers changed it."""
     rise: float | None = None
-    """How far the score is beyond the threshold, if it calls for the strong pool: the part (0..1) of the
-    reference traffic above the threshold that it leaves behind. Else None."""
+    """If the score calls for the strong pool: the part (0..1) of the reference traffic above the
+    threshold with a lower score. Else None."""
     moved: tuple[tuple[str, str], ...] = ()
-    """Controllers that moved the trade-off, and in words how."""
+    """Controllers that changed the trade-off, and how, in words."""
+
+
+class Strategy(Protocol):
+    """Chooses one of the candidate pools."""
+
+    needs_signals: bool
+    hard_preferences: bool
+    """It knows the cheapest and the best pool, so a quality of 0 or 1 holds even without signals."""
+
+    def wants_judgement(self, context: RoutingContext) -> bool:
+        """Whether to ask this strategy's judge first; False once the context has its judgement."""
+        return False
+
+    def choose(self, context: RoutingContext, candidates: Candidates) -> Choice:
+        """Choose; if `needs_signals`, they are missing only for a hard preference that is to be kept."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class TraceStep:
-    """One step of the way to a decision, for people."""
+    """One step towards a decision, for people."""
 
     what: str
-    """`constraint`, `rule`, `canary`, `strategy`, `controller` or `reasoning`."""
+    """`constraint`, `rule`, `judge`, `strategy`, `controller` or `reasoning`."""
     name: str
     result: str
 
@@ -165,19 +159,17 @@ class Decision:
     strategy: str = ""
     reasoning: Effort | None = None
     score: float | None = None
-    """What the strategy compared, the difficulty for `threshold`."""
     threshold: float | None = None
-    """What the score was compared with."""
     fallback: Cause | None = None
-    """Why the decision was made without the encoder although it was wanted; None if it was not."""
+    """Why the needed signals were missing; None if they were not."""
     judge: str = ""
-    """What came of asking the strategy's judge, a `Judgement.result`; empty if it was not asked."""
+    """`Judgement.result`; empty if no judge was asked."""
     override: bool = False
-    """`reasoning` replaces what the client asked for."""
+    """`reasoning` replaces the client's own setting."""
     share: float | None = None
-    """The strong share in force, where controllers moved it."""
+    """See `Choice`."""
     session: str = ""
-    """What the conversation's pool had to do with it: `locked`, `kept` or `moved`; empty if nothing."""
+    """Effect of the conversation's pool: `locked`, `kept` or `moved`; empty for none."""
     canary: str = ""
-    """The strategy that drew `strategy` by weight."""
+    """The policy, if a model's canary drew it."""
     trace: tuple[TraceStep, ...] = ()

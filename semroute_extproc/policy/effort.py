@@ -1,13 +1,14 @@
-"""Reasoning effort by difficulty.
+"""Reasoning effort by difficulty. Pure.
 
-Pure. The vLLM Semantic Router (arXiv 2510.08731) switches reasoning on by domain; here the effort
+The vLLM Semantic Router (arXiv 2510.08731) switches reasoning on by domain; here the effort
 follows the calibrated difficulty, band by band.
 """
 
 from __future__ import annotations
 
-from semroute_extproc.config.models import Effort, Reasoning
-from semroute_extproc.policy.context import Facts
+from semroute_extproc.policy.context import RoutingContext
+from semroute_extproc.settings.base import Effort
+from semroute_extproc.settings.policies import Reasoning
 
 
 def needs_signals(reasoning: Reasoning | None) -> bool:
@@ -15,15 +16,15 @@ def needs_signals(reasoning: Reasoning | None) -> bool:
     return reasoning is not None and reasoning.bands is not None
 
 
-def effort_of(reasoning: Reasoning, facts: Facts) -> tuple[Effort | None, str]:
-    """The effort to ask for, and in words why.
+def effort_of(reasoning: Reasoning, context: RoutingContext) -> tuple[Effort | None, str]:
+    """The effort to ask for, and why, in words.
 
-    A text that the bundle does not know counts as the hardest. None if bands are asked for and
-    there are no signals: the model's own default is then better than a guess.
+    A text that the bundle does not know counts as the hardest. Without signals, bands give None: the
+    model's own default is better than a guess.
     """
     if reasoning.bands is None:
         return reasoning.effort, "as configured"
-    signals = facts.signals
+    signals = context.signals
     if signals is None:
         return None, "no signals, no effort"
     if signals.unknown:

@@ -1,167 +1,173 @@
-"""Policy: constraints, then rules, then the strategy among what is left.
+"""A compiled policy: constraints, then rules, then a strategy among the pools that are left. Pure.
 
-Pure.
-
-    decision       what a policy looks at and what it gives
-    constraints    which pools could answer at all
-    rules          CEL conditions
-    strategies     from settings to strategies
-    pair, cutoff   weak or strong by one score; what these share:
-    threshold        by difficulty
-    similarity       by labelled prompts like this one
-    factorization    by vectors of models and prompts
-    judge          weak or strong by the score of a model that the pipeline asks
-    clusters       the least error plus price by profiles, any number of pools
-    intent         experts by domain or task, a generalist for the unsure
-    weighted       fixed, weighted and canaries
-    effort         reasoning effort by difficulty
-    session        a conversation keeps its pool
-    shadow         policies beside the live one
+A decision is a generator. It yields what it needs and is sent a context that has it, or, for signals,
+the reason why there are none (`fallback`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
 
-from semroute_extproc.config import models as cfg
-from semroute_extproc.encoder.bundle import Manifest
 from semroute_extproc.policy import effort
-from semroute_extproc.policy.constraints import candidates as candidates_of
-from semroute_extproc.policy.context import Candidates, Choice, Decision, Facts, Held, JudgeWanted, TraceStep
+from semroute_extproc.policy.constraints import candidates
+from semroute_extproc.policy.context import (
+    Candidates,
+    Choice,
+    Decision,
+    Held,
+    RoutingContext,
+    Strategy,
+    TraceStep,
+)
 from semroute_extproc.policy.rules import CompiledRule, RuleError
 from semroute_extproc.policy.stickiness import holding, keeps
-from semroute_extproc.strategies.judge import Judge
-from semroute_extproc.strategies.registry import NO_MATERIAL, Material, Strategy, compile_strategies
-from semroute_extproc.strategies.weighted import Canary
-
-Tried = dict[str, tuple[bool, str]]
-"""Rule to whether it applied, and in words why or why not."""
+from semroute_extproc.settings.base import Problem
+from semroute_extproc.settings.policies import Policy, Target
+from semroute_extproc.settings.pools import Pool
 
 
-class Policy:
+@dataclass(frozen=True, slots=True)
+class SignalsWanted:
+    """The decision needs the encoder's signals."""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgementWanted:
+    """The decision needs the judgement of a strategy's judge."""
+
+    strategy: str
+
+
+Wanted = SignalsWanted | JudgementWanted
+Deciding = Generator[Wanted, RoutingContext, Decision]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyPlan:
     """One compiled policy."""
 
-    def __init__(
-        self,
-        config: cfg.Config,
-        rules: list[CompiledRule],
-        otherwise: cfg.Target,
-        strategies: Mapping[str, Strategy | Canary],
-    ) -> None:
-        self._pools = config.pools
-        self._default_pool = config.default_pool
-        self._rules = rules
-        self._otherwise = otherwise
-        self._strategies = strategies
+    pools: Mapping[str, Pool]
+    default_pool: str
+    rules: Sequence[CompiledRule]
+    otherwise: Target
+    strategies: Mapping[str, Strategy]
 
-    def decide(self, facts: Facts, tried: Tried | None = None) -> Decision | JudgeWanted | None:
-        """The decision; None if it takes signals that `facts` does not have yet, JudgeWanted if it takes
-        a judgement.
+    def decide(self, context: RoutingContext) -> Deciding:
+        """Decide one request; raises NoCandidate.
 
-        With `facts.fallback` set there is always a decision: rules that need no signals still
-        hold, so do promises (a quality of 0 or 1), and what else would have needed them goes to the
-        default pool. `tried` keeps what became
-        of those rules for the second look at the same request, once its signals are there.
-        Raises NoCandidate.
+        With `context.fallback`, rules that need no signals and hard preferences (quality 0 or 1) still
+        hold, and the default pool gets the rest.
         """
-        tried = {} if tried is None else tried
-        candidates = candidates_of(self._pools, self._default_pool, facts)
-        trace = [TraceStep("constraint", pool, f"needs {why}") for pool, why in candidates.excluded.items()]
-        for compiled in self._rules:
-            if compiled.needs_signals and facts.signals is None:
-                if not facts.fallback:
-                    return None
-                trace.append(TraceStep("rule", compiled.rule.name, "skipped: no signals"))
+        return (yield from _Run(self, context).decide())
+
+    def decide_now(self, context: RoutingContext) -> Decision | None:
+        """The decision from what is in `context`; None if that is not enough. Raises NoCandidate."""
+        try:
+            next(self.decide(context))
+        except StopIteration as end:
+            decision: Decision = end.value
+            return decision
+        return None
+
+
+class _Run:
+    """One decision in progress."""
+
+    def __init__(self, plan: PolicyPlan, context: RoutingContext) -> None:
+        self._plan, self._context = plan, context
+        self._candidates = candidates(plan.pools, plan.default_pool, context)
+        excluded = self._candidates.excluded.items()
+        self._trace = [TraceStep("constraint", pool, f"needs {why}") for pool, why in excluded]
+
+    def decide(self) -> Deciding:
+        for rule in self._plan.rules:
+            if rule.needs_signals and not (yield from self._signals()):
+                self._note("rule", rule.name, "skipped: no signals")
                 continue
-            verdict = None if compiled.needs_signals else tried.get(compiled.rule.name)
-            if verdict is None:
-                verdict = tried[compiled.rule.name] = _evaluate(compiled, facts, candidates)
-            matched, result = verdict
-            trace.append(TraceStep("rule", compiled.rule.name, result))
+            matched, result = rule.evaluate(self._context, self._candidates)
+            self._note("rule", rule.name, result)
             if matched:
-                return self._to(compiled.rule, facts, candidates, trace, rule=compiled.rule.name)
-        return self._to(self._otherwise, facts, candidates, trace)
+                return (yield from self._to(rule.target, rule.name))
+        return (yield from self._to(self._plan.otherwise))
 
-    def _to(
-        self, target: cfg.Target, facts: Facts, candidates: Candidates, trace: list[TraceStep], rule: str = ""
-    ) -> Decision | JudgeWanted | None:
-        if effort.needs_signals(target.reasoning) and facts.signals is None and not facts.fallback:
-            return None
+    def _note(self, what: str, name: str, result: str) -> None:
+        self._trace.append(TraceStep(what, name, result))
+
+    def _signals(self) -> Generator[Wanted, RoutingContext, bool]:
+        """Whether there are signals; asks for them unless it is known that there are none."""
+        if self._context.signals is None and self._context.fallback is None:
+            self._context = yield SignalsWanted()
+        return self._context.signals is not None
+
+    def _to(self, target: Target, rule: str = "") -> Deciding:
+        if effort.needs_signals(target.reasoning):
+            yield from self._signals()
         prefix = f"rule {rule}" if rule else ""
-        if target.pool is not None:
-            pool, reason = _available(Choice(target.pool, prefix or f"always {target.pool}"), candidates)
-            decision = Decision(pool, reason)
+        if target.strategy is not None:
+            decision = yield from self._by_strategy(target.strategy)
+            reason = f"{prefix}: {decision.reason}" if prefix and not decision.fallback else decision.reason
         else:
-            assert target.strategy is not None
-            chosen = self._by_strategy(target.strategy, facts, candidates, trace)
-            if not isinstance(chosen, Decision):
-                return chosen
-            decision = chosen
-            if prefix and not decision.fallback:
-                decision = dataclasses.replace(decision, reason=f"{prefix}: {decision.reason}")
+            assert target.pool is not None
+            choice = Choice(target.pool, prefix or f"always {target.pool}")
+            pool, reason = _available(choice, self._candidates)
+            decision = Decision(pool, reason)
+        wanted = None
         if target.reasoning is not None:
-            decision = _with_reasoning(target.reasoning, facts, decision, trace)
-        return dataclasses.replace(decision, rule=rule, fallback=facts.fallback, trace=tuple(trace))
+            wanted, why = effort.effort_of(target.reasoning, self._context)
+            self._note("reasoning", wanted or "unchanged", why)
+            if wanted is not None and target.reasoning.bands is not None:
+                reason = f"{reason}, reasoning {wanted}"
+        return dataclasses.replace(
+            decision,
+            rule=rule,
+            reason=reason,
+            reasoning=wanted,
+            override=wanted is not None and target.reasoning is not None and target.reasoning.override,
+            fallback=self._context.fallback,
+            trace=tuple(self._trace),
+        )
 
-    def _by_strategy(
-        self, name: str, facts: Facts, candidates: Candidates, trace: list[TraceStep]
-    ) -> Decision | JudgeWanted | None:
-        """What a strategy decides: a canary draws it, a conversation's pool may stand in its way."""
-        strategy, canary = self._strategies[name], ""
-        if isinstance(strategy, Canary):
-            canary, name = name, strategy.draw(facts)
-            trace.append(TraceStep("canary", canary, name))
-            strategy = self._strategies[name]
-            assert not isinstance(strategy, Canary), "a canary of canaries passed the check. This is a bug."
-        held = holding(facts, name, canary, candidates) if facts.held is not None else None
+    def _by_strategy(self, name: str) -> Deciding:
+        """The decision of a strategy, unless the conversation's pool is locked or there are no signals."""
+        strategy = self._plan.strategies[name]
+        held = holding(self._context, name, self._candidates)
         if held is not None and held.lock:
             reason = f"conversation stays in {held.pool}: {held.lock}"
-            trace.append(TraceStep("controller", "session", reason))
-            return Decision(held.pool, reason, strategy=name, session="locked", canary=canary)
-        if strategy.needs_signals and facts.signals is None:
-            if not facts.fallback:
-                return None
-            trace.append(TraceStep("strategy", name, f"no signals: {facts.fallback}"))
-            if not (facts.promised and strategy.promises):
-                return self._fallback(name, facts, candidates, canary)
-        if isinstance(strategy, Judge) and strategy.wants(facts):
-            return JudgeWanted(name)
-        if facts.conditions.leaning:
-            facts = dataclasses.replace(facts, leaning=facts.conditions.leaning.get(name, 0.0))
-        return self._chosen(name, strategy, facts, candidates, held, canary, trace)
+            self._note("controller", "session", reason)
+            return Decision(held.pool, reason, strategy=name, session="locked")
+        if strategy.needs_signals and not (yield from self._signals()):
+            cause = self._context.fallback
+            self._note("strategy", name, f"no signals: {cause}")
+            if not (self._context.hard_preference and strategy.hard_preferences):
+                pool = self._candidates.first_of(self._plan.default_pool)
+                return Decision(pool, f"fallback: {cause}", strategy=name, fallback=cause)
+        if strategy.wants_judgement(self._context):
+            self._context = yield JudgementWanted(name)
+        return self._chosen(name, strategy, held)
 
-    def _fallback(self, name: str, facts: Facts, candidates: Candidates, canary: str) -> Decision:
-        pool, reason = candidates.first_of(self._default_pool), f"fallback: {facts.fallback}"
-        return Decision(pool, reason, strategy=name, fallback=facts.fallback, canary=canary)
-
-    def _chosen(
-        self,
-        name: str,
-        strategy: Strategy,
-        facts: Facts,
-        candidates: Candidates,
-        held: Held | None,
-        canary: str,
-        trace: list[TraceStep],
-    ) -> Decision:
-        judgement = facts.judgements.get(name)
+    def _chosen(self, name: str, strategy: Strategy, held: Held | None) -> Decision:
+        """The strategy's choice, against the pools that can answer and the conversation's pool."""
+        context = self._context
+        judgement = context.judgements.get(name)
         if judgement is not None:
-            trace.append(TraceStep("judge", name, judgement.result))
-        choice = strategy.choose(facts, candidates)
-        pool, reason = _available(choice, candidates)
-        trace.append(TraceStep("strategy", name, f"{pool}: {reason}"))
-        trace.extend(TraceStep("controller", who, how) for who, how in choice.moved)
+            self._note("judge", name, judgement.result)
+        if context.conditions.bias:
+            context = dataclasses.replace(context, bias=context.conditions.bias.get(name, 0.0))
+        choice = strategy.choose(context, self._candidates)
+        pool, reason = _available(choice, self._candidates)
+        self._note("strategy", name, f"{pool}: {reason}")
+        for controller, how in choice.moved:
+            self._note("controller", controller, how)
         if choice.moved:
-            reason += f" ({', '.join(f'{who} {how}' for who, how in choice.moved)})"
+            reason += f" ({', '.join(f'{controller} {how}' for controller, how in choice.moved)})"
         session = ""
         if held is not None and pool != held.pool:
             session = "kept" if keeps(held, choice) else "moved"
-            trace.append(TraceStep("controller", "session", f"{session}: conversation was in {held.pool}"))
+            self._note("controller", "session", f"{session}: conversation was in {held.pool}")
             if session == "kept":
                 pool, reason = held.pool, f"conversation stays in {held.pool}: {reason}"
-        if canary:
-            reason = f"canary {name}: {reason}"
         return Decision(
             pool,
             reason,
@@ -170,59 +176,33 @@ class Policy:
             threshold=choice.threshold,
             share=choice.share,
             session=session,
-            canary=canary,
             judge=judgement.result if judgement else "",
         )
 
 
-def _with_reasoning(
-    reasoning: cfg.Reasoning, facts: Facts, decision: Decision, trace: list[TraceStep]
-) -> Decision:
-    wanted, why = effort.effort_of(reasoning, facts)
-    trace.append(TraceStep("reasoning", wanted or "unchanged", why))
-    if wanted is None:
-        return decision
-    reason = f"{decision.reason}, reasoning {wanted}" if reasoning.bands is not None else decision.reason
-    return dataclasses.replace(decision, reason=reason, reasoning=wanted, override=reasoning.override)
-
-
 def _available(choice: Choice, candidates: Candidates) -> tuple[str, str]:
-    """The pool of a choice or its stand-in, and the reason, which says so if it is a stand-in."""
+    """The chosen pool, or its replacement if it is no candidate, and the reason."""
     pool = candidates.first_of(choice.pool, *choice.stand_ins)
     if pool == choice.pool:
         return pool, choice.reason
     return pool, f"{choice.reason}, but {choice.pool} lacks {candidates.excluded[choice.pool]}"
 
 
-def _evaluate(compiled: CompiledRule, facts: Facts, candidates: Candidates) -> tuple[bool, str]:
-    """Whether the rule applies, and in words why or why not."""
-    try:
-        matched = compiled.matches(facts)
-    except ValueError as error:
-        return False, f"does not apply: {error}"
-    if not matched:
-        return False, "no match"
-    target = compiled.rule.pool
-    if target is not None and target in candidates.excluded:
-        return False, f"matched, but {target} could not answer: needs {candidates.excluded[target]}"
-    return True, "matched"
-
-
 def build(
-    config: cfg.Config, manifest: Manifest, material: Material = NO_MATERIAL
-) -> tuple[dict[str, Policy], list[cfg.Problem]]:
-    """Compile every policy of `config` against a bundle; problems come with their places.
-
-    `material` is what the strategies' files hold; see `strategy_files`.
-    """
-    strategies, problems = compile_strategies(config, manifest, material)
-    policies: dict[str, Policy] = {}
-    for name, policy in config.policies.items():
+    pools: Mapping[str, Pool],
+    default_pool: str,
+    policies: Mapping[str, Policy],
+    strategies: Mapping[str, Strategy],
+) -> tuple[dict[str, PolicyPlan], list[Problem]]:
+    """Compile every policy, over compiled strategies; a problem has the place of its condition."""
+    plans: dict[str, PolicyPlan] = {}
+    problems: list[Problem] = []
+    for name, policy in policies.items():
         rules: list[CompiledRule] = []
         for index, rule in enumerate(policy.rules):
             try:
                 rules.append(CompiledRule(rule))
             except RuleError as error:
-                problems.append(cfg.Problem(("policies", name, "rules", index, "when"), str(error)))
-        policies[name] = Policy(config, rules, policy.otherwise, strategies)
-    return policies, problems
+                problems.append(Problem(("policies", name, "rules", index, "when"), str(error)))
+        plans[name] = PolicyPlan(pools, default_pool, rules, policy.otherwise, strategies)
+    return plans, problems

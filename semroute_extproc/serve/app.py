@@ -23,7 +23,8 @@ from semroute_extproc.errors import Exit
 from semroute_extproc.events import EncoderLost, Event, Scraped, Sink
 from semroute_extproc.serve import adapters, build
 from semroute_extproc.serve.reload import LiveConfig
-from semroute_extproc.state.controllers import Controllers
+from semroute_extproc.state.controllers import ControllerState
+from semroute_extproc.state.pool_metrics import scrape as scrape_pools
 from semroute_extproc.telemetry import log
 from semroute_extproc.telemetry.admin import AdminServer, Page, Pages, as_json, text
 from semroute_extproc.telemetry.bus import Bus
@@ -78,7 +79,7 @@ class Health:
 class Reactions:
     """The sink that acts on events: load reaches the controllers, and a lost encoder ends the process."""
 
-    def __init__(self, controllers: Controllers) -> None:
+    def __init__(self, controllers: ControllerState) -> None:
         """Belongs to the running event loop; events may come from any thread."""
         self._controllers = controllers
         self._loop = asyncio.get_running_loop()
@@ -103,7 +104,7 @@ async def run(
     `worker` is the number of a process that is one of several; the supervisor reads its pages on `admin`.
     """
     config, loop = loaded.config, asyncio.get_running_loop()
-    metrics, controllers = PrometheusSink(), Controllers(config, os.urandom(SECRET_BYTES))
+    metrics, controllers = PrometheusSink(), ControllerState(os.urandom(SECRET_BYTES))
     reactions, tracing = Reactions(controllers), _tracing(config.telemetry.otlp_endpoint)
     sinks: list[Sink] = [metrics, log.LogSink(config.telemetry, worker), reactions]
     emit = Bus(*sinks, *([tracing] if tracing else [])).emit
@@ -130,7 +131,7 @@ async def run(
     address, encoders = config.server.address(worker or 0), classifier.describe()
     logger.info("server.serving", version=__version__, listen=address, admin=listen, encoders=encoders)
     beat = asyncio.create_task(health.beat())
-    scrape = asyncio.create_task(adapters.scrape(lambda: live.loaded.config.pools, emit))
+    scrape = asyncio.create_task(scrape_pools(lambda: live.loaded.config.pools, emit))
     watch = asyncio.create_task(live.watch(reactions.stop))
     try:
         await reactions.stop.wait()
@@ -175,7 +176,7 @@ def _pages(
     health: Health,
     live: LiveConfig,
     classifier: Classifier,
-    controllers: Controllers,
+    controllers: ControllerState,
 ) -> Pages:
     def config() -> Page:
         return as_json(

@@ -9,18 +9,21 @@ from semroute_extproc.config.models import Config, Problem
 from semroute_extproc.config.source import Loaded
 from semroute_extproc.encoder import bundle
 from semroute_extproc.encoder.bundle import Bundle
-from semroute_extproc.encoder.classifier import Classifier, Reader
+from semroute_extproc.encoder.classifier import Classifier
 from semroute_extproc.encoder.cores import usable_cores
 from semroute_extproc.encoder.cuda import open_model
 from semroute_extproc.encoder.onnx import OnnxModel
+from semroute_extproc.encoder.queue import EncodeQueue
 from semroute_extproc.envoy.exchange import Settings
 from semroute_extproc.events import Emit, ignore
 from semroute_extproc.pipeline.pipeline import Pipeline
-from semroute_extproc.policy.plan import Policy
-from semroute_extproc.serve import adapters
-from semroute_extproc.state.controllers import Controllers
+from semroute_extproc.policy import plan
+from semroute_extproc.policy.plan import PolicyPlan
+from semroute_extproc.state import shared_sessions
+from semroute_extproc.state.controllers import ControllerState
 from semroute_extproc.state.shared_sessions import SharedSessions
 from semroute_extproc.strategies import files as strategy_files
+from semroute_extproc.strategies import registry
 from semroute_extproc.strategies.judging.client import Judge
 from semroute_extproc.strategies.judging.live import CannotJudge, Judges
 
@@ -54,19 +57,24 @@ def make_models(config: Config, bundles: Mapping[str, Bundle]) -> dict[str, Onnx
 def make_classifier(config: Config, models: Mapping[str, OnnxModel], emit: Emit = ignore) -> Classifier:
     """The classifier of the running loop: one thread per core on CPU, one on GPU; workers share."""
     cores = max(1, usable_cores() // config.server.workers)
-    readers: dict[str, Reader] = {}
+    encoders: dict[str, EncodeQueue] = {}
     for language, model in models.items():
         threads = config.encoder.lanes or (cores if model.device == "cpu" else 1)
-        queue = adapters.encode_queue(model, threads, config.encoder.queue_max, emit)
-        readers[language] = Reader(model.bundle, queue)
-    return adapters.classifier(readers.pop(DEFAULT), readers, config.encoder.cache_entries, emit)
+        encoders[language] = EncodeQueue(model, threads, config.encoder.queue_max, emit)
+    return Classifier(encoders.pop(DEFAULT), encoders, config.encoder.cache_entries, emit)
 
 
 def make_policies(
     loaded: Loaded, default: Bundle, profiles_of: strategy_files.ProfilesOf = strategy_files.still
-) -> dict[str, Policy]:
+) -> dict[str, PolicyPlan]:
     """Every policy, with the files its strategies name; raises ConfigError with every problem's place."""
-    return adapters.policies(loaded, default, profiles_of)
+    config = loaded.config
+    files, unreadable = strategy_files.load(config, profiles_of)
+    strategies, unfit = registry.compile_all(config, default.manifest, files)
+    policies, wrong = plan.build(config.pools, config.default_pool, config.policies, strategies)
+    if problems := [*unreadable, *unfit, *wrong]:
+        raise loaded.error(problems)
+    return policies
 
 
 def make_judges(loaded: Loaded, judges: Judges) -> Mapping[str, Judge]:
@@ -79,21 +87,23 @@ def make_judges(loaded: Loaded, judges: Judges) -> Mapping[str, Judge]:
 
 def connect_sessions(config: Config, emit: Emit = ignore) -> SharedSessions | None:
     """The shared session store, if one is configured; raises ConfigError. Nothing is sent yet."""
-    return adapters.sessions(config, emit)
+    session = config.controllers.session
+    return None if session is None else shared_sessions.connect(session, emit)
 
 
 def make_pipeline(
     loaded: Loaded,
-    policies: Mapping[str, Policy],
+    policies: Mapping[str, PolicyPlan],
     classifier: Classifier,
     judges: Judges,
-    controllers: Controllers | None = None,
+    controllers: ControllerState | None = None,
     shared: SharedSessions | None = None,
     emit: Emit = ignore,
 ) -> Pipeline:
     """The pipeline of one configuration; raises ConfigError with places."""
-    asked = make_judges(loaded, judges)
-    return adapters.pipeline(loaded.config, policies, classifier, asked, controllers, shared, emit)
+    return Pipeline(
+        loaded.config, policies, classifier, emit, make_judges(loaded, judges), controllers, shared
+    )
 
 
 def exchange_settings(pipeline: Pipeline) -> Settings:
@@ -104,5 +114,5 @@ def exchange_settings(pipeline: Pipeline) -> Settings:
         default_cluster=config.pools[config.default_pool].cluster,
         body_bytes_max=config.server.body_bytes_max,
         allow_mode_override=config.server.allow_mode_override,
-        models=pipeline.catalog.names,
+        models=pipeline.names,
     )

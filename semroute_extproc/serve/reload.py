@@ -13,10 +13,10 @@ from semroute_extproc.config.source import Loaded
 from semroute_extproc.encoder.classifier import Classifier
 from semroute_extproc.errors import ConfigError
 from semroute_extproc.events import Emit, Failed, Reloaded, ReloadRejected
-from semroute_extproc.policy.plan import Policy
+from semroute_extproc.policy.plan import PolicyPlan
 from semroute_extproc.serve import adapters, build
 from semroute_extproc.serve.adapters import ConfigSnapshot
-from semroute_extproc.state.controllers import Controllers
+from semroute_extproc.state.controllers import ControllerState
 from semroute_extproc.state.shared_sessions import SharedSessions
 from semroute_extproc.strategies.files import fingerprint
 from semroute_extproc.strategies.judging.live import Judges
@@ -33,7 +33,7 @@ class LiveConfig:
         path: Path,
         loaded: Loaded,
         classifier: Classifier,
-        controllers: Controllers,
+        controllers: ControllerState,
         emit: Emit,
         load: Callable[[Path], Loaded] = config_source.load,
     ) -> None:
@@ -53,6 +53,7 @@ class LiveConfig:
         self._tasks: set[asyncio.Task[None]] = set()
         self.loaded, self._files = loaded, fingerprint(loaded.config)
         self._shared = build.connect_sessions(loaded.config, emit)
+        self._configure(loaded.config)
         policies = build.make_policies(loaded, classifier.bundle, self._profiles.of)
         self.snapshot = self._snapshot(1, loaded, policies, self._shared)
         self._announce()
@@ -93,7 +94,7 @@ class LiveConfig:
         if self._shared is not None:
             await self._shared.close()
 
-    def _read(self) -> tuple[Loaded, str, Mapping[str, Policy]] | None:
+    def _read(self) -> tuple[Loaded, str, Mapping[str, PolicyPlan]] | None:
         """The file's configuration, compiled; None if it is the live one. Raises ConfigError."""
         loaded = self._load(self._path)
         files = fingerprint(loaded.config)
@@ -104,21 +105,24 @@ class LiveConfig:
             raise loaded.error(problems)
         return loaded, files, build.make_policies(loaded, self._classifier.bundle, self._profiles.of)
 
-    def _adopt(self, loaded: Loaded, files: str, policies: Mapping[str, Policy]) -> None:
+    def _adopt(self, loaded: Loaded, files: str, policies: Mapping[str, PolicyPlan]) -> None:
         """Make it live; raises ConfigError before anything has changed."""
         shared, previous = self._shared, self._shared
         if loaded.config.controllers.session != self.loaded.config.controllers.session:
             shared = build.connect_sessions(loaded.config, self._emit)
         self.snapshot = self._snapshot(self.snapshot.number + 1, loaded, policies, shared)
         self.loaded, self._files, self._shared = loaded, files, shared
-        self._controllers.reload(loaded.config)
+        self._configure(loaded.config)
         if previous is not None and previous is not shared:
             # Open streams still hold it; their lookups fail from now on, and are counted.
             self._start(previous.close())
         self._announce()
 
+    def _configure(self, config: Config) -> None:
+        self._controllers.configure(config.pools, config.controllers, config.strategies)
+
     def _snapshot(
-        self, number: int, loaded: Loaded, policies: Mapping[str, Policy], shared: SharedSessions | None
+        self, number: int, loaded: Loaded, policies: Mapping[str, PolicyPlan], shared: SharedSessions | None
     ) -> ConfigSnapshot:
         pipeline = build.make_pipeline(
             loaded, policies, self._classifier, self._judges, self._controllers, shared, self._emit

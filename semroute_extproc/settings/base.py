@@ -5,6 +5,9 @@ Pure.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -62,3 +65,23 @@ class Model(BaseModel):
     """Refuses unknown keys and numbers that are not finite, and never changes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wrong at one place of the configuration."""
+
+    path: tuple[str | int, ...]
+    message: str
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint to append to an error about an unknown name, empty if no known name is close."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def pair_of(strategy: object) -> tuple[str, str] | None:
+    """The weak and the strong pool of a strategy's settings; None if it has no such pair."""
+    weak, strong = getattr(strategy, "weak", None), getattr(strategy, "strong", None)
+    return (weak, strong) if isinstance(weak, str) and isinstance(strong, str) else None

@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from semroute_extproc.config.models import ClustersStrategy, Pool
 from semroute_extproc.encoder.signals import FloatArray
-from semroute_extproc.policy.context import Candidates, Choice, Facts
+from semroute_extproc.policy.context import Candidates, Choice, RoutingContext, Strategy
 from semroute_extproc.strategies.artifacts import Clusters as Artifact
 from semroute_extproc.strategies.profiles import Profile
 
@@ -88,11 +88,11 @@ class Table:
     """Shape (pools, 2): of a prompt and of an answer token, in units of the reference request."""
 
 
-class Clusters:
+class Clusters(Strategy):
     """argmin over the pools with a profile of error plus λ times cost."""
 
     needs_signals = True
-    promises = True
+    hard_preferences = True
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class Clusters:
         self._seen: Mapping[str, Profile] | None = None
         self._table = self._tabulate({})
 
-    def choose(self, facts: Facts, candidates: Candidates) -> Choice:
+    def choose(self, facts: RoutingContext, candidates: Candidates) -> Choice:
         """The score is the expected error of the pool that was picked."""
         table = self._current()
         rows = [row for row, pool in enumerate(table.pools) if pool in candidates.pools]
@@ -133,7 +133,7 @@ class Clusters:
             # Nobody read it, or another bundle did: nothing speaks for one cluster over another.
             member = np.full(k, 1.0 / k, dtype=np.float32)
             why = "clusters are unknown in its language"
-        if why and not facts.promised:
+        if why and not facts.hard_preference:
             return self._unsure(rows, table, why)
         errors = table.errors[rows] @ member
         costs = self._costs(table, rows, member, facts)
@@ -144,7 +144,7 @@ class Clusters:
         return Choice(best, reason, tuple(others), score=float(errors[first]), moved=moved)
 
     def _order(
-        self, errors: Floats, costs: Floats, quality: float, facts: Facts, pools: list[str]
+        self, errors: Floats, costs: Floats, quality: float, facts: RoutingContext, pools: list[str]
     ) -> tuple[list[int], tuple[tuple[str, str], ...]]:
         """The pools from best to worst, and the controllers that changed which is the best.
 
@@ -155,7 +155,7 @@ class Clusters:
         if quality <= 0.0:
             return list(np.lexsort((errors, costs))), ()
         pressure = np.asarray([facts.conditions.pressure.get(pool, 0.0) for pool in pools])
-        leaning = facts.conditions.leaning.get(self._name, 0.0)
+        leaning = facts.conditions.bias.get(self._name, 0.0)
         trade = trade_off(quality, self._settings.trade)
         calm = np.lexsort((errors, costs, errors + trade * costs))
         if not leaning and not pressure.any():
@@ -169,7 +169,7 @@ class Clusters:
             moved.append(("load", f"{pools[calm[0]]} to {pools[order[0]]}"))
         return list(order), tuple(moved)
 
-    def _costs(self, table: Table, rows: list[int], member: FloatArray, facts: Facts) -> Floats:
+    def _costs(self, table: Table, rows: list[int], member: FloatArray, facts: RoutingContext) -> Floats:
         """c_n(x), (rows,): the expected answer is never longer than the client allows."""
         answer = table.tokens[rows] @ member
         if facts.view.max_output_tokens is not None:

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from semroute_extproc.policy.context import Choice, Facts
+from semroute_extproc.policy.context import Choice, RoutingContext
 
 Quantiles = Sequence[float] | npt.NDArray[np.float64]
 """A score at 0, 1, … 100 % of the reference traffic, ascending."""
@@ -112,17 +112,17 @@ class Cutoff:
             share = share_for_threshold(quantiles, threshold)
         self.threshold, self.share = threshold, share
 
-    def choose(self, score: float, facts: Facts) -> Choice:
+    def choose(self, score: float, facts: RoutingContext) -> Choice:
         """The pool for a score; a quality asked for per request replaces the share for that request."""
         threshold, share = self.threshold, self.share
         moved: tuple[tuple[str, str], ...] = ()
         if facts.quality is not None:
             threshold, share = threshold_for_share(self._quantiles, facts.quality), facts.quality
-            if facts.promised:
+            if facts.hard_preference:
                 # Both ends are promises: every request, whatever its score.
                 wanted, other = (self.strong, self.weak) if facts.quality else (self.weak, self.strong)
                 return Choice(wanted, f"quality {facts.quality:g} was asked for", (other,), score, threshold)
-        if facts.leaning or facts.conditions.pressure:
+        if facts.bias or facts.conditions.pressure:
             new, moved = self._moved(share, facts)
             if new != share:
                 threshold, share = threshold_for_share(self._quantiles, new), new
@@ -140,12 +140,12 @@ class Cutoff:
             moved=moved,
         )
 
-    def _moved(self, share: float, facts: Facts) -> tuple[float, tuple[tuple[str, str], ...]]:
+    def _moved(self, share: float, facts: RoutingContext) -> tuple[float, tuple[tuple[str, str], ...]]:
         """The share that the controllers leave, and what each did."""
         moved: list[tuple[str, str]] = []
-        if facts.leaning:
-            share = leaned(share, facts.leaning)
-            moved.append(("budget", f"{facts.leaning:+.2f}"))
+        if facts.bias:
+            share = leaned(share, facts.bias)
+            moved.append(("budget", f"{facts.bias:+.2f}"))
         conditions = facts.conditions
         weak, strong = (conditions.pressure.get(pool, 0.0) for pool in (self.weak, self.strong))
         left = pressed(share, weak, strong, conditions.floor, conditions.ceiling)

@@ -9,19 +9,19 @@ from __future__ import annotations
 import math
 
 from semroute_extproc.config.models import IntentStrategy
-from semroute_extproc.policy.context import Candidates, Choice, Facts
+from semroute_extproc.policy.context import Candidates, Choice, RoutingContext, Strategy
 
 
-class Intent:
+class Intent(Strategy):
     """The expert of the most likely label, unless the text is unknown or the entropy too high."""
 
     needs_signals = True
-    promises = False
+    hard_preferences = False
 
     def __init__(self, settings: IntentStrategy) -> None:
         self._settings = settings
 
-    def choose(self, facts: Facts, candidates: Candidates) -> Choice:
+    def choose(self, facts: RoutingContext, candidates: Candidates) -> Choice:
         """The score is the entropy, as a share of its maximum."""
         assert facts.signals is not None
         signals, settings = facts.signals, self._settings

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from semroute_extproc.config.models import JudgeStrategy, ThresholdStrategy
 from semroute_extproc.encoder.bundle import DifficultyHead
-from semroute_extproc.policy.context import Candidates, Choice, Facts
+from semroute_extproc.policy.context import Candidates, Choice, RoutingContext, Strategy
 from semroute_extproc.strategies.calibration import Calibration
 from semroute_extproc.strategies.cutoff import Cutoff, share_for_threshold
 from semroute_extproc.strategies.threshold import Threshold
@@ -16,11 +16,11 @@ UNIFORM = tuple(n / 100 for n in range(101))
 """Scores of a judge of whom nothing is known: a quality q means the threshold 1 - q."""
 
 
-class Judge:
+class Judge(Strategy):
     """Strong if the judge's score ≥ t; where it gave none, the same share by the bundle's difficulty."""
 
     needs_signals = True
-    promises = True
+    hard_preferences = True
 
     def __init__(
         self, name: str, settings: JudgeStrategy, head: DifficultyHead, calibration: Calibration | None = None
@@ -51,11 +51,11 @@ class Judge:
         )
         self._fallback = Threshold(fallback, head)
 
-    def wants(self, facts: Facts) -> bool:
+    def wants_judgement(self, facts: RoutingContext) -> bool:
         """Whether the judge is to be asked: not twice, and not where the client promised itself an end."""
-        return self.name not in facts.judgements and not facts.promised
+        return self.name not in facts.judgements and not facts.hard_preference
 
-    def choose(self, facts: Facts, candidates: Candidates) -> Choice:
+    def choose(self, facts: RoutingContext, candidates: Candidates) -> Choice:
         """By the judge's score if there is one."""
         judgement = facts.judgements.get(self.name)
         if judgement is None or judgement.score is None:

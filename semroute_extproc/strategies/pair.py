@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from semroute_extproc.config.models import PairStrategy
 from semroute_extproc.encoder.signals import Signals
-from semroute_extproc.policy.context import Candidates, Choice, Facts
+from semroute_extproc.policy.context import Candidates, Choice, RoutingContext, Strategy
 from semroute_extproc.strategies.calibration import Calibration
 from semroute_extproc.strategies.cutoff import Cutoff
 
@@ -18,11 +18,11 @@ Score = Callable[[Signals], float | None]
 """P(the strong model wins) for a text; None where this score does not understand what read it."""
 
 
-class Pair:
+class Pair(Strategy):
     """Strong if score ≥ t, where t comes from a threshold, a strong share or a quality drop."""
 
     needs_signals = True
-    promises = True
+    hard_preferences = True
 
     def __init__(
         self,
@@ -55,12 +55,12 @@ class Pair:
             digits=digits,
         )
 
-    def choose(self, facts: Facts, candidates: Candidates) -> Choice:
+    def choose(self, facts: RoutingContext, candidates: Candidates) -> Choice:
         """Text that the bundle does not know goes to `unsure`, unless the client asked for an end."""
         signals = facts.signals
         score = self._score(signals) if signals is not None else None
         choice = self._cutoff.choose(0.0 if score is None else score, facts)
-        if facts.promised:
+        if facts.hard_preference:
             return dataclasses.replace(choice, score=score)
         assert signals is not None
         if not (signals.unknown or score is None):

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from semroute_extproc.config import models as cfg
 from semroute_extproc.config.models import Problem
 from semroute_extproc.encoder.bundle import Manifest
-from semroute_extproc.policy.context import Candidates, Choice, Facts
+from semroute_extproc.policy.context import Strategy
 from semroute_extproc.strategies.artifacts import Clusters as ClustersArtifact
 from semroute_extproc.strategies.artifacts import Factorization as FactorizationArtifact
 from semroute_extproc.strategies.artifacts import Manifest as ArtifactManifest
@@ -25,21 +24,9 @@ from semroute_extproc.strategies.judge import Judge
 from semroute_extproc.strategies.pair import Pair
 from semroute_extproc.strategies.similarity import Similarity
 from semroute_extproc.strategies.threshold import Threshold
-from semroute_extproc.strategies.weighted import Canary, Fixed, Weighted
+from semroute_extproc.strategies.weighted import Fixed, Weighted
 
 Artifact = SimilarityArtifact | FactorizationArtifact | ClustersArtifact
-
-
-class Strategy(Protocol):
-    """Picks one of the pools that could answer."""
-
-    needs_signals: bool
-    promises: bool
-    """It knows the cheapest and the best pool: a quality of 0 or 1 is kept even without signals."""
-
-    def choose(self, facts: Facts, candidates: Candidates) -> Choice:
-        """The pool and why; `facts.signals` is there if `needs_signals`, but for a promise to keep."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +42,12 @@ class Material:
 NO_MATERIAL = Material()
 
 
-def compile_strategies(
-    config: cfg.Config, manifest: Manifest, material: Material
-) -> tuple[dict[str, Strategy | Canary], list[Problem]]:
+def compile_all(
+    config: cfg.Config, manifest: Manifest, material: Material = NO_MATERIAL
+) -> tuple[dict[str, Strategy], list[Problem]]:
     """Every strategy of `config`; one with a problem stands in for itself as its first pool."""
     problems: list[Problem] = []
-    strategies: dict[str, Strategy | Canary] = {}
+    strategies: dict[str, Strategy] = {}
     for name, settings in config.strategies.items():
         compiler = _Compiler(name, config, manifest, material, problems)
         strategies[name] = compiler.compile(settings) or Fixed(
@@ -79,7 +66,7 @@ class _Compiler:
     material: Material
     problems: list[Problem]
 
-    def compile(self, settings: cfg.Strategy) -> Strategy | Canary | None:
+    def compile(self, settings: cfg.Strategy) -> Strategy | None:
         """The strategy, or None after a problem was noted."""
         match settings:
             case cfg.ThresholdStrategy():
@@ -96,8 +83,6 @@ class _Compiler:
                 return self._intent(settings)
             case cfg.FixedStrategy():
                 return Fixed(settings)
-            case cfg.WeightedStrategy() if settings.strategies is not None:
-                return Canary(self.name, settings.strategies)
             case cfg.WeightedStrategy():
                 return Weighted(self.name, settings)
 

@@ -7,7 +7,7 @@ BERT classifier.
 from __future__ import annotations
 
 from semroute_extproc.config.models import ThresholdStrategy
-from semroute_extproc.encoder.bundle import DifficultyHead
+from semroute_extproc.encoder.manifest import DifficultyHead
 from semroute_extproc.strategies.calibration import Calibration
 from semroute_extproc.strategies.pair import Pair
 

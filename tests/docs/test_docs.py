@@ -71,13 +71,13 @@ def test_every_section_of_the_configuration_is_documented() -> None:
         assert re.search(rf"`{name}\b", page), name
 
 
-def test_every_strategy_has_its_idea_knobs_curve_and_when_to_choose_it() -> None:
+def test_every_strategy_has_its_idea_settings_curve_and_when_to_choose_it() -> None:
     page = (DOCS / "strategies.md").read_text()
     sections = {title: body for title, _, body in (part.partition("\n") for part in page.split("\n## "))}
     kinds = {model.model_fields["kind"].annotation for model in get_args(get_args(Strategy)[0])}
     for kind in (name for each in kinds for name in get_args(each)):
         body = next(body for title, body in sections.items() if kind in title.split())
-        for part in ("**Idea.**", "| knob", "](curves/", "**When.**"):
+        for part in ("**Idea.**", "| setting |", "](curves/", "**When.**"):
             assert part in body, f"{kind}: {part}"
 
 

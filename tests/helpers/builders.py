@@ -9,21 +9,24 @@ from typing import Any
 
 import numpy as np
 
-from semroute_extproc.config.models import Config
-from semroute_extproc.encoder.bundle import (
-    Bundle,
+from semroute_extproc.config.models import Config, Problem
+from semroute_extproc.encoder.bundle import Bundle
+from semroute_extproc.encoder.classifier import Classifier
+from semroute_extproc.encoder.manifest import (
     DifficultyHead,
     EncoderSpec,
     LabelHead,
     Manifest,
     UnknownSpec,
 )
-from semroute_extproc.encoder.classifier import Classifier, Reader
-from semroute_extproc.encoder.protocol import Encoder
 from semroute_extproc.encoder.signals import RawOutput, Signals
 from semroute_extproc.errors import EncoderUnavailable
 from semroute_extproc.outcome import Cause
+from semroute_extproc.policy import plan
+from semroute_extproc.policy.context import Decision, RoutingContext
 from semroute_extproc.request.text import SURFACE_NAMES
+from semroute_extproc.state.controllers import ControllerState
+from semroute_extproc.strategies.registry import compile_all
 
 LABELS = ("math", "law", "other")
 MANIFEST = Manifest(
@@ -63,6 +66,34 @@ def config(**changes: Any) -> Config:
     return Config.model_validate({**settings, **changes})
 
 
+def build_policies(settings: Config, *artifacts: Any) -> tuple[dict[str, plan.PolicyPlan], list[Problem]]:
+    """Every policy of a configuration, with the artifacts of its strategies, and what is wrong."""
+    strategies, problems = compile_all(settings, MANIFEST, *artifacts)
+    plans, more = plan.build(settings.pools, settings.default_pool, settings.policies, strategies)
+    return plans, [*problems, *more]
+
+
+def plans(settings: Config, *artifacts: Any) -> dict[str, plan.PolicyPlan]:
+    """Every policy of a configuration in which nothing is wrong."""
+    found, problems = build_policies(settings, *artifacts)
+    assert problems == []
+    return found
+
+
+def decided(subject: plan.PolicyPlan, context: RoutingContext) -> Decision:
+    """The decision from what is in the context."""
+    decision = subject.decide_now(context)
+    assert decision is not None
+    return decision
+
+
+def controller_state(settings: Config) -> ControllerState:
+    """The controllers of a configuration."""
+    state = ControllerState(b"key")
+    state.configure(settings.pools, settings.controllers, settings.strategies)
+    return state
+
+
 def raw(difficulty_logit: float = 0.0, domain: int = 0, **changes: Any) -> RawOutput:
     """An encoder's output: sure of `domain`, near the first centroid."""
     logits = np.full(len(LABELS), -4.0, dtype=np.float32)
@@ -80,13 +111,15 @@ def raw(difficulty_logit: float = 0.0, domain: int = 0, **changes: Any) -> RawOu
     return RawOutput(**{**values, **changes})
 
 
-def classifier(encoder: Encoder) -> Classifier:
-    """A classifier with one reader for every language."""
-    return Classifier(Reader(BUNDLE, encoder), {})
+def classifier(encoder: Any) -> Classifier:
+    """A classifier with one encoder for every language."""
+    return Classifier(encoder, {})
 
 
 class FakeEncoder:
-    """An encoder that gives what it is told to, and remembers what it was asked."""
+    """An encoder that gives fixed answers and records the texts."""
+
+    bundle = BUNDLE
 
     def __init__(
         self, answer: Callable[[str], RawOutput] | Exception | None = None, delay: float = 0.0
@@ -109,7 +142,7 @@ class FakeEncoder:
 
     @property
     def waiting(self) -> int:
-        """Nobody."""
+        """None."""
         return 0
 
     def describe(self) -> dict[str, str]:

@@ -7,9 +7,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semroute_extproc.config.models import Budget, LoadController
-from semroute_extproc.policy.context import Choice, Conditions, Facts
+from semroute_extproc.policy.context import Choice, Conditions, RoutingContext
 from semroute_extproc.request.view import Api, RequestHead, RequestView
+from semroute_extproc.settings.controllers import Budget, LoadController
 from semroute_extproc.state.budget import BudgetController, Spent
 from semroute_extproc.state.pressure import PoolPressure, raw_pressure
 from semroute_extproc.state.sessions import Sessions
@@ -27,12 +27,12 @@ gauges = st.dictionaries(
 def choose(
     cutoff: Cutoff, score: float, pressure: dict[str, float], leaning: float, **conditions: Any
 ) -> Choice:
-    facts = Facts(
+    facts = RoutingContext(
         RequestHead("POST", "/"),
         RequestView(Api.CHAT_COMPLETIONS, "auto"),
         "en",
         10,
-        leaning=leaning,
+        bias=leaning,
         conditions=Conditions(pressure, **conditions),
     )
     return cutoff.choose(score, facts)
@@ -123,7 +123,7 @@ def test_a_leaning_never_leaves_its_bound(decisions: list[tuple[float, float, bo
     subject = BudgetController(Budget(dollars_per_thousand=1.0, leaning_max=2.0))
     for number, (value, spread, is_pressed) in enumerate(decisions):
         subject.decided(Spent(value, spread), is_pressed, float(number))
-        assert -2.0 <= subject.leaning <= 2.0
+        assert -2.0 <= subject.bias <= 2.0
 
 
 @given(

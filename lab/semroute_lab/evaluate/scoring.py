@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from semroute_extproc.encoder.offline import Scorer
-from semroute_extproc.encoder.signals import Signals
+from semroute_extproc.encoder.signals import Signals, entropy
 from semroute_lab.evaluate.metrics.arrays import Floats
 
 Progress = Callable[[Iterable[Signals], int], Iterable[Signals]]
@@ -54,10 +54,9 @@ class Scores:
 
     def expert(self, max_entropy: float) -> npt.NDArray[np.int64]:
         """The label by which the strategy `intent` chooses, as an index; -1 where it abstains; (n,)."""
-        p = np.clip(self.domain, np.finfo(np.float64).tiny, 1.0)
-        entropy = -(p * np.log(p)).sum(axis=1) / np.log(len(self.labels))
+        uncertain = np.asarray([entropy(p) > max_entropy for p in self.domain.tolist()], dtype=np.bool_)
         label = np.argmax(self.domain, axis=1).astype(np.int64)
-        return np.where(self.unknown | (entropy > max_entropy), np.int64(-1), label)
+        return np.where(self.unknown | uncertain, np.int64(-1), label)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +74,15 @@ class Source:
     @property
     def quantiles(self) -> Sequence[float]:
         """The difficulty at 0, 1, … 100 % of the bundle's reference traffic."""
-        return self.scorer.bundle.difficulty.quantiles
+        return self.scorer.bundle.manifest.difficulty.quantiles
 
     def score(self, texts: Sequence[str]) -> Scores:
         """Score `texts`; identical texts are run once."""
         distinct = list(dict.fromkeys(texts))
         found = list(self.progress(self.scorer.score_all(distinct), len(distinct)))
         place = {text: row for row, text in enumerate(distinct)}
-        return _as_arrays(self.scorer.bundle.domain.labels, found).take([place[text] for text in texts])
+        labels = self.scorer.bundle.manifest.domain.labels
+        return _as_arrays(labels, found).take([place[text] for text in texts])
 
 
 def open_bundle(directory: Path, progress: Progress) -> Source:

@@ -170,7 +170,7 @@ def _intent_report(run: _Run, rows: intent.IntentRows, scores: Scores) -> dict[s
 
 def scores_unknown(source: Source, scores: Scores) -> float:
     """Share of the texts that lie below the bundle's threshold of the unknown."""
-    return float((scores.similarity < source.scorer.bundle.unknown.threshold).mean())
+    return float((scores.similarity < source.scorer.bundle.manifest.unknown.threshold).mean())
 
 
 def _by_hand(folder: Path, run: _Run, found: dict[str, Any], say: Say) -> None:
@@ -258,7 +258,7 @@ def _clinc(table: Table, run: _Run) -> dict[str, Any]:
 
 def latency(directory: Path) -> dict[str, Any]:
     """Milliseconds of framing and one pass on one thread, by length in tokens."""
-    model = OnnxModel(bundles.load(directory, ("cpu",)), "cpu", threads=1)
+    model = OnnxModel(bundles.load(directory, ("cpu",)), "cpu")
     found = {}
     for tokens in LATENCY_TOKENS:
         text = "word " * (tokens - 2)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from semroute_extproc.encoder.bundle import (
+from semroute_extproc.encoder.manifest import (
     FORMAT,
     DifficultyHead,
     EncoderSpec,

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from semroute_extproc.encoder import bundle as bundles
-from semroute_extproc.encoder.bundle import (
+from semroute_extproc.encoder.manifest import (
     FORMAT,
     DifficultyHead,
     EncoderSpec,

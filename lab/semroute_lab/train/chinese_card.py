@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from semroute_extproc.encoder.bundle import Manifest
+from semroute_extproc.encoder.manifest import Manifest
 
 Figures = Mapping[str, Any]
 

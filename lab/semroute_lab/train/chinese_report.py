@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from semroute_extproc.encoder.offline import score_texts
+from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.encoder.signals import Signals
 from semroute_lab.evaluate.metrics.classification import (
     auroc,
@@ -38,7 +38,10 @@ Floats = npt.NDArray[np.float64]
 
 def evaluate(bundle: Path, sets: Sequence[HeldOut]) -> Figures:
     """Figures of a bundle on every set: set to figure to a number or [value, low, high]."""
-    return {one.name: _figures(one.rows, score_texts(bundle, [row.text for row in one.rows])) for one in sets}
+    scorer = Scorer.of(bundle)
+    return {
+        one.name: _figures(one.rows, list(scorer.score_all(row.text for row in one.rows))) for one in sets
+    }
 
 
 def largest_gap(a: Figures, b: Figures) -> float:

@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 
 from semroute_extproc.encoder import bundle as bundles
+from semroute_extproc.encoder.manifest import Device
 from semroute_extproc.errors import SemrouteError
 from semroute_extproc.strategies.cutoff import threshold_for_share
 
@@ -167,7 +168,7 @@ def verify(directory: Path) -> None:
         from semroute_extproc.encoder.onnx import OnnxModel
 
         loaded = bundles.load(directory)
-        OnnxModel(loaded, "cpu", threads=1).warm_up()
+        OnnxModel(loaded, "cpu").warm_up()
         click.echo(f"{directory}: {len(loaded.manifest.files)} files as listed, revision {loaded.revision}")
 
 
@@ -175,7 +176,7 @@ def verify(directory: Path) -> None:
 @click.argument("directory", type=_EXISTING_DIR)
 @click.argument("target", type=_ANY)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Leave out the other device's graph.")
-def export(directory: Path, target: Path, device: bundles.Device | None) -> None:
+def export(directory: Path, target: Path, device: Device | None) -> None:
     """Copy the bundle in DIRECTORY to TARGET, checked, for one device if asked."""
     with _reported():
         from semroute_lab.train.publish import publish

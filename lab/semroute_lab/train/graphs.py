@@ -87,7 +87,7 @@ def requantise(source: Bundle, target: Path, texts: Path, say: Say) -> None:
     if "cuda" not in source.manifest.graphs:
         raise BundleError(f"{source.path}: there is no CUDA graph to make the CPU graph from")
     chosen = chosen[:: max(1, len(chosen) // CALIBRATION_TEXTS_MAX)][:CALIBRATION_TEXTS_MAX]
-    framer = Framer(source.path / "tokenizer.json", source.encoder)
+    framer = Framer(source.path / "tokenizer.json", source.manifest.encoder)
     with tempfile.TemporaryDirectory() as folder:
         fp32, int8 = Path(folder) / "fp32.onnx", Path(folder) / CPU_GRAPH
         write_widened(source.path / source.manifest.graphs["cuda"], fp32)

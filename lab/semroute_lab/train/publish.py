@@ -9,7 +9,9 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from semroute_extproc.encoder.bundle import FileEntry, Manifest, load, write_manifest
+from semroute_extproc.encoder.bundle import load
+from semroute_extproc.encoder.manifest import FileEntry, Manifest
+from semroute_lab.train.manifest_file import write_manifest
 
 
 def file_entry(file: Path) -> FileEntry:

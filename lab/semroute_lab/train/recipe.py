@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from semroute_extproc.encoder.bundle import EncoderSpec, Manifest
+from semroute_extproc.encoder.manifest import EncoderSpec, Manifest
 from semroute_extproc.encoder.preprocess import Framer
 from semroute_extproc.errors import DataError
 from semroute_extproc.request.language import language_of

@@ -9,10 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from semroute_extproc.encoder.bundle import DEFAULT_BUNDLE, FileEntry, Manifest, read_manifest, write_manifest
+from semroute_extproc.encoder.bundle import DEFAULT_BUNDLE, read_manifest
+from semroute_extproc.encoder.manifest import FileEntry, Manifest
 from semroute_lab.train.assess import assess, figures, pool
 from semroute_lab.train.card import render
 from semroute_lab.train.datasets import TARGETS, Corpus
+from semroute_lab.train.manifest_file import write_manifest
 from semroute_lab.train.publish import file_entry
 
 Say = Callable[[str], None]

@@ -26,7 +26,7 @@ async def test_workers_are_loaded_by_clients_of_their_own(tmp_path: Path) -> Non
 def _cuda() -> str:
     """Why there is no GPU here; empty if there is one."""
     try:
-        CudaModel(bundle.load(bundle.default_bundle(), ("cuda",))).close()
+        CudaModel(bundle.load(bundle.default_bundle(), ("cuda",)))
     except (ConfigError, BundleError) as error:
         return str(error)
     return ""

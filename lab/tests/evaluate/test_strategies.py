@@ -10,7 +10,7 @@ from semroute_lab.evaluate.strategies import Labelled, domain_errors, judge_scor
 
 from semroute_extproc.config.models import IntentStrategy
 from semroute_extproc.encoder.signals import Signals, entropy
-from semroute_extproc.policy.context import Candidates, Facts
+from semroute_extproc.policy.context import Candidates, RoutingContext
 from semroute_extproc.request.view import Api, RequestHead, RequestView
 from semroute_extproc.strategies.cutoff import threshold_for_share
 from semroute_extproc.strategies.intent import Intent
@@ -81,7 +81,7 @@ def domain_gains(fit: Labelled) -> list[float]:
     return (weak - strong).tolist()
 
 
-def facts(p: list[float], unknown: bool) -> Facts:
+def facts(p: list[float], unknown: bool) -> RoutingContext:
     signals = Signals(
         domain=LABELS[int(np.argmax(p))],
         domain_probs=dict(zip(LABELS, p, strict=True)),
@@ -93,7 +93,7 @@ def facts(p: list[float], unknown: bool) -> Facts:
         language="en",
     )
     view = RequestView(Api.CHAT_COMPLETIONS, "auto")
-    return Facts(RequestHead("POST", "/"), view, "en", 9, signals=signals)
+    return RoutingContext(RequestHead("POST", "/"), view, "en", 9, signals=signals)
 
 
 def test_without_a_judges_score_a_text_is_strong_at_the_shares_at_which_its_difficulty_is() -> None:

@@ -1,4 +1,4 @@
-"""The shipped bundle, and what happens to one that is not whole."""
+"""The shipped bundle, and bundles that are damaged."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DOMAINS = (
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """A bundle that may be damaged; graphs are linked, because they are large and only read."""
+    """A copy that a test may damage; its graphs are links, because they are large and only read."""
     target = tmp_path / "bundle"
     target.mkdir()
     for file in SHIPPED.iterdir():
@@ -42,8 +42,8 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 def test_the_shipped_bundle_is_whole() -> None:
     loaded = bundle.load(SHIPPED)
-    assert " ".join(loaded.domain.labels) == DOMAINS
-    assert loaded.centroids.shape[1] == loaded.encoder.dimensions
+    assert " ".join(loaded.manifest.domain.labels) == DOMAINS
+    assert loaded.centroids.shape[1] == loaded.manifest.encoder.dimensions
     assert np.allclose(np.linalg.norm(loaded.centroids, axis=1), 1.0, atol=1e-3)
     assert loaded.graph("cpu").is_file()
     assert loaded.graph("cuda").is_file()
@@ -117,9 +117,3 @@ def test_the_revision_changes_with_any_served_file(copy: Path) -> None:
     before = bundle.load(copy).revision
     edit(copy, lambda m: m["domain"].update(temperature=9.0))
     assert bundle.load(copy).revision != before
-
-
-def test_a_manifest_survives_being_written_and_read(copy: Path) -> None:
-    manifest = bundle.read_manifest(copy)
-    bundle.write_manifest(copy, manifest)
-    assert bundle.read_manifest(copy) == manifest

@@ -1,4 +1,4 @@
-"""Passes on a GPU: shapes that come again, and less at a time when memory is short."""
+"""Passes on a GPU: shapes that recur, and smaller passes when memory is short."""
 
 from __future__ import annotations
 
@@ -9,22 +9,28 @@ import numpy as np
 import pytest
 from fake_gpu import Gpu
 
-from semroute_extproc.encoder import bundle, cuda
-from semroute_extproc.encoder.cuda import BATCH_MAX, BATCH_TOKENS_MAX, CudaModel, padded_lengths
+from semroute_extproc.encoder import bundle
+from semroute_extproc.encoder.cuda import (
+    BATCH_MAX,
+    BATCH_TOKENS_MAX,
+    SMALL_PASS_SECONDS,
+    CudaModel,
+    is_out_of_memory,
+    padded_lengths,
+)
 from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.encoder.preprocess import Framed
 from semroute_extproc.encoder.signals import calibrate
 from semroute_extproc.errors import BundleError, ConfigError
+from semroute_extproc.events import Event, OutOfMemory
 
 SHIPPED = bundle.load(bundle.default_bundle())
-WINDOW = SHIPPED.encoder.window
+WINDOW = SHIPPED.manifest.encoder.window
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
-    device = Gpu()
-    fake_gpu.install(device, monkeypatch)
-    return device
+def gpu() -> Gpu:
+    return Gpu()
 
 
 def texts(*lengths: int) -> list[Framed]:
@@ -47,74 +53,70 @@ def test_at_most_a_third_of_a_longer_text_is_padding(window: int) -> None:
 
 def test_outputs_are_in_the_order_of_the_texts(gpu: Gpu) -> None:
     lengths = [5, 100, 7, 1, 60, 3]
-    outputs = CudaModel(SHIPPED).run(texts(*lengths))
+    outputs = CudaModel(SHIPPED, gpu).run(texts(*lengths))
     assert [output.difficulty_logit for output in outputs] == lengths
 
 
 def test_texts_of_a_kind_make_the_same_shape(gpu: Gpu) -> None:
-    model = CudaModel(SHIPPED)
+    model = CudaModel(SHIPPED, gpu)
     for length in range(49, 65):
         model.run(texts(length))
     assert set(gpu.shapes) == {(1, 64)}
 
 
-def test_no_pass_has_more_tokens_than_it_may(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "BATCH_TOKENS_MAX", 1_000)
-    outputs = CudaModel(SHIPPED).run(texts(*range(1, WINDOW)))
-    assert [output.difficulty_logit for output in outputs] == list(range(1, WINDOW))
-    assert max(count * length for count, length in gpu.shapes) <= 1_000
+def test_no_pass_has_more_tokens_than_it_may(gpu: Gpu) -> None:
+    lengths = 4 * list(range(1, WINDOW))
+    outputs = CudaModel(SHIPPED, gpu).run(texts(*lengths))
+    assert [output.difficulty_logit for output in outputs] == lengths
+    assert sum(count * length for count, length in gpu.shapes) > BATCH_TOKENS_MAX
+    assert max(count * length for count, length in gpu.shapes) <= BATCH_TOKENS_MAX
 
 
 def test_the_largest_pass_is_within_the_tokens_of_a_pass(gpu: Gpu) -> None:
-    CudaModel(SHIPPED).warm_up()
+    CudaModel(SHIPPED, gpu).warm_up()
     assert (1, WINDOW) in gpu.shapes
     assert max(count * length for count, length in gpu.shapes) == min(BATCH_MAX * WINDOW, BATCH_TOKENS_MAX)
 
 
 def test_a_pass_without_memory_is_run_as_smaller_ones(gpu: Gpu) -> None:
-    model, told = CudaModel(SHIPPED), []
-    model.on_out_of_memory = lambda: told.append("out_of_memory")
+    model = CudaModel(SHIPPED, gpu)
+    emitted: list[Event] = []
+    model.emit = emitted.append
     gpu.texts_max = 20
     outputs = model.run(texts(*range(1, 101)))
     assert [output.difficulty_logit for output in outputs] == list(range(1, 101))
-    assert len(told) == 3, "100, 50, 25, and then it fits"
-    assert model.failures == 0
+    assert emitted == [OutOfMemory(SHIPPED.manifest.name)] * 3, "100, 50, 25, and then it fits"
 
 
-def test_passes_stay_small_for_a_while_and_grow_again(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_passes_stay_small_for_a_while_and_grow_again(gpu: Gpu) -> None:
     now = [0.0]
-    monkeypatch.setattr("semroute_extproc.encoder.cuda.time.monotonic", lambda: now[0])
-    model = CudaModel(SHIPPED)
+    model = CudaModel(SHIPPED, gpu, now=lambda: now[0])
     gpu.texts_max = 10
     model.run(texts(*[16] * 16))
     gpu.shapes.clear()
     gpu.texts_max = 1_000
     model.run(texts(*[16] * 16))
     assert gpu.shapes == [(8, 16)] * 2
-    now[0] = cuda.SHRUNK_SECONDS + 1.0
+    now[0] = SMALL_PASS_SECONDS + 1.0
     gpu.shapes.clear()
     model.run(texts(*[16] * 16))
     assert gpu.shapes == [(16, 16)]
 
 
 def test_a_device_without_memory_for_one_text_fails(gpu: Gpu) -> None:
-    model = CudaModel(SHIPPED)
     gpu.texts_max = 0
     with pytest.raises(RuntimeError, match="allocate"):
-        model.run(texts(*[16] * BATCH_MAX))
-    assert model.failures == 1
+        CudaModel(SHIPPED, gpu).run(texts(*[16] * BATCH_MAX))
 
 
 def test_another_failure_is_not_tried_again_in_smaller_passes(gpu: Gpu) -> None:
-    model = CudaModel(SHIPPED)
+    model = CudaModel(SHIPPED, gpu)
+    emitted: list[Event] = []
+    model.emit = emitted.append
     gpu.there = False
-    for count in (1, 2):
-        with pytest.raises(RuntimeError, match="CUDA failure"):
-            model.run(texts(16, 16))
-        assert model.failures == count
-    gpu.there = True
-    model.run(texts(16))
-    assert model.failures == 0
+    with pytest.raises(RuntimeError, match="CUDA failure"):
+        model.run(texts(16, 16))
+    assert emitted == []
 
 
 @pytest.mark.parametrize(
@@ -127,21 +129,13 @@ def test_another_failure_is_not_tried_again_in_smaller_passes(gpu: Gpu) -> None:
     ],
 )
 def test_memory_that_is_short_is_recognised_by_what_is_said(said: str) -> None:
-    assert cuda._is_out_of_memory(RuntimeError(said))
+    assert is_out_of_memory(RuntimeError(said))
 
 
 def test_a_device_that_cannot_do_the_first_pass_is_refused(gpu: Gpu) -> None:
-    model = CudaModel(SHIPPED)
     gpu.texts_max = 0
     with pytest.raises(ConfigError, match=r"encoder\.device: cuda: the first pass failed"):
-        model.warm_up()
-
-
-def test_a_closed_model_has_freed_its_session(gpu: Gpu) -> None:
-    model = CudaModel(SHIPPED)
-    assert gpu.open == 1
-    model.close()
-    assert gpu.open == 0
+        CudaModel(SHIPPED, gpu).warm_up()
 
 
 def test_padding_changes_nothing_that_matters() -> None:
@@ -156,7 +150,7 @@ def test_padding_changes_nothing_that_matters() -> None:
     padded = session.run(
         names,
         {
-            "input_ids": np.pad(ids, pad, constant_values=SHIPPED.encoder.pad_id),
+            "input_ids": np.pad(ids, pad, constant_values=SHIPPED.manifest.encoder.pad_id),
             "attention_mask": np.pad(np.ones_like(ids), pad),
             "surface": surface,
         },

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from semroute_extproc.encoder import bundle
-from semroute_extproc.encoder.bundle import LabelHead
 from semroute_extproc.encoder.cuda import CudaModel
-from semroute_extproc.encoder.offline import Scorer, score_texts
+from semroute_extproc.encoder.manifest import LabelHead
+from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.encoder.preprocess import Framer
 from semroute_extproc.errors import BundleError, ConfigError
@@ -20,17 +20,17 @@ SHIPPED = bundle.load(bundle.default_bundle())
 
 @pytest.fixture(scope="module")
 def framer() -> Framer:
-    return Framer(SHIPPED.path / "tokenizer.json", SHIPPED.encoder)
+    return Framer(SHIPPED.path / "tokenizer.json", SHIPPED.manifest.encoder)
 
 
 @pytest.fixture(scope="module")
 def scorer() -> Scorer:
-    return Scorer.of(SHIPPED.path, lanes=2)
+    return Scorer.of(SHIPPED.path, threads=2)
 
 
 def test_a_short_text_is_framed_whole(framer: Framer) -> None:
     framed = framer.frame("Prove it.")
-    spec = SHIPPED.encoder
+    spec = SHIPPED.manifest.encoder
     assert framed.ids[0] == spec.cls_id
     assert framed.ids[-1] == spec.sep_id
     assert framed.tokens == len(framed.ids) - 2 == 3
@@ -40,7 +40,7 @@ def test_a_short_text_is_framed_whole(framer: Framer) -> None:
 def test_a_long_text_keeps_its_head_and_its_tail(framer: Framer) -> None:
     head, tail = framer.frame("alpha beta").ids[1:-1], framer.frame("yankee zulu").ids[1:-1]
     framed = framer.frame("alpha beta " + "word " * 500 + "yankee zulu")
-    assert len(framed.ids) == SHIPPED.encoder.window
+    assert len(framed.ids) == SHIPPED.manifest.encoder.window
     assert framed.truncated
     assert framed.ids[1 : 1 + len(head)] == head
     assert framed.ids[-1 - len(tail) : -1] == tail
@@ -62,7 +62,7 @@ def test_a_script_outside_the_vocabulary_shows_in_the_share_of_unknown_tokens(fr
 )
 def test_odd_text_is_framed_all_the_same(framer: Framer, text: str) -> None:
     framed = framer.frame(text)
-    assert 2 <= len(framed.ids) <= SHIPPED.encoder.window
+    assert 2 <= len(framed.ids) <= SHIPPED.manifest.encoder.window
     assert np.isfinite(framed.surface).all()
 
 
@@ -70,7 +70,7 @@ def test_a_tokenizer_that_cannot_be_read_is_a_bundle_error(tmp_path: pytest.Temp
     file = tmp_path / "tokenizer.json"  # type: ignore[operator]
     file.write_text("{}")
     with pytest.raises(BundleError, match=r"tokenizer\.json"):
-        Framer(file, SHIPPED.encoder)
+        Framer(file, SHIPPED.manifest.encoder)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_a_language_the_bundle_does_not_know_is_unknown(scorer: Scorer) -> None:
 
 def test_many_texts_are_scored_in_order_and_as_one_by_one(scorer: Scorer) -> None:
     texts = [f"What is {n} plus {n}?" for n in range(30)]
-    together = score_texts(SHIPPED.path, texts)
+    together = list(scorer.score_all(texts))
     for text, signals in zip(texts[:3], together, strict=False):
         alone = scorer.score(text)
         assert signals.difficulty == pytest.approx(alone.difficulty, abs=1e-6)
@@ -147,7 +147,7 @@ def test_a_graph_that_is_not_what_its_manifest_describes_is_refused_before_it_se
 ) -> None:
     altered = dataclasses.replace(SHIPPED, manifest=SHIPPED.manifest.model_copy(update=change))
     with pytest.raises(BundleError, match=message):
-        OnnxModel(altered, "cpu", 1).warm_up()
+        OnnxModel(altered, "cpu").warm_up()
 
 
 def test_asking_for_a_gpu_that_is_not_there_is_refused() -> None:
@@ -158,4 +158,4 @@ def test_asking_for_a_gpu_that_is_not_there_is_refused() -> None:
 
 
 def test_onnx_runtime_does_not_move_a_session_to_another_device() -> None:
-    assert not OnnxModel(SHIPPED, "cpu", 1)._session._enable_fallback
+    assert not OnnxModel(SHIPPED, "cpu")._session._enable_fallback

@@ -13,11 +13,18 @@ from typing import Any
 
 import pytest
 from builders import BUNDLE, raw
+from fake_gpu import Gpu
 
+from semroute_extproc.encoder import bundle
+from semroute_extproc.encoder.cuda import CudaModel
 from semroute_extproc.encoder.preprocess import Framed
-from semroute_extproc.encoder.queue import Batcher
+from semroute_extproc.encoder.queue import FAILURES_MAX, PASS_UNITS, EncodeQueue, PassTime, units
 from semroute_extproc.encoder.signals import RawOutput
 from semroute_extproc.errors import EncoderUnavailable
+from semroute_extproc.events import EncoderLost, Event, OutOfMemory
+
+SHIPPED = bundle.load(bundle.default_bundle())
+NAME = SHIPPED.manifest.name
 
 
 class Model:
@@ -42,8 +49,10 @@ class Model:
 
 
 @asynccontextmanager
-async def batcher(model: Model, lanes: int = 1, queue_max: int = 100) -> AsyncIterator[Batcher]:
-    subject: Any = Batcher(model, lanes, queue_max)  # type: ignore[arg-type]
+async def queue(
+    model: Any, threads: int = 1, queue_max: int = 100, **more: Any
+) -> AsyncIterator[EncodeQueue]:
+    subject = EncodeQueue(model, threads, queue_max, **more)
     try:
         yield subject
     finally:
@@ -54,8 +63,21 @@ def soon(seconds: float = 5.0) -> float:
     return asyncio.get_running_loop().time() + seconds
 
 
+def start(subject: EncodeQueue, *texts: str) -> list[asyncio.Task[RawOutput]]:
+    """Tasks that are in the queue after one turn of the loop."""
+    return [asyncio.create_task(subject.encode(text, soon())) for text in texts]
+
+
+async def result(subject: EncodeQueue, seconds: float = 5.0, count: int = 1) -> list[str]:
+    """The results of `count` texts at once: `done`, or the cause."""
+    found = await asyncio.gather(
+        *(subject.encode("text", soon(seconds)) for _ in range(count)), return_exceptions=True
+    )
+    return [each.cause.value if isinstance(each, EncoderUnavailable) else "done" for each in found]
+
+
 async def test_every_text_gets_its_own_output() -> None:
-    async with batcher(Model(), lanes=2) as subject:
+    async with queue(Model(), threads=2) as subject:
         texts = ["x" * n for n in range(1, 40)]
         outputs = await asyncio.gather(*(subject.encode(text, soon()) for text in texts))
     assert [output.tokens for output in outputs] == [len(text) for text in texts]
@@ -63,40 +85,44 @@ async def test_every_text_gets_its_own_output() -> None:
 
 async def test_on_the_cpu_one_text_is_one_pass() -> None:
     model = Model()
-    async with batcher(model) as subject:
+    async with queue(model) as subject:
         await asyncio.gather(*(subject.encode("x" * n, soon()) for n in range(1, 9)))
     assert all(len(batch) == 1 for batch in model.batches)
 
 
 async def test_on_a_gpu_waiting_texts_share_a_pass_and_outputs_stay_with_their_texts() -> None:
-    model = Model("cuda", lambda: time.sleep(0.02))
-    async with batcher(model) as subject:
-        lengths = [5, 300, 7, 1, 200, 3]
-        outputs = await asyncio.gather(*(subject.encode("x" * n, soon()) for n in lengths))
+    release = threading.Event()
+    model = Model("cuda", lambda: release.wait(5) and None)
+    lengths = [5, 300, 7, 1, 200, 3]
+    async with queue(model) as subject:
+        tasks = start(subject, *("x" * n for n in lengths))
+        await asyncio.sleep(0)
+        release.set()
+        outputs = await asyncio.gather(*tasks)
     assert [output.tokens for output in outputs] == lengths
-    assert len(model.batches) < len(lengths)
+    assert model.batches == [lengths[:1], lengths[1:]]
 
 
-async def test_as_many_passes_run_at_once_as_there_are_lanes() -> None:
+async def test_as_many_passes_run_at_once_as_there_are_threads() -> None:
     barrier = threading.Barrier(3, timeout=5)
-    async with batcher(Model(work=lambda: barrier.wait() and None), lanes=3) as subject:
+    async with queue(Model(work=lambda: barrier.wait() and None), threads=3) as subject:
         await asyncio.gather(*(subject.encode("x", soon()) for _ in range(3)))
 
 
-async def test_a_lane_that_is_done_does_not_wait_for_the_event_loop_to_hand_it_more() -> None:
+async def test_a_thread_that_is_done_does_not_wait_for_the_event_loop_to_hand_it_more() -> None:
     last = threading.Event()
     model = Model(work=lambda: last.set() if len(model.batches) == 3 else None)
-    async with batcher(model) as subject:
-        tasks = [asyncio.create_task(subject.encode("x" * n, soon())) for n in (1, 2, 3)]
+    async with queue(model) as subject:
+        tasks = start(subject, "x", "xx", "xxx")
         await asyncio.sleep(0)
-        assert last.wait(5), "the loop stands still here, and the lane waits for it"
+        assert last.wait(5), "the loop is blocked here, and the thread waits for it"
         await asyncio.gather(*tasks)
     assert model.batches == [[1], [2], [3]]
 
 
-async def test_many_lanes_run_each_text_once() -> None:
+async def test_many_threads_run_each_text_once() -> None:
     model = Model()
-    async with batcher(model, lanes=8, queue_max=1000) as subject:
+    async with queue(model, threads=8, queue_max=1000) as subject:
         texts = ["x" * n for n in range(1, 301)]
         outputs = await asyncio.gather(*(subject.encode(text, soon()) for text in texts))
     assert [output.tokens for output in outputs] == list(range(1, 301))
@@ -105,93 +131,83 @@ async def test_many_lanes_run_each_text_once() -> None:
 
 async def test_a_full_queue_refuses_at_once() -> None:
     release = threading.Event()
-    async with batcher(Model(work=lambda: release.wait(5) and None), queue_max=2) as subject:
-        tasks = [asyncio.create_task(subject.encode("x", soon()))]
-        await asyncio.sleep(0.05)  # one runs, two wait
-        tasks += [asyncio.create_task(subject.encode("x", soon())) for _ in range(2)]
-        await asyncio.sleep(0.05)
-        with pytest.raises(EncoderUnavailable, match="overloaded"):
-            await subject.encode("x", soon())
+    async with queue(Model(work=lambda: release.wait(5) and None), queue_max=2) as subject:
+        tasks = start(subject, "x", "x", "x")
+        await asyncio.sleep(0)  # one runs, two wait
+        assert await result(subject) == ["overloaded"]
         release.set()
         await asyncio.gather(*tasks)
 
 
 async def test_a_deadline_ends_the_wait() -> None:
     release = threading.Event()
-    async with batcher(Model(work=lambda: release.wait(5) and None)) as subject:
-        started = time.monotonic()
-        with pytest.raises(EncoderUnavailable, match="deadline"):
-            await subject.encode("x", soon(0.05))
-        assert time.monotonic() - started < 1.0
+    async with queue(Model(work=lambda: release.wait(5) and None)) as subject:
+        assert await result(subject, 0.05) == ["deadline"]
+        assert not release.is_set()
         release.set()
 
 
 async def test_work_whose_caller_has_gone_or_whose_time_has_passed_is_not_run() -> None:
     release = threading.Event()
     model = Model(work=lambda: release.wait(5) and None)
-    async with batcher(model) as subject:
-        first = asyncio.create_task(subject.encode("x", soon()))
-        await asyncio.sleep(0.05)
-        gone = asyncio.create_task(subject.encode("xx", soon()))
+    async with queue(model) as subject:
+        [first, gone] = start(subject, "x", "xx")
         late = asyncio.create_task(subject.encode("xxx", soon(0.05)))
-        last = asyncio.create_task(subject.encode("xxxx", soon()))
-        await asyncio.sleep(0.1)
-        gone.cancel()
-        release.set()
-        await asyncio.gather(first, last)
+        [last] = start(subject, "xxxx")
         with pytest.raises(EncoderUnavailable, match="deadline"):
             await late
+        gone.cancel()
+        await asyncio.sleep(0)
+        release.set()
+        await asyncio.gather(first, last)
     assert model.batches == [[1], [4]]
 
 
-async def test_a_text_whose_time_has_passed_is_not_run_by_a_free_lane_either() -> None:
+async def test_a_text_whose_time_has_passed_is_not_run_by_a_free_thread_either() -> None:
     model = Model()
-    async with batcher(model) as subject:
-        with pytest.raises(EncoderUnavailable, match="deadline"):
-            await subject.encode("x", soon(-0.01))
+    async with queue(model) as subject:
+        assert await result(subject, -0.01) == ["deadline"]
         assert (await subject.encode("xx", soon())).tokens == 2
     assert model.batches == [[2]]
 
 
-async def test_a_lane_that_waits_keeps_nothing_of_its_last_pass() -> None:
-    async with batcher(Model()) as subject:
+async def test_a_thread_that_waits_keeps_nothing_of_its_last_pass() -> None:
+    async with queue(Model()) as subject:
         output = await subject.encode("x", soon())
         kept = weakref.ref(output.embedding)
         del output
-        await asyncio.sleep(0.05)  # the lane has gone back to its wait
-        gc.collect()
-        assert kept() is None
+        async with asyncio.timeout(5):
+            while kept() is not None:  # the thread goes back to its wait
+                await asyncio.sleep(0.001)
+                gc.collect()
 
 
-async def test_a_failed_pass_fails_its_texts_and_the_lane_goes_on() -> None:
+async def test_a_failed_pass_fails_its_texts_and_the_thread_goes_on() -> None:
     failures = iter([RuntimeError("broken"), None])
 
     def work() -> None:
         if error := next(failures):
             raise error
 
-    async with batcher(Model(work=work)) as subject:
-        with pytest.raises(EncoderUnavailable, match="error"):
-            await subject.encode("x", soon())
-        assert (await subject.encode("xx", soon())).tokens == 2
+    async with queue(Model(work=work)) as subject:
+        assert await result(subject) == ["error"]
+        assert await result(subject) == ["done"]
 
 
 async def test_closing_tells_those_who_wait() -> None:
     release = threading.Event()
-    subject: Any = Batcher(Model(work=lambda: release.wait(5) and None), 1, 10)  # type: ignore[arg-type]
-    tasks = [asyncio.create_task(subject.encode("x", soon())) for _ in range(2)]
-    await asyncio.sleep(0.05)
+    subject: Any = EncodeQueue(Model(work=lambda: release.wait(5) and None), 1, 10)  # type: ignore[arg-type]
+    tasks = start(subject, "x", "x")
+    await asyncio.sleep(0)
     closing = asyncio.create_task(subject.close())
-    await asyncio.sleep(0.05)
+    for found in await asyncio.gather(*tasks, return_exceptions=True):
+        assert isinstance(found, EncoderUnavailable)
     release.set()
     await closing
-    for result in await asyncio.gather(*tasks, return_exceptions=True):
-        assert isinstance(result, EncoderUnavailable)
-    with pytest.raises(EncoderUnavailable, match="closed"):
-        await subject.encode("x", soon())
+    assert await result(subject) == ["closed"]
 
 
-async def test_a_panic_of_a_library_does_not_take_the_lane_with_it() -> None:
+async def test_a_panic_of_a_library_does_not_take_the_thread_with_it() -> None:
     """Rust's panics arrive as BaseException."""
 
     class Panic(BaseException):
@@ -202,53 +218,170 @@ async def test_a_panic_of_a_library_does_not_take_the_lane_with_it() -> None:
             raise Panic
 
     model = Model(work=panic_once)
-    async with batcher(model) as subject:
-        with pytest.raises(EncoderUnavailable, match="error"):
-            await subject.encode("x", soon())
-        assert (await subject.encode("xx", soon())).tokens == 2
+    async with queue(model) as subject:
+        assert await result(subject) == ["error"]
+        assert await result(subject) == ["done"]
 
 
 async def test_what_would_come_out_late_is_refused_on_arrival_and_not_run() -> None:
     """A pass takes 50 ms here, so of ten texts with 200 ms each about four can be done."""
     model = Model(work=lambda: time.sleep(0.05))
-    async with batcher(model) as subject:
+    async with queue(model) as subject:
         for _ in range(4):
             await subject.encode("x", soon())  # it learns its own speed
         model.batches.clear()
-        results = await asyncio.gather(
-            *(subject.encode("x", soon(0.2)) for _ in range(10)), return_exceptions=True
-        )
-    refused = [result.cause for result in results if isinstance(result, EncoderUnavailable)]
-    done = [result for result in results if isinstance(result, RawOutput)]
-    assert 1 <= len(done) <= 4
-    assert refused.count("overloaded") >= 5
-    assert len(model.batches) <= len(done) + 1, "a pass was run whose result came too late"
+        found = await result(subject, 0.2, count=10)
+    assert 1 <= found.count("done") <= 4
+    assert found.count("overloaded") >= 5
+    assert len(model.batches) <= found.count("done") + 1, "a pass was run whose result came too late"
 
 
 async def test_a_slow_moment_is_unlearnt() -> None:
-    """However slow the last passes were, a free lane tries."""
+    """However slow the last passes were, a free thread tries."""
     slow = iter([0.3, 0.3])
-    async with batcher(Model(work=lambda: time.sleep(next(slow, 0.0)))) as subject:
+    async with queue(Model(work=lambda: time.sleep(next(slow, 0.0)))) as subject:
         for _ in range(2):
             await subject.encode("x", soon())
         for _ in range(20):
             await subject.encode("x", soon(0.2))
-        outputs = await asyncio.gather(*(subject.encode("x", soon(0.2)) for _ in range(5)))
-    assert len(outputs) == 5
+        assert await result(subject, 0.2, count=5) == ["done"] * 5
 
 
 async def test_a_caller_who_goes_leaves_no_place_taken() -> None:
     release = threading.Event()
-    async with batcher(Model(work=lambda: release.wait(5) and None), queue_max=1) as subject:
-        first = asyncio.create_task(subject.encode("x", soon()))
-        await asyncio.sleep(0.05)
-        gone = asyncio.create_task(subject.encode("xx", soon()))
-        await asyncio.sleep(0.05)
+    async with queue(Model(work=lambda: release.wait(5) and None), queue_max=1) as subject:
+        [first, gone] = start(subject, "x", "xx")
+        await asyncio.sleep(0)
         assert subject.waiting == 1
         gone.cancel()
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0)
         assert subject.waiting == 0
-        second = asyncio.create_task(subject.encode("x", soon()))
-        await asyncio.sleep(0.05)
+        [second] = start(subject, "x")
+        await asyncio.sleep(0)
         release.set()
         await asyncio.gather(first, second)
+
+
+class TestGpu:
+    """What a GPU's failures cost, and when it is lost."""
+
+    async def test_a_pass_without_memory_loses_no_text(self) -> None:
+        gpu, emitted = Gpu(), list[Event]()
+        gpu.texts_max = 3
+        async with queue(CudaModel(SHIPPED, gpu), emit=emitted.append) as subject:
+            assert await result(subject, count=40) == ["done"] * 40
+        assert set(emitted) == {OutOfMemory(NAME)}
+
+    async def test_one_failure_costs_its_texts_their_signals_and_no_more(self) -> None:
+        gpu, emitted = Gpu(), list[Event]()
+        async with queue(CudaModel(SHIPPED, gpu), emit=emitted.append) as subject:
+            for _ in range(FAILURES_MAX):
+                gpu.there = False
+                assert await result(subject) == ["error"]
+                gpu.there = True
+                assert await result(subject) == ["done"]
+        assert emitted == []
+
+    @pytest.mark.parametrize("change", [{"there": False}, {"texts_max": 0}])
+    async def test_a_gpu_that_keeps_failing_is_lost_once_and_texts_fall_back_at_once(
+        self, change: dict[str, Any]
+    ) -> None:
+        gpu, emitted = Gpu(), list[Event]()
+        vars(gpu).update(change)
+        async with queue(CudaModel(SHIPPED, gpu), emit=emitted.append) as subject:
+            for _ in range(FAILURES_MAX):
+                assert emitted == []
+                assert await result(subject) == ["error"]
+            lost = EncoderLost(NAME, f"{FAILURES_MAX} passes in a row failed")
+            assert emitted == [lost]
+            vars(gpu).update(vars(Gpu()))
+            assert await result(subject, count=100) == ["error"] * 100
+        assert (emitted, gpu.shapes) == ([lost], [])
+
+    async def test_a_driver_that_hangs_loses_the_gpu_and_everything_that_waits_falls_back(self) -> None:
+        gpu, emitted = Gpu(), list[Event]()
+        gpu.answers.clear()
+        model = CudaModel(SHIPPED, gpu)
+        async with queue(model, emit=emitted.append, stall_seconds_max=0.0) as subject:
+            running = asyncio.create_task(result(subject))
+            await asyncio.sleep(0)
+            for _ in range(2):
+                assert await result(subject) == ["error"]
+            assert await running == ["error"]
+            gpu.answers.set()
+        assert emitted == [EncoderLost(NAME, "no pass has ended for 0 seconds")]
+
+    async def test_a_hang_that_is_short_loses_nothing(self) -> None:
+        gpu, emitted = Gpu(), list[Event]()
+        gpu.answers.clear()
+        async with queue(CudaModel(SHIPPED, gpu), emit=emitted.append) as subject:
+            assert await result(subject, 0.01) == ["deadline"]
+            gpu.answers.set()
+            assert await result(subject) == ["done"]
+        assert emitted == []
+
+    async def test_texts_that_come_too_late_beside_others_in_time_do_not_lose_the_gpu(self) -> None:
+        emitted: list[Event] = []
+        model = CudaModel(SHIPPED, Gpu())
+        async with queue(model, emit=emitted.append, stall_seconds_max=0.0) as subject:
+            for _ in range(5):
+                assert await result(subject, -0.01) == ["deadline"]
+                assert await result(subject) == ["done"]
+        assert emitted == []
+
+    async def test_a_text_that_cannot_be_framed_is_not_the_devices_fault(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        emitted: list[Event] = []
+        model = Model("cuda")
+        async with queue(model, emit=emitted.append) as subject:
+            with monkeypatch.context() as patch:
+                patch.setattr(model, "frame", lambda _: 1 / 0)
+                for _ in range(FAILURES_MAX + 1):
+                    assert await result(subject) == ["error"]
+            assert await result(subject) == ["done"]
+        assert emitted == []
+
+    async def test_on_the_cpu_nothing_is_ever_lost(self) -> None:
+        broken, release, emitted = True, threading.Event(), list[Event]()
+
+        def work() -> None:
+            if broken:
+                raise RuntimeError
+            release.wait(5)
+
+        async with queue(Model(work=work), emit=emitted.append, stall_seconds_max=0.0) as subject:
+            for _ in range(FAILURES_MAX + 1):
+                assert await result(subject) == ["error"]
+            broken = False
+            tasks = start(subject, "x", "x", "x")
+            await asyncio.sleep(0)
+            release.set()
+            await asyncio.gather(*tasks)
+        assert emitted == []
+
+
+class TestPassTime:
+    """How long a pass is expected to take."""
+
+    def test_work_grows_with_the_text_up_to_the_window(self) -> None:
+        assert units(0, 128) == PASS_UNITS
+        assert units(100, 128) == PASS_UNITS + 25
+        assert units(100_000, 128) == PASS_UNITS + 128
+
+    def test_before_the_first_pass_nothing_is_expected(self) -> None:
+        assert (PassTime().mean, PassTime().high) == (0.0, 0.0)
+
+    def test_a_steady_pace_is_learnt(self) -> None:
+        subject = PassTime()
+        for _ in range(100):
+            subject.learn(0.5, 50)
+        assert subject.mean == pytest.approx(0.01)
+        assert subject.high == pytest.approx(0.01, rel=1e-3)
+
+    def test_an_unsteady_pace_is_expected_to_be_slow_at_times(self) -> None:
+        subject = PassTime()
+        for number in range(200):
+            subject.learn(1.0 if number % 2 else 3.0, 1)
+        assert 1.5 < subject.mean < 2.5
+        assert subject.high > 3.0

@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc
 import pytest
-from builders import MANIFEST, POOLS, FakeEncoder, classifier, config
+from builders import POOLS, FakeEncoder, classifier, config, plans
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
@@ -22,7 +22,6 @@ from semroute_extproc.envoy.server import SERVICE, Generation, GrpcServer, Servi
 from semroute_extproc.events import Decided
 from semroute_extproc.outcome import Kind
 from semroute_extproc.pipeline.pipeline import Pipeline
-from semroute_extproc.policy import plan as policy
 from semroute_extproc.telemetry.prom import PrometheusSink
 
 CHAT = {":method": "POST", ":path": "/v1/chat/completions", "content-type": "application/json"}
@@ -72,8 +71,7 @@ async def running(
     settings = config(
         server={"listen": listen, "drain_seconds": drain, "streams_max": streams_max}, pools=pools
     )
-    policies, _ = policy.build(settings, MANIFEST)
-    pipeline = Pipeline(settings, policies, classifier(encoder or FakeEncoder()), lambda _: None)
+    pipeline = Pipeline(settings, plans(settings), classifier(encoder or FakeEncoder()))
     live = Generation(1, "0", Settings("large", "l", 33_554_432, True, ("auto",)), pipeline)
     sink, metrics = Remember(), PrometheusSink()
     servicer = Servicer(lambda: live, [sink, metrics], metrics)

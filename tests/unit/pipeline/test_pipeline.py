@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gzip
 import json
 import time
@@ -10,32 +11,37 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from builders import MANIFEST, POOLS, FakeEncoder, classifier, config, raw
+from builders import POOLS, FakeEncoder, classifier, config, controller_state, plans, raw
 from pydantic import ValidationError
 
 from semroute_extproc.config.models import Config, unresolved
-from semroute_extproc.encoder.protocol import Encoder
 from semroute_extproc.envoy.exchange import Decide
 from semroute_extproc.errors import EncoderUnavailable
+from semroute_extproc.events import Event, Failed, SessionStoreError, Shadowed
 from semroute_extproc.outcome import Cause, Kind, Outcome
 from semroute_extproc.pipeline.pipeline import Pipeline
-from semroute_extproc.policy import plan as policy
 from semroute_extproc.policy.shadow import Agreement, Shadow
 from semroute_extproc.request.reasoning import FAMILIES
 from semroute_extproc.request.view import Api, RequestHead
-from semroute_extproc.state.controllers import Controllers
 from semroute_extproc.state.shared_sessions import SharedSessions
 
 
 def pipeline(
-    settings: Config | None = None, encoder: Encoder | None = None, **more: Any
+    settings: Config | None = None, encoder: FakeEncoder | None = None, **more: Any
 ) -> tuple[Pipeline, list[str]]:
     settings = settings or config()
-    policies, problems = policy.build(settings, MANIFEST)
-    assert problems == []
+    more.setdefault("controllers", controller_state(settings))
     failures: list[str] = []
-    more.setdefault("controllers", Controllers(settings, b"key"))
-    subject = Pipeline(settings, policies, classifier(encoder or FakeEncoder()), failures.append, **more)
+    told = more.pop("told", [])
+
+    def emit(event: Event) -> None:
+        if isinstance(event, Failed):
+            failures.append(event.request_id)
+        elif isinstance(event, Shadowed):
+            told.append(event.shadow)
+
+    plan = more.pop("plans", None) or plans(settings)
+    subject = Pipeline(settings, plan, classifier(encoder or FakeEncoder()), emit, **more)
     return subject, failures
 
 
@@ -50,7 +56,7 @@ def chat(text: str = "hello", model: str = "auto", **members: Any) -> dict[str, 
 
 
 async def outcome_of(
-    decide: Decide, settings: Config | None = None, encoder: Encoder | None = None
+    decide: Decide, settings: Config | None = None, encoder: FakeEncoder | None = None
 ) -> Outcome:
     subject, failures = pipeline(settings, encoder)
     outcome = await subject.decide(decide)
@@ -144,7 +150,8 @@ async def test_a_request_no_pool_can_serve_is_refused_with_what_is_missing() -> 
     settings = config(
         pools={"small": {"cluster": "s", "model": "m"}},
         default_pool="small",
-        strategies={"s": {"kind": "fixed", "pool": "small"}},
+        policies={"main": {"otherwise": {"pool": "small"}}},
+        strategies={},
     )
     parts = [
         {"type": "text", "text": "what is this"},
@@ -232,7 +239,7 @@ async def test_the_clients_own_reasoning_switch_stays() -> None:
 
 async def test_a_decision_that_needs_no_signal_does_not_ask_the_encoder() -> None:
     encoder = FakeEncoder(delay=60)
-    settings = config(strategies={"s": {"kind": "fixed", "pool": "small"}})
+    settings = config(policies={"main": {"otherwise": {"pool": "small"}}})
     outcome = await outcome_of(request(chat()), settings, encoder)
     assert (outcome.kind, outcome.pool, encoder.texts) == (Kind.ROUTED, "small", [])
     assert "encode" not in outcome.milliseconds()
@@ -314,7 +321,7 @@ class TestConversations:
             async def aclose(self) -> None:
                 pass
 
-        counted: list[str] = []
+        counted: list[Event] = []
         shared = SharedSessions(Dead(), 2.0, 60.0, counted.append)
         settings = config(server={"deadline_ms": 1_000}, controllers={"session": {}})
         subject, failures = pipeline(settings, shared=shared)
@@ -323,20 +330,19 @@ class TestConversations:
         assert (outcome.kind, failures) == (Kind.ROUTED, [])
         assert time.perf_counter() - started < 0.9
         await asyncio.sleep(0)
-        assert counted[0] == ("timeout" if delay else "error")
+        assert counted[0] == SessionStoreError("timeout" if delay else "error")
 
 
 class TestMoment:
     async def test_pressure_on_the_strong_pool_sends_its_easiest_requests_away(self) -> None:
         pools = {**POOLS, "large": {**POOLS["large"], "metrics": "http://large/metrics"}}
         settings = config(pools=pools, controllers={"load": {"rise_seconds": 0.001}})
-        controllers = Controllers(settings, b"key")
-        subject, _ = pipeline(settings, FakeEncoder(lambda _: raw(1.1)), controllers=controllers)
-        assert (await subject.decide(request(chat()))).pool == "large"
+        encoder, controllers = FakeEncoder(lambda _: raw(1.1)), controller_state(settings)
+        assert (await outcome_of(request(chat()), settings, encoder)).pool == "large"
         now = asyncio.get_running_loop().time()
-        for moment in (now, now + 0.1):
+        for moment in (now - 2.0, now - 1.0):
             controllers.observe("large", {"running": 1.0, "waiting": 9.0}, moment)
-        await asyncio.sleep(0.3)
+        subject, _ = pipeline(settings, encoder, controllers=controllers)
         pressed = await subject.decide(request(chat()))
         assert pressed.pool == "small"
         assert "load share 0.30 to 0.05" in pressed.reason
@@ -380,7 +386,7 @@ class TestShadows:
         encoder = FakeEncoder(lambda _: raw(5.0), delay=0.2)
         policies = two_policies(shadow="same", shadow_share=0.5, otherwise={"pool": "small"})
         settings = config(server={"deadline_ms": 5_000}, policies=policies)
-        subject, _ = pipeline(settings, encoder, on_shadow=told.append)
+        subject, _ = pipeline(settings, encoder, told=told)
         outcomes = [await subject.decide(request(chat(f"q{n}"), x_request_id=f"id-{n}")) for n in range(40)]
         at_once = [outcome for outcome in outcomes if outcome.shadows]
         while len(told) + len(at_once) < 40:
@@ -389,16 +395,11 @@ class TestShadows:
         assert {(shadow.pool, shadow.agreement) for shadow in told} == {("large", Agreement.DIFFER)}
         assert min(outcome.total_ms for outcome in outcomes) < 100.0
 
-    async def test_a_shadow_that_fails_is_counted_and_the_request_goes_its_way(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    async def test_a_shadow_that_fails_is_counted_and_the_request_goes_its_way(self) -> None:
         settings = config(policies=two_policies(shadow="other"))
-        subject, failures = pipeline(settings, FakeEncoder(lambda _: raw(5.0)))
-
-        def fail(_: Any) -> None:
-            raise ZeroDivisionError
-
-        monkeypatch.setattr(subject._policies["other"], "decide", fail)
+        broken = dataclasses.replace(plans(settings)["other"], pools={})
+        found = {**plans(settings), "other": broken}
+        subject, failures = pipeline(settings, FakeEncoder(lambda _: raw(5.0)), plans=found)
         outcome = await subject.decide(request(chat(), x_request_id="r1"))
         assert (outcome.kind, outcome.pool) == (Kind.ROUTED, "large")
         assert [shadow.agreement for shadow in outcome.shadows] == [Agreement.ERROR]
@@ -407,9 +408,7 @@ class TestShadows:
     async def test_a_pass_for_shadows_that_fails_is_counted_and_leaves_them_undecided(self) -> None:
         told: list[Shadow] = []
         policies = two_policies(shadow="same", shadow_share=1.0, otherwise={"pool": "small"})
-        subject, failures = pipeline(
-            config(policies=policies), FakeEncoder(ZeroDivisionError()), on_shadow=told.append
-        )
+        subject, failures = pipeline(config(policies=policies), FakeEncoder(ZeroDivisionError()), told=told)
         assert (await subject.decide(request(chat(), x_request_id="r1"))).kind is Kind.ROUTED
         async with asyncio.timeout(5):
             while not told:
@@ -417,12 +416,31 @@ class TestShadows:
         assert [shadow.agreement for shadow in told] == [Agreement.UNDECIDED]
         assert failures == ["r1"]
 
+    async def test_a_shadow_does_not_know_which_pool_the_live_conversation_is_in(self) -> None:
+        encoder = FakeEncoder(lambda text: raw(3.0 if "prove" in text else -3.0))
+        settings = config(policies=two_policies(shadow="same"), controllers={"session": {"margin": 0.9}})
+        subject, _ = pipeline(settings, encoder)
+        await subject.decide(request(conversation(TURNS[:1])))
+        later = await subject.decide(request(conversation(TURNS)))
+        assert (later.pool, later.session) == ("small", "kept")
+        assert [shadow.pool for shadow in later.shadows] == ["large"]
+
+    async def test_a_shadow_that_no_pool_can_answer_for_is_undecided(self) -> None:
+        settings = config(policies=two_policies(shadow="other", otherwise={"pool": "small"}))
+        blind = {"large": settings.pools["large"].model_copy(update={"apis": (Api.EMBEDDINGS,)})}
+        found = plans(settings)
+        found["other"] = dataclasses.replace(found["other"], pools=blind)
+        subject, failures = pipeline(settings, plans=found)
+        outcome = await subject.decide(request(chat()))
+        assert [shadow.agreement for shadow in outcome.shadows] == [Agreement.UNDECIDED]
+        assert failures == []
+
     async def test_a_shadow_teaches_the_controllers_nothing(self) -> None:
         settings = config(
             policies=two_policies(shadow="same", otherwise={"pool": "small"}),
             controllers={"budgets": {"s": {"strong_share": 0.3}}, "session": {}},
         )
-        controllers = Controllers(settings, b"key")
+        controllers = controller_state(settings)
         subject, _ = pipeline(settings, controllers=controllers)
         await subject.decide(request(chat()))
         assert controllers.status()["budgets"]["s"]["requests"] == 0
@@ -436,8 +454,10 @@ class TestCanary:
         ids = [f"id-{n}" for n in range(1_000)]
         drawn = [(await subject.decide(request(chat(), x_request_id=i))).policy for i in ids]
         assert Counter(drawn)["other"] / len(ids) == pytest.approx(0.25, abs=0.04)
-        again = [(await subject.decide(request(chat(), x_request_id=i))).policy for i in ids[:50]]
-        assert again == drawn[:50]
+        again = [await subject.decide(request(chat(), x_request_id=i)) for i in ids[:50]]
+        assert [outcome.policy for outcome in again] == drawn[:50]
+        canaries = [outcome.decision.canary for outcome in again if outcome.decision]
+        assert canaries == ["other" if policy == "other" else "" for policy in drawn[:50]]
 
     @pytest.mark.parametrize(
         ("canary", "message"),

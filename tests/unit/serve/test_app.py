@@ -28,7 +28,7 @@ from semroute_extproc.errors import ConfigError, Exit
 from semroute_extproc.events import CacheLookup, EncoderLost, Scraped
 from semroute_extproc.serve import app, build
 from semroute_extproc.serve.app import Health, Reactions
-from semroute_extproc.state.controllers import Controllers
+from semroute_extproc.state.controllers import ControllerState
 
 
 class Model:
@@ -159,7 +159,7 @@ async def test_it_ends_with_0_when_it_is_told_to(sidecar: Sidecar) -> None:
 async def test_an_encoder_may_be_lost_in_any_thread_and_load_reaches_the_controllers() -> None:
     seen: list[Any] = []
 
-    class Seen(Controllers):
+    class Seen(ControllerState):
         def __init__(self) -> None:
             pass
 

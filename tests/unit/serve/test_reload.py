@@ -17,7 +17,7 @@ from semroute_extproc.config import source as config_source
 from semroute_extproc.config.source import Loaded
 from semroute_extproc.events import Event, Reloaded, ReloadRejected
 from semroute_extproc.serve.reload import LiveConfig
-from semroute_extproc.state.controllers import Controllers
+from semroute_extproc.state.controllers import ControllerState
 
 GOOD = """\
 pools:
@@ -38,7 +38,7 @@ class Subject:
         file.write_text(GOOD)
         loaded = config_source.load(file, {})
         self.load: Callable[[Path], Loaded] = lambda path: config_source.load(path, {})
-        self.controllers = Controllers(loaded.config, bytes(32))
+        self.controllers = ControllerState(bytes(32))
         self.live = LiveConfig(
             file,
             loaded,

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from semroute_extproc.config.models import Budget
+from semroute_extproc.settings.controllers import Budget
 from semroute_extproc.state.budget import GAIN, BudgetController, Spent
 from semroute_extproc.strategies.cutoff import leaned, pressed, threshold_for_share
 
@@ -60,11 +60,11 @@ def run(
     for number in range(requests):
         part = number / requests
         now += rng.expovariate(rate(part))
-        threshold = threshold_for_share(QUANTILES, leaned(SHARE, controller.leaning))
+        threshold = threshold_for_share(QUANTILES, leaned(SHARE, controller.bias))
         goes = rng.random() < promised or scores(rng, part) >= threshold
         controller.decided(Spent(float(goes)), False, now)
         strong.append(goes)
-        leanings.append(controller.leaning)
+        leanings.append(controller.bias)
     return Run(strong, leanings)
 
 
@@ -168,7 +168,7 @@ def test_dollars_are_held_where_requests_differ_in_size() -> None:
     for number in range(40_000):
         size = rng.lognormvariate(0.0, 0.8)
         weak, strong = 0.0005 * size, 0.004 * size
-        threshold = threshold_for_share(QUANTILES, leaned(0.5, controller.leaning))
+        threshold = threshold_for_share(QUANTILES, leaned(0.5, controller.bias))
         value = strong if harder(rng, number / 40_000) >= threshold else weak
         controller.decided(Spent(value, strong - weak), False, float(number))
         spent.append(value)
@@ -179,23 +179,23 @@ def test_where_both_pools_cost_the_same_nothing_leans() -> None:
     controller = BudgetController(Budget(dollars_per_thousand=1.0))
     for number in range(100):
         controller.decided(Spent(0.005, 0.0), False, float(number))
-    assert controller.leaning == 0.0
+    assert controller.bias == 0.0
 
 
 def test_while_the_load_presses_the_leaning_does_not_rise_above_where_it_was() -> None:
     controller = BudgetController(Budget(strong_share=0.3))
     controller.decided(Spent(0.0), False, 0.0)
-    before = controller.leaning
+    before = controller.bias
     assert before > 0.0
     controller.decided(Spent(0.0), True, 1.0)
-    assert controller.leaning == before
+    assert controller.bias == before
     controller.decided(Spent(1.0), True, 2.0)
-    assert controller.leaning < before
+    assert controller.bias < before
     for number in range(100):
         controller.decided(Spent(0.0), True, 3.0 + number)
-    assert controller.leaning == before, "what fell by chance comes back"
+    assert controller.bias == before, "what fell by chance comes back"
     controller.decided(Spent(0.0), False, 200.0)
-    assert controller.leaning > before
+    assert controller.bias > before
 
 
 @pytest.mark.parametrize("pressure", [0.01, 0.2, 0.5, 1.0])
@@ -204,7 +204,7 @@ def test_a_pressure_that_lasts_takes_its_part_and_the_budget_takes_no_more(press
     controller = BudgetController(Budget(strong_share=SHARE))
     strong = []
     for number in range(20_000):
-        share = pressed(leaned(SHARE, controller.leaning), 0.0, pressure, 0.05, None)
+        share = pressed(leaned(SHARE, controller.bias), 0.0, pressure, 0.05, None)
         strong.append(rng.random() >= threshold_for_share(QUANTILES, share))
         controller.decided(Spent(float(strong[-1])), True, float(number))
     left = pressed(SHARE, 0.0, pressure, 0.05, None)

@@ -6,13 +6,13 @@ import dataclasses
 from typing import Any
 
 import pytest
-from builders import PAIR, POOLS, config
+from builders import PAIR, POOLS, config, controller_state
 
 from semroute_extproc.config.models import Config, unresolved
-from semroute_extproc.policy.context import Conditions, Decision, Facts, Held
+from semroute_extproc.policy.context import Conditions, Decision, Held, RoutingContext
 from semroute_extproc.request.reasoning import FAMILIES
 from semroute_extproc.request.view import Api, RequestHead, RequestView, Turn
-from semroute_extproc.state.controllers import QUIET, Controllers
+from semroute_extproc.state.controllers import QUIET, ControllerState
 from semroute_extproc.state.sessions import NO_KEYS
 
 METRICS = {name: {**pool, "metrics": f"http://{name}/metrics"} for name, pool in POOLS.items()}
@@ -25,16 +25,20 @@ FULL = {"running": 10.0, "waiting": 100.0}
 TURNS = (Turn("user", "hi"), Turn("assistant", "hello"), Turn("user", "more"))
 
 
-def controllers(pools: dict[str, Any] = METRICS, **settings: Any) -> Controllers:
-    return Controllers(settings_of(pools, **settings), b"key")
+def controllers(pools: dict[str, Any] = METRICS, **settings: Any) -> ControllerState:
+    return controller_state(settings_of(pools, **settings))
+
+
+def reload(subject: ControllerState, settings: Config) -> None:
+    subject.configure(settings.pools, settings.controllers, settings.strategies)
 
 
 def settings_of(pools: dict[str, Any] = METRICS, **settings: Any) -> Config:
     return config(pools=pools, controllers=settings)
 
 
-def facts(turns: tuple[Turn, ...] = TURNS, conditions: Conditions = QUIET, **view: Any) -> Facts:
-    return Facts(
+def facts(turns: tuple[Turn, ...] = TURNS, conditions: Conditions = QUIET, **view: Any) -> RoutingContext:
+    return RoutingContext(
         RequestHead("POST", "/v1/chat/completions", {}),
         RequestView(Api.CHAT_COMPLETIONS, "auto", turns, **view),
         "en",
@@ -47,7 +51,7 @@ def decision(pool: str, **more: Any) -> Decision:
     return Decision(pool, "because", strategy="s", **more)
 
 
-def press(subject: Controllers, pool: str, until: int = 30) -> None:
+def press(subject: ControllerState, pool: str, until: int = 30) -> None:
     for second in range(until):
         subject.observe(pool, FULL, float(second))
 
@@ -76,10 +80,10 @@ def test_the_strong_share_is_what_a_budget_learns_from() -> None:
     subject = controllers(budgets={"s": {"strong_share": 0.3}})
     for second in range(10):
         subject.decided(facts(), decision("large"), "", float(second))
-    leaning = subject.conditions(10.0).leaning["s"]
+    leaning = subject.conditions(10.0).bias["s"]
     assert leaning == pytest.approx(10 * 12 / 1_000 * (0.3 - 1.0))
     subject.decided(facts(), Decision("large", "a rule"), "", 10.0)
-    assert subject.conditions(10.0).leaning["s"] == leaning, "another's decisions do not count"
+    assert subject.conditions(10.0).bias["s"] == leaning, "another's decisions do not count"
 
 
 def test_dollars_are_reckoned_from_prices_prompt_and_answer() -> None:
@@ -91,11 +95,11 @@ def test_dollars_are_reckoned_from_prices_prompt_and_answer() -> None:
 
 
 def test_without_a_pair_dollars_lie_between_the_cheapest_and_the_dearest_pool() -> None:
-    fixed = {"s": {"kind": "fixed", "pool": "eyes"}}
+    weighted = {"s": {"kind": "weighted", "weights": {"eyes": 1}}}
     settings = config(
-        pools=PRICED, strategies=fixed, controllers={"budgets": {"s": {"dollars_per_thousand": 1.0}}}
+        pools=PRICED, strategies=weighted, controllers={"budgets": {"s": {"dollars_per_thousand": 1.0}}}
     )
-    subject = Controllers(settings, b"key")
+    subject = controller_state(settings)
     subject.decided(facts(max_output_tokens=100), decision("eyes"), "", 0.0)
     assert subject.status()["budgets"]["s"]["realised"] == pytest.approx(2e-6 * 1_100)
     # Target minus spent, in units of the spread between 1e-6 and 10e-6 a token.
@@ -115,9 +119,9 @@ def test_a_budget_does_not_work_against_the_load() -> None:
     subject = controllers(load={}, budgets={"s": {"strong_share": 0.3}})
     pressed = Conditions(pressure={"large": 0.8, "small": 0.1})
     subject.decided(facts(conditions=pressed), decision("small"), "", 0.0)
-    assert subject.conditions(0.0).leaning["s"] == 0.0
+    assert subject.conditions(0.0).bias["s"] == 0.0
     subject.decided(facts(), decision("small"), "", 1.0)
-    assert subject.conditions(1.0).leaning["s"] > 0.0
+    assert subject.conditions(1.0).bias["s"] > 0.0
 
 
 class TestSession:
@@ -144,7 +148,7 @@ class TestSession:
     )
     def test_what_the_conversations_pool_meant(self, decided: Decision, result: str) -> None:
         subject = controllers(session={})
-        held = Facts(facts().head, facts().view, "en", 10, held=Held("small"))
+        held = RoutingContext(facts().head, facts().view, "en", 10, held=Held("small"))
         assert subject.decided(held, decided, "key", 0.0) == result
 
     def test_what_should_not_move_and_is_not_remembered_is_lost(self) -> None:
@@ -182,18 +186,17 @@ class TestReload:
         press(subject, "large")
         subject.decided(facts(), decision("large"), "key", 0.0)
         before = subject.status()
-        subject.reload(settings_of(**settings))
+        reload(subject, settings_of(**settings))
         assert subject.status() == before
 
     def test_what_changed_begins_anew(self) -> None:
         subject = controllers(load={}, budgets={"s": {"strong_share": 0.3}}, session={})
         press(subject, "large")
         subject.decided(facts(), decision("large"), "key", 0.0)
-        subject.reload(
-            settings_of(
-                load={"rise_seconds": 9}, budgets={"s": {"strong_share": 0.4}}, session={"ttl_seconds": 9}
-            )
+        changed = settings_of(
+            load={"rise_seconds": 9}, budgets={"s": {"strong_share": 0.4}}, session={"ttl_seconds": 9}
         )
+        reload(subject, changed)
         status = subject.status()
         assert status["pools"]["large"]["pressure"] == 0.0
         assert status["budgets"]["s"]["requests"] == 0
@@ -203,12 +206,12 @@ class TestReload:
         settings: dict[str, Any] = {"budgets": {"s": {"strong_share": 0.3}}}
         subject = controllers(**settings)
         subject.decided(facts(), decision("large"), "", 0.0)
-        subject.reload(config(strategies={"s": {**PAIR, "strong_share": 0.5}}, controllers=settings))
+        reload(subject, config(strategies={"s": {**PAIR, "strong_share": 0.5}}, controllers=settings))
         assert subject.status()["budgets"]["s"]["requests"] == 0
 
     def test_controllers_may_be_taken_away(self) -> None:
         subject = controllers(load={}, budgets={"s": {"strong_share": 0.3}}, session={})
-        subject.reload(settings_of())
+        reload(subject, settings_of())
         assert not subject.active
         assert subject.conditions(0.0) is QUIET
         assert subject.decided(facts(), decision("large"), "key", 0.0) == ""
@@ -230,7 +233,7 @@ def test_a_controller_that_could_do_nothing_is_a_configuration_error(
     settings: dict[str, Any], message: str
 ) -> None:
     subject = config(
-        strategies={"s": PAIR, "other": {"kind": "fixed", "pool": "small"}}, controllers=settings
+        strategies={"s": PAIR, "other": {"kind": "weighted", "weights": {"small": 1}}}, controllers=settings
     )
     assert any(message in problem.message for problem in unresolved(subject, FAMILIES))
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-import urllib.request
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
+import httpx2
 import pytest
 
-from semroute_extproc.config.models import Pool
-from semroute_extproc.events import Scraped
-from semroute_extproc.state import pool_metrics as load
-from semroute_extproc.state.pool_metrics import gauge_names, read_page
+from semroute_extproc.events import Event, Scraped
+from semroute_extproc.settings.pools import Pool
+from semroute_extproc.state.pool_metrics import fetch_page, gauge_names, read_page, scrape
 from semroute_extproc.telemetry.admin import AdminServer, text
 from semroute_extproc.telemetry.prom import PrometheusSink
 
@@ -60,27 +60,6 @@ def test_a_line_that_is_not_a_metric_is_refused() -> None:
         read_page("vllm:num_requests_running{ not metrics")
 
 
-async def test_pools_are_looked_at_again_and_a_dead_one_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load, "INTERVAL_SECONDS", 0.02)
-    server = AdminServer("127.0.0.1:0", {"/metrics": lambda: text(200, PAGE)})
-    told: dict[str, Mapping[str, float]] = {}
-    pools = {
-        "up": Pool(cluster="c", model="a", metrics=f"http://127.0.0.1:{server.port}/metrics"),
-        "down": Pool(cluster="c", model="b", metrics="http://127.0.0.1:9/metrics"),
-        "silent": Pool(cluster="c", model="d"),
-    }
-    failed: list[str] = []
-    task = asyncio.create_task(load.scrape(lambda: pools, told.__setitem__, failed.append))
-    while "up" not in told:
-        await asyncio.sleep(0.01)
-    assert set(failed) == {"down"}
-    assert told == {"up": {"running": 7.0, "kv_cache_usage": 0.5}, "down": {}}
-    await asyncio.to_thread(server.close)
-    while told["up"]:
-        await asyncio.sleep(0.01)
-    task.cancel()
-
-
 def test_the_load_is_exported_and_disappears_when_it_is_unknown() -> None:
     sink = PrometheusSink()
     sink.handle(Scraped("small", {"running": 2.0}, failed=False))
@@ -96,58 +75,102 @@ def test_a_page_full_of_other_metrics_costs_next_to_nothing() -> None:
     assert time.perf_counter() - started < 0.1
 
 
-async def test_a_page_that_comes_byte_by_byte_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load, "TIMEOUT_SECONDS", 0.2)
+@asynccontextmanager
+async def serving(answer: Callable[[asyncio.StreamWriter], Awaitable[None]]) -> AsyncIterator[str]:
+    """A server that sends what it is told to; its address."""
 
-    async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await answer(writer)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/metrics"
+    server.close()
+
+
+async def test_a_page_that_comes_byte_by_byte_is_given_up() -> None:
+    async def drip(writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.0 200 OK\r\n\r\n")
         while not writer.is_closing():
             writer.write(b"#")
             await asyncio.sleep(0.05)
 
-    server = await asyncio.start_server(drip, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    pool = Pool(cluster="c", model="m", metrics=f"http://127.0.0.1:{port}/")
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(asyncio.to_thread(load._load, pool), 5)
-    server.close()
+    async with serving(drip) as url:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.to_thread(fetch_page, url, 0.2), 5)
 
 
 async def test_a_pool_is_asked_directly_whatever_proxy_the_environment_names(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # The library keeps the environment of its first use.
-    monkeypatch.setattr(urllib.request, "_opener", None)
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     server = AdminServer("127.0.0.1:0", {"/metrics": lambda: text(200, PAGE)})
-    pool = Pool(cluster="c", model="m", metrics=f"http://127.0.0.1:{server.port}/metrics")
-    assert await asyncio.to_thread(load._load, pool) == read_page(PAGE)
+    assert await asyncio.to_thread(fetch_page, f"http://127.0.0.1:{server.port}/metrics") == PAGE
     await asyncio.to_thread(server.close)
 
 
 async def test_a_page_elsewhere_is_not_the_pools() -> None:
     elsewhere = AdminServer("127.0.0.1:0", {"/metrics": lambda: text(200, PAGE)})
 
-    async def redirect(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def redirect(writer: asyncio.StreamWriter) -> None:
         place = f"http://127.0.0.1:{elsewhere.port}/metrics"
         writer.write(f"HTTP/1.0 302 Found\r\nLocation: {place}\r\n\r\n".encode())
-        writer.close()
 
-    server = await asyncio.start_server(redirect, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    pool = Pool(cluster="c", model="m", metrics=f"http://127.0.0.1:{port}/metrics")
-    with pytest.raises(OSError, match="302"):
-        await asyncio.to_thread(load._load, pool)
-    server.close()
+    async with serving(redirect) as url:
+        with pytest.raises(httpx2.HTTPStatusError, match="302"):
+            await asyncio.to_thread(fetch_page, url)
     await asyncio.to_thread(elsewhere.close)
 
 
-async def test_a_page_whose_name_does_not_resolve_holds_no_other_up(monkeypatch: pytest.MonkeyPatch) -> None:
+class Told(list[Scraped]):
+    """The events of a scrape."""
+
+    def emit(self, event: Event) -> None:
+        assert isinstance(event, Scraped)
+        self.append(event)
+
+    def last(self, pool: str) -> Scraped | None:
+        return next((event for event in reversed(self) if event.pool == pool), None)
+
+
+@asynccontextmanager
+async def scraping(
+    pools: dict[str, Pool], fetch: Callable[[str], str] = fetch_page, seconds_max: float = 2.0
+) -> AsyncIterator[Told]:
+    told = Told()
+    run = scrape(lambda: pools, told.emit, fetch=fetch, interval=0.01, probe_seconds_max=seconds_max)
+    task = asyncio.create_task(run)
+    async with asyncio.timeout(10):
+        yield told
+    task.cancel()
+
+
+def pool(url: str | None) -> Pool:
+    return Pool(cluster="c", model="m", metrics=url)
+
+
+async def test_pools_are_looked_at_again_and_a_dead_one_is_unknown() -> None:
+    server = AdminServer("127.0.0.1:0", {"/metrics": lambda: text(200, PAGE)})
+    pools = {
+        "up": pool(f"http://127.0.0.1:{server.port}/metrics"),
+        "down": pool("http://127.0.0.1:9/metrics"),
+        "silent": pool(None),
+    }
+    async with scraping(pools) as told:
+        while not told.last("up"):
+            await asyncio.sleep(0.01)
+        assert told.last("up") == Scraped("up", {"running": 7.0, "kv_cache_usage": 0.5}, failed=False)
+        assert told.last("down") == Scraped("down", {}, failed=True)
+        assert told.last("silent") is None
+        await asyncio.to_thread(server.close)
+        while told.last("up") != Scraped("up", {}, failed=True):
+            await asyncio.sleep(0.01)
+
+
+async def test_a_page_whose_name_does_not_resolve_holds_no_other_up() -> None:
     """Looking a name up has no timeout of ours."""
-    monkeypatch.setattr(load, "INTERVAL_SECONDS", 0.02)
-    monkeypatch.setattr(load, "LOOK_SECONDS_MAX", 0.1)
     resolved, asked = threading.Event(), Counter[str]()
 
     def fetch(url: str) -> str:
@@ -156,32 +179,22 @@ async def test_a_page_whose_name_does_not_resolve_holds_no_other_up(monkeypatch:
             resolved.wait(10)
         return PAGE
 
-    monkeypatch.setattr(load, "_fetch", fetch)
-    pools = {
-        name: Pool(cluster="c", model=name, metrics=f"http://{name}/metrics") for name in ("up", "nowhere")
-    }
-    told: list[tuple[str, Mapping[str, float]]] = []
-    task = asyncio.create_task(load.scrape(lambda: pools, lambda *each: told.append(each)))
-    async with asyncio.timeout(5):
-        while told.count(("up", read_page(PAGE))) < 5:
+    pools = {name: pool(f"http://{name}/metrics") for name in ("up", "nowhere")}
+    async with scraping(pools, fetch, 0.1) as told:
+        while told.count(Scraped("up", read_page(PAGE), failed=False)) < 5:
             await asyncio.sleep(0.01)
-        assert told.count(("nowhere", {})) >= 4
+        assert told.count(Scraped("nowhere", {}, failed=True)) >= 4
         assert asked["http://nowhere/metrics"] == 1, "it is not asked again while it is asked"
         resolved.set()
-        while ("nowhere", read_page(PAGE)) not in told:
+        while told.last("nowhere") != Scraped("nowhere", read_page(PAGE), failed=False):
             await asyncio.sleep(0.01)
-    task.cancel()
 
 
-async def test_the_load_of_a_pool_that_is_gone_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load, "INTERVAL_SECONDS", 0.01)
-    monkeypatch.setattr(load, "_fetch", lambda _: PAGE)
-    pools = {"up": Pool(cluster="c", model="a", metrics="http://pool/metrics")}
-    told: dict[str, Mapping[str, float]] = {}
-    task = asyncio.create_task(load.scrape(lambda: pools, told.__setitem__))
-    while "up" not in told:
-        await asyncio.sleep(0.01)
-    pools.clear()
-    while told["up"]:
-        await asyncio.sleep(0.01)
-    task.cancel()
+async def test_the_load_of_a_pool_that_is_gone_is_unknown() -> None:
+    pools = {"up": pool("http://pool/metrics")}
+    async with scraping(pools, lambda _: PAGE) as told:
+        while not told.last("up"):
+            await asyncio.sleep(0.01)
+        pools.clear()
+        while told.last("up") != Scraped("up", {}, failed=False):
+            await asyncio.sleep(0.01)

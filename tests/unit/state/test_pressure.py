@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from semroute_extproc.config.models import LoadController, Ramp
+from semroute_extproc.settings.controllers import LoadController, Ramp
 from semroute_extproc.state.pressure import PoolPressure, raw_pressure
 
 RAMPS = LoadController().ramps

@@ -6,13 +6,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from semroute_extproc.config.models import SessionController
 from semroute_extproc.errors import ConfigError
-from semroute_extproc.state import shared_sessions as remote_sessions
+from semroute_extproc.events import Event, SessionStoreError, ignore
+from semroute_extproc.settings.controllers import SessionController
 from semroute_extproc.state.shared_sessions import FAILURES_MAX, WRITES_MAX, SharedSessions, connect
 
 
@@ -45,9 +46,17 @@ class FakeMemory:
             raise self.error
 
 
-def shared(memory: FakeMemory, timeout_ms: float = 2.0) -> tuple[SharedSessions, list[str]]:
-    counted: list[str] = []
-    return SharedSessions(memory, timeout_ms, 1_800.0, counted.append), counted
+class Counted(list[str]):
+    """What went wrong, in order."""
+
+    def emit(self, event: Event) -> None:
+        assert isinstance(event, SessionStoreError)
+        self.append(event.what)
+
+
+def shared(memory: FakeMemory, timeout_ms: float = 2.0, **more: Any) -> tuple[SharedSessions, Counted]:
+    counted = Counted()
+    return SharedSessions(memory, timeout_ms, 1_800.0, counted.emit, **more), counted
 
 
 def soon() -> float:
@@ -79,13 +88,10 @@ async def test_the_requests_own_deadline_comes_first() -> None:
     assert counted == ["timeout"]
 
 
-async def test_a_dead_memory_is_left_alone_for_a_while_and_tried_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_dead_memory_is_left_alone_for_a_while_and_tried_again() -> None:
     now = [100.0]
-    monkeypatch.setattr(remote_sessions, "monotonic", lambda: now[0])
     memory = FakeMemory(error=ConnectionError())
-    subject, counted = shared(memory)
+    subject, counted = shared(memory, clock=lambda: now[0])
     for _ in range(FAILURES_MAX + 3):
         assert await subject.find("k", soon()) == ""
     assert memory.asked == FAILURES_MAX
@@ -100,6 +106,25 @@ async def test_a_dead_memory_is_left_alone_for_a_while_and_tried_again(
     assert await subject.find("k", soon()) == ""
 
 
+async def test_a_try_that_is_cancelled_does_not_keep_others_from_trying() -> None:
+    now = [100.0]
+    memory = FakeMemory(error=ConnectionError())
+    subject, _ = shared(memory, 500.0, clock=lambda: now[0])
+    for _ in range(FAILURES_MAX):
+        await subject.find("k", soon())
+    now[0] += 1.5
+    memory.error, memory.delay = None, 5.0
+    task = asyncio.create_task(subject.find("k", soon()))
+    await asyncio.sleep(0)
+    assert await subject.find("other", soon()) == "", "one at a time"
+    assert memory.asked == FAILURES_MAX + 1
+    task.cancel()
+    await asyncio.wait([task])
+    memory.delay = 0.0
+    memory.values["semroute:session:k"] = b"small"
+    assert await subject.find("k", soon()) == "small"
+
+
 async def test_writes_are_not_waited_for_and_their_number_is_bounded() -> None:
     subject, counted = shared(FakeMemory(delay=0.05))
     for number in range(WRITES_MAX + 10):
@@ -108,14 +133,11 @@ async def test_writes_are_not_waited_for_and_their_number_is_bounded() -> None:
     await subject.close()
 
 
-async def test_what_could_not_be_written_wins_over_the_older_that_is_there_until_it_is_written(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_what_could_not_be_written_wins_over_the_older_that_is_there_until_it_is_written() -> None:
     now = [100.0]
-    monkeypatch.setattr(remote_sessions, "monotonic", lambda: now[0])
     memory = FakeMemory()
     memory.values["semroute:session:k"] = b"small"
-    subject, counted = shared(memory, 500.0)
+    subject, counted = shared(memory, 500.0, clock=lambda: now[0])
     memory.error = ConnectionError()
     for _ in range(FAILURES_MAX):
         await subject.find("other", soon())
@@ -144,14 +166,10 @@ async def test_a_write_that_fails_late_does_not_bring_an_older_pool_back() -> No
     assert await subject.find("k", soon()) == "large"
 
 
-async def test_what_is_yet_to_be_written_is_bounded_and_forgotten_in_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_what_is_yet_to_be_written_is_bounded_and_forgotten_in_time() -> None:
     now = [100.0]
-    monkeypatch.setattr(remote_sessions, "monotonic", lambda: now[0])
-    monkeypatch.setattr(remote_sessions, "UNWRITTEN_MAX", 2)
     memory = FakeMemory(error=ConnectionError())
-    subject, _ = shared(memory)
+    subject, _ = shared(memory, unwritten_max=2, clock=lambda: now[0])
     for key in ("a", "b", "c"):
         subject.keep(key, "small")
     found = [await subject.find(key, soon()) for key in ("a", "b", "c")]
@@ -187,7 +205,7 @@ def settings(url: str) -> SessionController:
 
 
 def test_none_is_configured_unless_it_is() -> None:
-    assert connect(SessionController(), lambda _: None) is None
+    assert connect(SessionController(), ignore) is None
 
 
 def test_an_address_that_cannot_be_read_is_told_without_its_password() -> None:
@@ -196,13 +214,13 @@ def test_an_address_that_cannot_be_read_is_told_without_its_password() -> None:
     assert "write / as %2F" in caught.value.errors()[0]["msg"]
     assert "s3" not in caught.value.errors()[0]["msg"]
     with pytest.raises(ConfigError, match="has an option that the library refuses"):
-        connect(settings("redis://host/0?socket_timeout=soon"), lambda _: None)
+        connect(settings("redis://host/0?socket_timeout=soon"), ignore)
 
 
 def test_without_the_library_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "redis", None)
     with pytest.raises(ConfigError, match=r"semroute-extproc\[valkey\]"):
-        connect(settings("valkey://localhost"), lambda _: None)
+        connect(settings("valkey://localhost"), ignore)
 
 
 @asynccontextmanager
@@ -248,8 +266,8 @@ async def eventually(look: Callable[[], bool]) -> None:
 @pytest.mark.usefixtures("library")
 async def test_the_real_client_speaks_to_a_valkey() -> None:
     async with valkey() as (port, values):
-        counted: list[str] = []
-        subject = connect(settings(f"valkey://127.0.0.1:{port}/0"), counted.append)
+        counted = Counted()
+        subject = connect(settings(f"valkey://127.0.0.1:{port}/0"), counted.emit)
         assert subject is not None
         subject.keep("k", "large")
         await eventually(lambda: values == {b"semroute:session:k": b"large"})
@@ -261,8 +279,8 @@ async def test_the_real_client_speaks_to_a_valkey() -> None:
 
 @pytest.mark.usefixtures("library")
 async def test_the_real_client_without_a_server_is_an_error_and_no_more() -> None:
-    counted: list[str] = []
-    subject = connect(settings("valkey://127.0.0.1:9/0"), counted.append)
+    counted = Counted()
+    subject = connect(settings("valkey://127.0.0.1:9/0"), counted.emit)
     assert subject is not None
     assert await subject.find("k", soon()) == ""
     assert counted in (["error"], ["timeout"])

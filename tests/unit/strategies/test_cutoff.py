@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from semroute_extproc.policy.context import Choice, Conditions, Facts
+from semroute_extproc.policy.context import Choice, Conditions, RoutingContext
 from semroute_extproc.request.view import Api, RequestHead, RequestView
 from semroute_extproc.strategies.cutoff import (
     Cutoff,
@@ -47,13 +47,13 @@ def choice(
     score: float, pressure: dict[str, float] | None = None, quality: float | None = None, **more: float
 ) -> Choice:
     """What a pair with strong share 0.3 chooses."""
-    facts = Facts(
+    facts = RoutingContext(
         RequestHead("POST", "/"),
         RequestView(Api.CHAT_COMPLETIONS, "auto"),
         "en",
         10,
         quality=quality,
-        leaning=more.pop("leaning", 0.0),
+        bias=more.pop("bias", 0.0),
         conditions=Conditions(pressure or {}, **more),
     )
     return Cutoff("small", "large", QUANTILES, share=0.3).choose(score, facts)
@@ -101,7 +101,7 @@ class TestCutoff:
         assert choice(0.95, {"large": 0.5}).pool == "large"
 
     def test_the_choice_says_who_moved_the_share_and_how(self) -> None:
-        moved = choice(0.75, {"large": 0.5}, leaning=0.5, floor=0.1)
+        moved = choice(0.75, {"large": 0.5}, bias=0.5, floor=0.1)
         assert moved.moved == (("budget", "+0.50"), ("load", "share 0.41 to 0.26"))
         assert moved.share == pytest.approx(0.257, abs=1e-3)
 
@@ -111,8 +111,8 @@ class TestCutoff:
 
     def test_a_quality_asked_for_is_moved_and_its_ends_are_not(self) -> None:
         assert choice(0.75, {"large": 1.0}, quality=0.5).pool == "small"
-        assert choice(0.0, {"large": 1.0}, quality=1.0, leaning=-4.0).pool == "large"
-        assert choice(1.0, {"small": 1.0}, quality=0.0, leaning=4.0, ceiling=1.0).pool == "small"
+        assert choice(0.0, {"large": 1.0}, quality=1.0, bias=-4.0).pool == "large"
+        assert choice(1.0, {"small": 1.0}, quality=0.0, bias=4.0, ceiling=1.0).pool == "small"
 
     def test_the_rise_is_the_part_of_the_strong_pools_traffic_that_the_score_leaves_behind(self) -> None:
         assert choice(0.7).rise == pytest.approx(0.0, abs=1e-9)

@@ -8,18 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import MANIFEST, FakeEncoder, classifier, config, raw, signals
+from builders import MANIFEST, FakeEncoder, classifier, config, plans, raw, signals
 from openai_server import Act, OpenAIServer, labelled
 
 from semroute_extproc.config import source as config_source
 from semroute_extproc.config.models import Config, JudgeStrategy
 from semroute_extproc.envoy.exchange import Decide
 from semroute_extproc.errors import ConfigError, EncoderUnavailable
-from semroute_extproc.events import Decided
+from semroute_extproc.events import Decided, Event, Shadowed
 from semroute_extproc.outcome import Cause, Kind, Outcome
 from semroute_extproc.pipeline.pipeline import Pipeline
-from semroute_extproc.policy import plan as policy
-from semroute_extproc.policy.context import Candidates, Choice, Facts, Judgement
+from semroute_extproc.policy.context import Candidates, Choice, Judgement, RoutingContext
 from semroute_extproc.policy.shadow import Agreement, Shadow
 from semroute_extproc.request.view import Api, RequestHead, RequestView, Turn
 from semroute_extproc.serve import build
@@ -55,8 +54,8 @@ def strategy(known: Calibration | None = None, **changes: Any) -> Strategy:
     return Strategy("s", JudgeStrategy.model_validate(settings), MANIFEST.difficulty, known)
 
 
-def facts(judgement: Judgement | None = None, difficulty: float = 0.5, **changes: Any) -> Facts:
-    return Facts(
+def facts(judgement: Judgement | None = None, difficulty: float = 0.5, **changes: Any) -> RoutingContext:
+    return RoutingContext(
         head=RequestHead("POST", "/v1/chat/completions", {}),
         view=RequestView(api=Api.CHAT_COMPLETIONS, model="auto", turns=(Turn("user", "hi"),)),
         language="en",
@@ -67,7 +66,7 @@ def facts(judgement: Judgement | None = None, difficulty: float = 0.5, **changes
     )
 
 
-def chosen(subject: Strategy, facts_: Facts) -> Choice:
+def chosen(subject: Strategy, facts_: RoutingContext) -> Choice:
     return subject.choose(facts_, Candidates(config().pools))
 
 
@@ -114,10 +113,10 @@ def test_text_the_bundle_does_not_know_is_the_judges_to_decide_if_it_answers() -
 
 def test_a_quality_moves_the_judges_threshold_and_its_ends_need_no_judge() -> None:
     subject = strategy()
-    assert subject.wants(facts(quality=0.5))
-    assert not subject.wants(facts(quality=1.0))
-    assert not subject.wants(facts(quality=0.0))
-    assert not subject.wants(facts(Judgement(0.4, "ok")))
+    assert subject.wants_judgement(facts(quality=0.5))
+    assert not subject.wants_judgement(facts(quality=1.0))
+    assert not subject.wants_judgement(facts(quality=0.0))
+    assert not subject.wants_judgement(facts(Judgement(0.4, "ok")))
     assert chosen(subject, facts(Judgement(0.3, "ok"), quality=0.8)).pool == "large"
     assert chosen(subject, facts(quality=1.0, difficulty=0.0)).pool == "large"
 
@@ -132,11 +131,11 @@ def settings(url: str, **changes: Any) -> Config:
 async def outcome(
     settings_: Config, encoder: FakeEncoder | None = None, *, judges: int = 1, quality: str = ""
 ) -> list[Outcome]:
-    policies, problems = policy.build(settings_, MANIFEST)
-    assert problems == []
     [found] = [s for s in settings_.strategies.values() if isinstance(s, JudgeStrategy)]
     judge = Judge("s", found)
-    subject = Pipeline(settings_, policies, classifier(encoder or FakeEncoder()), pytest.fail, {"s": judge})
+    subject = Pipeline(
+        settings_, plans(settings_), classifier(encoder or FakeEncoder()), pytest.fail, {"s": judge}
+    )
     body = json.dumps({"model": "auto", "messages": [{"role": "user", "content": "prove it"}]}).encode()
     head = RequestHead("POST", "/v1/chat/completions", {"x-semroute-quality": quality} if quality else {})
     try:
@@ -220,13 +219,15 @@ async def shadowed(url: str, share: float) -> tuple[Outcome, list[Shadow]]:
         },
         server={"deadline_ms": 2_000},
     )
-    policies, _ = policy.build(settings_, MANIFEST)
     judges = Judges()
     told: list[Shadow] = []
     encoder = classifier(FakeEncoder(lambda _: raw(-5.0)))
-    subject = Pipeline(
-        settings_, policies, encoder, pytest.fail, judges.of(settings_), None, None, told.append
-    )
+
+    def emit(event: Event) -> None:
+        assert isinstance(event, Shadowed)
+        told.append(event.shadow)
+
+    subject = Pipeline(settings_, plans(settings_), encoder, emit, judges.of(settings_))
     judges.adopt(subject.judges)
     body = json.dumps({"model": "auto", "messages": [{"role": "user", "content": "prove it"}]}).encode()
     head = RequestHead("POST", "/v1/chat/completions", {})

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import MANIFEST, POOLS, config
+from builders import MANIFEST, POOLS, build_policies, config, decided, plans
 
 from semroute_extproc.config.models import Config
 from semroute_extproc.encoder.signals import Signals
-from semroute_extproc.policy import plan as policy
-from semroute_extproc.policy.context import Conditions, Decision, Facts, Held
+from semroute_extproc.policy.context import Conditions, Held, RoutingContext
+from semroute_extproc.policy.plan import PolicyPlan
 from semroute_extproc.request.view import Api, RequestHead, RequestView
 from semroute_extproc.strategies.artifacts import Clusters, Factorization, Manifest, Similarity
 from semroute_extproc.strategies.calibration import Calibration
@@ -57,17 +57,17 @@ def signals(x: np.ndarray, **changes: Any) -> Signals:
     return Signals(**{**values, **changes})
 
 
-def facts(x: np.ndarray, *, prompt_tokens: int = 500, max_output: int | None = None, **changes: Any) -> Facts:
+def facts(
+    x: np.ndarray, *, prompt_tokens: int = 500, max_output: int | None = None, **changes: Any
+) -> RoutingContext:
     unread = {key: changes.pop(key) for key in ("unknown", "revision", "difficulty") if key in changes}
     view = RequestView(Api.CHAT_COMPLETIONS, "auto", max_output_tokens=max_output)
     head = RequestHead("POST", "/v1/chat/completions", {})
-    return Facts(head, view, "en", prompt_tokens, signals=signals(x, **unread), **changes)
+    return RoutingContext(head, view, "en", prompt_tokens, signals=signals(x, **unread), **changes)
 
 
-def compiled(settings: dict[str, Any], material: Material, pools: Any = POOLS) -> policy.Policy:
-    policies, problems = policy.build(configured(settings, pools), MANIFEST, material)
-    assert not problems
-    return policies["main"]
+def compiled(settings: dict[str, Any], material: Material, pools: Any = POOLS) -> PolicyPlan:
+    return plans(configured(settings, pools), material)["main"]
 
 
 def configured(settings: dict[str, Any], pools: Any = POOLS) -> Config:
@@ -75,14 +75,8 @@ def configured(settings: dict[str, Any], pools: Any = POOLS) -> Config:
 
 
 def problems(settings: dict[str, Any], material: Material, pools: Any = POOLS) -> list[str]:
-    _, found = policy.build(configured(settings, pools), MANIFEST, material)
+    _, found = build_policies(configured(settings, pools), material)
     return [f"{'.'.join(map(str, each.path))}: {each.message}" for each in found]
-
-
-def decided(subject: policy.Policy, given: Facts) -> Decision:
-    decision = subject.decide(given)
-    assert decision is not None
-    return decision
 
 
 # --- similarity ---
@@ -310,7 +304,7 @@ PROFILES = {
 }
 
 
-def clusters(profiles: Any = PROFILES, **settings: Any) -> policy.Policy:
+def clusters(profiles: Any = PROFILES, **settings: Any) -> PolicyPlan:
     material = Material({"s": TOPICS}, profiles={"s": lambda: profiles})
     return compiled({**CLUSTERS, **settings}, material, PRICED)
 
@@ -361,9 +355,9 @@ class TestClusters:
 
     def test_a_leaning_moves_the_choice(self) -> None:
         subject = clusters()
-        frugal = facts(SECOND, conditions=Conditions(leaning={"s": -4.0}))
+        frugal = facts(SECOND, conditions=Conditions(bias={"s": -4.0}))
         assert decided(subject, frugal).pool == "small"
-        assert decided(subject, facts(SECOND, conditions=Conditions(leaning={"other": -4.0}))).pool == "large"
+        assert decided(subject, facts(SECOND, conditions=Conditions(bias={"other": -4.0}))).pool == "large"
 
     def test_pressure_sends_away_those_with_least_to_lose_first(self) -> None:
         near = {**PROFILES, "m-e": profile("m-e", (0.12, 0.16))}
@@ -442,7 +436,7 @@ class TestEveryPairUnderControllers:
     def test_a_leaning_moves_it_both_ways(self, settings: dict[str, Any], material: Any) -> None:
         subject = compiled(settings, Material({"s": material}))
         pools = [
-            decided(subject, facts(x, conditions=Conditions(leaning={"s": leaning}))).pool
+            decided(subject, facts(x, conditions=Conditions(bias={"s": leaning}))).pool
             for x, leaning in ((unit(1, 0, 0, 0), -8.0), (unit(0, 1, 0, 0), 8.0))
         ]
         assert pools == ["small", "large"]

@@ -1,18 +1,17 @@
 """The chart and the gateways' files: every name, port, path and flag they give agrees with the code.
 
-No cluster and no Helm here: the templates' few constructs are filled in by a renderer of our own, which
-refuses any other.
+Helm renders the chart, through its SDK and without a cluster.
 """
 
 from __future__ import annotations
 
-import io
-import re
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
+from helm_python import Chart
+from helm_python.chart import lint
 from ruamel.yaml import YAML
 from semroute_demo import envoy
 
@@ -45,54 +44,10 @@ ISTIO_FILTER = PATCHES["HTTP_FILTER"]["patch"]["value"]["typed_config"]
 
 
 def render(template: str, values: dict[str, Any]) -> Any:
-    """The object a template makes: `{{ .Path }}`, `default`, `toYaml .Path | nindent N`, `if` and `end`."""
-    chart = plain((CHART / "Chart.yaml").read_text())
-    context = {"Values": values, "Release": {"Name": RELEASE}, "Chart": {"AppVersion": chart["appVersion"]}}
-
-    def look(path: str) -> Any:
-        found: Any = context
-        for key in path.removeprefix(".").split("."):
-            found = found[key]
-        return found
-
-    text = (CHART / "templates" / template).read_text()
-    made: list[str] = []
-    shown = [True]
-    position = 0
-    for action in re.finditer(r"\s*\{\{-\s*(.*?)\s*\}\}|\{\{\s*(.*?)\s*\}\}", text):
-        piece = text[position : action.start()]
-        position = action.end()
-        match (action[1] or action[2]).split():
-            case ["if", path]:
-                now = bool(look(path))
-            case ["end"]:
-                now = None
-            case ["toYaml", path, "|", "nindent", width]:
-                piece += "\n" + indented(look(path), int(width)) if all(shown) else ""
-                now = ...
-            case [path, "|", "default", other]:
-                piece += str(look(path) or look(other)) if all(shown) else ""
-                now = ...
-            case [path] if path.startswith("."):
-                piece += str(look(path)) if all(shown) else ""
-                now = ...
-            case other:
-                raise AssertionError(f"{template}: the renderer knows no {other}")
-        if all(shown):
-            made.append(piece)
-        if now is None:
-            shown.pop()
-        elif now is not ...:
-            shown.append(now)
-    return plain("".join([*made, text[position:]]))
-
-
-def indented(value: Any, width: int) -> str:
-    stream = io.StringIO()
-    dumper = YAML(typ="safe", pure=True)
-    dumper.default_flow_style = False
-    dumper.dump(value, stream)
-    return "\n".join(" " * width + line for line in stream.getvalue().splitlines())
+    """The object that Helm makes of a template; None if the template renders to nothing."""
+    with Chart.load(CHART) as chart:
+        made = chart.render(values, name=RELEASE, namespace=NAMESPACE)
+    return plain(made.get(f"semroute/templates/{template}", ""))
 
 
 def container() -> dict[str, Any]:
@@ -114,12 +69,19 @@ def test_the_charts_version_is_the_packages() -> None:
     assert chart["version"] == chart["appVersion"] == __version__
 
 
+def test_helm_finds_nothing_to_complain_about() -> None:
+    report = lint(CHART, strict=True)
+    assert report["errors"] == []
+    assert [each for each in report["messages"] if each["severity"] > 1] == []
+
+
 @pytest.mark.parametrize("template", sorted(path.name for path in (CHART / "templates").glob("*.yaml")))
 def test_every_template_makes_an_object_named_after_the_release(template: str) -> None:
     values = {**VALUES, "podMonitor": {"enabled": True, "interval": "15s"}, "podLabels": {"team": "a"}}
     values |= {"podAnnotations": {"b": "c"}, "nodeSelector": {"d": "e"}, "tolerations": [{"key": "f"}]}
     made = render(template, values)
     assert made["metadata"]["name"] == RELEASE
+    assert made["metadata"]["labels"]["app.kubernetes.io/instance"] == RELEASE
     if made["kind"] == "Deployment":
         pod = made["spec"]["template"]
         assert pod["metadata"]["labels"]["team"] == "a"

@@ -1,0 +1,97 @@
+"""`bundle.json`: the description of a bundle, as pydantic models.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+FORMAT = 1
+"""The bundle format this package reads."""
+
+Device = Literal["cpu", "cuda"]
+
+
+class ManifestPart(BaseModel):
+    """Base of the models: frozen, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EncoderSpec(ManifestPart):
+    """Where the weights come from, and how text is framed for them."""
+
+    base: str
+    base_sha256: str
+    dimensions: int = Field(gt=0)
+    window: int = Field(ge=8, le=8192)
+    """Most ids of one input, [CLS] and [SEP] included."""
+    cls_id: int
+    sep_id: int
+    pad_id: int
+    unk_id: int
+
+
+class LabelHead(ManifestPart):
+    """A classification head: its labels, and the temperature its logits are divided by."""
+
+    labels: tuple[str, ...] = Field(min_length=2)
+    temperature: float = Field(gt=0)
+
+
+class DifficultyHead(ManifestPart):
+    """p = sigmoid(scale · logit + shift); `quantiles` are p at 0, 1, … 100 % of reference traffic."""
+
+    scale: float = Field(gt=0)
+    shift: float
+    quantiles: tuple[float, ...] = Field(min_length=101, max_length=101)
+
+    @model_validator(mode="after")
+    def _ascending(self) -> DifficultyHead:
+        if list(self.quantiles) != sorted(self.quantiles):
+            raise ValueError("quantiles must ascend")
+        return self
+
+
+class UnknownSpec(ManifestPart):
+    """When the bundle abstains."""
+
+    centroids: str
+    threshold: float = Field(ge=-1, le=1)
+    unk_share_max: float = Field(ge=0, le=1)
+
+
+class FileEntry(ManifestPart):
+    """One file of the bundle."""
+
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
+
+
+class Manifest(ManifestPart):
+    """`bundle.json`."""
+
+    format: int
+    name: str
+    version: str
+    description: str = ""
+    encoder: EncoderSpec
+    graphs: dict[Device, str]
+    surface: tuple[str, ...]
+    domain: LabelHead
+    task: LabelHead | None = None
+    difficulty: DifficultyHead
+    unknown: UnknownSpec
+    languages: tuple[str, ...] = ("en",)
+    """Languages it was trained on; text in another is unknown."""
+    files: dict[str, FileEntry]
+
+    @cached_property
+    def revision(self) -> str:
+        """Twelve hexadecimal digits that change with every served file and setting."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
