@@ -91,7 +91,7 @@ class Reactions:
         if isinstance(event, Scraped):
             self._controllers.observe(event.pool, event.load, self._loop.time())
         elif isinstance(event, EncoderLost):
-            # A new process opens the device anew; this one reports NOT_SERVING and drains.
+            # Only a new process can open the device again: this one reports NOT_SERVING and drains.
             self.status = Exit.UNAVAILABLE
             self._loop.call_soon_threadsafe(self.stop.set)
 

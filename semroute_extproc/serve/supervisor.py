@@ -217,7 +217,7 @@ class Supervisor(Collector):
 
     async def _run(self, worker: Worker) -> int | None:
         """Run it to its end; its exit status, None if it could not be started."""
-        worker.answered, worker.failed_probes = False, 0
+        worker.failed_probes = 0
         try:
             # Its standard input is a pipe of ours, which ends when we do, even if we are killed.
             worker.process = await asyncio.create_subprocess_exec(
@@ -230,7 +230,7 @@ class Supervisor(Collector):
             # The signal to stop came before there was a process to pass it on to.
             worker.send(signal.SIGTERM)
         status = await worker.process.wait()
-        worker.process, worker.ready = None, False
+        worker.process, worker.ready, worker.answered = None, False, False
         return status
 
     async def _watch(self) -> None:
