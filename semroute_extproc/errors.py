@@ -5,7 +5,7 @@ SemrouteError
 ├── BundleError            a bundle is missing, tampered with or of another format
 ├── ArtifactError          a strategy's artifact or a profile that cannot be used
 ├── BadBody                a request body that cannot be read as its API says
-├── BodyTooLarge           a body over its cap, as sent or once decompressed
+├── BodyTooLarge           a body over its limit, as sent or decompressed
 ├── UnsupportedEncoding    a content-encoding we cannot read
 ├── EncoderUnavailable     no signals in time: deadline, full queue or a failed session
 ├── EndpointError          a model's endpoint gave no answer that can be used
@@ -41,7 +41,7 @@ class SemrouteError(Exception):
 
 
 class ConfigError(SemrouteError):
-    """The configuration cannot be used; each of `problems` is one line with its place."""
+    """The configuration cannot be used; each problem is one line with its location."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
@@ -49,11 +49,11 @@ class ConfigError(SemrouteError):
 
 
 class BundleError(SemrouteError):
-    """A bundle that cannot be loaded; the message names the file at fault."""
+    """A bundle that cannot be loaded; the message names the file."""
 
 
 class ArtifactError(SemrouteError):
-    """An artifact of a strategy or a profile that cannot be used; the message names the file."""
+    """A strategy's artifact or a profile that cannot be used; the message names the file."""
 
 
 class BadBody(SemrouteError):
@@ -65,7 +65,7 @@ class BadBody(SemrouteError):
 
 
 class BodyTooLarge(SemrouteError):
-    """A body over `limit` bytes, as sent or once decompressed."""
+    """A body over `limit` bytes, as sent or decompressed."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"the request body is larger than {limit} bytes")
@@ -89,7 +89,7 @@ class EncoderUnavailable(SemrouteError):
 
 
 class DataError(SemrouteError):
-    """A training or evaluation file that cannot be used; the message is `file:row:column: what`."""
+    """A training or evaluation file that cannot be used; the message is `file:row:column: problem`."""
 
 
 class EndpointError(SemrouteError):

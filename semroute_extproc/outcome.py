@@ -1,14 +1,12 @@
-"""What became of one request: produced by the pipeline, written by `mutations`, told by telemetry.
+"""The outcome of one request: made by the pipeline, written by `envoy.replies`, recorded by telemetry.
 
-Pure. What is made anew for every request is a msgspec structure: a dataclass as frozen takes ten times as
-long to make.
+Pure. Types that are built per request are msgspec structures: a frozen dataclass takes ten times as long.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -24,20 +22,20 @@ REASON_CHARACTERS_MAX = 160
 
 
 class Kind(enum.StrEnum):
-    """How a request was dealt with; a metric label."""
+    """How a request was handled; a metric label."""
 
     ROUTED = "routed"
     """A policy decided."""
     NAMED = "named"
     """The client named a pool's model; it was not classified."""
     PASSTHROUGH = "passthrough"
-    """Not ours to route: the default pool has it, untouched."""
+    """Not routed: sent to the default pool unchanged."""
     FALLBACK = "fallback"
-    """A policy was wanted and could not decide in time; the default pool has it."""
+    """A policy could not decide in time; sent to the default pool."""
     REJECTED = "rejected"
     """We answered with an error."""
     ANSWERED = "answered"
-    """We answered: the list of models."""
+    """We answered with the list of models."""
 
 
 class Cause(enum.StrEnum):
@@ -75,7 +73,7 @@ class Cause(enum.StrEnum):
 
     @property
     def words(self) -> str:
-        """The cause for people: `unknown path`."""
+        """The cause in words: `unknown path`."""
         return self.value.replace("_", " ")
 
 
@@ -84,13 +82,12 @@ class Stage(msgspec.Struct, frozen=True):
 
     name: str
     start_ms: float
-    """Since the body was complete."""
+    """Milliseconds since the body was complete."""
     ms: float
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A response that we give ourselves instead of sending the request on."""
+class DirectAnswer(msgspec.Struct, frozen=True):
+    """A response that we send to the client instead of sending the request on."""
 
     status: int
     body: bytes
@@ -99,7 +96,7 @@ class Answer:
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What became of one request."""
+    """The outcome of one request."""
 
     kind: Kind
     cause: Cause
@@ -109,23 +106,23 @@ class Outcome(msgspec.Struct, frozen=True):
     model: str = ""
     """The model the pool is asked for."""
     reason: str = ""
-    """One short sentence for people."""
+    """One short sentence that explains it."""
     body: bytes | None = None
-    """The new body; None leaves the client's as it is."""
+    """The new body; None keeps the client's."""
     decoded: bool = False
     """`body` is not compressed although the client's was."""
-    answer: Answer | None = None
+    answer: DirectAnswer | None = None
     decision: Decision | None = None
     policy: str = ""
     """The policy that decided."""
     session: str = ""
-    """What the conversation's pool meant; see `Controllers.decided`. Empty if sessions are off."""
+    """Effect of the conversation's pool, see `Controllers.decided`; empty if sessions are off."""
     shadows: tuple[Shadow, ...] = ()
-    """What the policies beside it would have done."""
+    """What the shadow policies would have done."""
     view: RequestView | None = None
     signals: Signals | None = None
     text: str = ""
-    """The classified text; reaches a log only if the operator asked for it."""
+    """The classified text; logged only if the operator asked for it."""
     stages: tuple[Stage, ...] = ()
     total_ms: float = 0.0
 
@@ -138,10 +135,9 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 def facts(outcome: Outcome) -> dict[str, str | float | bool]:
-    """The facts of an outcome that metadata, log and spans have in common.
+    """The facts of an outcome that metadata, log and spans have in common; empty values are left out.
 
-    Envoy's access log, routes and response headers may use them. Keys whose value is empty are
-    left out; the full list is in docs/configuration.md.
+    Envoy's access log, routes and response headers may use them. The list is in docs/configuration.md.
     """
     found: dict[str, str | float | bool] = {
         "outcome": outcome.kind.value,
@@ -151,8 +147,7 @@ def facts(outcome: Outcome) -> dict[str, str | float | bool]:
         "model": outcome.model,
         "reason": header_safe(outcome.reason),
     }
-    if outcome.decision is not None:
-        decision = outcome.decision
+    if (decision := outcome.decision) is not None:
         found["decision_ms"] = round(outcome.total_ms, 3)
         found["policy"] = outcome.policy
         found["rule"] = decision.rule
@@ -165,16 +160,16 @@ def facts(outcome: Outcome) -> dict[str, str | float | bool]:
             found["share"] = round(decision.share, 4)
         if decision.reasoning is not None:
             found["reasoning"] = decision.reasoning
-            clients = outcome.view is not None and outcome.view.reasoning_set and not decision.override
-            found["reasoning_from"] = "client" if clients else "policy"
+            by_client = outcome.view is not None and outcome.view.reasoning_set and not decision.override
+            found["reasoning_from"] = "client" if by_client else "policy"
         found["shadow"] = shadow_summary(outcome.shadows)
-    if outcome.signals is not None:
-        found["domain"] = outcome.signals.domain
-        found["task"] = outcome.signals.task
-        found["language"] = outcome.signals.language
-        found["difficulty"] = round(outcome.signals.difficulty, 4)
-        found["unknown"] = outcome.signals.unknown
-        found["truncated"] = outcome.signals.truncated
+    if (signals := outcome.signals) is not None:
+        found["domain"] = signals.domain
+        found["task"] = signals.task
+        found["language"] = signals.language
+        found["difficulty"] = round(signals.difficulty, 4)
+        found["unknown"] = signals.unknown
+        found["truncated"] = signals.truncated
     return {key: value for key, value in found.items() if value != ""}
 
 
@@ -187,5 +182,5 @@ def header_safe(text: str) -> str:
 
 
 def shadow_summary(shadows: Iterable[Shadow]) -> str:
-    """What the shadow policies would have done, in a few words: `other=large third=undecided`."""
+    """What the shadow policies would have done: `other=large third=undecided`."""
     return " ".join(f"{each.shadow}={each.pool or each.agreement.value}" for each in shadows)

@@ -21,7 +21,7 @@ from semroute_extproc.config.source import Loaded
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
 from semroute_extproc.envoy.exchange import Exchange
 from semroute_extproc.outcome import Outcome
-from semroute_extproc.request.encoding import decode_body
+from semroute_extproc.request.body import decode_body
 from semroute_extproc.serve import build
 from semroute_extproc.strategies.judging.live import Judges
 

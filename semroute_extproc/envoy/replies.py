@@ -1,23 +1,23 @@
 """From an outcome to bytes for Envoy: header and body mutations and dynamic metadata.
 
-Pure. Replies are serialised here, once; those that never change are built at import. Three rules
-of Envoy's hold throughout: a header's value goes into `raw_value` (`value` arrives empty), the
-route is only re-evaluated when `clear_route_cache` comes with a header mutation, and a changed
-body needs its exact `content-length` (or none at all in full duplex).
+Pure. Replies are serialized here, once; constant ones are built at import. Three rules of Envoy apply
+to all of them: a header's value goes into `raw_value` (`value` arrives empty), the route is evaluated
+again only when `clear_route_cache` comes with a header mutation, and a changed body needs its exact
+`content-length` (or none at all in full duplex).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
-from semroute_extproc.outcome import Answer, Cause, Kind, Outcome, facts
+from semroute_extproc.outcome import Cause, DirectAnswer, Kind, Outcome, facts
 
 CLUSTER_HEADER = "x-semroute-cluster"
-"""The routing header, ours alone: Envoy's route reads the cluster from it."""
+"""The routing header, set by us alone: Envoy's route reads the cluster from it."""
 
 METADATA_NAMESPACE = "semroute"
 """Namespace of the dynamic metadata; Envoy must list it in `receiving_namespaces`."""
@@ -26,14 +26,14 @@ CHUNK_BYTES = 62_000
 """Largest piece of a body in full duplex; Envoy takes at most 64 KiB in one message."""
 
 REPLIES_MAX = 256
-"""Replies kept of requests about which there was nothing to decide: a pool's name and a cause make one."""
+"""Cached replies to requests that needed no decision; a pool's name and a cause make one."""
 
 _Mode = pb.ProcessingMode
 _OVERWRITE = pb.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 
 
-def _serialise(response: pb.ProcessingResponse) -> bytes:
-    """An empty ProcessingResponse counts as spurious and fails the request, so it never leaves."""
+def _serialize(response: pb.ProcessingResponse) -> bytes:
+    """An empty ProcessingResponse counts as spurious and fails the request, so it is never sent."""
     if response.WhichOneof("response") is None:
         raise AssertionError("a reply without a kind. This is a bug.")
     return response.SerializeToString()
@@ -42,26 +42,20 @@ def _serialise(response: pb.ProcessingResponse) -> bytes:
 def _continue(kind: str) -> bytes:
     response = pb.ProcessingResponse()
     getattr(response, kind).SetInParent()
-    return _serialise(response)
+    return _serialize(response)
 
 
 CONTINUE = {
-    kind: _continue(kind)
-    for kind in (
-        "request_headers",
-        "response_headers",
-        "request_body",
-        "response_body",
-        "request_trailers",
-        "response_trailers",
-    )
+    f"{side}_{part}": _continue(f"{side}_{part}")
+    for side in ("request", "response")
+    for part in ("headers", "body", "trailers")
 }
 """The reply that changes nothing, for each kind of message."""
 
 
 @lru_cache(maxsize=16)
-def ask_for_body(response_body_mode: int) -> bytes:
-    """Ask for the buffered body; the response side stays as configured.
+def ask_for_body(response_body_mode: int | None) -> bytes:
+    """Ask for the buffered body and leave the response side in its mode; None if the body comes anyway.
 
     A client's routing header is removed here too, for a gateway that does not strip it early.
     """
@@ -69,27 +63,17 @@ def ask_for_body(response_body_mode: int) -> bytes:
     common = response.request_headers.response
     common.header_mutation.remove_headers.append(CLUSTER_HEADER)
     common.clear_route_cache = True
-    _override(response, _Mode.BUFFERED, response_body_mode)
-    return _serialise(response)
+    if response_body_mode is not None:
+        _override(response, _Mode.BUFFERED, response_body_mode)
+    return _serialize(response)
 
 
-def wait_for_body() -> bytes:
-    """Go on to the body where Envoy is already configured to send it."""
-    response = pb.ProcessingResponse()
-    common = response.request_headers.response
-    common.header_mutation.remove_headers.append(CLUSTER_HEADER)
-    common.clear_route_cache = True
-    return _serialise(response)
-
-
-def headers_reply(outcome: Outcome, skip_body: bool = False, response_body_mode: int = 0) -> bytes:
-    """Decide at the headers; with `skip_body` Envoy is told not to send the body at all."""
-    response = pb.ProcessingResponse()
-    _mutate_headers(response.request_headers.response, outcome)
-    _write_metadata(response, outcome)
-    if skip_body:
+def headers_reply(outcome: Outcome, response_body_mode: int | None = None) -> bytes:
+    """Decide at the headers; with the response side's mode, Envoy does not send the body at all."""
+    response, _ = _routed("request_headers", outcome)
+    if response_body_mode is not None:
         _override(response, _Mode.NONE, response_body_mode)
-    return _serialise(response)
+    return _serialize(response)
 
 
 def body_reply(outcome: Outcome) -> bytes:
@@ -103,50 +87,42 @@ def body_reply(outcome: Outcome) -> bytes:
 
 @lru_cache(maxsize=REPLIES_MAX)
 def _plain_body_reply(kind: Kind, cause: Cause, pool: str, cluster: str, model: str, reason: str) -> bytes:
-    """The reply where nothing was weighed and the body stays: the same for every such request."""
+    """The reply without a decision or a new body: the same for every such request."""
     return _body_reply(Outcome(kind, cause, pool, cluster, model, reason))
 
 
 def _body_reply(outcome: Outcome) -> bytes:
-    response = pb.ProcessingResponse()
-    common = response.request_body.response
-    _mutate_headers(common, outcome)
+    response, common = _routed("request_body", outcome)
     if outcome.body is not None:
         _set(common.header_mutation, "content-length", str(len(outcome.body)))
         common.body_mutation.body = outcome.body
-    _write_metadata(response, outcome)
-    return _serialise(response)
+    return _serialize(response)
 
 
-def duplex_replies(outcome: Outcome, body: bytes, trailers: bool) -> list[bytes]:
+def duplex_replies(outcome: Outcome, body: bytes, trailers: bool) -> tuple[bytes, ...]:
     """Decide in full duplex: the held headers reply, then the body in pieces, then the trailers.
 
-    `content-length` is removed: Envoy would keep the client's and cut the new body there.
+    `content-length` is removed: Envoy would keep the client's value and cut the new body there.
     """
-    response = pb.ProcessingResponse()
-    common = response.request_headers.response
-    _mutate_headers(common, outcome)
+    response, common = _routed("request_headers", outcome)
     common.header_mutation.remove_headers.append("content-length")
-    _write_metadata(response, outcome)
+    head = _serialize(response)
     new = body if outcome.body is None else outcome.body
-    replies = [_serialise(response)]
-    if new or not trailers:
-        replies += _pieces("request_body", new, last=not trailers)
-    return [*replies, CONTINUE["request_trailers"]] if trailers else replies
+    if not trailers:
+        return (head, *pieces("request_body", new, last=True))
+    return (head, *(pieces("request_body", new, last=False) if new else ()), CONTINUE["request_trailers"])
 
 
-def echo(kind: str, body: bytes, last: bool) -> list[bytes]:
-    """Pass a piece of a full-duplex body through unchanged."""
-    return list(_pieces(kind, body, last))
-
-
-def _pieces(kind: str, body: bytes, last: bool) -> Iterator[bytes]:
+def pieces(kind: str, body: bytes, last: bool) -> tuple[bytes, ...]:
+    """A full-duplex body in messages of the kind; with `last` it ends the stream."""
+    replies = []
     for start in range(0, max(len(body), 1), CHUNK_BYTES):
         response = pb.ProcessingResponse()
         streamed = getattr(response, kind).response.body_mutation.streamed_response
         streamed.body = body[start : start + CHUNK_BYTES]
         streamed.end_of_stream = last and start + CHUNK_BYTES >= len(body)
-        yield _serialise(response)
+        replies.append(_serialize(response))
+    return tuple(replies)
 
 
 def immediate(outcome: Outcome) -> bytes:
@@ -154,44 +130,50 @@ def immediate(outcome: Outcome) -> bytes:
     assert outcome.answer is not None
     response = pb.ProcessingResponse()
     reply = response.immediate_response
-    # The wire carries any number; the enum's names stand only for the ones we document.
+    # The wire format takes any number; the enum has only some of them.
     reply.status.code = outcome.answer.status  # type: ignore[assignment]
     reply.body = outcome.answer.body
     reply.details = outcome.answer.details
     _set(reply.headers, "content-type", "application/json")
     _write_metadata(response, outcome)
-    return _serialise(response)
+    return _serialize(response)
 
 
-def error_answer(status: int, kind: str, code: str, message: str, anthropic: bool = False) -> Answer:
-    """An error in OpenAI's shape; for Anthropic's API the same object carries that shape too."""
+def error_answer(status: int, kind: str, code: str, message: str, anthropic: bool = False) -> DirectAnswer:
+    """An error in OpenAI's shape; for Anthropic's API the same object has that shape too."""
     body: dict[str, Any] = {"error": {"message": message, "type": kind, "param": None, "code": code}}
     if anthropic:
         body = {"type": "error", **body}
-    return Answer(status, json.dumps(body).encode(), f"semroute_{code}")
+    return DirectAnswer(status, json.dumps(body).encode(), f"semroute_{code}")
 
 
-def models_answer(names: Sequence[str]) -> Answer:
-    """The list of models, in OpenAI's shape."""
-    data = [model_object(name) for name in names]
-    return Answer(200, json.dumps({"object": "list", "data": data}).encode(), "semroute_models")
+def models_answer(path: str, names: Sequence[str]) -> DirectAnswer | None:
+    """The list of models or one of them, in OpenAI's shape; None if `path` is neither."""
+    name = path.removeprefix("/v1/models/")
+    body: dict[str, Any]
+    if path == "/v1/models":
+        body = {"object": "list", "data": [_model(each) for each in names]}
+    elif name != path and name in names:
+        body = _model(name)
+    else:
+        return None
+    return DirectAnswer(200, json.dumps(body).encode(), "semroute_models")
 
 
-def model_answer(name: str) -> Answer:
-    """One model, in OpenAI's shape."""
-    return Answer(200, json.dumps(model_object(name)).encode(), "semroute_models")
-
-
-def model_object(name: str) -> dict[str, Any]:
-    """One entry of the list of models."""
+def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "semroute"}
 
 
-def _mutate_headers(common: pb.CommonResponse, outcome: Outcome) -> None:
+def _routed(kind: str, outcome: Outcome) -> tuple[pb.ProcessingResponse, pb.CommonResponse]:
+    """A reply that routes: the routing header, the route evaluated again, and the metadata."""
+    response = pb.ProcessingResponse()
+    common: pb.CommonResponse = getattr(response, kind).response
     _set(common.header_mutation, CLUSTER_HEADER, outcome.cluster)
     if outcome.body is not None and outcome.decoded:
         common.header_mutation.remove_headers.append("content-encoding")
     common.clear_route_cache = True
+    _write_metadata(response, outcome)
+    return response, common
 
 
 def _set(mutation: pb.HeaderMutation, key: str, value: str) -> None:
@@ -202,12 +184,13 @@ def _set(mutation: pb.HeaderMutation, key: str, value: str) -> None:
 
 
 def _override(response: pb.ProcessingResponse, request_body: int, response_body: int) -> None:
-    """Body mode NONE is a value and not "unchanged", so both body modes are always written."""
+    """Body mode NONE is a value and does not mean "unchanged", so both body modes are always written."""
     response.mode_override.request_body_mode = request_body  # type: ignore[assignment]
     response.mode_override.response_body_mode = response_body  # type: ignore[assignment]
 
 
 def _write_metadata(response: pb.ProcessingResponse, outcome: Outcome) -> None:
+    # Field by field: the update method of protobuf's Struct takes half as long again.
     fields = response.dynamic_metadata.fields[METADATA_NAMESPACE].struct_value.fields
     for key, value in facts(outcome).items():
         if isinstance(value, bool):

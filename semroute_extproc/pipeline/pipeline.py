@@ -27,8 +27,8 @@ from semroute_extproc.policy.constraints import NoCandidate
 from semroute_extproc.policy.context import Decision, RoutingContext
 from semroute_extproc.policy.draw import draw_id, drawn
 from semroute_extproc.policy.plan import PolicyPlan
-from semroute_extproc.request import apis, edits, reasoning
-from semroute_extproc.request.encoding import decode_body
+from semroute_extproc.request import apis, reasoning
+from semroute_extproc.request.body import decode_body, set_members
 from semroute_extproc.request.language import language_of
 from semroute_extproc.request.text import classified_text, estimate_tokens
 from semroute_extproc.request.view import Api, RequestHead, RequestView
@@ -118,7 +118,7 @@ class Pipeline:
         decision, context = await self._driver.decide(self._plans[policy], context, text, stages)
         if policy != virtual.policy:
             decision = dataclasses.replace(decision, canary=policy)
-        edited = edits.set_members(body, self.members(view, decision))
+        edited = set_members(body, self.members(view, decision))
         stages.mark("edit")
         outcome = self._routed(context, decision, edited, stages)
         session = self._learn(context, decision, keys)
@@ -197,7 +197,7 @@ class Pipeline:
         outcome = self._default(Kind.FALLBACK, Cause.INTERNAL_ERROR, stages)
         model = self.config.pools[outcome.pool].model
         try:
-            edited = edits.set_members(body, {("model",): model})
+            edited = set_members(body, {("model",): model})
         except Exception:
             return outcome
         return msgspec.structs.replace(outcome, body=edited, decoded=True, model=model)

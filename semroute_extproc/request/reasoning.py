@@ -1,15 +1,14 @@
-"""How each family of models is asked to think, more or less or not at all.
+"""The reasoning switch of each model family: think more, less or not at all.
 
-Pure. vLLM 0.32 and 0.33 honour two kinds of switches, and which one a model listens to is its
-family's business:
+Pure. vLLM 0.32 and 0.33 honor two kinds of switches; each family reads one of them:
 
 - `reasoning_effort` on chat completions, `reasoning.effort` on responses, and on messages
-  `output_config.effort`, with `thinking: {"type": "disabled"}` for none. vLLM hands it to the chat
+  `output_config.effort`, with `thinking: {"type": "disabled"}` for none. vLLM passes it to the chat
   template and sets `enable_thinking` by it (ChatCompletionRequest.build_chat_params).
-- `chat_template_kwargs`, which all three of these APIs take at the top level and pass on to the
-  template, where arguments it does not declare are dropped.
+- `chat_template_kwargs`, which these three APIs take at the top level and pass on to the template,
+  where arguments that it does not declare are dropped.
 
-Text completions and embeddings have no chat template, hence no switch.
+Text completions and embeddings have no chat template, so they have no switch.
 """
 
 from __future__ import annotations
@@ -18,18 +17,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from semroute_extproc.request.view import Api
+from semroute_extproc.settings.base import EFFORTS
 
 Members = dict[tuple[str, ...], object]
 """Paths in the body to the values to set there."""
 
 KWARGS = "chat_template_kwargs"
-"""Where a client gives arguments to the template."""
+"""The member with a client's arguments to the template."""
 
 TEMPLATE_SWITCHES = ("enable_thinking", "thinking", "thinking_mode", "reasoning_effort")
 """Template arguments by which clients switch reasoning."""
-
-EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
-"""Every effort that vLLM knows, ascending; `none` switches reasoning off."""
 
 _HARMONY = {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"}
 _KIMI_K3 = {"minimal": "low", "medium": "high", "xhigh": "high"}
@@ -37,46 +34,40 @@ _KIMI_K3 = {"minimal": "low", "medium": "high", "xhigh": "high"}
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A family's switches; what it has none of stays empty."""
+    """The switches of a family; fields of switches that it lacks stay empty."""
 
     models: str
-    """Which models these are, for people."""
+    """Names of the models."""
     thinks: str
-    """Whether they think if nobody says anything: `yes`, `no`, `always` or `never`; `-` where it depends."""
+    """Whether they think by default: `yes`, `no`, `always` or `never`; `-` where it depends."""
     argument: str = ""
-    """Template argument that is set to `off` for no reasoning, and else to `on`."""
+    """Template argument that is set to `off` for no reasoning, otherwise to `on`."""
     on: object = None
-    """None: reasoning is asked for by effort, and `argument` only switches it off."""
+    """None: `argument` only switches reasoning off; it is requested by effort."""
     off: object = False
     efforts: Mapping[str, str] | None = None
-    """Efforts that have to be written as another one; None if the family knows no efforts."""
+    """Efforts that must be written as another one; None if the family has no efforts."""
 
 
 FAMILIES: Mapping[str, Family] = {
-    # The template knows on and off only.
+    # The template has on and off only.
     "qwen3": Family("Qwen3 with both modes", "yes", "enable_thinking", on=True),
-    # tokenizers/deepseek_v32.py
-    "deepseek-v3": Family("DeepSeek V3.1 and V3.2", "no", "thinking", on=True),
+    "deepseek-v3": Family("DeepSeek V3.1 and V3.2", "no", "thinking", on=True),  # tokenizers/deepseek_v32.py
     # tokenizers/deepseek_v4.py maps the efforts to low, high and max itself.
     "deepseek-v4": Family("DeepSeek V4", "yes", "thinking", efforts={}),
-    # Harmony (harmony_utils.get_system_message) refuses every other effort with 400, and cannot
-    # be switched off.
+    # Harmony (harmony_utils.get_system_message) refuses other efforts with 400 and has no off switch.
     "gpt-oss": Family("gpt-oss", "always", efforts=_HARMONY),
     "granite-3": Family("Granite 3.2", "no", "thinking", on=True),
-    # parser/granite_thinking.py
-    "granite-4": Family("Granite 4.2", "yes", "enable_thinking", on=True),
-    # parser/glm47_moe.py
-    "glm-4.5": Family("GLM-4.5 and later", "yes", "enable_thinking", on=True),
-    # parser/gemma4.py
-    "gemma-4": Family("Gemma 4", "no", "enable_thinking", on=True),
-    # DeepSeekV3ReasoningWithThinkingParser
-    "holo2": Family("Holo2", "yes", "thinking", on=True),
+    "granite-4": Family("Granite 4.2", "yes", "enable_thinking", on=True),  # parser/granite_thinking.py
+    "glm-4.5": Family("GLM-4.5 and later", "yes", "enable_thinking", on=True),  # parser/glm47_moe.py
+    "gemma-4": Family("Gemma 4", "no", "enable_thinking", on=True),  # parser/gemma4.py
+    "holo2": Family("Holo2", "yes", "thinking", on=True),  # DeepSeekV3ReasoningWithThinkingParser
     # renderers/kimi_k3.py refuses efforts other than low, high and max.
     "kimi-k3": Family("Kimi K3", "yes", "thinking", efforts=_KIMI_K3),
-    # minimax_m3_reasoning_parser.py; the template also knows "adaptive".
+    # minimax_m3_reasoning_parser.py; the template also has "adaptive".
     "minimax-m3": Family("MiniMax M3", "-", "thinking_mode", on="enabled", off="disabled"),
     "effort": Family("any server that takes efforts as they are", "-", efforts={}),
-    # A `thinking_token_budget` would bound them, but is refused where no reasoning parser is configured.
+    # `thinking_token_budget` would bound them, but vLLM refuses it without a reasoning parser.
     "always": Family("DeepSeek-R1, QwQ, MiniMax M2, Qwen3 Thinking", "always"),
     "none": Family("models that do not reason, such as Llama 3 or Qwen3 Instruct", "never"),
 }
@@ -104,27 +95,23 @@ def switch(family: str, api: Api, effort: str) -> Members:
 
 
 def override(family: str, api: Api, effort: str, clients: Iterable[tuple[str, ...]]) -> Members:
-    """As `switch`, and the client's own switches at the paths `clients` are made to say the same.
+    """As `switch`, and the client's own switches at the paths `clients` are set to the same effort.
 
-    A switch left as it was could win: a template's own argument beats the effort in vLLM. Empty for
-    a family without a switch, whose models do not care what anybody says.
+    An unchanged switch could win: in vLLM a template's own argument beats the effort. Empty for a family
+    without a switch, whose models ignore all of them.
     """
     written = switch(family, api, effort)
     if not written:
         return {}
-    efforts = FAMILIES[family].efforts or {}
+    effort = (FAMILIES[family].efforts or {}).get(effort, effort)
     for path in clients:
         if path not in written:
-            written.update(_agreeing(path, efforts.get(effort, effort)))
+            written.update(_agreeing(path, effort))
     return written
 
 
 def _agreeing(path: tuple[str, ...], effort: str) -> Members:
-    """The client's member at `path`, saying `effort` as the family takes it.
-
-    A family that cannot be switched off takes another effort for `none`, and must not be told off
-    by another member either.
-    """
+    """The client's member at `path`, set to an effort that the family accepts."""
     off = effort == "none"
     match path:
         case (_, "thinking_mode"):
@@ -133,19 +120,20 @@ def _agreeing(path: tuple[str, ...], effort: str) -> Members:
             return {path: not off}
         case ("thinking",):
             return {path: {"type": "disabled" if off else "adaptive"}}
+        case ("output_config", "effort") if off:
+            # This API has no effort for none; `thinking` switches it off, and is read last.
+            return {path: "low", **_by_effort(Api.MESSAGES, effort)}
         case ("output_config", "effort"):
-            # There is no effort for none in this API; `thinking` says it, and is read last.
-            low = "low" if effort in ("none", "minimal") else effort
-            return {path: low, **({("thinking",): {"type": "disabled"}} if off else {})}
+            return _by_effort(Api.MESSAGES, effort)
         case _:
             return {path: effort}
 
 
 def _by_effort(api: Api, effort: str) -> Members:
-    """Where each API takes an effort.
+    """The member in which each API takes an effort.
 
-    Anthropic's efforts start at low, and none of them is none: there `thinking` switches it off,
-    which vLLM turns into the effort `none` (AnthropicServingMessages._handle_thinking).
+    Anthropic's efforts start at low and have no none: there `thinking` switches reasoning off, which vLLM
+    turns into the effort `none` (AnthropicServingMessages._handle_thinking).
     """
     if api is Api.RESPONSES:
         return {("reasoning", "effort"): effort}

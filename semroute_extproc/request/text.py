@@ -1,7 +1,7 @@
-"""From conversation turns to the text that is classified, and its surface features.
+"""From conversation turns to the classified text, and its surface features.
 
-Pure. Nothing here depends on a tokenizer: everything is counted in characters, over at most
-`CLASSIFIED_CHARACTERS_MAX` of them, so its cost does not grow with the prompt.
+Pure. No tokenizer: everything is counted in characters, at most `CLASSIFIED_CHARACTERS_MAX` of them, so
+the cost does not grow with the prompt.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from semroute_extproc.request.view import Turn
 
 CLASSIFIED_CHARACTERS_MAX = 8_192
-"""Upper bound of the classified text; longer text keeps its head and its tail."""
+"""Longest classified text; longer text keeps its head and its tail."""
 
 CONTEXT_CHARACTERS = 240
-"""A last user turn shorter than this ("commit it") is read together with the turns before it."""
+"""A last user turn shorter than this ("commit it") is read with the user turns before it."""
 
 ELISION = " … "
-"""Stands where the middle of a long text was left out."""
+"""Replaces the middle of a long text."""
 
 SURFACE_NAMES = (
     "log_words",
@@ -35,7 +35,7 @@ SURFACE_NAMES = (
     "question_marks",
     "non_ascii_share",
 )
-"""Names of the surface features, in the order of the vector the encoder's heads receive."""
+"""Names of the surface features, in the order of the encoder heads' input."""
 
 _OPTION = r"[^\S\n]*+\(?[A-J1-9][.):]\s"
 _FIRST_OPTION = re.compile(_OPTION)
@@ -56,10 +56,7 @@ _ASCII_PUNCTUATION = bytes(code for code in _ASCII if _PUNCTUATION.match(chr(cod
 
 
 def clip(text: str, limit: int = CLASSIFIED_CHARACTERS_MAX) -> str:
-    """Keep the head and the tail of `text` within `limit` characters.
-
-    A right cut would lose the question, which long prompts tend to put last.
-    """
+    """The head and the tail of `text` within `limit` characters; questions tend to be at the end."""
     if len(text) <= limit:
         return text
     half = (limit - len(ELISION)) // 2
@@ -67,15 +64,14 @@ def clip(text: str, limit: int = CLASSIFIED_CHARACTERS_MAX) -> str:
 
 
 def classified_text(turns: Sequence[Turn]) -> str:
-    """The text a request is classified by: its last user turn, with earlier ones if it is short.
+    """The text that is classified: the last user turn, with earlier ones if it is short.
 
-    System prompts and tool results are left out: they are the same from request to request and
-    would drown the question. Within a tool loop the task is still the user's last turn.
-    A request without a user turn is read by all the text it has.
+    System prompts and tool results are left out: they hardly change between requests and would hide the
+    question. In a tool loop the task is still the user's last turn. Without a user turn, all text counts.
     """
-    asked = [turn.text for turn in turns if turn.role == "user" and _written(turn)]
+    asked = [turn.text for turn in turns if turn.role == "user" and is_written(turn.text)]
     if not asked:
-        return clip("\n".join(turn.text for turn in turns if _written(turn)))
+        return clip("\n".join(turn.text for turn in turns if is_written(turn.text)))
     taken = [asked[-1]]
     length = len(asked[-1])
     for earlier in reversed(asked[:-1]):
@@ -86,16 +82,15 @@ def classified_text(turns: Sequence[Turn]) -> str:
     return clip("\n".join(reversed(taken)))
 
 
-def _written(turn: Turn) -> bool:
-    """There is more than white space; stripping would copy a long text."""
-    return bool(turn.text) and not turn.text.isspace()
+def is_written(text: str) -> bool:
+    """The text is more than white space; stripping would copy a long text."""
+    return bool(text) and not text.isspace()
 
 
 def surface_features(text: str) -> list[float]:
-    """Features of the text's form, in the order of `SURFACE_NAMES`; shape (12,), all finite.
+    """Features of the text's form, in the order of `SURFACE_NAMES`; 12 finite values.
 
-    Length alone is a strong baseline for difficulty and a mean-pooled embedding does not carry
-    it, so the heads receive these beside the embedding.
+    Length alone is a strong baseline for difficulty, and a mean-pooled embedding loses it.
     """
     text = clip(text)
     characters = max(len(text), 1)
@@ -106,7 +101,7 @@ def surface_features(text: str) -> list[float]:
         other = text.encode("utf-8", "surrogatepass").translate(None, _ASCII).decode("utf-8", "surrogatepass")
     digits = _count(ascii_text, _ASCII_DIGITS) + len(_DIGIT.findall(other))
     punctuation = _count(ascii_text, _ASCII_PUNCTUATION) + len(_PUNCTUATION.findall(other))
-    # No two of these marks can overlap, so counting them one by one counts them all.
+    # None of these marks can overlap, so the sum of their counts is exact.
     code = sum(map(text.count, _CODE)) + len(_EQUALS.findall(text))
     latex = len(_LATEX.findall(text) if "\\" in text or "$" in text else _SYMBOL.findall(other))
     return [
@@ -126,24 +121,23 @@ def surface_features(text: str) -> list[float]:
 
 
 def _count(text: bytes, characters: bytes) -> int:
-    """How many bytes of `text` are among `characters`."""
+    """Number of bytes of `text` that are among `characters`."""
     return len(text) - len(text.translate(None, characters))
 
 
 def _options(text: str) -> int:
-    """How many lines begin like an answer option: "A) ", "(2. ", …
+    """Number of lines that begin like an answer option: "A) ", "(2. ", …
 
-    A line break that ends one option cannot begin the next. White space before an option is only
-    looked at after its last line break: a run of them would be scanned from each.
+    A line break that ends one option cannot begin the next. White space before an option is only matched
+    after its last line break; otherwise a run of line breaks would take quadratic time.
     """
     first = _FIRST_OPTION.match(text)
     return (first is not None) + len(_NEXT_OPTION.findall(text, first.end() if first else 0))
 
 
 def estimate_tokens(characters: int, language: str) -> int:
-    """About how many tokens a prompt of `characters` has for the models it may go to.
+    """Estimated tokens of a prompt: 4 characters per token in alphabetic scripts, 1.5 in Han, kana, Hangul.
 
-    Four characters a token in alphabetic scripts and one and a half in Han, kana and Hangul: rather
-    too few than too many, because this number can only exclude a pool.
+    Low rather than high, because this number can only exclude a pool.
     """
     return math.ceil(characters / (1.5 if language in ("zh", "ja", "ko") else 4.0))

@@ -1,6 +1,6 @@
-"""What the processor knows of one request: frozen facts, read once from its headers and body.
+"""The frozen facts of one request, read once from its headers and body.
 
-Pure: no parsing here (that is `apis/`), no policy.
+Pure: no parsing (see `apis/`), no policy.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import msgspec
 
 
 class Api(enum.StrEnum):
-    """An API whose requests can be routed by what they ask."""
+    """An API whose requests are routed by content."""
 
     CHAT_COMPLETIONS = "chat_completions"
     COMPLETIONS = "completions"
@@ -40,14 +40,19 @@ class RequestHead(msgspec.Struct, frozen=True):
     """Lower-case names to values; pseudo-headers (`:method`, …) are left out."""
 
     @property
+    def bare_path(self) -> str:
+        """The path without its query."""
+        return self.path.partition("?")[0]
+
+    @property
     def request_id(self) -> str:
-        """`x-request-id`, which is not unique: a retry and a careless client repeat it."""
+        """`x-request-id`, which is not unique: retries and some clients repeat it."""
         return self.headers.get("x-request-id", "")
 
 
 @dataclass(frozen=True, slots=True)
 class RequestView:
-    """The facts of a parsed body that constraints, rules and strategies may look at."""
+    """The facts of a parsed body that constraints, rules and strategies use."""
 
     api: Api
     model: str
@@ -57,19 +62,19 @@ class RequestView:
     images: int = 0
     """Parts that are not text: images, audio, video, documents."""
     tools: int = 0
-    """How many tools the client declared."""
+    """Number of tools that the client declared."""
     tool_loop: bool = False
-    """The last turn is a tool's result: the model is in the middle of its work."""
+    """The last turn is a tool's result: the model is in the middle of a task."""
     json_mode: bool = False
-    """A JSON object or schema was asked for as the output format."""
+    """The output format is a JSON object or schema."""
     max_output_tokens: int | None = None
     effort: str = ""
-    """The reasoning effort the client asked for; empty if it did not say."""
+    """The reasoning effort the client asked for; empty if none."""
     reasoning_set: bool = False
-    """The client set a reasoning switch of any kind itself (effort, thinking, template kwargs)."""
+    """The client set any reasoning switch (effort, thinking, template kwargs)."""
     reasoning_paths: tuple[tuple[str, ...], ...] = ()
-    """Members of the body with which it did, of those that a policy can replace."""
+    """The members of the body that do so and that a policy can replace."""
     stateful: bool = False
-    """It continues state that lives on one server (`previous_response_id`)."""
+    """It continues state that is kept on one server (`previous_response_id`)."""
     characters: int = 0
-    """Characters of all text in the request, tool declarations included; of a batch, its longest prompt."""
+    """Characters of all text in the request, tool declarations included; the longest prompt of a batch."""

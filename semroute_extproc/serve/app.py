@@ -18,10 +18,10 @@ from semroute_extproc.config import source as config_source
 from semroute_extproc.config.source import Loaded
 from semroute_extproc.encoder.classifier import Classifier
 from semroute_extproc.encoder.onnx import OnnxModel
-from semroute_extproc.envoy.server import GrpcServer
+from semroute_extproc.envoy.server import GrpcServer, Servicer
 from semroute_extproc.errors import Exit
 from semroute_extproc.events import EncoderLost, Event, Scraped, Sink
-from semroute_extproc.serve import adapters, build
+from semroute_extproc.serve import build
 from semroute_extproc.serve.reload import LiveConfig
 from semroute_extproc.state.controllers import ControllerState
 from semroute_extproc.state.pool_metrics import scrape as scrape_pools
@@ -110,7 +110,7 @@ async def run(
     emit = Bus(*sinks, *([tracing] if tracing else [])).emit
     classifier = build.make_classifier(config, models, emit)
     live = LiveConfig(path, loaded, classifier, controllers, emit)
-    servicer = adapters.servicer(lambda: live.snapshot, emit)
+    servicer = Servicer(lambda: live.snapshot, emit)
     server, health = GrpcServer(config.server, servicer, worker or 0), Health()
     metrics.observe("inflight_streams", lambda: servicer.open_streams)
     _observe(metrics, classifier, controllers.status)

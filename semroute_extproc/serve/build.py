@@ -14,7 +14,7 @@ from semroute_extproc.encoder.cores import usable_cores
 from semroute_extproc.encoder.cuda import open_model
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.encoder.queue import EncodeQueue
-from semroute_extproc.envoy.exchange import Settings
+from semroute_extproc.envoy.exchange import ExchangeSettings
 from semroute_extproc.events import Emit, ignore
 from semroute_extproc.pipeline.pipeline import Pipeline
 from semroute_extproc.policy import plan
@@ -106,10 +106,10 @@ def make_pipeline(
     )
 
 
-def exchange_settings(pipeline: Pipeline) -> Settings:
+def exchange_settings(pipeline: Pipeline) -> ExchangeSettings:
     """What the exchange with Envoy needs to know of a pipeline's configuration."""
     config = pipeline.config
-    return Settings(
+    return ExchangeSettings(
         default_pool=config.default_pool,
         default_cluster=config.pools[config.default_pool].cluster,
         body_bytes_max=config.server.body_bytes_max,

@@ -11,15 +11,17 @@ from semroute_extproc.config import source as config_source
 from semroute_extproc.config.models import Config, Problem
 from semroute_extproc.config.source import Loaded
 from semroute_extproc.encoder.classifier import Classifier
+from semroute_extproc.envoy.server import ConfigSnapshot
 from semroute_extproc.errors import ConfigError
-from semroute_extproc.events import Emit, Failed, Reloaded, ReloadRejected
+from semroute_extproc.events import Emit, Failed, ProfilesRead, Reloaded, ReloadRejected
 from semroute_extproc.policy.plan import PolicyPlan
-from semroute_extproc.serve import adapters, build
-from semroute_extproc.serve.adapters import ConfigSnapshot
+from semroute_extproc.serve import build
 from semroute_extproc.state.controllers import ControllerState
 from semroute_extproc.state.shared_sessions import SharedSessions
 from semroute_extproc.strategies.files import fingerprint
 from semroute_extproc.strategies.judging.live import Judges
+from semroute_extproc.strategies.profile_directory import ProfileDirectories, ProfileDirectory
+from semroute_extproc.strategies.profiles import certainty, is_thin
 
 NOT_RELOADABLE = ("server", "encoder", "admin", "telemetry")
 """Sections whose change needs a restart."""
@@ -44,9 +46,7 @@ class LiveConfig:
         self._controllers = controllers
         self._emit = emit
         self._judges = Judges()
-        self._profiles = adapters.profile_directories(
-            emit, lambda: {pool.model for pool in self.loaded.config.pools.values()}
-        )
+        self._profiles = ProfileDirectories(self._profiles_changed)
         self._rejected = False
         """The file differs from what is live and cannot be used."""
         self._reloading = asyncio.Lock()
@@ -134,6 +134,23 @@ class LiveConfig:
         self._profiles.adopt()
         notes = getattr(self.loaded, "notes", ())
         self._emit(Reloaded(self.loaded.sha256, self.snapshot.number, notes=notes))
+
+    def _profiles_changed(self, strategy: str, directory: ProfileDirectory | None) -> None:
+        if directory is None:
+            self._emit(ProfilesRead(strategy, None))
+            return
+        found = directory()
+        served = {pool.model for pool in self.loaded.config.pools.values()}
+        self._emit(
+            ProfilesRead(
+                strategy,
+                len(found),
+                directory.problems,
+                models=sorted(found.keys() & served),
+                without_pool=sorted(found.keys() - served),
+                thin=[certainty(each, directory.clusterings) for each in found.values() if is_thin(each)],
+            )
+        )
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -126,9 +126,6 @@ class PrometheusSink:
             ev.SessionStoreError: lambda event: self._count("session_remote_errors", event.what),
         }
         self._child("build_info", __version__).set(1)
-        # Until `Servicer` takes `emit`.
-        self.errors, self.refused = self._metrics["internal_errors"], self._metrics["refused_streams"]
-        self.inflight = self._metrics["inflight_streams"]
 
     def handle(self, event: ev.Event) -> None:
         """See `Sink.handle`."""

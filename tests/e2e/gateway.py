@@ -176,7 +176,8 @@ def chat(
 
 
 def dump(body: Mapping[str, Any]) -> bytes:
-    return json.dumps(body).encode()
+    """Compact JSON, as the sidecar writes it: an edit changes nothing but the named member."""
+    return json.dumps(body, separators=(",", ":")).encode()
 
 
 # --- HTTP/1.1 by hand: what a well-behaved client library will not send ---

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
-from semroute_extproc.envoy.exchange import Exchange, Settings
+from semroute_extproc.envoy.exchange import Exchange, ExchangeSettings
 from semroute_extproc.outcome import Kind, Outcome
 
 MODE = pb.ProcessingMode
-SETTINGS = Settings("large", "vllm-large", 5_000, True, ("auto",))
+SETTINGS = ExchangeSettings("large", "vllm-large", 5_000, True, ("auto",))
 OUTCOME = Outcome(Kind.ROUTED, "strategy", pool="small", cluster="vllm-small", body=b'{"model":"small"}')
 MODES = st.sampled_from(
     [MODE.NONE, MODE.STREAMED, MODE.BUFFERED, MODE.BUFFERED_PARTIAL, MODE.FULL_DUPLEX_STREAMED]
@@ -65,7 +65,7 @@ ANY_MESSAGE = st.one_of(
 
 
 def play(exchange: Exchange, messages: Iterable[pb.ProcessingRequest]) -> list[list[pb.ProcessingResponse]]:
-    """The replies to each message, a decision being taken wherever one is asked for."""
+    """The replies to each message; every requested decision is made."""
     answers = []
     for message in messages:
         step = exchange.receive(message)
@@ -165,5 +165,5 @@ def test_a_routed_request_always_carries_the_routing_header(
     cut = mode in (MODE.STREAMED, MODE.BUFFERED_PARTIAL) and any(
         m.WhichOneof("request") == "request_body" and not m.request_body.end_of_stream for m in messages
     )
-    # A body that comes in pieces has left before it could be read: the catch-all route has it.
+    # A body in pieces has left before it could be read, and goes to the catch-all route.
     assert written == ([] if cut else [b"vllm-small"])

@@ -1,16 +1,16 @@
-"""The APIs whose requests can be routed by what they ask, one module each.
+"""The APIs whose requests are routed by content, one module each.
 
 Pure. A reader decodes only the fields it names and skips the rest at the speed of a scan, base64
-images above all. Where a field is optional, a value of the wrong type counts as not given: it is
-for the upstream to refuse a request, not for us. What cannot be read at all raises BadBody:
+images above all. An optional field of the wrong type counts as not given: only the upstream refuses
+requests for that. An unreadable body raises BadBody:
 
     not_json         no JSON (a byte order mark, invalid UTF-8 and lone surrogates included)
     too_deep         nested deeper than the parser's stack
     wrong_type       not an object, or `messages`, `input`, `prompt` or `model` of the wrong type
     too_many_parts   more messages and parts than reading.ELEMENTS_MAX
-    no_text          nothing that could be read: no text and no images
+    no_text          no text and no images
 
-Of a key that comes twice the last one counts, as for Python's own parser and thus for vLLM.
+Of duplicate keys the last one counts, as for Python's own parser and thus for vLLM.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PATHS: Mapping[str, Api] = {
     "/v1/messages": Api.MESSAGES,
     "/v1/embeddings": Api.EMBEDDINGS,
 }
-"""Path, without its query, to the API behind it; `/v1/messages/count_tokens` asks no model."""
+"""Path without query to its API. `/v1/messages/count_tokens` is not one: it runs no model."""
 
 _READERS: Mapping[Api, Callable[[bytes], RequestView]] = {
     Api.CHAT_COMPLETIONS: chat_completions.read,
@@ -45,20 +45,20 @@ _READERS: Mapping[Api, Callable[[bytes], RequestView]] = {
 }
 
 
-class _Named(msgspec.Struct):
+class _OnlyModel(msgspec.Struct):
     model: str = ""
 
 
-_NAME = msgspec.json.Decoder(_Named)
+_MODEL = msgspec.json.Decoder(_OnlyModel)
 
 
 def model_of(body: bytes) -> str:
-    """The model a body names, empty if it names none; raises BadBody. Nothing else is decoded."""
-    return _read(_NAME.decode, body).model
+    """The model that a body names, empty if none; decodes nothing else; raises BadBody."""
+    return _read(_MODEL.decode, body).model
 
 
 def parse(api: Api, body: bytes) -> RequestView:
-    """The facts of a request's body; raises BadBody and nothing else, whatever the bytes."""
+    """The facts of a request's body; raises only BadBody, for any bytes."""
     return _read(_READERS[api], body)
 
 

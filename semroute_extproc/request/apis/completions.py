@@ -10,19 +10,14 @@ from semroute_extproc.errors import BadBody
 from semroute_extproc.outcome import Cause
 from semroute_extproc.request.apis import reading
 from semroute_extproc.request.apis.reading import ABSENT
-from semroute_extproc.request.view import Api, RequestView, Turn
+from semroute_extproc.request.view import Api, RequestView
 
 
-class _Body(msgspec.Struct, gc=False):
-    model: str | None = None
+class _CompletionBody(reading.Body):
     prompt: Raw = ABSENT
-    stream: Raw = ABSENT
-    max_tokens: Raw = ABSENT
-    response_format: Raw = ABSENT
-    structured_outputs: Raw = ABSENT
 
 
-_BODY = Decoder(_Body)
+_BODY = Decoder(_CompletionBody)
 _TEXTS = Decoder(str | list[str] | None)
 _TOKEN_IDS = Decoder(list[int | list[int]])
 
@@ -44,8 +39,8 @@ def read(body: bytes) -> RequestView:
 def prompt(draft: reading.Draft, raw: Raw) -> None:
     """Add the turn of a prompt: a string, or a batch of them, which makes one turn.
 
-    The prompts of a batch are answered one by one, so the longest counts as the request's length:
-    it is the one that must fit into a context window.
+    The prompts of a batch are answered one by one, so the longest one counts as the request's length:
+    it must fit into a context window.
     """
     try:
         texts = (_TEXTS.decode(raw) if raw else None) or []
@@ -56,5 +51,5 @@ def prompt(draft: reading.Draft, raw: Raw) -> None:
     if isinstance(texts, str):
         draft.say("user", texts)
     else:
-        draft.turns.append(Turn("user", "\n".join(texts)))
-        draft.characters += max(map(len, texts), default=0)
+        draft.say("user", "\n".join(texts))
+        draft.characters = max(map(len, texts), default=0)

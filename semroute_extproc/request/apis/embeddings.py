@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import msgspec
 from msgspec import Raw
-from msgspec.json import Decoder
 
 from semroute_extproc.request.apis import chat_completions, completions, reading
-from semroute_extproc.request.apis.reading import ABSENT
 from semroute_extproc.request.view import Api, RequestView
 
 
-class _Body(msgspec.Struct, gc=False):
+class _EmbeddingBody(msgspec.Struct, gc=False):
     model: str | None = None
-    input: Raw = ABSENT
-    messages: list[chat_completions.Message] | None = None
+    input: Raw = reading.ABSENT
+    messages: list[chat_completions.ChatMessage] | None = None
 
 
-_BODY = Decoder(_Body)
+_BODY = msgspec.json.Decoder(_EmbeddingBody)
 
 
 def read(body: bytes) -> RequestView:

@@ -1,7 +1,7 @@
-"""What the readers of the APIs share: tolerant fields, content parts and the view in the making.
+"""What the readers of the APIs share: tolerant fields, content parts and the draft of a view.
 
-Pure. Optional fields are kept as `msgspec.Raw`, an undecoded span of the body, and looked at on
-their own, so that a wrong type in one of them cannot fail the request.
+Pure. Optional fields are kept as `msgspec.Raw`, an undecoded span of the body, and decoded on demand,
+so that a wrong type in one of them cannot fail the request.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from msgspec.json import Decoder
 
 from semroute_extproc.errors import BadBody
 from semroute_extproc.outcome import Cause
-from semroute_extproc.request.reasoning import EFFORTS, KWARGS, TEMPLATE_SWITCHES
+from semroute_extproc.request.reasoning import KWARGS, TEMPLATE_SWITCHES
+from semroute_extproc.request.text import is_written
 from semroute_extproc.request.view import Api, RequestView, Turn
+from semroute_extproc.settings.base import EFFORTS
 
 T = TypeVar("T")
 
@@ -35,19 +37,45 @@ _ARRAY = Decoder(list[Raw])
 _OBJECT = Decoder(dict[str, Raw])
 
 _ROLES: Mapping[str | None, str] = {
-    "system": "system",
-    "developer": "system",
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("tool", "function", "ipython", "observation"), "tool"),
     "assistant": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "ipython": "tool",
-    "observation": "tool",
 }
-"""Roles as sent to roles of a Turn; whatever else a template may know is the user's side."""
+"""Roles as sent to roles of a Turn; any other role that a template knows is the user's side."""
 
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal"})
 _SILENT_PARTS = frozenset({"thinking", "redacted_thinking", "reasoning_text", "tool_reference"})
 """Parts that carry neither text of the conversation nor media."""
+
+
+class Body(msgspec.Struct, gc=False):
+    """Members that a request for an answer has in more than one API."""
+
+    model: str | None = None
+    stream: Raw = ABSENT
+    tools: Raw = ABSENT
+    response_format: Raw = ABSENT
+    structured_outputs: Raw = ABSENT
+    max_tokens: Raw = ABSENT
+    reasoning: Raw = ABSENT
+    thinking: Raw = ABSENT
+    chat_template_kwargs: Raw = ABSENT
+
+
+class Inner(msgspec.Struct, gc=False):
+    """Members of objects within the body."""
+
+    type: Raw = ABSENT
+    effort: Raw = ABSENT
+    format: Raw = ABSENT
+    data: Raw = ABSENT
+    content: Raw = ABSENT
+    json: Raw = ABSENT
+    json_object: Raw = ABSENT
+
+
+_INNER = Decoder(Inner)
+_NO_MEMBERS = Inner()
 
 
 class Part(msgspec.Struct, gc=False):
@@ -62,15 +90,6 @@ Content = str | list[str | Part] | None
 """Content of a message: a string, or parts, or nothing (an assistant that only called tools)."""
 
 CONTENT = Decoder[Any](Content)
-
-
-class Typed(msgspec.Struct, gc=False):
-    """An object of which only `type` matters."""
-
-    type: str | None = None
-
-
-_TYPED = Decoder(Typed)
 
 
 def optional(raw: Raw, decoder: Decoder[T]) -> T | None:
@@ -104,71 +123,58 @@ def string(raw: Raw) -> str:
     return optional(raw, _STRING) or ""
 
 
-def members(raw: Raw) -> Mapping[str, Raw]:
-    """The members of an object; empty if not given."""
-    return optional(raw, _OBJECT) or {}
+def inner(raw: Raw) -> Inner:
+    """The members of an object within the body; all ABSENT if it was not given."""
+    return optional(raw, _INNER) or _NO_MEMBERS
 
 
-def type_of(raw: Raw) -> str:
-    """The `type` of an object; empty if not given."""
-    typed = optional(raw, _TYPED)
-    return (typed and typed.type) or ""
+def asks_for_json(response_format: Raw, structured_outputs: Raw = ABSENT) -> bool:
+    """Whether a JSON object or schema was asked for, in OpenAI's way or in vLLM's own."""
+    if string(inner(response_format).type) in ("json_object", "json_schema"):
+        return True
+    outputs = inner(structured_outputs)
+    return given(outputs.json) or flag(outputs.json_object)
 
 
-def role_of(role: str | None) -> str:
-    """The role of a Turn for a role as sent."""
-    return _ROLES.get(role, "user")
+def reasoning(
+    kwargs: Raw, fields: Mapping[tuple[str, ...], Raw], effort: Raw = ABSENT, *, other: bool = False
+) -> dict[str, Any]:
+    """The facts `effort`, `reasoning_set` and `reasoning_paths` of a RequestView.
+
+    `fields` are the members of the body that switch reasoning, `effort` is the one that has the effort;
+    `other` is true if the client set a switch that a policy cannot replace. Templates name their switches
+    freely (`enable_thinking`, `thinking_mode`, …), so every key of `chat_template_kwargs` with "think" or
+    "reason" in it counts as one.
+    """
+    paths = [path for path, raw in fields.items() if given(raw)]
+    is_set = other or bool(paths)
+    asked = _effort(effort)
+    if given(kwargs):
+        arguments = optional(kwargs, _OBJECT) or {}
+        switches = {name: raw for name, raw in arguments.items() if given(raw)}
+        is_set = is_set or any("think" in name or "reason" in name for name in map(str.lower, switches))
+        paths += [(KWARGS, name) for name in TEMPLATE_SWITCHES if name in switches]
+        # A field beats the template's own argument in vLLM (ChatCompletionRequest.build_chat_params).
+        asked = asked or _effort(switches.get("reasoning_effort", ABSENT))
+        off = [switches.get(name, ABSENT) for name in ("enable_thinking", "thinking")]
+        if not asked and any(optional(raw, _BOOLEAN) is False for raw in off):
+            asked = "none"
+    return {"effort": asked, "reasoning_set": is_set, "reasoning_paths": tuple(paths)}
 
 
-def effort_of(raw: Raw) -> str:
+def _effort(raw: Raw) -> str:
     """A reasoning effort that vLLM knows; empty for anything else."""
     effort = string(raw)
     return effort if effort in EFFORTS else ""
 
 
-def template_switch(raw: Raw) -> tuple[bool, str]:
-    """Whether `chat_template_kwargs` hold a reasoning switch, and the effort it amounts to.
-
-    Templates name their switches as they like (`enable_thinking`, `thinking_mode`, …), so every
-    key with "think" or "reason" in it counts as one.
-    """
-    if not given(raw):
-        return False, ""
-    switches = {
-        name: value
-        for name, value in members(raw).items()
-        if given(value) and ("think" in name.lower() or "reason" in name.lower())
-    }
-    off = any(
-        optional(switches.get(name, ABSENT), _BOOLEAN) is False for name in ("enable_thinking", "thinking")
-    )
-    return bool(switches), effort_of(switches.get("reasoning_effort", ABSENT)) or ("none" if off else "")
-
-
-def switch_paths(
-    kwargs: Raw, fields: Mapping[tuple[str, ...], Raw] | None = None
-) -> tuple[tuple[str, ...], ...]:
-    """Members with which the client switches reasoning: of `fields`, and of `chat_template_kwargs`."""
-    found = [path for path, raw in (fields or {}).items() if given(raw)]
-    if given(kwargs):
-        inside = members(kwargs)
-        found += [(KWARGS, name) for name in TEMPLATE_SWITCHES if given(inside.get(name, ABSENT))]
-    return tuple(found)
-
-
-def asks_for_json(response_format: Raw, structured_outputs: Raw = ABSENT) -> bool:
-    """Whether a JSON object or schema was asked for, in OpenAI's way or in vLLM's own."""
-    if type_of(response_format) in ("json_object", "json_schema"):
-        return True
-    outputs = members(structured_outputs)
-    return given(outputs.get("json", ABSENT)) or flag(outputs.get("json_object", ABSENT))
-
-
 @dataclass(slots=True)
 class Draft:
-    """A RequestView in the making: turns, and what is counted on the way."""
+    """The draft of a RequestView: its turns, and counts."""
 
     turns: list[Turn] = field(default_factory=list)
+    written: bool = False
+    """A turn has text."""
     characters: int = 0
     images: int = 0
     tools: int = 0
@@ -180,9 +186,10 @@ class Draft:
         if self.elements > ELEMENTS_MAX:
             raise BadBody(Cause.TOO_MANY_PARTS)
 
-    def say(self, role: str, text: str) -> None:
-        """Add a turn."""
-        self.turns.append(Turn(role, text))
+    def say(self, role: str | None, text: str) -> None:
+        """Add a turn; `role` is as sent."""
+        self.turns.append(Turn(_ROLES.get(role, "user"), text))
+        self.written = self.written or is_written(text)
         self.characters += len(text)
 
     def read(self, content: Any) -> str:
@@ -191,10 +198,8 @@ class Draft:
         Every medium counts as an image (audio, video and files too): a pool that reads only text
         can serve none of them.
         """
-        if content is None:
-            return ""
-        if isinstance(content, str):
-            return content
+        if content is None or isinstance(content, str):
+            return content or ""
         self.take(content)
         texts = []
         for part in content:
@@ -221,9 +226,8 @@ class Draft:
             self.count(tools)
 
     def view(self, api: Api, model: str | None, **facts: Any) -> RequestView:
-        """The finished view; raises BadBody if there is nothing in it to read."""
-        readable = self.images > 0 or facts.get("stateful", False)
-        if not readable and not any(turn.text and not turn.text.isspace() for turn in self.turns):
+        """The finished view; raises BadBody if it has nothing to read."""
+        if not (self.images or self.written or facts.get("stateful")):
             raise BadBody(Cause.NO_TEXT)
         return RequestView(
             api,

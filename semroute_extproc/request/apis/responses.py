@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import msgspec
 from msgspec import Raw
-from msgspec.json import Decoder
 
 from semroute_extproc.request.apis import reading
-from semroute_extproc.request.apis.reading import ABSENT
+from semroute_extproc.request.apis.reading import ABSENT, Draft, inner, string
 from semroute_extproc.request.view import Api, RequestView
 
 
@@ -22,61 +21,39 @@ class _Item(msgspec.Struct, gc=False):
     input: Raw = ABSENT
 
 
-class _Reasoning(msgspec.Struct, gc=False):
-    effort: Raw = ABSENT
-
-
-class _Text(msgspec.Struct, gc=False):
-    format: Raw = ABSENT
-
-
-class _Body(msgspec.Struct, gc=False):
-    model: str | None = None
+class _ResponsesBody(reading.Body):
     input: str | list[_Item] | None = None
     instructions: Raw = ABSENT
-    stream: Raw = ABSENT
-    tools: Raw = ABSENT
     text: Raw = ABSENT
-    structured_outputs: Raw = ABSENT
     max_output_tokens: Raw = ABSENT
     previous_response_id: Raw = ABSENT
-    reasoning: Raw = ABSENT
-    chat_template_kwargs: Raw = ABSENT
 
 
-_BODY = Decoder(_Body)
-_REASONING = Decoder(_Reasoning)
-_TEXT = Decoder(_Text)
+_BODY = msgspec.json.Decoder(_ResponsesBody)
 
 
 def read(body: bytes) -> RequestView:
-    """The view of a request for a response; raises msgspec's errors, or BadBody if there is no text."""
+    """The view of a responses request; raises msgspec's errors, or BadBody if there is no text."""
     request = _BODY.decode(body)
-    draft = reading.Draft()
-    if instructions := reading.string(request.instructions):
+    draft = Draft()
+    if instructions := string(request.instructions):
         draft.say("system", instructions)
     tool_loop = _converse(draft, request.input)
     draft.declare(request.tools)
-    reasoning = reading.optional(request.reasoning, _REASONING) or _Reasoning()
-    text = reading.optional(request.text, _TEXT) or _Text()
-    in_template, template_effort = reading.template_switch(request.chat_template_kwargs)
+    effort = inner(request.reasoning).effort
     return draft.view(
         Api.RESPONSES,
         request.model,
         stream=reading.flag(request.stream),
         tool_loop=tool_loop,
-        json_mode=reading.asks_for_json(text.format, request.structured_outputs),
+        json_mode=reading.asks_for_json(inner(request.text).format, request.structured_outputs),
         max_output_tokens=reading.positive(request.max_output_tokens),
-        effort=reading.effort_of(reasoning.effort) or template_effort,
-        reasoning_set=in_template or reading.given(reasoning.effort),
-        reasoning_paths=reading.switch_paths(
-            request.chat_template_kwargs, {("reasoning", "effort"): reasoning.effort}
-        ),
-        stateful=bool(reading.string(request.previous_response_id)),
+        stateful=bool(string(request.previous_response_id)),
+        **reading.reasoning(request.chat_template_kwargs, {("reasoning", "effort"): effort}, effort),
     )
 
 
-def _converse(draft: reading.Draft, given: str | list[_Item] | None) -> bool:
+def _converse(draft: Draft, given: str | list[_Item] | None) -> bool:
     """Add the input's turns; returns whether the last item is a tool's result."""
     if isinstance(given, str):
         draft.say("user", given)
@@ -88,7 +65,7 @@ def _converse(draft: reading.Draft, given: str | list[_Item] | None) -> bool:
         tool_loop = kind.endswith("_output")
         if kind == "message":
             content = reading.CONTENT.decode(item.content) if item.content else None
-            draft.say(reading.role_of(item.role), draft.read(content))
+            draft.say(item.role, draft.read(content))
         elif tool_loop:
             draft.say("tool", _result(draft, item.output))
         elif kind.endswith("_call"):
@@ -97,9 +74,9 @@ def _converse(draft: reading.Draft, given: str | list[_Item] | None) -> bool:
     return tool_loop
 
 
-def _result(draft: reading.Draft, output: Raw) -> str:
+def _result(draft: Draft, output: Raw) -> str:
     """The text of a tool's result; a single object is a screenshot or another medium."""
     content = reading.optional(output, reading.CONTENT)
-    if content is None and reading.type_of(output):
+    if content is None and string(inner(output).type):
         draft.images += 1
     return draft.read(content)

@@ -1,4 +1,4 @@
-"""One stream, message by message: what may be answered, and when."""
+"""One stream, message by message: which replies are allowed, and when."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pytest
 from msgspec import structs
 
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
-from semroute_extproc.envoy.exchange import Decide, Exchange, Settings, Step
+from semroute_extproc.envoy.exchange import Decide, Exchange, ExchangeSettings, Step
 from semroute_extproc.outcome import Kind, Outcome
 from semroute_extproc.request.view import Api
 
 MODE = pb.ProcessingMode
-SETTINGS = Settings(
+SETTINGS = ExchangeSettings(
     default_pool="large",
     default_cluster="vllm-large",
     body_bytes_max=1_000_000,

@@ -1,8 +1,8 @@
 """The protocol definitions agree with Envoy's, field by field.
 
-Two independent references are asked: the xds-protos package, and the descriptors that the Envoy binary of the
-tests carries inside it. Every difference from either is listed below with its reason; an unlisted one fails,
-and so does a listed one that has gone away.
+There are two independent references: the xds-protos package, and the descriptors inside the Envoy binary of
+the tests. Every difference from either is listed below with its reason; an unlisted one fails, and so does a
+listed one that no longer exists.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ NOT_USED_BUT_NEW = {
     "HttpBody.drain_complete = 5": "the end of a drain, which the server never asks for",
     "StreamedBodyResponse.drain_complete = 5": "the end of a drain, which the server never asks for",
 }
-"""What Envoy 1.40 has, xds-protos has not, or not yet under this number, and this server does not use."""
+"""Fields of Envoy 1.40 that xds-protos lacks or numbers differently, and that this server does not use."""
 
 
 def unknown_to_xds() -> set[str]:
-    """Return the sentences that say so: a new field's name and number are reserved here and absent there."""
+    """Return the sentences for these fields: name and number are reserved here and absent there."""
     sentences = {"ProcessingResponse.request_drain = 11 is left out"}
     for field in NOT_USED_BUT_NEW:
         message, name, number = re.split(r"\.| = ", field)
@@ -90,7 +90,7 @@ def enums(file: FileDescriptorProto) -> Iterator[tuple[str, EnumDescriptorProto]
 
 
 def fields(message: DescriptorProto, packages: list[str]) -> dict[str, tuple[object, ...]]:
-    """Return everything that the wire and the API depend on, by field name; the number comes first."""
+    """Return all that the wire format and the API depend on, by field name; the number comes first."""
     table: dict[str, tuple[object, ...]] = {}
     for field in message.field:
         oneof = message.oneof_decl[field.oneof_index].name if field.HasField("oneof_index") else ""
@@ -130,7 +130,7 @@ def message_differences(
 
 
 def differences(files: list[FileDescriptorProto]) -> set[str]:
-    """Return a sentence for everything in which our file departs from a reference's files."""
+    """Return a sentence for every difference between our file and a reference's files."""
     packages = [file.package for file in files]
     their_messages = {name: message for file in files for name, message in messages(file)}
     their_enums = {name: enum for file in files for name, enum in enums(file)}

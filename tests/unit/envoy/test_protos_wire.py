@@ -1,4 +1,4 @@
-"""Messages survive the way between the xds-protos classes and ours, in both directions."""
+"""Messages survive the conversion between the xds-protos classes and ours, in both directions."""
 
 from __future__ import annotations
 

@@ -13,40 +13,32 @@ from typing import Any
 
 import grpc
 import pytest
-from builders import POOLS, FakeEncoder, classifier, config, plans
+from builders import MANIFEST, POOLS, FakeEncoder, classifier, config
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from semroute_extproc import events
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
-from semroute_extproc.envoy.exchange import Exchange, Settings
-from semroute_extproc.envoy.server import SERVICE, Generation, GrpcServer, Servicer
-from semroute_extproc.events import Decided
+from semroute_extproc.envoy.exchange import Exchange, ExchangeSettings
+from semroute_extproc.envoy.server import SERVICE, ConfigSnapshot, GrpcServer, Servicer
+from semroute_extproc.events import Decided, Event, Failed, StreamRefused
 from semroute_extproc.outcome import Kind
 from semroute_extproc.pipeline.pipeline import Pipeline
-from semroute_extproc.telemetry.prom import PrometheusSink
+from semroute_extproc.policy import plan as policy
 
 CHAT = {":method": "POST", ":path": "/v1/chat/completions", "content-type": "application/json"}
+NO_SERVICER = Servicer(lambda: None, events.ignore)  # type: ignore[arg-type, return-value]
 BODY = json.dumps({"model": "auto", "messages": [{"role": "user", "content": "hi"}]}).encode()
-
-
-class Remember:
-    def __init__(self) -> None:
-        self.events: list[Decided] = []
-
-    def handle(self, event: Decided) -> None:
-        self.events.append(event)
 
 
 class Running:
     def __init__(
-        self,
-        channel: grpc.aio.Channel,
-        server: GrpcServer,
-        servicer: Servicer,
-        sink: Remember,
-        metrics: PrometheusSink,
+        self, channel: grpc.aio.Channel, server: GrpcServer, servicer: Servicer, events: list[Event]
     ):
-        self.channel, self.server, self.servicer = channel, server, servicer
-        self.sink, self.metrics = sink, metrics
+        self.channel, self.server, self.servicer, self.events = channel, server, servicer, events
+
+    @property
+    def decided(self) -> list[Decided]:
+        return [event for event in self.events if isinstance(event, Decided)]
 
     def process(self, **options: Any) -> Any:
         call = self.channel.stream_stream(
@@ -71,16 +63,17 @@ async def running(
     settings = config(
         server={"listen": listen, "drain_seconds": drain, "streams_max": streams_max}, pools=pools
     )
-    pipeline = Pipeline(settings, plans(settings), classifier(encoder or FakeEncoder()))
-    live = Generation(1, "0", Settings("large", "l", 33_554_432, True, ("auto",)), pipeline)
-    sink, metrics = Remember(), PrometheusSink()
-    servicer = Servicer(lambda: live, [sink, metrics], metrics)
+    policies, _ = policy.build(settings, MANIFEST)
+    pipeline = Pipeline(settings, policies, classifier(encoder or FakeEncoder()), lambda _: None)
+    live = ConfigSnapshot(1, "0", ExchangeSettings("large", "l", 33_554_432, True, ("auto",)), pipeline)
+    seen: list[Event] = []
+    servicer = Servicer(lambda: live, seen.append)
     server = GrpcServer(settings.server, servicer)
     await server.start()
     options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
     try:
         async with grpc.aio.insecure_channel(listen, options=options) as channel:
-            yield Running(channel, server, servicer, sink, metrics)
+            yield Running(channel, server, servicer, seen)
     finally:
         await server.drain()
 
@@ -111,7 +104,7 @@ async def test_a_stream_is_answered_message_by_message(tmp_path: Path) -> None:
         await call.done_writing()
         assert await call.read() is grpc.aio.EOF
         assert await call.code() == grpc.StatusCode.OK
-        [event] = subject.sink.events
+        [event] = subject.decided
         assert event.outcome.pool in ("small", "large")
 
 
@@ -147,15 +140,15 @@ async def test_a_stream_that_is_cancelled_while_it_is_decided_frees_its_place(tm
             await asyncio.sleep(0.01)
         call.cancel()
         for _ in range(200):
-            if subject.metrics.inflight._value.get() == 0:
+            if subject.servicer.open_streams == 0:
                 break
             await asyncio.sleep(0.01)
-        assert subject.metrics.inflight._value.get() == 0
-        assert subject.sink.events == []
+        assert subject.servicer.open_streams == 0
+        assert subject.decided == []
 
 
 class Context:
-    """Envoy's side of one stream, by hand: its messages, and what happens at a write."""
+    """Envoy's side of one stream: its messages, and a function for its writes."""
 
     def __init__(self, write: Callable[[bytes], Awaitable[None]], *messages: pb.ProcessingRequest) -> None:
         self._messages = [*messages, grpc.aio.EOF]
@@ -172,13 +165,13 @@ async def test_the_reply_goes_before_the_telling(tmp_path: Path) -> None:
     told: list[int] = []
 
     async def write(_: bytes) -> None:
-        told.append(len(subject.sink.events))
+        told.append(len(subject.decided))
 
     async with running(tmp_path) as subject:
         context: Any = Context(write, headers(), body())
         await subject.servicer.process(None, context)
         assert told == [0, 0]
-        assert len(subject.sink.events) == 1
+        assert len(subject.decided) == 1
 
 
 @pytest.mark.parametrize("failure", [asyncio.CancelledError, grpc.aio.UsageError])
@@ -193,9 +186,9 @@ async def test_a_decision_whose_reply_cannot_be_written_is_told_once(
         context: Any = Context(write, headers(), body())
         with pytest.raises(failure):
             await subject.servicer.process(None, context)
-        [event] = subject.sink.events
+        [event] = subject.decided
         assert event.outcome.kind is Kind.ROUTED
-        assert subject.metrics.inflight._value.get() == 0
+        assert subject.servicer.open_streams == 0
 
 
 async def test_a_failure_in_the_exchange_is_counted_and_still_answered(
@@ -211,8 +204,9 @@ async def test_a_failure_in_the_exchange_is_counted_and_still_answered(
         assert (await call.read()).WhichOneof("response") == "request_headers"
         await call.done_writing()
         assert await call.code() == grpc.StatusCode.OK
-        assert b"semroute_internal_errors_total 1.0" in subject.metrics.exposition()
-        [event] = subject.sink.events
+        failed, event = subject.events
+        assert failed == Failed("exchange.failed")
+        assert isinstance(event, Decided)
         assert (event.outcome.kind, event.outcome.cause) == (Kind.PASSTHROUGH, "internal_error")
 
 
@@ -224,7 +218,7 @@ async def test_the_parents_of_the_trace_are_envoys_first_then_the_clients(tmp_pa
         await call.read()
         await call.done_writing()
         assert await call.read() is grpc.aio.EOF
-        [event] = subject.sink.events
+        [event] = subject.decided
         assert event.parents == (envoy, client)
         assert event.request_id == "r"
 
@@ -253,18 +247,16 @@ async def test_the_socket_is_for_user_and_group(tmp_path: Path) -> None:
 
 async def test_an_address_that_cannot_be_had_is_an_os_error(tmp_path: Path) -> None:
     settings = config(server={"listen": f"unix:{tmp_path}/missing/w0.sock"})
-    metrics = PrometheusSink()
-    server = GrpcServer(settings.server, Servicer(lambda: None, [], metrics))  # type: ignore[arg-type, return-value]
+    server = GrpcServer(settings.server, NO_SERVICER)
     with pytest.raises(OSError, match=r"cannot listen on .*: there is no folder .*/missing"):
         await server.start()
 
 
 async def test_the_socket_of_a_live_server_is_not_taken_over_and_a_dead_ones_is(tmp_path: Path) -> None:
     async with running(tmp_path) as subject:
-        metrics = PrometheusSink()
         settings = config(server={"listen": f"unix:{tmp_path}/w0.sock"}).server
         with pytest.raises(OSError, match="another process is serving there"):
-            await GrpcServer(settings, Servicer(lambda: None, [], metrics)).start()  # type: ignore[arg-type, return-value]
+            await GrpcServer(settings, NO_SERVICER).start()
         assert await subject.health()
     with socket.socket(socket.AF_UNIX) as left_behind:
         left_behind.bind(f"{tmp_path}/w0.sock")
@@ -275,20 +267,21 @@ async def test_the_socket_of_a_live_server_is_not_taken_over_and_a_dead_ones_is(
 async def test_a_decision_that_cannot_be_told_is_still_carried_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: Any) -> None:
+    def broken() -> None:
         raise ZeroDivisionError
 
+    written: list[bytes] = []
+
+    async def write(reply: bytes) -> None:
+        written.append(reply)
+
     async with running(tmp_path) as subject:
-        monkeypatch.setattr(subject.sink, "handle", broken)
-        call = subject.process()
-        await call.write(headers())
-        await call.read()
-        await call.write(body())
-        reply = await call.read()
-        assert json.loads(reply.request_body.response.body_mutation.body)["model"] in ("m-s", "m-l")
-        await call.done_writing()
-        assert await call.read() is grpc.aio.EOF
-        assert b"semroute_internal_errors_total 1.0" in subject.metrics.exposition()
+        context: Any = Context(write, headers(), body())
+        monkeypatch.setattr(context, "invocation_metadata", broken)
+        await subject.servicer.process(None, context)
+        sent = pb.ProcessingResponse.FromString(written[-1]).request_body.response.body_mutation.body
+        assert json.loads(sent)["model"] in ("m-s", "m-l")
+        assert subject.events == [Failed("telemetry.failed")]
 
 
 async def test_a_server_with_all_its_streams_in_use_is_not_dead(tmp_path: Path) -> None:
@@ -301,18 +294,18 @@ async def test_a_server_with_all_its_streams_in_use_is_not_dead(tmp_path: Path) 
         async with grpc.aio.insecure_channel(
             f"unix:{tmp_path}/w0.sock", options=[("grpc.use_local_subchannel_pool", 1)]
         ) as channel:
-            other = Running(channel, subject.server, subject.servicer, subject.sink, subject.metrics)
+            other = Running(channel, subject.server, subject.servicer, subject.events)
             refused = other.process()
             with pytest.raises(grpc.aio.AioRpcError, match="too many streams"):
                 await refused.read()
-            assert b"semroute_refused_streams_total 1.0" in subject.metrics.exposition()
+            assert subject.events == [StreamRefused()]
             assert await other.health() == health_pb2.HealthCheckResponse.SERVING
         for call in calls:
             call.cancel()
 
 
 async def test_a_chunked_body_between_our_cap_and_envoys_is_refused_by_us(tmp_path: Path) -> None:
-    """Over gRPC's own limit it would be an error of the stream, and the request would fail open."""
+    """A body over gRPC's own limit is an error of the stream, and the request would fail open."""
     async with running(tmp_path) as subject:
         call = subject.process()
         await call.write(headers())

@@ -28,7 +28,7 @@ from semroute_extproc.request.language import language_of
         ("Hoe laat is het en wat kost een kaartje naar Utrecht?", "nl"),
         ("Find the angle θ such that sin θ = ½ and explain why", "en"),
         ("Write a python function that returns the sum", "en"),
-        # Words of other languages that English has as well, and letters that are none's.
+        # Words of other languages that English has as well, and single letters.
         ("I want to get new insurance", "en"),
         ("i need a timer set please", "en"),
         ("where do black holes come from", "en"),
@@ -55,8 +55,8 @@ def test_the_language_is_told_by_script_and_function_words(text: str, language: 
 
 
 BRIEF = json.loads((Path(__file__).parent / "brief_requests.json").read_text())
-"""Language to requests that are too short for function words, by somebody who did not know the words that
-tell them; they are not to be tuned on."""
+"""Language to requests that are too short for function words. Their author did not know the word lists, and
+the lists must not be tuned on them."""
 
 
 def test_short_requests_are_mostly_told_from_english() -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from semroute_extproc.request.reasoning import EFFORTS, FAMILIES, KWARGS, TEMPLATE_SWITCHES, override, switch
+from semroute_extproc.request.reasoning import FAMILIES, KWARGS, TEMPLATE_SWITCHES, override, switch
 from semroute_extproc.request.view import Api
+from semroute_extproc.settings.base import EFFORTS
 
 CHAT, RESPONSES, MESSAGES = Api.CHAT_COMPLETIONS, Api.RESPONSES, Api.MESSAGES
 DISABLED = {("thinking",): {"type": "disabled"}}
@@ -30,7 +31,7 @@ def everywhere(members: dict[tuple[str, ...], object]) -> dict[Api, Any]:
 
 
 OFF_BY_EFFORT = {**by_effort("none"), MESSAGES: DISABLED}
-# Family to what is set for none, low and high.
+# Family to the members that are set for none, low and high.
 TABLE: dict[str, tuple[dict[Api, Any], dict[Api, Any], dict[Api, Any]]] = {
     "qwen3": (
         everywhere(template("enable_thinking", False)),
@@ -139,7 +140,7 @@ CLIENTS: dict[Api, list[tuple[str, ...]]] = {
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("effort", EFFORTS)
 def test_an_override_writes_the_switch_and_leaves_no_other_that_disagrees(family: str, api: Api, effort: str):
-    """Every member that the client set says afterwards what the policy says."""
+    """Afterwards every member that the client set agrees with the policy."""
     paths = [*CLIENTS[api], *((KWARGS, name) for name in TEMPLATE_SWITCHES)]
     written = override(family, api, effort, paths)
     if not switch(family, api, effort):

@@ -1,4 +1,4 @@
-"""What holds for every API: paths, errors, tolerance, bounds."""
+"""Common to every API: paths, errors, tolerance, bounds."""
 
 from __future__ import annotations
 

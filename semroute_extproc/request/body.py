@@ -1,0 +1,116 @@
+"""A request body: the bytes as sent, then decoded, then edited. Pure."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from semroute_extproc.errors import BadBody, BodyTooLarge, UnsupportedEncoding
+from semroute_extproc.outcome import Cause
+
+GZIP_MEMBERS_MAX = 1_024
+"""Most members of a multi-member gzip body; an empty member costs more than its 20 bytes."""
+
+MEMBERS_MAX = 4_096
+"""Most members of an object that is edited; each becomes a Python object."""
+
+_CHUNK_BYTES = 65_536
+"""Input passed to zlib at a time; bounds the copy that zlib makes at the end of a gzip member."""
+
+_GZIP_WINDOW = 16 + zlib.MAX_WBITS
+_MEMBERS = msgspec.json.Decoder(dict[str, Raw])
+_encode = msgspec.json.Encoder().encode
+
+
+def decode_body(body: bytes, content_encoding: str, limit: int) -> bytes:
+    """The body without its content-encoding (identity or gzip); `body` itself if there is none.
+
+    Raises BodyTooLarge if the result is longer than `limit` bytes, of which at most one byte too many
+    is produced; UnsupportedEncoding for other encodings; BadBody `bad_gzip` for broken or cut gzip data.
+    """
+    if len(body) > limit:
+        raise BodyTooLarge(limit)
+    codings = [coding.strip().lower() for coding in content_encoding.split(",")] if content_encoding else []
+    codings = [coding for coding in codings if coding not in ("", "identity")]
+    if not codings:
+        return body
+    if codings in (["gzip"], ["x-gzip"]):
+        return _gunzip(body, limit)
+    raise UnsupportedEncoding(content_encoding)
+
+
+def _gunzip(body: bytes, limit: int) -> bytes:
+    """The data of all members; zeros after the last member are padding."""
+    pieces: list[bytes] = []
+    room = limit
+    member = zlib.decompressobj(_GZIP_WINDOW)
+    members = 1
+    position = 0
+    pending = b""
+    while pending or position < len(body):
+        if not pending:
+            pending = body[position : position + _CHUNK_BYTES]
+            position += _CHUNK_BYTES
+        if member.eof:
+            if not pending.strip(b"\0") and not body[position:].strip(b"\0"):
+                break
+            members += 1
+            if members > GZIP_MEMBERS_MAX:
+                raise BadBody(Cause.BAD_GZIP, "too many members")
+            member = zlib.decompressobj(_GZIP_WINDOW)
+        try:
+            piece = member.decompress(pending, room + 1)
+        except zlib.error:
+            raise BadBody(Cause.BAD_GZIP) from None
+        room -= len(piece)
+        if room < 0:
+            raise BodyTooLarge(limit)
+        pieces.append(piece)
+        pending = member.unused_data if member.eof else member.unconsumed_tail
+    if not member.eof:
+        raise BadBody(Cause.BAD_GZIP, "cut short")
+    return b"".join(pieces)
+
+
+def set_members(body: bytes, members: Mapping[tuple[str, ...], object]) -> bytes:
+    """The JSON object `body`, encoded again with the member at each path set to its value, in order.
+
+    A path is a key, or a key and keys inside its object; anything on the path that is not an object
+    becomes one. New members come last. Values may be anything JSON, or `msgspec.Raw`. All other values
+    keep their bytes; white space between members goes, and of duplicate keys the last one stays
+    (docs/adr/0012-edits-reencode-the-top-level.md).
+
+    Raises BadBody: `not_json` if the body is not exactly one JSON object, `too_many_members`.
+    """
+    try:
+        edited: dict[str, Any] = _members(body)
+        for path, value in members.items():
+            inner = edited
+            for key in path[:-1]:
+                inner[key] = _object(inner.get(key))
+                inner = inner[key]
+            inner[path[-1]] = value
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise BadBody(Cause.NOT_JSON) from None
+    return _encode(edited)
+
+
+def _members(text: bytes | Raw) -> dict[str, Raw]:
+    found = _MEMBERS.decode(text)
+    if len(found) > MEMBERS_MAX:
+        raise BadBody(Cause.TOO_MANY_MEMBERS)
+    return found
+
+
+def _object(value: object) -> dict[str, Any]:
+    """The members of a value on a path: an object of the body, or one that an earlier path decoded."""
+    if isinstance(value, dict):
+        return value
+    try:
+        return _members(value) if isinstance(value, Raw) else {}
+    except msgspec.ValidationError:
+        return {}
