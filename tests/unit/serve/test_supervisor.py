@@ -220,6 +220,7 @@ async def test_a_reload_does_not_end_a_worker_that_is_still_starting(tmp_path: P
     (tmp_path / "slow0").touch()
     async with running(tmp_path) as (subject, _):
         await until(lambda: subject.workers[1].ready)
+        await until(lambda: subject.workers[0].answered)
         os.kill(os.getpid(), signal.SIGHUP)
         await until(lambda: subject.starts(1) == 2)
         assert subject.starts(0) == 1
