@@ -34,10 +34,11 @@ from semroute_extproc.config.models import Config
 from semroute_extproc.encoder import bundle
 from semroute_extproc.encoder.signals import Signals
 from semroute_extproc.policy import plan as policy
-from semroute_extproc.policy.context import Facts
+from semroute_extproc.policy.context import RoutingContext
 from semroute_extproc.request.view import Api, RequestHead, RequestView, Turn
 from semroute_extproc.state.controllers import Controllers
 from semroute_extproc.state.pool_metrics import INTERVAL_SECONDS
+from semroute_extproc.strategies.registry import compile_all
 
 SHARE = 0.4
 """The strong share that is configured."""
@@ -174,8 +175,9 @@ def simulate(scenario: Scenario, config: Config, seed: int) -> tuple[list[Reques
     """Every request, and at each look at the gauges: time, pressures weak and strong, waiting likewise."""
     rng = random.Random(seed)
     manifest = bundle.load(bundle.default_bundle(), ("cpu",)).manifest
-    policies, problems = policy.build(config, manifest)
-    assert not problems, problems
+    strategies, problems = compile_all(config, manifest)
+    policies, wrong = policy.build(config.pools, config.default_pool, config.policies, strategies)
+    assert not problems + wrong, problems + wrong
     controllers = Controllers(config, b"simulation")
     pools = make_pools()
     requests: list[Request] = []
@@ -217,7 +219,7 @@ def simulate(scenario: Scenario, config: Config, seed: int) -> tuple[list[Reques
     return requests, looks
 
 
-def facts_of(request: Request, number: int, controllers: Controllers, now: float) -> Facts:
+def facts_of(request: Request, number: int, controllers: Controllers, now: float) -> RoutingContext:
     """What the policy would know of a request."""
     signals = Signals(
         domain="other",
@@ -231,7 +233,7 @@ def facts_of(request: Request, number: int, controllers: Controllers, now: float
         task="",
         task_probs={},
     )
-    return Facts(
+    return RoutingContext(
         head=RequestHead("POST", "/v1/chat/completions", {"x-request-id": f"r{number}"}),
         view=RequestView(Api.CHAT_COMPLETIONS, "auto", (Turn("user", "hi"),)),
         language="en",

@@ -1,7 +1,7 @@
 """What each strategy's choice costs: microseconds of CPU, beyond the encoder.
 
 Artifacts are made up, of the sizes that matter, and the strategies are the live path's own, built by
-`policy.build`. Choices are made in turn, one of each strategy a round, so that a noisy moment falls on
+`registry.compile_all`. Choices are made in turn, one per strategy and round, so that a noisy moment falls on
 all alike, and the process's own CPU time is read around each. The judge's endpoint is a process of its
 own on this machine, which answers at once: what is measured is our side of a question.
 
@@ -34,21 +34,22 @@ from rich.console import Console
 from rich.table import Table
 from semroute_bench import machine
 
-from semroute_extproc.config.models import Config, JudgeStrategy
+from semroute_extproc.config.models import Config
 from semroute_extproc.encoder import bundle
-from semroute_extproc.encoder.manifest import Manifest as BundleManifest
 from semroute_extproc.encoder.signals import Signals
-from semroute_extproc.policy import plan as policy
 from semroute_extproc.policy.constraints import candidates
-from semroute_extproc.policy.context import Candidates, Decision, Facts
+from semroute_extproc.policy.context import Candidates, Decision, RoutingContext, Strategy
 from semroute_extproc.policy.stickiness import holding, keeps
 from semroute_extproc.request.view import Api, RequestHead, RequestView, Turn
 from semroute_extproc.state.controllers import Controllers
-from semroute_extproc.strategies.artifacts import Clusters, Factorization, Manifest, Similarity
-from semroute_extproc.strategies.judging.client import Judge
+from semroute_extproc.strategies.artifact import ArtifactManifest
+from semroute_extproc.strategies.clusters import ClustersArtifact
+from semroute_extproc.strategies.factorization import FactorizationArtifact
+from semroute_extproc.strategies.judge import JudgeSettings
+from semroute_extproc.strategies.judge_client import JudgeClient
 from semroute_extproc.strategies.profiles import Profile
-from semroute_extproc.strategies.registry import Material, Strategy, compile_strategies
-from semroute_extproc.strategies.weighted import Canary
+from semroute_extproc.strategies.registry import Files, compile_all
+from semroute_extproc.strategies.similarity import SimilarityArtifact
 
 D = 384
 WARM_UP = 10
@@ -57,7 +58,6 @@ WARM_UP = 10
 JUDGE = "judge, asked of a local endpoint"
 REMEMBERED = "judge, answer from its cache"
 SESSION = "threshold, with a session's lookup"
-CANARY = "weighted, draws a strategy"
 
 QUESTION_SECONDS = 5.0
 """How long the judge may take: long enough for a busy machine."""
@@ -81,12 +81,12 @@ def rows(n: int, d: int) -> Any:
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
-def manifest(kind: Any, own: BundleManifest) -> Manifest:
+def manifest(kind: Any, own: bundle.Manifest) -> ArtifactManifest:
     """That of an artifact fitted on the shipped bundle."""
-    return Manifest(kind=kind, bundle=own.name, revision=own.revision, dimensions=D, rows=0)
+    return ArtifactManifest(kind=kind, bundle=own.name, revision=own.revision, dimensions=D, rows=0)
 
 
-def build(own: BundleManifest, judge_url: str) -> tuple[Config, Material, dict[str, str]]:
+def build(own: bundle.Manifest, judge_url: str) -> tuple[Config, Files, dict[str, str]]:
     """A configuration with every strategy, what their files would hold, and their names in the table."""
     pools = {
         name: {"cluster": name, "model": name, "price": {"input": price, "output": price}}
@@ -94,15 +94,13 @@ def build(own: BundleManifest, judge_url: str) -> tuple[Config, Material, dict[s
     }
     pair = {"weak": "small", "strong": "large", "strong_share": 0.3}
     strategies: dict[str, dict[str, Any]] = {
-        "fixed": {"kind": "fixed", "pool": "small"},
         "weighted": {"kind": "weighted", "weights": {"small": 70, "large": 30}},
-        CANARY: {"kind": "weighted", "strategies": {"fixed": 90, "threshold": 10}},
         "threshold": {"kind": "threshold", **pair},
         "intent": {
             "kind": "intent",
             "experts": {own.domain.labels[0]: "small"},
             "otherwise": "large",
-            "unsure": "large",
+            "on_unknown": "large",
         },
         "factorization": {"kind": "factorization", **pair, "artifact": "x"},
         "clusters, 5 x 20, 3 pools": {"kind": "clusters", "artifact": "x", "profiles": "x"},
@@ -123,10 +121,10 @@ def build(own: BundleManifest, judge_url: str) -> tuple[Config, Material, dict[s
         wins = RNG.random(n).astype(np.float32)
         basis = None if axes is None else rows(axes, D)
         stored = rows(n, axes or D)
-        artifacts[name] = Similarity(
+        artifacts[name] = SimilarityArtifact(
             manifest("similarity", own), stored, basis, wins, 10.0, neighbours, QUANTILES
         )
-    artifacts["factorization"] = Factorization(
+    artifacts["factorization"] = FactorizationArtifact(
         manifest("factorization", own),
         ("large", "small"),
         rows(2, 32),
@@ -135,8 +133,10 @@ def build(own: BundleManifest, judge_url: str) -> tuple[Config, Material, dict[s
         QUANTILES,
     )
     names = tuple(map(str, range(100)))
-    hard = Clusters(manifest("clusters", own), rows(100, D), None, names, 5)
-    soft = Clusters(manifest("clusters", own), rows(20, D), np.zeros(20, dtype=np.float32), names[:20])
+    hard = ClustersArtifact(manifest("clusters", own), rows(100, D), None, names, 5)
+    soft = ClustersArtifact(
+        manifest("clusters", own), rows(20, D), np.zeros(20, dtype=np.float32), names[:20]
+    )
     profiles = {}
     for name, artifact in (
         ("clusters, 5 x 20, 3 pools", hard),
@@ -160,12 +160,10 @@ def build(own: BundleManifest, judge_url: str) -> tuple[Config, Material, dict[s
             "controllers": {"session": {}},
         }
     )
-    material = Material(
-        {slug(name): each for name, each in artifacts.items()},
-        {},
-        {slug(name): each for name, each in profiles.items()},
-    )
-    return config, material, {slug(name): name for name in strategies}
+    files = {
+        slug(name): {"artifact": each, "profiles": profiles.get(name)} for name, each in artifacts.items()
+    }
+    return config, files, {slug(name): name for name in strategies}
 
 
 def slug(name: str) -> str:
@@ -173,7 +171,7 @@ def slug(name: str) -> str:
     return re.sub("[^A-Za-z0-9]+", "-", name)
 
 
-def facts(own: BundleManifest, x: Any) -> Facts:
+def facts(own: bundle.Manifest, x: Any) -> RoutingContext:
     """A request whose text was read."""
     labels = own.domain.labels
     signals = Signals(
@@ -190,7 +188,7 @@ def facts(own: BundleManifest, x: Any) -> Facts:
     )
     view = RequestView(Api.CHAT_COMPLETIONS, "auto", TURNS)
     head = RequestHead("POST", "/", {"x-request-id": str(RNG.integers(1 << 60))})
-    return Facts(head, view, "en", 300, signals=signals)
+    return RoutingContext(head, view, "en", 300, signals=signals)
 
 
 TURNS = tuple(
@@ -222,29 +220,27 @@ def serve(found: Connection) -> None:
     asyncio.run(run())
 
 
-Row = Callable[[Facts, int], Any]
+Row = Callable[[RoutingContext, int], Any]
 """Makes one choice for some facts in a round, or gives the coroutine that does."""
 
 
-def choosing(strategy: Strategy | Canary, among: Candidates) -> Row:
+def choosing(strategy: Strategy, among: Candidates) -> Row:
     """A choice of a strategy that only looks at facts."""
-    if isinstance(strategy, Canary):
-        return lambda query, _: strategy.draw(query)
     return lambda query, _: strategy.choose(query, among)
 
 
 def conversing(strategy: Strategy, name: str, controllers: Controllers, among: Candidates) -> Row:
     """A choice held against the conversation's pool, as the policy does, and what is left for the next."""
     began = RequestView(Api.CHAT_COMPLETIONS, "auto", TURNS[:2])
-    first = Facts(RequestHead("POST", "/"), began, "en", 300)
+    first = RoutingContext(RequestHead("POST", "/"), began, "en", 300)
     controllers.decided(first, Decision("small", ""), controllers.keys(first.head, began).keep, 0.0)
 
-    def choose(query: Facts, number: int) -> None:
+    def choose(query: RoutingContext, number: int) -> None:
         now = float(number)
         keys = controllers.keys(query.head, query.view)
         before = dataclasses.replace(query, held=controllers.held(keys.find, None, query.view, now))
         choice = strategy.choose(before, among)
-        held = holding(before, name, among)
+        held = holding(before, name, "", among)
         assert held is not None
         pool = held.pool if keeps(held, choice) else choice.pool
         controllers.decided(before, Decision(pool, choice.reason, strategy=name), keys.keep, now)
@@ -252,10 +248,10 @@ def conversing(strategy: Strategy, name: str, controllers: Controllers, among: C
     return choose
 
 
-def judging(strategy: Strategy, judge: Judge, among: Candidates, result: str) -> Row:
+def judging(strategy: Strategy, judge: JudgeClient, among: Candidates, result: str) -> Row:
     """A question and the choice by its answer: a new text each round, or one the judge knows."""
 
-    async def choose(query: Facts, number: int) -> None:
+    async def choose(query: RoutingContext, number: int) -> None:
         text = f"Question {number if result == 'ok' else 0}. " + "Why is it so? " * 20
         said = await judge.ask(text, asyncio.get_running_loop().time() + QUESTION_SECONDS)
         assert said.result == result or number == 0, said
@@ -267,19 +263,16 @@ def judging(strategy: Strategy, judge: Judge, among: Candidates, result: str) ->
 async def measure(rounds: int, judge_url: str) -> dict[str, Any]:
     """Microseconds of CPU of each strategy's choice."""
     own = bundle.read_manifest(bundle.default_bundle())
-    config, material, labels = build(own, judge_url)
-    strategies, problems = compile_strategies(config, own, material)
+    config, files, labels = build(own, judge_url)
+    strategies, problems = compile_all(config, own, files)
     assert not problems, problems
-    assert policy.build(config, own, material)[1] == []
     queries = [facts(own, x) for x in rows(64, D)]
     among = candidates(config.pools, config.default_pool, queries[0])
     table = {labels[name]: choosing(each, among) for name, each in strategies.items() if name != "judge"}
     threshold, settings = strategies["threshold"], config.strategies["judge"]
-    assert not isinstance(threshold, Canary)
-    assert not isinstance(strategies["judge"], Canary)
-    assert isinstance(settings, JudgeStrategy)
+    assert isinstance(settings, JudgeSettings)
     table[SESSION] = conversing(threshold, "threshold", Controllers(config, b"key"), among)
-    judges = {JUDGE: Judge("judge", settings), REMEMBERED: Judge("judge", settings)}
+    judges = {JUDGE: JudgeClient("judge", settings), REMEMBERED: JudgeClient("judge", settings)}
     for label, result in ((JUDGE, "ok"), (REMEMBERED, "cache")):
         table[label] = judging(strategies["judge"], judges[label], among, result)
     times: dict[str, list[float]] = {label: [] for label in table}

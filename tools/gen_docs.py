@@ -20,11 +20,13 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 from semroute_bench import check, report
 
 from semroute_extproc import cli
-from semroute_extproc.config import models as config
+from semroute_extproc.config.models import Config
 from semroute_extproc.encoder import bundle
 from semroute_extproc.policy.rules import REQUEST_FACTS, SIGNAL_FACTS
 from semroute_extproc.request import reasoning
 from semroute_extproc.request.view import Api
+from semroute_extproc.settings import controllers, policies, pools, process
+from semroute_extproc.strategies.registry import IDEAS
 from semroute_extproc.telemetry.prom import PrometheusSink
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -33,32 +35,28 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 def settings() -> str:
     """One table a section of the configuration."""
     sections: list[tuple[str, type[BaseModel]]] = [
-        ("server", config.Server),
-        ("encoder", config.Encoder),
-        ("admin", config.Admin),
-        ("telemetry", config.Telemetry),
-        ("pools.NAME", config.Pool),
-        ("pools.NAME.price", config.Price),
-        ("models.NAME", config.VirtualModel),
-        ("policies.NAME", config.Policy),
-        ("policies.NAME.rules[]", config.Rule),
-        ("policies.NAME.otherwise", config.Target),
-        ("reasoning of a rule or target", config.Reasoning),
-        ("reasoning.bands[]", config.Band),
-        ("strategies.NAME (kind: threshold)", config.ThresholdStrategy),
-        ("strategies.NAME (kind: similarity)", config.SimilarityStrategy),
-        ("strategies.NAME (kind: factorization)", config.FactorizationStrategy),
-        ("strategies.NAME (kind: judge)", config.JudgeStrategy),
-        ("strategies.NAME (kind: clusters)", config.ClustersStrategy),
-        ("strategies.NAME (kind: intent)", config.IntentStrategy),
-        ("strategies.NAME (kind: fixed)", config.FixedStrategy),
-        ("strategies.NAME (kind: weighted)", config.WeightedStrategy),
-        ("controllers", config.Controllers),
-        ("controllers.load", config.LoadController),
-        ("controllers.load.ramps.MEASURE", config.Ramp),
-        ("controllers.budgets.STRATEGY", config.Budget),
-        ("controllers.session", config.SessionController),
-        ("controllers.session.remote", config.RemoteSessions),
+        ("server", process.Server),
+        ("encoder", process.Encoder),
+        ("admin", process.Admin),
+        ("telemetry", process.Telemetry),
+        ("pools.NAME", pools.Pool),
+        ("pools.NAME.price", pools.Price),
+        ("models.NAME", pools.VirtualModel),
+        ("policies.NAME", policies.Policy),
+        ("policies.NAME.rules[]", policies.Rule),
+        ("policies.NAME.otherwise", policies.Target),
+        ("reasoning of a rule or target", policies.Reasoning),
+        ("reasoning.bands[]", policies.Band),
+        *(
+            (f"strategies.NAME (kind: {get_args(idea.model_fields['kind'].annotation)[0]})", idea)
+            for idea in IDEAS
+        ),
+        ("controllers", controllers.Controllers),
+        ("controllers.load", controllers.LoadController),
+        ("controllers.load.ramps.MEASURE", controllers.Ramp),
+        ("controllers.budgets.STRATEGY", controllers.Budget),
+        ("controllers.session", controllers.SessionController),
+        ("controllers.session.remote", controllers.RemoteSessions),
     ]
     return "\n".join(part for title, model in sections for part in _section(title, model))
 
@@ -394,7 +392,7 @@ def schema() -> str:
     """The configuration's JSON Schema."""
     document = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **config.Config.model_json_schema(),
+        **Config.model_json_schema(),
     }
     return json.dumps(document, indent=2) + "\n"
 

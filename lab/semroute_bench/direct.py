@@ -26,7 +26,7 @@ from semroute_extproc.envoy.exchange import Decide
 from semroute_extproc.pipeline.pipeline import Pipeline
 from semroute_extproc.request.view import Api, RequestHead
 from semroute_extproc.serve import build
-from semroute_extproc.strategies.judging.live import Judges
+from semroute_extproc.strategies.judge_client import Judges
 
 NAMED = "Qwen/Qwen3-8B"
 ROUTED = "auto"

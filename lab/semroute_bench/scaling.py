@@ -59,7 +59,7 @@ async def on_cpu(requests: int, folder: Path, say: Callable[[str], None]) -> dic
     say("one worker and eight")
     rows = []
     for workers in CPU_WORKERS:
-        rows += await measure([workers], [2 * workers], requests, folder, encoder__lanes="1")
+        rows += await measure([workers], [2 * workers], requests, folder, encoder__threads="1")
     return {"rows": rows}
 
 

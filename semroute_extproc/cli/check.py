@@ -12,7 +12,8 @@ from semroute_extproc.encoder.onnx import import_runtime
 from semroute_extproc.policy import rules
 from semroute_extproc.policy.plan import PolicyPlan
 from semroute_extproc.serve import build
-from semroute_extproc.strategies.judging.live import Judges
+from semroute_extproc.settings.base import Problem
+from semroute_extproc.strategies.judge_client import Judges
 
 
 def check(loaded: Loaded) -> tuple[Mapping[str, Bundle], Mapping[str, PolicyPlan]]:
@@ -32,7 +33,7 @@ def check(loaded: Loaded) -> tuple[Mapping[str, Bundle], Mapping[str, PolicyPlan
 
 def warnings(loaded: Loaded, bundles: Mapping[str, Bundle]) -> list[str]:
     """Deprecation notes and likely mistakes, each with its place."""
-    problems = list(config.doubts(loaded.config))
+    problems = list(config.warnings(loaded.config))
     manifests = [each.manifest for each in bundles.values()]
     labels = {
         "domain": dict.fromkeys(label for each in manifests for label in each.domain.labels),
@@ -41,10 +42,10 @@ def warnings(loaded: Loaded, bundles: Mapping[str, Bundle]) -> list[str]:
     for name, settings in loaded.config.policies.items():
         for index, rule in enumerate(settings.rules):
             path = ("policies", name, "rules", index, "when")
-            problems.extend(config.Problem(path, each) for each in rules.warnings(rule.when, labels))
+            problems.extend(Problem(path, each) for each in rules.warnings(rule.when, labels))
     listen = loaded.config.server.address(0)
     folder = Path(listen.removeprefix("unix:")).parent
     if listen.startswith("unix:") and not folder.is_dir():
         message = f"there is no folder {folder} here, and serve does not start without it"
-        problems.append(config.Problem(("server", "listen"), message))
-    return [*getattr(loaded, "notes", ()), *(loaded.source.locate(problem) for problem in problems)]
+        problems.append(Problem(("server", "listen"), message))
+    return [*loaded.notes, *(loaded.source.locate(problem) for problem in problems)]

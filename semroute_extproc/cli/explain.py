@@ -23,7 +23,7 @@ from semroute_extproc.envoy.exchange import Exchange
 from semroute_extproc.outcome import Outcome
 from semroute_extproc.request.body import decode_body
 from semroute_extproc.serve import build
-from semroute_extproc.strategies.judging.live import Judges
+from semroute_extproc.strategies.judge_client import Judges
 
 DEADLINE_MS = 5_000.0
 """Generous, so that a cold machine does not turn the explanation into a fallback."""

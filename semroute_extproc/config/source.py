@@ -1,4 +1,4 @@
-"""Where the configuration comes from: a YAML file, the environment, and changes of either.
+"""Reads the configuration: a YAML file, the environment, and changes of the file.
 
 Errors carry their place: `file:line:col: path: message`, the source line and a caret.
 """
@@ -10,18 +10,21 @@ import hashlib
 import os
 import re
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from semroute_extproc.config.models import Config, Problem, did_you_mean, unresolved
+from semroute_extproc.config.deprecated import Replaced, rewrite
+from semroute_extproc.config.models import Config, unresolved
 from semroute_extproc.errors import ConfigError
 from semroute_extproc.io.watch import notices
+from semroute_extproc.request.reasoning import FAMILIES
+from semroute_extproc.settings.base import Problem, did_you_mean
 
 ENVIRONMENT_PREFIX = "SEMROUTE__"
 """`SEMROUTE__SERVER__LISTEN=unix:/run/x.sock` sets `server.listen`; values are read as YAML."""
@@ -35,11 +38,13 @@ SECRETS = (("controllers", "session", "remote", "url"), ("controllers", "session
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A checked configuration, with what is needed to say where something stands in it."""
+    """A checked configuration, with the positions of its settings."""
 
     config: Config
     sha256: str
     source: Source
+    notes: list[str] = field(default_factory=list)
+    """One for each use of a setting that the next release will not read, with its place."""
 
     def error(self, problems: list[Problem]) -> ConfigError:
         """The given problems, with their places in the file."""
@@ -54,13 +59,18 @@ class Source:
     lines: list[str]
     document: CommentedMap
     from_environment: Mapping[tuple[str, ...], str]
+    replaced: Replaced = field(default_factory=dict)
+    """Keys that were rewritten, and what was written instead."""
 
     def locate(self, problem: Problem) -> str:
         """`file:line:col: path: message`, the source line and a caret below it."""
         line, column, shown = self._place(problem.path)
         path = ".".join(shown)
-        variable = self._variable(tuple(shown))
-        if variable is not None:
+        prefixes = (tuple(shown[:end]) for end in range(len(shown), 0, -1))
+        variable = next(
+            (self.from_environment[each] for each in prefixes if each in self.from_environment), ""
+        )
+        if variable:
             return f"{variable} (environment): {path}: {problem.message}"
         text = self._masked(self.lines[line]) if line < len(self.lines) else ""
         head = f"{self.name}:{line + 1}:{column + 1}: {path or 'configuration'}: {problem.message}"
@@ -76,21 +86,18 @@ class Source:
                 text = text.replace(secret, "*" * len(secret))
         return text
 
-    def _variable(self, path: tuple[str, ...]) -> str | None:
-        """The variable that has set `path`, or what it stands in."""
-        prefixes = (path[:end] for end in range(len(path), 0, -1))
-        return next((self.from_environment[each] for each in prefixes if each in self.from_environment), None)
-
     def _place(self, path: tuple[str | int, ...]) -> tuple[int, int, list[str]]:
-        """Line and column of the deepest node of `path` that stands in the file, and the path shown.
+        """Line and column of the deepest node of `path` that is in the file, and the path shown.
 
         Union tags and pydantic's `[key]` are in an error's path and not in the file: they are left out.
+        Replaced keys are shown as they were written.
         """
         node: Any = self.document
         position = (0, 0)
         shown: list[str] = []
         for index, part in enumerate(path):
             last = index == len(path) - 1 and part != "[key]"
+            part = self.replaced.get((*shown, str(part)), part)
             if isinstance(node, CommentedMap) and part in node:
                 # Keys that the environment added have no position.
                 position = node.lc.key(part) if part in (node.lc.data or {}) else position
@@ -106,20 +113,20 @@ class Source:
 
 def load(path: Path, environment: Mapping[str, str] | None = None) -> Loaded:
     """Read, merge with the environment and check; raises ConfigError with every problem found."""
-    from semroute_extproc.request.reasoning import FAMILIES
-
     raw = _read(path)
     document = _parse(path, raw)
-    source = Source(str(path), raw.decode().splitlines(), document, {})
     variables = _overlay(document, os.environ if environment is None else environment)
-    source = Source(source.name, source.lines, document, variables)
+    source = Source(str(path), raw.decode().splitlines(), document, variables)
     try:
-        config = Config.model_validate(_plain(document), context={"folder": path.absolute().parent})
+        plain = _plain(document)
+        notes, replaced = rewrite(plain, source.locate)
+        source = replace(source, replaced=replaced)
+        config = Config.model_validate(plain, context={"folder": path.absolute().parent})
     except ValidationError as error:
         raise ConfigError([source.locate(_problem(detail)) for detail in error.errors()]) from None
     except RecursionError:
         raise ConfigError([f"{path}: nested too deeply"]) from None
-    loaded = Loaded(config, hashlib.sha256(config.model_dump_json().encode()).hexdigest(), source)
+    loaded = Loaded(config, hashlib.sha256(config.model_dump_json().encode()).hexdigest(), source, notes)
     if problems := list(unresolved(config, FAMILIES)):
         raise loaded.error(problems)
     return loaded
@@ -130,47 +137,36 @@ def without_cluster(loaded: Loaded, envoy: Path) -> list[Problem]:
     bootstrap = _parse(envoy, _read(envoy))
     static, dynamic = bootstrap.get("static_resources"), bootstrap.get("dynamic_resources")
     if isinstance(dynamic, dict) and ("cds_config" in dynamic or "ads_config" in dynamic):
-        raise ConfigError(
-            [f"{envoy}: its clusters are dynamic (cds_config), and cannot be told from this file"]
-        )
+        raise ConfigError([f"{envoy}: its clusters are dynamic (cds_config); this file does not list them"])
     clusters = static.get("clusters") if isinstance(static, dict) else None
     if not isinstance(clusters, list):
         raise ConfigError([f"{envoy}: no bootstrap: it has no static_resources.clusters"])
     names = [str(cluster.get("name")) for cluster in clusters if isinstance(cluster, dict)]
+    wanted = {name: pool.cluster for name, pool in loaded.config.pools.items() if pool.cluster not in names}
     return [
-        Problem(
-            ("pools", name, "cluster"), f"{envoy} has no cluster {cluster!r}{did_you_mean(cluster, names)}"
-        )
-        for name, cluster in ((name, pool.cluster) for name, pool in loaded.config.pools.items())
-        if cluster not in names
+        Problem(("pools", name, "cluster"), f"{envoy} has no cluster {each!r}{did_you_mean(each, names)}")
+        for name, each in wanted.items()
     ]
 
 
 async def changes(path: Path, stop: asyncio.Event) -> AsyncIterator[None]:
-    """Yield at the first look and whenever the file's content has changed since, until `stop`.
+    """Yield at the first read and whenever the file's content has changed since, until `stop`.
 
-    The directory is watched, not the file: a mounted ConfigMap is replaced by a symbolic link
-    swap that a watch on the file does not see. After a timeout the file is looked at too, as the
-    belt to that brace. What stands in the directory beside the file does not count.
+    The directory is watched, not the file: a mounted ConfigMap is replaced by a symbolic link swap that
+    a watch on the file does not see. Other files in the directory do not count.
     """
     seen: bytes | None = None
-    async for _ in notices(lambda: [directory_of(path)], stop):
+    async for _ in notices(lambda: [path.absolute().parent], stop):
         if (digest := _digest(path)) != seen:
             seen = digest
             yield
 
 
 def _digest(path: Path) -> bytes:
-    """Of the file's content; empty if it cannot be read."""
     try:
         return hashlib.sha256(path.read_bytes()).digest()
     except OSError:
         return b""
-
-
-def directory_of(path: Path) -> Path:
-    """The directory to watch for changes of the file."""
-    return path.absolute().parent
 
 
 def _read(path: Path) -> bytes:
@@ -235,7 +231,7 @@ def _overlay(document: CommentedMap, environment: Mapping[str, str]) -> dict[tup
 def _existing_key(node: Mapping[Any, Any], part: str) -> Any:
     """The key of `node` that a part of a variable means, or a new one.
 
-    Variables are upper case by habit, and a shell allows no other signs in them than underscores:
+    Variables are upper case by habit, and a shell allows only letters, digits and underscores in them:
     LLAMA_3_1 means `llama-3.1` if there is no `llama_3_1`.
     """
     wanted = part.lower()
@@ -245,7 +241,7 @@ def _existing_key(node: Mapping[Any, Any], part: str) -> Any:
 
 
 def _value(text: str) -> Any:
-    """A variable's value, read as YAML where it is some."""
+    """A variable's value, read as YAML if it is valid YAML."""
     try:
         return YAML(typ="safe").load(text)
     except (YAMLError, ValueError, RecursionError):
@@ -271,20 +267,16 @@ def _problem(detail: Any) -> Problem:
 
 
 def _setting_names() -> set[str]:
-    """Every setting's name, at whatever level."""
+    """Every setting's name, at any level."""
     names: set[str] = set()
-    seen: set[type[BaseModel]] = set()
 
-    def visit(annotation: Any) -> None:
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            if annotation in seen:
-                return
-            seen.add(annotation)
-            for name, field in annotation.model_fields.items():
-                names.add(name)
-                visit(field.annotation)
-        for inner in get_args(annotation):
+    def visit(node: Any) -> None:
+        if isinstance(node, dict):
+            if isinstance(properties := node.get("properties"), dict):
+                names.update(properties)
+            node = list(node.values())
+        for inner in node if isinstance(node, list) else ():
             visit(inner)
 
-    visit(Config)
+    visit(Config.model_json_schema())
     return names

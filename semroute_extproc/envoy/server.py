@@ -16,12 +16,12 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
-from semroute_extproc.config.models import Server
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
 from semroute_extproc.envoy.exchange import Exchange, ExchangeSettings, Step
 from semroute_extproc.events import Decided, Emit, Failed, StreamRefused
 from semroute_extproc.outcome import Outcome
 from semroute_extproc.pipeline.pipeline import Pipeline
+from semroute_extproc.settings.process import Server
 
 SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 """Envoy's name of the service; on the wire only the method's path has it."""

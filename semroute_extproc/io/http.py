@@ -1,7 +1,7 @@
 """One OpenAI-compatible endpoint: JSON out, JSON back, over connections that are kept.
 
-It needs the extra `http`, which is only imported when an endpoint is made, so that a server that asks
-nobody can do without it. Nothing is retried here: whoever asks knows how long it can wait.
+The HTTP client is imported when an endpoint is made, so that a server that needs none starts without
+it. Nothing is retried here: the caller knows how long it can wait.
 """
 
 from __future__ import annotations
@@ -11,20 +11,14 @@ import os
 import ssl
 from email.utils import parsedate_to_datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from semroute_extproc.errors import EndpointError
 
-if TYPE_CHECKING:
-    import aiohttp
-
 ANSWER_BYTES_MAX = 8 * 1024 * 1024
 """Most of an answer that is read."""
-
-CHUNK_BYTES = 65_536
-"""Read at a time."""
 
 KEEP_ALIVE_SECONDS = 4.0
 """Below the five seconds after which vLLM closes an idle connection, so that we do not write into it."""
@@ -47,35 +41,40 @@ class Endpoint:
         """`url` ends before the path, as in `http://host:8000/v1`.
 
         Raises EndpointError with reason `setup` if the key's variable or the file of certificates is
-        not there, the extra is not installed, or the address holds a password: addresses are told
-        in errors, profiles and the configuration's page.
+        missing, or the address holds a password: addresses are shown in errors, profiles and the
+        configuration's page.
         """
         if "@" in url.partition("://")[2].partition("/")[0]:
             raise EndpointError(
                 "setup", "an address must hold no user or password: name a variable with a key"
             )
-        try:
-            import aiohttp
-        except ModuleNotFoundError:
-            raise EndpointError(
-                "setup", "the Python package 'aiohttp' is missing: install semroute-extproc[http]"
-            ) from None
+        import httpx2
+
         self.url = url.rstrip("/")
-        self._headers = {"content-type": "application/json"}
+        # Uncompressed, so that the bytes that are counted are the bytes that are held.
+        self._headers = {"content-type": "application/json", "accept-encoding": "identity"}
         if api_key_env is not None:
             key = os.environ.get(api_key_env, "").strip()
             if not key:
                 raise EndpointError("setup", f"the environment has no {api_key_env}")
             self._headers["authorization"] = f"Bearer {key}"
-        self._tls: ssl.SSLContext | bool = True
-        if ca_file is not None:
-            try:
-                self._tls = ssl.create_default_context(cafile=ca_file)
-            except OSError as error:
-                raise EndpointError("setup", f"{ca_file}: {error.strerror or error}") from None
-        self._connections_max = connections_max
-        self._aiohttp = aiohttp
-        self._session: aiohttp.ClientSession | None = None
+        try:
+            secure = ca_file is not None or url.startswith("https:")
+            verify = ssl.create_default_context(cafile=ca_file) if secure else False
+        except OSError as error:
+            raise EndpointError("setup", f"{ca_file}: {error.strerror or error}") from None
+        self._httpx = httpx2
+        # The transport alone: it follows no redirect, takes no proxy from the environment and keeps no
+        # cookie, any of which would carry a prompt or a key elsewhere.
+        self._transport = httpx2.AsyncHTTPTransport(
+            verify=verify,
+            trust_env=False,
+            limits=httpx2.Limits(
+                max_connections=connections_max,
+                max_keepalive_connections=connections_max,
+                keepalive_expiry=KEEP_ALIVE_SECONDS,
+            ),
+        )
 
     async def post(self, path: str, body: object, seconds: float) -> bytes:
         """The body of the answer to `body` as JSON, whole and within `seconds`.
@@ -83,50 +82,38 @@ class Endpoint:
         Raises EndpointError: `timeout`, `connection`, `http` (with status and retry_after) or
         `unreadable` (larger than ANSWER_BYTES_MAX).
         """
-        # An answer that another end stops in the middle is a ClientPayloadError, a ClientError too.
         try:
             async with asyncio.timeout(seconds):
                 return await self._post(path, msgspec.json.encode(body))
         except TimeoutError:
             raise EndpointError("timeout", f"no answer within {seconds:g} s") from None
-        except (self._aiohttp.ClientError, OSError) as error:
+        except (self._httpx.HTTPError, self._httpx.InvalidURL, OSError) as error:
             raise EndpointError("connection", f"{type(error).__name__}: {error}") from None
 
     async def _post(self, path: str, body: bytes) -> bytes:
-        if self._session is None:
-            connector = self._aiohttp.TCPConnector(
-                limit=self._connections_max, keepalive_timeout=KEEP_ALIVE_SECONDS, ssl=self._tls
-            )
-            self._session = self._aiohttp.ClientSession(
-                connector=connector,
-                headers=self._headers,
-                timeout=self._aiohttp.ClientTimeout(total=None),
-                cookie_jar=self._aiohttp.DummyCookieJar(),
-            )
-        # A redirect would carry the prompt and the key to another place.
-        async with self._session.post(self.url + path, data=body, allow_redirects=False) as response:
+        request = self._httpx.Request("POST", self.url + path, headers=self._headers, content=body)
+        response = await self._transport.handle_async_request(request)
+        try:
             answer = bytearray()
-            async for chunk in response.content.iter_chunked(CHUNK_BYTES):
+            async for chunk in response.aiter_raw():
                 answer += chunk
                 if len(answer) > ANSWER_BYTES_MAX:
                     raise EndpointError("unreadable", f"more than {ANSWER_BYTES_MAX} bytes")
-            if response.status != 200:
-                detail = bytes(answer[:DETAIL_CHARACTERS_MAX]).decode("utf-8", "replace")
-                raise EndpointError(
-                    "http",
-                    f"status {response.status}: {' '.join(detail.split())}",
-                    status=response.status,
-                    retry_after=_retry_after(
-                        response.headers.get("retry-after"), response.headers.get("date")
-                    ),
-                )
+        finally:
+            await response.aclose()
+        if response.status_code == 200:
             return bytes(answer)
+        detail = bytes(answer[:DETAIL_CHARACTERS_MAX]).decode("utf-8", "replace")
+        raise EndpointError(
+            "http",
+            f"status {response.status_code}: {' '.join(detail.split())}",
+            status=response.status_code,
+            retry_after=_retry_after(response.headers.get("retry-after"), response.headers.get("date")),
+        )
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self._transport.aclose()
 
     async def __aenter__(self) -> Endpoint:
         return self

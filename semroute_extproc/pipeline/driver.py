@@ -13,7 +13,7 @@ from semroute_extproc.errors import EncoderUnavailable
 from semroute_extproc.outcome import Cause, Stage
 from semroute_extproc.policy.context import Decision, RoutingContext
 from semroute_extproc.policy.plan import JudgementWanted, PolicyPlan
-from semroute_extproc.strategies.judging.client import Judge
+from semroute_extproc.strategies.judge_client import JudgeClient
 
 
 class Stages:
@@ -40,7 +40,7 @@ class Stages:
 class Driver:
     """Decides by a policy, with an encoder and the judges of the `judge` strategies."""
 
-    def __init__(self, classifier: Classifier, judges: Mapping[str, Judge]) -> None:
+    def __init__(self, classifier: Classifier, judges: Mapping[str, JudgeClient]) -> None:
         self._classifier = classifier
         self._judges = judges
 

@@ -36,7 +36,7 @@ from semroute_extproc.settings.pools import VirtualModel
 from semroute_extproc.state.controllers import ControllerState, home
 from semroute_extproc.state.sessions import NO_KEYS, Keys
 from semroute_extproc.state.shared_sessions import SharedSessions
-from semroute_extproc.strategies.judging.client import Judge
+from semroute_extproc.strategies.judge_client import JudgeClient
 
 QUALITY_HEADER = "x-semroute-quality"
 """The client's trade-off for one request, 0 (cheapest) to 1 (best); anything else is ignored."""
@@ -55,7 +55,7 @@ class Pipeline:
         plans: Mapping[str, PolicyPlan],
         classifier: Classifier,
         emit: Emit = ignore,
-        judges: Mapping[str, Judge] | None = None,
+        judges: Mapping[str, JudgeClient] | None = None,
         controllers: ControllerState | None = None,
         shared: SharedSessions | None = None,
     ) -> None:

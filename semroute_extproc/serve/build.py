@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from semroute_extproc.config.models import Config, Problem
+from semroute_extproc.config.models import Config
 from semroute_extproc.config.source import Loaded
 from semroute_extproc.encoder import bundle
 from semroute_extproc.encoder.bundle import Bundle
@@ -19,13 +19,12 @@ from semroute_extproc.events import Emit, ignore
 from semroute_extproc.pipeline.pipeline import Pipeline
 from semroute_extproc.policy import plan
 from semroute_extproc.policy.plan import PolicyPlan
+from semroute_extproc.settings.base import Problem
 from semroute_extproc.state import shared_sessions
 from semroute_extproc.state.controllers import ControllerState
 from semroute_extproc.state.shared_sessions import SharedSessions
-from semroute_extproc.strategies import files as strategy_files
 from semroute_extproc.strategies import registry
-from semroute_extproc.strategies.judging.client import Judge
-from semroute_extproc.strategies.judging.live import CannotJudge, Judges
+from semroute_extproc.strategies.judge_client import CannotJudge, JudgeClient, Judges
 
 DEFAULT = ""
 """Key of the bundle for every language that has none of its own."""
@@ -59,17 +58,17 @@ def make_classifier(config: Config, models: Mapping[str, OnnxModel], emit: Emit 
     cores = max(1, usable_cores() // config.server.workers)
     encoders: dict[str, EncodeQueue] = {}
     for language, model in models.items():
-        threads = config.encoder.lanes or (cores if model.device == "cpu" else 1)
+        threads = config.encoder.threads or (cores if model.device == "cpu" else 1)
         encoders[language] = EncodeQueue(model, threads, config.encoder.queue_max, emit)
     return Classifier(encoders.pop(DEFAULT), encoders, config.encoder.cache_entries, emit)
 
 
 def make_policies(
-    loaded: Loaded, default: Bundle, profiles_of: strategy_files.ProfilesOf = strategy_files.still
+    loaded: Loaded, default: Bundle, profiles_of: registry.ProfilesOf = registry.once
 ) -> dict[str, PolicyPlan]:
     """Every policy, with the files its strategies name; raises ConfigError with every problem's place."""
     config = loaded.config
-    files, unreadable = strategy_files.load(config, profiles_of)
+    files, unreadable = registry.read_files(config.strategies, profiles_of)
     strategies, unfit = registry.compile_all(config, default.manifest, files)
     policies, wrong = plan.build(config.pools, config.default_pool, config.policies, strategies)
     if problems := [*unreadable, *unfit, *wrong]:
@@ -77,10 +76,10 @@ def make_policies(
     return policies
 
 
-def make_judges(loaded: Loaded, judges: Judges) -> Mapping[str, Judge]:
+def make_judges(loaded: Loaded, judges: Judges) -> Mapping[str, JudgeClient]:
     """Strategy to judge; raises ConfigError with the place of the first that cannot be made."""
     try:
-        return judges.of(loaded.config)
+        return judges.of(loaded.config.strategies)
     except CannotJudge as error:
         raise loaded.error([Problem(("strategies", error.strategy), str(error))]) from None
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from semroute_extproc.config import source as config_source
-from semroute_extproc.config.models import Config, Problem
+from semroute_extproc.config.models import Config
 from semroute_extproc.config.source import Loaded
 from semroute_extproc.encoder.classifier import Classifier
 from semroute_extproc.envoy.server import ConfigSnapshot
@@ -16,12 +16,12 @@ from semroute_extproc.errors import ConfigError
 from semroute_extproc.events import Emit, Failed, ProfilesRead, Reloaded, ReloadRejected
 from semroute_extproc.policy.plan import PolicyPlan
 from semroute_extproc.serve import build
+from semroute_extproc.settings.base import Problem
 from semroute_extproc.state.controllers import ControllerState
 from semroute_extproc.state.shared_sessions import SharedSessions
-from semroute_extproc.strategies.files import fingerprint
-from semroute_extproc.strategies.judging.live import Judges
-from semroute_extproc.strategies.profile_directory import ProfileDirectories, ProfileDirectory
-from semroute_extproc.strategies.profiles import certainty, is_thin
+from semroute_extproc.strategies.judge_client import Judges
+from semroute_extproc.strategies.profiles import ProfileDirectories, ProfileDirectory, is_thin, thin_warning
+from semroute_extproc.strategies.registry import fingerprint
 
 NOT_RELOADABLE = ("server", "encoder", "admin", "telemetry")
 """Sections whose change needs a restart."""
@@ -51,7 +51,7 @@ class LiveConfig:
         """The file differs from what is live and cannot be used."""
         self._reloading = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
-        self.loaded, self._files = loaded, fingerprint(loaded.config)
+        self.loaded, self._files = loaded, fingerprint(loaded.config.strategies)
         self._shared = build.connect_sessions(loaded.config, emit)
         self._configure(loaded.config)
         policies = build.make_policies(loaded, classifier.bundle, self._profiles.of)
@@ -97,7 +97,7 @@ class LiveConfig:
     def _read(self) -> tuple[Loaded, str, Mapping[str, PolicyPlan]] | None:
         """The file's configuration, compiled; None if it is the live one. Raises ConfigError."""
         loaded = self._load(self._path)
-        files = fingerprint(loaded.config)
+        files = fingerprint(loaded.config.strategies)
         # The digest leaves secrets out, so it cannot tell: a new password is a change.
         if (loaded.config, files) == (self.loaded.config, self._files):
             return None
@@ -132,8 +132,7 @@ class LiveConfig:
     def _announce(self) -> None:
         self._judges.adopt(self.snapshot.pipeline.judges)
         self._profiles.adopt()
-        notes = getattr(self.loaded, "notes", ())
-        self._emit(Reloaded(self.loaded.sha256, self.snapshot.number, notes=notes))
+        self._emit(Reloaded(self.loaded.sha256, self.snapshot.number, notes=self.loaded.notes))
 
     def _profiles_changed(self, strategy: str, directory: ProfileDirectory | None) -> None:
         if directory is None:
@@ -148,7 +147,7 @@ class LiveConfig:
                 directory.problems,
                 models=sorted(found.keys() & served),
                 without_pool=sorted(found.keys() - served),
-                thin=[certainty(each, directory.clusterings) for each in found.values() if is_thin(each)],
+                thin=[thin_warning(each) for each in found.values() if is_thin(each)],
             )
         )
 

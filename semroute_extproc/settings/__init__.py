@@ -1,1 +1,1 @@
-"""The shapes of the configuration, section by section: names, bounds and descriptions. Pure."""
+"""The configuration's sections: names, bounds and descriptions. Pure."""

@@ -1,7 +1,4 @@
-"""What every part of the configuration shares: names, efforts, bounds.
-
-Pure.
-"""
+"""What every section of the configuration shares: names, efforts, bounds, problems. Pure."""
 
 from __future__ import annotations
 
@@ -37,7 +34,7 @@ POLICIES_MAX = 128
 
 
 def _effort(value: Any) -> Any:
-    """`off` and `on` are what people write; YAML 1.1 habits make them booleans."""
+    """`off` and `on` are what people write; YAML 1.1 reads them as booleans."""
     if isinstance(value, bool):
         return "medium" if value else "none"
     return {"off": "none", "on": "medium"}.get(value, value) if isinstance(value, str) else value
@@ -46,18 +43,17 @@ def _effort(value: Any) -> Any:
 EffortSetting = Annotated[Effort, BeforeValidator(_effort)]
 
 
-def _beside(path: Path, info: ValidationInfo) -> Path:
-    """A relative path is meant from the configuration's folder, which is the context of validation."""
+def _in_folder(path: Path, info: ValidationInfo) -> Path:
     folder = (info.context or {}).get("folder")
     return path if folder is None else Path(folder) / path
 
 
-FilePath = Annotated[Path, AfterValidator(_beside)]
-"""A file or directory; relative to the folder of the configuration."""
+FilePath = Annotated[Path, AfterValidator(_in_folder)]
+"""A file or directory; relative to the folder of the configuration, the context of validation."""
 
 
 def several(value: Any) -> Any:
-    """One name may stand without its list."""
+    """A single name may be given without a list."""
     return (value,) if isinstance(value, str) else value
 
 

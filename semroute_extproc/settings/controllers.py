@@ -1,10 +1,8 @@
-"""Controllers: what moves the trade-off while requests come.
+"""Controllers: what moves the trade-off at runtime. Pure.
 
-Pure.
-
-    load      scraped gauges to pressure, and what pressure may do to a strong share
-    budgets   a strategy's strong share or cost, held to a target
-    session   a conversation keeps its pool
+load      scraped gauges to pressure, and how far pressure may move a strong share
+budgets   a strategy's strong share or cost, held to a target
+session   a conversation keeps its pool
 """
 
 from __future__ import annotations
@@ -17,17 +15,17 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from semroute_extproc.settings.base import POOLS_MAX, STRATEGIES_MAX, Model
 
 Measure = Literal["queue", "waiting", "running", "kv_cache_usage"]
-"""What of a pool's load can press: a gauge, or `queue`, the waiting requests for each running one."""
+"""A gauge of a pool, or `queue`: waiting requests per running request."""
 
 REMOTE_SCHEMES = ("redis://", "rediss://", "valkey://", "valkeys://", "unix://")
-"""Beginnings of the address of a Valkey or Redis."""
+"""Schemes of the address of a Valkey or Redis."""
 
 KEY_CHARACTERS_MIN = 16
 """Shortest shared key for the hashes of conversations."""
 
 
 class Ramp(Model):
-    """From where on a measure presses, and where it presses fully."""
+    """Where a measure's pressure begins, and where it is full."""
 
     begin: float = Field(ge=0, description="No pressure up to here.")
     full: float = Field(gt=0, description="Full pressure from here on.")
@@ -47,25 +45,17 @@ def _ramps() -> Ramps:
 
 
 class LoadController(Model):
-    """Pressure from the pools' own gauges: a pressed strong pool gives its easiest requests away."""
+    """Pressure from the pools' gauges: a strong pool under pressure gives its easiest requests away."""
 
     ramps: Ramps = Field(
         default_factory=_ramps,
         min_length=1,
-        description="Measure to ramp; the measure that presses most counts. `queue` is waiting over running.",
+        description="Measure to ramp; the highest pressure counts. `queue` is waiting over running.",
     )
-    pools: dict[str, Ramps] = Field(
-        default_factory=dict, max_length=POOLS_MAX, description="Pool to ramps of its own."
-    )
-    rise_seconds: float = Field(
-        3, gt=0, le=3_600, description="Time constant with which pressure follows a load that grows."
-    )
-    fall_seconds: float = Field(
-        15, gt=0, le=3_600, description="Time constant with which it follows a load that shrinks."
-    )
-    dead_band: float = Field(
-        0.05, ge=0, le=0.4, description="Changes of the smoothed pressure within this much change nothing."
-    )
+    pools: dict[str, Ramps] = Field({}, max_length=POOLS_MAX, description="Pool to ramps of its own.")
+    rise_seconds: float = Field(3, gt=0, le=3_600, description="Time constant of a growing pressure.")
+    fall_seconds: float = Field(15, gt=0, le=3_600, description="Time constant of a falling pressure.")
+    dead_band: float = Field(0.05, ge=0, le=0.4, description="Smaller changes of the pressure are ignored.")
     stale_seconds: float = Field(
         10, gt=0, le=600, description="A load older than this is unknown; the pressure then falls."
     )
@@ -81,28 +71,18 @@ class LoadController(Model):
 
 
 class Budget(Model):
-    """Holds a strategy of a pair to a target by leaning its strong share, in log-odds."""
+    """Holds a strategy of a pair to a target by a bias on the log-odds of its strong share."""
 
-    strong_share: float | None = Field(
-        None, gt=0, lt=1, description="Share of the strategy's requests that the strong pool gets."
-    )
-    dollars_per_thousand: float | None = Field(
-        None, gt=0, description="Dollars that a thousand of its requests cost."
-    )
-    output_tokens: int = Field(
-        400,
-        ge=1,
-        description="Tokens of an answer that dollars are reckoned with, or the most asked for if fewer.",
-    )
+    strong_share: float | None = Field(None, gt=0, lt=1, description="Share that the strong pool gets.")
+    dollars_per_thousand: float | None = Field(None, gt=0, description="Dollars per thousand requests.")
+    output_tokens: int = Field(400, ge=1, description="Tokens of an answer; a client's lower limit counts.")
     window_requests: int | None = Field(
         None, ge=50, le=10_000_000, description="The target holds over this many requests; default 1000."
     )
     window_seconds: float | None = Field(
         None, ge=1, le=604_800, description="The target holds over this much time, instead."
     )
-    leaning_max: float = Field(
-        4, gt=0, le=8, description="Most that is added to or taken from the log-odds of the share."
-    )
+    bias_max: float = Field(4, gt=0, le=8, description="Largest bias on the log-odds, either way.")
 
     @model_validator(mode="after")
     def _one_of_each(self) -> Budget:
@@ -120,9 +100,7 @@ class RemoteSessions(Model):
     key: SecretStr = Field(
         description="Key of the hashes of conversations, the same in all workers; 16 characters or more."
     )
-    timeout_ms: float = Field(
-        2, gt=0, le=10, description="Most time for a lookup; without an answer the local memory counts."
-    )
+    timeout_ms: float = Field(2, gt=0, le=10, description="Longest lookup; else the local memory counts.")
 
     @field_validator("url")
     @classmethod
@@ -154,30 +132,21 @@ class SessionController(Model):
         ge=0,
         le=1,
         description="The part of the strong pool's reference traffic, lowest scores first, that does not "
-        "move a conversation there: with a strong share of 0.2, 0.3 leaves the highest 0.14. 0 moves it "
-        "with every score from the threshold on, 1 with none within that traffic.",
+        "move a conversation there: with a strong share of 0.2, 0.3 leaves the highest 0.14. With 0 every "
+        "score from the threshold on moves it, with 1 none within that traffic.",
     )
     ttl_seconds: float = Field(
-        1_800, gt=0, le=604_800, description="A conversation silent for so long is forgotten."
+        1_800, gt=0, le=604_800, description="A conversation without requests for this long is forgotten."
     )
     entries_max: int = Field(
-        65_536,
-        ge=1,
-        le=16_777_216,
-        description="Requests remembered, by which conversations are known again; the oldest goes first.",
+        65_536, ge=1, le=16_777_216, description="Requests remembered to recognize conversations; LRU."
     )
-    remote: RemoteSessions | None = Field(
-        None, description="A Valkey or Redis that the workers share; needs the extra `valkey`."
-    )
+    remote: RemoteSessions | None = None
 
 
 class Controllers(Model):
-    """What moves the trade-off while requests come; each part is off unless it is given."""
+    """What moves the trade-off at runtime; each part is off unless it is given."""
 
-    load: LoadController | None = Field(
-        None, description="Pressure from the pools' own gauges; needs `metrics` of a pool."
-    )
-    budgets: dict[str, Budget] = Field(
-        default_factory=dict, max_length=STRATEGIES_MAX, description="Strategy to what holds it to a target."
-    )
+    load: LoadController | None = Field(None, description="Pressure from the gauges of pools with `metrics`.")
+    budgets: dict[str, Budget] = Field({}, max_length=STRATEGIES_MAX, description="Strategy to its target.")
     session: SessionController | None = Field(None, description="A conversation keeps its pool.")

@@ -1,11 +1,9 @@
-"""Policies: rules, and where everything else goes.
-
-Pure.
-"""
+"""Policies: rules, first match wins, and the target of everything else. Pure."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, model_validator
@@ -18,7 +16,7 @@ BANDS_MAX = 8
 """Most bands of difficulty of one target."""
 
 SHADOWS_MAX = 4
-"""Most policies beside a live one."""
+"""Most shadows of one policy."""
 
 
 class Band(Model):
@@ -37,7 +35,7 @@ class Reasoning(Model):
         max_length=BANDS_MAX,
         description="Efforts by difficulty, ascending; the last band has no `below`.",
     )
-    override: bool = Field(False, description="Replace what the client asked for; else the client's stays.")
+    override: bool = Field(False, description="Replace the client's own effort; else the client's stays.")
 
     @model_validator(mode="after")
     def _one_way(self) -> Reasoning:
@@ -56,7 +54,7 @@ class Reasoning(Model):
     def __get_pydantic_json_schema__(
         cls, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        """An effort may stand by itself."""
+        """An effort may be given by itself."""
         full = handler.resolve_ref_schema(handler(schema))
         effort = {"enum": ["off", "on", *EFFORTS, False, True]}
         return {"anyOf": [effort, full], "description": full.get("description", "")}
@@ -71,7 +69,7 @@ ReasoningSetting = Annotated[Reasoning, BeforeValidator(_plain)]
 
 
 class Target(Model):
-    """Where a request goes: to a pool, or to what a strategy picks."""
+    """Where a request goes: to a pool, or to the choice of a strategy."""
 
     pool: str | None = Field(None, description="Name of a pool.")
     strategy: str | None = Field(None, description="Name of a strategy.")
@@ -103,7 +101,7 @@ class Policy(Model):
     shadow: Annotated[tuple[str, ...], BeforeValidator(several)] = Field(
         (),
         max_length=SHADOWS_MAX,
-        description="Policies that decide beside this one; recorded, never acted on.",
+        description="Policies that decide in the shadow of this one; recorded, never acted on.",
     )
     shadow_share: float = Field(
         0.0,
@@ -112,3 +110,8 @@ class Policy(Model):
         description="Share of the requests for which a shadow lacks signals or a judgement, drawn by request "
         "id, that get them for the shadows alone.",
     )
+
+    def targets(self) -> Iterator[tuple[tuple[str | int, ...], Target]]:
+        """Every target with its place in the policy."""
+        yield from ((("rules", index), rule) for index, rule in enumerate(self.rules))
+        yield ("otherwise",), self.otherwise

@@ -1,7 +1,4 @@
-"""Pools, and the model names that are routed to them.
-
-Pure.
-"""
+"""Pools, and the model names that are routed to them. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
-from semroute_extproc.request.view import Api
 from semroute_extproc.settings.base import POLICIES_MAX, Model, Name, several
 
 
@@ -20,12 +16,14 @@ class Price(Model):
     output: float = Field(ge=0, description="Dollars per million completion tokens.")
 
 
+ApiName = Literal["chat_completions", "completions", "responses", "messages", "embeddings"]
+"""The values of `request.view.Api`."""
+
 Gauge = Literal["running", "waiting", "kv_cache_usage"]
-"""What a pool's metrics page says of its load."""
+"""The gauges of a pool's load that are read."""
 
 GAUGE_NAMES_MAX = 8
 """Names tried for one gauge."""
-
 
 MetricName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_:][A-Za-z0-9_:]{0,199}$")]
 GaugeNames = Annotated[
@@ -38,12 +36,12 @@ class Pool(Model):
 
     cluster: Name = Field(description="Name of the Envoy cluster; the only clusters ever chosen.")
     model: Name = Field(description="The model's name at that cluster, written into the body.")
-    price: Price | None = Field(None, description="What its tokens cost; orders pools from cheap to dear.")
+    price: Price | None = Field(None, description="Price of its tokens; orders pools by cost.")
     context: int = Field(32_768, gt=0, description="Context window in tokens, prompt and answer together.")
     tools: bool = Field(True, description="It can call tools.")
     images: bool = Field(False, description="It can read images.")
-    apis: tuple[Api, ...] = Field(
-        (Api.CHAT_COMPLETIONS, Api.COMPLETIONS, Api.RESPONSES, Api.MESSAGES),
+    apis: tuple[ApiName, ...] = Field(
+        ("chat_completions", "completions", "responses", "messages"),
         min_length=1,
         description="The APIs it serves.",
     )
@@ -51,14 +49,10 @@ class Pool(Model):
         "none", description="The model family whose reasoning switch is written; see docs/configuration.md."
     )
     metrics: str | None = Field(
-        None,
-        pattern=r"^https?://",
-        description="URL of its vLLM metrics; the load it reports is exported with ours.",
+        None, pattern=r"^https?://", description="URL of its vLLM metrics; its load is exported with ours."
     )
     gauges: dict[Gauge, GaugeNames] = Field(
-        default_factory=dict,
-        description="Names of its gauges `running`, `waiting` and `kv_cache_usage`, the first found "
-        "counts; default: vLLM's.",
+        {}, description="Gauge to its names on that page, the first found counts; default: vLLM's."
     )
 
 
@@ -70,9 +64,9 @@ class VirtualModel(Model):
         None, ge=0, le=1, description="Trade-off from 0 (cheapest) to 1 (best) where the client sends none."
     )
     canary: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(
-        default_factory=dict,
+        {},
         max_length=POLICIES_MAX,
-        description="Policy to the share of requests that it decides instead, drawn by request id.",
+        description="Policy to its share of the requests, drawn by request id; the rest is `policy`'s.",
     )
 
     @model_validator(mode="after")

@@ -1,7 +1,4 @@
-"""The process itself: gRPC server, encoder, admin page, telemetry. Changes here need a restart.
-
-Pure.
-"""
+"""The process itself: gRPC server, encoder, admin page, telemetry. Changes need a restart. Pure."""
 
 from __future__ import annotations
 
@@ -15,10 +12,10 @@ PORT_MAX = 65_535
 """Largest TCP port."""
 
 WORKERS_MAX = 64
-"""Most processes of one sidecar."""
+"""Most worker processes of one sidecar."""
 
 WORKER = "{worker}"
-"""Stands in `server.listen` for a worker's number."""
+"""Placeholder in `server.listen` for a worker's number."""
 
 
 class Server(Model):
@@ -30,7 +27,7 @@ class Server(Model):
         description="`unix:/path` or `host:port` for Envoy's gRPC stream; `{worker}` is the worker's number.",
     )
     workers: int = Field(
-        1, ge=1, le=WORKERS_MAX, description="Processes, each on a socket of its own with a model of its own."
+        1, ge=1, le=WORKERS_MAX, description="Worker processes, each with a socket and a model of its own."
     )
     deadline_ms: float = Field(
         100, gt=0, le=10_000, description="Time for one decision, queue and encoder included."
@@ -53,7 +50,7 @@ class Server(Model):
         return self
 
     def address(self, worker: int) -> str:
-        """What a worker listens on."""
+        """The address a worker listens on."""
         return self.listen.replace(WORKER, str(worker))
 
 
@@ -64,18 +61,17 @@ class Encoder(Model):
     by_language: dict[Annotated[str, StringConstraints(pattern="^[a-z]{2}$")], str] | None = Field(
         None,
         max_length=8,
-        description="Language (ISO 639-1) to the bundle that reads it; default: the shipped ones.",
+        description="Language (ISO 639-1) to its bundle; default: the shipped ones.",
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="`cuda` refuses to start without a GPU.")
-    lanes: int | None = Field(
-        None,
-        ge=1,
-        le=256,
-        description="Passes at once in each worker; default: the cores over the workers, one on a GPU.",
+    threads: int | None = Field(
+        None, ge=1, le=256, description="Worker threads per process; default: cores over workers, 1 on a GPU."
     )
-    queue_max: int = Field(256, ge=1, le=65_536, description="Texts that may wait; more fall back at once.")
+    queue_max: int = Field(
+        256, ge=1, le=65_536, description="Texts that may wait; beyond it, requests fall back."
+    )
     cache_entries: int = Field(
-        2_048, ge=0, le=1_048_576, description="Texts whose signals are remembered, 6 KB each; 0 for none."
+        2_048, ge=0, le=1_048_576, description="Texts whose signals are cached, 6 KB each; 0 for none."
     )
 
 
@@ -102,7 +98,7 @@ class Telemetry(Model):
     log_format: Literal["auto", "console", "json"] = Field(
         "auto", description="`auto`: console on a terminal, JSON otherwise."
     )
-    log_decisions: bool = Field(True, description="One line a decision.")
+    log_decisions: bool = Field(True, description="One line per decision.")
     log_prompts: bool = Field(False, description="Add the classified text to that line.")
     otlp_endpoint: str | None = Field(
         None, description="OTLP/gRPC collector for spans; OTEL_EXPORTER_OTLP_ENDPOINT also sets it."

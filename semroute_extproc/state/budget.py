@@ -84,7 +84,7 @@ class BudgetController:
             # Both pools cost the same, so no share changes the cost.
             return
         step = GAIN / window * (self.target - spent.value) / self._spread
-        bound = self.settings.leaning_max
+        bound = self.settings.bias_max
         if not pressed:
             self._top = None
         elif self._top is None:

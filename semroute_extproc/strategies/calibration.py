@@ -1,28 +1,24 @@
-"""What `semroute calibrate` found on the operator's own prompts, as a file that a strategy names.
+"""The file of `semroute calibrate`: a score on the operator's own prompts.
 
 Hybrid LLM (arXiv 2404.14618), section 4.3: the threshold of a wanted quality is chosen on a few
-hundred validation prompts whose outcome under both models is known. The file keeps what that takes:
-the score's quantiles, and the quality of the mix at every strong share.
+hundred validation prompts whose outcome under both models is known. The file holds the score's
+quantiles, and the quality of the mix at every strong share.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from semroute_extproc.io.files import read_json, write_json
-from semroute_extproc.strategies.artifacts import QUANTILES
+from semroute_extproc.strategies.artifact import QUANTILES
 
 FORMAT = 1
 """The calibration format this package reads and writes."""
 
 FILE_BYTES_MAX = 1024 * 1024
 """Largest calibration file."""
-
-Score = Literal["threshold", "similarity", "factorization", "judge"]
-"""The kind of strategy whose score was calibrated."""
 
 
 class Calibration(BaseModel):
@@ -31,7 +27,8 @@ class Calibration(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_by_name=True)
 
     format: int = FORMAT
-    score: Score
+    score: str
+    """The kind of strategy whose score was calibrated."""
     bundle: str
     revision: str
     """Of the bundle that scored."""
@@ -55,8 +52,8 @@ class Calibration(BaseModel):
     def share_for_drop(self, most: float) -> float:
         """The least strong share from which on the quality drop stays at or below `most` (0..1).
 
-        The drop is the part of always-strong's quality that is lost. A share whose own drop is small
-        but that has a worse one above it is a lucky place of a noisy curve, and is not taken.
+        The drop is the part of always-strong's quality that is lost. A share with a small drop below a
+        share with a larger one is noise of the curve, and is not taken.
         """
         if self.quality is None:
             raise ValueError("the calibration has no outcomes, so it cannot say what a quality drop costs")

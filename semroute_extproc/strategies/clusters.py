@@ -1,50 +1,162 @@
-"""The clusters strategy: the least expected error plus price, among any number of pools.
+"""Clusters: the least expected error plus price, among any number of pools.
 
-Pure. UniRoute (arXiv 2502.08773): a prompt x belongs to clusters, Φ(x); a model is known by its
-errors in each, Ψ(h); and x goes to
+UniRoute (arXiv 2502.08773): a prompt x belongs to clusters, Φ(x); a model is known by its errors in
+each, Ψ(h); and x goes to
 
     argmin_n  Φ(x) · Ψ(h_n) + λ c_n(x)                                  (sections 4 and 5)
 
 Φ is a nearest centroid or the learned softmax map. Ψ comes from a profile's counts, either shrunk to
 the model's own mean, (wrong + m·mean) / (answers + m), or by Laplace's rule, (wrong + 1) / (answers + 2).
-c_n(x) is what this request would cost at pool n, in units of what the dearest pool charges for a
-reference request: prompt tokens and expected answer tokens at the pool's prices.
+c_n(x) is the cost of this request at pool n, in units of the most expensive pool's price of a reference
+request: prompt tokens and expected answer tokens at the pool's prices.
 
 λ follows the quality q: λ = trade · (1 − q) / q, so it is `trade` at ½, falls as q rises, and both
-ends hold as limits: at 1 the least error, at 0 the least price. A budget's leaning l adds to the
-log-odds of q, which multiplies λ by exp(−l). Pressure p on a pool (0..1) adds p to its cost c_n, as if
-it had to be paid for with a reference request at the dearest pool. The ends of q are promises that
-neither moves.
+ends hold as limits: at 1 the least error, at 0 the least price. A budget's bias b adds to the log-odds
+of q, which multiplies λ by exp(−b). Pressure p on a pool (0..1) adds p to its cost c_n, as if it had to
+be paid for with a reference request at the most expensive pool. Neither moves the ends of q.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
-from semroute_extproc.config.models import ClustersStrategy, Pool
-from semroute_extproc.encoder.signals import FloatArray
 from semroute_extproc.policy.context import Candidates, Choice, RoutingContext, Strategy
-from semroute_extproc.strategies.artifacts import Clusters as Artifact
-from semroute_extproc.strategies.profiles import Profile
+from semroute_extproc.settings.base import FilePath
+from semroute_extproc.settings.pools import Pool
+from semroute_extproc.strategies.artifact import Artifact, ArtifactFile, Floats, digest_of
+from semroute_extproc.strategies.idea import Site, StrategySettings, Unfit
+from semroute_extproc.strategies.profiles import CLUSTERS_MAX, Profile, Profiles
 
 REFERENCE_PROMPT_TOKENS = 500
-"""Prompt tokens of the reference request, whose price at the dearest pool is cost 1."""
+"""Prompt tokens of the reference request, whose price at the most expensive pool is cost 1."""
 
 PRESSURE_COST = 1.0
-"""Cost that a full pool seems to have beyond its price."""
+"""Cost that full pressure adds to a pool's price."""
 
-Floats = npt.NDArray[np.float64]
-Profiles = Callable[[], Mapping[str, Profile]]
-"""Model to profile as of now; another mapping object whenever one came, went or changed."""
+Doubles = npt.NDArray[np.float64]
 
 
-def cluster_errors(profile: Profile, estimate: Literal["shrunk", "laplace"], shrinkage: float) -> Floats:
+@dataclass(frozen=True)
+class ClustersArtifact(Artifact):
+    """Clusters of prompts, hard (K-means, one or more clusterings) or soft (a learned map).
+
+    Without `bias` a prompt belongs to the nearest centroid of each clustering; with it, to all by
+    softmax(centroids · x + bias) (UniRoute, equation 8), and there is one clustering.
+    """
+
+    centroids: Floats
+    """Shape (k, d); one clustering after the other, k / clusterings rows each."""
+    bias: Floats | None
+    """Shape (k,), or None for K-means."""
+    names: tuple[str, ...]
+    """One for each cluster, for people."""
+    clusterings: int = 1
+
+    @cached_property
+    def digest(self) -> str:
+        """Twelve hexadecimal digits that change with the clusters; profiles carry them."""
+        return digest_of(self.centroids, self.bias)
+
+    @cached_property
+    def _offset(self) -> Floats:
+        """Added to centroids · x: the bias, or −|c|²/2, which makes the largest the nearest."""
+        return self.bias if self.bias is not None else -(self.centroids**2).sum(axis=1) / np.float32(2.0)
+
+    def membership(self, x: Floats) -> Floats:
+        """How much each row of `x` (n, d) belongs to each cluster; (n, k), rows add up to 1."""
+        scores: Floats = x @ self.centroids.T + self._offset
+        if self.bias is not None:
+            soft = np.exp(scores - scores.max(axis=1, keepdims=True))
+            return np.asarray(soft / soft.sum(axis=1, keepdims=True), dtype=np.float32)
+        runs = scores.reshape(len(x), self.clusterings, -1)
+        hard = np.zeros_like(runs)
+        np.put_along_axis(hard, runs.argmax(axis=2)[:, :, None], 1.0 / self.clusterings, axis=2)
+        return hard.reshape(scores.shape)
+
+
+def read_clusters(path: Path) -> ClustersArtifact:
+    """Read a `clusters` artifact; raises ArtifactError, naming the file and what is wrong."""
+    file = ArtifactFile(path, "clusters")
+    centroids = file.floats("centroids", None, file.manifest.dimensions)
+    k = len(centroids)
+    bias = file.floats("bias", k) if "bias" in file else None
+    names, clusterings = file.names("names", k), file.integer("clusterings", 1)
+    if not 0 < k <= CLUSTERS_MAX:
+        raise file.error(f"{k} clusters, expected 1 to {CLUSTERS_MAX}")
+    if len(names) != k:
+        raise file.error(f"{len(names)} names for {k} clusters")
+    if clusterings < 1 or k % clusterings or (bias is not None and clusterings > 1):
+        raise file.error(f"{k} clusters do not make {clusterings} clusterings")
+    return ClustersArtifact(file.manifest, centroids, bias, names, clusterings)
+
+
+class ClustersSettings(StrategySettings):
+    """The least expected error plus price among any number of pools (UniRoute)."""
+
+    kind: Literal["clusters"]
+    artifact: FilePath = Field(description="File of `semroute fit clusters`.")
+    profiles: FilePath = Field(description="Directory of profiles, one `NAME.json` for each model.")
+    pools: tuple[str, ...] | None = Field(
+        None, min_length=1, description="Pools to choose from; default: all whose model has a profile."
+    )
+    estimate: Literal["shrunk", "laplace"] = Field(
+        "shrunk", description="How counts become errors: towards the model's own mean, or by Laplace's rule."
+    )
+    shrinkage: float = Field(
+        20.0, gt=0, description="Answers that the model's own mean counts for in every cluster."
+    )
+    quality: float = Field(
+        0.5, ge=0, le=1, description="Trade-off where neither the client nor the model's entry sets one."
+    )
+    trade: float = Field(
+        0.1,
+        gt=0,
+        le=100,
+        description="λ at quality 0.5: expected error (0..1) that the most expensive pool's price for a "
+        "reference request outweighs.",
+    )
+    output_tokens: int = Field(
+        300, gt=0, description="Tokens of an answer if neither the profile nor the client gives a number."
+    )
+    on_unknown: str | None = Field(
+        None, description="Pool of texts the bundle does not know; default: the least error overall."
+    )
+
+    files: ClassVar = {"artifact": read_clusters}
+    directory: ClassVar[str] = "profiles"
+    weighs_cost: ClassVar[bool] = True
+
+    def named_pools(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        """The pools to choose from, and the one for unknown text."""
+        yield from ((("pools", pool), pool) for pool in self.pools or ())
+        if self.on_unknown is not None:
+            yield ("on_unknown",), self.on_unknown
+
+    def compile(self, site: Site) -> Clusters:
+        """By the artifact's clusters and the profiles that count in them; raises Unfit."""
+        artifact, profiles = site.artifact(ClustersArtifact), site.files.get("profiles")
+        if profiles is None:
+            raise Unfit
+        priced = tuple(name for name, pool in site.pools.items() if pool.price is not None)
+        chosen = self.pools or priced
+        if not chosen:
+            raise Unfit("pools", "no pool has a price, and without prices there is nothing to trade")
+        for index, pool in enumerate(chosen):
+            if pool not in priced:
+                site.problem("pools", f"pool {pool} has no price", index)
+        return Clusters(self, artifact, {pool: site.pools[pool] for pool in chosen}, profiles)
+
+
+def cluster_errors(profile: Profile, estimate: Literal["shrunk", "laplace"], shrinkage: float) -> Doubles:
     """Ψ: a model's expected error in each cluster; (k,)."""
     wrong, answers = np.asarray(profile.errors), np.asarray(profile.answers)
     if estimate == "laplace":
@@ -52,7 +164,7 @@ def cluster_errors(profile: Profile, estimate: Literal["shrunk", "laplace"], shr
     return np.asarray((wrong + shrinkage * profile.mean_error) / (answers + shrinkage), dtype=np.float64)
 
 
-def cluster_tokens(profile: Profile, default: float) -> Floats:
+def cluster_tokens(profile: Profile, default: float) -> Doubles:
     """Expected tokens of an answer in each cluster, the model's mean where a cluster has none; (k,)."""
     known = [(t, n) for t, n in zip(profile.output_tokens, profile.answers, strict=False) if t is not None]
     mass = sum(n for _, n in known)
@@ -61,30 +173,21 @@ def cluster_tokens(profile: Profile, default: float) -> Floats:
     return np.asarray([mean if t is None else t for t in tokens], dtype=np.float64)
 
 
-def choosable(settings: ClustersStrategy, pools: Mapping[str, Pool]) -> tuple[str, ...]:
-    """The pools a strategy may choose: those it names, else all that have a price."""
-    if settings.pools is not None:
-        return settings.pools
-    return tuple(name for name, pool in pools.items() if pool.price is not None)
-
-
-def trade_off(quality: float, trade: float, leaning: float = 0.0) -> float:
+def trade_off(quality: float, trade: float, bias: float = 0.0) -> float:
     """λ of a quality within (0, 1)."""
-    return trade * (1.0 - quality) / quality * math.exp(-leaning)
+    return trade * (1.0 - quality) / quality * math.exp(-bias)
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
-    """The pools whose models are known, with what is known of them."""
+class ProfileTable:
+    """The pools whose models have a profile, as arrays: one row per pool."""
 
     pools: tuple[str, ...]
-    errors: Floats
-    """Shape (pools, k)."""
-    tokens: Floats
-    """Shape (pools, k)."""
-    mean_errors: Floats
-    """Shape (pools,)."""
-    prices: Floats
+    errors: Doubles
+    tokens: Doubles
+    """Both of shape (pools, k)."""
+    mean_errors: Doubles
+    prices: Doubles
     """Shape (pools, 2): of a prompt and of an answer token, in units of the reference request."""
 
 
@@ -96,116 +199,85 @@ class Clusters(Strategy):
 
     def __init__(
         self,
-        name: str,
-        settings: ClustersStrategy,
-        artifact: Artifact,
+        settings: ClustersSettings,
+        artifact: ClustersArtifact,
         pools: Mapping[str, Pool],
         profiles: Profiles,
     ) -> None:
-        """`profiles` is asked at every choice and belongs to the artifact."""
-        self._name = name
-        self._settings = settings
-        self._artifact = artifact
-        self._pools = {pool: pools[pool] for pool in choosable(settings, pools)}
+        """`pools` to choose from; `profiles` is called for every choice."""
+        self._settings, self._artifact, self._pools = settings, artifact, pools
         self._profiles = profiles
         self._seen: Mapping[str, Profile] | None = None
         self._table = self._tabulate({})
 
-    def choose(self, facts: RoutingContext, candidates: Candidates) -> Choice:
+    def choose(self, context: RoutingContext, candidates: Candidates) -> Choice:
         """The score is the expected error of the pool that was picked."""
-        table = self._current()
+        profiles = self._profiles()
+        if profiles is not self._seen:
+            self._table, self._seen = self._tabulate(profiles), profiles
+        table, signals = self._table, context.signals
         rows = [row for row, pool in enumerate(table.pools) if pool in candidates.pools]
         if not rows:
             return Choice(candidates.first_of(), "no pool with a profile could answer")
-        signals = facts.signals
-        quality = self._settings.quality if facts.quality is None else facts.quality
-        x = signals.neighbours if signals is not None else None
-        k, d = self._artifact.centroids.shape
-        if (
-            signals is not None
-            and x is not None
-            and signals.revision == self._artifact.manifest.revision
-            and x.shape == (d,)
-        ):
+        x = self._artifact.manifest.embedding(signals) if signals is not None else None
+        if signals is not None and x is not None:
             member = self._artifact.membership(x[None, :])[0]
             why = "text is out of distribution" if signals.unknown else ""
         else:
-            # Nobody read it, or another bundle did: nothing speaks for one cluster over another.
+            # Not read, or by another bundle: no cluster is more likely than another.
+            k = len(self._artifact.centroids)
             member = np.full(k, 1.0 / k, dtype=np.float32)
             why = "clusters are unknown in its language"
-        if why and not facts.hard_preference:
-            return self._unsure(rows, table, why)
+        if why and not context.hard_preference:
+            by_error = [table.pools[row] for row in sorted(rows, key=lambda row: table.mean_errors[row])]
+            return Choice(self._settings.on_unknown or by_error[0], why, tuple(by_error))
+        quality = self._settings.quality if context.quality is None else context.quality
         errors = table.errors[rows] @ member
-        costs = self._costs(table, rows, member, facts)
-        order, moved = self._order(errors, costs, quality, facts, [table.pools[row] for row in rows])
+        # The expected answer is never longer than the client allows.
+        answer = np.minimum(table.tokens[rows] @ member, context.view.max_output_tokens or np.inf)
+        costs: Doubles = table.prices[rows, 0] * context.prompt_tokens + table.prices[rows, 1] * answer
+        order, moved = self._order(errors, costs, quality, context, [table.pools[row] for row in rows])
         best, *others = (table.pools[rows[i]] for i in order)
-        first = order[0]
-        reason = f"error {errors[first]:.2f} at cost {costs[first]:.2f}, quality {quality:g}"
-        return Choice(best, reason, tuple(others), score=float(errors[first]), moved=moved)
+        error, cost = float(errors[order[0]]), costs[order[0]]
+        reason = f"error {error:.2f} at cost {cost:.2f}, quality {quality:g}"
+        return Choice(best, reason, tuple(others), score=error, moved=moved)
 
     def _order(
-        self, errors: Floats, costs: Floats, quality: float, facts: RoutingContext, pools: list[str]
+        self, errors: Doubles, costs: Doubles, quality: float, context: RoutingContext, pools: list[str]
     ) -> tuple[list[int], tuple[tuple[str, str], ...]]:
         """The pools from best to worst, and the controllers that changed which is the best.
 
         Equal objectives go to the cheaper, then to the better one.
         """
-        if quality >= 1.0:
-            return list(np.lexsort((costs, errors))), ()
-        if quality <= 0.0:
-            return list(np.lexsort((errors, costs))), ()
-        pressure = np.asarray([facts.conditions.pressure.get(pool, 0.0) for pool in pools])
-        leaning = facts.conditions.bias.get(self._name, 0.0)
-        trade = trade_off(quality, self._settings.trade)
+        if not 0.0 < quality < 1.0:
+            return list(np.lexsort((costs, errors) if quality > 0.0 else (errors, costs))), ()
+        pressure = np.asarray([context.conditions.pressure.get(pool, 0.0) for pool in pools])
+        bias, trade = context.bias, trade_off(quality, self._settings.trade)
         calm = np.lexsort((errors, costs, errors + trade * costs))
-        if not leaning and not pressure.any():
+        if not bias and not pressure.any():
             return list(calm), ()
-        trade = trade_off(quality, self._settings.trade, leaning)
+        trade = trade_off(quality, self._settings.trade, bias)
         order = np.lexsort((errors, costs, errors + trade * (costs + PRESSURE_COST * pressure)))
         if order[0] == calm[0]:
             return list(order), ()
-        moved = [("budget", f"{leaning:+.2f}")] if leaning else []
-        if pressure.any():
-            moved.append(("load", f"{pools[calm[0]]} to {pools[order[0]]}"))
-        return list(order), tuple(moved)
+        budget = [("budget", f"{bias:+.2f}")] if bias else []
+        load = [("load", f"{pools[calm[0]]} to {pools[order[0]]}")] if pressure.any() else []
+        return list(order), (*budget, *load)
 
-    def _costs(self, table: Table, rows: list[int], member: FloatArray, facts: RoutingContext) -> Floats:
-        """c_n(x), (rows,): the expected answer is never longer than the client allows."""
-        answer = table.tokens[rows] @ member
-        if facts.view.max_output_tokens is not None:
-            answer = np.minimum(answer, facts.view.max_output_tokens)
-        prices = table.prices[rows]
-        found: Floats = prices[:, 0] * facts.prompt_tokens + prices[:, 1] * answer
-        return found
-
-    def _unsure(self, rows: list[int], table: Table, why: str) -> Choice:
-        by_error = [table.pools[row] for row in sorted(rows, key=lambda row: float(table.mean_errors[row]))]
-        wanted = self._settings.unsure or by_error[0]
-        return Choice(wanted, why, tuple(by_error))
-
-    def _current(self) -> Table:
-        """The table of the profiles as they are now, made anew only when they changed."""
-        profiles = self._profiles()
-        if profiles is not self._seen:
-            self._table, self._seen = self._tabulate(profiles), profiles
-        return self._table
-
-    def _tabulate(self, profiles: Mapping[str, Profile]) -> Table:
-        digest, settings = self._artifact.digest, self._settings
+    def _tabulate(self, profiles: Mapping[str, Profile]) -> ProfileTable:
+        settings, k = self._settings, len(self._artifact.centroids)
+        found = {name: profiles.get(pool.model) for name, pool in self._pools.items()}
         known = {
-            name: profiles[pool.model]
-            for name, pool in self._pools.items()
-            if pool.model in profiles and profiles[pool.model].clusters == digest
+            name: each for name, each in found.items() if each and each.clusters == self._artifact.digest
         }
-        k = len(self._artifact.centroids)
         prices = np.asarray(
             [(p.price.input, p.price.output) if p.price else (0.0, 0.0) for p in self._pools.values()]
         )
-        dearest = float((prices @ np.asarray([REFERENCE_PROMPT_TOKENS, settings.output_tokens])).max())
-        unit = dict(zip(self._pools, prices / (dearest or 1.0), strict=True))
+        highest = float((prices @ np.asarray([REFERENCE_PROMPT_TOKENS, settings.output_tokens])).max())
+        unit = dict(zip(self._pools, prices / (highest or 1.0), strict=True))
         errors = [cluster_errors(each, settings.estimate, settings.shrinkage) for each in known.values()]
         tokens = [cluster_tokens(each, settings.output_tokens) for each in known.values()]
-        return Table(
+        return ProfileTable(
             tuple(known),
             np.asarray(errors).reshape(len(known), k),
             np.asarray(tokens).reshape(len(known), k),

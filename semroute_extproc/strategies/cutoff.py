@@ -1,18 +1,18 @@
-"""Weak or strong by one score and one threshold: what all strategies of a pair share.
+"""Weak or strong by one score and one threshold, for every strategy of a pair. Pure.
 
-Pure. Hybrid LLM (arXiv 2404.14618) section 3 and RouteLLM (arXiv 2406.18665) section 3: a router
+Hybrid LLM (arXiv 2404.14618) section 3 and RouteLLM (arXiv 2406.18665) section 3: a router
 gives each query one score, the strong model has those from a threshold on, and moving the
 threshold at test time trades cost for quality. The trade-off is kept as the strong *share*; the
 score's quantiles on reference traffic turn it into a threshold.
 
-Controllers act on the share, s, in this order. A budget's leaning l adds to its log-odds:
-logit s' = logit s + l. Then pressure: with d = pressure(strong) − pressure(weak),
+Controllers act on the share, s, in this order. A budget's bias b adds to its log-odds:
+logit s' = logit s + b. Then pressure: with d = pressure(strong) − pressure(weak),
 
     d > 0:  s'' = s' − d · (s' − floor)        but never up: nothing if s' is below the floor
     d < 0:  s'' = s' + |d| · (ceiling − s')    only if there is a ceiling; never down
 
-so pressure on the strong pool takes its easiest requests first, and where both are pressed alike
-there is nowhere better to go and nothing moves. s'' falls with pressure(strong), without a jump.
+so pressure on the strong pool takes its easiest requests first, and equal pressure on both moves
+nothing. s'' falls continuously with pressure(strong).
 """
 
 from __future__ import annotations
@@ -30,10 +30,7 @@ Quantiles = Sequence[float] | npt.NDArray[np.float64]
 
 
 def threshold_for_share(quantiles: Quantiles, share: float) -> float:
-    """The score, a probability, from which on a share (0..1) of the reference traffic lies.
-
-    `quantiles` are the score at 0, 1, … 100 % of that traffic, ascending.
-    """
+    """The score from which on a share (0..1) of the reference traffic lies; inf for a share of 0."""
     if share <= 0.0:
         return float("inf")
     if share >= 1.0:
@@ -42,38 +39,38 @@ def threshold_for_share(quantiles: Quantiles, share: float) -> float:
 
 
 def share_for_threshold(quantiles: Quantiles, threshold: float) -> float:
-    """The share of the reference traffic whose score is at least `threshold`; the inverse of the above."""
-    # Just below it: of scores that are equal to it, which may be many, all count.
+    """The share of the reference traffic whose score is at least `threshold`."""
+    # Just below it: all scores equal to it count, and they may be many.
     below = np.interp(np.nextafter(threshold, -1.0), quantiles, np.arange(len(quantiles)), 0.0, 100.0)
     return float(1.0 - below / 100.0)
 
 
 NO_SHARE = 1e-9
-"""A share below this is rounding: a score that only the highest of the traffic reaches."""
+"""A share below this is rounding."""
 
 
 def rise_above(quantiles: Quantiles, threshold: float, score: float) -> float:
     """The part (0..1) of the reference traffic above `threshold` that lies below `score`.
 
-    0 at the threshold, 1 from the highest score of that traffic on: a distance in requests, which is
-    the same thing for scores that fill 0..1 and for scores that lie within a few hundredths.
+    0 at the threshold, 1 from the highest score on: a distance in requests, so that it means the same
+    for scores that fill 0..1 and for scores within a few hundredths.
     """
     above = share_for_threshold(quantiles, threshold)
     return 1.0 - share_for_threshold(quantiles, score) / above if above > NO_SHARE else 1.0
 
 
 SHARE_MIN = 0.005
-"""A leaning counts a share as this far from 0 and 1 at least: the log-odds of the ends are infinite."""
+"""A bias counts a share as this far from 0 and 1 at least: the log-odds of the ends are infinite."""
 
 
-def leaned(share: float, leaning: float) -> float:
-    """The share (0..1) whose log-odds are `leaning` more."""
+def biased(share: float, bias: float) -> float:
+    """The share (0..1) whose log-odds are `bias` more."""
     inside = min(max(share, SHARE_MIN), 1.0 - SHARE_MIN)
-    return 1.0 / (1.0 + (1.0 - inside) / inside * math.exp(-leaning))
+    return 1.0 / (1.0 + (1.0 - inside) / inside * math.exp(-bias))
 
 
 def pressed(share: float, weak: float, strong: float, floor: float, ceiling: float | None) -> float:
-    """The share (0..1) that is left to the strong pool under pressures `weak` and `strong` (0..1)."""
+    """The share (0..1) that pressures `weak` and `strong` (0..1) leave to the strong pool."""
     net = strong - weak
     if net > 0.0:
         return share - net * max(share - floor, 0.0)
@@ -102,7 +99,7 @@ class Cutoff:
         """
         assert (share is None) != (threshold is None)
         self.weak, self.strong = weak, strong
-        # An array, which NumPy need not make of it anew at every choice.
+        # As an array, so that NumPy does not convert it for every choice.
         self._quantiles = np.asarray(quantiles, dtype=np.float64)
         self._what, self._digits = what, digits
         if threshold is None:
@@ -112,18 +109,20 @@ class Cutoff:
             share = share_for_threshold(quantiles, threshold)
         self.threshold, self.share = threshold, share
 
-    def choose(self, score: float, facts: RoutingContext) -> Choice:
+    def choose(self, score: float, context: RoutingContext) -> Choice:
         """The pool for a score; a quality asked for per request replaces the share for that request."""
         threshold, share = self.threshold, self.share
         moved: tuple[tuple[str, str], ...] = ()
-        if facts.quality is not None:
-            threshold, share = threshold_for_share(self._quantiles, facts.quality), facts.quality
-            if facts.hard_preference:
-                # Both ends are promises: every request, whatever its score.
-                wanted, other = (self.strong, self.weak) if facts.quality else (self.weak, self.strong)
-                return Choice(wanted, f"quality {facts.quality:g} was asked for", (other,), score, threshold)
-        if facts.bias or facts.conditions.pressure:
-            new, moved = self._moved(share, facts)
+        if context.quality is not None:
+            threshold, share = threshold_for_share(self._quantiles, context.quality), context.quality
+            if context.hard_preference:
+                # A hard preference: whatever the score.
+                wanted, other = (self.strong, self.weak) if context.quality else (self.weak, self.strong)
+                return Choice(
+                    wanted, f"quality {context.quality:g} was asked for", (other,), score, threshold
+                )
+        if context.bias or context.conditions.pressure:
+            new, moved = self._moved(share, context)
             if new != share:
                 threshold, share = threshold_for_share(self._quantiles, new), new
         strong = score >= threshold
@@ -140,13 +139,13 @@ class Cutoff:
             moved=moved,
         )
 
-    def _moved(self, share: float, facts: RoutingContext) -> tuple[float, tuple[tuple[str, str], ...]]:
-        """The share that the controllers leave, and what each did."""
+    def _moved(self, share: float, context: RoutingContext) -> tuple[float, tuple[tuple[str, str], ...]]:
+        """The share that the controllers leave, and the effect of each."""
         moved: list[tuple[str, str]] = []
-        if facts.bias:
-            share = leaned(share, facts.bias)
-            moved.append(("budget", f"{facts.bias:+.2f}"))
-        conditions = facts.conditions
+        if context.bias:
+            share = biased(share, context.bias)
+            moved.append(("budget", f"{context.bias:+.2f}"))
+        conditions = context.conditions
         weak, strong = (conditions.pressure.get(pool, 0.0) for pool in (self.weak, self.strong))
         left = pressed(share, weak, strong, conditions.floor, conditions.ceiling)
         if left != share:

@@ -1,6 +1,6 @@
-"""The factorization strategy: a bilinear model of models and prompts.
+"""Factorization: the strong pool by a bilinear model of models and prompts.
 
-Pure. RouteLLM (arXiv 2406.18665) section 4.2, matrix factorization:
+RouteLLM (arXiv 2406.18665) section 4.2, matrix factorization:
 
     δ(M, q) = w₂ᵀ (v_M ⊙ (W₁ᵀ x_q + b))        P(strong wins | q) = σ(δ(strong, q) − δ(weak, q))
 
@@ -9,29 +9,105 @@ For two models of a fitted artifact the difference is one vector and one number,
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
 
-from semroute_extproc.encoder.signals import FloatArray, Signals, sigmoid
-from semroute_extproc.strategies.artifacts import Factorization as Artifact
+import numpy as np
+from pydantic import Field
+
+from semroute_extproc.encoder.signals import Signals, sigmoid
+from semroute_extproc.settings.base import FilePath, did_you_mean
+from semroute_extproc.strategies.artifact import Artifact, ArtifactFile, Floats, digest_of
+from semroute_extproc.strategies.idea import Site, Unfit
+from semroute_extproc.strategies.pair import Pair, PairSettings
+
+
+@dataclass(frozen=True)
+class FactorizationArtifact(Artifact):
+    """δ(M, q) = w · (v_M ⊙ (W x_q + b)): how well a model answers a prompt, on a scale of log-odds."""
+
+    models: tuple[str, ...]
+    vectors: Floats
+    """Shape (models, r): v_M, with the paper's w₂ multiplied in."""
+    projection: Floats
+    """Shape (r, d): W."""
+    bias: Floats
+    """Shape (r,): b."""
+    quantiles: tuple[float, ...]
+    """Of P(strong wins) on prompts it was not fitted on, ascending, for the pair it was fitted for."""
+
+    def pair_digest(self, strong: str, weak: str) -> str:
+        """Twelve hexadecimal digits that change with the score of two of its models."""
+        pair = self.vectors[[self.models.index(strong), self.models.index(weak)]]
+        return digest_of(pair, self.projection, self.bias)
+
+
+def read_factorization(path: Path) -> FactorizationArtifact:
+    """Read a `factorization` artifact; raises ArtifactError, naming the file and what is wrong."""
+    file = ArtifactFile(path, "factorization")
+    projection = file.floats("projection", None, file.manifest.dimensions)
+    rank = len(projection)
+    vectors, models = file.floats("vectors", None, rank), file.names("models")
+    if len(models) < 2 or len(models) != len(vectors) or len(set(models)) < len(models):
+        raise file.error(f"{len(models)} names for {len(vectors)} models")
+    bias = file.floats("bias", rank)
+    return FactorizationArtifact(file.manifest, models, vectors, projection, bias, file.quantiles())
+
+
+class FactorizationSettings(PairSettings):
+    """Strong by a bilinear model of models and prompts (RouteLLM section 4.2, matrix factorization)."""
+
+    kind: Literal["factorization"]
+    artifact: FilePath = Field(description="File of `semroute fit factorization`.")
+    strong_model: str | None = Field(
+        None, description="Name of the strong pool's model in the artifact; default: the pool's model."
+    )
+    weak_model: str | None = Field(
+        None, description="Name of the weak pool's model in the artifact; default: the pool's model."
+    )
+
+    files: ClassVar = {"artifact": read_factorization, **PairSettings.files}
+
+    def compile(self, site: Site) -> Pair:
+        """By two models of the artifact; raises Unfit."""
+        artifact = site.artifact(FactorizationArtifact)
+        strong = _model(self.strong_model, site.pools[self.strong].model, "strong", artifact)
+        weak = _model(self.weak_model, site.pools[self.weak].model, "weak", artifact)
+        calibration = self.calibrated(site, artifact.pair_digest(strong, weak))
+        fitted = artifact.models[:2]
+        if self.strong_share is not None and calibration is None and (strong, weak) != fitted:
+            known = f"the artifact knows the shares of {fitted[0]} over {fitted[1]} alone"
+            raise Unfit("strong_share", f"{known}: for {strong} over {weak} give a calibration")
+        cutoff = self.cutoff(artifact.quantiles, calibration, "factorization")
+        return Pair(Factorization(artifact, strong, weak), cutoff, "factorization", self.on_unknown)
+
+
+def _model(given: str | None, served: str, role: str, artifact: FactorizationArtifact) -> str:
+    """The artifact's name of a pool's model: as given, as served, or by its role in a pair file."""
+    candidates = (served, role) if given is None else (given,)
+    for name in candidates:
+        if name in artifact.models:
+            return name
+    hint = did_you_mean(candidates[0], artifact.models)
+    raise Unfit(f"{role}_model", f"the artifact has no model {candidates[0]!r}{hint}")
 
 
 class Factorization:
     """P(strong wins) of two models of an artifact."""
 
-    def __init__(self, artifact: Artifact, strong: str, weak: str) -> None:
+    def __init__(self, artifact: FactorizationArtifact, strong: str, weak: str) -> None:
         """The names are the artifact's."""
         gap = artifact.vectors[artifact.models.index(strong)] - artifact.vectors[artifact.models.index(weak)]
-        self._direction: FloatArray = gap @ artifact.projection
+        self._direction: Floats = gap @ artifact.projection
         self._offset = float(gap @ artifact.bias)
-        self._revision = artifact.manifest.revision
+        self._manifest = artifact.manifest
 
     def __call__(self, signals: Signals) -> float | None:
         """The probability, or None for a text that another bundle read."""
-        x = signals.neighbours
-        if x is None or signals.revision != self._revision or x.shape != self._direction.shape:
-            return None
-        return self.of(x)
+        x = self._manifest.embedding(signals)
+        return None if x is None else self.of(x)
 
-    def of(self, x: FloatArray) -> float:
+    def of(self, x: Floats) -> float:
         """The probability for an embedding (d,)."""
         return sigmoid(float(np.dot(self._direction, x)) + self._offset)

@@ -1,21 +1,114 @@
-"""What the strategies of a pair share: a score of the text, one cut-off, and a place for the unsure.
-
-Pure.
-"""
+"""What the strategies of a pair share: settings, calibration, one cutoff, and a pool for unknown text."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
-from semroute_extproc.config.models import PairStrategy
+from pydantic import Field, model_validator
+
 from semroute_extproc.encoder.signals import Signals
 from semroute_extproc.policy.context import Candidates, Choice, RoutingContext, Strategy
-from semroute_extproc.strategies.calibration import Calibration
+from semroute_extproc.settings.base import FilePath
+from semroute_extproc.strategies.calibration import Calibration, read_calibration
 from semroute_extproc.strategies.cutoff import Cutoff
+from semroute_extproc.strategies.idea import Site, StrategySettings, Unfit
 
 Score = Callable[[Signals], float | None]
-"""P(the strong model wins) for a text; None where this score does not understand what read it."""
+"""P(the strong model wins) for a text; None if this score does not apply to the bundle that read it."""
+
+
+class PairSettings(StrategySettings):
+    """Weak or strong by one score; one of three settings says how much goes to the strong pool."""
+
+    weak: str = Field(description="The cheaper pool.")
+    strong: str = Field(description="The more expensive pool.")
+    strong_share: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Share of the strong pool: of the calibration's prompts, else of the reference traffic.",
+    )
+    threshold: float | None = Field(None, ge=0, le=1, description="The score itself.")
+    max_quality_drop: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Least strong share that loses at most this part of always-strong's quality; "
+        "needs a calibration with outcomes.",
+    )
+    calibration: FilePath | None = Field(
+        None, description="File of `semroute calibrate`: the score and its outcome on your own prompts."
+    )
+    on_unknown: str | None = Field(None, description="Pool of unknown texts; default: strong.")
+
+    files: ClassVar[Mapping[str, Callable[[Path], Any]]] = {"calibration": read_calibration}
+    weighs_cost: ClassVar[bool] = True
+
+    @model_validator(mode="after")
+    def _one_setting(self) -> Self:
+        given = (self.strong_share, self.threshold, self.max_quality_drop)
+        if sum(value is not None for value in given) != 1:
+            raise ValueError("give exactly one of strong_share, threshold and max_quality_drop")
+        if self.max_quality_drop is not None and self.calibration is None:
+            raise ValueError("max_quality_drop needs a calibration")
+        if self.weak == self.strong:
+            raise ValueError("weak and strong are the same pool")
+        return self
+
+    def named_pools(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        """The two pools, and the one for unknown text."""
+        yield ("weak",), self.weak
+        yield ("strong",), self.strong
+        if self.on_unknown is not None:
+            yield ("on_unknown",), self.on_unknown
+
+    def calibrated(self, site: Site, artifact: str = "") -> Calibration | None:
+        """The calibration of this very score, None if none is set; raises Unfit.
+
+        `artifact` is the digest of what the score depends on besides the bundle.
+        """
+        if self.calibration is None:
+            return None
+        found = site.files.get("calibration")
+        if not isinstance(found, Calibration):
+            raise Unfit
+        if found.score != self.kind:
+            raise Unfit("calibration", f"is of a {found.score} score, but this strategy is a {self.kind}")
+        if found.revision != site.manifest.revision:
+            made = f"was made with bundle {found.bundle} {found.revision}, but this is {site.bundle}"
+            raise Unfit("calibration", f"{made}: make it again with this bundle")
+        if found.artifact != artifact:
+            raise Unfit("calibration", f"is of artifact {found.artifact}, but this is {artifact}")
+        if self.max_quality_drop is not None and found.quality is None:
+            unknown = "the calibration has no outcomes, so it cannot say what quality would drop"
+            raise Unfit("max_quality_drop", unknown)
+        return found
+
+    def share(self, calibration: Calibration | None) -> float | None:
+        """The strong share; None if a threshold is set."""
+        if calibration is not None and self.max_quality_drop is not None:
+            return calibration.share_for_drop(self.max_quality_drop)
+        return self.strong_share
+
+    def cutoff(
+        self, quantiles: Sequence[float], calibration: Calibration | None, what: str, digits: int = 2
+    ) -> Cutoff:
+        """The cutoff of a score: `quantiles` on reference traffic, unless a calibration has its own.
+
+        `what` names the score in reasons, where it has so many `digits`.
+        """
+        return Cutoff(
+            self.weak,
+            self.strong,
+            quantiles if calibration is None else calibration.quantiles,
+            share=self.share(calibration),
+            threshold=self.threshold,
+            what=what,
+            digits=digits,
+        )
 
 
 class Pair(Strategy):
@@ -24,56 +117,20 @@ class Pair(Strategy):
     needs_signals = True
     hard_preferences = True
 
-    def __init__(
-        self,
-        settings: PairStrategy,
-        score: Score,
-        quantiles: Sequence[float],
-        what: str,
-        calibration: Calibration | None = None,
-        digits: int = 2,
-    ) -> None:
-        """`quantiles` of the score on reference traffic; a calibration's own prompts replace them.
+    def __init__(self, score: Score, cutoff: Cutoff, what: str, on_unknown: str | None) -> None:
+        self._score, self._cutoff, self._what = score, cutoff, what
+        self._on_unknown = on_unknown or cutoff.strong
 
-        `what` names the score in reasons, where it has so many `digits`.
-        """
-        self._unsure = settings.unsure or settings.strong
-        self._score = score
-        self._what = what
-        share = settings.strong_share
-        if calibration is not None:
-            quantiles = calibration.quantiles
-            if settings.max_quality_drop is not None:
-                share = calibration.share_for_drop(settings.max_quality_drop)
-        self._cutoff = Cutoff(
-            settings.weak,
-            settings.strong,
-            quantiles,
-            share=share,
-            threshold=settings.threshold,
-            what=what,
-            digits=digits,
-        )
-
-    def choose(self, facts: RoutingContext, candidates: Candidates) -> Choice:
-        """Text that the bundle does not know goes to `unsure`, unless the client asked for an end."""
-        signals = facts.signals
+    def choose(self, context: RoutingContext, candidates: Candidates) -> Choice:
+        """Unknown text goes to `on_unknown`, unless the client has a hard preference."""
+        signals = context.signals
         score = self._score(signals) if signals is not None else None
-        choice = self._cutoff.choose(0.0 if score is None else score, facts)
-        if facts.hard_preference:
+        choice = self._cutoff.choose(0.0 if score is None else score, context)
+        if context.hard_preference:
             return dataclasses.replace(choice, score=score)
         assert signals is not None
         if not (signals.unknown or score is None):
             return choice
         why = "text is out of distribution" if signals.unknown else f"{self._what} is unknown in its language"
         stand_ins = (self._cutoff.strong, self._cutoff.weak)
-        return dataclasses.replace(
-            choice,
-            pool=self._unsure,
-            reason=why,
-            stand_ins=stand_ins,
-            score=score,
-            share=None,
-            rise=None,
-            moved=(),
-        )
+        return Choice(self._on_unknown, why, stand_ins, score, choice.threshold)

@@ -1,22 +1,27 @@
-"""What a model is good at: its errors by cluster, one JSON file for each model.
+"""What a model is good at: its errors by cluster, one JSON file for each model, in a watched directory.
 
 UniRoute (arXiv 2502.08773, section 4) represents a model by its mean error on validation prompts in
 every cluster, so a new model joins by answering some prompts, without any training. A profile keeps
-the counts instead of the means: the strategy that reads it shrinks them, and knows how sure they are.
+counts instead of means, so that the strategy can shrink them.
+
+A file that cannot be used, half written or wrong, changes nothing: its last good content holds until
+it is fixed or removed. A directory that cannot be read keeps everything as it was.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import asyncio
+import os
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from semroute_extproc.errors import ArtifactError
 from semroute_extproc.io.files import read_json, write_json
-from semroute_extproc.strategies.artifacts import CLUSTERS_MAX, Clusters
+from semroute_extproc.io.watch import notices
 
 FORMAT = 1
 """The profile format this package reads and writes."""
@@ -27,17 +32,15 @@ FILE_BYTES_MAX = 4 * 1024 * 1024
 PROFILES_MAX = 256
 """Most profiles of a directory; further files are not read."""
 
-Z = 1.959963984540054
-"""Of the normal distribution for 95 %."""
+CLUSTERS_MAX = 4096
+"""Most clusters of a profile or an artifact, all clusterings together."""
 
 FEW_ANSWERS = 10
 """Fewer answers in a cluster than this leave its error open by a quarter either way."""
 
-Floats = npt.NDArray[np.float32]
-
 
 class Seen(BaseModel):
-    """What was seen of an endpoint while its model was profiled; for people, routing does not read it."""
+    """An endpoint's figures while its model was profiled; for people, routing does not read them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -45,7 +48,7 @@ class Seen(BaseModel):
     failed: int = Field(ge=0)
     """Questions without an answer, left out of the counts."""
     unparsed: int = Field(ge=0)
-    """Answers in which no answer could be found, counted as wrong."""
+    """Replies in which no answer could be found, counted as wrong."""
     cut: int = Field(ge=0)
     """Answers that ended at the maximum of tokens."""
     concurrency: int = Field(ge=1)
@@ -66,7 +69,7 @@ class Profile(BaseModel):
     model: str = Field(min_length=1)
     """The model as its pool names it."""
     clusters: str = Field(pattern="^[0-9a-f]{12}$")
-    """`Clusters.digest` of the artifact whose clusters these are."""
+    """`ClustersArtifact.digest` of the artifact whose clusters these are."""
     answers: tuple[float, ...] = Field(min_length=1, max_length=CLUSTERS_MAX)
     """Graded answers in each cluster; fractions where membership is soft."""
     errors: tuple[float, ...]
@@ -74,8 +77,7 @@ class Profile(BaseModel):
     output_tokens: tuple[float | None, ...] = ()
     """Mean tokens of an answer in each cluster, None where unknown; empty if unknown everywhere."""
     intervals: tuple[tuple[float, float] | None, ...] = ()
-    """95 % interval of the error in each cluster, None without answers; for people, routing does not
-    read it."""
+    """95 % interval of the error in each cluster, None without answers; routing does not read it."""
     seen: Seen | None = None
     created: str = ""
     """ISO date."""
@@ -84,12 +86,11 @@ class Profile(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> Profile:
-        if len(self.errors) != len(self.answers):
-            raise ValueError(f"{len(self.errors)} errors for {len(self.answers)} clusters")
-        if self.output_tokens and len(self.output_tokens) != len(self.answers):
-            raise ValueError(f"{len(self.output_tokens)} output_tokens for {len(self.answers)} clusters")
-        if self.intervals and len(self.intervals) != len(self.answers):
-            raise ValueError(f"{len(self.intervals)} intervals for {len(self.answers)} clusters")
+        k = len(self.answers)
+        for name in ("errors", "output_tokens", "intervals"):
+            values = getattr(self, name)
+            if len(values) != k and (values or name == "errors"):
+                raise ValueError(f"{len(values)} {name} for {k} clusters")
         for index, (wrong, answers) in enumerate(zip(self.errors, self.answers, strict=True)):
             # Sums of float32 shares: equal up to rounding.
             if not 0.0 <= wrong <= answers * (1.0 + 1e-4) + 1e-4:
@@ -106,81 +107,17 @@ class Profile(BaseModel):
         return sum(self.errors) / sum(self.answers)
 
 
-def interval(errors: float, answers: float) -> tuple[float, float]:
-    """The 95 % interval of an error rate by Wilson (1927), (0, 1) without an answer.
-
-    For graded answers and shared-out counts it is wider than need be, never narrower: a quality
-    between 0 and 1 varies less than a coin of the same mean.
-    """
-    if answers <= 0.0:
-        return 0.0, 1.0
-    p = min(max(errors / answers, 0.0), 1.0)
-    below = 1.0 + Z**2 / answers
-    middle = (p + Z**2 / (2.0 * answers)) / below
-    half = Z * math.sqrt(p * (1.0 - p) / answers + Z**2 / (4.0 * answers**2)) / below
-    return max(middle - half, 0.0), min(middle + half, 1.0)
-
-
 def is_thin(profile: Profile) -> bool:
     """Whether there are clusters with too few answers to say much."""
     return min(profile.answers) < FEW_ANSWERS
 
 
-def certainty(profile: Profile, clusterings: int = 1) -> str:
-    """In one or two sentences, how far the profile can be trusted.
-
-    With several clusterings every answer is counted once in each.
-    """
-    answers = np.asarray(profile.answers)
-    low, high = interval(sum(profile.errors) / clusterings, float(answers.sum()) / clusterings)
-    overall = f"{profile.model}: error {profile.mean_error:.2f} overall ({low:.2f} to {high:.2f}, 95 %)"
-    few = answers < FEW_ANSWERS
-    if not is_thin(profile):
-        pairs = [interval(e, n) for e, n in zip(profile.errors, answers.tolist(), strict=True)]
-        widest = max(high - low for low, high in pairs) / 2
-        return f"{overall}; in a single cluster it is known to within ±{widest:.2f} or better."
-    none = int((answers <= 0.0).sum())
-    untouched = f", {none} of them none at all" if none else ""
-    low, high = interval(FEW_ANSWERS / 2, FEW_ANSWERS)
+def thin_warning(profile: Profile) -> str:
+    """How thin a profile is, in one sentence."""
+    few = sum(answers < FEW_ANSWERS for answers in profile.answers)
     return (
-        f"{overall}. Warning: {int(few.sum())} of {len(answers)} clusters have fewer than {FEW_ANSWERS} "
-        f"answers{untouched}; there its error may be off by {(high - low) / 2:.2f} or more, and routing "
-        "leans on its overall error instead. More questions of these kinds would tell its strengths apart."
-    )
-
-
-def tally(
-    clusters: Clusters,
-    x: Floats,
-    errors: Sequence[float],
-    output_tokens: Sequence[float | None],
-    *,
-    model: str,
-    created: str = "",
-    source: str = "",
-) -> Profile:
-    """The profile of a model from its graded answers to prompts with embeddings `x` (n, d).
-
-    `errors` (n,) are 0..1; `output_tokens` (n,) or empty. With several clusterings an answer counts
-    once in each; with a learned map it is shared out by membership.
-    """
-    share = clusters.membership(x).astype(np.float64) * clusters.clusterings
-    wrong = np.asarray(errors, dtype=np.float64)
-    tokens: list[float | None] = []
-    if len(output_tokens):
-        counted = np.asarray([value is not None for value in output_tokens])
-        values = np.asarray([value or 0.0 for value in output_tokens], dtype=np.float64)
-        mass = share[counted].sum(axis=0)
-        total = values[counted] @ share[counted]
-        tokens = [float(t / m) if m > 1e-6 else None for t, m in zip(total, mass, strict=True)]
-    return Profile(
-        model=model,
-        clusters=clusters.digest,
-        answers=tuple(share.sum(axis=0).tolist()),
-        errors=tuple((wrong @ share).tolist()),
-        output_tokens=tuple(tokens),
-        created=created,
-        source=source,
+        f"{profile.model}: {few} of {len(profile.answers)} clusters have fewer than {FEW_ANSWERS} answers; "
+        f"there routing relies on its overall error of {profile.mean_error:.2f}"
     )
 
 
@@ -192,3 +129,131 @@ def read_profile(path: Path) -> Profile:
 def write_profile(path: Path, profile: Profile) -> None:
     """Write `path` whole or not at all, so that a server watching its directory never reads a part."""
     write_json(path, profile)
+
+
+Profiles = Callable[[], Mapping[str, Profile]]
+"""Model to profile as of now; another mapping object whenever one came, went or changed."""
+
+
+@lru_cache(maxsize=PROFILES_MAX)
+def _read_version(path: Path, inode: int, size: int, changed_ns: int) -> Profile:
+    """A profile as of one version of its file; an error is not cached."""
+    return read_profile(path)
+
+
+class ProfileDirectory:
+    """The profiles of one `clusters` strategy. Call it for model to profile, as of now."""
+
+    def __init__(self, path: Path, clusters: str) -> None:
+        """`clusters` is the digest of the artifact that its profiles must count in.
+
+        Raises ArtifactError if there is no such directory; problems of single files do not raise.
+        """
+        self.path = path
+        self.clusters = clusters
+        self._good: dict[str, Profile] = {}
+        self._profiles: Mapping[str, Profile] = {}
+        self.problems: tuple[str, ...] = ()
+        """What is wrong now, one line per file."""
+        if not path.is_dir():
+            raise ArtifactError(f"{path}: no such directory")
+        self.refresh()
+
+    def __call__(self) -> Mapping[str, Profile]:
+        """Model to profile; another mapping object whenever one came, went or changed."""
+        return self._profiles
+
+    def refresh(self) -> bool:
+        """Read what changed; returns whether profiles or problems did."""
+        before = (self._profiles, self.problems)
+        try:
+            # A writer uses a name with a dot, and renames it.
+            names = sorted(name for name in os.listdir(self.path) if fnmatchcase(name, "[!.]*.json"))
+        except OSError as error:
+            self.problems = (f"{self.path}: cannot be read: {error.strerror or error}",)
+            return self.problems != before[1]
+        problems: list[str] = []
+        if len(names) > PROFILES_MAX:
+            problems.append(f"{self.path}: more than {PROFILES_MAX} profiles, the rest is not read")
+        good: dict[str, Profile] = {}
+        for name in names[:PROFILES_MAX]:
+            try:
+                good[name] = self._read(self.path / name)
+            except ArtifactError as error:
+                problems.append(str(error))
+                if name in self._good:
+                    good[name] = self._good[name]
+        profiles: dict[str, Profile] = {}
+        for name, profile in good.items():
+            if profile.model in profiles:
+                other = f"another file has the profile of {profile.model!r} as well"
+                problems.append(f"{self.path / name}: {other}")
+            profiles.setdefault(profile.model, profile)
+        self._good = good
+        if profiles != self._profiles:
+            self._profiles = profiles
+        self.problems = tuple(problems)
+        return (self._profiles, self.problems) != before
+
+    def _read(self, path: Path) -> Profile:
+        try:
+            stat = path.stat()
+            profile = _read_version(path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        except OSError as error:
+            raise ArtifactError(f"{path}: cannot be read: {error.strerror or error}") from None
+        if profile.clusters != self.clusters:
+            stale = f"counts in the clusters {profile.clusters}, the artifact has {self.clusters}"
+            raise ArtifactError(f"{path}: {stale}: profile it again")
+        return profile
+
+
+class ProfileDirectories:
+    """The directories of a running server, by strategy, over reloads."""
+
+    def __init__(self, on_change: Callable[[str, ProfileDirectory | None], None]) -> None:
+        """`on_change` gets a strategy whose profiles or their problems changed; None once it is gone."""
+        self._on_change = on_change
+        self._live: dict[str, ProfileDirectory] = {}
+        self._staged: dict[str, ProfileDirectory] = {}
+        self._changed = asyncio.Event()
+
+    def of(self, strategy: str, path: Path, clusters: str) -> ProfileDirectory:
+        """The directory of a strategy in a configuration that is being loaded; raises ArtifactError.
+
+        A live one is kept, with its last good profiles. `adopt` or `forget` follows.
+        """
+        found = self._live.get(strategy)
+        if found is None or (found.path, found.clusters) != (path, clusters):
+            found = ProfileDirectory(path, clusters)
+        self._staged[strategy] = found
+        return found
+
+    def adopt(self) -> None:
+        """The configuration that was being loaded is live now."""
+        before, self._live, self._staged = self._live, self._staged, {}
+        for strategy in {**self._live, **before}:
+            if self._live.get(strategy) is not before.get(strategy):
+                self._on_change(strategy, self._live.get(strategy))
+        self._changed.set()
+
+    def forget(self) -> None:
+        """The configuration that was being loaded was refused."""
+        self._staged = {}
+
+    async def watch(self, stop: asyncio.Event) -> None:
+        """Read what changes until `stop`; a reload may bring other directories."""
+        stopping = asyncio.create_task(stop.wait())
+        stopping.add_done_callback(lambda _: self._changed.set())
+        try:
+            while not stop.is_set():
+                self._changed.clear()
+                # A directory that comes back is found by the clock.
+                async for _ in notices(self._watched, self._changed):
+                    for strategy, directory in list(self._live.items()):
+                        if await asyncio.to_thread(directory.refresh):
+                            self._on_change(strategy, directory)
+        finally:
+            stopping.cancel()
+
+    def _watched(self) -> set[Path]:
+        return {each.path for each in self._live.values() if each.path.is_dir()}

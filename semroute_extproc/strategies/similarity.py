@@ -1,7 +1,7 @@
-"""The similarity strategy: strong where the strong model won on similar prompts.
+"""Similarity: the strong pool where the strong model won on similar prompts.
 
-Pure. RouteLLM (arXiv 2406.18665) section 4.2, similarity-weighted ranking: a Bradley-Terry model is
-fitted for every query, each stored comparison i weighing
+RouteLLM (arXiv 2406.18665) section 4.2, similarity-weighted ranking: a Bradley-Terry model is fitted
+for every query, each stored comparison i weighing
 
     ω_i = γ^(1 + S_i)        S_i = cos(q, q_i) / max_j cos(q, q_j)
 
@@ -16,64 +16,122 @@ weighted mean in closed form, exact, where the paper's router solves it by itera
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
-from semroute_extproc.encoder.signals import FloatArray, Signals
-from semroute_extproc.strategies.artifacts import Similarity as Artifact
+from semroute_extproc.encoder.signals import Signals
+from semroute_extproc.settings.base import FilePath
+from semroute_extproc.strategies.artifact import Artifact, ArtifactFile, Floats, digest_of
+from semroute_extproc.strategies.idea import Site
+from semroute_extproc.strategies.pair import Pair, PairSettings
+
+PROMPTS_MAX = 200_000
+"""Most stored prompts: beyond it a decision takes too long."""
 
 COSINE_MIN = 1e-3
-"""Where not even the nearest prompt is similar, S is taken relative to this."""
-
+"""S is relative to at least this, if not even the nearest prompt is similar."""
 
 LENGTH_MIN = 1e-6
-"""A text that the axes know nothing of stays near 0 and is similar to none."""
+"""A text that lies outside the axes stays near 0 and is similar to none."""
+
+
+@dataclass(frozen=True)
+class SimilarityArtifact(Artifact):
+    """Labelled prompts of one pair of models."""
+
+    embeddings: Floats
+    """Shape (n, r), rows of length 1."""
+    axes: Floats | None
+    """Shape (r, d): principal axes on which cosines are taken; None for all of the embedding, r = d."""
+    wins: Floats
+    """Shape (n,): 1 where the strong model won, 0 where the weak one did, 0.5 for a tie."""
+    gamma: float
+    """Base of the weights γ^(1 + S); RouteLLM's is 10."""
+    neighbours: int
+    """How many of the most similar prompts count; 0 for all, as in RouteLLM."""
+    quantiles: tuple[float, ...]
+    """Of the score on prompts that it had not stored, ascending."""
+
+    @property
+    def digest(self) -> str:
+        """Twelve hexadecimal digits that change with the scores."""
+        return digest_of(self.embeddings, self.wins, np.asarray([self.gamma, self.neighbours]), self.axes)
+
+
+def read_similarity(path: Path) -> SimilarityArtifact:
+    """Read a `similarity` artifact; raises ArtifactError, naming the file and what is wrong."""
+    file = ArtifactFile(path, "similarity")
+    axes = file.floats("axes", None, file.manifest.dimensions) if "axes" in file else None
+    embeddings = file.floats("embeddings", None, file.manifest.dimensions if axes is None else len(axes))
+    n = len(embeddings)
+    if not 0 < n <= PROMPTS_MAX:
+        raise file.error(f"{n} prompts, expected 1 to {PROMPTS_MAX}")
+    wins = file.floats("wins", n)
+    gamma, neighbours = float(file.floats("gamma").item()), file.integer("neighbours", 0)
+    if wins.min() < 0.0 or wins.max() > 1.0 or not gamma >= 1.0 or neighbours < 0:
+        raise file.error("wins outside 0..1, gamma below 1 or neighbours below 0")
+    return SimilarityArtifact(file.manifest, embeddings, axes, wins, gamma, neighbours, file.quantiles())
+
+
+class SimilaritySettings(PairSettings):
+    """Strong where it won on similar prompts (RouteLLM section 4.2, similarity-weighted ranking)."""
+
+    kind: Literal["similarity"]
+    artifact: FilePath = Field(description="File of `semroute fit similarity`.")
+
+    files: ClassVar = {"artifact": read_similarity, **PairSettings.files}
+
+    def compile(self, site: Site) -> Pair:
+        """By the artifact's prompts; raises Unfit."""
+        artifact = site.artifact(SimilarityArtifact)
+        calibration = self.calibrated(site, artifact.digest)
+        # A mean over many prompts: scores lie close together, and two digits would look alike.
+        cutoff = self.cutoff(artifact.quantiles, calibration, "similarity", digits=4)
+        return Pair(Similarity(artifact), cutoff, "similarity", self.on_unknown)
 
 
 class Similarity:
     """P(strong wins) from stored prompts.
 
-    Every stored prompt is read for every query, in float32 and without an index: what is given is
-    exact for the stored rows, which may stand on fewer axes than the embedding (`semroute fit`).
+    Every stored prompt is read for every query, in float32 and without an index: the result is exact
+    for the stored rows, which may lie on fewer axes than the embedding (`semroute fit`).
     """
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, artifact: SimilarityArtifact) -> None:
         n = len(artifact.wins)
         self._log_gamma = math.log(artifact.gamma)
         self._k = artifact.neighbours if 0 < artifact.neighbours < n else 0
         # A product with a row vector streams through these, in half the time of rows times a column.
-        self._columns: FloatArray = np.ascontiguousarray(artifact.embeddings.T)
-        self._axes = artifact.axes
-        self._wins = artifact.wins
-        self._revision = artifact.manifest.revision
-        self._shape = (artifact.manifest.dimensions,)
+        self._columns: Floats = np.ascontiguousarray(artifact.embeddings.T)
+        self._axes, self._wins, self._manifest = artifact.axes, artifact.wins, artifact.manifest
 
     def __call__(self, signals: Signals) -> float | None:
         """The probability, or None for a text that another bundle read."""
-        x = signals.neighbours
-        if x is None or signals.revision != self._revision or x.shape != self._shape:
-            return None
-        return self.of(x)
+        x = self._manifest.embedding(signals)
+        return None if x is None else self.of(x)
 
-    def of(self, x: FloatArray) -> float:
+    def of(self, x: Floats) -> float:
         """The probability for an embedding (d,) of length 1."""
-        cosines: FloatArray = (
-            x if self._axes is None else on_axes(x[None, :], self._axes)[0]
-        ) @ self._columns
+        query = x if self._axes is None else on_axes(x[None, :], self._axes)[0]
+        cosines: Floats = query @ self._columns
         if not self._k:
             return win_rate(cosines, self._wins, self._log_gamma)
         near = np.argpartition(cosines, len(cosines) - self._k)[len(cosines) - self._k :]
         return win_rate(cosines[near], self._wins[near], self._log_gamma)
 
 
-def on_axes(x: FloatArray, axes: FloatArray) -> FloatArray:
+def on_axes(x: Floats, axes: Floats) -> Floats:
     """Rows (n, d) on the axes (r, d), scaled to length 1 again; (n, r)."""
-    found: FloatArray = x @ axes.T
+    found: Floats = x @ axes.T
     found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), np.float32(LENGTH_MIN))
     return found
 
 
-def win_rate(cosines: FloatArray, wins: FloatArray, log_gamma: float) -> float:
+def win_rate(cosines: Floats, wins: Floats, log_gamma: float) -> float:
     """Σ ω y / Σ ω over stored prompts; both arrays (n,). A common factor of all ω cancels."""
     best = float(cosines.max())
     # Relative to the largest, so that there is always one weight of 1 and none overflows.

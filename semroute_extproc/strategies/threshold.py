@@ -1,23 +1,29 @@
-"""The threshold strategy: the strong pool from a difficulty on.
+"""Threshold: the strong pool from a difficulty on.
 
-Pure. Hybrid LLM (arXiv 2404.14618) section 3; RouteLLM (arXiv 2406.18665) section 4.2 with its
-BERT classifier.
+Hybrid LLM (arXiv 2404.14618) section 3; RouteLLM (arXiv 2406.18665) section 4.2 with its BERT
+classifier: strong if difficulty(q) ≥ t, where t is given or a quantile of the reference traffic.
 """
 
 from __future__ import annotations
 
-from semroute_extproc.config.models import ThresholdStrategy
-from semroute_extproc.encoder.manifest import DifficultyHead
-from semroute_extproc.strategies.calibration import Calibration
-from semroute_extproc.strategies.pair import Pair
+from typing import Literal
+
+from semroute_extproc.encoder.signals import Signals
+from semroute_extproc.strategies.idea import Site
+from semroute_extproc.strategies.pair import Pair, PairSettings
 
 
-class Threshold(Pair):
-    """Strong if difficulty ≥ t, where t is given or a quantile of the bundle's reference traffic."""
+class ThresholdSettings(PairSettings):
+    """Strong from a difficulty on (Hybrid LLM section 3; RouteLLM section 4.2, BERT classifier)."""
 
-    def __init__(
-        self, settings: ThresholdStrategy, head: DifficultyHead, calibration: Calibration | None = None
-    ) -> None:
-        super().__init__(
-            settings, lambda signals: signals.difficulty, head.quantiles, "difficulty", calibration
-        )
+    kind: Literal["threshold"]
+
+    def compile(self, site: Site) -> Pair:
+        """By the bundle's difficulty; raises Unfit."""
+        cutoff = self.cutoff(site.manifest.difficulty.quantiles, self.calibrated(site), "difficulty")
+        return Pair(difficulty, cutoff, "difficulty", self.on_unknown)
+
+
+def difficulty(signals: Signals) -> float:
+    """The score."""
+    return signals.difficulty

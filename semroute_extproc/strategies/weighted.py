@@ -1,29 +1,36 @@
-"""Strategies that read nothing of the request: always the same pool, or shares by weight.
-
-Pure. Shares are drawn from the request id, so that a retry goes where the first try went. Without
-an id (Envoy sends one unless it is told not to) they are drawn from the conversation's last words:
-the same request still goes to the same place, and different ones are still spread out.
-"""
+"""Weighted: pools by weight, whatever the request. Draws are by request id (`policy.draw`)."""
 
 from __future__ import annotations
 
-from semroute_extproc.config.models import FixedStrategy, WeightedStrategy
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
 from semroute_extproc.policy.context import Candidates, Choice, RoutingContext, Strategy
 from semroute_extproc.policy.draw import draw_id, drawn
+from semroute_extproc.strategies.idea import Site, StrategySettings
 
 
-class Fixed(Strategy):
-    """Always the same pool."""
+class WeightedSettings(StrategySettings):
+    """Pools by weight, the same for the same request id."""
 
-    needs_signals = False
-    hard_preferences = False
+    kind: Literal["weighted"]
+    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(min_length=1, description="Pool to weight.")
 
-    def __init__(self, settings: FixedStrategy) -> None:
-        self._pool = settings.pool
+    @model_validator(mode="after")
+    def _positive(self) -> WeightedSettings:
+        if sum(self.weights.values()) <= 0:
+            raise ValueError("at least one weight must be positive")
+        return self
 
-    def choose(self, facts: RoutingContext, candidates: Candidates) -> Choice:
-        """The pool."""
-        return Choice(self._pool, f"always {self._pool}")
+    def named_pools(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        """Every pool with a weight."""
+        return ((("weights", pool), pool) for pool in self.weights)
+
+    def compile(self, site: Site) -> Weighted:
+        """Needs no file."""
+        return Weighted(site.name, self)
 
 
 class Weighted(Strategy):
@@ -32,18 +39,17 @@ class Weighted(Strategy):
     needs_signals = False
     hard_preferences = False
 
-    def __init__(self, name: str, settings: WeightedStrategy) -> None:
-        self._name = name
-        self._weights = settings.weights or {}
+    def __init__(self, name: str, settings: WeightedSettings) -> None:
+        self._name, self._weights = name, settings.weights
 
-    def choose(self, facts: RoutingContext, candidates: Candidates) -> Choice:
-        """Weights are shared out anew among the pools that could answer.
+    def choose(self, context: RoutingContext, candidates: Candidates) -> Choice:
+        """Weights are shared out among the pools that could answer.
 
-        The strategy's name goes into the hash so that two canaries do not hit the same requests.
+        The strategy's name is part of the hash, so that two strategies do not draw the same requests.
         """
         weights = {pool: weight for pool, weight in self._weights.items() if pool in candidates.pools}
         total = sum(weights.values())
         if total <= 0:
             return Choice(candidates.first_of(), "no weighted pool could answer")
-        chosen = drawn(weights, self._name, draw_id(facts))
+        chosen = drawn(weights, self._name, draw_id(context))
         return Choice(chosen, f"weight {weights[chosen] / total:.2f}")

@@ -14,7 +14,7 @@ import structlog
 
 from semroute_extproc import events as ev
 from semroute_extproc import outcome as outcomes
-from semroute_extproc.config.models import Telemetry
+from semroute_extproc.settings.process import Telemetry
 
 log = structlog.get_logger("semroute")
 

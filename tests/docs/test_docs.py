@@ -15,8 +15,8 @@ from semroute_extproc.config.models import Config
 from semroute_extproc.envoy import replies as mutations
 from semroute_extproc.outcome import Cause
 from semroute_extproc.pipeline import pipeline
-from semroute_extproc.settings.strategies import Strategy
 from semroute_extproc.state import sessions as session
+from semroute_extproc.strategies.registry import IDEAS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -74,7 +74,7 @@ def test_every_section_of_the_configuration_is_documented() -> None:
 def test_every_strategy_has_its_idea_settings_curve_and_when_to_choose_it() -> None:
     page = (DOCS / "strategies.md").read_text()
     sections = {title: body for title, _, body in (part.partition("\n") for part in page.split("\n## "))}
-    kinds = {model.model_fields["kind"].annotation for model in get_args(get_args(Strategy)[0])}
+    kinds = {model.model_fields["kind"].annotation for model in IDEAS}
     for kind in (name for each in kinds for name in get_args(each)):
         body = next(body for title, body in sections.items() if kind in title.split())
         for part in ("**Idea.**", "| setting |", "](curves/", "**When.**"):

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from gateway import Gateway, chat, start_sidecar
+from semroute_lab.profile.tally import tally
 
 from semroute_extproc.cli import main
 from semroute_extproc.encoder.offline import Scorer
-from semroute_extproc.strategies.artifacts import load_clusters
-from semroute_extproc.strategies.profiles import tally, write_profile
+from semroute_extproc.strategies.clusters import read_clusters
+from semroute_extproc.strategies.profiles import write_profile
 
 SUMS = [f"What is {a} plus {b} times {a + 3}?" for a in range(2, 7) for b in range(11, 15)]
 LAWS = [
@@ -54,7 +55,7 @@ def fitted(folder: Path) -> None:
     )
     assert result.exit_code == 0, result.output
 
-    clusters = load_clusters(folder / "clusters.npz")
+    clusters = read_clusters(folder / "clusters.npz")
     x = np.asarray([s.neighbours for s in Scorer.of().score_all([*SUMS, *LAWS])], dtype=np.float32)
     (folder / "profiles").mkdir()
     for name, sums in (("small", 1.0), ("large", 0.05)):
@@ -64,7 +65,7 @@ def fitted(folder: Path) -> None:
 
 
 def configuration() -> dict[str, Any]:
-    pair = {"weak": "small", "strong": "large", "strong_share": 0.5, "unsure": "large"}
+    pair = {"weak": "small", "strong": "large", "strong_share": 0.5, "on_unknown": "large"}
     return {
         "server": {"deadline_ms": 1500, "drain_seconds": 0},
         "telemetry": {"log_format": "json"},

@@ -17,7 +17,8 @@ from semroute_demo.sidecar import Sidecar
 
 from semroute_extproc.cli import main
 from semroute_extproc.encoder.offline import Scorer
-from semroute_extproc.strategies.artifacts import Clusters, Manifest, save_clusters
+from semroute_extproc.strategies.artifact import ArtifactManifest, write_artifact
+from semroute_extproc.strategies.clusters import ClustersArtifact
 
 SUMS = [f"What is {a} plus {b} times {a + 3}?" for a in range(2, 8) for b in range(11, 14)]
 LAWS = [
@@ -135,14 +136,14 @@ def cluster_artifact(path: Path) -> None:
         vectors = np.stack([signals.neighbours for signals in scorer.score_all(texts)])  # type: ignore[arg-type]
         means.append(vectors.mean(axis=0))
     centroids = np.stack(means).astype(np.float32)
-    manifest = Manifest(
+    manifest = ArtifactManifest(
         kind="clusters",
         bundle=scorer.bundle.manifest.name,
         revision=scorer.bundle.revision,
         dimensions=centroids.shape[1],
         rows=len(SUMS) + len(LAWS),
     )
-    save_clusters(path, Clusters(manifest, centroids, None, ("sums", "torts")))
+    write_artifact(path, ClustersArtifact(manifest, centroids, None, ("sums", "torts")))
 
 
 def profile(server: OpenAIServer, model: str, folder: Path, out: Path) -> None:

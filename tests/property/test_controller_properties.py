@@ -13,7 +13,7 @@ from semroute_extproc.settings.controllers import Budget, LoadController
 from semroute_extproc.state.budget import BudgetController, Spent
 from semroute_extproc.state.pressure import PoolPressure, raw_pressure
 from semroute_extproc.state.sessions import Sessions
-from semroute_extproc.strategies.cutoff import Cutoff, leaned, pressed
+from semroute_extproc.strategies.cutoff import Cutoff, biased, pressed
 
 shares = st.floats(0.0, 1.0)
 leanings = st.floats(-8.0, 8.0)
@@ -95,7 +95,7 @@ def test_a_higher_leaning_never_takes_a_request_from_the_strong_pool(
 
 @given(shares, leanings)
 def test_a_leaned_share_is_a_share(share: float, leaning: float) -> None:
-    assert 0.0 < leaned(share, leaning) < 1.0
+    assert 0.0 < biased(share, leaning) < 1.0
 
 
 @given(st.lists(st.tuples(gauges, st.floats(0.0, 60.0)), max_size=40), st.floats(0.0, 0.4))
@@ -120,7 +120,7 @@ def test_a_longer_queue_never_presses_less(load: dict[str, float], more: float) 
 
 @given(st.lists(st.tuples(st.floats(0.0, 1e3), st.floats(0.0, 1e3), st.booleans()), max_size=100))
 def test_a_leaning_never_leaves_its_bound(decisions: list[tuple[float, float, bool]]) -> None:
-    subject = BudgetController(Budget(dollars_per_thousand=1.0, leaning_max=2.0))
+    subject = BudgetController(Budget(dollars_per_thousand=1.0, bias_max=2.0))
     for number, (value, spread, is_pressed) in enumerate(decisions):
         subject.decided(Spent(value, spread), is_pressed, float(number))
         assert -2.0 <= subject.bias <= 2.0

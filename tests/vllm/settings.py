@@ -7,12 +7,10 @@ from typing import Any
 
 from tiny_model import CONTEXT, EFFORTS
 
-from semroute_extproc.config import models as config
 from semroute_extproc.request.reasoning import FAMILIES
 
 EFFORT_HEADER = "x-effort"
-HAS_CONTROLLERS = "controllers" in config.Config.model_fields
-HAS_JUDGE = hasattr(config, "JudgeStrategy")
+HAS_CONTROLLERS = HAS_JUDGE = True
 
 
 def settings(metrics: Mapping[str, str]) -> dict[str, Any]:

@@ -20,12 +20,11 @@ from servers import Pools
 from settings import HAS_JUDGE
 from tiny_model import LABELS
 
-from semroute_extproc.config.models import JudgeStrategy
 from semroute_extproc.io.http import Endpoint
 from semroute_extproc.request.reasoning import switch
 from semroute_extproc.request.view import Api
-from semroute_extproc.strategies.judging.client import Judge
-from semroute_extproc.strategies.judging.prompt import Question, probability
+from semroute_extproc.strategies.judge import JudgeSettings, Question, probability
+from semroute_extproc.strategies.judge_client import JudgeClient
 
 ASKED = {"max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": 5}
 BODY = {**chat("Which model should answer? Say 1 or 2.", "small-model"), **ASKED}
@@ -95,7 +94,7 @@ async def test_a_judge_scores_a_text_and_then_remembers(pools: Pools) -> None:
     pools.large.ask("/v1/chat/completions", {**BODY, "model": "large-model"})
     settings = {"kind": "judge", "weak": "a", "strong": "b", "threshold": 0.5, "timeout_ms": 10_000}
     where = {"url": f"http://127.0.0.1:{pools.large.port}/v1", "model": "large-model"}
-    judge = Judge("s", JudgeStrategy.model_validate({**settings, **where}))
+    judge = JudgeClient("s", JudgeSettings.model_validate({**settings, **where}))
     first = await judge.ask("How many primes are below 1000?", _in(20.0))
     again = await judge.ask("How many primes are below 1000?", _in(20.0))
     await judge.close()

@@ -22,11 +22,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from semroute_extproc.config.models import IntentStrategy
-from semroute_extproc.strategies.artifacts import Kind, Manifest
+from semroute_extproc.strategies.artifact import ArtifactManifest
 from semroute_extproc.strategies.clusters import cluster_errors
 from semroute_extproc.strategies.factorization import Factorization
-from semroute_extproc.strategies.profiles import tally
+from semroute_extproc.strategies.intent import IntentSettings
 from semroute_extproc.strategies.similarity import Similarity
 from semroute_lab.evaluate.metrics.arrays import Floats, Integers
 from semroute_lab.evaluate.scoring import Scores
@@ -34,6 +33,7 @@ from semroute_lab.evaluate.splitting import folds, text_groups
 from semroute_lab.fit import clusters, factorization, similarity
 from semroute_lab.fit.outcomes import FOLDS, PAIR
 from semroute_lab.fit.settle import score_quantiles
+from semroute_lab.profile.tally import tally
 
 Vectors = npt.NDArray[np.float32]
 
@@ -43,7 +43,7 @@ NEIGHBOURS = 200
 SHRINKAGE = 20.0
 """Answers that a model's own mean counts for, as the strategy has it by default."""
 
-MAX_ENTROPY: float = IntentStrategy.model_fields["max_entropy"].default
+MAX_ENTROPY: float = IntentSettings.model_fields["max_entropy"].default
 """From where on `intent` abstains, as the strategy has it by default."""
 
 FITTED = {
@@ -120,8 +120,10 @@ def judge_scores(
     return np.where(np.isfinite(given), given, instead)
 
 
-def _manifest(kind: Kind, fit: Labelled, seed: int) -> Manifest:
-    return Manifest(kind=kind, bundle="", revision="", dimensions=fit.x.shape[1], rows=len(fit.x), seed=seed)
+def _manifest(kind: str, fit: Labelled, seed: int) -> ArtifactManifest:
+    return ArtifactManifest(
+        kind=kind, bundle="", revision="", dimensions=fit.x.shape[1], rows=len(fit.x), seed=seed
+    )
 
 
 def similarity_scores(fit: Labelled, x: Vectors, seed: int, neighbours: int = 0) -> Floats:

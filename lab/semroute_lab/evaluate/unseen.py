@@ -13,11 +13,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from semroute_extproc.strategies.artifacts import Clusters, Manifest
-from semroute_extproc.strategies.clusters import cluster_errors
-from semroute_extproc.strategies.profiles import tally
+from semroute_extproc.strategies.artifact import ArtifactManifest
+from semroute_extproc.strategies.clusters import ClustersArtifact, cluster_errors
 from semroute_lab.evaluate.metrics.arrays import Floats, Integers
 from semroute_lab.fit.clusters import CLUSTERINGS, LEARNED_MAP_SHRINKAGE, k_means, learn_map, sums
+from semroute_lab.profile.tally import tally
 
 Vectors = npt.NDArray[np.float32]
 
@@ -79,7 +79,9 @@ def clusters_averaged(trial: Trial) -> Floats:
     others = [k_means(trial.train, k, trial.seed + run)[0] for run in range(1, CLUSTERINGS)]
     centroids = np.concatenate([trial.centres, *others]).astype(np.float32)
     names = ("",) * len(centroids)
-    return _live(trial, Clusters(_manifest(trial), centroids, None, names, CLUSTERINGS), "shrunk", SHRINKAGE)
+    return _live(
+        trial, ClustersArtifact(_manifest(trial), centroids, None, names, CLUSTERINGS), "shrunk", SHRINKAGE
+    )
 
 
 def learned_map(trial: Trial) -> Floats:
@@ -95,24 +97,24 @@ def learned_map(trial: Trial) -> Floats:
     weights, bias = learn_map(trial.train, trial.train_errors, trial.centres, profiles, trial.seed)
     centroids = np.ascontiguousarray(weights.T, dtype=np.float32)
     names = ("",) * len(centroids)
-    artifact = Clusters(_manifest(trial), centroids, bias.astype(np.float32), names)
+    artifact = ClustersArtifact(_manifest(trial), centroids, bias.astype(np.float32), names)
     return _live(trial, artifact, "shrunk", LEARNED_MAP_SHRINKAGE)
 
 
-def _hard(trial: Trial) -> Clusters:
+def _hard(trial: Trial) -> ClustersArtifact:
     names = ("",) * len(trial.centres)
-    return Clusters(_manifest(trial), trial.centres.astype(np.float32), None, names)
+    return ClustersArtifact(_manifest(trial), trial.centres.astype(np.float32), None, names)
 
 
-def _manifest(trial: Trial) -> Manifest:
+def _manifest(trial: Trial) -> ArtifactManifest:
     dimensions = trial.train.shape[1]
-    return Manifest(
+    return ArtifactManifest(
         kind="clusters", bundle="", revision="", dimensions=dimensions, rows=len(trial.train), seed=trial.seed
     )
 
 
 def _live(
-    trial: Trial, artifact: Clusters, estimate: Literal["shrunk", "laplace"], shrinkage: float
+    trial: Trial, artifact: ClustersArtifact, estimate: Literal["shrunk", "laplace"], shrinkage: float
 ) -> Floats:
     """Expected errors exactly as the strategy `clusters` computes them, from profiles of the validation."""
     psi = [

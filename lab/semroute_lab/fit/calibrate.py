@@ -11,11 +11,11 @@ import numpy as np
 from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.errors import ArtifactError, DataError
 from semroute_extproc.strategies import calibration as files
-from semroute_extproc.strategies.artifacts import Manifest, kind_of, load_factorization, load_similarity
+from semroute_extproc.strategies.artifact import ArtifactFile, ArtifactManifest
 from semroute_extproc.strategies.calibration import Calibration
-from semroute_extproc.strategies.factorization import Factorization
+from semroute_extproc.strategies.factorization import Factorization, read_factorization
 from semroute_extproc.strategies.pair import Score
-from semroute_extproc.strategies.similarity import Similarity
+from semroute_extproc.strategies.similarity import Similarity, read_similarity
 from semroute_lab.evaluate.data import (
     TEXT_COLUMNS,
     Table,
@@ -58,7 +58,7 @@ def run(
         raise table.error(strong_column, "expected this column: a quality drop needs outcomes")
     scorer = open_scorer(bundle)
     distinct = list(dict.fromkeys(texts))
-    kind: files.Score = "judge"
+    kind: str = "judge"
     if judge is not None:
         judged = judging.judge(judge, strategy, distinct)
         digest, known = judged.settings.digest, judged.scores
@@ -118,19 +118,17 @@ def _outcomes(table: Table, strong: str, weak: str) -> tuple[Floats, Floats] | N
     return table.numbers_in(strong, 0.0, 1.0), table.numbers_in(weak, 0.0, 1.0)
 
 
-def _score(
-    path: Path | None, scorer: Scorer, strong: str | None, weak: str | None
-) -> tuple[files.Score, str, Score]:
+def _score(path: Path | None, scorer: Scorer, strong: str | None, weak: str | None) -> tuple[str, str, Score]:
     """The kind of score, the digest of its artifact and the live path's own function."""
     if path is None:
         return "threshold", "", lambda signals: signals.difficulty
-    match kind_of(path):
+    match ArtifactFile(path).manifest.kind:
         case "similarity":
-            similar = load_similarity(path)
+            similar = read_similarity(path)
             _same_bundle(path, similar.manifest, scorer)
             return "similarity", similar.digest, Similarity(similar)
         case "factorization":
-            factors = load_factorization(path)
+            factors = read_factorization(path)
             _same_bundle(path, factors.manifest, scorer)
             names = (strong or PAIR[0], weak or PAIR[1])
             for name in names:
@@ -142,7 +140,7 @@ def _score(
             raise ArtifactError(f"{path}: is a {kind} artifact, which has no score of a pair")
 
 
-def _same_bundle(path: Path, manifest: Manifest, scorer: Scorer) -> None:
+def _same_bundle(path: Path, manifest: ArtifactManifest, scorer: Scorer) -> None:
     ours, theirs = scorer.bundle, f"{manifest.bundle} {manifest.revision}"
     if manifest.revision != ours.revision:
         this = f"{ours.manifest.name} {ours.revision}"

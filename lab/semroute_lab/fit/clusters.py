@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from semroute_extproc.strategies.artifacts import Clusters, Manifest
+from semroute_extproc.strategies.artifact import ArtifactManifest
+from semroute_extproc.strategies.clusters import ClustersArtifact
 from semroute_lab.evaluate.metrics.arrays import Floats, Integers
 
 Vectors = npt.NDArray[np.float32]
@@ -45,18 +46,22 @@ _WORD = re.compile(r"[^\W\d_]{3,}")
 
 
 def fit_kmeans(
-    x: Vectors, manifest: Manifest, texts: Sequence[str], k: int = CLUSTERS, clusterings: int = CLUSTERINGS
-) -> Clusters:
+    x: Vectors,
+    manifest: ArtifactManifest,
+    texts: Sequence[str],
+    k: int = CLUSTERS,
+    clusterings: int = CLUSTERINGS,
+) -> ClustersArtifact:
     """K-means from `clusterings` seeds, one after the other; `x` (n, d) with its texts."""
     found = [k_means(x, k, manifest.seed + run) for run in range(clusterings)]
     names = [name for _, near in found for name in cluster_names(texts, near, k)]
     centroids = np.concatenate([centres for centres, _ in found]).astype(np.float32)
-    return Clusters(manifest, centroids, None, tuple(names), clusterings)
+    return ClustersArtifact(manifest, centroids, None, tuple(names), clusterings)
 
 
 def fit_learned_map(
-    x: Vectors, errors: Floats, manifest: Manifest, texts: Sequence[str], k: int = CLUSTERS
-) -> Clusters:
+    x: Vectors, errors: Floats, manifest: ArtifactManifest, texts: Sequence[str], k: int = CLUSTERS
+) -> ClustersArtifact:
     """UniRoute's learned map, softmax(W x + b), from the training models' `errors` (n, models)."""
     centres, near = k_means(x, k, manifest.seed)
     wrong, rows = sums(near, errors, k)
@@ -64,7 +69,7 @@ def fit_learned_map(
     profiles = (wrong + shrinkage * errors.mean(axis=0)) / (rows[:, None] + shrinkage)
     weights, bias = learn_map(x, errors, centres, profiles, manifest.seed)
     names = cluster_names(texts, np.argmax(x @ weights + bias, axis=1).astype(np.int64), k)
-    return Clusters(
+    return ClustersArtifact(
         manifest, np.ascontiguousarray(weights.T, dtype=np.float32), bias.astype(np.float32), names
     )
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from semroute_extproc.strategies.artifacts import Factorization, Manifest
+from semroute_extproc.strategies.artifact import ArtifactManifest
+from semroute_extproc.strategies.factorization import FactorizationArtifact
 from semroute_lab.evaluate.metrics.arrays import Floats, Integers
 from semroute_lab.fit.outcomes import Vectors, quantiles
 
@@ -50,8 +51,13 @@ class Factors:
 
 
 def fit(
-    x: Vectors, outcome: Floats, models: tuple[str, ...], fold: Integers, manifest: Manifest, rank: int = RANK
-) -> tuple[Factorization, Floats]:
+    x: Vectors,
+    outcome: Floats,
+    models: tuple[str, ...],
+    fold: Integers,
+    manifest: ArtifactManifest,
+    rank: int = RANK,
+) -> tuple[FactorizationArtifact, Floats]:
     """The artifact, and out-of-fold δ of every model; (n, models).
 
     `x` (n, d), `outcome` (n, models) 0..1, `fold` (n,). The quantiles are of P(first model wins over
@@ -69,7 +75,7 @@ def fit(
             best, held = (loss, weight), deltas
     factors = descend(x, outcome, best[1], rank, manifest.seed)
     reference = quantiles(_sigmoid(held[:, 0] - held[:, 1]))
-    return Factorization(manifest, models, factors.v, factors.w, factors.b, reference), held
+    return FactorizationArtifact(manifest, models, factors.v, factors.w, factors.b, reference), held
 
 
 def pair_loss(deltas: Floats, outcome: Floats) -> float:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from semroute_extproc.config.models import JudgeStrategy
 from semroute_extproc.config.source import load as load_config
 from semroute_extproc.errors import ConfigError, EndpointError
-from semroute_extproc.strategies.judging import offline
+from semroute_extproc.strategies.judge import JudgeSettings
+from semroute_lab.fit import judge_scores
 from semroute_lab.fit.cli import counter
 
 
@@ -19,7 +19,7 @@ class Judged:
     """What a judge said of distinct prompts."""
 
     strategy: str
-    settings: JudgeStrategy
+    settings: JudgeSettings
     scores: dict[str, float | None]
     """Prompt to P(the strong model wins), None where the judge gave no score."""
     failed: dict[str, int]
@@ -43,7 +43,7 @@ def judge(path: Path, strategy: str | None, texts: Sequence[str]) -> Judged:
     `strategy` is no judge, or None and there is not exactly one; EndpointError if no text has a score.
     """
     config = load_config(path).config
-    judges = {name: each for name, each in config.strategies.items() if isinstance(each, JudgeStrategy)}
+    judges = {name: each for name, each in config.strategies.items() if isinstance(each, JudgeSettings)}
     names = [strategy] if strategy is not None else list(judges)
     if len(names) != 1 or names[0] not in judges:
         known = ", ".join(judges) or "none"
@@ -51,7 +51,7 @@ def judge(path: Path, strategy: str | None, texts: Sequence[str]) -> Judged:
     settings = judges[names[0]]
     distinct = list(dict.fromkeys(texts))
     with counter("judged", len(distinct)) as advance:
-        scores, why = offline.score_all(settings, distinct, advance)
+        scores, why = judge_scores.score_all(settings, distinct, advance)
     if why and len(why) == len(distinct):
         raise EndpointError(why[0], f"{settings.url}: no scores, the judge's answers were: {why[0]}")
     failed = dict(Counter(why).most_common())

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.encoder.signals import Signals
 from semroute_extproc.errors import DataError
-from semroute_extproc.strategies.artifacts import Kind, Manifest
+from semroute_extproc.strategies.artifact import ArtifactManifest
 from semroute_lab.evaluate.data import (
     TEXT_COLUMNS,
     Table,
@@ -102,9 +102,11 @@ def embed(scorer: Scorer, outcomes: Outcomes, progress: Progress) -> tuple[Outco
     return outcomes.take(keep), np.asarray(vectors, dtype=np.float32)
 
 
-def manifest(kind: Kind, scorer: Scorer, outcomes: Outcomes, x: Vectors, seed: int, licence: str) -> Manifest:
+def manifest(
+    kind: str, scorer: Scorer, outcomes: Outcomes, x: Vectors, seed: int, licence: str
+) -> ArtifactManifest:
     """What the artifact will say of itself."""
-    return Manifest(
+    return ArtifactManifest(
         kind=kind,
         bundle=scorer.bundle.manifest.name,
         revision=scorer.bundle.revision,

@@ -10,9 +10,8 @@ import math
 
 import numpy as np
 
-from semroute_extproc.strategies.artifacts import Manifest, Similarity
-from semroute_extproc.strategies.similarity import Similarity as Score
-from semroute_extproc.strategies.similarity import on_axes
+from semroute_extproc.strategies.artifact import ArtifactManifest
+from semroute_extproc.strategies.similarity import Similarity, SimilarityArtifact, on_axes
 from semroute_lab.evaluate.metrics.arrays import Floats, Integers
 from semroute_lab.fit.outcomes import Vectors, quantiles
 
@@ -33,11 +32,11 @@ def fit(
     x: Vectors,
     wins: Floats,
     fold: Integers,
-    manifest: Manifest,
+    manifest: ArtifactManifest,
     gamma: float = GAMMA,
     neighbours: int = 0,
     axes: int | None = None,
-) -> tuple[Similarity, Floats]:
+) -> tuple[SimilarityArtifact, Floats]:
     """The artifact, and out-of-fold scores of the rows, NaN where a row was not scored; (n,).
 
     `x` (n, d) unit rows, `wins` (n,) labels 0..1, `fold` (n,); `axes` principal axes to store the
@@ -51,11 +50,12 @@ def fit(
     empty = (0.0,) * 101
     for part in np.unique(fold):
         rows = fold != part
-        score = Score(Similarity(manifest, stored[rows], basis, labels[rows], gamma, neighbours, empty))
+        part_of = SimilarityArtifact(manifest, stored[rows], basis, labels[rows], gamma, neighbours, empty)
+        score = Similarity(part_of)
         for row in chosen[fold[chosen] == part]:
             held[row] = score.of(x[row])
     reference = quantiles(held[np.isfinite(held)])
-    return Similarity(manifest, stored, basis, labels, gamma, neighbours, reference), held
+    return SimilarityArtifact(manifest, stored, basis, labels, gamma, neighbours, reference), held
 
 
 def principal_axes(x: Vectors, count: int) -> Vectors | None:

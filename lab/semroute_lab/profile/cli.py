@@ -15,8 +15,9 @@ import click
 
 from semroute_extproc.encoder.cores import usable_cores
 from semroute_extproc.errors import ArtifactError, BundleError, DataError, EndpointError
-from semroute_extproc.strategies.artifacts import Clusters, load_clusters
-from semroute_extproc.strategies.profiles import Profile, certainty, read_profile, write_profile
+from semroute_extproc.strategies.clusters import ClustersArtifact, read_clusters
+from semroute_extproc.strategies.profiles import Profile, read_profile, write_profile
+from semroute_lab.profile.tally import certainty
 
 FAILED_SHARE_MAX = 0.1
 """With more questions than this left unanswered no profile is written: it would describe the rest."""
@@ -199,9 +200,9 @@ def fit(
     """Make a profile from outcomes you have: a CSV or JSON Lines file, one prompt a row."""
     import numpy as np
 
-    from semroute_extproc.strategies.profiles import tally
     from semroute_lab.evaluate.data import TEXT_COLUMNS, pick_column, prompt_texts, read_table
     from semroute_lab.profile.profiling import with_intervals
+    from semroute_lab.profile.tally import tally
 
     with _told():
         clusters, scorer = _clusters(clusters_path, bundle_dir)
@@ -253,7 +254,7 @@ def show(files: tuple[Path, ...], clusters_path: Path | None, as_json: bool) -> 
     from semroute_lab.profile.show import check_alike, draw, report
 
     with _told():
-        clusters = load_clusters(clusters_path) if clusters_path is not None else None
+        clusters = read_clusters(clusters_path) if clusters_path is not None else None
         profiles = [read_profile(path) for path in files]
         check_alike(files, profiles, clusters)
     if as_json:
@@ -262,12 +263,12 @@ def show(files: tuple[Path, ...], clusters_path: Path | None, as_json: bool) -> 
         draw(profiles, clusters, Console(markup=False, highlight=False))
 
 
-def _clusters(path: Path, bundle_dir: Path | None) -> tuple[Clusters, Any]:
+def _clusters(path: Path, bundle_dir: Path | None) -> tuple[ClustersArtifact, Any]:
     """The artifact and what embeds with its bundle; raises ArtifactError or BundleError."""
     from semroute_extproc.encoder.offline import Scorer
     from semroute_lab.profile.profiling import check_bundle
 
-    clusters = load_clusters(path)
+    clusters = read_clusters(path)
     scorer = Scorer.of(bundle_dir)
     check_bundle(path, clusters, scorer.bundle)
     return clusters, scorer
@@ -321,7 +322,7 @@ def _enough(found: Any, total: int) -> None:
         )
 
 
-def _tell(path: Path, made: Profile, clusters: Clusters) -> None:
+def _tell(path: Path, made: Profile, clusters: ClustersArtifact) -> None:
     click.echo(certainty(made, clusters.clusterings), err=True)
     click.echo(f"{path}")
 

@@ -12,15 +12,16 @@ import numpy.typing as npt
 from semroute_extproc.encoder.bundle import Bundle
 from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.errors import ArtifactError, DataError
-from semroute_extproc.strategies.artifacts import Clusters
-from semroute_extproc.strategies.profiles import Profile, Seen, interval, tally
+from semroute_extproc.strategies.clusters import ClustersArtifact
+from semroute_extproc.strategies.profiles import Profile, Seen
 from semroute_lab.profile.asking import Reply
 from semroute_lab.profile.graders import Grade
+from semroute_lab.profile.tally import interval, tally
 
 Floats = npt.NDArray[np.float32]
 
 
-def check_bundle(path: Path, clusters: Clusters, bundle: Bundle) -> None:
+def check_bundle(path: Path, clusters: ClustersArtifact, bundle: Bundle) -> None:
     """Raise ArtifactError unless the clusters were fitted on this bundle's embedding."""
     wanted = f"{clusters.manifest.bundle} {clusters.manifest.revision}"
     given = f"{bundle.manifest.name} {bundle.revision}"
@@ -65,7 +66,9 @@ class Run:
     concurrency: int
 
 
-def profile_of(run: Run, clusters: Clusters, x: Floats, *, model: str, created: str, source: str) -> Profile:
+def profile_of(
+    run: Run, clusters: ClustersArtifact, x: Floats, *, model: str, created: str, source: str
+) -> Profile:
     """The profile of a run; `x` (n, d) are the embeddings of its texts. Ungraded questions are left out."""
     rows = [row for row, grade in enumerate(run.grades) if grade is not None]
     graded = [(run.replies[row], run.grades[row]) for row in rows]

@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from semroute_extproc.errors import ArtifactError
-from semroute_extproc.strategies.artifacts import Clusters
-from semroute_extproc.strategies.profiles import FEW_ANSWERS, Profile, certainty, interval
+from semroute_extproc.strategies.clusters import ClustersArtifact
+from semroute_extproc.strategies.profiles import FEW_ANSWERS, Profile
+from semroute_lab.profile.tally import certainty, interval
 
 BAR_CHARACTERS = 10
 """Width of a bar that is full: two models fit a terminal of 80 columns."""
@@ -23,7 +24,9 @@ SIDE_BY_SIDE = 2
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
-def check_alike(paths: Sequence[Path], profiles: Sequence[Profile], clusters: Clusters | None) -> None:
+def check_alike(
+    paths: Sequence[Path], profiles: Sequence[Profile], clusters: ClustersArtifact | None
+) -> None:
     """Raise ArtifactError unless all profiles count in the same clusters, those given."""
     wanted = clusters.digest if clusters is not None else profiles[0].clusters
     for path, profile in zip(paths, profiles, strict=True):
@@ -34,7 +37,7 @@ def check_alike(paths: Sequence[Path], profiles: Sequence[Profile], clusters: Cl
             )
 
 
-def report(profiles: Sequence[Profile], clusters: Clusters | None) -> dict[str, Any]:
+def report(profiles: Sequence[Profile], clusters: ClustersArtifact | None) -> dict[str, Any]:
     """Everything as JSON: by model, and by cluster the strength (1 - error) with its interval."""
     clusterings = clusters.clusterings if clusters is not None else 1
     names = _names(profiles[0], clusters)
@@ -69,13 +72,13 @@ def _cell(profile: Profile, k: int, name: str) -> dict[str, Any]:
     }
 
 
-def _names(profile: Profile, clusters: Clusters | None) -> list[str]:
+def _names(profile: Profile, clusters: ClustersArtifact | None) -> list[str]:
     if clusters is not None:
         return list(clusters.names)
     return [f"cluster {k}" for k in range(len(profile.answers))]
 
 
-def draw(profiles: Sequence[Profile], clusters: Clusters | None, console: Console) -> None:
+def draw(profiles: Sequence[Profile], clusters: ClustersArtifact | None, console: Console) -> None:
     """A table with a bar for every model in every cluster.
 
     Several models are ordered by how much they differ, so that what tells them apart comes first.

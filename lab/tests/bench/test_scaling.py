@@ -15,7 +15,7 @@ from semroute_extproc.errors import BundleError, ConfigError
 
 
 async def test_workers_are_loaded_by_clients_of_their_own(tmp_path: Path) -> None:
-    rows = await scaling.measure([1, 2], [1, 4], 24, tmp_path, encoder__lanes="1")
+    rows = await scaling.measure([1, 2], [1, 4], 24, tmp_path, encoder__threads="1")
     assert [(row["workers"], row["at once"]) for row in rows] == [(1, 1), (1, 4), (2, 4)]
     for row in rows:
         assert row["decided"] == 1.0

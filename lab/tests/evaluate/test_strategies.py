@@ -8,12 +8,11 @@ from semroute_lab.evaluate import strategies
 from semroute_lab.evaluate.scoring import Scores
 from semroute_lab.evaluate.strategies import Labelled, domain_errors, judge_scores
 
-from semroute_extproc.config.models import IntentStrategy
 from semroute_extproc.encoder.signals import Signals, entropy
 from semroute_extproc.policy.context import Candidates, RoutingContext
 from semroute_extproc.request.view import Api, RequestHead, RequestView
 from semroute_extproc.strategies.cutoff import threshold_for_share
-from semroute_extproc.strategies.intent import Intent
+from semroute_extproc.strategies.intent import Intent, IntentSettings
 
 LABELS = ("law", "math", "physics")
 
@@ -68,8 +67,8 @@ def test_the_order_of_intent_on_a_pair_is_what_the_live_strategy_does_at_every_c
     gains = dict(zip(LABELS, domain_gains(fit), strict=True))
     for cut in sorted(gains.values()):
         experts = {label: "large" if gain >= cut else "small" for label, gain in gains.items()}
-        settings = {"kind": "intent", "experts": experts, "otherwise": "small", "unsure": "large"}
-        live = Intent(IntentStrategy.model_validate(settings))
+        settings = {"kind": "intent", "experts": experts, "otherwise": "small", "on_unknown": "large"}
+        live = Intent(IntentSettings.model_validate(settings))
         pools = [
             live.choose(facts(p, odd), Candidates({})).pool for p, odd in zip(texts, strange, strict=True)
         ]

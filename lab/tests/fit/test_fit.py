@@ -17,10 +17,10 @@ from semroute_lab.fit.clusters import cluster_names, k_means
 
 from semroute_extproc.cli import main
 from semroute_extproc.encoder.signals import Signals
-from semroute_extproc.strategies.artifacts import load_clusters, load_factorization, load_similarity
 from semroute_extproc.strategies.calibration import read_calibration
-from semroute_extproc.strategies.factorization import Factorization
-from semroute_extproc.strategies.similarity import Similarity
+from semroute_extproc.strategies.clusters import read_clusters
+from semroute_extproc.strategies.factorization import Factorization, read_factorization
+from semroute_extproc.strategies.similarity import Similarity, read_similarity
 
 TOPICS = ("sums", "poems")
 
@@ -84,7 +84,7 @@ class TestSimilarity:
     def test_the_strong_model_wins_where_it_won(self, pair_file: Path, tmp_path: Path) -> None:
         result = run("fit", "similarity", pair_file, "-o", tmp_path / "a.npz", "--gamma", 1e4, "--json")
         assert result.exit_code == 0, result.output
-        artifact = load_similarity(tmp_path / "a.npz")
+        artifact = read_similarity(tmp_path / "a.npz")
         score = Similarity(artifact)
         assert score.of(SUMS) > 0.9
         assert score.of(POEMS) < 0.6
@@ -97,7 +97,7 @@ class TestSimilarity:
 
     def test_principal_axes_hold_what_tells_prompts_apart(self, pair_file: Path, tmp_path: Path) -> None:
         run("fit", "similarity", pair_file, "-o", tmp_path / "a.npz", "--gamma", 1e4, "--axes", 2)
-        artifact = load_similarity(tmp_path / "a.npz")
+        artifact = read_similarity(tmp_path / "a.npz")
         assert artifact.embeddings.shape == (80, 2)
         assert Similarity(artifact).of(SUMS) > Similarity(artifact).of(POEMS) + 0.3
 
@@ -113,7 +113,7 @@ class TestSimilarity:
         ]
         file = write(tmp_path / "p.csv", rows)
         assert run("fit", "similarity", file, "-o", tmp_path / "a.npz").exit_code == 0
-        assert load_similarity(tmp_path / "a.npz").manifest.rows == 35
+        assert read_similarity(tmp_path / "a.npz").manifest.rows == 35
 
 
 def pool_files(
@@ -129,7 +129,7 @@ class TestFactorization:
     def test_a_pair_of_models(self, pair_file: Path, tmp_path: Path) -> None:
         result = run("fit", "factorization", pair_file, "-o", tmp_path / "a.npz", "--rank", 4)
         assert result.exit_code == 0, result.output
-        artifact = load_factorization(tmp_path / "a.npz")
+        artifact = read_factorization(tmp_path / "a.npz")
         score = Factorization(artifact, "strong", "weak")
         assert (artifact.vectors.shape, artifact.projection.shape) == ((2, 4), (4, 4))
         assert score.of(SUMS) > score.of(POEMS) + 0.2
@@ -141,7 +141,7 @@ class TestFactorization:
         )
         assert result.exit_code == 0, result.output
         assert json.loads(result.stdout)["models"] == ["sums-only", "poems-only", "none"]
-        score = Factorization(load_factorization(tmp_path / "a.npz"), "poems-only", "sums-only")
+        score = Factorization(read_factorization(tmp_path / "a.npz"), "poems-only", "sums-only")
         assert score.of(POEMS) > 0.7
         assert score.of(SUMS) < 0.3
 
@@ -152,7 +152,7 @@ class TestClusters:
             "fit", "clusters", pair_file, "-o", tmp_path / "c.npz", "--clusters", 2, "--clusterings", 3
         )
         assert result.exit_code == 0, result.output
-        artifact = load_clusters(tmp_path / "c.npz")
+        artifact = read_clusters(tmp_path / "c.npz")
         assert artifact.centroids.shape == (6, 4)
         assert {name.split(",")[0] for name in artifact.names} == set(TOPICS)
         one, two = artifact.membership(np.stack([SUMS, POEMS]))
@@ -174,14 +174,14 @@ class TestClusters:
             "--learned-map",
         )
         assert result.exit_code == 0, result.output
-        artifact = load_clusters(tmp_path / "c.npz")
+        artifact = read_clusters(tmp_path / "c.npz")
         assert artifact.bias is not None
         sums, poems = artifact.membership(np.stack([SUMS, POEMS]))
         assert sums @ poems < 0.1
 
     def test_few_prompts_make_few_clusters(self, pair_file: Path, tmp_path: Path) -> None:
         run("fit", "clusters", pair_file, "-o", tmp_path / "c.npz", "--clusters", 50, "--clusterings", 1)
-        assert len(load_clusters(tmp_path / "c.npz").centroids) == 8
+        assert len(read_clusters(tmp_path / "c.npz").centroids) == 8
 
     def test_a_word_that_is_everywhere_names_nothing(self) -> None:
         names = cluster_names(["the cat", "the cat", "the dog", "the dog"], np.asarray([0, 0, 1, 1]), 3)

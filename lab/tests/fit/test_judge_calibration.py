@@ -11,13 +11,13 @@ import pytest
 from builders import BUNDLE
 from click.testing import CliRunner, Result
 from openai_server import Act, OpenAIServer, in_a_thread, labelled
+from semroute_lab.fit.judge_scores import FAILURES_MAX, score_all
 
 from semroute_extproc.cli import main
-from semroute_extproc.config.models import JudgeStrategy
 from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.errors import EndpointError
 from semroute_extproc.strategies.calibration import read_calibration
-from semroute_extproc.strategies.judging.offline import FAILURES_MAX, score_all
+from semroute_extproc.strategies.judge import JudgeSettings
 
 CONFIG = """\
 pools:
@@ -71,7 +71,7 @@ def test_the_judges_scores_of_my_prompts_become_a_calibration_its_strategy_takes
     assert (found.score, found.rows) == ("judge", 41)
     assert found.quantiles[50] == pytest.approx(0.5)
     settings = {"kind": "judge", "weak": "a", "strong": "b", "url": "http://x", "model": "j"}
-    assert found.artifact == JudgeStrategy.model_validate({**settings, "threshold": 0.5}).digest
+    assert found.artifact == JudgeSettings.model_validate({**settings, "threshold": 0.5}).digest
     # Eleven of 41 prompts need the strong model, and they have the highest scores.
     assert 0.25 <= found.share_for_drop(0.0) <= 0.29
 
@@ -111,7 +111,7 @@ def test_a_judge_that_stops_answering_is_not_waited_for(server: OpenAIServer) ->
         "model": "j",
         "concurrency": 8,
     }
-    judge = JudgeStrategy.model_validate({**settings, "threshold": 0.5})
+    judge = JudgeSettings.model_validate({**settings, "threshold": 0.5})
     with pytest.raises(EndpointError, match=f"no score for {FAILURES_MAX} prompts in a row.*http"):
         score_all(judge, [f"prompt {n} of many" for n in range(500)])
     assert len(server.requests) <= 20 + FAILURES_MAX + 8

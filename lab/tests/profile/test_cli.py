@@ -17,7 +17,8 @@ from openai_server import Act, OpenAIServer, completion
 
 from semroute_extproc.cli import main
 from semroute_extproc.encoder.offline import Scorer
-from semroute_extproc.strategies.artifacts import Clusters, Manifest, save_clusters
+from semroute_extproc.strategies.artifact import ArtifactManifest, write_artifact
+from semroute_extproc.strategies.clusters import ClustersArtifact
 from semroute_extproc.strategies.profiles import read_profile
 
 KINDS = ("math", "law")
@@ -49,8 +50,8 @@ def clusters(tmp_path: Path) -> Path:
 
 
 def written(path: Path, revision: str) -> Path:
-    manifest = Manifest(kind="clusters", bundle="test", revision=revision, dimensions=4, rows=10)
-    save_clusters(path, Clusters(manifest, np.eye(4, dtype=np.float32)[:2], None, KINDS))
+    manifest = ArtifactManifest(kind="clusters", bundle="test", revision=revision, dimensions=4, rows=10)
+    write_artifact(path, ClustersArtifact(manifest, np.eye(4, dtype=np.float32)[:2], None, KINDS))
     return path
 
 

@@ -276,12 +276,6 @@ class TestConfiguration:
                 "strategies.asked: the environment has no SEMROUTE_TEST_NO_KEY",
             ),
             (
-                "  asked: {kind: judge, weak: small, strong: large, url: 'http://judge:8000/v1', model: m, "
-                "threshold: 0.5}\n",
-                "aiohttp",
-                "semroute-extproc[http]",
-            ),
-            (
                 "controllers: {session: {remote: {url: 'valkey://host', key: 0123456789abcdef}}}\n",
                 "redis",
                 "semroute-extproc[valkey]",
@@ -294,7 +288,7 @@ class TestConfiguration:
             ),
             ("", "onnxruntime", "install semroute-extproc[cpu] or semroute-extproc[gpu]"),
         ],
-        ids=["key", "http", "valkey", "address", "runtime"],
+        ids=["key", "valkey", "address", "runtime"],
     )
     def test_what_would_keep_serve_from_starting_here_is_found(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, added: str, missing: str, message: str
@@ -319,7 +313,7 @@ class TestConfiguration:
             (
                 "weak: small, strong: large",
                 "weak: large, strong: small",
-                "strategies.pair.weak: by their prices large is dearer than small",
+                "strategies.pair.weak: by their prices large is more expensive than small",
             ),
             ('domain == "math"', 'domain == "maths"', "policies.main.rules.1.when: no bundle has the domain"),
             ("listen: unix:/run/semroute/", "listen: unix:/no/such/", "server.listen: there is no folder"),

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import SecretStr
 
 from semroute_extproc.config import source as config_source
-from semroute_extproc.config.models import Reasoning, RemoteSessions
 from semroute_extproc.errors import ConfigError
+from semroute_extproc.request.view import Api
+from semroute_extproc.settings.controllers import RemoteSessions
+from semroute_extproc.settings.policies import Reasoning
+from semroute_extproc.settings.pools import ApiName
 
 GOOD = """\
 pools:
@@ -267,3 +271,7 @@ async def test_what_stands_beside_the_file_is_no_change(file: Path) -> None:
     await asyncio.wait_for(notice, timeout=5)
     stop.set()
     await watching.aclose()  # type: ignore[attr-defined]
+
+
+def test_a_pool_may_serve_every_api_that_is_understood() -> None:
+    assert set(get_args(ApiName)) == set(Api)

@@ -108,7 +108,7 @@ def test_the_configuration_is_right_and_listens_where_the_service_leads(config: 
 
 
 def test_there_are_as_many_lanes_as_the_pod_requests_cores(config: Config) -> None:
-    assert config.encoder.lanes == int(VALUES["resources"]["requests"]["cpu"])
+    assert config.encoder.threads == int(VALUES["resources"]["requests"]["cpu"])
 
 
 def test_the_images_tag_is_the_charts_application_unless_it_is_set() -> None:

@@ -42,7 +42,12 @@ def test_a_part_keeps_its_line_budget(part: str) -> None:
 
 
 def test_the_sidecar_has_few_rooms() -> None:
-    names = {path.name for path in SIDECAR.iterdir()} - {"__init__.py", "__main__.py", "py.typed", "__pycache__"}
+    names = {path.name for path in SIDECAR.iterdir()} - {
+        "__init__.py",
+        "__main__.py",
+        "py.typed",
+        "__pycache__",
+    }
     assert len(names) <= ROOMS_MAX
 
 

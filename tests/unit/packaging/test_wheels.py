@@ -19,7 +19,16 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with both wheels, built from this checkout."""
     folder = tmp_path_factory.mktemp("wheels")
     for project in (ROOT, ROOT / "lab"):
-        command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
+        command = [
+            sys.executable,
+            "-m",
+            "hatchling",
+            "build",
+            "--target",
+            "wheel",
+            "--directory",
+            str(folder),
+        ]
         subprocess.run(command, cwd=project, check=True, capture_output=True)
     return folder
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -47,7 +48,7 @@ class Subject:
             self.events.append,
             lambda path: self.load(path),
         )
-        assert self.events == [Reloaded(loaded.sha256, 1)]
+        assert self.events == [Reloaded(loaded.sha256, 1, notes=[])]
         self.events.clear()
 
     async def reload(self, text: str) -> list[Event]:
@@ -83,7 +84,7 @@ def rejection(events: list[Event]) -> list[str]:
 
 
 async def test_a_change_is_taken_as_a_whole(subject: Subject) -> None:
-    assert await subject.reload(HUGE) == [Reloaded(subject.live.loaded.sha256, 2)]
+    assert await subject.reload(HUGE) == [Reloaded(subject.live.loaded.sha256, 2, notes=[])]
     assert (subject.number, subject.cluster) == (2, "vllm-huge")
 
 
@@ -236,14 +237,7 @@ async def test_a_shared_memory_without_its_library_changes_nothing(
 
 
 async def test_a_deprecated_setting_is_noted_with_the_reload(subject: Subject) -> None:
-    class Noted(Loaded):
-        notes = ("old key",)
-
-    def load(path: Path) -> Loaded:
-        found = config_source.load(path, {})
-        return Noted(found.config, found.sha256, found.source)
-
-    subject.load = load
+    subject.load = lambda path: dataclasses.replace(config_source.load(path, {}), notes=["old key"])
     [reloaded] = await subject.reload(HUGE)
     assert isinstance(reloaded, Reloaded)
     assert list(reloaded.notes) == ["old key"]

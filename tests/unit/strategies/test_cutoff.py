@@ -8,7 +8,7 @@ from semroute_extproc.policy.context import Choice, Conditions, RoutingContext
 from semroute_extproc.request.view import Api, RequestHead, RequestView
 from semroute_extproc.strategies.cutoff import (
     Cutoff,
-    leaned,
+    biased,
     pressed,
     rise_above,
     share_for_threshold,
@@ -60,14 +60,14 @@ def choice(
 
 
 class TestShares:
-    def test_a_leaning_adds_to_the_log_odds(self) -> None:
-        assert leaned(0.3, 0.0) == pytest.approx(0.3)
-        assert leaned(0.5, 1.0) == pytest.approx(0.731, abs=1e-3)
-        assert leaned(leaned(0.3, 1.5), -1.5) == pytest.approx(0.3)
+    def test_a_bias_adds_to_the_log_odds(self) -> None:
+        assert biased(0.3, 0.0) == pytest.approx(0.3)
+        assert biased(0.5, 1.0) == pytest.approx(0.731, abs=1e-3)
+        assert biased(biased(0.3, 1.5), -1.5) == pytest.approx(0.3)
 
     @pytest.mark.parametrize("share", [0.0, 1.0])
     def test_the_ends_can_be_left(self, share: float) -> None:
-        assert abs(leaned(share, 4.0 if share == 0.0 else -4.0) - share) > 0.1
+        assert abs(biased(share, 4.0 if share == 0.0 else -4.0) - share) > 0.1
 
     @pytest.mark.parametrize(
         ("weak", "strong", "share"),

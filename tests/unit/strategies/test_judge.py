@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import MANIFEST, FakeEncoder, classifier, config, plans, raw, signals
+from builders import MANIFEST, FakeEncoder, build_policies, classifier, config, raw, signals
 from openai_server import Act, OpenAIServer, labelled
 
 from semroute_extproc.config import source as config_source
-from semroute_extproc.config.models import Config, JudgeStrategy
+from semroute_extproc.config.models import Config
 from semroute_extproc.envoy.exchange import Decide
 from semroute_extproc.errors import ConfigError, EncoderUnavailable
-from semroute_extproc.events import Decided, Event, Shadowed
+from semroute_extproc.events import Decided
 from semroute_extproc.outcome import Cause, Kind, Outcome
 from semroute_extproc.pipeline.pipeline import Pipeline
 from semroute_extproc.policy.context import Candidates, Choice, Judgement, RoutingContext
@@ -23,9 +23,9 @@ from semroute_extproc.policy.shadow import Agreement, Shadow
 from semroute_extproc.request.view import Api, RequestHead, RequestView, Turn
 from semroute_extproc.serve import build
 from semroute_extproc.strategies.calibration import Calibration
-from semroute_extproc.strategies.judge import Judge as Strategy
-from semroute_extproc.strategies.judging.client import Judge
-from semroute_extproc.strategies.judging.live import Judges
+from semroute_extproc.strategies.idea import Site
+from semroute_extproc.strategies.judge import Judge, JudgeSettings
+from semroute_extproc.strategies.judge_client import JudgeClient, Judges
 from semroute_extproc.telemetry.prom import PrometheusSink
 
 SETTINGS: dict[str, Any] = {
@@ -42,16 +42,23 @@ def calibration(quantiles: list[float], **changes: Any) -> Calibration:
     """Scores of a judge at equal steps from 0 to 100 % of the traffic."""
     spread = np.interp(np.linspace(0, 1, 101), np.linspace(0, 1, len(quantiles)), quantiles)
     return Calibration(
-        score="judge", bundle="test", revision="0", rows=100, quantiles=tuple(spread.tolist()), **changes
+        score="judge",
+        bundle="test",
+        revision=MANIFEST.revision,
+        artifact=JudgeSettings.model_validate(SETTINGS).digest,
+        rows=100,
+        quantiles=tuple(spread.tolist()),
+        **changes,
     )
 
 
-def strategy(known: Calibration | None = None, **changes: Any) -> Strategy:
+def strategy(known: Calibration | None = None, **changes: Any) -> Judge:
     settings = {**SETTINGS, **changes}
     settings = {key: value for key, value in settings.items() if value is not None}
     if known is not None:
         settings["calibration"] = "c.json"
-    return Strategy("s", JudgeStrategy.model_validate(settings), MANIFEST.difficulty, known)
+    site = Site("s", config().pools, MANIFEST, {"calibration": known}, [])
+    return JudgeSettings.model_validate(settings).compile(site)
 
 
 def facts(judgement: Judgement | None = None, difficulty: float = 0.5, **changes: Any) -> RoutingContext:
@@ -66,7 +73,7 @@ def facts(judgement: Judgement | None = None, difficulty: float = 0.5, **changes
     )
 
 
-def chosen(subject: Strategy, facts_: RoutingContext) -> Choice:
+def chosen(subject: Judge, facts_: RoutingContext) -> Choice:
     return subject.choose(facts_, Candidates(config().pools))
 
 
@@ -131,11 +138,11 @@ def settings(url: str, **changes: Any) -> Config:
 async def outcome(
     settings_: Config, encoder: FakeEncoder | None = None, *, judges: int = 1, quality: str = ""
 ) -> list[Outcome]:
-    [found] = [s for s in settings_.strategies.values() if isinstance(s, JudgeStrategy)]
-    judge = Judge("s", found)
-    subject = Pipeline(
-        settings_, plans(settings_), classifier(encoder or FakeEncoder()), pytest.fail, {"s": judge}
-    )
+    policies, problems = build_policies(settings_)
+    assert problems == []
+    [found] = [s for s in settings_.strategies.values() if isinstance(s, JudgeSettings)]
+    judge = JudgeClient("s", found)
+    subject = Pipeline(settings_, policies, classifier(encoder or FakeEncoder()), pytest.fail, {"s": judge})
     body = json.dumps({"model": "auto", "messages": [{"role": "user", "content": "prove it"}]}).encode()
     head = RequestHead("POST", "/v1/chat/completions", {"x-semroute-quality": quality} if quality else {})
     try:
@@ -219,15 +226,13 @@ async def shadowed(url: str, share: float) -> tuple[Outcome, list[Shadow]]:
         },
         server={"deadline_ms": 2_000},
     )
+    policies, _ = build_policies(settings_)
     judges = Judges()
     told: list[Shadow] = []
     encoder = classifier(FakeEncoder(lambda _: raw(-5.0)))
-
-    def emit(event: Event) -> None:
-        assert isinstance(event, Shadowed)
-        told.append(event.shadow)
-
-    subject = Pipeline(settings_, plans(settings_), encoder, emit, judges.of(settings_))
+    subject = Pipeline(
+        settings_, policies, encoder, pytest.fail, judges.of(settings_.strategies), None, None, told.append
+    )
     judges.adopt(subject.judges)
     body = json.dumps({"model": "auto", "messages": [{"role": "user", "content": "prove it"}]}).encode()
     head = RequestHead("POST", "/v1/chat/completions", {})
@@ -308,12 +313,12 @@ async def test_a_judge_that_did_not_change_is_kept_over_a_reload(tmp_path: Any) 
     file = tmp_path / "semroute.yaml"
     file.write_text(YAML)
     judges = Judges()
-    live = judges.of(config_source.load(file, {}).config)
+    live = judges.of(config_source.load(file, {}).config.strategies)
     judges.adopt(live)
     file.write_text(YAML.replace("cluster: l", "cluster: x"))
-    assert judges.of(config_source.load(file, {}).config)["s"] is live["s"]
+    assert judges.of(config_source.load(file, {}).config.strategies)["s"] is live["s"]
     file.write_text(YAML.replace("threshold: 0.5", "threshold: 0.6"))
-    other = judges.of(config_source.load(file, {}).config)
+    other = judges.of(config_source.load(file, {}).config.strategies)
     assert other["s"] is not live["s"]
     judges.adopt(other)
     await judges.close()

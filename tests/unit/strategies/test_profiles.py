@@ -1,55 +1,213 @@
-"""Profiles: counts by cluster, whole files, and errors that name the file."""
+"""Profiles: errors that name the file, and directories in which what is wrong changes nothing."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from semroute_extproc.errors import ArtifactError
-from semroute_extproc.strategies.artifacts import Clusters, Manifest, load_clusters, save_clusters
-from semroute_extproc.strategies.profiles import Profile, read_profile, tally, write_profile
-
-MANIFEST = Manifest(kind="clusters", bundle="test", revision="0" * 12, dimensions=2, rows=4)
-HARD = Clusters(MANIFEST, np.eye(2, dtype=np.float32), None, ("right", "up"))
-SOFT = Clusters(
-    MANIFEST, np.zeros((2, 2), dtype=np.float32), np.log([3.0, 1.0]).astype(np.float32), ("a", "b")
+from semroute_extproc.strategies.artifact import ArtifactManifest
+from semroute_extproc.strategies.clusters import ClustersArtifact
+from semroute_extproc.strategies.profiles import (
+    Profile,
+    ProfileDirectories,
+    ProfileDirectory,
+    is_thin,
+    read_profile,
+    thin_warning,
+    write_profile,
 )
-X = np.asarray([[1, 0], [1, 0], [0, 1]], dtype=np.float32)
+
+MANIFEST = ArtifactManifest(kind="clusters", bundle="test", revision="0" * 12, dimensions=4, rows=10)
+CLUSTERS = ClustersArtifact(MANIFEST, np.eye(4, dtype=np.float32), None, ("a", "b", "c", "d"))
+OTHERS = ClustersArtifact(MANIFEST, 2 * np.eye(4, dtype=np.float32), None, ("a", "b", "c", "d"))
 
 
-def profile(**changes: object) -> Profile:
+def profile(model: str = "m", wrong: float = 1.0, answers: float = 20.0, digest: str = "") -> Profile:
+    return Profile(
+        model=model, clusters=digest or CLUSTERS.digest, answers=(answers,) * 4, errors=(wrong,) * 4
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    found = tmp_path / "profiles"
+    found.mkdir()
+    return found
+
+
+def test_every_json_file_is_a_profile(folder: Path) -> None:
+    write_profile(folder / "a.json", profile("m1"))
+    write_profile(folder / "b.json", profile("m2"))
+    (folder / "README.md").write_text("x")
+    (folder / "m1.answers.jsonl").write_text("{")
+    (folder / ".c.json.part").write_text("{")
+    (folder / ".hidden.json").write_text("{")
+    subject = ProfileDirectory(folder, CLUSTERS.digest)
+    assert set(subject()) == {"m1", "m2"}
+    assert subject.problems == ()
+
+
+def test_the_mapping_is_another_object_only_if_something_changed(folder: Path) -> None:
+    write_profile(folder / "a.json", profile())
+    subject = ProfileDirectory(folder, CLUSTERS.digest)
+    before = subject()
+    assert not subject.refresh()
+    assert subject() is before
+    write_profile(folder / "a.json", profile(wrong=2.0))
+    assert subject.refresh()
+    assert subject() is not before
+    assert subject()["m"].errors == (2.0,) * 4
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"format": 1, "model": "m"', '{"format": 9}', "[]", "\x00" * 10])
+def test_a_bad_file_keeps_what_it_said_when_it_was_good(folder: Path, text: str) -> None:
+    write_profile(folder / "a.json", profile())
+    write_profile(folder / "b.json", profile("other"))
+    subject = ProfileDirectory(folder, CLUSTERS.digest)
+    (folder / "a.json").write_text(text)
+    assert subject.refresh()
+    assert set(subject()) == {"m", "other"}
+    [problem] = subject.problems
+    assert str(folder / "a.json") in problem
+    write_profile(folder / "a.json", profile(wrong=3.0))
+    assert subject.refresh()
+    assert (subject()["m"].errors[0], subject.problems) == (3.0, ())
+
+
+def test_a_file_that_is_written_slowly_counts_once_it_is_whole(folder: Path) -> None:
+    subject = ProfileDirectory(folder, CLUSTERS.digest)
+    write_profile(folder.parent / "whole", profile())
+    text = (folder.parent / "whole").read_text()
+    (folder / "a.json").write_text(text[:50])
+    assert subject.refresh()
+    assert subject() == {}
+    assert len(subject.problems) == 1
+    (folder / "a.json").write_text(text)
+    assert subject.refresh()
+    assert set(subject()) == {"m"}
+
+
+def test_a_profile_of_other_clusters_is_refused_with_both_named(folder: Path) -> None:
+    write_profile(folder / "a.json", profile(digest=OTHERS.digest))
+    subject = ProfileDirectory(folder, CLUSTERS.digest)
+    assert subject() == {}
+    [problem] = subject.problems
+    assert OTHERS.digest in problem
+    assert CLUSTERS.digest in problem
+
+
+def test_two_files_of_one_model_are_a_problem_and_the_first_by_name_counts(folder: Path) -> None:
+    write_profile(folder / "a.json", profile(wrong=1.0))
+    write_profile(folder / "b.json", profile(wrong=2.0))
+    subject = ProfileDirectory(folder, CLUSTERS.digest)
+    assert subject()["m"].errors[0] == 1.0
+    assert "another file" in subject.problems[0]
+
+
+def test_a_removed_file_takes_its_model_away_and_a_lost_directory_nobody(folder: Path) -> None:
+    write_profile(folder / "a.json", profile("m1"))
+    write_profile(folder / "b.json", profile("m2"))
+    subject = ProfileDirectory(folder, CLUSTERS.digest)
+    (folder / "a.json").unlink()
+    assert subject.refresh()
+    assert set(subject()) == {"m2"}
+    folder.rename(folder.parent / "away")
+    assert subject.refresh()
+    assert set(subject()) == {"m2"}
+    assert "cannot be read" in subject.problems[0]
+
+
+def test_a_directory_that_is_not_there_is_an_error(folder: Path) -> None:
+    with pytest.raises(ArtifactError, match="no such directory"):
+        ProfileDirectory(folder / "nowhere", CLUSTERS.digest)
+
+
+async def until(met: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not met():
+            await asyncio.sleep(0.02)
+
+
+async def test_what_is_put_there_while_it_is_watched_is_told(folder: Path) -> None:
+    told: list[tuple[str, set[str] | None]] = []
+    subject = ProfileDirectories(lambda name, d: told.append((name, None if d is None else set(d()))))
+    live = subject.of("s", folder, CLUSTERS.digest)
+    subject.adopt()
+    stop = asyncio.Event()
+    watching = asyncio.create_task(subject.watch(stop))
+    await asyncio.sleep(0.3)
+    write_profile(folder / "a.json", profile())
+    await until(lambda: "m" in live())
+    # A mounted ConfigMap is replaced by a swap of a link to another directory.
+    (folder / "..data").mkdir()
+    write_profile(folder / "..data" / "n.json", profile("n"))
+    os.symlink("..data/n.json", folder / "n.json")
+    await until(lambda: "n" in live())
+    await until(lambda: ("s", {"m", "n"}) in told)
+    stop.set()
+    await asyncio.wait_for(watching, 10)
+    assert told[0] == ("s", set())
+
+
+async def test_a_reload_keeps_a_directory_and_its_last_good_profiles(folder: Path) -> None:
+    told: list[tuple[str, bool]] = []
+    subject = ProfileDirectories(lambda name, d: told.append((name, d is not None)))
+    write_profile(folder / "a.json", profile())
+    first = subject.of("s", folder, CLUSTERS.digest)
+    subject.adopt()
+    assert subject.of("s", folder, CLUSTERS.digest) is first
+    subject.forget()
+    other = subject.of("s", folder, OTHERS.digest)
+    assert other is not first
+    subject.adopt()
+    subject.adopt()
+    assert told == [("s", True), ("s", True), ("s", False)]
+
+
+async def test_a_reload_brings_another_directory_under_watch(folder: Path) -> None:
+    second = folder.parent / "second"
+    second.mkdir()
+    subject = ProfileDirectories(lambda *_: None)
+    subject.of("s", folder, CLUSTERS.digest)
+    subject.adopt()
+    stop = asyncio.Event()
+    watching = asyncio.create_task(subject.watch(stop))
+    await asyncio.sleep(0.2)
+    live = subject.of("s", second, CLUSTERS.digest)
+    subject.adopt()
+    await asyncio.sleep(0.4)
+    write_profile(second / "a.json", profile())
+    await until(lambda: "m" in live())
+    stop.set()
+    await asyncio.wait_for(watching, 10)
+
+
+def test_a_thin_profile_says_how_thin() -> None:
+    thin = Profile(model="m", clusters="0" * 12, answers=(50, 3, 0, 20), errors=(10, 1, 0, 5))
+    assert is_thin(thin)
+    assert not is_thin(profile())
+    assert "2 of 4 clusters have fewer than 10 answers" in thin_warning(thin)
+    assert "overall error of 0.22" in thin_warning(thin)
+
+
+# One file.
+
+
+def valid(**changes: object) -> Profile:
     values = {"model": "m", "clusters": "0" * 12, "answers": (2.0, 1.0), "errors": (1.0, 0.0)}
     return Profile.model_validate({**values, **changes})
 
 
-def test_answers_and_errors_are_counted_in_the_nearest_cluster() -> None:
-    found = tally(HARD, X, [1.0, 0.0, 0.5], [10, 30, None], model="m")
-    assert found.answers == (2.0, 1.0)
-    assert found.errors == (1.0, 0.5)
-    assert found.output_tokens == (20.0, None)
-    assert found.mean_error == pytest.approx(0.5)
-    assert found.clusters == HARD.digest
-
-
-def test_a_learned_map_shares_an_answer_out() -> None:
-    found = tally(SOFT, X, [1.0, 1.0, 0.0], [], model="m")
-    assert found.answers == pytest.approx((2.25, 0.75))
-    assert found.errors == pytest.approx((1.5, 0.5))
-
-
-def test_with_several_clusterings_an_answer_counts_once_in_each() -> None:
-    centroids = np.concatenate([np.eye(2), np.eye(2)]).astype(np.float32)
-    found = tally(Clusters(MANIFEST, centroids, None, tuple("abcd"), 2), X, [1, 0, 0], [], model="m")
-    assert found.answers == pytest.approx((2, 1, 2, 1))
-    assert found.mean_error == pytest.approx(1 / 3)
-
-
 def test_a_profile_is_read_as_it_was_written(tmp_path: Path) -> None:
-    write_profile(tmp_path / "m.json", profile(output_tokens=(5.0, None)))
-    assert read_profile(tmp_path / "m.json") == profile(output_tokens=(5.0, None))
+    write_profile(tmp_path / "m.json", valid(output_tokens=(5.0, None)))
+    assert read_profile(tmp_path / "m.json") == valid(output_tokens=(5.0, None))
     assert [file.name for file in tmp_path.iterdir()] == ["m.json"]
 
 
@@ -68,7 +226,7 @@ def test_a_profile_is_read_as_it_was_written(tmp_path: Path) -> None:
 )
 def test_a_wrong_profile_is_refused_by_name(tmp_path: Path, change: dict[str, object], message: str) -> None:
     file = tmp_path / "m.json"
-    file.write_text(json.dumps({**profile().model_dump(), **change}))
+    file.write_text(json.dumps({**valid().model_dump(), **change}))
     with pytest.raises(ArtifactError, match=message) as error:
         read_profile(file)
     assert str(file) in str(error.value)
@@ -77,11 +235,3 @@ def test_a_wrong_profile_is_refused_by_name(tmp_path: Path, change: dict[str, ob
 def test_a_missing_profile_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"m\.json: no such file"):
         read_profile(tmp_path / "m.json")
-
-
-def test_clusters_are_read_as_they_were_written(tmp_path: Path) -> None:
-    for artifact in (HARD, SOFT):
-        save_clusters(tmp_path / "c.npz", artifact)
-        found = load_clusters(tmp_path / "c.npz")
-        assert (found.manifest, found.names, found.digest) == (MANIFEST, artifact.names, artifact.digest)
-    assert HARD.digest != SOFT.digest

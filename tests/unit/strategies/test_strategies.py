@@ -12,15 +12,14 @@ from builders import MANIFEST, POOLS, build_policies, config, decided, plans
 from semroute_extproc.config.models import Config
 from semroute_extproc.encoder.signals import Signals
 from semroute_extproc.policy.context import Conditions, Held, RoutingContext
-from semroute_extproc.policy.plan import PolicyPlan
 from semroute_extproc.request.view import Api, RequestHead, RequestView
-from semroute_extproc.strategies.artifacts import Clusters, Factorization, Manifest, Similarity
+from semroute_extproc.strategies.artifact import ArtifactManifest
 from semroute_extproc.strategies.calibration import Calibration
-from semroute_extproc.strategies.clusters import cluster_errors, cluster_tokens, trade_off
-from semroute_extproc.strategies.factorization import Factorization as Factors
+from semroute_extproc.strategies.clusters import ClustersArtifact, cluster_errors, cluster_tokens, trade_off
+from semroute_extproc.strategies.factorization import Factorization, FactorizationArtifact
 from semroute_extproc.strategies.profiles import Profile
-from semroute_extproc.strategies.registry import Material
-from semroute_extproc.strategies.similarity import Similarity as Ranking
+from semroute_extproc.strategies.registry import Files
+from semroute_extproc.strategies.similarity import Similarity, SimilarityArtifact
 
 D = 4
 QUANTILES = tuple(n / 100 for n in range(101))
@@ -31,9 +30,9 @@ PRICED = {
 }
 
 
-def manifest(kind: Any, **changes: Any) -> Manifest:
+def manifest(kind: Any, **changes: Any) -> ArtifactManifest:
     values = {"bundle": "test", "revision": MANIFEST.revision, "dimensions": D, "rows": 3}
-    return Manifest.model_validate({"kind": kind, **values, **changes})
+    return ArtifactManifest.model_validate({"kind": kind, **values, **changes})
 
 
 def unit(*values: float) -> np.ndarray:
@@ -66,7 +65,7 @@ def facts(
     return RoutingContext(head, view, "en", prompt_tokens, signals=signals(x, **unread), **changes)
 
 
-def compiled(settings: dict[str, Any], material: Material, pools: Any = POOLS) -> PolicyPlan:
+def compiled(settings: dict[str, Any], material: Files, pools: Any = POOLS) -> Any:
     return plans(configured(settings, pools), material)["main"]
 
 
@@ -74,14 +73,14 @@ def configured(settings: dict[str, Any], pools: Any = POOLS) -> Config:
     return config(pools=pools, strategies={"s": settings})
 
 
-def problems(settings: dict[str, Any], material: Material, pools: Any = POOLS) -> list[str]:
+def problems(settings: dict[str, Any], material: Files, pools: Any = POOLS) -> list[str]:
     _, found = build_policies(configured(settings, pools), material)
     return [f"{'.'.join(map(str, each.path))}: {each.message}" for each in found]
 
 
 # --- similarity ---
 
-STORED = Similarity(
+STORED = SimilarityArtifact(
     manifest("similarity"),
     np.stack([unit(1, 0, 0, 0), unit(0, 1, 0, 0), unit(1, 1, 0, 0)]),
     None,
@@ -103,7 +102,7 @@ class TestSimilarity:
     def test_the_win_rate_is_bradley_terrys_by_hand(self) -> None:
         # Cosines 1, 0, 1/sqrt 2 with the largest 1: weights 10^2, 10^1, 10^1.7071 = 50.94.
         expected = (100 * 1 + 10 * 0 + 50.9457 * 0.5) / (100 + 10 + 50.9457)
-        assert Ranking(STORED).of(unit(1, 0, 0, 0)) == pytest.approx(expected, abs=1e-5)
+        assert Similarity(STORED).of(unit(1, 0, 0, 0)) == pytest.approx(expected, abs=1e-5)
 
     def test_the_closed_form_is_where_the_likelihood_is_flat(self) -> None:
         rng = np.random.default_rng(3)
@@ -111,7 +110,7 @@ class TestSimilarity:
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
         wins = rng.choice([0.0, 0.5, 1.0], 50).astype(np.float32)
         x = unit(1, 2, 3, 4)
-        p = Ranking(dataclasses.replace(STORED, embeddings=rows, wins=wins)).of(x)
+        p = Similarity(dataclasses.replace(STORED, embeddings=rows, wins=wins)).of(x)
         cosine = (rows @ x).astype(np.float64)
         weights = 10.0 ** (1.0 + cosine / cosine.max())
 
@@ -123,18 +122,20 @@ class TestSimilarity:
 
     def test_only_the_nearest_count_if_so_fitted(self) -> None:
         nearest = dataclasses.replace(STORED, neighbours=1)
-        assert Ranking(nearest).of(unit(1, 0.1, 0, 0)) == pytest.approx(1.0)
-        assert Ranking(nearest).of(unit(0.1, 1, 0, 0)) == pytest.approx(0.0)
+        assert Similarity(nearest).of(unit(1, 0.1, 0, 0)) == pytest.approx(1.0)
+        assert Similarity(nearest).of(unit(0.1, 1, 0, 0)) == pytest.approx(0.0)
 
     def test_on_axes_the_cosine_is_taken_within_them(self) -> None:
         axes = np.eye(2, D, dtype=np.float32)
         stored = dataclasses.replace(STORED, embeddings=STORED.embeddings[:, :2], axes=axes)
         # What lies outside the axes is left out, and the rest scaled to length 1.
-        assert Ranking(stored).of(unit(1, 0, 9, 0)) == pytest.approx(Ranking(STORED).of(unit(1, 0, 0, 0)))
-        assert 0.0 <= Ranking(stored).of(unit(0, 0, 1, 0)) <= 1.0
+        assert Similarity(stored).of(unit(1, 0, 9, 0)) == pytest.approx(
+            Similarity(STORED).of(unit(1, 0, 0, 0))
+        )
+        assert 0.0 <= Similarity(stored).of(unit(0, 0, 1, 0)) <= 1.0
 
     def test_a_prompt_like_those_the_strong_model_won_goes_to_it(self) -> None:
-        subject = compiled(SIMILARITY, Material({"s": STORED}))
+        subject = compiled(SIMILARITY, {"s": {"artifact": STORED}})
         assert decided(subject, facts(unit(1, 0, 0, 0))).pool == "large"
         decision = decided(subject, facts(unit(0, 1, 0, 0)))
         assert decision.pool == "small"
@@ -142,11 +143,11 @@ class TestSimilarity:
         assert decision.score == pytest.approx((10 * 1 + 50.9457 * 0.5) / 160.9457, abs=1e-4)
 
     def test_nothing_similar_is_no_division_by_zero(self) -> None:
-        assert 0.0 <= Ranking(STORED).of(unit(0, 0, 0, 1)) <= 1.0
-        assert 0.0 <= Ranking(STORED).of(unit(-1, -1, 0, 0)) <= 1.0
+        assert 0.0 <= Similarity(STORED).of(unit(0, 0, 0, 1)) <= 1.0
+        assert 0.0 <= Similarity(STORED).of(unit(-1, -1, 0, 0)) <= 1.0
 
     def test_text_of_another_bundle_or_unknown_text_goes_to_the_unsure(self) -> None:
-        subject = compiled({**SIMILARITY, "unsure": "eyes"}, Material({"s": STORED}))
+        subject = compiled({**SIMILARITY, "on_unknown": "eyes"}, {"s": {"artifact": STORED}})
         other = decided(subject, facts(unit(0, 1, 0, 0), revision="f" * 12))
         assert (other.pool, other.reason, other.score) == (
             "eyes",
@@ -161,7 +162,7 @@ class TestSimilarity:
 
 # --- factorization ---
 
-FACTORS = Factorization(
+FACTORS = FactorizationArtifact(
     manifest("factorization"),
     ("m-l", "m-s", "other"),
     np.asarray([[2.0, 0.0], [0.0, 1.0], [0.0, 0.0]], dtype=np.float32),
@@ -175,40 +176,42 @@ FACTORIZATION = {**SIMILARITY, "kind": "factorization"}
 class TestFactorization:
     def test_the_probability_is_the_bilinear_models_by_hand(self) -> None:
         # W x + b = (1.5, .25): delta is 3 and .25, the difference 2.75.
-        assert Factors(FACTORS, "m-l", "m-s").of(unit(1, 0, 0, 0)) == pytest.approx(1 / (1 + np.exp(-2.75)))
+        assert Factorization(FACTORS, "m-l", "m-s").of(unit(1, 0, 0, 0)) == pytest.approx(
+            1 / (1 + np.exp(-2.75))
+        )
 
     def test_swapping_the_models_swaps_the_probability(self) -> None:
         x = unit(1, 2, 0, 1)
-        forth, back = Factors(FACTORS, "m-l", "m-s").of(x), Factors(FACTORS, "m-s", "m-l").of(x)
+        forth, back = Factorization(FACTORS, "m-l", "m-s").of(x), Factorization(FACTORS, "m-s", "m-l").of(x)
         assert forth + back == pytest.approx(1.0)
 
     def test_models_are_found_by_the_pools_own_names(self) -> None:
-        subject = compiled(FACTORIZATION, Material({"s": FACTORS}))
+        subject = compiled(FACTORIZATION, {"s": {"artifact": FACTORS}})
         assert decided(subject, facts(unit(1, 0, 0, 0))).pool == "large"
 
     def test_a_pair_file_calls_them_strong_and_weak(self) -> None:
         pair = dataclasses.replace(FACTORS, models=("strong", "weak", "other"))
-        assert not problems(FACTORIZATION, Material({"s": pair}))
+        assert not problems(FACTORIZATION, {"s": {"artifact": pair}})
 
     def test_a_model_that_is_not_there_is_an_error_with_a_hint(self) -> None:
         settings = {**FACTORIZATION, "weak_model": "othr"}
-        assert problems(settings, Material({"s": FACTORS})) == [
+        assert problems(settings, {"s": {"artifact": FACTORS}}) == [
             "strategies.s.weak_model: the artifact has no model 'othr' (did you mean 'other'?)"
         ]
 
     def test_a_share_is_known_for_the_pair_that_was_fitted_alone(self) -> None:
         settings = {**FACTORIZATION, "weak_model": "other"}
-        [problem] = problems(settings, Material({"s": FACTORS}))
+        [problem] = problems(settings, {"s": {"artifact": FACTORS}})
         assert problem == (
             "strategies.s.strong_share: the artifact knows the shares of m-l over m-s alone: "
             "for m-l over other give a calibration"
         )
         del settings["strong_share"]
-        assert not problems({**settings, "threshold": 0.5}, Material({"s": FACTORS}))
+        assert not problems({**settings, "threshold": 0.5}, {"s": {"artifact": FACTORS}})
 
     def test_a_calibration_is_of_one_pair(self) -> None:
         made = calibration(score="factorization", artifact=FACTORS.pair_digest("m-l", "other"))
-        given = Material({"s": FACTORS}, {"s": made})
+        given = {"s": {"artifact": FACTORS, "calibration": made}}
         settings = {**FACTORIZATION, "calibration": "c.json"}
         assert not problems({**settings, "weak_model": "other"}, given)
         [problem] = problems(settings, given)
@@ -227,7 +230,7 @@ def test_an_artifact_of_another_bundle_is_an_error_that_names_both(settings: Any
     stale = dataclasses.replace(
         artifact, manifest=artifact.manifest.model_copy(update={"bundle": "old", "revision": "a" * 12})
     )
-    [problem] = problems(settings, Material({"s": stale}))
+    [problem] = problems(settings, {"s": {"artifact": stale}})
     assert problem.startswith("strategies.s.artifact: was fitted on bundle old aaaaaaaaaaaa")
     assert f"this is test {MANIFEST.revision}" in problem
 
@@ -242,15 +245,13 @@ class TestCalibration:
     SETTINGS = {"kind": "threshold", "weak": "small", "strong": "large", "calibration": "c.json"}
 
     def test_a_share_is_of_the_calibrations_prompts(self) -> None:
-        subject = compiled(
-            {**self.SETTINGS, "strong_share": 0.5}, Material(calibrations={"s": calibration()})
-        )
+        subject = compiled({**self.SETTINGS, "strong_share": 0.5}, {"s": {"calibration": calibration()}})
         assert decided(subject, facts(unit(1, 0, 0, 0), difficulty=0.26)).pool == "large"
         assert decided(subject, facts(unit(1, 0, 0, 0), difficulty=0.24)).pool == "small"
 
     def test_a_quality_drop_becomes_the_share_that_keeps_it(self) -> None:
         known = calibration(quality=tuple(np.linspace(0.6, 0.8, 101).tolist()))
-        subject = compiled({**self.SETTINGS, "max_quality_drop": 0.1}, Material(calibrations={"s": known}))
+        subject = compiled({**self.SETTINGS, "max_quality_drop": 0.1}, {"s": {"calibration": known}})
         # A share of .6 lies at the 40 % quantile, .2.
         assert decided(subject, facts(unit(1, 0, 0, 0), difficulty=0.21)).threshold == pytest.approx(0.2)
 
@@ -268,7 +269,7 @@ class TestCalibration:
     )
     def test_a_calibration_of_something_else_is_an_error(self, change: dict[str, Any], message: str) -> None:
         settings = {**self.SETTINGS, "max_quality_drop": 0.1}
-        [problem] = problems(settings, Material(calibrations={"s": calibration(**change)}))
+        [problem] = problems(settings, {"s": {"calibration": calibration(**change)}})
         assert message in problem
 
     @pytest.mark.parametrize(
@@ -286,7 +287,7 @@ class TestCalibration:
 
 # --- clusters ---
 
-TOPICS = Clusters(manifest("clusters"), np.eye(2, D, dtype=np.float32), None, ("one", "two"))
+TOPICS = ClustersArtifact(manifest("clusters"), np.eye(2, D, dtype=np.float32), None, ("one", "two"))
 FIRST, SECOND = unit(1, 0, 0, 0), unit(0, 1, 0, 0)
 CLUSTERS = {"kind": "clusters", "artifact": "a.npz", "profiles": "profiles", "shrinkage": 1e-6}
 
@@ -304,8 +305,8 @@ PROFILES = {
 }
 
 
-def clusters(profiles: Any = PROFILES, **settings: Any) -> PolicyPlan:
-    material = Material({"s": TOPICS}, profiles={"s": lambda: profiles})
+def clusters(profiles: Any = PROFILES, **settings: Any) -> Any:
+    material = {"s": {"artifact": TOPICS, "profiles": lambda: profiles}}
     return compiled({**CLUSTERS, **settings}, material, PRICED)
 
 
@@ -328,7 +329,7 @@ class TestClusters:
         assert first.reason.startswith("error 0.10 at cost 0.1")
 
     def test_both_ends_of_quality_are_promises(self) -> None:
-        subject = clusters(unsure="eyes")
+        subject = clusters(on_unknown="eyes")
         pressed = Conditions({"small": 1.0, "large": 1.0}, {"s": 5.0})
         for x in (FIRST, SECOND):
             assert decided(subject, facts(x, quality=0.0, conditions=pressed)).pool == "small"
@@ -350,8 +351,8 @@ class TestClusters:
     def test_the_trade_off_is_the_setting_at_one_half_and_leaning_multiplies_it(self) -> None:
         assert trade_off(0.5, 0.1) == pytest.approx(0.1)
         assert trade_off(0.8, 0.1) == pytest.approx(0.025)
-        # Adding to the log-odds of quality is what leaning means.
-        assert trade_off(0.5, 0.1, leaning=np.log(4.0)) == pytest.approx(trade_off(0.8, 0.1))
+        # A bias adds to the log-odds of quality.
+        assert trade_off(0.5, 0.1, bias=np.log(4.0)) == pytest.approx(trade_off(0.8, 0.1))
 
     def test_a_leaning_moves_the_choice(self) -> None:
         subject = clusters()
@@ -382,14 +383,14 @@ class TestClusters:
 
     def test_unknown_text_goes_to_the_least_error_overall_or_where_it_is_told(self) -> None:
         assert decided(clusters(), facts(FIRST, unknown=True)).pool == "large"
-        assert decided(clusters(unsure="eyes"), facts(FIRST, unknown=True)).pool == "eyes"
+        assert decided(clusters(on_unknown="eyes"), facts(FIRST, unknown=True)).pool == "eyes"
         other = decided(clusters(), facts(FIRST, revision="f" * 12))
         assert (other.pool, other.reason) == ("large", "clusters are unknown in its language")
 
     def test_a_profile_that_comes_later_makes_its_pool_a_candidate(self) -> None:
         current = {"m-l": PROFILES["m-l"]}
         holder = [current]
-        material = Material({"s": TOPICS}, profiles={"s": lambda: holder[0]})
+        material = {"s": {"artifact": TOPICS, "profiles": lambda: holder[0]}}
         subject = compiled(CLUSTERS, material, PRICED)
         assert decided(subject, facts(FIRST)).pool == "large"
         holder[0] = PROFILES
@@ -406,7 +407,7 @@ class TestClusters:
         assert decided(clusters(pools=["eyes", "large"]), facts(FIRST, quality=0.0)).pool == "eyes"
 
     def test_a_pool_without_a_price_cannot_be_traded(self) -> None:
-        material = Material({"s": TOPICS}, profiles={"s": lambda: PROFILES})
+        material = {"s": {"artifact": TOPICS, "profiles": lambda: PROFILES}}
         assert problems({**CLUSTERS, "pools": ["small"]}, material) == [
             "strategies.s.pools.0: pool small has no price"
         ]
@@ -420,12 +421,12 @@ class TestEveryPairUnderControllers:
     """Controllers act in the cut-off, so no strategy of a pair can forget them."""
 
     def test_pressure_takes_its_requests_and_says_so(self, settings: dict[str, Any], material: Any) -> None:
-        subject = compiled(settings, Material({"s": material}))
+        subject = compiled(settings, {"s": {"artifact": material}})
         # The prompt's own score is made the threshold, so that any pressure moves it.
         score = decided(subject, facts(unit(1, 0, 0, 0))).score
         assert score is not None
         subject = compiled(
-            {**settings, "strong_share": None, "threshold": score - 0.01}, Material({"s": material})
+            {**settings, "strong_share": None, "threshold": score - 0.01}, {"s": {"artifact": material}}
         )
         assert decided(subject, facts(unit(1, 0, 0, 0))).pool == "large"
         pressed = decided(subject, facts(unit(1, 0, 0, 0), conditions=Conditions({"large": 0.9})))
@@ -434,7 +435,7 @@ class TestEveryPairUnderControllers:
         assert pressed.share is not None
 
     def test_a_leaning_moves_it_both_ways(self, settings: dict[str, Any], material: Any) -> None:
-        subject = compiled(settings, Material({"s": material}))
+        subject = compiled(settings, {"s": {"artifact": material}})
         pools = [
             decided(subject, facts(x, conditions=Conditions(bias={"s": leaning}))).pool
             for x, leaning in ((unit(1, 0, 0, 0), -8.0), (unit(0, 1, 0, 0), 8.0))
@@ -444,7 +445,7 @@ class TestEveryPairUnderControllers:
     def test_a_conversation_is_held_where_its_text_is_unknown(
         self, settings: dict[str, Any], material: Any
     ) -> None:
-        subject = compiled(settings, Material({"s": material}))
+        subject = compiled(settings, {"s": {"artifact": material}})
         held = facts(unit(1, 0, 0, 0), unknown=True, held=Held("small"))
         decision = decided(subject, held)
         assert (decision.pool, decision.session) == ("small", "kept")

@@ -19,7 +19,6 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from structlog.testing import capture_logs
 
-from semroute_extproc.config.models import Telemetry
 from semroute_extproc.encoder.signals import calibrate
 from semroute_extproc.events import (
     CacheLookup,
@@ -41,6 +40,7 @@ from semroute_extproc.outcome import facts as metadata
 from semroute_extproc.policy.context import Decision
 from semroute_extproc.policy.shadow import Agreement, Shadow
 from semroute_extproc.request.view import Api, RequestView, Turn
+from semroute_extproc.settings.process import Telemetry
 from semroute_extproc.telemetry import prom
 from semroute_extproc.telemetry.bus import Bus
 from semroute_extproc.telemetry.log import LogSink, configure

@@ -17,7 +17,7 @@ from rich.progress import Progress, track
 from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.encoder.signals import Signals
 from semroute_extproc.errors import BundleError, ConfigError, DataError, SemrouteError
-from semroute_extproc.strategies.artifacts import save_clusters, save_factorization, save_similarity
+from semroute_extproc.strategies.artifact import write_artifact
 from semroute_lab.evaluate import metrics
 from semroute_lab.evaluate.metrics.arrays import Floats
 from semroute_lab.fit import clusters as clusters_fit
@@ -138,7 +138,7 @@ def similarity(
     artifact, held = similarity_fit.fit(
         x, rows.win(*names), rows.folds(common["seed"]), manifest, gamma, neighbours, axes
     )
-    save_similarity(common["out"], artifact)
+    write_artifact(common["out"], artifact)
     _finish(common, manifest, _held_out(rows, names, held))
 
 
@@ -153,7 +153,7 @@ def factorization(rank: int, **common: Any) -> None:
     artifact, held = factorization_fit.fit(
         x, rows.outcome, rows.models, rows.folds(common["seed"]), manifest, rank
     )
-    save_factorization(common["out"], artifact)
+    write_artifact(common["out"], artifact)
     names = (rows.models[0], rows.models[1])
     _finish(
         common, manifest, {"models": list(rows.models), **_held_out(rows, names, held[:, 0] - held[:, 1])}
@@ -181,7 +181,7 @@ def clusters(k: int, clusterings: int, learned_map: bool, **common: Any) -> None
         artifact = clusters_fit.fit_learned_map(x, 1.0 - rows.outcome, manifest, rows.texts, k)
     else:
         artifact = clusters_fit.fit_kmeans(x, manifest, rows.texts, k, clusterings)
-    save_clusters(common["out"], artifact)
+    write_artifact(common["out"], artifact)
     share = artifact.membership(x).sum(axis=0) * artifact.clusterings
     names = {
         f"{number}: {name}": round(float(rows_in), 1)

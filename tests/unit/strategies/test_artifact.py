@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -12,30 +13,21 @@ import numpy as np
 import pytest
 
 from semroute_extproc.errors import ArtifactError
-from semroute_extproc.strategies.artifacts import (
-    Clusters,
-    Factorization,
-    Manifest,
-    Similarity,
-    kind_of,
-    load_clusters,
-    load_factorization,
-    load_similarity,
-    save_clusters,
-    save_factorization,
-    save_similarity,
-)
+from semroute_extproc.strategies.artifact import ArtifactFile, ArtifactManifest, write_artifact
+from semroute_extproc.strategies.clusters import ClustersArtifact, read_clusters
+from semroute_extproc.strategies.factorization import FactorizationArtifact, read_factorization
+from semroute_extproc.strategies.similarity import SimilarityArtifact, read_similarity
 
 QUANTILES = tuple(n / 100 for n in range(101))
 
 
-def manifest(kind: Any, **changes: Any) -> Manifest:
-    return Manifest(
+def manifest(kind: Any, **changes: Any) -> ArtifactManifest:
+    return ArtifactManifest(
         **{"kind": kind, "bundle": "b", "revision": "0" * 12, "dimensions": 2, "rows": 3, **changes}
     )
 
 
-SIMILARITY = Similarity(
+SIMILARITY = SimilarityArtifact(
     manifest("similarity"),
     np.asarray([[1, 0], [0, 1], [0.6, 0.8]], dtype=np.float32),
     None,
@@ -44,7 +36,7 @@ SIMILARITY = Similarity(
     2,
     QUANTILES,
 )
-FACTORIZATION = Factorization(
+FACTORIZATION = FactorizationArtifact(
     manifest("factorization"),
     ("strong", "weak"),
     np.eye(2, 3, dtype=np.float32),
@@ -52,15 +44,15 @@ FACTORIZATION = Factorization(
     np.zeros(3, dtype=np.float32),
     QUANTILES,
 )
-CLUSTERS = Clusters(manifest("clusters"), np.eye(2, dtype=np.float32), None, ("a", "b"))
+CLUSTERS = ClustersArtifact(manifest("clusters"), np.eye(2, dtype=np.float32), None, ("a", "b"))
 
 
 @pytest.mark.parametrize(
     ("artifact", "save", "load"),
     [
-        (SIMILARITY, save_similarity, load_similarity),
-        (FACTORIZATION, save_factorization, load_factorization),
-        (CLUSTERS, save_clusters, load_clusters),
+        (SIMILARITY, write_artifact, read_similarity),
+        (FACTORIZATION, write_artifact, read_factorization),
+        (CLUSTERS, write_artifact, read_clusters),
     ],
 )
 def test_an_artifact_is_read_as_it_was_written(
@@ -71,37 +63,41 @@ def test_an_artifact_is_read_as_it_was_written(
     found = load(file)
     assert found.manifest == artifact.manifest
     assert digest(found) == digest(artifact)
-    assert kind_of(file) == artifact.manifest.kind
+    assert ArtifactFile(file).manifest.kind == artifact.manifest.kind
     assert [each.name for each in tmp_path.iterdir()] == ["a.npz"]
 
 
-def digest(artifact: Similarity | Factorization | Clusters) -> str:
-    return artifact.pair_digest("strong", "weak") if isinstance(artifact, Factorization) else artifact.digest
+def digest(artifact: SimilarityArtifact | FactorizationArtifact | ClustersArtifact) -> str:
+    return (
+        artifact.pair_digest("strong", "weak")
+        if isinstance(artifact, FactorizationArtifact)
+        else artifact.digest
+    )
 
 
 def test_an_artifact_of_another_kind_is_refused(tmp_path: Path) -> None:
-    save_clusters(tmp_path / "a.npz", CLUSTERS)
+    write_artifact(tmp_path / "a.npz", CLUSTERS)
     with pytest.raises(ArtifactError, match=r"a\.npz: is a clusters artifact, expected similarity"):
-        load_similarity(tmp_path / "a.npz")
+        read_similarity(tmp_path / "a.npz")
 
 
 def test_a_missing_artifact_says_which_command_writes_it(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no such file; `semroute fit clusters` writes it"):
-        load_clusters(tmp_path / "a.npz")
+        read_clusters(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 half a zip"])
 def test_what_is_no_artifact_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.npz").write_bytes(content)
     with pytest.raises(ArtifactError, match=r"a\.npz: (not an artifact|cannot be read)"):
-        load_clusters(tmp_path / "a.npz")
+        read_clusters(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
 def test_damage_anywhere_in_the_file_is_refused_or_harmless(
     tmp_path: Path, write: Callable[..., None]
 ) -> None:
-    save_similarity(tmp_path / "a.npz", SIMILARITY)
+    write_artifact(tmp_path / "a.npz", SIMILARITY)
     with np.load(tmp_path / "a.npz") as whole:
         write(tmp_path / "b.npz", **{name: whole[name] for name in whole.files})
     good = (tmp_path / "b.npz").read_bytes()
@@ -111,7 +107,7 @@ def test_damage_anywhere_in_the_file_is_refused_or_harmless(
         damaged[rng.randrange(len(good))] ^= 1 << rng.randrange(8)
         (tmp_path / "a.npz").write_bytes(damaged)
         with contextlib.suppress(ArtifactError):
-            load_similarity(tmp_path / "a.npz")
+            read_similarity(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize(
@@ -134,24 +130,41 @@ def test_an_array_of_the_wrong_shape_or_range_is_named(
     tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     file = tmp_path / "a.npz"
-    save_similarity(file, SIMILARITY)
+    write_artifact(file, SIMILARITY)
     with np.load(file) as whole:
         arrays = {**{name: whole[name] for name in whole.files}, **change}
     np.savez(file, **arrays)
     with pytest.raises(ArtifactError, match=message):
-        load_similarity(file)
+        read_similarity(file)
 
 
 def test_the_digest_changes_with_every_array_that_scores() -> None:
-    other = Clusters(CLUSTERS.manifest, CLUSTERS.centroids, np.zeros(2, dtype=np.float32), CLUSTERS.names)
+    other = ClustersArtifact(
+        CLUSTERS.manifest, CLUSTERS.centroids, np.zeros(2, dtype=np.float32), CLUSTERS.names
+    )
     assert other.digest != CLUSTERS.digest
 
 
 def test_membership_of_a_learned_map_is_a_softmax_and_of_clusterings_their_mean() -> None:
     x = np.asarray([[1.0, 0.0]], dtype=np.float32)
-    soft = Clusters(
+    soft = ClustersArtifact(
         CLUSTERS.manifest, np.zeros((2, 2), dtype=np.float32), np.log([3, 1]).astype("f4"), ("a", "b")
     )
     assert soft.membership(x)[0] == pytest.approx([0.75, 0.25])
-    twice = Clusters(CLUSTERS.manifest, np.eye(2, dtype=np.float32)[[0, 1, 1, 0]], None, tuple("abcd"), 2)
+    twice = ClustersArtifact(
+        CLUSTERS.manifest, np.eye(2, dtype=np.float32)[[0, 1, 1, 0]], None, tuple("abcd"), 2
+    )
     assert twice.membership(x)[0] == pytest.approx([0.5, 0, 0, 0.5])
+
+
+def test_clusters_are_read_as_they_were_written(tmp_path: Path) -> None:
+    soft = dataclasses.replace(CLUSTERS, bias=np.log([3.0, 1.0]).astype(np.float32))
+    for artifact in (CLUSTERS, soft):
+        write_artifact(tmp_path / "c.npz", artifact)
+        found = read_clusters(tmp_path / "c.npz")
+        assert (found.manifest, found.names, found.digest) == (
+            artifact.manifest,
+            artifact.names,
+            artifact.digest,
+        )
+    assert CLUSTERS.digest != soft.digest

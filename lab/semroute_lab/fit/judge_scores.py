@@ -5,20 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from semroute_extproc.config.models import JudgeStrategy
 from semroute_extproc.errors import EndpointError
-from semroute_extproc.strategies.judging.client import Judge
+from semroute_extproc.strategies.judge import JudgeSettings
+from semroute_extproc.strategies.judge_client import JudgeClient
 
 SECONDS = 60.0
-"""How long one text may take: what is measured is the score and not the speed."""
+"""How long one text may take: the score is measured, not the speed."""
 
 
 FAILURES_MAX = 100
-"""After so many texts in a row without a score nobody waits for the rest."""
+"""After this many texts in a row without a score the rest is not asked."""
 
 
 def score_all(
-    settings: JudgeStrategy, texts: Sequence[str], advance: Callable[[], None] = lambda: None
+    settings: JudgeSettings, texts: Sequence[str], advance: Callable[[], None] = lambda: None
 ) -> tuple[list[float | None], list[str]]:
     """The score of every text, None where there is none, and why not.
 
@@ -30,7 +30,7 @@ def score_all(
     )
 
     async def run() -> tuple[list[float | None], list[str]]:
-        judge = Judge("calibrate", patient)
+        judge = JudgeClient("calibrate", patient)
         gate = asyncio.Semaphore(patient.concurrency)
         why: list[str] = []
         in_a_row = 0

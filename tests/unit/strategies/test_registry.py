@@ -11,8 +11,9 @@ from builders import BUNDLE, MANIFEST
 from semroute_extproc.config import source as config_source
 from semroute_extproc.errors import ConfigError
 from semroute_extproc.serve import build
-from semroute_extproc.strategies import files as strategy_files
-from semroute_extproc.strategies.artifacts import Clusters, Manifest, save_clusters
+from semroute_extproc.strategies import registry
+from semroute_extproc.strategies.artifact import ArtifactManifest, write_artifact
+from semroute_extproc.strategies.clusters import ClustersArtifact
 from semroute_extproc.strategies.profiles import Profile, write_profile
 
 YAML = """\
@@ -30,9 +31,11 @@ strategies:
 """
 
 
-def artifact(revision: str = MANIFEST.revision, dimensions: int = 4) -> Clusters:
-    manifest = Manifest(kind="clusters", bundle="test", revision=revision, dimensions=dimensions, rows=9)
-    return Clusters(manifest, np.eye(2, dimensions, dtype=np.float32), None, ("one", "two"))
+def artifact(revision: str = MANIFEST.revision, dimensions: int = 4) -> ClustersArtifact:
+    manifest = ArtifactManifest(
+        kind="clusters", bundle="test", revision=revision, dimensions=dimensions, rows=9
+    )
+    return ClustersArtifact(manifest, np.eye(2, dimensions, dtype=np.float32), None, ("one", "two"))
 
 
 @pytest.fixture
@@ -40,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "fitted").mkdir()
     (tmp_path / "profiles").mkdir()
     (tmp_path / "semroute.yaml").write_text(YAML)
-    save_clusters(tmp_path / "fitted" / "c.npz", artifact())
+    write_artifact(tmp_path / "fitted" / "c.npz", artifact())
     profile = Profile(model="m-a", clusters=artifact().digest, answers=(5, 5), errors=(1, 2))
     write_profile(tmp_path / "profiles" / "m-a.json", profile)
     return tmp_path
@@ -58,9 +61,9 @@ def test_relative_paths_are_meant_from_the_configurations_folder(
 ) -> None:
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
     loaded = config_source.load(folder / "semroute.yaml", {})
-    material, found = strategy_files.load(loaded.config)
+    files, found = registry.read_files(loaded.config.strategies)
     assert not found
-    assert set(material.profiles["s"]()) == {"m-a"}
+    assert set(files["s"]["profiles"]()) == {"m-a"}
     assert set(build.make_policies(loaded, BUNDLE)) == {"p"}
 
 
@@ -72,7 +75,7 @@ def test_a_missing_artifact_is_told_at_its_line(folder: Path) -> None:
 
 
 def test_a_stale_artifact_is_told_with_both_bundles(folder: Path) -> None:
-    save_clusters(folder / "fitted" / "c.npz", artifact("a" * 12))
+    write_artifact(folder / "fitted" / "c.npz", artifact("a" * 12))
     [problem] = problems(folder)
     assert "was fitted on bundle test aaaaaaaaaaaa" in problem
     assert f"test {MANIFEST.revision}" in problem
@@ -88,7 +91,7 @@ def test_a_missing_directory_of_profiles_and_a_bad_profile_are_told(folder: Path
 
 def test_a_file_that_is_replaced_changes_the_fingerprint(folder: Path) -> None:
     config = config_source.load(folder / "semroute.yaml", {}).config
-    before = strategy_files.fingerprint(config)
-    assert strategy_files.fingerprint(config) == before
-    save_clusters(folder / "fitted" / "c.npz", artifact(dimensions=5))
-    assert strategy_files.fingerprint(config) != before
+    before = registry.fingerprint(config.strategies)
+    assert registry.fingerprint(config.strategies) == before
+    write_artifact(folder / "fitted" / "c.npz", artifact(dimensions=5))
+    assert registry.fingerprint(config.strategies) != before

@@ -1,0 +1,80 @@
+"""The interface of a routing idea: settings that name their files and compile to a strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from semroute_extproc.encoder.manifest import Manifest
+from semroute_extproc.policy.context import Strategy
+from semroute_extproc.settings.base import Model, Problem
+from semroute_extproc.settings.pools import Pool
+from semroute_extproc.strategies.artifact import Artifact
+
+A = TypeVar("A", bound=Artifact)
+
+
+class Unfit(Exception):
+    """A strategy cannot be compiled; `args` are its setting and the message, none if already reported."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A strategy on its way from settings to an object: what it may use, and what is wrong with it."""
+
+    name: str
+    pools: Mapping[str, Pool]
+    manifest: Manifest
+    """Of the default bundle."""
+    files: Mapping[str, Any]
+    """Setting to the content of the file or directory it names."""
+    problems: list[Problem]
+
+    def problem(self, setting: str, message: str, *deeper: str | int) -> None:
+        """Report something wrong; compiling may go on."""
+        self.problems.append(Problem(("strategies", self.name, setting, *deeper), message))
+
+    def artifact(self, shape: type[A]) -> A:
+        """The artifact, fitted on this very bundle's embedding; raises Unfit."""
+        found = self.files.get("artifact")
+        if not isinstance(found, shape):
+            raise Unfit
+        theirs = found.manifest
+        if theirs.revision != self.manifest.revision:
+            fitted = f"was fitted on bundle {theirs.bundle} {theirs.revision}, but this is {self.bundle}"
+            raise Unfit("artifact", f"{fitted}: fit it again with this bundle")
+        return found
+
+    @property
+    def bundle(self) -> str:
+        """Name and revision of the bundle."""
+        return f"{self.manifest.name} {self.manifest.revision}"
+
+
+class StrategySettings(Model):
+    """Settings of one routing idea; the registry and the configuration know no more of it than this."""
+
+    kind: str
+
+    files: ClassVar[Mapping[str, Callable[[Path], Any]]] = {}
+    """Setting that names a file, to the file's reader, which raises ArtifactError."""
+    directory: ClassVar[str] = ""
+    """Setting that names a directory of profiles for the artifact's clusters, if there is one."""
+    weighs_cost: ClassVar[bool] = False
+    """A budget can move its choices."""
+
+    def named_pools(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        """Every pool that the settings name, with its place in them."""
+        return iter(())
+
+    def check(
+        self, models: Collection[str], deadline_ms: float, families: Collection[str]
+    ) -> Iterator[tuple[str, str]]:
+        """Conflicts with routed models, the deadline or reasoning families, as setting and message."""
+        return iter(())
+
+    def compile(self, site: Site) -> Strategy:
+        """The strategy; raises Unfit."""
+        raise NotImplementedError

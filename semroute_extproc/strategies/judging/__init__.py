@@ -1,1 +1,0 @@
-"""The judge of the judge strategy: prompt, client, cache and circuit breaker."""
