@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 if TYPE_CHECKING:
-    from semroute_extproc.encoder.signals import Signals
     from semroute_extproc.policy.context import Decision
     from semroute_extproc.policy.shadow import Shadow
+    from semroute_extproc.request.signals import Signals
     from semroute_extproc.request.view import RequestView
 
 REASON_CHARACTERS_MAX = 160

@@ -22,9 +22,8 @@ from semroute_bench.wire import Wire, connect
 from semroute_extproc.config import source as config_source
 from semroute_extproc.encoder import bundle
 from semroute_extproc.encoder.onnx import OnnxModel
-from semroute_extproc.envoy.exchange import Decide
 from semroute_extproc.pipeline.pipeline import Pipeline
-from semroute_extproc.request.view import Api, RequestHead
+from semroute_extproc.request.view import Api, Decide, RequestHead
 from semroute_extproc.serve import build
 from semroute_extproc.strategies.judge_client import Judges
 

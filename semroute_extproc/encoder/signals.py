@@ -7,17 +7,15 @@ Pure. The calibration belongs to the bundle: one temperature per label head (Guo
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
+from semroute_extproc.request.signals import FloatArray as FloatArray
+from semroute_extproc.request.signals import Signals as Signals
 
 if TYPE_CHECKING:
     from semroute_extproc.encoder.bundle import Bundle
-
-FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,32 +38,6 @@ class RawOutput:
     """The text did not fit the window: only its head and tail were read."""
     unk_share: float
     """Share of the tokens read that are not in the vocabulary."""
-
-
-@dataclass(frozen=True, slots=True)
-class Signals:
-    """What the bundle says about one text."""
-
-    domain: str
-    domain_probs: Mapping[str, float]
-    domain_entropy: float
-    """Entropy of the domain distribution over its maximum, 0 (certain) to 1."""
-    difficulty: float
-    """Calibrated probability that the strong model wins where the weak one does not."""
-    unknown: bool
-    """Out of distribution: far from every centroid, or in a language the bundle was not trained on."""
-    tokens: int
-    truncated: bool
-    language: str
-    task: str = ""
-    task_probs: Mapping[str, float] = field(default_factory=dict)
-    similarity: float = 0.0
-    """Cosine to the nearest centroid."""
-    embedding: FloatArray | None = None
-    neighbours: FloatArray | None = None
-    """Input of strategies with an artifact; see `RawOutput`."""
-    revision: str = ""
-    """Of the bundle that read the text; `neighbours` fits only artifacts of the same revision."""
 
 
 def calibrate(bundle: Bundle, raw: RawOutput, language: str) -> Signals:

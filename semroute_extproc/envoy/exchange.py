@@ -33,8 +33,9 @@ from semroute_extproc.envoy import replies
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
 from semroute_extproc.envoy.replies import CONTINUE
 from semroute_extproc.outcome import Cause, DirectAnswer, Kind, Outcome
+from semroute_extproc.request import answers
 from semroute_extproc.request.apis import PATHS
-from semroute_extproc.request.view import Api, RequestHead
+from semroute_extproc.request.view import Api, Decide, RequestHead
 
 _Mode = pb.ProcessingMode
 
@@ -52,14 +53,6 @@ class ExchangeSettings:
     allow_mode_override: bool
     models: tuple[str, ...]
     """Names that GET /v1/models lists."""
-
-
-class Decide(msgspec.Struct, frozen=True):
-    """A request whose body is complete."""
-
-    head: RequestHead
-    api: Api
-    body: bytes
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -191,7 +184,7 @@ class Exchange:
     def _headers(self, message: pb.HttpHeaders) -> Step:
         self.head = head = read_head(message.headers)
         settings = self._settings
-        if head.method == "GET" and (answer := replies.models_answer(head.bare_path, settings.models)):
+        if head.method == "GET" and (answer := answers.models(head.bare_path, settings.models)):
             return self._answer(Kind.ANSWERED, Cause.MODELS, answer)
         cause = _unroutable(head) or (Cause.EMPTY_BODY if message.end_of_stream else None)
         if cause:
@@ -253,7 +246,7 @@ class Exchange:
         return Outcome(Kind.PASSTHROUGH, cause, pool=pool, cluster=cluster, reason=reason)
 
     def _too_large(self) -> Step:
-        answer = too_large_answer(self._settings.body_bytes_max, self._api)
+        answer = answers.too_large(self._settings.body_bytes_max, self._api)
         return self._answer(Kind.REJECTED, Cause.BODY_TOO_LARGE, answer)
 
     def _answer(self, kind: Kind, cause: Cause, answer: DirectAnswer) -> Step:
@@ -261,13 +254,6 @@ class Exchange:
         reply = replies.immediate(outcome)
         self._state = _State.CLOSED
         return Step((reply,), outcome=outcome)
-
-
-def too_large_answer(limit: int, api: Api) -> DirectAnswer:
-    """413 for a body over `limit` bytes."""
-    message = f"The request body is larger than {limit} bytes."
-    anthropic = api is Api.MESSAGES
-    return replies.error_answer(413, "invalid_request_error", "request_too_large", message, anthropic)
 
 
 def read_head(headers: pb.HeaderMap) -> RequestHead:

@@ -8,13 +8,10 @@ again only when `clear_route_cache` comes with a header mutation, and a changed 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
-from semroute_extproc.outcome import Cause, DirectAnswer, Kind, Outcome, facts
+from semroute_extproc.outcome import Cause, Kind, Outcome, facts
 
 CLUSTER_HEADER = "x-semroute-cluster"
 """The routing header, set by us alone: Envoy's route reads the cluster from it."""
@@ -137,31 +134,6 @@ def immediate(outcome: Outcome) -> bytes:
     _set(reply.headers, "content-type", "application/json")
     _write_metadata(response, outcome)
     return _serialize(response)
-
-
-def error_answer(status: int, kind: str, code: str, message: str, anthropic: bool = False) -> DirectAnswer:
-    """An error in OpenAI's shape; for Anthropic's API the same object has that shape too."""
-    body: dict[str, Any] = {"error": {"message": message, "type": kind, "param": None, "code": code}}
-    if anthropic:
-        body = {"type": "error", **body}
-    return DirectAnswer(status, json.dumps(body).encode(), f"semroute_{code}")
-
-
-def models_answer(path: str, names: Sequence[str]) -> DirectAnswer | None:
-    """The list of models or one of them, in OpenAI's shape; None if `path` is neither."""
-    name = path.removeprefix("/v1/models/")
-    body: dict[str, Any]
-    if path == "/v1/models":
-        body = {"object": "list", "data": [_model(each) for each in names]}
-    elif name != path and name in names:
-        body = _model(name)
-    else:
-        return None
-    return DirectAnswer(200, json.dumps(body).encode(), "semroute_models")
-
-
-def _model(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "semroute"}
 
 
 def _routed(kind: str, outcome: Outcome) -> tuple[pb.ProcessingResponse, pb.CommonResponse]:

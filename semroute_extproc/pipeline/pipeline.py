@@ -16,8 +16,6 @@ import msgspec
 
 from semroute_extproc.config.models import Config
 from semroute_extproc.encoder.classifier import Classifier
-from semroute_extproc.envoy import replies
-from semroute_extproc.envoy.exchange import Decide, too_large_answer
 from semroute_extproc.errors import BadBody, BodyTooLarge, UnsupportedEncoding
 from semroute_extproc.events import Emit, Failed, ignore
 from semroute_extproc.outcome import Cause, Kind, Outcome
@@ -27,11 +25,11 @@ from semroute_extproc.policy.constraints import NoCandidate
 from semroute_extproc.policy.context import Decision, RoutingContext
 from semroute_extproc.policy.draw import draw_id, drawn
 from semroute_extproc.policy.plan import PolicyPlan
-from semroute_extproc.request import apis, reasoning
+from semroute_extproc.request import answers, apis, reasoning
 from semroute_extproc.request.body import decode_body, set_members
 from semroute_extproc.request.language import language_of
 from semroute_extproc.request.text import classified_text, estimate_tokens
-from semroute_extproc.request.view import Api, RequestHead, RequestView
+from semroute_extproc.request.view import Api, Decide, RequestHead, RequestView
 from semroute_extproc.settings.pools import VirtualModel
 from semroute_extproc.state.controllers import ControllerState, home
 from semroute_extproc.state.sessions import NO_KEYS, Keys
@@ -228,13 +226,13 @@ def _rejected(error: BodyTooLarge | UnsupportedEncoding | NoCandidate, api: Api,
     reason, anthropic = str(error), api is Api.MESSAGES
     match error:
         case BodyTooLarge():
-            cause, answer = Cause.BODY_TOO_LARGE, too_large_answer(error.limit, api)
+            cause, answer = Cause.BODY_TOO_LARGE, answers.too_large(error.limit, api)
         case UnsupportedEncoding():
             cause, code = Cause.UNSUPPORTED_ENCODING, "unsupported_content_encoding"
-            answer = replies.error_answer(415, "invalid_request_error", code, f"{error}.", anthropic)
+            answer = answers.error(415, "invalid_request_error", code, f"{error}.", anthropic)
             # The answer names the client's encoding; logs repeat no header.
             reason = cause.words
         case _:
             cause, code = Cause.NO_POOL, "no_pool_for_request"
-            answer = replies.error_answer(400, "invalid_request_error", code, f"{error}.", anthropic)
+            answer = answers.error(400, "invalid_request_error", code, f"{error}.", anthropic)
     return Outcome(Kind.REJECTED, cause, reason=reason, answer=answer, **stages.times)

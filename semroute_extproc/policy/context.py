@@ -8,8 +8,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from semroute_extproc.encoder.signals import Signals
 from semroute_extproc.outcome import Cause
+from semroute_extproc.request.signals import Signals
 from semroute_extproc.request.view import RequestHead, RequestView
 from semroute_extproc.settings.base import Effort
 from semroute_extproc.settings.pools import Pool

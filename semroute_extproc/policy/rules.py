@@ -12,8 +12,8 @@ from typing import Any
 
 import cel
 
-from semroute_extproc.encoder.signals import Signals
 from semroute_extproc.policy.context import Candidates, RoutingContext
+from semroute_extproc.request.signals import Signals
 from semroute_extproc.settings.base import did_you_mean
 from semroute_extproc.settings.policies import Rule, Target
 

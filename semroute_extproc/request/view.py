@@ -78,3 +78,11 @@ class RequestView:
     """It continues state that is kept on one server (`previous_response_id`)."""
     characters: int = 0
     """Characters of all text in the request, tool declarations included; the longest prompt of a batch."""
+
+
+class Decide(msgspec.Struct, frozen=True):
+    """A request whose body is complete."""
+
+    head: RequestHead
+    api: Api
+    body: bytes

@@ -9,9 +9,9 @@ import pytest
 from msgspec import structs
 
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
-from semroute_extproc.envoy.exchange import Decide, Exchange, ExchangeSettings, Step
+from semroute_extproc.envoy.exchange import Exchange, ExchangeSettings, Step
 from semroute_extproc.outcome import Kind, Outcome
-from semroute_extproc.request.view import Api
+from semroute_extproc.request.view import Api, Decide
 
 MODE = pb.ProcessingMode
 SETTINGS = ExchangeSettings(

@@ -15,14 +15,13 @@ from builders import POOLS, FakeEncoder, classifier, config, controller_state, p
 from pydantic import ValidationError
 
 from semroute_extproc.config.models import Config, unresolved
-from semroute_extproc.envoy.exchange import Decide
 from semroute_extproc.errors import EncoderUnavailable
 from semroute_extproc.events import Event, Failed, SessionStoreError, Shadowed
 from semroute_extproc.outcome import Cause, Kind, Outcome
 from semroute_extproc.pipeline.pipeline import Pipeline
 from semroute_extproc.policy.shadow import Agreement, Shadow
 from semroute_extproc.request.reasoning import FAMILIES
-from semroute_extproc.request.view import Api, RequestHead
+from semroute_extproc.request.view import Api, Decide, RequestHead
 from semroute_extproc.state.shared_sessions import SharedSessions
 
 

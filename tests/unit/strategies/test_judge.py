@@ -13,14 +13,13 @@ from openai_server import Act, OpenAIServer, labelled
 
 from semroute_extproc.config import source as config_source
 from semroute_extproc.config.models import Config
-from semroute_extproc.envoy.exchange import Decide
 from semroute_extproc.errors import ConfigError, EncoderUnavailable
 from semroute_extproc.events import Decided
 from semroute_extproc.outcome import Cause, Kind, Outcome
 from semroute_extproc.pipeline.pipeline import Pipeline
 from semroute_extproc.policy.context import Candidates, Choice, Judgement, RoutingContext
 from semroute_extproc.policy.shadow import Agreement, Shadow
-from semroute_extproc.request.view import Api, RequestHead, RequestView, Turn
+from semroute_extproc.request.view import Api, Decide, RequestHead, RequestView, Turn
 from semroute_extproc.serve import build
 from semroute_extproc.strategies.calibration import Calibration
 from semroute_extproc.strategies.idea import Site

@@ -1,0 +1,42 @@
+"""The answers that the sidecar gives itself: errors and the list of models. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from semroute_extproc.outcome import DirectAnswer
+from semroute_extproc.request.view import Api
+
+
+def error(status: int, kind: str, code: str, message: str, anthropic: bool = False) -> DirectAnswer:
+    """An error in OpenAI's shape; for Anthropic's API the same object has that shape too."""
+    body: dict[str, Any] = {"error": {"message": message, "type": kind, "param": None, "code": code}}
+    if anthropic:
+        body = {"type": "error", **body}
+    return DirectAnswer(status, json.dumps(body).encode(), f"semroute_{code}")
+
+
+def models(path: str, names: Sequence[str]) -> DirectAnswer | None:
+    """The list of models or one of them, in OpenAI's shape; None if `path` is neither."""
+    name = path.removeprefix("/v1/models/")
+    body: dict[str, Any]
+    if path == "/v1/models":
+        body = {"object": "list", "data": [_model(each) for each in names]}
+    elif name != path and name in names:
+        body = _model(name)
+    else:
+        return None
+    return DirectAnswer(200, json.dumps(body).encode(), "semroute_models")
+
+
+def too_large(limit: int, api: Api) -> DirectAnswer:
+    """413 for a body over `limit` bytes."""
+    message = f"The request body is larger than {limit} bytes."
+    anthropic = api is Api.MESSAGES
+    return error(413, "invalid_request_error", "request_too_large", message, anthropic)
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "semroute"}
