@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from threading import Lock
 from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics import MetricWrapperBase
 
 from semroute_extproc import __version__
 from semroute_extproc import events as ev
@@ -16,24 +18,24 @@ from semroute_extproc.policy.shadow import Shadow
 
 PREFIX = "semroute_"
 
-TIMES = {"buckets": tuple(0.00025 * 2**n for n in range(13))}
-"""Buckets in seconds, from a quarter of a millisecond to one second, doubling."""
-
 MODEL_LABELS = ("bundle", "revision", "provider", "graph", "language")
 """Labels of `semroute_model_info`, keys of `Classifier.describe`."""
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
+Durations = partial(Histogram, buckets=tuple(0.00025 * 2**n for n in range(13)))
+"""Seconds, from a quarter of a millisecond to one second, doubling."""
+
+
 class Metric(NamedTuple):
     """One row of the table; names are without `semroute_` and `_total`."""
 
-    kind: type[Counter] | type[Gauge] | type[Histogram]
+    kind: Callable[..., MetricWrapperBase]
     name: str
     labels: str
     """Separated by spaces."""
     help: str
-    options: Mapping[str, Any] = {}
 
 
 METRICS = (
@@ -46,8 +48,8 @@ METRICS = (
         "strategy result",
         "Judge calls: ok, cache, timeout, breaker, busy, connection, http, unparsable, error.",
     ),
-    Metric(Histogram, "decision_duration_seconds", "", "From the complete body to the decision.", TIMES),
-    Metric(Histogram, "stage_duration_seconds", "stage", "One stage of a decision.", TIMES),
+    Metric(Durations, "decision_duration_seconds", "", "From the complete body to the decision."),
+    Metric(Durations, "stage_duration_seconds", "stage", "One stage of a decision."),
     Metric(Counter, "cache", "result", "Lookups in the signal cache, by result: hit, miss."),
     Metric(Counter, "truncated", "", "Texts that did not fit the encoder's window."),
     Metric(Counter, "unknown", "", "Texts out of the bundle's distribution."),
@@ -102,8 +104,8 @@ class PrometheusSink:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._metrics: dict[str, Any] = {
-            name: kind(PREFIX + name, text, labels.split(), registry=self.registry, **options)
-            for kind, name, labels, text, options in METRICS
+            name: kind(PREFIX + name, text, labels.split(), registry=self.registry)
+            for kind, name, labels, text in METRICS
         }
         # At most one per label set; the configuration and the bundle bound those.
         self._children: dict[tuple[str, ...], Any] = {}
