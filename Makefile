@@ -17,7 +17,7 @@ LOCK ?= runtime
 help:  ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# One stamp file per lock: a changed lock is installed again, an unchanged one costs nothing.
+# One stamp file per lock file: a changed lock file is reinstalled, an unchanged one is skipped.
 $(VENV)/.%: requirements/%.txt pyproject.toml lab/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed (PYTHON=$(PYTHON))"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -28,13 +28,13 @@ $(VENV)/.%: requirements/%.txt pyproject.toml lab/pyproject.toml
 
 setup: $(VENV)/.dev  ## install everything a developer needs into .venv
 
-demo: $(VENV)/.demo  ## a real Envoy, the sidecar and two simulated pools here; DEMO_ARGS=--once to stop after the table
+demo: $(VENV)/.demo  ## run a real Envoy, the sidecar and two simulated pools; DEMO_ARGS=--once to stop after the table
 	@$(BIN)/semroute demo $(DEMO_ARGS)
 
-test: $(VENV)/.dev  ## all tests, the real Envoy included
+test: $(VENV)/.dev  ## run all tests, including those with a real Envoy
 	$(BIN)/python -m pytest $(TEST_ARGS)
 
-test-train: $(VENV)/.dev  ## the tests of training; installs torch if it is missing
+test-train: $(VENV)/.dev  ## run the training tests; installs torch if it is missing
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pytest lab/tests/train $(TEST_ARGS)
 
@@ -45,10 +45,10 @@ $(VLLM)/.ready: requirements/vllm.txt
 	@$(VLLM_PYTHON) tools/vllm_env.py $(VLLM) $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 	@touch $@
 
-test-vllm: $(VENV)/.dev $(VLLM)/.ready  ## the tests against two real vLLM servers on CPU: installs 2.5 GB, takes minutes
+test-vllm: $(VENV)/.dev $(VLLM)/.ready  ## run the tests against two real vLLM servers on CPU; installs 2.5 GB, takes minutes
 	SEMROUTE_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest tests/vllm $(TEST_ARGS)
 
-lint: $(VENV)/.dev  ## style, imports and the direction of dependencies
+lint: $(VENV)/.dev  ## check style, imports and the direction of dependencies
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
@@ -57,7 +57,7 @@ format: $(VENV)/.dev  ## fix the style automatically where possible
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-type: $(VENV)/.dev  ## mypy, strict
+type: $(VENV)/.dev  ## run mypy in strict mode
 	$(BIN)/mypy
 
 gen: $(VENV)/.dev  ## generate semroute_extproc/envoy/_pb from protos/
@@ -72,24 +72,24 @@ docs: $(VENV)/.dev  ## write the generated parts of docs/
 docs-check: $(VENV)/.dev  ## fail if the generated parts of docs/ are stale
 	$(BIN)/python tools/gen_docs.py --check
 
-bench: $(VENV)/.dev  ## measure the cost of a decision on this machine, about eight minutes; BENCH_ARGS=--quick for two
+bench: $(VENV)/.dev  ## measure the cost of a decision on this machine in about eight minutes; BENCH_ARGS=--quick for two
 	$(BIN)/semroute bench --out $(or $(OUT),build/bench) $(BENCH_ARGS)
 
-bench-check: $(VENV)/.dev  ## fail if a decision is clearly more expensive than recorded, half a minute
+bench-check: $(VENV)/.dev  ## fail if a decision is clearly more expensive than recorded; takes half a minute
 	$(BIN)/semroute bench --check benchmarks/results/bench.json
 
 image: ## build the container image; LOCK=gpu for one with CUDA
 	docker build --tag $(IMAGE) --build-arg LOCK=$(LOCK) .
 
-train: $(VENV)/.dev  ## train the shipped bundle again; DATA=DIR is the folder of public data sets
-	@test -n "$(DATA)" || { echo "say where the data is: make train DATA=DIR (docs/training.md)"; exit 2; }
+train: $(VENV)/.dev  ## retrain the shipped bundle; DATA=DIR is the folder of public data sets
+	@test -n "$(DATA)" || { echo "DATA is not set: make train DATA=DIR (docs/training.md)"; exit 2; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 onnx safetensors
 	$(BIN)/semroute train --data $(DATA) --handwritten datasets --out models/semroute-minilm
 
 lock: $(VENV)/.dev  ## pin requirements/*.txt again from pyproject.toml
 	$(BIN)/python tools/lock.py
 
-check: lint type gen-check docs-check test  ## what CI runs
+check: lint type gen-check docs-check test  ## run everything that CI runs
 
-clean:  ## remove what the other targets made
+clean:  ## remove everything that the other targets created
 	rm -rf $(VENV) $(VLLM) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

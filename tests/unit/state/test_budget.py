@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from semroute_extproc.settings.controllers import Budget
 from semroute_extproc.state.budget import GAIN, BudgetController, Spent
-from semroute_extproc.strategies.cutoff import leaned, pressed, threshold_for_share
+from semroute_extproc.strategies.cutoff import biased, pressed, threshold_for_share
 
 QUANTILES = tuple(n / 100 for n in range(101))
 SHARE = 0.3
@@ -60,7 +60,7 @@ def run(
     for number in range(requests):
         part = number / requests
         now += rng.expovariate(rate(part))
-        threshold = threshold_for_share(QUANTILES, leaned(SHARE, controller.bias))
+        threshold = threshold_for_share(QUANTILES, biased(SHARE, controller.bias))
         goes = rng.random() < promised or scores(rng, part) >= threshold
         controller.decided(Spent(float(goes)), False, now)
         strong.append(goes)
@@ -168,7 +168,7 @@ def test_dollars_are_held_where_requests_differ_in_size() -> None:
     for number in range(40_000):
         size = rng.lognormvariate(0.0, 0.8)
         weak, strong = 0.0005 * size, 0.004 * size
-        threshold = threshold_for_share(QUANTILES, leaned(0.5, controller.bias))
+        threshold = threshold_for_share(QUANTILES, biased(0.5, controller.bias))
         value = strong if harder(rng, number / 40_000) >= threshold else weak
         controller.decided(Spent(value, strong - weak), False, float(number))
         spent.append(value)
@@ -204,7 +204,7 @@ def test_a_pressure_that_lasts_takes_its_part_and_the_budget_takes_no_more(press
     controller = BudgetController(Budget(strong_share=SHARE))
     strong = []
     for number in range(20_000):
-        share = pressed(leaned(SHARE, controller.bias), 0.0, pressure, 0.05, None)
+        share = pressed(biased(SHARE, controller.bias), 0.0, pressure, 0.05, None)
         strong.append(rng.random() >= threshold_for_share(QUANTILES, share))
         controller.decided(Spent(float(strong[-1])), True, float(number))
     left = pressed(SHARE, 0.0, pressure, 0.05, None)
