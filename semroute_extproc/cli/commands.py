@@ -17,9 +17,9 @@ PLUGINS = "semroute.commands"
 """Entry-point group by which other distributions add commands."""
 
 LAB = {
-    "demo": ("demo", "Run Envoy, the sidecar and two simulated vLLM pools on this machine."),
+    "demo": ("demo", "Run Envoy, the sidecar and two simulated pools on this machine."),
     "train": ("train", "Train a bundle from prompts and publish it."),
-    "bundle": ("train", "Show, check, copy and quantise bundles."),
+    "bundle": ("train", "Show, check, copy and quantize bundles."),
     "fit": ("", "Fit an artifact for a strategy from prompts with known answers."),
     "calibrate": ("", "Pick a threshold on your own prompts."),
     "eval": ("train", "Evaluate a bundle as a router and as a classifier."),
@@ -28,9 +28,9 @@ LAB = {
 }
 """Commands of the distribution semroute-lab: the extra that each needs, and its line in --help.
 
-The line stands here because --help must be fast, and a plug-in may import heavy libraries."""
+It is repeated here because --help must be fast, and a plug-in may import heavy libraries."""
 
-SHORT_HELP_MAX = 60
+SHORT_HELP_MAX = 63
 """Characters of a command's line in --help."""
 
 ANY_ARGUMENTS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
@@ -42,7 +42,8 @@ class Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Every command, most used first."""
         plugins = importlib.metadata.entry_points(group=PLUGINS).names
-        return list(dict.fromkeys([*self.commands, *LAB, *sorted(plugins)]))
+        own = [name for name, command in self.commands.items() if not command.hidden]
+        return list(dict.fromkeys([*own, *LAB, *sorted(plugins)]))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command, imported now if it is a plug-in."""

@@ -98,7 +98,7 @@ class LiveConfig:
         """The file's configuration, compiled; None if it is the live one. Raises ConfigError."""
         loaded = self._load(self._path)
         files = fingerprint(loaded.config.strategies)
-        # The digest leaves secrets out, so it cannot tell: a new password is a change.
+        # Not by digest, which leaves secrets out: a new password is a change.
         if (loaded.config, files) == (self.loaded.config, self._files):
             return None
         if problems := list(restart_needed(self.loaded.config, loaded.config)):

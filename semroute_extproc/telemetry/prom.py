@@ -41,7 +41,7 @@ class Metric(NamedTuple):
 METRICS = (
     Metric(Counter, "decisions", "pool rule strategy domain outcome", "Requests handled."),
     Metric(Counter, "outcomes", "outcome cause", "Requests handled, by cause."),
-    Metric(Counter, "fallbacks", "reason", "Requests that fell back: no decision in time."),
+    Metric(Counter, "fallbacks", "reason", "Requests that fell back, by reason."),
     Metric(
         Counter,
         "judge",
