@@ -17,7 +17,7 @@ from typing import Any, get_args
 import click
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined, to_jsonable_python
-from semroute_bench import check, report
+from semroute_bench import check
 
 from semroute_extproc import cli
 from semroute_extproc.config.models import Config
@@ -192,7 +192,7 @@ def bench_costs() -> str:
         "bare": "session alone",
         "pipeline": "pipeline in process",
         "server x1": "server driven directly, one at a time",
-        f"server x{2 * run['machine']['cores']}": "server driven directly, two a core at once",
+        f"server x{2 * run['machine']['cores']}": "server driven directly, two per core at once",
         "floor": "do-nothing server, 16 at once",
         "named": "server, pool named: no encoder, 16 at once",
         "two workers named": "the same, two workers",
@@ -211,21 +211,16 @@ def bench_costs() -> str:
     return "\n".join(lines)
 
 
-def bench_floors() -> str:
-    """What a stream costs servers that do nothing."""
-    floors = _bench()["floors"]
-    lines = _markdown(report.FLOOR_COLUMNS, map(report.floor_row, floors["servers"]))
-    lines += [f"\nNot measured: {name}, {why}." for name, why in floors["left out"].items()]
-    return "\n".join(lines)
-
-
 def bench_scaling() -> str:
-    """Decisions a second by workers and requests at once, on a GPU and on cores, where there were such."""
+    """Decisions per second by workers and requests at once, on a GPU and on cores, where there were such."""
     run, lines = _bench(), []
     for name, part in (("GPU", run["gpu"]), ("Workers", run["workers"])):
         if part.get("rows"):
-            lines += [f"{name}: {part.get('device', 'a lane each')}.", ""]
-            lines += [*_markdown(report.SCALING_COLUMNS, map(report.scaling_row, part["rows"])), ""]
+            lines += [f"{name}: {part.get('device', 'a worker thread each')}.", ""]
+            columns = ("workers", "at once", "per second", "decided", "p50 ms", "p90", "p99", "p99.9")
+            names = ("workers", "at once", "a second", "decided")
+            rows = ((*(row[name] for name in names), *row["ms"].values()) for row in part["rows"])
+            lines += [*_markdown(columns, rows), ""]
         else:
             lines += [f"{name}: not measured, {part['left out']}.", ""]
     return "\n".join(lines).rstrip()
@@ -250,7 +245,7 @@ def _markdown(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str
 
 
 def strategy_costs() -> str:
-    """The recorded run of benchmarks/strategies.py."""
+    """The recorded run of semroute_bench.strategies."""
     report = json.loads((DOCS.parent / "benchmarks" / "results" / "strategies.json").read_text())
     machine = report["machine"]
     rows = [f"| {name} | {row['p50']:.0f} | {row['p90']:.0f} |" for name, row in report["cpu_us"].items()]
@@ -324,7 +319,7 @@ def strategies_pool() -> str:
 
 
 def load_simulation() -> str:
-    """The recorded run of benchmarks/load_simulation.py: the burst, with and without."""
+    """The recorded run of semroute_bench.load_simulation: the burst, with and without."""
     report = json.loads((DOCS.parent / "benchmarks" / "results" / "load_simulation.json").read_text())
     columns = ("p50_seconds", "p95_seconds", "p99_seconds", "quality", "strong_share", "return_seconds")
     rows = [
@@ -334,7 +329,7 @@ def load_simulation() -> str:
     for scenario in report["scenarios"]:
         for name in ("without", "with"):
             figures = scenario[name]["burst"]
-            rate = f"{scenario['name']}, {scenario['burst']:g} requests a second"
+            rate = f"{scenario['name']}, {scenario['burst']:g} requests per second"
             rows.append(f"| {rate} | {name} | " + " | ".join(f"{figures[key]:g}" for key in columns) + " |")
     return "\n".join(rows)
 
@@ -344,9 +339,10 @@ def bench_load() -> str:
     run = _bench()
     over = run["open loop"]
     lines = [
-        f"Knee {over['knee a second']:.0f} decisions a second, deadline {over['deadline ms']:g} ms.",
+        f"Saturation point {over['knee a second']:.0f} decisions per second, "
+        f"deadline {over['deadline ms']:g} ms.",
         "",
-        "| of the knee | sent | answered | decided | fallen back | p50 ms | p90 | p99 | p99.9 |",
+        "| of saturation | sent | answered | decided | fallen back | p50 ms | p90 | p99 | p99.9 |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in over["rates"]:
@@ -382,7 +378,6 @@ PARTS: dict[str, Callable[[], str]] = {
     "bench aims": bench_aims,
     "bench costs": bench_costs,
     "bench load": bench_load,
-    "bench floors": bench_floors,
     "bench scaling": bench_scaling,
     "bench spreads": bench_spreads,
 }

@@ -5,26 +5,25 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-import statistics
 import sys
 import tempfile
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from rich.console import Console
 
 from semroute_bench import check as checking
 from semroute_bench import direct, machine, report
-from semroute_bench.direct import Plan
-from semroute_bench.run import PARTS, QUICK, Size, measure, ratios
+from semroute_bench.run import PARTS, measure
+from semroute_bench.samples import CHECK, QUICK, Figures, Size
 from semroute_extproc.encoder.cores import usable_cores
 from semroute_extproc.serve.app import loop_factory
 
 RESULT = "bench.json"
 
-CHECK_PLAN = Plan(rounds=5, passes=24, streams=640)
-"""Of `--check`: half a minute."""
+T = TypeVar("T")
 
 
 @click.command()
@@ -57,18 +56,19 @@ def bench(
     and wants the machine for itself.
     """
     console = Console(stderr=True, highlight=False)
-    if recorded is not None:
-        sys.exit(_check(json.loads(recorded.read_text()), console))
-    size = QUICK if quick else Size()
-    if requests is not None:
-        size = dataclasses.replace(size, growth_requests=requests)
-    before = _recorded(out) if parts else None
-    with tempfile.TemporaryDirectory(prefix="semroute-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="semroute-bench-") as name:
+        folder = Path(name)
         try:
+            if recorded is not None:
+                sys.exit(_check(json.loads(recorded.read_text()), folder, console))
+            size = QUICK if quick else Size()
+            if requests is not None:
+                size = dataclasses.replace(size, growth_requests=requests)
+            before = _recorded(out) if parts else None
             run = _run(
                 measure(
                     size,
-                    Path(folder),
+                    folder,
                     lambda line: console.print(line, style="dim"),
                     parts or tuple(PARTS),
                     before,
@@ -90,37 +90,27 @@ def bench(
             console.print("no plots: matplotlib is missing")
 
 
-def _recorded(out: Path | None) -> dict[str, Any]:
+def _recorded(out: Path | None) -> Figures:
     """The run that parts are to join."""
     if out is None:
         raise click.UsageError("--only writes into a recorded run: say where it is with --out")
     try:
-        run: dict[str, Any] = json.loads((out / RESULT).read_text())
+        run: Figures = json.loads((out / RESULT).read_text())
     except FileNotFoundError:
         raise click.UsageError(f"--only writes into a recorded run, and there is no {out / RESULT}") from None
     return run
 
 
-def _check(recorded: dict[str, Any], console: Console) -> int:
-    lanes = usable_cores()
-    with tempfile.TemporaryDirectory(prefix="semroute-bench-") as folder:
-        samples, _ = _run(direct.rounds(CHECK_PLAN, Path(folder), lanes, full=False))
-    now, here = ratios(samples, lanes), machine.describe()
-    try:
-        limits = checking.limits(recorded, now, here)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
-    for name, limit in limits.items():
-        console.print(
-            f"{name}: {statistics.median(now[name]):.2f}, recorded {recorded['ratios'][name]:.2f}, "
-            f"allowed {limit:.2f}"
-        )
-    found = list(checking.losses(recorded, now, here))
-    for line in found:
-        console.print(f"dearer than recorded: {line}", style="red")
-    return 1 if found else 0
+def _check(recorded: Figures, folder: Path, console: Console) -> int:
+    cores = usable_cores()
+    samples, _ = _run(direct.rounds(CHECK, folder, cores, full=False))
+    lines = checking.compare(recorded, direct.ratios(samples, cores), machine.describe())
+    for line, lost in lines.items():
+        prefix, style = ("more expensive than recorded: ", "red") if lost else ("", None)
+        console.print(prefix + line, style=style)
+    return int(any(lines.values()))
 
 
-def _run(coroutine: Any) -> Any:
+def _run(coroutine: Coroutine[Any, Any, T]) -> T:
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(coroutine)

@@ -1,103 +1,79 @@
 """Whether a worker's memory grows with the requests it has served.
 
-Requests as they come in life: most name their model, of the routed ones most come again and are answered
-from the cache, and some are new and take a pass. The cache is small and full before the count begins, so
-that what still grows is neither it nor anything else that has a bound.
+Realistic traffic: most requests name their model; most routed texts repeat and are answered from the
+cache; some are new and take a pass. The cache is small and full before the count begins, so it cannot be
+the cause of growth.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 from semroute_bench import load
-from semroute_bench.direct import BUSY, NAMED, ROUTED, UNHURRIED
-from semroute_bench.load import Exchange
-from semroute_bench.servers import Measured
-from semroute_bench.wire import connect
+from semroute_bench.load import NAMED, PROMPT, ROUTED, Exchange
+from semroute_bench.samples import Figures, Say, Size
+from semroute_bench.servers import BUSY, UNHURRIED, Measured, Target
 from semroute_extproc.encoder.cores import usable_cores
 
 WORKERS_MAX = 2
-"""Workers that share the requests: more cores are used, and each worker is looked at."""
-
 CACHE_ENTRIES = 256
-
-WARM_UP_SHARE = 4
-WARM_UP_MIN, WARM_UP_MAX = 5_000, 50_000
-"""Requests that are not counted: a fourth of the others within these bounds."""
-
-CHUNKS = 20
-"""Looks at the memory on the way."""
-
-PERIOD = 200
-"""Of this many requests one is routed and new, 19 are routed and come again, the others name a model."""
-
-AGAIN = 50
-"""Texts that come again."""
+WARM_UP_MIN, WARM_UP_MAX = 5_000, 50_000  # requests that are not counted: a fourth of the others
+CHUNKS = 20  # measurements of the memory on the way
+PERIOD = 200  # of so many requests one is routed and new, 19 are routed and repeat, the others name a model
+REPEATED = 50  # texts that repeat
 
 
 def traffic(first: int, count: int) -> Iterator[Exchange]:
-    """Requests `first` to `first + count` of an endless row; no new text comes twice."""
+    """Requests `first` to `first + count` of an endless sequence; new texts do not repeat."""
     named = load.exchange(load.chat(NAMED))
-    again = [load.exchange(load.chat(ROUTED, f"{load.PROMPT} Again {number}.")) for number in range(AGAIN)]
+    repeated = [load.exchange(load.chat(ROUTED, f"{PROMPT} Again {number}.")) for number in range(REPEATED)]
     for number in range(first, first + count):
         if number % PERIOD == 0:
-            yield load.exchange(load.chat(ROUTED, f"{load.PROMPT} {number}"))
-        elif number % 10 == 0:
-            yield again[number // 10 % AGAIN]
+            yield load.exchange(load.chat(ROUTED, f"{PROMPT} {number}"))
         else:
-            yield named
+            yield named if number % 10 else repeated[number // 10 % REPEATED]
 
 
-async def measure(requests: int, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Resident memory of each worker before and after `requests`, and of the largest on the way."""
-    workers = min(WORKERS_MAX, usable_cores())
-    sidecar = Measured(
-        folder / "growth",
-        server__workers=str(workers),
-        server__deadline_ms=UNHURRIED["server__deadline_ms"],
-        encoder__cache_entries=str(CACHE_ENTRIES),
-    )
-    wires = [await connect(socket) for socket in sidecar.sockets]
-    sent = 0
+async def measure(size: Size, folder: Path, say: Say) -> Figures:
+    """Resident memory of each worker before and after the requests, and of the largest on the way."""
+    requests, workers = size.growth_requests, min(WORKERS_MAX, usable_cores())
+    say(f"memory over {requests:,} requests")
+    settings = {"server__workers": str(workers), "encoder__cache_entries": str(CACHE_ENTRIES)}
+    sidecar = Measured(folder / "growth", **(UNHURRIED | settings))
+    async with AsyncExitStack() as exits:
+        target = await Target.of(sidecar, exits)
 
-    async def send(count: int) -> None:
-        """Shared out among the workers; each is kept as busy as a gateway would keep it."""
-        nonlocal sent
-        share = -(-count // workers)
-        await asyncio.gather(
-            *(wire.closed(traffic(sent + n * share, share), BUSY) for n, wire in enumerate(wires))
-        )
-        sent += workers * share
-        os.truncate(sidecar.sidecar.process.log_path, 0)  # a line a request: gigabytes, before the end
+        async def send(first: int, count: int) -> int:
+            """The share of each worker, and the number of the next request."""
+            share = -(-count // workers)
+            runs = (
+                client.closed(traffic(first + number * share, share), BUSY)
+                for number, client in enumerate(target.clients)
+            )
+            await asyncio.gather(*runs)
+            os.truncate(sidecar.process.log_path, 0)  # a line per request would be gigabytes at the end
+            return first + workers * share
 
-    try:
-        fill = [
-            load.exchange(load.chat(ROUTED, f"{number} {load.PROMPT}")) for number in range(CACHE_ENTRIES)
-        ]
-        await asyncio.gather(*(wire.closed(fill, BUSY) for wire in wires))
-        await send(min(max(requests // WARM_UP_SHARE, WARM_UP_MIN), WARM_UP_MAX))
-        warm = sidecar.resident_mib_each()
-        started, on_the_way = perf_counter(), []
-        for chunk in range(CHUNKS):
-            await send(requests // CHUNKS)
-            on_the_way.append(sidecar.resident_mib())
-            passed = perf_counter() - started
-            say(f"{chunk + 1} of {CHUNKS}, {passed / (chunk + 1) * (CHUNKS - chunk - 1):.0f} s to go")
-        after = sidecar.resident_mib_each()
-        return {
+        for number in range(CACHE_ENTRIES):
+            await target.send(load.exchange(load.chat(ROUTED, f"{number} {PROMPT}")), workers, 1)
+        sent = await send(0, min(max(requests // 4, WARM_UP_MIN), WARM_UP_MAX))
+        warm, started, on_the_way = sidecar.resident_mib(), perf_counter(), []
+        for chunk in range(1, CHUNKS + 1):
+            sent = await send(sent, requests // CHUNKS)
+            on_the_way.append(max(sidecar.resident_mib()))
+            left = (perf_counter() - started) / chunk * (CHUNKS - chunk)
+            say(f"{chunk} of {CHUNKS}, {left:.0f} s to go")
+        figures = {
             "requests": requests,
             "workers": workers,
             "seconds": perf_counter() - started,
             "warm MiB": warm,
-            "after MiB": after,
+            "after MiB": sidecar.resident_mib(),
             "on the way MiB": on_the_way,
         }
-    finally:
-        for wire in wires:
-            wire.close()
-        sidecar.stop()
+    return {"growth": figures}

@@ -1,4 +1,4 @@
-"""The machine, and what a process on it has used."""
+"""The machine, and the resources a process has used."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from pathlib import Path
 
 from semroute_extproc.encoder.cores import usable_cores
 
-_CPUCLOCK_SCHED = 2
-"""Kind of a process' CPU clock in a Linux clock id (`clock_getcpuclockid(3)`)."""
+_CPUCLOCK_SCHED = 2  # kind of a process' CPU clock in a Linux clock id (`clock_getcpuclockid(3)`)
 
 
-def cpu_seconds(pid: int) -> float:
-    """CPU time of all threads of a process so far, user and system, to the microsecond."""
-    return time.clock_gettime((~pid << 3) | _CPUCLOCK_SCHED)
+def cpu_seconds(*pids: int) -> float:
+    """CPU time of all threads of these processes so far, user and system, to the microsecond."""
+    return sum(time.clock_gettime((~pid << 3) | _CPUCLOCK_SCHED) for pid in pids)
 
 
 def resident_mib(pid: int) -> float:
@@ -25,23 +24,28 @@ def resident_mib(pid: int) -> float:
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process has started and that still run."""
+    """The running processes that a process has started."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def load() -> float:
+    """The machine's load average over the last minute."""
+    return round(os.getloadavg()[0], 2)
+
+
 def describe() -> dict[str, object]:
-    """What figures are measured on."""
+    """The machine that figures are measured on."""
     import grpc
     import onnxruntime
 
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
-    flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
+    info = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = info.get("flags", "").split()
     return {
-        "cpu": model or platform.processor(),
+        "cpu": info.get("model name") or platform.processor(),
         "instructions": [flag for flag in ("avx2", "avx512f", "avx512_vnni", "amx_int8") if flag in flags],
         "cores": usable_cores(),
-        "load_before": round(os.getloadavg()[0], 2),
+        "load_before": load(),
         "kernel": platform.release(),
         "python": platform.python_version(),
         "onnxruntime": onnxruntime.__version__,

@@ -1,64 +1,71 @@
-"""Arrivals at fixed rates: what becomes of requests below, near and far above what the machine can do.
+"""Arrivals at fixed rates below, near and far above the saturation point.
 
-Open loop: a request is sent when its time has come, whatever became of the earlier ones, so that
-waiting is measured and not avoided.
+Open loop: a request is sent at its time, independent of earlier answers, so waiting is measured and not
+avoided. The saturation point is the rate of decisions with two requests per worker thread under way.
 """
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from semroute_bench import load
-from semroute_bench.load import Answer
-from semroute_bench.servers import DEADLINE_MS, Measured
-from semroute_bench.wire import connect
+from semroute_bench.client import Answer, connect
+from semroute_bench.samples import Figures, Say, Size, quantiles
+from semroute_bench.servers import Measured
+from semroute_extproc.encoder.cores import usable_cores
 
-SHARES = (0.25, 0.5, 0.75, 0.9, 3.0)
-"""Arrival rates over the knee."""
-
+DEADLINE_MS = 100.0  # the shipped default; the demo's own is longer
+SHARES = (0.25, 0.5, 0.75, 0.9, 3.0)  # arrival rates over the saturation point
 RECOVERY_SECONDS = 2.0
 
 
-async def measure(lanes: int, seconds: float, folder: Path) -> dict[str, Any]:
-    """The knee, then each rate on the same server; half the knee once more after the overload."""
+async def measure(size: Size, folder: Path, say: Say) -> Figures:
+    """The saturation point, then each rate on the same server, and half of it right after the overload."""
+    say("arrivals at fixed rates")
+    request, at_once = load.exchange(load.chat(load.ROUTED)), 2 * usable_cores()
     sidecar = Measured(folder / "open", encoder__cache_entries="0", server__deadline_ms=f"{DEADLINE_MS}")
-    request = load.exchange(load.chat("auto"))
     try:
-        wire = await connect(sidecar.sockets[0])
-        await wire.closed([request] * 8 * lanes, 2 * lanes)
-        rates = []
-        for _ in range(3):
-            started = perf_counter()
-            # One a lane would leave it idle between two passes: that is not all there is.
-            await wire.closed([request] * 50 * lanes, 2 * lanes)
-            rates.append(50 * lanes / (perf_counter() - started))
-        knee = statistics.median(rates)
-        rows = []
-        for share in SHARES:
-            before = sidecar.resident_mib()
-            answers = await wire.open(request, share * knee, seconds)
-            rows.append(row(share, knee, answers) | {"grown MiB": sidecar.resident_mib() - before})
-        # Right behind three times the knee, without a pause.
-        after = row(0.5, knee, await wire.open(request, 0.5 * knee, RECOVERY_SECONDS))
-        wire.close()
-        return {"deadline ms": DEADLINE_MS, "knee a second": knee, "rates": rows, "after overload": after}
+        async with connect(sidecar.socket) as client:
+            await client.closed([request] * 4 * at_once, at_once)
+            rates = []
+            for _ in range(3):
+                started = perf_counter()
+                await client.closed([request] * 25 * at_once, at_once)
+                rates.append(25 * at_once / (perf_counter() - started))
+            saturation = statistics.median(rates)
+            rows = []
+            for share in SHARES:
+                before = sidecar.resident_mib()[0]
+                answers = await client.open(request, share * saturation, size.seconds_a_rate)
+                grown = sidecar.resident_mib()[0] - before
+                rows.append(row(share, saturation, answers) | {"grown MiB": grown})
+            # Without a pause after the overload.
+            after = row(0.5, saturation, await client.open(request, 0.5 * saturation, RECOVERY_SECONDS))
     finally:
         sidecar.stop()
+    figures = {
+        "deadline ms": DEADLINE_MS,
+        "knee a second": saturation,
+        "rates": rows,
+        "after overload": after,
+    }
+    return {"open loop": figures}
 
 
-def row(share: float, knee: float, answers: list[Answer]) -> dict[str, Any]:
-    """What became of the arrivals at one rate."""
+def row(share: float, saturation: float, answers: Sequence[Answer]) -> dict[str, Any]:
+    """The outcomes of the arrivals at one rate."""
     count = len(answers)
-    came = [answer for answer in answers if answer.outcome]
+    outcomes = [answer.outcome for answer in answers]
     return {
         "share of knee": share,
-        "a second": share * knee,
+        "a second": share * saturation,
         "sent": count,
-        "answered": len(came) / count,
-        "decided": sum(answer.outcome == "routed" for answer in came) / count,
-        "fallen back": sum(answer.outcome == "fallback" for answer in came) / count,
-        "ms": load.quantiles([answer.ms for answer in came]),
+        "answered": 1 - outcomes.count("") / count,
+        "decided": outcomes.count("routed") / count,
+        "fallen back": outcomes.count("fallback") / count,
+        "ms": quantiles([answer.ms for answer in answers if answer.outcome]),
     }

@@ -1,68 +1,91 @@
-"""The servers that are measured, as child processes."""
+"""The servers that are measured, as child processes, each with a client per worker."""
 
 from __future__ import annotations
 
+import asyncio
 import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
 from semroute_demo.process import Process
-from semroute_demo.sidecar import Sidecar
+from semroute_demo.sidecar import CONFIG_PATH, Sidecar
 
+from semroute_bench.client import Answer, Client, connect
+from semroute_bench.load import Exchange
 from semroute_bench.machine import children, cpu_seconds, resident_mib
+from semroute_bench.samples import Samples
 
-CONFIG = Path(__file__).resolve().parent.parent / "semroute_demo" / "semroute.yaml"
-"""The demo's configuration: two pools, two rules and a strategy."""
-
-DEADLINE_MS = 100.0
-"""The shipped default; the demo's own is longer."""
-
+BUSY = 16  # streams at once that keep one server busy
 READY_SECONDS_MAX = 30.0
 
-
-def floor(folder: Path, mode: str = "") -> Process:
-    """A do-nothing processor, serving on `floor.sock` in `folder`, or on `MODE.sock`; see `floor`'s modes."""
-    name = mode or "floor"
-    address = folder / f"{name}.sock"
-    command = [sys.executable, "-m", "semroute_bench.floor", f"unix:{address}", *mode.split()]
-    process = Process(name, command, folder / f"{name}.log")
-    process.start(address.exists, READY_SECONDS_MAX)
-    return process
+UNHURRIED = {"encoder__cache_entries": "0", "server__deadline_ms": "5000"}
+"""Settings for measurements of a decision's cost, where it does not matter whether it is in time."""
 
 
-class Measured:
-    """A sidecar with the demo's configuration, decisions logged to a file as in service."""
+class DoNothing:
+    """A do-nothing server as a child process, serving on a socket in `folder`."""
+
+    def __init__(self, folder: Path, mode: str = "floor") -> None:
+        """Start it; `mode` is `floor` or `passes`. Raises `ProcessError`."""
+        self.sockets = [folder / f"{mode}.sock"]
+        command = [sys.executable, "-m", "semroute_bench.floor", f"unix:{self.sockets[0]}", mode]
+        self._process = Process(mode, command, folder / f"{mode}.log")
+        self._process.start(self.sockets[0].exists, READY_SECONDS_MAX)
+        self.pids = [self._process.pid]
+
+    def stop(self) -> None:
+        """End it."""
+        self._process.stop()
+
+
+class Measured(Sidecar):
+    """A sidecar with the demo's configuration; its decisions are logged to a file as in service."""
 
     def __init__(self, folder: Path, **settings: str) -> None:
-        """`settings` as `server__workers="2"`, over those of the configuration."""
+        """Start it. `settings` such as `server__workers="2"` replace those of the configuration."""
         folder.mkdir()
-        self._sidecar = Sidecar(
-            CONFIG, folder, {f"SEMROUTE__{key.upper()}": value for key, value in settings.items()}
-        )
+        settings = {"server__drain_seconds": "0", **settings}  # the clients have finished before it stops
+        environment = {f"SEMROUTE__{key.upper()}": value for key, value in settings.items()}
+        super().__init__(CONFIG_PATH, folder, environment)
         started = perf_counter()
-        self._sidecar.start()
+        self.start()
         self.start_seconds = perf_counter() - started
-        self.sockets = [str(socket) for socket in self._sidecar.sockets]
-        pid = self._sidecar.process.pid
-        self.pids = [pid] if len(self.sockets) == 1 else children(pid)
+        self.pids = [self.process.pid] if len(self.sockets) == 1 else children(self.process.pid)
 
-    @property
-    def sidecar(self) -> Sidecar:
-        """The process and its sockets."""
-        return self._sidecar
-
-    def cpu_seconds(self) -> float:
-        """CPU time of all its workers so far."""
-        return sum(map(cpu_seconds, self.pids))
-
-    def resident_mib(self) -> float:
-        """Resident memory of its largest worker."""
-        return max(self.resident_mib_each())
-
-    def resident_mib_each(self) -> list[float]:
+    def resident_mib(self) -> list[float]:
         """Resident memory of every worker."""
         return list(map(resident_mib, self.pids))
 
-    def stop(self) -> None:
-        """End it, without the drain that nobody waits for."""
-        self._sidecar.stop()
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A server with a client per worker."""
+
+    clients: Sequence[Client]
+    pids: Sequence[int]
+
+    @classmethod
+    async def of(cls, server: DoNothing | Measured, exits: AsyncExitStack) -> Target:
+        """Connect to `server`; `exits` disconnects and stops it."""
+        exits.callback(server.stop)
+        clients = [await exits.enter_async_context(connect(socket)) for socket in server.sockets]
+        return cls(clients, server.pids)
+
+    async def send(self, request: Exchange, count: int, at_once: int) -> list[Answer]:
+        """At least `count` streams, `at_once` per worker at a time."""
+        share = -(-count // len(self.clients))
+        runs = (client.closed([request] * share, at_once) for client in self.clients)
+        return [answer for answers in await asyncio.gather(*runs) for answer in answers]
+
+    async def measure(
+        self, samples: Samples, name: str, request: Exchange, count: int, at_once: int
+    ) -> list[Answer]:
+        """Sample CPU milliseconds per stream and streams per second."""
+        before, started = cpu_seconds(*self.pids), perf_counter()
+        answers = await self.send(request, count, at_once)
+        samples.add(f"{name} a second", len(answers) / (perf_counter() - started))
+        samples.add(f"{name} cpu ms", (cpu_seconds(*self.pids) - before) / len(answers) * 1e3)
+        return answers

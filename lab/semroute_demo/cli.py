@@ -1,10 +1,43 @@
-"""`semroute demo`."""
+"""`semroute demo`: everything on one machine, and requests through it."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import dataclasses
+import json
+import shutil
+import signal
 import sys
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
 
 import click
+import httpx2
+from rich.console import Console
+from rich.live import Live
+
+from semroute_demo import report
+from semroute_demo.client import Row, send
+from semroute_demo.envoy import Envoy, Variant, shipped, variant
+from semroute_demo.pool import Pool, Speed
+from semroute_demo.process import ProcessError, free_port
+from semroute_demo.prompts import prompts
+from semroute_demo.sidecar import CONFIG_PATH, Sidecar
+from semroute_extproc.config import source as config_source
+from semroute_extproc.config.models import Config
+
+PORT_PREFERRED = 10_000  # Envoy's port if it is free and none was asked for
+TABLE_COLUMNS = 150  # width of the table without a terminal
+REQUEST_SECONDS_MAX = 60.0
+
+RESPONSE_HEADERS = {
+    f"x-semroute-{key.replace('_', '-')}": key for key in ("difficulty", "domain", "rule", "decision_ms")
+}
+"""Response headers of this Envoy in addition to the shipped ones, each with its metadata key."""
+
+SPEEDS = {"small": Speed(0.015, 0.0004), "large": Speed(0.04, 0.001)}
 
 
 @click.command()
@@ -16,11 +49,87 @@ def demo(once: bool, as_json: bool, port: int | None) -> None:
 
     Needs the extras `cpu` and `demo`. Nothing outside this machine is called.
     """
+    folder = Path(tempfile.mkdtemp(prefix="semroute-demo-"))
+    status = 1  # something did not start, a request failed, or a pool got none
     try:
-        from semroute_demo.runner import run_demo
-    except ModuleNotFoundError as error:
-        raise click.ClickException(
-            f"the Python package {error.name!r} is missing: "
-            "install semroute-extproc[cpu] and semroute-lab[demo]"
-        ) from None
-    sys.exit(run_demo(once=once, as_json=as_json, port=port))
+        status = asyncio.run(_run(folder, once, as_json, port))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        status = 130
+    except ProcessError as error:
+        Console(stderr=True).print(str(error), markup=False, highlight=False)
+    if status in (0, 130):
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        Console(stderr=True).print(f"Logs and configurations are in {folder}", markup=False, highlight=False)
+    sys.exit(status)
+
+
+async def _run(folder: Path, once: bool, as_json: bool, port: int | None) -> int:
+    stop, loop, main = asyncio.Event(), asyncio.get_running_loop(), asyncio.current_task()
+    assert main is not None
+    # SIGTERM ends the demo as Ctrl-C does, so that every child ends before it.
+    loop.add_signal_handler(signal.SIGTERM, main.cancel)
+    settings = config_source.load(CONFIG_PATH).config
+    console = Console() if Console().is_terminal else Console(width=TABLE_COLUMNS)
+    async with _stack(folder, settings, port or free_port(preferred=PORT_PREFERRED)) as (envoy, sidecar):
+        rows = await _send_all(envoy.url, settings, console, as_json)
+        failures = envoy.stats("failure_mode_allowed$|spurious_msgs_received$")
+        summary = report.summarise(rows, settings, sum(failures.values()))
+        if as_json:
+            _print_json({"summary": True, **dataclasses.asdict(summary)})
+        else:
+            console.print(report.summary_text(summary))
+        if not once:
+            loop.add_signal_handler(signal.SIGINT, stop.set)
+            # Not wrapped, even on a narrow terminal: these lines are for copying.
+            text = report.commands(envoy, sidecar)
+            Console(stderr=as_json).print(text, highlight=False, soft_wrap=True)
+            await stop.wait()
+    return 0 if summary.ok else 1
+
+
+@contextlib.asynccontextmanager
+async def _stack(folder: Path, settings: Config, port: int) -> AsyncIterator[tuple[Envoy, Sidecar]]:
+    """Pools, sidecar and Envoy, started in this order and stopped in reverse."""
+    async with contextlib.AsyncExitStack() as exits:
+        places: dict[str, tuple[str, int]] = {}
+        # Envoy stops before the sidecar, so there is nothing to drain.
+        environment = {"SEMROUTE__SERVER__DRAIN_SECONDS": "0"}
+        for name, pool in settings.pools.items():
+            # The default pool also serves the virtual names: if Envoy fails open, nothing rewrites them.
+            aliases = tuple(settings.models) if name == settings.default_pool else ()
+            simulated = await exits.enter_async_context(Pool(name, (pool.model, *aliases), SPEEDS[name]))
+            places[pool.cluster] = ("127.0.0.1", simulated.port)
+            page = f"http://127.0.0.1:{simulated.port}/metrics"
+            environment[f"SEMROUTE__POOLS__{name.upper()}__METRICS"] = page
+        # In threads, because waiting for a process blocks, and the pools must answer health checks meanwhile.
+        sidecar = Sidecar(CONFIG_PATH, folder, environment)
+        changes = Variant([str(sidecar.socket)], places, port, response_headers=RESPONSE_HEADERS)
+        envoy = Envoy(variant(shipped(), changes), folder)
+        for process in (sidecar, envoy):
+            exits.push_async_callback(asyncio.to_thread, process.stop)
+            await asyncio.to_thread(process.start)
+        await asyncio.to_thread(envoy.wait_for_sidecar)
+        yield envoy, sidecar
+
+
+async def _send_all(url: str, settings: Config, console: Console, as_json: bool) -> list[Row]:
+    """Send every prompt, one after the other so that decision times include no queue."""
+    rows: list[Row] = []
+    live = not as_json and console.is_terminal
+    table = Live(console=console, refresh_per_second=8) if live else contextlib.nullcontext()
+    async with httpx2.AsyncClient(base_url=url, timeout=REQUEST_SECONDS_MAX) as client:
+        with table as display:
+            for number, prompt in enumerate(prompts(), 1):
+                rows.append(await send(client, number, prompt, settings))
+                if as_json:
+                    _print_json(dataclasses.asdict(rows[-1]))
+                elif display is not None:
+                    display.update(report.table(rows))
+        if not as_json and not live:
+            console.print(report.table(rows))
+    return rows
+
+
+def _print_json(item: object) -> None:
+    click.echo(json.dumps(item, ensure_ascii=False))

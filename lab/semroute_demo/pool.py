@@ -1,7 +1,7 @@
 """A simulated vLLM pool: vLLM's HTTP interface in front of a model that only counts and waits.
 
-It is honest about everything routing can see (names, errors, usage, streaming, queueing, metrics)
-and invents everything else. Run one with `python -m semroute_demo.pool --name small`.
+Everything that routing can see is realistic (names, errors, usage, streaming, queueing, metrics); the
+rest is invented. Run one with `python -m semroute_demo.pool --name small`.
 """
 
 from __future__ import annotations
@@ -16,26 +16,21 @@ import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import click
 from aiohttp import web
-from prometheus_client import generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from semroute_demo import shapes
-from semroute_demo.pool_metrics import PoolMetrics
 from semroute_extproc.request.view import Api
 
-BODY_BYTES_MAX = 64 * 1024 * 1024
-"""Largest request body; above the gateway's cap, so that the gateway's is the one that counts."""
+BODY_BYTES_MAX = 64 * 1024 * 1024  # larger than the gateway's limit, which therefore applies first
+RECORDED_MAX = 256  # how many requests are remembered
+RECORDED_BYTES_MAX = 1024 * 1024  # of larger bodies only length and hash are remembered
+CACHE_TOKENS = 32_768  # tokens the simulated KV cache holds
 
-RECORDED_MAX = 256
-"""How many requests are remembered."""
-
-RECORDED_BYTES_MAX = 1024 * 1024
-"""Bodies larger than this are remembered by length and hash only."""
-
-CACHE_TOKENS = 32_768
-"""Tokens the simulated KV cache holds."""
+Metric = TypeVar("Metric", Counter, Gauge, Histogram)
 
 PATHS = {
     "/v1/chat/completions": Api.CHAT_COMPLETIONS,
@@ -56,40 +51,30 @@ _TITLES = {
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """How long the simulated model takes, and how much it does at once."""
+    """How long the simulated model takes, and how many requests it runs at once."""
 
     first_token_seconds: float = 0.02
     token_seconds: float = 0.001
-    slots: int = 16
-    """Requests that run at once; more wait (`--max-num-seqs`)."""
-    queue_max: int = 256
-    """Requests that may wait; more get 503 (`--max-num-queued-reqs`)."""
+    slots: int = 16  # requests that run at once; more wait (`--max-num-seqs`)
+    queue_max: int = 256  # requests that may wait; more get 503 (`--max-num-queued-reqs`)
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Something to go wrong with one request."""
+    """A failure of one request."""
 
-    status: int = 0
-    """Answer this error instead."""
-    delay_seconds: float = 0.0
-    """Wait before the first byte."""
-    drop_after: int | None = None
-    """Close the connection after so many events of a stream."""
+    status: int = 0  # answer this error instead
+    drop_after: int | None = None  # close the connection after so many events of a stream
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A request as it arrived here."""
+    """A request as it arrived."""
 
-    method: str
-    path: str
-    headers: Mapping[str, str]
-    """Lower-case names; of a repeated header the last value."""
+    headers: Mapping[str, str]  # lower-case names; of a repeated header the last value
     length: int
     sha256: str
-    body: bytes
-    """Empty if it was longer than `RECORDED_BYTES_MAX`."""
+    body: bytes  # empty if it was longer than `RECORDED_BYTES_MAX`
 
 
 class Pool:
@@ -105,24 +90,35 @@ class Pool:
         """Each request to a generating endpoint takes the next one."""
         self.port = 0
         self._slots = asyncio.Semaphore(speed.slots)
-        self._waiting = 0
-        self._cached_tokens = 0
-        self._metrics = PoolMetrics(self.models[0])
+        self._running = self._waiting = self._cached_tokens = 0
+        self._registry = CollectorRegistry()
+
+        def own(kind: type[Metric], name: str, text: str) -> Metric:
+            metric = kind(f"vllm:{name}", text, ("engine", "model_name"), registry=self._registry)
+            return metric.labels("0", self.models[0])
+
+        running = own(Gauge, "num_requests_running", "Requests in execution.")
+        running.set_function(lambda: self._running)
+        waiting = own(Gauge, "num_requests_waiting", "Requests waiting for a slot.")
+        waiting.set_function(lambda: self._waiting)
+        cache = own(Gauge, "kv_cache_usage_perc", "Share of the KV cache in use, 0 to 1.")
+        cache.set_function(lambda: min(1.0, self._cached_tokens / CACHE_TOKENS))
+        self._prompt_tokens = own(Counter, "prompt_tokens", "Prompt tokens processed.")
+        self._generation_tokens = own(Counter, "generation_tokens", "Tokens generated.")
+        self._first_token = own(Histogram, "time_to_first_token_seconds", "Time to first token.")
+        self._latency = own(Histogram, "e2e_request_latency_seconds", "Time from arrival to the last token.")
+        labels = ("engine", "model_name", "finished_reason")
+        self._success = Counter("vllm:request_success", "Finished.", labels, registry=self._registry)
         self._runner: web.AppRunner | None = None
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
-        """Listen; with port 0 the system chooses and `port` says what it chose."""
+        """Listen; with port 0 the system chooses one, and `port` is the chosen one."""
         app = web.Application(client_max_size=BODY_BYTES_MAX)
         app.add_routes([web.post(path, self._generate) for path in PATHS])
-        app.add_routes(
-            [
-                web.get("/v1/models", self._list_models),
-                web.get("/health", self._health),
-                web.get("/metrics", self._expose),
-            ]
-        )
-        # Compressed bodies are not unpacked (vLLM does not either); an idle connection closes after
-        # vLLM's 5 s; and a client that goes away cancels its generation.
+        pages = {"/v1/models": self._list_models, "/health": self._health, "/metrics": self._expose}
+        app.add_routes([web.get(path, page) for path, page in pages.items()])
+        # As in vLLM: compressed bodies are not unpacked, an idle connection closes after 5 s, and a client
+        # that disconnects cancels its generation.
         self._runner = web.AppRunner(
             app,
             access_log=None,
@@ -132,12 +128,11 @@ class Pool:
             shutdown_timeout=1.0,
         )
         await self._runner.setup()
-        site = web.TCPSite(self._runner, host, port)
-        await site.start()
+        await web.TCPSite(self._runner, host, port).start()
         self.port = self._runner.addresses[0][1]
 
     async def stop(self) -> None:
-        """Close the listener and what is left of its connections."""
+        """Close the listener and its remaining connections."""
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -153,7 +148,7 @@ class Pool:
         return web.Response()
 
     async def _expose(self, request: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(self._metrics.registry), content_type="text/plain")
+        return web.Response(body=generate_latest(self._registry), content_type="text/plain")
 
     async def _list_models(self, request: web.Request) -> web.Response:
         self._record(request, b"")
@@ -170,7 +165,6 @@ class Pool:
             "x-sim-sha256": received.sha256,
         }
         fault = self.faults.popleft() if self.faults else Fault()
-        await asyncio.sleep(fault.delay_seconds)
         api = PATHS[request.path]
         if fault.status:
             return _error(fault.status, "This failure was asked for.", headers)
@@ -186,83 +180,53 @@ class Pool:
             return _error(404, text, headers, wrapped=api is Api.MESSAGES)
         if self._waiting >= self.speed.queue_max:
             return _error(503, "The engine is currently busy. Try again later.", headers)
-        asked = shapes.read(api, body)
-        parts, truncated = shapes.pieces(asked, self.name)
-        name = request.headers.get("x-request-id") or uuid.uuid4().hex
-        answer = shapes.Answer(
-            id=f"chatcmpl-{name}",
-            model=self.models[0],
-            created=int(time.time()),
-            prompt_tokens=asked.prompt_tokens,
-            pieces=() if api is Api.EMBEDDINGS else parts,
-            truncated=truncated,
-        )
-        async with self._slot(answer):
-            if asked.stream:
-                return await self._stream(request, asked, answer, headers, fault, arrived)
-            await asyncio.sleep(self._seconds(answer))
-            self._count(answer, arrived)
-            return web.json_response(shapes.body(api, answer), headers=headers)
-
-    async def _stream(
-        self,
-        request: web.Request,
-        asked: shapes.Asked,
-        answer: shapes.Answer,
-        headers: Mapping[str, str],
-        fault: Fault,
-        arrived: float,
-    ) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8", **headers})
-        await asyncio.sleep(self.speed.first_token_seconds)
-        self._metrics.first_token.observe(time.monotonic() - arrived)
-        await response.prepare(request)
-        for sent, (event, timed) in enumerate(shapes.events(asked.api, answer, asked.include_usage)):
-            if fault.drop_after is not None and sent >= fault.drop_after and request.transport is not None:
-                request.transport.abort()
-                return response
-            if timed:
-                await asyncio.sleep(self.speed.token_seconds)
-            await response.write(event)
-        await response.write_eof()
-        self._count(answer, arrived)
+        name = f"chatcmpl-{request.headers.get('x-request-id') or uuid.uuid4().hex}"
+        answer = shapes.answer(api, body, self.name, self.models[0], name, int(time.time()))
+        tokens, made = answer.prompt_tokens, len(answer.pieces)
+        async with self._slot(tokens + made):
+            await asyncio.sleep(self.speed.first_token_seconds)
+            self._first_token.observe(time.monotonic() - arrived)
+            response: web.StreamResponse
+            if answer.stream:
+                kind = "text/event-stream; charset=utf-8"
+                response = web.StreamResponse(headers={"content-type": kind, **headers})
+                await response.prepare(request)
+                for sent, (event, timed) in enumerate(shapes.events(answer)):
+                    if sent == fault.drop_after and request.transport is not None:
+                        request.transport.abort()
+                        return response
+                    if timed:
+                        await asyncio.sleep(self.speed.token_seconds)
+                    await response.write(event)
+                await response.write_eof()
+            else:
+                await asyncio.sleep(self.speed.token_seconds * made)
+                response = web.json_response(shapes.body(answer), headers=headers)
+        self._prompt_tokens.inc(tokens)
+        self._generation_tokens.inc(made)
+        self._latency.observe(time.monotonic() - arrived)
+        self._success.labels("0", self.models[0], answer.finish).inc()
         return response
 
     @contextlib.asynccontextmanager
-    async def _slot(self, answer: shapes.Answer) -> AsyncIterator[None]:
-        """Wait for a slot and hold it, with the gauges telling."""
-        metrics, tokens = self._metrics, answer.prompt_tokens + len(answer.pieces)
+    async def _slot(self, tokens: int) -> AsyncIterator[None]:
+        """Wait for a slot, then hold it and `tokens` of the cache."""
         self._waiting += 1
-        metrics.waiting.set(self._waiting)
         try:
             await self._slots.acquire()
         finally:
             self._waiting -= 1
-            metrics.waiting.set(self._waiting)
+        self._running += 1
         self._cached_tokens += tokens
-        metrics.running.inc()
-        metrics.cache.set(min(1.0, self._cached_tokens / CACHE_TOKENS))
         try:
             yield
         finally:
+            self._running -= 1
             self._cached_tokens -= tokens
-            metrics.running.dec()
-            metrics.cache.set(min(1.0, self._cached_tokens / CACHE_TOKENS))
             self._slots.release()
-
-    def _seconds(self, answer: shapes.Answer) -> float:
-        return self.speed.first_token_seconds + self.speed.token_seconds * len(answer.pieces)
-
-    def _count(self, answer: shapes.Answer, arrived: float) -> None:
-        self._metrics.prompt_tokens.inc(answer.prompt_tokens)
-        self._metrics.generation_tokens.inc(len(answer.pieces))
-        self._metrics.latency.observe(time.monotonic() - arrived)
-        self._metrics.finish("length" if answer.truncated else "stop")
 
     def _record(self, request: web.Request, content: bytes) -> Received:
         received = Received(
-            method=request.method,
-            path=request.path_qs,
             headers={name.lower(): value for name, value in request.headers.items()},
             length=len(content),
             sha256=hashlib.sha256(content).hexdigest(),
@@ -273,14 +237,14 @@ class Pool:
 
 
 def _error(status: int, message: str, headers: Mapping[str, str], wrapped: bool = False) -> web.Response:
-    """An error as vLLM words it; `wrapped` as its Anthropic endpoint does."""
+    """An error in vLLM's words; `wrapped` as its Anthropic endpoint does."""
     error = {"message": message, "type": _TITLES.get(status, "Error"), "param": None, "code": status}
     body = {"type": "error", "error": error} if wrapped else {"error": error}
     return web.json_response(body, status=status, headers=headers)
 
 
 @click.command(help="Serve a simulated vLLM pool.")
-@click.option("--name", default="small", show_default=True, help="Name of the pool, told in its answers.")
+@click.option("--name", default="small", show_default=True, help="Name of the pool, stated in its answers.")
 @click.option("--model", "models", multiple=True, help="A served model name; repeat it for aliases.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, help="Port to listen on; 0 for any.")
@@ -298,10 +262,9 @@ def main(
 ) -> None:
     """Serve until interrupted."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    speed = Speed(first_token_ms / 1000, token_ms / 1000, slots)
 
     async def serve() -> None:
-        pool = Pool(name, models or (name,), speed)
+        pool = Pool(name, models or (name,), Speed(first_token_ms / 1000, token_ms / 1000, slots))
         await pool.start(host, port)
         logging.getLogger(__name__).info("simulated pool %s on %s:%d", name, host, pool.port)
         try:

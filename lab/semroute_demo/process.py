@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-STOP_SECONDS_MAX = 15.0
-"""How long a process may take to exit by itself before it is killed."""
+import httpx2
 
-POLL_SECONDS = 0.05
-"""Pause between two looks at whether a process is ready."""
+STOP_SECONDS_MAX = 15.0  # how long a process may take to exit by itself before it is killed
+POLL_SECONDS = 0.05  # pause between two checks of a condition
+LOG_LINES_SHOWN = 12  # how much of a log's end an error shows
 
-LOG_LINES_SHOWN = 12
-"""How much of a log's end an error shows."""
+HTTP = httpx2.Client(limits=httpx2.Limits(max_keepalive_connections=0), trust_env=False)
+"""For requests to the processes; a client of its own for each request would cost 17 ms of CPU."""
 
 
 class ProcessError(Exception):
@@ -35,31 +35,30 @@ class Process:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
-        self.command = list(command)
         self.log_path = log_path
+        self._command = command
         self._output_path = output_path or log_path
-        self._environment = dict(environment) if environment is not None else None
+        self._environment = environment
         self._child: subprocess.Popen[bytes] | None = None
 
     def start(self, ready: Callable[[], bool], seconds_max: float) -> None:
         """Start it and wait until `ready()`; raises `ProcessError` if it exits or takes too long."""
         with self._output_path.open("ab") as output, self.log_path.open("ab") as log:
-            # A session of its own: Ctrl-C reaches us alone, and we stop the children in order.
-            self._child = subprocess.Popen(
-                self.command, stdout=output, stderr=log, env=self._environment, start_new_session=True
+            # Its own session: Ctrl-C reaches this process only, which stops its children in order.
+            child = self._child = subprocess.Popen(
+                self._command, stdout=output, stderr=log, env=self._environment, start_new_session=True
             )
-        deadline = time.monotonic() + seconds_max
-        while not ready():
-            status = self._child.poll()
-            if status is not None or time.monotonic() > deadline:
-                self.stop()
-                why = f"took longer than {seconds_max:g} s" if status is None else f"exited with {status}"
-                raise ProcessError(f"{self.name} {why}; the end of {self.log_path}:\n{self.log_tail()}")
-            time.sleep(POLL_SECONDS)
+        try:
+            wait_until(lambda: child.poll() is not None or ready(), seconds_max, f"{self.name} to be ready")
+            if child.poll() is not None:
+                raise ProcessError(f"{self.name} exited with {child.returncode}")
+        except ProcessError as error:
+            self.stop()
+            raise ProcessError(f"{error}; the end of {self.log_path}:\n{self.log_tail()}") from None
 
     @property
     def pid(self) -> int:
-        """Its process id; 0 when it does not run."""
+        """Its process id; 0 if it is not running."""
         return self._child.pid if self._child is not None else 0
 
     def send(self, number: signal.Signals) -> None:
@@ -73,7 +72,7 @@ class Process:
         return self._child.wait(seconds_max)
 
     def stop(self, seconds_max: float = STOP_SECONDS_MAX) -> int | None:
-        """Ask it to exit, then make it; returns its exit status. Safe to call twice."""
+        """Ask it to exit, then kill it; returns its exit status. Safe to call twice."""
         if self._child is None:
             return None
         self._child.send_signal(signal.SIGCONT)
@@ -93,8 +92,25 @@ class Process:
         return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
 
 
+def wait_until(condition: Callable[[], bool], seconds_max: float, what: str) -> None:
+    """Check `condition` until it holds; raises `ProcessError` if it does not in time."""
+    deadline = time.monotonic() + seconds_max
+    while not condition():
+        if time.monotonic() > deadline:
+            raise ProcessError(f"waited {seconds_max:g} s for {what}")
+        time.sleep(POLL_SECONDS)
+
+
+def answers(url: str) -> bool:
+    """Whether a request is answered with 200."""
+    try:
+        return HTTP.get(url).status_code == 200
+    except httpx2.HTTPError:
+        return False
+
+
 def free_port(host: str = "127.0.0.1", preferred: int = 0) -> int:
-    """A TCP port that is free now: `preferred` if it is, else one the system chooses."""
+    """A TCP port that is free now: `preferred` if it is, else one that the system chooses."""
     for port in (preferred, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import os
 import sys
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
-from semroute_demo.process import Process, free_port
+from semroute_demo.process import HTTP, Process, answers, free_port
+
+CONFIG_PATH = Path(__file__).with_name("semroute.yaml")
+"""The demo's configuration: two pools, two rules and a strategy."""
 
 START_SECONDS_MAX = 30.0
-"""How long the sidecar may take to be ready."""
-
-READY_SECONDS_MAX = 2.0
-"""How long one answer of its readiness endpoint may take."""
+ADMIN_SECONDS_MAX = 2.0  # for one answer of its admin interface
 
 
 class Sidecar:
-    """A running sidecar, listening on a socket a worker in `folder`, where its log stays when it has stopped.
+    """A sidecar with a socket per worker in `folder`, where its log stays when it has stopped.
 
-    `settings` are written over those of `config_path` by way of the environment, so that the file
-    is the one an operator would use.
+    `settings` replace those of `config_path` through the environment, so the file is the one an operator
+    would use.
     """
 
     def __init__(self, config_path: Path, folder: Path, settings: Mapping[str, str] | None = None) -> None:
@@ -43,18 +42,14 @@ class Sidecar:
         self.process.start(self.ready, START_SECONDS_MAX)
 
     def stop(self) -> int | None:
-        """Stop it and give its exit status; safe to call twice."""
+        """Stop it; returns its exit status. Safe to call twice."""
         return self.process.stop()
 
     def ready(self) -> bool:
-        """Whether it says that it is."""
-        try:
-            return self.read_admin("/readyz")[0] == 200
-        except OSError:
-            return False
+        """Whether it reports that it is ready."""
+        return answers(f"http://{self.admin}/readyz")
 
     def read_admin(self, path: str) -> tuple[int, str]:
-        """Status and body of its admin interface at `path`; raises OSError if there is no good answer."""
-        url = f"http://{self.admin}{path}"
-        with urllib.request.urlopen(url, timeout=READY_SECONDS_MAX) as response:
-            return response.status, str(response.read(), "utf-8")
+        """Status and body of its admin interface at `path`; raises `httpx2.HTTPError`."""
+        response = HTTP.get(f"http://{self.admin}{path}", timeout=ADMIN_SECONDS_MAX)
+        return response.status_code, response.text

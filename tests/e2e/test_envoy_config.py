@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 from semroute_demo import envoy
-from semroute_demo.runner import CONFIG_PATH
+from semroute_demo.sidecar import CONFIG_PATH
 
 from semroute_extproc.config.models import Config
 

@@ -1,4 +1,4 @@
-"""Three times what the machine can do: everybody is answered, in time, and it is over when it is over."""
+"""Three times the saturation point: every request is answered in time, and the server recovers at once."""
 
 from __future__ import annotations
 
@@ -7,26 +7,25 @@ from collections.abc import Callable
 from time import perf_counter
 
 from semroute_bench import load, overload
-from semroute_bench.wire import connect
+from semroute_bench.client import connect
 from semroute_demo.sidecar import Sidecar
 
 MakeSidecar = Callable[..., Sidecar]
 
 DEADLINE_MS = 150.0
 LATE_MS = 250.0
-"""What a machine that does other things too may add to the deadline; `semroute bench` judges by 5 ms."""
+"""What a machine with other work may add to the deadline; `semroute bench` judges by 5 ms."""
 
 
 async def test_an_overload_is_answered_in_time_counted_and_soon_forgotten(make_sidecar: MakeSidecar) -> None:
     sidecar = make_sidecar(SERVER__DEADLINE_MS=f"{DEADLINE_MS}", ENCODER__CACHE_ENTRIES="0")
     request = load.exchange(load.chat("auto-weak"))
-    client = await connect(str(sidecar.socket))
-    started = perf_counter()
-    await client.closed([request] * 60, 2)
-    knee = 60 / (perf_counter() - started)
-    over = overload.row(3.0, knee, await client.open(request, 3 * knee, 4.0))
-    after = overload.row(0.3, knee, await client.open(request, 0.3 * knee, 3.0))
-    client.close()
+    async with connect(sidecar.socket) as client:
+        started = perf_counter()
+        await client.closed([request] * 60, 2)
+        rate = 60 / (perf_counter() - started)
+        over = overload.row(3.0, rate, await client.open(request, 3 * rate, 4.0))
+        after = overload.row(0.3, rate, await client.open(request, 0.3 * rate, 3.0))
     assert over["answered"] == 1.0
     assert over["decided"] + over["fallen back"] == 1.0
     assert over["decided"] > 0.1, "it did nothing but refuse"

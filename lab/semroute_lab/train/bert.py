@@ -1,34 +1,22 @@
 """The BERT encoder, in plain torch.
 
-Kept apart from any model hub library so that what is exported is what is written here. Module
-and parameter names follow the published checkpoint, whose tensors then load by name.
+No model hub library: the exported graph is exactly the code below, and its node names are stable.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
+from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-
-@dataclass(frozen=True, slots=True)
-class EncoderConfig:
-    """Sizes of a BERT encoder; the defaults are all-MiniLM-L6-v2's."""
-
-    vocabulary: int = 30_522
-    positions: int = 512
-    dimensions: int = 384
-    layers: int = 6
-    heads: int = 12
-    inner: int = 1_536
-    epsilon: float = 1e-12
+from semroute_lab.train.spec import BaseSpec
 
 
 class Smoothing(nn.Module):  # type: ignore[misc]
-    """What a layer's inputs are multiplied by before their products; see `smoothing`."""
+    """Factors of a layer's inputs before their products; see `smoothing`."""
 
     def __init__(self, dimensions: int, inner: int) -> None:
         super().__init__()
@@ -40,16 +28,15 @@ class Smoothing(nn.Module):  # type: ignore[misc]
 class Layer(nn.Module):  # type: ignore[misc]
     """One transformer layer, normalised after each residual sum (Devlin et al. 2019)."""
 
-    def __init__(self, config: EncoderConfig, dropout: float) -> None:
+    def __init__(self, base: BaseSpec) -> None:
         super().__init__()
-        d = config.dimensions
-        self.heads = config.heads
+        d = base.dimensions
+        self.heads = base.heads
         self.query, self.key, self.value = nn.Linear(d, d), nn.Linear(d, d), nn.Linear(d, d)
         self.attended = nn.Linear(d, d)
-        self.attended_norm = nn.LayerNorm(d, eps=config.epsilon)
-        self.widen, self.narrow = nn.Linear(d, config.inner), nn.Linear(config.inner, d)
-        self.norm = nn.LayerNorm(d, eps=config.epsilon)
-        self.dropout = nn.Dropout(dropout)
+        self.attended_norm = nn.LayerNorm(d, eps=base.epsilon)
+        self.widen, self.narrow = nn.Linear(d, base.inner), nn.Linear(base.inner, d)
+        self.norm = nn.LayerNorm(d, eps=base.epsilon)
         self.smoothing: Smoothing | None = None
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
@@ -60,31 +47,30 @@ class Layer(nn.Module):  # type: ignore[misc]
         read = x if smoothing is None else x * smoothing.attention
         q, k, v = (f(read).view(split).transpose(1, 2) for f in (self.query, self.key, self.value))
         scores = q @ k.transpose(-1, -2) / math.sqrt(d // self.heads) + bias
-        mixed = (self.dropout(scores.softmax(-1)) @ v).transpose(1, 2).reshape(batch, tokens, d)
-        x = self.attended_norm(x + self.dropout(self.attended(mixed)))
+        mixed = (scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, tokens, d)
+        x = self.attended_norm(x + self.attended(mixed))
         wide = F.gelu(self.widen(x if smoothing is None else x * smoothing.widen))
-        return self.norm(
-            x + self.dropout(self.narrow(wide if smoothing is None else wide * smoothing.narrow))
-        )
+        return self.norm(x + self.narrow(wide if smoothing is None else wide * smoothing.narrow))
 
 
 class Encoder(nn.Module):  # type: ignore[misc]
-    """BERT with mean pooling over the real tokens (Reimers and Gurevych 2019)."""
+    """BERT with mean pooling over the real tokens (Reimers and Gurevych 2019), without dropout.
 
-    def __init__(self, config: EncoderConfig, dropout: float = 0.1) -> None:
+    Fine-tuning hides tokens instead: dropout inside the encoder costs more time.
+    """
+
+    def __init__(self, base: BaseSpec) -> None:
         super().__init__()
-        self.config = config
-        self.words = nn.Embedding(config.vocabulary, config.dimensions)
-        self.places = nn.Embedding(config.positions, config.dimensions)
-        self.segment = nn.Parameter(torch.zeros(config.dimensions))
-        self.norm = nn.LayerNorm(config.dimensions, eps=config.epsilon)
-        self.dropout = nn.Dropout(dropout)
-        self.layers = nn.ModuleList(Layer(config, dropout) for _ in range(config.layers))
+        self.dimensions = base.dimensions
+        self.words = nn.Embedding(base.vocabulary, base.dimensions)
+        self.places = nn.Embedding(base.positions, base.dimensions)
+        self.segment = nn.Parameter(torch.zeros(base.dimensions))
+        self.norm = nn.LayerNorm(base.dimensions, eps=base.epsilon)
+        self.layers = nn.ModuleList(Layer(base) for _ in range(base.layers))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Ids and mask [batch, tokens] to the mean of the last layer's states, [batch, d]."""
-        places = self.places.weight[: input_ids.shape[1]]
-        x = self.dropout(self.norm(self.words(input_ids) + places + self.segment))
+        x = self.norm(self.words(input_ids) + self.places.weight[: input_ids.shape[1]] + self.segment)
         mask = attention_mask.to(x.dtype)
         bias = (1.0 - mask)[:, None, None, :] * -1e4
         for layer in self.layers:
@@ -105,8 +91,9 @@ _LAYER_NAMES = {
 }
 
 
-def from_checkpoint(tensors: dict[str, Tensor], config: EncoderConfig, dropout: float = 0.1) -> Encoder:
-    """An encoder with the tensors of a BERT checkpoint; KeyError names a tensor that is missing."""
+def from_checkpoint(weights: bytes, base: BaseSpec) -> Encoder:
+    """An encoder with the tensors of a BERT's `model.safetensors`; KeyError names a missing tensor."""
+    tensors = load(weights)
     state = {
         "words.weight": tensors["embeddings.word_embeddings.weight"],
         "places.weight": tensors["embeddings.position_embeddings.weight"],
@@ -115,10 +102,10 @@ def from_checkpoint(tensors: dict[str, Tensor], config: EncoderConfig, dropout: 
         "norm.weight": tensors["embeddings.LayerNorm.weight"],
         "norm.bias": tensors["embeddings.LayerNorm.bias"],
     }
-    for number in range(config.layers):
+    for number in range(base.layers):
         for ours, theirs in _LAYER_NAMES.items():
             for kind in ("weight", "bias"):
                 state[f"layers.{number}.{ours}.{kind}"] = tensors[f"encoder.layer.{number}.{theirs}.{kind}"]
-    encoder = Encoder(config, dropout)
+    encoder = Encoder(base)
     encoder.load_state_dict(state)
     return encoder

@@ -1,12 +1,13 @@
-"""From a calibrated network to a bundle: temperatures, the unknown, reference traffic, the graphs."""
+"""From a calibrated network to a published bundle: manifest, graphs, parity."""
 
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,166 +21,181 @@ from semroute_extproc.encoder.manifest import (
     Manifest,
     UnknownSpec,
 )
+from semroute_extproc.errors import BundleError
 from semroute_extproc.request.language import language_of
 from semroute_extproc.request.text import SURFACE_NAMES
-from semroute_lab.train import calibrate, export, graphs
+from semroute_lab.train import calibrate, graphs
 from semroute_lab.train.datasets import DOMAINS, TASKS, Corpus
 from semroute_lab.train.fit import States
 from semroute_lab.train.frames import Frames
 from semroute_lab.train.model import Network
 from semroute_lab.train.publish import publish
 from semroute_lab.train.smoothing import TEXTS_MAX, smooth
-
-Say = Callable[[str], None]
+from semroute_lab.train.sources import traffic_of
+from semroute_lab.train.spec import BundleSpec, Say
 
 FP32_GRAPH = "model.fp32.onnx"
-"""The graph that the served ones are made from; it stays in the work folder."""
+"""The graph from which the served ones are made; it stays in the work folder."""
 
-CENTROIDS = 128
-"""Centroids that describe known text."""
+OPSET = 20
+"""ONNX operator set of the graphs: the first with Gelu. Five plain operators would be one pass each over
+the widest layer, unless the runtime fuses them, which in half precision it does not."""
 
-CENTROID_ROWS_MAX = 1_500
-"""Rows of a source that the centroids are found on, so that no source takes most of them."""
+INPUTS = ("input_ids", "attention_mask", "surface")
+OUTPUTS = ("sentence_embedding", "domain_logits", "difficulty_logit", "task_logits", "neighbour_embedding")
 
-UNK_SHARE_MAX = 0.3
-"""Share of unknown tokens from which on a text is not in a script the vocabulary knows."""
-
-LANGUAGE_ROWS_MIN = 200
-"""Training rows from which on a language is one that the bundle was trained on."""
+PARITY_FP32 = 1e-4
+"""Largest difference of any output between torch and its fp32 graph, relative to 1 + its size."""
 
 PARITY_ROWS = 64
 """Texts on which the graphs are compared with the network."""
 
-REFERENCE = {"handwritten": 0.55, "arena": 0.15, "commands": 0.1, "mathematics": 0.1, "exam": 0.1}
-"""Reference traffic: the share of each kind of prompt among the rows that the quantiles are taken on."""
-
-_COMMANDS = frozenset({"clinc150", "banking77", "hwu64", "snips"})
-_EXAMS = frozenset({"mmlu_pro", "mmlu_pro_options", "routellm_mmlu"})
-_MATHEMATICS = frozenset({"big_math", "gsm8k_train"})
+Array = np.ndarray[Any, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Names:
-    """What a bundle calls itself."""
-
-    name: str
-    version: str
-    description: str
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """Everything a bundle is made of."""
-
-    network: Network
-    spec: EncoderSpec
-    corpus: Corpus
-    fit: States
-    check: States
-    check_frames: Frames
-
-
-def kind_of(source: str) -> str:
-    """The kind of reference traffic a source stands for; empty if none."""
-    if source.startswith("handwritten/"):
-        return "handwritten"
-    if source == "arena_hard":
-        return "arena"
-    for kind, sources in (("commands", _COMMANDS), ("mathematics", _MATHEMATICS), ("exam", _EXAMS)):
-        if source in sources:
-            return kind
-    return ""
-
-
-def make_manifest(trained: Trained, names: Names, seed: int) -> tuple[Manifest, Tensor]:
+def make_manifest(
+    spec: BundleSpec,
+    encoder: EncoderSpec,
+    network: Network,
+    corpus: Corpus,
+    fit: States,
+    check: States,
+    seed: int,
+) -> tuple[Manifest, Tensor]:
     """Calibrate on the calibration rows; the manifest (its files still empty) and the centroids [k, d]."""
-    check, corpus = trained.check, trained.corpus
+    heads = network.heads
     with torch.inference_mode():
-        _, domain, difficulty, task, asked = trained.network.heads(check.pooled, check.surface)
-        heads = trained.network.heads
-        known = heads.recalled(heads.parts(trained.fit.pooled, trained.fit.surface))
-    centroids = calibrate.spherical_kmeans(known[_balanced(trained, seed)], CENTROIDS, seed)
-    kinds = [kind_of(row.source) for row in corpus.calibrate]
+        _, domain, difficulty, task, asked = heads(check.pooled, check.surface)
+        known = heads.recalled(heads.parts(fit.pooled, fit.surface))
+    centroids = calibrate.spherical_kmeans(
+        known[_balanced(corpus, spec.known.source_rows_max, seed)], spec.known.centroids, seed
+    )
+    kinds = [traffic_of(row.source) for row in corpus.calibrate]
     ordinary = torch.tensor([kind in ("handwritten", "arena", "exam") for kind in kinds])
     by_hand = torch.tensor([kind == "handwritten" for kind in kinds])
+    # Rows of the user's own logs count where there is no other ordinary text.
+    groups = [rows for rows in (ordinary, by_hand) if bool(rows.any())] or [torch.ones_like(ordinary)]
     threshold = min(
-        calibrate.unknown_threshold(asked[rows], centroids)
-        for rows in (ordinary, by_hand)
-        if bool(rows.any())
+        calibrate.unknown_threshold(asked[rows], centroids, spec.known.unknown_share) for rows in groups
     )
-    quantiles = calibrate.quantiles(torch.sigmoid(difficulty), _traffic(kinds))
+    shares = torch.tensor([spec.traffic.get(kind, 0.0) / max(1, kinds.count(kind)) for kind in kinds])
+    quantiles = calibrate.quantiles(torch.sigmoid(difficulty), shares if bool(shares.any()) else None)
     manifest = Manifest(
         format=FORMAT,
-        name=names.name,
-        version=names.version,
-        description=names.description,
-        encoder=trained.spec,
+        name=spec.name,
+        version=spec.version,
+        description=spec.description,
+        encoder=encoder,
         graphs={"cpu": graphs.CPU_GRAPH, "cuda": graphs.CUDA_GRAPH},
         surface=SURFACE_NAMES,
         domain=LabelHead(labels=DOMAINS, temperature=calibrate.temperature(domain, check.targets.domain)),
         task=LabelHead(labels=TASKS, temperature=calibrate.temperature(task, check.targets.task)),
-        # The experts are calibrated one by one inside the graph.
+        # Each expert is calibrated inside the graph.
         difficulty=DifficultyHead(scale=1.0, shift=0.0, quantiles=tuple(quantiles)),
-        unknown=UnknownSpec(centroids="centroids.npy", threshold=threshold, unk_share_max=UNK_SHARE_MAX),
-        languages=languages_of(row.text for row in corpus.fit),
+        unknown=UnknownSpec(
+            centroids="centroids.npy", threshold=threshold, unk_share_max=spec.known.unk_share_max
+        ),
+        languages=languages_of((row.text for row in corpus.fit), spec.known.language_rows_min),
         files={},
     )
     return manifest, centroids
 
 
-def languages_of(texts: Iterable[str]) -> tuple[str, ...]:
-    """The languages of at least `LANGUAGE_ROWS_MIN` of the texts, or the most frequent one; sorted."""
+def languages_of(texts: Iterable[str], rows_min: int) -> tuple[str, ...]:
+    """The languages of at least `rows_min` of the texts, or the most frequent one; sorted."""
     counts = Counter(map(language_of, texts))
-    enough = [language for language, count in counts.items() if count >= LANGUAGE_ROWS_MIN]
+    enough = [language for language, count in counts.items() if count >= rows_min]
     return tuple(sorted(enough or [language for language, _ in counts.most_common(1)]))
 
 
-def _balanced(trained: Trained, seed: int) -> Tensor:
-    """Indices of the fit rows that the centroids are found on."""
-    generator = torch.Generator().manual_seed(seed)
-    taken: dict[str, int] = {}
+def _balanced(corpus: Corpus, most: int, seed: int) -> Tensor:
+    """Indices of the fit rows for the centroids, at most `most` per source."""
+    taken: Counter[str] = Counter()
     chosen = []
-    rows = trained.corpus.fit.rows
-    for i in torch.randperm(len(rows), generator=generator).tolist():
-        source = rows[i].source
-        taken[source] = taken.get(source, 0) + 1
-        if taken[source] <= CENTROID_ROWS_MAX:
+    rows = corpus.fit
+    for i in torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist():
+        taken[rows[i].source] += 1
+        if taken[rows[i].source] <= most:
             chosen.append(i)
     return torch.tensor(chosen)
 
 
-def _traffic(kinds: list[str]) -> Tensor:
-    """A weight for each row, so that the kinds have their shares of the reference traffic; [rows]."""
-    return torch.tensor([REFERENCE.get(kind, 0.0) / max(1, kinds.count(kind)) for kind in kinds])
-
-
-def write(trained: Trained, manifest: Manifest, centroids: Tensor, out: Path, work: Path, say: Say) -> None:
+def write(
+    network: Network, manifest: Manifest, centroids: Tensor, frames: Frames, out: Path, work: Path, say: Say
+) -> None:
     """Export the graphs, compare them with the network, and publish the bundle in `out`."""
-    fp32 = work / FP32_GRAPH
-    smooth(trained.network.encoder, trained.check_frames, _spread(trained.check_frames, TEXTS_MAX))
-    export.write_fp32(trained.network, fp32)
-    frames = trained.check_frames
-    index = _spread(frames, PARITY_ROWS)
-    say(f"fp32 graph against torch: {_shown(export.check_parity(trained.network, fp32, frames, index))}")
-    reference = export.run_graph(fp32, frames, index)
+    fp32, int8, fp16 = (work / name for name in (FP32_GRAPH, graphs.CPU_GRAPH, graphs.CUDA_GRAPH))
+    smooth(network.encoder, frames, frames.spread(TEXTS_MAX))
+    write_fp32(network, fp32)
+    sample = frames.take(frames.spread(PARITY_ROWS))
+    reference = _outputs(graph_run(fp32), sample)
+    parity = _difference(_outputs(network.eval(), sample), reference)
+    say(f"fp32 graph against torch: {json.dumps(parity)}")
+    if max(parity.values()) > PARITY_FP32:
+        raise BundleError(f"{fp32}: an output differs from torch by more than {PARITY_FP32:g}: {parity}")
     np.save(work / "centroids.npy", centroids.numpy().astype(np.float32))
-    names = ["tokenizer.json", "centroids.npy"]
-    texts = _spread(frames, graphs.CALIBRATION_TEXTS_MAX)
-    graphs.write_int8(fp32, work / graphs.CPU_GRAPH, graphs.feeds(frames.framed[i] for i in texts))
-    graphs.write_fp16(fp32, work / graphs.CUDA_GRAPH)
-    for name in (graphs.CPU_GRAPH, graphs.CUDA_GRAPH):
-        names.append(name)
-        found = export.largest_difference(reference, export.run_graph(work / name, frames, index))
-        say(f"{name} against fp32: {_shown(found)}")
-    files: dict[str, Path | bytes] = {name: work / name for name in names}
-    publish(manifest, files, out)
+    texts = frames.take(frames.spread(graphs.CALIBRATION_TEXTS_MAX))
+    graphs.write_int8(fp32, int8, graphs.feeds(texts.framed))
+    graphs.write_fp16(fp32, fp16)
+    for graph in (int8, fp16):
+        found = _outputs(graph_run(graph), sample)
+        say(f"{graph.name} against fp32: {json.dumps(_difference(reference, found))}")
+    publish(manifest, [work / "tokenizer.json", work / "centroids.npy", int8, fp16], out)
     say(f"published {out}")
 
 
-def _spread(frames: Frames, count: int) -> list[int]:
-    """About `count` indices, evenly over all frames."""
-    return list(range(0, len(frames), max(1, len(frames) // count)))
+def write_fp32(network: Network, file: Path) -> None:
+    """Trace the network to an fp32 graph with dynamic batch and length."""
+    network.eval()
+    example = (
+        torch.ones(2, 9, dtype=torch.long),
+        torch.ones(2, 9, dtype=torch.long),
+        torch.zeros(2, len(network.heads.surface_mean)),
+    )
+    axes: dict[str, dict[int, str]] = {name: {0: "batch"} for name in (*INPUTS, *OUTPUTS)}
+    for name in ("input_ids", "attention_mask"):
+        axes[name][1] = "tokens"
+    with warnings.catch_warnings():
+        # The tracer warns of Python numbers, which are constants of the architecture here.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network,
+            example,
+            str(file),
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=list(INPUTS),
+            output_names=list(OUTPUTS),
+            dynamic_axes=axes,
+        )
 
 
-def _shown(found: dict[str, float]) -> str:
-    return json.dumps({name: round(value, 6) for name, value in found.items()})
+def graph_run(file: Path) -> Callable[..., Sequence[Array]]:
+    """A graph on the CPU as a function of the inputs' tensors."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+    def run(*tensors: Tensor) -> Sequence[Array]:
+        feed = {name: tensor.numpy() for name, tensor in zip(INPUTS, tensors, strict=True)}
+        found: Sequence[Array] = session.run(list(OUTPUTS), feed)
+        return found
+
+    return run
+
+
+def _outputs(run: Callable[..., Sequence[Array | Tensor]], frames: Frames) -> dict[str, Array]:
+    """Every output for every text, one text per pass as in serving; each [rows, …]."""
+    with torch.inference_mode():
+        rows = [[np.asarray(each) for each in run(*frames.batch([i]))] for i in range(len(frames))]
+    return {name: np.concatenate([row[at] for row in rows]) for at, name in enumerate(OUTPUTS)}
+
+
+def _difference(ours: Mapping[str, Array], other: Mapping[str, Array]) -> dict[str, float]:
+    """The largest difference of each output, relative to 1 + its size."""
+    return {
+        name: round(float((np.abs(values - other[name]) / (1.0 + np.abs(values))).max()), 6)
+        for name, values in ours.items()
+    }

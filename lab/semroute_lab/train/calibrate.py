@@ -2,95 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import warnings
 
 import numpy as np
 import torch
+from scipy.optimize import minimize, minimize_scalar
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from semroute_lab.train.losses import IGNORE
+from semroute_lab.train.fit import IGNORE
 
-STEPS_MAX = 200
-"""Bound on the optimiser's steps; both problems are convex and need some twenty."""
-
-UNKNOWN_SHARE = 0.015
-"""Share of known calibration rows that may be called unknown."""
+LOG_TEMPERATURES = (-5.0, 5.0)
+"""Bounds of the logarithm of a temperature."""
 
 KMEANS_ROUNDS_MAX = 50
 """Bound on Lloyd's iterations."""
-
-
-@dataclass(frozen=True, slots=True)
-class Platt:
-    """p = sigmoid(scale * logit + shift) (Platt 1999)."""
-
-    scale: float
-    shift: float
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        """Calibrated probabilities of raw logits."""
-        return torch.sigmoid(self.scale * logits + self.shift)
 
 
 def temperature(logits: Tensor, target: Tensor) -> float:
     """The temperature that minimises the cross-entropy of known targets (Guo et al. 2017, section 4.2)."""
     known = target != IGNORE
     logits, target = logits[known].double(), target[known]
-    log_t = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    _minimise([log_t], lambda: F.cross_entropy(logits / log_t.exp(), target))
-    return float(log_t.detach().exp())
+    found = minimize_scalar(
+        lambda log_t: float(F.cross_entropy(logits / np.exp(log_t), target)),
+        bounds=LOG_TEMPERATURES,
+        method="bounded",
+        options={"xatol": 1e-8},
+    )
+    return float(np.exp(found.x))
 
 
-def platt(logits: Tensor, target: Tensor, weight: Tensor) -> Platt:
-    """Scale and shift that minimise the weighted binary cross-entropy of soft targets.
+def platt(logits: Tensor, target: Tensor, weight: Tensor) -> tuple[float, float]:
+    """Scale a and shift b of sigmoid(a logit + b) that minimise the weighted cross-entropy of soft targets.
 
-    The scale stays positive, so that calibration never turns a ranking round.
+    Platt 1999. The scale is positive, so calibration never reverses a ranking.
     """
     known = ~torch.isnan(target)
-    logits, target, weight = logits[known].double(), target[known].double(), weight[known].double()
-    log_a = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    b = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    x, y, w = (part[known].double().numpy() for part in (logits, target, weight))
+    w = w / w.sum()
 
-    def loss() -> Tensor:
-        each = F.binary_cross_entropy_with_logits(log_a.exp() * logits + b, target, reduction="none")
-        return (each * weight).sum() / weight.sum()
+    def loss(parameters: np.ndarray[tuple[int], np.dtype[np.float64]]) -> tuple[float, list[float]]:
+        scale = np.exp(parameters[0])
+        z = scale * x + parameters[1]
+        slope = w * (1.0 / (1.0 + np.exp(-z)) - y)
+        return float(w @ (np.logaddexp(0.0, z) - y * z)), [float(slope @ (scale * x)), float(slope.sum())]
 
-    _minimise([log_a, b], loss)
-    return Platt(float(log_a.detach().exp()), float(b.detach()))
+    found = minimize(loss, [0.0, 0.0], jac=True, method="BFGS", options={"gtol": 1e-9})
+    return float(np.exp(found.x[0])), float(found.x[1])
 
 
-def _minimise(parameters: list[Tensor], loss: Callable[[], Tensor]) -> None:
-    optimiser = torch.optim.LBFGS(parameters, max_iter=STEPS_MAX, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimiser.zero_grad()
-        value: Tensor = loss()
-        value.backward()
-        return value
-
-    optimiser.step(closure)
+def kmeans(x: Tensor, k: int, seed: int) -> Tensor:
+    """Lloyd's algorithm from one draw of k-means++ seeds; the centroids [k, inputs]."""
+    with warnings.catch_warnings():
+        # Fewer distinct rows than clusters: some centroids are equal.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        found = KMeans(k, n_init=1, max_iter=KMEANS_ROUNDS_MAX, random_state=seed).fit(x.numpy())
+    return torch.from_numpy(found.cluster_centers_).to(x.dtype)
 
 
 def spherical_kmeans(vectors: Tensor, k: int, seed: int) -> Tensor:
-    """`k` unit centroids of unit vectors [rows, d] by cosine (Dhillon and Modha 2001); [k, d]."""
-    generator = torch.Generator().manual_seed(seed)
-    centroids = vectors[torch.randperm(len(vectors), generator=generator)[:k]]
-    previous = torch.full((len(vectors),), -1)
-    for _ in range(KMEANS_ROUNDS_MAX):
-        nearest = (vectors @ centroids.T).argmax(1)
-        if torch.equal(nearest, previous):
-            break
-        previous = nearest
-        sums = torch.zeros_like(centroids).index_add_(0, nearest, vectors)
-        filled = sums.norm(dim=1) > 0
-        centroids = torch.where(filled[:, None], F.normalize(sums, dim=1), centroids)
-    return centroids
+    """At most `k` unit centroids of unit vectors [rows, d]; [k, d]."""
+    return F.normalize(kmeans(vectors, min(k, len(vectors)), seed), dim=1)
 
 
-def unknown_threshold(known: Tensor, centroids: Tensor, share: float = UNKNOWN_SHARE) -> float:
-    """The cosine to the nearest centroid below which `share` of the known vectors [rows, d] lie."""
+def unknown_threshold(known: Tensor, centroids: Tensor, share: float) -> float:
+    """The cosine to the nearest centroid below which `share` of the known vectors [rows, d] are."""
     nearest = (known @ centroids.T).max(1).values
     return float(np.quantile(nearest.numpy(), share))
 

@@ -1,8 +1,7 @@
-"""Examples, and the rules that keep the wrong ones out of a fit.
+"""Examples, and the rules that keep the wrong rows out of a fit.
 
-An example carries its text, where it came from and whatever targets its source has. Rights are
-enforced here and not in the sources: `FitSet` is the only thing a fit accepts, and it refuses a
-row whose licence, part or track forbids training.
+An example carries its text, its place and the targets of its source. `assemble` enforces rights: a row
+whose licence or part forbids training reaches no fit.
 """
 
 from __future__ import annotations
@@ -10,75 +9,52 @@ from __future__ import annotations
 import enum
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import tomllib
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from semroute_extproc.errors import DataError
+from semroute_lab.evaluate.data import Table
 
-DOMAINS = (
-    "biology",
-    "business",
-    "chemistry",
-    "computer science",
-    "economics",
-    "engineering",
-    "health",
-    "history",
-    "law",
-    "math",
-    "other",
-    "philosophy",
-    "physics",
-    "psychology",
-)
+DECLARED = Path(__file__).parent / "sources.toml"
+"""The declared domains, tasks and sources."""
+
+_NAMES = tomllib.loads(DECLARED.read_text())
+
+DOMAINS: tuple[str, ...] = tuple(_NAMES["domains"])
 """The domains, in MMLU-Pro's spelling."""
 
-TASKS = (
-    "code",
-    "math",
-    "tool use",
-    "extraction",
-    "translation",
-    "summarisation",
-    "creative",
-    "chat",
-    "question answering",
-    "other",
-)
-"""What a request wants done."""
+TASKS: tuple[str, ...] = tuple(_NAMES["tasks"])
+"""Kinds of request."""
 
 FAMILIES = ("everyday", "mathematics", "exam")
-"""Families of requests whose difficulty has its own expert; the last one's reads a cluster table."""
+"""Families of requests, each with its own difficulty expert; the last one's reads a cluster table."""
+
+EVERYDAY, MATHEMATICS, EXAM = range(len(FAMILIES))
 
 CALIBRATION_SHARE = 10
-"""One in this many fit rows, chosen by the hash of its text, is kept for early stopping and calibration."""
+"""One in this many fit rows, by the hash of its text, is kept for early stopping and calibration."""
 
 FIT_ROWS_MIN = 200
 """A fit on fewer rows is refused."""
 
 
 class Part(enum.StrEnum):
-    """What a row is for."""
+    """Use of a row."""
 
     FIT = "fit"
     CALIBRATE = "calibrate"
-    """Kept out of the fit; early stopping, temperatures and thresholds look at it."""
+    """Not in the fit; for early stopping, temperatures and thresholds."""
     DEV = "dev"
     """Only reported on."""
 
 
-class Track(enum.StrEnum):
-    """What a difficulty reported on the MMLU pair was allowed to see."""
-
-    ZERO = "zero"
-    """Nothing from MMLU or from the GSM8K test set."""
-    GOLD = "gold"
-    """The rows marked `gold` of the MMLU pair as well."""
-
-
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """The licence of a source and whether it lets shipped weights be trained on it."""
+    """The licence of a source, and whether shipped weights may be trained on it."""
 
     licence: str
     may_train: bool
@@ -86,7 +62,7 @@ class Rights:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row of a source. A target that is None is not known and adds nothing to the loss."""
+    """One row of a source. A target that is None is unknown and adds nothing to the loss."""
 
     text: str
     source: str
@@ -99,92 +75,74 @@ class Example:
     task: int | None = None
     """Index into `TASKS`."""
     difficulty: float | None = None
-    """Probability that the strong model answers well where the weak one does not, 0..1."""
+    """Probability that the strong model is needed, 0..1."""
     gain: float | None = None
-    """Quality of the strong model over the weak one, -1..1, where both were measured on this row."""
-    family: int = 0
+    """Value of the exam expert's cluster table, such as s - w, the quality of strong over weak; -1..1."""
+    family: int = EVERYDAY
     """Index into `FAMILIES`."""
     intent: str | None = None
     """A fine label such as `clinc150/card_arrival`; it shapes the embedding and is not exported."""
-    mmlu_stem: bool = False
-    """The question is also one of MMLU's test questions."""
     weight: float = 1.0
     """Of this row's difficulty in the loss."""
 
+
+TARGETS = ("domain", "task", "difficulty", "intent")
+"""The fields of `Example` that are trained on, and reported on for dev rows."""
 
 _LETTERED = re.compile(r"\n\s*\(?[A-J][.):]\s.*\Z", re.DOTALL)
 _SPACE = re.compile(r"\s+")
 
 
 def text_key(text: str) -> str:
-    """A key that texts share when they differ in case and white space only."""
+    """A key shared by texts that differ in case and white space only."""
     return _SPACE.sub(" ", text).strip().casefold()
 
 
 def stem_key(text: str) -> str:
-    """The key of a question without its lettered options, so that it is found with and without them."""
+    """The key of a question without its lettered options."""
     return text_key(_LETTERED.sub("", text))
 
 
 def part_of_fit(text: str) -> Part:
-    """`FIT` or `CALIBRATE`, by the hash of the stem: the same row lands in the same part every time."""
+    """`FIT` or `CALIBRATE`, by the hash of the stem: a row is in the same part in every run."""
     digest = hashlib.sha256(stem_key(text).encode()).digest()
     return Part.CALIBRATE if digest[0] % CALIBRATION_SHARE == 0 else Part.FIT
 
 
-class FitSet:
-    """Rows that a fit may see: the only argument a fit accepts.
-
-    Raises DataError, naming the row, where one may not train, is reported on, or carries a
-    difficulty that leaks the MMLU pair.
-    """
-
-    def __init__(self, rows: Iterable[Example], part: Part = Part.FIT) -> None:
-        self.rows: tuple[Example, ...] = tuple(rows)
-        self.part = part
-        for row in self.rows:
-            if not row.rights.may_train:
-                raise DataError(f"{row.place}:: {row.source} ({row.rights.licence}) may only be evaluated on")
-            if row.part is not part:
-                raise DataError(f"{row.place}:: a row of part {row.part} cannot be used to {part}")
-            if row.mmlu_stem and row.difficulty is not None:
-                raise DataError(
-                    f"{row.place}:: an MMLU question cannot train the difficulty reported on MMLU"
-                )
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __iter__(self) -> Iterator[Example]:
-        return iter(self.rows)
+def named(table: Table, row: int, column: str, names: tuple[str, ...]) -> int | None:
+    """The index in `names` of an optional field; DataError for another name."""
+    value = table.columns[column][row] if table.has(column) else ""
+    if not value:
+        return None
+    if value not in names:
+        raise table.error(column, f"expected one of {', '.join(names)}, found {value!r}", row)
+    return names.index(value)
 
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
     """Rows of all parts, after the rules between rows were applied."""
 
-    fit: FitSet
-    calibrate: FitSet
+    fit: tuple[Example, ...]
+    calibrate: tuple[Example, ...]
     dev: tuple[Example, ...]
     dropped: dict[str, int]
-    """How many rows, or targets of rows, were left out, by reason."""
+    """Number of rows, or of targets of rows, that were left out, by reason."""
 
 
-TARGETS = ("domain", "task", "difficulty", "intent")
-"""The fields of `Example` that a head is trained on and a dev row is reported on."""
-
-
-def assemble(rows: Iterable[Example], held_out: Iterable[Example] = ()) -> Corpus:
+def assemble(rows: Iterable[Example], rows_min: int = FIT_ROWS_MIN) -> Corpus:
     """Apply the rules between rows and split them into parts.
 
-    Rows that may not train and are no dev rows are left out. A row whose question is also a dev
-    row, or one of `held_out`, loses every target that is reported there: identical questions never
-    straddle a split. Of rows of one source with the same text the first is kept.
+    Rows that may not train and are not dev rows are left out. A row whose question is also a dev row
+    loses every target that is reported there. Of rows of one source with the same text the first is
+    kept. Fewer than `rows_min` fit rows are refused.
     """
     rows = list(rows)
     dev = tuple(row for row in rows if row.part is Part.DEV)
-    reported = _reported((*dev, *held_out))
-    dropped: dict[str, int] = {}
+    reported: dict[str, set[str]] = {
+        target: {stem_key(row.text) for row in dev if getattr(row, target) is not None} for target in TARGETS
+    }
+    dropped: Counter[str] = Counter()
     kept: dict[tuple[str, str], Example] = {}
     for row in rows:
         if row.part is Part.DEV:
@@ -196,47 +154,26 @@ def assemble(rows: Iterable[Example], held_out: Iterable[Example] = ()) -> Corpu
         if left is not None:
             kept[key] = left
         if reason:
-            dropped[reason] = dropped.get(reason, 0) + 1
-    fit = FitSet((row for row in kept.values() if row.part is Part.FIT), Part.FIT)
-    calibrate = FitSet((row for row in kept.values() if row.part is Part.CALIBRATE), Part.CALIBRATE)
-    if len(fit) < FIT_ROWS_MIN:
-        raise DataError(f"expected at least {FIT_ROWS_MIN} rows to train on, found {len(fit)}")
-    return Corpus(fit, calibrate, dev, dropped)
-
-
-def _reported(rows: Sequence[Example]) -> dict[str, set[str]]:
-    """For each target, the stems of the rows it is reported on."""
-    stems: dict[str, set[str]] = {target: set() for target in TARGETS}
-    for row in rows:
-        for target in TARGETS:
-            if getattr(row, target) is not None:
-                stems[target].add(stem_key(row.text))
-    return stems
+            dropped[reason] += 1
+    fit, calibrate = (
+        tuple(row for row in kept.values() if row.part is part) for part in (Part.FIT, Part.CALIBRATE)
+    )
+    if len(fit) < rows_min:
+        raise DataError(f"expected at least {rows_min} rows to train on, found {len(fit)}")
+    return Corpus(fit, calibrate, dev, dict(dropped))
 
 
 def _admit(row: Example, reported: dict[str, set[str]]) -> tuple[Example | None, str]:
-    """What is left of a row under the rules, and why it lost something."""
+    """The rest of a row under the rules, and why it lost something."""
     if not row.rights.may_train:
         return None, "may only be evaluated on"
     reason = ""
-    if row.mmlu_stem and row.difficulty is not None:
-        row, reason = replace(row, difficulty=None, gain=None), "difficulty of an MMLU question"
     stem = stem_key(row.text)
-    leaks = [target for target in TARGETS if stem in reported[target]]
-    if any(getattr(row, target) is not None for target in leaks):
-        row, reason = _without(row, leaks), "also a dev row"
+    leaks = [t for t in TARGETS if stem in reported[t] and getattr(row, t) is not None]
+    if leaks:
+        gain = None if stem in reported["difficulty"] else row.gain
+        nothing: dict[str, Any] = dict.fromkeys(leaks)
+        row, reason = replace(row, gain=gain, **nothing), "also a dev row"
     if all(getattr(row, target) is None for target in TARGETS):
         return None, reason or "no target"
     return row, reason
-
-
-def _without(row: Example, targets: Sequence[str]) -> Example:
-    """The row without some of its targets."""
-    return replace(
-        row,
-        domain=None if "domain" in targets else row.domain,
-        task=None if "task" in targets else row.task,
-        difficulty=None if "difficulty" in targets else row.difficulty,
-        gain=None if "difficulty" in targets else row.gain,
-        intent=None if "intent" in targets else row.intent,
-    )

@@ -1,76 +1,110 @@
-"""Fitting: heads on fixed states in seconds, or the whole network in minutes. Restartable."""
+"""The loss over the targets that a row has, and the fit of the heads on fixed states of the encoder."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 from semroute_lab.train.bert import Encoder
-from semroute_lab.train.datasets import FitSet
+from semroute_lab.train.datasets import Example
 from semroute_lab.train.frames import Frames
-from semroute_lab.train.losses import Targets, Weights, multitask
-from semroute_lab.train.model import Heads
-
-Say = Callable[[str], None]
+from semroute_lab.train.model import HeadOutputs, Heads
+from semroute_lab.train.spec import HeadPlan, LossWeights, Say
 
 EMBED_BATCH = 32
 """Texts of one pass when a whole set is embedded."""
 
-
-@dataclass(frozen=True, slots=True)
-class HeadPlan:
-    """How heads are fitted on fixed states."""
-
-    epochs: int = 30
-    batch: int = 256
-    rate: float = 2e-3
-    decay: float = 1e-2
-    patience: int = 6
-    """Epochs without a better calibration loss before stopping."""
+IGNORE = -100
+"""Class index of an unknown target."""
 
 
-def embed(encoder: Encoder, frames: Frames, work: Path | None = None, key: str = "") -> Tensor:
-    """Pooled states [rows, d] of all texts; kept in `work` under a digest of `key` and the ids."""
-    file = None if work is None else work / f"states-{_digest(key, frames)}.npy"
-    if file is not None and file.exists():
-        return torch.from_numpy(np.load(file))
+class Targets(NamedTuple):
+    """Targets of a batch as tensors; a missing class is `IGNORE`, a missing difficulty NaN."""
+
+    domain: Tensor
+    task: Tensor
+    difficulty: Tensor
+    weight: Tensor
+    family: Tensor
+
+    @staticmethod
+    def of(rows: Sequence[Example]) -> Targets:
+        """The targets of `rows`, in order."""
+        return Targets(
+            torch.tensor([IGNORE if row.domain is None else row.domain for row in rows]),
+            torch.tensor([IGNORE if row.task is None else row.task for row in rows]),
+            torch.tensor([float("nan") if row.difficulty is None else row.difficulty for row in rows]),
+            torch.tensor([row.weight for row in rows]),
+            torch.tensor([row.family for row in rows]),
+        )
+
+    def take(self, index: Tensor) -> Targets:
+        """The targets of some rows."""
+        return Targets(*(column[index] for column in self))
+
+
+def multitask(out: HeadOutputs, targets: Targets, weights: LossWeights) -> Tensor:
+    """Weighted sum of the heads' losses, each averaged over the rows that have its target.
+
+    Cross-entropy for the classes and the gate; binary cross-entropy with soft targets for every
+    member of the expert of a row's family, so that experts do not unlearn each other's targets.
+    """
+    rows = torch.arange(len(targets.family), device=out.members.device)
+    loss = weights.domain * _classes(out.domain, targets.domain, weights.smoothing)
+    loss = loss + weights.task * _classes(out.task, targets.task, weights.smoothing)
+    loss = loss + weights.gate * F.cross_entropy(out.gate, targets.family)
+    members = out.members[rows, targets.family]
+    return loss + weights.difficulty * soft_binary(members, targets.difficulty, targets.weight)
+
+
+def _classes(logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
+    if not bool((target != IGNORE).any()):
+        return logits.sum() * 0.0
+    return F.cross_entropy(logits, target, ignore_index=IGNORE, label_smoothing=smoothing)
+
+
+def soft_binary(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean of -(y log p + (1 - y) log(1 - p)) over the rows with a target.
+
+    `logits` [rows, members], `target` [rows] with NaN where unknown, `weight` [rows].
+    """
+    known = ~torch.isnan(target)
+    if not bool(known.any()):
+        return logits.sum() * 0.0
+    y = target[known][:, None].expand(-1, logits.shape[1])
+    each = F.binary_cross_entropy_with_logits(logits[known], y, reduction="none").mean(1)
+    return (each * weight[known]).sum() / weight[known].sum()
+
+
+def embed(encoder: Encoder, frames: Frames, work: Path | None = None) -> Tensor:
+    """Pooled states [rows, d] of all texts; kept in `work` under a digest of the weights and the ids."""
+    if work is not None:
+        digest = hashlib.sha256(repr([framed.ids for framed in frames.framed]).encode())
+        for tensor in encoder.state_dict().values():
+            digest.update(tensor.numpy().tobytes())
+        file = work / f"states-{digest.hexdigest()[:24]}.pt"
+        if not file.exists():
+            torch.save(embed(encoder, frames), file.with_suffix(".part"))
+            file.with_suffix(".part").rename(file)
+        stored: Tensor = torch.load(file, weights_only=True)
+        return stored
     encoder.eval()
-    states = torch.zeros(len(frames), encoder.config.dimensions)
+    states = torch.zeros(len(frames), encoder.dimensions)
     with torch.inference_mode():
         for index in frames.by_length(EMBED_BATCH):
             ids, mask, _ = frames.batch(index)
             states[index] = encoder(ids, mask)
-    if file is not None:
-        # Written aside and renamed, so that an interrupted run leaves no half of it behind.
-        part = file.with_suffix(".part.npy")
-        np.save(part, states.numpy())
-        part.rename(file)
     return states
 
 
-def _digest(key: str, frames: Frames) -> str:
-    digest = hashlib.sha256(key.encode())
-    for framed in frames.framed:
-        digest.update(np.asarray(framed.ids, dtype=np.int32).tobytes())
-    return digest.hexdigest()[:24]
-
-
-def set_surface(heads: Heads, surface: Tensor) -> None:
-    """Take the surface features' mean and spread from the fit rows."""
-    surface = heads.bounded(surface)
-    heads.surface_mean.copy_(surface.mean(0))
-    heads.surface_scale.copy_(surface.std(0).clamp(min=1e-3))
-
-
-@dataclass(frozen=True, slots=True)
-class States:
+class States(NamedTuple):
     """A set's rows with everything the heads need: states [rows, d], surface [rows, s], targets."""
 
     pooled: Tensor
@@ -78,26 +112,24 @@ class States:
     targets: Targets
 
     @staticmethod
-    def of(rows: FitSet, pooled: Tensor, frames: Frames) -> States:
+    def of(rows: Sequence[Example], pooled: Tensor, frames: Frames) -> States:
         """Join a fit set with its states."""
-        return States(pooled, frames.surface(), Targets.of(list(rows)))
+        return States(pooled, frames.surface(), Targets.of(rows))
 
     @staticmethod
     def joined(a: States, b: States) -> States:
-        """The rows of both, one after the other."""
-        targets = Targets(
-            *(torch.cat([getattr(a.targets, name), getattr(b.targets, name)]) for name in Targets.__slots__)
-        )
+        """The rows of `a`, then those of `b`."""
+        targets = Targets(*map(torch.cat, zip(a.targets, b.targets, strict=True)))
         return States(torch.cat([a.pooled, b.pooled]), torch.cat([a.surface, b.surface]), targets)
 
 
 def fit_heads(
-    heads: Heads, fit: States, check: States, weights: Weights, plan: HeadPlan, seed: int, say: Say
-) -> float:
-    """Fit heads on fixed states, keep the epoch with the best loss on `check`, and return that loss."""
+    heads: Heads, fit: States, check: States, weights: LossWeights, plan: HeadPlan, seed: int, say: Say
+) -> None:
+    """Fit the heads on fixed states; the epoch with the lowest loss on `check` is kept."""
     torch.manual_seed(seed)
     optimiser = torch.optim.AdamW(heads.parameters(), plan.rate, weight_decay=plan.decay)
-    best, best_state, since = float("inf"), copy.deepcopy(heads.state_dict()), 0
+    best, best_state, since = float("inf"), heads.state_dict(), 0
     order = torch.randperm(len(fit.pooled))
     for _ in range(plan.epochs):
         heads.train()
@@ -118,9 +150,8 @@ def fit_heads(
     say(f"heads: loss {best:.4f} on calibration rows")
     heads.load_state_dict(best_state)
     heads.eval()
-    return best
 
 
-def _heads_loss(heads: Heads, states: States, index: Tensor, weights: Weights) -> Tensor:
+def _heads_loss(heads: Heads, states: States, index: Tensor, weights: LossWeights) -> Tensor:
     out = heads.parts(states.pooled[index], states.surface[index])
     return multitask(out, states.targets.take(index), weights)

@@ -1,4 +1,4 @@
-"""Texts to padded tensors, framed by the very code that frames them in serving."""
+"""Texts to padded tensors, framed by the code that frames them in serving."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from semroute_extproc.encoder.preprocess import Framed, Framer
 
@@ -31,30 +31,33 @@ class Frames:
     def __len__(self) -> int:
         return len(self.framed)
 
+    def take(self, index: Sequence[int]) -> Frames:
+        """Some texts, in that order."""
+        return Frames([self.framed[i] for i in index], self.pad_id)
+
+    def spread(self, count: int) -> list[int]:
+        """About `count` indices, evenly over all texts."""
+        return list(range(0, len(self), max(1, len(self) // count)))
+
     def batch(self, index: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Ids, mask [batch, longest] and surface [batch, s] of some texts."""
-        longest = max(len(self.framed[i].ids) for i in index)
-        ids = np.full((len(index), longest), self.pad_id, dtype=np.int64)
-        mask = np.zeros((len(index), longest), dtype=np.int64)
-        for row, i in enumerate(index):
-            own = self.framed[i].ids
-            ids[row, : len(own)] = own
-            mask[row, : len(own)] = 1
-        return torch.from_numpy(ids), torch.from_numpy(mask), self.surface(index)
+        own = [torch.tensor(self.framed[i].ids) for i in index]
+        ids = pad_sequence(own, batch_first=True, padding_value=self.pad_id)
+        mask = pad_sequence([torch.ones_like(each) for each in own], batch_first=True)
+        return ids, mask, self.take(index).surface()
 
-    def surface(self, index: Sequence[int] | None = None) -> Tensor:
-        """Surface features [rows, s] of some texts, or of all."""
-        rows = self.framed if index is None else [self.framed[i] for i in index]
-        return torch.tensor([framed.surface for framed in rows], dtype=torch.float32)
+    def surface(self) -> Tensor:
+        """Surface features of all texts, [rows, s]."""
+        return torch.tensor([framed.surface for framed in self.framed], dtype=torch.float32)
 
     def by_length(self, size: int) -> Iterator[list[int]]:
-        """Batches of neighbours in length, so that little is padded; every row once."""
+        """Batches of texts of similar length, so that little is padded; every row once."""
         order = sorted(range(len(self)), key=lambda i: len(self.framed[i].ids))
         for start in range(0, len(order), size):
             yield order[start : start + size]
 
     def shuffled(self, index: Sequence[int], size: int, rng: random.Random) -> list[list[int]]:
-        """Batches of `index` for one epoch: neighbours in length together, in random order."""
+        """Batches of `index` for one epoch: texts of similar length together, in random order."""
         order = list(index)
         rng.shuffle(order)
         order.sort(key=lambda i: len(self.framed[i].ids) // LENGTH_JITTER)

@@ -1,77 +1,105 @@
-"""From outcomes to the target of a router.
+"""From outcomes to the target of a router: Hybrid LLM's labels and RouteLLM's win probability.
 
-Hybrid LLM (Ding et al., arXiv 2404.14618) calls the easy requests positive: its labels are those
-on which the weak model is as good. `difficulty` in this package is their complement, so that a
-high score means the strong model is needed.
-
-Shapes: `strong` and `weak` are qualities, [rows] or [rows, samples] with several answers a model.
+Shapes: `strong` and `weak` are qualities, [rows] or [rows, samples] with several answers per model;
+NaN is an answer that is missing. `targets` is the entry: P(the strong model is needed), so a high
+value asks for the strong model. Hybrid LLM (Ding et al., arXiv 2404.14618) calls the easy requests
+positive; `r_det`, `r_prob` and `r_trans` are its labels, and `targets` gives their complements.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
+KINDS = ("only-strong", "det", "prob", "trans", "win")
+"""`only_strong`, the complements of `r_det`, `r_prob` and `r_trans` at t*, and `win_probability`."""
+
 TRANSFORM_GRID = 101
 """Candidates of t between 0 and the largest gap; the paper searches a grid as well."""
 
 PAIRS_MAX = 4_000
-"""Rows beyond this are sampled for the search of t: only the spread of the labels matters."""
+"""More rows than this are sampled for the search of t."""
+
+TIE_CREDIT = 0.5
+"""A tie counts half a win in `targets`, as in Bradley-Terry ratings; with 0, `win` would equal `prob`."""
+
+
+def targets(
+    kind: str, strong: npt.ArrayLike, weak: npt.ArrayLike, t: float | None = None
+) -> tuple[Floats, dict[str, Any]]:
+    """P(the strong model is needed) in 0..1 by one of `KINDS`, [rows], and facts about the labels.
+
+    `trans` uses `t`, or t* of these rows; the facts hold it as "t". Rows without an answer of either
+    model are NaN.
+    """
+    info: dict[str, Any] = {"kind": kind}
+    if kind == "only-strong":
+        found = only_strong(strong, weak)
+    elif kind == "det":
+        found = 1.0 - r_det(strong, weak)
+    elif kind == "prob":
+        found = 1.0 - r_prob(strong, weak)
+    elif kind == "trans":
+        info["t"] = best_t(strong, weak) if t is None else t
+        found = 1.0 - r_trans(strong, weak, info["t"])
+    elif kind == "win":
+        gaps = _gaps(strong, weak)
+        wins, ties, losses = ((gaps < 0).sum(1), (gaps == 0).sum(1), (gaps > 0).sum(1))
+        info["tie_credit"] = TIE_CREDIT
+        found = win_probability(wins, ties, losses, TIE_CREDIT)
+    else:
+        raise ValueError(f"{kind!r} is none of {', '.join(KINDS)}")
+    return found, info | {"mean": float(np.nanmean(found))}
 
 
 def gain(strong: npt.ArrayLike, weak: npt.ArrayLike) -> Floats:
-    """Mean quality of the strong model over that of the weak one, s - w; [rows]."""
+    """Mean quality of the strong model minus that of the weak one, s - w; [rows]."""
     return _mean(strong) - _mean(weak)
 
 
 def only_strong(strong: npt.ArrayLike, weak: npt.ArrayLike, least: float = 0.5) -> Floats:
-    """Share of the pairs of answers in which the strong one is good (>= `least`) and the weak one not.
+    """Share of the pairs of answers with a good strong one (>= `least`) and a weak one that is not; [rows].
 
-    With one answer each: 1 where the strong model is right and the weak one wrong, else 0. With
-    several, the two models' shares multiply, for their answers are drawn independently; [rows].
+    One answer each: 1 where the strong model is right and the weak one wrong, else 0. Several: the
+    product of the two shares, since answers are drawn independently.
     """
-    s = (_samples(strong) >= least).mean(axis=1)
-    w = (_samples(weak) >= least).mean(axis=1)
-    return np.asarray(s * (1.0 - w), dtype=np.float64)
+    s, w = (np.where(np.isnan(x), np.nan, x >= least) for x in map(_samples, (strong, weak)))
+    return _mean(s) * (1.0 - _mean(w))
 
 
 def r_det(strong: npt.ArrayLike, weak: npt.ArrayLike) -> Floats:
-    """Deterministic label, Hybrid LLM equation 1 for one answer each: 1 where weak >= strong; [rows]."""
-    return (_mean(weak) >= _mean(strong)).astype(np.float64)
+    """Deterministic label (Hybrid LLM, equation 1): 1 where weak >= strong in the mean; [rows]."""
+    s, w = _mean(strong), _mean(weak)
+    return np.where(np.isnan(s + w), np.nan, w >= s)
 
 
 def r_prob(strong: npt.ArrayLike, weak: npt.ArrayLike) -> Floats:
-    """Probabilistic label, Hybrid LLM section 3.2: Pr[H(x) >= 0] with H = q(weak) - q(strong).
-
-    Estimated over all pairs of one answer of each model; [rows].
-    """
+    """Probabilistic label (section 3.2): Pr[H >= 0], H = q(weak) - q(strong), over all pairs of answers."""
     return r_trans(strong, weak, 0.0)
 
 
 def r_trans(strong: npt.ArrayLike, weak: npt.ArrayLike, t: float) -> Floats:
-    """Relaxed label, Hybrid LLM section 3.3: Pr[H(x) >= -t], t >= 0 in units of quality; [rows].
+    """Relaxed label (section 3.3): Pr[H >= -t], t >= 0 in units of quality; [rows].
 
-    For a large gap between the models r_prob is almost always 0 and teaches nothing; t makes up
-    for the gap.
+    With a large gap between the models r_prob is almost always 0; t makes up for the gap.
     """
-    gaps = _gaps(strong, weak)
-    return np.asarray((gaps >= -t).mean(axis=1), dtype=np.float64)
+    return _share_above(_gaps(strong, weak), -t)
 
 
 def best_t(strong: npt.ArrayLike, weak: npt.ArrayLike, seed: int = 0) -> float:
-    """The t that spreads the labels most: argmax over t of (1/N^2) sum_ij |y_i(t) - y_j(t)|.
-
-    Hybrid LLM, section 3.3. The smallest of equally good candidates is returned.
-    """
+    """t* = argmax over t of (1/N^2) sum_ij |y_i(t) - y_j(t)|, the smallest one (section 3.3)."""
     gaps = _gaps(strong, weak)
+    gaps = gaps[~np.isnan(gaps).all(axis=1)]
     if gaps.shape[0] > PAIRS_MAX:
         gaps = gaps[np.random.default_rng(seed).choice(gaps.shape[0], PAIRS_MAX, replace=False)]
-    candidates = np.linspace(0.0, max(0.0, float(-gaps.min())), TRANSFORM_GRID)
-    spread = [mean_absolute_difference((gaps >= -t).mean(axis=1)) for t in candidates]
-    # Sums of many terms: what differs by rounding only is the same.
-    return float(candidates[int(np.argmax(np.asarray(spread) >= max(spread) - 1e-12))])
+    candidates = np.linspace(0.0, max(0.0, float(-np.nanmin(gaps))), TRANSFORM_GRID)
+    spread = np.asarray([mean_absolute_difference(_share_above(gaps, -t)) for t in candidates])
+    # Differences by rounding alone do not count.
+    return float(candidates[int(np.argmax(spread >= spread.max() - 1e-12))])
 
 
 def mean_absolute_difference(y: Floats) -> float:
@@ -86,15 +114,13 @@ def win_probability(
 ) -> Floats:
     """P(strong wins) from counts of judgements: (s + credit * t) / (s + t + w); [rows].
 
-    RouteLLM (arXiv 2406.18665, section 3) labels a comparison win, tie or loss of the strong model.
-    Its classifiers give P(win) and so count a tie as no reason to pay for the strong model
-    (`tie_credit` 0, the default); ratings of the Bradley-Terry kind count it half (0.5). Rows
-    without judgements are NaN.
+    RouteLLM (arXiv 2406.18665, section 3) labels a comparison as win, tie or loss of the strong model.
+    Its classifiers count a tie as no win (`tie_credit` 0), its Bradley-Terry ratings as half a win.
+    Rows without judgements are NaN.
     """
     s, t, w = (np.asarray(x, dtype=np.float64) for x in (strong_wins, ties, weak_wins))
-    total = s + t + w
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray((s + tie_credit * t) / total, dtype=np.float64)
+        return np.asarray((s + tie_credit * t) / (s + t + w), dtype=np.float64)
 
 
 def _samples(quality: npt.ArrayLike) -> Floats:
@@ -103,10 +129,19 @@ def _samples(quality: npt.ArrayLike) -> Floats:
 
 
 def _mean(quality: npt.ArrayLike) -> Floats:
-    return np.asarray(_samples(quality).mean(axis=1), dtype=np.float64)
+    """The mean of the known answers of each row; NaN if there are none."""
+    values = _samples(quality)
+    known = (~np.isnan(values)).sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.nansum(values, axis=1) / known, dtype=np.float64)
 
 
 def _gaps(strong: npt.ArrayLike, weak: npt.ArrayLike) -> Floats:
     """H = q(weak) - q(strong) for every pair of answers; [rows, pairs]."""
     s, w = _samples(strong), _samples(weak)
     return np.asarray((w[:, :, None] - s[:, None, :]).reshape(s.shape[0], -1), dtype=np.float64)
+
+
+def _share_above(gaps: Floats, least: float) -> Floats:
+    """The share of the known gaps of each row that are >= `least`; NaN if there are none."""
+    return _mean(np.where(np.isnan(gaps), np.nan, gaps >= least))

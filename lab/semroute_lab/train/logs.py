@@ -1,11 +1,12 @@
 """A user's own logs as training data: which model answered which prompt how well.
 
-One file, CSV or JSON Lines (also gzip-compressed), one prompt a row:
+One file, CSV or JSON Lines (also gzip-compressed), one prompt per row:
 
     prompt            the text, required, no two alike
-    outcome.<model>   quality of that model's answer, 0..1 (0/1 for wrong and right); several answers
-                      of one model as a JSON list `[1, 0, 1]`
-    cost.<model>      what the answer cost, positive, optional; blank where not known
+    outcome.<model>   quality of that model's answer, 0..1; several answers of one model as a JSON
+                      list `[1, 0, 1]`. Other measures read other columns, see `quality`
+    reference         the reference answer, for the measures that compare with it
+    cost.<model>      cost of the answer, positive, optional; blank where unknown
     split             optional; rows marked `dev` are reported on and never train
     domain, task      optional names, see `datasets.DOMAINS` and `datasets.TASKS`
 
@@ -15,22 +16,34 @@ Every fault is a DataError `file:row:column: what was expected`, raised before a
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from semroute_extproc.errors import DataError
 from semroute_lab.evaluate.data import Table, read_table
-from semroute_lab.train import labels
-from semroute_lab.train.datasets import DOMAINS, FAMILIES, TASKS, Example, Part, Rights, part_of_fit, text_key
+from semroute_lab.train import labels, quality
+from semroute_lab.train.datasets import (
+    DOMAINS,
+    EXAM,
+    TASKS,
+    Example,
+    Part,
+    Rights,
+    named,
+    part_of_fit,
+    text_key,
+)
+from semroute_lab.train.labels import Floats
+from semroute_lab.train.sources import LOGS
 
-OUTCOME, COST = "outcome.", "cost."
-"""Prefixes of the columns of a model."""
+COST = "cost."
+"""Start of the name of a column of costs."""
 
 ROWS_MIN = 200
-"""Fewer prompts than this teach a router nothing that outlasts the noise."""
+"""Fewer prompts than this teach a router nothing but noise."""
 
 RARER_MIN = 20
 """The rarer of the two classes (strong needed or not) must have this many rows."""
@@ -38,55 +51,128 @@ RARER_MIN = 20
 ANSWERS_MAX = 64
 """Most answers of one model to one prompt."""
 
-Floats = npt.NDArray[np.float64]
-
 
 @dataclass(frozen=True, slots=True)
-class Outcomes:
-    """One model's column: mean quality [rows], NaN where it was not asked, and the single answers."""
+class LogsPlan:
+    """How logs become targets."""
 
-    mean: Floats
-    answers: list[list[float]]
+    file: Path
+    weak: str
+    strong: str
+    """The two models."""
+    labels: str = "only-strong"
+    """One of `labels.KINDS`."""
+    quality: str = "given"
+    """One of `quality.KINDS`."""
+    bart: Path | None = None
+    """Directory of the seq2seq model for `bartscore`."""
 
 
-def read_logs(file: Path, weak: str, strong: str) -> list[Example]:
-    """The rows of `file` on which both models were asked, as examples of the exam family's expert."""
-    table = read_table(file)
+def read_logs(plan: LogsPlan) -> tuple[list[Example], dict[str, Any]]:
+    """The rows on which both models were asked, for the exam expert, and facts about the labels."""
+    table = read_table(plan.file)
     texts = table.texts("prompt")
     _refuse_twins(table, texts)
-    sides = {name: _outcomes(table, name) for name in (weak, strong)}
-    _check_costs(table)
-    asked = np.isfinite(sides[weak].mean) & np.isfinite(sides[strong].mean)
+    if plan.quality == "bartscore" and plan.labels == "only-strong":
+        raise DataError(
+            f"{plan.file}:1:: BARTScore has no scale of good and bad: give --labels det, prob or trans"
+        )
+    strong, weak = (_qualities(table, model, plan) for model in (plan.strong, plan.weak))
+    for name in table.columns:
+        if name.startswith(COST):
+            table.numbers_in(name, low=0.0, blank=True)
+    column = _column(plan.quality) + plan.strong
+    gains = labels.gain(strong, weak)
+    asked = np.isfinite(gains)
     if int(asked.sum()) < ROWS_MIN:
         raise table.error(
-            f"{OUTCOME}{strong}",
-            f"expected at least {ROWS_MIN} rows on which {weak} and {strong} were both asked, "
+            column,
+            f"expected at least {ROWS_MIN} rows on which {plan.weak} and {plan.strong} were both asked, "
             f"found {int(asked.sum())}",
         )
-    only_strong = _only_strong(sides[strong].answers, sides[weak].answers)
-    _refuse_one_class(table, only_strong[asked], strong)
+    dev = np.array([split == "dev" for split in table.columns.get("split", [""] * len(table))])
+    # t* is chosen without the rows that are reported on.
+    fit = asked & ~dev
+    _, info = labels.targets(plan.labels, strong[fit], weak[fit])
+    targets, _ = labels.targets(plan.labels, strong, weak, info.get("t"))
+    _refuse_one_class(table, column, targets[asked], plan.strong)
+    # The exam expert's table holds the labels themselves, but for the plain ones the signed gain.
+    values = gains if plan.labels == "only-strong" else targets
     rights = Rights("your own", may_train=True)
-    splits = table.columns.get("split", [""] * len(table))
-    return [
+    rows = [
         Example(
             texts[row],
-            "logs",
-            f"{file}:{table.numbers[row]}",
+            LOGS,
+            f"{plan.file}:{table.numbers[row]}",
             rights,
-            Part.DEV if splits[row] == "dev" else part_of_fit(texts[row]),
-            domain=_named(table, row, "domain", DOMAINS),
-            task=_named(table, row, "task", TASKS),
-            difficulty=float(only_strong[row]),
-            gain=float(sides[strong].mean[row] - sides[weak].mean[row]),
-            family=len(FAMILIES) - 1,
+            Part.DEV if dev[row] else part_of_fit(texts[row]),
+            domain=named(table, row, "domain", DOMAINS),
+            task=named(table, row, "task", TASKS),
+            difficulty=float(targets[row]),
+            gain=float(values[row]),
+            family=EXAM,
         )
         for row in np.flatnonzero(asked).tolist()
     ]
+    return rows, info | {"quality": plan.quality, "strong": plan.strong, "weak": plan.weak}
 
 
-def models_in(table: Table) -> list[str]:
-    """The models that have an outcome column, in the file's order."""
-    return [name.removeprefix(OUTCOME) for name in table.columns if name.startswith(OUTCOME)]
+def _column(kind: str) -> str:
+    """Start of the names of the columns that a measure reads."""
+    return quality.SCALES[kind][0] if kind in quality.SCALES else quality.ANSWER
+
+
+def _qualities(table: Table, model: str, plan: LogsPlan) -> Floats:
+    """The quality of every answer of one model, [rows, answers]; NaN where there is none."""
+    kind, start = plan.quality, _column(plan.quality)
+    column = start + model
+    if not table.has(column):
+        known = ", ".join(name.removeprefix(start) for name in table.columns if name.startswith(start))
+        what = f"{start.removesuffix('.')}s"
+        raise table.error(column, f"expected {what} of {model}; the file has those of {known or 'none'}")
+    of = object if kind in quality.SCALES else str
+    answers = [_cells(field, of) for field in table.strings(column)]
+    for row, own in enumerate(answers):
+        if len(own) > ANSWERS_MAX:
+            raise table.error(column, f"expected at most {ANSWERS_MAX} answers, found {len(own)}", row)
+    pairs = [(row, one) for row, own in enumerate(answers) for one in own]
+    if kind in quality.SCALES:
+        found = [_number(table, column, row, one, kind) for row, one in pairs]
+    elif kind in quality.COMPARISONS:
+        references = table.texts("reference")
+        found = [quality.COMPARISONS[kind](str(one), references[row]) for row, one in pairs]
+    elif plan.bart is not None:
+        prompts = table.texts("prompt")
+        bart = quality.load_bart_score(plan.bart)
+        found = bart([prompts[row] for row, _ in pairs], [str(one) for _, one in pairs])
+    else:
+        raise DataError(f"{table.path}:1:: BARTScore needs --bartscore-model")
+    padded = np.full((len(table), max(1, *map(len, answers))), np.nan)
+    places = [(row, at) for row, own in enumerate(answers) for at in range(len(own))]
+    for place, value in zip(places, found, strict=True):
+        padded[place] = value
+    return padded
+
+
+def _cells(field: str, of: type) -> list[Any]:
+    """A JSON list of answers that are all `of` a type, or one answer; none if blank."""
+    try:
+        value = json.loads(field)
+    except ValueError:
+        value = None
+    if isinstance(value, list) and value and all(isinstance(one, of) for one in value):
+        return value
+    return [field] if field.strip() else []
+
+
+def _number(table: Table, column: str, row: int, value: Any, kind: str) -> float:
+    """A number on the measure's scale as a quality 0..1."""
+    _, low, high = quality.SCALES[kind]
+    try:
+        return quality.scaled(float(value), low, high)
+    except (TypeError, ValueError):
+        expected = f"a number in {low:g}..{high:g}, or a JSON list of 1 to {ANSWERS_MAX} of them"
+        raise table.error(column, f"expected {expected}, found {str(value)[:40]!r}", row) from None
 
 
 def _refuse_twins(table: Table, texts: list[str]) -> None:
@@ -97,60 +183,11 @@ def _refuse_twins(table: Table, texts: list[str]) -> None:
             raise table.error("prompt", f"the same prompt as in row {table.numbers[before]}", row)
 
 
-def _outcomes(table: Table, model: str) -> Outcomes:
-    column = OUTCOME + model
-    if not table.has(column):
-        known = ", ".join(models_in(table)) or "none"
-        raise table.error(column, f"expected outcomes of {model}; the file has those of {known}")
-    answers = [_answers(table, column, row, field) for row, field in enumerate(table.strings(column))]
-    mean = np.array([np.mean(own) if own else math.nan for own in answers])
-    return Outcomes(mean, answers)
-
-
-def _answers(table: Table, column: str, row: int, field: str) -> list[float]:
-    if not field.strip():
-        return []
-    try:
-        value = json.loads(field)
-    except ValueError:
-        value = field
-    values = value if isinstance(value, list) else [value]
-    fine = 0 < len(values) <= ANSWERS_MAX and all(
-        isinstance(one, int | float) and 0.0 <= one <= 1.0 for one in values
-    )
-    if not fine:
-        expected = f"a number in 0..1, or a JSON list of 1 to {ANSWERS_MAX} of them"
-        raise table.error(column, f"expected {expected}, found {field[:40]!r}", row)
-    return [float(one) for one in values]
-
-
-def _check_costs(table: Table) -> None:
-    for name in table.columns:
-        if name.startswith(COST):
-            table.numbers_in(name, low=0.0, blank=True)
-
-
-def _only_strong(strong: list[list[float]], weak: list[list[float]]) -> Floats:
-    """`labels.only_strong` row by row, since rows may have different numbers of answers; NaN if unknown."""
-    pairs = zip(strong, weak, strict=True)
-    return np.array([float(labels.only_strong([s], [w])[0]) if s and w else math.nan for s, w in pairs])
-
-
-def _refuse_one_class(table: Table, target: Floats, strong: str) -> None:
-    needed = int((target >= 0.5).sum())
-    rarer = min(needed, target.size - needed)
-    if rarer < RARER_MIN:
+def _refuse_one_class(table: Table, column: str, targets: Floats, strong: str) -> None:
+    needed = int((targets >= 0.5).sum())
+    if min(needed, targets.size - needed) < RARER_MIN:
         raise table.error(
-            f"{OUTCOME}{strong}",
+            column,
             f"expected at least {RARER_MIN} rows on which only {strong} does well and as many others, "
-            f"found {needed} and {target.size - needed}: there is nothing to tell apart",
+            f"found {needed} and {targets.size - needed}: there is nothing to learn",
         )
-
-
-def _named(table: Table, row: int, column: str, names: tuple[str, ...]) -> int | None:
-    value = table.columns[column][row] if table.has(column) else ""
-    if not value:
-        return None
-    if value not in names:
-        raise table.error(column, f"expected one of {', '.join(names)}, found {value!r}", row)
-    return names.index(value)

@@ -1,18 +1,33 @@
-"""From an answer to its quality: what `outcome.<model>` of a log is filled with.
+"""From an answer to its quality: the measures of `semroute train --quality`.
 
-exact       is it the reference answer?            0 or 1
-graded      a judge's grade on a scale             0..1
-preference  a judgement against another answer     0..1
-BARTScore   log-likelihood under a seq2seq model   <= 0, see `BartScore`
+given       `outcome.<model>`     a quality 0..1 as it is
+graded      `grade.<model>`       a judge's grade 1..10 (MT-Bench, Zheng et al. 2023) as 0..1
+preference  `preference.<model>`  a judge's preference over a reference answer, 1..2 (AlpacaEval,
+                                  Dubois et al. 2024) as 0..1
+exact       `answer.<model>`      is it the reference answer? 0 or 1
+number      `answer.<model>`      is its last number that of the reference answer? 0 or 1
+bartscore   `answer.<model>`      log-likelihood under a seq2seq model, <= 0; see `BartScore`
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
+
+SCALES = {
+    "given": ("outcome.", 0.0, 1.0),
+    "graded": ("grade.", 1.0, 10.0),
+    "preference": ("preference.", 1.0, 2.0),
+}
+"""Measures of a number: start of the column's name, and the ends of the scale."""
+
+ANSWER = "answer."
+"""Start of the name of a column of answers."""
 
 BATCH = 8
 """Pairs of texts scored in one pass."""
@@ -26,93 +41,84 @@ _NUMBER = re.compile(r"-?\d[\d,]*\.?\d*")
 
 
 def exact(answer: str, reference: str) -> float:
-    """1 if both are the same after case, articles, punctuation and white space are taken out, else 0.
+    """1 if both are equal without case, articles, punctuation and white space, else 0.
 
     The normalisation of SQuAD's exact match (Rajpurkar et al. 2016); signs, decimal points and
-    percent signs stay, for `-1.5` is not `15`.
+    percent signs stay, so `-1.5` is not `15`.
     """
-    return float(normalised(answer) == normalised(reference))
+    return float(_normalised(answer) == _normalised(reference))
 
 
-def normalised(text: str) -> str:
-    """The form in which `exact` compares answers."""
+def _normalised(text: str) -> str:
     plain = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(_ARTICLE.sub(" ", _PUNCTUATION.sub(" ", plain)).split())
 
 
 def exact_number(answer: str, reference: str, tolerance: float = 1e-6) -> float:
-    """1 if the last number of `answer` equals that of `reference`, else 0.
-
-    How GSM8K is scored (Cobbe et al. 2021): the last number of a worked answer is its result.
-    """
+    """1 if the last number of `answer` equals that of `reference`, else 0 (GSM8K, Cobbe et al. 2021)."""
     found = [_NUMBER.findall(text) for text in (answer, reference)]
     if not all(found):
         return 0.0
-    said, meant = (float(numbers[-1].replace(",", "")) for numbers in found)
-    return float(math.isclose(said, meant, rel_tol=tolerance, abs_tol=tolerance))
+    given, expected = (float(numbers[-1].replace(",", "")) for numbers in found)
+    return float(math.isclose(given, expected, rel_tol=tolerance, abs_tol=tolerance))
 
 
-def graded(grade: float, low: float = 1.0, high: float = 10.0) -> float:
-    """A grade on a scale (MT-Bench: 1 to 10, Zheng et al. 2023) as a quality in 0..1; ValueError outside."""
-    if not low <= grade <= high:
-        raise ValueError(f"the grade {grade:g} is not on the scale {low:g} to {high:g}")
-    return (grade - low) / (high - low)
+COMPARISONS: dict[str, Callable[[str, str], float]] = {"exact": exact, "number": exact_number}
+"""Measures of an answer against the reference answer."""
+
+KINDS = (*SCALES, *COMPARISONS, "bartscore")
 
 
-def preference(value: float) -> float:
-    """AlpacaEval's preference, 1 (the reference is better) to 2 (the answer is), as 0..1; ValueError outside.
-
-    Dubois et al. 2024: the expected preference of the judge, between the two orders of the answers.
-    """
-    return graded(value, 1.0, 2.0)
+def scaled(value: float, low: float, high: float) -> float:
+    """A value on the scale `low` to `high` as a quality in 0..1; ValueError outside."""
+    if not low <= value <= high:
+        raise ValueError(f"{value:g} is not on the scale {low:g} to {high:g}")
+    return (value - low) / (high - low)
 
 
 class BartScore:
-    """BARTScore (Yuan et al. 2021, equation 2 with equal weights): how likely one text makes another.
+    """BARTScore (Yuan et al. 2021, equation 2 with equal weights).
 
-    score(source, target) = (1 / m) sum_t log p(target_t | target_<t, source), in nats a token, <= 0.
-    Hybrid LLM (arXiv 2404.14618) takes q(answer) = score(query, answer) with a BART of large size.
-    Scores of one model compare with each other only: feed `labels.r_trans` with them as they are.
+    score(source, target) = (1 / m) sum_t log p(target_t | target_<t, source), in nats per token, <= 0.
+    Hybrid LLM (arXiv 2404.14618) uses q(answer) = score(query, answer). Scores of one seq2seq model
+    compare with each other only.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, device: str = "cpu") -> None:
-        """A transformers seq2seq model and its tokenizer, as objects; see `load_bart_score`."""
-        self._model = model.to(device).eval()
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        """A transformers seq2seq model and its tokenizer; see `load_bart_score`."""
+        self._model = model.eval()
         self._tokenizer = tokenizer
-        self._device = device
+        self._tokens_max = min(TOKENS_MAX, getattr(model.config, "max_position_embeddings", TOKENS_MAX))
 
     def __call__(self, sources: Sequence[str], targets: Sequence[str]) -> list[float]:
-        """One score a pair, in order; ValueError if the lists differ in length."""
+        """One score per pair, in order; ValueError if the lists differ in length."""
+        import torch
+
         if len(sources) != len(targets):
             raise ValueError(f"{len(sources)} sources and {len(targets)} targets")
         found: list[float] = []
         for start in range(0, len(sources), BATCH):
-            found += self._batch(list(sources[start : start + BATCH]), list(targets[start : start + BATCH]))
+            batch = slice(start, start + BATCH)
+            given, target = self._tokens(sources[batch]), self._tokens(targets[batch])
+            labels = target["input_ids"].masked_fill(target["attention_mask"] == 0, -100)
+            with torch.inference_mode():
+                logits = self._model(**given, labels=labels).logits
+            log_p = logits.float().log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+            mask = (labels != -100).float()
+            found += ((log_p * mask).sum(1) / mask.sum(1).clamp(min=1.0)).tolist()
         return found
 
-    def _batch(self, sources: list[str], targets: list[str]) -> list[float]:
-        import torch
-
-        given, said = (self._tokens(texts) for texts in (sources, targets))
-        pad = self._model.config.pad_token_id
-        labels = said["input_ids"].masked_fill(said["attention_mask"] == 0, -100)
-        with torch.inference_mode():
-            logits = self._model(**given, labels=labels).logits
-        chosen = labels.masked_fill(labels == -100, pad if pad is not None else 0)[..., None]
-        log_p = logits.float().log_softmax(-1).gather(-1, chosen)[..., 0]
-        mask = (labels != -100).float()
-        scores: list[float] = ((log_p * mask).sum(1) / mask.sum(1).clamp(min=1.0)).tolist()
-        return scores
-
-    def _tokens(self, texts: list[str]) -> Any:
+    def _tokens(self, texts: Sequence[str]) -> dict[str, Any]:
         encoded = self._tokenizer(
-            texts, return_tensors="pt", padding=True, truncation=True, max_length=TOKENS_MAX
+            list(texts), return_tensors="pt", padding=True, truncation=True, max_length=self._tokens_max
         )
-        return {name: encoded[name].to(self._device) for name in ("input_ids", "attention_mask")}
+        return {name: encoded[name] for name in ("input_ids", "attention_mask")}
 
 
-def load_bart_score(path: str, device: str = "cpu") -> BartScore:
-    """BARTScore with the checkpoint at `path` (a name or a folder); needs the package transformers."""
+@functools.lru_cache(maxsize=1)
+def load_bart_score(directory: Path) -> BartScore:
+    """BARTScore with the checkpoint in `directory`; needs the package transformers, downloads nothing."""
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-    return BartScore(AutoModelForSeq2SeqLM.from_pretrained(path), AutoTokenizer.from_pretrained(path), device)
+    model = AutoModelForSeq2SeqLM.from_pretrained(directory, local_files_only=True)
+    return BartScore(model, AutoTokenizer.from_pretrained(directory, local_files_only=True))

@@ -1,12 +1,12 @@
 """Rounding a graph's weights to seven bits so that its products keep their values, not each weight its own.
 
-GPTQ (Frantar et al., arXiv 2210.17323, section 3): the inputs of a product are rounded one after
-the other, and what rounding one changes is made good by those that are still free, by the
-correlations of the inputs on calibration texts. The largest weights of a row may be clipped for a
-finer grid; how far is chosen by the same measure.
+GPTQ (Frantar et al., arXiv 2210.17323, section 3): the inputs of a product are rounded one after the
+other, and the inputs that are still free compensate the error, by the correlations of the inputs on
+calibration texts. The largest weights of a row may be clipped for a finer grid; the same measure
+chooses the clip.
 
 Seven bits and a sign, because AVX2 without VNNI adds products of unsigned and signed bytes in pairs
-to sixteen bits: 2 x 255 x 64 is the most that does not saturate there.
+to sixteen bits: 2 x 255 x 64 is the largest sum that does not saturate there.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ DAMPING = 0.01
 """Added to the correlations' diagonal, in means of it."""
 
 BLOCK = 64
-"""Columns whose rounding is made good at once in all that come after them."""
+"""Columns whose error is compensated at once in all later columns."""
 
 CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
-"""Largest value of a row's grid, in its largest weights: those that are tried."""
+"""Candidates for the largest value of a row's grid, as a share of its largest weight."""
 
 
 def round_products(
@@ -56,10 +56,10 @@ def round_products(
 
 
 def rounded(weight: Array, correlations: Array) -> Array:
-    """`weight` [out, in] on a grid of `STEPS` either side of 0 a row, given sums of x x^T [in, in].
+    """`weight` [out, in] on a grid per row of `STEPS` either side of 0, given sums of x x^T [in, in].
 
-    The largest weight of a row stands at the end of its grid, so that whoever quantises the result by
-    its largest weight finds the same grid again.
+    The largest weight of a row is at the end of its grid, so that quantising the result by its largest
+    weight yields the same grid.
     """
     damped = correlations.astype(np.float64)
     spread = max(float(np.diag(damped).mean()), 1e-12)
@@ -88,7 +88,7 @@ def rounded(weight: Array, correlations: Array) -> Array:
 
 
 def _scale(weight: Array, power: Array) -> Array:
-    """The grid's step of each row [out] that loses least when inputs have `power` [in]."""
+    """The grid's step of each row [out] with the smallest error when inputs have `power` [in]."""
     largest = np.maximum(np.abs(weight).max(1), 1e-12)
     scales = np.stack([largest * clip / STEPS for clip in CLIPS])
     lost = np.stack(

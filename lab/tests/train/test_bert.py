@@ -4,16 +4,15 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the extra `train` is not installed")
 
+from safetensors.torch import save  # noqa: E402
 from semroute_lab.train import bert  # noqa: E402
-from semroute_lab.train.bert import Encoder, EncoderConfig, from_checkpoint  # noqa: E402
-
-TINY = EncoderConfig(vocabulary=50, positions=16, dimensions=8, layers=2, heads=2, inner=16)
+from semroute_lab.train.bert import Encoder, from_checkpoint  # noqa: E402
 
 
 @pytest.fixture
-def encoder():
+def encoder(tiny):
     torch.manual_seed(0)
-    return Encoder(TINY).eval()
+    return Encoder(tiny).eval()
 
 
 def _checkpoint(encoder):
@@ -32,14 +31,14 @@ def _checkpoint(encoder):
     return {name: tensor.detach().clone() for name, tensor in names.items()}
 
 
-def test_a_checkpoint_loads_by_its_published_names(encoder):
-    loaded = from_checkpoint(_checkpoint(encoder), TINY).eval()
+def test_a_checkpoint_loads_by_its_published_names(encoder, tiny):
+    loaded = from_checkpoint(save(_checkpoint(encoder)), tiny).eval()
     ids, mask = torch.randint(0, 50, (2, 6)), torch.ones(2, 6, dtype=torch.long)
     assert torch.equal(loaded(ids, mask), encoder(ids, mask))
 
 
-def test_a_checkpoint_that_lacks_a_tensor_is_refused_by_its_name(encoder):
+def test_a_checkpoint_that_lacks_a_tensor_is_refused_by_its_name(encoder, tiny):
     tensors = _checkpoint(encoder)
     del tensors["encoder.layer.1.output.dense.bias"]
     with pytest.raises(KeyError, match=r"encoder\.layer\.1\.output\.dense\.bias"):
-        from_checkpoint(tensors, TINY)
+        from_checkpoint(save(tensors), tiny)

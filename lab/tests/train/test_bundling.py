@@ -10,10 +10,9 @@ ENGLISH, SPANISH = "What is the capital of France?", "¿Cuál es la capital de F
 
 
 def test_a_bundle_knows_the_languages_of_enough_of_its_rows():
-    few, enough = bundling.LANGUAGE_ROWS_MIN - 1, bundling.LANGUAGE_ROWS_MIN
-    assert bundling.languages_of([ENGLISH] * 500 + [SPANISH] * few) == ("en",)
-    assert bundling.languages_of([ENGLISH] * 500 + [SPANISH] * enough) == ("en", "es")
+    assert bundling.languages_of([ENGLISH] * 50 + [SPANISH] * 19, 20) == ("en",)
+    assert bundling.languages_of([ENGLISH] * 50 + [SPANISH] * 20, 20) == ("en", "es")
 
 
 def test_of_few_rows_the_most_frequent_language_is_known():
-    assert bundling.languages_of([SPANISH] * 3 + [ENGLISH] * 2) == ("es",)
+    assert bundling.languages_of([SPANISH] * 3 + [ENGLISH] * 2, 20) == ("es",)

@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the extra `train` is not installed")
 
 from semroute_lab.train import calibrate  # noqa: E402
-from semroute_lab.train.losses import IGNORE  # noqa: E402
+from semroute_lab.train.fit import IGNORE  # noqa: E402
 
 
 def test_the_temperature_undoes_a_known_overconfidence():
@@ -31,26 +31,39 @@ def test_platt_scaling_finds_scale_and_shift():
     rng = torch.Generator().manual_seed(1)
     logits = torch.randn(20000, generator=rng) * 2
     event = torch.bernoulli(torch.sigmoid(0.5 * logits - 1.0), generator=rng)
-    found = calibrate.platt(logits, event, torch.ones(20000))
-    assert found.scale == pytest.approx(0.5, abs=0.05)
-    assert found.shift == pytest.approx(-1.0, abs=0.05)
+    scale, shift = calibrate.platt(logits, event, torch.ones(20000))
+    assert scale == pytest.approx(0.5, abs=0.05)
+    assert shift == pytest.approx(-1.0, abs=0.05)
 
 
 def test_platt_scaling_never_turns_the_ranking_round():
     logits = torch.tensor([-1.0, 0.0, 1.0, 2.0])
-    found = calibrate.platt(logits, torch.tensor([1.0, 1.0, 0.0, 0.0]), torch.ones(4))
-    assert found.scale >= 0
+    scale, _ = calibrate.platt(logits, torch.tensor([1.0, 1.0, 0.0, 0.0]), torch.ones(4))
+    assert scale >= 0
 
 
 def test_platt_scaling_reproduces_the_mean_of_soft_targets():
     logits = torch.linspace(-2, 2, 101)
     target = torch.full((101,), 0.3)
     target[50] = float("nan")
-    found = calibrate.platt(logits, target, torch.ones(101))
-    assert float(found(logits).mean()) == pytest.approx(0.3, abs=0.01)
+    scale, shift = calibrate.platt(logits, target, torch.ones(101))
+    assert float(torch.sigmoid(scale * logits + shift).mean()) == pytest.approx(0.3, abs=0.01)
 
 
-def test_kmeans_finds_well_separated_directions():
+def test_kmeans_separates_two_groups():
+    x = torch.randn(80, 3, generator=torch.Generator().manual_seed(0)) * 0.1
+    x[40:] += 5.0
+    cluster = torch.cdist(x, calibrate.kmeans(x, 2, seed=0)).argmin(1)
+    assert len(set(cluster[:40].tolist())) == len(set(cluster[40:].tolist())) == 1
+    assert cluster[0] != cluster[40]
+
+
+def test_kmeans_survives_more_clusters_than_distinct_rows():
+    x = torch.tensor([[0.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
+    assert calibrate.kmeans(x, 3, seed=0).shape == (3, 2)
+
+
+def test_spherical_kmeans_finds_well_separated_directions():
     axes = torch.eye(3)
     vectors = torch.nn.functional.normalize(
         axes.repeat_interleave(20, 0) + 0.05 * torch.randn(60, 3, generator=torch.Generator().manual_seed(0)),

@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from semroute_lab.train.card import render
+
+pytest.importorskip("torch", reason="the extra `train` is not installed")
+
+from semroute_lab.train.card import render, training_facts
+from semroute_lab.train.datasets import Corpus, Example, Part, Rights
+
+from semroute_extproc.encoder import bundle
 
 
 def estimate(value: float, low: float, high: float) -> dict[str, float]:
@@ -27,12 +33,12 @@ def pair(difference: dict[str, float]) -> dict[str, Any]:
 
 
 def document(**training: Any) -> dict[str, Any]:
-    told = {"track": "gold", "seed": 1, "epochs": 3, "minutes": 80.4, "threads": 2}
-    told |= {"base": "b", "base_sha256": "0", "dropped": {}, "sources": []}
+    facts = {"seed": 1, "epochs": 3, "minutes": 80.4, "threads": 2}
+    facts |= {"base": "b", "base_sha256": "0", "dropped": {}, "sources": [], "labels": {}}
     return {
         "bundle": {"name": "tiny", "version": "1"},
         "bootstrap": 100,
-        "training": {**told, **training},
+        "training": {**facts, **training},
         "domain": {},
         "difficulty": {},
         "pairs": {},
@@ -62,10 +68,22 @@ def test_a_difference_within_its_interval_is_no_win(difference: dict[str, float]
     assert verdict in render({**document(), "pairs": {"p": pair(difference)}})
 
 
-def test_a_run_that_was_trained_on_less_stands_beside_length() -> None:
-    other = {"training": {"track": "zero", "epochs": 0}, "pairs": {"p": pair(estimate(0.02, -0.01, 0.05))}}
-    card = render({**document(), "beside": [other]})
-    assert "## The same recipe trained on less" in card
-    assert "Track **zero**: no outcome of MMLU or of GSM8K's test was trained on." in card
-    assert "| zero, 0 epochs | p | ours | 0.600 [0.560, 0.640] |" in card
-    assert "zero, p: **The difference to length is within its interval: no win is claimed.**" in card
+def test_every_source_is_told_with_its_licence_its_rows_and_what_it_taught() -> None:
+    free = Rights("MIT", True)
+    fit = [Example(f"how much is {n}", "a", f"a.csv:{n}", free, Part.FIT, domain=9) for n in range(5)]
+    check = Example("prove it now", "b", "b.csv:2", Rights("CC0-1.0", True), Part.CALIBRATE, difficulty=1.0)
+    corpus = Corpus(tuple(fit), (check,), (), {})
+    manifest = bundle.read_manifest(bundle.default_bundle())
+    facts = training_facts(corpus, manifest)
+    assert facts["base_sha256"] == manifest.encoder.base_sha256
+    assert facts["sources"] == [
+        {"source": "a", "licence": "MIT", "fit": 5, "calibrate": 0, "used_for": "domain"},
+        {"source": "b", "licence": "CC0-1.0", "fit": 0, "calibrate": 1, "used_for": "calibration"},
+    ]
+
+
+def test_the_labels_of_the_logs_are_named() -> None:
+    labels = {"kind": "trans", "t": 0.25, "quality": "bartscore", "strong": "l", "weak": "s", "mean": 0.4}
+    assert "Labels of the logs: trans with t* = 0.25, quality: bartscore, l over s" in render(
+        document(labels=labels)
+    )

@@ -2,7 +2,7 @@
 
 import pytest
 from semroute_lab.train import datasets
-from semroute_lab.train.datasets import Example, FitSet, Part, Rights, assemble
+from semroute_lab.train.datasets import Example, Part, Rights
 
 from semroute_extproc.errors import DataError
 
@@ -10,40 +10,27 @@ OPEN = Rights("Apache-2.0", may_train=True)
 CLOSED = Rights("CC-BY-NC", may_train=False)
 
 
+def assemble(rows):
+    return datasets.assemble(rows, rows_min=1)
+
+
 def row(text, part=Part.FIT, source="s", rights=OPEN, **targets):
     return Example(text, source, f"s.csv:{text}", rights, part, **(targets or {"domain": 1}))
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    monkeypatch.setattr(datasets, "FIT_ROWS_MIN", 1)
-
-
-def test_a_row_that_may_not_train_cannot_be_put_into_a_fit_set():
-    with pytest.raises(DataError, match=r"s\.csv:b.*CC-BY-NC.*only be evaluated"):
-        FitSet([row("a"), row("b", rights=CLOSED)])
-
-
-def test_a_row_that_is_reported_on_cannot_be_put_into_a_fit_set():
-    with pytest.raises(DataError, match=r"s\.csv:b.*part dev"):
-        FitSet([row("a"), row("b", part=Part.DEV)])
-
-
-def test_a_calibration_row_cannot_be_put_into_a_fit_set():
-    with pytest.raises(DataError, match="part calibrate"):
-        FitSet([row("a", part=Part.CALIBRATE)])
-
-
-def test_the_difficulty_of_an_mmlu_question_cannot_be_put_into_a_fit_set():
-    FitSet([row("a", domain=1, mmlu_stem=True)])
-    with pytest.raises(DataError, match="MMLU question"):
-        FitSet([row("a", difficulty=1.0, mmlu_stem=True)])
 
 
 def test_assembling_leaves_out_rows_that_may_not_train_and_counts_them():
     corpus = assemble([row("a"), row("b", rights=CLOSED)])
     assert [one.text for one in corpus.fit] == ["a"]
     assert corpus.dropped == {"may only be evaluated on": 1}
+
+
+def test_rows_are_fitted_calibrated_or_reported_by_their_part():
+    corpus = assemble([row("a"), row("b", part=Part.CALIBRATE), row("c", part=Part.DEV)])
+    assert [[one.text for one in part] for part in (corpus.fit, corpus.calibrate, corpus.dev)] == [
+        ["a"],
+        ["b"],
+        ["c"],
+    ]
 
 
 def test_assembling_keeps_rows_that_may_not_train_among_those_reported_on():
@@ -65,25 +52,14 @@ def test_a_question_keeps_the_targets_that_are_not_reported_elsewhere():
     assert (kept.domain, kept.difficulty) == (3, None)
 
 
-def test_rows_held_out_elsewhere_are_kept_out_as_well():
-    corpus = assemble([row("a"), row("q")], held_out=[row("Q", part=Part.DEV)])
-    assert [one.text for one in corpus.fit] == ["a"]
-
-
-def test_the_difficulty_of_an_mmlu_question_is_taken_off_its_row():
-    corpus = assemble([row("a"), row("q", domain=2, difficulty=0.5, mmlu_stem=True)])
-    assert [(one.text, one.difficulty) for one in corpus.fit] == [("a", None), ("q", None)]
-
-
 def test_the_same_text_twice_in_one_source_is_kept_once():
     corpus = assemble([row("a"), row(" A "), row("a", source="t")])
     assert [(one.text, one.source) for one in corpus.fit] == [("a", "s"), ("a", "t")]
 
 
-def test_too_few_rows_are_refused_before_any_fitting(monkeypatch):
-    monkeypatch.setattr(datasets, "FIT_ROWS_MIN", 3)
+def test_too_few_rows_are_refused_before_any_fitting():
     with pytest.raises(DataError, match="at least 3 rows to train on, found 2"):
-        assemble([row("a"), row("b")])
+        datasets.assemble([row("a"), row("b")], rows_min=3)
 
 
 def test_a_question_lands_in_the_same_part_with_and_without_its_options():

@@ -7,12 +7,8 @@ import pytest
 
 onnx = pytest.importorskip("onnx", reason="the extra `train` is not installed")
 
-from click.testing import CliRunner  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from semroute_lab.train import graphs  # noqa: E402
-from semroute_lab.train.cli import EXIT_DATA, bundle  # noqa: E402
-
-from semroute_extproc.encoder import bundle as bundles  # noqa: E402
 
 RNG = np.random.default_rng(3)
 WIDTH = 16
@@ -24,7 +20,7 @@ def constant(name, *shape):
 
 @pytest.fixture
 def fp32(tmp_path):
-    """An embedding, one product of an encoder, and a head beside it."""
+    """An embedding, one product of an encoder, and a head."""
     nodes = [
         helper.make_node("Gather", ["words", "input_ids"], ["x"], name="/encoder/words/Gather"),
         helper.make_node("MatMul", ["x", "wide"], ["y"], name="/encoder/layers.0/widen/MatMul"),
@@ -105,34 +101,9 @@ def test_the_quantiser_takes_the_rounded_weights_as_they_are(fp32, tmp_path):
     assert np.allclose(steps * scale, before, atol=1e-5)
 
 
-def test_what_is_to_be_kept_stays_float32(fp32, tmp_path):
-    graphs.write_int8(fp32, tmp_path / "int8.onnx", FEEDS, keep=["/encoder/layers.0/widen/MatMul"])
-    assert "wide" in {t.name for t in constants(tmp_path / "int8.onnx", TensorProto.FLOAT)}
-
-
 def test_float16_and_back_is_the_same_graph_to_half_precision(fp32, tmp_path):
     graphs.write_fp16(fp32, tmp_path / "fp16.onnx")
     graphs.write_widened(tmp_path / "fp16.onnx", tmp_path / "wide.onnx")
     onnx.checker.check_model(str(tmp_path / "wide.onnx"))
     assert not constants(tmp_path / "wide.onnx", TensorProto.FLOAT16)
     assert np.allclose(outputs(tmp_path / "wide.onnx"), outputs(fp32), atol=0.01)
-
-
-def test_too_few_texts_are_refused_before_anything_is_made(tmp_path):
-    few = tmp_path / "few.txt"
-    few.write_text("hello\n" * 5)
-    run = CliRunner().invoke(
-        bundle, ["quantise", str(bundles.default_bundle()), str(tmp_path / "out"), "--texts", str(few)]
-    )
-    assert run.exit_code == EXIT_DATA
-    assert "few.txt:1:: 5 texts, at least 32 are needed" in run.output
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_bundle_without_a_cuda_graph_is_refused(tmp_path):
-    texts = tmp_path / "texts.txt"
-    texts.write_text("你好\n" * 40)
-    chinese = bundles.language_bundles()["zh"]
-    run = CliRunner().invoke(bundle, ["quantise", str(chinese), str(tmp_path / "out"), "--texts", str(texts)])
-    assert run.exit_code == EXIT_DATA
-    assert "no CUDA graph" in run.output

@@ -73,3 +73,33 @@ def test_a_tie_is_no_reason_to_pay_unless_it_is_given_credit():
 
 def test_no_judgement_is_no_label():
     assert np.isnan(labels.win_probability([0], [0], [0])).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("only-strong", 0.25), ("det", 1.0), ("prob", 0.25), ("trans", 0.0), ("win", 0.5)]
+)
+def test_targets_are_high_where_the_strong_model_is_needed(kind, expected):
+    # Pairs (strong, weak): (1, 1) tie, (1, 0) win, (1, 1) tie, (1, 0) win; half the gaps are 0, half -1.
+    strong, weak = [[1.0, 1.0], [0.0, 0.0]], [[1.0, 0.0], [1.0, 1.0]]
+    found, info = labels.targets(kind, strong, weak, t=1.0)
+    assert found[0] == {"only-strong": 0.5, "prob": 0.5, "win": 0.75}.get(kind, expected)
+    assert found[1] == 0.0
+    assert info["kind"] == kind
+
+
+def test_trans_uses_t_star():
+    found, info = labels.targets("trans", [1.0, 0.5], [0.0, 0.0])
+    assert (found.tolist(), info["t"]) == ([1.0, 0.0], 0.5)
+
+
+def test_answers_that_are_missing_do_not_count():
+    strong, weak = [[1.0, np.nan], [np.nan, np.nan]], [[0.0, 1.0], [1.0, 0.0]]
+    for kind, expected in (("only-strong", 0.5), ("det", 1.0), ("prob", 0.5), ("trans", 0.5), ("win", 0.75)):
+        found, _ = labels.targets(kind, strong, weak, t=0.0)
+        assert found[0] == expected
+        assert np.isnan(found[1])
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match="none of only-strong, det, prob, trans, win"):
+        labels.targets("best", [1.0], [0.0])

@@ -6,16 +6,14 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the extra `train` is not installed")
 
-from semroute_lab.train.bert import Encoder, EncoderConfig  # noqa: E402
+from semroute_lab.train.bert import Encoder  # noqa: E402
 from semroute_lab.train.model import ClusterTable, Heads, Network, mixture_logit  # noqa: E402
-
-TINY = EncoderConfig(vocabulary=50, positions=16, dimensions=8, layers=2, heads=2, inner=16)
 
 
 @pytest.fixture
-def network():
+def network(tiny):
     torch.manual_seed(0)
-    return Network(Encoder(TINY), Heads(8, 12, 14, 10)).eval()
+    return Network(Encoder(tiny), Heads(8, 12, 14, 10)).eval()
 
 
 def test_outputs_have_the_documented_shapes(network):
@@ -75,15 +73,3 @@ def test_the_last_expert_reads_the_table_once_there_is_one(network):
 def test_surface_features_are_clipped():
     heads = Heads(8, 12, 14, 10)
     assert heads.normalised(torch.full((1, 12), 1e9)).max() == 3.0
-
-
-def test_a_feature_above_its_most_is_read_as_the_most(network):
-    raw = torch.zeros(2, 12)
-    raw[0, 3], raw[1, 3] = 1.0, 2.5
-    apart = network.heads.normalised(raw)
-    assert apart[0, 3] != apart[1, 3]
-    network.heads.surface_most = torch.full((12,), torch.inf)
-    network.heads.surface_most[3] = 1.0
-    alike = network.heads.normalised(raw)
-    assert torch.equal(alike[0], alike[1])
-    assert torch.equal(alike[0], apart[0])

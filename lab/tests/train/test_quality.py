@@ -36,16 +36,10 @@ def test_exact_number_compares_the_last_numbers(answer, reference, expected):
     assert quality.exact_number(answer, reference) == expected
 
 
-def test_grades_map_to_the_unit_interval():
-    assert [quality.graded(grade) for grade in (1, 5.5, 10)] == [0.0, 0.5, 1.0]
-    with pytest.raises(ValueError, match="not on the scale 1 to 10"):
-        quality.graded(11)
-
-
-def test_preferences_map_to_the_unit_interval():
-    assert [quality.preference(value) for value in (1.0, 1.25, 2.0)] == [0.0, 0.25, 1.0]
-    with pytest.raises(ValueError, match="1 to 2"):
-        quality.preference(0.5)
+def test_a_scale_maps_to_the_unit_interval():
+    assert [quality.scaled(grade, 1, 10) for grade in (1, 5.5, 10)] == [0.0, 0.5, 1.0]
+    with pytest.raises(ValueError, match="not on the scale 1 to 2"):
+        quality.scaled(0.5, 1, 2)
 
 
 @pytest.fixture(scope="module")

@@ -6,20 +6,19 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the extra `train` is not installed")
 
-from semroute_lab.train.bert import Encoder, EncoderConfig  # noqa: E402
+from semroute_lab.train.bert import Encoder  # noqa: E402
 from semroute_lab.train.frames import Frames  # noqa: E402
 from semroute_lab.train.smoothing import smooth  # noqa: E402
 
 from semroute_extproc.encoder.preprocess import Framed  # noqa: E402
 
-TINY = EncoderConfig(vocabulary=50, positions=16, dimensions=8, layers=2, heads=2, inner=16)
 FRAMES = Frames([Framed([1, 5 + n, 9 + n, 2], [0.0] * 12, 2, False, 0.0) for n in range(6)], pad_id=0)
 
 
 @pytest.fixture
-def encoder():
+def encoder(tiny):
     torch.manual_seed(0)
-    made = Encoder(TINY).eval()
+    made = Encoder(tiny).eval()
     with torch.no_grad():
         # One channel of each layer's output is made an outlier.
         for layer in made.layers:
@@ -37,11 +36,11 @@ def spread(encoder):
     """How much larger than usual the largest channel is that a layer's first product reads."""
     seen = []
 
-    def look(module, inputs):
+    def record(module, inputs):
         largest = inputs[0].abs().flatten(0, -2).amax(0)
         seen.append(float(largest.max() / largest.median()))
 
-    hook = encoder.layers[1].query.register_forward_pre_hook(look)
+    hook = encoder.layers[1].query.register_forward_pre_hook(record)
     outputs(encoder)
     hook.remove()
     return seen[0]

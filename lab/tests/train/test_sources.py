@@ -5,8 +5,7 @@ import gzip
 import json
 
 import pytest
-from semroute_lab.train import sources
-from semroute_lab.train.datasets import DOMAINS, FAMILIES, TASKS, Part, Track
+from semroute_lab.train.datasets import DOMAINS, FAMILIES, TASKS, Part
 from semroute_lab.train.sources import SOURCES, read_all, read_handwritten
 
 from semroute_extproc.errors import DataError
@@ -51,8 +50,8 @@ def data(tmp_path):
     return tmp_path
 
 
-def by_source(data, track=Track.GOLD):
-    rows, _ = read_all(data, track)
+def by_source(data):
+    rows, _ = read_all(data)
     found = {}
     for row in rows:
         found.setdefault(row.source, []).append(row)
@@ -68,29 +67,15 @@ def test_a_question_comes_with_and_without_its_options(data):
 
 def test_the_outcomes_of_an_mmlu_question_are_not_read_into_a_difficulty(data):
     stem, own, val = by_source(data)["mmlu_pro_options"]
-    assert (stem.mmlu_stem, stem.difficulty, stem.gain) == (True, None, None)
+    assert (stem.difficulty, stem.gain) == (None, None)
     # Strong right in one of two, weak wrong.
     assert (own.difficulty, own.gain) == (0.5, 0.5)
     assert (val.part, val.difficulty) == (Part.DEV, None)
 
 
-def test_on_the_zero_track_the_gain_is_that_of_size_within_one_makers_models(data):
-    write(
-        data / "matrices/mmlu_pro_correct.csv.gz",
-        ["question_id", *(name for pair in sources.SAME_MODELS for name in pair)],
-        [["2", "1", "0", "1", "1", "", "0"], ["3", "1", "0", "1", "0", "1", "0"]],
-    )
-    _, own, val = by_source(data, Track.ZERO)["mmlu_pro_options"]
-    # Gains of 1 and 0; the third maker's larger model was not asked.
-    assert (own.difficulty, own.gain) == (0.5, 0.5)
-    assert val.gain is None
-
-
-def test_gold_rows_train_on_the_gold_track_and_are_not_read_on_the_zero_track(data):
+def test_gold_rows_train_and_the_others_are_reported_on(data):
     gold = by_source(data)["routellm_mmlu"]
     assert [row.part is Part.DEV for row in gold] == [False, False, True]
-    zero = by_source(data, Track.ZERO)["routellm_mmlu"]
-    assert [row.part for row in zero] == [Part.DEV]
 
 
 def test_a_gold_row_carries_the_gain_with_its_sign(data):
@@ -158,20 +143,20 @@ def test_an_unknown_domain_is_refused_by_row_and_column(data):
     file = data / "matrices/mmlu_pro_questions.csv.gz"
     write(file, PRO_HEADER, [["1", "alchemy", "s", "train", "False", "Gold?", "[]", "A"]])
     with pytest.raises(DataError, match=r"mmlu_pro_questions\.csv\.gz:2:category: .*'alchemy'"):
-        read_all(data, Track.GOLD)
+        read_all(data)
 
 
 def test_files_that_are_not_there_are_named(data):
-    _, missing = read_all(data, Track.GOLD)
+    _, missing = read_all(data)
     assert "intent/clinc150.csv.gz" in missing
     assert "matrices/mmlu_pro_questions.csv.gz" not in missing
 
 
 def test_no_source_without_an_open_licence_may_train():
     for source in SOURCES:
-        if source.rights.may_train:
-            assert source.rights.licence.split("-")[0] in ("MIT", "Apache", "CC", "CC0")
-            assert "NC" not in source.rights.licence
+        if source.may_train:
+            assert source.licence.split("-")[0] in ("MIT", "Apache", "CC", "CC0")
+            assert "NC" not in source.licence
 
 
 def test_handwritten_files_train_or_measure_by_their_name(tmp_path):

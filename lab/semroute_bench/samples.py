@@ -1,0 +1,67 @@
+"""How much a run measures, and the samples of its rounds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Say = Callable[[str], None]
+"""Shows one line of progress."""
+
+Figures = dict[str, Any]
+"""A part of the run, as it is written to the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is measured."""
+
+    rounds: int = 7
+    passes: int = 60  # encoder passes of each kind per round
+    streams: int = 1_500  # streams without an encoder pass per round
+    passes_a_length: int = 30
+    requests_a_body: int = 10
+    seconds_a_rate: float = 20.0
+    gateway_requests: int = 500
+    growth_requests: int = 100_000
+    scaling_requests: int = 10_000
+
+
+QUICK = Size(3, 20, 480, 8, 3, 4.0, 50, 5_000, 1_000)
+"""A minute or two: shows that the benchmark runs; not for reports."""
+
+CHECK = Size(rounds=5, passes=24, streams=640)
+"""For `--check`: half a minute."""
+
+
+@dataclass
+class Samples:
+    """Name to one value per round."""
+
+    values: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, name: str, value: float) -> None:
+        """Keep one round's value."""
+        self.values.setdefault(name, []).append(value)
+
+    def ratios(self, name: str, base: str) -> list[float]:
+        """The ratio of each round: both values were taken at nearly the same time."""
+        return [one / other for one, other in zip(self.values[name], self.values[base], strict=True)]
+
+
+def medians(rounds: Mapping[str, list[float]]) -> dict[str, float]:
+    """The middle round of each name."""
+    return {name: statistics.median(values) for name, values in rounds.items()}
+
+
+def spreads(rounds: Mapping[str, list[float]]) -> dict[str, float]:
+    """The standard deviation of the rounds of each name."""
+    return {name: statistics.stdev(values) for name, values in rounds.items()}
+
+
+def quantiles(values: Sequence[float]) -> dict[str, float]:
+    """Median and tail."""
+    cuts = statistics.quantiles(values, n=1000, method="inclusive")
+    return {"p50": cuts[499], "p90": cuts[899], "p99": cuts[989], "p999": cuts[998]}

@@ -1,0 +1,188 @@
+"""The parts of the heads that are computed once the encoder and the heads' networks are fixed.
+
+In order: the recalled base embedding, the exam expert's cluster table, the calibration of every
+expert, and the memory of the domain head.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import torch
+from sklearn.linear_model import Ridge
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from semroute_lab.train.calibrate import kmeans, platt, temperature
+from semroute_lab.train.datasets import DOMAINS, EXAM, FAMILIES, Example
+from semroute_lab.train.fit import IGNORE, States
+from semroute_lab.train.model import ClusterTable, HeadOutputs, Heads, Memory
+from semroute_lab.train.sources import HANDWRITTEN
+from semroute_lab.train.spec import FillPlan, Say
+
+
+def fit_recall(heads: Heads, tuned: Tensor, base: Tensor, plan: FillPlan, say: Say) -> None:
+    """Ridge regression of the base encoder's unit embeddings on the tuned ones; both [rows, d] states."""
+    x, y = F.normalize(tuned, dim=-1), F.normalize(base, dim=-1)
+    found = Ridge(plan.recall_ridge).fit(x.double().numpy(), y.double().numpy())
+    with torch.no_grad():
+        heads.recall.weight.copy_(torch.from_numpy(found.coef_))
+        heads.recall.bias.copy_(torch.from_numpy(found.intercept_))
+        cosine = F.cosine_similarity(heads.recall(x), y).mean()
+    say(f"base embedding recalled with a cosine of {float(cosine):.3f} on {len(x)} rows")
+
+
+def add_table(
+    heads: Heads, rows: Sequence[Example], states: States, source: str, plan: FillPlan, seed: int, say: Say
+) -> None:
+    """Give the exam expert its cluster table and calibrate it on out-of-fold values.
+
+    `rows` and `states` are the fit and calibration rows together: out-of-fold values need no rows to
+    be kept back, and labels are few. `source` is the source of the outcomes.
+    """
+    own = [i for i, row in enumerate(rows) if row.source == source and row.gain is not None]
+    if len(own) < plan.clusters * plan.expert_rows_min // 2:
+        say(f"exam expert: {len(own)} rows of {source} are too few for a cluster table")
+        return
+    with torch.inference_mode():
+        x = heads.table_inputs(heads.parts(states.pooled[own], states.surface[own]))
+    values = torch.tensor([rows[i].gain for i in own])
+    heads.table = cluster_table(x, values, plan.clusterings, plan, seed)
+    unseen = out_of_fold(x, values, plan, seed)
+    _calibrate(heads, EXAM, unseen, states.targets.difficulty[own], torch.ones(len(own)), say)
+
+
+def cluster_table(x: Tensor, target: Tensor, clusterings: int, plan: FillPlan, seed: int) -> ClusterTable:
+    """The mean target per cluster of inputs [rows, inputs], for many seeds of K-means.
+
+    The rule of UniRoute (Jitkrittum et al., arXiv 2502.08773, section 4.1) for one model pair, averaged
+    over clusterings.
+    """
+    k = min(plan.clusters, len(x))
+    table = ClusterTable(clusterings, k, x.shape[1])
+    for run in range(clusterings):
+        centroids = kmeans(x, k, seed + run)
+        offset = (centroids**2).sum(1) / 2
+        rows = slice(run * k, (run + 1) * k)
+        table.centroids[rows], table.offset[rows] = centroids, offset
+        nearest = (x @ centroids.T - offset).argmax(1)
+        table.means[run] = shrunk_means(nearest, target, k, plan.shrinkage)
+    return table
+
+
+def shrunk_means(cluster: Tensor, target: Tensor, k: int, shrinkage: float) -> Tensor:
+    """(sum + m mean) / (rows + m) of the targets in each cluster; [k]."""
+    total = torch.zeros(k, dtype=target.dtype).index_add_(0, cluster, target)
+    return (total + shrinkage * target.mean()) / (torch.bincount(cluster, minlength=k) + shrinkage)
+
+
+def out_of_fold(x: Tensor, target: Tensor, plan: FillPlan, seed: int) -> Tensor:
+    """Each row's table value from a table that has not seen it, for calibration; [rows]."""
+    fold = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)) % plan.folds
+    found = torch.zeros(len(x), dtype=target.dtype)
+    for part in range(plan.folds):
+        fit, rest = fold != part, fold == part
+        found[rest] = cluster_table(x[fit], target[fit], plan.clusterings // 4, plan, seed)(x[rest])
+    return found
+
+
+def calibrate_experts(heads: Heads, rows: Sequence[Example], check: States, plan: FillPlan, say: Say) -> None:
+    """Platt scaling of the experts without a table, each on the calibration rows of its family.
+
+    The everyday expert learns from many kinds of rows, some with a guessed difficulty; it is
+    calibrated on those that a person judged, where there are enough.
+    """
+    with torch.inference_mode():
+        means = heads.parts(check.pooled, check.surface).members.mean(-1)
+    targets = check.targets
+    judged = torch.tensor([row.source.startswith(HANDWRITTEN) for row in rows])
+    for number in range(len(FAMILIES)):
+        own = (targets.family == number) & ~torch.isnan(targets.difficulty)
+        if int((own & judged).sum()) >= plan.expert_rows_min:
+            own &= judged
+        has_table = number == EXAM and heads.table is not None
+        if not has_table and int(own.sum()) >= plan.expert_rows_min:
+            _calibrate(heads, number, means[own, number], targets.difficulty[own], targets.weight[own], say)
+    heads.gate_scale.fill_(plan.gate_sharpness)
+
+
+def _calibrate(heads: Heads, number: int, x: Tensor, target: Tensor, weight: Tensor, say: Say) -> None:
+    scale, shift = platt(x, target, weight)
+    heads.expert_scale[number], heads.expert_shift[number] = scale, shift
+    say(f"{FAMILIES[number]} expert: {len(x)} rows, scale {scale:.2f}, shift {shift:.2f}")
+
+
+def add_memory(
+    heads: Heads,
+    rows: Sequence[Example],
+    fit: HeadOutputs,
+    check: HeadOutputs,
+    target: Tensor,
+    plan: FillPlan,
+    seed: int,
+    say: Say,
+) -> None:
+    """Store `rows` (their outputs are `fit`) in the memory and choose its parameters on calibration rows.
+
+    `target` is the domain of each calibration row, `IGNORE` where unknown. The grid's best by
+    cross-entropy after temperature scaling is used.
+    """
+    chosen = cases(rows, plan.cases_max, seed)
+    with torch.inference_mode():
+        known, asked = heads.recalled(fit), heads.recalled(check)
+        vectors = F.normalize(torch.stack([known[case].mean(0) for case in chosen]), dim=-1)
+        axes = principal_axes(vectors, plan.memory_axes)
+    memory = heads.memory = Memory(len(vectors), vectors.shape[1], len(axes), len(DOMAINS))
+    with torch.no_grad():
+        memory.axes.weight.copy_(axes)
+        memory.keys.copy_(memory.on_axes(vectors))
+    memory.labels.copy_(
+        F.one_hot(torch.tensor([rows[case[0]].domain for case in chosen]), len(DOMAINS)).float()
+    )
+    labelled = target != IGNORE
+    target = target[labelled]
+    plain = check.domain[labelled].log_softmax(-1)
+    tried: list[tuple[float, float, float]] = []
+    for sharpness in plan.sharpnesses:
+        memory.sharpness.fill_(sharpness)
+        with torch.inference_mode():
+            votes = memory(asked[labelled])
+        for weight in plan.weights:
+            logits = (plain + weight * votes).clone()
+            loss = float(F.cross_entropy(logits / temperature(logits, target), target))
+            tried.append((loss, sharpness, weight))
+    loss, sharpness, weight = min(tried, key=lambda one: one[0])
+    memory.sharpness.fill_(sharpness)
+    memory.weight.fill_(weight)
+    say(
+        f"memory: {len(vectors)} cases, sharpness {sharpness:g}, weight {weight:g}, "
+        f"loss {loss:.4f} on calibration rows"
+    )
+
+
+def cases(rows: Sequence[Example], most: int, seed: int) -> list[list[int]]:
+    """Indices of the rows of each case to store.
+
+    A case is a place in a file, so a question with and without its options is one. All cases with a
+    domain are stored, but at most `most` of a source that has only one domain.
+    """
+    sources: dict[str, dict[str, list[int]]] = {}
+    first: dict[str, str] = {}
+    for i, row in enumerate(rows):
+        if row.domain is not None:
+            source = first.setdefault(row.place, row.source)
+            sources.setdefault(source, {}).setdefault(row.place, []).append(i)
+    rng = random.Random(seed)
+    chosen: list[list[int]] = []
+    for _, own in sorted(sources.items()):
+        found = list(own.values())
+        one_domain = len({rows[case[0]].domain for case in found}) == 1
+        chosen += rng.sample(found, min(len(found), most)) if one_domain else found
+    return sorted(chosen)
+
+
+def principal_axes(x: Tensor, count: int) -> Tensor:
+    """The axes on which `x` [rows, d] is largest, not centred, at most `count`; orthonormal, [axes, d]."""
+    _, vectors = torch.linalg.eigh((x.T @ x).double())
+    return vectors.flip(1)[:, :count].T.to(x.dtype)
