@@ -14,7 +14,26 @@ SemrouteError
 
 from __future__ import annotations
 
+import enum
+
 from semroute_extproc.outcome import Cause
+
+
+class Exit(enum.IntEnum):
+    """What an exit status means; docs/errors.md shows this table. Above 2 they are those of sysexits.h."""
+
+    OK = 0
+    """Done."""
+    ROWS = 1
+    """Done, but some rows were bad, or a check found a difference."""
+    USAGE = 2
+    """Wrong usage of the command line."""
+    DATA = 65
+    """An input file cannot be used: data, artifact, profile or calibration."""
+    UNAVAILABLE = 69
+    """Something that is needed is not there: a Python package, an endpoint, a socket, a working GPU."""
+    CONFIG = 78
+    """The configuration, the bundle or the device it asks for cannot be used. Do not restart."""
 
 
 class SemrouteError(Exception):

@@ -1,8 +1,7 @@
-"""What happens in the sidecar, as frozen events, and the one way to tell about them.
+"""Everything that happens in the sidecar, as frozen events, and the one way to report it.
 
-Pure. Whoever knows that something happened builds an event and calls `emit`; the sinks in
-`telemetry/` (log, metrics, spans) take the events that concern them. A telemetry failure never
-affects a decision: a sink that raises is reported and the next sink gets the event.
+Pure. The code that notices something builds an event and calls `emit`. The sinks in `telemetry/`
+(log, metrics, spans) take the events that concern them. A telemetry failure never affects a decision.
 """
 
 from __future__ import annotations
@@ -40,23 +39,25 @@ class Decided(Event, frozen=True):
     """When the body was complete and the decision began."""
     ended_ns: int
     observed: bool
-    """Envoy runs us in observability mode: the decision was recorded and not acted on."""
+    """Envoy runs in observability mode: the decision was recorded but not applied."""
 
     @property
     def trace_id(self) -> str:
         """Of the nearest well-formed parent, 32 hexadecimal digits; empty if there is none."""
-        found = (_TRACEPARENT.fullmatch(parent) for parent in self.parents)
-        return next((match[1] for match in found if match), "")
+        for parent in self.parents:
+            if match := _TRACEPARENT.fullmatch(parent):
+                return match[1]
+        return ""
 
 
 class Shadowed(Event, frozen=True):
-    """A shadow policy decided after its request had gone."""
+    """A shadow policy decided after its request had been answered."""
 
     shadow: Shadow
 
 
 class Failed(Event, frozen=True):
-    """An unexpected exception; emitted while it is being handled, so a log can show it."""
+    """An unexpected exception; emitted while it is being handled, so that the log can show it."""
 
     where: str
     """Log event name: `decision.failed`, `exchange.failed`, `telemetry.failed`, `watch.failed`."""
@@ -74,7 +75,7 @@ class CacheLookup(Event, frozen=True):
 
 
 class OutOfMemory(Event, frozen=True):
-    """A GPU had no memory for a pass, which is halved. Emitted from any thread."""
+    """A GPU had too little memory for a pass, which is halved. Emitted from any thread."""
 
     bundle: str
 
@@ -88,59 +89,64 @@ class EncoderLost(Event, frozen=True):
 
 
 class Scraped(Event, frozen=True):
-    """A pool's metrics page was read, or could not be."""
+    """A pool's metrics page was scraped, with or without success."""
 
     pool: str
     load: Mapping[str, float]
-    """Gauge to value; empty if the page could not be read or the pool names none any more."""
+    """Gauge to value; empty if the scrape failed or the pool has no metrics page any more."""
     failed: bool
 
 
 class ProfilesRead(Event, frozen=True):
-    """The profiles of a `clusters` strategy changed; None for a strategy that is gone."""
+    """The profiles of a `clusters` strategy changed."""
 
     strategy: str
     used: int | None
+    """How many profiles are used; None for a strategy that was removed."""
     problems: Sequence[str] = ()
     models: Sequence[str] = ()
     """Profiled models that a pool serves."""
     without_pool: Sequence[str] = ()
+    """Profiled models that no pool serves."""
     thin: Sequence[str] = ()
     """One sentence for each profile with too few answers."""
 
 
 class Reloaded(Event, frozen=True):
-    """A configuration is live: the first, a changed one, or the old one restored."""
+    """A configuration is live: the first, a changed one, or the restored one (`changed` is false)."""
 
     sha256: str
     generation: int
+    """1 for the first configuration of the process; each change adds 1."""
     changed: bool = True
+    notes: Sequence[str] = ()
+    """Deprecated settings that the configuration uses, one sentence each."""
 
 
 class ReloadRejected(Event, frozen=True):
-    """A changed configuration was refused; the last good one stays live."""
+    """A changed configuration was rejected; the last good one stays live."""
 
     problems: Sequence[str]
-    """Empty for an unexpected exception, which is being handled."""
+    """Empty for an unexpected exception; the event is emitted while it is being handled."""
 
 
 class SessionStoreError(Event, frozen=True):
-    """The shared session store did not answer; `what` is a metric label."""
+    """The shared session store did not answer."""
 
     what: str
-    """`timeout`, `error`, `paused`, `write_error` or `write_dropped`."""
+    """`timeout`, `error`, `paused`, `write_error` or `write_dropped`; a metric label."""
 
 
 Emit = Callable[[Event], None]
 
 
 class Sink(Protocol):
-    """Somewhere events go."""
+    """A receiver of events."""
 
     def handle(self, event: Event) -> None:
-        """Take one event; must be quick. Events it does not know are ignored."""
+        """Take one event, quickly. Unknown events are ignored."""
         ...
 
 
 def ignore(_: Event) -> None:
-    """An `Emit` that tells nobody: for explain, check and tests."""
+    """An `Emit` without sinks: for explain, check and tests."""

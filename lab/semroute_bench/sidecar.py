@@ -11,7 +11,6 @@ from time import perf_counter, process_time
 from typing import Any
 
 from semroute_demo.sidecar import CONFIG_PATH
-from semroute_extproc.strategies.judging.live import Judges
 
 from semroute_bench import load
 from semroute_bench.servers import UNHURRIED
@@ -24,7 +23,8 @@ from semroute_extproc.envoy.exchange import Decide
 from semroute_extproc.errors import BundleError, ConfigError
 from semroute_extproc.policy.context import Facts
 from semroute_extproc.request.view import Api, RequestHead, RequestView, Turn
-from semroute_extproc.serve import app
+from semroute_extproc.serve import build
+from semroute_extproc.strategies.judge_client import Judges
 
 
 class Bare:
@@ -49,8 +49,9 @@ def default_model() -> OnnxModel:
 async def decisions(model: OnnxModel, text: str) -> AsyncIterator[Callable[[], Awaitable[object]]]:
     """A decision about a chat completion in this process: the demo's pipeline without a cache."""
     loaded = config_source.load(CONFIG_PATH, {f"SEMROUTE__{key.upper()}": v for key, v in UNHURRIED.items()})
-    classifier = app.make_classifier(loaded.config, {app.DEFAULT: model})
-    pipeline = app.make_generation(1, loaded, classifier, lambda _: None, Judges()).pipeline
+    classifier = build.make_classifier(loaded.config, {build.DEFAULT: model})
+    policies = build.make_policies(loaded, classifier.bundle)
+    pipeline = build.make_pipeline(loaded, policies, classifier, Judges())
     head = RequestHead("POST", "/v1/chat/completions", {})
     request = Decide(head, Api.CHAT_COMPLETIONS, load.chat(load.ROUTED, text))
     try:

@@ -1,4 +1,4 @@
-"""Is a configuration right? What `serve` would make of it, and what is allowed and more likely a slip."""
+"""Check a configuration: compile it as `serve` would, and warn about likely mistakes."""
 
 from __future__ import annotations
 
@@ -6,33 +6,33 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from semroute_extproc.config import models as config
-from semroute_extproc.config import source as config_source
+from semroute_extproc.config.source import Loaded
 from semroute_extproc.encoder.bundle import Bundle
 from semroute_extproc.encoder.onnx import import_runtime
-from semroute_extproc.policy import plan as policy
 from semroute_extproc.policy import rules
-from semroute_extproc.serve import app
+from semroute_extproc.policy.plan import PolicyPlan
+from semroute_extproc.serve import build
 from semroute_extproc.settings.base import Problem
 from semroute_extproc.strategies.judge_client import Judges
 
 
-def check(loaded: config_source.Loaded) -> tuple[Mapping[str, Bundle], Mapping[str, policy.Policy]]:
-    """What `serve` makes, as far as that needs no network; on a GPU with a first pass.
+def check(loaded: Loaded) -> tuple[Mapping[str, Bundle], Mapping[str, PolicyPlan]]:
+    """Language to bundle, and every policy; raises ConfigError or BundleError.
 
-    Language to bundle, and every policy; raises ConfigError or BundleError.
+    Makes what `serve` makes, as far as that needs no network; on a GPU with a first pass.
     """
-    bundles = app.load_bundles(loaded.config)
-    policies = app.make_policies(loaded, bundles[app.DEFAULT])
-    app.make_judges(loaded, Judges())
-    app.connect_sessions(loaded.config)
+    bundles = build.load_bundles(loaded.config)
+    policies = build.make_policies(loaded, bundles[build.DEFAULT])
+    build.make_judges(loaded, Judges())
+    build.connect_sessions(loaded.config)
     import_runtime()
     if loaded.config.encoder.device == "cuda":
-        app.make_models(loaded.config, bundles)
+        build.make_models(loaded.config, bundles)
     return bundles, policies
 
 
-def doubts(loaded: config_source.Loaded, bundles: Mapping[str, Bundle]) -> list[str]:
-    """What is allowed and may keep it from serving well here, each with its place."""
+def warnings(loaded: Loaded, bundles: Mapping[str, Bundle]) -> list[str]:
+    """Deprecation notes and likely mistakes, each with its place."""
     problems = list(config.warnings(loaded.config))
     manifests = [each.manifest for each in bundles.values()]
     labels = {
@@ -42,10 +42,10 @@ def doubts(loaded: config_source.Loaded, bundles: Mapping[str, Bundle]) -> list[
     for name, settings in loaded.config.policies.items():
         for index, rule in enumerate(settings.rules):
             path = ("policies", name, "rules", index, "when")
-            problems.extend(Problem(path, doubt) for doubt in rules.doubts(rule.when, labels))
+            problems.extend(Problem(path, each) for each in rules.warnings(rule.when, labels))
     listen = loaded.config.server.address(0)
     folder = Path(listen.removeprefix("unix:")).parent
     if listen.startswith("unix:") and not folder.is_dir():
         message = f"there is no folder {folder} here, and serve does not start without it"
         problems.append(Problem(("server", "listen"), message))
-    return [loaded.source.locate(problem) for problem in problems]
+    return [*loaded.notes, *(loaded.source.locate(problem) for problem in problems)]

@@ -1,8 +1,4 @@
-"""The command line: arguments to one call each.
-
-Exit status: 0 done, 1 done with errors in the data, 2 wrong usage, 78 the configuration or the
-bundle cannot be used.
-"""
+"""The command line: arguments to one call each. Exit statuses: see `exits`."""
 
 from __future__ import annotations
 
@@ -10,30 +6,34 @@ import importlib.metadata
 import json
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
 from semroute_extproc import __version__
-from semroute_extproc.errors import BundleError, ConfigError
-
-EXIT_CONFIG = 78
-"""EX_CONFIG of sysexits.h: a supervisor must not restart what cannot start."""
+from semroute_extproc.cli.exits import Exit, exit_statuses, refuse
 
 PLUGINS = "semroute.commands"
 """Entry-point group by which other distributions add commands."""
 
 LAB = {
-    "demo": "demo",
-    "train": "train",
-    "bundle": "train",
-    "fit": "",
-    "calibrate": "",
-    "eval": "train",
-    "profile": "",
-    "bench": "bench",
+    "demo": ("demo", "Run Envoy, the sidecar and two simulated pools on this machine."),
+    "train": ("train", "Train a bundle from prompts and publish it."),
+    "bundle": ("train", "Show, check, copy and quantize bundles."),
+    "fit": ("", "Fit an artifact for a strategy from prompts with known answers."),
+    "calibrate": ("", "Pick a threshold on your own prompts."),
+    "eval": ("train", "Evaluate a bundle as a router and as a classifier."),
+    "profile": ("", "Measure what a model is good at, for the clusters strategy."),
+    "bench": ("bench", "Measure what a decision costs on this machine."),
 }
-"""Commands of the distribution semroute-lab, and the extra that each needs."""
+"""Commands of the distribution semroute-lab: the extra that each needs, and its line in --help.
+
+It is repeated here because --help must be fast, and a plug-in may import heavy libraries."""
+
+SHORT_HELP_MAX = 63
+"""Characters of a command's line in --help."""
+
+ANY_ARGUMENTS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
 
 class Commands(click.Group):
@@ -42,38 +42,50 @@ class Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Every command, most used first."""
         plugins = importlib.metadata.entry_points(group=PLUGINS).names
-        return [*self.commands, *dict.fromkeys([*LAB, *sorted(plugins)])]
+        own = [name for name, command in self.commands.items() if not command.hidden]
+        return list(dict.fromkeys([*own, *LAB, *sorted(plugins)]))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command, imported now if it is a plug-in."""
-        found = super().get_command(ctx, cmd_name)
-        if found is not None:
+        if (found := super().get_command(ctx, cmd_name)) is not None:
             return found
         plugins = importlib.metadata.entry_points(group=PLUGINS, name=cmd_name)
-        if not plugins:
-            return _missing(cmd_name) if cmd_name in LAB else None
         try:
             command: click.Command = next(iter(plugins)).load()
+        except StopIteration:
+            return _missing(cmd_name, f"{cmd_name} is not installed") if cmd_name in LAB else None
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("semroute"):
                 raise
-            return _missing(cmd_name, str(error.name))
+            return _missing(cmd_name, f"the Python package {error.name!r} is missing")
         return command
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """As click does, but without importing plug-ins that have a line in `LAB`."""
+        installed = importlib.metadata.entry_points(group=PLUGINS).names
+        rows: list[tuple[str, str]] = []
+        for name in self.list_commands(ctx):
+            if name in LAB and name in installed:
+                rows.append((name, LAB[name][1]))
+            elif name in LAB:
+                rows.append((name, f"(not installed: {_install(name)})"))
+            elif (command := self.get_command(ctx, name)) is not None and not command.hidden:
+                rows.append((name, command.get_short_help_str(SHORT_HELP_MAX)))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
-def _missing(name: str, module: str = "") -> click.Command:
+
+def _install(name: str) -> str:
+    extra = LAB[name][0] if name in LAB else ""
+    return f"pip install 'semroute-lab{f'[{extra}]' if extra else ''}'"
+
+
+def _missing(name: str, problem: str) -> click.Command:
     """A stand-in that says what to install."""
-    extra = f"[{LAB[name]}]" if LAB.get(name) else ""
-    install = f"pip install 'semroute-lab{extra}'"
 
-    @click.command(
-        name,
-        short_help=f"(not installed: {install})",
-        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-    )
+    @click.command(name, context_settings=ANY_ARGUMENTS)
     def missing() -> None:
-        what = f"the Python package {module!r} is missing" if module else f"{name} is not installed"
-        raise click.ClickException(f"{what}: {install}")
+        refuse([f"{problem}: {_install(name)}"], Exit.UNAVAILABLE)
 
     return missing
 
@@ -110,35 +122,27 @@ def main() -> None:
 @main.command()
 @config_option
 @click.option("--worker", "index", type=click.IntRange(min=0), hidden=True)
-@click.option("--worker-admin", hidden=True)
-def serve(config_path: Path, index: int | None, worker_admin: str | None) -> None:
+@click.option("--worker-admin", default="", hidden=True)
+@exit_statuses
+def serve(config_path: Path, index: int | None, worker_admin: str) -> None:
     """Serve Envoy's ext_proc streams until SIGTERM, then drain.
 
     \b
     SIGHUP or a change of the file reloads pools, models, policies and strategies;
-    a configuration that is wrong changes nothing and is logged.
+    a wrong configuration changes nothing and is logged.
 
-    With server.workers above 1 this process starts so many others, keeps them running and answers
-    for all of them on the admin port.
+    With server.workers above 1 this process starts that many workers, keeps them running and
+    answers for all of them on the admin port.
     """
-    try:
-        if index is None and _workers(config_path) > 1:
-            from semroute_extproc.serve import supervisor
-
-            sys.exit(supervisor.serve(config_path))
-        from semroute_extproc.serve import app
-
-        app.serve(config_path, None if index is None else app.Worker(index, worker_admin or ""))
-    except (ConfigError, BundleError) as error:
-        _refuse(error)
-    except OSError as error:
-        raise click.ClickException(str(error)) from None
-
-
-def _workers(config_path: Path) -> int:
     from semroute_extproc.config import source as config_source
 
-    return config_source.load(config_path).config.server.workers
+    if index is None and config_source.load(config_path).config.server.workers > 1:
+        from semroute_extproc.serve import supervisor
+
+        sys.exit(supervisor.serve(config_path))
+    from semroute_extproc.serve import app
+
+    sys.exit(app.serve(config_path, index, worker_admin))
 
 
 @main.command()
@@ -154,6 +158,7 @@ def _workers(config_path: Path) -> int:
 @click.option("--header", "headers", multiple=True, metavar="K=V", help="A request header; repeatable.")
 @click.option("--path", default="/v1/chat/completions", show_default=True, help="Path of the request.")
 @click.option("--json", "as_json", is_flag=True, help="Everything, as one JSON object.")
+@exit_statuses
 def explain(
     config_path: Path,
     text: str | None,
@@ -176,21 +181,18 @@ def explain(
 
     if (text is None) == (body_file is None):
         raise click.UsageError("give either --text or --body")
-    pairs = [_pair(header) for header in headers]
-    try:
-        loaded = config_source.load(config_path)
-        if body_file is not None:
-            body = body_file.read()
-        else:
-            name = model or next(iter(loaded.config.models), "")
-            body = json.dumps({"model": name, "messages": [{"role": "user", "content": text}]}).encode()
-        report = run(loaded, path, dict(pairs), body)
-    except (ConfigError, BundleError) as error:
-        _refuse(error)
+    pairs = dict(_pair(header) for header in headers)
+    loaded = config_source.load(config_path)
+    if body_file is not None:
+        body = body_file.read()
+    else:
+        name = model or next(iter(loaded.config.models), "")
+        body = json.dumps({"model": name, "messages": [{"role": "user", "content": text}]}).encode()
+    report = run(loaded, path, pairs, body)
     if as_json:
         click.echo(json.dumps(report, ensure_ascii=False))
     else:
-        # What clients and models are called is not markup.
+        # Names of clients and models are not markup.
         print_report(report, Console(markup=False))
 
 
@@ -203,6 +205,7 @@ def explain(
 )
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--embedding", is_flag=True, help="Add the sentence embedding to every line.")
+@exit_statuses
 def score(bundle_dir: Path | None, device: Any, embedding: bool) -> None:
     """Give the signals of many prompts: JSON lines in, JSON lines out, in order.
 
@@ -212,23 +215,21 @@ def score(bundle_dir: Path | None, device: Any, embedding: bool) -> None:
 
     A bad line gives {"error": …} in its place, and exit status 1 at the end.
     """
+    from rich.console import Console
+    from rich.progress import track
+
     from semroute_extproc.cli.score import read_lines, score_lines
     from semroute_extproc.encoder.offline import Scorer
 
-    try:
-        scorer = Scorer.of(bundle_dir, device)
-    except (ConfigError, BundleError) as error:
-        _refuse(error)
+    lines = score_lines(Scorer.of(bundle_dir, device), read_lines(sys.stdin.buffer), embedding)
+    console = Console(stderr=True)
+    hidden = not console.is_terminal or sys.stdout.isatty()
     failed = 0
-    lines = score_lines(scorer, read_lines(sys.stdin.buffer), embedding)
-    with _progress() as advance:
-        for line in lines:
-            failed += "error" in line
-            click.echo(json.dumps(line, ensure_ascii=False))
-            advance()
+    for line in track(lines, "scored", console=console, disable=hidden):
+        failed += "error" in line
+        click.echo(json.dumps(line, ensure_ascii=False))
     if failed:
-        click.echo(f"{failed} bad line{'s' if failed > 1 else ''}", err=True)
-        sys.exit(1)
+        refuse([f"{failed} bad line{'s' if failed > 1 else ''}"], Exit.ROWS)
 
 
 @main.command()
@@ -237,16 +238,17 @@ def score(bundle_dir: Path | None, device: Any, embedding: bool) -> None:
 @click.option(
     "--envoy",
     type=click.Path(path_type=Path),
-    help="Envoy's bootstrap with static clusters, to look for the pools' in.",
+    help="Envoy's bootstrap: check that it has the pools' clusters.",
 )
+@exit_statuses
 def check(config_path: Path | None, option_path: Path | None, envoy: Path | None) -> None:
     """Check a configuration, its conditions, its bundle and what it needs here, without serving.
 
-    Variables with keys, optional libraries and a GPU that it asks for count, so run it where you will
+    The environment's keys, optional libraries and the GPU are checked too, so run it where you will
     serve. Nothing is sent.
 
-    Prints every problem as file:line:col: path: message, and exits with 78 if there is one. What is allowed
-    and more likely a slip is a note.
+    Prints every problem as file:line:col: path: message, and exits with 78 if there is one. Likely
+    mistakes are printed as notes.
     """
     from semroute_extproc.cli import check as checking
     from semroute_extproc.config import source as config_source
@@ -254,15 +256,12 @@ def check(config_path: Path | None, option_path: Path | None, envoy: Path | None
     path = config_path or option_path
     if path is None:
         raise click.UsageError("give a configuration")
-    try:
-        loaded = config_source.load(path)
-        bundles, policies = checking.check(loaded)
-        if envoy is not None and (problems := config_source.without_cluster(loaded, envoy)):
-            raise loaded.error(problems)
-    except (ConfigError, BundleError) as error:
-        _refuse(error)
-    for doubt in checking.doubts(loaded, bundles):
-        click.echo(f"note: {doubt}", err=True)
+    loaded = config_source.load(path)
+    bundles, policies = checking.check(loaded)
+    if envoy is not None and (problems := config_source.without_cluster(loaded, envoy)):
+        raise loaded.error(problems)
+    for warning in checking.warnings(loaded, bundles):
+        click.echo(f"note: {warning}", err=True)
     config = loaded.config
     counts = f"{len(config.pools)} pools, {len(policies)} policies, {len(config.strategies)} strategies"
     names = ", ".join(sorted(each.manifest.name for each in bundles.values()))
@@ -286,26 +285,23 @@ def schema() -> None:
 
 @main.command("dump-config")
 @config_option
+@exit_statuses
 def dump_config(config_path: Path) -> None:
     """Print the configuration as it is used: file, environment and defaults together."""
     from ruamel.yaml import YAML
 
     from semroute_extproc.config import source as config_source
 
-    try:
-        loaded = config_source.load(config_path)
-    except ConfigError as error:
-        _refuse(error)
+    loaded = config_source.load(config_path)
     yaml = YAML()
     yaml.default_flow_style = False
     yaml.dump(loaded.config.model_dump(mode="json"), sys.stdout)
 
 
-def _refuse(error: ConfigError | BundleError) -> NoReturn:
-    problems = error.problems if isinstance(error, ConfigError) else [str(error)]
-    for problem in problems:
-        click.echo(problem, err=True)
-    sys.exit(EXIT_CONFIG)
+@main.command("train-zh", hidden=True, context_settings=ANY_ARGUMENTS)
+def train_zh() -> None:
+    """Stand-in for a removed command."""
+    raise click.UsageError("train-zh was removed: use `semroute train --data ...`")
 
 
 def _pair(header: str) -> tuple[str, str]:
@@ -313,27 +309,3 @@ def _pair(header: str) -> tuple[str, str]:
     if not sign or not name:
         raise click.UsageError(f"--header {header!r}: expected K=V")
     return name, value
-
-
-class _progress:  # noqa: N801
-    """A progress counter on a terminal's standard error, nothing elsewhere."""
-
-    def __enter__(self) -> Any:
-        from rich.console import Console
-        from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-        console = Console(stderr=True)
-        self._bar = Progress(
-            SpinnerColumn(),
-            TextColumn("scored"),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=console,
-            disable=not console.is_terminal or sys.stdout.isatty(),
-        )
-        task = self._bar.add_task("scored", total=None)
-        self._bar.start()
-        return lambda: self._bar.advance(task)
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()

@@ -1,11 +1,7 @@
-"""Exit statuses of every command, in one table, and the one place where errors become them.
-
-The numbers above 2 are those of sysexits.h.
-"""
+"""The one place where errors become exit statuses, for every command."""
 
 from __future__ import annotations
 
-import enum
 import functools
 import sys
 from collections.abc import Callable
@@ -19,28 +15,14 @@ from semroute_extproc.errors import (
     ConfigError,
     DataError,
     EndpointError,
+    Exit,
     SemrouteError,
 )
 
+__all__ = ["STATUS", "Exit", "exit_statuses", "refuse"]
+
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-class Exit(enum.IntEnum):
-    """What a command's exit status means; docs/errors.md shows this table."""
-
-    OK = 0
-    """Done."""
-    ROWS = 1
-    """Done, but some rows were bad, or a check found a difference."""
-    USAGE = 2
-    """Wrong usage of the command line."""
-    DATA = 65
-    """An input file cannot be used: data, artifact, profile or calibration."""
-    UNAVAILABLE = 69
-    """Something that is needed is not there: a Python package, an endpoint, a socket."""
-    CONFIG = 78
-    """The configuration, the bundle or the device it asks for cannot be used. Do not restart."""
 
 
 STATUS: dict[type[SemrouteError], Exit] = {
@@ -67,6 +49,8 @@ def exit_statuses(command: Callable[P, R]) -> Callable[P, R]:
             if (error.name or "").startswith("semroute"):
                 raise
             refuse([f"the Python package {error.name!r} is missing"], Exit.UNAVAILABLE)
+        except BrokenPipeError:
+            raise  # click ends quietly
         except OSError as error:
             refuse([str(error)], Exit.UNAVAILABLE)
 

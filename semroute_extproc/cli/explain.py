@@ -1,7 +1,7 @@
-"""Why a request goes where it goes: the server's own code on one request, with its steps kept.
+"""Explain where a request goes: the server's own code on one request, with its steps.
 
-The request is played to an `Exchange` as Envoy would send it, and the replies are read back from
-the bytes that would have gone over the wire, so what is shown cannot differ from what is done.
+The request is played to an `Exchange` as Envoy would send it. The edits are read back from the bytes that
+would have gone over the wire, so the explanation cannot differ from the behavior.
 """
 
 from __future__ import annotations
@@ -13,45 +13,54 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+from google.protobuf.json_format import MessageToDict
 from rich.console import Console
 from rich.table import Table
 
-from semroute_extproc import events
-from semroute_extproc.config import source as config_source
+from semroute_extproc.config.source import Loaded
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
 from semroute_extproc.envoy.exchange import Exchange
 from semroute_extproc.outcome import Outcome
 from semroute_extproc.request.body import decode_body
-from semroute_extproc.serve import app
+from semroute_extproc.serve import build
 from semroute_extproc.strategies.judge_client import Judges
 
 DEADLINE_MS = 5_000.0
-"""Explaining is not serving: a cold machine must not turn the explanation into a fallback."""
+"""Generous, so that a cold machine does not turn the explanation into a fallback."""
+
+SIGNALS = (
+    *("domain", "domain_entropy", "task", "difficulty", "unknown"),
+    *("similarity", "tokens", "truncated", "language"),
+)
+REQUEST = (
+    *("api", "model", "stream", "turns", "images", "tools", "tool_loop", "json_mode", "effort"),
+    *("max_output_tokens", "characters"),
+)
+"""Attributes of the signals and of the request that are shown, in order."""
 
 
 def explain(
-    loaded: config_source.Loaded, path: str, headers: Mapping[str, str], body: bytes, method: str = "POST"
+    loaded: Loaded, path: str, headers: Mapping[str, str], body: bytes, method: str = "POST"
 ) -> dict[str, Any]:
     """Decide one request as the server would; raises ConfigError or BundleError."""
     server = loaded.config.server.model_copy(update={"deadline_ms": DEADLINE_MS})
-    loaded = config_source.Loaded(
-        loaded.config.model_copy(update={"server": server}), loaded.sha256, loaded.source
-    )
-    models = app.make_models(loaded.config, app.load_bundles(loaded.config))
+    config = loaded.config.model_copy(update={"server": server})
+    loaded = dataclasses.replace(loaded, config=config)
+    models = build.make_models(config, build.load_bundles(config))
 
     async def run() -> dict[str, Any]:
-        classifier = app.make_classifier(loaded.config, models)
-        judges = Judges()
-        generation = app.make_generation(1, loaded, classifier, events.ignore, judges)
-        judges.adopt(generation.pipeline.judges)
-        exchange = Exchange(generation.settings)
+        classifier, judges = build.make_classifier(config, models), Judges()
+        policies = build.make_policies(loaded, classifier.bundle)
+        pipeline = build.make_pipeline(loaded, policies, classifier, judges)
+        judges.adopt(pipeline.judges)
+        exchange = Exchange(build.exchange_settings(pipeline))
         try:
             step = exchange.receive(_headers_message(method, path, headers, body))
             if step.outcome is None:
                 step = exchange.receive(_body_message(body))
             outcome, replies = step.outcome, step.replies
             if step.decide is not None:
-                outcome = await generation.pipeline.decide(step.decide)
+                outcome = await pipeline.decide(step.decide)
                 replies = exchange.decided(outcome)
         finally:
             await classifier.close()
@@ -60,7 +69,7 @@ def explain(
         plain = body
         if outcome.body is not None:
             encoding = exchange.head.headers.get("content-encoding", "")
-            plain = decode_body(body, encoding, generation.settings.body_bytes_max)
+            plain = decode_body(body, encoding, config.server.body_bytes_max)
         return _report(outcome, replies, plain)
 
     return asyncio.run(run())
@@ -115,47 +124,34 @@ def _report(outcome: Outcome, replies: tuple[bytes, ...], body: bytes) -> dict[s
     }
     if signals is not None:
         report["signals"] = {
+            **{name: getattr(signals, name) for name in SIGNALS},
             "domain": {"label": signals.domain, "probs": signals.domain_probs},
-            "domain_entropy": signals.domain_entropy,
             "task": {"label": signals.task, "probs": signals.task_probs} if signals.task else None,
-            "difficulty": signals.difficulty,
-            "unknown": signals.unknown,
-            "similarity": signals.similarity,
-            "tokens": signals.tokens,
-            "truncated": signals.truncated,
-            "language": signals.language,
         }
     if (view := outcome.view) is not None:
         report["request"] = {
+            **{name: getattr(view, name) for name in REQUEST},
             "api": view.api.value,
-            "model": view.model,
-            "stream": view.stream,
             "turns": len(view.turns),
-            "images": view.images,
-            "tools": view.tools,
-            "tool_loop": view.tool_loop,
-            "json_mode": view.json_mode,
             "effort": view.effort or None,
-            "max_output_tokens": view.max_output_tokens,
-            "characters": view.characters,
         }
     return report
 
 
 def _finite(value: float | None) -> float | None:
-    """JSON has no infinity: a threshold nothing reaches is shown as 1."""
+    """JSON has no infinity: a threshold that nothing reaches is shown as 1."""
     return None if value is None else min(value, 1.0)
 
 
 def _edits(replies: tuple[bytes, ...], outcome: Outcome, body: bytes) -> dict[str, Any]:
-    """The mutations, read back from the serialised replies."""
+    """The mutations, read back from the serialized replies."""
     sets: dict[str, str] = {}
     removes: list[str] = []
     metadata: dict[str, Any] = {}
     for reply in replies:
         response = pb.ProcessingResponse.FromString(reply)
         kind = response.WhichOneof("response")
-        metadata.update(_struct(response))
+        metadata.update(MessageToDict(response.dynamic_metadata).get("semroute", {}))
         if kind not in ("request_headers", "request_body"):
             continue
         mutation = getattr(response, kind).response.header_mutation
@@ -173,21 +169,10 @@ def _edits(replies: tuple[bytes, ...], outcome: Outcome, body: bytes) -> dict[st
     return edits
 
 
-def _struct(response: pb.ProcessingResponse) -> dict[str, Any]:
-    from google.protobuf.json_format import MessageToDict
-
-    fields: dict[str, Any] = MessageToDict(response.dynamic_metadata)
-    found: dict[str, Any] = fields.get("semroute", {})
-    return found
-
-
 def _changed(old: bytes, new: bytes) -> dict[str, Any]:
-    """Top-level members whose value differs, with the new value; the others are not even decoded."""
-    before, after = _MEMBERS.decode(old), _MEMBERS.decode(new)
+    """Top-level members whose value differs, with the new value; the others are not decoded."""
+    before, after = (msgspec.json.decode(body, type=dict[str, msgspec.Raw]) for body in (old, new))
     return {key: msgspec.json.decode(value) for key, value in after.items() if before.get(key) != value}
-
-
-_MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def print_report(report: Mapping[str, Any], console: Console) -> None:

@@ -1,4 +1,4 @@
-"""Signals for a stream of JSON lines: what `semroute score` does."""
+"""Signals for a stream of JSON lines, for `semroute score`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from semroute_extproc.request.text import classified_text
 from semroute_extproc.request.view import Api
 
 LINE_BYTES_MAX = 32 * 1024 * 1024
-"""Longest line read; a longer one is an error in its place, and its rest is skipped."""
+"""Longest line; a longer one is an error in its place, and its rest is skipped."""
 
 
 def score_lines(scorer: Scorer, lines: Iterable[bytes], embedding: bool) -> Iterator[dict[str, Any]]:
-    """One object a line, in order; a bad line gives `{"error": …}` in its place.
+    """One object per line, in order; a bad line gives `{"error": …}` in its place.
 
-    A line is `{"text": …}`, classified as it stands, or `{"body": {…}}`, a request body whose
-    classified text is what the server would take.
+    A line is `{"text": …}`, classified as it is, or `{"body": {…}}`, a request body that is read as the
+    server would read it.
     """
     errors: dict[int, str] = {}
 
@@ -38,19 +38,19 @@ def score_lines(scorer: Scorer, lines: Iterable[bytes], embedding: bool) -> Iter
         yield {"error": error} if error is not None else report(signals, embedding)
 
 
-def read_lines(stream: IO[bytes]) -> Iterator[bytes]:
-    """The lines of `stream`, of which never more than `LINE_BYTES_MAX` and one byte are held."""
-    while line := stream.readline(LINE_BYTES_MAX + 1):
+def read_lines(stream: IO[bytes], bytes_max: int = LINE_BYTES_MAX) -> Iterator[bytes]:
+    """The lines of `stream`; never more than `bytes_max` and one byte are held."""
+    while line := stream.readline(bytes_max + 1):
         rest = line
-        while len(rest) > LINE_BYTES_MAX and not rest.endswith(b"\n"):
-            rest = stream.readline(LINE_BYTES_MAX + 1)
+        while len(rest) > bytes_max and not rest.endswith(b"\n"):
+            rest = stream.readline(bytes_max + 1)
         yield line
 
 
-def read_line(line: bytes) -> str:
-    """The text of one line; raises ValueError that says what is wrong with it."""
-    if len(line) > LINE_BYTES_MAX:
-        raise ValueError(f"longer than {LINE_BYTES_MAX} bytes")
+def read_line(line: bytes, bytes_max: int = LINE_BYTES_MAX) -> str:
+    """The text of one line; raises ValueError with the problem."""
+    if len(line) > bytes_max:
+        raise ValueError(f"longer than {bytes_max} bytes")
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
@@ -81,7 +81,7 @@ def _text_of_body(body: Any) -> str:
 
 
 def _api_of(body: dict[str, Any]) -> Api:
-    """The API a body is written for, by the member that holds its text."""
+    """The API of a body, by the member that holds its text."""
     if "messages" in body:
         return Api.MESSAGES if "system" in body else Api.CHAT_COMPLETIONS
     if "prompt" in body:

@@ -12,21 +12,18 @@ from pydantic import BaseModel, ValidationError
 
 from semroute_extproc.errors import ArtifactError
 
-FORMAT_FIELD = "format"
-"""Every file says which format it has; a model's default is the one that is read."""
-
 M = TypeVar("M", bound=BaseModel)
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Have `path` written aside and renamed, so that no reader ever sees a part; raises ArtifactError."""
-    aside = path.with_name(f".{path.name}.part")
+    """Write a temporary file and rename it, so no reader sees a partial file; raises ArtifactError."""
+    part = path.with_name(f".{path.name}.part")
     try:
-        with aside.open("wb") as file:
+        with part.open("wb") as file:
             write(file)
-        os.replace(aside, path)
+        os.replace(part, path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise ArtifactError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
@@ -37,7 +34,10 @@ def write_json(path: Path, model: BaseModel) -> None:
 
 
 def read_json(path: Path, model: type[M], bytes_max: int, written_by: str) -> M:
-    """Read and check a file of `write_json`; raises ArtifactError, naming the file and what is wrong."""
+    """Read and check a file of `write_json`, of the model's default `format`.
+
+    Raises ArtifactError that names the file and the problem.
+    """
     try:
         if path.stat().st_size > bytes_max:
             raise ArtifactError(f"{path}: more than {bytes_max} bytes")
@@ -51,8 +51,7 @@ def read_json(path: Path, model: type[M], bytes_max: int, written_by: str) -> M:
         place = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         raise ArtifactError(f"{path}: {place + ': ' if place else ''}{message}") from None
-    wanted = model.model_fields[FORMAT_FIELD].default
-    actual = getattr(found, FORMAT_FIELD)
+    wanted, actual = model.model_fields["format"].default, getattr(found, "format", None)
     if actual != wanted:
         raise ArtifactError(f"{path}: format {actual} is not {wanted}, the one this version reads")
     return found

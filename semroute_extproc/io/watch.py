@@ -1,4 +1,4 @@
-"""Notices that something in a directory may have changed: from the kernel, and by the clock."""
+"""Reports that something in a directory may have changed: by the kernel's notices and by the clock."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ import structlog
 import watchfiles
 
 POLL_SECONDS = 10.0
-"""Longest time without a check, for missed notices and directories that cannot be watched."""
+"""Longest time between two yields, in case a notice is missed or there are none."""
 
 logger = structlog.get_logger("semroute.watching")
 
 
-async def notices(paths: Callable[[], Collection[Path]], stop: asyncio.Event) -> AsyncIterator[None]:
-    """Yield when an entry of one of the directories `paths` changed, or after `POLL_SECONDS`, until `stop`.
+async def notices(
+    paths: Callable[[], Collection[Path]], stop: asyncio.Event, poll_seconds: float = POLL_SECONDS
+) -> AsyncIterator[None]:
+    """Yield when an entry of one of the directories changed, or after `poll_seconds`, until `stop`.
 
-    The kernel may refuse a watch: a directory is missing, or the user's inotify instances, which all pods
-    of a node can share, are used up. Then only the clock counts, and `paths` is called again each time.
+    The kernel may refuse to watch: a directory is missing, or the user's inotify instances, shared by all
+    pods of a node, are used up. Then only the clock counts, and `paths` is called again each time.
     """
     warned = False
     while not stop.is_set():
@@ -29,7 +31,7 @@ async def notices(paths: Callable[[], Collection[Path]], stop: asyncio.Event) ->
                 async for _ in watchfiles.awatch(
                     *watched,
                     stop_event=stop,
-                    rust_timeout=int(POLL_SECONDS * 1000),
+                    rust_timeout=int(poll_seconds * 1000),
                     yield_on_timeout=True,
                     recursive=False,
                     watch_filter=None,
@@ -38,9 +40,9 @@ async def notices(paths: Callable[[], Collection[Path]], stop: asyncio.Event) ->
                 continue
         except (OSError, RuntimeError) as error:  # watchfiles' own error is a RuntimeError
             if not warned:
-                logger.warning("watch.failed", problem=str(error), looking_every_seconds=POLL_SECONDS)
+                logger.warning("watch.failed", problem=str(error), looking_every_seconds=poll_seconds)
             warned = True
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), POLL_SECONDS)
+            await asyncio.wait_for(stop.wait(), poll_seconds)
         if not stop.is_set():
             yield

@@ -1,4 +1,4 @@
-"""Prometheus' text format: the pages of several workers as one.
+"""The metrics pages of several workers as one.
 
 Pure.
 """
@@ -7,33 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
 
-def merged(pages: Mapping[str, str]) -> str:
-    """One page of all `pages` (worker to page), each sample with the label `worker`.
 
-    Samples of one metric stand together below one HELP and TYPE, as the format asks. A series a
-    worker keeps gauges right and lets Prometheus see a counter that begins again for what it is.
+def merged(pages: Mapping[str, str]) -> list[Metric]:
+    """The families of all `pages` (worker to page), each sample with the label `worker`.
+
+    The workers' series stay apart: a sum would fall when a worker restarts, and gauges have no sum.
     """
-    heads: dict[str, list[str]] = {}
-    samples: dict[str, list[str]] = {}
+    families: dict[str, Metric] = {}
     for worker, page in pages.items():
-        name = ""
-        for line in page.splitlines():
-            if line.startswith("# "):
-                name = line.split(" ", 3)[2]
-                head = heads.setdefault(name, [])
-                if line not in head:
-                    head.append(line)
-            elif line:
-                samples.setdefault(name, []).append(_labelled(line, worker))
-    lines = [line for name, head in heads.items() for line in (*head, *samples.get(name, ()))]
-    return "\n".join(lines) + "\n" if lines else ""
-
-
-def _labelled(sample: str, worker: str) -> str:
-    """A sample's line with the label put before its others."""
-    end = next(index for index, sign in enumerate(sample) if sign in "{ ")
-    label = f'worker="{worker}"'
-    if sample[end] == "{":
-        return f"{sample[: end + 1]}{label},{sample[end + 1 :]}"
-    return f"{sample[:end]}{{{label}}}{sample[end:]}"
+        for family in text_string_to_metric_families(page):
+            known = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+            known.samples += [
+                sample._replace(labels={"worker": worker, **sample.labels}) for sample in family.samples
+            ]
+    return list(families.values())

@@ -1,29 +1,21 @@
-"""Several workers as one service: processes on sockets of their own, kept running, asked as one.
+"""Several workers as one service: separate processes, kept running and queried as one.
 
-A worker is `semroute serve` in a process of its own with the same configuration file, a socket of
-its own and an admin socket that only we read. What they share is the file: each watches it and
-takes a change by itself, and we say so when they differ for long. One that ends is started again,
-the first time at once and then ever later, and the others never notice. One that hangs is killed, and
-is then one that ended. One that cannot start because of the configuration or the bundle (78) ends
-everything with that status: it would not get any better. If we are killed, the workers see the end
-of their standard input and drain.
+A worker is `semroute serve` in its own process with the same configuration file, its own socket and an
+admin socket that only the supervisor reads. Each watches the file and reloads by itself; the supervisor
+logs when workers differ for long. A worker that ends is restarted, first at once and then with growing
+pauses; one that hangs is killed and restarted. One that cannot start because of the configuration or
+the bundle (78) ends everything with that status. If the supervisor is killed, the workers see the end of
+their standard input and drain.
 
-Memory is not shared, so N workers hold N models. Metrics keep a series a worker, labelled so:
-summed here, a worker that starts again would make counters fall.
+Memory is not shared, so N workers hold N models.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import fcntl
-import http.client
 import json
-import os
-import shutil
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -31,64 +23,66 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import structlog
+from prometheus_client import CollectorRegistry, Metric, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from semroute_extproc import __version__
 from semroute_extproc.config import source as config_source
 from semroute_extproc.config.models import Config
+from semroute_extproc.errors import Exit
 from semroute_extproc.serve.exposition import merged
+from semroute_extproc.settings.process import WORKER
 from semroute_extproc.telemetry import log
-from semroute_extproc.telemetry.admin import AdminServer, Page, text
-
-EXIT_CONFIG = 78
-"""A worker that ends with this cannot be helped by starting it again."""
-
-BACKOFF_SECONDS_MIN = 0.2
-BACKOFF_SECONDS_MAX = 30.0
-"""Pause before a worker is started again; it doubles each time."""
-
-STEADY_SECONDS = 60.0
-"""A worker that has run for so long is started again without the pauses of earlier times."""
-
-POLL_SECONDS = 0.5
-"""Between two looks at the workers."""
-
-PAGE_SECONDS_MAX = 2.0
-"""How long a worker may take to answer us."""
-
-HUNG_LOOKS = 60
-"""Looks in a row that find no life in a worker before it is killed: half a minute as a rule, 150 seconds if
-it takes up every question and answers none. Counted and not timed, so that a pause of ours or of the
-whole machine is nobody's fault; and so many that a worker is not killed for having too much to do."""
-
-STOP_SECONDS_MAX = 10.0
-"""Beyond the drain: how long the workers may take to end before they are killed."""
-
-FOLDER_PREFIX = ".workers-"
-"""Beginning of the name of a folder of admin sockets."""
-
-MISMATCH_SECONDS = 30.0
-"""How long workers may have different configurations before it is logged."""
+from semroute_extproc.telemetry.admin import AdminServer, Page, Pages, as_json, text
+from semroute_extproc.telemetry.prom import CONTENT_TYPE
 
 logger = structlog.get_logger("semroute.supervisor")
 
 
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """The supervisor's intervals, in seconds."""
+
+    probe: float = 0.5
+    """Between two probes of the workers."""
+    answer_max: float = 2.0
+    """For a worker's answer."""
+    failed_probes_max: int = 60
+    """Failed probes in a row after which a worker is killed: 30 seconds as a rule, 150 if each times out.
+
+    Counted instead of timed, so that a pause of the supervisor or the whole machine kills no worker."""
+    backoff_min: float = 0.2
+    backoff_max: float = 30.0
+    """Pause before a worker is restarted; it doubles each time."""
+    steady: float = 60.0
+    """A worker that has run for this long is restarted with the shortest pause."""
+    stop_max: float = 10.0
+    """For the workers to end after the drain, before they are killed."""
+    differing_probes_max: int = 60
+    """Probes in a row after which it is logged that workers have different configurations."""
+
+
 @dataclass(eq=False)
 class Worker:
-    """One worker process, and what it last said of itself."""
+    """One worker process, and the result of the last probe."""
 
     index: int
     admin: Path
     command: list[str]
+    client: httpx2.Client
+    """Of its admin socket."""
     process: asyncio.subprocess.Process | None = None
     ready: bool = False
     sha256: str = ""
     restarts: int = 0
     hangs: int = 0
     answered: bool = False
-    """It has answered since it was started: what takes long to start does not hang."""
-    in_vain: int = 0
-    """Looks in a row that found no life in it."""
+    """It has answered since it was started; until then it is starting and not hung."""
+    failed_probes: int = 0
+    """In a row."""
 
     def send(self, number: signal.Signals) -> None:
         """Send it a signal, if it runs."""
@@ -97,216 +91,201 @@ class Worker:
                 self.process.send_signal(number)
 
     def fetch(self, path: str) -> Page:
-        """A page of its admin socket; raises OSError or http.client.HTTPException."""
-        connection = _UnixConnection(self.admin)
+        """A page of its admin socket; raises httpx2.HTTPError."""
+        response = self.client.get(path)
+        return Page(
+            response.status_code, response.headers.get("content-type", "text/plain"), response.content
+        )
+
+    def probe(self) -> None:
+        """Ask for its state; blocks."""
+        alive = True
+        state: dict[str, Any] = {}
         try:
-            connection.request("GET", path)
-            response = connection.getresponse()
-            kind = response.getheader("content-type", "text/plain")
-            return Page(response.status, kind, response.read())
-        finally:
-            connection.close()
+            page = self.fetch("/worker")
+            state = json.loads(page.body) if page.status == 200 else {}
+            alive, self.answered = state.get("turning", True), True
+        except (httpx2.TimeoutException, httpx2.ConnectError):
+            # A full backlog refuses connections. A missing socket does not count: a restart would not help.
+            alive = not self.admin.exists()
+        except (httpx2.HTTPError, ValueError):
+            pass
+        self.failed_probes = 0 if alive else self.failed_probes + 1
+        self.ready = bool(state.get("ready"))
+        self.sha256 = state.get("sha256", self.sha256)
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=PAGE_SECONDS_MAX)
-        self._path = path
+class Supervisor(Collector):
+    """Runs the workers of one configuration until stopped."""
 
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(PAGE_SECONDS_MAX)
-        self.sock.connect(str(self._path))
-
-
-class Supervisor:
-    """Runs the workers of one configuration until told to stop."""
-
-    def __init__(self, path: Path, config: Config, folder: Path) -> None:
-        """`folder`, ours alone, takes the workers' admin sockets."""
+    def __init__(
+        self,
+        config: Config,
+        admin: str,
+        command: Callable[[int, Path], list[str]],
+        timing: Timing = Timing(),
+    ) -> None:
+        """`admin` is the path of the admin sockets, with `{worker}`; `command` starts a worker on one."""
         self._config = config
-        self._stop = asyncio.Event()
-        self._status = 0
-        self._workers = [
-            Worker(index, folder / f"w{index}.admin", self._command(path, index, folder / f"w{index}.admin"))
-            for index in range(config.server.workers)
-        ]
-        self._differ_since: float | None = None
+        self._timing = timing
+        self._status = Exit.OK
+        self._differing = 0
+        """Probes in a row that found different configurations."""
+        self.stop = asyncio.Event()
+        self.workers = []
+        for index in range(config.server.workers):
+            path = Path(admin.replace(WORKER, str(index)))
+            client = httpx2.Client(
+                base_url="http://worker",
+                transport=httpx2.HTTPTransport(uds=str(path), verify=False),
+                timeout=timing.answer_max,
+            )
+            self.workers.append(Worker(index, path, command(index, path), client))
 
-    @staticmethod
-    def _command(path: Path, index: int, admin: Path) -> list[str]:
-        own = ["--worker", str(index), "--worker-admin", f"unix:{admin}"]
-        return [sys.executable, "-m", "semroute_extproc", "serve", "--config", str(path), *own]
+    @property
+    def ready(self) -> bool:
+        """Every worker serves."""
+        return all(worker.ready for worker in self.workers)
 
-    async def run(self) -> int:
+    @property
+    def differ(self) -> bool:
+        """Workers that serve have different configurations."""
+        return len({worker.sha256 for worker in self.workers if worker.ready}) > 1
+
+    async def run(self) -> Exit:
         """Serve until SIGTERM or SIGINT, then drain; the exit status."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
+            loop.add_signal_handler(number, self.stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         listen = self._config.admin.listen
         admin = AdminServer(listen, self._pages(), self._forward) if listen is not None else None
-        logger.info("supervisor.started", version=__version__, workers=len(self._workers), admin=listen)
-        keepers = [asyncio.create_task(self._keep(worker)) for worker in self._workers]
+        logger.info("supervisor.started", version=__version__, workers=len(self.workers), admin=listen)
+        keepers = [asyncio.create_task(self._keep(worker)) for worker in self.workers]
         watch = asyncio.create_task(self._watch())
         try:
-            await self._stop.wait()
+            await self.stop.wait()
         finally:
             watch.cancel()
             self._send(signal.SIGTERM)
-            _, late = await asyncio.wait(
-                keepers, timeout=self._config.server.drain_seconds + STOP_SECONDS_MAX
-            )
+            patience = self._config.server.drain_seconds + self._timing.stop_max
+            _, late = await asyncio.wait(keepers, timeout=patience)
             if late:
                 self._send(signal.SIGKILL)
                 await asyncio.wait(late)
             if admin:
                 admin.close()
-            logger.info("supervisor.stopped", status=self._status)
+            for worker in self.workers:
+                worker.client.close()
+                # One that was killed has left it behind.
+                worker.admin.unlink(missing_ok=True)
+            logger.info("supervisor.stopped", status=int(self._status))
         return self._status
 
     def _send(self, number: signal.Signals) -> None:
-        for worker in self._workers:
+        for worker in self.workers:
             worker.send(number)
 
     def _reload(self) -> None:
-        """Pass SIGHUP on, but not to a worker that is only starting: it would end, and has yet to look."""
-        for worker in self._workers:
+        """Pass SIGHUP on, except to a worker that is starting: it would end, and reads the file anyway."""
+        for worker in self.workers:
             if worker.ready:
                 worker.send(signal.SIGHUP)
 
     async def _keep(self, worker: Worker) -> None:
-        """Have the worker run until we stop."""
-        loop = asyncio.get_running_loop()
-        pause = BACKOFF_SECONDS_MIN
-        while not self._stop.is_set():
+        """Restart the worker until we stop."""
+        loop, timing = asyncio.get_running_loop(), self._timing
+        pause = timing.backoff_min
+        while not self.stop.is_set():
             started = loop.time()
             status = await self._run(worker)
-            if self._stop.is_set():
+            if self.stop.is_set():
                 return
-            if status == EXIT_CONFIG and not worker.sha256:
-                self._status = EXIT_CONFIG
-                self._stop.set()
+            if status == Exit.CONFIG and not worker.sha256:
+                self._status = Exit.CONFIG
+                self.stop.set()
                 return
             ran = loop.time() - started
-            pause = BACKOFF_SECONDS_MIN if ran > STEADY_SECONDS else pause
+            pause = timing.backoff_min if ran > timing.steady else pause
             worker.restarts += 1
             logger.error(
                 "worker.ended", worker=worker.index, status=status, ran_seconds=round(ran, 1), pause=pause
             )
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), pause)
-            pause = min(2 * pause, BACKOFF_SECONDS_MAX)
+                await asyncio.wait_for(self.stop.wait(), pause)
+            pause = min(2 * pause, timing.backoff_max)
 
     async def _run(self, worker: Worker) -> int | None:
-        """Run it to its end; its exit status, None if it could not even be started."""
-        worker.answered, worker.in_vain = False, 0
+        """Run it to its end; its exit status, None if it could not be started."""
+        worker.failed_probes = 0
         try:
-            # Its standard input is ours to hold: it ends when we do, however we do.
+            # Its standard input is a pipe of ours, which ends when we do, even if we are killed.
             worker.process = await asyncio.create_subprocess_exec(
                 *worker.command, stdin=asyncio.subprocess.PIPE
             )
         except OSError as error:
             logger.error("worker.failed", worker=worker.index, problem=error.strerror or str(error))
             return None
-        if self._stop.is_set():
-            # Told to stop while it was being started, when there was nobody yet to pass it on to.
+        if self.stop.is_set():
+            # The signal to stop came before there was a process to pass it on to.
             worker.send(signal.SIGTERM)
         status = await worker.process.wait()
-        worker.process, worker.ready = None, False
+        worker.process, worker.ready, worker.answered = None, False, False
         return status
 
     async def _watch(self) -> None:
-        """Keep what is known of the workers fresh."""
+        """Probe the workers again and again."""
         was_ready = False
         while True:
-            await asyncio.gather(*(asyncio.to_thread(self._look, worker) for worker in self._workers))
-            for worker in self._workers:
-                self._end_if_hung(worker)
-            if self._ready() and not was_ready:
-                logger.info("supervisor.serving", workers=len(self._workers))
-            was_ready = self._ready()
+            await asyncio.gather(*(asyncio.to_thread(worker.probe) for worker in self.workers))
+            for worker in self.workers:
+                if worker.answered and worker.failed_probes >= self._timing.failed_probes_max:
+                    logger.error("worker.hung", worker=worker.index, failed_probes=worker.failed_probes)
+                    worker.hangs, worker.failed_probes = worker.hangs + 1, 0
+                    # A process that hangs does not handle SIGTERM.
+                    worker.send(signal.SIGKILL)
+            if self.ready and not was_ready:
+                logger.info("supervisor.serving", workers=len(self.workers))
+            was_ready = self.ready
             self._compare()
-            await asyncio.sleep(POLL_SECONDS)
-
-    @staticmethod
-    def _look(worker: Worker) -> None:
-        # A socket that is not there is none of its doing: to start it again would not bring it back.
-        alive = True
-        state: dict[str, Any] = {}
-        try:
-            page = worker.fetch("/worker")
-            state = json.loads(page.body) if page.status == 200 else {}
-            alive = state.get("turning", True)
-            worker.answered = True
-        except (TimeoutError, BlockingIOError):
-            # Blocking: so many of our questions wait that the socket takes no more.
-            alive = False
-        except (OSError, http.client.HTTPException, ValueError):
-            pass
-        worker.in_vain = 0 if alive else worker.in_vain + 1
-        worker.ready = bool(state.get("ready"))
-        worker.sha256 = state.get("sha256", worker.sha256)
-
-    @staticmethod
-    def _end_if_hung(worker: Worker) -> None:
-        if worker.answered and worker.in_vain >= HUNG_LOOKS:
-            worker.hangs, worker.in_vain = worker.hangs + 1, 0
-            logger.error("worker.hung", worker=worker.index, looks=HUNG_LOOKS)
-            # What stands still cannot heed SIGTERM.
-            worker.send(signal.SIGKILL)
+            await asyncio.sleep(self._timing.probe)
 
     def _compare(self) -> None:
-        """Say so when workers have had different configurations for a while."""
-        now = asyncio.get_running_loop().time()
-        if not self._differ():
-            self._differ_since = None
-        elif self._differ_since is None:
-            self._differ_since = now
-        elif now - self._differ_since > MISMATCH_SECONDS:
-            self._differ_since = now
-            live = {worker.index: worker.sha256[:12] for worker in self._workers}
+        """Log when workers have had different configurations for a while."""
+        self._differing = self._differing + 1 if self.differ else 0
+        if self._differing >= self._timing.differing_probes_max:
+            self._differing = 0
+            live = {worker.index: worker.sha256[:12] for worker in self.workers}
             logger.error("workers.differ", sha256=live)
 
-    def _differ(self) -> bool:
-        return len({worker.sha256 for worker in self._workers if worker.ready}) > 1
-
-    def _ready(self) -> bool:
-        return all(worker.ready for worker in self._workers)
-
-    def _pages(self) -> dict[str, Callable[[], Page]]:
+    def _pages(self) -> Pages:
+        registry = CollectorRegistry()
+        registry.register(self)
         return {
             "/livez": lambda: text(200, "ok\n"),
-            "/readyz": lambda: text(200, "ok\n") if self._ready() else text(503, "not ready\n"),
-            "/metrics": self._metrics,
+            "/readyz": lambda: text(200, "ok\n") if self.ready else text(503, "not ready\n"),
+            "/metrics": lambda: Page(200, CONTENT_TYPE, generate_latest(registry)),
             "/workers": self._list,
         }
 
-    def _metrics(self) -> Page:
-        """Every worker's metrics with the worker's number, and ours."""
+    def collect(self) -> Iterator[Metric]:
+        """Every worker's metrics with the worker's number, and the supervisor's own."""
         pages: dict[str, str] = {}
-        for worker in self._workers:
-            with contextlib.suppress(OSError, http.client.HTTPException):
+        for worker in self.workers:
+            with contextlib.suppress(httpx2.HTTPError):
                 pages[str(worker.index)] = worker.fetch("/metrics").body.decode()
-        return Page(200, "text/plain; version=0.0.4; charset=utf-8", (merged(pages) + self._own()).encode())
-
-    def _own(self) -> str:
-        """What only we know."""
-        rows = [
-            "# HELP semroute_worker_ready 1 if the worker is serving, else 0.",
-            "# TYPE semroute_worker_ready gauge",
-            *(f'semroute_worker_ready{{worker="{w.index}"}} {int(w.ready)}' for w in self._workers),
-            "# HELP semroute_worker_restarts_total How often the worker ended and was started again.",
-            "# TYPE semroute_worker_restarts_total counter",
-            *(f'semroute_worker_restarts_total{{worker="{w.index}"}} {w.restarts}' for w in self._workers),
-            "# HELP semroute_worker_hangs_total How often the worker hung and was killed.",
-            "# TYPE semroute_worker_hangs_total counter",
-            *(f'semroute_worker_hangs_total{{worker="{w.index}"}} {w.hangs}' for w in self._workers),
-            "# HELP semroute_workers_differ 1 while workers have different configurations, else 0.",
-            "# TYPE semroute_workers_differ gauge",
-            f"semroute_workers_differ {int(self._differ())}",
-        ]
-        return "\n".join(rows) + "\n"
+        yield from merged(pages)
+        for kind, name, meaning in (
+            (GaugeMetricFamily, "ready", "1 if the worker serves, else 0."),
+            (CounterMetricFamily, "restarts", "How often the worker ended and was restarted."),
+            (CounterMetricFamily, "hangs", "How often the worker hung and was killed."),
+        ):
+            family = kind(f"semroute_worker_{name}", meaning, labels=["worker"])
+            for worker in self.workers:
+                family.add_metric([str(worker.index)], getattr(worker, name))
+            yield family
+        meaning = "1 while workers have different configurations, else 0."
+        yield GaugeMetricFamily("semroute_workers_differ", meaning, self.differ)
 
     def _list(self) -> Page:
         rows = [
@@ -314,77 +293,38 @@ class Supervisor:
                 "worker": worker.index,
                 "listen": self._config.server.address(worker.index),
                 "pid": worker.process.pid if worker.process else None,
-                "ready": worker.ready,
-                "restarts": worker.restarts,
-                "hangs": worker.hangs,
-                "sha256": worker.sha256,
+                **{key: getattr(worker, key) for key in ("ready", "restarts", "hangs", "sha256")},
             }
-            for worker in self._workers
+            for worker in self.workers
         ]
-        return Page(200, "application/json", (json.dumps(rows, indent=2) + "\n").encode())
+        return as_json(rows)
 
     def _forward(self, path: str) -> Page:
         """Any other page comes from the first worker that serves; they are alike."""
-        for worker in self._workers:
+        for worker in self.workers:
             if worker.ready:
-                try:
+                with contextlib.suppress(httpx2.HTTPError):
                     return worker.fetch(path)
-                except (OSError, http.client.HTTPException):
-                    continue
         return text(503, "no worker is ready\n")
 
 
-def serve(path: Path) -> int:
-    """Run the workers that the configuration asks for; the exit status.
-
-    Raises ConfigError, or OSError if the admin port cannot be had.
-    """
+def serve(path: Path) -> Exit:
+    """Run the workers of a configuration; raises ConfigError, or OSError if the admin port is taken."""
     loaded = config_source.load(path)
     log.configure(loaded.config.telemetry)
-    # Beside the workers' own sockets, because it may be the only place that can be written to.
     listen = loaded.config.server.listen
-    beside = Path(listen.removeprefix("unix:")).parent if listen.startswith("unix:") else None
-    with _own_folder(beside) as folder:
 
-        async def run() -> int:
-            return await Supervisor(path, loaded.config, folder).run()
+    def command(index: int, admin: Path) -> list[str]:
+        own = ["--worker", str(index), "--worker-admin", f"unix:{admin}"]
+        return [sys.executable, "-m", "semroute_extproc", "serve", "--config", str(path), *own]
+
+    with contextlib.ExitStack() as stack:
+        # Next to the workers' own sockets: it may be the only place that can be written to.
+        admin = listen.removeprefix("unix:") + ".admin"
+        if not listen.startswith("unix:"):
+            admin = stack.enter_context(tempfile.TemporaryDirectory(prefix="semroute-")) + f"/{WORKER}.admin"
+
+        async def run() -> Exit:
+            return await Supervisor(loaded.config, admin, command).run()
 
         return asyncio.run(run())
-
-
-@contextlib.contextmanager
-def _own_folder(beside: Path | None) -> Iterator[Path]:
-    """A folder of ours alone, mode 0700, removed at the end; first those that killed supervisors left.
-
-    It is locked as long as we live, and the kernel ends the lock however that ends. Raises OSError.
-    """
-    beside = beside or Path(tempfile.gettempdir())
-    for left in beside.glob(FOLDER_PREFIX + "*"):
-        with contextlib.suppress(OSError):
-            lock = _lock(left)
-            shutil.rmtree(left, ignore_errors=True)
-            os.close(lock)
-            logger.info("supervisor.cleaned", folder=str(left))
-    with contextlib.ExitStack() as stack:
-        unlocked = Path(tempfile.mkdtemp(prefix=".new", dir=beside))
-        folder = unlocked.with_name(FOLDER_PREFIX + unlocked.name.removeprefix(".new"))
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        # A file system that knows no locks has nothing removed either.
-        with contextlib.suppress(OSError):
-            stack.callback(os.close, _lock(unlocked))
-        # It has the name that others look for only once it is locked.
-        unlocked.rename(folder)
-        yield folder
-
-
-def _lock(folder: Path) -> int:
-    """Its descriptor, which holds a lock until it is closed; raises OSError if it is another's."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        if os.fstat(descriptor).st_uid != os.getuid():
-            raise PermissionError(errno.EPERM, "another user's", str(folder))
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor

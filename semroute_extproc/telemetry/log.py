@@ -1,18 +1,22 @@
-"""Structured logs: console on a terminal, JSON otherwise, one canonical line a decision."""
+"""Structured logs: console on a terminal, JSON otherwise, one line per decision."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 import structlog
 
+from semroute_extproc import events as ev
 from semroute_extproc import outcome as outcomes
-from semroute_extproc.events import Decided, Event
 from semroute_extproc.settings.process import Telemetry
+
+log = structlog.get_logger("semroute")
 
 
 def configure(settings: Telemetry) -> None:
@@ -23,7 +27,7 @@ def configure(settings: Telemetry) -> None:
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    # Tracebacks go without the frames' variables: they hold prompts.
+    # Tracebacks without the frames' variables, which hold prompts.
     tracebacks = structlog.processors.ExceptionRenderer(
         structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
     )
@@ -48,7 +52,7 @@ def configure(settings: Telemetry) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())
-    # It tells of every change in the configuration's directory: of a log there ten times a second, for ever.
+    # It logs every change in the watched directory: its own output, if the log is written there.
     logging.getLogger("watchfiles").setLevel(max(root.level, logging.WARNING))
 
 
@@ -57,10 +61,10 @@ def _console(settings: Telemetry) -> bool:
 
 
 class LogSink:
-    """One line a decision, with the facts that also go to Envoy as metadata.
+    """Logs every event that an operator should see; a decision is one line with its facts.
 
-    As JSON it is encoded and written here: the way through structlog and logging to the same bytes
-    costs more than everything else that is done for a request whose pool is named.
+    A decision as JSON is encoded and written here: structlog and logging would take longer for the
+    same bytes than everything else that is done for a request that names its pool.
     """
 
     def __init__(self, settings: Telemetry, worker: int | None = None) -> None:
@@ -68,32 +72,25 @@ class LogSink:
         self._worker = worker
         self._prompts = settings.log_prompts
         self._console = _console(settings)
-        self._log = structlog.get_logger("semroute")
-        self._silent = settings.log_level in ("warning", "error")
         self._encode = msgspec.json.Encoder().encode
+        self._handlers: dict[type[ev.Event], Callable[[Any], None]] = {
+            ev.Failed: lambda event: log.exception(event.where, request_id=event.request_id),
+            ev.EncoderLost: lambda event: log.error("gpu.lost", bundle=event.bundle, reason=event.reason),
+            ev.ProfilesRead: self._profiles_read,
+            ev.Reloaded: self._reloaded,
+            ev.ReloadRejected: self._rejected,
+        }
+        if settings.log_decisions:
+            self._handlers[ev.Shadowed] = lambda event: log.info("shadow.decided", **asdict(event.shadow))
+            if settings.log_level not in ("warning", "error"):
+                self._handlers[ev.Decided] = self._decided
 
-    def handle(self, event: Event) -> None:
+    def handle(self, event: ev.Event) -> None:
         """See `Sink.handle`."""
-        if isinstance(event, Decided):
-            self.decided(event)
+        if (handler := self._handlers.get(type(event))) is not None:
+            handler(event)
 
-    def decided(self, event: Decided) -> None:
-        """Take a decision."""
-        if self._silent:
-            return
-        facts = self._facts(event)
-        if self._console:
-            self._log.info("route.decided", **facts)
-            return
-        if self._worker is not None:
-            facts["worker"] = self._worker
-        facts["event"] = "route.decided"
-        facts["level"] = "info"
-        ended = datetime.fromtimestamp(event.ended_ns / 1e9, UTC)
-        facts["timestamp"] = ended.isoformat(timespec="microseconds").replace("+00:00", "Z")
-        sys.stderr.write(self._encode(facts).decode() + "\n")
-
-    def _facts(self, event: Decided) -> dict[str, Any]:
+    def _decided(self, event: ev.Decided) -> None:
         outcome = event.outcome
         facts: dict[str, Any] = outcomes.facts(outcome)
         facts["request_id"] = event.request_id
@@ -109,4 +106,37 @@ class LogSink:
             facts[f"{name}_ms"] = round(ms, 3)
         if self._prompts and outcome.text:
             facts["text"] = outcome.text
-        return facts
+        if self._console:
+            log.info("route.decided", **facts)
+            return
+        if self._worker is not None:
+            facts["worker"] = self._worker
+        facts["event"] = "route.decided"
+        facts["level"] = "info"
+        ended = datetime.fromtimestamp(event.ended_ns / 1e9, UTC)
+        facts["timestamp"] = ended.isoformat(timespec="microseconds").replace("+00:00", "Z")
+        sys.stderr.write(self._encode(facts).decode() + "\n")
+
+    def _profiles_read(self, event: ev.ProfilesRead) -> None:
+        if event.used is None:
+            return
+        strategy, models, without_pool = event.strategy, list(event.models), list(event.without_pool)
+        log.info("profiles.read", strategy=strategy, models=models, without_pool=without_pool)
+        for problem in event.problems:
+            log.error("profile.rejected", strategy=strategy, problem=problem)
+        for certainty in event.thin:
+            log.warning("profile.thin", strategy=strategy, certainty=certainty)
+
+    def _reloaded(self, event: ev.Reloaded) -> None:
+        for note in event.notes:
+            log.warning("config.note", note=note)
+        if not event.changed:
+            log.info("config.restored", generation=event.generation)
+        elif event.generation > 1:
+            log.info("config.reloaded", generation=event.generation, sha256=event.sha256[:12])
+
+    def _rejected(self, event: ev.ReloadRejected) -> None:
+        if event.problems:
+            log.error("config.rejected", problems=list(event.problems))
+        else:
+            log.exception("config.rejected")

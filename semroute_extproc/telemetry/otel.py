@@ -1,7 +1,7 @@
-"""OpenTelemetry spans: one for the exchange, one for each stage, written once it is over.
+"""OpenTelemetry spans: one per exchange and one per stage, written when the exchange is over.
 
-Attribute names of the GenAI conventions are still in development there and are spelled out here;
-everything of our own stands under `semroute.`.
+The GenAI conventions are still in development, so their attribute names are spelled out here; our own
+names begin with `semroute.`.
 """
 
 from __future__ import annotations
@@ -18,27 +18,37 @@ from opentelemetry.util.types import AttributeValue
 
 from semroute_extproc import __version__
 from semroute_extproc.events import Decided, Event
-from semroute_extproc.outcome import Outcome, shadow_summary
+from semroute_extproc.outcome import Outcome, facts
 
 SPAN_NAME = "envoy.service.ext_proc.v3.ExternalProcessor/Process"
 
 QUEUE_SPANS_MAX = 2_048
-"""Spans that may wait for the exporter; more are dropped, never waited for."""
+"""Spans that may wait for the exporter; more are dropped."""
 
 CLOSE_SECONDS_MAX = 2.0
-"""How long the last spans may take to leave; a collector that is gone must not hold up a restart."""
+"""Time for the last spans to be sent; a collector that is gone must not delay a restart."""
 
-_OPERATIONS = {
+OPERATIONS = {
     "chat_completions": "chat",
     "responses": "chat",
     "messages": "chat",
     "completions": "text_completion",
     "embeddings": "embeddings",
 }
+"""API to the operation's name in the GenAI conventions."""
+
+NAMES = {
+    **{fact: f"semroute.{fact}" for fact in ("outcome", "cause", "pool", "session", "domain")},
+    **{fact: f"semroute.decision.{fact}" for fact in ("rule", "strategy", "policy", "shadow")},
+    "fallback": "semroute.fallback.reason",
+    "truncated": "semroute.tokens.truncated",
+    "model": "gen_ai.request.model",
+}
+"""Key of `outcome.facts` to attribute. Reason and difficulty are set apart: there they are shortened."""
 
 
 def exporter(endpoint: str | None) -> SpanExporter:
-    """An OTLP exporter to `endpoint`, or to where OpenTelemetry's own variables point."""
+    """An OTLP exporter to `endpoint`, or as OpenTelemetry's own variables say."""
     return OTLPSpanExporter(endpoint=endpoint, insecure=True if endpoint else None)
 
 
@@ -54,11 +64,8 @@ class OtelSink:
 
     def handle(self, event: Event) -> None:
         """See `Sink.handle`."""
-        if isinstance(event, Decided):
-            self.decided(event)
-
-    def decided(self, event: Decided) -> None:
-        """Take a decision."""
+        if not isinstance(event, Decided):
+            return
         parent = None
         for traceparent in event.parents:
             context = self._propagator.extract({"traceparent": traceparent})
@@ -81,11 +88,11 @@ class OtelSink:
             child.end(start + int(stage.ms * 1e6))
         span.end(event.ended_ns)
 
-    def close(self) -> None:
-        """Send what is left, for as long as `CLOSE_SECONDS_MAX`."""
+    def close(self, seconds: float = CLOSE_SECONDS_MAX) -> None:
+        """Send the remaining spans, for at most `seconds`."""
         closing = Thread(target=self._provider.shutdown, name="otel-close", daemon=True)
         closing.start()
-        closing.join(CLOSE_SECONDS_MAX)
+        closing.join(seconds)
 
 
 def attributes(outcome: Outcome, request_id: str) -> dict[str, AttributeValue]:
@@ -95,26 +102,14 @@ def attributes(outcome: Outcome, request_id: str) -> dict[str, AttributeValue]:
         "rpc.service": "envoy.service.ext_proc.v3.ExternalProcessor",
         "rpc.method": "Process",
         "http.request.header.x-request-id": request_id,
-        "semroute.outcome": outcome.kind.value,
-        "semroute.cause": outcome.cause,
-        "semroute.pool": outcome.pool,
         "semroute.decision.reason": outcome.reason,
     }
+    common = facts(outcome)
+    values.update((name, common[fact]) for fact, name in NAMES.items() if fact in common)
     if outcome.view is not None:
-        values["gen_ai.operation.name"] = _OPERATIONS[outcome.view.api]
+        values["gen_ai.operation.name"] = OPERATIONS[outcome.view.api]
         values["gen_ai.original.model"] = outcome.view.model
-    if outcome.model:
-        values["gen_ai.request.model"] = outcome.model
-    if outcome.decision is not None:
-        values["semroute.decision.rule"] = outcome.decision.rule
-        values["semroute.decision.strategy"] = outcome.decision.strategy
-        values["semroute.fallback.reason"] = outcome.decision.fallback or ""
-        values["semroute.decision.policy"] = outcome.policy
-        values["semroute.decision.shadow"] = shadow_summary(outcome.shadows)
-        values["semroute.session"] = outcome.session
     if outcome.signals is not None:
-        values["semroute.domain"] = outcome.signals.domain
         values["semroute.difficulty"] = outcome.signals.difficulty
         values["semroute.tokens.count"] = outcome.signals.tokens
-        values["semroute.tokens.truncated"] = outcome.signals.truncated
     return {key: value for key, value in values.items() if value != ""}

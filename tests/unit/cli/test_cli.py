@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import importlib.metadata
 import io
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,6 @@ from semroute_extproc.encoder import bundle
 
 EXAMPLE = Path(cli.__file__).parent / "example.yaml"
 ENVOY = Path(__file__).parents[3] / "envoy" / "envoy.yaml"
-HEAVY = {"demo", "serve", "train", "bundle", "eval"}
 
 
 def run(*arguments: str, stdin: bytes | str = "", env: dict[str, str] | None = None) -> Result:
@@ -54,6 +56,42 @@ def test_every_command_says_what_it_is_for() -> None:
     ):
         assert f"\n  {name}" in result.stdout
         assert len(run(name, "--help").stdout.splitlines()) >= 3
+
+
+def test_the_help_imports_no_command() -> None:
+    code = "import sys; from semroute_extproc.cli import main; main(['--help'], standalone_mode=False); "
+    code += (
+        "print(sorted({'numpy', 'grpc', 'torch', 'sklearn', 'matplotlib', 'semroute_demo'} & {*sys.modules}))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.endswith("[]\n")
+    assert "Measure what a decision costs" in shown
+
+
+def test_a_command_that_was_removed_says_what_to_use() -> None:
+    result = run("train-zh", "out", "--epochs", "1")
+    assert result.exit_code == 2
+    assert "semroute train --data" in result.stderr
+    assert "train-zh" not in run("--help").stdout
+
+
+def test_a_command_that_is_not_installed_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(**_: Any) -> importlib.metadata.EntryPoints:
+        return importlib.metadata.EntryPoints()
+
+    monkeypatch.setattr(importlib.metadata, "entry_points", none)
+    assert "(not installed: pip install 'semroute-lab[train]')" in run("--help").stdout
+    result = run("train", "--data", "x")
+    assert result.exit_code == 69
+    assert result.stderr == "train is not installed: pip install 'semroute-lab[train]'\n"
+
+
+def test_a_socket_that_cannot_be_had_is_status_69() -> None:
+    environment = {**os.environ, "SEMROUTE__SERVER__LISTEN": "unix:/no/such/w0.sock"}
+    command = [sys.executable, "-m", "semroute_extproc", "serve", "-c", str(EXAMPLE)]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50)
+    assert ended.returncode == 69, ended.stderr
+    assert "cannot listen on unix:/no/such/w0.sock: there is no folder /no/such" in ended.stderr
 
 
 class TestScore:
@@ -121,13 +159,12 @@ class TestScore:
         assert result.exit_code == 78
         assert "bundle.json" in result.stderr
 
-    def test_no_more_of_a_long_line_is_held_than_is_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(score, "LINE_BYTES_MAX", 10)
+    def test_no_more_of_a_long_line_is_held_than_is_read(self) -> None:
         stream = io.BytesIO(b"short\n" + b"x" * 95 + b"\n" + b"y" * 11 + b"\nlast")
-        read = list(score.read_lines(stream))
+        read = list(score.read_lines(stream, 10))
         assert [len(line) for line in read] == [6, 11, 11, 4]
         with pytest.raises(ValueError, match="longer than 10 bytes"):
-            score.read_line(read[1])
+            score.read_line(read[1], 10)
 
 
 class TestExplain:

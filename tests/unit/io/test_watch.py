@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import pytest
 import watchfiles
 
 from semroute_extproc.config import source as config_source
-from semroute_extproc.io import watch as watching
 from semroute_extproc.io.watch import notices
 
 
@@ -24,7 +24,6 @@ def no_inotify(monkeypatch: pytest.MonkeyPatch) -> None:
         yield
 
     monkeypatch.setattr(watchfiles, "awatch", refused)
-    monkeypatch.setattr(watching, "POLL_SECONDS", 0.05)
 
 
 async def test_a_change_is_noticed_at_once(tmp_path: Path) -> None:
@@ -42,7 +41,7 @@ async def test_without_a_watch_the_clock_gives_notices_and_the_paths_are_asked_f
 ) -> None:
     asked: list[int] = []
     stop = asyncio.Event()
-    subject = notices(lambda: asked.append(1) or [tmp_path], stop)  # type: ignore[func-returns-value]
+    subject = notices(lambda: asked.append(1) or [tmp_path], stop, 0.05)  # type: ignore[func-returns-value]
     async with asyncio.timeout(5):
         await anext(subject)
         await anext(subject)
@@ -51,14 +50,16 @@ async def test_without_a_watch_the_clock_gives_notices_and_the_paths_are_asked_f
     assert len(asked) == 2
 
 
-async def test_with_nothing_to_watch_the_clock_gives_notices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "POLL_SECONDS", 0.05)
+async def test_with_nothing_to_watch_the_clock_gives_notices() -> None:
     async with asyncio.timeout(5):
-        await anext(notices(list, asyncio.Event()))
+        await anext(notices(list, asyncio.Event(), 0.05))
 
 
 @pytest.mark.usefixtures("no_inotify")
-async def test_a_configuration_is_reloaded_without_a_watch(tmp_path: Path) -> None:
+async def test_a_configuration_is_reloaded_without_a_watch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config_source, "notices", partial(notices, poll_seconds=0.05))
     file = tmp_path / "semroute.yaml"
     file.write_text("a")
     stop = asyncio.Event()

@@ -1,36 +1,34 @@
-"""A running configuration and its changes."""
+"""A whole sidecar, run in this process: its pages, its signals and its end."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
+import os
 import signal
-import sys
-import time
-from collections.abc import AsyncIterator
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
+import grpc
 import pytest
 import pytest_asyncio
 import structlog
 from builders import BUNDLE
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from semroute_demo.process import free_port
 from structlog.testing import capture_logs
 
 from semroute_extproc.config import source as config_source
-from semroute_extproc.errors import ConfigError
-from semroute_extproc.events import EncoderLost
-from semroute_extproc.serve import app
-from semroute_extproc.serve.app import App
-from semroute_extproc.strategies import registry
-
-GOOD = """\
-pools:
-  small: {cluster: vllm-small, model: org/small}
-  large: {cluster: vllm-large, model: org/large}
-default_pool: large
-"""
+from semroute_extproc.errors import ConfigError, Exit
+from semroute_extproc.events import CacheLookup, EncoderLost, Scraped
+from semroute_extproc.serve import app, build
+from semroute_extproc.serve.app import Health, Reactions
+from semroute_extproc.state.controllers import ControllerState
 
 
 class Model:
@@ -39,235 +37,163 @@ class Model:
     bundle = BUNDLE
     device = "cpu"
     provider = "fake"
+    emit: Any = None
+    """Set by the queue that runs the model."""
 
 
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    path = tmp_path / "semroute.yaml"
-    path.write_text(GOOD)
-    return path
+class Sidecar:
+    """A running sidecar as others see it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "semroute.yaml"
+        self.socket = f"unix:{folder}/w0.sock"
+        self.port = free_port()
+        self.model = Model()
+        self.write("vllm-large")
+        models: Any = {build.DEFAULT: self.model}
+        self.task = asyncio.create_task(app.run(self.file, config_source.load(self.file, {}), models))
+
+    def write(self, cluster: str) -> None:
+        self.file.write_text(
+            f"""\
+pools:
+  large: {{cluster: {cluster}, model: org/large}}
+default_pool: large
+server: {{listen: "{self.socket}", drain_seconds: 0.3}}
+admin: {{listen: "127.0.0.1:{self.port}"}}
+"""
+        )
+
+    async def get(self, path: str) -> tuple[int, str]:
+        return await asyncio.to_thread(self._get, path)
+
+    def _get(self, path: str) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    async def until(self, path: str, wanted: str) -> None:
+        async with asyncio.timeout(20):
+            while wanted not in (await self.get(path))[1]:
+                assert not self.task.done()
+                await asyncio.sleep(0.02)
+
+    async def health(self) -> int:
+        async with grpc.aio.insecure_channel(self.socket) as channel:
+            answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+            return int(answer.status)
 
 
 @pytest_asyncio.fixture
-async def subject(file: Path) -> AsyncIterator[App]:
-    models: Any = {app.DEFAULT: Model()}
-    running = App(file, config_source.load(file, {}), models)
+async def sidecar(tmp_path: Path) -> AsyncIterator[Sidecar]:
+    running = Sidecar(tmp_path)
+    await running.until("/readyz", "ok")
     yield running
-    await running._classifier.close()
+    if not running.task.done():
+        os.kill(os.getpid(), signal.SIGTERM)
+    async with asyncio.timeout(20):
+        await running.task
 
 
-def successful(subject: App) -> bool:
-    return b"semroute_config_last_reload_successful 1.0" in subject._metrics.exposition()
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    structlog.reset_defaults()
+    logging.getLogger().handlers.clear()
 
 
-def write(file: Path, text: str) -> None:
-    file.write_text(text)
+async def test_its_pages_say_what_is_live(sidecar: Sidecar) -> None:
+    assert (await sidecar.get("/livez"))[0] == 200
+    page = (await sidecar.get("/metrics"))[1]
+    assert 'provider="fake"' in page
+    for line in (
+        "semroute_inflight_streams 0.0",
+        "semroute_queue_depth 0.0",
+        "semroute_session_entries 0.0",
+        "semroute_config_last_reload_successful 1.0",
+    ):
+        assert line in page
+    config = json.loads((await sidecar.get("/config"))[1])
+    assert config["generation"] == 1
+    assert config["config"]["pools"]["large"]["cluster"] == "vllm-large"
+    assert json.loads((await sidecar.get("/controllers"))[1])["pools"] == {}
+    worker = json.loads((await sidecar.get("/worker"))[1])
+    assert (worker["ready"], worker["turning"], worker["sha256"]) == (True, True, config["sha256"])
+    assert (await sidecar.get("/nothing"))[0] == 404
 
 
-def remove(file: Path) -> None:
-    file.unlink()
-
-
-async def test_a_change_is_taken_as_a_whole(subject: App, file: Path) -> None:
-    write(file, GOOD.replace("vllm-large", "vllm-huge"))
-    await subject._reload()
-    assert subject._generation.number == 2
-    assert subject._generation.settings.default_cluster == "vllm-huge"
-    assert successful(subject)
-
-
-async def test_what_is_wrong_changes_nothing_until_it_is_put_right_again(subject: App, file: Path) -> None:
-    write(file, GOOD.replace("default_pool: large", "default_pool: larg"))
-    await subject._reload()
-    assert not successful(subject)
-    write(file, GOOD)
-    await subject._reload()
-    assert successful(subject), "the file says again what is live"
-    assert subject._generation.number == 1
-
-
-async def test_a_change_that_needs_a_restart_is_named_with_its_place_and_nothing_else_is_taken(
-    subject: App, file: Path
-) -> None:
-    write(file, GOOD.replace("vllm-large", "vllm-huge") + "server: {deadline_ms: 250, workers: 2}\n")
-    with capture_logs() as logs:
-        await subject._reload()
-    [rejected] = [entry for entry in logs if entry["event"] == "config.rejected"]
-    assert [problem.split(": ", 2)[1] for problem in rejected["problems"]] == [
-        "server.workers",
-        "server.deadline_ms",
-    ]
-    assert all("nothing of this file was applied" in problem for problem in rejected["problems"])
-    assert subject._generation.settings.default_cluster == "vllm-large"
-    assert not successful(subject)
-
-
-async def test_the_log_says_when_a_rejected_file_is_put_back_as_it_was(subject: App, file: Path) -> None:
-    with capture_logs() as logs:
-        await subject._reload()
-        write(file, GOOD + "nonsense: 1\n")
-        await subject._reload()
-        write(file, GOOD)
-        await subject._reload()
-    assert [entry["event"] for entry in logs] == ["config.rejected", "config.restored"]
-
-
-async def test_a_file_that_is_gone_changes_nothing(subject: App, file: Path) -> None:
-    remove(file)
-    await subject._reload()
-    assert subject._generation.number == 1
-    assert not successful(subject)
-
-
-async def test_a_failure_of_ours_while_reloading_does_not_end_the_watch(
-    subject: App, file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*_: Any) -> None:
-        raise ZeroDivisionError
-
-    with monkeypatch.context() as patched:
-        patched.setattr(config_source, "load", broken)
-        await subject._reload()
-    assert not successful(subject)
-    write(file, GOOD.replace("vllm-large", "vllm-huge"))
-    await subject._reload()
-    assert subject._generation.number == 2
-
-
-async def test_files_that_take_long_to_read_hold_no_request_up(
-    subject: App, file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read = registry.read_files
-
-    def slowly(*arguments: Any) -> Any:
-        time.sleep(0.5)
-        return read(*arguments)
-
-    monkeypatch.setattr(registry, "read_files", slowly)
-    write(file, GOOD.replace("vllm-large", "vllm-huge"))
-    reloads = [asyncio.create_task(subject._reload()) for _ in range(2)]
-    ticks = 0
-    while not all(reload.done() for reload in reloads):
-        await asyncio.sleep(0.01)
-        ticks += 1
-    assert ticks > 10, "the loop went on"
-    assert subject._generation.number == 2, "one after the other, and the second found nothing new"
-
-
-async def test_an_event_loop_that_stands_still_is_not_alive(
-    subject: App, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The admin port is a thread beside it and would say ok for ever."""
-    monkeypatch.setattr(app, "BEAT_SECONDS", 0.01)
-    monkeypatch.setattr(app, "STILL_SECONDS_MAX", 0.2)
-    subject._ready = True
-    turning = asyncio.create_task(subject._turn())
+async def test_sighup_reads_the_file_and_a_change_is_noticed_without_it(sidecar: Sidecar) -> None:
+    await asyncio.to_thread(sidecar.write, "vllm-huge")
+    os.kill(os.getpid(), signal.SIGHUP)
+    await sidecar.until("/config", "vllm-huge")
     await asyncio.sleep(0.3)
-    assert (subject._livez().status, subject._readyz().status) == (200, 200)
-    time.sleep(0.3)  # noqa: ASYNC251 - it is what is tested
-    assert (subject._livez().status, subject._readyz().status) == (503, 503)
-    told = json.loads(subject._worker_page().body)
-    assert (told["ready"], told["turning"]) == (False, False), "the supervisor is told"
+    await asyncio.to_thread(sidecar.write, "vllm-gigantic")
+    await sidecar.until("/config", "vllm-gigantic")
+
+
+async def test_a_lost_encoder_ends_it_after_a_drain_with_69(sidecar: Sidecar) -> None:
+    with capture_logs() as logs:
+        sidecar.model.emit(EncoderLost("b", "three passes failed"))
+        async with asyncio.timeout(20):
+            while await sidecar.health() == health_pb2.HealthCheckResponse.SERVING:
+                await asyncio.sleep(0.01)
+        assert (await sidecar.get("/readyz"))[0] == 503
+        assert 'semroute_gpu_lost{bundle="b"} 1.0' in (await sidecar.get("/metrics"))[1]
+        assert await sidecar.task == Exit.UNAVAILABLE == 69
+    events = [entry["event"] for entry in logs]
+    assert events[:2] == ["gpu.lost", "server.draining"]
+
+
+async def test_it_ends_with_0_when_it_is_told_to(sidecar: Sidecar) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await sidecar.task == Exit.OK
+
+
+async def test_an_encoder_may_be_lost_in_any_thread_and_load_reaches_the_controllers() -> None:
+    seen: list[Any] = []
+
+    class Seen(ControllerState):
+        def __init__(self) -> None:
+            pass
+
+        def observe(self, pool: str, load: Any, now: float) -> None:
+            seen.append((pool, load))
+
+    reactions = Reactions(Seen())
+    reactions.handle(Scraped("large", {"running": 1.0}, False))
+    reactions.handle(CacheLookup(True))
+    assert seen == [("large", {"running": 1.0})]
+    assert reactions.status == Exit.OK
+    Thread(target=reactions.handle, args=[EncoderLost("b")]).start()
+    await asyncio.wait_for(reactions.stop.wait(), 5)
+    assert reactions.status == Exit.UNAVAILABLE
+
+
+async def test_an_event_loop_that_stands_still_is_not_alive() -> None:
+    """The admin port is another thread and would say ok for ever."""
+    now = 0.0
+    health = Health(lambda: now)
+    assert health.readyz().status == 503
+    health.ready = True
+    beat = asyncio.create_task(health.beat(0.01))
+    await asyncio.sleep(0.02)
+    assert (health.livez().status, health.readyz().status) == (200, 200)
+    now = app.STALLED_SECONDS_MAX + 1
+    assert (health.livez().status, health.readyz().status) == (503, 503)
     await asyncio.sleep(0.05)
-    assert (subject._livez().status, subject._readyz().status) == (200, 200)
-    turning.cancel()
-
-
-JUDGED = """\
-models:
-  auto: {policy: main}
-policies:
-  main: {otherwise: {strategy: s}}
-strategies:
-  s: {kind: judge, weak: small, strong: large, url: "http://judge:8000/v1", model: j, threshold: 0.5}
-"""
-
-
-async def test_a_reload_keeps_a_judge_that_it_does_not_change(subject: App, file: Path) -> None:
-    write(file, GOOD + JUDGED)
-    await subject._reload()
-    judge = subject._generation.pipeline.judges["s"]
-    write(file, GOOD.replace("vllm-large", "vllm-huge") + JUDGED)
-    await subject._reload()
-    assert subject._generation.number == 3
-    assert subject._generation.pipeline.judges["s"] is judge
-    write(file, GOOD + JUDGED.replace("model: j", "model: k"))
-    await subject._reload()
-    assert subject._generation.pipeline.judges["s"] is not judge
-    await subject._judges.close()
-
-
-async def test_a_judge_that_cannot_be_made_is_a_configuration_that_is_refused(
-    subject: App, file: Path
-) -> None:
-    write(file, GOOD + JUDGED.replace("model: j", "model: j, api_key_env: NO_SUCH_KEY"))
-    await subject._reload()
-    assert subject._generation.number == 1
-    assert not successful(subject)
-
-
-CONTROLLED = (
-    GOOD.replace("model: org/large", "model: org/large, metrics: 'http://large/metrics'")
-    + """\
-policies:
-  main: {otherwise: {strategy: pair}}
-strategies:
-  pair: {kind: threshold, weak: small, strong: large, strong_share: 0.3}
-controllers:
-  load: {}
-  budgets: {pair: {strong_share: 0.3}}
-  session: {}
-"""
-)
-
-
-async def test_controllers_come_and_go_with_a_reload_and_keep_what_they_know(
-    subject: App, file: Path
-) -> None:
-    assert subject._controllers.status() == {"pools": {}, "budgets": {}, "sessions": None}
-    write(file, CONTROLLED)
-    await subject._reload()
-    for _ in range(5):
-        subject._on_load("large", {"running": 1.0, "waiting": 9.0})
-        await asyncio.sleep(0.01)
-    before = subject._controllers.status()
-    assert before["pools"]["large"]["level"] > 0.0
-    write(file, CONTROLLED.replace("strong_share: 0.3}}", "strong_share: 0.4}}"))
-    await subject._reload()
-    after = subject._controllers.status()
-    assert after["pools"] == before["pools"]
-    assert after["budgets"]["pair"]["target"] == 0.4
-    assert subject._generation.number == 3
-
-
-async def test_a_password_that_changed_is_a_change(subject: App, file: Path) -> None:
-    pytest.importorskip("redis", reason="needs the extra valkey")
-    for password in ("old", "new"):
-        remote = f"{{url: 'valkey://:{password}@localhost', key: 0123456789abcdef}}"
-        write(file, CONTROLLED.replace("session: {}", f"session: {{remote: {remote}}}"))
-        await subject._reload()
-    assert subject._generation.number == 3
-
-
-async def test_a_shared_memory_without_its_library_changes_nothing(
-    subject: App, file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "redis", None)
-    remote = "{url: 'valkey://localhost', key: 0123456789abcdef}"
-    write(file, CONTROLLED.replace("session: {}", f"session: {{remote: {remote}}}"))
-    await subject._reload()
-    assert not successful(subject)
-    assert subject._generation.number == 1
-
-
-async def test_what_happens_to_a_gpu_is_counted(subject: App) -> None:
-    subject._on_encoder(EncoderLost("semroute-minilm"))
-    page = subject._metrics.exposition().decode()
-    assert 'semroute_gpu_lost{bundle="semroute-minilm"} 1.0' in page
+    assert (health.livez().status, health.readyz().status) == (200, 200)
+    beat.cancel()
 
 
 def test_a_reload_that_is_asked_for_before_it_serves_does_not_end_it(
-    file: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handlers: list[Any] = []
 
@@ -275,13 +201,7 @@ def test_a_reload_that_is_asked_for_before_it_serves_does_not_end_it(
         handlers.append(signal.getsignal(signal.SIGHUP))
         raise ConfigError(["enough"])
 
-    before = signal.getsignal(signal.SIGHUP)
-    monkeypatch.setattr(app, "load_bundles", refused)
-    try:
-        with pytest.raises(ConfigError):
-            app.serve(file)
-    finally:
-        signal.signal(signal.SIGHUP, before)
-        structlog.reset_defaults()
-        logging.getLogger().handlers.clear()
+    monkeypatch.setattr(config_source, "load", refused)
+    with pytest.raises(ConfigError):
+        app.serve(tmp_path / "semroute.yaml")
     assert handlers == [signal.SIG_IGN]

@@ -2,38 +2,56 @@
 
 from __future__ import annotations
 
+from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
+from semroute_extproc.events import CacheLookup
 from semroute_extproc.serve.exposition import merged
 from semroute_extproc.telemetry.prom import PrometheusSink
 
 
+def page_of(pages: dict[str, str]) -> str:
+    class Pages(Collector):
+        def collect(self) -> list[Metric]:
+            return merged(pages)
+
+    registry = CollectorRegistry()
+    registry.register(Pages())
+    return generate_latest(registry).decode()
+
+
 def test_each_sample_says_whose_it_is_below_one_head() -> None:
-    page = '# HELP a Text.\n# TYPE a counter\na{x="1"} 2.0\na{x="{"} 3.0\n'
+    page = '# HELP a_total Text.\n# TYPE a_total counter\na_total{x="1"} 2.0\na_total{x="{\\""} 3.0\n'
     page += "# HELP b Text.\n# TYPE b gauge\nb 4.0\n"
-    assert merged({"0": page, "1": page}) == (
-        '# HELP a Text.\n# TYPE a counter\n'
-        'a{worker="0",x="1"} 2.0\na{worker="0",x="{"} 3.0\na{worker="1",x="1"} 2.0\na{worker="1",x="{"} 3.0\n'
+    assert page_of({"0": page, "1": page}) == (
+        '# HELP a_total Text.\n# TYPE a_total counter\n'
+        'a_total{worker="0",x="1"} 2.0\na_total{worker="0",x="{\\""} 3.0\n'
+        'a_total{worker="1",x="1"} 2.0\na_total{worker="1",x="{\\""} 3.0\n'
         '# HELP b Text.\n# TYPE b gauge\nb{worker="0"} 4.0\nb{worker="1"} 4.0\n'
     )  # fmt: skip
 
 
 def test_a_metric_that_only_one_worker_has_is_there() -> None:
-    assert merged({"0": "", "1": "# TYPE a gauge\na 1\n"}) == '# TYPE a gauge\na{worker="1"} 1\n'
+    page = page_of({"0": "", "1": "# HELP a Text.\n# TYPE a gauge\na 1\n"})
+    assert page == '# HELP a Text.\n# TYPE a gauge\na{worker="1"} 1.0\n'
 
 
 def test_no_pages_are_no_page() -> None:
-    assert merged({}) == ""
+    assert page_of({}) == ""
 
 
-def test_the_page_of_real_sinks_is_read_by_prometheus_own_parser() -> None:
+def test_the_page_of_real_sinks_keeps_every_name_and_is_read_by_prometheus_own_parser() -> None:
     sinks = [PrometheusSink(), PrometheusSink()]
-    sinks[0].inflight.set(3)
-    sinks[1].inflight.set(4)
-    page = merged({str(number): sink.exposition().decode() for number, sink in enumerate(sinks)})
-    families = {family.name: family for family in text_string_to_metric_families(page)}
+    for count, sink in enumerate(sinks, 3):
+        sink.observe("inflight_streams", lambda count=count: count)  # type: ignore[misc]
+        sink.handle(CacheLookup(True))
+    pages = {str(number): sink.exposition().decode() for number, sink in enumerate(sinks)}
+    families = {family.name: family for family in text_string_to_metric_families(page_of(pages))}
     values = {
         sample.labels["worker"]: sample.value for sample in families["semroute_inflight_streams"].samples
     }
     assert values == {"0": 3.0, "1": 4.0}
     assert families["semroute_decision_duration_seconds"].type == "histogram"
+    names = {line.partition("{")[0].partition(" ")[0] for line in pages["0"].splitlines() if line[0] != "#"}
+    assert names == {sample.name for family in families.values() for sample in family.samples}

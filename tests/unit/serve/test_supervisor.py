@@ -6,7 +6,7 @@ import asyncio
 import errno
 import os
 import signal
-import subprocess
+import stat
 import sys
 import textwrap
 import time
@@ -20,13 +20,14 @@ from typing import Any
 import pytest
 from builders import config
 from semroute_demo.process import free_port
+from structlog.testing import capture_logs
 
-from semroute_extproc.serve import supervisor
-from semroute_extproc.serve.supervisor import Supervisor
+from semroute_extproc.errors import Exit
+from semroute_extproc.serve.supervisor import Supervisor, Timing
 
 WORKER = textwrap.dedent(
     """
-    import json, pathlib, signal, sys, threading
+    import json, pathlib, signal, sys, threading, time
     from semroute_extproc.telemetry.admin import AdminServer, Page, text
     index, admin, folder = sys.argv[1:]
     folder = pathlib.Path(folder)
@@ -39,6 +40,8 @@ WORKER = textwrap.dedent(
     threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
     sha256 = (folder / "sha").read_text() if index == "1" else "a" * 64
     def worker():
+        while (folder / f"mute{index}").exists():
+            time.sleep(0.02)
         still = (folder / f"still{index}").exists()
         ready = not still and not (folder / f"slow{index}").exists()
         state = {"ready": ready, "turning": not still, "sha256": sha256}
@@ -54,11 +57,15 @@ WORKER = textwrap.dedent(
 )
 
 
+QUICK = Timing(probe=0.05, backoff_min=0.05)
+
+
 class Running:
     """A supervisor with two stand-ins."""
 
     def __init__(self, subject: Supervisor, folder: Path, port: int) -> None:
         self.subject, self.folder, self.port = subject, folder, port
+        self.workers = subject.workers
 
     async def get(self, path: str) -> tuple[int, str]:
         return await asyncio.to_thread(self._get, path)
@@ -71,10 +78,10 @@ class Running:
             return error.code, error.read().decode()
 
     async def ready(self) -> None:
-        await until(lambda: self.subject._ready())
+        await until(lambda: self.subject.ready)
 
     def pid(self, index: int) -> int:
-        process = self.subject._workers[index].process
+        process = self.workers[index].process
         assert process is not None
         return process.pid
 
@@ -83,20 +90,13 @@ class Running:
 
 
 async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        await asyncio.sleep(0.02)
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "POLL_SECONDS", 0.05)
-    monkeypatch.setattr(supervisor, "BACKOFF_SECONDS_MIN", 0.05)
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.02)
 
 
 @asynccontextmanager
-async def running(folder: Path) -> AsyncIterator[tuple[Running, asyncio.Task[int]]]:
+async def running(folder: Path, timing: Timing = QUICK) -> AsyncIterator[tuple[Running, asyncio.Task[Exit]]]:
     port = free_port()
     settings = config(
         server={"workers": 2, "listen": f"unix:{folder}/w{{worker}}.sock", "drain_seconds": 0},
@@ -104,23 +104,24 @@ async def running(folder: Path) -> AsyncIterator[tuple[Running, asyncio.Task[int
     )
     (folder / "sha").write_text("a" * 64)
     (folder / "worker.py").write_text(WORKER)
-    subject = Supervisor(folder / "semroute.yaml", settings, folder)
-    for worker in subject._workers:
-        worker.command = [
-            sys.executable, str(folder / "worker.py"), str(worker.index), str(worker.admin), str(folder)
-        ]  # fmt: skip
+
+    def command(index: int, admin: Path) -> list[str]:
+        return [sys.executable, str(folder / "worker.py"), str(index), str(admin), str(folder)]
+
+    subject = Supervisor(settings, f"{folder}/w{{worker}}.sock.admin", command, timing)
     task = asyncio.create_task(subject.run())
     try:
         yield Running(subject, folder, port), task
     finally:
-        subject._stop.set()
+        subject.stop.set()
         await task
+        assert not [name for name in os.listdir(folder) if name.endswith(".admin")], "left behind"
 
 
 async def test_it_is_ready_when_every_worker_is(tmp_path: Path) -> None:
     (tmp_path / "refuse1").write_text("1")
     async with running(tmp_path) as (subject, _):
-        await until(lambda: subject.subject._workers[0].ready)
+        await until(lambda: subject.workers[0].ready)
         assert (await subject.get("/readyz"))[0] == 503
         assert (await subject.get("/livez"))[0] == 200
         (tmp_path / "refuse1").unlink()
@@ -142,19 +143,16 @@ async def test_a_killed_worker_is_started_again_and_the_other_is_left_alone(tmp_
 
 
 @pytest.mark.parametrize("how", ["still", "stopped"])
-async def test_a_worker_that_hangs_is_killed_and_started_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
-    monkeypatch.setattr(supervisor, "HUNG_LOOKS", 4)
-    monkeypatch.setattr(supervisor, "PAGE_SECONDS_MAX", 0.5)
-    async with running(tmp_path) as (subject, _):
+async def test_a_worker_that_hangs_is_killed_and_started_again(tmp_path: Path, how: str) -> None:
+    timing = Timing(probe=0.05, backoff_min=0.05, answer_max=0.2, failed_probes_max=8)
+    async with running(tmp_path, timing) as (subject, _):
         await subject.ready()
         other, hung = subject.pid(1), subject.pid(0)
         if how == "still":
             (tmp_path / "still0").touch()
         else:
             os.kill(hung, signal.SIGSTOP)
-        await until(lambda: subject.subject._workers[0].hangs == 1)
+        await until(lambda: subject.workers[0].hangs == 1)
         (tmp_path / "still0").unlink(missing_ok=True)
         await until(lambda: subject.starts(0) == 2)
         await subject.ready()
@@ -165,40 +163,40 @@ async def test_a_worker_that_hangs_is_killed_and_started_again(
     assert 'semroute_worker_hangs_total{worker="1"} 0' in page
 
 
-async def test_a_worker_that_is_slow_now_and_then_or_only_starting_is_not_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(supervisor, "HUNG_LOOKS", 8)
+async def test_a_worker_that_is_slow_now_and_then_or_only_starting_is_not_killed(tmp_path: Path) -> None:
     (tmp_path / "slow1").touch()
-    async with running(tmp_path) as (subject, _):
-        first, second = subject.subject._workers
+    async with running(tmp_path, Timing(probe=0.05, backoff_min=0.05, failed_probes_max=8)) as (subject, _):
+        first, second = subject.workers
         await until(lambda: first.ready)
         for _ in range(4):
             (tmp_path / "still0").touch()
-            await until(lambda: first.in_vain >= 2)
+            await until(lambda: first.failed_probes >= 2)
             (tmp_path / "still0").unlink()
-            await until(lambda: first.in_vain == 0)
+            await until(lambda: first.failed_probes == 0)
         assert (first.hangs, second.hangs) == (0, 0)
         assert (first.restarts, second.restarts) == (0, 0)
 
 
-def test_before_its_first_answer_a_worker_is_starting_and_does_not_hang(tmp_path: Path) -> None:
-    worker = supervisor.Worker(0, tmp_path / "w0.admin", [], in_vain=supervisor.HUNG_LOOKS)
-    Supervisor._end_if_hung(worker)
-    assert worker.hangs == 0
-    worker.answered = True
-    Supervisor._end_if_hung(worker)
-    assert worker.hangs == 1
+async def test_before_its_first_answer_a_worker_is_starting_and_does_not_hang(tmp_path: Path) -> None:
+    timing = Timing(probe=0.05, answer_max=0.05, failed_probes_max=2)
+    (tmp_path / "mute0").touch()
+    async with running(tmp_path, timing) as (subject, _):
+        first = subject.workers[0]
+        await until(lambda: first.failed_probes > 4)
+        assert (first.hangs, first.restarts) == (0, 0)
+        (tmp_path / "mute0").unlink()
+        await subject.ready()
+        assert (first.hangs, first.restarts) == (0, 0)
 
 
 async def test_a_worker_that_keeps_failing_is_tried_ever_more_rarely(tmp_path: Path) -> None:
     (tmp_path / "refuse0").write_text("1")
     async with running(tmp_path) as (subject, _):
-        await until(lambda: subject.subject._workers[1].ready)
+        await until(lambda: subject.workers[1].ready)
         started = time.monotonic()
         await until(lambda: (tmp_path / "started0").exists() and subject.starts(0) >= 4)
         assert time.monotonic() - started > 0.05 + 0.1, "the pauses did not grow"
-        assert subject.subject._workers[1].ready
+        assert subject.workers[1].ready
 
 
 async def test_a_configuration_that_no_worker_can_use_ends_it_with_78(tmp_path: Path) -> None:
@@ -211,7 +209,7 @@ async def test_a_configuration_that_no_worker_can_use_ends_it_with_78(tmp_path: 
 async def test_it_drains_its_workers_before_it_ends(tmp_path: Path) -> None:
     async with running(tmp_path) as (subject, task):
         await subject.ready()
-        subject.subject._stop.set()
+        subject.subject.stop.set()
         assert await asyncio.wait_for(task, 20) == 0
     assert (tmp_path / "ended0").exists()
     assert (tmp_path / "ended1").exists()
@@ -221,7 +219,8 @@ async def test_a_reload_does_not_end_a_worker_that_is_still_starting(tmp_path: P
     """The stand-ins do not listen for SIGHUP, as a worker does not until it serves."""
     (tmp_path / "slow0").touch()
     async with running(tmp_path) as (subject, _):
-        await until(lambda: subject.subject._workers[1].ready)
+        await until(lambda: subject.workers[1].ready)
+        await until(lambda: subject.workers[0].answered)
         os.kill(os.getpid(), signal.SIGHUP)
         await until(lambda: subject.starts(1) == 2)
         assert subject.starts(0) == 1
@@ -238,7 +237,7 @@ async def test_a_worker_that_cannot_even_be_started_is_tried_again(
         with monkeypatch.context() as patched:
             patched.setattr(asyncio, "create_subprocess_exec", refused)
             os.kill(subject.pid(0), signal.SIGKILL)
-            await until(lambda: subject.subject._workers[0].restarts >= 2)
+            await until(lambda: subject.workers[0].restarts >= 2)
         await until(lambda: subject.starts(0) == 2)
         await subject.ready()
 
@@ -251,23 +250,23 @@ async def test_a_worker_that_is_being_started_when_it_stops_is_told_too(
     async def slow(*arguments: Any, **options: Any) -> Any:
         process = await start(*arguments, **options)
         await until(lambda: (tmp_path / "started0").exists())
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.2)
         return process
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", slow)
     async with running(tmp_path) as (subject, task):
         await until(lambda: (tmp_path / "started0").exists())
-        subject.subject._stop.set()
+        subject.subject.stop.set()
         started = time.monotonic()
         await task
-        assert time.monotonic() - started < supervisor.STOP_SECONDS_MAX / 2
+        assert time.monotonic() - started < QUICK.stop_max / 2
 
 
 async def test_metrics_are_one_page_and_other_pages_come_from_a_worker(tmp_path: Path) -> None:
     async with running(tmp_path) as (subject, _):
         await subject.ready()
         page = (await subject.get("/metrics"))[1]
-        assert 'm{worker="0"} 0\nm{worker="1"} 1\n' in page
+        assert 'm{worker="0"} 0.0\nm{worker="1"} 1.0\n' in page
         assert 'semroute_worker_ready{worker="1"} 1' in page
         assert await subject.get("/config") == (200, "config of 0")
 
@@ -283,48 +282,22 @@ async def test_workers_with_different_configurations_are_seen(tmp_path: Path) ->
         assert "semroute_workers_differ 1" in (await subject.get("/metrics"))[1]
 
 
-class TestFolder:
-    """Where the workers' admin sockets are."""
+async def test_workers_that_differ_for_long_are_logged(tmp_path: Path) -> None:
+    timing = Timing(probe=0.05, backoff_min=0.05, differing_probes_max=3)
+    with capture_logs() as logs:
+        async with running(tmp_path, timing) as (subject, _):
+            await subject.ready()
+            assert not [entry for entry in logs if entry["event"] == "workers.differ"]
+            (tmp_path / "sha").write_text("b" * 64)
+            os.kill(subject.pid(1), signal.SIGKILL)
+            await until(lambda: any(entry["event"] == "workers.differ" for entry in logs))
 
-    def test_it_is_ours_alone_and_gone_afterwards(self, tmp_path: Path) -> None:
-        with supervisor._own_folder(tmp_path) as folder:
-            assert folder.parent == tmp_path
-            assert folder.stat().st_mode & 0o777 == 0o700
-        assert list(tmp_path.iterdir()) == []
 
-    def test_what_a_killed_supervisor_left_is_removed_and_a_living_ones_is_not(self, tmp_path: Path) -> None:
-        hold = (
-            "import pathlib, sys, time\n"
-            "from semroute_extproc.serve.supervisor import _own_folder\n"
-            f"with _own_folder(pathlib.Path({str(tmp_path)!r})) as folder:\n"
-            "    (folder / 'w0.admin').touch()\n"
-            "    print(folder, flush=True)\n"
-            "    time.sleep(60)\n"
-        )
-        others = [
-            subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True)
-            for _ in range(2)
-        ]
-        folders = [Path(other.stdout.readline().strip()) for other in others if other.stdout]
-        killed, living = others
-        killed.kill()
-        killed.wait()
-        assert all((folder / "w0.admin").exists() for folder in folders)
-        with supervisor._own_folder(tmp_path) as folder:
-            assert set(tmp_path.iterdir()) == {folders[1], folder}
-        living.kill()
-        living.wait()
-        for other in others:
-            assert other.stdout
-            other.stdout.close()
-
-    def test_what_only_has_such_a_name_is_left_alone(self, tmp_path: Path) -> None:
-        (tmp_path / ".workers-file").touch()
-        (tmp_path / "elsewhere").mkdir()
-        (tmp_path / ".workers-link").symlink_to(tmp_path / "elsewhere")
-        with supervisor._own_folder(tmp_path):
-            pass
-        assert len(list(tmp_path.iterdir())) == 3
+async def test_the_admin_sockets_are_for_our_user_alone(tmp_path: Path) -> None:
+    async with running(tmp_path) as (subject, _):
+        await subject.ready()
+        modes = {stat.S_IMODE(worker.admin.stat().st_mode) for worker in subject.workers}
+    assert modes == {0o600}
 
 
 def test_several_workers_need_a_socket_each() -> None:

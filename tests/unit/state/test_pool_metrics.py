@@ -62,9 +62,9 @@ def test_a_line_that_is_not_a_metric_is_refused() -> None:
 
 def test_the_load_is_exported_and_disappears_when_it_is_unknown() -> None:
     sink = PrometheusSink()
-    sink.set_load("small", {"running": 2.0})
+    sink.handle(Scraped("small", {"running": 2.0}, failed=False))
     assert b'semroute_pool_load{gauge="running",pool="small"} 2.0' in sink.exposition()
-    sink.set_load("small", {})
+    sink.handle(Scraped("small", {}, failed=True))
     assert b"semroute_pool_load{" not in sink.exposition()
 
 

@@ -20,7 +20,7 @@ from semroute_extproc.pipeline.pipeline import Pipeline
 from semroute_extproc.policy.context import Candidates, Choice, Judgement, RoutingContext
 from semroute_extproc.policy.shadow import Agreement, Shadow
 from semroute_extproc.request.view import Api, Decide, RequestHead, RequestView, Turn
-from semroute_extproc.serve import app
+from semroute_extproc.serve import build
 from semroute_extproc.strategies.calibration import Calibration
 from semroute_extproc.strategies.idea import Site
 from semroute_extproc.strategies.judge import Judge, JudgeSettings
@@ -208,7 +208,7 @@ async def test_every_result_is_counted_by_strategy() -> None:
         found = await outcome(settings(server.url, timeout_ms=1_000), judges=3)
     sink = PrometheusSink()
     for each in found:
-        sink.decided(Decided(each, "r", "/", (), 0, 0, 0, False))
+        sink.handle(Decided(each, "r", "/", (), 0, 0, 0, False))
     page = sink.exposition().decode()
     assert 'semroute_judge_total{result="ok",strategy="s"} 1.0' in page
     assert 'semroute_judge_total{result="cache",strategy="s"} 2.0' in page
@@ -281,7 +281,7 @@ def problems(tmp_path: Any, text: str) -> list[str]:
     file = tmp_path / "semroute.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError) as caught:
-        app.make_generation(1, config_source.load(file, {}), classifier(FakeEncoder()), print, Judges())
+        build.make_judges(config_source.load(file, {}), Judges())
     return caught.value.problems
 
 

@@ -10,7 +10,7 @@ from builders import BUNDLE, MANIFEST
 
 from semroute_extproc.config import source as config_source
 from semroute_extproc.errors import ConfigError
-from semroute_extproc.serve import app
+from semroute_extproc.serve import build
 from semroute_extproc.strategies import registry
 from semroute_extproc.strategies.artifact import ArtifactManifest, write_artifact
 from semroute_extproc.strategies.clusters import ClustersArtifact
@@ -52,7 +52,7 @@ def folder(tmp_path: Path) -> Path:
 def problems(folder: Path) -> list[str]:
     loaded = config_source.load(folder / "semroute.yaml", {})
     with pytest.raises(ConfigError) as error:
-        app.make_policies(loaded, BUNDLE)
+        build.make_policies(loaded, BUNDLE)
     return error.value.problems
 
 
@@ -64,7 +64,7 @@ def test_relative_paths_are_meant_from_the_configurations_folder(
     files, found = registry.read_files(loaded.config.strategies)
     assert not found
     assert set(files["s"]["profiles"]()) == {"m-a"}
-    assert set(app.make_policies(loaded, BUNDLE)) == {"p"}
+    assert set(build.make_policies(loaded, BUNDLE)) == {"p"}
 
 
 def test_a_missing_artifact_is_told_at_its_line(folder: Path) -> None:

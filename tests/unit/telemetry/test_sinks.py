@@ -7,6 +7,7 @@ import json
 import logging
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,33 +17,36 @@ from builders import BUNDLE, raw
 from msgspec import structs
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from structlog.testing import capture_logs
 
 from semroute_extproc.encoder.signals import calibrate
-from semroute_extproc.events import Decided
+from semroute_extproc.events import (
+    CacheLookup,
+    Decided,
+    EncoderLost,
+    Event,
+    Failed,
+    OutOfMemory,
+    ProfilesRead,
+    Reloaded,
+    ReloadRejected,
+    Scraped,
+    SessionStoreError,
+    Shadowed,
+    StreamRefused,
+)
 from semroute_extproc.outcome import Kind, Outcome, Stage
 from semroute_extproc.outcome import facts as metadata
 from semroute_extproc.policy.context import Decision
 from semroute_extproc.policy.shadow import Agreement, Shadow
 from semroute_extproc.request.view import Api, RequestView, Turn
 from semroute_extproc.settings.process import Telemetry
-from semroute_extproc.telemetry import otel, prom
+from semroute_extproc.telemetry import prom
+from semroute_extproc.telemetry.bus import Bus
 from semroute_extproc.telemetry.log import LogSink, configure
 from semroute_extproc.telemetry.otel import OtelSink
 from semroute_extproc.telemetry.prom import PrometheusSink
 
-STATUS = {
-    "pools": {"large": {"pressure": 0.5, "level": 0.6, "known": True}},
-    "budgets": {
-        "pair": {
-            "unit": "share",
-            "target": 0.3,
-            "realised": 0.31,
-            "leaning": -0.2,
-            "requests": 5,
-        }
-    },
-    "sessions": {"entries": 7},
-}
 SECRET = "the patient's name is Ada"
 
 
@@ -65,17 +69,22 @@ def event(kind: Kind = Kind.ROUTED, cause: str = "strategy", parents: tuple[str,
     return Decided(outcome, "id-1", "/v1/chat/completions", parents, 1_000, 2_000, 9_000_000, False)
 
 
+@pytest.fixture(autouse=True)
+def unconfigured() -> Iterator[None]:
+    yield
+    structlog.reset_defaults()
+    logging.getLogger().handlers.clear()
+
+
 @pytest.fixture
 def logged(capsys: pytest.CaptureFixture[str]) -> Any:
     def run(prompts: bool) -> str:
         settings = Telemetry(log_format="json", log_prompts=prompts)
         configure(settings)
-        LogSink(settings).decided(event())
+        LogSink(settings).handle(event())
         return capsys.readouterr().err
 
-    yield run
-    structlog.reset_defaults()
-    logging.getLogger().handlers.clear()
+    return run
 
 
 def test_a_decision_is_one_json_line_with_its_facts(logged: Any) -> None:
@@ -114,20 +123,20 @@ def test_the_watch_on_the_configuration_does_not_log_every_change_it_sees(
 def test_the_trace_is_that_of_a_well_formed_parent_and_nothing_else_a_client_sent(
     parents: tuple[str, ...], trace_id: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    LogSink(Telemetry(log_format="json")).decided(event(parents=parents))
+    LogSink(Telemetry(log_format="json")).handle(event(parents=parents))
     assert json.loads(capsys.readouterr().err).get("trace_id") == trace_id
 
 
 def test_no_prompt_is_in_a_metric() -> None:
     sink = PrometheusSink()
-    sink.decided(event())
+    sink.handle(event())
     assert SECRET.encode() not in sink.exposition()
 
 
 def test_decisions_are_counted_with_their_labels() -> None:
     sink = PrometheusSink()
-    sink.decided(event())
-    sink.decided(event(Kind.FALLBACK, "deadline"))
+    sink.handle(event())
+    sink.handle(event(Kind.FALLBACK, "deadline"))
     text = sink.exposition().decode()
     labels = 'domain="math",outcome="routed",pool="small",rule="r",strategy="pair"'
     assert f"semroute_decisions_total{{{labels}}} 1.0" in text
@@ -139,8 +148,8 @@ def test_decisions_are_counted_with_their_labels() -> None:
 def spans(*parents: str) -> list[ReadableSpan]:
     exporter = InMemorySpanExporter()
     sink = OtelSink(exporter)
-    sink.decided(event(parents=parents))
-    sink._provider.force_flush()
+    sink.handle(event(parents=parents))
+    sink.close()
     return list(exporter.get_finished_spans())
 
 
@@ -168,7 +177,7 @@ def test_an_unsampled_parent_gives_no_spans() -> None:
     assert spans(f"00-{'a' * 32}-{'1' * 16}-00") == []
 
 
-def test_a_collector_that_is_gone_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_collector_that_is_gone_does_not_hold_up_the_end() -> None:
     release = threading.Event()
 
     class Stuck(InMemorySpanExporter):
@@ -176,11 +185,10 @@ def test_a_collector_that_is_gone_does_not_hold_up_the_end(monkeypatch: pytest.M
             release.wait(20)
             return super().export(spans)
 
-    monkeypatch.setattr(otel, "CLOSE_SECONDS_MAX", 0.1)
     sink = OtelSink(Stuck())
-    sink.decided(event())
+    sink.handle(event())
     started = time.monotonic()
-    sink.close()
+    sink.close(0.1)
     assert time.monotonic() - started < 5
     release.set()
 
@@ -202,24 +210,22 @@ def test_a_traceback_shows_no_variables(style: str, capsys: pytest.CaptureFixtur
     assert "Ada" not in shown
 
 
-def test_the_controllers_are_read_when_the_metrics_are() -> None:
+def test_observed_gauges_are_read_when_the_metrics_are_and_forget_what_is_gone() -> None:
     sink = PrometheusSink()
-    sink.watch_controllers(lambda: STATUS)
+    pressures = {("large",): 0.5, ("small",): 0.0}
+    sink.observe("pool_pressure", lambda: pressures)
+    sink.observe("queue_depth", lambda: 7)
     text = sink.exposition().decode()
-    for line in (
-        'semroute_pool_pressure{pool="large"} 0.5',
-        'semroute_budget_leaning{strategy="pair"} -0.2',
-        'semroute_budget_target{strategy="pair"} 0.3',
-        'semroute_budget_realised{strategy="pair"} 0.31',
-        "semroute_session_entries 7.0",
-    ):
-        assert line in text
-    sink.watch_controllers(lambda: {"pools": {}, "budgets": {}, "sessions": None})
-    assert "semroute_pool_pressure{" not in sink.exposition().decode()
+    assert 'semroute_pool_pressure{pool="large"} 0.5' in text
+    assert "semroute_queue_depth 7.0" in text
+    del pressures["large",]
+    text = sink.exposition().decode()
+    assert 'semroute_pool_pressure{pool="large"}' not in text
+    assert 'semroute_pool_pressure{pool="small"}' in text
 
 
 def test_scrapes_at_the_same_time_see_whole_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second one begins to set the gauges anew while the first one is about to write them."""
+    """The second one begins to set the gauges again while the first one is about to write them."""
     begun, cleared, written = threading.Event(), threading.Event(), threading.Event()
     write = prom.generate_latest
 
@@ -229,7 +235,7 @@ def test_scrapes_at_the_same_time_see_whole_pages(monkeypatch: pytest.MonkeyPatc
             cleared.wait(0.3)
         return write(registry)
 
-    class Budgets(dict[str, Any]):
+    class Budgets(dict[tuple[str, ...], float]):
         def items(self) -> Any:
             if begun.is_set():
                 cleared.set()
@@ -237,7 +243,7 @@ def test_scrapes_at_the_same_time_see_whole_pages(monkeypatch: pytest.MonkeyPatc
             return super().items()
 
     sink = PrometheusSink()
-    sink.watch_controllers(lambda: {**STATUS, "budgets": Budgets(STATUS["budgets"])})
+    sink.observe("budget_leaning", lambda: Budgets({("pair",): -0.2}))
     monkeypatch.setattr(prom, "generate_latest", generate)
     with ThreadPoolExecutor(2) as threads:
         first = threads.submit(sink.exposition)
@@ -254,7 +260,7 @@ def test_sessions_and_shadows_are_counted_and_told() -> None:
     told = event()
     outcome = structs.replace(told.outcome, policy="main", session="kept", shadows=(shadow,))
     sink = PrometheusSink()
-    sink.decided(structs.replace(told, outcome=outcome))
+    sink.handle(structs.replace(told, outcome=outcome))
     text = sink.exposition().decode()
     assert 'semroute_sessions_total{result="kept"} 1.0' in text
     labels = 'agreement="differ",policy="main",pool="large",shadow="other"'
@@ -273,22 +279,119 @@ def test_the_metadata_says_whose_reasoning_effort_it_is() -> None:
         assert (facts["reasoning"], facts["reasoning_from"]) == ("high", says)
 
 
-def test_a_gpu_that_is_lost_shows_until_it_is_back() -> None:
+def test_every_other_event_changes_its_metric() -> None:
     sink = PrometheusSink()
-    for event in ("out_of_memory", "lost", "on_cpu"):
-        sink.gpu_event("b", event)
-    assert 'semroute_gpu_lost{bundle="b"} 1.0' in sink.exposition().decode()
-    sink.gpu_event("b", "recovered")
-    page = sink.exposition().decode()
-    assert 'semroute_gpu_lost{bundle="b"} 0.0' in page
-    assert 'semroute_gpu_events_total{bundle="b",event="out_of_memory"} 1.0' in page
+    for event, line in (
+        (CacheLookup(True), 'semroute_cache_total{result="hit"} 1.0'),
+        (CacheLookup(False), 'semroute_cache_total{result="miss"} 1.0'),
+        (Failed("decision.failed"), "semroute_internal_errors_total 1.0"),
+        (StreamRefused(), "semroute_refused_streams_total 1.0"),
+        (OutOfMemory("b"), 'semroute_gpu_events_total{bundle="b",event="out_of_memory"} 1.0'),
+        (EncoderLost("b"), 'semroute_gpu_events_total{bundle="b",event="lost"} 1.0'),
+        (EncoderLost("b"), 'semroute_gpu_lost{bundle="b"} 1.0'),
+        (SessionStoreError("timeout"), 'semroute_session_remote_errors_total{what="timeout"} 1.0'),
+        (
+            Shadowed(Shadow("main", "other", Agreement.AGREE, "small", "why")),
+            'agreement="agree",policy="main",pool="small",shadow="other"} 1.0',
+        ),
+        (Reloaded("a" * 64, 2), f'semroute_config_info{{generation="2",sha256="{"a" * 12}"}} 1.0'),
+        (Reloaded("a" * 64, 2), "semroute_config_last_reload_successful 1.0"),
+        (ReloadRejected(["why"]), "semroute_config_last_reload_successful 0.0"),
+        (Reloaded("b" * 64, 2, changed=False), "semroute_config_last_reload_successful 1.0"),
+    ):
+        sink.handle(event)
+        assert line in sink.exposition().decode(), event
+    assert f'sha256="{"b" * 12}"' not in sink.exposition().decode()
 
 
-def test_only_the_provider_that_encodes_now_is_named() -> None:
+def test_a_gauge_that_a_pool_no_longer_has_disappears() -> None:
     sink = PrometheusSink()
-    facts = {"bundle": "b", "revision": "r", "graph": "g", "language": "any"}
-    for provider in ("CUDAExecutionProvider", "CPUExecutionProvider"):
-        sink.set_models([{**facts, "provider": provider}])
+    sink.handle(Scraped("large", {"running": 3.0, "waiting": 1.0}, failed=False))
+    sink.handle(Scraped("large", {"running": 4.0}, failed=False))
     page = sink.exposition().decode()
-    assert "CPUExecutionProvider" in page
-    assert "CUDAExecutionProvider" not in page
+    assert 'semroute_pool_load{gauge="running",pool="large"} 4.0' in page
+    assert 'gauge="waiting"' not in page
+    sink.handle(Scraped("large", {}, failed=True))
+    page = sink.exposition().decode()
+    assert "semroute_pool_load{" not in page
+    assert 'semroute_pool_scrape_failures_total{pool="large"} 1.0' in page
+
+
+def test_the_profiles_of_a_strategy_that_is_gone_are_forgotten() -> None:
+    sink = PrometheusSink()
+    sink.handle(ProfilesRead("s", 3, ["broken"]))
+    page = sink.exposition().decode()
+    assert 'semroute_profiles{strategy="s"} 3.0' in page
+    assert 'semroute_profiles_rejected{strategy="s"} 1.0' in page
+    sink.handle(ProfilesRead("s", None))
+    assert 'strategy="s"' not in sink.exposition().decode()
+
+
+def test_what_an_operator_should_know_is_logged_under_its_name() -> None:
+    sink = LogSink(Telemetry(log_format="json"))
+    shadow = Shadow("main", "other", Agreement.AGREE, "small", "why")
+    decided = event()
+    events: list[Event] = [
+        Reloaded("a" * 64, 1, notes=["old key"]),
+        Reloaded("a" * 64, 2),
+        ReloadRejected(["why"]),
+        Reloaded("a" * 64, 2, changed=False),
+        ProfilesRead("s", 1, problems=["p"], models=["m"], thin=["t"]),
+        ProfilesRead("s", None),
+        EncoderLost("b", "three passes failed"),
+        Shadowed(shadow),
+        CacheLookup(True),
+    ]
+    with capture_logs() as logs:
+        for each in events:
+            sink.handle(each)
+    assert [entry["event"] for entry in logs] == [
+        "config.note",
+        "config.reloaded",
+        "config.rejected",
+        "config.restored",
+        "profiles.read",
+        "profile.rejected",
+        "profile.thin",
+        "gpu.lost",
+        "shadow.decided",
+    ]
+    with capture_logs() as quiet:
+        sink = LogSink(Telemetry(log_format="json", log_decisions=False))
+        sink.handle(Shadowed(shadow))
+        sink.handle(decided)
+    assert quiet == []
+
+
+class Broken:
+    """A sink that fails."""
+
+    def handle(self, _: Event) -> None:
+        raise ZeroDivisionError
+
+
+class Remember:
+    """A sink that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def handle(self, event: Event) -> None:
+        self.events.append(event)
+
+
+def test_a_sink_that_fails_is_reported_once_and_stops_no_other() -> None:
+    first, last = Remember(), Remember()
+    told = event()
+    Bus(first, Broken(), Broken(), last).emit(told)
+    assert first.events == [told, Failed("telemetry.failed", "id-1")]
+    assert last.events == [Failed("telemetry.failed", "id-1"), told]
+
+
+def test_a_failure_of_a_sink_is_logged_with_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = Telemetry(log_format="json")
+    configure(settings)
+    Bus(Broken(), LogSink(settings)).emit(CacheLookup(True))
+    [line] = capsys.readouterr().err.splitlines()
+    assert json.loads(line)["event"] == "telemetry.failed"
+    assert "ZeroDivisionError" in line

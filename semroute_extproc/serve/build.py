@@ -1,0 +1,117 @@
+"""From a configuration to the objects that decide: for serving, and for explain and check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from semroute_extproc.config.models import Config
+from semroute_extproc.config.source import Loaded
+from semroute_extproc.encoder import bundle
+from semroute_extproc.encoder.bundle import Bundle
+from semroute_extproc.encoder.classifier import Classifier
+from semroute_extproc.encoder.cores import usable_cores
+from semroute_extproc.encoder.cuda import open_model
+from semroute_extproc.encoder.onnx import OnnxModel
+from semroute_extproc.encoder.queue import EncodeQueue
+from semroute_extproc.envoy.exchange import ExchangeSettings
+from semroute_extproc.events import Emit, ignore
+from semroute_extproc.pipeline.pipeline import Pipeline
+from semroute_extproc.policy import plan
+from semroute_extproc.policy.plan import PolicyPlan
+from semroute_extproc.settings.base import Problem
+from semroute_extproc.state import shared_sessions
+from semroute_extproc.state.controllers import ControllerState
+from semroute_extproc.state.shared_sessions import SharedSessions
+from semroute_extproc.strategies import registry
+from semroute_extproc.strategies.judge_client import CannotJudge, JudgeClient, Judges
+
+DEFAULT = ""
+"""Key of the bundle for every language that has none of its own."""
+
+
+def load_bundles(config: Config) -> dict[str, Bundle]:
+    """Language to checked bundle, the default under `DEFAULT`; raises BundleError."""
+    wanted = config.encoder
+    paths = bundle.language_bundles()
+    if wanted.by_language is not None:
+        paths = {language: Path(path) for language, path in wanted.by_language.items()}
+    paths[DEFAULT] = Path(wanted.bundle) if wanted.bundle else bundle.default_bundle()
+    return {language: bundle.load(path, (wanted.device, "cpu")) for language, path in paths.items()}
+
+
+def make_models(config: Config, bundles: Mapping[str, Bundle]) -> dict[str, OnnxModel]:
+    """Language to warm model; raises BundleError or ConfigError.
+
+    The default bundle must run on the configured device. A language's own bundle may lack a graph for
+    it and then runs on the CPU.
+    """
+    device = config.encoder.device
+    return {
+        language: open_model(each, device if language == DEFAULT else each.device(device))
+        for language, each in bundles.items()
+    }
+
+
+def make_classifier(config: Config, models: Mapping[str, OnnxModel], emit: Emit = ignore) -> Classifier:
+    """The classifier of the running loop: one thread per core on CPU, one on GPU; workers share."""
+    cores = max(1, usable_cores() // config.server.workers)
+    encoders: dict[str, EncodeQueue] = {}
+    for language, model in models.items():
+        threads = config.encoder.threads or (cores if model.device == "cpu" else 1)
+        encoders[language] = EncodeQueue(model, threads, config.encoder.queue_max, emit)
+    return Classifier(encoders.pop(DEFAULT), encoders, config.encoder.cache_entries, emit)
+
+
+def make_policies(
+    loaded: Loaded, default: Bundle, profiles_of: registry.ProfilesOf = registry.once
+) -> dict[str, PolicyPlan]:
+    """Every policy, with the files its strategies name; raises ConfigError with every problem's place."""
+    config = loaded.config
+    files, unreadable = registry.read_files(config.strategies, profiles_of)
+    strategies, unfit = registry.compile_all(config, default.manifest, files)
+    policies, wrong = plan.build(config.pools, config.default_pool, config.policies, strategies)
+    if problems := [*unreadable, *unfit, *wrong]:
+        raise loaded.error(problems)
+    return policies
+
+
+def make_judges(loaded: Loaded, judges: Judges) -> Mapping[str, JudgeClient]:
+    """Strategy to judge; raises ConfigError with the place of the first that cannot be made."""
+    try:
+        return judges.of(loaded.config.strategies)
+    except CannotJudge as error:
+        raise loaded.error([Problem(("strategies", error.strategy), str(error))]) from None
+
+
+def connect_sessions(config: Config, emit: Emit = ignore) -> SharedSessions | None:
+    """The shared session store, if one is configured; raises ConfigError. Nothing is sent yet."""
+    session = config.controllers.session
+    return None if session is None else shared_sessions.connect(session, emit)
+
+
+def make_pipeline(
+    loaded: Loaded,
+    policies: Mapping[str, PolicyPlan],
+    classifier: Classifier,
+    judges: Judges,
+    controllers: ControllerState | None = None,
+    shared: SharedSessions | None = None,
+    emit: Emit = ignore,
+) -> Pipeline:
+    """The pipeline of one configuration; raises ConfigError with places."""
+    return Pipeline(
+        loaded.config, policies, classifier, emit, make_judges(loaded, judges), controllers, shared
+    )
+
+
+def exchange_settings(pipeline: Pipeline) -> ExchangeSettings:
+    """What the exchange with Envoy needs to know of a pipeline's configuration."""
+    config = pipeline.config
+    return ExchangeSettings(
+        default_pool=config.default_pool,
+        default_cluster=config.pools[config.default_pool].cluster,
+        body_bytes_max=config.server.body_bytes_max,
+        allow_mode_override=config.server.allow_mode_override,
+        models=pipeline.names,
+    )

@@ -1,0 +1,243 @@
+"""The live configuration and its changes."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from builders import FakeEncoder, classifier
+
+from semroute_extproc.config import source as config_source
+from semroute_extproc.config.source import Loaded
+from semroute_extproc.events import Event, Reloaded, ReloadRejected
+from semroute_extproc.serve.reload import LiveConfig
+from semroute_extproc.state.controllers import ControllerState
+
+GOOD = """\
+pools:
+  small: {cluster: vllm-small, model: org/small}
+  large: {cluster: vllm-large, model: org/large}
+default_pool: large
+"""
+
+HUGE = GOOD.replace("vllm-large", "vllm-huge")
+
+
+class Subject:
+    """A live configuration, its file and what it emitted."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.events: list[Event] = []
+        file.write_text(GOOD)
+        loaded = config_source.load(file, {})
+        self.load: Callable[[Path], Loaded] = lambda path: config_source.load(path, {})
+        self.controllers = ControllerState(bytes(32))
+        self.live = LiveConfig(
+            file,
+            loaded,
+            classifier(FakeEncoder()),
+            self.controllers,
+            self.events.append,
+            lambda path: self.load(path),
+        )
+        assert self.events == [Reloaded(loaded.sha256, 1, notes=[])]
+        self.events.clear()
+
+    async def reload(self, text: str) -> list[Event]:
+        """Reload with this text in the file; what was emitted."""
+        await asyncio.to_thread(self.file.write_text, text)
+        self.events.clear()
+        await self.live.reload()
+        return self.events
+
+    @property
+    def number(self) -> int:
+        return self.live.snapshot.number
+
+    @property
+    def cluster(self) -> str:
+        return self.live.snapshot.settings.default_cluster
+
+    def judge(self) -> Any:
+        return self.live.snapshot.pipeline.judges["s"]
+
+
+@pytest_asyncio.fixture
+async def subject(tmp_path: Path) -> AsyncIterator[Subject]:
+    running = Subject(tmp_path / "semroute.yaml")
+    yield running
+    await running.live.close()
+
+
+def rejection(events: list[Event]) -> list[str]:
+    [rejected] = events
+    assert isinstance(rejected, ReloadRejected)
+    return list(rejected.problems)
+
+
+async def test_a_change_is_taken_as_a_whole(subject: Subject) -> None:
+    assert await subject.reload(HUGE) == [Reloaded(subject.live.loaded.sha256, 2, notes=[])]
+    assert (subject.number, subject.cluster) == (2, "vllm-huge")
+
+
+async def test_a_file_that_says_what_is_live_changes_nothing(subject: Subject) -> None:
+    assert await subject.reload(GOOD + "# a comment\n") == []
+    assert subject.number == 1
+
+
+async def test_what_is_wrong_changes_nothing_until_it_is_put_right_again(subject: Subject) -> None:
+    assert rejection(await subject.reload(GOOD.replace("default_pool: large", "default_pool: larg")))
+    [restored] = await subject.reload(GOOD)
+    assert restored == Reloaded(subject.live.loaded.sha256, 1, changed=False)
+    assert subject.number == 1
+    assert await subject.reload(GOOD) == [], "it is said once"
+
+
+async def test_a_change_that_needs_a_restart_is_named_with_its_place_and_nothing_else_is_taken(
+    subject: Subject,
+) -> None:
+    problems = rejection(await subject.reload(HUGE + "server: {deadline_ms: 250, workers: 2}\n"))
+    assert [problem.split(": ", 2)[1] for problem in problems] == ["server.workers", "server.deadline_ms"]
+    assert all("nothing of this file was applied" in problem for problem in problems)
+    assert subject.cluster == "vllm-large"
+
+
+async def test_a_file_that_is_gone_changes_nothing(subject: Subject) -> None:
+    subject.file.unlink()
+    await subject.live.reload()
+    assert rejection(subject.events)
+    assert subject.number == 1
+
+
+async def test_a_failure_of_ours_while_reloading_does_not_end_the_watch(subject: Subject) -> None:
+    good = subject.load
+
+    def broken(_: Path) -> Loaded:
+        raise ZeroDivisionError
+
+    subject.load = broken
+    assert rejection(await subject.reload(HUGE)) == [], "an exception and no problem of the file"
+    subject.load = good
+    await subject.reload(HUGE)
+    assert subject.number == 2
+
+
+async def test_files_that_take_long_to_read_hold_no_request_up(subject: Subject) -> None:
+    read = subject.load
+
+    def slowly(path: Path) -> Loaded:
+        time.sleep(0.2)
+        return read(path)
+
+    subject.load = slowly
+    subject.file.write_text(HUGE)
+    reloads = [asyncio.create_task(subject.live.reload()) for _ in range(2)]
+    ticks = 0
+    while not all(reload.done() for reload in reloads):
+        await asyncio.sleep(0.01)
+        ticks += 1
+    assert ticks > 10, "the loop went on"
+    assert subject.number == 2, "one after the other, and the second found nothing new"
+
+
+async def test_the_file_is_watched_until_it_stops(subject: Subject) -> None:
+    stop = asyncio.Event()
+    watch = asyncio.create_task(subject.live.watch(stop))
+    await asyncio.sleep(0.3)
+    subject.file.write_text(HUGE)
+    async with asyncio.timeout(20):
+        while subject.number == 1:
+            await asyncio.sleep(0.02)
+        stop.set()
+        await watch
+
+
+JUDGED = """\
+models:
+  auto: {policy: main}
+policies:
+  main: {otherwise: {strategy: s}}
+strategies:
+  s: {kind: judge, weak: small, strong: large, url: "http://judge:8000/v1", model: j, threshold: 0.5}
+"""
+
+
+async def test_a_reload_keeps_a_judge_that_it_does_not_change(subject: Subject) -> None:
+    await subject.reload(GOOD + JUDGED)
+    judge = subject.judge()
+    await subject.reload(HUGE + JUDGED)
+    assert subject.number == 3
+    assert subject.judge() is judge
+    await subject.reload(GOOD + JUDGED.replace("model: j", "model: k"))
+    assert subject.judge() is not judge
+
+
+async def test_a_judge_that_cannot_be_made_is_a_configuration_that_is_refused(subject: Subject) -> None:
+    text = GOOD + JUDGED.replace("model: j", "model: j, api_key_env: NO_SUCH_KEY")
+    [problem] = rejection(await subject.reload(text))
+    assert "NO_SUCH_KEY" in problem
+    assert subject.number == 1
+
+
+CONTROLLED = (
+    GOOD.replace("model: org/large", "model: org/large, metrics: 'http://large/metrics'")
+    + """\
+policies:
+  main: {otherwise: {strategy: pair}}
+strategies:
+  pair: {kind: threshold, weak: small, strong: large, strong_share: 0.3}
+controllers:
+  load: {}
+  budgets: {pair: {strong_share: 0.3}}
+  session: {}
+"""
+)
+
+
+async def test_controllers_come_and_go_with_a_reload_and_keep_what_they_know(subject: Subject) -> None:
+    controllers = subject.controllers
+    assert controllers.status() == {"pools": {}, "budgets": {}, "sessions": None}
+    await subject.reload(CONTROLLED)
+    for now in range(5):
+        controllers.observe("large", {"running": 1.0, "waiting": 9.0}, float(now))
+    before = controllers.status()
+    assert before["pools"]["large"]["level"] > 0.0
+    await subject.reload(CONTROLLED.replace("strong_share: 0.3}}", "strong_share: 0.4}}"))
+    after = controllers.status()
+    assert after["pools"] == before["pools"]
+    assert after["budgets"]["pair"]["target"] == 0.4
+    assert subject.number == 3
+
+
+async def test_a_password_that_changed_is_a_change(subject: Subject) -> None:
+    pytest.importorskip("redis", reason="needs the extra valkey")
+    for password in ("old", "new"):
+        remote = f"{{url: 'valkey://:{password}@localhost', key: 0123456789abcdef}}"
+        await subject.reload(CONTROLLED.replace("session: {}", f"session: {{remote: {remote}}}"))
+    assert subject.number == 3
+
+
+async def test_a_shared_memory_without_its_library_changes_nothing(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "redis", None)
+    remote = "{url: 'valkey://localhost', key: 0123456789abcdef}"
+    assert rejection(
+        await subject.reload(CONTROLLED.replace("session: {}", f"session: {{remote: {remote}}}"))
+    )
+    assert subject.number == 1
+
+
+async def test_a_deprecated_setting_is_noted_with_the_reload(subject: Subject) -> None:
+    subject.load = lambda path: dataclasses.replace(config_source.load(path, {}), notes=["old key"])
+    [reloaded] = await subject.reload(HUGE)
+    assert isinstance(reloaded, Reloaded)
+    assert list(reloaded.notes) == ["old key"]
