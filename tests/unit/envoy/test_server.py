@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc
 import pytest
-from builders import MANIFEST, POOLS, FakeEncoder, classifier, config
+from builders import POOLS, FakeEncoder, classifier, config, plans
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from semroute_extproc import events
@@ -23,7 +23,6 @@ from semroute_extproc.envoy.server import SERVICE, ConfigSnapshot, GrpcServer, S
 from semroute_extproc.events import Decided, Event, Failed, StreamRefused
 from semroute_extproc.outcome import Kind
 from semroute_extproc.pipeline.pipeline import Pipeline
-from semroute_extproc.policy import plan as policy
 
 CHAT = {":method": "POST", ":path": "/v1/chat/completions", "content-type": "application/json"}
 NO_SERVICER = Servicer(lambda: None, events.ignore)  # type: ignore[arg-type, return-value]
@@ -63,8 +62,7 @@ async def running(
     settings = config(
         server={"listen": listen, "drain_seconds": drain, "streams_max": streams_max}, pools=pools
     )
-    policies, _ = policy.build(settings, MANIFEST)
-    pipeline = Pipeline(settings, policies, classifier(encoder or FakeEncoder()), lambda _: None)
+    pipeline = Pipeline(settings, plans(settings), classifier(encoder or FakeEncoder()))
     live = ConfigSnapshot(1, "0", ExchangeSettings("large", "l", 33_554_432, True, ("auto",)), pipeline)
     seen: list[Event] = []
     servicer = Servicer(lambda: live, seen.append)

@@ -279,7 +279,7 @@ class TestThreshold:
         assert (decision.pool, decision.reason) == ("large", "text is out of distribution")
 
     def test_unknown_texts_may_go_elsewhere(self) -> None:
-        strategy = {**PAIR, "unsure": "eyes"}
+        strategy = {**PAIR, "on_unknown": "eyes"}
         assert decided(compiled(strategy=strategy), facts(signals=signals(unknown=True))).pool == "eyes"
 
     def test_without_the_encoder_the_default_pool_has_it(self) -> None:
@@ -310,7 +310,7 @@ class TestIntent:
         "kind": "intent",
         "experts": {"math": "large"},
         "otherwise": "small",
-        "unsure": "eyes",
+        "on_unknown": "eyes",
         "max_entropy": 0.6,
     }
 

@@ -122,7 +122,7 @@ def test_in_steady_traffic_the_leaning_rests() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_the_bound_of_the_docstring_holds(seed: int) -> None:
     """|realised − target| <= (largest − smallest leaning) / (gain · N), with the leaning unbounded."""
-    subject = run(waves, requests=20_000, seed=seed, leaning_max=8)
+    subject = run(waves, requests=20_000, seed=seed, bias_max=8)
     span = max(subject.leanings) - min(subject.leanings)
     assert abs(subject.share(0.0) - SHARE) <= span / (GAIN / 1_000 * 20_000) + 1e-9
 
@@ -133,7 +133,7 @@ def test_promises_are_kept_and_count() -> None:
 
 
 def test_promises_beyond_the_target_are_kept_and_the_leaning_stays_bounded() -> None:
-    subject = run(reference, promised=0.6, leaning_max=3)
+    subject = run(reference, promised=0.6, bias_max=3)
     assert subject.share(0.2) > 0.6
     assert min(subject.leanings) == -3.0
 
@@ -144,7 +144,7 @@ def test_what_was_wound_up_at_the_bound_is_not_paid_back() -> None:
     def scores(rng: random.Random, part: float) -> float:
         return 1.0 if part < 0.5 and rng.random() < 0.6 else rng.random()
 
-    subject = run(scores, leaning_max=3)
+    subject = run(scores, bias_max=3)
     windows = subject.windows(2_000, begin=0.5)
     assert windows.max() < SHARE + 0.06
     assert windows[5:].mean() == pytest.approx(SHARE, abs=0.03)

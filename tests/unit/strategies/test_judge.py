@@ -14,7 +14,7 @@ from openai_server import Act, OpenAIServer, labelled
 from semroute_extproc.config import source as config_source
 from semroute_extproc.config.models import Config
 from semroute_extproc.errors import ConfigError, EncoderUnavailable
-from semroute_extproc.events import Decided
+from semroute_extproc.events import Decided, Event, Shadowed
 from semroute_extproc.outcome import Cause, Kind, Outcome
 from semroute_extproc.pipeline.pipeline import Pipeline
 from semroute_extproc.policy.context import Candidates, Choice, Judgement, RoutingContext
@@ -228,10 +228,13 @@ async def shadowed(url: str, share: float) -> tuple[Outcome, list[Shadow]]:
     policies, _ = build_policies(settings_)
     judges = Judges()
     told: list[Shadow] = []
+
+    def emit(event: Event) -> None:
+        assert isinstance(event, Shadowed)
+        told.append(event.shadow)
+
     encoder = classifier(FakeEncoder(lambda _: raw(-5.0)))
-    subject = Pipeline(
-        settings_, policies, encoder, pytest.fail, judges.of(settings_.strategies), None, None, told.append
-    )
+    subject = Pipeline(settings_, policies, encoder, emit, judges.of(settings_.strategies))
     judges.adopt(subject.judges)
     body = json.dumps({"model": "auto", "messages": [{"role": "user", "content": "prove it"}]}).encode()
     head = RequestHead("POST", "/v1/chat/completions", {})
