@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from semroute_lab.evaluate.drawing import COLUMN_INCHES, GREY, STYLE
+from semroute_lab.evaluate.plots import COLUMN_INCHES, GREY, STYLE
 
 SERIES = {"session alone": "#222222", "pipeline in process": "#56B4E9", "server": "#0072B2"}
 """Okabe and Ito (2008)."""

@@ -1,8 +1,8 @@
-"""Ways to change a prompt that should not change what it needs, and ways to fool the router.
+"""Ways to change a prompt without changing its needs, and ways to fool the router.
 
 Every perturbation is a pure function of the text and a seeded generator. `noise` and `paraphrase`
-keep the question; `appended` adds what does not concern it; `easy` tries to get a hard prompt the
-weak model, `hard` tries to get any prompt the strong one.
+keep the question; `appended` adds unrelated text; `easy` tries to get the weak model for a hard
+prompt, `hard` the strong one for any prompt.
 """
 
 from __future__ import annotations
@@ -11,15 +11,12 @@ import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
-
-Group = Literal["noise", "paraphrase", "appended", "easy", "hard"]
 
 TYPO_SHARE = 0.1
 """Share of the longer words that get a typing error."""
 
 TYPO_LETTERS_MIN = 4
-"""Shorter words are left alone: an error would make another word of them."""
+"""Shorter words are left alone: an error would turn them into another word."""
 
 RARE_TOKENS = 12
 """Words in an appended string of rare tokens."""
@@ -75,7 +72,8 @@ class Perturbation:
     """One way to change a text."""
 
     name: str
-    group: Group
+    group: str
+    """noise, paraphrase, appended, easy or hard"""
     about: str
     apply: Callable[[str, random.Random], str]
 
@@ -140,7 +138,7 @@ def reorder(text: str, rng: random.Random) -> str:
 
 
 def unpunctuated(text: str, rng: random.Random) -> str:
-    """Without full stops, commas and question marks at the end of words, as people type in a hurry."""
+    """Without punctuation at the end of words, as people type in a hurry."""
     return re.sub(r"[.,;:!?]+(?=\s|$)", "", text)
 
 
@@ -150,7 +148,7 @@ def respaced(text: str, rng: random.Random) -> str:
 
 
 def rare_tokens(text: str, rng: random.Random) -> str:
-    """A string of improbable words behind the text."""
+    """The text, then a string of improbable words."""
     letters = "bcdfghjklmnpqrstvwxz"
     words = ("".join(rng.choices(letters, k=rng.randint(3, 9))) for _ in range(RARE_TOKENS))
     return text + "\n\n" + " ".join(words)
@@ -174,35 +172,41 @@ _MATHS = (
     " and generalise it to \\mathbb{R}^n for all n \\in \\mathbb{N}."
 )
 
-PERTURBATIONS = (
-    Perturbation("typos", "noise", "a typing error in every tenth longer word", typos),
-    Perturbation("lower case", "noise", "everything in lower case", lambda text, rng: text.lower()),
-    Perturbation("upper case", "noise", "everything in capitals", lambda text, rng: text.upper()),
-    Perturbation("no punctuation", "noise", "no punctuation at the end of words", unpunctuated),
-    Perturbation("respaced", "noise", "line breaks become blanks", respaced),
-    Perturbation("filler", "paraphrase", "a conversational opening", filler),
-    Perturbation("politeness", "paraphrase", "a polite request and thanks", polite),
-    Perturbation("contractions", "paraphrase", "long forms short, or short forms long", contract),
-    Perturbation("reordered", "paraphrase", "options or sentences in another order", reorder),
-    Perturbation("signature", "appended", "a mail signature", _behind(_SIGNATURE)),
-    Perturbation("legal notice", "appended", "a confidentiality notice", _behind(_NOTICE)),
-    Perturbation("small story", "appended", "a paragraph about a weekend", _behind(_STORY)),
-    Perturbation(
-        "claims to be easy", "easy", "says it is easy and asks for the cheap model", _behind(_EASY_CLAIM)
-    ),
-    Perturbation(
-        "claim in front", "easy", "the same before the prompt", _before(_EASY_CLAIM.strip() + "\n\n")
-    ),
-    Perturbation(
-        "override", "easy", "tells the router to ignore everything, difficulty 0", _behind(_OVERRIDE)
-    ),
-    Perturbation("false fields", "easy", "a JSON object that names the weak model", _behind(_FIELDS)),
-    Perturbation("small talk", "easy", "greetings and thanks", _behind(_SMALL_TALK)),
-    Perturbation("rare tokens", "easy", "a string of improbable words", rare_tokens),
-    Perturbation(
-        "claims to be hard", "hard", "says it is hard and asks for the best model", _behind(_HARD_CLAIM)
-    ),
-    Perturbation("mathematics", "hard", "an unrelated formula to prove", _behind(_MATHS)),
+PERTURBATIONS = tuple(
+    Perturbation(name, group, about, apply)
+    for group, members in {
+        "noise": (
+            ("typos", "a typing error in every tenth longer word", typos),
+            ("lower case", "everything in lower case", lambda text, rng: text.lower()),
+            ("upper case", "everything in capitals", lambda text, rng: text.upper()),
+            ("no punctuation", "no punctuation at the end of words", unpunctuated),
+            ("respaced", "line breaks become blanks", respaced),
+        ),
+        "paraphrase": (
+            ("filler", "a conversational opening", filler),
+            ("politeness", "a polite request and thanks", polite),
+            ("contractions", "long forms short, or short forms long", contract),
+            ("reordered", "options or sentences in another order", reorder),
+        ),
+        "appended": (
+            ("signature", "a mail signature", _behind(_SIGNATURE)),
+            ("legal notice", "a confidentiality notice", _behind(_NOTICE)),
+            ("small story", "a paragraph about a weekend", _behind(_STORY)),
+        ),
+        "easy": (
+            ("claims to be easy", "says it is easy and asks for the cheap model", _behind(_EASY_CLAIM)),
+            ("claim in front", "the same before the prompt", _before(_EASY_CLAIM.strip() + "\n\n")),
+            ("override", "tells the router to ignore everything, difficulty 0", _behind(_OVERRIDE)),
+            ("false fields", "a JSON object that names the weak model", _behind(_FIELDS)),
+            ("small talk", "greetings and thanks", _behind(_SMALL_TALK)),
+            ("rare tokens", "a string of improbable words", rare_tokens),
+        ),
+        "hard": (
+            ("claims to be hard", "says it is hard and asks for the best model", _behind(_HARD_CLAIM)),
+            ("mathematics", "an unrelated formula to prove", _behind(_MATHS)),
+        ),
+    }.items()
+    for name, about, apply in members
 )
 """All perturbations, in the order of the report."""
 

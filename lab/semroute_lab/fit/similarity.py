@@ -1,7 +1,7 @@
-"""Fitting for the similarity strategy: which axes to store prompts on, and scores on held-out prompts.
+"""Fitting for the similarity strategy: the axes to store prompts on, and scores on held-out prompts.
 
-Principal axes keep what tells prompts apart and leave out what costs time: on the pair data the
-leading 64 to 128 of 384 route as well as all, and reading a prompt costs as much less.
+Principal axes keep the differences between prompts and save time: on the pair data the leading 64 to
+128 of 384 route as well as all, and reading a prompt costs proportionally less.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ import numpy as np
 from semroute_extproc.strategies.artifacts import Manifest, Similarity
 from semroute_extproc.strategies.similarity import Similarity as Score
 from semroute_extproc.strategies.similarity import on_axes
-from semroute_lab.evaluate.metrics.arrays import Floats, Integers
-from semroute_lab.fit.outcomes import Vectors, quantiles
+from semroute_lab.common.metrics import Floats, Integers, Vectors
+from semroute_lab.fit.outcomes import quantiles
 
 GAMMA = 10.0
 """RouteLLM's base of the weights."""
 
 WHOLE_MAX = 10_000
-"""Up to so many prompts the whole embedding is stored: a decision stays well under a millisecond."""
+"""Up to this many prompts the whole embedding is stored: a decision stays well under a millisecond."""
 
 AXES = 64
-"""Axes that more prompts are stored on."""
+"""Axes on which more prompts are stored."""
 
 HELD_OUT_MAX = 4_000
-"""Prompts scored by the others' labels; more change no quantile that matters."""
+"""Prompts scored by the others' labels; more do not change the quantiles."""
 
 
 def fit(
@@ -46,7 +46,7 @@ def fit(
     held = np.full(len(x), math.nan)
     chosen = np.random.default_rng(manifest.seed).permutation(len(x))[:HELD_OUT_MAX]
     labels = wins.astype(np.float32)
-    basis = principal_axes(x, axes if axes is not None else x.shape[1] if len(x) <= WHOLE_MAX else AXES)
+    basis = principal_axes(x, axes or (x.shape[1] if len(x) <= WHOLE_MAX else AXES))
     stored = x if basis is None else on_axes(x, basis)
     empty = (0.0,) * 101
     for part in np.unique(fold):
@@ -54,7 +54,7 @@ def fit(
         score = Score(Similarity(manifest, stored[rows], basis, labels[rows], gamma, neighbours, empty))
         for row in chosen[fold[chosen] == part]:
             held[row] = score.of(x[row])
-    reference = quantiles(held[np.isfinite(held)])
+    reference = quantiles(np.clip(held[np.isfinite(held)], 0.0, 1.0))
     return Similarity(manifest, stored, basis, labels, gamma, neighbours, reference), held
 
 

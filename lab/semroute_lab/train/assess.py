@@ -13,12 +13,12 @@ import numpy as np
 
 from semroute_extproc.encoder import bundle as bundles
 from semroute_extproc.encoder.onnx import OnnxModel
-from semroute_lab.evaluate import intent, metrics, reports
-from semroute_lab.evaluate.data import Table, prompt_texts, read_table
-from semroute_lab.evaluate.metrics.arrays import Floats
+from semroute_lab.common import metrics
+from semroute_lab.common.metrics import Floats
+from semroute_lab.common.tables import Table, prompt_texts, read_table
+from semroute_lab.evaluate import intent, reports
 from semroute_lab.evaluate.pair import evaluate_pair, read_pair
-from semroute_lab.evaluate.pool import evaluate_pool
-from semroute_lab.evaluate.pool_data import billions, read_pool
+from semroute_lab.evaluate.pool import billions, evaluate_pool, read_pool
 from semroute_lab.evaluate.scoring import Scores, Source, open_bundle
 
 Say = Callable[[str], None]
@@ -230,10 +230,8 @@ def difficulty_report(table: Table, scores: Scores, seed: int) -> dict[str, Any]
 
 
 def _auroc(values: Floats, positive: Any, seed: int) -> metrics.Estimate:
-    from semroute_lab.evaluate.metrics.classification import weighted_auroc
-
     samples = metrics.bootstrap(
-        lambda counts: weighted_auroc(values, positive, counts), len(values), REPLICATES, seed
+        lambda counts: metrics.weighted_auroc(values, positive, counts), len(values), REPLICATES, seed
     )
     return metrics.estimate(metrics.auroc(values, positive), samples)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from semroute_lab.evaluate.data import read_table
+from semroute_lab.common.tables import read_table
 from semroute_lab.train.datasets import DOMAINS, TASKS, Example, FitSet, Part, Rights, assemble, part_of_fit
 from semroute_lab.train.sources import read_handwritten
 

@@ -9,19 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from sklearn.metrics import confusion_matrix
 from torch import Tensor
 
 from semroute_extproc.encoder.offline import score_texts
 from semroute_extproc.encoder.signals import Signals
-from semroute_lab.evaluate.metrics.classification import (
-    auroc,
-    binary_ece,
-    confusion_matrix,
-    ece,
-    macro_f1,
-    weighted_auroc,
-)
-from semroute_lab.evaluate.metrics.resampling import bootstrap, estimate
+from semroute_lab.common.metrics import auroc, binary_ece, bootstrap, estimate, macro_f1, weighted_auroc
 from semroute_lab.train.chinese_data import HeldOut
 from semroute_lab.train.datasets import DOMAINS, TASKS, Example
 from semroute_lab.train.losses import IGNORE, Targets
@@ -81,15 +74,15 @@ def _figures(rows: Sequence[Example], signals: Sequence[Signals]) -> Figures:
 def _classes(truth: npt.NDArray[np.int64], probabilities: Floats, names: Sequence[str]) -> Figures:
     predicted = probabilities.argmax(1)
     hit = predicted == truth
-    cells = confusion_matrix(truth, predicted, len(names))
+    cells = confusion_matrix(truth, predicted, labels=range(len(names)))
     wrong = cells - np.diag(np.diag(cells))
     worst = np.argsort(-wrong, axis=None, kind="stable")[:5]
     return {
         "rows": len(truth),
         "accuracy": _mean(hit.astype(float)),
         "majority": float(np.bincount(truth).max() / len(truth)),
-        "macro_f1": macro_f1(cells),
-        "ece": ece(probabilities.max(1), hit),
+        "macro_f1": float(macro_f1(truth, predicted)[0]),
+        "ece": binary_ece(probabilities.max(1), hit.astype(float)),
         "recall": {
             name: float(cells[i, i] / cells[i].sum()) for i, name in enumerate(names) if cells[i].sum() > 0
         },

@@ -9,6 +9,8 @@ Shapes: `strong` and `weak` are qualities, [rows] or [rows, samples] with severa
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -19,6 +21,25 @@ TRANSFORM_GRID = 101
 
 PAIRS_MAX = 4_000
 """Rows beyond this are sampled for the search of t: only the spread of the labels matters."""
+
+
+TIE_CREDIT = 0.5
+"""Credit of a tie in the label `win`."""
+
+
+def targets(kind: str, strong: npt.ArrayLike, weak: npt.ArrayLike) -> tuple[Floats, dict[str, Any]]:
+    """P(the strong model is needed) in 0..1 by a label `det`, `prob`, `trans` or `win`, [rows], and facts."""
+    info: dict[str, Any] = {"kind": kind}
+    if kind == "det":
+        return 1.0 - r_det(strong, weak), info
+    if kind == "win":
+        gaps = _gaps(strong, weak)
+        counts = ((gaps < 0).sum(1), (gaps == 0).sum(1), (gaps > 0).sum(1))
+        return win_probability(*counts, TIE_CREDIT), info
+    if kind not in ("prob", "trans"):
+        raise ValueError(f"{kind!r} is none of det, prob, trans, win")
+    info["t"] = best_t(strong, weak) if kind == "trans" else None
+    return 1.0 - r_trans(strong, weak, info["t"] or 0.0), info
 
 
 def gain(strong: npt.ArrayLike, weak: npt.ArrayLike) -> Floats:

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from semroute_lab.evaluate.data import Table, read_table
+from semroute_lab.common.tables import Table, read_table
 from semroute_lab.train import labels
 from semroute_lab.train.datasets import DOMAINS, FAMILIES, TASKS, Example, Part, Rights, part_of_fit, text_key
 

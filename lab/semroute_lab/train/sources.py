@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from semroute_lab.evaluate.data import Table, prompt_texts, read_table
+from semroute_lab.common.tables import Table, prompt_texts, read_table
 from semroute_lab.train.datasets import DOMAINS, FAMILIES, TASKS, Example, Part, Rights, Track, part_of_fit
 
 STRONG_MODELS = ("Meta-Llama-3_1-70B-Instruct", "DeepSeek-Coder-V2", "jamba-1.5-large")

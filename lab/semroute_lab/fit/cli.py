@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress, track
 
+from semroute_extproc.cli.exits import exit_statuses
 from semroute_extproc.encoder.offline import Scorer
-from semroute_extproc.encoder.signals import Signals
-from semroute_extproc.errors import BundleError, ConfigError, DataError, SemrouteError
-from semroute_extproc.strategies.artifacts import save_clusters, save_factorization, save_similarity
-from semroute_lab.evaluate import metrics
-from semroute_lab.evaluate.metrics.arrays import Floats
+from semroute_extproc.strategies.artifacts import (
+    Kind,
+    Manifest,
+    save_clusters,
+    save_factorization,
+    save_similarity,
+)
+from semroute_lab.common.metrics import Floats, Vectors
+from semroute_lab.common.routing import apgr, decile_curve
 from semroute_lab.fit import clusters as clusters_fit
 from semroute_lab.fit import factorization as factorization_fit
 from semroute_lab.fit import outcomes as data
 from semroute_lab.fit import similarity as similarity_fit
 
-EXIT_CONFIG = 78
-"""EX_CONFIG of sysexits.h, as for every other command."""
-
 ROWS_PER_CLUSTER = 10
-"""Fewer prompts than this in a cluster say nothing of a model."""
+"""Fewer prompts in a cluster do not describe a model."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -37,44 +36,11 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _DIRECTORY = click.Path(file_okay=False, path_type=Path)
 _OUT = click.Path(dir_okay=False, path_type=Path)
 
-
-class _Unusable(click.ClickException):
-    exit_code = EXIT_CONFIG
-
-
-def fails_clearly(command: Callable[..., None]) -> Callable[..., None]:
-    """Errors as one line: exit status 78 for a bundle that cannot be used, 1 for files."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except SemrouteError as error:
-            unusable = isinstance(error, BundleError | ConfigError)
-            raise (_Unusable if unusable else click.ClickException)(str(error)) from error
-
-    return run
-
-
-def open_scorer(bundle: Path | None) -> Scorer:
-    """The shipped bundles, or the given one for every language."""
-    return Scorer.of(bundle)
-
-
-def progress(signals: Iterable[Signals], total: int) -> Iterable[Signals]:
-    """Show on a terminal how many texts were read."""
-    console = Console(stderr=True)
-    hidden = not console.is_terminal
-    return track(signals, "reading", total=total, console=console, transient=True, disable=hidden)
-
-
-@contextmanager
-def counter(what: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show on a terminal how much of `total` was done."""
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda: bar.advance(task)
+_split = click.option("--split", "splits", multiple=True, help="Use the rows of this split; may be repeated.")
+_text_column = click.option(
+    "--text-column", help="Column of the prompts; by default prompt, text, question …"
+)
+_seed = click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 
 
 @click.group("fit")
@@ -82,7 +48,7 @@ def fit() -> None:
     """Fit an artifact for a strategy, from prompts whose outcomes are known.
 
     FILE has a text column and strong_correct, weak_correct (0..1); or, with --outcomes, an id that the
-    outcomes have too, beside one column for each model. What is written carries the bundle's revision:
+    outcomes have too, with one column for each model. The artifact carries the bundle's revision:
     another bundle needs another fit.
     """
 
@@ -93,11 +59,11 @@ def _common(command: Command) -> Command:
         click.option("--out", "-o", type=_OUT, required=True, help="The artifact to write, NAME.npz."),
         click.option("--outcomes", type=_FILE, help="Outcomes: an id, and a column for each model."),
         click.option("--bundle", type=_DIRECTORY, help="Bundle to embed with; by default the shipped ones."),
-        click.option("--split", "splits", multiple=True, help="Use the rows of this split; may be repeated."),
-        click.option("--text-column", help="Column of the prompts; by default prompt, text, question …"),
+        _split,
+        _text_column,
         click.option("--options-column", help="Column with a JSON list of options to append to the text."),
-        click.option("--licence", default="", help="Note on the data's licence, kept in the artifact."),
-        click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
+        click.option("--licence", default="", help="Note on the data's license, kept in the artifact."),
+        _seed,
         click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object."),
     ]
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
@@ -119,7 +85,7 @@ def _common(command: Command) -> Command:
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="Only so many of the most similar prompts count; 0 for all.",
+    help="Only this many of the most similar prompts count; 0 for all.",
 )
 @click.option(
     "--axes",
@@ -127,37 +93,31 @@ def _common(command: Command) -> Command:
     help=f"Principal axes to store prompts on; default: all, above {similarity_fit.WHOLE_MAX} prompts "
     f"{similarity_fit.AXES}.",
 )
-@fails_clearly
+@exit_statuses
 def similarity(
     strong: str | None, weak: str | None, gamma: float, neighbours: int, axes: int | None, **common: Any
 ) -> None:
     """Labelled prompts for the strategy `similarity`."""
-    rows, x, scorer = _read(**common)
-    names = _pair(rows, strong, weak)
-    manifest = data.manifest("similarity", scorer, rows, x, common["seed"], common["licence"])
-    artifact, held = similarity_fit.fit(
-        x, rows.win(*names), rows.folds(common["seed"]), manifest, gamma, neighbours, axes
-    )
+    rows, x, manifest = _read("similarity", common)
+    pair = rows.pair(*_pair(rows, strong, weak))
+    fold = rows.folds(common["seed"])
+    artifact, held = similarity_fit.fit(x, data.wins(*pair), fold, manifest, gamma, neighbours, axes)
     save_similarity(common["out"], artifact)
-    _finish(common, manifest, _held_out(rows, names, held))
+    _finish(common, manifest, _held_out(*pair, held))
 
 
 @fit.command()
 @_common
 @click.option("--rank", type=click.IntRange(1, 512), default=factorization_fit.RANK, show_default=True)
-@fails_clearly
+@exit_statuses
 def factorization(rank: int, **common: Any) -> None:
     """Vectors of models for the strategy `factorization`; with --outcomes, of any number."""
-    rows, x, scorer = _read(**common)
-    manifest = data.manifest("factorization", scorer, rows, x, common["seed"], common["licence"])
-    artifact, held = factorization_fit.fit(
-        x, rows.outcome, rows.models, rows.folds(common["seed"]), manifest, rank
-    )
+    rows, x, manifest = _read("factorization", common)
+    fold = rows.folds(common["seed"])
+    artifact, held = factorization_fit.fit(x, rows.outcome, rows.models, fold, manifest, rank)
     save_factorization(common["out"], artifact)
-    names = (rows.models[0], rows.models[1])
-    _finish(
-        common, manifest, {"models": list(rows.models), **_held_out(rows, names, held[:, 0] - held[:, 1])}
-    )
+    apart = _held_out(*rows.pair(*rows.models[:2]), held[:, 0] - held[:, 1])
+    _finish(common, manifest, {"models": list(rows.models), **apart})
 
 
 @fit.command()
@@ -171,12 +131,11 @@ def factorization(rank: int, **common: Any) -> None:
     help="K-means runs whose estimates are averaged.",
 )
 @click.option("--learned-map", is_flag=True, help="Learn a soft map from the outcomes instead of K-means.")
-@fails_clearly
+@exit_statuses
 def clusters(k: int, clusterings: int, learned_map: bool, **common: Any) -> None:
     """Clusters of prompts for the strategy `clusters`; profiles of models are made on them."""
-    rows, x, scorer = _read(**common)
+    rows, x, manifest = _read("clusters", common)
     k = max(1, min(k, len(x) // ROWS_PER_CLUSTER))
-    manifest = data.manifest("clusters", scorer, rows, x, common["seed"], common["licence"])
     if learned_map:
         artifact = clusters_fit.fit_learned_map(x, 1.0 - rows.outcome, manifest, rows.texts, k)
     else:
@@ -190,52 +149,40 @@ def clusters(k: int, clusterings: int, learned_map: bool, **common: Any) -> None
     _finish(common, manifest, {"digest": artifact.digest, "clusters": names})
 
 
-def _read(
-    file: Path,
-    out: Path,
-    outcomes: Path | None,
-    bundle: Path | None,
-    splits: tuple[str, ...],
-    text_column: str | None,
-    options_column: str | None,
-    **_: Any,
-) -> tuple[data.Outcomes, data.Vectors, Scorer]:
-    if not out.absolute().parent.is_dir():
-        raise click.UsageError(f"--out {out}: there is no such directory")
-    rows = data.read(file, outcomes, splits, text_column, options_column)
-    scorer = open_scorer(bundle)
-    kept, x = data.embed(scorer, rows, progress)
-    if len(set(kept.texts)) < 2:
-        raise DataError(f"{file}:1:: expected different prompts, found the same one in every row")
-    return kept, x, scorer
+def _read(kind: Kind, common: dict[str, Any]) -> tuple[data.Outcomes, Vectors, Manifest]:
+    if not common["out"].absolute().parent.is_dir():
+        raise click.UsageError(f"--out {common['out']}: there is no such directory")
+    names = ("file", "outcomes", "splits", "text_column", "options_column")
+    rows = data.read(*(common[name] for name in names))
+    scorer = Scorer.of(common["bundle"])
+    rows, x = data.embedded(scorer, rows)
+    return rows, x, data.manifest(kind, scorer, rows, x, common["seed"], common["licence"])
 
 
 def _pair(rows: data.Outcomes, strong: str | None, weak: str | None) -> tuple[str, str]:
     """The names of the two models to compare."""
     if rows.models == data.PAIR and strong is None and weak is None:
         return data.PAIR
+    there = f"there are {', '.join(rows.models)}"
     if strong is None or weak is None:
-        raise click.UsageError(f"name --strong and --weak; there are {', '.join(rows.models)}")
+        raise click.UsageError(f"name --strong and --weak; {there}")
     for option, name in (("--strong", strong), ("--weak", weak)):
         if name not in rows.models:
-            raise click.UsageError(f"{option}: no model {name!r}; there are {', '.join(rows.models)}")
+            raise click.UsageError(f"{option}: no model {name!r}; {there}")
     return strong, weak
 
 
-def _held_out(rows: data.Outcomes, names: tuple[str, str], scores: Floats) -> dict[str, Any]:
+def _held_out(strong: Floats, weak: Floats, scores: Floats) -> dict[str, Any]:
     """How well held-out scores route: APGR by RouteLLM's code, .5 is random; null without a gap."""
-    strong, weak = (rows.outcome[:, rows.models.index(name)] for name in names)
     seen = np.isfinite(scores)
-    s, w = strong[seen], weak[seen]
-    gap = float(s.mean() - w.mean())
-    curve = metrics.decile_curve(scores[seen], s, w)
-    value = metrics.apgr(curve, float(s.mean()), float(w.mean())) if gap > 0 else None
-    return {"strong": float(s.mean()), "weak": float(w.mean()), "held_out_apgr": value}
+    s, w = float(strong[seen].mean()), float(weak[seen].mean())
+    curve = decile_curve(scores[seen], strong[seen], weak[seen])
+    return {"strong": s, "weak": w, "held_out_apgr": apgr(curve, s, w) if s > w else None}
 
 
-def _finish(common: dict[str, Any], manifest: Any, found: dict[str, Any]) -> None:
-    summary = {"artifact": str(common["out"]), **manifest.model_dump(), **found}
+def _finish(common: dict[str, Any], manifest: Manifest, found: dict[str, Any]) -> None:
     if common["as_json"]:
+        summary = {"artifact": str(common["out"]), **manifest.model_dump(), **found}
         click.echo(json.dumps(summary, ensure_ascii=False))
         return
     of = f"{manifest.rows} prompts, bundle {manifest.bundle} {manifest.revision}"
@@ -259,8 +206,8 @@ def _finish(common: dict[str, Any], manifest: Any, found: dict[str, Any]) -> Non
     help="Part of always-strong's quality that may be lost; needs outcomes.",
 )
 @click.option("--out", "-o", type=_OUT, help="Write the calibration, for `calibration:` of a strategy.")
-@click.option("--split", "splits", multiple=True, help="Use the rows of this split; may be repeated.")
-@click.option("--text-column", help="Column of the prompts; by default prompt, text, question …")
+@_split
+@_text_column
 @click.option("--strong-column", default="strong_correct", show_default=True)
 @click.option("--weak-column", default="weak_correct", show_default=True)
 @click.option("--strong-model", help="Name of the strong model in a factorization artifact.")
@@ -268,24 +215,23 @@ def _finish(common: dict[str, Any], manifest: Any, found: dict[str, Any]) -> Non
 @click.option("--judge", type=_FILE, help="Calibrate the score of the judge in this configuration.")
 @click.option("--strategy", help="With --judge: its strategy's name, if there are several.")
 @click.option("--bootstrap", "replicates", type=click.IntRange(0, 100_000), default=1000, show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@_seed
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-@fails_clearly
-def calibrate(as_json: bool, **options: Any) -> None:
-    """Pick a threshold on your own prompts: for a wanted strong share or a bearable loss of quality.
+@exit_statuses
+def calibrate(file: Path, as_json: bool, **options: Any) -> None:
+    """Pick a threshold on your own prompts: for a wanted strong share or an acceptable loss of quality.
 
     \b
-    FILE is .csv, .jsonl (each maybe .gz) with a text column, or .txt with a prompt in each line.
-    With strong_correct and weak_correct (0..1) it also says what the share costs in quality.
+    FILE is .csv, .jsonl (each optionally .gz) with a text column, or .txt with a prompt in each line.
+    With strong_correct and weak_correct (0..1) the report also has the quality at that share.
     """
-    from semroute_lab.fit.calibrate import run
+    from semroute_lab.fit.calibrate import calibrate as run
 
-    shares = (options["strong_share"], options["max_quality_drop"])
-    if (shares[0] is None) == (shares[1] is None):
+    if (options["strong_share"] is None) == (options["max_quality_drop"] is None):
         raise click.UsageError("give exactly one of --strong-share and --max-quality-drop")
     if options["judge"] is not None and options["artifact"] is not None:
         raise click.UsageError("give either --artifact or --judge")
-    report = run(**options)
+    report = run(file, options)
     if as_json:
         click.echo(json.dumps(report, ensure_ascii=False))
         return
@@ -295,10 +241,9 @@ def calibrate(as_json: bool, **options: Any) -> None:
         f"bundle {report['bundle']} {report['revision']}"
     )
     click.echo(f"threshold     {report['threshold']:.4f}")
-    click.echo(f"strong share  {_interval(report['realised_share'])}")
-    if report["quality"] is not None:
-        click.echo(f"quality       {_interval(report['quality'])}")
-        click.echo(f"drop          {_interval(report['drop'])}")
+    for name, label in (("realised_share", "strong share"), ("quality", "quality"), ("drop", "drop")):
+        if report[name] is not None:
+            click.echo(f"{label:14}{_interval(report[name])}")
     if options["out"]:
         click.echo(f"written to {options['out']}")
 
