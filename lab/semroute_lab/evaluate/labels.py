@@ -16,6 +16,7 @@ come from the first of these columns that the file has; a single answer per mode
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
