@@ -105,8 +105,10 @@ def reliability(confidence: Floats, outcome: Floats, bins: int = BINS) -> Reliab
     index = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
     size = np.bincount(index, minlength=bins)
     filled = size > 0
-    sums = (np.bincount(index, values, minlength=bins)[filled] for values in (confidence, outcome))
-    return Reliability(*(total / size[filled] for total in sums), size[filled] / confidence.size)
+    means = [
+        np.bincount(index, each, minlength=bins)[filled] / size[filled] for each in (confidence, outcome)
+    ]
+    return Reliability(means[0], means[1], size[filled] / confidence.size)
 
 
 def binary_ece(probability: Floats, event: Floats, bins: int = BINS) -> float:

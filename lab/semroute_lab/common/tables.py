@@ -61,6 +61,10 @@ class Table:
     def __len__(self) -> int:
         return len(self.numbers)
 
+    def has(self, column: str) -> bool:
+        """Whether the file has that column."""
+        return column in self.columns
+
     def error(self, column: str, what: str, row: int | None = None) -> DataError:
         """The error for a place: `row` indexes this table; without it, the header (row 1)."""
         number = 1 if row is None else self.numbers[row]

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 from rich.console import Console
 
 from semroute_extproc.cli.exits import exit_statuses
 from semroute_extproc.encoder.bundle import default_bundle
+from semroute_lab.common import options
 from semroute_lab.common.metrics import Floats
+from semroute_lab.common.options import DIRECTORY, EXISTING, option, shown, stacked
 from semroute_lab.common.progress import tracked
 from semroute_lab.common.tables import (
     LABEL_COLUMNS,
@@ -29,19 +30,11 @@ from semroute_lab.evaluate.scoring import Scores, Source, open_bundle
 WIDTH = 140
 """Columns of a table that does not go to a terminal."""
 
-BOOTSTRAP_MAX = 100_000
-"""Most replicates of a bootstrap: more do not change the digits shown."""
-
 TRIALS_MAX = 1_000
 """Most trials of the pool protocol."""
 
 LABELS = ("det", "prob", "trans", "win")
 """Training labels that `eval pair --labels` knows."""
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_DIRECTORY = click.Path(file_okay=False, path_type=Path)
 
 
 @click.group("eval")
@@ -56,47 +49,25 @@ def _writable(context: click.Context, parameter: click.Parameter, value: str | N
     return value
 
 
-_bootstrap = click.option(
-    "--bootstrap",
-    "replicates",
-    type=click.IntRange(0, BOOTSTRAP_MAX),
-    default=1000,
-    show_default=True,
-    help="Bootstrap replicates of the intervals; 0 for none.",
+_judge = option(
+    "--judge", "judge_config", type=EXISTING, help="Add the judge of this configuration as a row."
 )
-_options_column = click.option(
-    "--options-column", help="Column with a JSON list of options to append to the text."
+_no_bundle = option("--no-bundle", is_flag=True, help="Baselines only.")
+_common = stacked(
+    options.bundle,
+    options.split,
+    options.text_column,
+    option(
+        "--json",
+        "json_out",
+        metavar="OUT|-",
+        callback=_writable,
+        help="The report as JSON; - prints it.",
+    ),
+    option("--plots", type=DIRECTORY, help="Draw the figures into this directory, PNG and SVG."),
+    options.seed,
+    exit_statuses,
 )
-_judge = click.option(
-    "--judge",
-    "judge_config",
-    type=_FILE,
-    help="Add the judge of this configuration, which is asked about every evaluated prompt.",
-)
-_strategy = click.option("--strategy", help="With --judge: its strategy's name, if there are several.")
-_no_bundle = click.option("--no-bundle", is_flag=True, help="Baselines only.")
-
-
-def _common(command: Command) -> Command:
-    options = [
-        click.option("--bundle", type=_DIRECTORY, help="Bundle to measure; by default the shipped one."),
-        click.option(
-            "--split", "splits", multiple=True, help="Evaluate the rows of this split; may be repeated."
-        ),
-        click.option("--text-column", help=f"Column of the texts; by default {', '.join(TEXT_COLUMNS)}."),
-        click.option(
-            "--json",
-            "json_out",
-            metavar="OUT|-",
-            callback=_writable,
-            help="Write the report as JSON; - is standard output.",
-        ),
-        click.option("--plots", type=_DIRECTORY, help="Draw the figures into this directory, PNG and SVG."),
-        click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
-    ]
-    return functools.reduce(
-        lambda wrapped, option: option(wrapped), reversed(options), exit_statuses(command)
-    )
 
 
 def _label_list(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
@@ -107,22 +78,15 @@ def _label_list(context: click.Context, parameter: click.Parameter, value: str) 
 
 
 @evaluate.command()
-@click.argument("file", type=_FILE)
+@click.argument("file", type=EXISTING)
 @_common
-@_bootstrap
+@options.bootstrap
 @_no_bundle
-@click.option(
-    "--threshold", type=float, help="Report the strong share of a threshold that was fixed elsewhere."
-)
-@click.option(
-    "--fit",
-    "fit_file",
-    type=_FILE,
-    help="Add the strategies that learn, fitted on this file of the same shape; may be FILE itself.",
-)
-@click.option("--fit-split", "fit_splits", multiple=True, help="Fit on the rows of this split of --fit.")
-@click.option("--cross-fit", is_flag=True, help="Add them cross-fitted within the evaluated rows.")
-@click.option(
+@option("--threshold", type=float, help="Report the strong share of a threshold that was fixed elsewhere.")
+@option("--fit", "fit_file", type=EXISTING, help="Add the strategies that learn, fitted on this pair file.")
+@option("--fit-split", "fit_splits", multiple=True, help="Fit on the rows of this split of --fit.")
+@option("--cross-fit", is_flag=True, help="Add them cross-fitted within the evaluated rows.")
+@option(
     "--labels",
     "kinds",
     default="",
@@ -130,13 +94,13 @@ def _label_list(context: click.Context, parameter: click.Parameter, value: str) 
     callback=_label_list,
     help=f"With --fit or --cross-fit: add routers fitted to these labels, of {', '.join(LABELS)}.",
 )
-@click.option(
+@option(
     "--bartscore-model",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="With --labels: this BART scores the columns strong_answer and weak_answer against reference.",
 )
 @_judge
-@_strategy
+@options.judge_strategy
 def pair(
     file: Path,
     fit_file: Path | None,
@@ -161,7 +125,7 @@ def pair(
         (no_bundle and fits, "--fit and --cross-fit need a bundle"),
         (
             no_bundle and judge_config is not None,
-            "--judge needs a bundle: it decides where the judge does not",
+            "--judge needs a bundle, for prompts without a score",
         ),
         (kinds and not fits, "--labels needs --fit or --cross-fit"),
     ):
@@ -179,9 +143,9 @@ def pair(
     if scores is not None and source is not None:
         if fits:
             other = None if fit_file is None else read_table(fit_file).in_splits(fit_splits)
-            options: Any = {"text_column": text_column, "seed": seed}
-            options |= {"kinds": kinds, "bartscore": bartscore_model}
-            more, notes = fitted_scores(rows, scores, source, other, **options)
+            more, notes = fitted_scores(
+                rows, scores, source, other, text_column, seed=seed, kinds=kinds, bartscore=bartscore_model
+            )
         if judge_config is not None:
             more["judge"], said = _judged(judge_config, strategy, rows.texts, scores, source)
     report = evaluate_pair(
@@ -199,15 +163,15 @@ def pair(
 
 
 @evaluate.command()
-@click.argument("file", type=_FILE)
+@click.argument("file", type=EXISTING)
 @_common
-@_bootstrap
+@options.bootstrap
 @_no_bundle
-@_options_column
-@click.option("--label-column", help=f"Column of the labels; by default {', '.join(LABEL_COLUMNS)}.")
-@click.option("--ood-label", default="oos", show_default=True, help="Label of out-of-distribution rows.")
-@click.option("--train-split", default="train", show_default=True, help="Split that baselines and heads fit.")
-@click.option("--fit", is_flag=True, help="Fit heads on frozen embeddings, for labels that the bundle lacks.")
+@options.options_column
+@option("--label-column", help=f"Column of the labels; by default {', '.join(LABEL_COLUMNS)}.")
+@shown("--ood-label", default="oos", help="Label of out-of-distribution rows.")
+@shown("--train-split", default="train", help="Split that baselines and heads fit.")
+@option("--fit", is_flag=True, help="Fit heads on frozen embeddings, for labels that the bundle lacks.")
 def intent(
     file: Path,
     no_bundle: bool,
@@ -254,8 +218,8 @@ def intent(
         if fit:
             fitted = scores.take(range(len(rows.texts), len(scores.difficulty)))
             predictions += protocol.fitted_predictions(rows, fitted, evaluated)
-    options = {"seed": common["seed"], "replicates": common["replicates"]}
-    _finish(protocol.evaluate_intent(rows, predictions, described, **options), common)
+    settings = {name: common[name] for name in ("seed", "replicates")}
+    _finish(protocol.evaluate_intent(rows, predictions, described, **settings), common)
 
 
 def _train_rows(table: Table, splits: tuple[str, ...], train_split: str) -> Table | None:
@@ -266,25 +230,17 @@ def _train_rows(table: Table, splits: tuple[str, ...], train_split: str) -> Tabl
 
 
 @evaluate.command()
-@click.argument("questions", type=_FILE)
-@click.argument("outcomes", type=_FILE)
+@click.argument("questions", type=EXISTING)
+@click.argument("outcomes", type=EXISTING)
 @_common
-@_options_column
-@click.option(
-    "--costs", type=_FILE, multiple=True, help="Costs by question or by model; several are multiplied."
-)
-@click.option(
-    "--models", type=_FILE, help="Models to use; a role that begins with unseen holds out its family."
-)
-@click.option("--trials", type=click.IntRange(1, TRIALS_MAX), default=20, show_default=True)
-@click.option("--validation-rows", type=click.IntRange(10), help="Validation prompts of a new model.")
-@click.option(
-    "--clusters",
-    type=click.IntRange(1, 1_000),
-    help="Clusters of prompts; by default one per ten validation prompts, 25 at most.",
-)
+@options.options_column
+@option("--costs", type=EXISTING, multiple=True, help="By question or by model; several are multiplied.")
+@option("--models", type=EXISTING, help="Models to use; a role that begins with unseen holds out its family.")
+@shown("--trials", type=click.IntRange(1, TRIALS_MAX), default=20)
+@option("--validation-rows", type=click.IntRange(10), help="Validation prompts of a new model.")
+@option("--clusters", type=click.IntRange(1, 1_000), help="Clusters of prompts; by default at most 25.")
 @_judge
-@_strategy
+@options.judge_strategy
 def pool(
     questions: Path,
     outcomes: Path,
@@ -330,15 +286,13 @@ def pool(
 
 
 @evaluate.command()
-@click.argument("file", type=_FILE)
+@click.argument("file", type=EXISTING)
 @_common
-@_bootstrap
-@_options_column
-@click.option(
-    "--limit", type=click.IntRange(20), default=500, show_default=True, help="Prompts drawn from the file."
-)
-@click.option("--strong-share", type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True), default=0.3)
-@click.option("--threshold", type=float, help="Difficulty threshold; by default from --strong-share.")
+@options.bootstrap
+@options.options_column
+@shown("--limit", type=click.IntRange(20), default=500, help="Prompts drawn from the file.")
+@option("--strong-share", type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True), default=0.3)
+@option("--threshold", type=float, help="Difficulty threshold; by default from --strong-share.")
 def robustness(
     file: Path,
     options_column: str | None,
@@ -355,9 +309,9 @@ def robustness(
 
     table = sample(read_table(file).in_splits(common["splits"]), limit, common["seed"])
     texts = texts_in(table, common["text_column"], options_column)
-    options: Any = {"seed": common["seed"], "replicates": common["replicates"]}
-    options |= {"strong_share": strong_share, "threshold": threshold}
-    _finish(evaluate_robustness(table, texts, _open(common["bundle"]), **options), common)
+    settings: Any = {name: common[name] for name in ("seed", "replicates")}
+    settings |= {"strong_share": strong_share, "threshold": threshold}
+    _finish(evaluate_robustness(table, texts, _open(common["bundle"]), **settings), common)
 
 
 def _judged(

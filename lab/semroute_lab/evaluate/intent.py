@@ -215,7 +215,7 @@ def evaluate_intent(
     seed: int,
     replicates: int,
 ) -> Report:
-    """The report of `eval intent`; its shape is documented in `reports`."""
+    """The report of `eval intent`; its shape is documented in `reports.md`."""
     known = rows.known
     truth = rows.truth[known]
     named = {one.name: one for one in predictions}

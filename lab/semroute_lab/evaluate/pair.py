@@ -1,29 +1,14 @@
 """`eval pair`: a difficulty score as a router between a weak and a strong model.
 
-Rows of the report, all on the same requests:
-
-    random         200 seeded orders; value and interval are the mean and the spread of single runs
-    length         the text's characters: a signal must beat it before it is called semantic
-    domain table   mean gain of the bundle's predicted domain, cross-fitted
-    subject table  mean gain of the file's own `subject` column, cross-fitted
-    ours           the bundle's difficulty: the strategy `threshold`
-    similarity, factorization, clusters, intent
-                   strategies that learn, fitted on other rows or cross-fitted; see `strategies`
-    label det, prob, trans, win
-                   heads fitted to the labels of Hybrid LLM and RouteLLM; see `labels`
-    judge          the score of a model that the operator names
-    oracle         the true gain
-    always-weak, always-strong
-                   the strategy `fixed`; `weighted` by pools is the row `random`
-
-Cross-fitted: five folds of the evaluated rows themselves, identical prompts in one fold, each row
-scored by the mean gain of the other folds only. These tables therefore see labels of the same file,
-which `ours` does not. Intervals are percentile bootstraps over requests with the scores held fixed;
-differences are paired.
+All rows of the report (`ABOUT`) are on the same requests. Cross-fitted rows use five folds of the
+evaluated rows themselves, identical prompts in one fold, each row scored by the other folds only; they
+therefore see labels of the same file, which `ours` does not. Intervals are percentile bootstraps over
+requests with the scores held fixed; differences are paired.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -111,9 +96,9 @@ def fitted_scores(
     known: Scores,
     source: Source,
     fit: Table | None,
+    text_column: str | None,
     *,
-    text_column: str | None = None,
-    seed: int = 0,
+    seed: int,
     kinds: Sequence[str] = (),
     bartscore: Any = None,
 ) -> tuple[dict[str, Floats], dict[str, dict[str, object]]]:
@@ -123,23 +108,21 @@ def fitted_scores(
     are left out; DataError if too few remain.
     """
 
-    def labelled(rows: PairRows, known: Scores, fitted_on: bool) -> Labelled:
-        outcome = np.stack([rows.strong, rows.weak], axis=1)
-        needed = fitted_on and kinds
-        return Labelled(
-            known, outcome, rows.texts, *([labels.samples(rows.table, bartscore)] if needed else [])
-        )
+    def labelled(rows: PairRows, known: Scores, fitted_on: bool = True) -> Labelled:
+        found = Labelled(known, np.stack([rows.strong, rows.weak], axis=1), rows.texts)
+        samples = labels.samples(rows.table, bartscore) if fitted_on and kinds else found.samples
+        return dataclasses.replace(found, samples=samples)
 
     def fitted(fit: Labelled, apply: Labelled) -> dict[str, Floats]:
         return strategies.scores(fit, apply.known, seed) | labels.scores(fit, apply, kinds)
 
     if fit is None:
-        own = labelled(rows, known, True)
+        own = labelled(rows, known)
         return strategies.cross_fitted(own, seed, fitted), labels.notes(own, kinds)
     evaluated = {text_key(text) for text in rows.texts}
     column = pick_column(fit, text_column, TEXT_COLUMNS, "text")
     apart = read_pair(fit.where(text_key(text) not in evaluated for text in fit.texts(column)), column)
-    other = labelled(apart, source.score(apart.texts), True)
+    other = labelled(apart, source.score(apart.texts))
     return fitted(other, labelled(rows, known, False)), labels.notes(other, kinds)
 
 
@@ -155,7 +138,7 @@ def evaluate_pair(
     judge: Mapping[str, object] | None = None,
     notes: Mapping[str, dict[str, object]] | None = None,
 ) -> Report:
-    """The report of `eval pair`; its shape is documented in `reports`.
+    """The report of `eval pair`; its shape is documented in `reports.md`.
 
     `more` are scores (n,) of further rows, by their names in `ABOUT`; `judge` describes the judge that
     was asked (`Judged.describe`); `notes` are further fields of rows and add each router's AUROC.

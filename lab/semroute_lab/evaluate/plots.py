@@ -25,31 +25,23 @@ CONFUSION_LABELS_MAX = 30
 
 GREY, INK, PALE = "#8a8a8a", "#222222", "#dddddd"
 COLOURS = {
-    "ours": "#0072B2",
-    "bundle": "#0072B2",
-    "length": "#D55E00",
-    "domain table": "#009E73",
-    "subject table": "#CC79A7",
-    "similarity": "#56B4E9",
-    "similarity, 200 nearest": "#E69F00",
-    "factorization": "#7B3294",
-    "clusters": "#004D40",
-    "intent": "#A6761D",
-    "threshold": "#8C564B",
-    "judge": "#B22222",
-    "oracle": INK,
-    "random": GREY,
-    "ZeroRouter": GREY,
-    "kNN": "#D55E00",
-    "K-means, Laplace": "#E69F00",
-    "K-means, shrunk": "#009E73",
-    "K-means, averaged": "#004D40",
-    "LearnedMap": "#0072B2",
-    "ridge, refitted": "#56B4E9",
-    "clairvoyant": "#CC79A7",
-    "tfidf + logistic": "#D55E00",
-    "centroid": "#0072B2",
-    "logistic": "#009E73",
+    name: colour
+    for colour, names in {
+        "#0072B2": ("ours", "bundle", "LearnedMap", "centroid"),
+        "#D55E00": ("length", "kNN", "tfidf + logistic"),
+        "#009E73": ("domain table", "K-means, shrunk", "logistic"),
+        "#CC79A7": ("subject table", "clairvoyant"),
+        "#56B4E9": ("similarity", "ridge, refitted"),
+        "#E69F00": ("similarity, 200 nearest", "K-means, Laplace"),
+        "#7B3294": ("factorization",),
+        "#004D40": ("clusters", "K-means, averaged"),
+        "#A6761D": ("intent",),
+        "#8C564B": ("threshold",),
+        "#B22222": ("judge",),
+        GREY: ("random", "ZeroRouter"),
+        INK: ("oracle",),
+    }.items()
+    for name in names
 }
 
 OWN = ("#0072B2", "#009E73", "#CC79A7", "#E69F00")
@@ -76,25 +68,14 @@ DARK = {
 }
 """Color on a white page to color on a dark one; others are the same on both."""
 
-STYLE = {
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
+STYLE: dict[str, Any] = {
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
     "font.family": "DejaVu Sans",
-    "font.size": 7.5,
-    "axes.titlesize": 7.5,
-    "axes.labelsize": 7.5,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
+    **dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize"), 7.5),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize"), 7),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
+    **dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.6),
+    **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 2.5),
     "lines.linewidth": 1.2,
     "svg.hashsalt": "semroute",
 }

@@ -6,25 +6,10 @@ training, one third as the pool. With a models file there is a second setting th
 whole family: its models are the pool in every trial and only the prompts are split again. Identical
 prompts are on one side of every split.
 
-Rows, and in brackets their strategy:
-
-    ZeroRouter [weighted]  the best fixed mix of single models: does not read the request
-    kNN                    mean error of the nearest validation prompts
-    K-means, LearnedMap [clusters]
-                           profiles (Laplace, shrunk to the model's own mean, and that averaged over
-                           several clusterings), and UniRoute's learned map
-    intent                 for every trade-off the expert of the predicted domain, chosen by error plus
-                           cost on the validation prompts; where it abstains, the generalist, chosen
-                           likewise over all of them
-    threshold, similarity, factorization, judge
-                           strategies of a pair: between the cheapest model and the most accurate one
-                           on the validation prompts, on which similarity and factorization are fitted
-    ridge, refitted        on the validation prompts
-    clairvoyant            reads outcomes that a router must not have
-    oracle                 knows every outcome
-
-Strategies use the classes that serve requests. Every router decides by the models' mean validation
-cost and pays the true one.
+The rows of the report are in `ABOUT`. Strategies use the classes that serve requests; those of a pair
+choose between the cheapest model and the most accurate one on the validation prompts. `intent` asks,
+for every trade-off, the expert of the predicted domain, and the generalist where it abstains. Every
+router decides by the models' mean validation cost and pays the true one.
 """
 
 from __future__ import annotations
@@ -215,7 +200,7 @@ def evaluate_pool(
     pairs: bool = True,
     progress: Callable[[range], Iterable[int]] = iter,
 ) -> Report:
-    """The report of `eval pool`; its shape is documented in `reports`.
+    """The report of `eval pool`; its shape is documented in `reports.md`.
 
     `known` has the bundle's scores of the questions; `judged` (n,) a judge's scores of them, and
     `judge` describes it (`Judged.describe`). `pairs` fits the strategies of a pair as well, which takes

@@ -1,48 +1,4 @@
-"""Reports as JSON and as tables.
-
-The JSON is stable for scripts: `"schema": 1` changes when a field changes its name or meaning;
-fields may be added. Shares, qualities and probabilities are 0..1; `cpt*`, `drop*` and `qnc` are
-percent, as in the papers. A figure with an interval is `{"value", "low", "high"}` (95 %, bounds
-null without `--bootstrap`); an undefined figure is null. Every report has
-
-    schema, kind ("pair", "intent", "pool", "robustness"), seed,
-    data     {file, sha256, rows, splits {name: rows}} of the evaluated rows
-    bundle   {name, version, revision}, or null
-
-pair
-    bootstrap
-    models          {strong, weak, cells {strong_only, weak_only, both, neither} or null if graded}
-    routers         [{name, strategy (its kind, or null), about, apgr, apgr_exact, cpt20, cpt50,
-                    cpt80, cpt20_exact, cpt50_exact, cpt80_exact, drop10, drop20, drop40, apgr_minus_length,
-                    apgr_exact_minus_length}]; with --labels also auroc, and for labels t and note;
-                    always-weak and always-strong have {name, strategy, about, strong_share, quality}
-    judge           {strategy, model, labels, asked, failed {result: prompts}}, or null
-    within_subject  [{name, and the same metrics}], or null without a subject column
-    calibration     {ece, ece_if_calibrated, rate, mean, auroc, predicted [], observed [], share []}, or null
-    threshold       {threshold, strong_share, quality, pgr}, or null
-    curves          {strong_share [], quality {router: []}, lift_interval {router: {low [], high []}}}
-
-intent
-    bootstrap, labels [], rows {known, ood}, fit {rows, dropped, cross_fitted}
-    models          [{name, accuracy, macro_f1, ece, ece_if_calibrated, aurc,
-                    accuracy_at_coverage {"0.5", "0.8", "0.9"}, accuracy_minus_tfidf,
-                    ood {score, auroc, fpr95} or null}]
-    confusion       {model, labels [], counts [[]]}: rows are true labels
-    abstention      {model: {coverage [], accuracy []}}
-    reliability     {model: {confidence [], observed [], share []}}
-
-pool
-    trials, clusters (asked for, or null), models [], left_out [], cost, judge (as for a pair)
-    settings        {"random models" | "unseen family": {pool, pool_size, validation_rows,
-                    routers [{name, strategy, about, area {value, se}, area_half, peak, qnc {median, never},
-                    area_minus_zero {value, se, wins}}],
-                    curves {cost [], quality {router: []}, quality_se {router: []}}}}
-
-robustness
-    bootstrap, threshold, strong_share
-    perturbations   [{name, group, about, changed, domain_flip, difficulty_flip, hard_to_easy,
-                    easy_to_hard, length_flip, strong_share, mean_shift, spearman}]
-"""
+"""Reports as JSON and as tables. `reports.md` documents the JSON, which is stable for scripts."""
 
 from __future__ import annotations
 

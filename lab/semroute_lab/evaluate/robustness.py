@@ -38,7 +38,7 @@ def evaluate_robustness(
     strong_share: float,
     threshold: float | None = None,
 ) -> Report:
-    """The report of `eval robustness`; its shape is documented in `reports`."""
+    """The report of `eval robustness`; its shape is documented in `reports.md`."""
     changed = [perturb(one, texts, seed) for one in PERTURBATIONS]
     # One pass over everything: texts that a perturbation leaves alone are scored once.
     scores = source.score([text for group in (texts, *changed) for text in group])

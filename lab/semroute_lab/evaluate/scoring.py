@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -74,8 +75,8 @@ class Source:
         found = list(self.progress(self.scorer.score_all(distinct), len(distinct)))
         labels = self.scorer.bundle.domain.labels
         domain = np.asarray([[one.domain_probs[label] for label in labels] for one in found], np.float64)
-        types = {"embedding": np.float32, "neighbours": np.float32, "unknown": np.bool_}
-        others = (
+        types: dict[str, Any] = {"embedding": np.float32, "neighbours": np.float32, "unknown": np.bool_}
+        others: Any = (
             np.asarray([getattr(one, field.name) for one in found], types.get(field.name, np.float64))
             for field in fields(Scores)[2:]
         )

@@ -1,16 +1,8 @@
 """Strategies as routers of a pair, by the classes that serve requests.
 
-Fitted on rows of a file of their own, or cross-fitted:
-
-    similarity     RouteLLM's weights over all stored prompts, and over the nearest of them
-    factorization  RouteLLM's bilinear model
-    clusters       K-means averaged over clusterings; the score is the gap of the expected errors
-    intent         experts by predicted domain. The only expert of a pair is the strong model, so
-                   domains are ordered by their gain on the rows fitted on, and text on which the
-                   strategy abstains comes before all of them, as its generalist answers that
-
-Asked: judge, the score of a model that the operator names. A prompt without a score is decided as
-when serving, by the bundle's difficulty at the same strong share.
+They are fitted on rows of a file of their own, or cross-fitted; `FITTED` describes them. The only expert
+of a pair is the strong model, so `intent` orders domains by their gain on the rows fitted on, and text on
+which it abstains comes before all of them, as its generalist answers that.
 """
 
 from __future__ import annotations
@@ -18,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -32,6 +25,9 @@ from semroute_lab.common.splits import folds
 from semroute_lab.evaluate.scoring import Scores
 from semroute_lab.fit import clusters, factorization, similarity
 from semroute_lab.fit.outcomes import PAIR, quantiles, wins
+
+Estimate = Literal["shrunk", "laplace"]
+"""How the strategy `clusters` reads a profile."""
 
 NEIGHBOURS = 200
 """Stored prompts that count in the second similarity row."""
@@ -145,7 +141,7 @@ def factorization_scores(fit: Labelled, x: Vectors, seed: int) -> Floats:
 
 
 def profile_errors(
-    artifact: Clusters, x: Vectors, errors: Floats, test: Vectors, estimate: str, shrinkage: float
+    artifact: Clusters, x: Vectors, errors: Floats, test: Vectors, estimate: Estimate, shrinkage: float
 ) -> Floats:
     """Expected errors (m, models) for `test` (m, d) exactly as the strategy `clusters` computes them.
 

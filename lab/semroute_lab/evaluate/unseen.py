@@ -13,7 +13,7 @@ import numpy as np
 
 from semroute_extproc.strategies.artifacts import Clusters, Manifest
 from semroute_lab.common.metrics import Floats, Integers, Vectors
-from semroute_lab.evaluate.strategies import SHRINKAGE, profile_errors
+from semroute_lab.evaluate.strategies import SHRINKAGE, Estimate, profile_errors
 from semroute_lab.fit.clusters import CLUSTERINGS, LEARNED_MAP_SHRINKAGE, fit_learned_map, k_means
 
 NEIGHBOURS = 100
@@ -92,7 +92,7 @@ def _manifest(trial: Trial) -> Manifest:
     )
 
 
-def _profiles(trial: Trial, artifact: Clusters, estimate: str, shrinkage: float = SHRINKAGE) -> Floats:
+def _profiles(trial: Trial, artifact: Clusters, estimate: Estimate, shrinkage: float = SHRINKAGE) -> Floats:
     errors = trial.validation_errors
     return profile_errors(artifact, trial.validation, errors, trial.test, estimate, shrinkage)
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 import numpy as np
@@ -20,7 +18,9 @@ from semroute_extproc.strategies.artifacts import (
     save_factorization,
     save_similarity,
 )
+from semroute_lab.common import options
 from semroute_lab.common.metrics import Floats, Vectors
+from semroute_lab.common.options import EXISTING, FILE, option, shown, stacked
 from semroute_lab.common.routing import apgr, decile_curve
 from semroute_lab.fit import clusters as clusters_fit
 from semroute_lab.fit import factorization as factorization_fit
@@ -29,18 +29,6 @@ from semroute_lab.fit import similarity as similarity_fit
 
 ROWS_PER_CLUSTER = 10
 """Fewer prompts in a cluster do not describe a model."""
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_DIRECTORY = click.Path(file_okay=False, path_type=Path)
-_OUT = click.Path(dir_okay=False, path_type=Path)
-
-_split = click.option("--split", "splits", multiple=True, help="Use the rows of this split; may be repeated.")
-_text_column = click.option(
-    "--text-column", help="Column of the prompts; by default prompt, text, question …"
-)
-_seed = click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 
 
 @click.group("fit")
@@ -53,46 +41,27 @@ def fit() -> None:
     """
 
 
-def _common(command: Command) -> Command:
-    options = [
-        click.argument("file", type=_FILE),
-        click.option("--out", "-o", type=_OUT, required=True, help="The artifact to write, NAME.npz."),
-        click.option("--outcomes", type=_FILE, help="Outcomes: an id, and a column for each model."),
-        click.option("--bundle", type=_DIRECTORY, help="Bundle to embed with; by default the shipped ones."),
-        _split,
-        _text_column,
-        click.option("--options-column", help="Column with a JSON list of options to append to the text."),
-        click.option("--licence", default="", help="Note on the data's license, kept in the artifact."),
-        _seed,
-        click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object."),
-    ]
-    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+_common = stacked(
+    click.argument("file", type=EXISTING),
+    option("--out", "-o", type=FILE, required=True, help="The artifact to write, NAME.npz."),
+    option("--outcomes", type=EXISTING, help="Outcomes: an id, and a column for each model."),
+    options.bundle,
+    options.split,
+    options.text_column,
+    options.options_column,
+    option("--licence", default="", help="Note on the data's license, kept in the artifact."),
+    options.seed,
+    option("--json", "as_json", is_flag=True, help="The summary as one JSON object."),
+)
 
 
 @fit.command()
 @_common
-@click.option("--strong", help="With --outcomes: column of the strong model.")
-@click.option("--weak", help="With --outcomes: column of the weak model.")
-@click.option(
-    "--gamma",
-    type=click.FloatRange(1.0),
-    default=similarity_fit.GAMMA,
-    show_default=True,
-    help="Base of the weights.",
-)
-@click.option(
-    "--neighbours",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Only this many of the most similar prompts count; 0 for all.",
-)
-@click.option(
-    "--axes",
-    type=click.IntRange(1),
-    help=f"Principal axes to store prompts on; default: all, above {similarity_fit.WHOLE_MAX} prompts "
-    f"{similarity_fit.AXES}.",
-)
+@option("--strong", help="With --outcomes: column of the strong model.")
+@option("--weak", help="With --outcomes: column of the weak model.")
+@shown("--gamma", type=click.FloatRange(1.0), default=similarity_fit.GAMMA, help="Base of the weights.")
+@shown("--neighbours", type=click.IntRange(0), default=0, help="Most similar prompts that count; 0 for all.")
+@option("--axes", type=click.IntRange(1), help="Principal axes to store many prompts on; by default chosen.")
 @exit_statuses
 def similarity(
     strong: str | None, weak: str | None, gamma: float, neighbours: int, axes: int | None, **common: Any
@@ -108,7 +77,7 @@ def similarity(
 
 @fit.command()
 @_common
-@click.option("--rank", type=click.IntRange(1, 512), default=factorization_fit.RANK, show_default=True)
+@shown("--rank", type=click.IntRange(1, 512), default=factorization_fit.RANK)
 @exit_statuses
 def factorization(rank: int, **common: Any) -> None:
     """Vectors of models for the strategy `factorization`; with --outcomes, of any number."""
@@ -122,15 +91,14 @@ def factorization(rank: int, **common: Any) -> None:
 
 @fit.command()
 @_common
-@click.option("--clusters", "k", type=click.IntRange(1), default=clusters_fit.CLUSTERS, show_default=True)
-@click.option(
+@shown("--clusters", "k", type=click.IntRange(1), default=clusters_fit.CLUSTERS)
+@shown(
     "--clusterings",
     type=click.IntRange(1, 64),
     default=clusters_fit.CLUSTERINGS,
-    show_default=True,
     help="K-means runs whose estimates are averaged.",
 )
-@click.option("--learned-map", is_flag=True, help="Learn a soft map from the outcomes instead of K-means.")
+@option("--learned-map", is_flag=True, help="Learn a soft map from the outcomes instead of K-means.")
 @exit_statuses
 def clusters(k: int, clusterings: int, learned_map: bool, **common: Any) -> None:
     """Clusters of prompts for the strategy `clusters`; profiles of models are made on them."""
@@ -166,9 +134,9 @@ def _pair(rows: data.Outcomes, strong: str | None, weak: str | None) -> tuple[st
     there = f"there are {', '.join(rows.models)}"
     if strong is None or weak is None:
         raise click.UsageError(f"name --strong and --weak; {there}")
-    for option, name in (("--strong", strong), ("--weak", weak)):
+    for flag, name in (("--strong", strong), ("--weak", weak)):
         if name not in rows.models:
-            raise click.UsageError(f"{option}: no model {name!r}; {there}")
+            raise click.UsageError(f"{flag}: no model {name!r}; {there}")
     return strong, weak
 
 
@@ -194,31 +162,29 @@ def _finish(common: dict[str, Any], manifest: Manifest, found: dict[str, Any]) -
 
 
 @click.command()
-@click.argument("file", type=_FILE)
-@click.option("--bundle", type=_DIRECTORY, help="Bundle to score with; by default the shipped ones.")
-@click.option(
-    "--artifact", type=_FILE, help="Calibrate the score of this similarity or factorization artifact."
-)
-@click.option("--strong-share", type=click.FloatRange(0.0, 1.0), help="Share wanted at the strong model.")
-@click.option(
+@click.argument("file", type=EXISTING)
+@options.bundle
+@option("--artifact", type=EXISTING, help="Calibrate the score of this similarity or factorization artifact.")
+@option("--strong-share", type=click.FloatRange(0.0, 1.0), help="Share wanted at the strong model.")
+@option(
     "--max-quality-drop",
     type=click.FloatRange(0.0, 1.0),
     help="Part of always-strong's quality that may be lost; needs outcomes.",
 )
-@click.option("--out", "-o", type=_OUT, help="Write the calibration, for `calibration:` of a strategy.")
-@_split
-@_text_column
-@click.option("--strong-column", default="strong_correct", show_default=True)
-@click.option("--weak-column", default="weak_correct", show_default=True)
-@click.option("--strong-model", help="Name of the strong model in a factorization artifact.")
-@click.option("--weak-model", help="Name of the weak model in a factorization artifact.")
-@click.option("--judge", type=_FILE, help="Calibrate the score of the judge in this configuration.")
-@click.option("--strategy", help="With --judge: its strategy's name, if there are several.")
-@click.option("--bootstrap", "replicates", type=click.IntRange(0, 100_000), default=1000, show_default=True)
-@_seed
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@option("--out", "-o", type=FILE, help="Write the calibration, for `calibration:` of a strategy.")
+@options.split
+@options.text_column
+@shown("--strong-column", default="strong_correct")
+@shown("--weak-column", default="weak_correct")
+@option("--strong-model", help="Name of the strong model in a factorization artifact.")
+@option("--weak-model", help="Name of the weak model in a factorization artifact.")
+@option("--judge", type=EXISTING, help="Calibrate the score of the judge in this configuration.")
+@options.judge_strategy
+@options.bootstrap
+@options.seed
+@option("--json", "as_json", is_flag=True, help="One JSON object.")
 @exit_statuses
-def calibrate(file: Path, as_json: bool, **options: Any) -> None:
+def calibrate(file: Path, as_json: bool, **given: Any) -> None:
     """Pick a threshold on your own prompts: for a wanted strong share or an acceptable loss of quality.
 
     \b
@@ -227,11 +193,11 @@ def calibrate(file: Path, as_json: bool, **options: Any) -> None:
     """
     from semroute_lab.fit.calibrate import calibrate as run
 
-    if (options["strong_share"] is None) == (options["max_quality_drop"] is None):
+    if (given["strong_share"] is None) == (given["max_quality_drop"] is None):
         raise click.UsageError("give exactly one of --strong-share and --max-quality-drop")
-    if options["judge"] is not None and options["artifact"] is not None:
+    if given["judge"] is not None and given["artifact"] is not None:
         raise click.UsageError("give either --artifact or --judge")
-    report = run(file, options)
+    report = run(file, given)
     if as_json:
         click.echo(json.dumps(report, ensure_ascii=False))
         return
@@ -244,8 +210,8 @@ def calibrate(file: Path, as_json: bool, **options: Any) -> None:
     for name, label in (("realised_share", "strong share"), ("quality", "quality"), ("drop", "drop")):
         if report[name] is not None:
             click.echo(f"{label:14}{_interval(report[name])}")
-    if options["out"]:
-        click.echo(f"written to {options['out']}")
+    if given["out"]:
+        click.echo(f"written to {given['out']}")
 
 
 def _interval(figure: dict[str, float | None]) -> str:

@@ -91,7 +91,7 @@ def k_means(x: Vectors, k: int, seed: int) -> tuple[Floats, Integers]:
     """scikit-learn's K-means from one k-means++ start; centres (k, d) and the cluster of each row (n,)."""
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     model = KMeans(k, n_init=1, max_iter=KMEANS_STEPS, random_state=seed)
     # Several threads add up in any order, and a seed would not give the same artifact twice.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -115,6 +116,5 @@ def _gradients(
     return [through.T @ inner + shrink * v, to_inner.T @ x + shrink * w, to_inner.sum(axis=0)]
 
 
-def _sigmoid(x: Floats | Vectors) -> Floats:
-    found: Floats = 1.0 / (1.0 + np.exp(-np.clip(x, -30.0, 30.0)))
-    return found
+def _sigmoid(x: Any) -> Any:
+    return 1.0 / (1.0 + np.exp(-np.clip(x, -30.0, 30.0)))

@@ -27,8 +27,9 @@ class Judged:
 
     def describe(self) -> dict[str, object]:
         """The `judge` section of a report."""
-        model, labels, asked = self.settings.model, self.settings.labels, len(self.scores)
-        return dict(strategy=self.strategy, model=model, labels=labels, asked=asked, failed=self.failed)
+        model, labels = self.settings.model, self.settings.labels
+        found: dict[str, object] = {"strategy": self.strategy, "model": model, "labels": labels}
+        return found | {"asked": len(self.scores), "failed": self.failed}
 
 
 def judge(path: Path, strategy: str | None, texts: Sequence[str]) -> Judged:

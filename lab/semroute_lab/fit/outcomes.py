@@ -113,7 +113,7 @@ def row_of(table: Table, key: str) -> dict[str, int]:
 
 
 def embedded(scorer: Scorer, outcomes: Outcomes) -> tuple[Outcomes, Vectors]:
-    """The rows that the default bundle reads, and their embeddings (n, d); DataError if they are all alike."""
+    """The rows that the default bundle reads, with embeddings (n, d); DataError if all are alike."""
     path = outcomes.table.path
     try:
         rows, x = embed(scorer, outcomes.texts)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
@@ -15,42 +15,24 @@ from semroute_extproc.cli.exits import Exit, exit_statuses, refuse
 from semroute_extproc.encoder.cores import usable_cores
 from semroute_extproc.strategies.artifacts import Clusters, load_clusters
 from semroute_extproc.strategies.profiles import Profile, certainty, read_profile, write_profile
+from semroute_lab.common.options import DIRECTORY, FILE, option, shown, stacked
 from semroute_lab.common.progress import progress
 
 FAILED_SHARE_MAX = 0.1
 """With more questions than this without an answer no profile is written: it would not be representative."""
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-_FILE = click.Path(path_type=Path, dir_okay=False)
-
-
-def _common(command: Command) -> Command:
-    options = (
-        click.option("--out", type=_FILE, help="The profile; default: MODEL.json."),
-        click.option(
-            "--bundle",
-            "bundle_dir",
-            type=click.Path(path_type=Path, file_okay=False),
-            help="The bundle it was fitted with; default: the shipped one.",
-        ),
-        click.option(
-            "--clusters",
-            "clusters_path",
-            type=_FILE,
-            required=True,
-            help="The artifact of `semroute fit clusters` whose clusters are counted in.",
-        ),
-    )
-    command = exit_statuses(command)
-    for option in options:
-        command = option(command)
-    return command
-
-
-def _seconds(name: str, most: int, default: float, text: str, **settings: Any) -> Any:
-    kind = click.FloatRange(0.1, most)
-    return click.option(name, type=kind, default=default, show_default=True, help=text, **settings)
+_common = stacked(
+    option(
+        "--clusters",
+        "clusters_path",
+        type=FILE,
+        required=True,
+        help="The artifact of `semroute fit clusters` whose clusters are counted in.",
+    ),
+    option("--bundle", "bundle_dir", type=DIRECTORY, help="The bundle it was fitted with; default: shipped."),
+    option("--out", type=FILE, help="The profile; default: MODEL.json."),
+    exit_statuses,
+)
 
 
 @click.group()
@@ -64,44 +46,30 @@ def profile() -> None:
 
 
 @profile.command()
-@click.option(
-    "--endpoint", required=True, metavar="URL", help="Up to before /chat/completions: http://host:8000/v1."
-)
-@click.option("--model", required=True, help="The model's name there, and in its pool.")
-@click.option(
+@option("--endpoint", required=True, metavar="URL", help="Before /chat/completions: http://host:8000/v1.")
+@option("--model", required=True, help="The model's name there, and in its pool.")
+@option(
     "--questions",
     "questions_path",
-    type=_FILE,
+    type=FILE,
     required=True,
     help="CSV or JSON Lines: prompt, grader, answer, options, tests; see docs/onboarding.md.",
 )
 @_common
-@click.option("--grader", help="For rows that name none: choice, number, exact, regex, code, judge.")
-@click.option(
-    "--concurrency", type=click.IntRange(1, 1024), default=16, show_default=True, help="Questions at once."
-)
-@_seconds("--timeout", 3600, 120.0, "Seconds for one answer.")
-@click.option(
-    "--tries", type=click.IntRange(1, 20), default=6, show_default=True, help="Tries for one answer."
-)
-@click.option("--max-tokens", type=click.IntRange(1, 1_000_000), default=2048, show_default=True)
-@click.option("--temperature", type=click.FloatRange(0, 2), default=0.0, show_default=True)
-@click.option("--body", "extra", default="{}", metavar="JSON", help="Further members of every request body.")
-@click.option("--api-key-env", metavar="NAME", help="Variable that holds the bearer token.")
-@click.option(
-    "--ca-file", type=click.Path(dir_okay=False), help="Certificates to trust instead of the system's."
-)
-@click.option("--judge-endpoint", metavar="URL", help="For the grader judge; default: the endpoint itself.")
-@click.option("--judge-model", help="The judge's name; required for the grader judge.")
-@click.option("--judge-api-key-env", metavar="NAME", help="Variable that holds the judge's bearer token.")
-@_seconds("--code-seconds", 600, 10.0, "For the grader code.")
-@click.option(
-    "--code-megabytes",
-    type=click.IntRange(32, 65_536),
-    default=512,
-    show_default=True,
-    help="For the grader code.",
-)
+@option("--grader", help="For rows that name none: choice, number, exact, regex, code, judge.")
+@shown("--concurrency", type=click.IntRange(1, 1024), default=16, help="Questions at once.")
+@shown("--timeout", type=click.FloatRange(0.1, 3600), default=120.0, help="Seconds for one answer.")
+@shown("--tries", type=click.IntRange(1, 20), default=6, help="Tries for one answer.")
+@shown("--max-tokens", type=click.IntRange(1, 1_000_000), default=2048)
+@shown("--temperature", type=click.FloatRange(0, 2), default=0.0)
+@option("--body", "extra", default="{}", metavar="JSON", help="Further members of every request body.")
+@option("--api-key-env", metavar="NAME", help="Variable that holds the bearer token.")
+@option("--ca-file", type=FILE, help="Certificates to trust instead of the system's.")
+@option("--judge-endpoint", metavar="URL", help="For the grader judge; default: the endpoint itself.")
+@option("--judge-model", help="The judge's name; required for the grader judge.")
+@option("--judge-api-key-env", metavar="NAME", help="Variable that holds the judge's bearer token.")
+@shown("--code-seconds", type=click.FloatRange(0.1, 600), default=10.0, help="For the grader code.")
+@shown("--code-megabytes", type=click.IntRange(32, 65_536), default=512, help="For the grader code.")
 def run(questions_path: Path, clusters_path: Path, bundle_dir: Path | None, **options: Any) -> None:
     """Ask an OpenAI-compatible endpoint questions, grade the answers and write the profile.
 
@@ -177,16 +145,12 @@ async def _run(
 
 
 @profile.command()
-@click.argument("outcomes", type=_FILE)
-@click.option(
-    "--column",
-    required=True,
-    help="The column of the model's outcomes, 0 (wrong) to 1 (right); blank: not asked.",
-)
-@click.option("--model", help="The model's name in its pool; default: the column's, without `outcome.`.")
-@click.option("--text-column", help="Default: prompt, text, question or instruction.")
-@click.option("--tokens-column", help="Tokens of the answer, blank where unknown.")
-@click.option("--options-column", help="A JSON list of options, put below the prompt as lettered lines.")
+@click.argument("outcomes", type=FILE)
+@option("--column", required=True, help="The model's outcomes, 0 (wrong) to 1 (right); blank: not asked.")
+@option("--model", help="The model's name in its pool; default: the column's, without `outcome.`.")
+@option("--text-column", help="Default: prompt, text, question or instruction.")
+@option("--tokens-column", help="Tokens of the answer, blank where unknown.")
+@option("--options-column", help="A JSON list of options, put below the prompt as lettered lines.")
 @_common
 def fit(
     outcomes: Path,
@@ -218,10 +182,10 @@ def fit(
 
 
 @profile.command("import")
-@click.argument("log", type=_FILE)
-@click.option("--model", required=True, help="The model's name in its pool.")
-@click.option("--metric", help="The metric or scorer that is the quality; default: the only or first one.")
-@click.option("--filter", "chosen", help="The filter of lm-evaluation-harness, if there are several.")
+@click.argument("log", type=FILE)
+@option("--model", required=True, help="The model's name in its pool.")
+@option("--metric", help="The metric or scorer that is the quality; default: the only or first one.")
+@option("--filter", "chosen", help="The filter of lm-evaluation-harness, if there are several.")
 @_common
 def import_(log: Path, model: str, metric: str | None, chosen: str | None, **common: Any) -> None:
     """Make a profile from an evaluation log: samples_*.jsonl of lm-evaluation-harness, .json of Inspect."""
@@ -249,14 +213,9 @@ def _from_outcomes(
 
 
 @profile.command()
-@click.argument("files", type=_FILE, nargs=-1, required=True)
-@click.option(
-    "--clusters",
-    "clusters_path",
-    type=_FILE,
-    help="The artifact they count in, for the names of the clusters.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Everything, as one JSON object.")
+@click.argument("files", type=FILE, nargs=-1, required=True)
+@option("--clusters", "clusters_path", type=FILE, help="The artifact they count in, for names of clusters.")
+@option("--json", "as_json", is_flag=True, help="Everything, as one JSON object.")
 @exit_statuses
 def show(files: tuple[Path, ...], clusters_path: Path | None, as_json: bool) -> None:
     """Show how often models are right, by cluster, with 95 % intervals and counts.

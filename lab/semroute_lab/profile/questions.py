@@ -75,7 +75,8 @@ def read_questions(path: Path, grader: str | None = None) -> list[Question]:
 def _question(table: Table, row: int, prompt: str, kind: str) -> Question:
     answer, tests = table.field("answer", row), table.field("tests", row)
     name = table.field("id", row) or str(table.numbers[row])
-    answers, options = (answer,), ()
+    answers: tuple[str, ...] = (answer,)
+    options: tuple[str, ...] = ()
     match kind:
         case "choice":
             options = _options(table, row)
