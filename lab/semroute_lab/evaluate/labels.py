@@ -34,7 +34,7 @@ ABOUT = {f"label {kind}": f"logistic regression on Hybrid LLM's label {kind}" fo
 }
 """Row to its description."""
 
-ONE_SAMPLE = "one outcome per model: det and prob are the same label"
+ONE_SAMPLE = "one outcome per model: det and prob are the same label, and so is trans where t is 0"
 
 PENALTY = 1.0
 """Inverse weight of the L2 penalty."""

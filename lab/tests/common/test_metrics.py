@@ -12,7 +12,9 @@ from sklearn import metrics as reference
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=60))
-def test_macro_f1_equals_scikit_learns_for_the_rows_and_for_repeated_rows(pairs: list[tuple[int, int]]) -> None:
+def test_macro_f1_equals_scikit_learns_also_for_repeated_rows(
+    pairs: list[tuple[int, int]],
+) -> None:
     truth, predicted = (np.asarray(column) for column in zip(*pairs, strict=True))
     expected = reference.f1_score(truth, predicted, average="macro", zero_division=0.0)
     assert metrics.macro_f1(truth, predicted) == [pytest.approx(expected)]
@@ -26,7 +28,9 @@ def test_calibration_error_of_two_bins_is_the_one_worked_out_by_hand() -> None:
     """Three rows at .9 of which two are right, one at .5 that is right: (3/4)|2/3 - .9| + (1/4)|1 - .5|."""
     confidence = np.asarray([0.9, 0.9, 0.9, 0.5])
     correct = np.asarray([True, True, False, True])
-    assert metrics.binary_ece(confidence, correct.astype(float)) == pytest.approx(0.75 * (0.9 - 2 / 3) + 0.25 * 0.5)
+    assert metrics.binary_ece(confidence, correct.astype(float)) == pytest.approx(
+        0.75 * (0.9 - 2 / 3) + 0.25 * 0.5
+    )
 
 
 def test_a_confidence_on_a_bin_edge_belongs_to_the_bin_below() -> None:

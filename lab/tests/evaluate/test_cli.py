@@ -199,6 +199,26 @@ def test_fitting_needs_a_bundle_and_one_way(topical_file: Path, options: list[st
     assert run("pair", topical_file, *given).exit_code == 2
 
 
+def test_labels_are_rows_next_to_the_others_with_their_auroc_and_a_note(topical_file: Path) -> None:
+    fit = ["--fit", topical_file, "--fit-split", "gold", "--split", "dev", "--bootstrap", 0]
+    result = run("pair", topical_file, *fit, "--labels", "det,win", "--json", "-")
+    assert result.exit_code == 0, result.output
+    rows = rows_by_name(json.loads(result.stdout)["routers"])
+    for name in ("label det", "label win"):
+        assert rows[name]["auroc"]["value"] == 1.0
+        assert rows[name]["apgr_exact"]["value"] == pytest.approx(5 / 6, abs=0.02), name
+    assert "the same label" in rows["label det"]["note"]
+    assert rows["label win"]["note"] is None
+    assert rows["ours"]["auroc"]["value"] == pytest.approx(0.5)
+    assert "does the strong model do better" in result.stderr
+
+
+def test_labels_need_rows_to_fit_on_and_are_those_there_are(topical_file: Path) -> None:
+    assert "--labels needs --fit or --cross-fit" in run("pair", topical_file, "--labels", "det").stderr
+    unknown = run("pair", topical_file, "--cross-fit", "--labels", "det,other").stderr
+    assert "expected some of det, prob, trans, win" in unknown
+
+
 JUDGE = """\
 pools: {{small: {{cluster: s, model: m-s}}, large: {{cluster: l, model: m-l}}}}
 default_pool: large
@@ -519,9 +539,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_work(pair_file: Pa
     assert "is not a file in an existing directory" in result.stderr
 
 
-def test_a_missing_package_is_named(
-    pair_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_package_is_named(pair_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = run("pair", pair_file, "--bootstrap", 0, "--plots", tmp_path)
     assert result.exit_code == 69

@@ -261,6 +261,19 @@ def test_outcomes_that_are_wrong_are_placed(
     assert message in done.stderr
 
 
+def test_a_log_of_another_tool_becomes_a_profile(tmp_path: Path, clusters: Path) -> None:
+    log = tmp_path / "samples_math_2026.jsonl"
+    rows = [{"doc": {"question": f"{kind} {n}"}, "acc": n % 2} for n in range(4) for kind in KINDS]
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "m.json"
+    done = invoke("import", log, "--model", "org/m", "--clusters", clusters, "--out", out)
+    assert done.exit_code == 0, done.output
+    made = read_profile(out)
+    assert (made.model, made.answers, made.errors) == ("org/m", (4.0, 4.0), (2.0, 2.0))
+    assert (made.source, made.output_tokens) == ("samples_math_2026.jsonl", ())
+    assert invoke("import", log, "--model", "m", "--clusters", clusters, "--metric", "f1").exit_code == 65
+
+
 # For people.
 
 

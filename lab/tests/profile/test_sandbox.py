@@ -109,6 +109,7 @@ except BlockingIOError:
     pass
 """
 
+
 @isolated
 def test_the_number_of_processes_is_limited() -> None:
     tests = "assert resource.getrlimit(resource.RLIMIT_NPROC) == (64, 64)"
