@@ -260,10 +260,3 @@ def require_rows(table: Table, least: int = ROWS_MIN) -> None:
     """Raise DataError for a table with fewer rows."""
     if len(table) < least:
         raise DataError(f"{table.path}:1:: expected at least {least} rows, found {len(table)}")
-
-
-def describe(table: Table) -> dict[str, object]:
-    """The `data` section of a report: file name, SHA-256, rows, and rows by split."""
-    splits = table.columns.get("split", [])
-    counts = {split: splits.count(split) for split in sorted(set(splits))}
-    return {"file": table.path.name, "sha256": table.sha256, "rows": len(table), "splits": counts}

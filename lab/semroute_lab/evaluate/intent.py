@@ -27,8 +27,8 @@ import numpy as np
 from semroute_lab.common import metrics
 from semroute_lab.common.metrics import Booleans, Floats, Integers, Vectors, estimate
 from semroute_lab.common.splits import folds, text_key
-from semroute_lab.common.tables import Table, describe, require_rows
-from semroute_lab.evaluate.scoring import Scores
+from semroute_lab.common.tables import Table, require_rows
+from semroute_lab.evaluate.scoring import Scores, head
 
 COVERAGES = (0.5, 0.8, 0.9)
 """Coverages at which the abstention curve is read."""
@@ -224,11 +224,7 @@ def evaluate_intent(
     shown = next(named[name] for name in SHOWN_FIRST if name in named)
     curves = [one for one in predictions if one.name != "majority"]
     return {
-        "schema": 1,
-        "kind": "intent",
-        "data": describe(rows.table),
-        "bundle": bundle,
-        "seed": seed,
+        **head("intent", rows.table, bundle, seed),
         "bootstrap": replicates,
         "labels": list(rows.labels),
         "rows": {"known": int(known.sum()), "ood": int((~known).sum())},

@@ -21,13 +21,12 @@ from semroute_lab.common.splits import folds, text_key
 from semroute_lab.common.tables import (
     TEXT_COLUMNS,
     Table,
-    describe,
     pick_column,
     prompt_texts,
     require_rows,
 )
 from semroute_lab.evaluate import labels, strategies
-from semroute_lab.evaluate.scoring import Scores, Source
+from semroute_lab.evaluate.scoring import Scores, Source, head
 from semroute_lab.evaluate.strategies import Labelled
 
 RANDOM_RUNS = 200
@@ -164,11 +163,7 @@ def evaluate_pair(
         found: Report = {"name": name, "strategy": STRATEGIES[name], "about": about}
         table.append(found | {"strong_share": share, "quality": quality})
     return {
-        "schema": 1,
-        "kind": "pair",
-        "data": describe(rows.table),
-        "bundle": bundle,
-        "seed": seed,
+        **head("pair", rows.table, bundle, seed),
         "bootstrap": replicates,
         "models": _outcomes(rows),
         "routers": table,

@@ -23,10 +23,10 @@ import numpy as np
 from semroute_extproc.errors import DataError
 from semroute_lab.common.metrics import Floats, Integers
 from semroute_lab.common.splits import portions, text_groups
-from semroute_lab.common.tables import Table, describe, require_rows
+from semroute_lab.common.tables import Table, require_rows
 from semroute_lab.evaluate import deferral, strategies, unseen
 from semroute_lab.evaluate.deferral import DeferralCurve
-from semroute_lab.evaluate.scoring import Scores
+from semroute_lab.evaluate.scoring import Scores, head
 from semroute_lab.fit.clusters import k_means
 from semroute_lab.fit.outcomes import join, row_of
 
@@ -213,11 +213,7 @@ def evaluate_pool(
     pool = _Pool(rows, known, text_groups(rows.texts), judged, validation_rows, clusters, pairs)
     settings = {name: _setting(pool, models, progress(seeds)) for name, models in pools.items()}
     return {
-        "schema": 1,
-        "kind": "pool",
-        "data": describe(rows.questions),
-        "bundle": bundle,
-        "seed": seed,
+        **head("pool", rows.questions, bundle, seed),
         "trials": trials,
         "clusters": clusters,
         "models": rows.models,

@@ -97,11 +97,9 @@ def _pair(report: dict[str, Any]) -> list[Table]:
         title = "within subjects: the subject taken out of the score"
         found.append(_table(title, names[:-1], map(_pair_cells, report["within_subject"])))
     if labelled := [row for row in routers if "auroc" in row]:
-        cells = [
-            [_named(row), _interval(row["auroc"]), _number(row.get("t")), row.get("note") or ""]
-            for row in labelled
-        ]
-        found.append(_table("does the strong model do better", ["router", "AUROC", "t", "note"], cells))
+        cells = [[_named(row), _interval(row["auroc"]), _number(row.get("t"))] for row in labelled]
+        said = "\n".join(dict.fromkeys(row["note"] for row in labelled if row.get("note")))
+        found.append(_table("does the strong model do better", ["router", "AUROC", "t"], cells, said))
     for section, title, columns in (
         ("calibration", "difficulty as a probability",
          {"ece": "ECE", "auroc": "AUROC", "mean": "mean", "rate": "event rate"}),

@@ -12,9 +12,9 @@ import numpy as np
 
 from semroute_lab.common import metrics
 from semroute_lab.common.metrics import Booleans, Estimate, Floats, estimate
-from semroute_lab.common.tables import Table, describe, require_rows
+from semroute_lab.common.tables import Table, require_rows
 from semroute_lab.evaluate.perturbations import PERTURBATIONS, perturb
-from semroute_lab.evaluate.scoring import Source
+from semroute_lab.evaluate.scoring import Source, head
 
 Report = dict[str, object]
 
@@ -74,11 +74,7 @@ def evaluate_robustness(
             }
         )
     return {
-        "schema": 1,
-        "kind": "robustness",
-        "data": describe(table),
-        "bundle": source.describe(),
-        "seed": seed,
+        **head("robustness", table, source.describe(), seed),
         "bootstrap": replicates,
         "threshold": cut,
         "strong_share": float(np.mean(before)),

@@ -12,6 +12,7 @@ import numpy as np
 from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.encoder.signals import Signals
 from semroute_lab.common.metrics import Booleans, Floats, Integers, Vectors
+from semroute_lab.common.tables import Table
 
 Progress = Callable[[Iterable[Signals], int], Iterable[Signals]]
 """Passes signals through and shows how many of a total are done."""
@@ -87,3 +88,11 @@ class Source:
 def open_bundle(directory: Path, progress: Progress) -> Source:
     """Load the bundle in `directory`; raises BundleError."""
     return Source(Scorer.of(directory), progress)
+
+
+def head(kind: str, table: Table, bundle: dict[str, object] | None, seed: int) -> dict[str, object]:
+    """The fields that every report begins with; see `reports.md`."""
+    splits = table.columns.get("split", [])
+    counts = {split: splits.count(split) for split in sorted(set(splits))}
+    data = {"file": table.path.name, "sha256": table.sha256, "rows": len(table), "splits": counts}
+    return {"schema": 1, "kind": kind, "data": data, "bundle": bundle, "seed": seed}
