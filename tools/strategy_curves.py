@@ -14,8 +14,7 @@ import sys
 from pathlib import Path
 
 import matplotlib as mpl
-from semroute_lab.evaluate.drawing import STYLE, as_svg
-from semroute_lab.evaluate.strategy_plots import pair_strategy, pool_strategy
+from semroute_lab.evaluate.plots import STYLE, as_svg, pair_strategy, pool_strategy
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

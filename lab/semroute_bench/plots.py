@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from semroute_lab.evaluate.drawing import COLUMN_INCHES, GREY, STYLE
+from semroute_lab.evaluate.plots import COLUMN_INCHES, GREY, STYLE
 
 SERVER = "#0072B2"
 SERIES = {"bare": ("session alone", "#222222"), "pipeline": ("pipeline in process", "#56B4E9")}

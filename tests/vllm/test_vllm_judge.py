@@ -13,9 +13,7 @@ import aiohttp
 import pytest
 from gateway import chat
 from semroute_demo.sidecar import Sidecar
-from semroute_lab.profile.answers import Answers
-from semroute_lab.profile.asking import Model
-from semroute_lab.profile.run import ask_all
+from semroute_lab.profile.asking import Answers, Model, ask_all
 from servers import Pools
 from settings import HAS_JUDGE
 from tiny_model import LABELS

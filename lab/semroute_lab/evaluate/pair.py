@@ -1,41 +1,33 @@
 """`eval pair`: a difficulty score as a router between a weak and a strong model.
 
-Rows of the report (all on the same requests):
-
-    random         200 seeded orders; value and interval are the mean and the spread of single runs
-    length         the text's characters: any signal must beat it before it is called semantic
-    domain table   mean gain of the bundle's predicted domain, cross-fitted
-    subject table  mean gain of the file's own `subject` column, cross-fitted
-    ours           the bundle's difficulty: the strategy `threshold`
-    similarity, factorization, clusters, intent
-                   strategies that learn, fitted on other rows or cross-fitted; see `strategies`
-    judge          the score of a model that the operator names
-    oracle         the true gain
-    always-weak, always-strong
-                   the strategy `fixed`; `weighted` by pools is what `random` is
-
-Cross-fitted: five folds of the evaluated rows themselves, identical prompts in one fold, each row
-scored by the mean gain of the other folds only. These tables therefore see labels of the very
-file, which `ours` does not. Intervals are percentile bootstraps over requests with the scores held
-fixed; differences are paired.
+All rows of the report (`ABOUT`) are on the same requests. Cross-fitted rows use five folds of the
+evaluated rows themselves, identical prompts in one fold, each row scored by the other folds only; they
+therefore see labels of the same file, which `ours` does not. Intervals are percentile bootstraps over
+requests with the scores held fixed; differences are paired.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from semroute_lab.evaluate import metrics, strategies
-from semroute_lab.evaluate.data import Table, describe, prompt_texts, require_rows
-from semroute_lab.evaluate.metrics.arrays import Floats
-from semroute_lab.evaluate.metrics.resampling import ADVANTAGES, TARGETS, Estimate, estimate
-from semroute_lab.evaluate.scoring import Scores
-from semroute_lab.evaluate.splitting import cross_fitted_means, folds, text_groups
-
-FOLDS = 5
-"""Folds of the cross-fitted tables."""
+from semroute_lab.common import metrics, routing
+from semroute_lab.common.metrics import Estimate, Floats, Integers, estimate
+from semroute_lab.common.splits import folds, text_key
+from semroute_lab.common.tables import (
+    TEXT_COLUMNS,
+    Table,
+    pick_column,
+    prompt_texts,
+    require_rows,
+)
+from semroute_lab.evaluate import labels, strategies
+from semroute_lab.evaluate.scoring import Scores, Source, head
+from semroute_lab.evaluate.strategies import Labelled
 
 RANDOM_RUNS = 200
 """Seeded random routers whose spread is the null distribution."""
@@ -46,19 +38,17 @@ CURVE_POINTS = 101
 REFERENCE = "length"
 """The row that every other is compared with."""
 
+TABLE_WEIGHT = 5.0
+"""Rows for which the overall mean counts in the cross-fitted tables."""
+
 STRATEGIES = {
     "random": "weighted",
     "ours": "threshold",
-    "similarity": "similarity",
-    f"similarity, {strategies.NEIGHBOURS} nearest": "similarity",
-    "factorization": "factorization",
-    "clusters": "clusters",
-    "intent": "intent",
-    "judge": "judge",
+    **{name: name.partition(",")[0] for name in strategies.ABOUT},
     "always-weak": "fixed",
     "always-strong": "fixed",
 }
-"""Row to the kind of strategy that it is; the others are baselines and references."""
+"""Row to its kind of strategy; the others are baselines and references."""
 
 ABOUT = {
     "random": f"{RANDOM_RUNS} random orders: mean and spread of single runs",
@@ -67,10 +57,11 @@ ABOUT = {
     "subject table": "mean gain of the true subject, cross-fitted within the file",
     "ours": "the bundle's difficulty",
     **strategies.ABOUT,
+    **labels.ABOUT,
     "oracle": "the true gain",
 }
+"""Row to its description, in the order of the report."""
 
-Metrics = dict[str, float]
 Report = dict[str, object]
 
 
@@ -84,14 +75,9 @@ class PairRows:
     weak: Floats
     subjects: list[str] | None
 
-    @property
-    def gain(self) -> float:
-        """Mean outcome of the strong model less the weak one's."""
-        return float(self.strong.mean() - self.weak.mean())
-
 
 def read_pair(table: Table, text_column: str) -> PairRows:
-    """Check a pair file; `DataError` if it is too small or its gap is not defined."""
+    """Check a pair file; `DataError` if it is too small or has no gap between the models."""
     require_rows(table)
     strong, weak = table.numbers_in("strong_correct"), table.numbers_in("weak_correct")
     if strong.mean() <= weak.mean():
@@ -99,10 +85,44 @@ def read_pair(table: Table, text_column: str) -> PairRows:
         raise table.error(
             "strong_correct", f"expected a mean above weak_correct's, found {found}: no gap to recover"
         )
-    subjects = table.strings("subject") if table.has("subject") else None
-    if subjects is not None and len(set(subjects)) < 2:
-        subjects = None
-    return PairRows(table, prompt_texts(table, text_column), strong, weak, subjects)
+    subjects = table.columns.get("subject", [])
+    several = len(set(subjects)) > 1
+    return PairRows(table, prompt_texts(table, text_column), strong, weak, subjects if several else None)
+
+
+def fitted_scores(
+    rows: PairRows,
+    known: Scores,
+    source: Source,
+    fit: Table | None,
+    text_column: str | None,
+    *,
+    seed: int,
+    kinds: Sequence[str] = (),
+    bartscore: Any = None,
+) -> tuple[dict[str, Floats], dict[str, dict[str, object]]]:
+    """Scores (n,) of the strategies that learn and of the labels `kinds`, by row; and `labels.notes`.
+
+    Fitted on `fit`, or cross-fitted within `rows` if None. Prompts of `fit` that are evaluated as well
+    are left out; DataError if too few remain.
+    """
+
+    def labelled(rows: PairRows, known: Scores, fitted_on: bool = True) -> Labelled:
+        found = Labelled(known, np.stack([rows.strong, rows.weak], axis=1), rows.texts)
+        samples = labels.samples(rows.table, bartscore) if fitted_on and kinds else found.samples
+        return dataclasses.replace(found, samples=samples)
+
+    def fitted(fit: Labelled, apply: Labelled) -> dict[str, Floats]:
+        return strategies.scores(fit, apply.known, seed) | labels.scores(fit, apply, kinds)
+
+    if fit is None:
+        own = labelled(rows, known)
+        return strategies.cross_fitted(own, seed, fitted), labels.notes(own, kinds)
+    evaluated = {text_key(text) for text in rows.texts}
+    column = pick_column(fit, text_column, TEXT_COLUMNS, "text")
+    apart = read_pair(fit.where(text_key(text) not in evaluated for text in fit.texts(column)), column)
+    other = labelled(apart, source.score(apart.texts))
+    return fitted(other, labelled(rows, known, False)), labels.notes(other, kinds)
 
 
 def evaluate_pair(
@@ -115,36 +135,35 @@ def evaluate_pair(
     threshold: float | None = None,
     more: Mapping[str, Floats] | None = None,
     judge: Mapping[str, object] | None = None,
+    notes: Mapping[str, dict[str, object]] | None = None,
 ) -> Report:
-    """The report of `eval pair`; its shape is documented in `reports`.
+    """The report of `eval pair`; its shape is documented in `reports.md`.
 
-    `more` are scores (n,) of further strategies, by their names in `strategies.ABOUT`; `judge` is
-    what to say of the judge that was asked (`Judged.describe`).
+    `more` are scores (n,) of further rows, by their names in `ABOUT`; `judge` describes the judge that
+    was asked (`Judged.describe`); `notes` are further fields of rows and add each router's AUROC.
     """
     routers = {**_routers(rows, scores, seed), **(more or {})}
     names = [name for name in ABOUT if name in routers or name == "random"]
-    samples = metrics.bootstrap_pair(routers, rows.strong, rows.weak, replicates, seed)
+    samples = routing.bootstrap_pair(routers, rows.strong, rows.weak, replicates, seed)
+    points = {
+        name: routing.point_metrics(each, rows.strong, rows.weak, seed) for name, each in routers.items()
+    }
     table = [
-        _random_row(rows, seed) if name == "random" else _row(rows, name, routers[name], samples, seed)
+        _random_row(rows, seed)
+        if name == "random"
+        else _row(name, points, samples) | (notes or {}).get(name, {})
         for name in names
     ]
+    for row in table if notes else ():
+        if row["name"] in routers:
+            row["auroc"] = _auroc(rows, routers[str(row["name"])], replicates, seed)
     for name, share in (("always-weak", 0.0), ("always-strong", 1.0)):
         quality = float(np.mean(rows.strong if share else rows.weak))
-        table.append(
-            {
-                "name": name,
-                "strategy": STRATEGIES[name],
-                "about": "one model for everything",
-                "strong_share": share,
-                "quality": quality,
-            }
-        )
+        about = "one model for everything"
+        found: Report = {"name": name, "strategy": STRATEGIES[name], "about": about}
+        table.append(found | {"strong_share": share, "quality": quality})
     return {
-        "schema": 1,
-        "kind": "pair",
-        "data": describe(rows.table),
-        "bundle": bundle,
-        "seed": seed,
+        **head("pair", rows.table, bundle, seed),
         "bootstrap": replicates,
         "models": _outcomes(rows),
         "routers": table,
@@ -158,7 +177,7 @@ def evaluate_pair(
 
 def _routers(rows: PairRows, scores: Scores | None, seed: int) -> dict[str, Floats]:
     gain = rows.strong - rows.weak
-    fold = folds(text_groups(rows.texts), FOLDS, seed)
+    fold = folds(rows.texts, seed)
     routers = {"length": np.log1p([float(len(text)) for text in rows.texts])}
     if scores is not None:
         routers["domain table"] = cross_fitted_means(scores.domain_of(), gain, fold)
@@ -166,56 +185,67 @@ def _routers(rows: PairRows, scores: Scores | None, seed: int) -> dict[str, Floa
         routers["subject table"] = cross_fitted_means(rows.subjects, gain, fold)
     if scores is not None:
         routers["ours"] = scores.difficulty
-    routers["oracle"] = metrics.oracle_score(rows.strong, rows.weak)
-    return routers
+    return routers | {"oracle": gain}
 
 
-def _point_metrics(scores: Floats, strong: Floats, weak: Floats, seed: int) -> Metrics:
-    s, w = float(strong.mean()), float(weak.mean())
-    coarse = metrics.decile_curve(scores, strong, weak, seed)
-    exact = metrics.exact_curve(scores, strong, weak)
-    found = {"apgr": metrics.apgr(coarse, s, w), "apgr_exact": metrics.apgr(exact, s, w)}
-    for q in TARGETS:
-        found[f"cpt{q * 100:.0f}"] = metrics.cpt(coarse, q, s, w)
-        found[f"cpt{q * 100:.0f}_exact"] = metrics.cpt_exact(exact, q, s, w)
-    for advantage in ADVANTAGES:
-        found[f"drop{advantage * 100:.0f}"] = metrics.quality_drop(exact, advantage)
+def cross_fitted_means(
+    keys: Sequence[str], values: Floats, fold: Integers, weight: float = TABLE_WEIGHT
+) -> Floats:
+    """For each row the mean value of its key over the *other* folds, shrunk to their overall mean.
+
+    (sum + weight * mean) / (rows + weight), so a key that the other folds lack gets the mean.
+    No row sees its own value, nor that of an identical prompt. Shape (n,).
+    """
+    _, index = np.unique(np.asarray(keys, dtype=str), return_inverse=True)
+    classes = int(index.max()) + 1
+    found = np.empty(values.size)
+    for part in np.unique(fold):
+        inside = fold == part
+        overall = float(values[~inside].mean())
+        total = np.bincount(index[~inside], values[~inside], minlength=classes)
+        rows = np.bincount(index[~inside], minlength=classes)
+        found[inside] = ((total + weight * overall) / (rows + weight))[index[inside]]
     return found
 
 
-def _row(
-    rows: PairRows, name: str, scores: Floats, samples: dict[str, dict[str, Floats]], seed: int
-) -> Report:
-    point = _point_metrics(scores, rows.strong, rows.weak, seed)
+def _estimates(points: Mapping[str, float], samples: Mapping[str, Floats]) -> dict[str, object]:
+    return {metric: estimate(value, samples.get(metric)) for metric, value in points.items()}
+
+
+def _row(name: str, points: dict[str, dict[str, float]], samples: dict[str, dict[str, Floats]]) -> Report:
     found: Report = {"name": name, "strategy": STRATEGIES.get(name), "about": ABOUT[name]}
-    found |= {metric: estimate(value, samples[name].get(metric)) for metric, value in point.items()}
+    found |= _estimates(points[name], samples[name])
     if name != REFERENCE:
-        base = _point_metrics(
-            np.log1p([float(len(text)) for text in rows.texts]), rows.strong, rows.weak, seed
-        )
-        found["apgr_minus_length"] = _difference("apgr", point, base, samples, name)
-        found["apgr_exact_minus_length"] = _difference("apgr_exact", point, base, samples, name)
+        for metric in ("apgr", "apgr_exact"):
+            mine, theirs = (samples[row].get(metric) for row in (name, REFERENCE))
+            paired = None if mine is None or theirs is None else mine - theirs
+            value = points[name][metric] - points[REFERENCE][metric]
+            found[f"{metric}_minus_length"] = estimate(value, paired)
     return found
-
-
-def _difference(
-    metric: str, point: Metrics, base: Metrics, samples: dict[str, dict[str, Floats]], name: str
-) -> Estimate:
-    mine, theirs = samples[name].get(metric), samples[REFERENCE].get(metric)
-    paired = None if mine is None or theirs is None else mine - theirs
-    return estimate(point[metric] - base[metric], paired)
 
 
 def _random_row(rows: PairRows, seed: int) -> Report:
     rng = np.random.default_rng(seed)
     runs = [
-        _point_metrics(rng.random(rows.strong.size), rows.strong, rows.weak, seed) for _ in range(RANDOM_RUNS)
+        routing.point_metrics(rng.random(rows.strong.size), rows.strong, rows.weak, seed)
+        for _ in range(RANDOM_RUNS)
     ]
     found: Report = {"name": "random", "strategy": STRATEGIES["random"], "about": ABOUT["random"]}
     for metric in runs[0]:
         values = np.asarray([run[metric] for run in runs])
         found[metric] = estimate(float(np.nanmean(values)), values)
     return found
+
+
+def _auroc(rows: PairRows, scores: Floats, replicates: int, seed: int) -> Estimate | None:
+    """How well a score tells the requests on which the strong model does better."""
+    better = rows.strong > rows.weak
+    if better.all():
+        return None
+    samples = metrics.bootstrap(
+        lambda counts: metrics.weighted_auroc(scores, better, counts), better.size, replicates, seed
+    )
+    return estimate(metrics.auroc(scores, better), samples)
 
 
 def _outcomes(rows: PairRows) -> Report:
@@ -237,60 +267,54 @@ def _within_subject(
     variants: dict[str, Floats] = {}
     for name in ("length", "domain table", "ours"):
         if name in routers:
-            variants[name] = metrics.within_groups(routers[name], rows.subjects)
+            variants[name] = routing.within_groups(routers[name], rows.subjects)
         if name in routers and name != "length":
-            variants[f"{name}, length out"] = metrics.within_groups(
-                routers[name], rows.subjects, routers["length"]
-            )
-    samples = metrics.bootstrap_pair(variants, rows.strong, rows.weak, replicates, seed)
-    table: list[Report] = []
-    for name, scores in variants.items():
-        point = _point_metrics(scores, rows.strong, rows.weak, seed)
-        table.append({"name": name} | {m: estimate(v, samples[name].get(m)) for m, v in point.items()})
-    return table
+            without = routing.within_groups(routers[name], rows.subjects, routers["length"])
+            variants[f"{name}, length out"] = without
+    samples = routing.bootstrap_pair(variants, rows.strong, rows.weak, replicates, seed)
+    return [
+        {"name": name}
+        | _estimates(routing.point_metrics(scores, rows.strong, rows.weak, seed), samples[name])
+        for name, scores in variants.items()
+    ]
 
 
 def _calibration(rows: PairRows, scores: Scores) -> Report:
     """Difficulty as a probability of its event: the strong model does better than the weak one."""
     event = (rows.strong > rows.weak).astype(np.float64)
-    table = metrics.reliability(scores.difficulty, event)
-    filled = table.share > 0
-    found: Report = {"ece": metrics.binary_ece(scores.difficulty, event), "rate": float(event.mean())}
-    found["ece_if_calibrated"] = metrics.ece_if_calibrated(scores.difficulty, 0)
-    found["mean"] = float(scores.difficulty.mean())
+    found: Report = {
+        "ece": metrics.binary_ece(scores.difficulty, event),
+        "rate": float(event.mean()),
+        "ece_if_calibrated": metrics.ece_if_calibrated(scores.difficulty, 0),
+        "mean": float(scores.difficulty.mean()),
+    }
     if 0 < event.sum() < event.size:
         found["auroc"] = metrics.auroc(scores.difficulty, event > 0)
-    return found | {
-        "predicted": table.confidence[filled].tolist(),
-        "observed": table.observed[filled].tolist(),
-        "share": table.share[filled].tolist(),
-    }
+    table = metrics.reliability(scores.difficulty, event)
+    names = ("predicted", "observed", "share")
+    return found | {name: column.tolist() for name, column in zip(names, table, strict=True)}
 
 
 def _at_threshold(rows: PairRows, scores: Scores, threshold: float) -> Report:
-    """What a threshold that was fixed elsewhere does here: the drift a deployment would see."""
+    """The effect of a threshold that was fixed elsewhere: the drift that a deployment would see."""
     chosen = scores.difficulty >= threshold
     quality = float(np.where(chosen, rows.strong, rows.weak).mean())
-    recovered = metrics.pgr(quality, float(rows.strong.mean()), float(rows.weak.mean()))
-    return {
-        "threshold": threshold,
-        "strong_share": float(chosen.mean()),
-        "quality": quality,
-        "pgr": recovered,
-    }
+    recovered = routing.pgr(quality, float(rows.strong.mean()), float(rows.weak.mean()))
+    share = float(chosen.mean())
+    return {"threshold": threshold, "strong_share": share, "quality": quality, "pgr": recovered}
 
 
 def _curves(rows: PairRows, routers: dict[str, Floats], replicates: int, seed: int) -> Report:
     """Quality of every router by strong share, and the interval of PGR(x) - x of length and strategies."""
     share = np.linspace(0.0, 1.0, CURVE_POINTS)
-    curves = {name: metrics.exact_curve(score, rows.strong, rows.weak) for name, score in routers.items()}
+    curves = {name: routing.exact_curve(score, rows.strong, rows.weak) for name, score in routers.items()}
     ends = [float(rows.weak.mean()), float(rows.strong.mean())]
     quality = {name: np.interp(share, curve.share, curve.quality).tolist() for name, curve in curves.items()}
     quality["random"] = np.interp(share, [0.0, 1.0], ends).tolist()
     bands: Report = {}
     for name in routers:
         if (name == REFERENCE or name in STRATEGIES) and replicates:
-            lift = metrics.bootstrap_lift(routers[name], rows.strong, rows.weak, share, replicates, seed)
+            lift = routing.bootstrap_lift(routers[name], rows.strong, rows.weak, share, replicates, seed)
             low, high = np.nanpercentile(lift, [2.5, 97.5], axis=0)
             bands[name] = {"low": low.tolist(), "high": high.tolist()}
     return {"strong_share": share.tolist(), "quality": quality, "lift_interval": bands}

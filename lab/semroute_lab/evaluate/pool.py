@@ -1,48 +1,34 @@
-"""`eval pool`: routing over models that were not there when the router was trained.
+"""`eval pool`: routing over models that did not exist when the router was trained.
 
 UniRoute's protocol (arXiv 2502.08773, section 6): seeded trials, each with 60/10/30 % of the
-prompts to train, to know the new models by, and to test; two thirds of the models to train on,
-one third as the pool. With a models file there is a second setting, in which a whole family is
-kept out: its models are the pool in every trial and only the prompts are drawn anew. Identical
+prompts for training, for profiles of new models, and for the test; two thirds of the models for
+training, one third as the pool. With a models file there is a second setting that holds out a
+whole family: its models are the pool in every trial and only the prompts are split again. Identical
 prompts are on one side of every split.
 
-Rows, and in brackets the strategy that they are:
-
-    ZeroRouter [weighted]  the best fixed mix of single models: reads nothing
-    kNN                    mean error of the nearest validation prompts
-    K-means, LearnedMap [clusters]
-                           profiles (Laplace, shrunk to the model's own mean, and that averaged over
-                           several clusterings), and UniRoute's learned map
-    intent                 for every trade-off the expert of the predicted domain, chosen by error plus
-                           cost on the validation prompts; where it abstains, the generalist, chosen
-                           likewise over all of them
-    threshold, similarity, factorization, judge
-                           strategies of a pair: between the cheapest model and the one that is most
-                           accurate on the validation prompts, which similarity and factorization are
-                           fitted on
-    ridge, refitted        on the validation prompts
-    clairvoyant            reads outcomes it must not have
-    oracle                 knows every outcome
-
-Strategies are the live path's own classes. Every router decides by the models' mean validation cost
-and pays the true one.
+The rows of the report are in `ABOUT`. Strategies use the classes that serve requests; those of a pair
+choose between the cheapest model and the most accurate one on the validation prompts. `intent` asks,
+for every trade-off, the expert of the predicted domain, and the generalist where it abstains. Every
+router decides by the models' mean validation cost and pays the true one.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from semroute_lab.evaluate import metrics, strategies, unseen
-from semroute_lab.evaluate.data import describe
-from semroute_lab.evaluate.metrics.arrays import Floats, Integers
-from semroute_lab.evaluate.metrics.deferral import DeferralCurve, fixed_curve
-from semroute_lab.evaluate.pool_data import PoolRows
-from semroute_lab.evaluate.scoring import Scores
-from semroute_lab.evaluate.splitting import portions, text_groups
+from semroute_extproc.errors import DataError
+from semroute_lab.common.metrics import Floats, Integers
+from semroute_lab.common.splits import portions, text_groups
+from semroute_lab.common.tables import Table, require_rows
+from semroute_lab.evaluate import deferral, strategies, unseen
+from semroute_lab.evaluate.deferral import DeferralCurve
+from semroute_lab.evaluate.scoring import Scores, head
 from semroute_lab.fit.clusters import k_means
+from semroute_lab.fit.outcomes import join, row_of
 
 PROMPT_SHARES = (0.6, 0.1, 0.3)
 """Training, validation and test prompts."""
@@ -50,8 +36,14 @@ PROMPT_SHARES = (0.6, 0.1, 0.3)
 TRAIN_MODELS = 2.0 / 3.0
 """Share of the models that are trained on in a random trial."""
 
+QUESTIONS_MIN = 100
+"""Fewer questions cannot be split in three."""
+
+MODELS_MIN = 4
+"""Fewer models cannot be split into a training set and a pool."""
+
 HALF_BUDGET = 0.5
-"""Budget of the second area, in units of the pool's dearest model."""
+"""Budget of the second area, in units of the pool's most expensive model."""
 
 CURVE_POINTS = 101
 """Points of each mean curve in the report."""
@@ -82,17 +74,106 @@ ABOUT: dict[str, tuple[str | None, str]] = {
     "clairvoyant": (None, "linear, fitted on outcomes it must not have"),
     "oracle": (None, "knows every outcome"),
 }
-"""Row to the kind of strategy that it is, if any, and what it is, in the order of the report."""
+"""Row to its kind of strategy, if any, and description, in the order of the report."""
 
-PAIRS = ("threshold", "similarity", "factorization", "judge")
-"""Rows of strategies that choose between two models."""
+_SIZE = re.compile(r"(?i)(?<![a-z0-9.])(?:(\d+)x)?(\d+(?:\.\d+)?)b(?![a-z0-9])")
 
 Report = dict[str, object]
 
 
 @dataclass(frozen=True, slots=True)
+class PoolRows:
+    """Questions by models; outcome and cost have shape (n, models)."""
+
+    questions: Table
+    texts: list[str]
+    models: list[str]
+    outcome: Floats
+    cost: Floats
+    held_out: list[str]
+    """Models of an unseen family; empty if none was declared."""
+    left_out: list[str]
+    """Models with too many blanks."""
+    cost_from: str
+
+
+def read_pool(
+    questions: Table, texts: list[str], outcomes: Table, costs: list[Table], models: Table | None
+) -> PoolRows:
+    """The outcomes with their costs; `DataError` where the files do not fit or are too small."""
+    key = next(iter(outcomes.columns))
+    roles = None if models is None else _roles(models, outcomes, key)
+    joined, left_out = join(questions, texts, outcomes, None if roles is None else list(roles))
+    names = list(joined.models)
+    if len(names) < MODELS_MIN:
+        raise outcomes.error(key, f"expected at least {MODELS_MIN} models with outcomes, found {len(names)}")
+    require_rows(joined.table, QUESTIONS_MIN)
+    cost, source = _costs(joined.table.strings(key), key, names, costs)
+    held_out = [name for name in names if (roles or {}).get(name, "").startswith("unseen")]
+    return PoolRows(joined.table, joined.texts, names, joined.outcome, cost, held_out, left_out, source)
+
+
+def _roles(models: Table, outcomes: Table, key: str) -> dict[str, str]:
+    """The models to use and their roles."""
+    row_of(models, "model")
+    names = models.texts("model")
+    for row, name in enumerate(names):
+        if name == key or name not in outcomes.columns:
+            raise models.error("model", f"expected a column of {outcomes.path.name}, found {name!r}", row)
+    return {name: models.field("role", row) for row, name in enumerate(names)}
+
+
+def _costs(ids: list[str], key: str, models: list[str], files: list[Table]) -> tuple[Floats, str]:
+    """Cost of each question under each model: the product of the files, or parameters by name."""
+    if not files:
+        sizes = {model: billions(model) for model in models}
+        if unknown := [model for model, size in sizes.items() if size is None]:
+            listed = ", ".join(unknown)
+            raise DataError(f"--costs:1:model: the size of {listed} is not in the name; give a costs file")
+        row = np.asarray(list(sizes.values()), dtype=np.float64)
+        return np.tile(row, (len(ids), 1)), "billions of parameters, by name"
+    cost = np.ones((len(ids), len(models)))
+    for table in files:
+        by_model = "model" in table.columns
+        cost *= _by_model(table, models) if by_model else _by_question(table, ids, key, models)
+    return cost, " x ".join(table.path.name for table in files)
+
+
+def billions(model: str) -> float | None:
+    """Parameters in billions by the name: 70B is 70, 8x7B is 56; None if the name does not say."""
+    found = _SIZE.search(model)
+    return None if found is None else float(found[1] or 1) * float(found[2])
+
+
+def _by_model(table: Table, models: list[str]) -> Floats:
+    names, values = table.texts("model"), table.numbers_in("cost", 0.0)
+    for model in models:
+        if model not in names:
+            raise table.error("model", f"expected a row for {model}")
+        if values[names.index(model)] <= 0:
+            raise table.error("cost", f"expected a positive cost of {model}", names.index(model))
+    return values[[names.index(model) for model in models]]
+
+
+def _by_question(table: Table, ids: list[str], key: str, models: list[str]) -> Floats:
+    """Costs per question; a blank is the model's mean."""
+    place = row_of(table, key)
+    for value in ids:
+        if value not in place:
+            raise table.error(key, f"expected a row for {value!r}")
+    at = [place[value] for value in ids]
+    columns = []
+    for model in models:
+        values = table.numbers_in(model, 0.0, blank=True)[at]
+        if not np.nansum(values) > 0:
+            raise table.error(model, "expected positive costs")
+        columns.append(np.where(np.isnan(values), np.nanmean(values), values))
+    return np.stack(columns, axis=1)
+
+
+@dataclass(frozen=True, slots=True)
 class _Pool:
-    """What every trial of one evaluation sees."""
+    """The inputs of every trial of one evaluation."""
 
     rows: PoolRows
     known: Scores
@@ -101,16 +182,8 @@ class _Pool:
     """The judge's score of every question, (n,), if one was asked."""
     limit: int | None
     clusters: int | None
-    """Clusters of the neighbourhoods, or None for as many as the validation prompts can fill."""
+    """Clusters of prompts, or None for as many as the validation prompts can fill."""
     pairs: bool
-
-    @property
-    def names(self) -> list[str]:
-        """The rows of the report, in order."""
-        left_out = set() if self.pairs else set(PAIRS)
-        return [
-            name for name in ABOUT if name not in left_out and (name != "judge" or self.judged is not None)
-        ]
 
 
 def evaluate_pool(
@@ -127,12 +200,11 @@ def evaluate_pool(
     pairs: bool = True,
     progress: Callable[[range], Iterable[int]] = iter,
 ) -> Report:
-    """The report of `eval pool`; its shape is documented in `reports`.
+    """The report of `eval pool`; its shape is documented in `reports.md`.
 
-    `pairs` has the strategies of a pair fitted as well, which takes two thirds of the time.
-
-    `known` is what the bundle says of the questions; `judged` (n,) a judge's scores of them, and
-    `judge` what to say of it (`Judged.describe`).
+    `known` has the bundle's scores of the questions; `judged` (n,) a judge's scores of them, and
+    `judge` describes it (`Judged.describe`). `pairs` fits the strategies of a pair as well, which takes
+    two thirds of the time.
     """
     pools: dict[str, list[str] | None] = {"random models": None}
     if rows.held_out:
@@ -141,11 +213,7 @@ def evaluate_pool(
     pool = _Pool(rows, known, text_groups(rows.texts), judged, validation_rows, clusters, pairs)
     settings = {name: _setting(pool, models, progress(seeds)) for name, models in pools.items()}
     return {
-        "schema": 1,
-        "kind": "pool",
-        "data": describe(rows.questions),
-        "bundle": bundle,
-        "seed": seed,
+        **head("pool", rows.questions, bundle, seed),
         "trials": trials,
         "clusters": clusters,
         "models": rows.models,
@@ -157,20 +225,21 @@ def evaluate_pool(
 
 
 def _setting(pool: _Pool, models: list[str] | None, seeds: Iterable[int]) -> Report:
-    grid, names = np.linspace(0.0, 1.0, CURVE_POINTS), pool.names
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    curves: dict[str, list[Floats]] = {name: [] for name in names}
+    grid = np.linspace(0.0, 1.0, CURVE_POINTS)
+    figures: dict[str, list[dict[str, float]]] = {}
+    curves: dict[str, list[Floats]] = {}
     sizes: list[int] = []
     for seed in seeds:
-        for name, (curve, best) in _trial(pool, models, seed, sizes).items():
-            found[name].append(_figures(curve, best))
-            curves[name].append(np.interp(grid, curve.cost, curve.quality))
-    count = len(pool.rows.models)
+        found, best = _trial(pool, models, seed, sizes)
+        for name, curve in found.items():
+            figures.setdefault(name, []).append(_figures(curve, best))
+            curves.setdefault(name, []).append(np.interp(grid, curve.cost, curve.quality))
+    names, count = [name for name in ABOUT if name in figures], len(pool.rows.models)
     return {
         "pool": models,
         "pool_size": len(models) if models else count - round(TRAIN_MODELS * count),
         "validation_rows": round(float(np.mean(sizes))),
-        "routers": [_row(name, found) for name in names],
+        "routers": [_row(name, figures) for name in names],
         "curves": {
             "cost": grid.tolist(),
             "quality": {name: np.mean(curves[name], axis=0).tolist() for name in names},
@@ -181,8 +250,8 @@ def _setting(pool: _Pool, models: list[str] | None, seeds: Iterable[int]) -> Rep
 
 def _trial(
     pool: _Pool, models: list[str] | None, seed: int, sizes: list[int]
-) -> dict[str, tuple[DeferralCurve, tuple[float, float]]]:
-    """Curves of one trial, with quality and relative cost of the pool's most accurate model."""
+) -> tuple[dict[str, DeferralCurve], tuple[float, float]]:
+    """Curves of one trial, and quality and relative cost of the pool's most accurate model."""
     rows, vectors = pool.rows, pool.known.neighbours
     train, validation, test = portions(pool.groups, PROMPT_SHARES, seed)
     validation = validation[: pool.limit]
@@ -204,18 +273,22 @@ def _trial(
         near=near,
         seed=seed,
     )
-    on_hull = metrics.hull(prices, outcome[validation].mean(axis=0))
-    curves = {"ZeroRouter": fixed_curve(on_hull, outcome[test], paid)}
+    on_hull = deferral.hull(prices, outcome[validation].mean(axis=0))
+    curves = {"ZeroRouter": deferral.fixed_curve(on_hull, outcome[test], paid)}
     estimates = {name: router(setting) for name, router in ROUTERS.items()}
     estimates["intent"] = _by_domain(pool.known, setting.validation_errors, validation, test)
     estimates["oracle"] = 1.0 - outcome[test]
     for name, errors in estimates.items():
-        curves[name] = metrics.deferral_curve(errors, prices, outcome[test], paid)
+        curves[name] = deferral.deferral_curve(errors, prices, outcome[test], paid)
     if pool.pairs:
-        curves |= _pairs(pool, validation, test, outcome, prices, paid, seed)
+        # Of equally cheap models the better one, of equally good models the cheaper one.
+        quality = outcome[validation].mean(axis=0)
+        weak, strong = (int(np.lexsort(keys)[0]) for keys in ((-quality, prices), (prices, -quality)))
+        fit_outcomes = outcome[validation][:, [strong, weak]]
+        for name, scores in _pair_scores(pool, validation, test, fit_outcomes, weak == strong, seed).items():
+            curves[name] = deferral.pair_curve(scores, weak, strong, outcome[test], paid)
     best = int(np.argmax(outcome[test].mean(axis=0)))
-    target = float(outcome[test, best].mean()), float(paid[:, best].mean())
-    return {name: (curves[name], target) for name in pool.names}
+    return curves, (float(outcome[test, best].mean()), float(paid[:, best].mean()))
 
 
 def _by_domain(known: Scores, errors: Floats, validation: Integers, test: Integers) -> Floats:
@@ -224,34 +297,21 @@ def _by_domain(known: Scores, errors: Floats, validation: Integers, test: Intege
     return np.where(np.isnan(found), errors.mean(axis=0), found)
 
 
-def _pairs(
-    pool: _Pool,
-    validation: Integers,
-    test: Integers,
-    outcome: Floats,
-    prices: Floats,
-    paid: Floats,
-    seed: int,
-) -> dict[str, DeferralCurve]:
-    """Strategies of a pair, between the cheapest and the most accurate model of the validation prompts."""
-    quality = outcome[validation].mean(axis=0)
-    # Of models as cheap the better one, of models as good the cheaper one.
-    weak, strong = (int(np.lexsort(keys)[0]) for keys in ((-quality, prices), (prices, -quality)))
-    texts = [pool.rows.texts[row] for row in validation]
-    fit = strategies.Labelled(pool.known.take(validation), outcome[validation][:, [strong, weak]], texts)
-    x = pool.known.neighbours[test]
+def _pair_scores(
+    pool: _Pool, validation: Integers, test: Integers, outcome: Floats, same: bool, seed: int
+) -> dict[str, Floats]:
+    """Scores (n_test,) of the strategies of a pair whose validation outcomes are `outcome` (n, 2)."""
     scores = {"threshold": pool.known.difficulty[test]}
-    if weak == strong:
-        # Nothing to choose: whatever the score, the same model answers.
+    if same:
+        # The same model answers whatever the score is.
         scores |= dict.fromkeys(("similarity", "factorization"), scores["threshold"])
     else:
+        texts = [pool.rows.texts[row] for row in validation]
+        fit = strategies.Labelled(pool.known.take(validation), outcome, texts)
+        x = pool.known.neighbours[test]
         scores["similarity"] = strategies.similarity_scores(fit, x, seed)
         scores["factorization"] = strategies.factorization_scores(fit, x, seed)
-    if pool.judged is not None:
-        scores["judge"] = pool.judged[test]
-    return {
-        name: metrics.pair_curve(values, weak, strong, outcome[test], paid) for name, values in scores.items()
-    }
+    return scores if pool.judged is None else scores | {"judge": pool.judged[test]}
 
 
 def _model_split(models: list[str], pool: list[str] | None, seed: int) -> tuple[Integers, Integers]:
@@ -262,36 +322,32 @@ def _model_split(models: list[str], pool: list[str] | None, seed: int) -> tuple[
         order = np.random.default_rng([seed, 1]).permutation(len(models))
         inside = np.zeros(len(models), dtype=bool)
         inside[order[round(TRAIN_MODELS * len(models)) :]] = True
-    return np.flatnonzero(~inside).astype(np.int64), np.flatnonzero(inside).astype(np.int64)
+    return np.flatnonzero(~inside), np.flatnonzero(inside)
 
 
 def _figures(curve: DeferralCurve, best: tuple[float, float]) -> dict[str, float]:
     return {
-        "area": metrics.area(curve),
-        "area_half": metrics.area(curve, HALF_BUDGET),
-        "peak": metrics.peak(curve),
-        "qnc": metrics.qnc(curve, *best),
+        "area": deferral.area(curve),
+        "area_half": deferral.area(curve, HALF_BUDGET),
+        "peak": float(curve.quality.max()),
+        "qnc": deferral.qnc(curve, *best),
     }
 
 
 def _row(name: str, found: dict[str, list[dict[str, float]]]) -> Report:
     """Means with standard errors over trials, and the paired difference to ZeroRouter."""
     mine = {metric: np.asarray([trial[metric] for trial in found[name]]) for metric in found[name][0]}
-    base = np.asarray([trial["area"] for trial in found["ZeroRouter"]])
     strategy, about = ABOUT[name]
     row: Report = {"name": name, "strategy": strategy, "about": about}
     for metric in ("area", "area_half", "peak"):
         row[metric] = {"value": float(mine[metric].mean()), "se": float(_se(mine[metric]))}
-    reached = np.isfinite(mine["qnc"])
     median = float(np.median(mine["qnc"]))
-    row["qnc"] = {"median": median if np.isfinite(median) else None, "never": int((~reached).sum())}
+    never = int((~np.isfinite(mine["qnc"])).sum())
+    row["qnc"] = {"median": median if np.isfinite(median) else None, "never": never}
     if name != "ZeroRouter":
-        gap = mine["area"] - base
-        row["area_minus_zero"] = {
-            "value": float(gap.mean()),
-            "se": float(_se(gap)),
-            "wins": int((gap > 0).sum()),
-        }
+        gap = mine["area"] - np.asarray([trial["area"] for trial in found["ZeroRouter"]])
+        value, wins = float(gap.mean()), int((gap > 0).sum())
+        row["area_minus_zero"] = {"value": value, "se": float(_se(gap)), "wins": wins}
     return row
 
 

@@ -1,69 +1,26 @@
-"""Reports as JSON and as tables.
-
-The JSON is stable for scripts: `"schema": 1` changes when a field changes its name or meaning;
-fields may be added. Shares, qualities and probabilities are 0..1; `cpt*`, `drop*` and `qnc` are
-percent, as in the papers. A figure with an interval is `{"value", "low", "high"}` (95 %, bounds
-null without `--bootstrap`); what is not defined is null. Every report has
-
-    schema, kind ("pair", "intent", "pool", "robustness"), seed,
-    data     {file, sha256, rows, splits {name: rows}} of the evaluated rows
-    bundle   {name, version, revision}, or null
-
-pair
-    bootstrap
-    models          {strong, weak, cells {strong_only, weak_only, both, neither} or null if graded}
-    routers         [{name, strategy (its kind, or null), about, apgr, apgr_exact, cpt20, cpt50,
-                    cpt80, cpt20_exact, cpt50_exact, cpt80_exact, drop10, drop20, drop40, apgr_minus_length,
-                    apgr_exact_minus_length}];
-                    always-weak and always-strong have {name, strategy, about, strong_share, quality}
-    judge           {strategy, model, labels, asked, failed {result: prompts}}, or null
-    within_subject  [{name, and the same metrics}], or null without a subject column
-    calibration     {ece, ece_if_calibrated, rate, mean, auroc, predicted [], observed [], share []}, or null
-    threshold       {threshold, strong_share, quality, pgr}, or null
-    curves          {strong_share [], quality {router: []}, lift_interval {router: {low [], high []}}}
-
-intent
-    bootstrap, labels [], rows {known, ood}, fit {rows, dropped, cross_fitted}
-    models          [{name, accuracy, macro_f1, ece, ece_if_calibrated, aurc,
-                    accuracy_at_coverage {"0.5", "0.8", "0.9"}, accuracy_minus_tfidf,
-                    ood {score, auroc, fpr95} or null}]
-    confusion       {model, labels [], counts [[]]}: rows are true labels
-    abstention      {model: {coverage [], accuracy []}}
-    reliability     {model: {confidence [], observed [], share []}}
-
-pool
-    trials, clusters (asked for, or null), models [], left_out [], cost, judge (as for a pair)
-    settings        {"random models" | "unseen family": {pool, pool_size, validation_rows,
-                    routers [{name, strategy, about, area {value, se}, area_half, peak, qnc {median, never},
-                    area_minus_zero {value, se, wins}}],
-                    curves {cost [], quality {router: []}, quality_se {router: []}}}}
-
-robustness
-    bootstrap, threshold, strong_share
-    perturbations   [{name, group, about, changed, domain_flip, difficulty_flip, hard_to_easy,
-                    easy_to_hard, length_flip, strong_share, mean_shift, spearman}]
-"""
+"""Reports as JSON and as tables. `reports.md` documents the JSON, which is stable for scripts."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.table import Table
 
-from semroute_lab.evaluate.metrics.resampling import Estimate
+from semroute_lab.common.metrics import Estimate
 
 NEEDS = {
     "a bundle": ("threshold",),
     "--fit or --cross-fit": ("similarity", "factorization", "clusters", "intent"),
     "--judge": ("judge",),
 }
-"""What a strategy's row needs to be there."""
+"""What a strategy needs to get a row."""
 
 DECIMALS = 6
-"""Digits after the point that the JSON keeps: beyond them lies the order of summation."""
+"""Digits after the point in the JSON: further ones depend on the order of summation."""
 
 
 def plain(value: Any) -> Any:
@@ -90,30 +47,30 @@ def tables(report: dict[str, Any]) -> list[Table]:
     return draw(report)
 
 
-def _table(title: str, columns: list[str], caption: str = "") -> Table:
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> Table:
     table = Table(title=title, caption=caption or None, title_justify="left", caption_justify="left")
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
 def _number(value: float | None, digits: int = 3) -> str:
-    """`.652` for .652, `1.252` as it is; a dash for what is not defined."""
+    """`.652` for .652, `1.252` as it is; a dash for an undefined value."""
     if value is None:
         return "–"
     text = f"{value:.{digits}f}"
     return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) and digits > 1 else text
 
 
-def _interval(figure: dict[str, float | None] | None, digits: int = 3, sign: bool = False) -> str:
+def _interval(figure: dict[str, float | None] | None, sign: bool = False) -> str:
     if figure is None or figure["value"] is None:
         return "–"
-    value = _number(figure["value"], digits)
-    if sign and figure["value"] > 0:
-        value = "+" + value
-    if figure["low"] is None:
-        return value
-    return f"{value} [{_number(figure['low'], digits)}, {_number(figure['high'], digits)}]"
+    value = ("+" if sign and figure["value"] > 0 else "") + _number(figure["value"])
+    return (
+        value if figure["low"] is None else f"{value} [{_number(figure['low'])}, {_number(figure['high'])}]"
+    )
 
 
 def _subject(report: dict[str, Any]) -> str:
@@ -125,43 +82,44 @@ def _subject(report: dict[str, Any]) -> str:
 
 
 def _pair(report: dict[str, Any]) -> list[Table]:
-    models = report["models"]
+    models, routers = report["models"], report["routers"]
     caption = f"strong {models['strong']:.4f}, weak {models['weak']:.4f}; CPT and drop in percent"
-    caption += _judge(report["judge"]) + _missing(report["routers"])
+    caption += _judge(report["judge"]) + _missing(routers)
     names = ["router", "APGR", "exact", "CPT20", "CPT50", "CPT80", "drop 10/20/40 %", "APGR − length"]
-    found = [_table(_subject(report), names, caption)]
-    for row in report["routers"]:
-        if "apgr" not in row:
-            blanks = ["–"] * 6
-            found[0].add_row(_named(row), *blanks, f"quality {_number(row['quality'], 4)}")
-            continue
-        found[0].add_row(*_pair_cells(row), _interval(row.get("apgr_minus_length"), sign=True))
+    rows = [
+        [*_pair_cells(row), _interval(row.get("apgr_minus_length"), sign=True)]
+        if "apgr" in row
+        else [_named(row), *["–"] * 6, f"quality {_number(row['quality'], 4)}"]
+        for row in routers
+    ]
+    found = [_table(_subject(report), names, rows, caption)]
     if report["within_subject"]:
-        found.append(_table("within subjects: the subject taken out of the score", names[:-1]))
-        for row in report["within_subject"]:
-            found[-1].add_row(*_pair_cells(row))
-    calibration = report["calibration"]
-    if calibration:
-        found.append(_table("difficulty as a probability", ["ECE", "AUROC", "mean", "event rate"]))
-        found[-1].add_row(*(_number(calibration.get(name)) for name in ("ece", "auroc", "mean", "rate")))
-    if report["threshold"]:
-        found.append(
-            _table("at a threshold fixed elsewhere", ["threshold", "strong share", "quality", "PGR"])
-        )
-        found[-1].add_row(
-            *(_number(report["threshold"][k]) for k in ("threshold", "strong_share", "quality", "pgr"))
-        )
+        title = "within subjects: the subject taken out of the score"
+        found.append(_table(title, names[:-1], map(_pair_cells, report["within_subject"])))
+    if labelled := [row for row in routers if "auroc" in row]:
+        cells = [[_named(row), _interval(row["auroc"]), _number(row.get("t"))] for row in labelled]
+        said = "\n".join(dict.fromkeys(row["note"] for row in labelled if row.get("note")))
+        found.append(_table("does the strong model do better", ["router", "AUROC", "t"], cells, said))
+    for section, title, columns in (
+        ("calibration", "difficulty as a probability",
+         {"ece": "ECE", "auroc": "AUROC", "mean": "mean", "rate": "event rate"}),
+        ("threshold", "at a threshold fixed elsewhere",
+         {"threshold": "threshold", "strong_share": "strong share", "quality": "quality", "pgr": "PGR"}),
+    ):  # fmt: skip
+        if figures := report[section]:
+            row = [_number(figures.get(name)) for name in columns]
+            found.append(_table(title, list(columns.values()), [row]))
     return found
 
 
 def _named(row: dict[str, Any]) -> str:
-    """A row's name, with the strategy that it is where the name does not say it."""
+    """A row's name, with its strategy unless the name begins with it."""
     kind = row.get("strategy")
     return row["name"] if kind is None or row["name"].startswith(kind) else f"{row['name']} ({kind})"
 
 
 def _judge(judge: dict[str, Any] | None) -> str:
-    """What a caption says of the judge that was asked."""
+    """A line of a caption about the judge that was asked."""
     if judge is None:
         return ""
     failed = ", ".join(f"{result} {prompts}" for result, prompts in judge["failed"].items())
@@ -171,7 +129,7 @@ def _judge(judge: dict[str, Any] | None) -> str:
 
 
 def _missing(rows: list[dict[str, Any]]) -> str:
-    """What a caption says of the strategies that have no row, and what would give them one."""
+    """A line of a caption about the strategies without a row, and the options that add them."""
     there = {row["strategy"] for row in rows}
     needs = {option: [kind for kind in kinds if kind not in there] for option, kinds in NEEDS.items()}
     said = [f"{', '.join(kinds)} ({option})" for option, kinds in needs.items() if kinds]
@@ -185,82 +143,62 @@ def _pair_cells(row: dict[str, Any]) -> list[str]:
 
 
 def _intent(report: dict[str, Any]) -> list[Table]:
-    fit = report["fit"]
+    fit, count = report["fit"], report["rows"]
     how = "cross-fitted in five folds" if fit["cross_fitted"] else f"fitted on {fit['rows']} rows"
-    rows = report["rows"]
-    caption = f"{len(report['labels'])} classes, {rows['known']} known and {rows['ood']} unknown rows; "
-    caption += f"baselines {how}"
+    caption = f"{len(report['labels'])} classes, {count['known']} known and {count['ood']} unknown rows; "
     names = ["model", "accuracy", "macro-F1", "ECE", "acc. at 80 %", "− tfidf", "OOD AUROC", "FPR95"]
-    table = _table(_subject(report), names, caption)
-    for row in report["models"]:
-        ood = row["ood"]
-        table.add_row(
+    rows = [
+        [
             row["name"],
             _interval(row["accuracy"]),
             _interval(row["macro_f1"]),
             _number(row["ece"]),
             _number(row["accuracy_at_coverage"]["0.8"]),
             _interval(row["accuracy_minus_tfidf"], sign=True),
-            _interval(ood["auroc"]) if ood else "–",
-            _number(ood["fpr95"]) if ood else "–",
-        )
-    return [table]
+            _interval(row["ood"] and row["ood"]["auroc"]),
+            _number(row["ood"] and row["ood"]["fpr95"]),
+        ]
+        for row in report["models"]
+    ]
+    return [_table(_subject(report), names, rows, f"{caption}baselines {how}")]
 
 
 def _pool(report: dict[str, Any]) -> list[Table]:
+    names = ["router", "area ± s.e.", "− ZeroRouter ± s.e.", "wins", "area to 50 %", "QNC %", "never", "peak"]
     found = []
     for name, setting in report["settings"].items():
         caption = f"{setting['pool_size']} unseen models, {setting['validation_rows']} validation prompts, "
         caption += f"{report['trials']} trials; cost: {report['cost']}"
         caption += _judge(report["judge"]) + _missing(setting["routers"])
-        columns = [
-            "router",
-            "area ± s.e.",
-            "− ZeroRouter ± s.e.",
-            "wins",
-            "area to 50 %",
-            "QNC %",
-            "never",
-            "peak",
-        ]
-        table = _table(f"{_subject(report)}, {name}", columns, caption)
+        rows = []
         for row in setting["routers"]:
             gap = row.get("area_minus_zero")
-            table.add_row(
-                _named(row),
-                f"{_number(row['area']['value'], 4)} ± {_number(row['area']['se'], 4)}",
-                f"{gap['value']:+.4f} ± {gap['se']:.4f}" if gap else "–",
-                f"{gap['wins']}/{report['trials']}" if gap else "–",
-                _number(row["area_half"]["value"], 4),
-                _number(row["qnc"]["median"], 1),
-                str(row["qnc"]["never"]),
-                _number(row["peak"]["value"], 4),
+            rows.append(
+                [
+                    _named(row),
+                    f"{_number(row['area']['value'], 4)} ± {_number(row['area']['se'], 4)}",
+                    f"{gap['value']:+.4f} ± {gap['se']:.4f}" if gap else "–",
+                    f"{gap['wins']}/{report['trials']}" if gap else "–",
+                    _number(row["area_half"]["value"], 4),
+                    _number(row["qnc"]["median"], 1),
+                    str(row["qnc"]["never"]),
+                    _number(row["peak"]["value"], 4),
+                ]
             )
-        found.append(table)
+        found.append(_table(f"{_subject(report)}, {name}", names, rows, caption))
     return found
 
 
 def _robustness(report: dict[str, Any]) -> list[Table]:
-    caption = (
-        f"difficulty threshold {report['threshold']:.4f}, strong share {report['strong_share']:.3f} before"
-    )
-    names = [
-        "perturbation",
-        "changed",
-        "domain flip",
-        "difficulty flip",
-        "hard → easy",
-        "easy → hard",
-        "length flip",
-    ]
-    table = _table(_subject(report), names, caption)
-    group = None
-    for row in report["perturbations"]:
-        if group is not None and row["group"] != group:
-            table.add_section()
-        group = row["group"]
-        flips = (
-            _interval(row[k]) for k in ("domain_flip", "difficulty_flip", "hard_to_easy", "easy_to_hard")
-        )
-        table.add_row(row["name"], _number(row["changed"], 2), *flips, _number(row["length_flip"]["value"]))
+    caption = f"difficulty threshold {report['threshold']:.4f}, "
+    caption += f"strong share {report['strong_share']:.3f} before"
+    flips = ("domain flip", "difficulty flip", "hard → easy", "easy → hard")
+    table = _table(_subject(report), ["perturbation", "changed", *flips, "length flip"], [], caption)
+    rows = report["perturbations"]
+    for row, following in zip(rows, [*rows[1:], None], strict=True):
+        figures = (row[k] for k in ("domain_flip", "difficulty_flip", "hard_to_easy", "easy_to_hard"))
+        length = _number(row["length_flip"]["value"])
+        ends = following is not None and following["group"] != row["group"]
+        cells = (row["name"], _number(row["changed"], 2), *map(_interval, figures), length)
+        table.add_row(*cells, end_section=ends)
     return [table]

@@ -1,24 +1,20 @@
-"""`eval robustness`: how often a decision flips when the prompt is changed but not what it needs.
+"""`eval robustness`: how often a decision flips when the prompt is changed but not its needs.
 
-A decision is the predicted domain, and on which side of the threshold the difficulty falls; the
-threshold gives the strong model 30 % of the unchanged prompts unless another one is named. The
-router by length, with a threshold of the same share, is the baseline of every row. For an attack
-the figure that matters is the share of hard prompts (strong before) that it turns easy.
+A decision is the predicted domain, and the side of the threshold on which the difficulty falls; by
+default the threshold gives the strong model 30 % of the unchanged prompts. The router by length, with
+a threshold of the same share, is the baseline of every row. For an attack the important figure is the
+share of hard prompts (strong before) that become easy.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from semroute_lab.evaluate import metrics
-from semroute_lab.evaluate.data import Table, describe, require_rows
-from semroute_lab.evaluate.metrics.arrays import Booleans, Floats
-from semroute_lab.evaluate.metrics.resampling import Estimate, estimate
-from semroute_lab.evaluate.perturbations import PERTURBATIONS, Perturbation, perturb
-from semroute_lab.evaluate.scoring import Scores, Source
-
-STRONG_SHARE = 0.3
-"""Share of the unchanged prompts that the threshold sends to the strong model."""
+from semroute_lab.common import metrics
+from semroute_lab.common.metrics import Booleans, Estimate, Floats, estimate
+from semroute_lab.common.tables import Table, require_rows
+from semroute_lab.evaluate.perturbations import PERTURBATIONS, perturb
+from semroute_lab.evaluate.scoring import Source, head
 
 Report = dict[str, object]
 
@@ -39,58 +35,55 @@ def evaluate_robustness(
     *,
     seed: int,
     replicates: int,
-    strong_share: float = STRONG_SHARE,
+    strong_share: float,
     threshold: float | None = None,
 ) -> Report:
-    """The report of `eval robustness`; its shape is documented in `reports`."""
-    changed = {one.name: perturb(one, texts, seed) for one in PERTURBATIONS}
+    """The report of `eval robustness`; its shape is documented in `reports.md`."""
+    changed = [perturb(one, texts, seed) for one in PERTURBATIONS]
     # One pass over everything: texts that a perturbation leaves alone are scored once.
-    scores = source.score([*texts, *(text for group in changed.values() for text in group)])
+    scores = source.score([text for group in (texts, *changed) for text in group])
     count = len(texts)
     clean = scores.take(range(count))
     cut = threshold if threshold is not None else float(np.quantile(clean.difficulty, 1.0 - strong_share))
-    length_cut = float(np.quantile([len(text) for text in texts], 1.0 - strong_share))
-    table_rows: list[Report] = []
-    for i, one in enumerate(PERTURBATIONS, start=1):
+    length = _lengths(texts)
+    length_cut = float(np.quantile(length, 1.0 - strong_share))
+    before, everything = clean.difficulty >= cut, np.ones(count, dtype=bool)
+
+    def share(event: Booleans, among: Booleans = everything) -> Estimate | None:
+        return _share(event, among, seed, replicates)
+
+    rows: list[Report] = []
+    for i, (one, other_texts) in enumerate(zip(PERTURBATIONS, changed, strict=True), start=1):
         other = scores.take(range(i * count, (i + 1) * count))
-        row = _row(one, clean, other, cut, seed, replicates)
-        row["changed"] = float(np.mean([a != b for a, b in zip(texts, changed[one.name], strict=True)]))
-        lengths = (_lengths(texts) >= length_cut) != (_lengths(changed[one.name]) >= length_cut)
-        row["length_flip"] = _share(lengths, np.ones(count, dtype=bool), seed, replicates)
-        table_rows.append(row)
+        after = other.difficulty >= cut
+        domain = np.argmax(clean.domain, axis=1) != np.argmax(other.domain, axis=1)
+        rows.append(
+            {
+                "name": one.name,
+                "group": one.group,
+                "about": one.about,
+                "domain_flip": share(domain),
+                "difficulty_flip": share(before != after),
+                "hard_to_easy": share(before & ~after, before),
+                "easy_to_hard": share(after & ~before, ~before),
+                "strong_share": float(after.mean()),
+                "mean_shift": float(np.mean(other.difficulty - clean.difficulty)),
+                "spearman": metrics.spearman(clean.difficulty, other.difficulty),
+                "changed": float(np.mean([a != b for a, b in zip(texts, other_texts, strict=True)])),
+                "length_flip": share((length >= length_cut) != (_lengths(other_texts) >= length_cut)),
+            }
+        )
     return {
-        "schema": 1,
-        "kind": "robustness",
-        "data": describe(table),
-        "bundle": source.describe(),
-        "seed": seed,
+        **head("robustness", table, source.describe(), seed),
         "bootstrap": replicates,
         "threshold": cut,
-        "strong_share": float(np.mean(clean.difficulty >= cut)),
-        "perturbations": table_rows,
+        "strong_share": float(np.mean(before)),
+        "perturbations": rows,
     }
 
 
 def _lengths(texts: list[str]) -> Floats:
     return np.asarray([len(text) for text in texts], dtype=np.float64)
-
-
-def _row(one: Perturbation, clean: Scores, other: Scores, cut: float, seed: int, replicates: int) -> Report:
-    before, after = clean.difficulty >= cut, other.difficulty >= cut
-    domain = np.argmax(clean.domain, axis=1) != np.argmax(other.domain, axis=1)
-    everything = np.ones(before.size, dtype=bool)
-    return {
-        "name": one.name,
-        "group": one.group,
-        "about": one.about,
-        "domain_flip": _share(domain, everything, seed, replicates),
-        "difficulty_flip": _share(before != after, everything, seed, replicates),
-        "hard_to_easy": _share(before & ~after, before, seed, replicates),
-        "easy_to_hard": _share(after & ~before, ~before, seed, replicates),
-        "strong_share": float(after.mean()),
-        "mean_shift": float(np.mean(other.difficulty - clean.difficulty)),
-        "spearman": metrics.spearman(clean.difficulty, other.difficulty),
-    }
 
 
 def _share(event: Booleans, among: Booleans, seed: int, replicates: int) -> Estimate | None:
@@ -100,8 +93,7 @@ def _share(event: Booleans, among: Booleans, seed: int, replicates: int) -> Esti
     hits, rows = (event & among).astype(np.float64), among.astype(np.float64)
 
     def shares(counts: Floats) -> Floats:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            found: Floats = (counts @ hits) / (counts @ rows)
-        return found
+        drawn = counts @ rows
+        return np.divide(counts @ hits, drawn, out=np.full_like(drawn, np.nan), where=drawn > 0)
 
     return estimate(float(hits.sum() / rows.sum()), metrics.bootstrap(shares, event.size, replicates, seed))

@@ -1,25 +1,26 @@
-"""Scores of texts under a bundle, as arrays: the one place where evaluation meets the runtime."""
+"""Scores of texts under a bundle, as arrays: the only place where evaluation runs the encoder."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from semroute_extproc.encoder.offline import Scorer
-from semroute_extproc.encoder.signals import Signals, entropy
-from semroute_lab.evaluate.metrics.arrays import Floats
+from semroute_extproc.encoder.signals import Signals
+from semroute_lab.common.metrics import Booleans, Floats, Integers, Vectors
+from semroute_lab.common.tables import Table
 
 Progress = Callable[[Iterable[Signals], int], Iterable[Signals]]
-"""Passes signals through while it shows how many of a total have come."""
+"""Passes signals through and shows how many of a total are done."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What a bundle says of n texts, in their order."""
+    """A bundle's output for n texts, in their order."""
 
     labels: tuple[str, ...]
     domain: Floats
@@ -28,35 +29,28 @@ class Scores:
     """Calibrated probability that only the strong model answers well; shape (n,)."""
     similarity: Floats
     """Cosine to the nearest centroid of known text, low for unknown text; shape (n,)."""
-    embedding: npt.NDArray[np.float32]
+    embedding: Vectors
     """Rows of length 1; shape (n, d)."""
-    neighbours: npt.NDArray[np.float32]
-    """What artifacts of strategies are fitted on, rows of length 1; shape (n, d)."""
-    unknown: npt.NDArray[np.bool_]
+    neighbours: Vectors
+    """The embedding that artifacts of strategies are fitted on, rows of length 1; shape (n, d)."""
+    unknown: Booleans
     """Text that is out of distribution for the bundle; shape (n,)."""
 
-    def take(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> Scores:
+    def take(self, rows: Sequence[int] | Integers) -> Scores:
         """The scores of some rows, in that order."""
         index = np.asarray(rows, dtype=np.int64)
-        return Scores(
-            self.labels,
-            self.domain[index],
-            self.difficulty[index],
-            self.similarity[index],
-            self.embedding[index],
-            self.neighbours[index],
-            self.unknown[index],
-        )
+        return Scores(self.labels, *(getattr(self, field.name)[index] for field in fields(self)[1:]))
 
     def domain_of(self) -> list[str]:
         """The most probable label of each text."""
         return [self.labels[i] for i in np.argmax(self.domain, axis=1)]
 
-    def expert(self, max_entropy: float) -> npt.NDArray[np.int64]:
+    def expert(self, max_entropy: float) -> Integers:
         """The label by which the strategy `intent` chooses, as an index; -1 where it abstains; (n,)."""
-        uncertain = np.asarray([entropy(p) > max_entropy for p in self.domain.tolist()], dtype=np.bool_)
+        p = np.clip(self.domain, np.finfo(np.float64).tiny, 1.0)
+        entropy = -(p * np.log(p)).sum(axis=1) / np.log(len(self.labels))
         label = np.argmax(self.domain, axis=1).astype(np.int64)
-        return np.where(self.unknown | uncertain, np.int64(-1), label)
+        return np.where(self.unknown | (entropy > max_entropy), np.int64(-1), label)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,22 +61,28 @@ class Source:
     progress: Progress
 
     def describe(self) -> dict[str, object]:
-        """What a report says of the bundle."""
+        """The `bundle` section of a report."""
         manifest = self.scorer.bundle.manifest
         return {"name": manifest.name, "version": manifest.version, "revision": self.scorer.bundle.revision}
 
     @property
     def quantiles(self) -> Sequence[float]:
         """The difficulty at 0, 1, … 100 % of the bundle's reference traffic."""
-        return self.scorer.bundle.manifest.difficulty.quantiles
+        return self.scorer.bundle.difficulty.quantiles
 
     def score(self, texts: Sequence[str]) -> Scores:
-        """Score `texts`; identical texts are run once."""
+        """Score `texts`; identical texts run once."""
         distinct = list(dict.fromkeys(texts))
         found = list(self.progress(self.scorer.score_all(distinct), len(distinct)))
+        labels = self.scorer.bundle.domain.labels
+        domain = np.asarray([[one.domain_probs[label] for label in labels] for one in found], np.float64)
+        types: dict[str, Any] = {"embedding": np.float32, "neighbours": np.float32, "unknown": np.bool_}
+        others: Any = (
+            np.asarray([getattr(one, field.name) for one in found], types.get(field.name, np.float64))
+            for field in fields(Scores)[2:]
+        )
         place = {text: row for row, text in enumerate(distinct)}
-        labels = self.scorer.bundle.manifest.domain.labels
-        return _as_arrays(labels, found).take([place[text] for text in texts])
+        return Scores(labels, domain, *others).take([place[text] for text in texts])
 
 
 def open_bundle(directory: Path, progress: Progress) -> Source:
@@ -90,13 +90,9 @@ def open_bundle(directory: Path, progress: Progress) -> Source:
     return Source(Scorer.of(directory), progress)
 
 
-def _as_arrays(labels: tuple[str, ...], signals: Sequence[Signals]) -> Scores:
-    return Scores(
-        labels,
-        np.asarray([[one.domain_probs[label] for label in labels] for one in signals], dtype=np.float64),
-        np.asarray([one.difficulty for one in signals], dtype=np.float64),
-        np.asarray([one.similarity for one in signals], dtype=np.float64),
-        np.asarray([one.embedding for one in signals], dtype=np.float32),
-        np.asarray([one.neighbours for one in signals], dtype=np.float32),
-        np.asarray([one.unknown for one in signals], dtype=np.bool_),
-    )
+def head(kind: str, table: Table, bundle: dict[str, object] | None, seed: int) -> dict[str, object]:
+    """The fields that every report begins with; see `reports.md`."""
+    splits = table.columns.get("split", [])
+    counts = {split: splits.count(split) for split in sorted(set(splits))}
+    data = {"file": table.path.name, "sha256": table.sha256, "rows": len(table), "splits": counts}
+    return {"schema": 1, "kind": kind, "data": data, "bundle": bundle, "seed": seed}

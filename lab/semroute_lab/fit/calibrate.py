@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,68 +12,39 @@ import numpy as np
 from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.errors import ArtifactError, DataError
 from semroute_extproc.strategies import calibration as files
-from semroute_extproc.strategies.artifact import ArtifactFile, ArtifactManifest
+from semroute_extproc.strategies.artifacts import Manifest, kind_of, load_factorization, load_similarity
 from semroute_extproc.strategies.calibration import Calibration
-from semroute_extproc.strategies.factorization import Factorization, read_factorization
+from semroute_extproc.strategies.factorization import Factorization
 from semroute_extproc.strategies.pair import Score
-from semroute_extproc.strategies.similarity import Similarity, read_similarity
-from semroute_lab.evaluate.data import (
-    TEXT_COLUMNS,
-    Table,
-    pick_column,
-    prompt_texts,
-    read_table,
-    require_rows,
-)
-from semroute_lab.evaluate.metrics.arrays import Floats
-from semroute_lab.fit import judging
-from semroute_lab.fit.cli import open_scorer, progress
-from semroute_lab.fit.outcomes import PAIR
-from semroute_lab.fit.settle import quality_by_share, score_quantiles, settle
+from semroute_extproc.strategies.similarity import Similarity
+from semroute_lab.common.progress import tracked
+from semroute_lab.common.tables import read_table, require_rows, texts_in
+from semroute_lab.fit.judging import judge
+from semroute_lab.fit.outcomes import PAIR, quantiles
+from semroute_lab.fit.settle import quality_by_share, settle
 
 
-def run(
-    file: Path,
-    bundle: Path | None,
-    artifact: Path | None,
-    strong_share: float | None,
-    max_quality_drop: float | None,
-    out: Path | None,
-    splits: tuple[str, ...],
-    text_column: str | None,
-    strong_column: str,
-    weak_column: str,
-    strong_model: str | None,
-    weak_model: str | None,
-    judge: Path | None,
-    strategy: str | None,
-    replicates: int,
-    seed: int,
-) -> dict[str, Any]:
-    """The report, and the calibration written to `out`; raises DataError, ArtifactError, BundleError."""
-    table = read_table(file).in_splits(splits)
-    texts = prompt_texts(table, pick_column(table, text_column, TEXT_COLUMNS, "text"))
+def calibrate(file: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The report of `semroute calibrate` with its options, and the calibration written to `out`.
+
+    Raises DataError, ArtifactError, BundleError, ConfigError or EndpointError.
+    """
+    table = read_table(file).in_splits(options["splits"])
+    texts = texts_in(table, options["text_column"])
     require_rows(table)
-    outcomes = _outcomes(table, strong_column, weak_column)
-    if max_quality_drop is not None and outcomes is None:
-        raise table.error(strong_column, "expected this column: a quality drop needs outcomes")
-    scorer = open_scorer(bundle)
-    distinct = list(dict.fromkeys(texts))
-    kind: str = "judge"
-    if judge is not None:
-        judged = judging.judge(judge, strategy, distinct)
-        digest, known = judged.settings.digest, judged.scores
-    else:
-        kind, digest, score = _score(artifact, scorer, strong_model, weak_model)
-        signals = progress(scorer.score_all(distinct), len(distinct))
-        known = {text: score(each) for text, each in zip(distinct, signals, strict=True)}
-    values = [known[text] for text in texts]
-    kept = np.asarray([value is not None for value in values])
+    columns = [options["strong_column"], options["weak_column"]]
+    known = any(column in table.columns for column in columns)
+    if options["max_quality_drop"] is not None and not known:
+        raise table.error(columns[0], "expected this column: a quality drop needs outcomes")
+    outcomes = [table.numbers_in(column, 0.0, 1.0) for column in columns] if known else []
+    scorer = Scorer.of(options["bundle"])
+    kind, digest, by_text = _scores(scorer, list(dict.fromkeys(texts)), options)
+    values = np.asarray([by_text[text] for text in texts], dtype=np.float64)
+    kept = np.isfinite(values)
     if not kept.any():
-        raise DataError(f"{file}:1:: none of the prompts has a score: nobody here understands its language")
-    scores: Floats = np.asarray([value for value in values if value is not None])
-    if outcomes is not None:
-        outcomes = (outcomes[0][kept], outcomes[1][kept])
+        raise DataError(f"{file}:1:: no prompt has a score: all are in languages of other bundles")
+    scores, left_out = values[kept], int((~kept).sum())
+    pair = (outcomes[0][kept], outcomes[1][kept]) if outcomes else None
     found = Calibration(
         score=kind,
         bundle=scorer.bundle.manifest.name,
@@ -81,54 +53,55 @@ def run(
         rows=len(scores),
         data=file.name,
         data_sha256=table.sha256,
-        quantiles=score_quantiles(scores),
-        quality=None if outcomes is None else quality_by_share(scores, *outcomes),
+        quantiles=quantiles(scores),
+        quality=None if pair is None else quality_by_share(scores, *pair),
     )
-    setting = settle(
-        found,
-        scores,
-        outcomes,
-        strong_share=strong_share,
-        max_quality_drop=max_quality_drop,
-        replicates=replicates,
-        seed=seed,
-    )
-    if out is not None:
-        files.write_calibration(out, found)
+    names = ("strong_share", "max_quality_drop", "replicates", "seed")
+    setting = settle(found, scores, pair, **{name: options[name] for name in names})
+    if options["out"] is not None:
+        files.write_calibration(options["out"], found)
+    figures = dataclasses.asdict(setting)
     return {
         "rows": len(scores),
-        "left_out": int((~kept).sum()),
+        "left_out": left_out,
         "score": kind,
         "bundle": found.bundle,
         "revision": found.revision,
         "artifact": digest or None,
         "threshold": min(setting.threshold, 1.0),
         "wanted_share": setting.wanted_share,
-        "realised_share": dataclasses.asdict(setting.realised),
-        "quality": None if setting.quality is None else dataclasses.asdict(setting.quality),
-        "drop": None if setting.drop is None else dataclasses.asdict(setting.drop),
-        "out": None if out is None else str(out),
+        "realised_share": figures["realised"],
+        "quality": figures["quality"],
+        "drop": figures["drop"],
+        "out": None if options["out"] is None else str(options["out"]),
     }
 
 
-def _outcomes(table: Table, strong: str, weak: str) -> tuple[Floats, Floats] | None:
-    """Outcomes of both models, or None if the file has neither column."""
-    if not table.has(strong) and not table.has(weak):
-        return None
-    return table.numbers_in(strong, 0.0, 1.0), table.numbers_in(weak, 0.0, 1.0)
+def _scores(
+    scorer: Scorer, texts: list[str], options: Mapping[str, Any]
+) -> tuple[files.Score, str, dict[str, float | None]]:
+    """The kind of score, the digest of its source, and the score of each text, None without one."""
+    if options["judge"] is not None:
+        judged = judge(options["judge"], options["strategy"], texts)
+        return "judge", judged.settings.digest, judged.scores
+    kind, digest, score = _score(scorer, options["artifact"], options["strong_model"], options["weak_model"])
+    signals = tracked(scorer.score_all(texts), len(texts), "reading")
+    return kind, digest, {text: score(each) for text, each in zip(texts, signals, strict=True)}
 
 
-def _score(path: Path | None, scorer: Scorer, strong: str | None, weak: str | None) -> tuple[str, str, Score]:
+def _score(
+    scorer: Scorer, path: Path | None, strong: str | None, weak: str | None
+) -> tuple[files.Score, str, Score]:
     """The kind of score, the digest of its artifact and the live path's own function."""
     if path is None:
         return "threshold", "", lambda signals: signals.difficulty
-    match ArtifactFile(path).manifest.kind:
+    match kind_of(path):
         case "similarity":
-            similar = read_similarity(path)
+            similar = load_similarity(path)
             _same_bundle(path, similar.manifest, scorer)
             return "similarity", similar.digest, Similarity(similar)
         case "factorization":
-            factors = read_factorization(path)
+            factors = load_factorization(path)
             _same_bundle(path, factors.manifest, scorer)
             names = (strong or PAIR[0], weak or PAIR[1])
             for name in names:
@@ -140,8 +113,9 @@ def _score(path: Path | None, scorer: Scorer, strong: str | None, weak: str | No
             raise ArtifactError(f"{path}: is a {kind} artifact, which has no score of a pair")
 
 
-def _same_bundle(path: Path, manifest: ArtifactManifest, scorer: Scorer) -> None:
-    ours, theirs = scorer.bundle, f"{manifest.bundle} {manifest.revision}"
-    if manifest.revision != ours.revision:
-        this = f"{ours.manifest.name} {ours.revision}"
-        raise ArtifactError(f"{path}: was fitted on bundle {theirs}, but this is {this}")
+def _same_bundle(path: Path, manifest: Manifest, scorer: Scorer) -> None:
+    this, fitted = scorer.bundle, f"{manifest.bundle} {manifest.revision}"
+    if manifest.revision != this.revision:
+        raise ArtifactError(
+            f"{path}: was fitted on bundle {fitted}, but this is {this.manifest.name} {this.revision}"
+        )

@@ -1,19 +1,17 @@
-"""Fitting for the clusters strategy: K-means, UniRoute's learned map, and names for people."""
+"""Fitting for the clusters strategy: K-means, UniRoute's learned map, and readable names."""
 
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-from semroute_extproc.strategies.artifact import ArtifactManifest
-from semroute_extproc.strategies.clusters import ClustersArtifact
-from semroute_lab.evaluate.metrics.arrays import Floats, Integers
-
-Vectors = npt.NDArray[np.float32]
+from semroute_extproc.strategies.artifacts import Clusters, Manifest
+from semroute_lab.common.metrics import Floats, Integers, Vectors
+from semroute_lab.fit.adam import adam
 
 CLUSTERS = 20
 """Clusters of one clustering."""
@@ -46,100 +44,61 @@ _WORD = re.compile(r"[^\W\d_]{3,}")
 
 
 def fit_kmeans(
-    x: Vectors,
-    manifest: ArtifactManifest,
-    texts: Sequence[str],
-    k: int = CLUSTERS,
-    clusterings: int = CLUSTERINGS,
-) -> ClustersArtifact:
+    x: Vectors, manifest: Manifest, texts: Sequence[str], k: int = CLUSTERS, clusterings: int = CLUSTERINGS
+) -> Clusters:
     """K-means from `clusterings` seeds, one after the other; `x` (n, d) with its texts."""
     found = [k_means(x, k, manifest.seed + run) for run in range(clusterings)]
     names = [name for _, near in found for name in cluster_names(texts, near, k)]
     centroids = np.concatenate([centres for centres, _ in found]).astype(np.float32)
-    return ClustersArtifact(manifest, centroids, None, tuple(names), clusterings)
+    return Clusters(manifest, centroids, None, tuple(names), clusterings)
 
 
 def fit_learned_map(
-    x: Vectors, errors: Floats, manifest: ArtifactManifest, texts: Sequence[str], k: int = CLUSTERS
-) -> ClustersArtifact:
-    """UniRoute's learned map, softmax(W x + b), from the training models' `errors` (n, models)."""
-    centres, near = k_means(x, k, manifest.seed)
-    wrong, rows = sums(near, errors, k)
-    shrinkage = LEARNED_MAP_SHRINKAGE
-    profiles = (wrong + shrinkage * errors.mean(axis=0)) / (rows[:, None] + shrinkage)
-    weights, bias = learn_map(x, errors, centres, profiles, manifest.seed)
-    names = cluster_names(texts, np.argmax(x @ weights + bias, axis=1).astype(np.int64), k)
-    return ClustersArtifact(
-        manifest, np.ascontiguousarray(weights.T, dtype=np.float32), bias.astype(np.float32), names
-    )
+    x: Vectors,
+    errors: Floats,
+    manifest: Manifest,
+    texts: Sequence[str],
+    k: int = CLUSTERS,
+    start: tuple[Floats, Integers] | None = None,
+) -> Clusters:
+    """UniRoute's learned map, softmax(W x + b), from the training models' `errors` (n, models).
 
-
-def learn_map(
-    x: Vectors, errors: Floats, centres: Floats, profiles: Floats, seed: int
-) -> tuple[Floats, Floats]:
-    """Minimise the mean log loss of p = softmax(xW + b) · profiles over W (d, k) and b (k,), by Adam.
-
-    UniRoute, section 5.2. It starts at K-means. In float32: the data are, and the optimiser is far
-    noisier than that.
+    UniRoute, section 5.2: the mean log loss of p = softmax(xW + b) · profiles is minimised over W (d, k)
+    and b (k,) by Adam. It starts at K-means, which `start` gives if it is known.
     """
-    rng = np.random.default_rng(seed)
-    norms = (centres**2).sum(axis=1)
-    theta = (START_SHARPNESS * np.vstack((centres.T, -norms / 2.0))).astype(np.float32)
-    bias_column = np.ones((len(x), 1), dtype=np.float32)
-    inputs, known = np.hstack((x, bias_column)), profiles.astype(np.float32)
-    truth = errors.astype(np.float32)
-    first, second = np.zeros_like(theta), np.zeros_like(theta)
-    for step in range(1, LEARNED_MAP_STEPS + 1):
+    centres, near = start or k_means(x, k, manifest.seed)
+    member = (near[:, None] == np.arange(k)).astype(np.float64)
+    shrunk = member.T @ errors + LEARNED_MAP_SHRINKAGE * errors.mean(axis=0)
+    profiles = (shrunk / (member.sum(axis=0)[:, None] + LEARNED_MAP_SHRINKAGE)).astype(np.float32)
+    rng = np.random.default_rng(manifest.seed)
+    inputs, truth = np.pad(x, ((0, 0), (0, 1)), constant_values=1.0), errors.astype(np.float32)
+
+    def gradients(parts: Sequence[Vectors]) -> list[Vectors]:
         rows = rng.integers(0, len(inputs), min(LEARNED_MAP_BATCH, len(inputs)))
         batch, wrong = inputs[rows], truth[rows]
-        soft = _softmax(batch @ theta)
-        p = np.clip(soft @ known, 1e-4, 1.0 - 1e-4)
-        through = ((p - wrong) / (p * (1.0 - p))) @ known.T / wrong.size
-        gradient = batch.T @ (soft * (through - (soft * through).sum(axis=1, keepdims=True)))
-        first = 0.9 * first + 0.1 * gradient
-        second = 0.999 * second + 0.001 * gradient**2
-        rate = LEARNED_MAP_RATE * np.sqrt(1.0 - 0.999**step) / (1.0 - 0.9**step)
-        theta = theta - np.float32(rate) * first / (np.sqrt(second) + 1e-12)
-    return theta[:-1].astype(np.float64), theta[-1].astype(np.float64)
+        soft = _softmax(batch @ parts[0])
+        p = np.clip(soft @ profiles, 1e-4, 1.0 - 1e-4)
+        through = ((p - wrong) / (p * (1.0 - p))) @ profiles.T / wrong.size
+        return [batch.T @ (soft * (through - (soft * through).sum(axis=1, keepdims=True)))]
+
+    nearest = START_SHARPNESS * np.vstack((centres.T, -(centres**2).sum(axis=1) / 2.0))
+    [theta] = adam([nearest.astype(np.float32)], gradients, LEARNED_MAP_STEPS, lambda _: LEARNED_MAP_RATE)
+    names = cluster_names(texts, np.argmax(inputs @ theta, axis=1), k)
+    return Clusters(manifest, np.ascontiguousarray(theta[:-1].T), theta[-1].copy(), names)
 
 
 def k_means(x: Vectors, k: int, seed: int) -> tuple[Floats, Integers]:
-    """Lloyd's algorithm from a k-means++ start; centres (k, d) and the cluster of each row (n,)."""
-    rng = np.random.default_rng(seed)
-    rows = x.astype(np.float64)
-    norms = (rows**2).sum(axis=1)
-    centres = np.empty((k, rows.shape[1]))
-    distance = np.full(len(rows), np.inf)
-    for i in range(k):
-        weight = distance if i and distance.sum() > 0 else np.ones(len(rows))
-        centres[i] = rows[rng.choice(len(rows), p=weight / weight.sum())]
-        distance = np.minimum(
-            distance, np.maximum(norms - 2 * rows @ centres[i] + centres[i] @ centres[i], 0.0)
-        )
-    near = nearest(rows, centres)
-    for _ in range(KMEANS_STEPS):
-        totals, counts = sums(near, rows, k)
-        # A cluster that lost all its rows stays where it was.
-        centres = np.where(counts[:, None] > 0, totals / np.maximum(counts, 1.0)[:, None], centres)
-        moved = nearest(rows, centres)
-        if (moved == near).all():
-            break
-        near = moved
-    return centres, near
+    """scikit-learn's K-means from one k-means++ start; centres (k, d) and the cluster of each row (n,)."""
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-
-def nearest(x: npt.NDArray[np.floating], centres: Floats) -> Integers:
-    """The nearest centre of each row; (n,)."""
-    # argmin |x - c|^2, without the term all centres share.
-    found: Integers = np.argmax(x @ centres.T - (centres**2).sum(axis=1) / 2.0, axis=1).astype(np.int64)
-    return found
-
-
-def sums(cluster: Integers, values: Floats, k: int) -> tuple[Floats, Floats]:
-    """Sum of `values` (n, m) and number of rows by cluster; (k, m) and (k,)."""
-    member = np.zeros((k, cluster.size))
-    member[cluster, np.arange(cluster.size)] = 1.0
-    return member @ values, member.sum(axis=1)
+    model = KMeans(k, n_init=1, max_iter=KMEANS_STEPS, random_state=seed)
+    # Several threads add up in any order, and a seed would not give the same artifact twice.
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        near = model.fit_predict(x.astype(np.float64))
+    return model.cluster_centers_, near.astype(np.int64)
 
 
 def cluster_names(texts: Sequence[str], cluster: Integers, k: int) -> tuple[str, ...]:
@@ -156,7 +115,7 @@ def cluster_names(texts: Sequence[str], cluster: Integers, k: int) -> tuple[str,
     return tuple(names)
 
 
-def _softmax(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+def _softmax(logits: Vectors) -> Vectors:
     e = np.exp(logits - logits.max(axis=1, keepdims=True))
-    share: npt.NDArray[np.floating] = e / e.sum(axis=1, keepdims=True)
+    share: Vectors = e / e.sum(axis=1, keepdims=True)
     return share

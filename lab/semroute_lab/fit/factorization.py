@@ -1,22 +1,22 @@
 """Fitting for the factorization strategy (RouteLLM, arXiv 2406.18665, section 4.2).
 
 Pairwise log loss of P(i beats j | q) = σ(δ(i, q) − δ(j, q)) with δ(M, q) = v_M · (W x_q + b), over
-all pairs of models, an L2 weight on V and W, by Adam on mini-batches. The weight is the one with
-the least log loss on held-out folds.
+all pairs of models, an L2 weight on V and W, by Adam on mini-batches. The weight with the least log
+loss on held-out folds is chosen.
 """
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from semroute_extproc.strategies.artifact import ArtifactManifest
-from semroute_extproc.strategies.factorization import FactorizationArtifact
-from semroute_lab.evaluate.metrics.arrays import Floats, Integers
-from semroute_lab.fit.outcomes import Vectors, quantiles
+from semroute_extproc.strategies.artifacts import Factorization, Manifest
+from semroute_lab.common.metrics import Floats, Integers, Vectors
+from semroute_lab.fit.adam import adam
+from semroute_lab.fit.outcomes import quantiles
 
 RANK = 32
 """Length of a model's vector."""
@@ -31,33 +31,15 @@ BATCH = 512
 """Prompts of a step."""
 
 PAIRS_MAX = 64
-"""Pairs of models compared in a step; of more models as many are drawn."""
+"""Pairs of models compared in a step; if there are more, this many are drawn."""
 
 RATE = 0.01
-"""Adam's step size."""
-
-
-@dataclass(frozen=True, slots=True)
-class Factors:
-    """v_M as rows of V (models, r), W (r, d) and b (r,)."""
-
-    v: Vectors
-    w: Vectors
-    b: Vectors
-
-    def deltas(self, x: Vectors) -> Floats:
-        """δ of every model for every row; (n, models)."""
-        return np.asarray((x @ self.w.T + self.b) @ self.v.T, dtype=np.float64)
+"""Adam's first step size."""
 
 
 def fit(
-    x: Vectors,
-    outcome: Floats,
-    models: tuple[str, ...],
-    fold: Integers,
-    manifest: ArtifactManifest,
-    rank: int = RANK,
-) -> tuple[FactorizationArtifact, Floats]:
+    x: Vectors, outcome: Floats, models: tuple[str, ...], fold: Integers, manifest: Manifest, rank: int = RANK
+) -> tuple[Factorization, Floats]:
     """The artifact, and out-of-fold δ of every model; (n, models).
 
     `x` (n, d), `outcome` (n, models) 0..1, `fold` (n,). The quantiles are of P(first model wins over
@@ -69,60 +51,55 @@ def fit(
         for part in np.unique(fold):
             rows = fold != part
             factors = descend(x[rows], outcome[rows], weight, rank, manifest.seed)
-            deltas[~rows] = factors.deltas(x[~rows])
+            deltas[~rows] = model_deltas(factors, x[~rows])
         loss = pair_loss(deltas, outcome)
         if loss < best[0]:
             best, held = (loss, weight), deltas
-    factors = descend(x, outcome, best[1], rank, manifest.seed)
+    v, w, b = descend(x, outcome, best[1], rank, manifest.seed)
     reference = quantiles(_sigmoid(held[:, 0] - held[:, 1]))
-    return FactorizationArtifact(manifest, models, factors.v, factors.w, factors.b, reference), held
+    return Factorization(manifest, models, v, w, b, reference), held
+
+
+def model_deltas(factors: Sequence[Vectors], x: Vectors) -> Floats:
+    """δ of every model for every row; (n, models). `factors` are V (models, r), W (r, d) and b (r,)."""
+    v, w, b = factors
+    return np.asarray((x @ w.T + b) @ v.T, dtype=np.float64)
 
 
 def pair_loss(deltas: Floats, outcome: Floats) -> float:
     """Mean log loss over all pairs of models, labels (1 + o_i − o_j) / 2; both arrays (n, models)."""
-    total, count = 0.0, 0
+    losses = []
     for i, j in itertools.combinations(range(outcome.shape[1]), 2):
         y = (1.0 + outcome[:, i] - outcome[:, j]) / 2.0
         p = np.clip(_sigmoid(deltas[:, i] - deltas[:, j]), 1e-6, 1.0 - 1e-6)
-        total -= float(np.mean(y * np.log(p) + (1.0 - y) * np.log(1.0 - p)))
-        count += 1
-    return total / count
+        losses.append(float(-np.mean(y * np.log(p) + (1.0 - y) * np.log(1.0 - p))))
+    return sum(losses) / len(losses)
 
 
-def descend(x: Vectors, outcome: Floats, weight: float, rank: int, seed: int) -> Factors:
-    """Adam from a small random start; float32, as the data are."""
+def descend(x: Vectors, outcome: Floats, weight: float, rank: int, seed: int) -> list[Vectors]:
+    """V, W and b (see `model_deltas`) by Adam from a small random start."""
     rng = np.random.default_rng(seed)
     n, d = x.shape
     models = outcome.shape[1]
     truth = outcome.astype(np.float32)
-    parts = [
+    pairs = np.asarray(list(itertools.combinations(range(models), 2)))
+
+    def gradients(parts: Sequence[Vectors]) -> list[Vectors]:
+        rows = rng.integers(0, n, min(BATCH, n))
+        drawn = pairs if len(pairs) <= PAIRS_MAX else pairs[rng.integers(0, len(pairs), PAIRS_MAX)]
+        return _gradients(parts, x[rows], truth[rows], drawn, weight)
+
+    start = [
         (rng.standard_normal((models, rank)) * 0.1).astype(np.float32),
         (rng.standard_normal((rank, d)) * 0.1).astype(np.float32),
         np.zeros(rank, dtype=np.float32),
     ]
-    moments = [(np.zeros_like(part), np.zeros_like(part)) for part in parts]
-    pairs = np.asarray(list(itertools.combinations(range(models), 2)))
-    for step in range(1, STEPS + 1):
-        rows = rng.integers(0, n, min(BATCH, n))
-        drawn = pairs if len(pairs) <= PAIRS_MAX else pairs[rng.integers(0, len(pairs), PAIRS_MAX)]
-        gradients = _gradients(parts, x[rows], truth[rows], drawn, weight)
-        # The step size falls to nothing, so that the end does not depend on the last batches.
-        rate = np.float32(RATE * (1.0 - step / (STEPS + 1)))
-        for place, (part, gradient, (first, second)) in enumerate(
-            zip(parts, gradients, moments, strict=True)
-        ):
-            first *= 0.9
-            first += 0.1 * gradient
-            second *= 0.999
-            second += 0.001 * gradient**2
-            ahead = first / np.float32(1.0 - 0.9**step)
-            spread = np.sqrt(second / np.float32(1.0 - 0.999**step)) + np.float32(1e-8)
-            parts[place] = np.asarray(part - rate * ahead / spread, dtype=np.float32)
-    return Factors(*parts)
+    # The step size falls to nothing, so that the result does not depend on the last batches.
+    return adam(start, gradients, STEPS, lambda step: RATE * (1.0 - step / (STEPS + 1)))
 
 
 def _gradients(
-    parts: list[Vectors], x: Vectors, truth: Vectors, pairs: Integers, weight: float
+    parts: Sequence[Vectors], x: Vectors, truth: Vectors, pairs: Integers, weight: float
 ) -> list[Vectors]:
     v, w, b = parts
     inner = x @ w.T + b
@@ -130,9 +107,9 @@ def _gradients(
     i, j = pairs[:, 0], pairs[:, 1]
     y = (1.0 + truth[:, i] - truth[:, j]) / 2.0
     slope = (_sigmoid(delta[:, i] - delta[:, j]) - y) / np.float32(y.size)
+    rows = np.arange(len(pairs))
     signs = np.zeros((len(pairs), len(v)), dtype=np.float32)
-    signs[np.arange(len(pairs)), i] = 1.0
-    signs[np.arange(len(pairs)), j] = -1.0
+    signs[rows, i], signs[rows, j] = 1.0, -1.0
     through = slope @ signs
     to_inner = through @ v
     shrink = np.float32(weight)

@@ -1,43 +1,31 @@
-"""Labelled prompts for fitting: texts, what each model's answer was worth, and embeddings."""
+"""Labelled prompts for fitting: texts, the outcome of each model, and embeddings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from semroute_extproc.encoder.offline import Scorer
-from semroute_extproc.encoder.signals import Signals
 from semroute_extproc.errors import DataError
-from semroute_extproc.strategies.artifact import ArtifactManifest
-from semroute_lab.evaluate.data import (
-    TEXT_COLUMNS,
-    Table,
-    pick_column,
-    prompt_texts,
-    read_table,
-    require_rows,
-)
-from semroute_lab.evaluate.metrics.arrays import Floats, Integers
-from semroute_lab.evaluate.pool_data import read_outcomes
-from semroute_lab.evaluate.splitting import folds, text_groups
-
-Vectors = npt.NDArray[np.float32]
-Progress = Callable[[Iterable[Signals], int], Iterable[Signals]]
-
-FOLDS = 5
-"""Folds whose rows are scored by a fit on the others: what quantiles and figures come from."""
+from semroute_extproc.strategies.artifacts import Kind, Manifest
+from semroute_lab.common.embedding import embed
+from semroute_lab.common.metrics import Floats, Integers, Vectors
+from semroute_lab.common.splits import folds
+from semroute_lab.common.tables import Table, read_table, require_rows, texts_in
 
 PAIR = ("strong", "weak")
-"""What the models of a pair file are called."""
+"""Names of the models of a pair file."""
+
+BLANKS_MAX = 0.05
+"""A model that was not run on more than this share of the questions is left out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcomes:
-    """Prompts and what each model's answer was worth."""
+    """Prompts and the outcome of each model."""
 
     table: Table
     texts: list[str]
@@ -45,22 +33,20 @@ class Outcomes:
     outcome: Floats
     """Shape (n, models), 0..1."""
 
-    def win(self, strong: str = PAIR[0], weak: str = PAIR[1]) -> Floats:
-        """Labels of a comparison, (n,): 1 where the strong model won, 0 where it lost, ½ for a tie.
-
-        Graded outcomes count by their gap: (1 + s − w) / 2.
-        """
+    def pair(self, strong: str, weak: str) -> tuple[Floats, Floats]:
+        """Outcomes of two models; (n,) each."""
         s, w = (self.outcome[:, self.models.index(name)] for name in (strong, weak))
-        return np.asarray((1.0 + s - w) / 2.0, dtype=np.float64)
+        return s, w
 
     def folds(self, seed: int) -> Integers:
         """A fold for each row; identical prompts are in one."""
-        return folds(text_groups(self.texts), FOLDS, seed)
+        return folds(self.texts, seed)
 
-    def take(self, keep: npt.NDArray[np.bool_]) -> Outcomes:
-        """The rows for which `keep` (n,) holds."""
-        texts = [text for text, kept in zip(self.texts, keep.tolist(), strict=True) if kept]
-        return Outcomes(self.table.where(keep.tolist()), texts, self.models, self.outcome[keep])
+    def take(self, rows: Integers) -> Outcomes:
+        """Some rows, in ascending order."""
+        kept = set(rows.tolist())
+        table = self.table.where(row in kept for row in range(len(self.texts)))
+        return Outcomes(table, [self.texts[row] for row in rows], self.models, self.outcome[rows])
 
 
 def read(
@@ -75,38 +61,73 @@ def read(
     The shapes are those of `eval pair` and `eval pool`; raises DataError with the place.
     """
     table = read_table(file).in_splits(splits)
-    texts = prompt_texts(table, pick_column(table, text_column, TEXT_COLUMNS, "text"), options_column)
+    texts = texts_in(table, text_column, options_column)
     if outcomes is None:
         require_rows(table)
         columns = [table.numbers_in(f"{model}_correct", 0.0, 1.0) for model in PAIR]
         return Outcomes(table, texts, PAIR, np.stack(columns, axis=1))
-    joined = read_outcomes(table, texts, read_table(outcomes), None)
-    require_rows(joined.questions)
-    return Outcomes(joined.questions, joined.texts, tuple(joined.models), joined.outcome)
+    found, _ = join(table, texts, read_table(outcomes))
+    require_rows(found.table)
+    return found
 
 
-def embed(scorer: Scorer, outcomes: Outcomes, progress: Progress) -> tuple[Outcomes, Vectors]:
-    """The rows that the default bundle reads, and their embeddings (n, d); identical texts run once.
+def join(
+    questions: Table, texts: list[str], outcomes: Table, models: Sequence[str] | None = None
+) -> tuple[Outcomes, list[str]]:
+    """Questions and outcomes by the outcomes' first column, and the models left out for many blanks.
 
-    Prompts in a language with a bundle of its own are left out: their embedding is another one.
+    `models` selects columns, by default all. Questions with a blank are left out. Raises DataError
+    where the files do not fit.
     """
-    distinct = list(dict.fromkeys(outcomes.texts))
-    found = dict(zip(distinct, progress(scorer.score_all(distinct), len(distinct)), strict=True))
-    signals = [found[text] for text in outcomes.texts]
-    keep = np.asarray([one.revision == scorer.bundle.revision for one in signals])
-    if not keep.any():
-        raise DataError(
-            f"{outcomes.table.path}:1:: no prompt is in a language of {scorer.bundle.manifest.name}"
-        )
-    vectors = [one.neighbours for one, kept in zip(signals, keep.tolist(), strict=True) if kept]
-    return outcomes.take(keep), np.asarray(vectors, dtype=np.float32)
+    key = next(iter(outcomes.columns))
+    wanted = [name for name in outcomes.columns if name != key] if models is None else list(models)
+    place = row_of(outcomes, key)
+    rows = [row for row, value in enumerate(questions.strings(key)) if value in place]
+    if not rows:
+        raise questions.error(key, f"no value is in column {key} of {outcomes.path.name}")
+    at = [place[questions.columns[key][row]] for row in rows]
+    matrix = np.stack([outcomes.numbers_in(m, 0.0, 1.0, blank=True)[at] for m in wanted], axis=1)
+    enough = np.isnan(matrix).mean(axis=0) <= BLANKS_MAX
+    names = tuple(m for m, full in zip(wanted, enough, strict=True) if full)
+    if len(names) < 2:
+        raise outcomes.error(key, f"expected at least 2 models with outcomes, found {len(names)}")
+    complete = np.isfinite(matrix[:, enough]).all(axis=1)
+    kept = np.asarray(rows, dtype=np.int64)[complete]
+    chosen = set(kept.tolist())
+    found = Outcomes(
+        questions.where(row in chosen for row in range(len(questions))),
+        [texts[row] for row in kept],
+        names,
+        matrix[complete][:, enough],
+    )
+    return found, [m for m in wanted if m not in names]
 
 
-def manifest(
-    kind: str, scorer: Scorer, outcomes: Outcomes, x: Vectors, seed: int, licence: str
-) -> ArtifactManifest:
-    """What the artifact will say of itself."""
-    return ArtifactManifest(
+def row_of(table: Table, key: str) -> dict[str, int]:
+    """The row of each value of a column, which must be unique."""
+    place: dict[str, int] = {}
+    for row, value in enumerate(table.texts(key)):
+        if place.setdefault(value, row) != row:
+            raise table.error(key, f"{value!r} is there twice", row)
+    return place
+
+
+def embedded(scorer: Scorer, outcomes: Outcomes) -> tuple[Outcomes, Vectors]:
+    """The rows that the default bundle reads, with embeddings (n, d); DataError if all are alike."""
+    path = outcomes.table.path
+    try:
+        rows, x = embed(scorer, outcomes.texts)
+    except DataError as error:
+        raise DataError(f"{path}:1:: {error}") from None
+    kept = outcomes.take(rows)
+    if len(set(kept.texts)) < 2:
+        raise DataError(f"{path}:1:: expected different prompts, found the same one in every row")
+    return kept, x
+
+
+def manifest(kind: Kind, scorer: Scorer, outcomes: Outcomes, x: Vectors, seed: int, licence: str) -> Manifest:
+    """The artifact's description of itself."""
+    return Manifest(
         kind=kind,
         bundle=scorer.bundle.manifest.name,
         revision=scorer.bundle.revision,
@@ -119,6 +140,14 @@ def manifest(
     )
 
 
+def wins(strong: Floats, weak: Floats) -> Floats:
+    """Labels of a comparison, (n,): 1 where the strong model won, 0 where it lost, ½ for a tie.
+
+    Graded outcomes count by their gap: (1 + s − w) / 2.
+    """
+    return np.asarray((1.0 + strong - weak) / 2.0, dtype=np.float64)
+
+
 def quantiles(scores: Floats) -> tuple[float, ...]:
     """The scores at 0, 1, … 100 % of the rows, ascending."""
-    return tuple(np.percentile(np.clip(scores, 0.0, 1.0), np.arange(101)).tolist())
+    return tuple(np.percentile(scores, np.arange(101)).tolist())

@@ -1,4 +1,4 @@
-"""From scores on the operator's own prompts to a threshold, and how sure it is."""
+"""From scores on the operator's own prompts to a threshold, with intervals."""
 
 from __future__ import annotations
 
@@ -8,37 +8,25 @@ import numpy as np
 
 from semroute_extproc.strategies.calibration import Calibration
 from semroute_extproc.strategies.cutoff import threshold_for_share
-from semroute_lab.evaluate import metrics
-from semroute_lab.evaluate.metrics.arrays import Floats
-from semroute_lab.evaluate.metrics.resampling import Estimate, estimate, resamples
-
-WILSON_Z = 1.959964
-"""Standard normal quantile of a 95 % interval."""
+from semroute_extproc.strategies.profiles import interval
+from semroute_lab.common.metrics import Estimate, Floats, bootstrap, estimate
+from semroute_lab.common.routing import exact_curve
 
 
 def wilson(hits: int, rows: int) -> Estimate:
-    """A share with its 95 % interval (Wilson 1927), which holds for few rows and near 0 and 1 as well."""
-    z2 = WILSON_Z**2
-    p = hits / rows
-    centre = (p + z2 / (2 * rows)) / (1 + z2 / rows)
-    half = WILSON_Z * float(np.sqrt(p * (1 - p) / rows + z2 / (4 * rows**2))) / (1 + z2 / rows)
-    return Estimate(p, max(0.0, centre - half), min(1.0, centre + half))
-
-
-def score_quantiles(scores: Floats) -> tuple[float, ...]:
-    """The scores at 0, 1, … 100 % of the prompts."""
-    return tuple(np.percentile(scores, np.arange(101)).tolist())
+    """A share with its 95 % interval (Wilson 1927), which also holds for few rows and near 0 and 1."""
+    return Estimate(hits / rows, *interval(hits, rows))
 
 
 def quality_by_share(scores: Floats, strong: Floats, weak: Floats) -> tuple[float, ...]:
     """Mean outcome with 0, 1, … 100 % at the strong model, the highest scores first."""
-    curve = metrics.exact_curve(scores, strong, weak)
+    curve = exact_curve(scores, strong, weak)
     return tuple(np.interp(np.arange(101) / 100.0, curve.share, curve.quality).tolist())
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A chosen trade-off and what it comes to on the prompts it was chosen on."""
+    """A chosen trade-off and its result on the prompts it was chosen on."""
 
     threshold: float
     wanted_share: float
@@ -75,19 +63,15 @@ def settle(
         return Setting(threshold, share, realised, None, None)
     strong, weak = outcomes
     mixed = np.where(chosen, strong, weak)
-    qualities: list[Floats] = []
-    drops: list[Floats] = []
-    for counts in resamples(scores.size, replicates, seed):
+
+    def means(counts: Floats) -> Floats:
+        """Quality and drop of each replicate; (replicates, 2)."""
         quality, whole = counts @ mixed / scores.size, counts @ strong / scores.size
-        qualities.append(quality)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            drops.append((whole - quality) / np.abs(whole))
-    best = float(strong.mean())
-    drop = (best - float(mixed.mean())) / abs(best) if best else 0.0
+        lost = np.divide(whole - quality, np.abs(whole), out=np.zeros_like(whole), where=whole != 0)
+        return np.stack([quality, lost], axis=1)
+
+    quality, drop = means(np.ones((1, scores.size)))[0].tolist()
+    samples = bootstrap(means, scores.size, replicates, seed).reshape(-1, 2)
     return Setting(
-        threshold,
-        share,
-        realised,
-        estimate(float(mixed.mean()), np.concatenate(qualities) if qualities else None),
-        estimate(drop, np.concatenate(drops) if drops else None),
+        threshold, share, realised, estimate(quality, samples[:, 0]), estimate(drop, samples[:, 1])
     )

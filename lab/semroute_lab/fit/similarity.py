@@ -1,7 +1,7 @@
-"""Fitting for the similarity strategy: which axes to store prompts on, and scores on held-out prompts.
+"""Fitting for the similarity strategy: the axes to store prompts on, and scores on held-out prompts.
 
-Principal axes keep what tells prompts apart and leave out what costs time: on the pair data the
-leading 64 to 128 of 384 route as well as all, and reading a prompt costs as much less.
+Principal axes keep the differences between prompts and save time: on the pair data the leading 64 to
+128 of 384 route as well as all, and reading a prompt costs proportionally less.
 """
 
 from __future__ import annotations
@@ -10,33 +10,34 @@ import math
 
 import numpy as np
 
-from semroute_extproc.strategies.artifact import ArtifactManifest
-from semroute_extproc.strategies.similarity import Similarity, SimilarityArtifact, on_axes
-from semroute_lab.evaluate.metrics.arrays import Floats, Integers
-from semroute_lab.fit.outcomes import Vectors, quantiles
+from semroute_extproc.strategies.artifacts import Manifest, Similarity
+from semroute_extproc.strategies.similarity import Similarity as Score
+from semroute_extproc.strategies.similarity import on_axes
+from semroute_lab.common.metrics import Floats, Integers, Vectors
+from semroute_lab.fit.outcomes import quantiles
 
 GAMMA = 10.0
 """RouteLLM's base of the weights."""
 
 WHOLE_MAX = 10_000
-"""Up to so many prompts the whole embedding is stored: a decision stays well under a millisecond."""
+"""Up to this many prompts the whole embedding is stored: a decision stays well under a millisecond."""
 
 AXES = 64
-"""Axes that more prompts are stored on."""
+"""Axes on which more prompts are stored."""
 
 HELD_OUT_MAX = 4_000
-"""Prompts scored by the others' labels; more change no quantile that matters."""
+"""Prompts scored by the others' labels; more do not change the quantiles."""
 
 
 def fit(
     x: Vectors,
     wins: Floats,
     fold: Integers,
-    manifest: ArtifactManifest,
+    manifest: Manifest,
     gamma: float = GAMMA,
     neighbours: int = 0,
     axes: int | None = None,
-) -> tuple[SimilarityArtifact, Floats]:
+) -> tuple[Similarity, Floats]:
     """The artifact, and out-of-fold scores of the rows, NaN where a row was not scored; (n,).
 
     `x` (n, d) unit rows, `wins` (n,) labels 0..1, `fold` (n,); `axes` principal axes to store the
@@ -45,17 +46,16 @@ def fit(
     held = np.full(len(x), math.nan)
     chosen = np.random.default_rng(manifest.seed).permutation(len(x))[:HELD_OUT_MAX]
     labels = wins.astype(np.float32)
-    basis = principal_axes(x, axes if axes is not None else x.shape[1] if len(x) <= WHOLE_MAX else AXES)
+    basis = principal_axes(x, axes or (x.shape[1] if len(x) <= WHOLE_MAX else AXES))
     stored = x if basis is None else on_axes(x, basis)
     empty = (0.0,) * 101
     for part in np.unique(fold):
         rows = fold != part
-        part_of = SimilarityArtifact(manifest, stored[rows], basis, labels[rows], gamma, neighbours, empty)
-        score = Similarity(part_of)
+        score = Score(Similarity(manifest, stored[rows], basis, labels[rows], gamma, neighbours, empty))
         for row in chosen[fold[chosen] == part]:
             held[row] = score.of(x[row])
-    reference = quantiles(held[np.isfinite(held)])
-    return SimilarityArtifact(manifest, stored, basis, labels, gamma, neighbours, reference), held
+    reference = quantiles(np.clip(held[np.isfinite(held)], 0.0, 1.0))
+    return Similarity(manifest, stored, basis, labels, gamma, neighbours, reference), held
 
 
 def principal_axes(x: Vectors, count: int) -> Vectors | None:

@@ -1,26 +1,37 @@
-"""An endpoint that is asked again when it fails, as long as that makes sense."""
+"""Asking an endpoint many questions: with retries, within bounds, and continued after an interruption."""
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import hashlib
+import json
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
 
 import msgspec
 
-from semroute_extproc.errors import EndpointError
+from semroute_extproc.errors import DataError, EndpointError
 from semroute_extproc.io.http import Endpoint, decode
 
 BACKOFF_SECONDS = 0.5
 """Longest pause before the second try; it doubles with every further one."""
 
 BACKOFF_SECONDS_MAX = 30.0
-"""Longest pause of our own choice."""
+"""Longest pause without Retry-After."""
 
 RETRY_AFTER_SECONDS_MAX = 300.0
 """Longest pause that a server may ask for; beyond it the question counts as failed."""
+
+FAILURES_IN_A_ROW_MAX = 10
+"""After this many questions in a row without an answer, each tried several times, the endpoint is down."""
+
+LINE_BYTES_MAX = 16 * 1024 * 1024
+"""Longest line of a file of answers."""
 
 _AGAIN = frozenset({408, 425, 429})
 """Statuses below 500 that may be different the next time."""
@@ -29,17 +40,11 @@ _HOPELESS = frozenset({401, 403, 404, 405})
 """Statuses that every question would get."""
 
 
-def is_the_questions_fault(error: EndpointError) -> bool:
-    """Whether another question may fare better at once: it was refused for what it is."""
-    return 400 <= error.status < 500 and error.status not in _AGAIN
+class Hopeless(EndpointError):
+    """No question will be answered: wrong key, wrong path, no such model, or no server."""
 
 
-class Hopeless(Exception):
-    """No question will be answered: wrong key, wrong path, no such model, or nobody there."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """A model's answer."""
 
     text: str
@@ -49,6 +54,10 @@ class Reply:
     output_tokens: int | None
     seconds: float
     """Of the try that succeeded."""
+
+
+class _Line(Reply, frozen=True, kw_only=True):
+    key: str
 
 
 class _Message(msgspec.Struct):
@@ -77,9 +86,9 @@ class Model:
     endpoint: Endpoint
     name: str
     parameters: Mapping[str, object]
-    """Members of the body beside model and messages."""
+    """Members of the body besides model and messages."""
     seconds: float = 120.0
-    """How long one try may take."""
+    """Bound on one try."""
     tries: int = 6
 
     async def ask(
@@ -90,32 +99,28 @@ class Model:
     ) -> Reply:
         """The answer to one user turn.
 
-        429, 5xx, timeouts, lost connections and answers that break off are tried again after a random
-        pause up to twice as long each time ("full jitter"), or as long as Retry-After says. Raises
+        429, 5xx, timeouts, lost connections and incomplete answers are tried again after a random
+        pause up to twice as long each time ("full jitter"), or after Retry-After. Raises
         EndpointError for a question that stays without an answer, Hopeless if all will.
         """
-        body = {
-            **self.parameters,
-            "model": self.name,
-            "messages": [{"role": "user", "content": prompt}],
-            "stream": False,
-        }
-        for attempt in range(1, self.tries + 1):
+        message = {"role": "user", "content": prompt}
+        body = {**self.parameters, "model": self.name, "messages": [message], "stream": False}
+        attempt = 0
+        while True:
+            attempt += 1
             began = time.monotonic()
             try:
                 answer = await self.endpoint.post("/chat/completions", body, self.seconds)
                 return _reply(answer, time.monotonic() - began)
             except EndpointError as error:
                 if error.status in _HOPELESS:
-                    raise Hopeless(f"{self.endpoint.url}: {error}") from None
+                    raise Hopeless(error.reason, f"{self.endpoint.url}: {error}") from None
                 pause = chance.uniform(0.0, min(BACKOFF_SECONDS * 2.0 ** (attempt - 1), BACKOFF_SECONDS_MAX))
-                if error.retry_after is not None:
-                    pause += error.retry_after
+                pause += error.retry_after or 0.0
                 again = error.reason != "http" or error.status >= 500 or error.status in _AGAIN
-                if not again or attempt == self.tries or pause > RETRY_AFTER_SECONDS_MAX:
+                if not again or attempt >= self.tries or pause > RETRY_AFTER_SECONDS_MAX:
                     raise
             await sleep(pause)
-        raise AssertionError("the last try neither returned nor raised. This is a bug.")
 
 
 def _reply(answer: bytes, seconds: float) -> Reply:
@@ -123,10 +128,133 @@ def _reply(answer: bytes, seconds: float) -> Reply:
     if not completion.choices:
         raise EndpointError("unreadable", "an answer without choices")
     first, usage = completion.choices[0], completion.usage or _Usage()
-    return Reply(
-        first.message.content or "",
-        first.finish_reason or "",
-        usage.prompt_tokens,
-        usage.completion_tokens,
-        seconds,
-    )
+    text, finish = first.message.content or "", first.finish_reason or ""
+    return Reply(text, finish, usage.prompt_tokens, usage.completion_tokens, seconds)
+
+
+def key_of(model: str, prompt: str, parameters: Mapping[str, object]) -> str:
+    """Names a question to a model with its parameters: another temperature is another question."""
+    told = json.dumps([model, prompt, parameters], sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:32]
+
+
+class Answers:
+    """A file with one JSON line per answer, only ever appended, so that a run continues where it stopped.
+
+    Use as a context manager; only one process at a time can open it. A last line that was cut off by a
+    crash is ignored.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._known: dict[str, Reply] = {}
+
+    def __enter__(self) -> Answers:
+        """Open and read it; raises DataError if it cannot be opened."""
+        try:
+            self._file = self.path.open("a+b")
+        except OSError as error:
+            raise DataError(f"{self.path}:1:: cannot be opened: {error.strerror or error}") from None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise DataError(f"{self.path}:1:: another run is writing it") from None
+        self._file.seek(0)
+        line = b"\n"
+        while more := self._file.readline(LINE_BYTES_MAX):
+            line = more
+            try:
+                found = msgspec.json.decode(line, type=_Line)
+            except (msgspec.MsgspecError, UnicodeDecodeError):
+                continue
+            self._known[found.key] = Reply(*(getattr(found, name) for name in Reply.__struct_fields__))
+        if not line.endswith(b"\n"):
+            self._file.write(b"\n")
+        return self
+
+    def get(self, key: str) -> Reply | None:
+        """The answer to a question, if there is one."""
+        return self._known.get(key)
+
+    def add(self, key: str, reply: Reply) -> None:
+        """Keep an answer; it is in the file on return. Raises OSError if it cannot be written."""
+        self._file.write(msgspec.json.encode({"key": key, **msgspec.structs.asdict(reply)}) + b"\n")
+        self._file.flush()
+        self._known[key] = reply
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+@dataclass
+class Asked:
+    """The result of asking a list of questions."""
+
+    replies: list[Reply | None]
+    """None where there is no answer; in the order of the questions."""
+    failures: dict[int, str] = field(default_factory=dict)
+    """Index of a question to the reason for no answer."""
+    fresh: int = 0
+    """Answers that were not in the file before."""
+
+
+async def ask_all(
+    model: Model,
+    prompts: Sequence[str | None],
+    answers: Answers,
+    concurrency: int,
+    advance: Callable[[], None] = lambda: None,
+) -> Asked:
+    """Ask every prompt that is not in `answers`; None among the prompts is skipped.
+
+    Never more than `concurrency` at once. `advance` is called for each prompt done, known ones
+    included. Raises EndpointError if none will be answered, OSError if `answers` cannot be written.
+    """
+    chance = random.Random()
+    asked = Asked([None] * len(prompts))
+    in_a_row = 0
+    todo: list[tuple[int, str, str]] = []
+    for index, prompt in enumerate(prompts):
+        if prompt is not None:
+            key = key_of(model.name, prompt, model.parameters)
+            asked.replies[index] = answers.get(key)
+            if asked.replies[index] is None:
+                todo.append((index, key, prompt))
+                continue
+        advance()
+    waiting = iter(todo)
+
+    async def work() -> None:
+        nonlocal in_a_row
+        for index, key, prompt in waiting:
+            try:
+                reply = await model.ask(prompt, chance)
+            except Hopeless:
+                raise
+            except EndpointError as error:
+                asked.failures[index] = str(error)
+                # A refusal is the question's own fault, once any question has been answered.
+                refused = 400 <= error.status < 500 and error.status not in _AGAIN
+                in_a_row += not (refused and any(asked.replies))
+                if in_a_row >= FAILURES_IN_A_ROW_MAX:
+                    raise Hopeless(error.reason, f"{model.endpoint.url}: {error}") from None
+            else:
+                in_a_row = 0
+                answers.add(key, reply)
+                asked.replies[index] = reply
+                asked.fresh += 1
+            advance()
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(concurrency, len(todo))):
+                group.create_task(work())
+    except* Hopeless as errors:
+        first = errors.exceptions[0]
+        raise EndpointError(getattr(first, "reason", ""), str(first)) from None
+    except* OSError as errors:
+        raise errors.exceptions[0] from None
+    return asked

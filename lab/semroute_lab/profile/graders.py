@@ -1,8 +1,8 @@
-"""From what a model wrote to right or wrong.
+"""From a model's answer to right or wrong.
 
 Pure. Each grader looks for a *declared* answer first (`\\boxed{}`, "the answer is …") and takes the
-last one declared, since models correct themselves. What cannot be read is wrong and counted apart:
-a model that does not say its answer is not credited with one that stands somewhere in its text.
+last one declared, since models correct themselves. An answer that cannot be read is wrong and counted
+separately: a model that does not declare its answer gets no credit for one somewhere in its text.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ LETTERS = "ABCDEFGHIJ"
 """Letters of choices."""
 
 REPLY_CHARACTERS_MAX = 100_000
-"""Most of a reply that is graded: its end, where the answer stands."""
+"""Bound on the graded part of a reply: its end, where the answer is."""
 
 RATING_MAX = 10
-"""Ratings go from 1 to this."""
+"""Ratings are 1 to this."""
 
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """What an answer is worth."""
+    """The quality of an answer."""
 
     quality: float
     """0 (wrong) to 1 (right)."""
@@ -35,8 +35,8 @@ class Grade:
 
 UNPARSED = Grade(0.0, False)
 
-# Quantifiers over what may repeat are possessive (`*+`): a model that gets stuck writes the same sign a
-# hundred thousand times, and a pattern that goes back over it would take hours.
+# Quantifiers over repeatable text are possessive (`*+`): a model that is stuck writes the same character
+# a hundred thousand times, and a pattern that backtracks over it would take hours.
 _BOXED = re.compile(r"\\boxed\s*+\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*+\})*+\})*+)\}")
 _FONT = re.compile(r"\\(?:text|mathbf|mathrm|textbf)\s*+(?=\{)")
 _LETTER = r"(?:[*_`$\"'“‘\[{(]|\\\(|\\(?:text|mathbf|mathrm|textbf)\s*+\{)*+"
@@ -63,12 +63,12 @@ _OPENING = re.compile(r"^[\s*_`(\[]*([A-J])[*_`]*[.):\]][*_`\s]", re.MULTILINE)
 _MARKED = re.compile(r"(?<![\w'’])([A-J])[*_`]*+[):\]](?!\w)|^[ \t*_`(]*+([A-J])[*_`]*+\.", re.MULTILINE)
 _BRACKETED = re.compile(r"\(([A-J])\)|\*\*([A-J])[.)]?\*\*")
 
-# A whole one, and not the beginning of a decimal, a fraction or another power.
+# A whole exponent, not the beginning of a decimal, a fraction or another power.
 _EXPONENT = r"\s*+\^\s*+\{?\s*+([-+−]?\d{1,3}+)(?!\.?\d|\s*+/\s*+\d|\s*+\^)\s*+\}?"
 _VALUE = re.compile(
-    # Not what only belongs to a value: the rest of a number, an exponent, an index (but _42_ is emphasis).
+    # Not a part of a value: the rest of a number, an exponent, an index (but _42_ is emphasis).
     r"(?<!\d)(?<!\^)(?<!\^\{)(?<!\^[-−])(?<!\^\{[-−])(?<![A-Za-z0-9)}]_)(?<![A-Za-z0-9)}]_\{)"
-    # A hyphen joins words, but Chinese ones have none: after them it is a sign.
+    # A hyphen joins words; Chinese has no such words, so after them it is a sign.
     r"((?<![^\W\u3400-\u9fff])(?<![)}\]])[-+−])?(?:"
     r"\\[dt]?frac\s*+(?:\{\s*+([-−]?\d{1,15})\s*+\}\s*+\{\s*+(\d{1,15})\s*+\}|(\d)\s*+(\d))"
     r"|(?<![\d/])(\d{1,15})\s*+/\s*+(\d{1,15})(?![\d/])"
@@ -76,7 +76,7 @@ _VALUE = re.compile(
     r"(?:" + _EXPONENT + r"|\s*+(?:\\times|\\cdot|[×·*])\s*+10" + _EXPONENT + r")?)"
 )
 _THOUSANDS = re.compile(r"(?<=\d)(?:\\[,! ]|\{,\}|[\u00a0\u2009\u202f])(?=\d{3}(?!\d))")
-# A plain space too, where nothing beside it looks like a list: "2 500 g jars" are 2500 of something.
+# A plain space too, unless the numbers look like a list: "2 500 g jars" are 2500 of something.
 _SPACED = re.compile(r"(?<![A-Za-z0-9_.,/^{])(?<!\d )([1-9]\d{0,2}(?: \d{3}){1,5}+)(?! ?\d| *+/)")
 _MIXED = re.compile(
     r"(?<![A-Za-z0-9_.,/^{])(\d{1,9}+)(?:"
@@ -96,7 +96,7 @@ _RATING = re.compile(r"\[\[\s*(\d{1,3})(?:\.0+)?\s*\]\]")
 
 
 def said(reply: str) -> str:
-    """The reply without the model's thoughts, and no more than its end."""
+    """The end of the reply, without the model's thoughts."""
     if "</think>" in reply:
         reply = reply.rpartition("</think>")[2]
     elif "<think>" in reply:
@@ -189,13 +189,13 @@ def number_in(text: str, last: bool = False) -> float | None:
 
 
 def _improper(match: re.Match[str]) -> str:
-    """A mixed number as one fraction; what only looks like one stays."""
+    """A mixed number as one fraction, unless it only looks like one."""
     whole, above, below = (int(part) for part in match.groups() if part is not None)
     return f"{whole * below + above}/{below}" if 0 < above < below else match.group()
 
 
 def exact(reply: str, answers: tuple[str, ...]) -> Grade:
-    """Whether the reply, what it declares, or its last line is one of `answers`, spelling aside."""
+    """Whether the reply, its declared answer, or its last line is one of `answers`, spelling aside."""
     text = said(reply)
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
@@ -214,7 +214,7 @@ def _plain(text: str) -> str:
 
 
 def regex(reply: str, pattern: str) -> Grade:
-    """Whether the pattern is found in what the model said."""
+    """Whether the pattern is found in the reply."""
     text = said(reply)
     return Grade(float(re.search(pattern, text) is not None)) if text else UNPARSED
 
@@ -251,7 +251,7 @@ def rating(reply: str) -> Grade:
 
 
 def rating_request(question: str, reference: str, reply: str) -> str:
-    """What a judge is asked about a reply; the question to it comes last."""
+    """The prompt for a judge about a reply; the instruction comes last."""
     known = f"<reference>\n{reference}\n</reference>\n\n" if reference else ""
     return (
         f"<question>\n{question}\n</question>\n\n{known}<answer>\n{said(reply)}\n</answer>\n\n"

@@ -1,4 +1,4 @@
-"""Profiles for people: how often each model is right, cluster by cluster."""
+"""Profiles as tables: how often each model is right, cluster by cluster."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BAR_CHARACTERS = 10
 """Width of a bar that is full: two models fit a terminal of 80 columns."""
 
 SIDE_BY_SIDE = 2
-"""More models than this are drawn without intervals' ends, only how wide they are."""
+"""With more models only the width of intervals is shown, not their ends."""
 
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
@@ -81,7 +81,7 @@ def _names(profile: Profile, clusters: ClustersArtifact | None) -> list[str]:
 def draw(profiles: Sequence[Profile], clusters: ClustersArtifact | None, console: Console) -> None:
     """A table with a bar for every model in every cluster.
 
-    Several models are ordered by how much they differ, so that what tells them apart comes first.
+    With several models, the clusters where they differ most come first.
     """
     described = report(profiles, clusters)
     models = described["models"]
@@ -116,7 +116,7 @@ def _bar(cell: dict[str, Any], models: int) -> Text:
     if cell["strength"] is None:
         return Text("no answers", style="dim")
     low, high = cell["interval"]
-    # A small strength that is known is not what a missing one looks like.
+    # A bar with any strength shows at least one eighth: only a missing one is empty.
     eighths = round(cell["strength"] * BAR_CHARACTERS * 8)
     bar = "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
     ends = f"[{low:.2f}, {high:.2f}]" if models <= SIDE_BY_SIDE else f"±{(high - low) / 2:.2f}"

@@ -55,7 +55,7 @@ class KnownSource:
 
 @pytest.fixture(autouse=True)
 def known_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_open", lambda directory: KnownSource())
+    monkeypatch.setattr(cli, "open_bundle", lambda directory, progress: KnownSource())
 
 
 def run(*arguments: object) -> Result:
@@ -186,7 +186,7 @@ def test_strategies_with_an_artifact_learn_the_topic_from_the_rows_they_are_fitt
 
 def test_prompts_that_are_evaluated_are_not_fitted_on(topical_file: Path) -> None:
     result = run("pair", topical_file, "--fit", topical_file, "--bootstrap", 0)
-    assert result.exit_code == 1
+    assert result.exit_code == 65
     assert "expected at least 20 rows, found 0" in result.output
 
 
@@ -197,6 +197,26 @@ def test_prompts_that_are_evaluated_are_not_fitted_on(topical_file: Path) -> Non
 def test_fitting_needs_a_bundle_and_one_way(topical_file: Path, options: list[str]) -> None:
     given = [str(topical_file) if option == "FILE" else option for option in options]
     assert run("pair", topical_file, *given).exit_code == 2
+
+
+def test_labels_are_rows_next_to_the_others_with_their_auroc_and_a_note(topical_file: Path) -> None:
+    fit = ["--fit", topical_file, "--fit-split", "gold", "--split", "dev", "--bootstrap", 0]
+    result = run("pair", topical_file, *fit, "--labels", "det,win", "--json", "-")
+    assert result.exit_code == 0, result.output
+    rows = rows_by_name(json.loads(result.stdout)["routers"])
+    for name in ("label det", "label win"):
+        assert rows[name]["auroc"]["value"] == 1.0
+        assert rows[name]["apgr_exact"]["value"] == pytest.approx(5 / 6, abs=0.02), name
+    assert "the same label" in rows["label det"]["note"]
+    assert rows["label win"]["note"] is None
+    assert rows["ours"]["auroc"]["value"] == pytest.approx(0.5)
+    assert "does the strong model do better" in result.stderr
+
+
+def test_labels_need_rows_to_fit_on_and_are_those_there_are(topical_file: Path) -> None:
+    assert "--labels needs --fit or --cross-fit" in run("pair", topical_file, "--labels", "det").stderr
+    unknown = run("pair", topical_file, "--cross-fit", "--labels", "det,other").stderr
+    assert "expected some of det, prob, trans, win" in unknown
 
 
 JUDGE = """\
@@ -256,7 +276,7 @@ def test_what_the_judge_gives_no_score_is_counted_shown_and_decided_by_difficult
 
 def test_a_judge_that_answers_nothing_is_no_row_but_an_error(pair_file: Path, tmp_path: Path) -> None:
     result = run("pair", pair_file, "--judge", judged(tmp_path, "http://127.0.0.1:1/v1"))
-    assert result.exit_code == 1
+    assert result.exit_code == 69
     assert "no score for 100 prompts in a row, the last answer was: connection" in result.stderr
 
 
@@ -303,7 +323,7 @@ def test_a_pair_without_a_gap_is_refused(tmp_path: Path) -> None:
     rows = [[f"text {i}", 0, 1] for i in range(30)]
     file = write(tmp_path / "p.csv", ["prompt", "strong_correct", "weak_correct"], rows)
     result = run("pair", file)
-    assert result.exit_code == 1
+    assert result.exit_code == 65
     assert f"{file}:1:strong_correct: expected a mean above weak_correct's" in result.stderr
 
 
@@ -312,7 +332,7 @@ def test_a_wrong_outcome_is_named_by_file_row_and_column(tmp_path: Path) -> None
     rows[4][1] = "maybe"
     file = write(tmp_path / "p.csv", ["prompt", "strong_correct", "weak_correct"], rows)
     result = run("pair", file)
-    assert result.exit_code == 1
+    assert result.exit_code == 65
     assert f"{file}:6:strong_correct: expected a finite number, found 'maybe'" in result.stderr
 
 
@@ -342,7 +362,7 @@ def test_labels_that_the_bundle_lacks_need_fitted_heads(intent_file: Path) -> No
     text = intent_file.read_text().replace(",biology,", ",life,")
     intent_file.write_text(text)
     refused = run("intent", intent_file, "--split", "test")
-    assert refused.exit_code == 1
+    assert refused.exit_code == 65
     assert "life …: no labels of the bundle; use --fit" in refused.stderr
     rows = rows_by_name(report("intent", intent_file, "--split", "test", "--fit", "--bootstrap", 0)["models"])
     assert list(rows) == ["majority", "tfidf + logistic", "centroid", "neighbours", "logistic"]
@@ -364,7 +384,7 @@ def test_train_rows_whose_text_is_evaluated_are_not_fitted_on(intent_file: Path)
 def test_one_class_is_refused(tmp_path: Path) -> None:
     file = write(tmp_path / "i.csv", ["text", "label"], [[f"text {i}", "law"] for i in range(30)])
     result = run("intent", file)
-    assert result.exit_code == 1
+    assert result.exit_code == 65
     assert f"{file}:1:label: expected at least two classes, found law" in result.stderr
 
 
@@ -430,7 +450,7 @@ def test_a_model_without_a_size_in_its_name_needs_costs(pool_files: tuple[Path, 
     questions, outcomes, _ = pool_files
     outcomes.write_text(outcomes.read_text().replace("big-70b", "big-turbo"))
     result = run("pool", questions, outcomes)
-    assert result.exit_code == 1
+    assert result.exit_code == 65
     assert "the size of big-turbo is not in the name; give a costs file" in result.stderr
 
 
@@ -439,7 +459,7 @@ def test_a_question_that_is_there_twice_is_refused(pool_files: tuple[Path, Path,
     with outcomes.open("a") as stream:
         stream.write("q5,1,1,1,1,1,1\n")
     result = run("pool", questions, outcomes)
-    assert result.exit_code == 1
+    assert result.exit_code == 65
     assert f"{outcomes}:402:id: 'q5' is there twice" in result.stderr
 
 
@@ -519,10 +539,8 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_work(pair_file: Pa
     assert "is not a file in an existing directory" in result.stderr
 
 
-def test_a_missing_package_names_the_extra_that_brings_it(
-    pair_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_package_is_named(pair_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = run("pair", pair_file, "--bootstrap", 0, "--plots", tmp_path)
-    assert result.exit_code == 1
-    assert "matplotlib is not installed; install semroute-extproc[cpu,train]" in result.stderr
+    assert result.exit_code == 69
+    assert "the Python package 'matplotlib' is missing" in result.stderr

@@ -117,4 +117,4 @@ def test_a_difficulty_beyond_the_reference_is_at_the_end_of_the_judges_scores(di
 
 def test_where_intent_always_abstains_no_text_comes_before_another() -> None:
     fit = Labelled(known([UNSURE] * 20), np.tile([1.0, 0.0], (20, 1)), ["x"] * 20)
-    assert len(set(strategies._intent(fit, known([UNSURE] * 3)).tolist())) == 1
+    assert len(set(strategies.intent_scores(fit, known([UNSURE] * 3)).tolist())) == 1

@@ -112,4 +112,4 @@ def test_the_linear_model_is_the_ridge_with_the_least_leave_one_out_error() -> N
 
     best = min(unseen.RIDGES, key=left_out)
     expected = Ridge(alpha=best).fit(x.astype(float), y).predict(test.astype(float))
-    assert unseen._ridge(x, y, test) == pytest.approx(expected, abs=1e-5)
+    assert unseen.ridge(x, y, test) == pytest.approx(expected, abs=1e-5)

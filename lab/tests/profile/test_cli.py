@@ -124,7 +124,7 @@ def test_a_run_goes_on_where_it_stopped(
     options = ("--clusters", clusters, "--out", out, "--concurrency", 1, "--tries", 1)
     server.script.extend([Act()] * 5 + [Act(status=500)] * 10)
     failed = invoke(*command, *options)
-    assert failed.exit_code == 1
+    assert failed.exit_code == 69
     assert "500" in failed.stderr
     assert not out.exists()
     assert len(server.requests) == 15
@@ -171,13 +171,13 @@ def test_a_judge_grades_by_the_same_endpoint_or_another(
 @pytest.mark.parametrize(
     ("changes", "status", "message"),
     [
-        ({"--questions": "nowhere.jsonl"}, 1, "nowhere.jsonl:1::"),
-        ({"--clusters": "nowhere.npz"}, 1, "nowhere.npz"),
-        ({"--endpoint": "http://127.0.0.1:1/v1", "--tries": "1"}, 1, "127.0.0.1:1"),
+        ({"--questions": "nowhere.jsonl"}, 65, "nowhere.jsonl:1::"),
+        ({"--clusters": "nowhere.npz"}, 65, "nowhere.npz"),
+        ({"--endpoint": "http://127.0.0.1:1/v1", "--tries": "1"}, 69, "127.0.0.1:1"),
         ({"--body": "[]"}, 2, "expected a JSON object"),
         ({"--body": '{"model": "x"}'}, 2, "model cannot be set"),
-        ({"--api-key-env": "NO_SUCH_KEY"}, 1, "the environment has no NO_SUCH_KEY"),
-        ({"--out": "nowhere/m.json"}, 1, "nowhere/m.answers.jsonl"),
+        ({"--api-key-env": "NO_SUCH_KEY"}, 69, "the environment has no NO_SUCH_KEY"),
+        ({"--out": "nowhere/m.json"}, 65, "nowhere/m.answers.jsonl"),
     ],
 )
 def test_what_is_wrong_is_one_line(
@@ -207,7 +207,7 @@ def test_clusters_of_another_bundle_are_refused_with_both_named(tmp_path: Path) 
     file = tmp_path / "o.csv"
     file.write_text("prompt,m\nmath,1\n")
     done = invoke("fit", file, "--column", "m", "--clusters", stale)
-    assert done.exit_code == 1
+    assert done.exit_code == 65
     assert "ffffffffffff" in done.stderr
     assert BUNDLE.revision in done.stderr
 
@@ -258,8 +258,21 @@ def test_outcomes_that_are_wrong_are_placed(
     tmp_path: Path, clusters: Path, rows: list[list[str]], column: str, message: str
 ) -> None:
     done = invoke("fit", outcomes(tmp_path, rows), "--column", column, "--clusters", clusters)
-    assert done.exit_code == 1
+    assert done.exit_code == 65
     assert message in done.stderr
+
+
+def test_a_log_of_another_tool_becomes_a_profile(tmp_path: Path, clusters: Path) -> None:
+    log = tmp_path / "samples_math_2026.jsonl"
+    rows = [{"doc": {"question": f"{kind} {n}"}, "acc": n % 2} for n in range(4) for kind in KINDS]
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "m.json"
+    done = invoke("import", log, "--model", "org/m", "--clusters", clusters, "--out", out)
+    assert done.exit_code == 0, done.output
+    made = read_profile(out)
+    assert (made.model, made.answers, made.errors) == ("org/m", (4.0, 4.0), (2.0, 2.0))
+    assert (made.source, made.output_tokens) == ("samples_math_2026.jsonl", ())
+    assert invoke("import", log, "--model", "m", "--clusters", clusters, "--metric", "f1").exit_code == 65
 
 
 # For people.
@@ -304,6 +317,6 @@ def test_profiles_of_different_clusters_are_not_compared(tmp_path: Path, cluster
     document["clusters"] = "0" * 12
     poor.write_text(json.dumps(document))
     done = invoke("show", good, poor)
-    assert done.exit_code == 1
+    assert done.exit_code == 65
     assert str(poor) in done.stderr
     assert "000000000000" in done.stderr

@@ -6,7 +6,6 @@ import os
 import resource
 import subprocess
 import time
-from types import SimpleNamespace
 
 import pytest
 from semroute_lab.profile import sandbox
@@ -65,10 +64,9 @@ def test_output_is_limited_like_any_file_however_it_is_written() -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024
 
 
-def test_a_child_that_outlives_the_tests_does_not_hold_them_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "isolates", lambda: False)
+def test_a_child_that_outlives_the_tests_does_not_hold_them_up() -> None:
     code = "import os, time\nif os.fork() == 0:\n    time.sleep(3)\n    os._exit(0)"
-    assert run(code, "", Limits(seconds=2.0)) == "passed"
+    assert run(code, "", Limits(seconds=2.0), isolated=False) == "passed"
 
 
 def test_nothing_of_the_environment_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,10 +109,8 @@ except BlockingIOError:
     pass
 """
 
-counted = pytest.mark.skipif(sandbox.processes_max() is None, reason="the kernel counts all of the user's")
 
-
-@counted
+@isolated
 def test_the_number_of_processes_is_limited() -> None:
     tests = "assert resource.getrlimit(resource.RLIMIT_NPROC) == (64, 64)"
     if os.getuid() != 0:
@@ -123,7 +119,7 @@ def test_the_number_of_processes_is_limited() -> None:
     assert run(FORKS, tests) == "passed"
 
 
-@counted
+@isolated
 def test_the_users_other_processes_are_not_among_them() -> None:
     others = [subprocess.Popen(["sleep", "60"]) for _ in range(sandbox.PROCESSES_MAX)]
     try:
@@ -134,14 +130,3 @@ def test_the_users_other_processes_are_not_among_them() -> None:
         for other in others:
             other.kill()
             other.wait()
-
-
-@pytest.mark.parametrize(
-    ("release", "isolates"), [("5.10.0-32-amd64", True), ("6.1.0", False), ("odd", True)]
-)
-def test_where_they_would_be_there_is_no_limit(
-    monkeypatch: pytest.MonkeyPatch, release: str, isolates: bool
-) -> None:
-    monkeypatch.setattr(sandbox, "isolates", lambda: isolates)
-    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release=release))
-    assert sandbox.processes_max() is None

@@ -6,36 +6,37 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from semroute_lab.evaluate import metrics
-from semroute_lab.evaluate.metrics.arrays import mid_ranks
-from semroute_lab.evaluate.metrics.classification import weighted_auroc
+from semroute_lab.common import metrics
+from semroute_lab.common.metrics import weighted_auroc
 from sklearn import metrics as reference
 
 
-def test_confusion_counts_true_classes_in_rows() -> None:
-    matrix = metrics.confusion_matrix(np.asarray([0, 0, 1, 2]), np.asarray([0, 1, 1, 0]), 3)
-    assert matrix.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
-
-
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=60))
-def test_accuracy_and_macro_f1_equal_scikit_learns(pairs: list[tuple[int, int]]) -> None:
+def test_macro_f1_equals_scikit_learns_also_for_repeated_rows(
+    pairs: list[tuple[int, int]],
+) -> None:
     truth, predicted = (np.asarray(column) for column in zip(*pairs, strict=True))
-    matrix = metrics.confusion_matrix(truth, predicted, 5)
-    assert metrics.accuracy(truth, predicted) == pytest.approx(reference.accuracy_score(truth, predicted))
     expected = reference.f1_score(truth, predicted, average="macro", zero_division=0.0)
-    assert metrics.macro_f1(matrix) == pytest.approx(expected)
+    assert metrics.macro_f1(truth, predicted) == [pytest.approx(expected)]
+    counts = np.random.default_rng(len(pairs)).integers(1, 3, (2, truth.size))
+    for value, row in zip(metrics.macro_f1(truth, predicted, counts.astype(float)), counts, strict=True):
+        repeated = (np.repeat(each, row) for each in (truth, predicted))
+        assert value == pytest.approx(reference.f1_score(*repeated, average="macro", zero_division=0.0))
 
 
 def test_calibration_error_of_two_bins_is_the_one_worked_out_by_hand() -> None:
     """Three rows at .9 of which two are right, one at .5 that is right: (3/4)|2/3 - .9| + (1/4)|1 - .5|."""
     confidence = np.asarray([0.9, 0.9, 0.9, 0.5])
     correct = np.asarray([True, True, False, True])
-    assert metrics.ece(confidence, correct) == pytest.approx(0.75 * (0.9 - 2 / 3) + 0.25 * 0.5)
+    assert metrics.binary_ece(confidence, correct.astype(float)) == pytest.approx(
+        0.75 * (0.9 - 2 / 3) + 0.25 * 0.5
+    )
 
 
 def test_a_confidence_on_a_bin_edge_belongs_to_the_bin_below() -> None:
     table = metrics.reliability(np.asarray([0.2, 0.4]), np.asarray([1.0, 0.0]), bins=5)
-    assert table.share.tolist() == [0.5, 0.5, 0.0, 0.0, 0.0]
+    assert table.share.tolist() == [0.5, 0.5]
+    assert table.observed.tolist() == [1.0, 0.0]
 
 
 def test_perfectly_calibrated_probabilities_have_a_small_error_and_shifted_ones_the_shift() -> None:
@@ -62,12 +63,6 @@ def test_abstention_with_one_confidence_for_all_is_flat() -> None:
 scored = st.lists(st.tuples(st.integers(0, 8), st.booleans()), min_size=4, max_size=60).filter(
     lambda rows: 0 < sum(label for _, label in rows) < len(rows)
 )
-
-
-@given(scored)
-def test_auroc_equals_scikit_learns_with_ties(rows: list[tuple[int, bool]]) -> None:
-    scores, positive = np.asarray([float(s) for s, _ in rows]), np.asarray([label for _, label in rows])
-    assert metrics.auroc(scores, positive) == pytest.approx(reference.roc_auc_score(positive, scores))
 
 
 @given(scored)
@@ -98,18 +93,8 @@ def test_perfect_and_useless_detectors_have_the_expected_false_positive_rates() 
     assert metrics.fpr_at_tpr(np.zeros(200), positive) == 1.0
 
 
-def test_ranks_of_ties_are_shared() -> None:
-    assert mid_ranks(np.asarray([10.0, 20.0, 20.0, 5.0])).tolist() == [2.0, 3.5, 3.5, 1.0]
-
-
 def test_spearman_is_one_for_any_monotone_relation_and_zero_without_variation() -> None:
     x = np.asarray([1.0, 5.0, 2.0, 9.0])
     assert metrics.spearman(x, x**3) == pytest.approx(1.0)
     assert metrics.spearman(x, -np.exp(x)) == pytest.approx(-1.0)
     assert metrics.spearman(x, np.ones(4)) == 0.0
-
-
-def test_spearman_with_ties_is_the_value_worked_out_by_hand() -> None:
-    """Ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4: covariance 4.5, variances 4.5 and 5."""
-    found = metrics.spearman(np.asarray([1.0, 2.0, 2.0, 3.0]), np.asarray([1.0, 2.0, 3.0, 4.0]))
-    assert found == pytest.approx(4.5 / np.sqrt(4.5 * 5.0))

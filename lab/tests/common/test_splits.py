@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from semroute_lab.evaluate.splitting import cross_fitted_means, folds, portions, text_groups
+from semroute_lab.common.splits import folds, portions, text_groups
+from semroute_lab.evaluate.pair import cross_fitted_means
 
 texts_with_twins = st.lists(st.sampled_from([f"text {i}" for i in range(15)]), min_size=10, max_size=60)
 
@@ -27,7 +28,7 @@ def test_identical_texts_are_in_one_portion_and_every_row_is_in_exactly_one(
 
 @given(texts_with_twins, st.integers(0, 5))
 def test_identical_texts_are_in_one_fold(texts: list[str], seed: int) -> None:
-    fold = folds(text_groups(texts), 5, seed)
+    fold = folds(texts, seed)
     for text in set(texts):
         assert len({fold[i] for i, other in enumerate(texts) if other == text}) == 1
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import matplotlib as mpl
 import pytest
-from semroute_lab.evaluate.drawing import DARK, STYLE, as_svg
-from semroute_lab.evaluate.strategy_plots import pair_strategy, pool_strategy
+from semroute_lab.evaluate.plots import DARK, STYLE, as_svg, pair_strategy, pool_strategy
 
 SHARE = [0.0, 0.5, 1.0]
 

@@ -89,7 +89,7 @@ def test_prompts_without_a_score_are_left_out(tmp_path: Path, server: OpenAIServ
 
 def test_a_judge_that_is_not_there_is_said(tmp_path: Path, server: OpenAIServer, prompts: Path) -> None:
     done = calibrate(tmp_path, "http://127.0.0.1:1/v1", prompts, "--strong-share", "0.3")
-    assert done.exit_code == 1
+    assert done.exit_code == 69
     assert "http://127.0.0.1:1/v1: no scores, the judge's answers were: connection" in done.stderr
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from semroute_lab.evaluate import metrics
-from semroute_lab.evaluate.metrics.resampling import estimate
+from semroute_lab.common import metrics, routing
+from semroute_lab.common.metrics import estimate
 
 
 def pair_data(rows: int = 400) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -31,28 +31,28 @@ def test_the_same_seed_draws_the_same_rows_and_another_does_not() -> None:
 def test_pair_samples_equal_the_metrics_of_the_repeated_rows() -> None:
     """The oracle of this test builds every resample row by row and uses the plain metrics."""
     scores, strong, weak = pair_data(60)
-    samples = metrics.bootstrap_pair({"router": scores}, strong, weak, replicates=25, seed=9)["router"]
+    samples = routing.bootstrap_pair({"router": scores}, strong, weak, replicates=25, seed=9)["router"]
     counts = np.concatenate(list(metrics.resamples(60, 25, seed=9))).astype(int)
     for i, row in enumerate(counts):
         drawn = np.repeat(np.arange(60), row)
         s, w = strong[drawn].mean(), weak[drawn].mean()
-        curve = metrics.exact_curve(scores[drawn], strong[drawn], weak[drawn])
-        assert samples["apgr_exact"][i] == pytest.approx(metrics.apgr(curve, s, w))
-        assert samples["drop20"][i] == pytest.approx(metrics.quality_drop(curve, 0.2))
-        assert samples["cpt50_exact"][i] == pytest.approx(metrics.cpt_exact(curve, 0.5, s, w))
+        curve = routing.exact_curve(scores[drawn], strong[drawn], weak[drawn])
+        assert samples["apgr_exact"][i] == pytest.approx(routing.apgr(curve, s, w))
+        assert samples["drop20"][i] == pytest.approx(routing.quality_drop(curve, 0.2))
+        assert samples["cpt50_exact"][i] == pytest.approx(routing.cpt_exact(curve, 0.5, s, w))
 
 
 def test_the_coarse_samples_agree_with_the_decile_metrics_at_the_full_data() -> None:
     scores, strong, weak = pair_data(1000)
-    samples = metrics.bootstrap_pair({"router": scores}, strong, weak, replicates=300, seed=0)["router"]
-    curve = metrics.decile_curve(scores, strong, weak)
-    value = metrics.apgr(curve, strong.mean(), weak.mean())
+    samples = routing.bootstrap_pair({"router": scores}, strong, weak, replicates=300, seed=0)["router"]
+    curve = routing.decile_curve(scores, strong, weak)
+    value = routing.apgr(curve, strong.mean(), weak.mean())
     assert samples["apgr"].mean() == pytest.approx(value, abs=2 * samples["apgr"].std() / np.sqrt(300) + 0.01)
 
 
 def test_a_routers_difference_to_itself_is_exactly_zero() -> None:
     scores, strong, weak = pair_data()
-    samples = metrics.bootstrap_pair({"a": scores, "b": 2 * scores}, strong, weak, replicates=50, seed=3)
+    samples = routing.bootstrap_pair({"a": scores, "b": 2 * scores}, strong, weak, replicates=50, seed=3)
     assert (samples["a"]["apgr"] == samples["b"]["apgr"]).all()
 
 
@@ -70,14 +70,14 @@ def test_the_interval_of_a_mean_covers_it_about_as_often_as_it_says() -> None:
 
 def test_without_replicates_there_is_no_interval() -> None:
     scores, strong, weak = pair_data()
-    assert metrics.bootstrap_pair({"a": scores}, strong, weak, replicates=0, seed=0)["a"] == {}
+    assert routing.bootstrap_pair({"a": scores}, strong, weak, replicates=0, seed=0)["a"] == {}
     assert estimate(0.5, None) == metrics.Estimate(0.5, None, None)
 
 
 def test_the_lift_over_random_starts_and_ends_at_zero() -> None:
     scores, strong, weak = pair_data()
     grid = np.linspace(0.0, 1.0, 21)
-    lift = metrics.bootstrap_lift(scores, strong, weak, grid, replicates=20, seed=0)
+    lift = routing.bootstrap_lift(scores, strong, weak, grid, replicates=20, seed=0)
     assert lift.shape == (20, 21)
     assert lift[:, [0, -1]] == pytest.approx(np.zeros((20, 2)), abs=1e-12)
     assert lift[:, 10].mean() > 0

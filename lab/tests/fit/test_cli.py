@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from builders import BUNDLE, MANIFEST
 from click.testing import CliRunner, Result
-from semroute_lab.fit import cli
 from semroute_lab.fit.clusters import cluster_names, k_means
 
 from semroute_extproc.cli import main
+from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.encoder.signals import Signals
 from semroute_extproc.strategies.calibration import read_calibration
 from semroute_extproc.strategies.clusters import read_clusters
@@ -51,8 +51,7 @@ class FakeScorer:
 
 @pytest.fixture(autouse=True)
 def known_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "open_scorer", lambda _: FakeScorer())
-    monkeypatch.setattr("semroute_lab.fit.calibrate.open_scorer", lambda _: FakeScorer())
+    monkeypatch.setattr(Scorer, "of", lambda *_: FakeScorer())
 
 
 def run(*arguments: object) -> Result:
@@ -212,7 +211,7 @@ class TestBadInput:
         rows[2].update(row)
         extra = ("-o", tmp_path / "a.npz") if command[0] == "fit" else ("--strong-share", 0.3)
         result = run(*command, write(tmp_path / "pairs.csv", rows), *extra)
-        assert result.exit_code == 1
+        assert result.exit_code == 65
         assert message in result.stderr
         assert not (tmp_path / "a.npz").exists()
 
@@ -220,7 +219,7 @@ class TestBadInput:
     def test_one_prompt_again_and_again_teaches_nothing(self, tmp_path: Path, kind: str) -> None:
         rows = [{"prompt": "sums", "strong_correct": 1, "weak_correct": 0} for _ in range(30)]
         result = run("fit", kind, write(tmp_path / "pairs.csv", rows), "-o", tmp_path / "a.npz")
-        assert result.exit_code == 1
+        assert result.exit_code == 65
         assert "expected different prompts" in result.stderr
 
     def test_a_directory_that_is_not_there_is_told_before_the_work(
@@ -283,14 +282,14 @@ class TestCalibrate:
     def test_clusters_have_no_score_of_a_pair(self, pair_file: Path, tmp_path: Path) -> None:
         run("fit", "clusters", pair_file, "-o", tmp_path / "c.npz")
         result = run("calibrate", pair_file, "--artifact", tmp_path / "c.npz", "--strong-share", 0.5)
-        assert result.exit_code == 1
+        assert result.exit_code == 65
         assert "is a clusters artifact" in result.stderr
 
     def test_a_drop_needs_outcomes_and_one_setting_is_enough(self, tmp_path: Path) -> None:
         file = tmp_path / "prompts.txt"
         file.write_text("sums\n" * 30)
         result = run("calibrate", file, "--max-quality-drop", 0.1)
-        assert result.exit_code == 1
+        assert result.exit_code == 65
         assert "prompts.txt:1:strong_correct: " in result.stderr
         assert run("calibrate", file, "--max-quality-drop", 0.1, "--strong-share", 0.1).exit_code == 2
         assert run("calibrate", file).exit_code == 2

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from semroute_lab.evaluate.data import pick_column, prompt_texts, read_table, require_rows
+from semroute_lab.common.tables import pick_column, prompt_texts, read_table, require_rows
 
 from semroute_extproc.errors import DataError
 

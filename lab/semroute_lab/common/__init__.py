@@ -1,0 +1,1 @@
+"""What `fit`, `evaluate` and `profile` share: tables, splits, metrics, embeddings and progress bars."""

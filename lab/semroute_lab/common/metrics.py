@@ -1,0 +1,206 @@
+"""Metrics of labels, calibration and detection, and bootstrap intervals; each with its formula and source.
+
+scikit-learn and scipy compute what they have. The functions that take `counts` measure all replicates of
+a bootstrap at once: a resample is a vector of counts (how often each row was drawn).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+Integers: TypeAlias = npt.NDArray[np.int64]
+Booleans: TypeAlias = npt.NDArray[np.bool_]
+Vectors: TypeAlias = npt.NDArray[np.float32]
+
+LEVEL = 0.95
+"""Coverage of every interval."""
+
+CHUNK_CELLS = 2_000_000
+"""Replicates x rows that are in memory at once."""
+
+BINS = 15
+"""Bins of the calibration error (Guo et al., 2017)."""
+
+CHANCE_DRAWS = 200
+"""Draws for the calibration error that is due to chance alone."""
+
+
+def floats(values: npt.ArrayLike) -> Floats:
+    """`values` as a non-empty vector of finite float64; ValueError otherwise."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or array.size == 0:
+        raise ValueError(f"expected a non-empty vector, got shape {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError("expected finite numbers")
+    return array
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure with its 95 % interval; the bounds are None without a bootstrap."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+def estimate(value: float, samples: Floats | None) -> Estimate:
+    """`value` with the percentile interval of its bootstrap samples; undefined samples are left out."""
+    if samples is None or not np.isfinite(samples).any():
+        return Estimate(value)
+    low, high = np.percentile(samples[np.isfinite(samples)], [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    return Estimate(value, float(low), float(high))
+
+
+def resamples(rows: int, replicates: int, seed: int) -> Iterator[Floats]:
+    """Counts of `replicates` draws of `rows` from `rows` with replacement, in chunks (chunk, rows).
+
+    The same seed gives the same draws, so differences between routers are paired.
+    """
+    rng = np.random.default_rng(seed)
+    chunk = max(1, CHUNK_CELLS // rows)
+    for start in range(0, replicates, chunk):
+        size = min(chunk, replicates - start)
+        draws = rng.integers(0, rows, (size, rows)) + np.arange(size)[:, None] * rows
+        yield np.bincount(draws.reshape(-1), minlength=size * rows).reshape(size, rows).astype(np.float64)
+
+
+def bootstrap(statistic: Callable[[Floats], Floats], rows: int, replicates: int, seed: int) -> Floats:
+    """Samples of a statistic of weighted rows, which maps counts (chunk, rows) to (chunk, ...)."""
+    parts = [statistic(counts) for counts in resamples(rows, replicates, seed)]
+    return np.concatenate(parts) if parts else np.empty(0)
+
+
+def macro_f1(truth: Integers, predicted: Integers, counts: Floats | None = None) -> Floats:
+    """Mean of F1 = 2 TP / (true + predicted) over the classes that occur; counts (replicates, n).
+
+    Shape (replicates,), of one element without counts.
+    """
+    counts = np.ones((1, truth.size)) if counts is None else counts
+    classes = np.arange(max(truth.max(), predicted.max()) + 1)
+    true, said = (counts @ (labels[:, None] == classes) for labels in (truth, predicted))
+    hits = counts @ ((truth[:, None] == classes) & (truth == predicted)[:, None])
+    occurs = true + said > 0
+    f1 = np.divide(2.0 * hits, true + said, out=np.zeros_like(hits), where=occurs)
+    return np.asarray(f1.sum(axis=1) / occurs.sum(axis=1), dtype=np.float64)
+
+
+class Reliability(NamedTuple):
+    """Calibration by bin, of the bins that are not empty; each field has shape (bins,)."""
+
+    confidence: Floats
+    observed: Floats
+    share: Floats
+
+
+def reliability(confidence: Floats, outcome: Floats, bins: int = BINS) -> Reliability:
+    """Mean confidence, mean outcome and share of rows by equal-width bins ((m-1)/M, m/M]."""
+    confidence, outcome = floats(confidence), floats(outcome)
+    index = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    size = np.bincount(index, minlength=bins)
+    filled = size > 0
+    means = [
+        np.bincount(index, each, minlength=bins)[filled] / size[filled] for each in (confidence, outcome)
+    ]
+    return Reliability(means[0], means[1], size[filled] / confidence.size)
+
+
+def binary_ece(probability: Floats, event: Floats, bins: int = BINS) -> float:
+    """Expected calibration error of an event, sum_m (|B_m| / n) |observed - mean probability|.
+
+    Guo et al., 2017, equation 3, where the event is that the predicted class is right.
+    """
+    table = reliability(probability, event, bins)
+    return float(table.share @ np.abs(table.observed - table.confidence))
+
+
+def ece_if_calibrated(probability: Floats, seed: int, bins: int = BINS) -> float:
+    """The mean ECE that these probabilities would show by chance if they were exactly right.
+
+    With few rows the error of a perfect model is not 0 (Kumar et al. 2019, section 4). Outcomes are
+    drawn from the probabilities themselves, `CHANCE_DRAWS` times.
+    """
+    rng = np.random.default_rng(seed)
+    draws = rng.random((CHANCE_DRAWS, probability.size)) < probability
+    return float(np.mean([binary_ece(probability, draw.astype(np.float64), bins) for draw in draws]))
+
+
+def descending_groups(scores: Floats) -> tuple[Integers, Integers]:
+    """Order of the scores from high to low, and where each group of equal scores starts in it.
+
+    Shapes (n,) and (groups,); `numpy.add.reduceat(values[order], starts)` sums by group.
+    """
+    order = np.argsort(-scores, kind="stable")
+    ranked = scores[order]
+    starts = np.flatnonzero(np.concatenate(([True], ranked[1:] != ranked[:-1])))
+    return order.astype(np.int64), starts.astype(np.int64)
+
+
+def tied_means(scores: Floats, values: Floats) -> Floats:
+    """`values` from the highest score to the lowest, each replaced by the mean of its tie group.
+
+    A cumulative sum of the result is the expectation over all ways to break ties, so a constant score
+    gives the diagonal and not a lucky order.
+    """
+    order, starts = descending_groups(scores)
+    sizes = np.diff(np.append(starts, scores.size))
+    return np.repeat(np.add.reduceat(values[order], starts) / sizes, sizes)
+
+
+def abstention_curve(confidence: Floats, correct: Booleans) -> tuple[Floats, Floats]:
+    """Accuracy on the most confident rows against coverage k/n, k = 1..n; both of shape (n,).
+
+    The risk-coverage curve of El-Yaniv and Wiener, 2010, as accuracy; ties in expectation.
+    Its mean over coverage is 1 - AURC.
+    """
+    right = tied_means(floats(confidence), correct.astype(np.float64))
+    kept = np.arange(1, right.size + 1)
+    return kept / right.size, np.cumsum(right) / kept
+
+
+def weighted_auroc(scores: Floats, positive: Booleans, counts: Floats) -> Floats:
+    """AUROC of all replicates, P(positive outscores negative) + P(tie) / 2; (replicates, n) to (replicates,).
+
+    Undefined (NaN) for a replicate without positives or negatives.
+    """
+    order, starts = descending_groups(floats(scores))
+    ranked = counts[:, order]
+    hit = np.add.reduceat(ranked * positive[order], starts, axis=1)
+    miss = np.add.reduceat(ranked * ~positive[order], starts, axis=1)
+    above = np.cumsum(hit, axis=1) - hit / 2.0
+    with np.errstate(invalid="ignore", divide="ignore"):
+        area: Floats = (miss * above).sum(axis=1) / (hit.sum(axis=1) * miss.sum(axis=1))
+    return area
+
+
+def auroc(scores: Floats, positive: Booleans) -> float:
+    """Area under the ROC curve; ValueError without positives or negatives."""
+    from sklearn.metrics import roc_auc_score
+
+    if positive.all() or not positive.any():
+        raise ValueError("AUROC needs both positives and negatives")
+    return float(roc_auc_score(positive, scores))
+
+
+def fpr_at_tpr(scores: Floats, positive: Booleans, tpr: float = 0.95) -> float:
+    """Share of negatives accepted at the highest threshold that accepts at least `tpr` of the positives.
+
+    For out-of-distribution detection (FPR95; Hendrycks and Gimpel, 2017) the positives are the known rows.
+    """
+    from sklearn.metrics import roc_curve
+
+    accepted, passed, _ = roc_curve(positive, scores, drop_intermediate=False)
+    return float(accepted[np.argmax(passed >= tpr - 1e-9)])
+
+
+def spearman(a: Floats, b: Floats) -> float:
+    """Rank correlation; 0 where one side is constant."""
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(a, b).statistic) if np.ptp(a) > 0 and np.ptp(b) > 0 else 0.0
