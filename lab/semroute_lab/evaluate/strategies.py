@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+from semroute_extproc.strategies.artifacts import Clusters, Kind, Manifest
 
 from semroute_extproc.config.models import IntentStrategy
-from semroute_extproc.strategies.artifacts import Clusters, Kind, Manifest
 from semroute_extproc.strategies.clusters import cluster_errors
 from semroute_extproc.strategies.factorization import Factorization
 from semroute_extproc.strategies.profiles import tally

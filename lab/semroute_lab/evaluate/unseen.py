@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-
 from semroute_extproc.strategies.artifacts import Clusters, Manifest
+
 from semroute_lab.common.metrics import Floats, Integers, Vectors
 from semroute_lab.evaluate.strategies import SHRINKAGE, Estimate, profile_errors
 from semroute_lab.fit.clusters import CLUSTERINGS, LEARNED_MAP_SHRINKAGE, fit_learned_map, k_means

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from semroute_extproc.strategies.artifacts import Manifest, kind_of, load_factorization, load_similarity
 
 from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.errors import ArtifactError, DataError
 from semroute_extproc.strategies import calibration as files
-from semroute_extproc.strategies.artifacts import Manifest, kind_of, load_factorization, load_similarity
 from semroute_extproc.strategies.calibration import Calibration
 from semroute_extproc.strategies.factorization import Factorization
 from semroute_extproc.strategies.pair import Score

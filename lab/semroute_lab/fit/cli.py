@@ -8,9 +8,6 @@ from typing import Any
 
 import click
 import numpy as np
-
-from semroute_extproc.cli.exits import exit_statuses
-from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.strategies.artifacts import (
     Kind,
     Manifest,
@@ -18,6 +15,9 @@ from semroute_extproc.strategies.artifacts import (
     save_factorization,
     save_similarity,
 )
+
+from semroute_extproc.cli.exits import exit_statuses
+from semroute_extproc.encoder.offline import Scorer
 from semroute_lab.common import options
 from semroute_lab.common.metrics import Floats, Vectors
 from semroute_lab.common.options import EXISTING, FILE, option, shown, stacked

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-
 from semroute_extproc.strategies.artifacts import Clusters, Manifest
+
 from semroute_lab.common.metrics import Floats, Integers, Vectors
 from semroute_lab.fit.adam import adam
 

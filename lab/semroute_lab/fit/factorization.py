@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-
 from semroute_extproc.strategies.artifacts import Factorization, Manifest
+
 from semroute_lab.common.metrics import Floats, Integers, Vectors
 from semroute_lab.fit.adam import adam
 from semroute_lab.fit.outcomes import quantiles

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from semroute_extproc.strategies.judging import offline
+
 from semroute_extproc.config.models import JudgeStrategy
 from semroute_extproc.config.source import load as load_config
 from semroute_extproc.errors import ConfigError, EndpointError
-from semroute_extproc.strategies.judging import offline
 from semroute_lab.common.progress import progress
 
 

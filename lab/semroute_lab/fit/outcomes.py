@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from semroute_extproc.strategies.artifacts import Kind, Manifest
 
 from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.errors import DataError
-from semroute_extproc.strategies.artifacts import Kind, Manifest
 from semroute_lab.common.embedding import embed
 from semroute_lab.common.metrics import Floats, Integers, Vectors
 from semroute_lab.common.splits import folds

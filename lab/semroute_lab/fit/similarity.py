@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-
 from semroute_extproc.strategies.artifacts import Manifest, Similarity
+
 from semroute_extproc.strategies.similarity import Similarity as Score
 from semroute_extproc.strategies.similarity import on_axes
 from semroute_lab.common.metrics import Floats, Integers, Vectors

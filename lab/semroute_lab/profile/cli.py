@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from semroute_extproc.strategies.artifacts import Clusters, load_clusters
 
 from semroute_extproc.cli.exits import Exit, exit_statuses, refuse
 from semroute_extproc.encoder.cores import usable_cores
-from semroute_extproc.strategies.artifacts import Clusters, load_clusters
 from semroute_extproc.strategies.profiles import Profile, certainty, read_profile, write_profile
 from semroute_lab.common.options import DIRECTORY, FILE, option, shown, stacked
 from semroute_lab.common.progress import progress

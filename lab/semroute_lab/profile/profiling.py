@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from semroute_extproc.strategies.artifacts import Clusters, load_clusters
 
 from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.errors import ArtifactError
-from semroute_extproc.strategies.artifacts import Clusters, load_clusters
 from semroute_extproc.strategies.profiles import Profile, Seen, interval, tally
 from semroute_lab.common.metrics import Vectors
 from semroute_lab.profile.asking import Reply
