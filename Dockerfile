@@ -10,7 +10,10 @@ COPY pyproject.toml README.md LICENSE ./
 COPY semroute_extproc semroute_extproc
 COPY models models
 COPY envoy/envoy.yaml envoy/envoy.yaml
-RUN /venv/bin/pip install --no-cache-dir --no-deps --no-build-isolation .
+COPY lab lab
+# Only the image of the simulated pools (LOCK=demo) contains the lab.
+RUN /venv/bin/pip install --no-cache-dir --no-deps --no-build-isolation . \
+    $(test "${LOCK}" = demo && echo ./lab)
 
 FROM python:3.13-slim
 # Envoy's image runs as 101: both share the socket's volume through group 65532.
