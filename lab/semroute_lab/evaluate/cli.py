@@ -319,7 +319,7 @@ def _judged(
 ) -> tuple[Floats, dict[str, object]]:
     """The scores (n,) of the judge in a configuration, and its section of the report."""
     from semroute_lab.evaluate.strategies import judge_scores
-    from semroute_lab.fit.judging import judge
+    from semroute_lab.fit.judge_scores import judge
 
     judged = judge(path, strategy, texts)
     return judge_scores(judged.scores, texts, known.difficulty, source.quantiles), judged.describe()

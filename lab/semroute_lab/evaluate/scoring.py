@@ -68,13 +68,13 @@ class Source:
     @property
     def quantiles(self) -> Sequence[float]:
         """The difficulty at 0, 1, … 100 % of the bundle's reference traffic."""
-        return self.scorer.bundle.difficulty.quantiles
+        return self.scorer.bundle.manifest.difficulty.quantiles
 
     def score(self, texts: Sequence[str]) -> Scores:
         """Score `texts`; identical texts run once."""
         distinct = list(dict.fromkeys(texts))
         found = list(self.progress(self.scorer.score_all(distinct), len(distinct)))
-        labels = self.scorer.bundle.domain.labels
+        labels = self.scorer.bundle.manifest.domain.labels
         domain = np.asarray([[one.domain_probs[label] for label in labels] for one in found], np.float64)
         types: dict[str, Any] = {"embedding": np.float32, "neighbours": np.float32, "unknown": np.bool_}
         others: Any = (

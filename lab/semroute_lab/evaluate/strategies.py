@@ -13,18 +13,18 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from semroute_extproc.strategies.artifacts import Clusters, Kind, Manifest
 
-from semroute_extproc.config.models import IntentStrategy
-from semroute_extproc.strategies.clusters import cluster_errors
+from semroute_extproc.strategies.artifact import ArtifactManifest
+from semroute_extproc.strategies.clusters import ClustersArtifact, cluster_errors
 from semroute_extproc.strategies.factorization import Factorization
-from semroute_extproc.strategies.profiles import tally
+from semroute_extproc.strategies.intent import IntentSettings
 from semroute_extproc.strategies.similarity import Similarity
 from semroute_lab.common.metrics import Floats, Integers, Vectors
 from semroute_lab.common.splits import folds
 from semroute_lab.evaluate.scoring import Scores
 from semroute_lab.fit import clusters, factorization, similarity
 from semroute_lab.fit.outcomes import PAIR, quantiles, wins
+from semroute_lab.profile.tally import tally
 
 Estimate = Literal["shrunk", "laplace"]
 """How the strategy `clusters` reads a profile."""
@@ -35,7 +35,7 @@ NEIGHBOURS = 200
 SHRINKAGE = 20.0
 """Answers for which a model's own mean counts; the strategy's default."""
 
-MAX_ENTROPY: float = IntentStrategy.model_fields["max_entropy"].default
+MAX_ENTROPY: float = IntentSettings.model_fields["max_entropy"].default
 """Entropy from which on `intent` abstains; the strategy's default."""
 
 FITTED = {
@@ -75,10 +75,12 @@ class Labelled:
         samples = self.samples[rows] if len(self.samples) else self.samples
         return Labelled(self.known.take(rows), self.outcome[rows], texts, samples)
 
-    def manifest(self, kind: Kind, seed: int) -> Manifest:
+    def manifest(self, kind: str, seed: int) -> ArtifactManifest:
         """The manifest of an artifact that is never written."""
         rows, dimensions = self.x.shape
-        return Manifest(kind=kind, bundle="", revision="", dimensions=dimensions, rows=rows, seed=seed)
+        return ArtifactManifest(
+            kind=kind, bundle="", revision="", dimensions=dimensions, rows=rows, seed=seed
+        )
 
 
 def scores(fit: Labelled, known: Scores, seed: int) -> dict[str, Floats]:
@@ -141,7 +143,12 @@ def factorization_scores(fit: Labelled, x: Vectors, seed: int) -> Floats:
 
 
 def profile_errors(
-    artifact: Clusters, x: Vectors, errors: Floats, test: Vectors, estimate: Estimate, shrinkage: float
+    artifact: ClustersArtifact,
+    x: Vectors,
+    errors: Floats,
+    test: Vectors,
+    estimate: Estimate,
+    shrinkage: float,
 ) -> Floats:
     """Expected errors (m, models) for `test` (m, d) exactly as the strategy `clusters` computes them.
 

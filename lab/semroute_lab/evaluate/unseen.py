@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from semroute_extproc.strategies.artifacts import Clusters, Manifest
 
+from semroute_extproc.strategies.artifact import ArtifactManifest
+from semroute_extproc.strategies.clusters import ClustersArtifact
 from semroute_lab.common.metrics import Floats, Integers, Vectors
 from semroute_lab.evaluate.strategies import SHRINKAGE, Estimate, profile_errors
 from semroute_lab.fit.clusters import CLUSTERINGS, LEARNED_MAP_SHRINKAGE, fit_learned_map, k_means
@@ -80,19 +81,21 @@ def learned_map(trial: Trial) -> Floats:
     return _profiles(trial, artifact, "shrunk", LEARNED_MAP_SHRINKAGE)
 
 
-def _hard(trial: Trial, centres: Floats, clusterings: int = 1) -> Clusters:
+def _hard(trial: Trial, centres: Floats, clusterings: int = 1) -> ClustersArtifact:
     names = ("",) * len(centres)
-    return Clusters(_manifest(trial), centres.astype(np.float32), None, names, clusterings)
+    return ClustersArtifact(_manifest(trial), centres.astype(np.float32), None, names, clusterings)
 
 
-def _manifest(trial: Trial) -> Manifest:
+def _manifest(trial: Trial) -> ArtifactManifest:
     rows, dimensions = trial.train.shape
-    return Manifest(
+    return ArtifactManifest(
         kind="clusters", bundle="", revision="", dimensions=dimensions, rows=rows, seed=trial.seed
     )
 
 
-def _profiles(trial: Trial, artifact: Clusters, estimate: Estimate, shrinkage: float = SHRINKAGE) -> Floats:
+def _profiles(
+    trial: Trial, artifact: ClustersArtifact, estimate: Estimate, shrinkage: float = SHRINKAGE
+) -> Floats:
     errors = trial.validation_errors
     return profile_errors(artifact, trial.validation, errors, trial.test, estimate, shrinkage)
 

@@ -6,7 +6,7 @@
     clusters       K-means, the learned map, and readable names
     settle         a threshold for a wanted share or quality drop, with intervals
     calibrate      the same for a file of prompts
-    judging        a configuration's judge asked about many prompts
+    judge_scores      a configuration's judge asked about many prompts
 
 Torch and the extra `train` are not needed.
 """

@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from semroute_extproc.strategies.artifacts import Manifest, kind_of, load_factorization, load_similarity
 
 from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.errors import ArtifactError, DataError
-from semroute_extproc.strategies import calibration as files
-from semroute_extproc.strategies.calibration import Calibration
-from semroute_extproc.strategies.factorization import Factorization
+from semroute_extproc.strategies.artifact import ArtifactFile, ArtifactManifest
+from semroute_extproc.strategies.calibration import Calibration, write_calibration
+from semroute_extproc.strategies.factorization import Factorization, read_factorization
 from semroute_extproc.strategies.pair import Score
-from semroute_extproc.strategies.similarity import Similarity
+from semroute_extproc.strategies.similarity import Similarity, read_similarity
 from semroute_lab.common.progress import tracked
 from semroute_lab.common.tables import read_table, require_rows, texts_in
-from semroute_lab.fit.judging import judge
+from semroute_lab.fit.judge_scores import judge
 from semroute_lab.fit.outcomes import PAIR, quantiles
 from semroute_lab.fit.settle import quality_by_share, settle
 
@@ -59,7 +58,7 @@ def calibrate(file: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     names = ("strong_share", "max_quality_drop", "replicates", "seed")
     setting = settle(found, scores, pair, **{name: options[name] for name in names})
     if options["out"] is not None:
-        files.write_calibration(options["out"], found)
+        write_calibration(options["out"], found)
     figures = dataclasses.asdict(setting)
     return {
         "rows": len(scores),
@@ -79,7 +78,7 @@ def calibrate(file: Path, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _scores(
     scorer: Scorer, texts: list[str], options: Mapping[str, Any]
-) -> tuple[files.Score, str, dict[str, float | None]]:
+) -> tuple[str, str, dict[str, float | None]]:
     """The kind of score, the digest of its source, and the score of each text, None without one."""
     if options["judge"] is not None:
         judged = judge(options["judge"], options["strategy"], texts)
@@ -89,19 +88,17 @@ def _scores(
     return kind, digest, {text: score(each) for text, each in zip(texts, signals, strict=True)}
 
 
-def _score(
-    scorer: Scorer, path: Path | None, strong: str | None, weak: str | None
-) -> tuple[files.Score, str, Score]:
+def _score(scorer: Scorer, path: Path | None, strong: str | None, weak: str | None) -> tuple[str, str, Score]:
     """The kind of score, the digest of its artifact and the live path's own function."""
     if path is None:
         return "threshold", "", lambda signals: signals.difficulty
-    match kind_of(path):
+    match ArtifactFile(path).manifest.kind:
         case "similarity":
-            similar = load_similarity(path)
+            similar = read_similarity(path)
             _same_bundle(path, similar.manifest, scorer)
             return "similarity", similar.digest, Similarity(similar)
         case "factorization":
-            factors = load_factorization(path)
+            factors = read_factorization(path)
             _same_bundle(path, factors.manifest, scorer)
             names = (strong or PAIR[0], weak or PAIR[1])
             for name in names:
@@ -113,7 +110,7 @@ def _score(
             raise ArtifactError(f"{path}: is a {kind} artifact, which has no score of a pair")
 
 
-def _same_bundle(path: Path, manifest: Manifest, scorer: Scorer) -> None:
+def _same_bundle(path: Path, manifest: ArtifactManifest, scorer: Scorer) -> None:
     this, fitted = scorer.bundle, f"{manifest.bundle} {manifest.revision}"
     if manifest.revision != this.revision:
         raise ArtifactError(

@@ -8,16 +8,10 @@ from typing import Any
 
 import click
 import numpy as np
-from semroute_extproc.strategies.artifacts import (
-    Kind,
-    Manifest,
-    save_clusters,
-    save_factorization,
-    save_similarity,
-)
 
 from semroute_extproc.cli.exits import exit_statuses
 from semroute_extproc.encoder.offline import Scorer
+from semroute_extproc.strategies.artifact import ArtifactManifest, write_artifact
 from semroute_lab.common import options
 from semroute_lab.common.metrics import Floats, Vectors
 from semroute_lab.common.options import EXISTING, FILE, option, shown, stacked
@@ -71,7 +65,7 @@ def similarity(
     pair = rows.pair(*_pair(rows, strong, weak))
     fold = rows.folds(common["seed"])
     artifact, held = similarity_fit.fit(x, data.wins(*pair), fold, manifest, gamma, neighbours, axes)
-    save_similarity(common["out"], artifact)
+    write_artifact(common["out"], artifact)
     _finish(common, manifest, _held_out(*pair, held))
 
 
@@ -84,7 +78,7 @@ def factorization(rank: int, **common: Any) -> None:
     rows, x, manifest = _read("factorization", common)
     fold = rows.folds(common["seed"])
     artifact, held = factorization_fit.fit(x, rows.outcome, rows.models, fold, manifest, rank)
-    save_factorization(common["out"], artifact)
+    write_artifact(common["out"], artifact)
     apart = _held_out(*rows.pair(*rows.models[:2]), held[:, 0] - held[:, 1])
     _finish(common, manifest, {"models": list(rows.models), **apart})
 
@@ -108,7 +102,7 @@ def clusters(k: int, clusterings: int, learned_map: bool, **common: Any) -> None
         artifact = clusters_fit.fit_learned_map(x, 1.0 - rows.outcome, manifest, rows.texts, k)
     else:
         artifact = clusters_fit.fit_kmeans(x, manifest, rows.texts, k, clusterings)
-    save_clusters(common["out"], artifact)
+    write_artifact(common["out"], artifact)
     share = artifact.membership(x).sum(axis=0) * artifact.clusterings
     names = {
         f"{number}: {name}": round(float(rows_in), 1)
@@ -117,7 +111,7 @@ def clusters(k: int, clusterings: int, learned_map: bool, **common: Any) -> None
     _finish(common, manifest, {"digest": artifact.digest, "clusters": names})
 
 
-def _read(kind: Kind, common: dict[str, Any]) -> tuple[data.Outcomes, Vectors, Manifest]:
+def _read(kind: str, common: dict[str, Any]) -> tuple[data.Outcomes, Vectors, ArtifactManifest]:
     if not common["out"].absolute().parent.is_dir():
         raise click.UsageError(f"--out {common['out']}: there is no such directory")
     names = ("file", "outcomes", "splits", "text_column", "options_column")
@@ -148,7 +142,7 @@ def _held_out(strong: Floats, weak: Floats, scores: Floats) -> dict[str, Any]:
     return {"strong": s, "weak": w, "held_out_apgr": apgr(curve, s, w) if s > w else None}
 
 
-def _finish(common: dict[str, Any], manifest: Manifest, found: dict[str, Any]) -> None:
+def _finish(common: dict[str, Any], manifest: ArtifactManifest, found: dict[str, Any]) -> None:
     if common["as_json"]:
         summary = {"artifact": str(common["out"]), **manifest.model_dump(), **found}
         click.echo(json.dumps(summary, ensure_ascii=False))

@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from semroute_extproc.strategies.artifacts import Clusters, Manifest
 
+from semroute_extproc.strategies.artifact import ArtifactManifest
+from semroute_extproc.strategies.clusters import ClustersArtifact
 from semroute_lab.common.metrics import Floats, Integers, Vectors
 from semroute_lab.fit.adam import adam
 
@@ -44,23 +45,27 @@ _WORD = re.compile(r"[^\W\d_]{3,}")
 
 
 def fit_kmeans(
-    x: Vectors, manifest: Manifest, texts: Sequence[str], k: int = CLUSTERS, clusterings: int = CLUSTERINGS
-) -> Clusters:
+    x: Vectors,
+    manifest: ArtifactManifest,
+    texts: Sequence[str],
+    k: int = CLUSTERS,
+    clusterings: int = CLUSTERINGS,
+) -> ClustersArtifact:
     """K-means from `clusterings` seeds, one after the other; `x` (n, d) with its texts."""
     found = [k_means(x, k, manifest.seed + run) for run in range(clusterings)]
     names = [name for _, near in found for name in cluster_names(texts, near, k)]
     centroids = np.concatenate([centres for centres, _ in found]).astype(np.float32)
-    return Clusters(manifest, centroids, None, tuple(names), clusterings)
+    return ClustersArtifact(manifest, centroids, None, tuple(names), clusterings)
 
 
 def fit_learned_map(
     x: Vectors,
     errors: Floats,
-    manifest: Manifest,
+    manifest: ArtifactManifest,
     texts: Sequence[str],
     k: int = CLUSTERS,
     start: tuple[Floats, Integers] | None = None,
-) -> Clusters:
+) -> ClustersArtifact:
     """UniRoute's learned map, softmax(W x + b), from the training models' `errors` (n, models).
 
     UniRoute, section 5.2: the mean log loss of p = softmax(xW + b) · profiles is minimised over W (d, k)
@@ -84,7 +89,7 @@ def fit_learned_map(
     nearest = START_SHARPNESS * np.vstack((centres.T, -(centres**2).sum(axis=1) / 2.0))
     [theta] = adam([nearest.astype(np.float32)], gradients, LEARNED_MAP_STEPS, lambda _: LEARNED_MAP_RATE)
     names = cluster_names(texts, np.argmax(inputs @ theta, axis=1), k)
-    return Clusters(manifest, np.ascontiguousarray(theta[:-1].T), theta[-1].copy(), names)
+    return ClustersArtifact(manifest, np.ascontiguousarray(theta[:-1].T), theta[-1].copy(), names)
 
 
 def k_means(x: Vectors, k: int, seed: int) -> tuple[Floats, Integers]:

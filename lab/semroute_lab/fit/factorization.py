@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from semroute_extproc.strategies.artifacts import Factorization, Manifest
 
+from semroute_extproc.strategies.artifact import ArtifactManifest
+from semroute_extproc.strategies.factorization import FactorizationArtifact
 from semroute_lab.common.metrics import Floats, Integers, Vectors
 from semroute_lab.fit.adam import adam
 from semroute_lab.fit.outcomes import quantiles
@@ -38,8 +39,13 @@ RATE = 0.01
 
 
 def fit(
-    x: Vectors, outcome: Floats, models: tuple[str, ...], fold: Integers, manifest: Manifest, rank: int = RANK
-) -> tuple[Factorization, Floats]:
+    x: Vectors,
+    outcome: Floats,
+    models: tuple[str, ...],
+    fold: Integers,
+    manifest: ArtifactManifest,
+    rank: int = RANK,
+) -> tuple[FactorizationArtifact, Floats]:
     """The artifact, and out-of-fold δ of every model; (n, models).
 
     `x` (n, d), `outcome` (n, models) 0..1, `fold` (n,). The quantiles are of P(first model wins over
@@ -57,7 +63,7 @@ def fit(
             best, held = (loss, weight), deltas
     v, w, b = descend(x, outcome, best[1], rank, manifest.seed)
     reference = quantiles(_sigmoid(held[:, 0] - held[:, 1]))
-    return Factorization(manifest, models, v, w, b, reference), held
+    return FactorizationArtifact(manifest, models, v, w, b, reference), held
 
 
 def model_deltas(factors: Sequence[Vectors], x: Vectors) -> Floats:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-from semroute_extproc.errors import EndpointError
+from semroute_extproc.config.source import load as load_config
+from semroute_extproc.errors import ConfigError, EndpointError
 from semroute_extproc.strategies.judge import JudgeSettings
 from semroute_extproc.strategies.judge_client import JudgeClient
+from semroute_lab.common.progress import progress
 
 SECONDS = 60.0
 """How long one text may take: the score is measured, not the speed."""
-
 
 FAILURES_MAX = 100
 """After this many texts in a row without a score the rest is not asked."""
@@ -60,3 +64,44 @@ def score_all(
             await judge.close()
 
     return asyncio.run(run())
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A judge's scores of distinct prompts."""
+
+    strategy: str
+    settings: JudgeSettings
+    scores: dict[str, float | None]
+    """Prompt to P(the strong model wins), None where the judge gave no score."""
+    failed: dict[str, int]
+    """Reason for no score, as in `semroute_judge_total`, to number of prompts."""
+
+    def describe(self) -> dict[str, object]:
+        """The `judge` section of a report."""
+        model, labels = self.settings.model, self.settings.labels
+        found: dict[str, object] = {"strategy": self.strategy, "model": model, "labels": labels}
+        return found | {"asked": len(self.scores), "failed": self.failed}
+
+
+def judge(path: Path, strategy: str | None, texts: Sequence[str]) -> Judged:
+    """Ask the judge of the configuration `path` about each distinct text.
+
+    At most `concurrency` of the strategy's own settings are asked at once. Raises ConfigError if
+    `strategy` is not a judge, or None and there is not exactly one; EndpointError if no text has a score.
+    """
+    config = load_config(path).config
+    judges = {name: each for name, each in config.strategies.items() if isinstance(each, JudgeSettings)}
+    names = [strategy] if strategy is not None else list(judges)
+    if len(names) != 1 or names[0] not in judges:
+        known = ", ".join(judges) or "none"
+        raise ConfigError([f"{path}: strategies: name one judge with --strategy; there are {known}"])
+    settings = judges[names[0]]
+    distinct = list(dict.fromkeys(texts))
+    with progress("judged", len(distinct)) as advance:
+        scores, why = score_all(settings, distinct, advance)
+    if why and len(why) == len(distinct):
+        raise EndpointError(why[0], f"{settings.url}: no scores, the judge's answers were: {why[0]}")
+    return Judged(
+        names[0], settings, dict(zip(distinct, scores, strict=True)), dict(Counter(why).most_common())
+    )

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from semroute_extproc.strategies.artifacts import Kind, Manifest
 
 from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.errors import DataError
+from semroute_extproc.strategies.artifact import ArtifactManifest
 from semroute_lab.common.embedding import embed
 from semroute_lab.common.metrics import Floats, Integers, Vectors
 from semroute_lab.common.splits import folds
@@ -125,9 +125,11 @@ def embedded(scorer: Scorer, outcomes: Outcomes) -> tuple[Outcomes, Vectors]:
     return kept, x
 
 
-def manifest(kind: Kind, scorer: Scorer, outcomes: Outcomes, x: Vectors, seed: int, licence: str) -> Manifest:
+def manifest(
+    kind: str, scorer: Scorer, outcomes: Outcomes, x: Vectors, seed: int, licence: str
+) -> ArtifactManifest:
     """The artifact's description of itself."""
-    return Manifest(
+    return ArtifactManifest(
         kind=kind,
         bundle=scorer.bundle.manifest.name,
         revision=scorer.bundle.revision,

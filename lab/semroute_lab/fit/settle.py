@@ -8,9 +8,9 @@ import numpy as np
 
 from semroute_extproc.strategies.calibration import Calibration
 from semroute_extproc.strategies.cutoff import threshold_for_share
-from semroute_extproc.strategies.profiles import interval
 from semroute_lab.common.metrics import Estimate, Floats, bootstrap, estimate
 from semroute_lab.common.routing import exact_curve
+from semroute_lab.profile.tally import interval
 
 
 def wilson(hits: int, rows: int) -> Estimate:

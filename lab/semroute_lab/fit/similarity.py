@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from semroute_extproc.strategies.artifacts import Manifest, Similarity
 
-from semroute_extproc.strategies.similarity import Similarity as Score
-from semroute_extproc.strategies.similarity import on_axes
+from semroute_extproc.strategies.artifact import ArtifactManifest
+from semroute_extproc.strategies.similarity import Similarity, SimilarityArtifact, on_axes
 from semroute_lab.common.metrics import Floats, Integers, Vectors
 from semroute_lab.fit.outcomes import quantiles
 
@@ -33,11 +32,11 @@ def fit(
     x: Vectors,
     wins: Floats,
     fold: Integers,
-    manifest: Manifest,
+    manifest: ArtifactManifest,
     gamma: float = GAMMA,
     neighbours: int = 0,
     axes: int | None = None,
-) -> tuple[Similarity, Floats]:
+) -> tuple[SimilarityArtifact, Floats]:
     """The artifact, and out-of-fold scores of the rows, NaN where a row was not scored; (n,).
 
     `x` (n, d) unit rows, `wins` (n,) labels 0..1, `fold` (n,); `axes` principal axes to store the
@@ -51,11 +50,13 @@ def fit(
     empty = (0.0,) * 101
     for part in np.unique(fold):
         rows = fold != part
-        score = Score(Similarity(manifest, stored[rows], basis, labels[rows], gamma, neighbours, empty))
+        score = Similarity(
+            SimilarityArtifact(manifest, stored[rows], basis, labels[rows], gamma, neighbours, empty)
+        )
         for row in chosen[fold[chosen] == part]:
             held[row] = score.of(x[row])
     reference = quantiles(np.clip(held[np.isfinite(held)], 0.0, 1.0))
-    return Similarity(manifest, stored, basis, labels, gamma, neighbours, reference), held
+    return SimilarityArtifact(manifest, stored, basis, labels, gamma, neighbours, reference), held
 
 
 def principal_axes(x: Vectors, count: int) -> Vectors | None:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import click
-from semroute_extproc.strategies.artifacts import Clusters, load_clusters
 
 from semroute_extproc.cli.exits import Exit, exit_statuses, refuse
 from semroute_extproc.encoder.cores import usable_cores
-from semroute_extproc.strategies.profiles import Profile, certainty, read_profile, write_profile
+from semroute_extproc.strategies.clusters import ClustersArtifact, read_clusters
+from semroute_extproc.strategies.profiles import Profile, read_profile, write_profile
 from semroute_lab.common.options import DIRECTORY, FILE, option, shown, stacked
 from semroute_lab.common.progress import progress
+from semroute_lab.profile.tally import certainty
 
 FAILED_SHARE_MAX = 0.1
 """With more questions than this without an answer no profile is written: it would not be representative."""
@@ -226,7 +227,7 @@ def show(files: tuple[Path, ...], clusters_path: Path | None, as_json: bool) -> 
 
     from semroute_lab.profile.show import check_alike, draw, report
 
-    clusters = load_clusters(clusters_path) if clusters_path is not None else None
+    clusters = read_clusters(clusters_path) if clusters_path is not None else None
     profiles = [read_profile(path) for path in files]
     check_alike(files, profiles, clusters)
     if as_json:
@@ -269,7 +270,7 @@ def _list_failures(questions: Sequence[Any], failures: Mapping[int, str]) -> Non
         click.echo(f"and {len(failures) - 5} more", err=True)
 
 
-def _write(path: Path, made: Profile, clusters: Clusters) -> None:
+def _write(path: Path, made: Profile, clusters: ClustersArtifact) -> None:
     write_profile(path, made)
     click.echo(certainty(made, clusters.clusterings), err=True)
     click.echo(f"{path}")

@@ -7,19 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from semroute_extproc.strategies.artifacts import Clusters, load_clusters
 
 from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.errors import ArtifactError
-from semroute_extproc.strategies.profiles import Profile, Seen, interval, tally
+from semroute_extproc.strategies.clusters import ClustersArtifact, read_clusters
+from semroute_extproc.strategies.profiles import Profile, Seen
 from semroute_lab.common.metrics import Vectors
 from semroute_lab.profile.asking import Reply
 from semroute_lab.profile.graders import Grade
+from semroute_lab.profile.tally import interval, tally
 
 
-def open_clusters(path: Path, bundle_dir: Path | None) -> tuple[Clusters, Scorer]:
+def open_clusters(path: Path, bundle_dir: Path | None) -> tuple[ClustersArtifact, Scorer]:
     """The artifact and the bundle it was fitted with; raises ArtifactError or BundleError."""
-    clusters, scorer = load_clusters(path), Scorer.of(bundle_dir)
+    clusters, scorer = read_clusters(path), Scorer.of(bundle_dir)
     wanted = f"{clusters.manifest.bundle} {clusters.manifest.revision}"
     given = f"{scorer.bundle.manifest.name} {scorer.bundle.revision}"
     if wanted != given:
@@ -28,7 +29,7 @@ def open_clusters(path: Path, bundle_dir: Path | None) -> tuple[Clusters, Scorer
 
 
 def profile_of(
-    clusters: Clusters,
+    clusters: ClustersArtifact,
     x: Vectors,
     quality: Sequence[float | None],
     tokens: Sequence[float | None],

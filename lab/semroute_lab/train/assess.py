@@ -22,11 +22,10 @@ from semroute_extproc.encoder import bundle as bundles
 from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.encoder.signals import Signals
-from semroute_lab.evaluate import metrics
+from semroute_lab.common import metrics
+from semroute_lab.common.metrics import Floats
+from semroute_lab.common.tables import TEXT_COLUMNS, Table, pick_column, prompt_texts, read_table
 from semroute_lab.evaluate.cli import evaluate
-from semroute_lab.evaluate.data import TEXT_COLUMNS, Table, pick_column, prompt_texts, read_table
-from semroute_lab.evaluate.metrics.arrays import Floats
-from semroute_lab.evaluate.metrics.classification import weighted_auroc
 from semroute_lab.train.bundling import languages_of
 from semroute_lab.train.spec import Say
 
@@ -179,7 +178,7 @@ def difficulty_report(table: Table, difficulty: Floats, seed: int) -> Report:
 
 def _auroc(values: Floats, positive: Any, seed: int) -> dict[str, float | None]:
     samples = metrics.bootstrap(
-        lambda counts: weighted_auroc(values, positive, counts), len(values), REPLICATES, seed
+        lambda counts: metrics.weighted_auroc(values, positive, counts), len(values), REPLICATES, seed
     )
     found = metrics.estimate(metrics.auroc(values, positive), samples)
     return {"value": found.value, "low": found.low, "high": found.high}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from semroute_extproc.errors import DataError
-from semroute_lab.evaluate.data import Table
+from semroute_lab.common.tables import Table
 
 DECLARED = Path(__file__).parent / "sources.toml"
 """The declared domains, tasks and sources."""

@@ -56,25 +56,6 @@ def targets(
     return found, info | {"mean": float(np.nanmean(found))}
 
 
-TIE_CREDIT = 0.5
-"""Credit of a tie in the label `win`."""
-
-
-def targets(kind: str, strong: npt.ArrayLike, weak: npt.ArrayLike) -> tuple[Floats, dict[str, Any]]:
-    """P(the strong model is needed) in 0..1 by a label `det`, `prob`, `trans` or `win`, [rows], and facts."""
-    info: dict[str, Any] = {"kind": kind}
-    if kind == "det":
-        return 1.0 - r_det(strong, weak), info
-    if kind == "win":
-        gaps = _gaps(strong, weak)
-        counts = ((gaps < 0).sum(1), (gaps == 0).sum(1), (gaps > 0).sum(1))
-        return win_probability(*counts, TIE_CREDIT), info
-    if kind not in ("prob", "trans"):
-        raise ValueError(f"{kind!r} is none of det, prob, trans, win")
-    info["t"] = best_t(strong, weak) if kind == "trans" else None
-    return 1.0 - r_trans(strong, weak, info["t"] or 0.0), info
-
-
 def gain(strong: npt.ArrayLike, weak: npt.ArrayLike) -> Floats:
     """Mean quality of the strong model minus that of the weak one, s - w; [rows]."""
     return _mean(strong) - _mean(weak)

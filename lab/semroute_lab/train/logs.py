@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from semroute_extproc.errors import DataError
-from semroute_lab.evaluate.data import Table, read_table
+from semroute_lab.common.tables import Table, read_table
 from semroute_lab.train import labels, quality
 from semroute_lab.train.datasets import (
     DOMAINS,

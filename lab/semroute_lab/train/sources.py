@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from semroute_lab.evaluate.data import Table, prompt_texts, read_table
+from semroute_lab.common.tables import Table, prompt_texts, read_table
 from semroute_lab.train.datasets import (
     DECLARED,
     DOMAINS,
