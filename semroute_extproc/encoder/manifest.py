@@ -1,7 +1,4 @@
-"""`bundle.json`: the description of a bundle, as pydantic models.
-
-Pure.
-"""
+"""`bundle.json`: the description of a bundle, as pydantic models. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import hashlib
 from functools import cached_property
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 FORMAT = 1
 """The bundle format this package reads."""
@@ -17,10 +14,8 @@ FORMAT = 1
 Device = Literal["cpu", "cuda"]
 
 
-class ManifestPart(BaseModel):
+class ManifestPart(BaseModel, frozen=True, extra="forbid"):
     """Base of the models: frozen, no unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class EncoderSpec(ManifestPart):

@@ -28,9 +28,7 @@ class Scorer:
 
     def __init__(self, default: OnnxModel, by_language: Mapping[str, OnnxModel], threads: int = 0) -> None:
         """`by_language` has the models for single languages; 0 `threads` is one per core."""
-        self.bundle = default.bundle
-        self._default = default
-        self._by_language = by_language
+        self.bundle, self._default, self._by_language = default.bundle, default, by_language
         self._threads = threads or usable_cores()
 
     @classmethod

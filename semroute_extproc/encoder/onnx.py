@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -57,21 +57,17 @@ class OnnxModel:
 
     def run(self, batch: Sequence[Framed]) -> list[RawOutput]:
         """One pass over `batch`, padded to its longest member."""
-        named: dict[str, Any] = dict(zip(self._outputs, self.alone(batch)(), strict=True))
-        tasks = named.get("task_logits")
-        neighbours = named.get("neighbour_embedding", named["sentence_embedding"])
+        outputs: dict[str, Any] = dict(zip(self._outputs, self.alone(batch)(), strict=True))
+        embeddings = outputs["sentence_embedding"]
+        neighbours = outputs.get("neighbour_embedding", embeddings)
+        domains, difficulties = outputs["domain_logits"], outputs["difficulty_logit"]
+        tasks = outputs.get("task_logits", [None] * len(batch))
+        rows = zip(batch, embeddings, neighbours, domains, difficulties, tasks, strict=True)
         return [
             RawOutput(
-                embedding=named["sentence_embedding"][row],
-                neighbours=neighbours[row],
-                domain_logits=named["domain_logits"][row],
-                difficulty_logit=float(named["difficulty_logit"][row]),
-                task_logits=None if tasks is None else tasks[row],
-                tokens=framed.tokens,
-                truncated=framed.truncated,
-                unk_share=framed.unk_share,
+                embedding, near, domain, float(difficulty), task, text.tokens, text.truncated, text.unk_share
             )
-            for row, framed in enumerate(batch)
+            for text, embedding, near, domain, difficulty, task in rows
         ]
 
     def alone(self, batch: Sequence[Framed]) -> Callable[[], Any]:
@@ -93,8 +89,7 @@ class OnnxModel:
 
 def import_runtime() -> Any:
     """ONNX Runtime's module; raises ConfigError if it is missing or two builds are installed."""
-    builds = ("onnxruntime", "onnxruntime-gpu")
-    if all(any(True for _ in importlib.metadata.distributions(name=name)) for name in builds):
+    if all(any(metadata.distributions(name=name)) for name in ("onnxruntime", "onnxruntime-gpu")):
         clash = "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: uninstall both"
         raise ConfigError([f"{clash}, then install semroute-extproc[cpu] or semroute-extproc[gpu]"])
     # ONNX Runtime's telemetry writes files and calls an endpoint; a sidecar that reads prompts must not.
@@ -102,17 +97,13 @@ def import_runtime() -> Any:
     try:
         import onnxruntime
     except ImportError:
-        missing = "ONNX Runtime is missing: install semroute-extproc[cpu] or semroute-extproc[gpu]"
-        raise ConfigError([missing]) from None
+        extras = "semroute-extproc[cpu] or semroute-extproc[gpu]"
+        raise ConfigError([f"ONNX Runtime is missing: install {extras}"]) from None
     return onnxruntime
 
 
 def _open_session(bundle: Bundle, device: Device) -> Any:
-    """A session on `device`; raises BundleError, or ConfigError without a usable device.
-
-    ONNX Runtime silently runs on the CPU if it cannot use CUDA. An operator who asked for a GPU should not
-    have to learn that from the latency.
-    """
+    """A session on `device`; raises BundleError, or ConfigError where ONNX Runtime would use another."""
     runtime = import_runtime()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1

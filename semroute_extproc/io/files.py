@@ -48,9 +48,9 @@ def read_json(path: Path, model: type[M], bytes_max: int, written_by: str) -> M:
         raise ArtifactError(f"{path}: cannot be read: {error.strerror or error}") from None
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise ArtifactError(f"{path}: {place + ': ' if place else ''}{message}") from None
+        place = [".".join(map(str, first["loc"]))] if first["loc"] else []
+        problem = ": ".join([str(path), *place, first["msg"].removeprefix("Value error, ")])
+        raise ArtifactError(problem) from None
     wanted, actual = model.model_fields["format"].default, getattr(found, "format", None)
     if actual != wanted:
         raise ArtifactError(f"{path}: format {actual} is not {wanted}, the one this version reads")

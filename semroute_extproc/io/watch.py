@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Collection
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -25,17 +26,11 @@ async def notices(
     pods of a node, are used up. Then only the clock counts, and `paths` is called again each time.
     """
     warned = False
+    watch = partial(watchfiles.awatch, stop_event=stop, recursive=False, watch_filter=None)
     while not stop.is_set():
         try:
             if watched := paths():
-                async for _ in watchfiles.awatch(
-                    *watched,
-                    stop_event=stop,
-                    rust_timeout=int(poll_seconds * 1000),
-                    yield_on_timeout=True,
-                    recursive=False,
-                    watch_filter=None,
-                ):
+                async for _ in watch(*watched, rust_timeout=int(poll_seconds * 1000), yield_on_timeout=True):
                     yield
                 continue
         except (OSError, RuntimeError) as error:  # watchfiles' own error is a RuntimeError

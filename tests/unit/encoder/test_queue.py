@@ -21,7 +21,7 @@ from semroute_extproc.encoder.preprocess import Framed
 from semroute_extproc.encoder.queue import FAILURES_MAX, PASS_UNITS, EncodeQueue, PassTime, units
 from semroute_extproc.encoder.signals import RawOutput
 from semroute_extproc.errors import EncoderUnavailable
-from semroute_extproc.events import EncoderLost, Event, OutOfMemory
+from semroute_extproc.events import Emit, EncoderLost, Event, OutOfMemory, ignore
 
 SHIPPED = bundle.load(bundle.default_bundle())
 NAME = SHIPPED.manifest.name
@@ -50,9 +50,9 @@ class Model:
 
 @asynccontextmanager
 async def queue(
-    model: Any, threads: int = 1, queue_max: int = 100, **more: Any
+    model: Any, threads: int = 1, queue_max: int = 100, emit: Emit = ignore
 ) -> AsyncIterator[EncodeQueue]:
-    subject = EncodeQueue(model, threads, queue_max, **more)
+    subject = EncodeQueue(model, threads, queue_max, emit)
     try:
         yield subject
     finally:
@@ -262,6 +262,12 @@ async def test_a_caller_who_goes_leaves_no_place_taken() -> None:
         await asyncio.gather(first, second)
 
 
+@pytest.fixture
+def stalled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass that has not ended yet has ended too late."""
+    monkeypatch.setattr("semroute_extproc.encoder.queue.STALL_SECONDS_MAX", 0.0)
+
+
 class TestGpu:
     """What a GPU's failures cost, and when it is lost."""
 
@@ -298,11 +304,11 @@ class TestGpu:
             assert await result(subject, count=100) == ["error"] * 100
         assert (emitted, gpu.shapes) == ([lost], [])
 
+    @pytest.mark.usefixtures("stalled_at_once")
     async def test_a_driver_that_hangs_loses_the_gpu_and_everything_that_waits_falls_back(self) -> None:
         gpu, emitted = Gpu(), list[Event]()
         gpu.answers.clear()
-        model = CudaModel(SHIPPED, gpu)
-        async with queue(model, emit=emitted.append, stall_seconds_max=0.0) as subject:
+        async with queue(CudaModel(SHIPPED, gpu), emit=emitted.append) as subject:
             running = asyncio.create_task(result(subject))
             await asyncio.sleep(0)
             for _ in range(2):
@@ -320,10 +326,10 @@ class TestGpu:
             assert await result(subject) == ["done"]
         assert emitted == []
 
+    @pytest.mark.usefixtures("stalled_at_once")
     async def test_texts_that_come_too_late_beside_others_in_time_do_not_lose_the_gpu(self) -> None:
         emitted: list[Event] = []
-        model = CudaModel(SHIPPED, Gpu())
-        async with queue(model, emit=emitted.append, stall_seconds_max=0.0) as subject:
+        async with queue(CudaModel(SHIPPED, Gpu()), emit=emitted.append) as subject:
             for _ in range(5):
                 assert await result(subject, -0.01) == ["deadline"]
                 assert await result(subject) == ["done"]
@@ -342,6 +348,7 @@ class TestGpu:
             assert await result(subject) == ["done"]
         assert emitted == []
 
+    @pytest.mark.usefixtures("stalled_at_once")
     async def test_on_the_cpu_nothing_is_ever_lost(self) -> None:
         broken, release, emitted = True, threading.Event(), list[Event]()
 
@@ -350,7 +357,7 @@ class TestGpu:
                 raise RuntimeError
             release.wait(5)
 
-        async with queue(Model(work=work), emit=emitted.append, stall_seconds_max=0.0) as subject:
+        async with queue(Model(work=work), emit=emitted.append) as subject:
             for _ in range(FAILURES_MAX + 1):
                 assert await result(subject) == ["error"]
             broken = False
