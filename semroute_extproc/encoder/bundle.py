@@ -1,7 +1,4 @@
-"""Load and check a bundle: an encoder with its heads, tokenizer, calibration and centroids.
-
-A bundle is a directory. Its `bundle.json` lists the SHA-256 of every other file that is served.
-"""
+"""Load and check a bundle: a directory whose `bundle.json` has the SHA-256 of every file that is served."""
 
 from __future__ import annotations
 
@@ -17,11 +14,8 @@ from semroute_extproc.errors import BundleError
 from semroute_extproc.request.signals import FloatArray
 from semroute_extproc.request.text import SURFACE_NAMES
 
-DEFAULT_BUNDLE = "semroute-minilm"
-"""The shipped bundle for every language without its own."""
-
-LANGUAGE_BUNDLES = {"zh": "semroute-bge-zh"}
-"""Language to its shipped bundle."""
+DEFAULT_BUNDLE, LANGUAGE_BUNDLES = "semroute-minilm", {"zh": "semroute-bge-zh"}
+"""The shipped bundles: for every language, and for those with their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +24,7 @@ class Bundle:
 
     path: Path
     manifest: Manifest
-    centroids: FloatArray
-    """Shape (k, d), rows L2-normalized."""
+    centroids: FloatArray  # shape (k, d), rows L2-normalized
 
     @property
     def revision(self) -> str:

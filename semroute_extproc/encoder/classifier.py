@@ -18,10 +18,6 @@ from semroute_extproc.events import CacheLookup, Emit, ignore
 DIGEST_BYTES = 16
 """128 bits: the probability that two of a billion texts share a digest is about 10^-21."""
 
-HIT, MISS = CacheLookup(hit=True), CacheLookup(hit=False)
-
-CacheKey = tuple[str, str, bytes]
-
 
 class Classifier:
     """An encoder for every language, others for single languages, and a bounded cache."""
@@ -36,21 +32,17 @@ class Classifier:
         """`by_language` is keyed by ISO 639-1 code. An entry of the cache takes about 6 kB."""
         self.bundle = default.bundle
         self._encoders = {"any": default, **by_language}
-        self._cache: LRUCache[CacheKey, Signals] | None = LRUCache(cache_entries) if cache_entries else None
+        self._cache = LRUCache[tuple[str, str, bytes], Signals](cache_entries) if cache_entries else None
         self._emit = emit
 
     async def signals(self, text: str, language: str, deadline: float) -> Signals:
-        """Calibrated signals before `deadline` (the loop's clock); raises EncoderUnavailable.
-
-        A cached text never waits, however busy the encoder is.
-        """
-        encoder = self._encoders.get(language, self._encoders["any"])
-        cache = self._cache
+        """Signals before `deadline` (the loop's clock), at once if cached; raises EncoderUnavailable."""
+        encoder, cache = self._encoders.get(language, self._encoders["any"]), self._cache
         if cache is None:
             return calibrate(encoder.bundle, await encoder.encode(text, deadline), language)
         key = cache_key(encoder.bundle.revision, language, text)
         signals = cache.get(key)
-        self._emit(MISS if signals is None else HIT)
+        self._emit(CacheLookup(hit=signals is not None))
         if signals is None:
             signals = cache[key] = calibrate(encoder.bundle, await encoder.encode(text, deadline), language)
         return signals
@@ -69,7 +61,7 @@ class Classifier:
         await asyncio.gather(*(encoder.close() for encoder in self._encoders.values()))
 
 
-def cache_key(revision: str, language: str, text: str) -> CacheKey:
+def cache_key(revision: str, language: str, text: str) -> tuple[str, str, bytes]:
     """What signals depend on: the bundle's revision, the language, and the text as a digest."""
     content = text.encode("utf-8", "surrogatepass")
     return revision, language, hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()

@@ -1,7 +1,4 @@
-"""How many cores this process may use: the scheduler's mask, limited by the quotas of its control groups.
-
-A container limited to two of 64 cores sees all 64; with a thread for each, the kernel would interrupt passes.
-"""
+"""How many cores this process may use: the scheduler's mask, and the quotas of its control groups."""
 
 from __future__ import annotations
 
@@ -12,10 +9,7 @@ from pathlib import Path, PurePosixPath
 
 
 def usable_cores(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
-    """Whole cores, at least one.
-
-    A quota of 2.5 gives 2: the rest is for the event loop. A container's request is not a limit.
-    """
+    """Whole cores, at least one; a quota of 2.5 gives 2, and the rest is for the event loop."""
     cores = float(len(os.sched_getaffinity(0)))
     # Version 2 of the control groups has one hierarchy, on a line "0::/path".
     for line in re.findall("^0::/(.*)$", own.read_text() if own.exists() else "", re.MULTILINE):

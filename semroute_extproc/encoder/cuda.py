@@ -22,11 +22,8 @@ from semroute_extproc.encoder.signals import RawOutput
 from semroute_extproc.errors import ConfigError
 from semroute_extproc.events import OutOfMemory
 
-BATCH_MAX = 128
-"""Most texts per pass."""
-
-BATCH_TOKENS_MAX = 16_384
-"""Most tokens per pass, padding included (texts x padded length)."""
+BATCH_MAX, BATCH_TOKENS_MAX = 128, 16_384
+"""Most texts per pass, and most tokens with padding (texts x padded length)."""
 
 LENGTH_MIN = 16
 """Shortest padded length; the others are 24, 32, 48, 64, 96 … so that at most a third is padding."""
@@ -44,7 +41,6 @@ class CudaModel(OnnxModel):
     """A bundle's graph on a GPU. `run` is thread-safe and takes any number of texts."""
 
     def __init__(self, bundle: Bundle, session: Any = None) -> None:
-        """Create the session, unless one is given; raises ConfigError or BundleError."""
         self._lengths = padded_lengths(bundle.manifest.encoder.window)
         self._texts_max, self._small_until = BATCH_MAX, 0.0
         super().__init__(bundle, "cuda", session)

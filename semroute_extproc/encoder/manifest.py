@@ -24,8 +24,7 @@ class EncoderSpec(ManifestPart):
     base: str
     base_sha256: str
     dimensions: int = Field(gt=0)
-    window: int = Field(ge=8, le=8192)
-    """Most ids of one input, [CLS] and [SEP] included."""
+    window: int = Field(ge=8, le=8192)  # most ids of one input, [CLS] and [SEP] included
     cls_id: int
     sep_id: int
     pad_id: int
@@ -82,8 +81,7 @@ class Manifest(ManifestPart):
     task: LabelHead | None = None
     difficulty: DifficultyHead
     unknown: UnknownSpec
-    languages: tuple[str, ...] = ("en",)
-    """Languages it was trained on; text in another is unknown."""
+    languages: tuple[str, ...] = ("en",)  # those it was trained on; text in another is unknown
     files: dict[str, FileEntry]
 
     @cached_property

@@ -27,10 +27,9 @@ class Framed:
 
 
 class Framer:
-    """Frames text for one encoder. Thread-safe."""
+    """Frames text for one encoder, without the tokenizer's own padding and truncation. Thread-safe."""
 
     def __init__(self, path: Path, spec: EncoderSpec) -> None:
-        """Read `tokenizer.json`, without its own padding and truncation."""
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the Rust side raises bare Exception
@@ -42,8 +41,7 @@ class Framer:
     def frame(self, text: str) -> Framed:
         """Frame one text: `[CLS] … [SEP]` in at most `window` ids.
 
-        A very long text is clipped before it is tokenized, which bounds the cost; the token count is then
-        scaled up by the characters left out.
+        A very long text is clipped first, which bounds the cost, and its token count is scaled up.
         """
         spec, clipped = self._spec, clip(text)
         ids: list[int] = self._tokenizer.encode(clipped, add_special_tokens=False).ids

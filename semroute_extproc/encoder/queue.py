@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Lock, Thread
@@ -42,21 +41,12 @@ log = structlog.get_logger("semroute.encoder")
 Result = list[RawOutput] | BaseException
 
 
-def units(characters: int, window: int) -> float:
-    """Estimated work of a text: its tokens within the window, and the fixed cost of a pass."""
-    return PASS_UNITS + min(characters / CHARACTERS_PER_TOKEN, window)
-
-
 class PassTime:
-    """Seconds per unit of work, 0 before the first pass: running mean and mean deviation.
-
-    TCP measures round trips like this (Jacobson 1988; RFC 6298, section 2).
-    """
+    """Seconds per unit of work: mean and deviation as in TCP (Jacobson 1988; RFC 6298, section 2)."""
 
     def __init__(self) -> None:
-        self.mean = self.high = 0.0
-        """On average, and in a slow pass."""
-        self._deviation = 0.0
+        self.mean = self.high = self._deviation = 0.0
+        """On average, and in a slow pass; 0 before the first."""
 
     def learn(self, seconds: float, units_done: float) -> None:
         """A pass of `units_done` units took `seconds`."""
@@ -81,31 +71,22 @@ class EncodeQueue:
     """Encodes texts with an `OnnxModel`; belongs to the event loop it is created on."""
 
     def __init__(self, model: OnnxModel, threads: int, queue_max: int, emit: Emit = ignore) -> None:
-        """`threads` passes run at once; at most `queue_max` texts wait, more are refused.
-
-        `emit` gets `EncoderLost` on the event loop and `OutOfMemory` from any thread.
-        """
+        """`threads` passes run at once, and `queue_max` texts may wait; `emit` is called from any thread."""
         self.bundle, self._model, self._queue_max = model.bundle, model, queue_max
         self._emit = model.emit = emit
         self._batch_max = 1 if model.device == "cpu" else BATCH_MAX  # a CPU is not faster with more
         self._loop = asyncio.get_running_loop()
         # For the loop's time in the threads: uvloop's own clock must not be read from another thread.
         self._ahead = self._loop.time() - monotonic()
-        self._lock = Lock()
-        """Guards what follows: the event loop adds and removes, the threads take."""
+        self._lock = Lock()  # for what follows: the event loop adds and removes, the threads take
         self._time = PassTime()
         self._queue = deque[_Work]()
         self._running = set[_Work]()
-        self._last_take = 0.0
-        """When a thread last started or ended a pass (the loop's clock)."""
-        self._failures = 0
-        """Failed passes in a row."""
-        self._refusal: Cause | None = None
-        """Why no text is accepted any more: ERROR once the GPU is lost, CLOSED when closed."""
-        self._free = threads
-        """Threads that wait; while there is one, the queue is empty."""
-        self._handed = SimpleQueue[list[_Work]]()
-        """To threads that wait; an empty list ends a thread."""
+        self._last_take = 0.0  # when a thread last started or ended a pass (the loop's clock)
+        self._failures = 0  # in a row
+        self._refusal: Cause | None = None  # ERROR once the GPU is lost, CLOSED when closed
+        self._free = threads  # those that wait; while there is one, the queue is empty
+        self._handed = SimpleQueue[list[_Work]]()  # to threads that wait; an empty list ends a thread
         self._threads = [Thread(target=self._work, name=f"encoder-{n}", daemon=True) for n in range(threads)]
         for thread in self._threads:
             thread.start()
@@ -127,12 +108,9 @@ class EncodeQueue:
         }
 
     async def encode(self, text: str, deadline: float) -> RawOutput:
-        """Encode `text` before `deadline` (the loop's clock, seconds); raises EncoderUnavailable.
-
-        Cancelling the call drops the queued work.
-        """
-        window = self.bundle.manifest.encoder.window
-        work = _Work(text, units(len(text), window), deadline, self._loop.create_future())
+        """Encode `text` before `deadline` (the loop's clock, seconds); raises EncoderUnavailable."""
+        tokens = min(len(text) / CHARACTERS_PER_TOKEN, self.bundle.manifest.encoder.window)
+        work = _Work(text, PASS_UNITS + tokens, deadline, self._loop.create_future())
         self._admit(work)
         timer = self._loop.call_at(deadline, _fail, [work], Cause.DEADLINE)
         try:
@@ -158,26 +136,23 @@ class EncodeQueue:
         with self._lock:
             if self._refusal is not None:
                 raise EncoderUnavailable(self._refusal)
-            if not self._free and (
-                len(self._queue) >= self._queue_max or self._done_at(work) > work.deadline
-            ):
+            if not self._free and self._overloaded(work):
                 raise EncoderUnavailable(Cause.OVERLOADED)
             self._queue.append(work)
             if self._free and (batch := self._take()):
                 self._free -= 1
                 self._handed.put(batch)
 
-    def _done_at(self, work: _Work) -> float:
-        """When the work would be done after all that waits and half of what runs, if its pass is slow."""
+    def _overloaded(self, work: _Work) -> bool:
+        """The queue is full, or a slow pass after all that waits and half of what runs would be late."""
         ahead = sum(each.units for each in self._queue) + sum(each.units for each in self._running) / 2
-        wait = self._time.mean * ahead / len(self._threads)
-        return self._loop.time() + wait + self._time.high * work.units
+        seconds = self._time.mean * ahead / len(self._threads) + self._time.high * work.units
+        return len(self._queue) >= self._queue_max or self._loop.time() + seconds > work.deadline
 
     def _refuse(self, cause: Cause) -> None:
         """Accept no more texts, and fail those that wait or run."""
         with self._lock:
-            self._refusal = cause
-            unanswered = [*self._queue, *self._running]
+            self._refusal, unanswered = cause, [*self._queue, *self._running]
             self._queue.clear()
         _fail(unanswered, cause)
 
@@ -252,7 +227,7 @@ class EncodeQueue:
                 work.done.set_result(output)
 
 
-def _fail(batch: Iterable[_Work], cause: Cause) -> None:
+def _fail(batch: list[_Work], cause: Cause) -> None:
     for work in batch:
         if not work.done.done():
             work.done.set_exception(EncoderUnavailable(cause))

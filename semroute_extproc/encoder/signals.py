@@ -1,8 +1,4 @@
-"""From the encoder's raw outputs to calibrated signals.
-
-Pure. A bundle is calibrated by one temperature per label head (Guo et al. 2017, section 4.2), and a scale
-and shift for the difficulty logit (Platt 1999).
-"""
+"""From the encoder's raw outputs to signals, calibrated by the bundle's own values. Pure."""
 
 from __future__ import annotations
 
@@ -23,25 +19,18 @@ if TYPE_CHECKING:
 class RawOutput:
     """The output of one pass for one text, before calibration."""
 
-    embedding: FloatArray
-    """Shape (d,), L2-normalized."""
-    neighbours: FloatArray
-    """Like `embedding`, to find clusters and neighbors; equal to it in a graph without such an output."""
+    embedding: FloatArray  # shape (d,), L2-normalized
+    neighbours: FloatArray  # the same to find clusters and neighbors, if the graph has such an output
     domain_logits: FloatArray
-    """Shape (14,)."""
     difficulty_logit: float
-    task_logits: FloatArray | None
-    """Shape (10,), or None if the bundle has no task head."""
-    tokens: int
-    """Tokens of the whole text without special tokens; an estimate if `truncated`."""
-    truncated: bool
-    """The text did not fit the window: only its head and tail were read."""
-    unk_share: float
-    """Share of the tokens read that are not in the vocabulary."""
+    task_logits: FloatArray | None  # None if the bundle has no task head
+    tokens: int  # of the whole text without special tokens; an estimate if `truncated`
+    truncated: bool  # the text did not fit the window: only its head and tail were read
+    unk_share: float  # share of the tokens read that are not in the vocabulary
 
 
 def calibrate(bundle: Bundle, raw: RawOutput, language: str) -> Signals:
-    """Turn one raw output into signals with the bundle's calibration."""
+    """Turn one raw output into signals; the difficulty has a scale and a shift (Platt 1999)."""
     manifest = bundle.manifest
     domain_probs = _probabilities(manifest.domain, raw.domain_logits)
     task_probs = _probabilities(manifest.task, raw.task_logits)
@@ -73,7 +62,7 @@ def _probabilities(head: LabelHead | None, logits: FloatArray | None) -> dict[st
 
 
 def softmax(logits: FloatArray, temperature: float = 1.0) -> list[float]:
-    """Softmax over a temperature, in float64; for a dozen numbers, plain Python is ten times as fast."""
+    """Softmax over a temperature (Guo et al. 2017, section 4.2); NumPy would take ten times as long."""
     scaled = [logit / temperature for logit in logits.tolist()]
     highest = max(scaled)
     powers = [math.exp(logit - highest) for logit in scaled]

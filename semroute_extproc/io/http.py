@@ -1,7 +1,6 @@
-"""One OpenAI-compatible endpoint: JSON out, JSON back, over connections that are kept.
+"""One OpenAI-compatible endpoint: JSON out, JSON back, over connections that are kept, without retries.
 
-The HTTP client is imported when an endpoint is made: a server that needs none starts without it. Nothing
-is retried here: the caller knows how long it can wait.
+The HTTP client is imported when an endpoint is made: a server that needs none starts without it.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -17,14 +16,11 @@ import msgspec
 
 from semroute_extproc.errors import EndpointError
 
-ANSWER_BYTES_MAX = 8 * 1024 * 1024
-"""Most of an answer that is read."""
+ANSWER_BYTES_MAX, DETAIL_CHARACTERS_MAX = 8 * 1024 * 1024, 200
+"""Most of an answer that is read, and of an error's body that is shown."""
 
 KEEP_ALIVE_SECONDS = 4.0
 """Below the five seconds after which vLLM closes an idle connection, so that we do not write into it."""
-
-DETAIL_CHARACTERS_MAX = 200
-"""Most of an error's body that is shown."""
 
 
 class Endpoint(AbstractAsyncContextManager["Endpoint"]):
@@ -38,11 +34,8 @@ class Endpoint(AbstractAsyncContextManager["Endpoint"]):
         ca_file: str | os.PathLike[str] | None = None,
         connections_max: int = 64,
     ) -> None:
-        """`url` ends before the path, as in `http://host:8000/v1`.
-
-        Raises EndpointError with reason `setup` if the key's variable or the file of certificates is
-        missing, or the address holds a password: addresses are shown.
-        """
+        """`url` ends before the path, as in `http://host:8000/v1`; raises EndpointError (`setup`)."""
+        # Addresses are shown in errors, profiles and the page of the configuration.
         if "@" in url.partition("://")[2].partition("/")[0]:
             problem = "an address must hold no user or password: name a variable with a key"
             raise EndpointError("setup", problem)
@@ -52,8 +45,7 @@ class Endpoint(AbstractAsyncContextManager["Endpoint"]):
         # Uncompressed, so that the bytes that are counted are the bytes that are held.
         self._headers = {"content-type": "application/json", "accept-encoding": "identity"}
         if api_key_env is not None:
-            key = os.environ.get(api_key_env, "").strip()
-            if not key:
+            if not (key := os.environ.get(api_key_env, "").strip()):
                 raise EndpointError("setup", f"the environment has no {api_key_env}")
             self._headers["authorization"] = f"Bearer {key}"
         try:
@@ -67,27 +59,20 @@ class Endpoint(AbstractAsyncContextManager["Endpoint"]):
         self._transport = httpx2.AsyncHTTPTransport(verify=verify, trust_env=False, limits=limits)
 
     async def post(self, path: str, body: object, seconds: float) -> bytes:
-        """The body of the answer to `body` as JSON, whole and within `seconds`.
-
-        Raises EndpointError: `timeout`, `connection`, `http` (with status and retry_after) or
-        `unreadable` (larger than ANSWER_BYTES_MAX).
-        """
+        """The whole answer to `body` as JSON within `seconds`; raises EndpointError."""
+        content, answer = msgspec.json.encode(body), bytearray()
+        send = self._transport.handle_async_request
         try:
-            async with asyncio.timeout(seconds):
-                return await self._post(path, msgspec.json.encode(body))
+            request = self._httpx.Request("POST", self.url + path, headers=self._headers, content=content)
+            async with asyncio.timeout(seconds), aclosing(await send(request)) as response:
+                async for chunk in response.aiter_raw():
+                    answer += chunk
+                    if len(answer) > ANSWER_BYTES_MAX:
+                        raise EndpointError("unreadable", f"more than {ANSWER_BYTES_MAX} bytes")
         except TimeoutError:
             raise EndpointError("timeout", f"no answer within {seconds:g} s") from None
         except (self._httpx.HTTPError, self._httpx.InvalidURL, OSError) as error:
             raise EndpointError("connection", f"{type(error).__name__}: {error}") from None
-
-    async def _post(self, path: str, body: bytes) -> bytes:
-        request = self._httpx.Request("POST", self.url + path, headers=self._headers, content=body)
-        answer = bytearray()
-        async with aclosing(await self._transport.handle_async_request(request)) as response:
-            async for chunk in response.aiter_raw():
-                answer += chunk
-                if len(answer) > ANSWER_BYTES_MAX:
-                    raise EndpointError("unreadable", f"more than {ANSWER_BYTES_MAX} bytes")
         status, headers = response.status_code, response.headers
         if status == 200:
             return bytes(answer)
@@ -107,11 +92,9 @@ def _retry_after(value: str, date: str) -> float | None:
     """Seconds that a Retry-After header asks for (RFC 9110, section 10.2.3), by the server's own clock."""
     if value.strip().isdecimal():
         return float(value)
-    try:
-        wait = parsedate_to_datetime(value) - parsedate_to_datetime(date)
-    except (ValueError, TypeError):
-        return None
-    return max(wait.total_seconds(), 0.0)
+    with suppress(ValueError, TypeError):
+        return max((parsedate_to_datetime(value) - parsedate_to_datetime(date)).total_seconds(), 0.0)
+    return None
 
 
 def decode(answer: bytes, shape: type[Any]) -> Any:

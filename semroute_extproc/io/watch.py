@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Callable, Collection
 from functools import partial
 from pathlib import Path
@@ -22,8 +21,8 @@ async def notices(
 ) -> AsyncIterator[None]:
     """Yield when an entry of one of the directories changed, or after `poll_seconds`, until `stop`.
 
-    The kernel may refuse to watch: a directory is missing, or the user's inotify instances, shared by all
-    pods of a node, are used up. Then only the clock counts, and `paths` is called again each time.
+    The kernel may refuse to watch: a directory is missing, or the node's inotify instances are used up. Then
+    only the clock counts, and `paths` is called again each time.
     """
     warned = False
     watch = partial(watchfiles.awatch, stop_event=stop, recursive=False, watch_filter=None)
@@ -37,7 +36,7 @@ async def notices(
             if not warned:
                 logger.warning("watch.failed", problem=str(error), looking_every_seconds=poll_seconds)
             warned = True
-        with contextlib.suppress(TimeoutError):
+        try:
             await asyncio.wait_for(stop.wait(), poll_seconds)
-        if not stop.is_set():
+        except TimeoutError:
             yield

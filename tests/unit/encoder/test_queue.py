@@ -18,7 +18,7 @@ from fake_gpu import Gpu
 from semroute_extproc.encoder import bundle
 from semroute_extproc.encoder.cuda import CudaModel
 from semroute_extproc.encoder.preprocess import Framed
-from semroute_extproc.encoder.queue import FAILURES_MAX, PASS_UNITS, EncodeQueue, PassTime, units
+from semroute_extproc.encoder.queue import FAILURES_MAX, PASS_UNITS, EncodeQueue, PassTime
 from semroute_extproc.encoder.signals import RawOutput
 from semroute_extproc.errors import EncoderUnavailable
 from semroute_extproc.events import Emit, EncoderLost, Event, OutOfMemory, ignore
@@ -371,10 +371,14 @@ class TestGpu:
 class TestPassTime:
     """How long a pass is expected to take."""
 
-    def test_work_grows_with_the_text_up_to_the_window(self) -> None:
-        assert units(0, 128) == PASS_UNITS
-        assert units(100, 128) == PASS_UNITS + 25
-        assert units(100_000, 128) == PASS_UNITS + 128
+    async def test_work_grows_with_the_text_up_to_the_window(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        learned: list[float] = []
+        monkeypatch.setattr(PassTime, "learn", lambda _, seconds, units: learned.append(units))
+        async with queue(Model()) as subject:
+            for characters in (0, 40, 100_000):
+                await subject.encode("x" * characters, soon())
+        window = BUNDLE.manifest.encoder.window
+        assert learned == [PASS_UNITS, PASS_UNITS + 10, PASS_UNITS + window]
 
     def test_before_the_first_pass_nothing_is_expected(self) -> None:
         assert (PassTime().mean, PassTime().high) == (0.0, 0.0)
