@@ -1,7 +1,4 @@
-"""One OpenAI-compatible endpoint: JSON out, JSON back, over connections that are kept, without retries.
-
-The HTTP client is imported when an endpoint is made: a server that needs none starts without it.
-"""
+"""One OpenAI-compatible endpoint: JSON out, JSON back, over connections that are kept, without retries."""
 
 from __future__ import annotations
 
@@ -39,7 +36,7 @@ class Endpoint(AbstractAsyncContextManager["Endpoint"]):
         if "@" in url.partition("://")[2].partition("/")[0]:
             problem = "an address must hold no user or password: name a variable with a key"
             raise EndpointError("setup", problem)
-        import httpx2
+        import httpx2  # only here: a server without endpoints starts without it
 
         self.url = url.rstrip("/")
         # Uncompressed, so that the bytes that are counted are the bytes that are held.

@@ -19,11 +19,7 @@ logger = structlog.get_logger("semroute.watching")
 async def notices(
     paths: Callable[[], Collection[Path]], stop: asyncio.Event, poll_seconds: float = POLL_SECONDS
 ) -> AsyncIterator[None]:
-    """Yield when an entry of one of the directories changed, or after `poll_seconds`, until `stop`.
-
-    The kernel may refuse to watch: a directory is missing, or the node's inotify instances are used up. Then
-    only the clock counts, and `paths` is called again each time.
-    """
+    """Yield when an entry of one of the directories changed, or after `poll_seconds`, until `stop`."""
     warned = False
     watch = partial(watchfiles.awatch, stop_event=stop, recursive=False, watch_filter=None)
     while not stop.is_set():
@@ -32,7 +28,8 @@ async def notices(
                 async for _ in watch(*watched, rust_timeout=int(poll_seconds * 1000), yield_on_timeout=True):
                     yield
                 continue
-        except (OSError, RuntimeError) as error:  # watchfiles' own error is a RuntimeError
+        except (OSError, RuntimeError) as error:
+            # A directory is missing, or the node's inotify instances are used up: the clock counts alone.
             if not warned:
                 logger.warning("watch.failed", problem=str(error), looking_every_seconds=poll_seconds)
             warned = True

@@ -48,6 +48,14 @@ class Model:
         return [raw(tokens=framed.tokens) for framed in batch]
 
 
+class Held(Model):
+    """A model whose passes end when `release` is set."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.release = threading.Event()
+        super().__init__(device, lambda: self.release.wait(5) and None)
+
+
 @asynccontextmanager
 async def queue(
     model: Any, threads: int = 1, queue_max: int = 100, emit: Emit = ignore
@@ -91,13 +99,12 @@ async def test_on_the_cpu_one_text_is_one_pass() -> None:
 
 
 async def test_on_a_gpu_waiting_texts_share_a_pass_and_outputs_stay_with_their_texts() -> None:
-    release = threading.Event()
-    model = Model("cuda", lambda: release.wait(5) and None)
+    model = Held("cuda")
     lengths = [5, 300, 7, 1, 200, 3]
     async with queue(model) as subject:
         tasks = start(subject, *("x" * n for n in lengths))
         await asyncio.sleep(0)
-        release.set()
+        model.release.set()
         outputs = await asyncio.gather(*tasks)
     assert [output.tokens for output in outputs] == lengths
     assert model.batches == [lengths[:1], lengths[1:]]
@@ -130,26 +137,25 @@ async def test_many_threads_run_each_text_once() -> None:
 
 
 async def test_a_full_queue_refuses_at_once() -> None:
-    release = threading.Event()
-    async with queue(Model(work=lambda: release.wait(5) and None), queue_max=2) as subject:
+    model = Held()
+    async with queue(model, queue_max=2) as subject:
         tasks = start(subject, "x", "x", "x")
         await asyncio.sleep(0)  # one runs, two wait
         assert await result(subject) == ["overloaded"]
-        release.set()
+        model.release.set()
         await asyncio.gather(*tasks)
 
 
 async def test_a_deadline_ends_the_wait() -> None:
-    release = threading.Event()
-    async with queue(Model(work=lambda: release.wait(5) and None)) as subject:
+    model = Held()
+    async with queue(model) as subject:
         assert await result(subject, 0.05) == ["deadline"]
-        assert not release.is_set()
-        release.set()
+        assert not model.release.is_set()
+        model.release.set()
 
 
 async def test_work_whose_caller_has_gone_or_whose_time_has_passed_is_not_run() -> None:
-    release = threading.Event()
-    model = Model(work=lambda: release.wait(5) and None)
+    model = Held()
     async with queue(model) as subject:
         [first, gone] = start(subject, "x", "xx")
         late = asyncio.create_task(subject.encode("xxx", soon(0.05)))
@@ -158,7 +164,7 @@ async def test_work_whose_caller_has_gone_or_whose_time_has_passed_is_not_run() 
             await late
         gone.cancel()
         await asyncio.sleep(0)
-        release.set()
+        model.release.set()
         await asyncio.gather(first, last)
     assert model.batches == [[1], [4]]
 
@@ -195,14 +201,14 @@ async def test_a_failed_pass_fails_its_texts_and_the_thread_goes_on() -> None:
 
 
 async def test_closing_tells_those_who_wait() -> None:
-    release = threading.Event()
-    subject: Any = EncodeQueue(Model(work=lambda: release.wait(5) and None), 1, 10)  # type: ignore[arg-type]
+    model = Held()
+    subject: Any = EncodeQueue(model, 1, 10)  # type: ignore[arg-type]
     tasks = start(subject, "x", "x")
     await asyncio.sleep(0)
     closing = asyncio.create_task(subject.close())
     for found in await asyncio.gather(*tasks, return_exceptions=True):
         assert isinstance(found, EncoderUnavailable)
-    release.set()
+    model.release.set()
     await closing
     assert await result(subject) == ["closed"]
 
@@ -248,8 +254,8 @@ async def test_a_slow_moment_is_unlearnt() -> None:
 
 
 async def test_a_caller_who_goes_leaves_no_place_taken() -> None:
-    release = threading.Event()
-    async with queue(Model(work=lambda: release.wait(5) and None), queue_max=1) as subject:
+    model = Held()
+    async with queue(model, queue_max=1) as subject:
         [first, gone] = start(subject, "x", "xx")
         await asyncio.sleep(0)
         assert subject.waiting == 1
@@ -258,7 +264,7 @@ async def test_a_caller_who_goes_leaves_no_place_taken() -> None:
         assert subject.waiting == 0
         [second] = start(subject, "x")
         await asyncio.sleep(0)
-        release.set()
+        model.release.set()
         await asyncio.gather(first, second)
 
 
