@@ -1,8 +1,4 @@
-"""Load and check a bundle: an encoder with its heads, tokenizer, calibration and centroids.
-
-A bundle is a directory. Its `bundle.json` lists the SHA-256 of every other file that is served; a file
-that does not match is refused by name.
-"""
+"""Load and check a bundle: a directory whose `bundle.json` has the SHA-256 of every file that is served."""
 
 from __future__ import annotations
 
@@ -11,18 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import ValidationError
 
-from semroute_extproc.encoder.manifest import FORMAT, Device, FileEntry, Manifest
+from semroute_extproc.encoder.manifest import FORMAT, Device, Manifest
 from semroute_extproc.errors import BundleError
+from semroute_extproc.request.signals import FloatArray
 from semroute_extproc.request.text import SURFACE_NAMES
 
-DEFAULT_BUNDLE = "semroute-minilm"
-"""The shipped bundle for every language without its own."""
-
-LANGUAGE_BUNDLES = {"zh": "semroute-bge-zh"}
-"""Language to its shipped bundle."""
+DEFAULT_BUNDLE, LANGUAGE_BUNDLES = "semroute-minilm", {"zh": "semroute-bge-zh"}
+"""The shipped bundles: for every language, and for those with their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +24,7 @@ class Bundle:
 
     path: Path
     manifest: Manifest
-    centroids: npt.NDArray[np.float32]
-    """Shape (k, d), rows L2-normalized."""
+    centroids: FloatArray  # shape (k, d), rows L2-normalized
 
     @property
     def revision(self) -> str:
@@ -58,9 +50,8 @@ def default_bundle() -> Path:
 
 def language_bundles() -> dict[str, Path]:
     """The shipped bundles for single languages; an image may leave them out."""
-    return {
-        language: path for language, name in LANGUAGE_BUNDLES.items() if (path := _shipped(name)).is_dir()
-    }
+    paths = {language: _shipped(name) for language, name in LANGUAGE_BUNDLES.items()}
+    return {language: path for language, path in paths.items() if path.is_dir()}
 
 
 def _shipped(name: str) -> Path:
@@ -80,9 +71,9 @@ def load(path: Path, devices: tuple[Device, ...] = ("cpu", "cuda")) -> Bundle:
         if name not in manifest.files and name not in unused:
             raise BundleError(f"{path / 'bundle.json'}: {name} has no checksum in files")
     for name, entry in manifest.files.items():
-        if name not in unused:
-            _check(path / name, entry)
-    return Bundle(path=path, manifest=manifest, centroids=_centroids(path, manifest))
+        if name not in unused and (digest := _sha256(path / name)) != entry.sha256:
+            raise BundleError(f"{path / name}: sha256 is {digest}, bundle.json says {entry.sha256}")
+    return Bundle(path, manifest, _centroids(path / manifest.unknown.centroids, manifest.encoder.dimensions))
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -96,8 +87,7 @@ def read_manifest(path: Path) -> Manifest:
         raise BundleError(f"{file}: {error.strerror}") from None
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{file}: {place}: {first['msg']}") from None
+        raise BundleError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     if manifest.format != FORMAT:
         raise BundleError(f"{file}: format {manifest.format} is not {FORMAT}, the one this version reads")
     if manifest.surface != SURFACE_NAMES:
@@ -105,22 +95,19 @@ def read_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def _check(file: Path, entry: FileEntry) -> None:
+def _sha256(file: Path) -> str:
     try:
         with file.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise BundleError(f"{file}: {error.strerror}") from None
-    if digest != entry.sha256:
-        raise BundleError(f"{file}: sha256 is {digest}, bundle.json says {entry.sha256}")
 
 
-def _centroids(path: Path, manifest: Manifest) -> npt.NDArray[np.float32]:
-    file = path / manifest.unknown.centroids
+def _centroids(file: Path, dimensions: int) -> FloatArray:
     try:
         centroids = np.load(file, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise BundleError(f"{file}: {error}") from None
-    if centroids.ndim != 2 or centroids.shape[1] != manifest.encoder.dimensions:
-        raise BundleError(f"{file}: shape {centroids.shape} is not (k, {manifest.encoder.dimensions})")
+    if centroids.ndim != 2 or centroids.shape[1] != dimensions:
+        raise BundleError(f"{file}: shape {centroids.shape} is not (k, {dimensions})")
     return np.asarray(centroids, dtype=np.float32)

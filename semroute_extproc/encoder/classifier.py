@@ -8,22 +8,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from cachetools import LRUCache
 
+from semroute_extproc.encoder.queue import EncodeQueue
 from semroute_extproc.encoder.signals import Signals, calibrate
 from semroute_extproc.events import CacheLookup, Emit, ignore
 
-if TYPE_CHECKING:
-    from semroute_extproc.encoder.queue import EncodeQueue
-
 DIGEST_BYTES = 16
 """128 bits: the probability that two of a billion texts share a digest is about 10^-21."""
-
-HIT, MISS = CacheLookup(hit=True), CacheLookup(hit=False)
-
-CacheKey = tuple[str, str, bytes]
 
 
 class Classifier:
@@ -36,34 +29,22 @@ class Classifier:
         cache_entries: int = 0,
         emit: Emit = ignore,
     ) -> None:
-        """`by_language` is keyed by ISO 639-1 code. An entry of the cache takes about 6 kB.
-
-        `emit` gets a `CacheLookup` per text if there is a cache.
-        """
+        """`by_language` is keyed by ISO 639-1 code. An entry of the cache takes about 6 kB."""
         self.bundle = default.bundle
-        self._default = default
-        self._by_language = by_language
-        self._cache: LRUCache[CacheKey, Signals] | None = LRUCache(cache_entries) if cache_entries else None
+        self._encoders = {"any": default, **by_language}
+        self._cache = LRUCache[tuple[str, str, bytes], Signals](cache_entries) if cache_entries else None
         self._emit = emit
 
     async def signals(self, text: str, language: str, deadline: float) -> Signals:
-        """Calibrated signals before `deadline` (the loop's clock); raises EncoderUnavailable.
-
-        A cached text never waits, however busy the encoder is.
-        """
-        encoder = self._by_language.get(language, self._default)
-        cache = self._cache
+        """Signals before `deadline` (the loop's clock), at once if cached; raises EncoderUnavailable."""
+        encoder, cache = self._encoders.get(language, self._encoders["any"]), self._cache
         if cache is None:
             return calibrate(encoder.bundle, await encoder.encode(text, deadline), language)
         key = cache_key(encoder.bundle.revision, language, text)
-        try:
-            cached = cache[key]  # faster than get()
-        except KeyError:
-            self._emit(MISS)
-        else:
-            self._emit(HIT)
-            return cached
-        signals = cache[key] = calibrate(encoder.bundle, await encoder.encode(text, deadline), language)
+        signals = cache.get(key)
+        self._emit(CacheLookup(hit=signals is not None))
+        if signals is None:
+            signals = cache[key] = calibrate(encoder.bundle, await encoder.encode(text, deadline), language)
         return signals
 
     @property
@@ -79,12 +60,8 @@ class Classifier:
         """Stop every encoder."""
         await asyncio.gather(*(encoder.close() for encoder in self._encoders.values()))
 
-    @property
-    def _encoders(self) -> dict[str, EncodeQueue]:
-        return {"any": self._default, **self._by_language}
 
-
-def cache_key(revision: str, language: str, text: str) -> CacheKey:
+def cache_key(revision: str, language: str, text: str) -> tuple[str, str, bytes]:
     """What signals depend on: the bundle's revision, the language, and the text as a digest."""
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES)
-    return revision, language, digest.digest()
+    content = text.encode("utf-8", "surrogatepass")
+    return revision, language, hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()

@@ -1,7 +1,4 @@
-"""`bundle.json`: the description of a bundle, as pydantic models.
-
-Pure.
-"""
+"""`bundle.json`: the description of a bundle, as pydantic models. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import hashlib
 from functools import cached_property
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 FORMAT = 1
 """The bundle format this package reads."""
@@ -17,10 +14,8 @@ FORMAT = 1
 Device = Literal["cpu", "cuda"]
 
 
-class ManifestPart(BaseModel):
+class ManifestPart(BaseModel, frozen=True, extra="forbid"):
     """Base of the models: frozen, no unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class EncoderSpec(ManifestPart):
@@ -29,8 +24,7 @@ class EncoderSpec(ManifestPart):
     base: str
     base_sha256: str
     dimensions: int = Field(gt=0)
-    window: int = Field(ge=8, le=8192)
-    """Most ids of one input, [CLS] and [SEP] included."""
+    window: int = Field(ge=8, le=8192)  # most ids of one input, [CLS] and [SEP] included
     cls_id: int
     sep_id: int
     pad_id: int
@@ -87,8 +81,7 @@ class Manifest(ManifestPart):
     task: LabelHead | None = None
     difficulty: DifficultyHead
     unknown: UnknownSpec
-    languages: tuple[str, ...] = ("en",)
-    """Languages it was trained on; text in another is unknown."""
+    languages: tuple[str, ...] = ("en",)  # those it was trained on; text in another is unknown
     files: dict[str, FileEntry]
 
     @cached_property

@@ -22,24 +22,19 @@ CHUNK = 256
 class Scorer:
     """Scores texts exactly as the server does, one text per pass on every core.
 
-    Dynamic int8 quantization takes its range from the whole batch: batches of different texts would change
-    the figures on the CPU and would not be faster.
+    On the CPU a batch would change the figures (int8 takes its range from it) and would not be faster.
     """
 
-    def __init__(self, default: OnnxModel, by_language: Mapping[str, OnnxModel], threads: int = 0) -> None:
-        """`by_language` has the models for single languages; 0 `threads` is one per core."""
-        self.bundle = default.bundle
-        self._default = default
-        self._by_language = by_language
-        self._threads = threads or usable_cores()
+    def __init__(self, default: OnnxModel, by_language: Mapping[str, OnnxModel]) -> None:
+        self.bundle, self._default, self._by_language = default.bundle, default, by_language
 
     @classmethod
-    def of(cls, bundle_dir: Path | None = None, device: Device = "cpu", threads: int = 0) -> Scorer:
+    def of(cls, bundle_dir: Path | None = None, device: Device = "cpu") -> Scorer:
         """The shipped bundles, or `bundle_dir` for every language; raises BundleError or ConfigError."""
         paths = language_bundles() if bundle_dir is None else {}
         default = open_model(load(bundle_dir or default_bundle(), (device,)), device)
         others = {language: open_model(load(path, ("cpu",)), "cpu") for language, path in paths.items()}
-        return cls(default, others, threads)
+        return cls(default, others)
 
     def score(self, text: str) -> Signals:
         """Signals of one text."""
@@ -50,6 +45,6 @@ class Scorer:
     def score_all(self, texts: Iterable[str]) -> Iterator[Signals]:
         """Signals of `texts`, in order, lazily."""
         source = iter(texts)
-        with ThreadPoolExecutor(self._threads) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             while chunk := list(islice(source, CHUNK)):
                 yield from pool.map(self.score, chunk)

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from typing import Any
 
 import numpy as np
 
-from semroute_extproc import events
 from semroute_extproc.encoder.bundle import Bundle
 from semroute_extproc.encoder.manifest import Device
 from semroute_extproc.encoder.preprocess import Framed, Framer
 from semroute_extproc.encoder.signals import RawOutput
 from semroute_extproc.errors import BundleError, ConfigError
-
-PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-"""ONNX Runtime's execution provider for each device."""
+from semroute_extproc.events import Emit, ignore
 
 WARMUP_LENGTHS = (8, 32, 64)
 """Lengths in tokens that run once before serving, so that the first request does not pay for it."""
@@ -28,10 +25,8 @@ class OnnxModel:
 
     def __init__(self, bundle: Bundle, device: Device, session: Any = None) -> None:
         """Create the session, unless one is given; raises ConfigError or BundleError."""
-        self.bundle = bundle
-        self.device: Device = device
-        self.emit: events.Emit = events.ignore
-        """Gets the events of the device; set by the queue that runs the model."""
+        self.bundle, self.device = bundle, device
+        self.emit: Emit = ignore  # the device's events; set by the queue that runs the model
         self.framer = Framer(bundle.path / "tokenizer.json", bundle.manifest.encoder)
         self._session = session or _open_session(bundle, device)
         self._outputs = [output.name for output in self._session.get_outputs()]
@@ -57,21 +52,14 @@ class OnnxModel:
 
     def run(self, batch: Sequence[Framed]) -> list[RawOutput]:
         """One pass over `batch`, padded to its longest member."""
-        named: dict[str, Any] = dict(zip(self._outputs, self.alone(batch)(), strict=True))
-        tasks = named.get("task_logits")
-        neighbours = named.get("neighbour_embedding", named["sentence_embedding"])
+        outputs: dict[str, Any] = dict(zip(self._outputs, self.alone(batch)(), strict=True))
+        embeddings, difficulties = outputs["sentence_embedding"], outputs["difficulty_logit"].tolist()
+        neighbours = outputs.get("neighbour_embedding", embeddings)
+        tasks = outputs.get("task_logits", [None] * len(batch))
+        rows = zip(batch, embeddings, neighbours, outputs["domain_logits"], difficulties, tasks, strict=True)
         return [
-            RawOutput(
-                embedding=named["sentence_embedding"][row],
-                neighbours=neighbours[row],
-                domain_logits=named["domain_logits"][row],
-                difficulty_logit=float(named["difficulty_logit"][row]),
-                task_logits=None if tasks is None else tasks[row],
-                tokens=framed.tokens,
-                truncated=framed.truncated,
-                unk_share=framed.unk_share,
-            )
-            for row, framed in enumerate(batch)
+            RawOutput(embedding, near, domain, difficulty, task, text.tokens, text.truncated, text.unk_share)
+            for text, embedding, near, domain, difficulty, task in rows
         ]
 
     def alone(self, batch: Sequence[Framed]) -> Callable[[], Any]:
@@ -87,14 +75,12 @@ class OnnxModel:
         return lambda: self._session.run(self._outputs, feeds)
 
     def _width(self, longest: int) -> int:
-        """Padded length of a pass whose longest text has `longest` ids."""
         return longest
 
 
 def import_runtime() -> Any:
     """ONNX Runtime's module; raises ConfigError if it is missing or two builds are installed."""
-    builds = ("onnxruntime", "onnxruntime-gpu")
-    if all(any(True for _ in importlib.metadata.distributions(name=name)) for name in builds):
+    if all(any(metadata.distributions(name=name)) for name in ("onnxruntime", "onnxruntime-gpu")):
         clash = "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: uninstall both"
         raise ConfigError([f"{clash}, then install semroute-extproc[cpu] or semroute-extproc[gpu]"])
     # ONNX Runtime's telemetry writes files and calls an endpoint; a sidecar that reads prompts must not.
@@ -102,36 +88,30 @@ def import_runtime() -> Any:
     try:
         import onnxruntime
     except ImportError:
-        missing = "ONNX Runtime is missing: install semroute-extproc[cpu] or semroute-extproc[gpu]"
-        raise ConfigError([missing]) from None
+        extras = "semroute-extproc[cpu] or semroute-extproc[gpu]"
+        raise ConfigError([f"ONNX Runtime is missing: install {extras}"]) from None
     return onnxruntime
 
 
 def _open_session(bundle: Bundle, device: Device) -> Any:
-    """A session on `device`; raises BundleError, or ConfigError without a usable device.
-
-    ONNX Runtime silently runs on the CPU if it cannot use CUDA. An operator who asked for a GPU should not
-    have to learn that from the latency.
-    """
+    """A session on `device`; raises BundleError, or ConfigError where ONNX Runtime would use another."""
     runtime = import_runtime()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     # The event loop shares the cores: a spinning thread would take its time.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    path, wanted = bundle.graph(device), PROVIDERS[device]
+    # Takes five times as long on the CPU as the nodes it replaces (docs/performance.md).
+    slow = ["SkipLayerNormFusion"] if device == "cpu" else []
+    path, wanted = bundle.graph(device), f"{device.upper()}ExecutionProvider"
     if device == "cuda":
         runtime.preload_dlls()
     used = runtime.get_available_providers()[-1]
     if wanted in runtime.get_available_providers():
         try:
+            # The fallback would silently move the session to the CPU when a pass fails.
             session = runtime.InferenceSession(
-                str(path),
-                options,
-                providers=[wanted],
-                # Takes five times as long on the CPU as the nodes it replaces (docs/performance.md).
-                disabled_optimizers=["SkipLayerNormFusion"] if device == "cpu" else [],
-                enable_fallback=0,  # it would silently move the session to the CPU when a pass fails
+                str(path), options, providers=[wanted], disabled_optimizers=slow, enable_fallback=0
             )
         except Exception as error:  # ONNX Runtime's own exceptions share no public base
             raise BundleError(f"{path}: {error}") from None

@@ -27,10 +27,9 @@ class Framed:
 
 
 class Framer:
-    """Frames text for one encoder. Thread-safe."""
+    """Frames text for one encoder, without the tokenizer's own padding and truncation. Thread-safe."""
 
     def __init__(self, path: Path, spec: EncoderSpec) -> None:
-        """Read `tokenizer.json`, without its own padding and truncation."""
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the Rust side raises bare Exception
@@ -42,23 +41,16 @@ class Framer:
     def frame(self, text: str) -> Framed:
         """Frame one text: `[CLS] … [SEP]` in at most `window` ids.
 
-        Text past `text.CLASSIFIED_CHARACTERS_MAX` is clipped before it is tokenized, which bounds the
-        cost; the token count is then scaled up by the characters left out.
+        A very long text is clipped first, which bounds the cost, and its token count is scaled up.
         """
-        clipped = clip(text)
+        spec, clipped = self._spec, clip(text)
         ids: list[int] = self._tokenizer.encode(clipped, add_special_tokens=False).ids
-        tokens = len(ids)
-        if clipped is not text:
-            tokens = round(tokens * len(text) / len(clipped))
-        room = self._spec.window - 2
-        truncated = len(ids) > room
-        if truncated:
+        tokens = len(ids) if clipped is text else round(len(ids) * len(text) / len(clipped))
+        room = spec.window - 2
+        truncated = clipped is not text or len(ids) > room
+        if len(ids) > room:
             head = round(room * HEAD_SHARE)
             ids = ids[:head] + ids[head - room :]
-        return Framed(
-            ids=[self._spec.cls_id, *ids, self._spec.sep_id],
-            surface=surface_features(clipped),
-            tokens=tokens,
-            truncated=truncated or clipped is not text,
-            unk_share=ids.count(self._spec.unk_id) / max(len(ids), 1),
-        )
+        unk_share = ids.count(spec.unk_id) / max(len(ids), 1)
+        framed = [spec.cls_id, *ids, spec.sep_id]
+        return Framed(framed, surface_features(clipped), tokens, truncated, unk_share)

@@ -1,23 +1,15 @@
 """A bounded queue in front of a model, and the worker threads that run it.
 
-A text that arrives while a thread is free runs at once. The others wait in order of arrival, and a thread
-that has finished takes the oldest. On a CPU one text per pass and one thread per core is best: a larger
-batch only waits longer for the same arithmetic. On a GPU one thread with batches fills the device.
-
-Work that cannot be done in time is not started. The measured speed of the threads predicts how long the
-queue in front of a text takes: a text that would be late is refused on arrival as `overloaded`, and one
-that became late while it waited is dropped. So a burst costs only the excess texts their decision. If
-nothing else runs, a text is tried whatever the prediction, or a slow moment would never be unlearned.
-
-A GPU is lost if passes keep failing or one does not end. That is reported once, and from then on every
-text is refused at once: the process has to end (docs/adr/0011).
+A text runs at once if a thread is free; the others wait in order of arrival. The measured speed predicts
+how long the queue in front of a text takes: a text that would be late is refused on arrival, and one that
+became late while it waited is dropped. If nothing else runs, a text is tried whatever the prediction, or a
+slow moment would never be unlearned.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Lock, Thread
@@ -32,44 +24,29 @@ from semroute_extproc.errors import EncoderUnavailable
 from semroute_extproc.events import Emit, EncoderLost, ignore
 from semroute_extproc.outcome import Cause
 
-FAILURES_MAX = 3
-"""Failed passes in a row after which a GPU is lost."""
-
-STALL_SECONDS_MAX = 10.0
-"""A GPU is lost, too, if no pass ends for so long: a driver that hangs reports no failure."""
+FAILURES_MAX, STALL_SECONDS_MAX = 3, 10.0
+"""A GPU is lost after so many failed passes in a row, or if no pass ends for so long (docs/adr/0011)."""
 
 CLOSE_SECONDS_MAX = 5.0
 """How long closing waits for a thread's last pass; a driver that hangs keeps its thread."""
 
-CHARACTERS_PER_TOKEN = 4.0
-"""Of alphabetic scripts; for a script with fewer, the measured time per unit is longer."""
+CHARACTERS_PER_TOKEN, PASS_UNITS = 4.0, 16.0
+"""In alphabetic scripts (with others, a unit takes longer), and the fixed cost of a pass in tokens."""
 
-PASS_UNITS = 16.0
-"""Fixed cost of a pass, in tokens."""
-
-MEAN_GAIN = 1 / 8
-DEVIATION_GAIN = 1 / 4
-DEVIATIONS = 2.0
+MEAN_GAIN, DEVIATION_GAIN, DEVIATIONS = 1 / 8, 1 / 4, 2.0
 """A slow pass is so many mean deviations above the mean; about 95 % are faster."""
 
 log = structlog.get_logger("semroute.encoder")
 
-
-def units(characters: int, window: int) -> float:
-    """Estimated work of a text: its tokens within the window, and the fixed cost of a pass."""
-    return PASS_UNITS + min(characters / CHARACTERS_PER_TOKEN, window)
+Result = list[RawOutput] | BaseException
 
 
 class PassTime:
-    """Seconds per unit of work, 0 before the first pass: running mean and mean deviation.
-
-    TCP measures round trips like this (Jacobson 1988; RFC 6298, section 2).
-    """
+    """Seconds per unit of work: mean and deviation as in TCP (Jacobson 1988; RFC 6298, section 2)."""
 
     def __init__(self) -> None:
-        self.mean = self.high = 0.0
-        """On average, and in a slow pass."""
-        self._deviation = 0.0
+        self.mean = self.high = self._deviation = 0.0
+        """On average, and in a slow pass; 0 before the first."""
 
     def learn(self, seconds: float, units_done: float) -> None:
         """A pass of `units_done` units took `seconds`."""
@@ -93,43 +70,23 @@ class _Work:
 class EncodeQueue:
     """Encodes texts with an `OnnxModel`; belongs to the event loop it is created on."""
 
-    def __init__(
-        self,
-        model: OnnxModel,
-        threads: int,
-        queue_max: int,
-        emit: Emit = ignore,
-        stall_seconds_max: float = STALL_SECONDS_MAX,
-    ) -> None:
-        """`threads` passes run at once; at most `queue_max` texts wait, more are refused.
-
-        `emit` gets `EncoderLost` on the event loop and `OutOfMemory` from any thread.
-        """
-        self.bundle = model.bundle
-        self._model = model
+    def __init__(self, model: OnnxModel, threads: int, queue_max: int, emit: Emit = ignore) -> None:
+        """`threads` passes run at once, and `queue_max` texts may wait; `emit` is called from any thread."""
+        self.bundle, self._model, self._queue_max = model.bundle, model, queue_max
         self._emit = model.emit = emit
-        self._queue_max = queue_max
-        self._stall_seconds_max = stall_seconds_max
-        self._batch_max = 1 if model.device == "cpu" else BATCH_MAX
-        self._window = model.bundle.manifest.encoder.window
+        self._batch_max = 1 if model.device == "cpu" else BATCH_MAX  # a CPU is not faster with more
         self._loop = asyncio.get_running_loop()
         # For the loop's time in the threads: uvloop's own clock must not be read from another thread.
         self._ahead = self._loop.time() - monotonic()
-        self._lock = Lock()
-        """Guards what follows: the event loop adds and removes, the threads take."""
+        self._lock = Lock()  # for what follows: the event loop adds and removes, the threads take
         self._time = PassTime()
-        self._queue: deque[_Work] = deque()
-        self._running: set[_Work] = set()
-        self._last_take = 0.0
-        """When a thread last started or ended a pass (the loop's clock)."""
-        self._failures = 0
-        """Failed passes in a row."""
-        self._refusal: Cause | None = None
-        """Why no text is accepted any more: ERROR once the GPU is lost, CLOSED when closed."""
-        self._free = threads
-        """Threads that wait; while there is one, the queue is empty."""
-        self._handed: SimpleQueue[list[_Work]] = SimpleQueue()
-        """To threads that wait; an empty list ends a thread."""
+        self._queue = deque[_Work]()
+        self._running = set[_Work]()
+        self._last_take = 0.0  # when a thread last started or ended a pass (the loop's clock)
+        self._failures = 0  # in a row
+        self._refusal: Cause | None = None  # ERROR once the GPU is lost, CLOSED when closed
+        self._free = threads  # those that wait; while there is one, the queue is empty
+        self._handed = SimpleQueue[list[_Work]]()  # to threads that wait; an empty list ends a thread
         self._threads = [Thread(target=self._work, name=f"encoder-{n}", daemon=True) for n in range(threads)]
         for thread in self._threads:
             thread.start()
@@ -151,11 +108,9 @@ class EncodeQueue:
         }
 
     async def encode(self, text: str, deadline: float) -> RawOutput:
-        """Encode `text` before `deadline` (the loop's clock, seconds); raises EncoderUnavailable.
-
-        Cancelling the call drops the queued work.
-        """
-        work = _Work(text, units(len(text), self._window), deadline, self._loop.create_future())
+        """Encode `text` before `deadline` (the loop's clock, seconds); raises EncoderUnavailable."""
+        tokens = min(len(text) / CHARACTERS_PER_TOKEN, self.bundle.manifest.encoder.window)
+        work = _Work(text, PASS_UNITS + tokens, deadline, self._loop.create_future())
         self._admit(work)
         timer = self._loop.call_at(deadline, _fail, [work], Cause.DEADLINE)
         try:
@@ -176,64 +131,53 @@ class EncodeQueue:
 
     def _admit(self, work: _Work) -> None:
         """Hand the work to a free thread or queue it; EncoderUnavailable if it would not be done in time."""
-        if self._running and self._loop.time() - self._last_take > self._stall_seconds_max:
-            self._lose(f"no pass has ended for {self._stall_seconds_max:g} seconds")
+        if self._running and self._loop.time() - self._last_take > STALL_SECONDS_MAX:
+            self._lose(f"no pass has ended for {STALL_SECONDS_MAX:g} seconds")
         with self._lock:
             if self._refusal is not None:
                 raise EncoderUnavailable(self._refusal)
-            if self._free:
-                self._queue.append(work)
-                batch, late = self._take()
-                if late:
-                    raise EncoderUnavailable(Cause.DEADLINE)
+            if not self._free and self._overloaded(work):
+                raise EncoderUnavailable(Cause.OVERLOADED)
+            self._queue.append(work)
+            if self._free and (batch := self._take()):
                 self._free -= 1
                 self._handed.put(batch)
-            elif len(self._queue) >= self._queue_max or self._done_at(work) > work.deadline:
-                raise EncoderUnavailable(Cause.OVERLOADED)
-            else:
-                self._queue.append(work)
 
-    def _done_at(self, work: _Work) -> float:
-        """When the work would be done after all that waits and half of what runs, if its pass is slow."""
+    def _overloaded(self, work: _Work) -> bool:
+        """The queue is full, or a slow pass after all that waits and half of what runs would be late."""
         ahead = sum(each.units for each in self._queue) + sum(each.units for each in self._running) / 2
         seconds = self._time.mean * ahead / len(self._threads) + self._time.high * work.units
-        return self._loop.time() + seconds
+        return len(self._queue) >= self._queue_max or self._loop.time() + seconds > work.deadline
 
     def _refuse(self, cause: Cause) -> None:
         """Accept no more texts, and fail those that wait or run."""
         with self._lock:
-            self._refusal = cause
-            unanswered = [*self._queue, *self._running]
+            self._refusal, unanswered = cause, [*self._queue, *self._running]
             self._queue.clear()
         _fail(unanswered, cause)
 
     def _lose(self, reason: str) -> None:
-        """Report that the GPU is lost, if the model runs on one; on the event loop."""
-        if self._model.device == "cpu" or self._refusal is not None:
-            return
-        self._refuse(Cause.ERROR)
-        self._emit(EncoderLost(self.bundle.manifest.name, reason))
+        """Report once that the GPU is lost, if the model runs on one; on the event loop."""
+        if self._model.device != "cpu" and self._refusal is None:
+            self._refuse(Cause.ERROR)
+            self._emit(EncoderLost(self.bundle.manifest.name, reason))
 
-    def _take(self) -> tuple[list[_Work], list[_Work]]:
-        """The oldest work that can be done in time, and the work that cannot; the very last is tried."""
+    def _take(self) -> list[_Work]:
+        """The oldest work that can be done in time; the rest is dropped, but the very last is tried."""
         batch: list[_Work] = []
-        late: list[_Work] = []
         self._last_take = now = monotonic() + self._ahead
         while self._queue and len(batch) < self._batch_max:
             work = self._queue.popleft()
             idle = not self._queue and not batch and not self._running
             if work.deadline <= now or (not idle and now + self._time.mean * work.units > work.deadline):
-                late.append(work)
+                self._loop.call_soon_threadsafe(_fail, [work], Cause.DEADLINE)
             elif not work.done.done():
                 batch.append(work)
         self._running.update(batch)
-        return batch, late
+        return batch
 
     def _work(self) -> None:
-        """Run the work that is handed over and then the work that waits; in a thread of its own.
-
-        A thread takes its next work itself: through the event loop it would come a turn later.
-        """
+        """Run work in a thread, which takes its next work itself: the event loop would be a turn late."""
         while batch := self._handed.get():
             while batch:
                 batch = self._pass(batch)
@@ -241,55 +185,49 @@ class EncodeQueue:
     def _pass(self, batch: list[_Work]) -> list[_Work]:
         """Run a pass, report to the event loop, return the next; outputs are not kept while waiting."""
         started = perf_counter()
-        outputs = self._run([work.text for work in batch])
+        result = self._run([work.text for work in batch])
         seconds = perf_counter() - started
         with self._lock:
             self._running.difference_update(batch)
-            if not isinstance(outputs, BaseException):
+            if not isinstance(result, BaseException):
                 self._time.learn(seconds, sum(work.units for work in batch))
-            following, late = self._take()
-        self._loop.call_soon_threadsafe(self._done, batch, outputs, late, not following)
+            following = self._take()
+        self._loop.call_soon_threadsafe(self._done, batch, result, not following)
         return following
 
-    def _run(self, texts: list[str]) -> list[RawOutput] | BaseException:
+    def _run(self, texts: list[str]) -> Result:
+        framed = None
         try:
             framed = [self._model.framer.frame(text) for text in texts]
-            try:
-                outputs = self._model.run(framed)
-            except BaseException:
-                self._failures += 1  # of the device; a text that cannot be framed is not its fault
-                raise
+            outputs = self._model.run(framed)
         except BaseException as error:  # a panic in the tokenizer's Rust is not an Exception
+            if framed is not None:  # a text that cannot be framed is not the device's fault
+                self._failures += 1
             return error
         self._failures = 0
         return outputs
 
-    def _done(
-        self, batch: list[_Work], outputs: list[RawOutput] | BaseException, late: list[_Work], waits: bool
-    ) -> None:
+    def _done(self, batch: list[_Work], result: Result, waits: bool) -> None:
         """A pass is done, and its thread may wait; on the event loop, where futures are resolved."""
         if waits:
             # Only now is the thread free: on a GPU all texts that have come by now share the next pass.
             with self._lock:
-                following, more = self._take()
-                if following:
+                if following := self._take():
                     self._handed.put(following)
                 else:
                     self._free += 1
-            late = late + more
-        _fail(late, Cause.DEADLINE)
-        if isinstance(outputs, BaseException):
-            log.error("encoder.failed", exc_info=outputs)
+        if isinstance(result, BaseException):
+            log.error("encoder.failed", exc_info=result)
             _fail(batch, Cause.ERROR)
             if self._failures >= FAILURES_MAX:
                 self._lose(f"{self._failures} passes in a row failed")
             return
-        for work, output in zip(batch, outputs, strict=True):
+        for work, output in zip(batch, result, strict=True):
             if not work.done.done():
                 work.done.set_result(output)
 
 
-def _fail(batch: Iterable[_Work], cause: Cause) -> None:
+def _fail(batch: list[_Work], cause: Cause) -> None:
     for work in batch:
         if not work.done.done():
             work.done.set_exception(EncoderUnavailable(cause))

@@ -1,8 +1,4 @@
-"""From the encoder's raw outputs to calibrated signals.
-
-Pure. The calibration belongs to the bundle: one temperature per label head (Guo et al. 2017, section
-4.2) and a scale and shift for the difficulty logit (Platt 1999).
-"""
+"""From the encoder's raw outputs to signals, calibrated by the bundle's own values. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +7,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from semroute_extproc.request.signals import FloatArray as FloatArray
+from semroute_extproc.encoder.manifest import LabelHead
+from semroute_extproc.request.signals import FloatArray
 from semroute_extproc.request.signals import Signals as Signals
 
 if TYPE_CHECKING:
@@ -22,49 +19,34 @@ if TYPE_CHECKING:
 class RawOutput:
     """The output of one pass for one text, before calibration."""
 
-    embedding: FloatArray
-    """Shape (d,), L2-normalized."""
-    neighbours: FloatArray
-    """Shape (d,), L2-normalized: used to find clusters and neighbors. Equals `embedding` if the graph has
-    no output `neighbour_embedding`."""
+    embedding: FloatArray  # shape (d,), L2-normalized
+    neighbours: FloatArray  # the same to find clusters and neighbors, if the graph has such an output
     domain_logits: FloatArray
-    """Shape (14,)."""
     difficulty_logit: float
-    task_logits: FloatArray | None
-    """Shape (10,), or None if the bundle has no task head."""
-    tokens: int
-    """Tokens of the whole text without special tokens; an estimate if `truncated`."""
-    truncated: bool
-    """The text did not fit the window: only its head and tail were read."""
-    unk_share: float
-    """Share of the tokens read that are not in the vocabulary."""
+    task_logits: FloatArray | None  # None if the bundle has no task head
+    tokens: int  # of the whole text without special tokens; an estimate if `truncated`
+    truncated: bool  # the text did not fit the window: only its head and tail were read
+    unk_share: float  # share of the tokens read that are not in the vocabulary
 
 
 def calibrate(bundle: Bundle, raw: RawOutput, language: str) -> Signals:
-    """Turn one raw output into signals with the bundle's calibration."""
+    """Turn one raw output into signals; the difficulty has a scale and a shift (Platt 1999)."""
     manifest = bundle.manifest
-    domain = softmax(raw.domain_logits, manifest.domain.temperature)
+    domain_probs = _probabilities(manifest.domain, raw.domain_logits)
+    task_probs = _probabilities(manifest.task, raw.task_logits)
     similarity = float((bundle.centroids @ raw.neighbours).max())
-    unknown = (
-        similarity < manifest.unknown.threshold
-        or raw.unk_share > manifest.unknown.unk_share_max
-        # A vocabulary may contain a language's letters without the bundle being trained on the language.
-        or language not in manifest.languages
-    )
-    task_probs: dict[str, float] = {}
-    if manifest.task is not None and raw.task_logits is not None:
-        task = softmax(raw.task_logits, manifest.task.temperature)
-        task_probs = dict(zip(manifest.task.labels, task, strict=True))
+    far = similarity < manifest.unknown.threshold or raw.unk_share > manifest.unknown.unk_share_max
     return Signals(
-        domain=manifest.domain.labels[domain.index(max(domain))],
-        domain_probs=dict(zip(manifest.domain.labels, domain, strict=True)),
-        domain_entropy=entropy(domain),
+        domain=max(domain_probs, key=domain_probs.__getitem__),
+        domain_probs=domain_probs,
+        domain_entropy=entropy(domain_probs.values()),
         difficulty=sigmoid(manifest.difficulty.scale * raw.difficulty_logit + manifest.difficulty.shift),
-        unknown=unknown,
+        # A vocabulary may contain a language's letters without the bundle being trained on the language.
+        unknown=far or language not in manifest.languages,
         tokens=raw.tokens,
         truncated=raw.truncated,
         language=language,
-        task=max(task_probs, key=task_probs.__getitem__) if task_probs else "",
+        task=max(task_probs, key=task_probs.__getitem__, default=""),
         task_probs=task_probs,
         similarity=similarity,
         embedding=raw.embedding,
@@ -73,11 +55,14 @@ def calibrate(bundle: Bundle, raw: RawOutput, language: str) -> Signals:
     )
 
 
-def softmax(logits: FloatArray, temperature: float = 1.0) -> list[float]:
-    """Softmax of a short vector over its temperature, computed in float64.
+def _probabilities(head: LabelHead | None, logits: FloatArray | None) -> dict[str, float]:
+    if head is None or logits is None:
+        return {}
+    return dict(zip(head.labels, softmax(logits, head.temperature), strict=True))
 
-    In plain Python: for a dozen numbers that takes a tenth of the time of the NumPy calls.
-    """
+
+def softmax(logits: FloatArray, temperature: float = 1.0) -> list[float]:
+    """Softmax over a temperature (Guo et al. 2017, section 4.2); NumPy would take ten times as long."""
     scaled = [logit / temperature for logit in logits.tolist()]
     highest = max(scaled)
     powers = [math.exp(logit - highest) for logit in scaled]
@@ -92,9 +77,6 @@ def sigmoid(x: float) -> float:
 
 
 def entropy(probabilities: Collection[float]) -> float:
-    """Shannon entropy over its maximum log(n): 0 for a certain distribution, 1 for a uniform one.
-
-    0 for no probabilities, or a single one.
-    """
+    """Shannon entropy over its maximum log(n): 0 if certain, or of less than two outcomes; 1 if uniform."""
     nats = -sum(p * math.log(p) for p in probabilities if p > 0)
     return nats / math.log(max(len(probabilities), 2))

@@ -34,10 +34,7 @@ def write_json(path: Path, model: BaseModel) -> None:
 
 
 def read_json(path: Path, model: type[M], bytes_max: int, written_by: str) -> M:
-    """Read and check a file of `write_json`, of the model's default `format`.
-
-    Raises ArtifactError that names the file and the problem.
-    """
+    """Read and check a file of `write_json`, of the model's default `format`; raises ArtifactError."""
     try:
         if path.stat().st_size > bytes_max:
             raise ArtifactError(f"{path}: more than {bytes_max} bytes")
@@ -48,9 +45,8 @@ def read_json(path: Path, model: type[M], bytes_max: int, written_by: str) -> M:
         raise ArtifactError(f"{path}: cannot be read: {error.strerror or error}") from None
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise ArtifactError(f"{path}: {place + ': ' if place else ''}{message}") from None
+        place, problem = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        raise ArtifactError(": ".join(filter(None, (str(path), place, problem)))) from None
     wanted, actual = model.model_fields["format"].default, getattr(found, "format", None)
     if actual != wanted:
         raise ArtifactError(f"{path}: format {actual} is not {wanted}, the one this version reads")

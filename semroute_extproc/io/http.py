@@ -1,33 +1,26 @@
-"""One OpenAI-compatible endpoint: JSON out, JSON back, over connections that are kept.
-
-The HTTP client is imported when an endpoint is made, so that a server that needs none starts without
-it. Nothing is retried here: the caller knows how long it can wait.
-"""
+"""One OpenAI-compatible endpoint: JSON out, JSON back, over connections that are kept, without retries."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import ssl
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from email.utils import parsedate_to_datetime
-from types import TracebackType
 from typing import Any
 
 import msgspec
 
 from semroute_extproc.errors import EndpointError
 
-ANSWER_BYTES_MAX = 8 * 1024 * 1024
-"""Most of an answer that is read."""
+ANSWER_BYTES_MAX, DETAIL_CHARACTERS_MAX = 8 * 1024 * 1024, 200
+"""Most of an answer that is read, and of an error's body that is shown."""
 
 KEEP_ALIVE_SECONDS = 4.0
 """Below the five seconds after which vLLM closes an idle connection, so that we do not write into it."""
 
-DETAIL_CHARACTERS_MAX = 200
-"""Most of an error's body that is shown."""
 
-
-class Endpoint:
+class Endpoint(AbstractAsyncContextManager["Endpoint"]):
     """Where to send requests. Use within one event loop, and close it."""
 
     def __init__(
@@ -38,24 +31,18 @@ class Endpoint:
         ca_file: str | os.PathLike[str] | None = None,
         connections_max: int = 64,
     ) -> None:
-        """`url` ends before the path, as in `http://host:8000/v1`.
-
-        Raises EndpointError with reason `setup` if the key's variable or the file of certificates is
-        missing, or the address holds a password: addresses are shown in errors, profiles and the
-        configuration's page.
-        """
+        """`url` ends before the path, as in `http://host:8000/v1`; raises EndpointError (`setup`)."""
+        # Addresses are shown in errors, profiles and the page of the configuration.
         if "@" in url.partition("://")[2].partition("/")[0]:
-            raise EndpointError(
-                "setup", "an address must hold no user or password: name a variable with a key"
-            )
-        import httpx2
+            problem = "an address must hold no user or password: name a variable with a key"
+            raise EndpointError("setup", problem)
+        import httpx2  # only here: a server without endpoints starts without it
 
         self.url = url.rstrip("/")
         # Uncompressed, so that the bytes that are counted are the bytes that are held.
         self._headers = {"content-type": "application/json", "accept-encoding": "identity"}
         if api_key_env is not None:
-            key = os.environ.get(api_key_env, "").strip()
-            if not key:
+            if not (key := os.environ.get(api_key_env, "").strip()):
                 raise EndpointError("setup", f"the environment has no {api_key_env}")
             self._headers["authorization"] = f"Bearer {key}"
         try:
@@ -64,77 +51,47 @@ class Endpoint:
         except OSError as error:
             raise EndpointError("setup", f"{ca_file}: {error.strerror or error}") from None
         self._httpx = httpx2
-        # The transport alone: it follows no redirect, takes no proxy from the environment and keeps no
-        # cookie, any of which would carry a prompt or a key elsewhere.
-        self._transport = httpx2.AsyncHTTPTransport(
-            verify=verify,
-            trust_env=False,
-            limits=httpx2.Limits(
-                max_connections=connections_max,
-                max_keepalive_connections=connections_max,
-                keepalive_expiry=KEEP_ALIVE_SECONDS,
-            ),
-        )
+        # The transport alone: a redirect, a proxy or a cookie would carry a prompt or a key elsewhere.
+        limits = httpx2.Limits(max_connections=connections_max, keepalive_expiry=KEEP_ALIVE_SECONDS)
+        self._transport = httpx2.AsyncHTTPTransport(verify=verify, trust_env=False, limits=limits)
 
     async def post(self, path: str, body: object, seconds: float) -> bytes:
-        """The body of the answer to `body` as JSON, whole and within `seconds`.
-
-        Raises EndpointError: `timeout`, `connection`, `http` (with status and retry_after) or
-        `unreadable` (larger than ANSWER_BYTES_MAX).
-        """
+        """The whole answer to `body` as JSON within `seconds`; raises EndpointError."""
+        content, answer = msgspec.json.encode(body), bytearray()
+        send = self._transport.handle_async_request
         try:
-            async with asyncio.timeout(seconds):
-                return await self._post(path, msgspec.json.encode(body))
+            request = self._httpx.Request("POST", self.url + path, headers=self._headers, content=content)
+            async with asyncio.timeout(seconds), aclosing(await send(request)) as response:
+                async for chunk in response.aiter_raw():
+                    answer += chunk
+                    if len(answer) > ANSWER_BYTES_MAX:
+                        raise EndpointError("unreadable", f"more than {ANSWER_BYTES_MAX} bytes")
         except TimeoutError:
             raise EndpointError("timeout", f"no answer within {seconds:g} s") from None
         except (self._httpx.HTTPError, self._httpx.InvalidURL, OSError) as error:
             raise EndpointError("connection", f"{type(error).__name__}: {error}") from None
-
-    async def _post(self, path: str, body: bytes) -> bytes:
-        request = self._httpx.Request("POST", self.url + path, headers=self._headers, content=body)
-        response = await self._transport.handle_async_request(request)
-        try:
-            answer = bytearray()
-            async for chunk in response.aiter_raw():
-                answer += chunk
-                if len(answer) > ANSWER_BYTES_MAX:
-                    raise EndpointError("unreadable", f"more than {ANSWER_BYTES_MAX} bytes")
-        finally:
-            await response.aclose()
-        if response.status_code == 200:
+        status, headers = response.status_code, response.headers
+        if status == 200:
             return bytes(answer)
-        detail = bytes(answer[:DETAIL_CHARACTERS_MAX]).decode("utf-8", "replace")
-        raise EndpointError(
-            "http",
-            f"status {response.status_code}: {' '.join(detail.split())}",
-            status=response.status_code,
-            retry_after=_retry_after(response.headers.get("retry-after"), response.headers.get("date")),
-        )
+        detail = " ".join(answer[:DETAIL_CHARACTERS_MAX].decode("utf-8", "replace").split())
+        retry_after = _retry_after(headers.get("retry-after", ""), headers.get("date", ""))
+        raise EndpointError("http", f"status {status}: {detail}", status, retry_after)
 
     async def close(self) -> None:
         """Close the connections."""
         await self._transport.aclose()
 
-    async def __aenter__(self) -> Endpoint:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
 
-def _retry_after(value: str | None, date: str | None) -> float | None:
+def _retry_after(value: str, date: str) -> float | None:
     """Seconds that a Retry-After header asks for (RFC 9110, section 10.2.3), by the server's own clock."""
-    if value is None:
-        return None
     if value.strip().isdecimal():
         return float(value)
-    try:
-        wait = parsedate_to_datetime(value) - parsedate_to_datetime(date or "")
-    except (ValueError, TypeError):
-        return None
-    return max(wait.total_seconds(), 0.0)
+    with suppress(ValueError, TypeError):
+        return max((parsedate_to_datetime(value) - parsedate_to_datetime(date)).total_seconds(), 0.0)
+    return None
 
 
 def decode(answer: bytes, shape: type[Any]) -> Any:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Callable, Collection
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -19,30 +19,21 @@ logger = structlog.get_logger("semroute.watching")
 async def notices(
     paths: Callable[[], Collection[Path]], stop: asyncio.Event, poll_seconds: float = POLL_SECONDS
 ) -> AsyncIterator[None]:
-    """Yield when an entry of one of the directories changed, or after `poll_seconds`, until `stop`.
-
-    The kernel may refuse to watch: a directory is missing, or the user's inotify instances, shared by all
-    pods of a node, are used up. Then only the clock counts, and `paths` is called again each time.
-    """
+    """Yield when an entry of one of the directories changed, or after `poll_seconds`, until `stop`."""
     warned = False
+    watch = partial(watchfiles.awatch, stop_event=stop, recursive=False, watch_filter=None)
     while not stop.is_set():
         try:
             if watched := paths():
-                async for _ in watchfiles.awatch(
-                    *watched,
-                    stop_event=stop,
-                    rust_timeout=int(poll_seconds * 1000),
-                    yield_on_timeout=True,
-                    recursive=False,
-                    watch_filter=None,
-                ):
+                async for _ in watch(*watched, rust_timeout=int(poll_seconds * 1000), yield_on_timeout=True):
                     yield
                 continue
-        except (OSError, RuntimeError) as error:  # watchfiles' own error is a RuntimeError
+        except (OSError, RuntimeError) as error:
+            # A directory is missing, or the node's inotify instances are used up: the clock counts alone.
             if not warned:
                 logger.warning("watch.failed", problem=str(error), looking_every_seconds=poll_seconds)
             warned = True
-        with contextlib.suppress(TimeoutError):
+        try:
             await asyncio.wait_for(stop.wait(), poll_seconds)
-        if not stop.is_set():
+        except TimeoutError:
             yield

@@ -88,16 +88,17 @@ def test_a_pass_without_memory_is_run_as_smaller_ones(gpu: Gpu) -> None:
     assert emitted == [OutOfMemory(SHIPPED.manifest.name)] * 3, "100, 50, 25, and then it fits"
 
 
-def test_passes_stay_small_for_a_while_and_grow_again(gpu: Gpu) -> None:
-    now = [0.0]
-    model = CudaModel(SHIPPED, gpu, now=lambda: now[0])
+def test_passes_stay_small_for_a_while_and_grow_again(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1.0]
+    monkeypatch.setattr("semroute_extproc.encoder.cuda.monotonic", lambda: now[0])
+    model = CudaModel(SHIPPED, gpu)
     gpu.texts_max = 10
     model.run(texts(*[16] * 16))
     gpu.shapes.clear()
     gpu.texts_max = 1_000
     model.run(texts(*[16] * 16))
     assert gpu.shapes == [(8, 16)] * 2
-    now[0] = SMALL_PASS_SECONDS + 1.0
+    now[0] += SMALL_PASS_SECONDS + 1.0
     gpu.shapes.clear()
     model.run(texts(*[16] * 16))
     assert gpu.shapes == [(16, 16)]

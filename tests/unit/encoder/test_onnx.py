@@ -25,7 +25,7 @@ def framer() -> Framer:
 
 @pytest.fixture(scope="module")
 def scorer() -> Scorer:
-    return Scorer.of(SHIPPED.path, threads=2)
+    return Scorer.of(SHIPPED.path)
 
 
 def test_a_short_text_is_framed_whole(framer: Framer) -> None:

@@ -18,10 +18,10 @@ from fake_gpu import Gpu
 from semroute_extproc.encoder import bundle
 from semroute_extproc.encoder.cuda import CudaModel
 from semroute_extproc.encoder.preprocess import Framed
-from semroute_extproc.encoder.queue import FAILURES_MAX, PASS_UNITS, EncodeQueue, PassTime, units
+from semroute_extproc.encoder.queue import FAILURES_MAX, PASS_UNITS, EncodeQueue, PassTime
 from semroute_extproc.encoder.signals import RawOutput
 from semroute_extproc.errors import EncoderUnavailable
-from semroute_extproc.events import EncoderLost, Event, OutOfMemory
+from semroute_extproc.events import Emit, EncoderLost, Event, OutOfMemory, ignore
 
 SHIPPED = bundle.load(bundle.default_bundle())
 NAME = SHIPPED.manifest.name
@@ -48,11 +48,19 @@ class Model:
         return [raw(tokens=framed.tokens) for framed in batch]
 
 
+class Held(Model):
+    """A model whose passes end when `release` is set."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.release = threading.Event()
+        super().__init__(device, lambda: self.release.wait(5) and None)
+
+
 @asynccontextmanager
 async def queue(
-    model: Any, threads: int = 1, queue_max: int = 100, **more: Any
+    model: Any, threads: int = 1, queue_max: int = 100, emit: Emit = ignore
 ) -> AsyncIterator[EncodeQueue]:
-    subject = EncodeQueue(model, threads, queue_max, **more)
+    subject = EncodeQueue(model, threads, queue_max, emit)
     try:
         yield subject
     finally:
@@ -91,13 +99,12 @@ async def test_on_the_cpu_one_text_is_one_pass() -> None:
 
 
 async def test_on_a_gpu_waiting_texts_share_a_pass_and_outputs_stay_with_their_texts() -> None:
-    release = threading.Event()
-    model = Model("cuda", lambda: release.wait(5) and None)
+    model = Held("cuda")
     lengths = [5, 300, 7, 1, 200, 3]
     async with queue(model) as subject:
         tasks = start(subject, *("x" * n for n in lengths))
         await asyncio.sleep(0)
-        release.set()
+        model.release.set()
         outputs = await asyncio.gather(*tasks)
     assert [output.tokens for output in outputs] == lengths
     assert model.batches == [lengths[:1], lengths[1:]]
@@ -130,26 +137,25 @@ async def test_many_threads_run_each_text_once() -> None:
 
 
 async def test_a_full_queue_refuses_at_once() -> None:
-    release = threading.Event()
-    async with queue(Model(work=lambda: release.wait(5) and None), queue_max=2) as subject:
+    model = Held()
+    async with queue(model, queue_max=2) as subject:
         tasks = start(subject, "x", "x", "x")
         await asyncio.sleep(0)  # one runs, two wait
         assert await result(subject) == ["overloaded"]
-        release.set()
+        model.release.set()
         await asyncio.gather(*tasks)
 
 
 async def test_a_deadline_ends_the_wait() -> None:
-    release = threading.Event()
-    async with queue(Model(work=lambda: release.wait(5) and None)) as subject:
+    model = Held()
+    async with queue(model) as subject:
         assert await result(subject, 0.05) == ["deadline"]
-        assert not release.is_set()
-        release.set()
+        assert not model.release.is_set()
+        model.release.set()
 
 
 async def test_work_whose_caller_has_gone_or_whose_time_has_passed_is_not_run() -> None:
-    release = threading.Event()
-    model = Model(work=lambda: release.wait(5) and None)
+    model = Held()
     async with queue(model) as subject:
         [first, gone] = start(subject, "x", "xx")
         late = asyncio.create_task(subject.encode("xxx", soon(0.05)))
@@ -158,7 +164,7 @@ async def test_work_whose_caller_has_gone_or_whose_time_has_passed_is_not_run() 
             await late
         gone.cancel()
         await asyncio.sleep(0)
-        release.set()
+        model.release.set()
         await asyncio.gather(first, last)
     assert model.batches == [[1], [4]]
 
@@ -195,14 +201,14 @@ async def test_a_failed_pass_fails_its_texts_and_the_thread_goes_on() -> None:
 
 
 async def test_closing_tells_those_who_wait() -> None:
-    release = threading.Event()
-    subject: Any = EncodeQueue(Model(work=lambda: release.wait(5) and None), 1, 10)  # type: ignore[arg-type]
+    model = Held()
+    subject: Any = EncodeQueue(model, 1, 10)  # type: ignore[arg-type]
     tasks = start(subject, "x", "x")
     await asyncio.sleep(0)
     closing = asyncio.create_task(subject.close())
     for found in await asyncio.gather(*tasks, return_exceptions=True):
         assert isinstance(found, EncoderUnavailable)
-    release.set()
+    model.release.set()
     await closing
     assert await result(subject) == ["closed"]
 
@@ -248,8 +254,8 @@ async def test_a_slow_moment_is_unlearnt() -> None:
 
 
 async def test_a_caller_who_goes_leaves_no_place_taken() -> None:
-    release = threading.Event()
-    async with queue(Model(work=lambda: release.wait(5) and None), queue_max=1) as subject:
+    model = Held()
+    async with queue(model, queue_max=1) as subject:
         [first, gone] = start(subject, "x", "xx")
         await asyncio.sleep(0)
         assert subject.waiting == 1
@@ -258,8 +264,14 @@ async def test_a_caller_who_goes_leaves_no_place_taken() -> None:
         assert subject.waiting == 0
         [second] = start(subject, "x")
         await asyncio.sleep(0)
-        release.set()
+        model.release.set()
         await asyncio.gather(first, second)
+
+
+@pytest.fixture
+def stalled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass that has not ended yet has ended too late."""
+    monkeypatch.setattr("semroute_extproc.encoder.queue.STALL_SECONDS_MAX", 0.0)
 
 
 class TestGpu:
@@ -298,11 +310,11 @@ class TestGpu:
             assert await result(subject, count=100) == ["error"] * 100
         assert (emitted, gpu.shapes) == ([lost], [])
 
+    @pytest.mark.usefixtures("stalled_at_once")
     async def test_a_driver_that_hangs_loses_the_gpu_and_everything_that_waits_falls_back(self) -> None:
         gpu, emitted = Gpu(), list[Event]()
         gpu.answers.clear()
-        model = CudaModel(SHIPPED, gpu)
-        async with queue(model, emit=emitted.append, stall_seconds_max=0.0) as subject:
+        async with queue(CudaModel(SHIPPED, gpu), emit=emitted.append) as subject:
             running = asyncio.create_task(result(subject))
             await asyncio.sleep(0)
             for _ in range(2):
@@ -320,10 +332,10 @@ class TestGpu:
             assert await result(subject) == ["done"]
         assert emitted == []
 
+    @pytest.mark.usefixtures("stalled_at_once")
     async def test_texts_that_come_too_late_beside_others_in_time_do_not_lose_the_gpu(self) -> None:
         emitted: list[Event] = []
-        model = CudaModel(SHIPPED, Gpu())
-        async with queue(model, emit=emitted.append, stall_seconds_max=0.0) as subject:
+        async with queue(CudaModel(SHIPPED, Gpu()), emit=emitted.append) as subject:
             for _ in range(5):
                 assert await result(subject, -0.01) == ["deadline"]
                 assert await result(subject) == ["done"]
@@ -342,6 +354,7 @@ class TestGpu:
             assert await result(subject) == ["done"]
         assert emitted == []
 
+    @pytest.mark.usefixtures("stalled_at_once")
     async def test_on_the_cpu_nothing_is_ever_lost(self) -> None:
         broken, release, emitted = True, threading.Event(), list[Event]()
 
@@ -350,7 +363,7 @@ class TestGpu:
                 raise RuntimeError
             release.wait(5)
 
-        async with queue(Model(work=work), emit=emitted.append, stall_seconds_max=0.0) as subject:
+        async with queue(Model(work=work), emit=emitted.append) as subject:
             for _ in range(FAILURES_MAX + 1):
                 assert await result(subject) == ["error"]
             broken = False
@@ -364,10 +377,14 @@ class TestGpu:
 class TestPassTime:
     """How long a pass is expected to take."""
 
-    def test_work_grows_with_the_text_up_to_the_window(self) -> None:
-        assert units(0, 128) == PASS_UNITS
-        assert units(100, 128) == PASS_UNITS + 25
-        assert units(100_000, 128) == PASS_UNITS + 128
+    async def test_work_grows_with_the_text_up_to_the_window(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        learned: list[float] = []
+        monkeypatch.setattr(PassTime, "learn", lambda _, seconds, units: learned.append(units))
+        async with queue(Model()) as subject:
+            for characters in (0, 40, 100_000):
+                await subject.encode("x" * characters, soon())
+        window = BUNDLE.manifest.encoder.window
+        assert learned == [PASS_UNITS, PASS_UNITS + 10, PASS_UNITS + window]
 
     def test_before_the_first_pass_nothing_is_expected(self) -> None:
         assert (PassTime().mean, PassTime().high) == (0.0, 0.0)
