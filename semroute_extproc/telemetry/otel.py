@@ -1,8 +1,4 @@
-"""OpenTelemetry spans: one per exchange and one per stage, written when the exchange is over.
-
-The GenAI conventions are still in development, so their attribute names are spelled out here; our own
-names begin with `semroute.`.
-"""
+"""OpenTelemetry spans: one per exchange and one per stage, written when the exchange is over."""
 
 from __future__ import annotations
 
@@ -20,7 +16,7 @@ from semroute_extproc import __version__
 from semroute_extproc.events import Decided, Event
 from semroute_extproc.outcome import Outcome, facts
 
-SPAN_NAME = "envoy.service.ext_proc.v3.ExternalProcessor/Process"
+SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 
 QUEUE_SPANS_MAX = 2_048
 """Spans that may wait for the exporter; more are dropped."""
@@ -29,13 +25,10 @@ CLOSE_SECONDS_MAX = 2.0
 """Time for the last spans to be sent; a collector that is gone must not delay a restart."""
 
 OPERATIONS = {
-    "chat_completions": "chat",
-    "responses": "chat",
-    "messages": "chat",
-    "completions": "text_completion",
-    "embeddings": "embeddings",
+    **dict.fromkeys(("chat_completions", "responses", "messages"), "chat"),
+    **{"completions": "text_completion", "embeddings": "embeddings"},
 }
-"""API to the operation's name in the GenAI conventions."""
+"""API to the operation's name in the GenAI conventions, which are still in development."""
 
 NAMES = {
     **{fact: f"semroute.{fact}" for fact in ("outcome", "cause", "pool", "session", "domain")},
@@ -66,18 +59,13 @@ class OtelSink:
         """See `Sink.handle`."""
         if not isinstance(event, Decided):
             return
-        parent = None
-        for traceparent in event.parents:
-            context = self._propagator.extract({"traceparent": traceparent})
-            if trace.get_current_span(context).get_span_context().is_valid:
-                parent = context
-                break
+        given = (self._propagator.extract({"traceparent": parent}) for parent in event.parents)
+        context = next(
+            filter(lambda each: trace.get_current_span(each).get_span_context().is_valid, given), None
+        )
+        values, kind = attributes(event.outcome, event.request_id), trace.SpanKind.SERVER
         span = self._tracer.start_span(
-            SPAN_NAME,
-            context=parent,
-            kind=trace.SpanKind.SERVER,
-            start_time=event.started_ns,
-            attributes=attributes(event.outcome, event.request_id),
+            f"{SERVICE}/Process", context, kind, values, start_time=event.started_ns
         )
         if not span.is_recording():
             return
@@ -99,7 +87,7 @@ def attributes(outcome: Outcome, request_id: str) -> dict[str, AttributeValue]:
     """The span's attributes; never prompt text."""
     values: dict[str, AttributeValue] = {
         "rpc.system": "grpc",
-        "rpc.service": "envoy.service.ext_proc.v3.ExternalProcessor",
+        "rpc.service": SERVICE,
         "rpc.method": "Process",
         "http.request.header.x-request-id": request_id,
         "semroute.decision.reason": outcome.reason,

@@ -7,7 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from semroute_extproc.events import CacheLookup
-from semroute_extproc.serve.exposition import merged
+from semroute_extproc.serve.supervisor import merged
 from semroute_extproc.telemetry.prom import PrometheusSink
 
 
