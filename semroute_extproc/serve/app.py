@@ -17,7 +17,6 @@ import structlog
 from semroute_extproc import __version__
 from semroute_extproc.config import source as config_source
 from semroute_extproc.config.source import Loaded
-from semroute_extproc.encoder.classifier import Classifier
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.envoy.server import GrpcServer, Servicer
 from semroute_extproc.errors import Exit
@@ -35,7 +34,7 @@ OTLP_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDP
 """OpenTelemetry's own variables that name a collector."""
 
 BEAT_SECONDS, STALLED_SECONDS_MAX = 1.0, 10.0
-"""Time between two beats of the event loop; one without a beat for the second time has stalled."""
+"""Time between two beats of the event loop; one without a beat for the longer time has stalled."""
 
 logger = structlog.get_logger("semroute")
 
@@ -91,7 +90,7 @@ async def run(
     config, loop = loaded.config, asyncio.get_running_loop()
     metrics, controllers = PrometheusSink(), ControllerState(secrets.token_bytes())
     reactions = Reactions(controllers)
-    sinks: list[Sink] = [metrics, log.LogSink(config.telemetry, worker), reactions]
+    sinks: list[Sink] = [metrics, log.LogSink(config.telemetry), reactions]
     tracing, endpoint = None, config.telemetry.otlp_endpoint
     if endpoint is not None or any(os.environ.get(name) for name in OTLP_VARIABLES):
         from semroute_extproc.telemetry import otel  # Takes a fifth of the start.
@@ -103,7 +102,7 @@ async def run(
     live = LiveConfig(path, loaded, classifier, controllers, emit)
     servicer, health = Servicer(lambda: live.snapshot, emit), Health()
     server = GrpcServer(config.server, servicer, worker or 0)
-    pages = _shown(metrics, health, servicer, live, classifier, controllers)
+    pages = _pages(metrics, health, servicer, live)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, reactions.stop.set)
     loop.add_signal_handler(signal.SIGHUP, lambda: live.start(live.reload()))
@@ -140,15 +139,9 @@ async def run(
     return reactions.status
 
 
-def _shown(
-    metrics: PrometheusSink,
-    health: Health,
-    servicer: Servicer,
-    live: LiveConfig,
-    classifier: Classifier,
-    controllers: ControllerState,
-) -> Pages:
+def _pages(metrics: PrometheusSink, health: Health, servicer: Servicer, live: LiveConfig) -> Pages:
     """The pages of the admin port, with the gauges that are read at each scrape."""
+    classifier, controllers = live.classifier, live.controllers
 
     def values(part: str, key: str) -> dict[tuple[str, ...], float]:
         states = controllers.status()[part].items()

@@ -36,7 +36,7 @@ class LiveConfig:
         self, path: Path, loaded: Loaded, classifier: Classifier, controllers: ControllerState, emit: Emit
     ) -> None:
         """Make `loaded` live, and later what is in the file; raises ConfigError."""
-        self._path, self._classifier, self._controllers, self._emit = path, classifier, controllers, emit
+        self._path, self.classifier, self.controllers, self._emit = path, classifier, controllers, emit
         self._judges = Judges()
         self._profiles = ProfileDirectories(self._profiles_changed)
         self._rejected = False
@@ -95,7 +95,7 @@ class LiveConfig:
             return None
         if problems := restart_needed(self.loaded.config, loaded.config):
             raise loaded.error(problems)
-        return loaded, files, build.make_policies(loaded, self._classifier.bundle, self._profiles.of)
+        return loaded, files, build.make_policies(loaded, self.classifier.bundle, self._profiles.of)
 
     def _adopt(self, number: int, loaded: Loaded, files: str, policies: Mapping[str, PolicyPlan]) -> None:
         """Make it live; raises ConfigError before anything has changed."""
@@ -103,13 +103,13 @@ class LiveConfig:
         if config.controllers.session != self.loaded.config.controllers.session:
             shared = build.connect_sessions(config, self._emit)
         judges = build.make_judges(loaded, self._judges)
-        pipeline = Pipeline(config, policies, self._classifier, self._emit, judges, self._controllers, shared)
+        pipeline = Pipeline(config, policies, self.classifier, self._emit, judges, self.controllers, shared)
         self.snapshot = ConfigSnapshot(number, loaded.sha256, build.exchange_settings(pipeline), pipeline)
         if self._shared is not None and self._shared is not shared:
             # Open streams still hold it; their lookups fail from now on, and are counted.
             self.start(self._shared.close())
         self.loaded, self._files, self._shared = loaded, files, shared
-        self._controllers.configure(config.pools, config.controllers, config.strategies)
+        self.controllers.configure(config.pools, config.controllers, config.strategies)
         self._judges.adopt(judges)
         self._profiles.adopt()
         self._emit(Reloaded(loaded.sha256, number, notes=loaded.notes))

@@ -1,8 +1,4 @@
-"""The admin port: health, metrics and the live configuration, read-only, off the data path.
-
-It is the standard library's server in a thread of its own, so a slow scrape delays a decision by no
-more than the interpreter lock does.
-"""
+"""The admin port: health, metrics and the live configuration, read-only, off the data path: in a thread."""
 
 from __future__ import annotations
 
@@ -17,9 +13,6 @@ from socketserver import ThreadingTCPServer
 from typing import Any, NamedTuple
 
 import structlog
-
-TIMEOUT_SECONDS = 10
-"""An admin connection that is silent for this long is closed."""
 
 log = structlog.get_logger("semroute.admin")
 
@@ -63,15 +56,12 @@ class AdminServer(ThreadingTCPServer):
         """
         index = f"there is {' '.join(sorted(pages))}\n"
         self.pages, self.otherwise = pages, otherwise or (lambda _: text(404, index))
-        address: Any = listen.removeprefix("unix:")
-        self._path = Path(address) if listen.startswith("unix:") else None
-        if self._path is not None:
-            self.address_family = socket.AF_UNIX
-        else:
-            host, _, port = listen.rpartition(":")
-            self.address_family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
-            address = (host.strip("[]"), int(port))
+        host, _, port = listen.rpartition(":")
+        self._path = Path(listen.removeprefix("unix:")) if listen.startswith("unix:") else None
+        inet = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+        self.address_family = inet if self._path is None else socket.AF_UNIX
         try:
+            address: Any = (host.strip("[]"), int(port)) if self._path is None else str(self._path)
             super().__init__(address, _PageHandler)
         except OSError as error:
             raise OSError(f"cannot listen on {listen} for the admin port: {error.strerror}") from None
@@ -107,7 +97,7 @@ class AdminServer(ThreadingTCPServer):
 
 class _PageHandler(BaseHTTPRequestHandler):
     server: AdminServer
-    timeout = TIMEOUT_SECONDS
+    timeout = 10  # Seconds; a connection that is silent for longer is closed.
     server_version, sys_version = "semroute", ""
 
     def do_GET(self) -> None:

@@ -61,9 +61,10 @@ class LogSink:
     same bytes than everything else that is done for a request that names its pool.
     """
 
-    def __init__(self, settings: Telemetry, worker: int | None = None) -> None:
-        """With `log_prompts` the classified text is part of the line; `worker` is the process's number."""
-        self._worker, self._prompts, self._console = worker, settings.log_prompts, _console(settings)
+    def __init__(self, settings: Telemetry) -> None:
+        """With `log_prompts` the classified text is part of the line."""
+        self._prompts, self._console = settings.log_prompts, _console(settings)
+        self._context = structlog.contextvars.get_contextvars()
         self._encode = msgspec.json.Encoder().encode
         self._handlers: dict[type[ev.Event], Callable[[Any], None]] = {
             ev.Failed: lambda event: log.exception(event.where, request_id=event.request_id),
@@ -101,10 +102,9 @@ class LogSink:
         if self._console:
             log.info("route.decided", **facts)
             return
-        if self._worker is not None:
-            facts["worker"] = self._worker
         ended = datetime.fromtimestamp(event.ended_ns / 1e9, UTC).isoformat(timespec="microseconds")
-        facts |= {"event": "route.decided", "level": "info", "timestamp": ended.replace("+00:00", "Z")}
+        timestamp = ended.replace("+00:00", "Z")
+        facts.update(self._context, event="route.decided", level="info", timestamp=timestamp)
         sys.stderr.write(self._encode(facts).decode() + "\n")
 
 

@@ -26,7 +26,8 @@ CLOSE_SECONDS_MAX = 2.0
 
 OPERATIONS = {
     **dict.fromkeys(("chat_completions", "responses", "messages"), "chat"),
-    **{"completions": "text_completion", "embeddings": "embeddings"},
+    "completions": "text_completion",
+    "embeddings": "embeddings",
 }
 """API to the operation's name in the GenAI conventions, which are still in development."""
 
@@ -59,14 +60,11 @@ class OtelSink:
         """See `Sink.handle`."""
         if not isinstance(event, Decided):
             return
-        given = (self._propagator.extract({"traceparent": parent}) for parent in event.parents)
-        context = next(
-            filter(lambda each: trace.get_current_span(each).get_span_context().is_valid, given), None
-        )
+        given = (self._propagator.extract({"traceparent": each}) for each in event.parents)
+        valid = (each for each in given if trace.get_current_span(each).get_span_context().is_valid)
         values, kind = attributes(event.outcome, event.request_id), trace.SpanKind.SERVER
-        span = self._tracer.start_span(
-            f"{SERVICE}/Process", context, kind, values, start_time=event.started_ns
-        )
+        name, start = f"{SERVICE}/Process", event.started_ns
+        span = self._tracer.start_span(name, next(valid, None), kind, values, start_time=start)
         if not span.is_recording():
             return
         inside = trace.set_span_in_context(span)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from threading import Lock
 from typing import Any
 
@@ -88,8 +88,8 @@ class PrometheusSink:
             name: kind(f"semroute_{name}", text, labels.split(), registry=self.registry)
             for kind, name, labels, text in METRICS
         }
-        # At most one per label set; the configuration and the bundle bound those.
-        self._children: dict[tuple[str, ...], Any] = {}
+        # At most one per label set, bounded by configuration and bundle. It takes a tenth of `labels`' time.
+        self._child = cache(self._uncached_child)
         self._loads: dict[str, Mapping[str, float]] = {}
         self._observed: dict[str, Callable[[], Reading]] = {"pool_load": self._load}
         self._scraping = Lock()
@@ -132,14 +132,8 @@ class PrometheusSink:
                     gauge.labels(*labels).set(value)
             return generate_latest(self.registry)
 
-    def _child(self, name: str, *labels: str) -> Any:
-        """A metric's child for its labels. The lookup here takes a tenth of the library's time."""
-        key = (name, *labels)
-        child = self._children.get(key)
-        if child is None:
-            metric = self._metrics[name]
-            child = self._children[key] = metric.labels(*labels) if labels else metric
-        return child
+    def _uncached_child(self, name: str, *labels: str) -> Any:
+        return self._metrics[name].labels(*labels) if labels else self._metrics[name]
 
     def _count(self, name: str, *labels: str) -> None:
         self._child(name, *labels).inc()

@@ -187,7 +187,7 @@ async def test_an_event_loop_that_stands_still_is_not_alive(monkeypatch: pytest.
     beat = asyncio.create_task(health.beat())
     await asyncio.sleep(0.02)
     assert (health.alive, health.ready) == (True, True)
-    time.sleep(0.6)
+    time.sleep(0.6)  # noqa: ASYNC251
     assert (health.alive, health.ready) == (False, False)
     await asyncio.sleep(0.05)
     assert (health.alive, health.ready) == (True, True)
