@@ -5,7 +5,6 @@ The code that notices something calls `emit`; the sinks in `telemetry/` take wha
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -13,9 +12,6 @@ import msgspec
 
 from semroute_extproc.outcome import Outcome
 from semroute_extproc.policy.shadow import Shadow
-
-_PARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
-"""W3C Trace Context, section 3.2; anything else that a client sends is not repeated."""
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -37,14 +33,6 @@ class Decided(Event, frozen=True):
     observed: bool
     """Envoy runs in observability mode: the decision was recorded but not applied."""
 
-    @property
-    def trace_id(self) -> str:
-        """Of the nearest well-formed parent, 32 hexadecimal digits; empty if there is none."""
-        for parent in self.parents:
-            if match := _PARENT.fullmatch(parent):
-                return match[1]
-        return ""
-
 
 class Shadowed(Event, frozen=True):
     """A shadow policy decided after its request had been answered."""
@@ -53,10 +41,9 @@ class Shadowed(Event, frozen=True):
 
 
 class Failed(Event, frozen=True):
-    """An unexpected exception; emitted while it is being handled, so that the log can show it."""
+    """An unexpected exception, logged as `where`; emitted while it is being handled."""
 
     where: str
-    """Name of the event in the log: `decision.failed`, for example."""
     request_id: str = ""
 
 
@@ -105,11 +92,10 @@ class ProfilesRead(Event, frozen=True):
 
 
 class Reloaded(Event, frozen=True):
-    """A configuration is live: the first, a changed one, or the restored one (`changed` is false)."""
+    """A configuration is live: the first (generation 1), a changed one, or the restored one."""
 
     sha256: str
     generation: int
-    """1 for the first configuration of the process; each change adds 1."""
     changed: bool = True
     notes: Sequence[str] = ()
     """One sentence for each deprecated setting."""

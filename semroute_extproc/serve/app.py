@@ -63,10 +63,12 @@ class Health:
 
 
 class Reactions:
-    """The sink that acts on events: load reaches the controllers, and a lost encoder ends the process."""
+    """The sink that acts on events: load reaches the controllers, and a lost encoder ends the process.
+
+    It belongs to the running event loop; events may come from any thread.
+    """
 
     def __init__(self, controllers: ControllerState) -> None:
-        """Belongs to the running event loop; events may come from any thread."""
         self._controllers, self._loop = controllers, asyncio.get_running_loop()
         self.stop, self.status = asyncio.Event(), Exit.OK
 
@@ -78,6 +80,12 @@ class Reactions:
             # Only a new process can open the device again: this one reports NOT_SERVING and drains.
             self.status = Exit.UNAVAILABLE
             self._loop.call_soon_threadsafe(self.stop.set)
+
+    def orphaned(self) -> None:
+        """The supervisor is gone."""
+        self._loop.remove_reader(sys.stdin.fileno())
+        logger.error("supervisor.gone")
+        self.stop.set()
 
 
 async def run(
@@ -108,7 +116,7 @@ async def run(
     loop.add_signal_handler(signal.SIGHUP, lambda: live.start(live.reload()))
     if worker is not None:
         # The supervisor holds the other end and never writes: it is readable once the supervisor is gone.
-        loop.add_reader(sys.stdin.fileno(), _orphaned, reactions.stop)
+        loop.add_reader(sys.stdin.fileno(), reactions.orphaned)
     listen = admin or config.admin.listen
     await server.start()
     # Not before: a process that was started twice must not take the first one's admin socket.
@@ -173,12 +181,6 @@ def _pages(metrics: PrometheusSink, health: Health, servicer: Servicer, live: Li
         "/controllers": lambda: as_json(controllers.status()),
         "/worker": worker,  # For the supervisor.
     }
-
-
-def _orphaned(stop: asyncio.Event) -> None:
-    asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
-    logger.error("supervisor.gone")
-    stop.set()
 
 
 def serve(path: Path, worker: int | None = None, admin: str = "") -> Exit:

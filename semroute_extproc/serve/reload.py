@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from semroute_extproc.config import source as config_source
-from semroute_extproc.config.models import Config
 from semroute_extproc.config.source import Loaded
 from semroute_extproc.encoder.classifier import Classifier
 from semroute_extproc.envoy.server import ConfigSnapshot
@@ -93,7 +92,13 @@ class LiveConfig:
         # Not by digest, which leaves secrets out: a new password is a change.
         if (loaded.config, files) == (self.loaded.config, self._files):
             return None
-        if problems := restart_needed(self.loaded.config, loaded.config):
+        problems = [
+            Problem((section, name), "a change here needs a restart; nothing of this file was applied")
+            for section in NOT_RELOADABLE
+            for name, value in getattr(loaded.config, section)
+            if value != getattr(getattr(self.loaded.config, section), name)
+        ]
+        if problems:
             raise loaded.error(problems)
         return loaded, files, build.make_policies(loaded, self.classifier.bundle, self._profiles.of)
 
@@ -129,13 +134,3 @@ class LiveConfig:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def restart_needed(live: Config, new: Config) -> list[Problem]:
-    """Every setting of the new configuration that needs a restart."""
-    return [
-        Problem((section, name), "a change here needs a restart; nothing of this file was applied")
-        for section in NOT_RELOADABLE
-        for name, value in getattr(new, section)
-        if value != getattr(getattr(live, section), name)
-    ]

@@ -13,9 +13,10 @@ import contextlib
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import structlog
@@ -77,7 +78,8 @@ class Worker:
 
     def probe(self) -> None:
         """Ask for its state; blocks."""
-        alive, state = True, {}
+        alive = True
+        state: dict[str, Any] = {}
         try:
             answer = self.client.get("/worker")
             state = answer.json() if answer.status_code == 200 else {}
@@ -209,12 +211,19 @@ class Supervisor(Collector):
             await asyncio.sleep(self._timing.probe)
 
     def collect(self) -> Iterator[Metric]:
-        """Every worker's metrics with the worker's number, and the supervisor's own."""
-        pages: dict[str, str] = {}
+        """Every worker's metrics with the label `worker`, and the supervisor's own.
+
+        The workers' series stay apart: a sum would fall when a worker restarts, and gauges have no sum.
+        """
+        families: dict[str, Metric] = {}
         for worker in self.workers:
+            page, label = "", {"worker": str(worker.index)}
             with contextlib.suppress(httpx2.HTTPError):
-                pages[str(worker.index)] = worker.client.get("/metrics").text
-        yield from merged(pages)
+                page = worker.client.get("/metrics").text
+            for each in text_string_to_metric_families(page):
+                known = families.setdefault(each.name, Metric(each.name, each.documentation, each.type))
+                known.samples += (sample._replace(labels=label | sample.labels) for sample in each.samples)
+        yield from families.values()
         for kind, name, meaning in (
             (GaugeMetricFamily, "ready", "1 if the worker serves, else 0."),
             (CounterMetricFamily, "restarts", "How often the worker ended and was restarted."),
@@ -243,20 +252,6 @@ class Supervisor(Collector):
                 answer = worker.client.get(path)
                 return Page(answer.status_code, answer.headers["content-type"], answer.content)
         return text(503, "no worker is ready\n")
-
-
-def merged(pages: Mapping[str, str]) -> list[Metric]:
-    """The families of all metrics `pages` (worker to page), each sample with the label `worker`.
-
-    The workers' series stay apart: a sum would fall when a worker restarts, and gauges have no sum.
-    """
-    families: dict[str, Metric] = {}
-    for worker, page in pages.items():
-        for family in text_string_to_metric_families(page):
-            known = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
-            for sample in family.samples:
-                known.samples.append(sample._replace(labels={"worker": worker, **sample.labels}))
-    return list(families.values())
 
 
 def serve(path: Path) -> Exit:

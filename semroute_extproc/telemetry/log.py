@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -16,6 +17,9 @@ from structlog.stdlib import ProcessorFormatter
 from semroute_extproc import events as ev
 from semroute_extproc import outcome as outcomes
 from semroute_extproc.settings.process import Telemetry
+
+PARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
+"""W3C Trace Context, section 3.2; anything else that a client sends is not repeated."""
 
 log = structlog.get_logger("semroute")
 
@@ -91,8 +95,8 @@ class LogSink:
         facts["decision_ms"] = round(outcome.total_ms, 3)
         if event.observed:
             facts["observed"] = True
-        if trace_id := event.trace_id:
-            facts["trace_id"] = trace_id
+        if event.parents and (parent := next(filter(None, map(PARENT.fullmatch, event.parents)), None)):
+            facts["trace_id"] = parent[1]
         if outcome.signals is not None:
             facts["tokens"] = outcome.signals.tokens
         for name, ms in outcome.milliseconds().items():
