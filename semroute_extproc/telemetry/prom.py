@@ -24,16 +24,15 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 Durations = partial(Histogram, buckets=tuple(0.00025 * 2**n for n in range(13)))
 """Seconds, from a quarter of a millisecond to one second, doubling."""
 
+JUDGE_CALLS = "Judge calls: ok, cache, timeout, breaker, busy, connection, http, unparsable, error."
+STORE_ERRORS = "Shared session store: timeout, error, paused, write_error, write_dropped."
+SHADOWS = "Shadow policies' decisions, compared with the live policy's."
+
 METRICS: tuple[tuple[Callable[..., MetricWrapperBase], str, str, str], ...] = (
     (Counter, "decisions", "pool rule strategy domain outcome", "Requests handled."),
     (Counter, "outcomes", "outcome cause", "Requests handled, by cause."),
     (Counter, "fallbacks", "reason", "Requests that fell back, by reason."),
-    (
-        Counter,
-        "judge",
-        "strategy result",
-        "Judge calls: ok, cache, timeout, breaker, busy, connection, http, unparsable, error.",
-    ),
+    (Counter, "judge", "strategy result", JUDGE_CALLS),
     (Durations, "decision_duration_seconds", "", "From the complete body to the decision."),
     (Durations, "stage_duration_seconds", "stage", "One stage of a decision."),
     (Counter, "cache", "result", "Lookups in the signal cache, by result: hit, miss."),
@@ -57,18 +56,8 @@ METRICS: tuple[tuple[Callable[..., MetricWrapperBase], str, str, str], ...] = (
     (Gauge, "budget_realised", "strategy", "Mean over the budget's window, in the target's unit."),
     (Counter, "sessions", "result", "Requests by conversation: new, same, kept, locked, moved, lost, none."),
     (Gauge, "session_entries", "", "Entries in the memory of conversations."),
-    (
-        Counter,
-        "session_remote_errors",
-        "what",
-        "Shared session store: timeout, error, paused, write_error, write_dropped.",
-    ),
-    (
-        Counter,
-        "shadow_decisions",
-        "policy shadow pool agreement",
-        "Shadow policies' decisions, compared with the live policy's.",
-    ),
+    (Counter, "session_remote_errors", "what", STORE_ERRORS),
+    (Counter, "shadow_decisions", "policy shadow pool agreement", SHADOWS),
     (Gauge, "config_info", "sha256 generation", "Always 1."),
     (Gauge, "config_last_reload_successful", "", "1 if the last reload succeeded, else 0."),
     (Gauge, "config_last_reload_success_timestamp_seconds", "", "Unix time of the last good reload."),

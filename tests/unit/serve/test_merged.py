@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import httpx2
 from builders import config
@@ -31,7 +31,8 @@ def page_of(*pages: str | None) -> str:
     """What the workers' pages become, without the supervisor's own metrics."""
     supervisor = Supervisor(config(server={"workers": len(pages)}), "w{worker}.admin", [])
     for worker, page in zip(supervisor.workers, pages, strict=True):
-        worker.client = cast(Any, Client(page))
+        client: Any = Client(page)
+        worker.client = client
     return generate_latest(supervisor).decode().partition("# HELP semroute_worker_ready")[0]
 
 
