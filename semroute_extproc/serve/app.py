@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from semroute_extproc import __version__
 from semroute_extproc.config import source as config_source
 from semroute_extproc.config.source import Loaded
-from semroute_extproc.encoder.classifier import Classifier
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.envoy.server import GrpcServer, Servicer
 from semroute_extproc.errors import Exit
@@ -26,24 +26,15 @@ from semroute_extproc.serve.reload import LiveConfig
 from semroute_extproc.state.controllers import ControllerState
 from semroute_extproc.state.pool_metrics import scrape as scrape_pools
 from semroute_extproc.telemetry import log
-from semroute_extproc.telemetry.admin import AdminServer, Page, Pages, as_json, text
+from semroute_extproc.telemetry.admin import AdminServer, Page, Pages, as_json, probe
 from semroute_extproc.telemetry.bus import Bus
 from semroute_extproc.telemetry.prom import CONTENT_TYPE, MODEL_LABELS, PrometheusSink
-
-if TYPE_CHECKING:
-    from semroute_extproc.telemetry.otel import OtelSink
 
 OTLP_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 """OpenTelemetry's own variables that name a collector."""
 
-SECRET_BYTES = 32
-"""Length of the process's own key for hashes of conversations."""
-
-BEAT_SECONDS = 1.0
-"""Time between two beats of the event loop."""
-
-STALLED_SECONDS_MAX = 10.0
-"""An event loop without a beat for this long has stalled."""
+BEAT_SECONDS, STALLED_SECONDS_MAX = 1.0, 10.0
+"""Time between two beats of the event loop; one without a beat for the longer time has stalled."""
 
 logger = structlog.get_logger("semroute")
 
@@ -51,40 +42,35 @@ logger = structlog.get_logger("semroute")
 class Health:
     """Readiness and liveness; read by the admin thread, which would answer even if the loop stalled."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.ready = False
-        self._clock = clock
-        self._last_beat = clock()
+    def __init__(self) -> None:
+        self.serving, self._last_beat = False, time.monotonic()
 
-    async def beat(self, seconds: float = BEAT_SECONDS) -> None:
+    async def beat(self) -> None:
         """Show again and again that the event loop runs."""
         while True:
-            self._last_beat = self._clock()
-            await asyncio.sleep(seconds)
+            self._last_beat = time.monotonic()
+            await asyncio.sleep(BEAT_SECONDS)
 
     @property
-    def stalled(self) -> bool:
-        """The event loop does not run."""
-        return self._clock() - self._last_beat > STALLED_SECONDS_MAX
+    def alive(self) -> bool:
+        """The event loop runs."""
+        return time.monotonic() - self._last_beat <= STALLED_SECONDS_MAX
 
-    def livez(self) -> Page:
-        """Whether the event loop runs."""
-        return text(503, "the event loop has stalled\n") if self.stalled else text(200, "ok\n")
-
-    def readyz(self) -> Page:
-        """Whether Envoy may send streams."""
-        return text(200, "ok\n") if self.ready and not self.stalled else text(503, "not ready\n")
+    @property
+    def ready(self) -> bool:
+        """Envoy may send streams."""
+        return self.serving and self.alive
 
 
 class Reactions:
-    """The sink that acts on events: load reaches the controllers, and a lost encoder ends the process."""
+    """The sink that acts on events: load reaches the controllers, and a lost encoder ends the process.
+
+    It belongs to the running event loop; events may come from any thread.
+    """
 
     def __init__(self, controllers: ControllerState) -> None:
-        """Belongs to the running event loop; events may come from any thread."""
-        self._controllers = controllers
-        self._loop = asyncio.get_running_loop()
-        self.stop = asyncio.Event()
-        self.status = Exit.OK
+        self._controllers, self._loop = controllers, asyncio.get_running_loop()
+        self.stop, self.status = asyncio.Event(), Exit.OK
 
     def handle(self, event: Event) -> None:
         """See `Sink.handle`."""
@@ -95,6 +81,12 @@ class Reactions:
             self.status = Exit.UNAVAILABLE
             self._loop.call_soon_threadsafe(self.stop.set)
 
+    def orphaned(self) -> None:
+        """The supervisor is gone."""
+        self._loop.remove_reader(sys.stdin.fileno())
+        logger.error("supervisor.gone")
+        self.stop.set()
+
 
 async def run(
     path: Path, loaded: Loaded, models: Mapping[str, OnnxModel], worker: int | None = None, admin: str = ""
@@ -104,30 +96,33 @@ async def run(
     `worker` is the number of a process that is one of several; the supervisor reads its pages on `admin`.
     """
     config, loop = loaded.config, asyncio.get_running_loop()
-    metrics, controllers = PrometheusSink(), ControllerState(os.urandom(SECRET_BYTES))
-    reactions, tracing = Reactions(controllers), _tracing(config.telemetry.otlp_endpoint)
-    sinks: list[Sink] = [metrics, log.LogSink(config.telemetry, worker), reactions]
-    emit = Bus(*sinks, *([tracing] if tracing else [])).emit
+    metrics, controllers = PrometheusSink(), ControllerState(secrets.token_bytes())
+    reactions = Reactions(controllers)
+    sinks: list[Sink] = [metrics, log.LogSink(config.telemetry), reactions]
+    tracing, endpoint = None, config.telemetry.otlp_endpoint
+    if endpoint is not None or any(os.environ.get(name) for name in OTLP_VARIABLES):
+        from semroute_extproc.telemetry import otel  # Takes a fifth of the start.
+
+        tracing = otel.OtelSink(otel.exporter(endpoint))
+        sinks.append(tracing)
+    emit = Bus(*sinks).emit
     classifier = build.make_classifier(config, models, emit)
     live = LiveConfig(path, loaded, classifier, controllers, emit)
-    servicer = Servicer(lambda: live.snapshot, emit)
-    server, health = GrpcServer(config.server, servicer, worker or 0), Health()
-    metrics.observe("inflight_streams", lambda: servicer.open_streams)
-    _observe(metrics, classifier, controllers.status)
-
+    servicer, health = Servicer(lambda: live.snapshot, emit), Health()
+    server = GrpcServer(config.server, servicer, worker or 0)
+    pages = _pages(metrics, health, servicer, live)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, reactions.stop.set)
-    loop.add_signal_handler(signal.SIGHUP, live.request_reload)
+    loop.add_signal_handler(signal.SIGHUP, lambda: live.start(live.reload()))
     if worker is not None:
         # The supervisor holds the other end and never writes: it is readable once the supervisor is gone.
-        loop.add_reader(sys.stdin.fileno(), _orphaned, reactions.stop)
+        loop.add_reader(sys.stdin.fileno(), reactions.orphaned)
     listen = admin or config.admin.listen
-    pages = _pages(metrics, health, live, classifier, controllers)
     await server.start()
     # Not before: a process that was started twice must not take the first one's admin socket.
     admin_server = AdminServer(listen, pages) if listen is not None else None
     await server.ready()
-    health.ready = True
+    health.serving = True
     address, encoders = config.server.address(worker or 0), classifier.describe()
     logger.info("server.serving", version=__version__, listen=address, admin=listen, encoders=encoders)
     beat = asyncio.create_task(health.beat())
@@ -136,7 +131,7 @@ async def run(
     try:
         await reactions.stop.wait()
     finally:
-        health.ready = False
+        health.serving = False
         logger.info("server.draining", seconds=config.server.drain_seconds)
         await server.drain()
         scrape.cancel()
@@ -152,73 +147,40 @@ async def run(
     return reactions.status
 
 
-def _observe(metrics: PrometheusSink, classifier: Classifier, status: Callable[[], dict[str, Any]]) -> None:
-    """Register the gauges that are read at each scrape; `status` is that of the controllers."""
+def _pages(metrics: PrometheusSink, health: Health, servicer: Servicer, live: LiveConfig) -> Pages:
+    """The pages of the admin port, with the gauges that are read at each scrape."""
+    classifier, controllers = live.classifier, live.controllers
 
-    def values(part: str, key: str) -> Callable[[], dict[tuple[str, ...], float]]:
-        return lambda: {
-            (name,): state[key] for name, state in status()[part].items() if state[key] is not None
-        }
+    def values(part: str, key: str) -> dict[tuple[str, ...], float]:
+        states = controllers.status()[part].items()
+        return {(name,): state[key] for name, state in states if state[key] is not None}
 
     def models() -> dict[tuple[str, ...], float]:
         return {tuple(each[label] for label in MODEL_LABELS): 1 for each in classifier.describe()}
 
-    metrics.observe("queue_depth", lambda: classifier.waiting)
-    metrics.observe("model_info", models)
-    metrics.observe("pool_pressure", values("pools", "pressure"))
-    for key in ("leaning", "target", "realised"):
-        metrics.observe(f"budget_{key}", values("budgets", key))
-    metrics.observe("session_entries", lambda: (status()["sessions"] or {}).get("entries", 0))
-
-
-def _pages(
-    metrics: PrometheusSink,
-    health: Health,
-    live: LiveConfig,
-    classifier: Classifier,
-    controllers: ControllerState,
-) -> Pages:
     def config() -> Page:
-        return as_json(
-            {
-                "generation": live.snapshot.number,
-                "sha256": live.loaded.sha256,
-                "encoders": classifier.describe(),
-                "config": live.loaded.config.model_dump(mode="json"),
-            }
-        )
+        page = {"generation": live.snapshot.number, "sha256": live.loaded.sha256}
+        settings = live.loaded.config.model_dump(mode="json")
+        return as_json({**page, "encoders": classifier.describe(), "config": settings})
 
     def worker() -> Page:
-        """For the supervisor."""
-        turning = not health.stalled
-        return as_json({"ready": health.ready and turning, "turning": turning, "sha256": live.loaded.sha256})
+        return as_json({"ready": health.ready, "turning": health.alive, "sha256": live.loaded.sha256})
 
+    metrics.observe("inflight_streams", lambda: servicer.open_streams)
+    metrics.observe("queue_depth", lambda: classifier.waiting)
+    metrics.observe("model_info", models)
+    metrics.observe("pool_pressure", partial(values, "pools", "pressure"))
+    for key in ("leaning", "target", "realised"):
+        metrics.observe(f"budget_{key}", partial(values, "budgets", key))
+    metrics.observe("session_entries", lambda: (controllers.status()["sessions"] or {}).get("entries", 0))
     return {
-        "/livez": health.livez,
-        "/readyz": health.readyz,
+        "/livez": lambda: probe(health.alive, "the event loop has stalled"),
+        "/readyz": lambda: probe(health.ready, "not ready"),
         "/metrics": lambda: Page(200, CONTENT_TYPE, metrics.exposition()),
         "/config": config,
         "/controllers": lambda: as_json(controllers.status()),
-        "/worker": worker,
+        "/worker": worker,  # For the supervisor.
     }
-
-
-def _orphaned(stop: asyncio.Event) -> None:
-    asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
-    logger.error("supervisor.gone")
-    stop.set()
-
-
-def _tracing(endpoint: str | None) -> OtelSink | None:
-    """The sink for spans, if a collector is configured here or by the environment.
-
-    Its import takes a fifth of the start, so it is deferred.
-    """
-    if endpoint is None and not any(os.environ.get(name) for name in OTLP_VARIABLES):
-        return None
-    from semroute_extproc.telemetry import otel
-
-    return otel.OtelSink(otel.exporter(endpoint))
 
 
 def serve(path: Path, worker: int | None = None, admin: str = "") -> Exit:

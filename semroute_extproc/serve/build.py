@@ -21,7 +21,6 @@ from semroute_extproc.policy import plan
 from semroute_extproc.policy.plan import PolicyPlan
 from semroute_extproc.settings.base import Problem
 from semroute_extproc.state import shared_sessions
-from semroute_extproc.state.controllers import ControllerState
 from semroute_extproc.state.shared_sessions import SharedSessions
 from semroute_extproc.strategies import registry
 from semroute_extproc.strategies.judge_client import CannotJudge, JudgeClient, Judges
@@ -32,25 +31,18 @@ DEFAULT = ""
 
 def load_bundles(config: Config) -> dict[str, Bundle]:
     """Language to checked bundle, the default under `DEFAULT`; raises BundleError."""
-    wanted = config.encoder
-    paths = bundle.language_bundles()
-    if wanted.by_language is not None:
-        paths = {language: Path(path) for language, path in wanted.by_language.items()}
-    paths[DEFAULT] = Path(wanted.bundle) if wanted.bundle else bundle.default_bundle()
-    return {language: bundle.load(path, (wanted.device, "cpu")) for language, path in paths.items()}
+    wanted, own = config.encoder, config.encoder.by_language
+    default = wanted.bundle or bundle.default_bundle()
+    paths = {**(bundle.language_bundles() if own is None else own), DEFAULT: default}
+    return {language: bundle.load(Path(path), (wanted.device, "cpu")) for language, path in paths.items()}
 
 
 def make_models(config: Config, bundles: Mapping[str, Bundle]) -> dict[str, OnnxModel]:
-    """Language to warm model; raises BundleError or ConfigError.
-
-    The default bundle must run on the configured device. A language's own bundle may lack a graph for
-    it and then runs on the CPU.
-    """
+    """Language to warm model; raises BundleError or ConfigError."""
     device = config.encoder.device
-    return {
-        language: open_model(each, device if language == DEFAULT else each.device(device))
-        for language, each in bundles.items()
-    }
+    # The default bundle must run on it. A language's own bundle without a graph for it runs on the CPU.
+    devices = {language: each.device(device) for language, each in bundles.items()} | {DEFAULT: device}
+    return {language: open_model(each, devices[language]) for language, each in bundles.items()}
 
 
 def make_classifier(config: Config, models: Mapping[str, OnnxModel], emit: Emit = ignore) -> Classifier:
@@ -91,27 +83,16 @@ def connect_sessions(config: Config, emit: Emit = ignore) -> SharedSessions | No
 
 
 def make_pipeline(
-    loaded: Loaded,
-    policies: Mapping[str, PolicyPlan],
-    classifier: Classifier,
-    judges: Judges,
-    controllers: ControllerState | None = None,
-    shared: SharedSessions | None = None,
-    emit: Emit = ignore,
+    loaded: Loaded, policies: Mapping[str, PolicyPlan], classifier: Classifier, judges: Judges
 ) -> Pipeline:
-    """The pipeline of one configuration; raises ConfigError with places."""
-    return Pipeline(
-        loaded.config, policies, classifier, emit, make_judges(loaded, judges), controllers, shared
-    )
+    """A pipeline of its own, outside a running sidecar; raises ConfigError with places."""
+    return Pipeline(loaded.config, policies, classifier, judges=make_judges(loaded, judges))
 
 
 def exchange_settings(pipeline: Pipeline) -> ExchangeSettings:
     """What the exchange with Envoy needs to know of a pipeline's configuration."""
-    config = pipeline.config
+    config, server = pipeline.config, pipeline.config.server
+    cluster = config.pools[config.default_pool].cluster
     return ExchangeSettings(
-        default_pool=config.default_pool,
-        default_cluster=config.pools[config.default_pool].cluster,
-        body_bytes_max=config.server.body_bytes_max,
-        allow_mode_override=config.server.allow_mode_override,
-        models=pipeline.names,
+        config.default_pool, cluster, server.body_bytes_max, server.allow_mode_override, models=pipeline.names
     )

@@ -1,42 +1,37 @@
 """Several workers as one service: separate processes, kept running and queried as one.
 
-A worker is `semroute serve` in its own process with the same configuration file, its own socket and an
-admin socket that only the supervisor reads. Each watches the file and reloads by itself; the supervisor
-logs when workers differ for long. A worker that ends is restarted, first at once and then with growing
-pauses; one that hangs is killed and restarted. One that cannot start because of the configuration or
-the bundle (78) ends everything with that status. If the supervisor is killed, the workers see the end of
-their standard input and drain.
-
-Memory is not shared, so N workers hold N models.
+A worker is `semroute serve` in its own process, with its own model, its own socket and an admin socket that
+only the supervisor reads. Each reloads by itself. A worker that ends is restarted, with growing pauses; one
+that hangs is killed. One that cannot start because of the configuration or the bundle (78) ends everything.
+If the supervisor is killed, the workers see the end of their standard input and drain.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import structlog
-from prometheus_client import CollectorRegistry, Metric, generate_latest
+from prometheus_client import Metric, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from semroute_extproc import __version__
 from semroute_extproc.config import source as config_source
 from semroute_extproc.config.models import Config
 from semroute_extproc.errors import Exit
-from semroute_extproc.serve.exposition import merged
 from semroute_extproc.settings.process import WORKER
 from semroute_extproc.telemetry import log
-from semroute_extproc.telemetry.admin import AdminServer, Page, Pages, as_json, text
+from semroute_extproc.telemetry.admin import AdminServer, Page, as_json, probe, text
 from semroute_extproc.telemetry.prom import CONTENT_TYPE
 
 logger = structlog.get_logger("semroute.supervisor")
@@ -44,25 +39,19 @@ logger = structlog.get_logger("semroute.supervisor")
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """The supervisor's intervals, in seconds."""
+    """The supervisor's intervals in seconds, and its limits in probes in a row.
 
-    probe: float = 0.5
-    """Between two probes of the workers."""
-    answer_max: float = 2.0
-    """For a worker's answer."""
-    failed_probes_max: int = 60
-    """Failed probes in a row after which a worker is killed: 30 seconds as a rule, 150 if each times out.
+    Probes are counted, so that a pause of the supervisor or the whole machine kills no worker.
+    """
 
-    Counted instead of timed, so that a pause of the supervisor or the whole machine kills no worker."""
-    backoff_min: float = 0.2
+    probe: float = 0.5  # between two probes of the workers
+    answer_max: float = 2.0  # for a worker's answer
+    failed_probes_max: int = 60  # then a worker is killed: after 30 seconds, or 150 if each times out
+    differing_probes_max: int = 60  # then it is logged that workers have different configurations
+    backoff_min: float = 0.2  # before a worker is restarted; it doubles each time
     backoff_max: float = 30.0
-    """Pause before a worker is restarted; it doubles each time."""
-    steady: float = 60.0
-    """A worker that has run for this long is restarted with the shortest pause."""
-    stop_max: float = 10.0
-    """For the workers to end after the drain, before they are killed."""
-    differing_probes_max: int = 60
-    """Probes in a row after which it is logged that workers have different configurations."""
+    steady: float = 60.0  # a worker that has run for this long is restarted with the shortest pause
+    stop_max: float = 10.0  # for the workers to end after the drain, before they are killed
 
 
 @dataclass(eq=False)
@@ -71,9 +60,7 @@ class Worker:
 
     index: int
     admin: Path
-    command: list[str]
     client: httpx2.Client
-    """Of its admin socket."""
     process: asyncio.subprocess.Process | None = None
     ready: bool = False
     sha256: str = ""
@@ -82,7 +69,6 @@ class Worker:
     answered: bool = False
     """It has answered since it was started; until then it is starting and not hung."""
     failed_probes: int = 0
-    """In a row."""
 
     def send(self, number: signal.Signals) -> None:
         """Send it a signal, if it runs."""
@@ -90,20 +76,13 @@ class Worker:
             with contextlib.suppress(ProcessLookupError):
                 self.process.send_signal(number)
 
-    def fetch(self, path: str) -> Page:
-        """A page of its admin socket; raises httpx2.HTTPError."""
-        response = self.client.get(path)
-        return Page(
-            response.status_code, response.headers.get("content-type", "text/plain"), response.content
-        )
-
     def probe(self) -> None:
         """Ask for its state; blocks."""
         alive = True
         state: dict[str, Any] = {}
         try:
-            page = self.fetch("/worker")
-            state = json.loads(page.body) if page.status == 200 else {}
+            answer = self.client.get("/worker")
+            state = answer.json() if answer.status_code == 200 else {}
             alive, self.answered = state.get("turning", True), True
         except (httpx2.TimeoutException, httpx2.ConnectError):
             # A full backlog refuses connections. A missing socket does not count: a restart would not help.
@@ -111,36 +90,23 @@ class Worker:
         except (httpx2.HTTPError, ValueError):
             pass
         self.failed_probes = 0 if alive else self.failed_probes + 1
-        self.ready = bool(state.get("ready"))
-        self.sha256 = state.get("sha256", self.sha256)
+        self.ready, self.sha256 = bool(state.get("ready")), state.get("sha256", self.sha256)
 
 
 class Supervisor(Collector):
     """Runs the workers of one configuration until stopped."""
 
-    def __init__(
-        self,
-        config: Config,
-        admin: str,
-        command: Callable[[int, Path], list[str]],
-        timing: Timing = Timing(),
-    ) -> None:
-        """`admin` is the path of the admin sockets, with `{worker}`; `command` starts a worker on one."""
-        self._config = config
-        self._timing = timing
+    def __init__(self, config: Config, admin: str, command: Sequence[str], timing: Timing = Timing()) -> None:
+        """`admin` is the path of the admin sockets, with `{worker}`; `command` starts a worker."""
+        self._config, self._command, self._timing = config, command, timing
         self._status = Exit.OK
-        self._differing = 0
-        """Probes in a row that found different configurations."""
         self.stop = asyncio.Event()
-        self.workers = []
+        self.workers: list[Worker] = []
         for index in range(config.server.workers):
-            path = Path(admin.replace(WORKER, str(index)))
-            client = httpx2.Client(
-                base_url="http://worker",
-                transport=httpx2.HTTPTransport(uds=str(path), verify=False),
-                timeout=timing.answer_max,
-            )
-            self.workers.append(Worker(index, path, command(index, path), client))
+            path = admin.replace(WORKER, str(index))
+            transport = httpx2.HTTPTransport(uds=path, verify=False)
+            client = httpx2.Client(base_url="http://worker", transport=transport, timeout=timing.answer_max)
+            self.workers.append(Worker(index, Path(path), client))
 
     @property
     def ready(self) -> bool:
@@ -157,9 +123,16 @@ class Supervisor(Collector):
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop.set)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        # A worker that is starting would end, and reads the file anyway.
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._send(signal.SIGHUP, only_ready=True))
         listen = self._config.admin.listen
-        admin = AdminServer(listen, self._pages(), self._forward) if listen is not None else None
+        pages = {
+            "/livez": lambda: text(200, "ok\n"),
+            "/readyz": lambda: probe(self.ready, "not ready"),
+            "/metrics": lambda: Page(200, CONTENT_TYPE, generate_latest(self)),
+            "/workers": self._list,
+        }
+        admin = AdminServer(listen, pages, self._forward) if listen is not None else None
         logger.info("supervisor.started", version=__version__, workers=len(self.workers), admin=listen)
         keepers = [asyncio.create_task(self._keep(worker)) for worker in self.workers]
         watch = asyncio.create_task(self._watch())
@@ -177,104 +150,80 @@ class Supervisor(Collector):
                 admin.close()
             for worker in self.workers:
                 worker.client.close()
-                # One that was killed has left it behind.
-                worker.admin.unlink(missing_ok=True)
+                worker.admin.unlink(missing_ok=True)  # One that was killed has left it behind.
             logger.info("supervisor.stopped", status=int(self._status))
         return self._status
 
-    def _send(self, number: signal.Signals) -> None:
+    def _send(self, number: signal.Signals, only_ready: bool = False) -> None:
         for worker in self.workers:
-            worker.send(number)
-
-    def _reload(self) -> None:
-        """Pass SIGHUP on, except to a worker that is starting: it would end, and reads the file anyway."""
-        for worker in self.workers:
-            if worker.ready:
-                worker.send(signal.SIGHUP)
+            if worker.ready or not only_ready:
+                worker.send(number)
 
     async def _keep(self, worker: Worker) -> None:
-        """Restart the worker until we stop."""
+        """Run the worker, and restart it until we stop."""
         loop, timing = asyncio.get_running_loop(), self._timing
+        own = ["--worker", str(worker.index), "--worker-admin", f"unix:{worker.admin}"]
         pause = timing.backoff_min
         while not self.stop.is_set():
-            started = loop.time()
-            status = await self._run(worker)
+            started, status, worker.failed_probes = loop.time(), None, 0
+            try:
+                # Its standard input is a pipe of ours, which ends when we do, even if we are killed.
+                pipe = asyncio.subprocess.PIPE
+                worker.process = await asyncio.create_subprocess_exec(*self._command, *own, stdin=pipe)
+                if self.stop.is_set():
+                    # The signal to stop came before there was a process to pass it on to.
+                    worker.send(signal.SIGTERM)
+                status = await worker.process.wait()
+            except OSError as error:
+                logger.error("worker.failed", worker=worker.index, problem=error.strerror or str(error))
+            worker.process, worker.ready, worker.answered = None, False, False
             if self.stop.is_set():
                 return
             if status == Exit.CONFIG and not worker.sha256:
                 self._status = Exit.CONFIG
                 self.stop.set()
                 return
-            ran = loop.time() - started
+            ran = round(loop.time() - started, 1)
             pause = timing.backoff_min if ran > timing.steady else pause
             worker.restarts += 1
-            logger.error(
-                "worker.ended", worker=worker.index, status=status, ran_seconds=round(ran, 1), pause=pause
-            )
+            logger.error("worker.ended", worker=worker.index, status=status, ran_seconds=ran, pause=pause)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.stop.wait(), pause)
             pause = min(2 * pause, timing.backoff_max)
 
-    async def _run(self, worker: Worker) -> int | None:
-        """Run it to its end; its exit status, None if it could not be started."""
-        worker.failed_probes = 0
-        try:
-            # Its standard input is a pipe of ours, which ends when we do, even if we are killed.
-            worker.process = await asyncio.create_subprocess_exec(
-                *worker.command, stdin=asyncio.subprocess.PIPE
-            )
-        except OSError as error:
-            logger.error("worker.failed", worker=worker.index, problem=error.strerror or str(error))
-            return None
-        if self.stop.is_set():
-            # The signal to stop came before there was a process to pass it on to.
-            worker.send(signal.SIGTERM)
-        status = await worker.process.wait()
-        worker.process, worker.ready, worker.answered = None, False, False
-        return status
-
     async def _watch(self) -> None:
         """Probe the workers again and again."""
-        was_ready = False
+        was_ready, differing = False, 0
         while True:
             await asyncio.gather(*(asyncio.to_thread(worker.probe) for worker in self.workers))
             for worker in self.workers:
                 if worker.answered and worker.failed_probes >= self._timing.failed_probes_max:
                     logger.error("worker.hung", worker=worker.index, failed_probes=worker.failed_probes)
                     worker.hangs, worker.failed_probes = worker.hangs + 1, 0
-                    # A process that hangs does not handle SIGTERM.
-                    worker.send(signal.SIGKILL)
+                    worker.send(signal.SIGKILL)  # A process that hangs does not handle SIGTERM.
             if self.ready and not was_ready:
                 logger.info("supervisor.serving", workers=len(self.workers))
             was_ready = self.ready
-            self._compare()
+            differing = differing + 1 if self.differ else 0
+            if differing >= self._timing.differing_probes_max:
+                differing = 0
+                logger.error("workers.differ", sha256={each.index: each.sha256[:12] for each in self.workers})
             await asyncio.sleep(self._timing.probe)
 
-    def _compare(self) -> None:
-        """Log when workers have had different configurations for a while."""
-        self._differing = self._differing + 1 if self.differ else 0
-        if self._differing >= self._timing.differing_probes_max:
-            self._differing = 0
-            live = {worker.index: worker.sha256[:12] for worker in self.workers}
-            logger.error("workers.differ", sha256=live)
-
-    def _pages(self) -> Pages:
-        registry = CollectorRegistry()
-        registry.register(self)
-        return {
-            "/livez": lambda: text(200, "ok\n"),
-            "/readyz": lambda: text(200, "ok\n") if self.ready else text(503, "not ready\n"),
-            "/metrics": lambda: Page(200, CONTENT_TYPE, generate_latest(registry)),
-            "/workers": self._list,
-        }
-
     def collect(self) -> Iterator[Metric]:
-        """Every worker's metrics with the worker's number, and the supervisor's own."""
-        pages: dict[str, str] = {}
+        """Every worker's metrics with the label `worker`, and the supervisor's own.
+
+        The workers' series stay apart: a sum would fall when a worker restarts, and gauges have no sum.
+        """
+        families: dict[str, Metric] = {}
         for worker in self.workers:
+            page, label = "", {"worker": str(worker.index)}
             with contextlib.suppress(httpx2.HTTPError):
-                pages[str(worker.index)] = worker.fetch("/metrics").body.decode()
-        yield from merged(pages)
+                page = worker.client.get("/metrics").text
+            for each in text_string_to_metric_families(page):
+                known = families.setdefault(each.name, Metric(each.name, each.documentation, each.type))
+                known.samples += (sample._replace(labels=label | sample.labels) for sample in each.samples)
+        yield from families.values()
         for kind, name, meaning in (
             (GaugeMetricFamily, "ready", "1 if the worker serves, else 0."),
             (CounterMetricFamily, "restarts", "How often the worker ended and was restarted."),
@@ -288,23 +237,20 @@ class Supervisor(Collector):
         yield GaugeMetricFamily("semroute_workers_differ", meaning, self.differ)
 
     def _list(self) -> Page:
-        rows = [
-            {
-                "worker": worker.index,
-                "listen": self._config.server.address(worker.index),
-                "pid": worker.process.pid if worker.process else None,
-                **{key: getattr(worker, key) for key in ("ready", "restarts", "hangs", "sha256")},
-            }
-            for worker in self.workers
-        ]
+        """The page about the workers."""
+        rows: list[dict[str, object]] = []
+        for worker in self.workers:
+            pid, listen = worker.process and worker.process.pid, self._config.server.address(worker.index)
+            state = {key: getattr(worker, key) for key in ("ready", "restarts", "hangs", "sha256")}
+            rows.append({"worker": worker.index, "listen": listen, "pid": pid, **state})
         return as_json(rows)
 
     def _forward(self, path: str) -> Page:
         """Any other page comes from the first worker that serves; they are alike."""
-        for worker in self.workers:
-            if worker.ready:
-                with contextlib.suppress(httpx2.HTTPError):
-                    return worker.fetch(path)
+        for worker in filter(lambda each: each.ready, self.workers):
+            with contextlib.suppress(httpx2.HTTPError):
+                answer = worker.client.get(path)
+                return Page(answer.status_code, answer.headers["content-type"], answer.content)
         return text(503, "no worker is ready\n")
 
 
@@ -312,19 +258,10 @@ def serve(path: Path) -> Exit:
     """Run the workers of a configuration; raises ConfigError, or OSError if the admin port is taken."""
     loaded = config_source.load(path)
     log.configure(loaded.config.telemetry)
+    command = [sys.executable, "-m", "semroute_extproc", "serve", "--config", str(path)]
     listen = loaded.config.server.listen
-
-    def command(index: int, admin: Path) -> list[str]:
-        own = ["--worker", str(index), "--worker-admin", f"unix:{admin}"]
-        return [sys.executable, "-m", "semroute_extproc", "serve", "--config", str(path), *own]
-
-    with contextlib.ExitStack() as stack:
+    if listen.startswith("unix:"):
         # Next to the workers' own sockets: it may be the only place that can be written to.
-        admin = listen.removeprefix("unix:") + ".admin"
-        if not listen.startswith("unix:"):
-            admin = stack.enter_context(tempfile.TemporaryDirectory(prefix="semroute-")) + f"/{WORKER}.admin"
-
-        async def run() -> Exit:
-            return await Supervisor(loaded.config, admin, command).run()
-
-        return asyncio.run(run())
+        return asyncio.run(Supervisor(loaded.config, listen.removeprefix("unix:") + ".admin", command).run())
+    with tempfile.TemporaryDirectory(prefix="semroute-") as folder:
+        return asyncio.run(Supervisor(loaded.config, f"{folder}/{WORKER}.admin", command).run())

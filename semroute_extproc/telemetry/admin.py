@@ -1,32 +1,23 @@
-"""The admin port: health, metrics and the live configuration, read-only, off the data path.
-
-It is the standard library's server in a thread of its own, so a slow scrape delays a decision by no
-more than the interpreter lock does.
-"""
+"""The admin port: health, metrics and the live configuration, read-only, off the data path: in a thread."""
 
 from __future__ import annotations
 
 import json
 import socket
-import socketserver
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
+from socketserver import ThreadingTCPServer
+from typing import Any, NamedTuple
 
 import structlog
-
-TIMEOUT_SECONDS = 10
-"""An admin connection that is silent for this long is closed."""
 
 log = structlog.get_logger("semroute.admin")
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(NamedTuple):
     """One response of the admin port."""
 
     status: int
@@ -34,9 +25,18 @@ class Page:
     body: bytes
 
 
+Pages = Mapping[str, Callable[[], Page]]
+"""Path to page."""
+
+
 def text(status: int, body: str) -> Page:
     """A plain-text page."""
     return Page(status, "text/plain; charset=utf-8", body.encode())
+
+
+def probe(good: bool, problem: str) -> Page:
+    """The answer to a probe."""
+    return text(200, "ok\n") if good else text(503, f"{problem}\n")
 
 
 def as_json(content: object) -> Page:
@@ -44,29 +44,24 @@ def as_json(content: object) -> Page:
     return Page(200, "application/json", (json.dumps(content, indent=2) + "\n").encode())
 
 
-Pages = Mapping[str, Callable[[], Page]]
-"""Path to page."""
-
-
-class AdminServer(ThreadingHTTPServer):
+class AdminServer(ThreadingTCPServer):
     """Serves `pages` by path in a thread of its own until closed."""
 
-    daemon_threads = True
+    daemon_threads = allow_reuse_address = True
 
     def __init__(self, listen: str, pages: Pages, otherwise: Callable[[str], Page] | None = None) -> None:
         """`listen` is `host:port`, where port 0 takes a free one, or `unix:/path`.
 
         `otherwise` makes the pages that are not in `pages`. Raises OSError if the address is taken.
         """
-        self._pages, self._otherwise = pages, otherwise
-        address: Any
-        if listen.startswith("unix:"):
-            self.address_family, address = socket.AF_UNIX, listen.removeprefix("unix:")
-        else:
-            host, _, port = listen.rpartition(":")
-            self.address_family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
-            address = (host.strip("[]"), int(port))
+        index = f"there is {' '.join(sorted(pages))}\n"
+        self.pages, self.otherwise = pages, otherwise or (lambda _: text(404, index))
+        host, _, port = listen.rpartition(":")
+        self._path = Path(listen.removeprefix("unix:")) if listen.startswith("unix:") else None
+        inet = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+        self.address_family = inet if self._path is None else socket.AF_UNIX
         try:
+            address: Any = (host.strip("[]"), int(port)) if self._path is None else str(self._path)
             super().__init__(address, _PageHandler)
         except OSError as error:
             raise OSError(f"cannot listen on {listen} for the admin port: {error.strerror}") from None
@@ -83,27 +78,16 @@ class AdminServer(ThreadingHTTPServer):
         self.shutdown()
         self.server_close()
         self._thread.join()
-        if self.address_family == socket.AF_UNIX:
-            Path(str(self.server_address)).unlink(missing_ok=True)
-
-    def find(self, path: str) -> Page:
-        """The page of a path."""
-        if path in self._pages:
-            return self._pages[path]()
-        if self._otherwise is not None:
-            return self._otherwise(path)
-        return text(404, f"there is {' '.join(sorted(self._pages))}\n")
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
 
     def server_bind(self) -> None:
-        """A Unix socket is for our user only and has no host name; one that a crash left is replaced."""
-        if self.address_family != socket.AF_UNIX:
-            super().server_bind()
-            return
-        path = Path(str(self.server_address))
-        path.unlink(missing_ok=True)
-        socketserver.TCPServer.server_bind(self)
-        path.chmod(0o600)
-        self.server_name, self.server_port = "localhost", 0
+        """A Unix socket is for our user only; one that a crash left is replaced."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+        super().server_bind()
+        if self._path is not None:
+            self._path.chmod(0o600)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that disconnects is not worth a traceback; anything else is."""
@@ -113,12 +97,12 @@ class AdminServer(ThreadingHTTPServer):
 
 class _PageHandler(BaseHTTPRequestHandler):
     server: AdminServer
-    timeout = TIMEOUT_SECONDS
-    server_version = "semroute"
-    sys_version = ""
+    timeout = 10  # Seconds; a connection that is silent for longer is closed.
+    server_version, sys_version = "semroute", ""
 
     def do_GET(self) -> None:
-        page = self.server.find(self.path.partition("?")[0])
+        path = self.path.partition("?")[0]
+        page = self.server.pages[path]() if path in self.server.pages else self.server.otherwise(path)
         self.send_response(page.status)
         self.send_header("content-type", page.content_type)
         self.send_header("content-length", str(len(page.body)))

@@ -20,13 +20,9 @@ class Bus:
             try:
                 sink.handle(event)
             except Exception:
-                if not reported:
-                    self._report(event)
+                request_id = event.request_id if isinstance(event, Decided) else ""
+                for other in () if reported else self._sinks:
+                    # A failure here is dropped: reporting it could fail again.
+                    with contextlib.suppress(Exception):
+                        other.handle(Failed("telemetry.failed", request_id))
                 reported = True
-
-    def _report(self, event: Event) -> None:
-        failed = Failed("telemetry.failed", event.request_id if isinstance(event, Decided) else "")
-        for sink in self._sinks:
-            # A failure here is dropped: reporting it could fail again.
-            with contextlib.suppress(Exception):
-                sink.handle(failed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -11,45 +12,42 @@ from typing import Any
 
 import msgspec
 import structlog
+from structlog.stdlib import ProcessorFormatter
 
 from semroute_extproc import events as ev
 from semroute_extproc import outcome as outcomes
 from semroute_extproc.settings.process import Telemetry
+
+PARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
+"""W3C Trace Context, section 3.2; anything else that a client sends is not repeated."""
 
 log = structlog.get_logger("semroute")
 
 
 def configure(settings: Telemetry) -> None:
     """Send structlog and the standard library's loggers through one renderer on stderr."""
-    console = _console(settings)
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    # Tracebacks without the frames' variables, which hold prompts.
-    tracebacks = structlog.processors.ExceptionRenderer(
-        structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
-    )
-    renderer: list[Any] = (
-        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
-        if console
-        else [tracebacks, structlog.processors.JSONRenderer()]
-    )
+    if _console(settings):
+        plain = structlog.dev.plain_traceback
+        renderer: list[Any] = [structlog.dev.ConsoleRenderer(exception_formatter=plain)]
+    else:
+        # Tracebacks without the frames' variables, which hold prompts.
+        tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        rendered = structlog.processors.ExceptionRenderer(tracebacks)
+        renderer = [rendered, structlog.processors.JSONRenderer()]
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=[*shared, ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.stdlib.BoundLogger,
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
-        )
-    )
-    root = logging.getLogger()
+    handler, root = logging.StreamHandler(sys.stderr), logging.getLogger()
+    processors = [ProcessorFormatter.remove_processors_meta, *renderer]
+    handler.setFormatter(ProcessorFormatter(foreign_pre_chain=shared, processors=processors))
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())
     # It logs every change in the watched directory: its own output, if the log is written there.
@@ -67,18 +65,17 @@ class LogSink:
     same bytes than everything else that is done for a request that names its pool.
     """
 
-    def __init__(self, settings: Telemetry, worker: int | None = None) -> None:
-        """With `log_prompts` the classified text is part of the line; `worker` is the process's number."""
-        self._worker = worker
-        self._prompts = settings.log_prompts
-        self._console = _console(settings)
+    def __init__(self, settings: Telemetry) -> None:
+        """With `log_prompts` the classified text is part of the line."""
+        self._prompts, self._console = settings.log_prompts, _console(settings)
+        self._context = structlog.contextvars.get_contextvars()
         self._encode = msgspec.json.Encoder().encode
         self._handlers: dict[type[ev.Event], Callable[[Any], None]] = {
             ev.Failed: lambda event: log.exception(event.where, request_id=event.request_id),
             ev.EncoderLost: lambda event: log.error("gpu.lost", bundle=event.bundle, reason=event.reason),
-            ev.ProfilesRead: self._profiles_read,
-            ev.Reloaded: self._reloaded,
-            ev.ReloadRejected: self._rejected,
+            ev.ProfilesRead: _profiles_read,
+            ev.Reloaded: _reloaded,
+            ev.ReloadRejected: _rejected,
         }
         if settings.log_decisions:
             self._handlers[ev.Shadowed] = lambda event: log.info("shadow.decided", **asdict(event.shadow))
@@ -98,8 +95,8 @@ class LogSink:
         facts["decision_ms"] = round(outcome.total_ms, 3)
         if event.observed:
             facts["observed"] = True
-        if trace_id := event.trace_id:
-            facts["trace_id"] = trace_id
+        if event.parents and (parent := next(filter(None, map(PARENT.fullmatch, event.parents)), None)):
+            facts["trace_id"] = parent[1]
         if outcome.signals is not None:
             facts["tokens"] = outcome.signals.tokens
         for name, ms in outcome.milliseconds().items():
@@ -109,34 +106,31 @@ class LogSink:
         if self._console:
             log.info("route.decided", **facts)
             return
-        if self._worker is not None:
-            facts["worker"] = self._worker
-        facts["event"] = "route.decided"
-        facts["level"] = "info"
-        ended = datetime.fromtimestamp(event.ended_ns / 1e9, UTC)
-        facts["timestamp"] = ended.isoformat(timespec="microseconds").replace("+00:00", "Z")
+        ended = datetime.fromtimestamp(event.ended_ns / 1e9, UTC).isoformat(timespec="microseconds")
+        timestamp = ended.replace("+00:00", "Z")
+        facts.update(self._context, event="route.decided", level="info", timestamp=timestamp)
         sys.stderr.write(self._encode(facts).decode() + "\n")
 
-    def _profiles_read(self, event: ev.ProfilesRead) -> None:
-        if event.used is None:
-            return
-        strategy, models, without_pool = event.strategy, list(event.models), list(event.without_pool)
-        log.info("profiles.read", strategy=strategy, models=models, without_pool=without_pool)
+
+def _profiles_read(event: ev.ProfilesRead) -> None:
+    if event.used is not None:
+        about = log.bind(strategy=event.strategy)
+        about.info("profiles.read", models=list(event.models), without_pool=list(event.without_pool))
         for problem in event.problems:
-            log.error("profile.rejected", strategy=strategy, problem=problem)
+            about.error("profile.rejected", problem=problem)
         for certainty in event.thin:
-            log.warning("profile.thin", strategy=strategy, certainty=certainty)
+            about.warning("profile.thin", certainty=certainty)
 
-    def _reloaded(self, event: ev.Reloaded) -> None:
-        for note in event.notes:
-            log.warning("config.note", note=note)
-        if not event.changed:
-            log.info("config.restored", generation=event.generation)
-        elif event.generation > 1:
-            log.info("config.reloaded", generation=event.generation, sha256=event.sha256[:12])
 
-    def _rejected(self, event: ev.ReloadRejected) -> None:
-        if event.problems:
-            log.error("config.rejected", problems=list(event.problems))
-        else:
-            log.exception("config.rejected")
+def _reloaded(event: ev.Reloaded) -> None:
+    for note in event.notes:
+        log.warning("config.note", note=note)
+    if not event.changed:
+        log.info("config.restored", generation=event.generation)
+    elif event.generation > 1:
+        log.info("config.reloaded", generation=event.generation, sha256=event.sha256[:12])
+
+
+def _rejected(event: ev.ReloadRejected) -> None:
+    why: Any = {"problems": list(event.problems)} if event.problems else {"exc_info": True}
+    log.error("config.rejected", **why)

@@ -1,8 +1,4 @@
-"""OpenTelemetry spans: one per exchange and one per stage, written when the exchange is over.
-
-The GenAI conventions are still in development, so their attribute names are spelled out here; our own
-names begin with `semroute.`.
-"""
+"""OpenTelemetry spans: one per exchange and one per stage, written when the exchange is over."""
 
 from __future__ import annotations
 
@@ -20,7 +16,7 @@ from semroute_extproc import __version__
 from semroute_extproc.events import Decided, Event
 from semroute_extproc.outcome import Outcome, facts
 
-SPAN_NAME = "envoy.service.ext_proc.v3.ExternalProcessor/Process"
+SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 
 QUEUE_SPANS_MAX = 2_048
 """Spans that may wait for the exporter; more are dropped."""
@@ -29,13 +25,11 @@ CLOSE_SECONDS_MAX = 2.0
 """Time for the last spans to be sent; a collector that is gone must not delay a restart."""
 
 OPERATIONS = {
-    "chat_completions": "chat",
-    "responses": "chat",
-    "messages": "chat",
+    **dict.fromkeys(("chat_completions", "responses", "messages"), "chat"),
     "completions": "text_completion",
     "embeddings": "embeddings",
 }
-"""API to the operation's name in the GenAI conventions."""
+"""API to the operation's name in the GenAI conventions, which are still in development."""
 
 NAMES = {
     **{fact: f"semroute.{fact}" for fact in ("outcome", "cause", "pool", "session", "domain")},
@@ -66,19 +60,11 @@ class OtelSink:
         """See `Sink.handle`."""
         if not isinstance(event, Decided):
             return
-        parent = None
-        for traceparent in event.parents:
-            context = self._propagator.extract({"traceparent": traceparent})
-            if trace.get_current_span(context).get_span_context().is_valid:
-                parent = context
-                break
-        span = self._tracer.start_span(
-            SPAN_NAME,
-            context=parent,
-            kind=trace.SpanKind.SERVER,
-            start_time=event.started_ns,
-            attributes=attributes(event.outcome, event.request_id),
-        )
+        given = (self._propagator.extract({"traceparent": each}) for each in event.parents)
+        valid = (each for each in given if trace.get_current_span(each).get_span_context().is_valid)
+        values, kind = attributes(event.outcome, event.request_id), trace.SpanKind.SERVER
+        name, start = f"{SERVICE}/Process", event.started_ns
+        span = self._tracer.start_span(name, next(valid, None), kind, values, start_time=start)
         if not span.is_recording():
             return
         inside = trace.set_span_in_context(span)
@@ -99,7 +85,7 @@ def attributes(outcome: Outcome, request_id: str) -> dict[str, AttributeValue]:
     """The span's attributes; never prompt text."""
     values: dict[str, AttributeValue] = {
         "rpc.system": "grpc",
-        "rpc.service": "envoy.service.ext_proc.v3.ExternalProcessor",
+        "rpc.service": SERVICE,
         "rpc.method": "Process",
         "http.request.header.x-request-id": request_id,
         "semroute.decision.reason": outcome.reason,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
@@ -16,83 +16,53 @@ from semroute_extproc import events as ev
 from semroute_extproc.outcome import Kind
 from semroute_extproc.policy.shadow import Shadow
 
-PREFIX = "semroute_"
-
 MODEL_LABELS = ("bundle", "revision", "provider", "graph", "language")
 """Labels of `semroute_model_info`, keys of `Classifier.describe`."""
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-
 Durations = partial(Histogram, buckets=tuple(0.00025 * 2**n for n in range(13)))
 """Seconds, from a quarter of a millisecond to one second, doubling."""
 
+JUDGE_CALLS = "Judge calls: ok, cache, timeout, breaker, busy, connection, http, unparsable, error."
+STORE_ERRORS = "Shared session store: timeout, error, paused, write_error, write_dropped."
+SHADOWS = "Shadow policies' decisions, compared with the live policy's."
 
-class Metric(NamedTuple):
-    """One row of the table; names are without `semroute_` and `_total`."""
-
-    kind: Callable[..., MetricWrapperBase]
-    name: str
-    labels: str
-    """Separated by spaces."""
-    help: str
-
-
-METRICS = (
-    Metric(Counter, "decisions", "pool rule strategy domain outcome", "Requests handled."),
-    Metric(Counter, "outcomes", "outcome cause", "Requests handled, by cause."),
-    Metric(Counter, "fallbacks", "reason", "Requests that fell back, by reason."),
-    Metric(
-        Counter,
-        "judge",
-        "strategy result",
-        "Judge calls: ok, cache, timeout, breaker, busy, connection, http, unparsable, error.",
-    ),
-    Metric(Durations, "decision_duration_seconds", "", "From the complete body to the decision."),
-    Metric(Durations, "stage_duration_seconds", "stage", "One stage of a decision."),
-    Metric(Counter, "cache", "result", "Lookups in the signal cache, by result: hit, miss."),
-    Metric(Counter, "truncated", "", "Texts that did not fit the encoder's window."),
-    Metric(Counter, "unknown", "", "Texts out of the bundle's distribution."),
-    Metric(Counter, "internal_errors", "", "Unexpected exceptions."),
-    Metric(Counter, "refused_streams", "", "Streams refused: server.streams_max were open."),
-    Metric(Gauge, "inflight_streams", "", "Open ext_proc streams."),
-    Metric(Gauge, "queue_depth", "", "Texts waiting for the encoder."),
-    Metric(Gauge, "build_info", "version", "Always 1."),
-    Metric(Gauge, "model_info", " ".join(MODEL_LABELS), "Always 1."),
-    Metric(Counter, "gpu_events", "bundle event", "GPU failures: out_of_memory, lost."),
-    Metric(
-        Gauge, "gpu_lost", "bundle", "1 once an encoder's GPU is lost; the process then exits. Else absent."
-    ),
-    Metric(Gauge, "pool_load", "pool gauge", "A pool's running, waiting, kv_cache_usage; absent if unknown."),
-    Metric(Gauge, "profiles", "strategy", "Profiles that a clusters strategy uses."),
-    Metric(
-        Gauge, "profiles_rejected", "strategy", "Unusable profile files; their last good content is used."
-    ),
-    Metric(Counter, "pool_scrape_failures", "pool", "Failed scrapes of a pool's metrics page."),
-    Metric(Gauge, "pool_pressure", "pool", "A pool's load as the load controller filters it, 0 to 1 (full)."),
-    Metric(Gauge, "budget_leaning", "strategy", "Bias of the budget on the log-odds of the strong share."),
-    Metric(Gauge, "budget_target", "strategy", "The budget's target: strong share, or dollars per request."),
-    Metric(Gauge, "budget_realised", "strategy", "Mean over the budget's window, in the target's unit."),
-    Metric(
-        Counter, "sessions", "result", "Requests by conversation: new, same, kept, locked, moved, lost, none."
-    ),
-    Metric(Gauge, "session_entries", "", "Entries in the memory of conversations."),
-    Metric(
-        Counter,
-        "session_remote_errors",
-        "what",
-        "Shared session store: timeout, error, paused, write_error, write_dropped.",
-    ),
-    Metric(
-        Counter,
-        "shadow_decisions",
-        "policy shadow pool agreement",
-        "Shadow policies' decisions, compared with the live policy's.",
-    ),
-    Metric(Gauge, "config_info", "sha256 generation", "Always 1."),
-    Metric(Gauge, "config_last_reload_successful", "", "1 if the last reload succeeded, else 0."),
-    Metric(Gauge, "config_last_reload_success_timestamp_seconds", "", "Unix time of the last good reload."),
+METRICS: tuple[tuple[Callable[..., MetricWrapperBase], str, str, str], ...] = (
+    (Counter, "decisions", "pool rule strategy domain outcome", "Requests handled."),
+    (Counter, "outcomes", "outcome cause", "Requests handled, by cause."),
+    (Counter, "fallbacks", "reason", "Requests that fell back, by reason."),
+    (Counter, "judge", "strategy result", JUDGE_CALLS),
+    (Durations, "decision_duration_seconds", "", "From the complete body to the decision."),
+    (Durations, "stage_duration_seconds", "stage", "One stage of a decision."),
+    (Counter, "cache", "result", "Lookups in the signal cache, by result: hit, miss."),
+    (Counter, "truncated", "", "Texts that did not fit the encoder's window."),
+    (Counter, "unknown", "", "Texts out of the bundle's distribution."),
+    (Counter, "internal_errors", "", "Unexpected exceptions."),
+    (Counter, "refused_streams", "", "Streams refused: server.streams_max were open."),
+    (Gauge, "inflight_streams", "", "Open ext_proc streams."),
+    (Gauge, "queue_depth", "", "Texts waiting for the encoder."),
+    (Gauge, "build_info", "version", "Always 1."),
+    (Gauge, "model_info", " ".join(MODEL_LABELS), "Always 1."),
+    (Counter, "gpu_events", "bundle event", "GPU failures: out_of_memory, lost."),
+    (Gauge, "gpu_lost", "bundle", "1 once an encoder's GPU is lost; the process then exits. Else absent."),
+    (Gauge, "pool_load", "pool gauge", "A pool's running, waiting, kv_cache_usage; absent if unknown."),
+    (Gauge, "profiles", "strategy", "Profiles that a clusters strategy uses."),
+    (Gauge, "profiles_rejected", "strategy", "Unusable profile files; their last good content is used."),
+    (Counter, "pool_scrape_failures", "pool", "Failed scrapes of a pool's metrics page."),
+    (Gauge, "pool_pressure", "pool", "A pool's load as the load controller filters it, 0 to 1 (full)."),
+    (Gauge, "budget_leaning", "strategy", "Bias of the budget on the log-odds of the strong share."),
+    (Gauge, "budget_target", "strategy", "The budget's target: strong share, or dollars per request."),
+    (Gauge, "budget_realised", "strategy", "Mean over the budget's window, in the target's unit."),
+    (Counter, "sessions", "result", "Requests by conversation: new, same, kept, locked, moved, lost, none."),
+    (Gauge, "session_entries", "", "Entries in the memory of conversations."),
+    (Counter, "session_remote_errors", "what", STORE_ERRORS),
+    (Counter, "shadow_decisions", "policy shadow pool agreement", SHADOWS),
+    (Gauge, "config_info", "sha256 generation", "Always 1."),
+    (Gauge, "config_last_reload_successful", "", "1 if the last reload succeeded, else 0."),
+    (Gauge, "config_last_reload_success_timestamp_seconds", "", "Unix time of the last good reload."),
 )
+"""Kind, name without `semroute_` and `_total`, labels separated by spaces, and meaning."""
 
 Reading = float | Mapping[tuple[str, ...], float]
 """A gauge's value, or label values to value."""
@@ -104,14 +74,13 @@ class PrometheusSink:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._metrics: dict[str, Any] = {
-            name: kind(PREFIX + name, text, labels.split(), registry=self.registry)
+            name: kind(f"semroute_{name}", text, labels.split(), registry=self.registry)
             for kind, name, labels, text in METRICS
         }
-        # At most one per label set; the configuration and the bundle bound those.
-        self._children: dict[tuple[str, ...], Any] = {}
-        self._gauges_of: dict[str, set[str]] = {}
-        """Pool to the gauges of its load that are set."""
-        self._observed: dict[str, Callable[[], Reading]] = {}
+        # At most one per label set, bounded by configuration and bundle. It takes a tenth of `labels`' time.
+        self._child = cache(self._uncached_child)
+        self._loads: dict[str, Mapping[str, float]] = {}
+        self._observed: dict[str, Callable[[], Reading]] = {"pool_load": self._load}
         self._scraping = Lock()
         self._handlers: dict[type[ev.Event], Callable[[Any], None]] = {
             ev.Decided: self._decided,
@@ -143,23 +112,17 @@ class PrometheusSink:
         # Gauges are cleared and set again: a concurrent scrape must not see them in between.
         with self._scraping:
             for name, read in self._observed.items():
-                reading = read()
-                if isinstance(reading, Mapping):
-                    self._metrics[name].clear()
-                    for labels, value in reading.items():
-                        self._metrics[name].labels(*labels).set(value)
-                else:
-                    self._metrics[name].set(reading)
+                gauge, reading = self._metrics[name], read()
+                if not isinstance(reading, Mapping):
+                    gauge.set(reading)
+                    continue
+                gauge.clear()
+                for labels, value in reading.items():
+                    gauge.labels(*labels).set(value)
             return generate_latest(self.registry)
 
-    def _child(self, name: str, *labels: str) -> Any:
-        """A metric's child for its labels. The lookup here takes a tenth of the library's time."""
-        key = (name, *labels)
-        child = self._children.get(key)
-        if child is None:
-            metric = self._metrics[name]
-            child = self._children[key] = metric.labels(*labels) if labels else metric
-        return child
+    def _uncached_child(self, name: str, *labels: str) -> Any:
+        return self._metrics[name].labels(*labels) if labels else self._metrics[name]
 
     def _count(self, name: str, *labels: str) -> None:
         self._child(name, *labels).inc()
@@ -189,8 +152,7 @@ class PrometheusSink:
             self._count("unknown")
 
     def _shadowed(self, shadow: Shadow) -> None:
-        labels = (shadow.policy, shadow.shadow, shadow.pool, shadow.agreement.value)
-        self._count("shadow_decisions", *labels)
+        self._count("shadow_decisions", shadow.policy, shadow.shadow, shadow.pool, shadow.agreement.value)
 
     def _lost(self, event: ev.EncoderLost) -> None:
         self._count("gpu_events", event.bundle, "lost")
@@ -199,16 +161,13 @@ class PrometheusSink:
     def _scraped(self, event: ev.Scraped) -> None:
         if event.failed:
             self._count("pool_scrape_failures", event.pool)
-        gauges = self._metrics["pool_load"]
-        for gauge, value in event.load.items():
-            gauges.labels(event.pool, gauge).set(value)
-        for gauge in self._gauges_of.get(event.pool, set()) - event.load.keys():
-            gauges.remove(event.pool, gauge)
-        self._gauges_of[event.pool] = set(event.load)
+        self._loads = {**self._loads, event.pool: event.load}
+
+    def _load(self) -> Reading:
+        return {(pool, gauge): value for pool, load in self._loads.items() for gauge, value in load.items()}
 
     def _profiles_read(self, event: ev.ProfilesRead) -> None:
-        counts = {"profiles": event.used, "profiles_rejected": len(event.problems)}
-        for name, count in counts.items():
+        for name, count in (("profiles", event.used), ("profiles_rejected", len(event.problems))):
             if event.used is None:
                 self._metrics[name].remove_by_labels({"strategy": event.strategy})
             else:

@@ -33,12 +33,14 @@ HUGE = GOOD.replace("vllm-large", "vllm-huge")
 class Subject:
     """A live configuration, its file and what it emitted."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.file = file
         self.events: list[Event] = []
         file.write_text(GOOD)
-        loaded = config_source.load(file, {})
-        self.load: Callable[[Path], Loaded] = lambda path: config_source.load(path, {})
+        load = config_source.load
+        loaded = load(file, {})
+        self.load: Callable[[Path], Loaded] = lambda path: load(path, {})
+        monkeypatch.setattr(config_source, "load", lambda path: self.load(path))
         self.controllers = ControllerState(bytes(32))
         self.live = LiveConfig(
             file,
@@ -46,7 +48,6 @@ class Subject:
             classifier(FakeEncoder()),
             self.controllers,
             self.events.append,
-            lambda path: self.load(path),
         )
         assert self.events == [Reloaded(loaded.sha256, 1, notes=[])]
         self.events.clear()
@@ -71,8 +72,8 @@ class Subject:
 
 
 @pytest_asyncio.fixture
-async def subject(tmp_path: Path) -> AsyncIterator[Subject]:
-    running = Subject(tmp_path / "semroute.yaml")
+async def subject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Subject]:
+    running = Subject(tmp_path / "semroute.yaml", monkeypatch)
     yield running
     await running.live.close()
 
@@ -237,7 +238,8 @@ async def test_a_shared_memory_without_its_library_changes_nothing(
 
 
 async def test_a_deprecated_setting_is_noted_with_the_reload(subject: Subject) -> None:
-    subject.load = lambda path: dataclasses.replace(config_source.load(path, {}), notes=["old key"])
+    load = subject.load
+    subject.load = lambda path: dataclasses.replace(load(path), notes=["old key"])
     [reloaded] = await subject.reload(HUGE)
     assert isinstance(reloaded, Reloaded)
     assert list(reloaded.notes) == ["old key"]

@@ -29,7 +29,7 @@ WORKER = textwrap.dedent(
     """
     import json, pathlib, signal, sys, threading, time
     from semroute_extproc.telemetry.admin import AdminServer, Page, text
-    index, admin, folder = sys.argv[1:]
+    folder, _, index, _, admin = sys.argv[1:]
     folder = pathlib.Path(folder)
     with (folder / f"started{index}").open("a") as file:
         file.write("x")
@@ -46,7 +46,7 @@ WORKER = textwrap.dedent(
         ready = not still and not (folder / f"slow{index}").exists()
         state = {"ready": ready, "turning": not still, "sha256": sha256}
         return Page(200, "application/json", json.dumps(state).encode())
-    server = AdminServer(f"unix:{admin}", {
+    server = AdminServer(admin, {
         "/worker": worker,
         "/metrics": lambda: text(200, "# TYPE m gauge\\nm " + index + "\\n"),
         "/config": lambda: text(200, "config of " + index),
@@ -104,10 +104,7 @@ async def running(folder: Path, timing: Timing = QUICK) -> AsyncIterator[tuple[R
     )
     (folder / "sha").write_text("a" * 64)
     (folder / "worker.py").write_text(WORKER)
-
-    def command(index: int, admin: Path) -> list[str]:
-        return [sys.executable, str(folder / "worker.py"), str(index), str(admin), str(folder)]
-
+    command = [sys.executable, str(folder / "worker.py"), str(folder)]
     subject = Supervisor(settings, f"{folder}/w{{worker}}.sock.admin", command, timing)
     task = asyncio.create_task(subject.run())
     try:
