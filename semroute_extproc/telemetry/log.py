@@ -50,8 +50,9 @@ def configure(settings: Telemetry) -> None:
     handler.setFormatter(ProcessorFormatter(foreign_pre_chain=shared, processors=processors))
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())
-    # It logs every change in the watched directory: its own output, if the log is written there.
-    logging.getLogger("watchfiles").setLevel(max(root.level, logging.WARNING))
+    # These log every change of a watched file, the log itself included, and every request.
+    for library in ("watchfiles", "httpx2", "httpcore2"):
+        logging.getLogger(library).setLevel(max(root.level, logging.WARNING))
 
 
 def _console(settings: Telemetry) -> bool:
