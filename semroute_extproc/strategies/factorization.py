@@ -28,19 +28,19 @@ class FactorizationArtifact(Artifact):
     """δ(M, q) = w · (v_M ⊙ (W x_q + b)): how well a model answers a prompt, on a scale of log-odds."""
 
     models: tuple[str, ...]
-    vectors: Floats
-    """Shape (models, r): v_M, with the paper's w₂ multiplied in."""
-    projection: Floats
-    """Shape (r, d): W."""
-    bias: Floats
-    """Shape (r,): b."""
+    vectors: Floats  # (models, r): v_M, with the paper's w₂ multiplied in
+    projection: Floats  # (r, d): W
+    bias: Floats  # (r,): b
     quantiles: tuple[float, ...]
     """Of P(strong wins) on prompts it was not fitted on, ascending, for the pair it was fitted for."""
 
+    def pair(self, strong: str, weak: str) -> Floats:
+        """The vectors of two of its models; (2, r)."""
+        return self.vectors[[self.models.index(strong), self.models.index(weak)]]
+
     def pair_digest(self, strong: str, weak: str) -> str:
         """Twelve hexadecimal digits that change with the score of two of its models."""
-        pair = self.vectors[[self.models.index(strong), self.models.index(weak)]]
-        return digest_of(pair, self.projection, self.bias)
+        return digest_of(self.pair(strong, weak), self.projection, self.bias)
 
 
 def read_factorization(path: Path) -> FactorizationArtifact:
@@ -80,17 +80,17 @@ class FactorizationSettings(PairSettings):
             known = f"the artifact knows the shares of {fitted[0]} over {fitted[1]} alone"
             raise Unfit("strong_share", f"{known}: for {strong} over {weak} give a calibration")
         cutoff = self.cutoff(artifact.quantiles, calibration, "factorization")
-        return Pair(Factorization(artifact, strong, weak), cutoff, "factorization", self.on_unknown)
+        return Pair(Factorization(artifact, strong, weak), cutoff, self.on_unknown)
 
 
 def _model(given: str | None, served: str, role: str, artifact: FactorizationArtifact) -> str:
     """The artifact's name of a pool's model: as given, as served, or by its role in a pair file."""
-    candidates = (served, role) if given is None else (given,)
-    for name in candidates:
+    wanted, *others = (served, role) if given is None else (given,)
+    for name in (wanted, *others):
         if name in artifact.models:
             return name
-    hint = did_you_mean(candidates[0], artifact.models)
-    raise Unfit(f"{role}_model", f"the artifact has no model {candidates[0]!r}{hint}")
+    hint = did_you_mean(wanted, artifact.models)
+    raise Unfit(f"{role}_model", f"the artifact has no model {wanted!r}{hint}")
 
 
 class Factorization:
@@ -98,9 +98,9 @@ class Factorization:
 
     def __init__(self, artifact: FactorizationArtifact, strong: str, weak: str) -> None:
         """The names are the artifact's."""
-        gap = artifact.vectors[artifact.models.index(strong)] - artifact.vectors[artifact.models.index(weak)]
-        self._direction: Floats = gap @ artifact.projection
-        self._offset = float(gap @ artifact.bias)
+        theirs, ours = artifact.pair(strong, weak)
+        self._direction: Floats = (theirs - ours) @ artifact.projection
+        self._offset = float((theirs - ours) @ artifact.bias)
         self._manifest = artifact.manifest
 
     def __call__(self, signals: Signals) -> float | None:

@@ -14,6 +14,7 @@ from semroute_extproc.settings.pools import Pool
 from semroute_extproc.strategies.artifact import Artifact
 
 A = TypeVar("A", bound=Artifact)
+Conflicts = Iterator[tuple[str, str]]  # a setting and a message each
 
 
 class Unfit(Exception):
@@ -26,10 +27,8 @@ class Site:
 
     name: str
     pools: Mapping[str, Pool]
-    manifest: Manifest
-    """Of the default bundle."""
-    files: Mapping[str, Any]
-    """Setting to the content of the file or directory it names."""
+    manifest: Manifest  # of the default bundle
+    files: Mapping[str, Any]  # setting to the content of the file or directory it names
     problems: list[Problem]
 
     def problem(self, setting: str, message: str, *deeper: str | int) -> None:
@@ -62,17 +61,14 @@ class StrategySettings(Model):
     """Setting that names a file, to the file's reader, which raises ArtifactError."""
     directory: ClassVar[str] = ""
     """Setting that names a directory of profiles for the artifact's clusters, if there is one."""
-    weighs_cost: ClassVar[bool] = False
-    """A budget can move its choices."""
+    weighs_cost: ClassVar[bool] = False  # a budget can move its choices
 
     def named_pools(self) -> Iterator[tuple[tuple[str, ...], str]]:
         """Every pool that the settings name, with its place in them."""
         return iter(())
 
-    def check(
-        self, models: Collection[str], deadline_ms: float, families: Collection[str]
-    ) -> Iterator[tuple[str, str]]:
-        """Conflicts with routed models, the deadline or reasoning families, as setting and message."""
+    def check(self, models: Collection[str], deadline_ms: float, families: Collection[str]) -> Conflicts:
+        """Conflicts with routed models, the deadline or reasoning families."""
         return iter(())
 
     def compile(self, site: Site) -> Strategy:

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, Union
+from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from pydantic import Field
 
@@ -17,7 +17,6 @@ from semroute_extproc.encoder.manifest import Manifest
 from semroute_extproc.errors import ArtifactError
 from semroute_extproc.policy.context import Strategy
 from semroute_extproc.settings.base import Problem
-from semroute_extproc.settings.pools import Pool
 from semroute_extproc.strategies.clusters import ClustersSettings
 from semroute_extproc.strategies.factorization import FactorizationSettings
 from semroute_extproc.strategies.idea import Site, StrategySettings, Unfit
@@ -45,6 +44,8 @@ def setting_of(ideas: tuple[type[StrategySettings], ...]) -> Any:
 
 
 if TYPE_CHECKING:
+    from semroute_extproc.config.models import Config
+
     StrategySetting = StrategySettings
 else:
     StrategySetting = setting_of(IDEAS)
@@ -54,16 +55,6 @@ Files = Mapping[str, Mapping[str, Any]]
 
 ProfilesOf = Callable[[str, Path, str], Profiles]
 """The profiles of a strategy, in a directory, that count in clusters of a digest; raises ArtifactError."""
-
-
-class _Configured(Protocol):
-    """The part of the configuration that strategies depend on."""
-
-    @property
-    def pools(self) -> Mapping[str, Pool]: ...
-
-    @property
-    def strategies(self) -> Mapping[str, StrategySettings]: ...
 
 
 def once(strategy: str, directory: Path, clusters: str) -> Profiles:
@@ -107,7 +98,7 @@ def fingerprint(strategies: Mapping[str, StrategySettings]) -> str:
 
 
 def compile_all(
-    config: _Configured, manifest: Manifest, artifacts: Files | None = None
+    config: Config, manifest: Manifest, artifacts: Files | None = None
 ) -> tuple[dict[str, Strategy], list[Problem]]:
     """Every strategy that fits the bundle and its files (`read_files`), and what is wrong with the others."""
     problems: list[Problem] = []
