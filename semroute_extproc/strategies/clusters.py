@@ -28,13 +28,11 @@ from pydantic import Field
 
 from semroute_extproc.policy.context import Candidates, Choice, RoutingContext, Strategy
 from semroute_extproc.settings.base import FilePath
-from semroute_extproc.settings.pools import Pool
 from semroute_extproc.strategies.artifact import Artifact, ArtifactFile, Floats, digest_of
-from semroute_extproc.strategies.idea import Site, StrategySettings, Unfit
+from semroute_extproc.strategies.idea import Pools, Site, StrategySettings, Unfit
 from semroute_extproc.strategies.profiles import CLUSTERS_MAX, Profile, Profiles
 
 REFERENCE_PROMPT_TOKENS = 500  # of the reference request, whose price at the most expensive pool is cost 1
-PRESSURE_COST = 1.0  # cost that full pressure adds to a pool's price
 
 Doubles = npt.NDArray[np.float64]
 
@@ -148,10 +146,8 @@ class ClustersSettings(StrategySettings):
 
 def cluster_errors(profile: Profile, estimate: Literal["shrunk", "laplace"], shrinkage: float) -> Doubles:
     """Ψ: a model's expected error in each cluster; (k,)."""
-    wrong, answers = np.asarray(profile.errors), np.asarray(profile.answers)
-    if estimate == "laplace":
-        return np.asarray((wrong + 1.0) / (answers + 2.0), dtype=np.float64)
-    return np.asarray((wrong + shrinkage * profile.mean_error) / (answers + shrinkage), dtype=np.float64)
+    weight, prior = (2.0, 0.5) if estimate == "laplace" else (shrinkage, profile.mean_error)
+    return np.asarray((np.asarray(profile.errors) + weight * prior) / (np.asarray(profile.answers) + weight))
 
 
 def cluster_tokens(profile: Profile, default: float) -> Doubles:
@@ -168,14 +164,15 @@ def trade_off(quality: float, trade: float, bias: float = 0.0) -> float:
     return trade * (1.0 - quality) / quality * math.exp(-bias)
 
 
-class ProfileTable(NamedTuple):
-    """The pools whose models have a profile, as arrays: one row per pool."""
+class Row(NamedTuple):
+    """A pool whose model has a profile."""
 
-    pools: tuple[str, ...]
-    errors: Doubles  # (pools, k)
-    tokens: Doubles  # (pools, k)
-    mean_errors: Doubles  # (pools,)
-    prices: Doubles  # (pools, 2): of a prompt and of an answer token, in units of the reference request
+    pool: str
+    errors: Doubles  # (k,)
+    tokens: Doubles  # (k,)
+    mean_error: float
+    input: float  # price of a prompt token, in units of the reference request
+    output: float  # of an answer token
 
 
 class Clusters(Strategy):
@@ -184,27 +181,23 @@ class Clusters(Strategy):
     needs_signals = hard_preferences = True
 
     def __init__(
-        self,
-        settings: ClustersSettings,
-        artifact: ClustersArtifact,
-        pools: Mapping[str, Pool],
-        profiles: Profiles,
+        self, settings: ClustersSettings, artifact: ClustersArtifact, pools: Pools, profiles: Profiles
     ) -> None:
         """`pools` to choose from, all with a price; `profiles` is called for every choice."""
         self._settings, self._artifact, self._pools, self._profiles = settings, artifact, pools, profiles
-        reference = np.asarray([REFERENCE_PROMPT_TOKENS, settings.output_tokens])
-        prices = {n: np.asarray([p.price.input, p.price.output]) for n, p in pools.items() if p.price}
-        unit = max((float(price @ reference) for price in prices.values()), default=0.0) or 1.0
-        self._prices = {name: price / unit for name, price in prices.items()}
+        prices = {name: pool.price for name, pool in pools.items() if pool.price}
+        tokens = (REFERENCE_PROMPT_TOKENS, settings.output_tokens)
+        costs = [price.input * tokens[0] + price.output * tokens[1] for price in prices.values()]
+        unit = max(costs, default=0.0) or 1.0
+        self._prices = {name: (price.input / unit, price.output / unit) for name, price in prices.items()}
         self._seen: Mapping[str, Profile] = {}
-        self._table = self._tabulate(self._seen)
+        self._rows: list[Row] = []
 
     def choose(self, context: RoutingContext, candidates: Candidates) -> Choice:
         """The score is the expected error of the pool that was picked."""
         if (profiles := self._profiles()) is not self._seen:
-            self._table, self._seen = self._tabulate(profiles), profiles
-        table, signals = self._table, context.signals
-        rows = [row for row, pool in enumerate(table.pools) if pool in candidates.pools]
+            self._rows, self._seen = self._tabulate(profiles), profiles
+        rows, signals = [row for row in self._rows if row.pool in candidates.pools], context.signals
         if not rows:
             return Choice(candidates.first_of(), "no pool with a profile could answer")
         x = self._artifact.manifest.embedding(signals) if signals is not None else None
@@ -217,48 +210,46 @@ class Clusters(Strategy):
             member = np.full(k, 1.0 / k, dtype=np.float32)
             why = "clusters are unknown in its language"
         if why and not context.hard_preference:
-            by_error = [table.pools[row] for row in sorted(rows, key=lambda row: table.mean_errors[row])]
-            return Choice(self._settings.on_unknown or by_error[0], why, tuple(by_error))
+            by_error = tuple(row.pool for row in sorted(rows, key=lambda row: row.mean_error))
+            return Choice(self._settings.on_unknown or by_error[0], why, by_error)
         quality = self._settings.quality if context.quality is None else context.quality
-        errors = table.errors[rows] @ member
+        errors = np.asarray([row.errors @ member for row in rows])
         # The expected answer is never longer than the client allows.
-        answer = np.minimum(table.tokens[rows] @ member, context.view.max_output_tokens or np.inf)
-        costs: Doubles = table.prices[rows, 0] * context.prompt_tokens + table.prices[rows, 1] * answer
-        order, moved = self._order(errors, costs, quality, context, [table.pools[row] for row in rows])
-        best, *others = (table.pools[rows[i]] for i in order)
-        error = float(errors[order[0]])
+        most = context.view.max_output_tokens or np.inf
+        answers = [min(row.tokens @ member, most) for row in rows]
+        costs = [r.input * context.prompt_tokens + r.output * n for r, n in zip(rows, answers, strict=True)]
+        order, moved = self._order(rows, errors, np.asarray(costs), quality, context)
+        error, (best, *others) = float(errors[order[0]]), (rows[i].pool for i in order)
         reason = f"error {error:.2f} at cost {costs[order[0]]:.2f}, quality {quality:g}"
         return Choice(best, reason, tuple(others), score=error, moved=moved)
 
     def _order(
-        self, errors: Doubles, costs: Doubles, quality: float, context: RoutingContext, pools: list[str]
+        self, rows: list[Row], errors: Doubles, costs: Doubles, quality: float, context: RoutingContext
     ) -> tuple[npt.NDArray[np.intp], tuple[tuple[str, str], ...]]:
-        """The pools from best to worst, and the controllers that changed which is the best.
+        """The rows from best to worst, and the controllers that changed which is the best.
 
         Equal objectives go to the cheaper, then to the better one.
         """
         if not 0.0 < quality < 1.0:
             return np.lexsort((costs, errors) if quality > 0.0 else (errors, costs)), ()
-        pressure = np.asarray([context.conditions.pressure.get(pool, 0.0) for pool in pools])
-        bias, trade = context.bias, self._settings.trade
+        pressure = np.asarray([context.conditions.pressure.get(row.pool, 0.0) for row in rows])
+        bias, trade, dearer = context.bias, self._settings.trade, costs + pressure
         calm = np.lexsort((errors, costs, errors + trade_off(quality, trade) * costs))
-        pressed = costs + PRESSURE_COST * pressure
-        order = np.lexsort((errors, costs, errors + trade_off(quality, trade, bias) * pressed))
-        if order[0] == calm[0]:
-            return order, ()
-        budget = [("budget", f"{bias:+.2f}")] if bias else []
-        load = [("load", f"{pools[calm[0]]} to {pools[order[0]]}")] if pressure.any() else []
-        return order, (*budget, *load)
+        order = np.lexsort((errors, costs, errors + trade_off(quality, trade, bias) * dearer))
+        moved: list[tuple[str, str]] = []
+        if order[0] != calm[0]:
+            if bias:
+                moved.append(("budget", f"{bias:+.2f}"))
+            if pressure.any():
+                moved.append(("load", f"{rows[calm[0]].pool} to {rows[order[0]].pool}"))
+        return order, tuple(moved)
 
-    def _tabulate(self, profiles: Mapping[str, Profile]) -> ProfileTable:
-        settings, digest = self._settings, self._artifact.digest
-        found = {name: profiles.get(self._pools[name].model) for name in self._prices}
-        known = {name: each for name, each in found.items() if each and each.clusters == digest}
-        counted = known.values()
-        return ProfileTable(
-            tuple(known),
-            np.asarray([cluster_errors(each, settings.estimate, settings.shrinkage) for each in counted]),
-            np.asarray([cluster_tokens(each, settings.output_tokens) for each in counted]),
-            np.asarray([each.mean_error for each in counted]),
-            np.asarray([self._prices[name] for name in known]),
-        )
+    def _tabulate(self, profiles: Mapping[str, Profile]) -> list[Row]:
+        settings, rows = self._settings, list[Row]()
+        for name, prices in self._prices.items():
+            profile = profiles.get(self._pools[name].model)
+            if profile is not None and profile.clusters == self._artifact.digest:
+                errors = cluster_errors(profile, settings.estimate, settings.shrinkage)
+                tokens = cluster_tokens(profile, settings.output_tokens)
+                rows.append(Row(name, errors, tokens, profile.mean_error, *prices))
+        return rows

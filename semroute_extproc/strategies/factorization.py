@@ -34,13 +34,10 @@ class FactorizationArtifact(Artifact):
     quantiles: tuple[float, ...]
     """Of P(strong wins) on prompts it was not fitted on, ascending, for the pair it was fitted for."""
 
-    def pair(self, strong: str, weak: str) -> Floats:
-        """The vectors of two of its models; (2, r)."""
-        return self.vectors[[self.models.index(strong), self.models.index(weak)]]
-
     def pair_digest(self, strong: str, weak: str) -> str:
         """Twelve hexadecimal digits that change with the score of two of its models."""
-        return digest_of(self.pair(strong, weak), self.projection, self.bias)
+        pair = self.vectors[[self.models.index(strong), self.models.index(weak)]]
+        return digest_of(pair, self.projection, self.bias)
 
 
 def read_factorization(path: Path) -> FactorizationArtifact:
@@ -98,9 +95,9 @@ class Factorization:
 
     def __init__(self, artifact: FactorizationArtifact, strong: str, weak: str) -> None:
         """The names are the artifact's."""
-        theirs, ours = artifact.pair(strong, weak)
-        self._direction: Floats = (theirs - ours) @ artifact.projection
-        self._offset = float((theirs - ours) @ artifact.bias)
+        gap = artifact.vectors[artifact.models.index(strong)] - artifact.vectors[artifact.models.index(weak)]
+        self._direction: Floats = gap @ artifact.projection
+        self._offset = float(gap @ artifact.bias)
         self._manifest = artifact.manifest
 
     def __call__(self, signals: Signals) -> float | None:

@@ -14,6 +14,7 @@ from semroute_extproc.settings.pools import Pool
 from semroute_extproc.strategies.artifact import Artifact
 
 A = TypeVar("A", bound=Artifact)
+Pools = Mapping[str, Pool]
 Conflicts = Iterator[tuple[str, str]]  # a setting and a message each
 
 
@@ -26,7 +27,7 @@ class Site:
     """A strategy on its way from settings to an object: what it may use, and what is wrong with it."""
 
     name: str
-    pools: Mapping[str, Pool]
+    pools: Pools
     manifest: Manifest  # of the default bundle
     files: Mapping[str, Any]  # setting to the content of the file or directory it names
     problems: list[Problem]

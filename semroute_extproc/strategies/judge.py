@@ -28,7 +28,7 @@ from pydantic import Field, model_validator
 from semroute_extproc.policy.context import Candidates, Choice, RoutingContext, Strategy
 from semroute_extproc.request.text import clip
 from semroute_extproc.settings.base import FilePath, Name, did_you_mean
-from semroute_extproc.strategies.cutoff import Cutoff, share_for_threshold
+from semroute_extproc.strategies.cutoff import Cutoff
 from semroute_extproc.strategies.idea import Conflicts, Site
 from semroute_extproc.strategies.pair import Pair, PairSettings
 from semroute_extproc.strategies.threshold import difficulty
@@ -90,14 +90,11 @@ class JudgeSettings(PairSettings):
     def compile(self, site: Site) -> Judge:
         """By the judge's score, with the bundle's difficulty as its fallback; raises Unfit."""
         calibration = self.calibrated(site, self.digest)
-        share = self.share(calibration)
-        if calibration is not None and self.threshold is not None:
-            share = share_for_threshold(calibration.quantiles, self.threshold)
+        cutoff = self.cutoff(UNIFORM, calibration, "judge's score")
         # Both scores are probabilities of the same event, so without a calibration the threshold is kept.
-        threshold = self.threshold if share is None else None
+        share, threshold = (None, self.threshold) if calibration is None else (cutoff.share, None)
         quantiles = site.manifest.difficulty.quantiles
         fallback = Cutoff(self.weak, self.strong, quantiles, share=share, threshold=threshold)
-        cutoff = self.cutoff(UNIFORM, calibration, "judge's score")
         return Judge(site.name, cutoff, Pair(difficulty, fallback, self.on_unknown))
 
 

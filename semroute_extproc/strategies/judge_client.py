@@ -1,8 +1,4 @@
-"""Asks the judges of `judge` strategies, over the reloads of a server.
-
-Nothing about a judge may fail a request: it has its own deadline and a bound on concurrent questions,
-and `ask` always returns.
-"""
+"""Asks the judges of `judge` strategies, over the reloads of a server. None may fail a request."""
 
 from __future__ import annotations
 
@@ -63,18 +59,8 @@ class JudgeClient:
             return Judgement(None, "timeout")
         if not self._breaker.allows(self._clock()):
             return Judgement(None, "breaker")
-        was_open = self._breaker.is_open
-        judgement = await self._ask(text, left, probe=was_open)
-        if judgement.score is not None and self.settings.cache_entries:
-            self._scores[key] = judgement.score
-        if (is_open := self._breaker.is_open) != was_open:
-            logger.warning("judge.breaker", strategy=self.name, open=is_open, last=judgement.result)
-        return judgement
-
-    async def _ask(self, text: str, left: float, probe: bool) -> Judgement:
-        patience = self.settings.timeout_ms / 1e3
-        seconds = min(left, patience)
-        score, learned = None, False
+        probe, patience = self._breaker.is_open, self.settings.timeout_ms / 1e3
+        seconds, score, learned = min(left, patience), None, False
         self._asking += 1
         try:
             answer = await self._endpoint.post("/chat/completions", self._question.body(text), seconds)
@@ -94,8 +80,12 @@ class JudgeClient:
                 self._breaker.gave_up()
         if score is not None:
             self._breaker.succeeded()
+            if self.settings.cache_entries:
+                self._scores[key] = score
         elif learned:
             self._breaker.failed(self._clock())
+        if (is_open := self._breaker.is_open) != probe:
+            logger.warning("judge.breaker", strategy=self.name, open=is_open, last=result)
         return Judgement(score, result)
 
     async def close(self, after: float = 0.0) -> None:
@@ -122,7 +112,7 @@ class Judges:
         self._retiring: set[asyncio.Task[None]] = set()
 
     def of(self, strategies: Mapping[str, object]) -> Mapping[str, JudgeClient]:
-        """Judges of a configuration being loaded, live once adopted; raises CannotJudge for the first error."""
+        """The judges of a configuration, live once adopted; raises CannotJudge for the first that fails."""
         judges: dict[str, JudgeClient] = {}
         for name, settings in strategies.items():
             if isinstance(settings, JudgeSettings):

@@ -60,10 +60,7 @@ class PairSettings(StrategySettings):
         return (((setting,), pool) for setting, pool in pools.items() if pool is not None)
 
     def calibrated(self, site: Site, artifact: str = "") -> Calibration | None:
-        """The calibration of this very score, None if none is set; raises Unfit.
-
-        `artifact` is the digest of what the score depends on besides the bundle.
-        """
+        """The calibration of this very score, of that digest, None if none is set; raises Unfit."""
         if self.calibration is None:
             return None
         found = site.files.get("calibration")
@@ -81,23 +78,17 @@ class PairSettings(StrategySettings):
             raise Unfit("max_quality_drop", unknown)
         return found
 
-    def share(self, calibration: Calibration | None) -> float | None:
-        """The strong share; None if a threshold is set."""
-        if calibration is not None and self.max_quality_drop is not None:
-            return calibration.share_for_drop(self.max_quality_drop)
-        return self.strong_share
-
     def cutoff(
         self, quantiles: Sequence[float], calibration: Calibration | None, what: str, digits: int = 2
     ) -> Cutoff:
-        """The cutoff of a score: `quantiles` on reference traffic, unless a calibration has its own.
-
-        `what` names the score in reasons, where it has so many `digits`.
-        """
-        known, share = quantiles if calibration is None else calibration.quantiles, self.share(calibration)
-        return Cutoff(
-            self.weak, self.strong, known, share=share, threshold=self.threshold, what=what, digits=digits
-        )
+        """The cutoff of a score: `quantiles` on reference traffic, unless a calibration has its own."""
+        share = self.strong_share
+        if calibration is not None:
+            quantiles = calibration.quantiles
+            if self.max_quality_drop is not None:
+                share = calibration.share_for_drop(self.max_quality_drop)
+        setting = {"share": share, "threshold": self.threshold}
+        return Cutoff(self.weak, self.strong, quantiles, **setting, what=what, digits=digits)
 
 
 class Pair(Strategy):

@@ -44,8 +44,7 @@ class Profile(Model):
 
     format: int = FORMAT
     model: str = Field(min_length=1)  # as its pool names it
-    clusters: str = Field(pattern="^[0-9a-f]{12}$")
-    """`ClustersArtifact.digest` of the artifact whose clusters these are."""
+    clusters: str = Field(pattern="^[0-9a-f]{12}$")  # `ClustersArtifact.digest` of the artifact that has them
     answers: tuple[float, ...] = Field(min_length=1, max_length=CLUSTERS_MAX)
     """Graded answers in each cluster; fractions where membership is soft."""
     errors: tuple[float, ...]  # sum of their errors: 0 right, 1 wrong, anything between for graded answers
@@ -60,10 +59,9 @@ class Profile(Model):
     @model_validator(mode="after")
     def _fits(self) -> Profile:
         k = len(self.answers)
-        for name in ("errors", "output_tokens", "intervals"):
-            values = getattr(self, name)
-            if len(values) != k and (values or name == "errors"):
-                raise ValueError(f"{len(values)} {name} for {k} clusters")
+        for name, least in (("errors", k), ("output_tokens", 0), ("intervals", 0)):
+            if (length := len(getattr(self, name))) not in (least, k):
+                raise ValueError(f"{length} {name} for {k} clusters")
         for index, (wrong, answers) in enumerate(zip(self.errors, self.answers, strict=True)):
             # Sums of float32 shares: equal up to rounding.
             if not 0.0 <= wrong <= answers * (1.0 + 1e-4) + 1e-4:
@@ -88,10 +86,8 @@ def is_thin(profile: Profile) -> bool:
 def thin_warning(profile: Profile) -> str:
     """How thin a profile is, in one sentence."""
     few = sum(answers < FEW_ANSWERS for answers in profile.answers)
-    return (
-        f"{profile.model}: {few} of {len(profile.answers)} clusters have fewer than {FEW_ANSWERS} answers; "
-        f"there routing relies on its overall error of {profile.mean_error:.2f}"
-    )
+    thin = f"{few} of {len(profile.answers)} clusters have fewer than {FEW_ANSWERS} answers"
+    return f"{profile.model}: {thin}; there routing relies on its overall error of {profile.mean_error:.2f}"
 
 
 def read_profile(path: Path) -> Profile:
@@ -107,7 +103,6 @@ def write_profile(path: Path, profile: Profile) -> None:
 Profiles = Callable[[], Mapping[str, Profile]]
 """Model to profile as of now; another mapping object whenever one came, went or changed."""
 
-
 # A profile as of one version of its file; an error is not cached.
 _read_version = lru_cache(PROFILES_MAX)(lambda path, *version: read_profile(path))
 
@@ -116,10 +111,7 @@ class ProfileDirectory:
     """The profiles of one `clusters` strategy. Call it for model to profile, as of now."""
 
     def __init__(self, path: Path, clusters: str) -> None:
-        """`clusters` is the digest of the artifact that its profiles must count in.
-
-        Raises ArtifactError if there is no such directory; problems of single files do not raise.
-        """
+        """`clusters` is the artifact's digest. Raises ArtifactError if there is no such directory."""
         if not path.is_dir():
             raise ArtifactError(f"{path}: no such directory")
         self.path, self.clusters = path, clusters

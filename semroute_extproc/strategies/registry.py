@@ -1,7 +1,4 @@
-"""Every routing idea in one table, and what follows from it: the setting's type, files, strategies.
-
-A new idea is one file with its settings, artifact and strategy (`idea.StrategySettings`), and one line here.
-"""
+"""Every routing idea in one table: a new one is a file (see `idea`) and one line here."""
 
 from __future__ import annotations
 
@@ -52,7 +49,6 @@ else:
 
 Files = Mapping[str, Mapping[str, Any]]
 """Strategy to setting to the content of the file or directory that it names."""
-
 ProfilesOf = Callable[[str, Path, str], Profiles]
 """The profiles of a strategy, in a directory, that count in clusters of a digest; raises ArtifactError."""
 
@@ -72,8 +68,7 @@ def read_files(
     files: dict[str, dict[str, Any]] = {}
     problems: list[Problem] = []
     for name, settings in strategies.items():
-        found: dict[str, Any] = {}
-        files[name] = found
+        found = files.setdefault(name, {})
         for field in (*settings.files, *filter(None, [settings.directory])):
             path = getattr(settings, field)
             try:
@@ -89,9 +84,9 @@ def read_files(
 def fingerprint(strategies: Mapping[str, StrategySettings]) -> str:
     """Changes when a file that a strategy names does, so that a replaced file is read again."""
     digest = hashlib.sha256()
-    for settings in strategies.values():
-        for path in filter(None, (getattr(settings, field) for field in settings.files)):
-            with contextlib.suppress(OSError):
+    for path in (getattr(settings, field) for settings in strategies.values() for field in settings.files):
+        with contextlib.suppress(OSError):
+            if path is not None:
                 stat = path.stat()
                 digest.update(f"{path} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
