@@ -43,10 +43,8 @@ class Calibration(Model, validate_by_name=True):
         return self
 
     def share_for_drop(self, most: float) -> float:
-        """The least strong share from which on always-strong's quality drops by at most a part `most`.
-
-        A share with a small drop below a share with a larger one is noise of the curve, and is not taken.
-        """
+        """The least strong share from which on always-strong's quality drops by at most the part `most`."""
+        # A share with a small drop below a share with a larger one is noise of the curve, and is not taken.
         if self.quality is None:
             raise ValueError("the calibration has no outcomes, so it cannot say what a quality drop costs")
         floor = self.quality[-1] - most * abs(self.quality[-1])

@@ -33,20 +33,15 @@ from semroute_extproc.strategies.idea import Pools, Site, StrategySettings, Unfi
 from semroute_extproc.strategies.profiles import CLUSTERS_MAX, Profile, Profiles
 
 REFERENCE_PROMPT_TOKENS = 500  # of the reference request, whose price at the most expensive pool is cost 1
-
 Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class ClustersArtifact(Artifact):
-    """Clusters of prompts, hard (K-means, one or more clusterings) or soft (a learned map).
-
-    Without `bias` a prompt belongs to the nearest centroid of each clustering; with it, to all by
-    softmax(centroids · x + bias) (UniRoute, equation 8), and there is one clustering.
-    """
+    """Clusters of prompts: the nearest of each clustering (K-means), or all by a learned map (`bias`)."""
 
     centroids: Floats  # (k, d); one clustering after the other, k / clusterings rows each
-    bias: Floats | None  # (k,), or None for K-means
+    bias: Floats | None  # (k,): softmax(centroids · x + bias), equation 8; None for K-means
     names: tuple[str, ...]  # one for each cluster, for people
     clusterings: int = 1
 
@@ -119,7 +114,6 @@ class ClustersSettings(StrategySettings):
     on_unknown: str | None = Field(
         None, description="Pool of texts the bundle does not know; default: the least error overall."
     )
-
     files: ClassVar = {"artifact": read_clusters}
     directory: ClassVar[str] = "profiles"
     weighs_cost: ClassVar[bool] = True
@@ -226,10 +220,7 @@ class Clusters(Strategy):
     def _order(
         self, rows: list[Row], errors: Doubles, costs: Doubles, quality: float, context: RoutingContext
     ) -> tuple[npt.NDArray[np.intp], tuple[tuple[str, str], ...]]:
-        """The rows from best to worst, and the controllers that changed which is the best.
-
-        Equal objectives go to the cheaper, then to the better one.
-        """
+        """The rows from best to worst, ties to the cheaper, and the controllers that changed the best."""
         if not 0.0 < quality < 1.0:
             return np.lexsort((costs, errors) if quality > 0.0 else (errors, costs)), ()
         pressure = np.asarray([context.conditions.pressure.get(row.pool, 0.0) for row in rows])

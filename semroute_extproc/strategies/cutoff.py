@@ -23,7 +23,6 @@ from semroute_extproc.policy.context import Choice, RoutingContext
 
 NO_SHARE = 1e-9  # a share below this is rounding
 SHARE_MIN = 0.005  # a biased share is this far from 0 and 1, where log-odds are infinite
-
 Quantiles = Sequence[float] | npt.NDArray[np.float64]
 """A score at 0, 1, … 100 % of the reference traffic, ascending."""
 
@@ -45,11 +44,7 @@ def share_for_threshold(quantiles: Quantiles, threshold: float) -> float:
 
 
 def rise_above(quantiles: Quantiles, threshold: float, score: float) -> float:
-    """The part (0..1) of the reference traffic above `threshold` that lies below `score`.
-
-    0 at the threshold, 1 from the highest score on: a distance in requests, so that it means the same
-    for scores that fill 0..1 and for scores within a few hundredths.
-    """
+    """The part (0..1) of the traffic above `threshold` that lies below `score`: a distance in requests."""
     above = share_for_threshold(quantiles, threshold)
     return 1.0 - share_for_threshold(quantiles, score) / above if above > NO_SHARE else 1.0
 

@@ -63,7 +63,6 @@ class FactorizationSettings(PairSettings):
     weak_model: str | None = Field(
         None, description="Name of the weak pool's model in the artifact; default: the pool's model."
     )
-
     files: ClassVar = {"artifact": read_factorization, **PairSettings.files}
 
     def compile(self, site: Site) -> Pair:

@@ -57,7 +57,6 @@ class StrategySettings(Model):
     """Settings of one routing idea; the registry and the configuration know no more of it than this."""
 
     kind: str
-
     files: ClassVar[Mapping[str, Callable[[Path], Any]]] = {}
     """Setting that names a file, to the file's reader, which raises ArtifactError."""
     directory: ClassVar[str] = ""

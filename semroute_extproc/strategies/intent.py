@@ -40,7 +40,7 @@ class IntentSettings(StrategySettings):
         bundle, head = site.manifest.name, site.manifest.task if self.by == "task" else site.manifest.domain
         if head is None:
             raise Unfit("by", f"bundle {bundle} has no {self.by} head")
-        for label in filter(lambda label: label not in head.labels, self.experts):
+        for label in (each for each in self.experts if each not in head.labels):
             hint = did_you_mean(label, head.labels)
             site.problem("experts", f"bundle {bundle} has no {self.by} {label!r}{hint}", label)
         return Intent(self)

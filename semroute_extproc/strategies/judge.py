@@ -34,7 +34,6 @@ from semroute_extproc.strategies.pair import Pair, PairSettings
 from semroute_extproc.strategies.threshold import difficulty
 
 Scheme = Literal["score", "choice"]
-
 TOP_LOGPROBS = 20  # tokens asked for at the first position; vLLM's own default bound
 LABEL_MASS_MIN = 0.1  # a model that gives the labels less together was not answering the question
 TEXT_CHARACTERS_MAX = 4_000  # of the classified text that the judge gets: head and tail
@@ -184,10 +183,7 @@ class Question:
 
 
 def probability(answer: bytes, scheme: Scheme) -> float:
-    """P(strong wins), 0..1, from the body of a chat completion; raises Unparsable.
-
-    Variants of a label (`A`, ` A`, `A.`) are added up; labels that are not among the tokens count as 0.
-    """
+    """P(strong wins), 0..1, from a chat completion; variants of a label add up. Raises Unparsable."""
     wins = {True: 0.0, False: 0.0}
     try:
         [choice, *_] = msgspec.json.decode(answer)["choices"]

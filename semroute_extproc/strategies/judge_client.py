@@ -45,10 +45,7 @@ class JudgeClient:
         self._asking = 0
 
     async def ask(self, text: str, deadline: float) -> Judgement:
-        """The judge's score of `text` before `deadline` (the loop's clock), or why there is none.
-
-        Never raises and never queues: a busy judge is not asked.
-        """
+        """The judge's score of `text` before `deadline` (the loop's clock), or why not; it never queues."""
         key = hashlib.sha256(self._salt + text.encode("utf-8", "surrogatepass")).digest()
         if (known := self._scores.get(key)) is not None:
             return Judgement(known, "cache")

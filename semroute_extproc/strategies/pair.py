@@ -40,7 +40,6 @@ class PairSettings(StrategySettings):
         None, description="File of `semroute calibrate`: the score and its outcome on your own prompts."
     )
     on_unknown: str | None = Field(None, description="Pool of unknown texts; default: strong.")
-
     files: ClassVar[Mapping[str, Callable[[Path], Any]]] = {"calibration": read_calibration}
     weighs_cost: ClassVar[bool] = True
 
@@ -109,7 +108,6 @@ class Pair(Strategy):
         assert signals is not None
         if not (signals.unknown or score is None):
             return choice
-        why = (
-            "text is out of distribution" if signals.unknown else f"{cutoff.what} is unknown in its language"
-        )
+        unread = f"{cutoff.what} is unknown in its language"
+        why = "text is out of distribution" if signals.unknown else unread
         return Choice(self._on_unknown, why, (cutoff.strong, cutoff.weak), score, choice.threshold)

@@ -175,10 +175,7 @@ class ProfileDirectories:
         self._changed = asyncio.Event()
 
     def of(self, strategy: str, path: Path, clusters: str) -> ProfileDirectory:
-        """The directory of a strategy in a configuration that is being loaded; raises ArtifactError.
-
-        A live one is kept, with its last good profiles. `adopt` or `forget` follows.
-        """
+        """A strategy's directory for a configuration being loaded, live or new; raises ArtifactError."""
         found = self._live.get(strategy)
         if found is None or (found.path, found.clusters) != (path, clusters):
             found = ProfileDirectory(path, clusters)

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 else:
     StrategySetting = setting_of(IDEAS)
 
+Settings = Mapping[str, StrategySettings]
 Files = Mapping[str, Mapping[str, Any]]
 """Strategy to setting to the content of the file or directory that it names."""
 ProfilesOf = Callable[[str, Path, str], Profiles]
@@ -61,9 +62,7 @@ def once(strategy: str, directory: Path, clusters: str) -> Profiles:
     return found
 
 
-def read_files(
-    strategies: Mapping[str, StrategySettings], profiles_of: ProfilesOf = once
-) -> tuple[Files, list[Problem]]:
+def read_files(strategies: Settings, profiles_of: ProfilesOf = once) -> tuple[Files, list[Problem]]:
     """Everything that strategies read from files; a file that cannot be read is a problem."""
     files: dict[str, dict[str, Any]] = {}
     problems: list[Problem] = []
@@ -81,7 +80,7 @@ def read_files(
     return files, problems
 
 
-def fingerprint(strategies: Mapping[str, StrategySettings]) -> str:
+def fingerprint(strategies: Settings) -> str:
     """Changes when a file that a strategy names does, so that a replaced file is read again."""
     digest = hashlib.sha256()
     for path in (getattr(settings, field) for settings in strategies.values() for field in settings.files):

@@ -71,7 +71,6 @@ class SimilaritySettings(PairSettings):
 
     kind: Literal["similarity"]
     artifact: FilePath = Field(description="File of `semroute fit similarity`.")
-
     files: ClassVar = {"artifact": read_similarity, **PairSettings.files}
 
     def compile(self, site: Site) -> Pair:
