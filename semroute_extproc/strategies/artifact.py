@@ -1,7 +1,6 @@
 """The file that `semroute fit` writes and strategies read: one `.npz` for each artifact.
 
-It holds plain arrays and, as the string `manifest`, the JSON of `ArtifactManifest`. It is written aside
-and renamed, so that it is whole or absent. Reading executes nothing in it.
+It holds plain arrays and, as the string `manifest`, the JSON of `ArtifactManifest`. Reading runs no code in it.
 """
 
 from __future__ import annotations

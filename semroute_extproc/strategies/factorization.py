@@ -31,8 +31,7 @@ class FactorizationArtifact(Artifact):
     vectors: Floats  # (models, r): v_M, with the paper's w₂ multiplied in
     projection: Floats  # (r, d): W
     bias: Floats  # (r,): b
-    quantiles: tuple[float, ...]
-    """Of P(strong wins) on prompts it was not fitted on, ascending, for the pair it was fitted for."""
+    quantiles: tuple[float, ...]  # of P(strong wins) of the first two models on prompts it was not fitted on
 
     def pair_digest(self, strong: str, weak: str) -> str:
         """Twelve hexadecimal digits that change with the score of two of its models."""

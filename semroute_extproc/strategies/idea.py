@@ -41,8 +41,7 @@ class Site:
         found = self.files.get("artifact")
         if not isinstance(found, shape):
             raise Unfit
-        theirs = found.manifest
-        if theirs.revision != self.manifest.revision:
+        if (theirs := found.manifest).revision != self.manifest.revision:
             fitted = f"was fitted on bundle {theirs.bundle} {theirs.revision}, but this is {self.bundle}"
             raise Unfit("artifact", f"{fitted}: fit it again with this bundle")
         return found
@@ -57,10 +56,8 @@ class StrategySettings(Model):
     """Settings of one routing idea; the registry and the configuration know no more of it than this."""
 
     kind: str
-    files: ClassVar[Mapping[str, Callable[[Path], Any]]] = {}
-    """Setting that names a file, to the file's reader, which raises ArtifactError."""
-    directory: ClassVar[str] = ""
-    """Setting that names a directory of profiles for the artifact's clusters, if there is one."""
+    files: ClassVar[Mapping[str, Callable[[Path], Any]]] = {}  # file setting to reader (ArtifactError)
+    directory: ClassVar[str] = ""  # the setting of the profiles for the artifact's clusters, if there is one
     weighs_cost: ClassVar[bool] = False  # a budget can move its choices
 
     def named_pools(self) -> Iterator[tuple[tuple[str, ...], str]]:

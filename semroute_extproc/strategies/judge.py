@@ -157,8 +157,7 @@ class Question:
 
     model: str
     scheme: Scheme
-    extra: tuple[tuple[tuple[str, ...], object], ...] = ()
-    """Members to add, by path: the switch that turns a model's reasoning off."""
+    extra: tuple[tuple[tuple[str, ...], object], ...] = ()  # members to add, by path: the reasoning switch
 
     def body(self, text: str) -> dict[str, object]:
         """The chat completion that asks about `text`; its tag is made of the text, which cannot hold it."""

@@ -45,13 +45,10 @@ class Profile(Model):
     format: int = FORMAT
     model: str = Field(min_length=1)  # as its pool names it
     clusters: str = Field(pattern="^[0-9a-f]{12}$")  # `ClustersArtifact.digest` of the artifact that has them
-    answers: tuple[float, ...] = Field(min_length=1, max_length=CLUSTERS_MAX)
-    """Graded answers in each cluster; fractions where membership is soft."""
+    answers: tuple[float, ...] = Field(min_length=1, max_length=CLUSTERS_MAX)  # graded, in each cluster
     errors: tuple[float, ...]  # sum of their errors: 0 right, 1 wrong, anything between for graded answers
-    output_tokens: tuple[float | None, ...] = ()
-    """Mean tokens of an answer in each cluster, None where unknown; empty if unknown everywhere."""
-    intervals: tuple[tuple[float, float] | None, ...] = ()
-    """95 % interval of the error in each cluster, None without answers; routing does not read it."""
+    output_tokens: tuple[float | None, ...] = ()  # mean of an answer, None (or empty) where unknown
+    intervals: tuple[tuple[float, float] | None, ...] = ()  # 95 % of the error; routing does not read them
     seen: Seen | None = None
     created: str = ""  # ISO date
     source: str = ""  # the file or endpoint it was made from

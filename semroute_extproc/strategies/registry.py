@@ -48,8 +48,7 @@ else:
     StrategySetting = setting_of(IDEAS)
 
 Settings = Mapping[str, StrategySettings]
-Files = Mapping[str, Mapping[str, Any]]
-"""Strategy to setting to the content of the file or directory that it names."""
+Files = Mapping[str, Mapping[str, Any]]  # strategy to setting to the content of what it names
 ProfilesOf = Callable[[str, Path, str], Profiles]
 """The profiles of a strategy, in a directory, that count in clusters of a digest; raises ArtifactError."""
 
