@@ -1,6 +1,6 @@
 """The file that `semroute fit` writes and strategies read: one `.npz` for each artifact.
 
-It holds plain arrays and, as the string `manifest`, the JSON of `ArtifactManifest`. Reading runs no code in it.
+It holds plain arrays and, as the string `manifest`, the JSON of `ArtifactManifest`. Reading runs no code.
 """
 
 from __future__ import annotations
