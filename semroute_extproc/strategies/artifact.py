@@ -1,8 +1,6 @@
 """The file that `semroute fit` writes and strategies read: one `.npz` for each artifact.
 
-It holds plain arrays and, as the string `manifest`, the JSON of `ArtifactManifest`: what it was fitted
-on, and with which bundle's embedding. It is written aside and renamed, so that it is whole or absent.
-Reading executes nothing in it.
+It holds plain arrays and, as the string `manifest`, the JSON of `ArtifactManifest`. Reading runs no code.
 """
 
 from __future__ import annotations
@@ -13,50 +11,38 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from semroute_extproc.encoder.signals import Signals
 from semroute_extproc.errors import ArtifactError
 from semroute_extproc.io.files import write_whole
+from semroute_extproc.settings.base import Model
 
-FORMAT = 1
-"""The artifact format this package reads and writes."""
-
-FILE_BYTES_MAX = 1024**3
-"""Largest artifact."""
-
-QUANTILES = 101
-"""Quantiles of a score on reference prompts: at 0, 1, … 100 %."""
-
+FORMAT = 1  # of artifacts that this package reads and writes
+FILE_BYTES_MAX = 1024**3  # of an artifact
+QUANTILES = 101  # of a score on reference prompts: at 0, 1, … 100 %
+# What numpy and zipfile raise for damaged bytes, and for formats or encryption they cannot read.
+DAMAGED = (ValueError, AttributeError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 Floats = npt.NDArray[np.float32]
 
 
-class ArtifactManifest(BaseModel):
-    """What an artifact is and where it comes from."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class ArtifactManifest(Model):
+    """What an artifact is, and on what and with which bundle's embedding it was fitted."""
 
     format: int = FORMAT
-    kind: str
-    """The strategy's kind."""
-    bundle: str
-    """Name of the bundle whose `neighbours` embedding it was fitted on."""
-    revision: str
-    """`Bundle.revision` of that bundle, twelve hexadecimal digits."""
-    dimensions: int = Field(gt=0)
-    """Length of the embedding."""
-    rows: int = Field(ge=0)
-    """Labelled prompts it was fitted on."""
+    kind: str  # of the strategy
+    bundle: str  # name of the bundle whose `neighbours` embedding it was fitted on
+    revision: str  # `Bundle.revision` of that bundle, twelve hexadecimal digits
+    dimensions: int = Field(gt=0)  # length of the embedding
+    rows: int = Field(ge=0)  # labelled prompts it was fitted on
     seed: int = 0
-    data: str = ""
-    """Name of the file of those prompts, without its directory."""
+    data: str = ""  # name of the file of those prompts, without its directory
     data_sha256: str = ""
-    licence: str = ""
-    """The operator's statement of the data's license."""
+    licence: str = ""  # the operator's statement of the data's license
 
     def embedding(self, signals: Signals) -> Floats | None:
         """A text's embedding (d,); None for a text that another bundle read."""
@@ -85,17 +71,10 @@ def digest_of(*arrays: npt.NDArray[Any] | None) -> str:
 def write_artifact(path: Path, artifact: Artifact) -> None:
     """Write `path` whole or not at all; raises ArtifactError."""
     arrays: dict[str, Any] = {"manifest": np.asarray(artifact.manifest.model_dump_json())}
-    for field in dataclasses.fields(artifact):
-        value = getattr(artifact, field.name)
-        if isinstance(value, np.ndarray):
-            arrays[field.name] = value.astype(np.float32)
-        elif value is not None and field.name != "manifest":
-            arrays[field.name] = np.asarray(value)
-
-    def write(file: IO[bytes]) -> None:
-        np.savez(file, allow_pickle=False, **arrays)
-
-    write_whole(path, write)
+    for name in (field.name for field in dataclasses.fields(artifact) if field.name != "manifest"):
+        if (value := getattr(artifact, name)) is not None:
+            arrays[name] = value.astype(np.float32) if isinstance(value, np.ndarray) else np.asarray(value)
+    write_whole(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
 
 
 class ArtifactFile:
@@ -108,21 +87,16 @@ class ArtifactFile:
             if (size := path.stat().st_size) > FILE_BYTES_MAX:
                 raise self.error(f"{size} bytes, at most {FILE_BYTES_MAX} are read")
             with np.load(path, allow_pickle=False) as file:
-                self._arrays = {name: file[name] for name in file.files}
+                self.arrays = {name: file[name] for name in file.files}
+            self.manifest = ArtifactManifest.model_validate_json(str(self.arrays.pop("manifest")))
         except FileNotFoundError:
             raise self.error(f"no such file; `semroute fit {kind or 'KIND'}` writes it") from None
         except OSError as error:
             raise self.error(f"cannot be read: {error.strerror or error}") from None
-        # numpy and zipfile raise these for damaged bytes, and for formats or encryption they cannot read.
-        except (
-            *(ValueError, AttributeError, TypeError, EOFError, RuntimeError),
-            *(zipfile.BadZipFile, zlib.error),
-        ):
-            raise self.error("not an artifact of `semroute fit`") from None
-        try:
-            self.manifest = ArtifactManifest.model_validate_json(str(self._arrays.pop("manifest")))
         except (KeyError, ValidationError):
             raise self.error("not an artifact of `semroute fit`: no manifest in it") from None
+        except DAMAGED:
+            raise self.error("not an artifact of `semroute fit`") from None
         if self.manifest.format != FORMAT:
             raise self.error(f"format {self.manifest.format} is not {FORMAT}, the one this version reads")
         if kind is not None and self.manifest.kind != kind:
@@ -132,16 +106,13 @@ class ArtifactFile:
         """An error that names the file."""
         return ArtifactError(f"{self._path}: {message}")
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._arrays
-
     def floats(self, name: str, *shape: int | None) -> Floats:
         """The array as float32: of that shape (None: any length) and finite."""
-        if name not in self._arrays:
+        if name not in self.arrays:
             raise self.error(f"no array {name!r} in it")
-        found = np.asarray(self._arrays[name])
+        found = np.asarray(self.arrays[name])
         fits = found.ndim == len(shape) and all(
-            want in (None, length) for want, length in zip(shape, found.shape, strict=True)
+            a in (None, b) for a, b in zip(shape, found.shape, strict=True)
         )
         if found.dtype.kind != "f" or not fits:
             expected = " x ".join("any" if length is None else str(length) for length in shape)
@@ -152,14 +123,14 @@ class ArtifactFile:
 
     def integer(self, name: str, default: int) -> int:
         """A number."""
-        found = self._arrays.get(name, np.asarray(default))
+        found = self.arrays.get(name, np.asarray(default))
         if not isinstance(found, np.ndarray) or found.dtype.kind not in "iu" or found.shape:
             raise self.error(f"{name} is not an integer")
         return int(found)
 
     def names(self, name: str, default: int = 0) -> tuple[str, ...]:
         """A list of names; 0, 1, … `default` - 1 if it is not there."""
-        return tuple(str(each) for each in self._arrays.get(name, np.arange(default)).ravel())
+        return tuple(str(each) for each in self.arrays.get(name, np.arange(default)).ravel())
 
     def quantiles(self) -> tuple[float, ...]:
         """The quantiles of a probability."""

@@ -1,37 +1,30 @@
 """The file of `semroute calibrate`: a score on the operator's own prompts.
 
 Hybrid LLM (arXiv 2404.14618), section 4.3: the threshold of a wanted quality is chosen on a few
-hundred validation prompts whose outcome under both models is known. The file holds the score's
-quantiles, and the quality of the mix at every strong share.
+hundred validation prompts whose outcome under both models is known.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 
 from semroute_extproc.io.files import read_json, write_json
+from semroute_extproc.settings.base import Model
 from semroute_extproc.strategies.artifact import QUANTILES
 
-FORMAT = 1
-"""The calibration format this package reads and writes."""
-
-FILE_BYTES_MAX = 1024 * 1024
-"""Largest calibration file."""
+FORMAT = 1  # of calibrations that this package reads and writes
+FILE_BYTES_MAX = 1024 * 1024  # of a calibration
 
 
-class Calibration(BaseModel):
+class Calibration(Model, validate_by_name=True):
     """A score on the operator's own prompts."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_by_name=True)
-
     format: int = FORMAT
-    score: str
-    """The kind of strategy whose score was calibrated."""
+    score: str  # kind of the strategy whose score was calibrated
     bundle: str
-    revision: str
-    """Of the bundle that scored."""
+    revision: str  # of the bundle that scored
     artifact: str = Field("", validation_alias=AliasChoices("artifact", "artefact"))
     """Digest of the artifact that scored, or of the judge; empty for `threshold`."""
     rows: int = Field(gt=0)
@@ -50,11 +43,8 @@ class Calibration(BaseModel):
         return self
 
     def share_for_drop(self, most: float) -> float:
-        """The least strong share from which on the quality drop stays at or below `most` (0..1).
-
-        The drop is the part of always-strong's quality that is lost. A share with a small drop below a
-        share with a larger one is noise of the curve, and is not taken.
-        """
+        """The least strong share from which on always-strong's quality drops by at most the part `most`."""
+        # A share with a small drop below a share with a larger one is noise of the curve, and is not taken.
         if self.quality is None:
             raise ValueError("the calibration has no outcomes, so it cannot say what a quality drop costs")
         floor = self.quality[-1] - most * abs(self.quality[-1])

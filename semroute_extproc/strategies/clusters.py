@@ -1,19 +1,16 @@
 """Clusters: the least expected error plus price, among any number of pools.
 
-UniRoute (arXiv 2502.08773): a prompt x belongs to clusters, Φ(x); a model is known by its errors in
-each, Ψ(h); and x goes to
-
-    argmin_n  Φ(x) · Ψ(h_n) + λ c_n(x)                                  (sections 4 and 5)
+UniRoute (arXiv 2502.08773), sections 4 and 5: a prompt x belongs to clusters, Φ(x); a model is known by
+its errors in each, Ψ(h); and x goes to argmin_n Φ(x) · Ψ(h_n) + λ c_n(x).
 
 Φ is a nearest centroid or the learned softmax map. Ψ comes from a profile's counts, either shrunk to
 the model's own mean, (wrong + m·mean) / (answers + m), or by Laplace's rule, (wrong + 1) / (answers + 2).
 c_n(x) is the cost of this request at pool n, in units of the most expensive pool's price of a reference
 request: prompt tokens and expected answer tokens at the pool's prices.
 
-λ follows the quality q: λ = trade · (1 − q) / q, so it is `trade` at ½, falls as q rises, and both
-ends hold as limits: at 1 the least error, at 0 the least price. A budget's bias b adds to the log-odds
-of q, which multiplies λ by exp(−b). Pressure p on a pool (0..1) adds p to its cost c_n, as if it had to
-be paid for with a reference request at the most expensive pool. Neither moves the ends of q.
+λ follows the quality q: λ = trade · (1 − q) / q, so it is `trade` at ½, and both ends hold as limits: at 1
+the least error, at 0 the least price. A budget's bias b adds to the log-odds of q, which multiplies λ by
+exp(−b). Pressure p on a pool (0..1) adds p to its cost c_n. Neither moves the ends of q.
 """
 
 from __future__ import annotations
@@ -23,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,34 +28,21 @@ from pydantic import Field
 
 from semroute_extproc.policy.context import Candidates, Choice, RoutingContext, Strategy
 from semroute_extproc.settings.base import FilePath
-from semroute_extproc.settings.pools import Pool
 from semroute_extproc.strategies.artifact import Artifact, ArtifactFile, Floats, digest_of
-from semroute_extproc.strategies.idea import Site, StrategySettings, Unfit
+from semroute_extproc.strategies.idea import Pools, Site, StrategySettings, Unfit
 from semroute_extproc.strategies.profiles import CLUSTERS_MAX, Profile, Profiles
 
-REFERENCE_PROMPT_TOKENS = 500
-"""Prompt tokens of the reference request, whose price at the most expensive pool is cost 1."""
-
-PRESSURE_COST = 1.0
-"""Cost that full pressure adds to a pool's price."""
-
+REFERENCE_PROMPT_TOKENS = 500  # of the reference request, whose price at the most expensive pool is cost 1
 Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class ClustersArtifact(Artifact):
-    """Clusters of prompts, hard (K-means, one or more clusterings) or soft (a learned map).
+    """Clusters of prompts: the nearest of each clustering (K-means), or all by a learned map (`bias`)."""
 
-    Without `bias` a prompt belongs to the nearest centroid of each clustering; with it, to all by
-    softmax(centroids · x + bias) (UniRoute, equation 8), and there is one clustering.
-    """
-
-    centroids: Floats
-    """Shape (k, d); one clustering after the other, k / clusterings rows each."""
-    bias: Floats | None
-    """Shape (k,), or None for K-means."""
-    names: tuple[str, ...]
-    """One for each cluster, for people."""
+    centroids: Floats  # (k, d); one clustering after the other, k / clusterings rows each
+    bias: Floats | None  # (k,): softmax(centroids · x + bias), equation 8; None for K-means
+    names: tuple[str, ...]  # one for each cluster, for people
     clusterings: int = 1
 
     @cached_property
@@ -88,7 +72,7 @@ def read_clusters(path: Path) -> ClustersArtifact:
     file = ArtifactFile(path, "clusters")
     centroids = file.floats("centroids", None, file.manifest.dimensions)
     k = len(centroids)
-    bias = file.floats("bias", k) if "bias" in file else None
+    bias = file.floats("bias", k) if "bias" in file.arrays else None
     names, clusterings = file.names("names", k), file.integer("clusterings", 1)
     if not 0 < k <= CLUSTERS_MAX:
         raise file.error(f"{k} clusters, expected 1 to {CLUSTERS_MAX}")
@@ -130,7 +114,6 @@ class ClustersSettings(StrategySettings):
     on_unknown: str | None = Field(
         None, description="Pool of texts the bundle does not know; default: the least error overall."
     )
-
     files: ClassVar = {"artifact": read_clusters}
     directory: ClassVar[str] = "profiles"
     weighs_cost: ClassVar[bool] = True
@@ -146,9 +129,8 @@ class ClustersSettings(StrategySettings):
         artifact, profiles = site.artifact(ClustersArtifact), site.files.get("profiles")
         if profiles is None:
             raise Unfit
-        priced = tuple(name for name, pool in site.pools.items() if pool.price is not None)
-        chosen = self.pools or priced
-        if not chosen:
+        priced = {name: pool for name, pool in site.pools.items() if pool.price is not None}
+        if not (chosen := self.pools or tuple(priced)):
             raise Unfit("pools", "no pool has a price, and without prices there is nothing to trade")
         for index, pool in enumerate(chosen):
             if pool not in priced:
@@ -158,10 +140,8 @@ class ClustersSettings(StrategySettings):
 
 def cluster_errors(profile: Profile, estimate: Literal["shrunk", "laplace"], shrinkage: float) -> Doubles:
     """Ψ: a model's expected error in each cluster; (k,)."""
-    wrong, answers = np.asarray(profile.errors), np.asarray(profile.answers)
-    if estimate == "laplace":
-        return np.asarray((wrong + 1.0) / (answers + 2.0), dtype=np.float64)
-    return np.asarray((wrong + shrinkage * profile.mean_error) / (answers + shrinkage), dtype=np.float64)
+    weight, prior = (2.0, 0.5) if estimate == "laplace" else (shrinkage, profile.mean_error)
+    return np.asarray((np.asarray(profile.errors) + weight * prior) / (np.asarray(profile.answers) + weight))
 
 
 def cluster_tokens(profile: Profile, default: float) -> Doubles:
@@ -178,45 +158,40 @@ def trade_off(quality: float, trade: float, bias: float = 0.0) -> float:
     return trade * (1.0 - quality) / quality * math.exp(-bias)
 
 
-@dataclass(frozen=True, slots=True)
-class ProfileTable:
-    """The pools whose models have a profile, as arrays: one row per pool."""
+class Row(NamedTuple):
+    """A pool whose model has a profile."""
 
-    pools: tuple[str, ...]
-    errors: Doubles
-    tokens: Doubles
-    """Both of shape (pools, k)."""
-    mean_errors: Doubles
-    prices: Doubles
-    """Shape (pools, 2): of a prompt and of an answer token, in units of the reference request."""
+    pool: str
+    errors: Doubles  # (k,)
+    tokens: Doubles  # (k,)
+    mean_error: float
+    input: float  # price of a prompt token, in units of the reference request
+    output: float  # of an answer token
 
 
 class Clusters(Strategy):
     """argmin over the pools with a profile of error plus λ times cost."""
 
-    needs_signals = True
-    hard_preferences = True
+    needs_signals = hard_preferences = True
 
     def __init__(
-        self,
-        settings: ClustersSettings,
-        artifact: ClustersArtifact,
-        pools: Mapping[str, Pool],
-        profiles: Profiles,
+        self, settings: ClustersSettings, artifact: ClustersArtifact, pools: Pools, profiles: Profiles
     ) -> None:
-        """`pools` to choose from; `profiles` is called for every choice."""
-        self._settings, self._artifact, self._pools = settings, artifact, pools
-        self._profiles = profiles
-        self._seen: Mapping[str, Profile] | None = None
-        self._table = self._tabulate({})
+        """`pools` to choose from, all with a price; `profiles` is called for every choice."""
+        self._settings, self._artifact, self._pools, self._profiles = settings, artifact, pools, profiles
+        prices = {name: pool.price for name, pool in pools.items() if pool.price}
+        tokens = (REFERENCE_PROMPT_TOKENS, settings.output_tokens)
+        costs = [price.input * tokens[0] + price.output * tokens[1] for price in prices.values()]
+        unit = max(costs, default=0.0) or 1.0
+        self._prices = {name: (price.input / unit, price.output / unit) for name, price in prices.items()}
+        self._seen: Mapping[str, Profile] = {}
+        self._rows: list[Row] = []
 
     def choose(self, context: RoutingContext, candidates: Candidates) -> Choice:
         """The score is the expected error of the pool that was picked."""
-        profiles = self._profiles()
-        if profiles is not self._seen:
-            self._table, self._seen = self._tabulate(profiles), profiles
-        table, signals = self._table, context.signals
-        rows = [row for row, pool in enumerate(table.pools) if pool in candidates.pools]
+        if (profiles := self._profiles()) is not self._seen:
+            self._rows, self._seen = self._tabulate(profiles), profiles
+        rows, signals = [row for row in self._rows if row.pool in candidates.pools], context.signals
         if not rows:
             return Choice(candidates.first_of(), "no pool with a profile could answer")
         x = self._artifact.manifest.embedding(signals) if signals is not None else None
@@ -229,58 +204,43 @@ class Clusters(Strategy):
             member = np.full(k, 1.0 / k, dtype=np.float32)
             why = "clusters are unknown in its language"
         if why and not context.hard_preference:
-            by_error = [table.pools[row] for row in sorted(rows, key=lambda row: table.mean_errors[row])]
-            return Choice(self._settings.on_unknown or by_error[0], why, tuple(by_error))
+            by_error = tuple(row.pool for row in sorted(rows, key=lambda row: row.mean_error))
+            return Choice(self._settings.on_unknown or by_error[0], why, by_error)
         quality = self._settings.quality if context.quality is None else context.quality
-        errors = table.errors[rows] @ member
+        errors = np.asarray([row.errors @ member for row in rows])
         # The expected answer is never longer than the client allows.
-        answer = np.minimum(table.tokens[rows] @ member, context.view.max_output_tokens or np.inf)
-        costs: Doubles = table.prices[rows, 0] * context.prompt_tokens + table.prices[rows, 1] * answer
-        order, moved = self._order(errors, costs, quality, context, [table.pools[row] for row in rows])
-        best, *others = (table.pools[rows[i]] for i in order)
-        error, cost = float(errors[order[0]]), costs[order[0]]
-        reason = f"error {error:.2f} at cost {cost:.2f}, quality {quality:g}"
+        most = context.view.max_output_tokens or np.inf
+        answers = [min(row.tokens @ member, most) for row in rows]
+        costs = [r.input * context.prompt_tokens + r.output * n for r, n in zip(rows, answers, strict=True)]
+        order, moved = self._order(rows, errors, np.asarray(costs), quality, context)
+        error, (best, *others) = float(errors[order[0]]), (rows[i].pool for i in order)
+        reason = f"error {error:.2f} at cost {costs[order[0]]:.2f}, quality {quality:g}"
         return Choice(best, reason, tuple(others), score=error, moved=moved)
 
     def _order(
-        self, errors: Doubles, costs: Doubles, quality: float, context: RoutingContext, pools: list[str]
-    ) -> tuple[list[int], tuple[tuple[str, str], ...]]:
-        """The pools from best to worst, and the controllers that changed which is the best.
-
-        Equal objectives go to the cheaper, then to the better one.
-        """
+        self, rows: list[Row], errors: Doubles, costs: Doubles, quality: float, context: RoutingContext
+    ) -> tuple[npt.NDArray[np.intp], tuple[tuple[str, str], ...]]:
+        """The rows from best to worst, ties to the cheaper, and the controllers that changed the best."""
         if not 0.0 < quality < 1.0:
-            return list(np.lexsort((costs, errors) if quality > 0.0 else (errors, costs))), ()
-        pressure = np.asarray([context.conditions.pressure.get(pool, 0.0) for pool in pools])
-        bias, trade = context.bias, trade_off(quality, self._settings.trade)
-        calm = np.lexsort((errors, costs, errors + trade * costs))
-        if not bias and not pressure.any():
-            return list(calm), ()
-        trade = trade_off(quality, self._settings.trade, bias)
-        order = np.lexsort((errors, costs, errors + trade * (costs + PRESSURE_COST * pressure)))
-        if order[0] == calm[0]:
-            return list(order), ()
-        budget = [("budget", f"{bias:+.2f}")] if bias else []
-        load = [("load", f"{pools[calm[0]]} to {pools[order[0]]}")] if pressure.any() else []
-        return list(order), (*budget, *load)
+            return np.lexsort((costs, errors) if quality > 0.0 else (errors, costs)), ()
+        pressure = np.asarray([context.conditions.pressure.get(row.pool, 0.0) for row in rows])
+        bias, trade, dearer = context.bias, self._settings.trade, costs + pressure
+        calm = np.lexsort((errors, costs, errors + trade_off(quality, trade) * costs))
+        order = np.lexsort((errors, costs, errors + trade_off(quality, trade, bias) * dearer))
+        moved: list[tuple[str, str]] = []
+        if order[0] != calm[0]:
+            if bias:
+                moved.append(("budget", f"{bias:+.2f}"))
+            if pressure.any():
+                moved.append(("load", f"{rows[calm[0]].pool} to {rows[order[0]].pool}"))
+        return order, tuple(moved)
 
-    def _tabulate(self, profiles: Mapping[str, Profile]) -> ProfileTable:
-        settings, k = self._settings, len(self._artifact.centroids)
-        found = {name: profiles.get(pool.model) for name, pool in self._pools.items()}
-        known = {
-            name: each for name, each in found.items() if each and each.clusters == self._artifact.digest
-        }
-        prices = np.asarray(
-            [(p.price.input, p.price.output) if p.price else (0.0, 0.0) for p in self._pools.values()]
-        )
-        highest = float((prices @ np.asarray([REFERENCE_PROMPT_TOKENS, settings.output_tokens])).max())
-        unit = dict(zip(self._pools, prices / (highest or 1.0), strict=True))
-        errors = [cluster_errors(each, settings.estimate, settings.shrinkage) for each in known.values()]
-        tokens = [cluster_tokens(each, settings.output_tokens) for each in known.values()]
-        return ProfileTable(
-            tuple(known),
-            np.asarray(errors).reshape(len(known), k),
-            np.asarray(tokens).reshape(len(known), k),
-            np.asarray([each.mean_error for each in known.values()]),
-            np.asarray([unit[name] for name in known]).reshape(len(known), 2),
-        )
+    def _tabulate(self, profiles: Mapping[str, Profile]) -> list[Row]:
+        settings, rows = self._settings, list[Row]()
+        for name, prices in self._prices.items():
+            profile = profiles.get(self._pools[name].model)
+            if profile is not None and profile.clusters == self._artifact.digest:
+                errors = cluster_errors(profile, settings.estimate, settings.shrinkage)
+                tokens = cluster_tokens(profile, settings.output_tokens)
+                rows.append(Row(name, errors, tokens, profile.mean_error, *prices))
+        return rows

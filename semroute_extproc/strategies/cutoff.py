@@ -1,18 +1,14 @@
 """Weak or strong by one score and one threshold, for every strategy of a pair. Pure.
 
-Hybrid LLM (arXiv 2404.14618) section 3 and RouteLLM (arXiv 2406.18665) section 3: a router
-gives each query one score, the strong model has those from a threshold on, and moving the
-threshold at test time trades cost for quality. The trade-off is kept as the strong *share*; the
-score's quantiles on reference traffic turn it into a threshold.
+Hybrid LLM (arXiv 2404.14618) section 3 and RouteLLM (arXiv 2406.18665) section 3: the strong model has
+the queries whose score is at least a threshold, which trades cost for quality. The trade-off is kept as
+the strong *share*; the score's quantiles on reference traffic turn it into a threshold.
 
 Controllers act on the share, s, in this order. A budget's bias b adds to its log-odds:
-logit s' = logit s + b. Then pressure: with d = pressure(strong) − pressure(weak),
+logit s' = logit s + b. Then pressure, on the easiest requests: with d = pressure(strong) − pressure(weak),
 
     d > 0:  s'' = s' − d · (s' − floor)        but never up: nothing if s' is below the floor
     d < 0:  s'' = s' + |d| · (ceiling − s')    only if there is a ceiling; never down
-
-so pressure on the strong pool takes its easiest requests first, and equal pressure on both moves
-nothing. s'' falls continuously with pressure(strong).
 """
 
 from __future__ import annotations
@@ -25,6 +21,8 @@ import numpy.typing as npt
 
 from semroute_extproc.policy.context import Choice, RoutingContext
 
+NO_SHARE = 1e-9  # a share below this is rounding
+SHARE_MIN = 0.005  # a biased share is this far from 0 and 1, where log-odds are infinite
 Quantiles = Sequence[float] | npt.NDArray[np.float64]
 """A score at 0, 1, … 100 % of the reference traffic, ascending."""
 
@@ -45,22 +43,10 @@ def share_for_threshold(quantiles: Quantiles, threshold: float) -> float:
     return float(1.0 - below / 100.0)
 
 
-NO_SHARE = 1e-9
-"""A share below this is rounding."""
-
-
 def rise_above(quantiles: Quantiles, threshold: float, score: float) -> float:
-    """The part (0..1) of the reference traffic above `threshold` that lies below `score`.
-
-    0 at the threshold, 1 from the highest score on: a distance in requests, so that it means the same
-    for scores that fill 0..1 and for scores within a few hundredths.
-    """
+    """The part (0..1) of the traffic above `threshold` that lies below `score`: a distance in requests."""
     above = share_for_threshold(quantiles, threshold)
     return 1.0 - share_for_threshold(quantiles, score) / above if above > NO_SHARE else 1.0
-
-
-SHARE_MIN = 0.005
-"""A bias counts a share as this far from 0 and 1 at least: the log-odds of the ends are infinite."""
 
 
 def biased(share: float, bias: float) -> float:
@@ -71,12 +57,9 @@ def biased(share: float, bias: float) -> float:
 
 def pressed(share: float, weak: float, strong: float, floor: float, ceiling: float | None) -> float:
     """The share (0..1) that pressures `weak` and `strong` (0..1) leave to the strong pool."""
-    net = strong - weak
-    if net > 0.0:
+    if (net := strong - weak) > 0.0:
         return share - net * max(share - floor, 0.0)
-    if ceiling is not None:
-        return share - net * max(ceiling - share, 0.0)
-    return share
+    return share if ceiling is None else share - net * max(ceiling - share, 0.0)
 
 
 class Cutoff:
@@ -93,15 +76,11 @@ class Cutoff:
         what: str = "difficulty",
         digits: int = 2,
     ) -> None:
-        """`quantiles` of the score on reference traffic; exactly one of `share` and `threshold`.
-
-        `what` names the score in the reason, where it has so many `digits`.
-        """
+        """Exactly one of `share` and `threshold`; the reason shows the score as `what`, with `digits`."""
         assert (share is None) != (threshold is None)
-        self.weak, self.strong = weak, strong
+        self.weak, self.strong, self.what, self._digits = weak, strong, what, digits
         # As an array, so that NumPy does not convert it for every choice.
         self._quantiles = np.asarray(quantiles, dtype=np.float64)
-        self._what, self._digits = what, digits
         if threshold is None:
             assert share is not None
             threshold = threshold_for_share(quantiles, share)
@@ -111,43 +90,28 @@ class Cutoff:
 
     def choose(self, score: float, context: RoutingContext) -> Choice:
         """The pool for a score; a quality asked for per request replaces the share for that request."""
-        threshold, share = self.threshold, self.share
-        moved: tuple[tuple[str, str], ...] = ()
-        if context.quality is not None:
-            threshold, share = threshold_for_share(self._quantiles, context.quality), context.quality
-            if context.hard_preference:
-                # A hard preference: whatever the score.
-                wanted, other = (self.strong, self.weak) if context.quality else (self.weak, self.strong)
-                return Choice(
-                    wanted, f"quality {context.quality:g} was asked for", (other,), score, threshold
-                )
-        if context.bias or context.conditions.pressure:
-            new, moved = self._moved(share, context)
-            if new != share:
-                threshold, share = threshold_for_share(self._quantiles, new), new
-        strong = score >= threshold
-        wanted, other = (self.strong, self.weak) if strong else (self.weak, self.strong)
-        sign = ">=" if strong else "<"
-        return Choice(
-            wanted,
-            f"{self._what} {score:.{self._digits}f} {sign} {threshold:.{self._digits}f}",
-            (other,),
-            score,
-            threshold,
-            share=share if moved else None,
-            rise=rise_above(self._quantiles, threshold, score) if strong else None,
-            moved=moved,
-        )
-
-    def _moved(self, share: float, context: RoutingContext) -> tuple[float, tuple[tuple[str, str], ...]]:
-        """The share that the controllers leave, and the effect of each."""
-        moved: list[tuple[str, str]] = []
+        threshold, share, quality = self.threshold, self.share, context.quality
+        if quality is not None:
+            threshold, share = threshold_for_share(self._quantiles, quality), quality
+        if context.hard_preference:
+            wanted, other = (self.strong, self.weak) if quality else (self.weak, self.strong)
+            return Choice(wanted, f"quality {quality:g} was asked for", (other,), score, threshold)
+        before, moved, conditions = share, list[tuple[str, str]](), context.conditions
         if context.bias:
             share = biased(share, context.bias)
             moved.append(("budget", f"{context.bias:+.2f}"))
-        conditions = context.conditions
-        weak, strong = (conditions.pressure.get(pool, 0.0) for pool in (self.weak, self.strong))
-        left = pressed(share, weak, strong, conditions.floor, conditions.ceiling)
-        if left != share:
-            moved.append(("load", f"share {share:.2f} to {left:.2f}"))
-        return left, tuple(moved)
+        if conditions.pressure:
+            weak, strong = (conditions.pressure.get(pool, 0.0) for pool in (self.weak, self.strong))
+            left = pressed(share, weak, strong, conditions.floor, conditions.ceiling)
+            if left != share:
+                moved.append(("load", f"share {share:.2f} to {left:.2f}"))
+            share = left
+        if share != before:
+            threshold = threshold_for_share(self._quantiles, share)
+        wanted, other, sign, rise = self.weak, self.strong, "<", None
+        if score >= threshold:
+            wanted, other, sign = self.strong, self.weak, ">="
+            rise = rise_above(self._quantiles, threshold, score)
+        reason = f"{self.what} {score:.{self._digits}f} {sign} {threshold:.{self._digits}f}"
+        changed = share if moved else None
+        return Choice(wanted, reason, (other,), score, threshold, changed, rise, tuple(moved))

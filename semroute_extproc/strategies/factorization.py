@@ -28,14 +28,10 @@ class FactorizationArtifact(Artifact):
     """δ(M, q) = w · (v_M ⊙ (W x_q + b)): how well a model answers a prompt, on a scale of log-odds."""
 
     models: tuple[str, ...]
-    vectors: Floats
-    """Shape (models, r): v_M, with the paper's w₂ multiplied in."""
-    projection: Floats
-    """Shape (r, d): W."""
-    bias: Floats
-    """Shape (r,): b."""
-    quantiles: tuple[float, ...]
-    """Of P(strong wins) on prompts it was not fitted on, ascending, for the pair it was fitted for."""
+    vectors: Floats  # (models, r): v_M, with the paper's w₂ multiplied in
+    projection: Floats  # (r, d): W
+    bias: Floats  # (r,): b
+    quantiles: tuple[float, ...]  # of P(strong wins) of the first two models on prompts it was not fitted on
 
     def pair_digest(self, strong: str, weak: str) -> str:
         """Twelve hexadecimal digits that change with the score of two of its models."""
@@ -66,7 +62,6 @@ class FactorizationSettings(PairSettings):
     weak_model: str | None = Field(
         None, description="Name of the weak pool's model in the artifact; default: the pool's model."
     )
-
     files: ClassVar = {"artifact": read_factorization, **PairSettings.files}
 
     def compile(self, site: Site) -> Pair:
@@ -80,17 +75,17 @@ class FactorizationSettings(PairSettings):
             known = f"the artifact knows the shares of {fitted[0]} over {fitted[1]} alone"
             raise Unfit("strong_share", f"{known}: for {strong} over {weak} give a calibration")
         cutoff = self.cutoff(artifact.quantiles, calibration, "factorization")
-        return Pair(Factorization(artifact, strong, weak), cutoff, "factorization", self.on_unknown)
+        return Pair(Factorization(artifact, strong, weak), cutoff, self.on_unknown)
 
 
 def _model(given: str | None, served: str, role: str, artifact: FactorizationArtifact) -> str:
     """The artifact's name of a pool's model: as given, as served, or by its role in a pair file."""
-    candidates = (served, role) if given is None else (given,)
-    for name in candidates:
+    wanted, *others = (served, role) if given is None else (given,)
+    for name in (wanted, *others):
         if name in artifact.models:
             return name
-    hint = did_you_mean(candidates[0], artifact.models)
-    raise Unfit(f"{role}_model", f"the artifact has no model {candidates[0]!r}{hint}")
+    hint = did_you_mean(wanted, artifact.models)
+    raise Unfit(f"{role}_model", f"the artifact has no model {wanted!r}{hint}")
 
 
 class Factorization:

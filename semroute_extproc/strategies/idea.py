@@ -14,6 +14,8 @@ from semroute_extproc.settings.pools import Pool
 from semroute_extproc.strategies.artifact import Artifact
 
 A = TypeVar("A", bound=Artifact)
+Pools = Mapping[str, Pool]
+Conflicts = Iterator[tuple[str, str]]  # a setting and a message each
 
 
 class Unfit(Exception):
@@ -25,11 +27,9 @@ class Site:
     """A strategy on its way from settings to an object: what it may use, and what is wrong with it."""
 
     name: str
-    pools: Mapping[str, Pool]
-    manifest: Manifest
-    """Of the default bundle."""
-    files: Mapping[str, Any]
-    """Setting to the content of the file or directory it names."""
+    pools: Pools
+    manifest: Manifest  # of the default bundle
+    files: Mapping[str, Any]  # setting to the content of the file or directory it names
     problems: list[Problem]
 
     def problem(self, setting: str, message: str, *deeper: str | int) -> None:
@@ -41,8 +41,7 @@ class Site:
         found = self.files.get("artifact")
         if not isinstance(found, shape):
             raise Unfit
-        theirs = found.manifest
-        if theirs.revision != self.manifest.revision:
+        if (theirs := found.manifest).revision != self.manifest.revision:
             fitted = f"was fitted on bundle {theirs.bundle} {theirs.revision}, but this is {self.bundle}"
             raise Unfit("artifact", f"{fitted}: fit it again with this bundle")
         return found
@@ -57,22 +56,16 @@ class StrategySettings(Model):
     """Settings of one routing idea; the registry and the configuration know no more of it than this."""
 
     kind: str
-
-    files: ClassVar[Mapping[str, Callable[[Path], Any]]] = {}
-    """Setting that names a file, to the file's reader, which raises ArtifactError."""
-    directory: ClassVar[str] = ""
-    """Setting that names a directory of profiles for the artifact's clusters, if there is one."""
-    weighs_cost: ClassVar[bool] = False
-    """A budget can move its choices."""
+    files: ClassVar[Mapping[str, Callable[[Path], Any]]] = {}  # file setting to reader (ArtifactError)
+    directory: ClassVar[str] = ""  # the setting of the profiles for the artifact's clusters, if there is one
+    weighs_cost: ClassVar[bool] = False  # a budget can move its choices
 
     def named_pools(self) -> Iterator[tuple[tuple[str, ...], str]]:
         """Every pool that the settings name, with its place in them."""
         return iter(())
 
-    def check(
-        self, models: Collection[str], deadline_ms: float, families: Collection[str]
-    ) -> Iterator[tuple[str, str]]:
-        """Conflicts with routed models, the deadline or reasoning families, as setting and message."""
+    def check(self, models: Collection[str], deadline_ms: float, families: Collection[str]) -> Conflicts:
+        """Conflicts with routed models, the deadline or reasoning families."""
         return iter(())
 
     def compile(self, site: Site) -> Strategy:

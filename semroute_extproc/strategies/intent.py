@@ -14,7 +14,7 @@ from pydantic import Field
 
 from semroute_extproc.policy.context import Candidates, Choice, RoutingContext, Strategy
 from semroute_extproc.settings.base import did_you_mean
-from semroute_extproc.strategies.idea import Site, StrategySettings
+from semroute_extproc.strategies.idea import Site, StrategySettings, Unfit
 
 
 class IntentSettings(StrategySettings):
@@ -37,23 +37,19 @@ class IntentSettings(StrategySettings):
 
     def compile(self, site: Site) -> Intent:
         """By a head of the bundle, which must have every label."""
-        manifest = site.manifest
-        head = manifest.task if self.by == "task" else manifest.domain
-        labels = head.labels if head is not None else ()
-        if not labels:
-            site.problem("by", f"bundle {manifest.name} has no {self.by} head")
-        for label in self.experts if labels else ():
-            if label not in labels:
-                message = f"bundle {manifest.name} has no {self.by} {label!r}{did_you_mean(label, labels)}"
-                site.problem("experts", message, label)
+        bundle, head = site.manifest.name, site.manifest.task if self.by == "task" else site.manifest.domain
+        if head is None:
+            raise Unfit("by", f"bundle {bundle} has no {self.by} head")
+        for label in (each for each in self.experts if each not in head.labels):
+            hint = did_you_mean(label, head.labels)
+            site.problem("experts", f"bundle {bundle} has no {self.by} {label!r}{hint}", label)
         return Intent(self)
 
 
 class Intent(Strategy):
     """The expert of the most likely label, unless the text is unknown or the entropy too high."""
 
-    needs_signals = True
-    hard_preferences = False
+    needs_signals, hard_preferences = True, False
 
     def __init__(self, settings: IntentSettings) -> None:
         self._settings = settings
@@ -62,20 +58,18 @@ class Intent(Strategy):
         """The score is the entropy, as a share of its maximum."""
         assert context.signals is not None
         signals, settings = context.signals, self._settings
-        if settings.by == "task":
+        by, most = settings.by, settings.max_entropy
+        if by == "task":
             label, probabilities = signals.task, signals.task_probs
             positive = [p for p in probabilities.values() if p > 0]
             entropy = -sum(p * math.log(p) for p in positive) / math.log(max(len(probabilities), 2))
         else:
             label, probabilities, entropy = signals.domain, signals.domain_probs, signals.domain_entropy
+        if label and not signals.unknown and entropy <= most:
+            reason = f"{by} is {label} ({probabilities[label]:.2f})"
+            expert = settings.experts.get(label, settings.otherwise)
+            return Choice(expert, reason, (settings.otherwise, settings.on_unknown), entropy, most)
         # A language's own bundle may have no such head.
-        if signals.unknown or not label or entropy > settings.max_entropy:
-            why = f"{settings.by} is unsure" if label else f"{settings.by} is unknown in its language"
-            if signals.unknown:
-                why = "text is out of distribution"
-            reason = f"{why} (entropy {entropy:.2f})"
-            return Choice(settings.on_unknown, reason, (settings.otherwise,), entropy, settings.max_entropy)
-        expert = settings.experts.get(label, settings.otherwise)
-        reason = f"{settings.by} is {label} ({probabilities[label]:.2f})"
-        others = (settings.otherwise, settings.on_unknown)
-        return Choice(expert, reason, others, entropy, settings.max_entropy)
+        why = f"{by} is unsure" if label else f"{by} is unknown in its language"
+        reason = f"{'text is out of distribution' if signals.unknown else why} (entropy {entropy:.2f})"
+        return Choice(settings.on_unknown, reason, (settings.otherwise,), entropy, most)

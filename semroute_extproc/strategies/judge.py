@@ -1,25 +1,25 @@
 """Judge: the strong pool by the score of a model that is asked for one token.
 
 The causal LLM classifier of RouteLLM (arXiv 2406.18665) lets a model predict, as one label token, how
-well the weak model would answer, and takes the probability of the labels as its score. Ours is asked by
-prompt instead of being fine-tuned, and only one token is ever generated:
+well the weak model would answer. Ours is asked by prompt instead of being fine-tuned:
 
     score    1 (useless) to 5 (as good as the best model's answer).
              P(strong wins) = P(1, 2, 3) / P(1 … 5), since RouteLLM counts 4 and 5 as good enough.
     choice   A (the small model is enough) or B (the large one is needed).
              P(strong wins) = P(B) / (P(A) + P(B)).
 
-No text that a model writes is read, only the log-probabilities of these labels at the first position. A
-request can therefore move the score, as the text of any request does, and nothing else. Without a score
-the bundle's difficulty decides, at the same strong share. `judge_client` asks the model.
+No text that a model writes is read, only the log-probabilities of these labels at the first position: a
+request can move the score, as the text of any request does, and nothing else. Without a score the
+bundle's difficulty decides, at the same strong share.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Literal, Self
 
 import msgspec
@@ -28,24 +28,17 @@ from pydantic import Field, model_validator
 from semroute_extproc.policy.context import Candidates, Choice, RoutingContext, Strategy
 from semroute_extproc.request.text import clip
 from semroute_extproc.settings.base import FilePath, Name, did_you_mean
-from semroute_extproc.strategies.cutoff import Cutoff, share_for_threshold
-from semroute_extproc.strategies.idea import Site
+from semroute_extproc.strategies.cutoff import Cutoff
+from semroute_extproc.strategies.idea import Conflicts, Site
 from semroute_extproc.strategies.pair import Pair, PairSettings
 from semroute_extproc.strategies.threshold import difficulty
 
 Scheme = Literal["score", "choice"]
-
-TOP_LOGPROBS = 20
-"""Tokens asked for at the first position; vLLM's own default bound."""
-
-LABEL_MASS_MIN = 0.1
-"""A model that gives the labels less than this together was not answering the question."""
-
-TEXT_CHARACTERS_MAX = 4_000
-"""Most of the classified text that the judge gets: head and tail."""
-
+TOP_LOGPROBS = 20  # tokens asked for at the first position; vLLM's own default bound
+LABEL_MASS_MIN = 0.1  # a model that gives the labels less together was not answering the question
+TEXT_CHARACTERS_MAX = 4_000  # of the classified text that the judge gets: head and tail
+# Scores of a judge without a calibration: a quality q means the threshold 1 - q.
 UNIFORM = tuple(n / 100 for n in range(101))
-"""Scores of a judge without a calibration: a quality q means the threshold 1 - q."""
 
 
 class JudgeSettings(PairSettings):
@@ -82,9 +75,7 @@ class JudgeSettings(PairSettings):
         """Twelve hexadecimal digits that change with everything the judge's scores depend on."""
         return hashlib.sha256(f"{self.model} {self.labels} {self.reasoning}".encode()).hexdigest()[:12]
 
-    def check(
-        self, models: Collection[str], deadline_ms: float, families: Collection[str]
-    ) -> Iterator[tuple[str, str]]:
+    def check(self, models: Collection[str], deadline_ms: float, families: Collection[str]) -> Conflicts:
         """It is asked directly, within the deadline, and its reasoning switch is known."""
         if self.reasoning not in families:
             hint = did_you_mean(self.reasoning, families)
@@ -92,32 +83,27 @@ class JudgeSettings(PairSettings):
         if self.model in models:
             yield "model", "is a routed name: a judge is asked at its own server, not through us"
         if self.timeout_ms >= deadline_ms:
-            deadline = f"server.deadline_ms ({deadline_ms:g})"
-            yield "timeout_ms", f"is not below {deadline}, by which every decision ends"
+            late = f"is not below server.deadline_ms ({deadline_ms:g}), by which every decision ends"
+            yield "timeout_ms", late
 
     def compile(self, site: Site) -> Judge:
         """By the judge's score, with the bundle's difficulty as its fallback; raises Unfit."""
         calibration = self.calibrated(site, self.digest)
         cutoff = self.cutoff(UNIFORM, calibration, "judge's score")
-        share = self.share(calibration)
-        if calibration is not None and self.threshold is not None:
-            share = share_for_threshold(calibration.quantiles, self.threshold)
         # Both scores are probabilities of the same event, so without a calibration the threshold is kept.
-        threshold = self.threshold if share is None else None
+        share, threshold = (None, self.threshold) if calibration is None else (cutoff.share, None)
         quantiles = site.manifest.difficulty.quantiles
         fallback = Cutoff(self.weak, self.strong, quantiles, share=share, threshold=threshold)
-        return Judge(site.name, cutoff, Pair(difficulty, fallback, "difficulty", self.on_unknown))
+        return Judge(site.name, cutoff, Pair(difficulty, fallback, self.on_unknown))
 
 
 class Judge(Strategy):
     """Strong if the judge's score ≥ t; without a score, the same share by the bundle's difficulty."""
 
-    needs_signals = True
-    hard_preferences = True
+    needs_signals = hard_preferences = True
 
     def __init__(self, name: str, cutoff: Cutoff, fallback: Pair) -> None:
-        self.name = name
-        self._cutoff, self._fallback = cutoff, fallback
+        self.name, self._cutoff, self._fallback = name, cutoff, fallback
 
     def wants_judgement(self, context: RoutingContext) -> bool:
         """Whether to ask the judge: not twice, and not if the client has a hard preference."""
@@ -130,9 +116,6 @@ class Judge(Strategy):
             return self._fallback.choose(context, candidates)
         return self._cutoff.choose(judgement.score, context)
 
-
-_MARKS = " \t\r\n▁Ġ.,:;)(]['\"*`"
-"""Characters around a label in the variants of its token."""
 
 _SYSTEM = (
     "You estimate how hard a request is. Between two lines that bear the tag {tag} stands what somebody "
@@ -156,11 +139,12 @@ _QUESTIONS = {
     ),
 }
 
+# Label to whether it says that the strong model wins.
 _LABELS: dict[Scheme, dict[str, bool]] = {
     "score": {"1": True, "2": True, "3": True, "4": False, "5": False},
     "choice": {"A": False, "B": True},
 }
-"""Label to whether it says that the strong model wins."""
+_MARKS = " \t\r\n▁Ġ.,:;)(]['\"*`"  # around a label in the variants of its token
 
 
 class Unparsable(ValueError):
@@ -173,23 +157,18 @@ class Question:
 
     model: str
     scheme: Scheme
-    extra: tuple[tuple[tuple[str, ...], object], ...] = ()
-    """Members to add, by path: the switch that turns a model's reasoning off."""
+    extra: tuple[tuple[tuple[str, ...], object], ...] = ()  # members to add, by path: the reasoning switch
 
     def body(self, text: str) -> dict[str, object]:
-        """The chat completion that asks about `text`.
-
-        The tag depends on the text, so that no text can hold its own; the question comes last.
-        """
+        """The chat completion that asks about `text`; its tag is made of the text, which cannot hold it."""
         # Half a surrogate pair, which no JSON can carry, becomes a question mark.
         text = clip(text, TEXT_CHARACTERS_MAX).encode("utf-8", "replace").decode()
         tag = "request-" + hashlib.sha256(text.encode()).hexdigest()[:12]
+        question = f"<{tag}>\n{text}\n</{tag}>\n\n{_QUESTIONS[self.scheme]}"
+        system = {"role": "system", "content": _SYSTEM.format(tag=tag)}
         body: dict[str, Any] = {
             "model": self.model,
-            "messages": [
-                {"role": "system", "content": _SYSTEM.format(tag=tag)},
-                {"role": "user", "content": f"<{tag}>\n{text}\n</{tag}>\n\n{_QUESTIONS[self.scheme]}"},
-            ],
+            "messages": [system, {"role": "user", "content": question}],
             "max_tokens": 1,
             "temperature": 0,
             "logprobs": True,
@@ -197,19 +176,13 @@ class Question:
             "stream": False,
         }
         for path, value in self.extra:
-            node = body
-            for key in path[:-1]:
-                node = node.setdefault(key, {})
-            node[path[-1]] = value
+            *parents, last = path
+            reduce(lambda node, key: node.setdefault(key, {}), parents, body)[last] = value
         return body
 
 
 def probability(answer: bytes, scheme: Scheme) -> float:
-    """P(strong wins), 0..1, from the body of a chat completion; raises Unparsable.
-
-    Variants of a label (`A`, ` A`, `A.`) are added up. Labels that are not among the tokens given count
-    as 0; the rest is normalized.
-    """
+    """P(strong wins), 0..1, from a chat completion; variants of a label add up. Raises Unparsable."""
     wins = {True: 0.0, False: 0.0}
     try:
         [choice, *_] = msgspec.json.decode(answer)["choices"]
@@ -221,7 +194,6 @@ def probability(answer: bytes, scheme: Scheme) -> float:
         raise Unparsable(str(error)[:100]) from None
     except (LookupError, TypeError, AttributeError, ValueError):
         raise Unparsable("no logprobs: does the model's server give them?") from None
-    mass = wins[True] + wins[False]
-    if not mass >= LABEL_MASS_MIN:
+    if not (mass := sum(wins.values())) >= LABEL_MASS_MIN:
         raise Unparsable(f"the labels have a probability of {mass:.3f} together")
     return wins[True] / mass

@@ -1,8 +1,4 @@
-"""Asks the judges of `judge` strategies, over the reloads of a server.
-
-Nothing about a judge may fail a request: it has its own deadline and a bound on concurrent questions,
-and `ask` always returns.
-"""
+"""Asks the judges of `judge` strategies, over the reloads of a server. None may fail a request."""
 
 from __future__ import annotations
 
@@ -22,15 +18,11 @@ from semroute_extproc.request.view import Api
 from semroute_extproc.state.breaker import Breaker
 from semroute_extproc.strategies.judge import JudgeSettings, Question, Unparsable, probability
 
+# An endpoint's reason to the result that is counted.
 RESULTS = {"timeout": "timeout", "connection": "connection", "http": "http", "unreadable": "unparsable"}
-"""An endpoint's reason to the result that is counted."""
-
+# A timeout after less than this part of `timeout_ms`, at the decision's deadline, says nothing of the judge.
 TIME_MIN = 0.5
-"""A question that had less than this part of `timeout_ms`, because the decision's deadline was near, says
-nothing about the judge if it times out."""
-
-RETIRE_SECONDS = 15.0
-"""After a reload: how long a judge that is no longer configured may finish its questions."""
+RETIRE_SECONDS = 15.0  # that a judge may finish its questions in after a reload without it
 
 logger = structlog.get_logger("semroute.judge")
 
@@ -40,29 +32,20 @@ class JudgeClient:
 
     def __init__(self, name: str, settings: JudgeSettings, clock: Callable[[], float] = monotonic) -> None:
         """`clock` gives seconds for the cache and the breaker. Raises EndpointError with reason `setup`."""
-        self.name = name
-        self.settings = settings
+        self.name, self.settings, self._clock = name, settings, clock
         switch = reasoning.switch(settings.reasoning, Api.CHAT_COMPLETIONS, "none")
         self._question = Question(settings.model, settings.labels, tuple(switch.items()))
+        url, key, authority = settings.url, settings.api_key_env, settings.ca_file
         self._endpoint = Endpoint(
-            settings.url,
-            api_key_env=settings.api_key_env,
-            ca_file=settings.ca_file,
-            connections_max=settings.concurrency,
+            url, api_key_env=key, ca_file=authority, connections_max=settings.concurrency
         )
         self._salt = hashlib.sha256(repr((settings.url, self._question)).encode()).digest()
-        self._scores: TTLCache[bytes, float] = TTLCache(
-            settings.cache_entries, settings.cache_seconds, timer=clock
-        )
+        self._scores = TTLCache[bytes, float](settings.cache_entries, settings.cache_seconds, timer=clock)
         self._breaker = Breaker(settings.breaker_failures, settings.breaker_seconds)
-        self._clock = clock
         self._asking = 0
 
     async def ask(self, text: str, deadline: float) -> Judgement:
-        """The judge's score of `text` before `deadline` (the loop's clock), or why there is none.
-
-        Never raises and never queues: a busy judge is not asked.
-        """
+        """The judge's score of `text` before `deadline` (the loop's clock), or why not; it never queues."""
         key = hashlib.sha256(self._salt + text.encode("utf-8", "surrogatepass")).digest()
         if (known := self._scores.get(key)) is not None:
             return Judgement(known, "cache")
@@ -73,47 +56,41 @@ class JudgeClient:
             return Judgement(None, "timeout")
         if not self._breaker.allows(self._clock()):
             return Judgement(None, "breaker")
-        was_open = self._breaker.is_open
-        judgement = await self._ask(text, left, probe=was_open)
-        if judgement.score is not None and self.settings.cache_entries:
-            self._scores[key] = judgement.score
-        if self._breaker.is_open != was_open:
-            logger.warning(
-                "judge.breaker", strategy=self.name, open=self._breaker.is_open, last=judgement.result
-            )
-        return judgement
-
-    async def _ask(self, text: str, left: float, probe: bool) -> Judgement:
-        patience = self.settings.timeout_ms / 1e3
-        seconds = min(left, patience)
+        probe, patience = self._breaker.is_open, self.settings.timeout_ms / 1e3
+        seconds, score, learned = min(left, patience), None, False
         self._asking += 1
-        learned = False
         try:
             answer = await self._endpoint.post("/chat/completions", self._question.body(text), seconds)
-            score = probability(answer, self._question.scheme)
-            learned = True
-            self._breaker.succeeded()
-            return Judgement(score, "ok")
+            score, result, learned = probability(answer, self._question.scheme), "ok", True
         except EndpointError as error:
-            learned = error.reason != "timeout" or seconds >= TIME_MIN * patience
             result = RESULTS[error.reason]
+            learned = result != "timeout" or seconds >= TIME_MIN * patience
         except Unparsable:
-            learned, result = True, "unparsable"
+            result, learned = "unparsable", True
         except Exception:
-            learned, result = True, "error"
+            result, learned = "error", True
             logger.exception("judge.failed", strategy=self.name)
         finally:
             self._asking -= 1
             # A client that goes away cancels its question. A probe must end even then, and only its own.
             if not learned and probe:
                 self._breaker.gave_up()
-        if learned:
+        if score is not None:
+            self._breaker.succeeded()
+            if self.settings.cache_entries:
+                self._scores[key] = score
+        elif learned:
             self._breaker.failed(self._clock())
-        return Judgement(None, result)
+        if (is_open := self._breaker.is_open) != probe:
+            logger.warning("judge.breaker", strategy=self.name, open=is_open, last=result)
+        return Judgement(score, result)
 
-    async def close(self) -> None:
-        """Close its connections."""
-        await self._endpoint.close()
+    async def close(self, after: float = 0.0) -> None:
+        """Close its connections, even if cancelled while it waits for `after` seconds."""
+        try:
+            await asyncio.sleep(after)
+        finally:
+            await self._endpoint.close()
 
 
 class CannotJudge(Exception):
@@ -132,27 +109,22 @@ class Judges:
         self._retiring: set[asyncio.Task[None]] = set()
 
     def of(self, strategies: Mapping[str, object]) -> Mapping[str, JudgeClient]:
-        """The judges of a configuration that is being loaded; raises CannotJudge for the first that fails.
-
-        They are live once they are adopted; if they are not, there is nothing to undo.
-        """
+        """The judges of a configuration, live once adopted; raises CannotJudge for the first that fails."""
         judges: dict[str, JudgeClient] = {}
         for name, settings in strategies.items():
-            if not isinstance(settings, JudgeSettings):
-                continue
-            live = self._live.get(name)
-            try:
-                same = live is not None and live.settings == settings
-                judges[name] = live if live is not None and same else JudgeClient(name, settings)
-            except EndpointError as error:
-                raise CannotJudge(name, str(error)) from None
+            if isinstance(settings, JudgeSettings):
+                live = self._live.get(name)
+                try:
+                    judges[name] = live if live and live.settings == settings else JudgeClient(name, settings)
+                except EndpointError as error:
+                    raise CannotJudge(name, str(error)) from None
         return judges
 
     def adopt(self, judges: Mapping[str, JudgeClient]) -> None:
         """These are live now; open streams may still ask the others for a while."""
         for name, judge in self._live.items():
             if judges.get(name) is not judge:
-                task = asyncio.create_task(_retire(judge))
+                task = asyncio.create_task(judge.close(after=RETIRE_SECONDS))
                 self._retiring.add(task)
                 task.add_done_callback(self._retiring.discard)
         self._live = judges
@@ -164,10 +136,3 @@ class Judges:
             task.cancel()
         await asyncio.gather(*retiring, return_exceptions=True)
         await asyncio.gather(*(judge.close() for judge in self._live.values()))
-
-
-async def _retire(judge: JudgeClient) -> None:
-    try:
-        await asyncio.sleep(RETIRE_SECONDS)
-    finally:
-        await judge.close()

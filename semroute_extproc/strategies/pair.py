@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,7 @@ from semroute_extproc.strategies.calibration import Calibration, read_calibratio
 from semroute_extproc.strategies.cutoff import Cutoff
 from semroute_extproc.strategies.idea import Site, StrategySettings, Unfit
 
+Part = Annotated[float, Field(ge=0, le=1)]
 Score = Callable[[Signals], float | None]
 """P(the strong model wins) for a text; None if this score does not apply to the bundle that read it."""
 
@@ -25,17 +26,13 @@ class PairSettings(StrategySettings):
 
     weak: str = Field(description="The cheaper pool.")
     strong: str = Field(description="The more expensive pool.")
-    strong_share: float | None = Field(
+    strong_share: Part | None = Field(
         None,
-        ge=0,
-        le=1,
         description="Share of the strong pool: of the calibration's prompts, else of the reference traffic.",
     )
-    threshold: float | None = Field(None, ge=0, le=1, description="The score itself.")
-    max_quality_drop: float | None = Field(
+    threshold: Part | None = Field(None, description="The score itself.")
+    max_quality_drop: Part | None = Field(
         None,
-        ge=0,
-        le=1,
         description="Least strong share that loses at most this part of always-strong's quality; "
         "needs a calibration with outcomes.",
     )
@@ -43,14 +40,12 @@ class PairSettings(StrategySettings):
         None, description="File of `semroute calibrate`: the score and its outcome on your own prompts."
     )
     on_unknown: str | None = Field(None, description="Pool of unknown texts; default: strong.")
-
     files: ClassVar[Mapping[str, Callable[[Path], Any]]] = {"calibration": read_calibration}
     weighs_cost: ClassVar[bool] = True
 
     @model_validator(mode="after")
     def _one_setting(self) -> Self:
-        given = (self.strong_share, self.threshold, self.max_quality_drop)
-        if sum(value is not None for value in given) != 1:
+        if [self.strong_share, self.threshold, self.max_quality_drop].count(None) != 2:
             raise ValueError("give exactly one of strong_share, threshold and max_quality_drop")
         if self.max_quality_drop is not None and self.calibration is None:
             raise ValueError("max_quality_drop needs a calibration")
@@ -60,16 +55,11 @@ class PairSettings(StrategySettings):
 
     def named_pools(self) -> Iterator[tuple[tuple[str, ...], str]]:
         """The two pools, and the one for unknown text."""
-        yield ("weak",), self.weak
-        yield ("strong",), self.strong
-        if self.on_unknown is not None:
-            yield ("on_unknown",), self.on_unknown
+        pools = {"weak": self.weak, "strong": self.strong, "on_unknown": self.on_unknown}
+        return (((setting,), pool) for setting, pool in pools.items() if pool is not None)
 
     def calibrated(self, site: Site, artifact: str = "") -> Calibration | None:
-        """The calibration of this very score, None if none is set; raises Unfit.
-
-        `artifact` is the digest of what the score depends on besides the bundle.
-        """
+        """The calibration of this very score, of that digest, None if none is set; raises Unfit."""
         if self.calibration is None:
             return None
         found = site.files.get("calibration")
@@ -87,50 +77,37 @@ class PairSettings(StrategySettings):
             raise Unfit("max_quality_drop", unknown)
         return found
 
-    def share(self, calibration: Calibration | None) -> float | None:
-        """The strong share; None if a threshold is set."""
-        if calibration is not None and self.max_quality_drop is not None:
-            return calibration.share_for_drop(self.max_quality_drop)
-        return self.strong_share
-
     def cutoff(
         self, quantiles: Sequence[float], calibration: Calibration | None, what: str, digits: int = 2
     ) -> Cutoff:
-        """The cutoff of a score: `quantiles` on reference traffic, unless a calibration has its own.
-
-        `what` names the score in reasons, where it has so many `digits`.
-        """
-        return Cutoff(
-            self.weak,
-            self.strong,
-            quantiles if calibration is None else calibration.quantiles,
-            share=self.share(calibration),
-            threshold=self.threshold,
-            what=what,
-            digits=digits,
-        )
+        """The cutoff of a score: `quantiles` on reference traffic, unless a calibration has its own."""
+        share = self.strong_share
+        if calibration is not None:
+            quantiles = calibration.quantiles
+            if self.max_quality_drop is not None:
+                share = calibration.share_for_drop(self.max_quality_drop)
+        setting = {"share": share, "threshold": self.threshold}
+        return Cutoff(self.weak, self.strong, quantiles, **setting, what=what, digits=digits)
 
 
 class Pair(Strategy):
     """Strong if score ≥ t, where t comes from a threshold, a strong share or a quality drop."""
 
-    needs_signals = True
-    hard_preferences = True
+    needs_signals = hard_preferences = True
 
-    def __init__(self, score: Score, cutoff: Cutoff, what: str, on_unknown: str | None) -> None:
-        self._score, self._cutoff, self._what = score, cutoff, what
-        self._on_unknown = on_unknown or cutoff.strong
+    def __init__(self, score: Score, cutoff: Cutoff, on_unknown: str | None) -> None:
+        self._score, self._cutoff, self._on_unknown = score, cutoff, on_unknown or cutoff.strong
 
     def choose(self, context: RoutingContext, candidates: Candidates) -> Choice:
         """Unknown text goes to `on_unknown`, unless the client has a hard preference."""
-        signals = context.signals
+        signals, cutoff = context.signals, self._cutoff
         score = self._score(signals) if signals is not None else None
-        choice = self._cutoff.choose(0.0 if score is None else score, context)
+        choice = cutoff.choose(0.0 if score is None else score, context)
         if context.hard_preference:
             return dataclasses.replace(choice, score=score)
         assert signals is not None
         if not (signals.unknown or score is None):
             return choice
-        why = "text is out of distribution" if signals.unknown else f"{self._what} is unknown in its language"
-        stand_ins = (self._cutoff.strong, self._cutoff.weak)
-        return Choice(self._on_unknown, why, stand_ins, score, choice.threshold)
+        unread = f"{cutoff.what} is unknown in its language"
+        why = "text is out of distribution" if signals.unknown else unread
+        return Choice(self._on_unknown, why, (cutoff.strong, cutoff.weak), score, choice.threshold)

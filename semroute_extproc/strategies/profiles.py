@@ -1,96 +1,64 @@
 """What a model is good at: its errors by cluster, one JSON file for each model, in a watched directory.
 
 UniRoute (arXiv 2502.08773, section 4) represents a model by its mean error on validation prompts in
-every cluster, so a new model joins by answering some prompts, without any training. A profile keeps
-counts instead of means, so that the strategy can shrink them.
-
-A file that cannot be used, half written or wrong, changes nothing: its last good content holds until
-it is fixed or removed. A directory that cannot be read keeps everything as it was.
+every cluster. A profile keeps counts instead, so that the strategy can shrink them. A file that cannot be
+used changes nothing: its last good content holds until it is fixed or removed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Mapping
-from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from semroute_extproc.errors import ArtifactError
 from semroute_extproc.io.files import read_json, write_json
 from semroute_extproc.io.watch import notices
+from semroute_extproc.settings.base import Model
 
-FORMAT = 1
-"""The profile format this package reads and writes."""
-
-FILE_BYTES_MAX = 4 * 1024 * 1024
-"""Largest profile."""
-
-PROFILES_MAX = 256
-"""Most profiles of a directory; further files are not read."""
-
-CLUSTERS_MAX = 4096
-"""Most clusters of a profile or an artifact, all clusterings together."""
-
-FEW_ANSWERS = 10
-"""Fewer answers in a cluster than this leave its error open by a quarter either way."""
+FORMAT = 1  # of profiles that this package reads and writes
+FILE_BYTES_MAX = 4 * 1024 * 1024  # of a profile
+PROFILES_MAX = 256  # of a directory; further files are not read
+CLUSTERS_MAX = 4096  # of a profile or an artifact, all clusterings together
+FEW_ANSWERS = 10  # fewer in a cluster leave its error open by a quarter either way
 
 
-class Seen(BaseModel):
+class Seen(Model, allow_inf_nan=True):
     """An endpoint's figures while its model was profiled; for people, routing does not read them."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     answers: int = Field(ge=0)
-    failed: int = Field(ge=0)
-    """Questions without an answer, left out of the counts."""
-    unparsed: int = Field(ge=0)
-    """Replies in which no answer could be found, counted as wrong."""
-    cut: int = Field(ge=0)
-    """Answers that ended at the maximum of tokens."""
-    concurrency: int = Field(ge=1)
-    """Questions at once; the times below hold for this load."""
-    seconds_p50: float = Field(ge=0)
+    failed: int = Field(ge=0)  # questions without an answer, left out of the counts
+    unparsed: int = Field(ge=0)  # replies in which no answer could be found, counted as wrong
+    cut: int = Field(ge=0)  # answers that ended at the maximum of tokens
+    concurrency: int = Field(ge=1)  # questions at once; the times below hold for this load
+    seconds_p50: float = Field(ge=0)  # of a whole answer
     seconds_p90: float = Field(ge=0)
-    """Of a whole answer."""
-    tokens_per_second: float = Field(ge=0)
-    """Of one answer, on average."""
+    tokens_per_second: float = Field(ge=0)  # of one answer, on average
 
 
-class Profile(BaseModel):
+class Profile(Model):
     """A model's answers and errors in each cluster of one `clusters` artifact."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
     format: int = FORMAT
-    model: str = Field(min_length=1)
-    """The model as its pool names it."""
-    clusters: str = Field(pattern="^[0-9a-f]{12}$")
-    """`ClustersArtifact.digest` of the artifact whose clusters these are."""
-    answers: tuple[float, ...] = Field(min_length=1, max_length=CLUSTERS_MAX)
-    """Graded answers in each cluster; fractions where membership is soft."""
-    errors: tuple[float, ...]
-    """Sum of their errors (0 right, 1 wrong, anything between for graded answers)."""
-    output_tokens: tuple[float | None, ...] = ()
-    """Mean tokens of an answer in each cluster, None where unknown; empty if unknown everywhere."""
-    intervals: tuple[tuple[float, float] | None, ...] = ()
-    """95 % interval of the error in each cluster, None without answers; routing does not read it."""
+    model: str = Field(min_length=1)  # as its pool names it
+    clusters: str = Field(pattern="^[0-9a-f]{12}$")  # `ClustersArtifact.digest` of the artifact that has them
+    answers: tuple[float, ...] = Field(min_length=1, max_length=CLUSTERS_MAX)  # graded, in each cluster
+    errors: tuple[float, ...]  # sum of their errors: 0 right, 1 wrong, anything between for graded answers
+    output_tokens: tuple[float | None, ...] = ()  # mean of an answer, None (or empty) where unknown
+    intervals: tuple[tuple[float, float] | None, ...] = ()  # 95 % of the error; routing does not read them
     seen: Seen | None = None
-    created: str = ""
-    """ISO date."""
-    source: str = ""
-    """The file or endpoint it was made from."""
+    created: str = ""  # ISO date
+    source: str = ""  # the file or endpoint it was made from
 
     @model_validator(mode="after")
     def _fits(self) -> Profile:
         k = len(self.answers)
-        for name in ("errors", "output_tokens", "intervals"):
-            values = getattr(self, name)
-            if len(values) != k and (values or name == "errors"):
-                raise ValueError(f"{len(values)} {name} for {k} clusters")
+        for name, least in (("errors", k), ("output_tokens", 0), ("intervals", 0)):
+            if (length := len(getattr(self, name))) not in (least, k):
+                raise ValueError(f"{length} {name} for {k} clusters")
         for index, (wrong, answers) in enumerate(zip(self.errors, self.answers, strict=True)):
             # Sums of float32 shares: equal up to rounding.
             if not 0.0 <= wrong <= answers * (1.0 + 1e-4) + 1e-4:
@@ -115,10 +83,8 @@ def is_thin(profile: Profile) -> bool:
 def thin_warning(profile: Profile) -> str:
     """How thin a profile is, in one sentence."""
     few = sum(answers < FEW_ANSWERS for answers in profile.answers)
-    return (
-        f"{profile.model}: {few} of {len(profile.answers)} clusters have fewer than {FEW_ANSWERS} answers; "
-        f"there routing relies on its overall error of {profile.mean_error:.2f}"
-    )
+    thin = f"{few} of {len(profile.answers)} clusters have fewer than {FEW_ANSWERS} answers"
+    return f"{profile.model}: {thin}; there routing relies on its overall error of {profile.mean_error:.2f}"
 
 
 def read_profile(path: Path) -> Profile:
@@ -134,33 +100,25 @@ def write_profile(path: Path, profile: Profile) -> None:
 Profiles = Callable[[], Mapping[str, Profile]]
 """Model to profile as of now; another mapping object whenever one came, went or changed."""
 
-
-@lru_cache(maxsize=PROFILES_MAX)
-def _read_version(path: Path, inode: int, size: int, changed_ns: int) -> Profile:
-    """A profile as of one version of its file; an error is not cached."""
-    return read_profile(path)
+# A profile as of one version of its file; an error is not cached.
+_read_version = lru_cache(PROFILES_MAX)(lambda path, *version: read_profile(path))
 
 
 class ProfileDirectory:
     """The profiles of one `clusters` strategy. Call it for model to profile, as of now."""
 
     def __init__(self, path: Path, clusters: str) -> None:
-        """`clusters` is the digest of the artifact that its profiles must count in.
-
-        Raises ArtifactError if there is no such directory; problems of single files do not raise.
-        """
-        self.path = path
-        self.clusters = clusters
-        self._good: dict[str, Profile] = {}
-        self._profiles: Mapping[str, Profile] = {}
-        self.problems: tuple[str, ...] = ()
-        """What is wrong now, one line per file."""
+        """`clusters` is the artifact's digest. Raises ArtifactError if there is no such directory."""
         if not path.is_dir():
             raise ArtifactError(f"{path}: no such directory")
+        self.path, self.clusters = path, clusters
+        self.problems: tuple[str, ...] = ()  # what is wrong now, one line per file
+        self._good: dict[Path, Profile] = {}
+        self._profiles: Mapping[str, Profile] = {}
         self.refresh()
 
     def __call__(self) -> Mapping[str, Profile]:
-        """Model to profile; another mapping object whenever one came, went or changed."""
+        """See `Profiles`."""
         return self._profiles
 
     def refresh(self) -> bool:
@@ -168,31 +126,27 @@ class ProfileDirectory:
         before = (self._profiles, self.problems)
         try:
             # A writer uses a name with a dot, and renames it.
-            names = sorted(name for name in os.listdir(self.path) if fnmatchcase(name, "[!.]*.json"))
+            files = sorted(file for file in self.path.iterdir() if file.match("[!.]*.json"))
         except OSError as error:
             self.problems = (f"{self.path}: cannot be read: {error.strerror or error}",)
             return self.problems != before[1]
-        problems: list[str] = []
-        if len(names) > PROFILES_MAX:
-            problems.append(f"{self.path}: more than {PROFILES_MAX} profiles, the rest is not read")
-        good: dict[str, Profile] = {}
-        for name in names[:PROFILES_MAX]:
+        good: dict[Path, Profile] = {}
+        many = f"{self.path}: more than {PROFILES_MAX} profiles, the rest is not read"
+        problems = [many] if len(files) > PROFILES_MAX else []
+        for file in files[:PROFILES_MAX]:
             try:
-                good[name] = self._read(self.path / name)
+                good[file] = self._read(file)
             except ArtifactError as error:
                 problems.append(str(error))
-                if name in self._good:
-                    good[name] = self._good[name]
+                if file in self._good:
+                    good[file] = self._good[file]
         profiles: dict[str, Profile] = {}
-        for name, profile in good.items():
-            if profile.model in profiles:
-                other = f"another file has the profile of {profile.model!r} as well"
-                problems.append(f"{self.path / name}: {other}")
-            profiles.setdefault(profile.model, profile)
-        self._good = good
+        for file, profile in good.items():
+            if profiles.setdefault(profile.model, profile) is not profile:
+                problems.append(f"{file}: another file has the profile of {profile.model!r} as well")
+        self._good, self.problems = good, tuple(problems)
         if profiles != self._profiles:
             self._profiles = profiles
-        self.problems = tuple(problems)
         return (self._profiles, self.problems) != before
 
     def _read(self, path: Path) -> Profile:
@@ -218,10 +172,7 @@ class ProfileDirectories:
         self._changed = asyncio.Event()
 
     def of(self, strategy: str, path: Path, clusters: str) -> ProfileDirectory:
-        """The directory of a strategy in a configuration that is being loaded; raises ArtifactError.
-
-        A live one is kept, with its last good profiles. `adopt` or `forget` follows.
-        """
+        """A strategy's directory for a configuration being loaded, live or new; raises ArtifactError."""
         found = self._live.get(strategy)
         if found is None or (found.path, found.clusters) != (path, clusters):
             found = ProfileDirectory(path, clusters)
@@ -248,12 +199,12 @@ class ProfileDirectories:
             while not stop.is_set():
                 self._changed.clear()
                 # A directory that comes back is found by the clock.
-                async for _ in notices(self._watched, self._changed):
+                async for _ in notices(self._paths, self._changed):
                     for strategy, directory in list(self._live.items()):
                         if await asyncio.to_thread(directory.refresh):
                             self._on_change(strategy, directory)
         finally:
             stopping.cancel()
 
-    def _watched(self) -> set[Path]:
+    def _paths(self) -> set[Path]:
         return {each.path for each in self._live.values() if each.path.is_dir()}

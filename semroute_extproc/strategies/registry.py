@@ -1,7 +1,4 @@
-"""Every routing idea in one table, and what follows from it: the setting's type, files, strategies.
-
-A new idea is one file with its settings, artifact and strategy (`idea.StrategySettings`), and one line here.
-"""
+"""Every routing idea in one table: a new one is a file (see `idea`) and one line here."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, Union
+from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from pydantic import Field
 
@@ -17,7 +14,6 @@ from semroute_extproc.encoder.manifest import Manifest
 from semroute_extproc.errors import ArtifactError
 from semroute_extproc.policy.context import Strategy
 from semroute_extproc.settings.base import Problem
-from semroute_extproc.settings.pools import Pool
 from semroute_extproc.strategies.clusters import ClustersSettings
 from semroute_extproc.strategies.factorization import FactorizationSettings
 from semroute_extproc.strategies.idea import Site, StrategySettings, Unfit
@@ -45,25 +41,16 @@ def setting_of(ideas: tuple[type[StrategySettings], ...]) -> Any:
 
 
 if TYPE_CHECKING:
+    from semroute_extproc.config.models import Config
+
     StrategySetting = StrategySettings
 else:
     StrategySetting = setting_of(IDEAS)
 
-Files = Mapping[str, Mapping[str, Any]]
-"""Strategy to setting to the content of the file or directory that it names."""
-
+Settings = Mapping[str, StrategySettings]
+Files = Mapping[str, Mapping[str, Any]]  # strategy to setting to the content of what it names
 ProfilesOf = Callable[[str, Path, str], Profiles]
 """The profiles of a strategy, in a directory, that count in clusters of a digest; raises ArtifactError."""
-
-
-class _Configured(Protocol):
-    """The part of the configuration that strategies depend on."""
-
-    @property
-    def pools(self) -> Mapping[str, Pool]: ...
-
-    @property
-    def strategies(self) -> Mapping[str, StrategySettings]: ...
 
 
 def once(strategy: str, directory: Path, clusters: str) -> Profiles:
@@ -74,15 +61,12 @@ def once(strategy: str, directory: Path, clusters: str) -> Profiles:
     return found
 
 
-def read_files(
-    strategies: Mapping[str, StrategySettings], profiles_of: ProfilesOf = once
-) -> tuple[Files, list[Problem]]:
+def read_files(strategies: Settings, profiles_of: ProfilesOf = once) -> tuple[Files, list[Problem]]:
     """Everything that strategies read from files; a file that cannot be read is a problem."""
     files: dict[str, dict[str, Any]] = {}
     problems: list[Problem] = []
     for name, settings in strategies.items():
-        found: dict[str, Any] = {}
-        files[name] = found
+        found = files.setdefault(name, {})
         for field in (*settings.files, *filter(None, [settings.directory])):
             path = getattr(settings, field)
             try:
@@ -95,19 +79,19 @@ def read_files(
     return files, problems
 
 
-def fingerprint(strategies: Mapping[str, StrategySettings]) -> str:
+def fingerprint(strategies: Settings) -> str:
     """Changes when a file that a strategy names does, so that a replaced file is read again."""
     digest = hashlib.sha256()
-    for settings in strategies.values():
-        for path in filter(None, (getattr(settings, field) for field in settings.files)):
-            with contextlib.suppress(OSError):
+    for path in (getattr(settings, field) for settings in strategies.values() for field in settings.files):
+        with contextlib.suppress(OSError):
+            if path is not None:
                 stat = path.stat()
                 digest.update(f"{path} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 
 def compile_all(
-    config: _Configured, manifest: Manifest, artifacts: Files | None = None
+    config: Config, manifest: Manifest, artifacts: Files | None = None
 ) -> tuple[dict[str, Strategy], list[Problem]]:
     """Every strategy that fits the bundle and its files (`read_files`), and what is wrong with the others."""
     problems: list[Problem] = []

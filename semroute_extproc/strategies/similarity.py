@@ -5,12 +5,12 @@ for every query, each stored comparison i weighing
 
     ω_i = γ^(1 + S_i)        S_i = cos(q, q_i) / max_j cos(q, q_j)
 
-For one pair of models its likelihood has one unknown, the difference ξ of the two ratings:
+For one pair of models its likelihood has one unknown, the difference ξ of the two ratings, and the fit is
+a weighted mean in closed form, exact, where the paper's router solves it by iteration:
 
     argmax_ξ  Σ_i ω_i [y_i log σ(ξ) + (1 − y_i) log σ(−ξ)]        solved by σ(ξ) = Σ ω_i y_i / Σ ω_i
 
-with y_i = 1 where the strong model won, 0 where the weak one did and ½ for a tie. So the fit is a
-weighted mean in closed form, exact, where the paper's router solves it by iteration.
+with y_i = 1 where the strong model won, 0 where the weak one did and ½ for a tie.
 """
 
 from __future__ import annotations
@@ -29,32 +29,21 @@ from semroute_extproc.strategies.artifact import Artifact, ArtifactFile, Floats,
 from semroute_extproc.strategies.idea import Site
 from semroute_extproc.strategies.pair import Pair, PairSettings
 
-PROMPTS_MAX = 200_000
-"""Most stored prompts: beyond it a decision takes too long."""
-
-COSINE_MIN = 1e-3
-"""S is relative to at least this, if not even the nearest prompt is similar."""
-
-LENGTH_MIN = 1e-6
-"""A text that lies outside the axes stays near 0 and is similar to none."""
+PROMPTS_MAX = 200_000  # stored: beyond it a decision takes too long
+COSINE_MIN = 1e-3  # S is relative to at least this, if not even the nearest prompt is similar
+LENGTH_MIN = 1e-6  # a text that lies outside the axes stays near 0 and is similar to none
 
 
 @dataclass(frozen=True)
 class SimilarityArtifact(Artifact):
     """Labelled prompts of one pair of models."""
 
-    embeddings: Floats
-    """Shape (n, r), rows of length 1."""
-    axes: Floats | None
-    """Shape (r, d): principal axes on which cosines are taken; None for all of the embedding, r = d."""
-    wins: Floats
-    """Shape (n,): 1 where the strong model won, 0 where the weak one did, 0.5 for a tie."""
-    gamma: float
-    """Base of the weights γ^(1 + S); RouteLLM's is 10."""
-    neighbours: int
-    """How many of the most similar prompts count; 0 for all, as in RouteLLM."""
-    quantiles: tuple[float, ...]
-    """Of the score on prompts that it had not stored, ascending."""
+    embeddings: Floats  # (n, r), rows of length 1
+    axes: Floats | None  # (r, d): where cosines are taken; None for all of the embedding, r = d
+    wins: Floats  # (n,): 1 where the strong model won, 0 where the weak one did, 0.5 for a tie
+    gamma: float  # base of the weights γ^(1 + S); RouteLLM's is 10
+    neighbours: int  # how many of the most similar prompts count; 0 for all, as in RouteLLM
+    quantiles: tuple[float, ...]  # of the score on prompts that it had not stored, ascending
 
     @property
     def digest(self) -> str:
@@ -65,7 +54,7 @@ class SimilarityArtifact(Artifact):
 def read_similarity(path: Path) -> SimilarityArtifact:
     """Read a `similarity` artifact; raises ArtifactError, naming the file and what is wrong."""
     file = ArtifactFile(path, "similarity")
-    axes = file.floats("axes", None, file.manifest.dimensions) if "axes" in file else None
+    axes = file.floats("axes", None, file.manifest.dimensions) if "axes" in file.arrays else None
     embeddings = file.floats("embeddings", None, file.manifest.dimensions if axes is None else len(axes))
     n = len(embeddings)
     if not 0 < n <= PROMPTS_MAX:
@@ -82,7 +71,6 @@ class SimilaritySettings(PairSettings):
 
     kind: Literal["similarity"]
     artifact: FilePath = Field(description="File of `semroute fit similarity`.")
-
     files: ClassVar = {"artifact": read_similarity, **PairSettings.files}
 
     def compile(self, site: Site) -> Pair:
@@ -91,20 +79,15 @@ class SimilaritySettings(PairSettings):
         calibration = self.calibrated(site, artifact.digest)
         # A mean over many prompts: scores lie close together, and two digits would look alike.
         cutoff = self.cutoff(artifact.quantiles, calibration, "similarity", digits=4)
-        return Pair(Similarity(artifact), cutoff, "similarity", self.on_unknown)
+        return Pair(Similarity(artifact), cutoff, self.on_unknown)
 
 
 class Similarity:
-    """P(strong wins) from stored prompts.
-
-    Every stored prompt is read for every query, in float32 and without an index: the result is exact
-    for the stored rows, which may lie on fewer axes than the embedding (`semroute fit`).
-    """
+    """P(strong wins) from stored prompts, all of them read for every query: exact, without an index."""
 
     def __init__(self, artifact: SimilarityArtifact) -> None:
-        n = len(artifact.wins)
         self._log_gamma = math.log(artifact.gamma)
-        self._k = artifact.neighbours if 0 < artifact.neighbours < n else 0
+        self._k = artifact.neighbours if artifact.neighbours < len(artifact.wins) else 0
         # A product with a row vector streams through these, in half the time of rows times a column.
         self._columns: Floats = np.ascontiguousarray(artifact.embeddings.T)
         self._axes, self._wins, self._manifest = artifact.axes, artifact.wins, artifact.manifest
@@ -115,13 +98,16 @@ class Similarity:
         return None if x is None else self.of(x)
 
     def of(self, x: Floats) -> float:
-        """The probability for an embedding (d,) of length 1."""
+        """The probability for an embedding (d,) of length 1; a common factor of all ω cancels."""
         query = x if self._axes is None else on_axes(x[None, :], self._axes)[0]
-        cosines: Floats = query @ self._columns
-        if not self._k:
-            return win_rate(cosines, self._wins, self._log_gamma)
-        near = np.argpartition(cosines, len(cosines) - self._k)[len(cosines) - self._k :]
-        return win_rate(cosines[near], self._wins[near], self._log_gamma)
+        cosines, wins = query @ self._columns, self._wins
+        if self._k:
+            near = np.argpartition(cosines, -self._k)[-self._k :]
+            cosines, wins = cosines[near], wins[near]
+        best = float(cosines.max())
+        # Relative to the largest, so that there is always one weight of 1 and none overflows.
+        weights = np.exp((cosines - np.float32(best)) * np.float32(self._log_gamma / max(best, COSINE_MIN)))
+        return float(np.dot(weights, wins)) / float(weights.sum())
 
 
 def on_axes(x: Floats, axes: Floats) -> Floats:
@@ -129,11 +115,3 @@ def on_axes(x: Floats, axes: Floats) -> Floats:
     found: Floats = x @ axes.T
     found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), np.float32(LENGTH_MIN))
     return found
-
-
-def win_rate(cosines: Floats, wins: Floats, log_gamma: float) -> float:
-    """Σ ω y / Σ ω over stored prompts; both arrays (n,). A common factor of all ω cancels."""
-    best = float(cosines.max())
-    # Relative to the largest, so that there is always one weight of 1 and none overflows.
-    weights = np.exp((cosines - np.float32(best)) * np.float32(log_gamma / max(best, COSINE_MIN)))
-    return float(np.dot(weights, wins)) / float(weights.sum())

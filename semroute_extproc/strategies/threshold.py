@@ -6,11 +6,13 @@ classifier: strong if difficulty(q) ≥ t, where t is given or a quantile of the
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Literal
 
-from semroute_extproc.encoder.signals import Signals
 from semroute_extproc.strategies.idea import Site
-from semroute_extproc.strategies.pair import Pair, PairSettings
+from semroute_extproc.strategies.pair import Pair, PairSettings, Score
+
+difficulty: Score = attrgetter("difficulty")
 
 
 class ThresholdSettings(PairSettings):
@@ -21,9 +23,4 @@ class ThresholdSettings(PairSettings):
     def compile(self, site: Site) -> Pair:
         """By the bundle's difficulty; raises Unfit."""
         cutoff = self.cutoff(site.manifest.difficulty.quantiles, self.calibrated(site), "difficulty")
-        return Pair(difficulty, cutoff, "difficulty", self.on_unknown)
-
-
-def difficulty(signals: Signals) -> float:
-    """The score."""
-    return signals.difficulty
+        return Pair(difficulty, cutoff, self.on_unknown)

@@ -30,23 +30,19 @@ class WeightedSettings(StrategySettings):
 
     def compile(self, site: Site) -> Weighted:
         """Needs no file."""
-        return Weighted(site.name, self)
+        return Weighted(site.name, self.weights)
 
 
 class Weighted(Strategy):
     """A pool by weight, deterministic by request id and strategy name."""
 
-    needs_signals = False
-    hard_preferences = False
+    needs_signals = hard_preferences = False
 
-    def __init__(self, name: str, settings: WeightedSettings) -> None:
-        self._name, self._weights = name, settings.weights
+    def __init__(self, name: str, weights: dict[str, float]) -> None:
+        self._name, self._weights = name, weights
 
     def choose(self, context: RoutingContext, candidates: Candidates) -> Choice:
-        """Weights are shared out among the pools that could answer.
-
-        The strategy's name is part of the hash, so that two strategies do not draw the same requests.
-        """
+        """Among the pools that could answer; the hash has the name, so strategies draw independently."""
         weights = {pool: weight for pool, weight in self._weights.items() if pool in candidates.pools}
         total = sum(weights.values())
         if total <= 0:

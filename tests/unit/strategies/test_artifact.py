@@ -47,32 +47,34 @@ FACTORIZATION = FactorizationArtifact(
 CLUSTERS = ClustersArtifact(manifest("clusters"), np.eye(2, dtype=np.float32), None, ("a", "b"))
 
 
+SOFT = dataclasses.replace(CLUSTERS, bias=np.log([3.0, 1.0]).astype(np.float32))
+
+
 @pytest.mark.parametrize(
-    ("artifact", "save", "load"),
+    ("artifact", "load"),
     [
-        (SIMILARITY, write_artifact, read_similarity),
-        (FACTORIZATION, write_artifact, read_factorization),
-        (CLUSTERS, write_artifact, read_clusters),
+        (SIMILARITY, read_similarity),
+        (FACTORIZATION, read_factorization),
+        (CLUSTERS, read_clusters),
+        (SOFT, read_clusters),
     ],
 )
 def test_an_artifact_is_read_as_it_was_written(
-    tmp_path: Path, artifact: Any, save: Callable[..., None], load: Callable[..., Any]
+    tmp_path: Path, artifact: Any, load: Callable[..., Any]
 ) -> None:
     file = tmp_path / "a.npz"
-    save(file, artifact)
+    write_artifact(file, artifact)
     found = load(file)
     assert found.manifest == artifact.manifest
+    assert getattr(found, "names", None) == getattr(artifact, "names", None)
     assert digest(found) == digest(artifact)
     assert ArtifactFile(file).manifest.kind == artifact.manifest.kind
     assert [each.name for each in tmp_path.iterdir()] == ["a.npz"]
 
 
 def digest(artifact: SimilarityArtifact | FactorizationArtifact | ClustersArtifact) -> str:
-    return (
-        artifact.pair_digest("strong", "weak")
-        if isinstance(artifact, FactorizationArtifact)
-        else artifact.digest
-    )
+    pair = isinstance(artifact, FactorizationArtifact)
+    return artifact.pair_digest("strong", "weak") if pair else artifact.digest
 
 
 def test_an_artifact_of_another_kind_is_refused(tmp_path: Path) -> None:
@@ -139,32 +141,14 @@ def test_an_array_of_the_wrong_shape_or_range_is_named(
 
 
 def test_the_digest_changes_with_every_array_that_scores() -> None:
-    other = ClustersArtifact(
-        CLUSTERS.manifest, CLUSTERS.centroids, np.zeros(2, dtype=np.float32), CLUSTERS.names
-    )
-    assert other.digest != CLUSTERS.digest
+    assert SOFT.digest != CLUSTERS.digest
 
 
 def test_membership_of_a_learned_map_is_a_softmax_and_of_clusterings_their_mean() -> None:
     x = np.asarray([[1.0, 0.0]], dtype=np.float32)
-    soft = ClustersArtifact(
-        CLUSTERS.manifest, np.zeros((2, 2), dtype=np.float32), np.log([3, 1]).astype("f4"), ("a", "b")
-    )
+    soft = dataclasses.replace(SOFT, centroids=np.zeros((2, 2), dtype=np.float32))
     assert soft.membership(x)[0] == pytest.approx([0.75, 0.25])
     twice = ClustersArtifact(
         CLUSTERS.manifest, np.eye(2, dtype=np.float32)[[0, 1, 1, 0]], None, tuple("abcd"), 2
     )
     assert twice.membership(x)[0] == pytest.approx([0.5, 0, 0, 0.5])
-
-
-def test_clusters_are_read_as_they_were_written(tmp_path: Path) -> None:
-    soft = dataclasses.replace(CLUSTERS, bias=np.log([3.0, 1.0]).astype(np.float32))
-    for artifact in (CLUSTERS, soft):
-        write_artifact(tmp_path / "c.npz", artifact)
-        found = read_clusters(tmp_path / "c.npz")
-        assert (found.manifest, found.names, found.digest) == (
-            artifact.manifest,
-            artifact.names,
-            artifact.digest,
-        )
-    assert CLUSTERS.digest != soft.digest
