@@ -29,20 +29,20 @@ class PairSettings(StrategySettings):
         None,
         ge=0,
         le=1,
-        description="Share of the strong pool: of the calibration's prompts, else of the reference traffic.",
+        description="Share of the strong pool, on the calibration's prompts or else the reference traffic.",
     )
-    threshold: float | None = Field(None, ge=0, le=1, description="The score itself.")
+    threshold: float | None = Field(None, ge=0, le=1, description="Score from which the strong pool is used.")
     max_quality_drop: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="Least strong share that loses at most this part of always-strong's quality; "
-        "needs a calibration with outcomes.",
+        description="Largest quality loss relative to the strong pool; selects the lowest strong share. "
+        "Needs a calibration with outcomes.",
     )
     calibration: FilePath | None = Field(
-        None, description="File of `semroute calibrate`: the score and its outcome on your own prompts."
+        None, description="File of `semroute calibrate`: scores and outcomes of your own prompts."
     )
-    on_unknown: str | None = Field(None, description="Pool of unknown texts; default: strong.")
+    on_unknown: str | None = Field(None, description="Pool for unknown texts; default: strong.")
 
     files: ClassVar[Mapping[str, Callable[[Path], Any]]] = {"calibration": read_calibration}
     weighs_cost: ClassVar[bool] = True

@@ -48,31 +48,29 @@ METRICS = (
         "strategy result",
         "Judge calls: ok, cache, timeout, breaker, busy, connection, http, unparsable, error.",
     ),
-    Metric(Durations, "decision_duration_seconds", "", "From the complete body to the decision."),
-    Metric(Durations, "stage_duration_seconds", "stage", "One stage of a decision."),
+    Metric(Durations, "decision_duration_seconds", "", "Time from the complete body to the decision."),
+    Metric(Durations, "stage_duration_seconds", "stage", "Time of one stage of a decision."),
     Metric(Counter, "cache", "result", "Lookups in the signal cache, by result: hit, miss."),
     Metric(Counter, "truncated", "", "Texts that did not fit the encoder's window."),
-    Metric(Counter, "unknown", "", "Texts out of the bundle's distribution."),
+    Metric(Counter, "unknown", "", "Out-of-distribution texts."),
     Metric(Counter, "internal_errors", "", "Unexpected exceptions."),
-    Metric(Counter, "refused_streams", "", "Streams refused: server.streams_max were open."),
+    Metric(Counter, "refused_streams", "", "Streams refused because of server.streams_max."),
     Metric(Gauge, "inflight_streams", "", "Open ext_proc streams."),
     Metric(Gauge, "queue_depth", "", "Texts waiting for the encoder."),
     Metric(Gauge, "build_info", "version", "Always 1."),
     Metric(Gauge, "model_info", " ".join(MODEL_LABELS), "Always 1."),
     Metric(Counter, "gpu_events", "bundle event", "GPU failures: out_of_memory, lost."),
     Metric(
-        Gauge, "gpu_lost", "bundle", "1 once an encoder's GPU is lost; the process then exits. Else absent."
+        Gauge, "gpu_lost", "bundle", "1 if an encoder's GPU was lost (the process then exits), else absent."
     ),
     Metric(Gauge, "pool_load", "pool gauge", "A pool's running, waiting, kv_cache_usage; absent if unknown."),
     Metric(Gauge, "profiles", "strategy", "Profiles that a clusters strategy uses."),
-    Metric(
-        Gauge, "profiles_rejected", "strategy", "Unusable profile files; their last good content is used."
-    ),
+    Metric(Gauge, "profiles_rejected", "strategy", "Invalid profile files; the last valid content is used."),
     Metric(Counter, "pool_scrape_failures", "pool", "Failed scrapes of a pool's metrics page."),
-    Metric(Gauge, "pool_pressure", "pool", "A pool's load as the load controller filters it, 0 to 1 (full)."),
+    Metric(Gauge, "pool_pressure", "pool", "Filtered pressure of a pool, from 0 to 1 (full)."),
     Metric(Gauge, "budget_leaning", "strategy", "Bias of the budget on the log-odds of the strong share."),
     Metric(Gauge, "budget_target", "strategy", "The budget's target: strong share, or dollars per request."),
-    Metric(Gauge, "budget_realised", "strategy", "Mean over the budget's window, in the target's unit."),
+    Metric(Gauge, "budget_realised", "strategy", "Actual mean in the budget's window, in the target's unit."),
     Metric(
         Counter, "sessions", "result", "Requests by conversation: new, same, kept, locked, moved, lost, none."
     ),
@@ -91,7 +89,7 @@ METRICS = (
     ),
     Metric(Gauge, "config_info", "sha256 generation", "Always 1."),
     Metric(Gauge, "config_last_reload_successful", "", "1 if the last reload succeeded, else 0."),
-    Metric(Gauge, "config_last_reload_success_timestamp_seconds", "", "Unix time of the last good reload."),
+    Metric(Gauge, "config_last_reload_success_timestamp_seconds", "", "Time of the last successful reload."),
 )
 
 Reading = float | Mapping[tuple[str, ...], float]
