@@ -26,9 +26,9 @@ LAB = {
     "profile": ("", "Measure what a model is good at, for the clusters strategy."),
     "bench": ("bench", "Measure what a decision costs on this machine."),
 }
-"""Commands of the distribution semroute-lab: the extra that each needs, and its line in --help.
+"""Commands of semroute-lab: the extra that each needs, and its line in --help.
 
-It is repeated here because --help must be fast, and a plug-in may import heavy libraries."""
+A copy, because --help must be fast and the plug-ins may import heavy libraries."""
 
 ANY_ARGUMENTS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
@@ -160,13 +160,14 @@ def explain(
 
     if (text is None) == (body is None):
         raise click.UsageError("give either --text or --body")
-    pairs = dict(_pair(header) for header in headers)
+    for header in headers:
+        if header.find("=") < 1:
+            raise click.UsageError(f"--header {header!r}: expected K=V")
+    pairs = dict(header.split("=", 1) for header in headers)
     loaded = config_source.load(config)
-    if body is not None:
-        raw = body.read()
-    else:
-        name = model or next(iter(loaded.config.models), "")
-        raw = json.dumps({"model": name, "messages": [{"role": "user", "content": text}]}).encode()
+    name = model or next(iter(loaded.config.models), "")
+    prompt = {"model": name, "messages": [{"role": "user", "content": text}]}
+    raw = body.read() if body is not None else json.dumps(prompt).encode()
     report = explaining.explain(loaded, path, pairs, raw)
     if as_json:
         click.echo(json.dumps(report, ensure_ascii=False))
@@ -268,10 +269,3 @@ def dump_config(config: Path) -> None:
 def train_zh() -> None:
     """Stand-in for a removed command."""
     raise click.UsageError("train-zh was removed: use `semroute train --data ...`")
-
-
-def _pair(header: str) -> tuple[str, str]:
-    name, sign, value = header.partition("=")
-    if not sign or not name:
-        raise click.UsageError(f"--header {header!r}: expected K=V")
-    return name, value

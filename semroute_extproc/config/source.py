@@ -82,28 +82,25 @@ class Source:
         return text
 
     def _place(self, path: tuple[str | int, ...]) -> tuple[int, int, list[str]]:
-        """Line and column of the deepest node of `path` that is in the file, and the path shown.
+        """Line and column of the deepest node of `path` in the file, and the path as it was written.
 
         Union tags and pydantic's `[key]` are in an error's path and not in the file: they are left out.
-        Replaced keys are shown as they were written.
         """
         node: Any = self.document
-        position = (0, 0)
+        position = [0, 0]
         shown: list[str] = []
         for index, part in enumerate(path):
             last = index == len(path) - 1 and part != "[key]"
             part = self.replaced.get((*shown, str(part)), part)
-            if isinstance(node, CommentedMap) and part in node:
+            known = range(len(node)) if isinstance(node, CommentedSeq) else node
+            if isinstance(node, CommentedMap | CommentedSeq) and part in known:
                 # Keys that the environment added have no position.
-                position = node.lc.key(part) if part in (node.lc.data or {}) else position
-                node = node[part]
-            elif isinstance(node, CommentedSeq) and isinstance(part, int) and part < len(node):
-                position = node.lc.item(part)
+                position = (node.lc.data or {}).get(part, position)
                 node = node[part]
             elif not last:
                 continue
             shown.append(str(part))
-        return *position, shown
+        return position[0], position[1], shown
 
 
 def load(path: Path, environment: Mapping[str, str] | None = None) -> Loaded:
@@ -136,21 +133,17 @@ def without_cluster(loaded: Loaded, envoy: Path) -> list[Problem]:
     if not isinstance(clusters, list):
         raise ConfigError([f"{envoy}: no bootstrap: it has no static_resources.clusters"])
     names = [str(cluster.get("name")) for cluster in clusters if isinstance(cluster, dict)]
+    missing = {name: pool.cluster for name, pool in loaded.config.pools.items() if pool.cluster not in names}
     return [
-        Problem(
-            ("pools", name, "cluster"),
-            f"{envoy} has no cluster {pool.cluster!r}" + did_you_mean(pool.cluster, names),
-        )
-        for name, pool in loaded.config.pools.items()
-        if pool.cluster not in names
+        Problem(("pools", name, "cluster"), f"{envoy} has no cluster {each!r}" + did_you_mean(each, names))
+        for name, each in missing.items()
     ]
 
 
 async def changes(path: Path, stop: asyncio.Event) -> AsyncIterator[None]:
     """Yield at the first read and whenever the file's content has changed since, until `stop`.
 
-    The directory is watched, not the file: a mounted ConfigMap is replaced by a symbolic link swap that
-    a watch on the file does not see. Other files in the directory do not count.
+    The directory is watched: a watch on the file does not see the symbolic link swap of a ConfigMap.
     """
     seen: bytes | None = None
     async for _ in notices(lambda: [path.absolute().parent], stop):
@@ -240,9 +233,8 @@ def _plain(node: Any) -> Any:
 def _problem(detail: Any) -> Problem:
     path = tuple(detail["loc"])
     if detail["type"] == "extra_forbidden":
-        return Problem(
-            path, "unknown setting" + did_you_mean(str(path[-1]), _setting_names(Config.model_json_schema()))
-        )
+        names = _setting_names(Config.model_json_schema())
+        return Problem(path, "unknown setting" + did_you_mean(str(path[-1]), names))
     message = "is required" if detail["type"] == "missing" else detail["msg"].removeprefix("Value error, ")
     return Problem(path, message[0].lower() + message[1:])
 
