@@ -79,9 +79,8 @@ def _references(config: Config) -> Iterator[tuple[Place, str, str]]:
         yield from ((("strategies", name, *path), used, "pool") for path, used in strategy.named_pools())
     load, budgets, session = config.controllers.load, config.controllers.budgets, config.controllers.session
     yield from ((("controllers", "budgets", name), name, "strategy") for name in budgets)
-    yield from (
-        (("controllers", "load", "pools", name), name, "pool") for name in (load.pools if load else ())
-    )
+    if load is not None:
+        yield from ((("controllers", "load", "pools", name), name, "pool") for name in load.pools)
     for index, name in enumerate(session.strategies or () if session else ()):
         yield ("controllers", "session", "strategies", index), name, "strategy"
 
@@ -119,10 +118,7 @@ def _costs_as_much(config: Config, weak: str, strong: str) -> bool:
 def warnings(config: Config) -> Iterator[Problem]:
     """Settings that are allowed and are likely mistakes."""
     for name, strategy in config.strategies.items():
-        if (pair := pair_of(strategy)) is not None:
-            weak, strong = pair
-            if _costs_as_much(config, weak, strong) and not _costs_as_much(config, strong, weak):
-                message = (
-                    f"by their prices {weak} is more expensive than {strong}: are weak and strong swapped?"
-                )
-                yield Problem(("strategies", name, "weak"), message)
+        weak, strong = pair_of(strategy) or ("", "")
+        if _costs_as_much(config, weak, strong) and not _costs_as_much(config, strong, weak):
+            message = f"by their prices {weak} is more expensive than {strong}: are weak and strong swapped?"
+            yield Problem(("strategies", name, "weak"), message)
