@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, model_validator
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from semroute_extproc.settings.base import EFFORTS, RULES_MAX, EffortSetting, Model, Name, Share, several
 
@@ -19,8 +17,17 @@ class Band(Model):
     effort: EffortSetting = Field(description="Reasoning effort within the band; `off`: none.")
 
 
+def _or_effort(schema: dict[str, Any]) -> None:
+    full = schema.copy()
+    schema.clear()
+    schema["anyOf"] = [{"enum": ["off", "on", *EFFORTS, False, True]}, full]
+    schema["description"] = full["description"]
+
+
 class Reasoning(Model):
     """The reasoning effort to request: one value, or a value per band of difficulty."""
+
+    model_config = ConfigDict(json_schema_extra=_or_effort)
 
     effort: EffortSetting | None = Field(None, description="One effort for all requests; `off`: none.")
     bands: tuple[Band, ...] | None = Field(None, max_length=8, description="Efforts by ascending difficulty.")
@@ -37,15 +44,6 @@ class Reasoning(Model):
             if ends != sorted(set(ends)):
                 raise ValueError("the bands' `below` must ascend")
         return self
-
-    @classmethod
-    def __get_pydantic_json_schema__(
-        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        """An effort may be given by itself."""
-        full = handler.resolve_ref_schema(handler(schema))
-        effort = {"enum": ["off", "on", *EFFORTS, False, True]}
-        return {"anyOf": [effort, full], "description": full.get("description", "")}
 
 
 def _plain(value: Any) -> Any:
