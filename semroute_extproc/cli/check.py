@@ -35,10 +35,9 @@ def warnings(loaded: Loaded, bundles: Mapping[str, Bundle]) -> list[str]:
     """Deprecation notes and likely mistakes, each with its place."""
     problems = list(config.warnings(loaded.config))
     manifests = [each.manifest for each in bundles.values()]
-    labels = {
-        "domain": dict.fromkeys(label for each in manifests for label in each.domain.labels),
-        "task": dict.fromkeys(label for each in manifests if each.task for label in each.task.labels),
-    }
+    domains = [label for each in manifests for label in each.domain.labels]
+    tasks = [label for each in manifests if each.task for label in each.task.labels]
+    labels = {"domain": dict.fromkeys(domains), "task": dict.fromkeys(tasks)}
     for name, settings in loaded.config.policies.items():
         for index, rule in enumerate(settings.rules):
             path = ("policies", name, "rules", index, "when")

@@ -26,14 +26,14 @@ LAB = {
     "profile": ("", "Measure what a model is good at, for the clusters strategy."),
     "bench": ("bench", "Measure what a decision costs on this machine."),
 }
-"""Commands of the distribution semroute-lab: the extra that each needs, and its line in --help.
+"""Commands of semroute-lab: the extra that each needs, and its line in --help.
 
-It is repeated here because --help must be fast, and a plug-in may import heavy libraries."""
-
-SHORT_HELP_MAX = 63
-"""Characters of a command's line in --help."""
+A copy, because --help must be fast and the plug-ins may import heavy libraries."""
 
 ANY_ARGUMENTS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+
+PATH = click.Path(path_type=Path)
+BYTES = click.File("rb")
 
 
 class Commands(click.Group):
@@ -49,28 +49,26 @@ class Commands(click.Group):
         """The command, imported now if it is a plug-in."""
         if (found := super().get_command(ctx, cmd_name)) is not None:
             return found
-        plugins = importlib.metadata.entry_points(group=PLUGINS, name=cmd_name)
         try:
-            command: click.Command = next(iter(plugins)).load()
-        except StopIteration:
-            return _missing(cmd_name, f"{cmd_name} is not installed") if cmd_name in LAB else None
+            for plugin in importlib.metadata.entry_points(group=PLUGINS, name=cmd_name):
+                command: click.Command = plugin.load()
+                return command
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("semroute"):
                 raise
             return _missing(cmd_name, f"the Python package {error.name!r} is missing")
-        return command
+        return _missing(cmd_name, f"{cmd_name} is not installed") if cmd_name in LAB else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """As click does, but without importing plug-ins that have a line in `LAB`."""
         installed = importlib.metadata.entry_points(group=PLUGINS).names
         rows: list[tuple[str, str]] = []
         for name in self.list_commands(ctx):
-            if name in LAB and name in installed:
-                rows.append((name, LAB[name][1]))
-            elif name in LAB:
-                rows.append((name, f"(not installed: {_install(name)})"))
+            if name in LAB:
+                line = LAB[name][1] if name in installed else f"(not installed: {_install(name)})"
+                rows.append((name, line))
             elif (command := self.get_command(ctx, name)) is not None and not command.hidden:
-                rows.append((name, command.get_short_help_str(SHORT_HELP_MAX)))
+                rows.append((name, command.get_short_help_str(63)))
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
@@ -82,18 +80,13 @@ def _install(name: str) -> str:
 
 def _missing(name: str, problem: str) -> click.Command:
     """A stand-in that says what to install."""
-
-    @click.command(name, context_settings=ANY_ARGUMENTS)
-    def missing() -> None:
-        refuse([f"{problem}: {_install(name)}"], Exit.UNAVAILABLE)
-
-    return missing
+    problems = [f"{problem}: {_install(name)}"]
+    return click.Command(name, ANY_ARGUMENTS, lambda: refuse(problems, Exit.UNAVAILABLE))
 
 
 config_option = click.option(
     "--config",
     "-c",
-    "config_path",
     type=click.Path(path_type=Path, dir_okay=False),
     envvar="SEMROUTE_CONFIG",
     required=True,
@@ -124,7 +117,7 @@ def main() -> None:
 @click.option("--worker", "index", type=click.IntRange(min=0), hidden=True)
 @click.option("--worker-admin", default="", hidden=True)
 @exit_statuses
-def serve(config_path: Path, index: int | None, worker_admin: str) -> None:
+def serve(config: Path, index: int | None, worker_admin: str) -> None:
     """Serve Envoy's ext_proc streams until SIGTERM, then drain.
 
     \b
@@ -136,77 +129,58 @@ def serve(config_path: Path, index: int | None, worker_admin: str) -> None:
     """
     from semroute_extproc.config import source as config_source
 
-    if index is None and config_source.load(config_path).config.server.workers > 1:
+    if index is None and config_source.load(config).config.server.workers > 1:
         from semroute_extproc.serve import supervisor
 
-        sys.exit(supervisor.serve(config_path))
+        sys.exit(supervisor.serve(config))
     from semroute_extproc.serve import app
 
-    sys.exit(app.serve(config_path, index, worker_admin))
+    sys.exit(app.serve(config, index, worker_admin))
 
 
 @main.command()
 @config_option
 @click.option("--text", help="A prompt, sent as one user turn of a chat completion.")
-@click.option(
-    "--body",
-    "body_file",
-    type=click.File("rb"),
-    help="A request body, a file or - for standard input, instead of --text.",
-)
+@click.option("--body", type=BYTES, help="A request body, a file or - for standard input, instead of --text.")
 @click.option("--model", help="Model name in the body made from --text; default: the first routed name.")
 @click.option("--header", "headers", multiple=True, metavar="K=V", help="A request header; repeatable.")
 @click.option("--path", default="/v1/chat/completions", show_default=True, help="Path of the request.")
 @click.option("--json", "as_json", is_flag=True, help="Everything, as one JSON object.")
 @exit_statuses
 def explain(
-    config_path: Path,
-    text: str | None,
-    body_file: Any,
-    model: str | None,
-    headers: tuple[str, ...],
-    path: str,
-    as_json: bool,
+    config: Path, text: str | None, body: Any, model: str, headers: tuple[str, ...], path: str, as_json: bool
 ) -> None:
     """Show the decision for one request, exactly as the server would take it.
 
     Prints pool, cluster, model, reasoning effort, reason, the rules tried, the signals, the header
     and body edits and the time of each stage.
     """
-    from rich.console import Console
-
-    from semroute_extproc.cli.explain import explain as run
-    from semroute_extproc.cli.explain import print_report
+    from semroute_extproc.cli import explain as explaining
     from semroute_extproc.config import source as config_source
 
-    if (text is None) == (body_file is None):
+    if (text is None) == (body is None):
         raise click.UsageError("give either --text or --body")
-    pairs = dict(_pair(header) for header in headers)
-    loaded = config_source.load(config_path)
-    if body_file is not None:
-        body = body_file.read()
-    else:
-        name = model or next(iter(loaded.config.models), "")
-        body = json.dumps({"model": name, "messages": [{"role": "user", "content": text}]}).encode()
-    report = run(loaded, path, pairs, body)
+    for header in headers:
+        if header.find("=") < 1:
+            raise click.UsageError(f"--header {header!r}: expected K=V")
+    pairs = dict(header.split("=", 1) for header in headers)
+    loaded = config_source.load(config)
+    name = model or next(iter(loaded.config.models), "")
+    prompt = {"model": name, "messages": [{"role": "user", "content": text}]}
+    raw = body.read() if body is not None else json.dumps(prompt).encode()
+    report = explaining.explain(loaded, path, pairs, raw)
     if as_json:
         click.echo(json.dumps(report, ensure_ascii=False))
     else:
-        # Names of clients and models are not markup.
-        print_report(report, Console(markup=False))
+        explaining.print_report(report)
 
 
 @main.command()
-@click.option(
-    "--bundle",
-    "bundle_dir",
-    type=click.Path(path_type=Path),
-    help="Use this bundle for every language; default: the shipped ones.",
-)
+@click.option("--bundle", type=PATH, help="Use this bundle for every language; default: the shipped ones.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--embedding", is_flag=True, help="Add the sentence embedding to every line.")
 @exit_statuses
-def score(bundle_dir: Path | None, device: Any, embedding: bool) -> None:
+def score(bundle: Path | None, device: Any, embedding: bool) -> None:
     """Give the signals of many prompts: JSON lines in, JSON lines out, in order.
 
     \b
@@ -221,7 +195,7 @@ def score(bundle_dir: Path | None, device: Any, embedding: bool) -> None:
     from semroute_extproc.cli.score import read_lines, score_lines
     from semroute_extproc.encoder.offline import Scorer
 
-    lines = score_lines(Scorer.of(bundle_dir, device), read_lines(sys.stdin.buffer), embedding)
+    lines = score_lines(Scorer.of(bundle, device), read_lines(sys.stdin.buffer), embedding)
     console = Console(stderr=True)
     hidden = not console.is_terminal or sys.stdout.isatty()
     failed = 0
@@ -233,13 +207,9 @@ def score(bundle_dir: Path | None, device: Any, embedding: bool) -> None:
 
 
 @main.command()
-@click.argument("config_path", type=click.Path(path_type=Path), required=False)
-@click.option("--config", "-c", "option_path", type=click.Path(path_type=Path), envvar="SEMROUTE_CONFIG")
-@click.option(
-    "--envoy",
-    type=click.Path(path_type=Path),
-    help="Envoy's bootstrap: check that it has the pools' clusters.",
-)
+@click.argument("config_path", type=PATH, required=False)
+@click.option("--config", "-c", "option_path", type=PATH, envvar="SEMROUTE_CONFIG")
+@click.option("--envoy", type=PATH, help="Envoy's bootstrap: check that it has the pools' clusters.")
 @exit_statuses
 def check(config_path: Path | None, option_path: Path | None, envoy: Path | None) -> None:
     """Check a configuration, its conditions, its bundle and what it needs here, without serving.
@@ -286,26 +256,16 @@ def schema() -> None:
 @main.command("dump-config")
 @config_option
 @exit_statuses
-def dump_config(config_path: Path) -> None:
+def dump_config(config: Path) -> None:
     """Print the configuration as it is used: file, environment and defaults together."""
     from ruamel.yaml import YAML
 
     from semroute_extproc.config import source as config_source
 
-    loaded = config_source.load(config_path)
-    yaml = YAML()
-    yaml.default_flow_style = False
-    yaml.dump(loaded.config.model_dump(mode="json"), sys.stdout)
+    YAML().dump(config_source.load(config).config.model_dump(mode="json"), sys.stdout)
 
 
 @main.command("train-zh", hidden=True, context_settings=ANY_ARGUMENTS)
 def train_zh() -> None:
     """Stand-in for a removed command."""
     raise click.UsageError("train-zh was removed: use `semroute train --data ...`")
-
-
-def _pair(header: str) -> tuple[str, str]:
-    name, sign, value = header.partition("=")
-    if not sign or not name:
-        raise click.UsageError(f"--header {header!r}: expected K=V")
-    return name, value

@@ -4,35 +4,19 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NoReturn, ParamSpec, TypeVar
 
 import click
 
-from semroute_extproc.errors import (
-    ArtifactError,
-    BundleError,
-    ConfigError,
-    DataError,
-    EndpointError,
-    Exit,
-    SemrouteError,
-)
-
-__all__ = ["STATUS", "Exit", "exit_statuses", "refuse"]
+from semroute_extproc.errors import BundleError, ConfigError, EndpointError, SemrouteError
+from semroute_extproc.errors import Exit as Exit
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-
-STATUS: dict[type[SemrouteError], Exit] = {
-    ConfigError: Exit.CONFIG,
-    BundleError: Exit.CONFIG,
-    ArtifactError: Exit.DATA,
-    DataError: Exit.DATA,
-    EndpointError: Exit.UNAVAILABLE,
-}
-"""Error to exit status."""
+STATUS = {ConfigError: Exit.CONFIG, BundleError: Exit.CONFIG, EndpointError: Exit.UNAVAILABLE}
+"""Error to exit status; that of every other one is `Exit.DATA`."""
 
 
 def exit_statuses(command: Callable[P, R]) -> Callable[P, R]:
@@ -57,7 +41,7 @@ def exit_statuses(command: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-def refuse(problems: list[str], status: Exit) -> NoReturn:
+def refuse(problems: Iterable[str], status: Exit) -> NoReturn:
     """Print one line per problem on standard error and exit."""
     for problem in problems:
         click.echo(problem, err=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -21,6 +21,7 @@ from semroute_extproc.config.source import Loaded
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
 from semroute_extproc.envoy.exchange import Exchange
 from semroute_extproc.outcome import Outcome
+from semroute_extproc.policy.context import Decision
 from semroute_extproc.request.body import decode_body
 from semroute_extproc.serve import build
 from semroute_extproc.strategies.judge_client import Judges
@@ -38,10 +39,11 @@ REQUEST = (
 )
 """Attributes of the signals and of the request that are shown, in order."""
 
+TOLD = ("outcome", "pool", "cluster", "model", "reasoning", "reason", "rule", "strategy", "fallback")
+"""Members of the report that are rows of the table, if they are not empty."""
 
-def explain(
-    loaded: Loaded, path: str, headers: Mapping[str, str], body: bytes, method: str = "POST"
-) -> dict[str, Any]:
+
+def explain(loaded: Loaded, path: str, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
     """Decide one request as the server would; raises ConfigError or BundleError."""
     server = loaded.config.server.model_copy(update={"deadline_ms": DEADLINE_MS})
     config = loaded.config.model_copy(update={"server": server})
@@ -55,9 +57,10 @@ def explain(
         judges.adopt(pipeline.judges)
         exchange = Exchange(build.exchange_settings(pipeline))
         try:
-            step = exchange.receive(_headers_message(method, path, headers, body))
+            step = exchange.receive(_headers_message(path, headers, body))
             if step.outcome is None:
-                step = exchange.receive(_body_message(body))
+                whole = pb.HttpBody(body=body, end_of_stream=True)
+                step = exchange.receive(pb.ProcessingRequest(request_body=whole))
             outcome, replies = step.outcome, step.replies
             if step.decide is not None:
                 outcome = await pipeline.decide(step.decide)
@@ -70,77 +73,59 @@ def explain(
         if outcome.body is not None:
             encoding = exchange.head.headers.get("content-encoding", "")
             plain = decode_body(body, encoding, config.server.body_bytes_max)
-        return _report(outcome, replies, plain)
+        return _report(outcome, _edits(replies, outcome, plain))
 
     return asyncio.run(run())
 
 
-def _headers_message(method: str, path: str, headers: Mapping[str, str], body: bytes) -> pb.ProcessingRequest:
+def _headers_message(path: str, headers: Mapping[str, str], body: bytes) -> pb.ProcessingRequest:
     message = pb.ProcessingRequest()
     message.protocol_config.request_body_mode = pb.ProcessingMode.BUFFERED
-    pseudo = {":method": method, ":path": path}
-    plain = {"content-type": "application/json", "content-length": str(len(body))}
-    for key, value in {**pseudo, **plain, **{k.lower(): v for k, v in headers.items()}}.items():
+    sent = {":method": "POST", ":path": path, "content-type": "application/json"}
+    sent |= {"content-length": str(len(body)), **{key.lower(): value for key, value in headers.items()}}
+    for key, value in sent.items():
         raw = value.encode("utf-8", "surrogateescape")
         message.request_headers.headers.headers.add(key=key, raw_value=raw)
     message.request_headers.end_of_stream = not body
     return message
 
 
-def _body_message(body: bytes) -> pb.ProcessingRequest:
-    message = pb.ProcessingRequest()
-    message.request_body.body = body
-    message.request_body.end_of_stream = True
-    return message
-
-
-def _report(outcome: Outcome, replies: tuple[bytes, ...], body: bytes) -> dict[str, Any]:
-    decision, signals = outcome.decision, outcome.signals
+def _report(outcome: Outcome, edits: dict[str, Any]) -> dict[str, Any]:
+    decision = outcome.decision or Decision("", "")
+    signals, view, threshold = outcome.signals, outcome.view, decision.threshold
     report: dict[str, Any] = {
         "outcome": outcome.kind.value,
         "cause": outcome.cause,
         "pool": outcome.pool or None,
         "cluster": outcome.cluster or None,
         "model": outcome.model or None,
-        "reasoning": decision.reasoning if decision else None,
+        "reasoning": decision.reasoning,
         "reason": outcome.reason,
-        "rule": (decision.rule or None) if decision else None,
+        "rule": decision.rule or None,
         "policy": outcome.policy or None,
-        "strategy": (decision.strategy or None) if decision else None,
-        "score": decision.score if decision else None,
-        "threshold": _finite(decision.threshold) if decision else None,
-        "fallback": decision.fallback if decision else None,
-        "trace": [
-            {"what": step.what, "name": step.name, "result": step.result}
-            for step in (decision.trace if decision else ())
-        ],
-        "shadows": [dataclasses.asdict(shadow) for shadow in outcome.shadows],
+        "strategy": decision.strategy or None,
+        "score": decision.score,
+        # JSON has no infinity: a threshold that nothing reaches is shown as 1.
+        "threshold": None if threshold is None else min(threshold, 1.0),
+        "fallback": decision.fallback,
+        "trace": msgspec.to_builtins(decision.trace),
+        "shadows": msgspec.to_builtins(outcome.shadows),
         "text": outcome.text or None,
         "signals": None,
         "request": None,
-        "edits": _edits(replies, outcome, body),
+        "edits": edits,
         "stages_ms": {name: round(ms, 3) for name, ms in outcome.milliseconds().items()},
         "total_ms": round(outcome.total_ms, 3),
     }
     if signals is not None:
-        report["signals"] = {
-            **{name: getattr(signals, name) for name in SIGNALS},
+        report["signals"] = {name: getattr(signals, name) for name in SIGNALS} | {
             "domain": {"label": signals.domain, "probs": signals.domain_probs},
             "task": {"label": signals.task, "probs": signals.task_probs} if signals.task else None,
         }
-    if (view := outcome.view) is not None:
-        report["request"] = {
-            **{name: getattr(view, name) for name in REQUEST},
-            "api": view.api.value,
-            "turns": len(view.turns),
-            "effort": view.effort or None,
-        }
+    if view is not None:
+        changed = {"turns": len(view.turns), "effort": view.effort or None}
+        report["request"] = {name: getattr(view, name) for name in REQUEST} | changed
     return report
-
-
-def _finite(value: float | None) -> float | None:
-    """JSON has no infinity: a threshold that nothing reaches is shown as 1."""
-    return None if value is None else min(value, 1.0)
 
 
 def _edits(replies: tuple[bytes, ...], outcome: Outcome, body: bytes) -> dict[str, Any]:
@@ -150,63 +135,52 @@ def _edits(replies: tuple[bytes, ...], outcome: Outcome, body: bytes) -> dict[st
     metadata: dict[str, Any] = {}
     for reply in replies:
         response = pb.ProcessingResponse.FromString(reply)
-        kind = response.WhichOneof("response")
         metadata.update(MessageToDict(response.dynamic_metadata).get("semroute", {}))
-        if kind not in ("request_headers", "request_body"):
-            continue
-        mutation = getattr(response, kind).response.header_mutation
-        sets.update((option.header.key, option.header.raw_value.decode()) for option in mutation.set_headers)
-        removes.extend(mutation.remove_headers)
-    edits: dict[str, Any] = {
-        "headers": {"set": sets, "remove": removes},
-        "metadata": metadata,
-        "body": None,
-    }
+        for part in (response.request_headers, response.request_body):
+            mutation = part.response.header_mutation
+            sets.update((each.header.key, each.header.raw_value.decode()) for each in mutation.set_headers)
+            removes.extend(mutation.remove_headers)
+    edits: dict[str, Any] = {"headers": {"set": sets, "remove": removes}, "metadata": metadata, "body": None}
     if outcome.body is not None and outcome.body != body:
-        edits["body"] = {"bytes": len(outcome.body), "changed": _changed(body, outcome.body)}
+        # Only top-level members whose value differs are decoded.
+        old, new = (msgspec.json.decode(each, type=dict[str, msgspec.Raw]) for each in (body, outcome.body))
+        changed = {key: msgspec.json.decode(raw) for key, raw in new.items() if old.get(key) != raw}
+        edits["body"] = {"bytes": len(outcome.body), "changed": changed}
     if outcome.answer is not None:
         edits["answer"] = {"status": outcome.answer.status, "body": json.loads(outcome.answer.body)}
     return edits
 
 
-def _changed(old: bytes, new: bytes) -> dict[str, Any]:
-    """Top-level members whose value differs, with the new value; the others are not decoded."""
-    before, after = (msgspec.json.decode(body, type=dict[str, msgspec.Raw]) for body in (old, new))
-    return {key: msgspec.json.decode(value) for key, value in after.items() if before.get(key) != value}
-
-
-def print_report(report: Mapping[str, Any], console: Console) -> None:
+def print_report(report: Mapping[str, Any]) -> None:
     """The report for people."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold cyan", no_wrap=True)
     table.add_column(overflow="fold")
-    for key in ("outcome", "pool", "cluster", "model", "reasoning", "reason", "rule", "strategy", "fallback"):
-        if report[key]:
-            table.add_row(key, str(report[key]))
+    for row in _rows(report):
+        table.add_row(*row)
+    # Names of clients and models are not markup.
+    Console(markup=False).print(table)
+
+
+def _rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield from ((key, str(report[key])) for key in TOLD if report[key])
     for shadow in report["shadows"]:
-        table.add_row("shadow", f"{shadow['shadow']}: {shadow['pool'] or shadow['agreement']}")
+        yield "shadow", f"{shadow['shadow']}: {shadow['pool'] or shadow['agreement']}"
     if signals := report["signals"]:
         top = sorted(signals["domain"]["probs"].items(), key=lambda item: -item[1])[:3]
-        table.add_row("domain", ", ".join(f"{label} {p:.2f}" for label, p in top))
+        yield "domain", ", ".join(f"{label} {p:.2f}" for label, p in top)
         if signals["task"]:
-            table.add_row("task", signals["task"]["label"])
-        table.add_row("difficulty", f"{signals['difficulty']:.3f}")
-        cut = ", truncated" if signals["truncated"] else ""
-        known = ", unknown" if signals["unknown"] else ""
-        table.add_row("text", f"{signals['tokens']} tokens{cut}, {signals['language']}{known}")
-    for step in report["trace"]:
-        table.add_row(step["what"], f"{step['name']}: {step['result']}")
-    for key, value in report["edits"]["headers"]["set"].items():
-        table.add_row("set header", f"{key}: {value}")
-    for key in report["edits"]["headers"]["remove"]:
-        table.add_row("remove header", key)
-    if body := report["edits"]["body"]:
-        for key, value in body["changed"].items():
-            table.add_row("set in body", f"{key}: {json.dumps(value)}")
-    if answer := report["edits"].get("answer"):
-        table.add_row("answer", f"{answer['status']} {json.dumps(answer['body'])}")
+            yield "task", signals["task"]["label"]
+        yield "difficulty", f"{signals['difficulty']:.3f}"
+        cut, unknown = (f", {name}" if signals[name] else "" for name in ("truncated", "unknown"))
+        yield "text", f"{signals['tokens']} tokens{cut}, {signals['language']}{unknown}"
+    edits = report["edits"]
+    yield from ((step["what"], f"{step['name']}: {step['result']}") for step in report["trace"])
+    yield from (("set header", f"{key}: {value}") for key, value in edits["headers"]["set"].items())
+    yield from (("remove header", key) for key in edits["headers"]["remove"])
+    changed = edits["body"]["changed"] if edits["body"] else {}
+    yield from (("set in body", f"{key}: {json.dumps(value)}") for key, value in changed.items())
+    if answer := edits.get("answer"):
+        yield "answer", f"{answer['status']} {json.dumps(answer['body'])}"
     stages = ", ".join(f"{name} {ms:.2f}" for name, ms in report["stages_ms"].items())
-    table.add_row(
-        "time", f"{report['total_ms']:.2f} ms ({stages})" if stages else f"{report['total_ms']:.2f} ms"
-    )
-    console.print(table)
+    yield "time", f"{report['total_ms']:.2f} ms" + (f" ({stages})" if stages else "")

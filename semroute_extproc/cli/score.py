@@ -35,7 +35,7 @@ def score_lines(scorer: Scorer, lines: Iterable[bytes], embedding: bool) -> Iter
 
     for number, signals in enumerate(scorer.score_all(texts())):
         error = errors.pop(number, None)
-        yield {"error": error} if error is not None else report(signals, embedding)
+        yield {"error": error} if error is not None else _report(signals, embedding)
 
 
 def read_lines(stream: IO[bytes], bytes_max: int = LINE_BYTES_MAX) -> Iterator[bytes]:
@@ -57,52 +57,42 @@ def read_line(line: bytes, bytes_max: int = LINE_BYTES_MAX) -> str:
         raise ValueError("not JSON") from None
     if not isinstance(value, dict) or ("text" in value) == ("body" in value):
         raise ValueError('expected an object with either "text" or "body"')
-    if "text" in value:
-        if not isinstance(value["text"], str):
-            raise ValueError('"text" is not a string')
-        if not value["text"].strip():
-            raise ValueError('"text" is empty')
-        return str(value["text"].encode("utf-8", "replace").decode())
-    return _text_of_body(value["body"])
+    if "body" in value:
+        return _text_of_body(value["body"])
+    if not isinstance(value["text"], str):
+        raise ValueError('"text" is not a string')
+    if not value["text"].strip():
+        raise ValueError('"text" is empty')
+    return str(value["text"].encode("utf-8", "replace").decode())
 
 
 def _text_of_body(body: Any) -> str:
     if not isinstance(body, dict):
         raise ValueError('"body" is not an object')
-    api = _api_of(body)
+    # The API is that of the member that holds the text.
+    if "messages" in body:
+        api = Api.MESSAGES if "system" in body else Api.CHAT_COMPLETIONS
+    elif "prompt" in body:
+        api = Api.COMPLETIONS
+    elif "input" in body:
+        value = body["input"]
+        batch = isinstance(value, list) and all(isinstance(item, str) for item in value)
+        api = Api.EMBEDDINGS if batch else Api.RESPONSES
+    else:
+        raise ValueError('"body" has none of "messages", "prompt" and "input"')
     try:
         view = apis.parse(api, json.dumps(body).encode())
     except BadBody as error:
         raise ValueError(f'"body" cannot be read as {api.value}: {error}') from None
-    text = classified_text(view.turns)
-    if not text:
+    if not (text := classified_text(view.turns)):
         raise ValueError('"body" has no text to classify')
     return text
 
 
-def _api_of(body: dict[str, Any]) -> Api:
-    """The API of a body, by the member that holds its text."""
-    if "messages" in body:
-        return Api.MESSAGES if "system" in body else Api.CHAT_COMPLETIONS
-    if "prompt" in body:
-        return Api.COMPLETIONS
-    if "input" in body:
-        value = body["input"]
-        batch = isinstance(value, list) and all(isinstance(item, str) for item in value)
-        return Api.EMBEDDINGS if batch else Api.RESPONSES
-    raise ValueError('"body" has none of "messages", "prompt" and "input"')
-
-
-def report(signals: Signals, embedding: bool) -> dict[str, Any]:
-    """The signals of one text as JSON."""
-    line: dict[str, Any] = {
-        "domain": {"label": signals.domain, "probs": dict(signals.domain_probs)},
-        "difficulty": signals.difficulty,
-        "unknown": signals.unknown,
-        "tokens": signals.tokens,
-        "truncated": signals.truncated,
-        "language": signals.language,
-    }
+def _report(signals: Signals, embedding: bool) -> dict[str, Any]:
+    line: dict[str, Any] = {"domain": {"label": signals.domain, "probs": dict(signals.domain_probs)}}
+    names = ("difficulty", "unknown", "tokens", "truncated", "language")
+    line |= {name: getattr(signals, name) for name in names}
     if signals.task:
         line["task"] = {"label": signals.task, "probs": dict(signals.task_probs)}
     if embedding and signals.embedding is not None:

@@ -7,7 +7,7 @@ keys were replaced, so that an error about a rewritten setting shows what the op
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from semroute_extproc.errors import ConfigError
@@ -19,7 +19,7 @@ RENAMED: tuple[tuple[tuple[str, ...], str], ...] = (
     (("strategies", "*", "artefact"), "artifact"),
     (("controllers", "budgets", "*", "leaning_max"), "bias_max"),
 )
-"""Path of an old name, where `*` is any key, to the new name."""
+"""Path of an old name, as in `matching`, to the new name."""
 
 Replaced = dict[tuple[str, ...], str]
 """Path that ends in a new key, and otherwise as the operator wrote it, to the key that was written."""
@@ -38,113 +38,96 @@ def rewrite(document: Any, locate: Callable[[Problem], str]) -> tuple[list[str],
         notes.append(locate(Problem(path, f"{message}; the next release will not read it")).splitlines()[0])
 
     for (*parents, old), new in RENAMED:
-        for path, node in _matching(document, parents):
-            if old not in node:
-                continue
-            if new in node:
+        for path, node in matching(document, parents):
+            if old in node and new in node:
                 message = f"is the old name of {new}, which is given as well: remove it"
                 raise ConfigError([locate(Problem((*path, old), message))])
-            note(f"is now called {new}", *path, old)
-            node[new] = node.pop(old)
-            replaced[*path, new] = old
-    strategies = _map(document, "strategies")
-    for name, shares in [(name, _canary(each)) for name, each in strategies.items()]:
-        if shares:
+            if old in node:
+                note(f"is now called {new}", *path, old)
+                node[new] = node.pop(old)
+                replaced[*path, new] = old
+    for (_, name), strategy in matching(document, ["strategies", "*"]):
+        if shares := _canary(strategy):
             write = f"one policy for each of {', '.join(shares)}, and shares in models.NAME.canary"
             note(f"is a canary of strategies: write {write}", "strategies", name)
             _split(document, name, shares, replaced)
-    for name, strategy in list(strategies.items()):
-        if isinstance(strategy, dict) and strategy.get("kind") == "fixed" and "pool" in strategy:
+            _remove(document, name, list(shares))
+    for (_, name), strategy in matching(document, ["strategies", "*"]):
+        if strategy.get("kind") == "fixed" and "pool" in strategy:
             pool = strategy["pool"]
             note(f"is `kind: fixed`: write `pool: {pool}` in the target", "strategies", name)
-            _point(document, name, pool, replaced)
+            for (_, policy, *place), target in _targets(document, name, "policies", "*"):
+                if "pool" not in target:
+                    del target["strategy"]
+                    target["pool"] = pool
+                    written = replaced.get(("policies", policy), policy)
+                    replaced["policies", written, *place, "pool"] = "strategy"
+            _remove(document, name, [])
     return notes, replaced
+
+
+def matching(node: Any, pattern: Sequence[str]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """Every mapping at a path of the pattern, with its path; `*` is any key, `#` any index."""
+    if not pattern:
+        if isinstance(node, dict):
+            yield (), node
+        return
+    if isinstance(node, list) and pattern[0] == "#":
+        node = {str(index): item for index, item in enumerate(node)}
+    for key, inner in list(node.items()) if isinstance(node, dict) else ():
+        if pattern[0] in ("*", "#", key):
+            yield from (((key, *path), found) for path, found in matching(inner, pattern[1:]))
+
+
+def _targets(node: Any, name: str, *place: str) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """Every target of the policies at `place` that names a strategy, with its path."""
+    for pattern in ((*place, "otherwise"), (*place, "rules", "#")):
+        yield from (found for found in matching(node, pattern) if found[1].get("strategy") == name)
+
+
+def _canary(strategy: dict[str, Any]) -> dict[str, float]:
+    """Strategy to share of a canary of strategies; empty for any other, or if it makes no sense."""
+    weights = strategy.get("strategies")
+    if not isinstance(weights, dict) or "weights" in strategy:
+        return {}
+    if not all(isinstance(each, int | float) and each >= 0 for each in weights.values()):
+        return {}
+    total = sum(weights.values())
+    return {name: weight / total for name, weight in weights.items() if weight > 0}
 
 
 def _split(document: Any, canary: str, shares: dict[str, float], replaced: Replaced) -> None:
     """A canary of strategies becomes a policy for each of them, and canary shares of the models."""
     first, *others = shares
-    policies = _map(document, "policies")
-    for policy, settings in list(policies.items()):
-        if all(target.get("strategy") != canary for _, target in _targets(settings)):
+    for (_, policy), settings in matching(document, ["policies", "*"]):
+        if not any(_targets(settings, canary)):
             continue
         parts = {f"{policy}:{canary}:{drawn}": shares[drawn] for drawn in others}
         for name, drawn in zip((*parts, policy), (*others, first), strict=True):
-            policies[name] = copy.deepcopy(settings)
+            document["policies"][name] = copied = copy.deepcopy(settings)
             replaced["policies", name] = replaced.get(("policies", policy), policy)
-            for _, target in _targets(policies[name]):
-                if target.get("strategy") == canary:
-                    target["strategy"] = drawn
-        for model in _map(document, "models").values():
+            for _, target in _targets(copied, canary):
+                target["strategy"] = drawn
+        for _, model in matching(document, ["models", "*"]):
             _share(model, policy, parts)
-    _hold(document, canary, list(shares))
-    del document["strategies"][canary]
 
 
-def _share(model: Any, policy: str, others: dict[str, float]) -> None:
+def _share(model: dict[str, Any], policy: str, others: dict[str, float]) -> None:
     """Give the parts `others` of a policy's share of a model to other policies."""
-    canary = model.get("canary", {}) if isinstance(model, dict) else None
+    canary = model.setdefault("canary", {})
     if not isinstance(canary, dict) or not all(isinstance(each, int | float) for each in canary.values()):
         return
-    rest = 1.0 - sum(canary.values()) if model.get("policy") == policy else 0.0
     share = canary.get(policy, 0.0)
-    new = {name: (rest + share) * part for name, part in others.items()}
-    if share:
-        canary[policy] = share * (1.0 - sum(others.values()))
-    model["canary"] = {**canary, **{name: part for name, part in new.items() if part > 0.0}}
+    if model.get("policy") == policy:
+        share += 1.0 - sum(canary.values())
+    if policy in canary:
+        canary[policy] *= 1.0 - sum(others.values())
+    canary.update((name, share * part) for name, part in others.items() if share * part > 0.0)
 
 
-def _point(document: Any, name: str, pool: Any, replaced: Replaced) -> None:
-    """Targets of a fixed strategy name its pool instead."""
-    for policy, settings in _map(document, "policies").items():
-        for place, target in _targets(settings):
-            if target.get("strategy") == name and "pool" not in target:
-                del target["strategy"]
-                target["pool"] = pool
-                replaced["policies", replaced.get(("policies", policy), policy), *place, "pool"] = "strategy"
-    _hold(document, name, [])
+def _remove(document: Any, name: str, instead: list[str]) -> None:
+    """Delete a strategy; where its choices are held for a conversation, those of others are held instead."""
+    for _, session in matching(document, ["controllers", "session"]):
+        if isinstance(held := session.get("strategies"), list):
+            session["strategies"] = [new for old in held for new in (instead if old == name else [old])]
     del document["strategies"][name]
-
-
-def _hold(document: Any, name: str, instead: list[str]) -> None:
-    """Replace a strategy whose choices are held for a conversation."""
-    session = _map(_map(document, "controllers"), "session")
-    if isinstance(held := session.get("strategies"), list):
-        session["strategies"] = [new for old in held for new in (instead if old == name else [old])]
-
-
-def _canary(strategy: Any) -> dict[str, float]:
-    """Strategy to share of a canary of strategies; empty for any other, or if it makes no sense."""
-    weights = _map(strategy, "strategies")
-    if (
-        not weights
-        or "weights" in strategy
-        or not all(isinstance(each, int | float) and each >= 0 for each in weights.values())
-    ):
-        return {}
-    total = sum(weights.values())
-    return {name: weight / total for name, weight in weights.items() if weight > 0} if total > 0 else {}
-
-
-def _matching(node: Any, pattern: list[str]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """Every mapping at a path of the pattern, with its path."""
-    if isinstance(node, dict) and not pattern:
-        yield (), node
-    elif isinstance(node, dict):
-        for key in list(node) if pattern[0] == "*" else pattern[:1]:
-            for path, found in _matching(node.get(key), pattern[1:]):
-                yield (key, *path), found
-
-
-def _map(node: Any, key: str) -> dict[str, Any]:
-    found = node.get(key) if isinstance(node, dict) else None
-    return found if isinstance(found, dict) else {}
-
-
-def _targets(policy: Any) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """Every target of a policy with its place in it."""
-    yield from _matching(policy, ["otherwise"])
-    rules = policy.get("rules") if isinstance(policy, dict) else None
-    for index, rule in enumerate(rules if isinstance(rules, list) else ()):
-        if isinstance(rule, dict):
-            yield ("rules", str(index)), rule

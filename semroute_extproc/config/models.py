@@ -1,7 +1,7 @@
 """The root of the configuration, and the checks between its sections.
 
-Reading YAML, the environment and positions in the file is `config.source`; the sections are in
-`settings`, the strategies' settings in `strategies`. Every model refuses unknown keys.
+`config.source` reads YAML, the environment and positions in the file; the sections are in `settings`, the
+settings of the strategies in `strategies`. Every model rejects unknown keys.
 """
 
 from __future__ import annotations
@@ -10,17 +10,8 @@ from collections.abc import Collection, Iterator
 
 from pydantic import Field
 
-from semroute_extproc.settings.base import (
-    MODELS_MAX,
-    POLICIES_MAX,
-    POOLS_MAX,
-    STRATEGIES_MAX,
-    Model,
-    Name,
-    Problem,
-    did_you_mean,
-    pair_of,
-)
+from semroute_extproc.settings import base
+from semroute_extproc.settings.base import Model, Name, Problem, did_you_mean, pair_of
 from semroute_extproc.settings.controllers import Controllers
 from semroute_extproc.settings.policies import Policy
 from semroute_extproc.settings.pools import Pool, VirtualModel
@@ -37,26 +28,26 @@ class Config(Model):
     encoder: Encoder = Field(default_factory=Encoder)
     admin: Admin = Field(default_factory=Admin)
     telemetry: Telemetry = Field(default_factory=Telemetry)
-    pools: dict[Name, Pool] = Field(min_length=1, max_length=POOLS_MAX)
-    default_pool: str = Field(description="Pool of everything that is not routed, and of every fallback.")
+    pools: dict[Name, Pool] = Field(min_length=1, max_length=base.POOLS_MAX)
+    default_pool: str = Field(description="Pool of requests that are not routed, and of every fallback.")
     models: dict[Name, VirtualModel] = Field(
-        default_factory=dict, max_length=MODELS_MAX, description="Model names that are routed."
+        default_factory=dict, max_length=base.MODELS_MAX, description="Model names that are routed."
     )
-    policies: dict[Name, Policy] = Field(default_factory=dict, max_length=POLICIES_MAX)
-    strategies: dict[Name, StrategySetting] = Field(default_factory=dict, max_length=STRATEGIES_MAX)
+    policies: dict[Name, Policy] = Field(default_factory=dict, max_length=base.POLICIES_MAX)
+    strategies: dict[Name, StrategySetting] = Field(default_factory=dict, max_length=base.STRATEGIES_MAX)
     controllers: Controllers = Field(default_factory=Controllers)
 
 
 def unresolved(config: Config, families: Collection[str]) -> Iterator[Problem]:
     """Names that are used and not defined, and settings that contradict each other across sections."""
+    known: dict[str, Collection[str]] = {"reasoning family": families, "pool": config.pools}
+    known |= {"policy": config.policies, "strategy": config.strategies}
     for path, name, kind in _references(config):
-        known: Collection[str] = families if kind == "reasoning family" else getattr(config, _SECTIONS[kind])
-        if name not in known:
-            yield Problem(path, f"there is no {kind} {name!r}" + did_you_mean(name, known))
+        if name not in known[kind]:
+            yield Problem(path, f"there is no {kind} {name!r}" + did_you_mean(name, known[kind]))
     for name, virtual in config.models.items():
         if virtual.policy in virtual.canary:
-            place = ("models", name, "canary", virtual.policy)
-            yield Problem(place, "is the policy that the rest goes to")
+            yield Problem(("models", name, "canary", virtual.policy), "is the policy that the rest goes to")
         if any(name == pool.model for pool in config.pools.values()):
             yield Problem(("models", name), "is also the name of a pool's model: clients could not reach it")
     for name, policy in config.policies.items():
@@ -69,11 +60,8 @@ def unresolved(config: Config, families: Collection[str]) -> Iterator[Problem]:
     yield from _controllers(config)
 
 
-_SECTIONS = {"pool": "pools", "policy": "policies", "strategy": "strategies"}
-
-
 def _references(config: Config) -> Iterator[tuple[Place, str, str]]:
-    """Every use of a name: where, the name, and what it names."""
+    """Every use of a name: where, the name, and its kind."""
     yield ("default_pool",), config.default_pool, "pool"
     for name, pool in config.pools.items():
         yield ("pools", name, "reasoning"), pool.reasoning, "reasoning family"
@@ -82,29 +70,27 @@ def _references(config: Config) -> Iterator[tuple[Place, str, str]]:
         yield from ((("models", name, "canary", drawn), drawn, "policy") for drawn in virtual.canary)
     for name, policy in config.policies.items():
         for path, target in policy.targets():
-            if target.pool is not None:
-                yield ("policies", name, *path, "pool"), target.pool, "pool"
-            if target.strategy is not None:
-                yield ("policies", name, *path, "strategy"), target.strategy, "strategy"
+            for kind, used in (("pool", target.pool), ("strategy", target.strategy)):
+                if used is not None:
+                    yield ("policies", name, *path, kind), used, kind
         for index, shadow in enumerate(policy.shadow):
             yield ("policies", name, "shadow", index), shadow, "policy"
     for name, strategy in config.strategies.items():
         yield from ((("strategies", name, *path), used, "pool") for path, used in strategy.named_pools())
-    controllers = config.controllers
-    yield from ((("controllers", "budgets", name), name, "strategy") for name in controllers.budgets)
-    if controllers.load is not None:
-        yield from ((("controllers", "load", "pools", name), name, "pool") for name in controllers.load.pools)
-    if controllers.session is not None:
-        for index, name in enumerate(controllers.session.strategies or ()):
-            yield ("controllers", "session", "strategies", index), name, "strategy"
+    load, budgets, session = config.controllers.load, config.controllers.budgets, config.controllers.session
+    yield from ((("controllers", "budgets", name), name, "strategy") for name in budgets)
+    if load is not None:
+        yield from ((("controllers", "load", "pools", name), name, "pool") for name in load.pools)
+    for index, name in enumerate(session.strategies or () if session else ()):
+        yield ("controllers", "session", "strategies", index), name, "strategy"
 
 
 def _controllers(config: Config) -> Iterator[Problem]:
-    """What keeps a controller from ever having an effect."""
+    """Settings with which a controller could never have an effect."""
     for name, budget in config.controllers.budgets.items():
-        path: Place = ("controllers", "budgets", name)
         if (strategy := config.strategies.get(name)) is None:
             continue
+        path: Place = ("controllers", "budgets", name)
         pair = pair_of(strategy)
         if pair is None and budget.strong_share is not None:
             yield Problem(path, "this strategy has no weak and strong pool, so there is no share to hold")
@@ -130,11 +116,9 @@ def _costs_as_much(config: Config, weak: str, strong: str) -> bool:
 
 
 def warnings(config: Config) -> Iterator[Problem]:
-    """What is allowed and is a likely mistake."""
+    """Settings that are allowed and are likely mistakes."""
     for name, strategy in config.strategies.items():
-        pair = pair_of(strategy)
-        if pair is not None and _costs_as_much(config, *pair) and not _costs_as_much(config, *pair[::-1]):
-            message = (
-                f"by their prices {pair[0]} is more expensive than {pair[1]}: are weak and strong swapped?"
-            )
+        weak, strong = pair_of(strategy) or ("", "")
+        if _costs_as_much(config, weak, strong) and not _costs_as_much(config, strong, weak):
+            message = f"by their prices {weak} is more expensive than {strong}: are weak and strong swapped?"
             yield Problem(("strategies", name, "weak"), message)

@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import os
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from semroute_extproc.config.deprecated import Replaced, rewrite
+from semroute_extproc.config.deprecated import Replaced, matching, rewrite
 from semroute_extproc.config.models import Config, unresolved
 from semroute_extproc.errors import ConfigError
 from semroute_extproc.io.watch import notices
@@ -66,57 +66,48 @@ class Source:
         """`file:line:col: path: message`, the source line and a caret below it."""
         line, column, shown = self._place(problem.path)
         path = ".".join(shown)
-        prefixes = (tuple(shown[:end]) for end in range(len(shown), 0, -1))
-        variable = next(
-            (self.from_environment[each] for each in prefixes if each in self.from_environment), ""
-        )
-        if variable:
-            return f"{variable} (environment): {path}: {problem.message}"
+        for end in range(len(shown), 0, -1):
+            if variable := self.from_environment.get(tuple(shown[:end])):
+                return f"{variable} (environment): {path}: {problem.message}"
         text = self._masked(self.lines[line]) if line < len(self.lines) else ""
         head = f"{self.name}:{line + 1}:{column + 1}: {path or 'configuration'}: {problem.message}"
         return f"{head}\n    {text}\n    {' ' * column}^" if text.strip() else head
 
     def _masked(self, text: str) -> str:
         """A line of the file without secrets, as long as before: the caret stays right."""
-        for path in SECRETS:
-            node: Any = self.document
-            for part in path:
-                node = node.get(part) if isinstance(node, dict) else None
-            if secret := "" if node is None else str(node):
+        for *section, name in SECRETS:
+            for _, settings in matching(self.document, section):
+                secret = str(settings.get(name) or "")
                 text = text.replace(secret, "*" * len(secret))
         return text
 
     def _place(self, path: tuple[str | int, ...]) -> tuple[int, int, list[str]]:
-        """Line and column of the deepest node of `path` that is in the file, and the path shown.
+        """Line and column of the deepest node of `path` in the file, and the path as it was written.
 
         Union tags and pydantic's `[key]` are in an error's path and not in the file: they are left out.
-        Replaced keys are shown as they were written.
         """
         node: Any = self.document
-        position = (0, 0)
+        position = [0, 0]
         shown: list[str] = []
         for index, part in enumerate(path):
             last = index == len(path) - 1 and part != "[key]"
             part = self.replaced.get((*shown, str(part)), part)
-            if isinstance(node, CommentedMap) and part in node:
+            known = range(len(node)) if isinstance(node, CommentedSeq) else node
+            if isinstance(node, CommentedMap | CommentedSeq) and part in known:
                 # Keys that the environment added have no position.
-                position = node.lc.key(part) if part in (node.lc.data or {}) else position
-                node = node[part]
-            elif isinstance(node, CommentedSeq) and isinstance(part, int) and part < len(node):
-                position = node.lc.item(part)
+                position = (node.lc.data or {}).get(part, position)
                 node = node[part]
             elif not last:
                 continue
             shown.append(str(part))
-        return *position, shown
+        return position[0], position[1], shown
 
 
 def load(path: Path, environment: Mapping[str, str] | None = None) -> Loaded:
     """Read, merge with the environment and check; raises ConfigError with every problem found."""
-    raw = _read(path)
-    document = _parse(path, raw)
+    text, document = _read(path)
     variables = _overlay(document, os.environ if environment is None else environment)
-    source = Source(str(path), raw.decode().splitlines(), document, variables)
+    source = Source(str(path), text.splitlines(), document, variables)
     try:
         plain = _plain(document)
         notes, replaced = rewrite(plain, source.locate)
@@ -134,7 +125,7 @@ def load(path: Path, environment: Mapping[str, str] | None = None) -> Loaded:
 
 def without_cluster(loaded: Loaded, envoy: Path) -> list[Problem]:
     """The pools for whose cluster an Envoy's bootstrap has none; raises ConfigError if it cannot be read."""
-    bootstrap = _parse(envoy, _read(envoy))
+    _, bootstrap = _read(envoy)
     static, dynamic = bootstrap.get("static_resources"), bootstrap.get("dynamic_resources")
     if isinstance(dynamic, dict) and ("cds_config" in dynamic or "ads_config" in dynamic):
         raise ConfigError([f"{envoy}: its clusters are dynamic (cds_config); this file does not list them"])
@@ -142,18 +133,17 @@ def without_cluster(loaded: Loaded, envoy: Path) -> list[Problem]:
     if not isinstance(clusters, list):
         raise ConfigError([f"{envoy}: no bootstrap: it has no static_resources.clusters"])
     names = [str(cluster.get("name")) for cluster in clusters if isinstance(cluster, dict)]
-    wanted = {name: pool.cluster for name, pool in loaded.config.pools.items() if pool.cluster not in names}
+    missing = {name: pool.cluster for name, pool in loaded.config.pools.items() if pool.cluster not in names}
     return [
-        Problem(("pools", name, "cluster"), f"{envoy} has no cluster {each!r}{did_you_mean(each, names)}")
-        for name, each in wanted.items()
+        Problem(("pools", name, "cluster"), f"{envoy} has no cluster {each!r}" + did_you_mean(each, names))
+        for name, each in missing.items()
     ]
 
 
 async def changes(path: Path, stop: asyncio.Event) -> AsyncIterator[None]:
     """Yield at the first read and whenever the file's content has changed since, until `stop`.
 
-    The directory is watched, not the file: a mounted ConfigMap is replaced by a symbolic link swap that
-    a watch on the file does not see. Other files in the directory do not count.
+    The directory is watched: a watch on the file does not see the symbolic link swap of a ConfigMap.
     """
     seen: bytes | None = None
     async for _ in notices(lambda: [path.absolute().parent], stop):
@@ -169,34 +159,28 @@ def _digest(path: Path) -> bytes:
         return b""
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path) -> tuple[str, CommentedMap]:
+    """The text of a file, and its YAML mapping with positions."""
     try:
-        raw = path.read_bytes()
+        if len(raw := path.read_bytes()) > FILE_BYTES_MAX:
+            raise ConfigError([f"{path}: larger than {FILE_BYTES_MAX} bytes"])
+        text = raw.decode()
+        document = YAML(typ="rt").load(raw)
     except OSError as error:
         raise ConfigError([f"{path}: {error.strerror}"]) from None
-    if len(raw) > FILE_BYTES_MAX:
-        raise ConfigError([f"{path}: larger than {FILE_BYTES_MAX} bytes"])
-    try:
-        raw.decode()
     except UnicodeDecodeError as error:
         raise ConfigError([f"{path}: not UTF-8 at byte {error.start}"]) from None
-    return raw
-
-
-def _parse(path: Path, raw: bytes) -> CommentedMap:
-    try:
-        document = YAML(typ="rt").load(raw)
+    except RecursionError:
+        raise ConfigError([f"{path}: nested too deeply"]) from None
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
         raise ConfigError([f"{path}{place}: {error.problem or error.context or 'not YAML'}"]) from None
     except (YAMLError, ValueError) as error:
         raise ConfigError([f"{path}: not YAML: {str(error).splitlines()[0]}"]) from None
-    except RecursionError:
-        raise ConfigError([f"{path}: nested too deeply"]) from None
     if not isinstance(document, CommentedMap):
         raise ConfigError([f"{path}:1:1: expected a mapping of settings"])
-    return document
+    return text, document
 
 
 def _overlay(document: CommentedMap, environment: Mapping[str, str]) -> dict[tuple[str, ...], str]:
@@ -210,13 +194,10 @@ def _overlay(document: CommentedMap, environment: Mapping[str, str]) -> dict[tup
             continue
         node: Any = document
         path: list[str] = []
-        parts = variable.removeprefix(ENVIRONMENT_PREFIX).split("__")
-        for depth, part in enumerate(parts):
-            key: Any = _existing_key(node, part)
+        *parents, last = variable.removeprefix(ENVIRONMENT_PREFIX).split("__")
+        for part in parents:
+            key = _existing_key(node, part)
             path.append(str(key))
-            if depth == len(parts) - 1:
-                node[key] = _value(text)
-                continue
             if isinstance(node.get(key), list):
                 problem = "a list is set as a whole and not item by item"
                 raise ConfigError([f"{variable} (environment): {'.'.join(path)}: {problem}"])
@@ -224,28 +205,21 @@ def _overlay(document: CommentedMap, environment: Mapping[str, str]) -> dict[tup
                 node[key] = CommentedMap()
                 written[tuple(path)] = variable
             node = node[key]
-        written[tuple(path)] = variable
+        key = _existing_key(node, last)
+        try:
+            node[key] = YAML(typ="safe").load(text)
+        except (YAMLError, ValueError, RecursionError):
+            node[key] = text
+        written[*path, str(key)] = variable
     return written
 
 
 def _existing_key(node: Mapping[Any, Any], part: str) -> Any:
-    """The key of `node` that a part of a variable means, or a new one.
-
-    Variables are upper case by habit, and a shell allows only letters, digits and underscores in them:
-    LLAMA_3_1 means `llama-3.1` if there is no `llama_3_1`.
-    """
+    """The key that a part of a variable means: LLAMA_3_1 is `llama-3.1` unless there is a `llama_3_1`."""
     wanted = part.lower()
     names = {str(key).lower(): key for key in node}
     spelled = {re.sub("[^a-z0-9]", "_", name): key for name, key in names.items()}
     return names.get(wanted, spelled.get(wanted, wanted))
-
-
-def _value(text: str) -> Any:
-    """A variable's value, read as YAML if it is valid YAML."""
-    try:
-        return YAML(typ="safe").load(text)
-    except (YAMLError, ValueError, RecursionError):
-        return text
 
 
 def _plain(node: Any) -> Any:
@@ -259,24 +233,16 @@ def _plain(node: Any) -> Any:
 def _problem(detail: Any) -> Problem:
     path = tuple(detail["loc"])
     if detail["type"] == "extra_forbidden":
-        return Problem(path, "unknown setting" + did_you_mean(str(path[-1]), _setting_names()))
-    if detail["type"] == "missing":
-        return Problem(path, "is required")
-    message = str(detail["msg"]).removeprefix("Value error, ")
+        names = _setting_names(Config.model_json_schema())
+        return Problem(path, "unknown setting" + did_you_mean(str(path[-1]), names))
+    message = "is required" if detail["type"] == "missing" else detail["msg"].removeprefix("Value error, ")
     return Problem(path, message[0].lower() + message[1:])
 
 
-def _setting_names() -> set[str]:
-    """Every setting's name, at any level."""
-    names: set[str] = set()
-
-    def visit(node: Any) -> None:
-        if isinstance(node, dict):
-            if isinstance(properties := node.get("properties"), dict):
-                names.update(properties)
-            node = list(node.values())
-        for inner in node if isinstance(node, list) else ():
-            visit(inner)
-
-    visit(Config.model_json_schema())
-    return names
+def _setting_names(schema: Any) -> Iterator[str]:
+    """The name of every setting in a JSON schema, at any level."""
+    if isinstance(schema, dict):
+        yield from schema.get("properties", ())
+        schema = list(schema.values())
+    for inner in schema if isinstance(schema, list) else ():
+        yield from _setting_names(inner)

@@ -1,4 +1,4 @@
-"""What every section of the configuration shares: names, efforts, bounds, problems. Pure."""
+"""Types shared by every section of the configuration: names, efforts, bounds, problems. Pure."""
 
 from __future__ import annotations
 
@@ -8,22 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    StringConstraints,
-    ValidationInfo,
-)
-
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,127}$")]
-"""A name that is safe as a header value and as a metric label."""
-
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-"""Reasoning efforts, as vLLM names them."""
-
-EFFORTS: tuple[str, ...] = get_args(Effort)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
 POOLS_MAX = 64
 RULES_MAX = 128
@@ -32,9 +17,19 @@ STRATEGIES_MAX = 128
 POLICIES_MAX = 128
 """Bounds of the configuration, and with them of every metric's label set."""
 
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,127}$")]
+"""A name that is safe as a header value and as a metric label."""
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+"""Reasoning efforts, as vLLM names them."""
+
+EFFORTS: tuple[str, ...] = get_args(Effort)
+
 
 def _effort(value: Any) -> Any:
-    """`off` and `on` are what people write; YAML 1.1 reads them as booleans."""
+    """`off` and `on` are aliases; YAML 1.1 reads them as booleans."""
     if isinstance(value, bool):
         return "medium" if value else "none"
     return {"off": "none", "on": "medium"}.get(value, value) if isinstance(value, str) else value
@@ -44,12 +39,11 @@ EffortSetting = Annotated[Effort, BeforeValidator(_effort)]
 
 
 def _in_folder(path: Path, info: ValidationInfo) -> Path:
-    folder = (info.context or {}).get("folder")
-    return path if folder is None else Path(folder) / path
+    return Path((info.context or {}).get("folder", "")) / path
 
 
 FilePath = Annotated[Path, AfterValidator(_in_folder)]
-"""A file or directory; relative to the folder of the configuration, the context of validation."""
+"""A file or directory, relative to the folder of the configuration (the validation context)."""
 
 
 def several(value: Any) -> Any:
@@ -58,22 +52,22 @@ def several(value: Any) -> Any:
 
 
 class Model(BaseModel):
-    """Refuses unknown keys and numbers that are not finite, and never changes."""
+    """Immutable; rejects unknown keys and numbers that are not finite."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something wrong at one place of the configuration."""
+    """An error at one place of the configuration."""
 
     path: tuple[str | int, ...]
     message: str
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A hint to append to an error about an unknown name, empty if no known name is close."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    """A hint to append to an error about an unknown name; empty if no known name is close."""
+    near = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 

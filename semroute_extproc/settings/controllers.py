@@ -1,9 +1,4 @@
-"""Controllers: what moves the trade-off at runtime. Pure.
-
-load      scraped gauges to pressure, and how far pressure may move a strong share
-budgets   a strategy's strong share or cost, held to a target
-session   a conversation keeps its pool
-"""
+"""Controllers: what changes the trade-off at runtime. Pure."""
 
 from __future__ import annotations
 
@@ -12,23 +7,21 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from semroute_extproc.settings.base import POOLS_MAX, STRATEGIES_MAX, Model
+from semroute_extproc.settings.base import POOLS_MAX, STRATEGIES_MAX, Model, Share
 
 Measure = Literal["queue", "waiting", "running", "kv_cache_usage"]
 """A gauge of a pool, or `queue`: waiting requests per running request."""
 
 REMOTE_SCHEMES = ("redis://", "rediss://", "valkey://", "valkeys://", "unix://")
-"""Schemes of the address of a Valkey or Redis."""
 
 KEY_CHARACTERS_MIN = 16
-"""Shortest shared key for the hashes of conversations."""
 
 
 class Ramp(Model):
-    """Where a measure's pressure begins, and where it is full."""
+    """The range of a measure over which its pressure rises from 0 to 1."""
 
-    begin: float = Field(ge=0, description="No pressure up to here.")
-    full: float = Field(gt=0, description="Full pressure from here on.")
+    begin: float = Field(ge=0, description="Highest value without pressure.")
+    full: float = Field(gt=0, description="Lowest value with full pressure.")
 
     @model_validator(mode="after")
     def _ascending(self) -> Ramp:
@@ -45,44 +38,37 @@ def _ramps() -> Ramps:
 
 
 class LoadController(Model):
-    """Pressure from the pools' gauges: a strong pool under pressure gives its easiest requests away."""
+    """Computes pressure from pool gauges; a pool under pressure gets a smaller share of the requests."""
 
     ramps: Ramps = Field(
         default_factory=_ramps,
         min_length=1,
-        description="Measure to ramp; the highest pressure counts. `queue` is waiting over running.",
+        description="Ramp per measure; the highest pressure is used. `queue` is waiting / running requests.",
     )
-    pools: dict[str, Ramps] = Field({}, max_length=POOLS_MAX, description="Pool to ramps of its own.")
-    rise_seconds: float = Field(3, gt=0, le=3_600, description="Time constant of a growing pressure.")
-    fall_seconds: float = Field(15, gt=0, le=3_600, description="Time constant of a falling pressure.")
+    pools: dict[str, Ramps] = Field({}, max_length=POOLS_MAX, description="Ramps of single pools.")
+    rise_seconds: float = Field(3, gt=0, le=3_600, description="Time constant of rising pressure.")
+    fall_seconds: float = Field(15, gt=0, le=3_600, description="Time constant of falling pressure.")
     dead_band: float = Field(0.05, ge=0, le=0.4, description="Smaller changes of the pressure are ignored.")
-    stale_seconds: float = Field(
-        10, gt=0, le=600, description="A load older than this is unknown; the pressure then falls."
-    )
-    floor: float = Field(
-        0.05, ge=0, le=1, description="Strong share that pressure on the strong pool leaves at least."
-    )
-    ceiling: float | None = Field(
-        None,
-        ge=0,
-        le=1,
-        description="Strong share up to which pressure on the weak pool may push; none: it never pushes up.",
+    stale_seconds: float = Field(10, gt=0, le=600, description="Age at which gauge values become invalid.")
+    floor: Share = Field(0.05, description="Lowest strong share under pressure on the strong pool.")
+    ceiling: Share | None = Field(
+        None, description="Highest strong share under pressure on the weak pool; default: not raised."
     )
 
 
 class Budget(Model):
-    """Holds a strategy of a pair to a target by a bias on the log-odds of its strong share."""
+    """Holds a strategy's strong share or cost at a target by a bias on the log-odds of its strong share."""
 
-    strong_share: float | None = Field(None, gt=0, lt=1, description="Share that the strong pool gets.")
-    dollars_per_thousand: float | None = Field(None, gt=0, description="Dollars per thousand requests.")
-    output_tokens: int = Field(400, ge=1, description="Tokens of an answer; a client's lower limit counts.")
+    strong_share: float | None = Field(None, gt=0, lt=1, description="Target share of the strong pool.")
+    dollars_per_thousand: float | None = Field(None, gt=0, description="Target cost of 1000 requests.")
+    output_tokens: int = Field(400, ge=1, description="Assumed answer length; limited by the client's limit.")
     window_requests: int | None = Field(
-        None, ge=50, le=10_000_000, description="The target holds over this many requests; default 1000."
+        None, ge=50, le=10_000_000, description="Averaging window in requests; default: 1000."
     )
     window_seconds: float | None = Field(
-        None, ge=1, le=604_800, description="The target holds over this much time, instead."
+        None, ge=1, le=604_800, description="Averaging window as a duration."
     )
-    bias_max: float = Field(4, gt=0, le=8, description="Largest bias on the log-odds, either way.")
+    bias_max: float = Field(4, gt=0, le=8, description="Largest absolute bias on the log-odds.")
 
     @model_validator(mode="after")
     def _one_of_each(self) -> Budget:
@@ -94,13 +80,11 @@ class Budget(Model):
 
 
 class RemoteSessions(Model):
-    """A Valkey or Redis that the workers share; needs the extra `valkey`."""
+    """A Valkey or Redis server that the workers share; needs the extra `valkey`."""
 
     url: SecretStr = Field(description="`valkey://host:6379/0`, `rediss://…`, or `unix:///path`.")
-    key: SecretStr = Field(
-        description="Key of the hashes of conversations, the same in all workers; 16 characters or more."
-    )
-    timeout_ms: float = Field(2, gt=0, le=10, description="Longest lookup; else the local memory counts.")
+    key: SecretStr = Field(description="Shared key of the conversation hashes; at least 16 characters.")
+    timeout_ms: float = Field(2, gt=0, le=10, description="Lookup timeout; then the local memory is used.")
 
     @field_validator("url")
     @classmethod
@@ -122,31 +106,24 @@ class RemoteSessions(Model):
 
 
 class SessionController(Model):
-    """A conversation keeps its pool, and with it its prefix cache, unless its need clearly rises."""
+    """A conversation keeps its pool, and with it its prefix cache, unless a request is clearly harder."""
 
     strategies: tuple[str, ...] | None = Field(
-        None, max_length=STRATEGIES_MAX, description="Strategies whose choices are held; default: all."
+        None, max_length=STRATEGIES_MAX, description="Strategies that sessions apply to; default: all."
     )
-    margin: float = Field(
+    margin: Share = Field(
         0.3,
-        ge=0,
-        le=1,
-        description="The part of the strong pool's reference traffic, lowest scores first, that does not "
-        "move a conversation there: with a strong share of 0.2, 0.3 leaves the highest 0.14. With 0 every "
-        "score from the threshold on moves it, with 1 none within that traffic.",
+        description="Part of the strong pool's reference traffic, lowest scores first, that does not move a "
+        "conversation there. With a strong share of 0.2 and a margin of 0.3, the highest 14 % of scores do.",
     )
-    ttl_seconds: float = Field(
-        1_800, gt=0, le=604_800, description="A conversation without requests for this long is forgotten."
-    )
-    entries_max: int = Field(
-        65_536, ge=1, le=16_777_216, description="Requests remembered to recognize conversations; LRU."
-    )
+    ttl_seconds: float = Field(1_800, gt=0, le=604_800, description="Idle time until a conversation expires.")
+    entries_max: int = Field(65_536, ge=1, le=16_777_216, description="Remembered requests; LRU eviction.")
     remote: RemoteSessions | None = None
 
 
 class Controllers(Model):
-    """What moves the trade-off at runtime; each part is off unless it is given."""
+    """Controllers change the trade-off at runtime; each one is off unless it is configured."""
 
-    load: LoadController | None = Field(None, description="Pressure from the gauges of pools with `metrics`.")
-    budgets: dict[str, Budget] = Field({}, max_length=STRATEGIES_MAX, description="Strategy to its target.")
-    session: SessionController | None = Field(None, description="A conversation keeps its pool.")
+    load: LoadController | None = Field(None, description="Reduces the load of pools with `metrics`.")
+    budgets: dict[str, Budget] = Field({}, max_length=STRATEGIES_MAX, description="Targets by strategy.")
+    session: SessionController | None = Field(None, description="Keeps a conversation in its pool.")

@@ -1,63 +1,49 @@
-"""Policies: rules, first match wins, and the target of everything else. Pure."""
+"""Policies: rules, first match wins, and the target of all other requests. Pure."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, model_validator
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from semroute_extproc.settings.base import EFFORTS, RULES_MAX, EffortSetting, Model, Name, several
-
-BANDS_MAX = 8
-"""Most bands of difficulty of one target."""
-
-SHADOWS_MAX = 4
-"""Most shadows of one policy."""
+from semroute_extproc.settings.base import EFFORTS, RULES_MAX, EffortSetting, Model, Name, Share, several
 
 
 class Band(Model):
-    """An effort up to a difficulty."""
+    """A reasoning effort for difficulties up to a limit."""
 
-    below: float | None = Field(None, gt=0, le=1, description="The band ends here; the last band is open.")
-    effort: EffortSetting = Field(description="Reasoning effort within the band; `off` for none.")
+    below: float | None = Field(None, gt=0, le=1, description="Upper limit; the last band has none.")
+    effort: EffortSetting = Field(description="Reasoning effort within the band; `off`: none.")
+
+
+def _or_effort(schema: dict[str, Any]) -> None:
+    full = schema.copy()
+    schema.clear()
+    schema["anyOf"] = [{"enum": ["off", "on", *EFFORTS, False, True]}, full]
+    schema["description"] = full["description"]
 
 
 class Reasoning(Model):
-    """How hard the model is asked to think: one effort, or an effort by difficulty."""
+    """The reasoning effort to request: one value, or a value per band of difficulty."""
 
-    effort: EffortSetting | None = Field(None, description="One effort for all; `off` for none.")
-    bands: tuple[Band, ...] | None = Field(
-        None,
-        max_length=BANDS_MAX,
-        description="Efforts by difficulty, ascending; the last band has no `below`.",
-    )
-    override: bool = Field(False, description="Replace the client's own effort; else the client's stays.")
+    model_config = ConfigDict(json_schema_extra=_or_effort)
+
+    effort: EffortSetting | None = Field(None, description="One effort for all requests; `off`: none.")
+    bands: tuple[Band, ...] | None = Field(None, max_length=8, description="Efforts by ascending difficulty.")
+    override: bool = Field(False, description="Replace the effort of the client, if it set one.")
 
     @model_validator(mode="after")
     def _one_way(self) -> Reasoning:
         if (self.effort is None) == (self.bands is None):
             raise ValueError("give exactly one of effort and bands")
         if self.bands is not None:
-            ends = [band.below for band in self.bands]
-            if not ends or ends[-1] is not None or None in ends[:-1]:
+            ends = [band.below for band in self.bands if band.below is not None]
+            if len(ends) != len(self.bands) - 1 or self.bands[-1].below is not None:
                 raise ValueError("the last band, and no other, has no `below`")
-            numbers = [end for end in ends if end is not None]
-            if any(low >= high for low, high in itertools.pairwise(numbers)):
+            if ends != sorted(set(ends)):
                 raise ValueError("the bands' `below` must ascend")
         return self
-
-    @classmethod
-    def __get_pydantic_json_schema__(
-        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        """An effort may be given by itself."""
-        full = handler.resolve_ref_schema(handler(schema))
-        effort = {"enum": ["off", "on", *EFFORTS, False, True]}
-        return {"anyOf": [effort, full], "description": full.get("description", "")}
 
 
 def _plain(value: Any) -> Any:
@@ -69,13 +55,13 @@ ReasoningSetting = Annotated[Reasoning, BeforeValidator(_plain)]
 
 
 class Target(Model):
-    """Where a request goes: to a pool, or to the choice of a strategy."""
+    """Where a request goes: to a pool, or to the pool that a strategy selects."""
 
     pool: str | None = Field(None, description="Name of a pool.")
     strategy: str | None = Field(None, description="Name of a strategy.")
     reasoning: ReasoningSetting | None = Field(
         None,
-        description="Reasoning effort to ask for, unless the client set one; `off` for none. Or "
+        description="Reasoning effort to request if the client set none; `off`: none. Or "
         "`{bands: [{below: 0.3, effort: off}, {effort: high}], override: true}`.",
     )
 
@@ -89,26 +75,20 @@ class Target(Model):
 class Rule(Target):
     """A target with a condition."""
 
-    name: Name = Field(description="Shown in the decision's reason and in metrics.")
+    name: Name = Field(description="Shown in the reason of a decision and in metrics.")
     when: str = Field(max_length=4_096, description="A CEL expression over the request and its signals.")
 
 
 class Policy(Model):
-    """Rules, first match wins, and where everything else goes."""
+    """Rules, of which the first match wins, and the target of all other requests."""
 
     rules: tuple[Rule, ...] = Field((), max_length=RULES_MAX)
     otherwise: Target
     shadow: Annotated[tuple[str, ...], BeforeValidator(several)] = Field(
-        (),
-        max_length=SHADOWS_MAX,
-        description="Policies that decide in the shadow of this one; recorded, never acted on.",
+        (), max_length=4, description="Shadow policies: their decisions are recorded but have no effect."
     )
-    shadow_share: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="Share of the requests for which a shadow lacks signals or a judgement, drawn by request "
-        "id, that get them for the shadows alone.",
+    shadow_share: Share = Field(
+        0.0, description="Share of requests for which signals or judgments are computed only for shadows."
     )
 
     def targets(self) -> Iterator[tuple[tuple[str | int, ...], Target]]:

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from semroute_extproc.settings.base import POLICIES_MAX, Model, Name, several
+from semroute_extproc.settings.base import POLICIES_MAX, Model, Name, Share, several
+
+ApiName = Literal["chat_completions", "completions", "responses", "messages", "embeddings"]
+"""The values of `request.view.Api`."""
+
+Gauge = Literal["running", "waiting", "kv_cache_usage"]
+MetricName = Annotated[str, Field(pattern=r"^[A-Za-z_:][A-Za-z0-9_:]{0,199}$")]
+GaugeNames = Annotated[tuple[MetricName, ...], BeforeValidator(several), Field(min_length=1, max_length=8)]
 
 
 class Price(Model):
@@ -16,57 +23,32 @@ class Price(Model):
     output: float = Field(ge=0, description="Dollars per million completion tokens.")
 
 
-ApiName = Literal["chat_completions", "completions", "responses", "messages", "embeddings"]
-"""The values of `request.view.Api`."""
-
-Gauge = Literal["running", "waiting", "kv_cache_usage"]
-"""The gauges of a pool's load that are read."""
-
-GAUGE_NAMES_MAX = 8
-"""Names tried for one gauge."""
-
-MetricName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_:][A-Za-z0-9_:]{0,199}$")]
-GaugeNames = Annotated[
-    tuple[MetricName, ...], BeforeValidator(several), Field(min_length=1, max_length=GAUGE_NAMES_MAX)
-]
-
-
 class Pool(Model):
-    """An Envoy cluster and the model it serves."""
+    """An Envoy cluster and the model that it serves."""
 
-    cluster: Name = Field(description="Name of the Envoy cluster; the only clusters ever chosen.")
-    model: Name = Field(description="The model's name at that cluster, written into the body.")
-    price: Price | None = Field(None, description="Price of its tokens; orders pools by cost.")
-    context: int = Field(32_768, gt=0, description="Context window in tokens, prompt and answer together.")
-    tools: bool = Field(True, description="It can call tools.")
-    images: bool = Field(False, description="It can read images.")
+    cluster: Name = Field(description="Name of the Envoy cluster; only these clusters are ever selected.")
+    model: Name = Field(description="Model name at that cluster; replaces the model name in the body.")
+    price: Price | None = Field(None, description="Token prices; used to order pools by cost.")
+    context: int = Field(32_768, gt=0, description="Context window in tokens, for prompt and answer.")
+    tools: bool = Field(True, description="The model can call tools.")
+    images: bool = Field(False, description="The model can read images.")
     apis: tuple[ApiName, ...] = Field(
-        ("chat_completions", "completions", "responses", "messages"),
-        min_length=1,
-        description="The APIs it serves.",
+        ("chat_completions", "completions", "responses", "messages"), min_length=1, description="Its APIs."
     )
-    reasoning: str = Field(
-        "none", description="The model family whose reasoning switch is written; see docs/configuration.md."
-    )
-    metrics: str | None = Field(
-        None, pattern=r"^https?://", description="URL of its vLLM metrics; its load is exported with ours."
-    )
+    reasoning: str = Field("none", description="Reasoning family of the model; see docs/configuration.md.")
+    metrics: str | None = Field(None, pattern=r"^https?://", description="URL of the vLLM metrics to scrape.")
     gauges: dict[Gauge, GaugeNames] = Field(
-        {}, description="Gauge to its names on that page, the first found counts; default: vLLM's."
+        {}, description="Metric names of each gauge; the first one found is used. Default: vLLM's names."
     )
 
 
 class VirtualModel(Model):
-    """A model name that clients may ask for and that is routed."""
+    """A model name that clients request and that is routed."""
 
     policy: str = Field(description="Name of the policy that decides.")
-    quality: float | None = Field(
-        None, ge=0, le=1, description="Trade-off from 0 (cheapest) to 1 (best) where the client sends none."
-    )
+    quality: Share | None = Field(None, description="Default quality, from 0 (cheapest) to 1 (best).")
     canary: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(
-        {},
-        max_length=POLICIES_MAX,
-        description="Policy to its share of the requests, drawn by request id; the rest is `policy`'s.",
+        {}, max_length=POLICIES_MAX, description="Other policies and their shares, selected by request ID."
     )
 
     @model_validator(mode="after")
@@ -77,7 +59,7 @@ class VirtualModel(Model):
 
 
 def cost(pool: Pool, input_tokens: float, output_tokens: float) -> float:
-    """Dollars for a request; 0 where the pool has no price."""
+    """Dollars for a request; 0 if the pool has no price."""
     if pool.price is None:
         return 0.0
     return (pool.price.input * input_tokens + pool.price.output * output_tokens) / 1e6

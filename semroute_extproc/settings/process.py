@@ -1,47 +1,34 @@
-"""The process itself: gRPC server, encoder, admin page, telemetry. Changes need a restart. Pure."""
+"""Process settings: gRPC server, encoder, admin page, telemetry. Changes need a restart. Pure."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 
 from semroute_extproc.settings.base import Model
 
 PORT_MAX = 65_535
-"""Largest TCP port."""
-
 WORKERS_MAX = 64
-"""Most worker processes of one sidecar."""
 
 WORKER = "{worker}"
-"""Placeholder in `server.listen` for a worker's number."""
+"""Placeholder in `server.listen` for the index of a worker."""
 
 
 class Server(Model):
-    """The gRPC side. A change needs a restart."""
+    """The gRPC server. A change needs a restart."""
 
     listen: str = Field(
         "unix:/run/semroute/w{worker}.sock",
         pattern=r"^(unix:.+|unix-abstract:.+|.+:[0-9]{1,5})$",
-        description="`unix:/path` or `host:port` for Envoy's gRPC stream; `{worker}` is the worker's number.",
+        description="`unix:/path` or `host:port` for Envoy; `{worker}` is replaced with the worker index.",
     )
-    workers: int = Field(
-        1, ge=1, le=WORKERS_MAX, description="Worker processes, each with a socket and a model of its own."
-    )
-    deadline_ms: float = Field(
-        100, gt=0, le=10_000, description="Time for one decision, queue and encoder included."
-    )
-    body_bytes_max: int = Field(
-        32 * 1024 * 1024, ge=1_024, le=1024 * 1024 * 1024, description="Bodies above get 413."
-    )
-    streams_max: int = Field(4_096, ge=1, le=1_048_576, description="Requests in flight at once.")
-    drain_seconds: float = Field(
-        5, ge=0, le=600, description="After SIGTERM: how long to report NOT_SERVING and still serve."
-    )
-    allow_mode_override: bool = Field(
-        True, description="Envoy's filter has allow_mode_override, so a body may be asked for."
-    )
+    workers: int = Field(1, ge=1, le=WORKERS_MAX, description="Processes; each has its own socket and model.")
+    deadline_ms: float = Field(100, gt=0, le=10_000, description="Decision deadline, queue time included.")
+    body_bytes_max: int = Field(32 * 1024**2, ge=1_024, le=1024**3, description="Larger bodies get HTTP 413.")
+    streams_max: int = Field(4_096, ge=1, le=1_048_576, description="Maximum number of concurrent requests.")
+    drain_seconds: float = Field(5, ge=0, le=600, description="Time to serve as NOT_SERVING after SIGTERM.")
+    allow_mode_override: bool = Field(True, description="Whether Envoy's filter has `allow_mode_override`.")
 
     @model_validator(mode="after")
     def _sockets(self) -> Server:
@@ -55,33 +42,29 @@ class Server(Model):
 
 
 class Encoder(Model):
-    """The bundle and where it runs. A change needs a restart."""
+    """The bundle and its device. A change needs a restart."""
 
-    bundle: str | None = Field(None, description="Directory of a bundle; default: the shipped one.")
-    by_language: dict[Annotated[str, StringConstraints(pattern="^[a-z]{2}$")], str] | None = Field(
+    bundle: str | None = Field(None, description="Directory of a bundle; default: the shipped bundle.")
+    by_language: dict[Annotated[str, Field(pattern="^[a-z]{2}$")], str] | None = Field(
         None,
         max_length=8,
-        description="Language (ISO 639-1) to its bundle; default: the shipped ones.",
+        description="ISO 639-1 language to bundle directory; default: the shipped bundles.",
     )
-    device: Literal["cpu", "cuda"] = Field("cpu", description="`cuda` refuses to start without a GPU.")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="With `cuda`, a GPU is required to start.")
     threads: int | None = Field(
-        None, ge=1, le=256, description="Worker threads per process; default: cores over workers, 1 on a GPU."
+        None, ge=1, le=256, description="Threads per process; default: cores / workers on CPU, 1 on GPU."
     )
-    queue_max: int = Field(
-        256, ge=1, le=65_536, description="Texts that may wait; beyond it, requests fall back."
-    )
-    cache_entries: int = Field(
-        2_048, ge=0, le=1_048_576, description="Texts whose signals are cached, 6 KB each; 0 for none."
-    )
+    queue_max: int = Field(256, ge=1, le=65_536, description="Queue size; if full, requests fall back.")
+    cache_entries: int = Field(2_048, ge=0, le=1_048_576, description="Cached texts, 6 KB each; 0: no cache.")
 
 
 class Admin(Model):
-    """The HTTP side. A change needs a restart."""
+    """The HTTP server. A change needs a restart."""
 
     listen: str | None = Field(
         "127.0.0.1:9090",
         pattern=r"^(\[[0-9A-Fa-f:.]+\]|[^:\s]*):[0-9]{1,5}$",
-        description="`host:port` of health, metrics and config; null for none.",
+        description="`host:port` for health checks, metrics and configuration; null: no HTTP server.",
     )
 
     @model_validator(mode="after")
@@ -95,11 +78,9 @@ class Telemetry(Model):
     """Logs and traces."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["auto", "console", "json"] = Field(
-        "auto", description="`auto`: console on a terminal, JSON otherwise."
-    )
-    log_decisions: bool = Field(True, description="One line per decision.")
-    log_prompts: bool = Field(False, description="Add the classified text to that line.")
+    log_format: Literal["auto", "console", "json"] = Field("auto", description="`auto`: console on a TTY.")
+    log_decisions: bool = Field(True, description="Write one log line per decision.")
+    log_prompts: bool = Field(False, description="Add the classified text to the log line of a decision.")
     otlp_endpoint: str | None = Field(
-        None, description="OTLP/gRPC collector for spans; OTEL_EXPORTER_OTLP_ENDPOINT also sets it."
+        None, description="OTLP/gRPC collector for spans; default: OTEL_EXPORTER_OTLP_ENDPOINT."
     )

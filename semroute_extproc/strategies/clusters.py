@@ -84,35 +84,35 @@ def read_clusters(path: Path) -> ClustersArtifact:
 
 
 class ClustersSettings(StrategySettings):
-    """The least expected error plus price among any number of pools (UniRoute)."""
+    """Selects among any number of pools by expected error and cost (UniRoute)."""
 
     kind: Literal["clusters"]
     artifact: FilePath = Field(description="File of `semroute fit clusters`.")
     profiles: FilePath = Field(description="Directory of profiles, one `NAME.json` for each model.")
     pools: tuple[str, ...] | None = Field(
-        None, min_length=1, description="Pools to choose from; default: all whose model has a profile."
+        None, min_length=1, description="Candidate pools; default: all with a price and a profile."
     )
     estimate: Literal["shrunk", "laplace"] = Field(
-        "shrunk", description="How counts become errors: towards the model's own mean, or by Laplace's rule."
+        "shrunk", description="Error estimate of a cluster: shrunk to the model's mean, or by Laplace's rule."
     )
     shrinkage: float = Field(
-        20.0, gt=0, description="Answers that the model's own mean counts for in every cluster."
+        20.0, gt=0, description="Weight of the model's mean error in each cluster, in answers."
     )
     quality: float = Field(
-        0.5, ge=0, le=1, description="Trade-off where neither the client nor the model's entry sets one."
+        0.5, ge=0, le=1, description="Trade-off if neither the client nor the model's entry sets one."
     )
     trade: float = Field(
         0.1,
         gt=0,
         le=100,
-        description="λ at quality 0.5: expected error (0..1) that the most expensive pool's price for a "
-        "reference request outweighs.",
+        description="Cost weight λ at quality 0.5: the increase in expected error (0..1) that is accepted to "
+        "save the cost of a reference request at the most expensive pool.",
     )
     output_tokens: int = Field(
-        300, gt=0, description="Tokens of an answer if neither the profile nor the client gives a number."
+        300, gt=0, description="Answer length in tokens for models whose profile has none."
     )
     on_unknown: str | None = Field(
-        None, description="Pool of texts the bundle does not know; default: the least error overall."
+        None, description="Pool for unknown texts; default: the pool with the lowest mean error."
     )
     files: ClassVar = {"artifact": read_clusters}
     directory: ClassVar[str] = "profiles"

@@ -52,7 +52,7 @@ def read_factorization(path: Path) -> FactorizationArtifact:
 
 
 class FactorizationSettings(PairSettings):
-    """Strong by a bilinear model of models and prompts (RouteLLM section 4.2, matrix factorization)."""
+    """Selects the strong pool by matrix factorization of models and prompts (RouteLLM section 4.2)."""
 
     kind: Literal["factorization"]
     artifact: FilePath = Field(description="File of `semroute fit factorization`.")

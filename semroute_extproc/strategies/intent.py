@@ -18,15 +18,15 @@ from semroute_extproc.strategies.idea import Site, StrategySettings, Unfit
 
 
 class IntentSettings(StrategySettings):
-    """Experts by domain or task; unclear text goes to a generalist (Samba-CoE v0.3)."""
+    """Selects an expert pool by domain or task; unclear texts go to a generalist (Samba-CoE v0.3)."""
 
     kind: Literal["intent"]
-    by: Literal["domain", "task"] = Field("domain", description="Which head chooses the expert.")
-    experts: dict[str, str] = Field(min_length=1, description="Label to pool.")
-    otherwise: str = Field(description="Pool of the labels without an expert.")
-    on_unknown: str = Field(description="Pool of texts that are unknown or whose entropy is too high.")
+    by: Literal["domain", "task"] = Field("domain", description="Bundle head that selects the expert.")
+    experts: dict[str, str] = Field(min_length=1, description="Pool of each label.")
+    otherwise: str = Field(description="Pool for labels without an expert.")
+    on_unknown: str = Field(description="Pool for unknown texts and for texts above `max_entropy`.")
     max_entropy: float = Field(
-        0.6, gt=0, le=1, description="Abstain above this entropy, as a share of its maximum."
+        0.6, gt=0, le=1, description="Entropy limit, as a fraction of the maximum entropy."
     )
 
     def named_pools(self) -> Iterator[tuple[tuple[str, ...], str]]:

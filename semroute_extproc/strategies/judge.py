@@ -42,27 +42,27 @@ UNIFORM = tuple(n / 100 for n in range(101))
 
 
 class JudgeSettings(PairSettings):
-    """Strong by the score of a model that is asked for one token (RouteLLM, causal LLM classifier)."""
+    """Selects the strong pool by one token of a judge model (RouteLLM, causal LLM classifier)."""
 
     kind: Literal["judge"]
     url: str = Field(
         pattern=r"^https?://[^\s/@]+(/|$)",
-        description="The judge's own server, up to before `/chat/completions`: `http://judge:8000/v1`. Never "
-        "the gateway: its requests would be judged in turn.",
+        description="Base URL of the judge, without `/chat/completions`: `http://judge:8000/v1`. Do not use "
+        "the gateway, which would route the judge's requests again.",
     )
-    model: Name = Field(description="The judge's name at that server.")
+    model: Name = Field(description="Model name at that server.")
     labels: Scheme = Field("score", description="`score`: 1 to 5 for the weak model; `choice`: A or B.")
     timeout_ms: float = Field(60, gt=0, le=10_000, description="Must be below `server.deadline_ms`.")
-    concurrency: int = Field(32, ge=1, le=1_024, description="Questions at once; the rest go without.")
-    cache_entries: int = Field(4_096, ge=0, le=1_048_576, description="Scores cached; 0 for none.")
-    cache_seconds: float = Field(3_600, gt=0, le=604_800, description="How long a score is cached.")
-    breaker_failures: int = Field(5, ge=1, le=1_000, description="Failures in a row that open the breaker.")
-    breaker_seconds: float = Field(10, gt=0, le=3_600, description="Time until one request probes it.")
+    concurrency: int = Field(32, ge=1, le=1_024, description="Concurrent calls; the rest get no score.")
+    cache_entries: int = Field(4_096, ge=0, le=1_048_576, description="Cached scores; 0: no cache.")
+    cache_seconds: float = Field(3_600, gt=0, le=604_800, description="Lifetime of a cached score.")
+    breaker_failures: int = Field(5, ge=1, le=1_000, description="Consecutive failures to open the breaker.")
+    breaker_seconds: float = Field(10, gt=0, le=3_600, description="Time until a request probes the judge.")
     api_key_env: str | None = Field(
-        None, pattern="^[A-Za-z_][A-Za-z0-9_]*$", description="Variable that holds its bearer token."
+        None, pattern="^[A-Za-z_][A-Za-z0-9_]*$", description="Environment variable with the bearer token."
     )
     ca_file: FilePath | None = Field(None, description="Certificates to trust instead of the system's.")
-    reasoning: str = Field("none", description="Its model family, to switch its reasoning off; see pools.")
+    reasoning: str = Field("none", description="Reasoning family, used to disable reasoning; see pools.")
 
     @model_validator(mode="after")
     def _calibrated_share(self) -> Self:

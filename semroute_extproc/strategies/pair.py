@@ -28,18 +28,18 @@ class PairSettings(StrategySettings):
     strong: str = Field(description="The more expensive pool.")
     strong_share: Part | None = Field(
         None,
-        description="Share of the strong pool: of the calibration's prompts, else of the reference traffic.",
+        description="Share of the strong pool, on the calibration's prompts or else the reference traffic.",
     )
-    threshold: Part | None = Field(None, description="The score itself.")
+    threshold: Part | None = Field(None, description="Score from which the strong pool is used.")
     max_quality_drop: Part | None = Field(
         None,
-        description="Least strong share that loses at most this part of always-strong's quality; "
-        "needs a calibration with outcomes.",
+        description="Largest quality loss relative to the strong pool; selects the lowest strong share. "
+        "Needs a calibration with outcomes.",
     )
     calibration: FilePath | None = Field(
-        None, description="File of `semroute calibrate`: the score and its outcome on your own prompts."
+        None, description="File of `semroute calibrate`: scores and outcomes of your own prompts."
     )
-    on_unknown: str | None = Field(None, description="Pool of unknown texts; default: strong.")
+    on_unknown: str | None = Field(None, description="Pool for unknown texts; default: strong.")
     files: ClassVar[Mapping[str, Callable[[Path], Any]]] = {"calibration": read_calibration}
     weighs_cost: ClassVar[bool] = True
 

@@ -67,7 +67,7 @@ def read_similarity(path: Path) -> SimilarityArtifact:
 
 
 class SimilaritySettings(PairSettings):
-    """Strong where it won on similar prompts (RouteLLM section 4.2, similarity-weighted ranking)."""
+    """Selects by wins on similar prompts (RouteLLM section 4.2, similarity-weighted ranking)."""
 
     kind: Literal["similarity"]
     artifact: FilePath = Field(description="File of `semroute fit similarity`.")

@@ -16,7 +16,7 @@ difficulty: Score = attrgetter("difficulty")
 
 
 class ThresholdSettings(PairSettings):
-    """Strong from a difficulty on (Hybrid LLM section 3; RouteLLM section 4.2, BERT classifier)."""
+    """Selects the strong pool by difficulty (Hybrid LLM section 3; RouteLLM section 4.2, BERT classifier)."""
 
     kind: Literal["threshold"]
 

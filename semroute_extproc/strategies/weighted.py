@@ -13,10 +13,10 @@ from semroute_extproc.strategies.idea import Site, StrategySettings
 
 
 class WeightedSettings(StrategySettings):
-    """Pools by weight, the same for the same request id."""
+    """Selects a pool at random by weight; the same pool for the same request ID."""
 
     kind: Literal["weighted"]
-    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(min_length=1, description="Pool to weight.")
+    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(min_length=1, description="Weights by pool.")
 
     @model_validator(mode="after")
     def _positive(self) -> WeightedSettings:

@@ -40,29 +40,16 @@ def explain(*arguments: str, **options: Any) -> dict[str, Any]:
 
 def test_every_command_says_what_it_is_for() -> None:
     result = run("--help")
-    for name in (
-        "serve",
-        "demo",
-        "explain",
-        "score",
-        "check",
-        "example",
-        "schema",
-        "dump-config",
-        "calibrate",
-        "fit",
-        "train",
-        "eval",
-    ):
+    names = "serve demo explain score check example schema dump-config calibrate fit train eval"
+    for name in names.split():
         assert f"\n  {name}" in result.stdout
         assert len(run(name, "--help").stdout.splitlines()) >= 3
 
 
 def test_the_help_imports_no_command() -> None:
+    heavy = {"numpy", "grpc", "torch", "sklearn", "matplotlib", "semroute_demo"}
     code = "import sys; from semroute_extproc.cli import main; main(['--help'], standalone_mode=False); "
-    code += (
-        "print(sorted({'numpy', 'grpc', 'torch', 'sklearn', 'matplotlib', 'semroute_demo'} & {*sys.modules}))"
-    )
+    code += f"print(sorted({heavy} & {{*sys.modules}}))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.endswith("[]\n")
     assert "Measure what a decision costs" in shown
@@ -109,15 +96,13 @@ class TestScore:
         assert scored[1]["difficulty"] > scored[2]["difficulty"]
 
     def test_a_body_is_read_as_the_server_would_read_it(self) -> None:
-        messages = [
-            {"role": "system", "content": "You are a pirate."},
-            {"role": "user", "content": "What are the elements of negligence in tort law?"},
-        ]
+        question = "What are the elements of negligence in tort law?"
+        turns = [{"role": "system", "content": "You are a pirate."}, {"role": "user", "content": question}]
         bodies: list[dict[str, Any]] = [
-            {"messages": messages},
-            {"prompt": "What are the elements of negligence in tort law?"},
-            {"input": "What are the elements of negligence in tort law?"},
-            {"system": "x", "max_tokens": 1, "messages": messages[1:]},
+            {"messages": turns},
+            {"prompt": question},
+            {"input": question},
+            {"system": "x", "max_tokens": 1, "messages": turns[1:]},
         ]
         result = run("score", stdin="\n".join(json.dumps({"body": body}) for body in bodies))
         scored = lines(result)
@@ -126,16 +111,8 @@ class TestScore:
 
     def test_a_bad_line_is_an_error_in_its_place_and_the_status_is_one(self) -> None:
         good = json.dumps({"text": "hello"})
-        bad = [
-            "not json",
-            "[]",
-            "{}",
-            '{"text": 7}',
-            '{"text": "  "}',
-            '{"body": []}',
-            '{"body": {"messages": 1}}',
-            "",
-        ]
+        bad = ["not json", "[]", "{}", '{"text": 7}', '{"text": "  "}', '{"body": []}']
+        bad += ['{"body": {"messages": 1}}', ""]
         result = run("score", stdin="\n".join([good, *bad, good]) + "\n")
         assert result.exit_code == 1
         scored = lines(result)
@@ -230,11 +207,12 @@ class TestExplain:
 class TestConfiguration:
     def test_what_is_dumped_is_read_back_as_the_same(self, tmp_path: Path) -> None:
         """A null is a value: without its line the admin port would be open again."""
-        dumped = run("dump-config", "-c", str(EXAMPLE), env={"SEMROUTE__ADMIN__LISTEN": "null"})
-        (tmp_path / "dumped.yaml").write_text(dumped.stdout)
-        again = run("dump-config", "-c", str(tmp_path / "dumped.yaml"))
-        assert "127.0.0.1:9090" not in dumped.stdout
-        assert again.stdout == dumped.stdout
+        changed = {"SEMROUTE__ADMIN__LISTEN": "null", "SEMROUTE__SERVER__DEADLINE_MS": "42"}
+        dumped = run("dump-config", "-c", str(EXAMPLE), env=changed).stdout
+        (tmp_path / "dumped.yaml").write_text(dumped)
+        assert "127.0.0.1:9090" not in dumped
+        assert "deadline_ms: 42" in dumped
+        assert run("dump-config", "-c", str(tmp_path / "dumped.yaml")).stdout == dumped
 
     def test_the_example_is_right(self, tmp_path: Path) -> None:
         file = tmp_path / "semroute.yaml"
@@ -371,15 +349,6 @@ class TestConfiguration:
         result = run("check", str(EXAMPLE), env=environment)
         assert result.exit_code == 78
         assert str(tmp_path) in result.stderr
-
-    def test_the_dump_can_be_loaded_again_and_says_the_same(self, tmp_path: Path) -> None:
-        first = run(
-            "dump-config", "--config", str(EXAMPLE), env={"SEMROUTE__SERVER__DEADLINE_MS": "42"}
-        ).stdout
-        file = tmp_path / "dump.yaml"
-        file.write_text(first)
-        assert "deadline_ms: 42" in first
-        assert run("dump-config", "--config", str(file)).stdout == first
 
     def test_the_schema_knows_every_section(self) -> None:
         schema = json.loads(run("schema").stdout)

@@ -36,8 +36,12 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "semroute.yaml"
 
 
-def problems(file: Path, text: str, environment: dict[str, str] | None = None) -> list[str]:
+def write(file: Path, text: str) -> None:
     file.write_text(text)
+
+
+def problems(file: Path, text: str, environment: dict[str, str] | None = None) -> list[str]:
+    write(file, text)
     with pytest.raises(ConfigError) as caught:
         config_source.load(file, environment or {})
     return caught.value.problems
@@ -248,10 +252,6 @@ def test_the_variable_is_named_whatever_is_wrong_with_it(
     text = GOOD.replace("main:\n", "main:\n    rules: [{name: r, when: 'true', pool: small}]\n")
     [problem] = problems(file, text, {variable: value})
     assert problem.startswith(f"{variable} (environment): {message}")
-
-
-def write(file: Path, text: str) -> None:
-    file.write_text(text)
 
 
 async def test_what_stands_beside_the_file_is_no_change(file: Path) -> None:
