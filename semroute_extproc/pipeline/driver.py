@@ -12,7 +12,7 @@ from semroute_extproc.encoder.classifier import Classifier
 from semroute_extproc.errors import EncoderUnavailable
 from semroute_extproc.outcome import Cause, Stage
 from semroute_extproc.policy.context import Decision, RoutingContext
-from semroute_extproc.policy.plan import JudgementWanted, PolicyPlan
+from semroute_extproc.policy.plan import PolicyPlan
 from semroute_extproc.strategies.judge_client import JudgeClient
 
 
@@ -41,8 +41,7 @@ class Driver:
     """Decides by a policy, with an encoder and the judges of the `judge` strategies."""
 
     def __init__(self, classifier: Classifier, judges: Mapping[str, JudgeClient]) -> None:
-        self._classifier = classifier
-        self._judges = judges
+        self._classifier, self._judges = classifier, judges
 
     async def decide(
         self, plan: PolicyPlan, context: RoutingContext, text: str, stages: Stages
@@ -53,9 +52,10 @@ class Driver:
             wanted = next(deciding)
             while True:
                 stages.mark("policy")
-                if isinstance(wanted, JudgementWanted):
-                    judgement = await self._judges[wanted.strategy].ask(text, stages.deadline)
-                    context = context.with_judgement(wanted.strategy, judgement)
+                if name := wanted.judge:
+                    judgement = await self._judges[name].ask(text, stages.deadline)
+                    judgements = {**context.judgements, name: judgement}
+                    context = dataclasses.replace(context, judgements=judgements)
                     stages.mark("judge")
                 else:
                     context = await self.read(context, text, stages.deadline)

@@ -1,14 +1,14 @@
 """From request bytes to an outcome, in reading order.
 
 Three things may be awaited, within one deadline: the encoder, a judge that a policy asks for, and the
-pool of a conversation in a Valkey. Any failure still gives an outcome: the default pool's answer is
-better than none.
+pool of a conversation in a Valkey. Any failure still gives an outcome, from the default pool.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 
@@ -30,18 +30,21 @@ from semroute_extproc.request.body import decode_body, set_members
 from semroute_extproc.request.language import language_of
 from semroute_extproc.request.text import classified_text, estimate_tokens
 from semroute_extproc.request.view import Api, Decide, RequestHead, RequestView
-from semroute_extproc.settings.pools import VirtualModel
+from semroute_extproc.settings.pools import Pool, VirtualModel
 from semroute_extproc.state.controllers import ControllerState, home
-from semroute_extproc.state.sessions import NO_KEYS, Keys
+from semroute_extproc.state.sessions import Keys
 from semroute_extproc.state.shared_sessions import SharedSessions
 from semroute_extproc.strategies.judge_client import JudgeClient
 
-QUALITY_HEADER = "x-semroute-quality"
-"""The client's trade-off for one request, 0 (cheapest) to 1 (best); anything else is ignored."""
+QUALITY_HEADER = "x-semroute-quality"  # The client's trade-off, 0 (cheapest) to 1 (best), or ignored.
 
+# Decimal digits only: `float` accepts much more.
 _NUMBER = re.compile(r"(?:[0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20})(?:[eE][-+]?[0-9]{1,3})?")
-"""Decimal digits only: `float` accepts much more."""
 _SPOKEN = {Kind.PASSTHROUGH: "passed through: ", Kind.FALLBACK: "fallback: "}
+_REFUSED = {
+    UnsupportedEncoding: (415, Cause.UNSUPPORTED_ENCODING, "unsupported_content_encoding"),
+    NoCandidate: (400, Cause.NO_POOL, "no_pool_for_request"),
+}
 
 
 class Pipeline:
@@ -60,17 +63,13 @@ class Pipeline:
         """`judges` has one per `judge` strategy, by name; `shared` has the conversations of other
         processes. Emits `Failed` while an unexpected exception is handled, and `Shadowed`.
         """
-        self.config = settings
+        self.config, self.judges = settings, judges or {}
         self._serving: dict[str, str] = {}
         """Model to the pool that serves it; of several, the default pool or the first."""
         for name in (settings.default_pool, *settings.pools):
             self._serving.setdefault(settings.pools[name].model, name)
-        self.classifier = classifier
-        self.judges = judges or {}
-        self._plans = plans
-        self._emit = emit
-        self._controllers = controllers or ControllerState()
-        self._shared = shared
+        self._plans, self._emit = plans, emit
+        self._controllers, self._shared = controllers or ControllerState(), shared
         self._driver = Driver(classifier, self.judges)
         self._shadows = Shadows(settings, plans, self._driver, emit)
 
@@ -97,9 +96,9 @@ class Pipeline:
 
     async def _route(self, request: Decide, body: bytes, stages: Stages) -> Outcome:
         model = apis.model_of(body)
-        if (pool := self._serving.get(model)) is not None:
+        if (named := self._serving.get(model)) is not None:
             stages.mark("parse")
-            return self._default(Kind.NAMED, Cause.NAMED_MODEL, stages, pool)
+            return self._default(Kind.NAMED, Cause.NAMED_MODEL, stages, named)
         virtual = self.config.models.get(model)
         if virtual is None:
             return self._default(Kind.PASSTHROUGH, Cause.UNKNOWN_MODEL if model else Cause.NO_MODEL, stages)
@@ -108,7 +107,7 @@ class Pipeline:
         context = _context(request.head, view, text, virtual)
         policy = _policy_of(model, virtual, context)
         stages.mark("parse")
-        keys = NO_KEYS
+        keys = Keys()
         if self._controllers.active:
             keys = self._controllers.keys(request.head, view)
             context = await self._with_state(context, keys, stages.deadline)
@@ -116,18 +115,29 @@ class Pipeline:
         decision, context = await self._driver.decide(self._plans[policy], context, text, stages)
         if policy != virtual.policy:
             decision = dataclasses.replace(decision, canary=policy)
-        edited = set_members(body, self.members(view, decision))
+        pool = self.config.pools[decision.pool]
+        edited = set_members(body, _members(pool, view, decision))
         stages.mark("edit")
-        outcome = self._routed(context, decision, edited, stages)
+        times = stages.times
         session = self._learn(context, decision, keys)
-        shadows = await self._shadows.of(policy, context, decision, text)
-        return msgspec.structs.replace(
-            outcome,
-            policy=policy,
-            text=text,
+        cause = Cause.RULE if decision.rule else Cause.STRATEGY if decision.strategy else Cause.POOL
+        return Outcome(
+            Kind.FALLBACK if decision.fallback else Kind.ROUTED,
+            decision.fallback or cause,
+            pool=decision.pool,
+            cluster=pool.cluster,
+            model=pool.model,
+            reason=decision.reason,
+            body=edited,
             decoded=body is not request.body,
+            decision=decision,
+            policy=policy,
             session=session,
-            shadows=shadows,
+            shadows=await self._shadows.of(policy, context, decision, text),
+            view=view,
+            signals=context.signals,
+            text=text,
+            **times,
         )
 
     async def _with_state(self, context: RoutingContext, keys: Keys, deadline: float) -> RoutingContext:
@@ -144,37 +154,6 @@ class Pipeline:
         if keys.keep and self._shared is not None and (pool := home(context, decision)):
             self._shared.keep(keys.keep, pool)
         return self._controllers.decided(context, decision, keys.keep, asyncio.get_running_loop().time())
-
-    def members(self, view: RequestView, decision: Decision) -> dict[tuple[str, ...], object]:
-        """The members of the body that a decision sets: the model, and the reasoning switch.
-
-        A switch that the client set stays, unless the policy overrides it.
-        """
-        pool = self.config.pools[decision.pool]
-        members: dict[tuple[str, ...], object] = {("model",): pool.model}
-        effort = decision.reasoning
-        if effort is not None and decision.override:
-            members.update(reasoning.override(pool.reasoning, view.api, effort, view.reasoning_paths))
-        elif effort is not None and not view.reasoning_set:
-            members.update(reasoning.switch(pool.reasoning, view.api, effort))
-        return members
-
-    def _routed(self, context: RoutingContext, decision: Decision, body: bytes, stages: Stages) -> Outcome:
-        cause = Cause.RULE if decision.rule else Cause.STRATEGY if decision.strategy else Cause.POOL
-        pool = self.config.pools[decision.pool]
-        return Outcome(
-            Kind.FALLBACK if decision.fallback else Kind.ROUTED,
-            decision.fallback or cause,
-            pool=decision.pool,
-            cluster=pool.cluster,
-            model=pool.model,
-            reason=decision.reason,
-            body=body,
-            decision=decision,
-            view=context.view,
-            signals=context.signals,
-            **stages.times,
-        )
 
     def _default(self, kind: Kind, cause: Cause, stages: Stages, name: str = "") -> Outcome:
         """To the default pool, unless one was named, with the body untouched."""
@@ -203,15 +182,10 @@ class Pipeline:
 
 def _context(head: RequestHead, view: RequestView, text: str, virtual: VirtualModel) -> RoutingContext:
     asked = head.headers.get(QUALITY_HEADER, "")
-    quality = float(asked) if _NUMBER.fullmatch(asked) else None
+    quality = float(asked) if _NUMBER.fullmatch(asked) else math.inf
     language = language_of(text)
-    return RoutingContext(
-        head=head,
-        view=view,
-        language=language,
-        prompt_tokens=estimate_tokens(view.characters, language),
-        quality=virtual.quality if quality is None or quality > 1.0 else quality,
-    )
+    tokens = estimate_tokens(view.characters, language)
+    return RoutingContext(head, view, language, tokens, virtual.quality if quality > 1.0 else quality)
 
 
 def _policy_of(model: str, virtual: VirtualModel, context: RoutingContext) -> str:
@@ -222,17 +196,26 @@ def _policy_of(model: str, virtual: VirtualModel, context: RoutingContext) -> st
     return drawn({**virtual.canary, virtual.policy: rest}, model, draw_id(context))
 
 
+def _members(pool: Pool, view: RequestView, decision: Decision) -> dict[tuple[str, ...], object]:
+    """The members of the body that a decision sets: the model, and the reasoning switch.
+
+    A switch that the client set stays, unless the policy overrides it.
+    """
+    members: dict[tuple[str, ...], object] = {("model",): pool.model}
+    if decision.reasoning is not None and (decision.override or not view.reasoning_set):
+        clients = view.reasoning_paths
+        members.update(reasoning.override(pool.reasoning, view.api, decision.reasoning, clients))
+    return members
+
+
 def _rejected(error: BodyTooLarge | UnsupportedEncoding | NoCandidate, api: Api, stages: Stages) -> Outcome:
-    reason, anthropic = str(error), api is Api.MESSAGES
-    match error:
-        case BodyTooLarge():
-            cause, answer = Cause.BODY_TOO_LARGE, answers.too_large(error.limit, api)
-        case UnsupportedEncoding():
-            cause, code = Cause.UNSUPPORTED_ENCODING, "unsupported_content_encoding"
-            answer = answers.error(415, "invalid_request_error", code, f"{error}.", anthropic)
-            # The answer names the client's encoding; logs repeat no header.
-            reason = cause.words
-        case _:
-            cause, code = Cause.NO_POOL, "no_pool_for_request"
-            answer = answers.error(400, "invalid_request_error", code, f"{error}.", anthropic)
+    reason = str(error)
+    if isinstance(error, BodyTooLarge):
+        cause, answer = Cause.BODY_TOO_LARGE, answers.too_large(error.limit, api)
+    else:
+        status, cause, code = _REFUSED[type(error)]
+        answer = answers.error(status, "invalid_request_error", code, f"{error}.", api is Api.MESSAGES)
+    if isinstance(error, UnsupportedEncoding):
+        # The answer names the client's encoding; logs repeat no header.
+        reason = cause.words
     return Outcome(Kind.REJECTED, cause, reason=reason, answer=answer, **stages.times)

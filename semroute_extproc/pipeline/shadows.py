@@ -15,18 +15,14 @@ from semroute_extproc.policy.draw import draw_id, unit_interval
 from semroute_extproc.policy.plan import PolicyPlan
 from semroute_extproc.policy.shadow import Agreement, Shadow, compare
 
-PASSES_MAX = 32
-"""Concurrent encoder passes for shadows alone; beyond that, shadows stay undecided."""
+PASSES_MAX = 32  # Concurrent encoder passes for shadows alone; beyond that, shadows stay undecided.
 
 
 class Shadows:
     """The shadows of every policy; a failure in one affects nothing else."""
 
     def __init__(self, settings: Config, plans: Mapping[str, PolicyPlan], driver: Driver, emit: Emit) -> None:
-        self._config = settings
-        self._plans = plans
-        self._driver = driver
-        self._emit = emit
+        self._config, self._plans, self._driver, self._emit = settings, plans, driver, emit
         self._passes: set[asyncio.Task[None]] = set()
 
     async def of(self, policy: str, context: RoutingContext, live: Decision, text: str) -> tuple[Shadow, ...]:
@@ -40,7 +36,7 @@ class Shadows:
             return ()
         # The comparison is about the request, not about the conversation's pool.
         context = dataclasses.replace(context, held=None)
-        shadows = [await self._ask(policy, name, context, live) for name in settings.shadow]
+        shadows = [await self._ask(policy, name, context, live, text) for name in settings.shadow]
         undecided = [each.shadow for each in shadows if each.agreement is Agreement.UNDECIDED]
         if (
             not undecided
@@ -55,28 +51,6 @@ class Shadows:
         pass_.add_done_callback(self._passes.discard)
         return tuple(each for each in shadows if each.shadow not in undecided)
 
-    async def _ask(
-        self,
-        policy: str,
-        shadow: str,
-        context: RoutingContext,
-        live: Decision,
-        later: tuple[str, Stages] | None = None,
-    ) -> Shadow:
-        """The decision of one shadow; its judge is asked only `later`, about a text and with a deadline."""
-        plan, decision = self._plans[shadow], None
-        try:
-            if later is not None:
-                decision, _ = await self._driver.decide(plan, context, *later)
-            else:
-                decision = plan.decide_now(context)
-        except NoCandidate:
-            pass
-        except Exception:
-            self._emit(Failed("decision.failed", context.head.request_id))
-            return Shadow(policy, shadow, Agreement.ERROR)
-        return compare(policy, shadow, decision, live)
-
     async def _ask_later(
         self, policy: str, shadows: Sequence[str], context: RoutingContext, live: Decision, text: str
     ) -> None:
@@ -87,8 +61,28 @@ class Shadows:
         except Exception:
             self._emit(Failed("decision.failed", context.head.request_id))
         for shadow in shadows:
+            self._emit(Shadowed(await self._ask(policy, shadow, context, live, text, stages)))
+
+    async def _ask(
+        self,
+        policy: str,
+        shadow: str,
+        context: RoutingContext,
+        live: Decision,
+        text: str,
+        stages: Stages | None = None,
+    ) -> Shadow:
+        """The decision of one shadow; waits for a judge only with `stages`."""
+        plan, decision = self._plans[shadow], None
+        try:
+            if stages is None:
+                decision = plan.decide_now(context)
             # A shadow has no fallback: without signals it is undecided.
-            found = compare(policy, shadow, None, live)
-            if context.signals is not None:
-                found = await self._ask(policy, shadow, context, live, (text, stages))
-            self._emit(Shadowed(found))
+            elif context.signals is not None:
+                decision, _ = await self._driver.decide(plan, context, text, stages)
+        except NoCandidate:
+            pass
+        except Exception:
+            self._emit(Failed("decision.failed", context.head.request_id))
+            return Shadow(policy, shadow, Agreement.ERROR)
+        return compare(policy, shadow, decision, live)

@@ -13,8 +13,7 @@ class Agreement(enum.StrEnum):
 
     AGREE = "agree"
     DIFFER = "differ"
-    UNDECIDED = "undecided"
-    """It needs signals or a judgement that the live decision did without, or no pool can answer."""
+    UNDECIDED = "undecided"  # It needs signals or a judgement that are not there, or no pool can answer.
     ERROR = "error"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from typing import Any
 
@@ -14,7 +15,7 @@ from semroute_extproc.outcome import Cause
 from semroute_extproc.policy.constraints import NoCandidate
 from semroute_extproc.policy.context import Conditions, Held, Judgement, Lock, RoutingContext
 from semroute_extproc.policy.draw import unit_interval
-from semroute_extproc.policy.plan import JudgementWanted, PolicyPlan, SignalsWanted
+from semroute_extproc.policy.plan import PolicyPlan, Wanted
 from semroute_extproc.policy.rules import REQUEST_FACTS, SIGNAL_FACTS, warnings
 from semroute_extproc.request.view import Api, RequestHead, RequestView, Turn
 
@@ -78,11 +79,11 @@ class TestDeciding:
 
     def test_what_is_wanted_is_asked_for_once_and_the_decision_goes_on_from_there(self) -> None:
         deciding = compiled(self.RULES, self.JUDGE).decide(facts())
-        assert next(deciding) == SignalsWanted()
+        assert next(deciding) == Wanted()
         read = facts(signals=signals(difficulty=0.1))
-        assert deciding.send(read) == JudgementWanted("s")
+        assert deciding.send(read) == Wanted("s")
         with pytest.raises(StopIteration) as end:
-            deciding.send(read.with_judgement("s", Judgement(0.9, "ok")))
+            deciding.send(dataclasses.replace(read, judgements={"s": Judgement(0.9, "ok")}))
         decision = end.value.value
         assert (decision.pool, decision.judge) == ("large", "ok")
         steps = [(step.what, step.name) for step in decision.trace]
@@ -92,7 +93,7 @@ class TestDeciding:
         bands = {"bands": [{"below": 0.3, "effort": "off"}, {"effort": "high"}]}
         otherwise = {"strategy": "s", "reasoning": bands}
         deciding = compiled(self.RULES, self.JUDGE, otherwise).decide(facts())
-        assert next(deciding) == SignalsWanted()
+        assert next(deciding) == Wanted()
         with pytest.raises(StopIteration) as end:
             deciding.send(facts(fallback=Cause.DEADLINE))
         assert (end.value.value.pool, end.value.value.fallback) == ("large", Cause.DEADLINE)
@@ -101,7 +102,7 @@ class TestDeciding:
         assert compiled(self.RULES).decide_now(facts()) is None
         judged = compiled(strategy=self.JUDGE)
         assert judged.decide_now(facts(signals=signals())) is None
-        context = facts(signals=signals()).with_judgement("s", Judgement(None, "timeout"))
+        context = facts(signals=signals(), judgements={"s": Judgement(None, "timeout")})
         assert decided(judged, context).judge == "timeout"
 
 
