@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 
 import msgspec
 
@@ -20,7 +20,6 @@ from semroute_extproc.errors import BadBody, BodyTooLarge, UnsupportedEncoding
 from semroute_extproc.events import Emit, Failed, ignore
 from semroute_extproc.outcome import Cause, Kind, Outcome
 from semroute_extproc.pipeline.driver import Driver, Stages
-from semroute_extproc.pipeline.shadows import Shadows
 from semroute_extproc.policy.constraints import NoCandidate
 from semroute_extproc.policy.context import Decision, RoutingContext
 from semroute_extproc.policy.draw import draw_id, drawn
@@ -42,6 +41,7 @@ QUALITY_HEADER = "x-semroute-quality"  # The client's trade-off, 0 (cheapest) to
 _NUMBER = re.compile(r"(?:[0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20})(?:[eE][-+]?[0-9]{1,3})?")
 _SPOKEN = {Kind.PASSTHROUGH: "passed through: ", Kind.FALLBACK: "fallback: "}
 _REFUSED = {
+    BodyTooLarge: (413, Cause.BODY_TOO_LARGE, "request_too_large"),
     UnsupportedEncoding: (415, Cause.UNSUPPORTED_ENCODING, "unsupported_content_encoding"),
     NoCandidate: (400, Cause.NO_POOL, "no_pool_for_request"),
 }
@@ -60,23 +60,17 @@ class Pipeline:
         controllers: ControllerState | None = None,
         shared: SharedSessions | None = None,
     ) -> None:
-        """`judges` has one per `judge` strategy, by name; `shared` has the conversations of other
-        processes. Emits `Failed` while an unexpected exception is handled, and `Shadowed`.
-        """
+        """`judges` is by strategy; `shared` has the conversations of other processes."""
         self.config, self.judges = settings, judges or {}
         self._serving: dict[str, str] = {}
         """Model to the pool that serves it; of several, the default pool or the first."""
         for name in (settings.default_pool, *settings.pools):
             self._serving.setdefault(settings.pools[name].model, name)
-        self._plans, self._emit = plans, emit
-        self._controllers, self._shared = controllers or ControllerState(), shared
-        self._driver = Driver(classifier, self.judges)
-        self._shadows = Shadows(settings, plans, self._driver, emit)
-
-    @property
-    def names(self) -> tuple[str, ...]:
+        self.names = (*settings.models, *self._serving)
         """Every model name a client may ask for, routed ones first."""
-        return (*self.config.models, *self._serving)
+        self._emit = emit
+        self._controllers, self._shared = controllers or ControllerState(), shared
+        self._driver = Driver(settings, plans, classifier, self.judges, emit)
 
     async def decide(self, request: Decide) -> Outcome:
         """The outcome of a request whose body is complete, within the deadline; never raises."""
@@ -92,19 +86,23 @@ class Pipeline:
             return _rejected(error, request.api, stages)
         except Exception:
             self._emit(Failed("decision.failed", request.head.request_id))
-            return self._rescue(body, stages)
+            outcome = self._default(Kind.FALLBACK, Cause.INTERNAL_ERROR, stages)
+            # Under its model's own name, if the body can still be edited.
+            with suppress(Exception):
+                model = self.config.pools[outcome.pool].model
+                edited = set_members(body, {("model",): model})
+                outcome = msgspec.structs.replace(outcome, body=edited, decoded=True, model=model)
+            return outcome
 
     async def _route(self, request: Decide, body: bytes, stages: Stages) -> Outcome:
         model = apis.model_of(body)
         if (named := self._serving.get(model)) is not None:
             stages.mark("parse")
             return self._default(Kind.NAMED, Cause.NAMED_MODEL, stages, named)
-        virtual = self.config.models.get(model)
-        if virtual is None:
+        if (virtual := self.config.models.get(model)) is None:
             return self._default(Kind.PASSTHROUGH, Cause.UNKNOWN_MODEL if model else Cause.NO_MODEL, stages)
         view = apis.parse(request.api, body)
-        text = classified_text(view.turns)
-        context = _context(request.head, view, text, virtual)
+        context = _context(request.head, view, virtual)
         policy = _policy_of(model, virtual, context)
         stages.mark("parse")
         keys = Keys()
@@ -112,7 +110,7 @@ class Pipeline:
             keys = self._controllers.keys(request.head, view)
             context = await self._with_state(context, keys, stages.deadline)
             stages.mark("controllers")
-        decision, context = await self._driver.decide(self._plans[policy], context, text, stages)
+        decision, context = await self._driver.decide(policy, context, stages)
         if policy != virtual.policy:
             decision = dataclasses.replace(decision, canary=policy)
         pool = self.config.pools[decision.pool]
@@ -133,18 +131,16 @@ class Pipeline:
             decision=decision,
             policy=policy,
             session=session,
-            shadows=await self._shadows.of(policy, context, decision, text),
+            shadows=await self._driver.shadows(policy, context, decision),
             view=view,
             signals=context.signals,
-            text=text,
+            text=context.text,
             **times,
         )
 
     async def _with_state(self, context: RoutingContext, keys: Keys, deadline: float) -> RoutingContext:
         """The context with the controllers' state and the conversation's pool."""
-        shared = ""
-        if keys.find and self._shared is not None:
-            shared = await self._shared.find(keys.find, deadline)
+        shared = await self._shared.find(keys.find, deadline) if self._shared and keys.find else ""
         now = asyncio.get_running_loop().time()
         held = self._controllers.held(keys.find, shared, context.view, now)
         return dataclasses.replace(context, conditions=self._controllers.conditions(now), held=held)
@@ -158,34 +154,20 @@ class Pipeline:
     def _default(self, kind: Kind, cause: Cause, stages: Stages, name: str = "") -> Outcome:
         """To the default pool, unless one was named, with the body untouched."""
         name = name or self.config.default_pool
-        pool = self.config.pools[name]
-        return Outcome(
-            kind,
-            cause,
-            pool=name,
-            cluster=pool.cluster,
-            model=pool.model if kind is Kind.NAMED else "",
-            reason=_SPOKEN.get(kind, "") + cause.words,
-            **stages.times,
-        )
-
-    def _rescue(self, body: bytes, stages: Stages) -> Outcome:
-        """To the default pool, under its model's own name if the body can still be edited."""
-        outcome = self._default(Kind.FALLBACK, Cause.INTERNAL_ERROR, stages)
-        model = self.config.pools[outcome.pool].model
-        try:
-            edited = set_members(body, {("model",): model})
-        except Exception:
-            return outcome
-        return msgspec.structs.replace(outcome, body=edited, decoded=True, model=model)
+        pool, reason = self.config.pools[name], _SPOKEN.get(kind, "") + cause.words
+        model = pool.model if kind is Kind.NAMED else ""
+        return Outcome(kind, cause, name, pool.cluster, model, reason, **stages.times)
 
 
-def _context(head: RequestHead, view: RequestView, text: str, virtual: VirtualModel) -> RoutingContext:
+def _context(head: RequestHead, view: RequestView, virtual: VirtualModel) -> RoutingContext:
     asked = head.headers.get(QUALITY_HEADER, "")
-    quality = float(asked) if _NUMBER.fullmatch(asked) else math.inf
+    quality = float(asked) if _NUMBER.fullmatch(asked) else None
+    if quality is None or quality > 1.0:
+        quality = virtual.quality
+    text = classified_text(view.turns)
     language = language_of(text)
     tokens = estimate_tokens(view.characters, language)
-    return RoutingContext(head, view, language, tokens, virtual.quality if quality > 1.0 else quality)
+    return RoutingContext(head, view, language, tokens, text, quality)
 
 
 def _policy_of(model: str, virtual: VirtualModel, context: RoutingContext) -> str:
@@ -196,26 +178,22 @@ def _policy_of(model: str, virtual: VirtualModel, context: RoutingContext) -> st
     return drawn({**virtual.canary, virtual.policy: rest}, model, draw_id(context))
 
 
-def _members(pool: Pool, view: RequestView, decision: Decision) -> dict[tuple[str, ...], object]:
+def _members(pool: Pool, view: RequestView, decision: Decision) -> reasoning.Members:
     """The members of the body that a decision sets: the model, and the reasoning switch.
 
     A switch that the client set stays, unless the policy overrides it.
     """
-    members: dict[tuple[str, ...], object] = {("model",): pool.model}
-    if decision.reasoning is not None and (decision.override or not view.reasoning_set):
-        clients = view.reasoning_paths
-        members.update(reasoning.override(pool.reasoning, view.api, decision.reasoning, clients))
-    return members
+    switches: reasoning.Members = {}
+    if (effort := decision.reasoning) is not None and (decision.override or not view.reasoning_set):
+        switches = reasoning.override(pool.reasoning, view.api, effort, view.reasoning_paths)
+    return {("model",): pool.model, **switches}
 
 
 def _rejected(error: BodyTooLarge | UnsupportedEncoding | NoCandidate, api: Api, stages: Stages) -> Outcome:
-    reason = str(error)
+    status, cause, code = _REFUSED[type(error)]
+    answer = answers.error(status, "invalid_request_error", code, f"{error}.", api is Api.MESSAGES)
     if isinstance(error, BodyTooLarge):
-        cause, answer = Cause.BODY_TOO_LARGE, answers.too_large(error.limit, api)
-    else:
-        status, cause, code = _REFUSED[type(error)]
-        answer = answers.error(status, "invalid_request_error", code, f"{error}.", api is Api.MESSAGES)
-    if isinstance(error, UnsupportedEncoding):
-        # The answer names the client's encoding; logs repeat no header.
-        reason = cause.words
+        answer = answers.too_large(error.limit, api)
+    # The answer names the client's encoding; logs repeat no header.
+    reason = cause.words if isinstance(error, UnsupportedEncoding) else str(error)
     return Outcome(Kind.REJECTED, cause, reason=reason, answer=answer, **stages.times)

@@ -59,6 +59,7 @@ class RoutingContext:
     view: RequestView
     language: str
     prompt_tokens: int  # Estimate for the whole prompt, with system prompt and tool declarations.
+    text: str = ""  # What is classified.
     quality: float | None = None  # Set by the client or the model's entry, 0 (cheapest) to 1 (best).
     signals: Signals | None = None
     fallback: Cause | None = None  # Why there will be no signals; else they are there or may be asked for.
