@@ -17,7 +17,7 @@ from semroute_extproc.outcome import Cause, Stage
 from semroute_extproc.policy.constraints import NoCandidate
 from semroute_extproc.policy.context import Decision, RoutingContext
 from semroute_extproc.policy.draw import draw_id, unit_interval
-from semroute_extproc.policy.plan import PolicyPlan
+from semroute_extproc.policy.plan import SIGNALS, PolicyPlan
 from semroute_extproc.policy.shadow import Agreement, Shadow, compare
 from semroute_extproc.strategies.judge_client import JudgeClient
 
@@ -64,13 +64,14 @@ class Driver:
             wanted = next(deciding)
             while True:
                 stages.mark("policy")
-                if name := wanted.judge:
-                    judgement = await self.judges[name].ask(context.text, stages.deadline)
-                    context = dataclasses.replace(context, judgements={**context.judgements, name: judgement})
-                    stages.mark("judge")
-                else:
+                if wanted == SIGNALS:
                     context = await self._read(context, stages.deadline)
                     stages.mark("encode")
+                else:
+                    judgement = await self.judges[wanted].ask(context.text, stages.deadline)
+                    judgements = {**context.judgements, wanted: judgement}
+                    context = dataclasses.replace(context, judgements=judgements)
+                    stages.mark("judge")
                 wanted = deciding.send(context)
         except StopIteration as end:
             stages.mark("policy")
@@ -100,12 +101,8 @@ class Driver:
         asked = [Shadow(policy, name, Agreement.UNDECIDED) for name in settings.shadow]
         shadows = [await self._ask(each, context, live) for each in asked]
         undecided = [each for each in shadows if each.agreement is Agreement.UNDECIDED]
-        encoded = unit_interval("shadow", policy, draw_id(context)) < settings.shadow_share
-        if (
-            not (undecided and encoded and context.text)
-            or context.fallback
-            or len(self._passes) >= PASSES_MAX
-        ):
+        drawn = unit_interval("shadow", policy, draw_id(context)) < settings.shadow_share
+        if context.fallback or not (undecided and drawn and context.text and len(self._passes) < PASSES_MAX):
             return tuple(shadows)
         pass_ = asyncio.create_task(self._ask_later(undecided, context, live))
         self._passes.add(pass_)

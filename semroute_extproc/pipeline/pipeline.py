@@ -62,12 +62,10 @@ class Pipeline:
     ) -> None:
         """`judges` is by strategy; `shared` has the conversations of other processes."""
         self.config, self.judges = settings, judges or {}
-        self._serving: dict[str, str] = {}
-        """Model to the pool that serves it; of several, the default pool or the first."""
+        self._serving: dict[str, str] = {}  # Model to its pool; of several, the default pool or the first.
         for name in (settings.default_pool, *settings.pools):
             self._serving.setdefault(settings.pools[name].model, name)
-        self.names = (*settings.models, *self._serving)
-        """Every model name a client may ask for, routed ones first."""
+        self.names = (*settings.models, *self._serving)  # What clients may ask for, routed ones first.
         self._emit = emit
         self._controllers, self._shared = controllers or ControllerState(), shared
         self._driver = Driver(settings, plans, classifier, self.judges, emit)

@@ -98,8 +98,7 @@ class Choice:
     threshold: float | None = None
     share: float | None = None  # The strong share, where controllers changed it.
     rise: float | None = None
-    """If the score calls for the strong pool: the part (0..1) of the reference traffic above the
-    threshold with a lower score. Else None."""
+    """Part (0..1) of the reference traffic above the threshold with a lower score; None below it."""
     moved: tuple[tuple[str, str], ...] = ()  # Controllers that changed the trade-off, and how, in words.
 
 

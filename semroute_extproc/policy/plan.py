@@ -1,7 +1,7 @@
 """A compiled policy: constraints, then rules, then a strategy among the pools that are left. Pure.
 
-A decision is a generator. It yields what it needs and is sent a context that has it, or, for signals,
-the reason why there are none (`fallback`).
+A decision is a generator. It yields what it needs, `SIGNALS` or the name of a strategy whose judge is to
+be asked, and is sent a context that has it, or, for signals, the reason why there are none (`fallback`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from semroute_extproc.policy.constraints import candidates
 from semroute_extproc.policy.context import Choice, Decision, Held, Lock, RoutingContext, Strategy, TraceStep
@@ -19,14 +18,8 @@ from semroute_extproc.settings.base import Effort, Problem
 from semroute_extproc.settings.policies import Policy, Reasoning, Target
 from semroute_extproc.settings.pools import Pool
 
-
-class Wanted(NamedTuple):
-    """What a decision needs: the judgement of the strategy `judge`, or if that is empty, the signals."""
-
-    judge: str = ""
-
-
-Deciding = Generator[Wanted, RoutingContext, Decision]
+SIGNALS = ""
+Deciding = Generator[str, RoutingContext, Decision]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +69,10 @@ class _Run:
     def _note(self, what: str, name: str, result: str) -> None:
         self._trace.append(TraceStep(what, name, result))
 
-    def _signals(self) -> Generator[Wanted, RoutingContext, bool]:
+    def _signals(self) -> Generator[str, RoutingContext, bool]:
         """Whether there are signals; asks for them unless it is known that there are none."""
         if self._context.signals is None and self._context.fallback is None:
-            self._context = yield Wanted()
+            self._context = yield SIGNALS
         return self._context.signals is not None
 
     def _to(self, target: Target, rule: str = "") -> Deciding:
@@ -125,7 +118,7 @@ class _Run:
                 pool = self._candidates.first_of(self._plan.default_pool)
                 return Decision(pool, f"fallback: {cause}", strategy=name, fallback=cause)
         if strategy.wants_judgement(self._context):
-            self._context = yield Wanted(name)
+            self._context = yield name
         return self._chosen(name, strategy, held)
 
     def _held(self, strategy: str) -> Held | None:
@@ -138,9 +131,8 @@ class _Run:
         held = self._context.held
         if held is None or held.pool not in self._candidates.pools:
             return None
-        if held.strategies is not None and strategy not in held.strategies:
-            return None
-        return None if self._context.hard_preference and held.lock is not Lock.STATEFUL else held
+        free = held.strategies is not None and strategy not in held.strategies
+        return None if free or (self._context.hard_preference and held.lock is not Lock.STATEFUL) else held
 
     def _chosen(self, name: str, strategy: Strategy, held: Held | None) -> Decision:
         """The strategy's choice, against the pools that can answer and the conversation's pool."""

@@ -74,10 +74,9 @@ class ControllerState:
             self._snapshot = {name: value for name, value in values if value > 0.0}
             self._snapshot_at = now
         biases = {name: budget.bias for name, budget in self._budgets.items()}
-        load = self._settings.load
-        return (
-            Conditions(self._snapshot, biases, load.floor, load.ceiling) if load else Conditions(bias=biases)
-        )
+        if (load := self._settings.load) is None:
+            return Conditions(bias=biases)
+        return Conditions(self._snapshot, biases, load.floor, load.ceiling)
 
     def keys(self, head: RequestHead, view: RequestView) -> Keys:
         """The keys of the request's conversation; empty if it has none or sessions are off."""
@@ -116,9 +115,7 @@ class ControllerState:
         """Report a decision, unless the current configuration lacks its pool, price or strategy."""
         pair = pair_of(self._strategies.get(decision.strategy))
         pressure = context.conditions.pressure
-        pressed = bool(pressure)
-        if pair is not None:
-            pressed = pressure.get(pair[1], 0.0) > pressure.get(pair[0], 0.0)
+        pressed = pressure.get(pair[1], 0.0) > pressure.get(pair[0], 0.0) if pair else bool(pressure)
         if budget.settings.strong_share is not None:
             if pair is not None:
                 budget.decided(float(decision.pool == pair[1]), now, pressed=pressed)

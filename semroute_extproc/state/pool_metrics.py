@@ -108,14 +108,12 @@ async def scrape(pools: Callable[[], Mapping[str, Pool]], emit: Emit) -> None:
             done = {key: active.pop(key) for key, future in list(active.items()) if future.done()}
             loads = {key: future.result() for key, future in done.items() if not future.exception()}
             for name, key in wanted.items():
-                found = key in loads
-                emit(Scraped(name, loads.get(key, {}), failed=not found))
-                if reachable.get(name, True) != found:
-                    logger.warning("pool.metrics", pool=name, reachable=found)
-                reachable[name] = found
+                emit(Scraped(name, loads.get(key, {}), failed=key not in loads))
+                if reachable.get(name, True) != (key in loads):
+                    logger.warning("pool.metrics", pool=name, reachable=key in loads)
             for name in reachable.keys() - wanted.keys():
                 emit(Scraped(name, {}, failed=False))
-                del reachable[name]
+            reachable = {name: key in loads for name, key in wanted.items()}
             await asyncio.sleep(INTERVAL_SECONDS)
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
