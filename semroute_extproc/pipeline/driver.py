@@ -18,7 +18,7 @@ from semroute_extproc.policy.constraints import NoCandidate
 from semroute_extproc.policy.context import Decision, RoutingContext
 from semroute_extproc.policy.draw import draw_id, unit_interval
 from semroute_extproc.policy.plan import SIGNALS, PolicyPlan
-from semroute_extproc.policy.shadow import Agreement, Shadow, compare
+from semroute_extproc.policy.shadow import Agreement, Shadow
 from semroute_extproc.strategies.judge_client import JudgeClient
 
 PASSES_MAX = 32  # Concurrent encoder passes for shadows alone; beyond that, shadows stay undecided.
@@ -118,22 +118,23 @@ class Driver:
             self.emit(Failed("decision.failed", context.head.request_id))
         for shadow in shadows:
             # A shadow has no fallback: without signals it is undecided.
-            found = await self._ask(shadow, context, live, stages) if context.signals else shadow
-            self.emit(Shadowed(found))
+            self.emit(Shadowed(await self._ask(shadow, context, live, stages) if context.signals else shadow))
 
     async def _ask(
         self, asked: Shadow, context: RoutingContext, live: Decision, stages: Stages | None = None
     ) -> Shadow:
         """The decision of one shadow, a failure of which affects nothing else; waits only with `stages`."""
-        decision: Decision | None = None
         try:
             if stages is None:
                 decision = self.plans[asked.shadow].decide_now(context)
             else:
                 decision, _ = await self.decide(asked.shadow, context, stages)
         except NoCandidate:
-            pass
+            decision = None
         except Exception:
             self.emit(Failed("decision.failed", context.head.request_id))
             return dataclasses.replace(asked, agreement=Agreement.ERROR)
-        return compare(asked.policy, asked.shadow, decision, live)
+        if decision is None:
+            return asked
+        agreement = Agreement.AGREE if decision.pool == live.pool else Agreement.DIFFER
+        return dataclasses.replace(asked, agreement=agreement, pool=decision.pool, reason=decision.reason)

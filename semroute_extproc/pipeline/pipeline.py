@@ -72,8 +72,7 @@ class Pipeline:
 
     async def decide(self, request: Decide) -> Outcome:
         """The outcome of a request whose body is complete, within the deadline; never raises."""
-        stages = Stages(self.config.server.deadline_ms)
-        body = b""
+        stages, body = Stages(self.config.server.deadline_ms), b""
         try:
             encoding = request.head.headers.get("content-encoding", "")
             body = decode_body(request.body, encoding, self.config.server.body_bytes_max)
@@ -106,7 +105,11 @@ class Pipeline:
         keys = Keys()
         if self._controllers.active:
             keys = self._controllers.keys(request.head, view)
-            context = await self._with_state(context, keys, stages.deadline)
+            # The pool of the conversation, from the shared store or this process, and the load of all pools.
+            shared = await self._shared.find(keys.find, stages.deadline) if self._shared and keys.find else ""
+            now = asyncio.get_running_loop().time()
+            held = self._controllers.held(keys.find, shared, view, now)
+            context = dataclasses.replace(context, conditions=self._controllers.conditions(now), held=held)
             stages.mark("controllers")
         decision, context = await self._driver.decide(policy, context, stages)
         if policy != virtual.policy:
@@ -135,13 +138,6 @@ class Pipeline:
             text=context.text,
             **times,
         )
-
-    async def _with_state(self, context: RoutingContext, keys: Keys, deadline: float) -> RoutingContext:
-        """The context with the controllers' state and the conversation's pool."""
-        shared = await self._shared.find(keys.find, deadline) if self._shared and keys.find else ""
-        now = asyncio.get_running_loop().time()
-        held = self._controllers.held(keys.find, shared, context.view, now)
-        return dataclasses.replace(context, conditions=self._controllers.conditions(now), held=held)
 
     def _learn(self, context: RoutingContext, decision: Decision, keys: Keys) -> str:
         """Tell the controllers about a live decision; returns the effect of the conversation's pool."""
@@ -177,10 +173,7 @@ def _policy_of(model: str, virtual: VirtualModel, context: RoutingContext) -> st
 
 
 def _members(pool: Pool, view: RequestView, decision: Decision) -> reasoning.Members:
-    """The members of the body that a decision sets: the model, and the reasoning switch.
-
-    A switch that the client set stays, unless the policy overrides it.
-    """
+    """What a decision sets: the model, and reasoning unless the client did; the policy may override that."""
     switches: reasoning.Members = {}
     if (effort := decision.reasoning) is not None and (decision.override or not view.reasoning_set):
         switches = reasoning.override(pool.reasoning, view.api, effort, view.reasoning_paths)

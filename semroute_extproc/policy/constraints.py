@@ -1,7 +1,4 @@
-"""Constraints: the pools that can serve a request at all. Pure.
-
-They come before rules and strategies, so neither can send a request where it would fail.
-"""
+"""Constraints: the pools that can serve a request at all, before rules and strategies choose. Pure."""
 
 from __future__ import annotations
 

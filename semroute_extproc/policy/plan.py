@@ -125,8 +125,7 @@ class _Run:
         """The conversation's pool, if it may overrule a choice of `strategy`.
 
         It has the prefix cache, within a tool loop the work, and with `previous_response_id` the memory.
-        It never overrules a rule that names a pool, and a hard preference only for state on the server,
-        because the request would fail elsewhere.
+        It overrules a hard preference only for state on the server: the request would fail elsewhere.
         """
         held = self._context.held
         if held is None or held.pool not in self._candidates.pools:

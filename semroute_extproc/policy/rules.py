@@ -112,10 +112,9 @@ _LISTED = rf"{_FACT}\s+in\s*\[(?P<list>(?:\s*(?:\"[^\"\\]*\"|'[^'\\]*')\s*,?)*)\
 
 
 def warnings(expression: str, labels: Mapping[str, Collection[str]]) -> Iterator[str]:
-    """Likely mistakes: labels and header names in a condition that cannot exist.
+    """Header names that cannot exist, and values of `domain` and `task` that are not in `labels`.
 
-    `labels` are the possible values of `domain` and `task`. The library gives no syntax tree, so this
-    searches the source, and its findings are warnings only.
+    They are only likely mistakes: the library gives no syntax tree, so this searches the source.
     """
     named = [(m["fact"], m["text"]) for pattern in _NAMED for m in re.finditer(pattern, expression)]
     for match in re.finditer(_LISTED, expression):

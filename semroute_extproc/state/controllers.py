@@ -1,8 +1,4 @@
-"""Controllers: state between requests that moves the trade-off. Pure.
-
-The clock and the hash key are arguments. One `ControllerState` lives as long as the process: over a
-reload, every part whose settings did not change keeps its state.
-"""
+"""Controllers: state between requests that moves the trade-off. Pure; clock and hash key are arguments."""
 
 from __future__ import annotations
 
@@ -23,7 +19,7 @@ REFRESH_SECONDS = 0.25  # How long a snapshot of the pressures is used: they cha
 
 
 class ControllerState:
-    """The controllers of one process; inactive until they are configured."""
+    """The controllers of one process, inactive until configured. Over a reload, unchanged parts stay."""
 
     def __init__(self, secret: bytes = b"") -> None:
         """`secret`, at most 64 bytes, keys the hashes of conversations if no shared key is configured."""
@@ -41,7 +37,7 @@ class ControllerState:
     def configure(
         self, pools: Mapping[str, Pool], settings: Controllers, strategies: Mapping[str, object]
     ) -> None:
-        """Take new settings, those of the strategies included; unchanged parts keep their state."""
+        """Take new settings, those of the strategies included."""
         before, load, session = self._settings, settings.load, settings.session
         pressures: dict[str, PoolPressure] = {}
         if load is not None:
@@ -83,10 +79,9 @@ class ControllerState:
         return session_keys(head, view, self._secret) if self._sessions is not None else Keys()
 
     def held(self, key: str, shared: str, view: RequestView, now: float) -> Held | None:
-        """The pool of the conversation that was kept under `key` (`Keys.find`).
+        """The pool that was kept under `key` (`Keys.find`): `shared`, from the shared store, or else our own.
 
-        `shared` is the pool in the shared store. If that is "", this process's own entry counts: a store
-        that was emptied or is unreachable must not end a tool loop.
+        A store that was emptied or is unreachable must not end a tool loop.
         """
         settings = self._settings.session
         if not key or settings is None or self._sessions is None:
@@ -150,10 +145,7 @@ class ControllerState:
 
 
 def home(context: RoutingContext, decision: Decision) -> str:
-    """The pool a conversation is in after a decision; empty if it has none yet.
-
-    A fallback changes nothing: one missed deadline must not decide for the whole conversation.
-    """
+    """The conversation's pool after a decision, "" for none yet; one missed deadline must not change it."""
     if not decision.fallback:
         return decision.pool
     return context.held.pool if context.held is not None else ""

@@ -1,7 +1,4 @@
-"""The load of the pools: vLLM's own gauges, read from each pool's metrics page.
-
-A gauge that is missing, or on a page that cannot be read, is unknown, never zero.
-"""
+"""The load of the pools: vLLM's own gauges, read from each pool's metrics page."""
 
 from __future__ import annotations
 
@@ -36,7 +33,7 @@ GAUGES: Mapping[Gauge, Sequence[str]] = {
         "vllm:gpu_cache_usage_perc",
     ),  # The second: before vLLM 0.10.
 }
-Load = Mapping[str, float]  # Gauge to value; a missing gauge is unknown.
+Load = Mapping[str, float]  # Gauge to value; a missing gauge is unknown, never zero.
 
 logger = structlog.get_logger("semroute.load")
 
@@ -51,14 +48,12 @@ def read_page(text: str, own: Mapping[Gauge, Sequence[str]] = {}) -> Load:
     wanted = {name for names in gauges.values() for name in names}
     # The parser takes half a microsecond per byte, and a server has 100 kB of histograms.
     ours = "\n".join(line for line in text.splitlines() if any(name in line for name in wanted))
-    found: dict[str, list[float]] = {}
-    for family in text_string_to_metric_families(ours + "\n"):
-        for sample in family.samples:
-            found.setdefault(sample.name, []).append(sample.value)
+    samples = [each for family in text_string_to_metric_families(ours + "\n") for each in family.samples]
     load: dict[str, float] = {}
     for gauge, names in gauges.items():
-        if name := next((name for name in names if name in found), None):
-            load[gauge] = max(found[name]) if gauge == "kv_cache_usage" else sum(found[name])
+        found = ([each.value for each in samples if each.name == name] for name in names)
+        if values := next(filter(None, found), None):
+            load[gauge] = max(values) if gauge == "kv_cache_usage" else sum(values)
     return load
 
 

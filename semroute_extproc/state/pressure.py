@@ -40,8 +40,7 @@ class PoolPressure:
         """The latest raw pressure, and when it was known."""
         self.level, self._updated = 0.0, -math.inf
         """The filtered pressure before the dead band, and the latest time asked for."""
-        self._held = 0.0
-        """The middle of the dead band."""
+        self._held = 0.0  # The middle of the dead band.
 
     def observe(self, load: Mapping[str, float], now: float) -> None:
         """Take the pool's gauges; an empty load changes nothing until the last one is stale."""
@@ -51,10 +50,7 @@ class PoolPressure:
             self._target, self._seen = raw, now
 
     def at(self, now: float) -> float:
-        """The pressure, 0..1; it falls to 0 from `stale_seconds` after the last load on.
-
-        A `now` before the latest one changes nothing.
-        """
+        """The pressure, 0..1, falling to 0 once the last load is stale; an earlier `now` changes nothing."""
         if now > self._updated:
             stale = self._seen + self._settings.stale_seconds
             if self._updated < stale < now:

@@ -1,9 +1,8 @@
 """Sessions: which pool a conversation is in. Pure; the clock and the hash key are arguments.
 
-A conversation is known by the client's header. Without it, it is known by its turns: a request leaves
-the hash of all its turns behind, and the next request, which repeats them and adds an answer and
-something new, is found by the hash of its beginning. So two conversations are confused only while they
-are equal word for word. Only keyed hashes are kept, no text.
+A conversation is known by the client's header, or else by its turns: a request leaves the hash of all its
+turns behind, and the next one, which repeats them and adds an answer and something new, is found by the
+hash of its beginning. Two conversations are confused only while they are equal word for word.
 """
 
 from __future__ import annotations

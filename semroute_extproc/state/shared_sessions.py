@@ -99,10 +99,7 @@ class SharedSessions:
 
 
 def connect(settings: SessionController, emit: Emit) -> SharedSessions | None:
-    """The shared store that `settings` name, None if none; sends nothing yet.
-
-    Raises ConfigError without the client library, or for an address that it cannot read.
-    """
+    """The shared store, if one is configured. Raises ConfigError: no library, or an unreadable address."""
     if (remote := settings.remote) is None:
         return None
     try:
