@@ -160,8 +160,7 @@ def _context(head: RequestHead, view: RequestView, virtual: VirtualModel) -> Rou
         quality = virtual.quality
     text = classified_text(view.turns)
     language = language_of(text)
-    tokens = estimate_tokens(view.characters, language)
-    return RoutingContext(head, view, language, tokens, text, quality)
+    return RoutingContext(head, view, language, estimate_tokens(view.characters, language), text, quality)
 
 
 def _policy_of(model: str, virtual: VirtualModel, context: RoutingContext) -> str:

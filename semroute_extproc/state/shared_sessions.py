@@ -39,8 +39,7 @@ class SharedSessions:
     ) -> None:
         """Every failure is emitted as a SessionStoreError."""
         self._store, self._emit, self._clock = store, emit, clock
-        self._timeout = timeout_ms / 1e3
-        self._ttl = max(int(ttl), 1)
+        self._timeout, self._ttl = timeout_ms / 1e3, max(int(ttl), 1)
         self._breaker = Breaker(FAILURES_MAX, PAUSE_SECONDS)
         self._writes: set[asyncio.Task[None]] = set()
         self._unwritten: TTLCache[str, tuple[str]] = TTLCache(UNWRITTEN_MAX, self._ttl, clock)
