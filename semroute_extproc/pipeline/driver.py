@@ -1,26 +1,33 @@
-"""Runs a policy: gets the signals and judgements that it wants, within one deadline."""
+"""Runs policies: the live one within its deadline, and its shadows, which nothing waits for."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
+from semroute_extproc.config.models import Config
 from semroute_extproc.encoder.classifier import Classifier
 from semroute_extproc.errors import EncoderUnavailable
+from semroute_extproc.events import Emit, Failed, Shadowed
 from semroute_extproc.outcome import Cause, Stage
+from semroute_extproc.policy.constraints import NoCandidate
 from semroute_extproc.policy.context import Decision, RoutingContext
-from semroute_extproc.policy.plan import JudgementWanted, PolicyPlan
+from semroute_extproc.policy.draw import draw_id, unit_interval
+from semroute_extproc.policy.plan import SIGNALS, PolicyPlan
+from semroute_extproc.policy.shadow import Agreement, Shadow
 from semroute_extproc.strategies.judge_client import JudgeClient
+
+PASSES_MAX = 32  # Concurrent encoder passes for shadows alone; beyond that, shadows stay undecided.
 
 
 class Stages:
-    """The deadline of one decision, on the loop's clock, and its stages, timed."""
+    """The deadline of one decision, on the running loop's clock, and its stages, timed."""
 
     def __init__(self, deadline_ms: float) -> None:
-        """Call within the event loop."""
         self.deadline = asyncio.get_running_loop().time() + deadline_ms / 1e3
         self._done: list[Stage] = []
         self._started = self._last = perf_counter()
@@ -37,40 +44,97 @@ class Stages:
         return {"stages": tuple(self._done), "total_ms": (perf_counter() - self._started) * 1e3}
 
 
+@dataclass
 class Driver:
-    """Decides by a policy, with an encoder and the judges of the `judge` strategies."""
+    """Decides by policies, with an encoder and the judges of the `judge` strategies."""
 
-    def __init__(self, classifier: Classifier, judges: Mapping[str, JudgeClient]) -> None:
-        self._classifier = classifier
-        self._judges = judges
+    config: Config
+    plans: Mapping[str, PolicyPlan]
+    classifier: Classifier
+    judges: Mapping[str, JudgeClient]
+    emit: Emit
+    _passes: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def decide(
-        self, plan: PolicyPlan, context: RoutingContext, text: str, stages: Stages
+        self, policy: str, context: RoutingContext, stages: Stages
     ) -> tuple[Decision, RoutingContext]:
         """The decision, and the context with all it was made of; raises NoCandidate."""
-        deciding = plan.decide(context)
+        deciding = self.plans[policy].decide(context)
         try:
             wanted = next(deciding)
             while True:
                 stages.mark("policy")
-                if isinstance(wanted, JudgementWanted):
-                    judgement = await self._judges[wanted.strategy].ask(text, stages.deadline)
-                    context = context.with_judgement(wanted.strategy, judgement)
-                    stages.mark("judge")
-                else:
-                    context = await self.read(context, text, stages.deadline)
+                if wanted == SIGNALS:
+                    context = await self._read(context, stages.deadline)
                     stages.mark("encode")
+                else:
+                    judgement = await self.judges[wanted].ask(context.text, stages.deadline)
+                    judgements = {**context.judgements, wanted: judgement}
+                    context = dataclasses.replace(context, judgements=judgements)
+                    stages.mark("judge")
                 wanted = deciding.send(context)
         except StopIteration as end:
             stages.mark("policy")
             return end.value, context
 
-    async def read(self, context: RoutingContext, text: str, deadline: float) -> RoutingContext:
-        """The context with the encoder's signals for `text`, or with the reason why there are none."""
-        if not text:
+    async def _read(self, context: RoutingContext, deadline: float) -> RoutingContext:
+        """The context with the encoder's signals, or with the reason why there are none."""
+        if not context.text:
             return dataclasses.replace(context, fallback=Cause.NO_TEXT)
         try:
-            signals = await self._classifier.signals(text, context.language, deadline)
+            signals = await self.classifier.signals(context.text, context.language, deadline)
         except EncoderUnavailable as error:
             return dataclasses.replace(context, fallback=error.cause)
         return dataclasses.replace(context, signals=signals)
+
+    async def shadows(self, policy: str, context: RoutingContext, live: Decision) -> tuple[Shadow, ...]:
+        """The shadows of a live policy, from the context of its decision; waits for nothing.
+
+        Shadows that lack signals or a judgement are undecided, unless the request is in the share that
+        is encoded for shadows: then they are left out and emitted as `Shadowed` later.
+        """
+        settings = self.config.policies[policy]
+        if not settings.shadow:
+            return ()
+        # The comparison is about the request, not about the conversation's pool.
+        context = dataclasses.replace(context, held=None)
+        asked = [Shadow(policy, name, Agreement.UNDECIDED) for name in settings.shadow]
+        shadows = [await self._ask(each, context, live) for each in asked]
+        undecided = [each for each in shadows if each.agreement is Agreement.UNDECIDED]
+        drawn = unit_interval("shadow", policy, draw_id(context)) < settings.shadow_share
+        if context.fallback or not (undecided and drawn and context.text and len(self._passes) < PASSES_MAX):
+            return tuple(shadows)
+        pass_ = asyncio.create_task(self._ask_later(undecided, context, live))
+        self._passes.add(pass_)
+        pass_.add_done_callback(self._passes.discard)
+        return tuple(each for each in shadows if each not in undecided)
+
+    async def _ask_later(self, shadows: Sequence[Shadow], context: RoutingContext, live: Decision) -> None:
+        stages = Stages(self.config.server.deadline_ms)
+        try:
+            if context.signals is None:
+                context = await self._read(context, stages.deadline)
+        except Exception:
+            self.emit(Failed("decision.failed", context.head.request_id))
+        for shadow in shadows:
+            # A shadow has no fallback: without signals it is undecided.
+            self.emit(Shadowed(await self._ask(shadow, context, live, stages) if context.signals else shadow))
+
+    async def _ask(
+        self, asked: Shadow, context: RoutingContext, live: Decision, stages: Stages | None = None
+    ) -> Shadow:
+        """The decision of one shadow, a failure of which affects nothing else; waits only with `stages`."""
+        try:
+            if stages is None:
+                decision = self.plans[asked.shadow].decide_now(context)
+            else:
+                decision, _ = await self.decide(asked.shadow, context, stages)
+        except NoCandidate:
+            decision = None
+        except Exception:
+            self.emit(Failed("decision.failed", context.head.request_id))
+            return dataclasses.replace(asked, agreement=Agreement.ERROR)
+        if decision is None:
+            return asked
+        agreement = Agreement.AGREE if decision.pool == live.pool else Agreement.DIFFER
+        return dataclasses.replace(asked, agreement=agreement, pool=decision.pool, reason=decision.reason)

@@ -1,8 +1,7 @@
 """From request bytes to an outcome, in reading order.
 
 Three things may be awaited, within one deadline: the encoder, a judge that a policy asks for, and the
-pool of a conversation in a Valkey. Any failure still gives an outcome: the default pool's answer is
-better than none.
+pool of a conversation in a Valkey. Any failure still gives an outcome, from the default pool.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import asyncio
 import dataclasses
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 
 import msgspec
 
@@ -20,7 +20,6 @@ from semroute_extproc.errors import BadBody, BodyTooLarge, UnsupportedEncoding
 from semroute_extproc.events import Emit, Failed, ignore
 from semroute_extproc.outcome import Cause, Kind, Outcome
 from semroute_extproc.pipeline.driver import Driver, Stages
-from semroute_extproc.pipeline.shadows import Shadows
 from semroute_extproc.policy.constraints import NoCandidate
 from semroute_extproc.policy.context import Decision, RoutingContext
 from semroute_extproc.policy.draw import draw_id, drawn
@@ -30,18 +29,22 @@ from semroute_extproc.request.body import decode_body, set_members
 from semroute_extproc.request.language import language_of
 from semroute_extproc.request.text import classified_text, estimate_tokens
 from semroute_extproc.request.view import Api, Decide, RequestHead, RequestView
-from semroute_extproc.settings.pools import VirtualModel
+from semroute_extproc.settings.pools import Pool, VirtualModel
 from semroute_extproc.state.controllers import ControllerState, home
-from semroute_extproc.state.sessions import NO_KEYS, Keys
+from semroute_extproc.state.sessions import Keys
 from semroute_extproc.state.shared_sessions import SharedSessions
 from semroute_extproc.strategies.judge_client import JudgeClient
 
-QUALITY_HEADER = "x-semroute-quality"
-"""The client's trade-off for one request, 0 (cheapest) to 1 (best); anything else is ignored."""
+QUALITY_HEADER = "x-semroute-quality"  # The client's trade-off, 0 (cheapest) to 1 (best), or ignored.
 
+# Decimal digits only: `float` accepts much more.
 _NUMBER = re.compile(r"(?:[0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20})(?:[eE][-+]?[0-9]{1,3})?")
-"""Decimal digits only: `float` accepts much more."""
 _SPOKEN = {Kind.PASSTHROUGH: "passed through: ", Kind.FALLBACK: "fallback: "}
+_REFUSED = {
+    BodyTooLarge: (413, Cause.BODY_TOO_LARGE, "request_too_large"),
+    UnsupportedEncoding: (415, Cause.UNSUPPORTED_ENCODING, "unsupported_content_encoding"),
+    NoCandidate: (400, Cause.NO_POOL, "no_pool_for_request"),
+}
 
 
 class Pipeline:
@@ -57,32 +60,19 @@ class Pipeline:
         controllers: ControllerState | None = None,
         shared: SharedSessions | None = None,
     ) -> None:
-        """`judges` has one per `judge` strategy, by name; `shared` has the conversations of other
-        processes. Emits `Failed` while an unexpected exception is handled, and `Shadowed`.
-        """
-        self.config = settings
-        self._serving: dict[str, str] = {}
-        """Model to the pool that serves it; of several, the default pool or the first."""
+        """`judges` is by strategy; `shared` has the conversations of other processes."""
+        self.config, self.judges = settings, judges or {}
+        self._serving: dict[str, str] = {}  # Model to its pool; of several, the default pool or the first.
         for name in (settings.default_pool, *settings.pools):
             self._serving.setdefault(settings.pools[name].model, name)
-        self.classifier = classifier
-        self.judges = judges or {}
-        self._plans = plans
+        self.names = (*settings.models, *self._serving)  # What clients may ask for, routed ones first.
         self._emit = emit
-        self._controllers = controllers or ControllerState()
-        self._shared = shared
-        self._driver = Driver(classifier, self.judges)
-        self._shadows = Shadows(settings, plans, self._driver, emit)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Every model name a client may ask for, routed ones first."""
-        return (*self.config.models, *self._serving)
+        self._controllers, self._shared = controllers or ControllerState(), shared
+        self._driver = Driver(settings, plans, classifier, self.judges, emit)
 
     async def decide(self, request: Decide) -> Outcome:
         """The outcome of a request whose body is complete, within the deadline; never raises."""
-        stages = Stages(self.config.server.deadline_ms)
-        body = b""
+        stages, body = Stages(self.config.server.deadline_ms), b""
         try:
             encoding = request.head.headers.get("content-encoding", "")
             body = decode_body(request.body, encoding, self.config.server.body_bytes_max)
@@ -93,75 +83,43 @@ class Pipeline:
             return _rejected(error, request.api, stages)
         except Exception:
             self._emit(Failed("decision.failed", request.head.request_id))
-            return self._rescue(body, stages)
+            outcome = self._default(Kind.FALLBACK, Cause.INTERNAL_ERROR, stages)
+            # Under its model's own name, if the body can still be edited.
+            with suppress(Exception):
+                model = self.config.pools[outcome.pool].model
+                edited = set_members(body, {("model",): model})
+                outcome = msgspec.structs.replace(outcome, body=edited, decoded=True, model=model)
+            return outcome
 
     async def _route(self, request: Decide, body: bytes, stages: Stages) -> Outcome:
         model = apis.model_of(body)
-        if (pool := self._serving.get(model)) is not None:
+        if (named := self._serving.get(model)) is not None:
             stages.mark("parse")
-            return self._default(Kind.NAMED, Cause.NAMED_MODEL, stages, pool)
-        virtual = self.config.models.get(model)
-        if virtual is None:
+            return self._default(Kind.NAMED, Cause.NAMED_MODEL, stages, named)
+        if (virtual := self.config.models.get(model)) is None:
             return self._default(Kind.PASSTHROUGH, Cause.UNKNOWN_MODEL if model else Cause.NO_MODEL, stages)
         view = apis.parse(request.api, body)
-        text = classified_text(view.turns)
-        context = _context(request.head, view, text, virtual)
+        context = _context(request.head, view, virtual)
         policy = _policy_of(model, virtual, context)
         stages.mark("parse")
-        keys = NO_KEYS
+        keys = Keys()
         if self._controllers.active:
             keys = self._controllers.keys(request.head, view)
-            context = await self._with_state(context, keys, stages.deadline)
+            # The pool of the conversation, from the shared store or this process, and the load of all pools.
+            shared = await self._shared.find(keys.find, stages.deadline) if self._shared and keys.find else ""
+            now = asyncio.get_running_loop().time()
+            held = self._controllers.held(keys.find, shared, view, now)
+            context = dataclasses.replace(context, conditions=self._controllers.conditions(now), held=held)
             stages.mark("controllers")
-        decision, context = await self._driver.decide(self._plans[policy], context, text, stages)
+        decision, context = await self._driver.decide(policy, context, stages)
         if policy != virtual.policy:
             decision = dataclasses.replace(decision, canary=policy)
-        edited = set_members(body, self.members(view, decision))
+        pool = self.config.pools[decision.pool]
+        edited = set_members(body, _members(pool, view, decision))
         stages.mark("edit")
-        outcome = self._routed(context, decision, edited, stages)
+        times = stages.times
         session = self._learn(context, decision, keys)
-        shadows = await self._shadows.of(policy, context, decision, text)
-        return msgspec.structs.replace(
-            outcome,
-            policy=policy,
-            text=text,
-            decoded=body is not request.body,
-            session=session,
-            shadows=shadows,
-        )
-
-    async def _with_state(self, context: RoutingContext, keys: Keys, deadline: float) -> RoutingContext:
-        """The context with the controllers' state and the conversation's pool."""
-        shared = ""
-        if keys.find and self._shared is not None:
-            shared = await self._shared.find(keys.find, deadline)
-        now = asyncio.get_running_loop().time()
-        held = self._controllers.held(keys.find, shared, context.view, now)
-        return dataclasses.replace(context, conditions=self._controllers.conditions(now), held=held)
-
-    def _learn(self, context: RoutingContext, decision: Decision, keys: Keys) -> str:
-        """Tell the controllers about a live decision; returns the effect of the conversation's pool."""
-        if keys.keep and self._shared is not None and (pool := home(context, decision)):
-            self._shared.keep(keys.keep, pool)
-        return self._controllers.decided(context, decision, keys.keep, asyncio.get_running_loop().time())
-
-    def members(self, view: RequestView, decision: Decision) -> dict[tuple[str, ...], object]:
-        """The members of the body that a decision sets: the model, and the reasoning switch.
-
-        A switch that the client set stays, unless the policy overrides it.
-        """
-        pool = self.config.pools[decision.pool]
-        members: dict[tuple[str, ...], object] = {("model",): pool.model}
-        effort = decision.reasoning
-        if effort is not None and decision.override:
-            members.update(reasoning.override(pool.reasoning, view.api, effort, view.reasoning_paths))
-        elif effort is not None and not view.reasoning_set:
-            members.update(reasoning.switch(pool.reasoning, view.api, effort))
-        return members
-
-    def _routed(self, context: RoutingContext, decision: Decision, body: bytes, stages: Stages) -> Outcome:
         cause = Cause.RULE if decision.rule else Cause.STRATEGY if decision.strategy else Cause.POOL
-        pool = self.config.pools[decision.pool]
         return Outcome(
             Kind.FALLBACK if decision.fallback else Kind.ROUTED,
             decision.fallback or cause,
@@ -169,49 +127,40 @@ class Pipeline:
             cluster=pool.cluster,
             model=pool.model,
             reason=decision.reason,
-            body=body,
+            body=edited,
+            decoded=body is not request.body,
             decision=decision,
-            view=context.view,
+            policy=policy,
+            session=session,
+            shadows=await self._driver.shadows(policy, context, decision),
+            view=view,
             signals=context.signals,
-            **stages.times,
+            text=context.text,
+            **times,
         )
+
+    def _learn(self, context: RoutingContext, decision: Decision, keys: Keys) -> str:
+        """Tell the controllers about a live decision; returns the effect of the conversation's pool."""
+        if keys.keep and self._shared is not None and (pool := home(context, decision)):
+            self._shared.keep(keys.keep, pool)
+        return self._controllers.decided(context, decision, keys.keep, asyncio.get_running_loop().time())
 
     def _default(self, kind: Kind, cause: Cause, stages: Stages, name: str = "") -> Outcome:
         """To the default pool, unless one was named, with the body untouched."""
         name = name or self.config.default_pool
-        pool = self.config.pools[name]
-        return Outcome(
-            kind,
-            cause,
-            pool=name,
-            cluster=pool.cluster,
-            model=pool.model if kind is Kind.NAMED else "",
-            reason=_SPOKEN.get(kind, "") + cause.words,
-            **stages.times,
-        )
-
-    def _rescue(self, body: bytes, stages: Stages) -> Outcome:
-        """To the default pool, under its model's own name if the body can still be edited."""
-        outcome = self._default(Kind.FALLBACK, Cause.INTERNAL_ERROR, stages)
-        model = self.config.pools[outcome.pool].model
-        try:
-            edited = set_members(body, {("model",): model})
-        except Exception:
-            return outcome
-        return msgspec.structs.replace(outcome, body=edited, decoded=True, model=model)
+        pool, reason = self.config.pools[name], _SPOKEN.get(kind, "") + cause.words
+        model = pool.model if kind is Kind.NAMED else ""
+        return Outcome(kind, cause, name, pool.cluster, model, reason, **stages.times)
 
 
-def _context(head: RequestHead, view: RequestView, text: str, virtual: VirtualModel) -> RoutingContext:
+def _context(head: RequestHead, view: RequestView, virtual: VirtualModel) -> RoutingContext:
     asked = head.headers.get(QUALITY_HEADER, "")
     quality = float(asked) if _NUMBER.fullmatch(asked) else None
+    if quality is None or quality > 1.0:
+        quality = virtual.quality
+    text = classified_text(view.turns)
     language = language_of(text)
-    return RoutingContext(
-        head=head,
-        view=view,
-        language=language,
-        prompt_tokens=estimate_tokens(view.characters, language),
-        quality=virtual.quality if quality is None or quality > 1.0 else quality,
-    )
+    return RoutingContext(head, view, language, estimate_tokens(view.characters, language), text, quality)
 
 
 def _policy_of(model: str, virtual: VirtualModel, context: RoutingContext) -> str:
@@ -222,17 +171,19 @@ def _policy_of(model: str, virtual: VirtualModel, context: RoutingContext) -> st
     return drawn({**virtual.canary, virtual.policy: rest}, model, draw_id(context))
 
 
+def _members(pool: Pool, view: RequestView, decision: Decision) -> reasoning.Members:
+    """What a decision sets: the model, and reasoning unless the client did; the policy may override that."""
+    switches: reasoning.Members = {}
+    if (effort := decision.reasoning) is not None and (decision.override or not view.reasoning_set):
+        switches = reasoning.override(pool.reasoning, view.api, effort, view.reasoning_paths)
+    return {("model",): pool.model, **switches}
+
+
 def _rejected(error: BodyTooLarge | UnsupportedEncoding | NoCandidate, api: Api, stages: Stages) -> Outcome:
-    reason, anthropic = str(error), api is Api.MESSAGES
-    match error:
-        case BodyTooLarge():
-            cause, answer = Cause.BODY_TOO_LARGE, answers.too_large(error.limit, api)
-        case UnsupportedEncoding():
-            cause, code = Cause.UNSUPPORTED_ENCODING, "unsupported_content_encoding"
-            answer = answers.error(415, "invalid_request_error", code, f"{error}.", anthropic)
-            # The answer names the client's encoding; logs repeat no header.
-            reason = cause.words
-        case _:
-            cause, code = Cause.NO_POOL, "no_pool_for_request"
-            answer = answers.error(400, "invalid_request_error", code, f"{error}.", anthropic)
+    status, cause, code = _REFUSED[type(error)]
+    answer = answers.error(status, "invalid_request_error", code, f"{error}.", api is Api.MESSAGES)
+    if isinstance(error, BodyTooLarge):
+        answer = answers.too_large(error.limit, api)
+    # The answer names the client's encoding; logs repeat no header.
+    reason = cause.words if isinstance(error, UnsupportedEncoding) else str(error)
     return Outcome(Kind.REJECTED, cause, reason=reason, answer=answer, **stages.times)

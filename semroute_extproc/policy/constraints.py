@@ -1,7 +1,4 @@
-"""Constraints: the pools that can serve a request at all. Pure.
-
-They come before rules and strategies, so neither can send a request where it would fail.
-"""
+"""Constraints: the pools that can serve a request at all, before rules and strategies choose. Pure."""
 
 from __future__ import annotations
 
@@ -12,26 +9,17 @@ from semroute_extproc.settings.pools import Pool
 
 
 class NoCandidate(Exception):
-    """No pool can serve the request; `excluded` maps each pool to what it lacks."""
-
-    def __init__(self, excluded: Mapping[str, str]) -> None:
-        self.excluded = excluded
-        wanted = sorted(set(excluded.values()))
-        super().__init__("no pool can serve this request: it needs " + " and ".join(wanted))
+    """No pool can serve the request; the message says what it needs."""
 
 
 def candidates(pools: Mapping[str, Pool], default_pool: str, context: RoutingContext) -> Candidates:
     """The pools that can serve the request, the default pool first; raises NoCandidate."""
-    kept: dict[str, Pool] = {}
-    excluded: dict[str, str] = {}
-    for name in (default_pool, *(name for name in pools if name != default_pool)):
-        if missing := _missing(pools[name], context):
-            excluded[name] = missing
-        else:
-            kept[name] = pools[name]
+    lacks = {name: _missing(pools[name], context) for name in dict.fromkeys((default_pool, *pools))}
+    kept = {name: pools[name] for name, missing in lacks.items() if not missing}
     if not kept:
-        raise NoCandidate(excluded)
-    return Candidates(kept, excluded)
+        wanted = " and ".join(sorted(set(lacks.values())))
+        raise NoCandidate(f"no pool can serve this request: it needs {wanted}")
+    return Candidates(kept, {name: missing for name, missing in lacks.items() if missing})
 
 
 def _missing(pool: Pool, context: RoutingContext) -> str:

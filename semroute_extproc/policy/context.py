@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from semroute_extproc.outcome import Cause
 from semroute_extproc.request.signals import Signals
@@ -19,10 +18,8 @@ from semroute_extproc.settings.pools import Pool
 class Conditions:
     """A snapshot of the controllers' state."""
 
-    pressure: Mapping[str, float] = field(default_factory=dict)
-    """Pool to pressure, 0 (quiet) to 1 (full); a missing pool is quiet or unknown."""
-    bias: Mapping[str, float] = field(default_factory=dict)
-    """Strategy to what its budget adds to the log-odds of the strong share; a missing one has 0."""
+    pressure: Mapping[str, float] = field(default_factory=dict)  # By pool, 0 (quiet or unknown) to 1 (full).
+    bias: Mapping[str, float] = field(default_factory=dict)  # By strategy, on the log-odds of its share.
     floor: float = 0.0
     ceiling: float | None = None
     """Range of the strong share that pressure may cause; without a ceiling it never raises the share."""
@@ -44,18 +41,14 @@ class Held:
     lock: Lock = Lock.NONE
     margin: float = 0.0
     """Part (0..1) of the reference traffic above the threshold that does not move the conversation up."""
-    strategies: Collection[str] | None = None
-    """Strategies whose choices may be overruled; None for all."""
+    strategies: Collection[str] | None = None  # Those whose choices may be overruled; None for all.
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
+class Judgement(NamedTuple):
     """The result of asking a judge."""
 
-    score: float | None
-    """Probability that the strong model wins; None without an answer."""
-    result: str
-    """`ok`, `cache`, `timeout`, `breaker`, `busy`, `connection`, `http`, `unparsable` or `error`."""
+    score: float | None  # Probability that the strong model wins; None without an answer.
+    result: str  # `ok`, `cache`, `timeout`, `breaker`, `busy`, `connection`, `http`, `unparsable`, `error`.
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +58,14 @@ class RoutingContext:
     head: RequestHead
     view: RequestView
     language: str
-    prompt_tokens: int
-    """Estimate for the whole prompt, with system prompt and tool declarations."""
-    quality: float | None = None
-    """Trade-off set by the client or by the model's entry, 0 (cheapest) to 1 (best)."""
+    prompt_tokens: int  # Estimate for the whole prompt, with system prompt and tool declarations.
+    text: str = ""  # What is classified.
+    quality: float | None = None  # Set by the client or the model's entry, 0 (cheapest) to 1 (best).
     signals: Signals | None = None
-    fallback: Cause | None = None
-    """Why there will be no signals; None if they are there or may be asked for."""
+    fallback: Cause | None = None  # Why there will be no signals; else they are there or may be asked for.
     conditions: Conditions = field(default_factory=Conditions)
-    judgements: Mapping[str, Judgement] = field(default_factory=dict)
-    """By strategy."""
-    bias: float = 0.0
-    """`conditions.bias` of the strategy that chooses; set by the policy."""
+    judgements: Mapping[str, Judgement] = field(default_factory=dict)  # By strategy.
+    bias: float = 0.0  # `conditions.bias` of the strategy that chooses; set by the policy.
     held: Held | None = None
 
     @property
@@ -84,19 +73,13 @@ class RoutingContext:
         """The quality is 0 or 1: the cheapest or the best pool, whatever the score."""
         return self.quality is not None and not 0.0 < self.quality < 1.0
 
-    def with_judgement(self, strategy: str, judgement: Judgement) -> RoutingContext:
-        """The same with the judgement of a strategy's judge."""
-        return dataclasses.replace(self, judgements={**self.judgements, strategy: judgement})
-
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """The pools that can serve a request."""
+    """The pools that can serve a request, the default pool first, and what the others lack."""
 
     pools: Mapping[str, Pool]
-    """In the order in which they replace an excluded pool: the default pool first."""
     excluded: Mapping[str, str] = field(default_factory=dict)
-    """Other pools, and what the request needs that they lack."""
 
     def first_of(self, *preferred: str) -> str:
         """The first of `preferred` that is a candidate, else the first candidate."""
@@ -113,13 +96,10 @@ class Choice:
     stand_ins: tuple[str, ...] = ()
     score: float | None = None
     threshold: float | None = None
-    share: float | None = None
-    """The strong share, where controllers changed it."""
+    share: float | None = None  # The strong share, where controllers changed it.
     rise: float | None = None
-    """If the score calls for the strong pool: the part (0..1) of the reference traffic above the
-    threshold with a lower score. Else None."""
-    moved: tuple[tuple[str, str], ...] = ()
-    """Controllers that changed the trade-off, and how, in words."""
+    """Part (0..1) of the reference traffic above the threshold with a lower score; None below it."""
+    moved: tuple[tuple[str, str], ...] = ()  # Controllers that changed the trade-off, and how, in words.
 
 
 class Strategy(Protocol):
@@ -138,12 +118,10 @@ class Strategy(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class TraceStep:
+class TraceStep(NamedTuple):
     """One step towards a decision, for people."""
 
-    what: str
-    """`constraint`, `rule`, `judge`, `strategy`, `controller` or `reasoning`."""
+    what: str  # `constraint`, `rule`, `judge`, `strategy`, `controller` or `reasoning`.
     name: str
     result: str
 
@@ -153,23 +131,16 @@ class Decision:
     """Where a request goes and why."""
 
     pool: str
-    reason: str
-    """One short ASCII sentence; goes into metadata and from there into a response header."""
+    reason: str  # One short ASCII sentence; goes into metadata and from there into a response header.
     rule: str = ""
     strategy: str = ""
     reasoning: Effort | None = None
     score: float | None = None
     threshold: float | None = None
-    fallback: Cause | None = None
-    """Why the needed signals were missing; None if they were not."""
-    judge: str = ""
-    """`Judgement.result`; empty if no judge was asked."""
-    override: bool = False
-    """`reasoning` replaces the client's own setting."""
-    share: float | None = None
-    """See `Choice`."""
-    session: str = ""
-    """Effect of the conversation's pool: `locked`, `kept` or `moved`; empty for none."""
-    canary: str = ""
-    """The policy, if a model's canary drew it."""
+    fallback: Cause | None = None  # Why the needed signals were missing; None if they were not.
+    judge: str = ""  # `Judgement.result`; empty if no judge was asked.
+    override: bool = False  # `reasoning` replaces the client's own setting.
+    share: float | None = None  # See `Choice`.
+    session: str = ""  # Effect of the conversation's pool: `locked`, `kept` or `moved`; empty for none.
+    canary: str = ""  # The policy, if a model's canary drew it.
     trace: tuple[TraceStep, ...] = ()

@@ -13,8 +13,7 @@ from collections.abc import Mapping
 
 from semroute_extproc.policy.context import RoutingContext
 
-DRAWN_CHARACTERS_MAX = 4_096
-"""Characters of the last turn that a draw without a request id depends on."""
+DRAWN_CHARACTERS_MAX = 4_096  # Of the last turn: a draw without a request id depends on so many.
 
 
 def drawn(weights: Mapping[str, float], name: str, request: str) -> str:
@@ -28,9 +27,8 @@ def draw_id(context: RoutingContext) -> str:
     """The request id, or else a hash of the last turn."""
     if given := context.head.request_id:
         return given
-    view = context.view
+    view, half = context.view, DRAWN_CHARACTERS_MAX // 2
     last = view.turns[-1].text if view.turns else ""
-    half = DRAWN_CHARACTERS_MAX // 2
     return _digest(last[:half], last[-half:], str(view.characters), str(len(view.turns))).hex()
 
 

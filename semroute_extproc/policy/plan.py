@@ -1,7 +1,7 @@
 """A compiled policy: constraints, then rules, then a strategy among the pools that are left. Pure.
 
-A decision is a generator. It yields what it needs and is sent a context that has it, or, for signals,
-the reason why there are none (`fallback`).
+A decision is a generator. It yields what it needs, `SIGNALS` or the name of a strategy whose judge is to
+be asked, and is sent a context that has it, or, for signals, the reason why there are none (`fallback`).
 """
 
 from __future__ import annotations
@@ -10,38 +10,16 @@ import dataclasses
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 
-from semroute_extproc.policy import effort
 from semroute_extproc.policy.constraints import candidates
-from semroute_extproc.policy.context import (
-    Candidates,
-    Choice,
-    Decision,
-    Held,
-    RoutingContext,
-    Strategy,
-    TraceStep,
-)
-from semroute_extproc.policy.rules import CompiledRule, RuleError
-from semroute_extproc.policy.stickiness import holding, keeps
-from semroute_extproc.settings.base import Problem
-from semroute_extproc.settings.policies import Policy, Target
+from semroute_extproc.policy.context import Choice, Decision, Held, Lock, RoutingContext, Strategy, TraceStep
+from semroute_extproc.policy.rules import CompiledRule
+from semroute_extproc.request.signals import Signals
+from semroute_extproc.settings.base import Effort, Problem
+from semroute_extproc.settings.policies import Policy, Reasoning, Target
 from semroute_extproc.settings.pools import Pool
 
-
-@dataclass(frozen=True, slots=True)
-class SignalsWanted:
-    """The decision needs the encoder's signals."""
-
-
-@dataclass(frozen=True, slots=True)
-class JudgementWanted:
-    """The decision needs the judgement of a strategy's judge."""
-
-    strategy: str
-
-
-Wanted = SignalsWanted | JudgementWanted
-Deciding = Generator[Wanted, RoutingContext, Decision]
+SIGNALS = ""
+Deciding = Generator[str, RoutingContext, Decision]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +33,17 @@ class PolicyPlan:
     strategies: Mapping[str, Strategy]
 
     def decide(self, context: RoutingContext) -> Deciding:
-        """Decide one request; raises NoCandidate.
-
-        With `context.fallback`, rules that need no signals and hard preferences (quality 0 or 1) still
-        hold, and the default pool gets the rest.
-        """
-        return (yield from _Run(self, context).decide())
+        """Decide one request; with `context.fallback` as far as that needs no signals. Raises NoCandidate."""
+        return _Run(self, context).decide()
 
     def decide_now(self, context: RoutingContext) -> Decision | None:
         """The decision from what is in `context`; None if that is not enough. Raises NoCandidate."""
         try:
             next(self.decide(context))
+            return None
         except StopIteration as end:
             decision: Decision = end.value
-            return decision
-        return None
+        return decision
 
 
 class _Run:
@@ -95,36 +69,36 @@ class _Run:
     def _note(self, what: str, name: str, result: str) -> None:
         self._trace.append(TraceStep(what, name, result))
 
-    def _signals(self) -> Generator[Wanted, RoutingContext, bool]:
+    def _signals(self) -> Generator[str, RoutingContext, bool]:
         """Whether there are signals; asks for them unless it is known that there are none."""
         if self._context.signals is None and self._context.fallback is None:
-            self._context = yield SignalsWanted()
+            self._context = yield SIGNALS
         return self._context.signals is not None
 
     def _to(self, target: Target, rule: str = "") -> Deciding:
-        if effort.needs_signals(target.reasoning):
+        reasoning = target.reasoning
+        if reasoning is not None and reasoning.bands is not None:
             yield from self._signals()
-        prefix = f"rule {rule}" if rule else ""
         if target.strategy is not None:
             decision = yield from self._by_strategy(target.strategy)
-            reason = f"{prefix}: {decision.reason}" if prefix and not decision.fallback else decision.reason
+            reason = f"rule {rule}: {decision.reason}" if rule and not decision.fallback else decision.reason
         else:
             assert target.pool is not None
-            choice = Choice(target.pool, prefix or f"always {target.pool}")
-            pool, reason = _available(choice, self._candidates)
+            choice = Choice(target.pool, f"rule {rule}" if rule else f"always {target.pool}")
+            pool, reason = self._available(choice)
             decision = Decision(pool, reason)
-        wanted = None
-        if target.reasoning is not None:
-            wanted, why = effort.effort_of(target.reasoning, self._context)
-            self._note("reasoning", wanted or "unchanged", why)
-            if wanted is not None and target.reasoning.bands is not None:
-                reason = f"{reason}, reasoning {wanted}"
+        effort: Effort | None = None
+        if reasoning is not None:
+            effort, why = _effort(reasoning, self._context.signals)
+            self._note("reasoning", effort or "unchanged", why)
+            if effort is not None and reasoning.bands is not None:
+                reason = f"{reason}, reasoning {effort}"
         return dataclasses.replace(
             decision,
             rule=rule,
             reason=reason,
-            reasoning=wanted,
-            override=wanted is not None and target.reasoning is not None and target.reasoning.override,
+            reasoning=effort,
+            override=effort is not None and reasoning is not None and reasoning.override,
             fallback=self._context.fallback,
             trace=tuple(self._trace),
         )
@@ -132,7 +106,7 @@ class _Run:
     def _by_strategy(self, name: str) -> Deciding:
         """The decision of a strategy, unless the conversation's pool is locked or there are no signals."""
         strategy = self._plan.strategies[name]
-        held = holding(self._context, name, self._candidates)
+        held = self._held(name)
         if held is not None and held.lock:
             reason = f"conversation stays in {held.pool}: {held.lock}"
             self._note("controller", "session", reason)
@@ -144,19 +118,31 @@ class _Run:
                 pool = self._candidates.first_of(self._plan.default_pool)
                 return Decision(pool, f"fallback: {cause}", strategy=name, fallback=cause)
         if strategy.wants_judgement(self._context):
-            self._context = yield JudgementWanted(name)
+            self._context = yield name
         return self._chosen(name, strategy, held)
+
+    def _held(self, strategy: str) -> Held | None:
+        """The conversation's pool, if it may overrule a choice of `strategy`.
+
+        It has the prefix cache, within a tool loop the work, and with `previous_response_id` the memory.
+        It overrules a hard preference only for state on the server: the request would fail elsewhere.
+        """
+        held = self._context.held
+        if held is None or held.pool not in self._candidates.pools:
+            return None
+        free = held.strategies is not None and strategy not in held.strategies
+        return None if free or (self._context.hard_preference and held.lock is not Lock.STATEFUL) else held
 
     def _chosen(self, name: str, strategy: Strategy, held: Held | None) -> Decision:
         """The strategy's choice, against the pools that can answer and the conversation's pool."""
         context = self._context
-        judgement = context.judgements.get(name)
-        if judgement is not None:
-            self._note("judge", name, judgement.result)
+        judge = context.judgements[name].result if name in context.judgements else ""
+        if judge:
+            self._note("judge", name, judge)
         if context.conditions.bias:
             context = dataclasses.replace(context, bias=context.conditions.bias.get(name, 0.0))
         choice = strategy.choose(context, self._candidates)
-        pool, reason = _available(choice, self._candidates)
+        pool, reason = self._available(choice)
         self._note("strategy", name, f"{pool}: {reason}")
         for controller, how in choice.moved:
             self._note("controller", controller, how)
@@ -164,7 +150,8 @@ class _Run:
             reason += f" ({', '.join(f'{controller} {how}' for controller, how in choice.moved)})"
         session = ""
         if held is not None and pool != held.pool:
-            session = "kept" if keeps(held, choice) else "moved"
+            # It moves only if the need clearly rises; never down, and never without a score.
+            session = "kept" if choice.rise is None or choice.rise < held.margin else "moved"
             self._note("controller", "session", f"{session}: conversation was in {held.pool}")
             if session == "kept":
                 pool, reason = held.pool, f"conversation stays in {held.pool}: {reason}"
@@ -176,16 +163,33 @@ class _Run:
             threshold=choice.threshold,
             share=choice.share,
             session=session,
-            judge=judgement.result if judgement else "",
+            judge=judge,
         )
 
+    def _available(self, choice: Choice) -> tuple[str, str]:
+        """The chosen pool, or its replacement if it is no candidate, and the reason."""
+        pool = self._candidates.first_of(choice.pool, *choice.stand_ins)
+        if pool == choice.pool:
+            return pool, choice.reason
+        return pool, f"{choice.reason}, but {choice.pool} lacks {self._candidates.excluded[choice.pool]}"
 
-def _available(choice: Choice, candidates: Candidates) -> tuple[str, str]:
-    """The chosen pool, or its replacement if it is no candidate, and the reason."""
-    pool = candidates.first_of(choice.pool, *choice.stand_ins)
-    if pool == choice.pool:
-        return pool, choice.reason
-    return pool, f"{choice.reason}, but {choice.pool} lacks {candidates.excluded[choice.pool]}"
+
+def _effort(reasoning: Reasoning, signals: Signals | None) -> tuple[Effort | None, str]:
+    """The effort to ask for, and why, in words.
+
+    The vLLM Semantic Router (arXiv 2510.08731) switches reasoning on by domain; here it follows the
+    calibrated difficulty. A text that the bundle does not know counts as the hardest. Without signals,
+    bands give None: the model's own default is better than a guess.
+    """
+    if reasoning.bands is None:
+        return reasoning.effort, "as configured"
+    if signals is None:
+        return None, "no signals, no effort"
+    if signals.unknown:
+        return reasoning.bands[-1].effort, "text is out of distribution"
+    found = next(band for band in reasoning.bands if band.below is None or signals.difficulty < band.below)
+    place = "is in the last band" if found.below is None else f"< {found.below:.2f}"
+    return found.effort, f"difficulty {signals.difficulty:.2f} {place}"
 
 
 def build(
@@ -202,7 +206,7 @@ def build(
         for index, rule in enumerate(policy.rules):
             try:
                 rules.append(CompiledRule(rule))
-            except RuleError as error:
+            except ValueError as error:
                 problems.append(Problem(("policies", name, "rules", index, "when"), str(error)))
         plans[name] = PolicyPlan(pools, default_pool, rules, policy.otherwise, strategies)
     return plans, problems

@@ -1,7 +1,6 @@
 """Rules: a CEL condition over the request and its signals, and where a match goes. Pure.
 
-Conditions are compiled once. The facts that a condition names are known statically, so a rule that
-names no signal is decided without the encoder.
+A condition is compiled once, with the facts that it names: one without a signal needs no encoder.
 """
 
 from __future__ import annotations
@@ -15,13 +14,11 @@ import cel
 from semroute_extproc.policy.context import Candidates, RoutingContext
 from semroute_extproc.request.signals import Signals
 from semroute_extproc.settings.base import did_you_mean
-from semroute_extproc.settings.policies import Rule, Target
+from semroute_extproc.settings.policies import Rule
 
+# Facts of the request and from the encoder: name, meaning, how to read it.
 REQUEST_FACTS: Mapping[str, tuple[str, Callable[[RoutingContext], Any]]] = {
-    "api": (
-        "API: chat_completions, completions, responses, messages, embeddings",
-        lambda c: c.view.api.value,
-    ),
+    "api": ("API: chat_completions, completions, responses, messages, embeddings", lambda c: str(c.view.api)),
     "model": ("requested model name", lambda c: c.view.model),
     "stream": ("the client requested streaming", lambda c: c.view.stream),
     "images": ("number of images", lambda c: c.view.images),
@@ -43,8 +40,6 @@ REQUEST_FACTS: Mapping[str, tuple[str, Callable[[RoutingContext], Any]]] = {
         lambda c: {"headers": dict(c.head.headers), "path": c.head.path, "method": c.head.method},
     ),
 }
-"""Facts of the request: name, meaning, how to read it."""
-
 SIGNAL_FACTS: Mapping[str, tuple[str, Callable[[Signals], Any]]] = {
     "domain": ("most likely domain", lambda s: s.domain),
     "domain_probs": ("domain to probability", lambda s: dict(s.domain_probs)),
@@ -56,39 +51,30 @@ SIGNAL_FACTS: Mapping[str, tuple[str, Callable[[Signals], Any]]] = {
     "tokens": ("tokens of the classified text", lambda s: s.tokens),
     "truncated": ("the text did not fit the encoder's window", lambda s: s.truncated),
 }
-"""Facts from the encoder: name, meaning, how to read it."""
-
 MACROS = ("all", "exists", "exists_one", "filter", "map")
-
-
-class RuleError(ValueError):
-    """A condition that cannot be compiled or names a fact that does not exist."""
 
 
 class CompiledRule:
     """A rule with its condition compiled."""
 
     def __init__(self, rule: Rule) -> None:
-        """Raises RuleError."""
-        self.name = rule.name
-        self.target: Target = rule
+        """Raises ValueError for a condition that cannot be compiled or names a fact that does not exist."""
+        self.target, self.name = rule, rule.name
         try:
             self._program = cel.compile(rule.when)
         except ValueError as error:
             # The library's first line; the others repeat the source.
             line = str(error).splitlines()[0]
-            raise RuleError("not a CEL expression: " + (line.partition("ERROR: ")[2] or line)) from None
+            raise ValueError("not a CEL expression: " + (line.partition("ERROR: ")[2] or line)) from None
         names = self._program.variables()
         self._request_facts = [name for name in names if name in REQUEST_FACTS]
         self._signal_facts = [name for name in names if name in SIGNAL_FACTS]
         self.needs_signals = bool(self._signal_facts)
-        plain = rule.when.replace(" ", "")
+        plain, facts = rule.when.replace(" ", ""), [*REQUEST_FACTS, *SIGNAL_FACTS]
         for name in names:
             # The library also lists the variables of macros such as `xs.exists(name, …)`.
-            bound = any(f".{macro}({name}," in plain for macro in MACROS)
-            if name not in REQUEST_FACTS and name not in SIGNAL_FACTS and not bound:
-                hint = did_you_mean(name, [*REQUEST_FACTS, *SIGNAL_FACTS])
-                raise RuleError(f"there is no fact {name!r}{hint}")
+            if name not in facts and not any(f".{macro}({name}," in plain for macro in MACROS):
+                raise ValueError(f"there is no fact {name!r}{did_you_mean(name, facts)}")
 
     def evaluate(self, context: RoutingContext, candidates: Candidates) -> tuple[bool, str]:
         """Whether the rule applies, and why or why not, in words.
@@ -107,42 +93,36 @@ class CompiledRule:
             return False, f"does not apply: the condition gives {type(result).__name__}, not a bool"
         if not result:
             return False, "no match"
-        pool = self.target.pool
-        if pool is not None and pool in candidates.excluded:
-            return False, f"matched, but {pool} could not answer: needs {candidates.excluded[pool]}"
+        if needed := candidates.excluded.get(self.target.pool or ""):
+            return False, f"matched, but {self.target.pool} could not answer: needs {needed}"
         return True, "matched"
 
 
+# A string literal without escapes, and a fact that has labels.
 _TEXT = r"""(?P<quote>["'])(?P<text>(?:(?!(?P=quote))[^\\])*)(?P=quote)"""
-"""A string literal without escapes."""
 _FACT = r"(?<![\w.])(?P<fact>domain|task)"
-_LABELS = (
-    re.compile(rf"{_FACT}\s*[!=]=\s*{_TEXT}(?!\s*[+.])"),
-    re.compile(rf"(?<!\+)\s*{_TEXT}\s*[!=]=\s*{_FACT}\b"),
-    re.compile(rf"{_FACT}_probs\s*\[\s*{_TEXT}\s*\]"),
+_NAMED = (
+    rf"\brequest\.(?P<fact>headers)\s*\[\s*{_TEXT}\s*\]",
+    rf"{_TEXT}\s+in\s+request\.(?P<fact>headers)\b",
+    rf"{_FACT}\s*[!=]=\s*{_TEXT}(?!\s*[+.])",
+    rf"(?<!\+)\s*{_TEXT}\s*[!=]=\s*{_FACT}\b",
+    rf"{_FACT}_probs\s*\[\s*{_TEXT}\s*\]",
 )
-_LABEL_LISTS = re.compile(rf"{_FACT}\s+in\s*\[(?P<list>(?:\s*(?:\"[^\"\\]*\"|'[^'\\]*')\s*,?)*)\]")
-_HEADERS = (
-    re.compile(rf"\brequest\.headers\s*\[\s*{_TEXT}\s*\]"),
-    re.compile(rf"{_TEXT}\s+in\s+request\.headers\b"),
-)
+_LISTED = rf"{_FACT}\s+in\s*\[(?P<list>(?:\s*(?:\"[^\"\\]*\"|'[^'\\]*')\s*,?)*)\]"
 
 
 def warnings(expression: str, labels: Mapping[str, Collection[str]]) -> Iterator[str]:
-    """Likely mistakes: labels and header names in a condition that cannot exist.
+    """Header names that cannot exist, and values of `domain` and `task` that are not in `labels`.
 
-    `labels` are the possible values of `domain` and `task`. The library gives no syntax tree, so this
-    searches the source, and its findings are warnings only.
+    They are only likely mistakes: the library gives no syntax tree, so this searches the source.
     """
-    for match in (match for pattern in _HEADERS for match in pattern.finditer(expression)):
-        if (name := match["text"]) != name.lower():
-            yield f"names of headers are in lower case here: {name.lower()!r}, not {name!r}"
-    compared = [(m["fact"], m["text"]) for pattern in _LABELS for m in pattern.finditer(expression)]
-    for match in _LABEL_LISTS.finditer(expression):
-        compared.extend((match["fact"], text["text"]) for text in re.finditer(_TEXT, match["list"]))
-    for fact, label in compared:
-        known = labels.get(fact)
+    named = [(m["fact"], m["text"]) for pattern in _NAMED for m in re.finditer(pattern, expression)]
+    for match in re.finditer(_LISTED, expression):
+        named.extend((match["fact"], text["text"]) for text in re.finditer(_TEXT, match["list"]))
+    for fact, text in named:
+        if fact == "headers" and text != text.lower():
+            yield f"names of headers are in lower case here: {text.lower()!r}, not {text!r}"
         # Without a task head, `task` is the empty string.
-        if known is not None and label not in known and label:
-            hint = did_you_mean(label, known)
-            yield f"no bundle has the {fact} {label!r}{hint}: {', '.join(known) or 'it has none at all'}"
+        if text and (known := labels.get(fact)) is not None and text not in known:
+            hint = did_you_mean(text, known)
+            yield f"no bundle has the {fact} {text!r}{hint}: {', '.join(known) or 'it has none at all'}"

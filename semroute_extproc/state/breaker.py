@@ -12,8 +12,7 @@ class Breaker:
     """
 
     def __init__(self, failures_max: int, seconds: float) -> None:
-        self._failures_max = failures_max
-        self._seconds = seconds
+        self._failures_max, self._seconds = failures_max, seconds
         self._failures = 0
         self._open_until: float | None = None
         self._probing = False
@@ -23,11 +22,9 @@ class Breaker:
 
         Report the probe with `succeeded`, `failed` or `gave_up`, other requests with what they learn.
         """
-        if self._open_until is None:
-            return True
         if self.paused(now) or self._probing:
             return False
-        self._probing = True
+        self._probing = self.is_open
         return True
 
     def paused(self, now: float) -> bool:
@@ -36,15 +33,13 @@ class Breaker:
 
     def succeeded(self) -> None:
         """A usable answer."""
-        self._failures = 0
-        self._open_until = None
-        self._probing = False
+        self._failures, self._open_until, self._probing = 0, None, False
 
     def failed(self, now: float) -> None:
         """No usable answer."""
         self._failures += 1
         self._probing = False
-        if self._open_until is not None or self._failures >= self._failures_max:
+        if self.is_open or self._failures >= self._failures_max:
             self._open_until = now + self._seconds
 
     def gave_up(self) -> None:

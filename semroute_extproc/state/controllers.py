@@ -1,8 +1,4 @@
-"""Controllers: state between requests that moves the trade-off. Pure.
-
-The clock and the hash key are arguments. One `ControllerState` lives as long as the process: over a
-reload, every part whose settings did not change keeps its state.
-"""
+"""Controllers: state between requests that moves the trade-off. Pure; clock and hash key are arguments."""
 
 from __future__ import annotations
 
@@ -13,21 +9,17 @@ from typing import Any
 from semroute_extproc.policy.context import Conditions, Decision, Held, RoutingContext
 from semroute_extproc.request.view import RequestHead, RequestView
 from semroute_extproc.settings.base import pair_of
-from semroute_extproc.settings.controllers import Budget, Controllers
+from semroute_extproc.settings.controllers import Controllers
 from semroute_extproc.settings.pools import Pool, cost
-from semroute_extproc.state.budget import BudgetController, Spent
+from semroute_extproc.state.budget import BudgetController
 from semroute_extproc.state.pressure import PoolPressure
-from semroute_extproc.state.sessions import NO_KEYS, Keys, Sessions, lock_of, session_keys
+from semroute_extproc.state.sessions import Keys, Sessions, lock_of, session_keys
 
-REFRESH_SECONDS = 0.25
-"""How long a snapshot of the pressures is used: they change within seconds, not milliseconds."""
-
-QUIET = Conditions()
-"""The conditions without controllers."""
+REFRESH_SECONDS = 0.25  # How long a snapshot of the pressures is used: they change within seconds.
 
 
 class ControllerState:
-    """The controllers of one process; inactive until they are configured."""
+    """The controllers of one process, inactive until configured. Over a reload, unchanged parts stay."""
 
     def __init__(self, secret: bytes = b"") -> None:
         """`secret`, at most 64 bytes, keys the hashes of conversations if no shared key is configured."""
@@ -41,33 +33,30 @@ class ControllerState:
         self._snapshot: Mapping[str, float] = {}
         self._snapshot_at = -math.inf
         self.active = False
-        """Whether anything is configured."""
 
     def configure(
         self, pools: Mapping[str, Pool], settings: Controllers, strategies: Mapping[str, object]
     ) -> None:
-        """Take new settings, those of the strategies included; unchanged parts keep their state."""
-        before = self._settings
+        """Take new settings, those of the strategies included."""
+        before, load, session = self._settings, settings.load, settings.session
         pressures: dict[str, PoolPressure] = {}
-        if settings.load is not None:
+        if load is not None:
             for name, pool in pools.items():
-                same = settings.load == before.load and self._pools.get(name) == pool
-                pressures[name] = self._pressures[name] if same else PoolPressure(settings.load, name)
+                same = load == before.load and self._pools.get(name) == pool
+                pressures[name] = self._pressures[name] if same else PoolPressure(load, name)
         budgets: dict[str, BudgetController] = {}
         for name, budget in settings.budgets.items():
             same = before.budgets.get(name) == budget and self._strategies.get(name) == strategies[name]
             budgets[name] = self._budgets[name] if same else BudgetController(budget)
-        if settings.session != before.session:
-            self._sessions = None
-            if (session := settings.session) is not None:
-                self._sessions = Sessions(session.entries_max, session.ttl_seconds)
-                shared = session.remote.key.get_secret_value().encode()[:64] if session.remote else b""
-                self._secret = shared or self._own_secret
+        if session != before.session:
+            self._sessions = Sessions(session.entries_max, session.ttl_seconds) if session else None
+            shared = session.remote.key.get_secret_value() if session and session.remote else ""
+            self._secret = shared.encode()[:64] or self._own_secret
         # Replaced as a whole: the admin thread may be reading the old ones.
         self._pressures, self._budgets = pressures, budgets
         self._pools, self._settings, self._strategies = pools, settings, strategies
         self._snapshot_at = -math.inf
-        self.active = bool(pressures or budgets or settings.session)
+        self.active = bool(pressures or budgets or session)
 
     def observe(self, pool: str, load: Mapping[str, float], now: float) -> None:
         """Take a pool's gauges; empty if they could not be read."""
@@ -76,29 +65,23 @@ class ControllerState:
 
     def conditions(self, now: float) -> Conditions:
         """The conditions for one request."""
-        load = self._settings.load
-        if load is None and not self._budgets:
-            return QUIET
         if now - self._snapshot_at >= REFRESH_SECONDS:
             values = ((name, pressure.at(now)) for name, pressure in self._pressures.items())
             self._snapshot = {name: value for name, value in values if value > 0.0}
             self._snapshot_at = now
-        return Conditions(
-            self._snapshot,
-            {name: budget.bias for name, budget in self._budgets.items()},
-            load.floor if load else 0.0,
-            load.ceiling if load else None,
-        )
+        biases = {name: budget.bias for name, budget in self._budgets.items()}
+        if (load := self._settings.load) is None:
+            return Conditions(bias=biases)
+        return Conditions(self._snapshot, biases, load.floor, load.ceiling)
 
     def keys(self, head: RequestHead, view: RequestView) -> Keys:
         """The keys of the request's conversation; empty if it has none or sessions are off."""
-        return session_keys(head, view, self._secret) if self._sessions is not None else NO_KEYS
+        return session_keys(head, view, self._secret) if self._sessions is not None else Keys()
 
     def held(self, key: str, shared: str, view: RequestView, now: float) -> Held | None:
-        """The pool of the conversation that was kept under `key` (`Keys.find`).
+        """The pool that was kept under `key` (`Keys.find`): `shared`, from the shared store, or else our own.
 
-        `shared` is the pool in the shared store. If that is "", this process's own entry counts: a store
-        that was emptied or is unreachable must not end a tool loop.
+        A store that was emptied or is unreachable must not end a tool loop.
         """
         settings = self._settings.session
         if not key or settings is None or self._sessions is None:
@@ -114,14 +97,7 @@ class ControllerState:
         choice), `locked`, `moved`, or `lost` (it should stay, but its pool is not remembered).
         """
         if (budget := self._budgets.get(decision.strategy)) is not None:
-            pair = pair_of(self._strategies.get(decision.strategy))
-            pressure = context.conditions.pressure
-            pressed = bool(pressure)
-            if pair is not None:
-                pressed = pressure.get(pair[1], 0.0) > pressure.get(pair[0], 0.0)
-            spent = self._spent(budget.settings, pair, context, decision.pool)
-            if spent is not None:
-                budget.decided(spent, pressed, now)
+            self._pay(budget, context, decision, now)
         if self._sessions is None:
             return ""
         if key and (pool := home(context, decision)):
@@ -130,23 +106,23 @@ class ControllerState:
             return "lost" if lock_of(context.view) else "new" if key else "none"
         return decision.session or ("same" if decision.pool == context.held.pool else "moved")
 
-    def _spent(
-        self, budget: Budget, pair: tuple[str, str] | None, context: RoutingContext, pool: str
-    ) -> Spent | None:
-        """The cost of a decision; None if the current configuration lacks its pool, price or strategy."""
-        if budget.strong_share is not None:
-            return None if pair is None else Spent(float(pool == pair[1]))
-        output = float(min(context.view.max_output_tokens or budget.output_tokens, budget.output_tokens))
-        costs = {
-            name: cost(each, context.prompt_tokens, output)
-            for name, each in self._pools.items()
-            if each.price is not None
-        }
-        if pool not in costs:
-            return None
-        # Without a pair, the bias moves requests between the cheapest and the most expensive pool.
-        weak, strong = (costs[name] for name in pair) if pair else (min(costs.values()), max(costs.values()))
-        return Spent(costs[pool], strong - weak)
+    def _pay(self, budget: BudgetController, context: RoutingContext, decision: Decision, now: float) -> None:
+        """Report a decision, unless the current configuration lacks its pool, price or strategy."""
+        pair = pair_of(self._strategies.get(decision.strategy))
+        pressure = context.conditions.pressure
+        pressed = pressure.get(pair[1], 0.0) > pressure.get(pair[0], 0.0) if pair else bool(pressure)
+        if budget.settings.strong_share is not None:
+            if pair is not None:
+                budget.decided(float(decision.pool == pair[1]), now, pressed=pressed)
+            return
+        most = budget.settings.output_tokens
+        output = min(context.view.max_output_tokens or most, most)
+        priced = {name: pool for name, pool in self._pools.items() if pool.price is not None}
+        costs = {name: cost(pool, context.prompt_tokens, output) for name, pool in priced.items()}
+        if (spent := costs.get(decision.pool)) is not None:
+            # Without a pair, the bias moves requests between the cheapest and the most expensive pool.
+            ends = [costs[name] for name in pair] if pair else [min(costs.values()), max(costs.values())]
+            budget.decided(spent, now, spread=ends[1] - ends[0], pressed=pressed)
 
     def status(self) -> dict[str, Any]:
         """The state of every controller, for the admin page and the metrics; changes nothing."""
@@ -169,10 +145,7 @@ class ControllerState:
 
 
 def home(context: RoutingContext, decision: Decision) -> str:
-    """The pool a conversation is in after a decision; empty if it has none yet.
-
-    A fallback changes nothing: one missed deadline must not decide for the whole conversation.
-    """
+    """The conversation's pool after a decision, "" for none yet; one missed deadline must not change it."""
     if not decision.fallback:
         return decision.pool
     return context.held.pool if context.held is not None else ""

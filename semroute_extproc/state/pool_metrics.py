@@ -1,7 +1,4 @@
-"""The load of the pools: vLLM's own gauges, read from each pool's metrics page.
-
-A gauge that is missing, or on a page that cannot be read, is unknown, never zero.
-"""
+"""The load of the pools: vLLM's own gauges, read from each pool's metrics page."""
 
 from __future__ import annotations
 
@@ -17,63 +14,47 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from semroute_extproc.events import Emit, Scraped
 from semroute_extproc.settings.base import POOLS_MAX
-from semroute_extproc.settings.pools import Pool
+from semroute_extproc.settings.pools import Gauge, Pool
 
 if TYPE_CHECKING:
     import httpx2
 
-INTERVAL_SECONDS = 2.0
-"""Pause between two rounds."""
+INTERVAL_SECONDS = 2.0  # Pause between two rounds.
+TIMEOUT_SECONDS = 1.0  # Longest time for a page.
+PROBE_SECONDS_MAX = 2 * TIMEOUT_SECONDS  # A round's wait for a pool: resolving a name has no timeout.
+PAGE_BYTES_MAX = 8 * 1024 * 1024  # Longest part of a page that is read.
 
-TIMEOUT_SECONDS = 1.0
-"""Longest time for a page."""
-
-PROBE_SECONDS_MAX = 2 * TIMEOUT_SECONDS
-"""How long a round waits for a pool: resolving a name has no timeout of its own."""
-
-PAGE_BYTES_MAX = 8 * 1024 * 1024
-"""Longest part of a page that is read."""
-
-GAUGES: Mapping[str, tuple[str, ...]] = {
+# Our name of a gauge to vLLM's names, of which the first on the page counts.
+GAUGES: Mapping[Gauge, Sequence[str]] = {
     "running": ("vllm:num_requests_running",),
     "waiting": ("vllm:num_requests_waiting",),
-    # The second name is that of vLLM before 0.10.
-    "kv_cache_usage": ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
+    "kv_cache_usage": (
+        "vllm:kv_cache_usage_perc",
+        "vllm:gpu_cache_usage_perc",
+    ),  # The second: before vLLM 0.10.
 }
-"""Our name of a gauge to vLLM's names, of which the first on the page counts.
-
-Engines of one server are summed; for the cache use, the largest counts."""
-
-Load = Mapping[str, float]
-"""Gauge to value; a missing gauge is unknown."""
+Load = Mapping[str, float]  # Gauge to value; a missing gauge is unknown, never zero.
 
 logger = structlog.get_logger("semroute.load")
 
 
-def read_page(text: str, names: Mapping[str, Sequence[str]] = GAUGES) -> Load:
-    """The load in one metrics page; `names` maps a gauge to its possible metrics.
+def read_page(text: str, own: Mapping[Gauge, Sequence[str]] = {}) -> Load:
+    """The load in one metrics page; `own` has the names of gauges that differ from vLLM's.
 
-    Raises ValueError if a line with one of the metrics cannot be parsed.
+    Engines of one server are summed; for the cache use, the largest counts. Raises ValueError if a line
+    with one of the metrics cannot be parsed.
     """
-    wanted = {name for several in names.values() for name in several}
+    gauges = {**GAUGES, **own}
+    wanted = {name for names in gauges.values() for name in names}
     # The parser takes half a microsecond per byte, and a server has 100 kB of histograms.
     ours = "\n".join(line for line in text.splitlines() if any(name in line for name in wanted))
-    found: dict[str, list[float]] = {}
-    for family in text_string_to_metric_families(ours + "\n"):
-        for sample in family.samples:
-            if sample.name in wanted:
-                found.setdefault(sample.name, []).append(sample.value)
+    samples = [each for family in text_string_to_metric_families(ours + "\n") for each in family.samples]
     load: dict[str, float] = {}
-    for gauge, several in names.items():
-        values = next((found[name] for name in several if name in found), None)
-        if values is not None:
+    for gauge, names in gauges.items():
+        found = ([each.value for each in samples if each.name == name] for name in names)
+        if values := next(filter(None, found), None):
             load[gauge] = max(values) if gauge == "kv_cache_usage" else sum(values)
     return load
-
-
-def gauge_names(pool: Pool) -> Mapping[str, Sequence[str]]:
-    """A pool's names of the gauges."""
-    return {**GAUGES, **{str(gauge): names for gauge, names in pool.gauges.items()}}
 
 
 @cache
@@ -84,30 +65,23 @@ def _client() -> httpx2.Client:
     return httpx2.Client(trust_env=False, headers={"accept-encoding": "identity"})
 
 
-def fetch_page(url: str, seconds: float = TIMEOUT_SECONDS) -> str:
-    """The page; raises an exception if it cannot be read within `seconds`."""
-    deadline = monotonic() + seconds
+def fetch(url: str, own: Mapping[Gauge, Sequence[str]]) -> Load:
+    """The load in the page at `url`; raises an exception if it cannot be read in time."""
+    deadline = monotonic() + TIMEOUT_SECONDS
     page = bytearray()
-    with _client().stream("GET", url, timeout=seconds) as response:
+    with _client().stream("GET", url, timeout=TIMEOUT_SECONDS) as response:
         response.raise_for_status()
         for chunk in response.iter_raw():
             page += chunk
             if monotonic() > deadline:
                 # The client's own timeout begins again with every byte.
-                raise TimeoutError(f"no page within {seconds} s")
+                raise TimeoutError(f"no page within {TIMEOUT_SECONDS} s")
             if len(page) >= PAGE_BYTES_MAX:
                 break
-    return page.decode("utf-8", "replace")
+    return read_page(page.decode("utf-8", "replace"), own)
 
 
-async def scrape(
-    pools: Callable[[], Mapping[str, Pool]],
-    emit: Emit,
-    *,
-    fetch: Callable[[str], str] = fetch_page,
-    interval: float = INTERVAL_SECONDS,
-    probe_seconds_max: float = PROBE_SECONDS_MAX,
-) -> None:
+async def scrape(pools: Callable[[], Mapping[str, Pool]], emit: Emit) -> None:
     """Scrape every pool that has a metrics page, until cancelled; emit `Scraped` for each.
 
     `pools` is called in each round, so a reload takes effect. An unreachable pool has an empty load,
@@ -116,33 +90,25 @@ async def scrape(
     reachable: dict[str, bool] = {}
     active: dict[tuple[str, str], asyncio.Future[Load]] = {}
     executor = ThreadPoolExecutor(POOLS_MAX, "metrics")
-
-    def load_of(pool: Pool, url: str) -> Load:
-        return read_page(fetch(url), gauge_names(pool))
-
+    start = asyncio.get_running_loop().run_in_executor
     try:
         while True:
             current = pools()
             wanted = {name: (name, pool.metrics) for name, pool in current.items() if pool.metrics}
-            new = {
-                key: asyncio.get_running_loop().run_in_executor(executor, load_of, current[name], key[1])
-                for name, key in wanted.items()
-                if key not in active
-            }
+            keys = (key for key in wanted.values() if key not in active)
+            new = {key: start(executor, fetch, key[1], current[key[0]].gauges) for key in keys}
             active |= new
             if new:
-                await asyncio.wait(new.values(), timeout=probe_seconds_max)
+                await asyncio.wait(new.values(), timeout=PROBE_SECONDS_MAX)
             done = {key: active.pop(key) for key, future in list(active.items()) if future.done()}
             loads = {key: future.result() for key, future in done.items() if not future.exception()}
             for name, key in wanted.items():
-                found = key in loads
-                emit(Scraped(name, loads.get(key, {}), failed=not found))
-                if reachable.get(name, True) != found:
-                    logger.warning("pool.metrics", pool=name, reachable=found)
-                reachable[name] = found
+                emit(Scraped(name, loads.get(key, {}), failed=key not in loads))
+                if reachable.get(name, True) != (key in loads):
+                    logger.warning("pool.metrics", pool=name, reachable=key in loads)
             for name in reachable.keys() - wanted.keys():
                 emit(Scraped(name, {}, failed=False))
-                del reachable[name]
-            await asyncio.sleep(interval)
+            reachable = {name: key in loads for name, key in wanted.items()}
+            await asyncio.sleep(INTERVAL_SECONDS)
     finally:
         executor.shutdown(wait=False, cancel_futures=True)

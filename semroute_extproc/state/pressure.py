@@ -1,10 +1,9 @@
-"""The load controller: from a pool's gauges to its pressure. Pure; the clock is an argument, in seconds.
+"""From a pool's gauges to its pressure. Pure; the clock is an argument, in seconds.
 
 Each measure's ramp gives a pressure, and the largest counts. A first-order filter follows it, fast up and
 slowly down. The output moves only when the filtered value leaves a dead band around it (a backlash,
 without a jump), so gauges that jitter move no request. The feedback through the pools' queues is delayed
-by the scrape and by the time an answer takes, hence the slow way down: otherwise the next burst would go
-straight back.
+by the scrape and by the answers, so without the slow way down the next burst would go straight back.
 """
 
 from __future__ import annotations
@@ -14,11 +13,7 @@ from collections.abc import Mapping
 
 from semroute_extproc.settings.controllers import LoadController, Measure, Ramp
 
-QUEUE = "queue"
-"""The measure made of two gauges: waiting requests per running one."""
-
-PRESSURE_MIN = 0.005
-"""A lower pressure counts as none: the filter never quite reaches 0."""
+PRESSURE_MIN = 0.005  # A lower pressure counts as none: the filter never quite reaches 0.
 
 
 def raw_pressure(load: Mapping[str, float], ramps: Mapping[Measure, Ramp]) -> float | None:
@@ -26,7 +21,7 @@ def raw_pressure(load: Mapping[str, float], ramps: Mapping[Measure, Ramp]) -> fl
     measures = dict(load)
     if "running" in load and "waiting" in load:
         # At least one running request: a queue in front of nothing is full.
-        measures[QUEUE] = load["waiting"] / max(load["running"], 1.0)
+        measures["queue"] = load["waiting"] / max(load["running"], 1.0)
     known = [
         (measures[name] - ramp.begin) / (ramp.full - ramp.begin)
         for name, ramp in ramps.items()
@@ -41,14 +36,11 @@ class PoolPressure:
     def __init__(self, settings: LoadController, pool: str) -> None:
         self._settings = settings
         self._ramps = settings.pools.get(pool, settings.ramps)
-        self._target = 0.0
-        """The latest raw pressure, known at `_seen`."""
-        self._seen = -math.inf
-        self.level = 0.0
-        """The filtered pressure before the dead band, at `_updated`."""
-        self._updated = -math.inf
-        self._held = 0.0
-        """The middle of the dead band."""
+        self._target, self._seen = 0.0, -math.inf
+        """The latest raw pressure, and when it was known."""
+        self.level, self._updated = 0.0, -math.inf
+        """The filtered pressure before the dead band, and the latest time asked for."""
+        self._held = 0.0  # The middle of the dead band.
 
     def observe(self, load: Mapping[str, float], now: float) -> None:
         """Take the pool's gauges; an empty load changes nothing until the last one is stale."""
@@ -58,10 +50,7 @@ class PoolPressure:
             self._target, self._seen = raw, now
 
     def at(self, now: float) -> float:
-        """The pressure, 0..1; it falls to 0 from `stale_seconds` after the last load on.
-
-        A `now` before the latest one changes nothing.
-        """
+        """The pressure, 0..1, falling to 0 once the last load is stale; an earlier `now` changes nothing."""
         if now > self._updated:
             stale = self._seen + self._settings.stale_seconds
             if self._updated < stale < now:
@@ -86,7 +75,7 @@ class PoolPressure:
 
     def _follow(self, target: float, now: float) -> None:
         """First-order lag: the distance to `target` shrinks by e in each time constant."""
-        rising = target > self.level
-        constant = self._settings.rise_seconds if rising else self._settings.fall_seconds
+        settings = self._settings
+        constant = settings.rise_seconds if target > self.level else settings.fall_seconds
         self.level += (target - self.level) * -math.expm1(-(now - self._updated) / constant)
         self._updated = now

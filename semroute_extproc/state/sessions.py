@@ -1,47 +1,32 @@
 """Sessions: which pool a conversation is in. Pure; the clock and the hash key are arguments.
 
-A conversation is known by the client's header. Without it, it is known by its turns: a request leaves
-the hash of all its turns behind, and the next request, which repeats them and adds an answer and
-something new, is found by the hash of its beginning. So two conversations are confused only while they
-are equal word for word, and so is their prefix cache; and an application that puts the same examples
-before every question has as many conversations as questions. Only keyed hashes are kept, no text.
+A conversation is known by the client's header, or else by its turns: a request leaves the hash of all its
+turns behind, and the next one, which repeats them and adds an answer and something new, is found by the
+hash of its beginning. Two conversations are confused only while they are equal word for word.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from cachetools import LRUCache
 
 from semroute_extproc.policy.context import Lock
 from semroute_extproc.request.view import RequestHead, RequestView, Turn
 
-SESSION_HEADER = "x-semroute-session"
-"""The client's name of a conversation; any bytes, hashed and never kept."""
-
+SESSION_HEADER = "x-semroute-session"  # The client's name of a conversation; any bytes.
+CREDENTIALS = ("authorization", "x-api-key")  # Headers that tell clients apart.
 DIGEST_BYTES = 16
-"""Length of a conversation's hash."""
-
-CREDENTIALS = ("authorization", "x-api-key")
-"""Headers that tell clients apart; hashed with a conversation and never kept."""
-
-HASHED_CHARACTERS_MAX = 8_192
-"""Hashed characters of one turn: a longer turn counts by its head, its tail and its length."""
+HASHED_CHARACTERS_MAX = 8_192  # Of a turn; a longer one counts by its head, its tail and its length.
 
 
-@dataclass(frozen=True, slots=True)
-class Keys:
-    """Hashes in hexadecimal, empty where there is none."""
+class Keys(NamedTuple):
+    """Hashes: `find` was left by the conversation's last request, `keep` is left by this one; or empty."""
 
     find: str = ""
-    """The key that the conversation's last request left; empty if this one begins it."""
     keep: str = ""
-    """The key that this request leaves; empty if its conversation is unknown."""
-
-
-NO_KEYS = Keys()
 
 
 def session_keys(head: RequestHead, view: RequestView, secret: bytes) -> Keys:
@@ -51,27 +36,21 @@ def session_keys(head: RequestHead, view: RequestView, secret: bytes) -> Keys:
     where Envoy forwards them, so that no client joins another client's conversation.
     """
     digest = hashlib.blake2b(key=secret, digest_size=DIGEST_BYTES)
-    _add(digest, view.model)
-    for name in CREDENTIALS:
-        _add(digest, head.headers.get(name, ""))
+    _add(digest, view.model, *(head.headers.get(name, "") for name in CREDENTIALS))
     if given := head.headers.get(SESSION_HEADER, ""):
-        _add(digest, "header")
-        _add(digest, given)
-        key = digest.hexdigest()
-        return Keys(key, key)
+        _add(digest, "header", given)
+        return Keys(digest.hexdigest(), digest.hexdigest())
     turns = view.turns
     if view.stateful or not any(turn.role == "user" for turn in turns):
         # A stateful request sends only the end of its conversation.
-        return NO_KEYS
+        return Keys()
     before = len_before(turns)
-    find = ""
-    for number, turn in enumerate(turns):
-        if number == before:
-            find = digest.hexdigest()
-        _add(digest, turn.role)
-        _add(digest, turn.text)
-    known = any(turn.role == "user" for turn in turns[:before])
-    return Keys(find if known else "", digest.hexdigest())
+    for turn in turns[:before]:
+        _add(digest, turn.role, turn.text)
+    find = digest.hexdigest() if any(turn.role == "user" for turn in turns[:before]) else ""
+    for turn in turns[before:]:
+        _add(digest, turn.role, turn.text)
+    return Keys(find, digest.hexdigest())
 
 
 def len_before(turns: Sequence[Turn]) -> int:
@@ -80,31 +59,23 @@ def len_before(turns: Sequence[Turn]) -> int:
     After the answer come tools' results and words of the user or the system. An API may show no turn
     for an answer that only called tools; then the results mark it.
     """
-    end = len(turns)
-    while end > 0 and turns[end - 1].role not in ("assistant", "tool"):
-        end -= 1
-    for role in ("tool", "assistant"):
-        while end > 0 and turns[end - 1].role == role:
-            end -= 1
-    return end
+    roles = "".join({"assistant": "a", "tool": "t"}.get(turn.role, "-") for turn in turns)
+    return len(roles.rstrip("-").rstrip("t").rstrip("a"))
 
 
 def lock_of(view: RequestView) -> Lock:
     """Why the request's conversation must not change its pool."""
-    if view.stateful:
-        return Lock.STATEFUL
-    return Lock.TOOL_LOOP if view.tool_loop else Lock.NONE
+    return Lock.STATEFUL if view.stateful else Lock.TOOL_LOOP if view.tool_loop else Lock.NONE
 
 
-def _add(digest: hashlib.blake2b, text: str) -> None:
-    """Hash a text with its length, so no two lists of texts give the same bytes."""
-    kept = text
-    if len(text) > HASHED_CHARACTERS_MAX:
-        half = HASHED_CHARACTERS_MAX // 2
-        kept = text[:half] + text[-half:]
-    data = kept.encode("utf-8", "surrogatepass")
-    digest.update(b"%d:%d:" % (len(text), len(data)))
-    digest.update(data)
+def _add(digest: hashlib.blake2b, *texts: str) -> None:
+    """Hash each text with its length, so no two lists of texts give the same bytes."""
+    half = HASHED_CHARACTERS_MAX // 2
+    for text in texts:
+        kept = text if len(text) <= HASHED_CHARACTERS_MAX else text[:half] + text[-half:]
+        data = kept.encode("utf-8", "surrogatepass")
+        digest.update(b"%d:%d:" % (len(text), len(data)))
+        digest.update(data)
 
 
 class Sessions:
@@ -123,11 +94,8 @@ class Sessions:
         Finding it counts as use: where an API does not show the answers that only call tools, all
         requests of a tool loop are found by the key of its first one.
         """
-        pool, used = self._entries.get(key, (None, now))
-        if pool is None:
-            return None
-        if now - used > self._ttl:
-            del self._entries[key]
+        pool, used = self._entries.pop(key, ("", now))
+        if not pool or now - used > self._ttl:
             return None
         self.keep(key, pool, now)
         return pool

@@ -1,8 +1,7 @@
 """Pools of conversations in a Valkey or Redis that several processes share.
 
-A lookup takes at most `timeout_ms`, and none is made for a moment after several failures; the entries of
-this process then count instead. Writes are never waited for. An entry that is not written yet, or
-could not be, is kept here and wins over the older one in the store.
+After several failed lookups none is made for a moment; the entries of this process count instead.
+An entry that is not written yet, or could not be, is kept here and wins over the older one in the store.
 """
 
 from __future__ import annotations
@@ -10,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from cachetools import TTLCache
 
@@ -20,70 +20,41 @@ from semroute_extproc.events import Emit, SessionStoreError
 from semroute_extproc.settings.controllers import SessionController
 from semroute_extproc.state.breaker import Breaker
 
-PREFIX = "semroute:session:"
-"""Beginning of every key."""
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
 
-WRITES_MAX = 64
-"""Concurrent writes; more are dropped and counted."""
-
+PREFIX = "semroute:session:"  # Of every key in the store.
+WRITES_MAX = 64  # Concurrent writes; more are dropped and counted.
 WRITE_SECONDS_MAX = 1.0
-"""Longest time for one write."""
-
-UNWRITTEN_MAX = 16_384
-"""Conversations whose last pool is not in the store; the oldest goes first."""
-
-FAILURES_MAX = 5
-PAUSE_SECONDS = 1.0
-"""After so many failed lookups in a row, none is made for so long."""
-
-POOL_CHARACTERS_MAX = 128
-"""Longest pool name that is accepted from the store."""
-
-
-class _Store(Protocol):
-    """The part of `redis.asyncio.Redis` that is used here."""
-
-    async def get(self, name: str) -> bytes | None: ...
-    async def set(self, name: str, value: str, ex: int) -> object: ...
-    async def aclose(self) -> None: ...
+UNWRITTEN_MAX = 16_384  # Conversations whose last pool is not in the store; the oldest goes first.
+FAILURES_MAX, PAUSE_SECONDS = 5, 1.0  # So many failed lookups in a row stop lookups for so long.
+POOL_CHARACTERS_MAX = 128  # Longest pool name that is accepted from the store.
 
 
 class SharedSessions:
     """Reads and writes the shared store; never raises."""
 
     def __init__(
-        self,
-        store: _Store,
-        timeout_ms: float,
-        ttl_seconds: float,
-        emit: Emit,
-        *,
-        unwritten_max: int = UNWRITTEN_MAX,
-        clock: Callable[[], float] = monotonic,
+        self, store: Redis, timeout_ms: float, ttl: float, emit: Emit, clock: Callable[[], float] = monotonic
     ) -> None:
         """Every failure is emitted as a SessionStoreError."""
-        self._store = store
-        self._timeout = timeout_ms / 1e3
-        self._ttl = max(int(ttl_seconds), 1)
-        self._emit = emit
-        self._clock = clock
+        self._store, self._emit, self._clock = store, emit, clock
+        self._timeout, self._ttl = timeout_ms / 1e3, max(int(ttl), 1)
         self._breaker = Breaker(FAILURES_MAX, PAUSE_SECONDS)
         self._writes: set[asyncio.Task[None]] = set()
-        self._unwritten: TTLCache[str, tuple[str]] = TTLCache(unwritten_max, self._ttl, clock)
+        self._unwritten: TTLCache[str, tuple[str]] = TTLCache(UNWRITTEN_MAX, self._ttl, clock)
 
     async def find(self, key: str, deadline: float) -> str:
         """The pool before `deadline` (the loop's clock); "" if there is none or no answer."""
-        try:
+        # Not get(), which looks at the clock twice.
+        with suppress(KeyError):
             return self._unwritten[key][0]
-        except KeyError:
-            pass
         if not self._breaker.allows(self._clock()):
             self._emit(SessionStoreError("paused"))
             return ""
         try:
-            patience = asyncio.get_running_loop().time() + self._timeout
-            async with asyncio.timeout_at(min(patience, deadline)):
-                value = await self._store.get(PREFIX + key)
+            async with asyncio.timeout_at(min(asyncio.get_running_loop().time() + self._timeout, deadline)):
+                value: bytes | None = await self._store.get(PREFIX + key)
             pool = "" if value is None else value[:POOL_CHARACTERS_MAX].decode("utf-8", "replace")
         except Exception as error:
             # Of the library, of the socket, or for a value of another type.
@@ -102,7 +73,7 @@ class SharedSessions:
         if len(self._writes) >= WRITES_MAX or self._breaker.paused(self._clock()):
             self._emit(SessionStoreError("write_dropped"))
             return
-        task = asyncio.get_running_loop().create_task(self._write(key, entry))
+        task = asyncio.create_task(self._write(key, entry))
         self._writes.add(task)
         task.add_done_callback(self._writes.discard)
 
@@ -127,12 +98,8 @@ class SharedSessions:
 
 
 def connect(settings: SessionController, emit: Emit) -> SharedSessions | None:
-    """The shared store that `settings` name, None if none; sends nothing yet.
-
-    Raises ConfigError without the client library, or for an address that it cannot read.
-    """
-    remote = settings.remote
-    if remote is None:
+    """The shared store, if one is configured. Raises ConfigError: no library, or an unreadable address."""
+    if (remote := settings.remote) is None:
         return None
     try:
         from redis import asyncio as library
@@ -140,11 +107,10 @@ def connect(settings: SessionController, emit: Emit) -> SharedSessions | None:
         # The library has other names for the schemes `valkey` and `valkeys`.
         url = re.sub("^valkey", "redis", remote.url.get_secret_value())
         store = library.Redis.from_url(url, max_connections=2 * WRITES_MAX, socket_connect_timeout=1.0)
+        return SharedSessions(store, remote.timeout_ms, settings.ttl_seconds, emit)
     except ImportError:
-        problem = "controllers.session.remote: needs the extra: pip install 'semroute-extproc[valkey]'"
-        raise ConfigError([problem]) from None
+        problem = ": needs the extra: pip install 'semroute-extproc[valkey]'"
     except ValueError:
         # The library's message repeats a part of the address, possibly of the password.
-        problem = "controllers.session.remote.url: has an option that the library refuses"
-        raise ConfigError([problem]) from None
-    return SharedSessions(store, remote.timeout_ms, settings.ttl_seconds, emit)
+        problem = ".url: has an option that the library refuses"
+    raise ConfigError([f"controllers.session.remote{problem}"])

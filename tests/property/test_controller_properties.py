@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from semroute_extproc.policy.context import Choice, Conditions, RoutingContext
 from semroute_extproc.request.view import Api, RequestHead, RequestView
 from semroute_extproc.settings.controllers import Budget, LoadController
-from semroute_extproc.state.budget import BudgetController, Spent
+from semroute_extproc.state.budget import BudgetController
 from semroute_extproc.state.pressure import PoolPressure, raw_pressure
 from semroute_extproc.state.sessions import Sessions
 from semroute_extproc.strategies.cutoff import Cutoff, biased, pressed
@@ -122,7 +122,7 @@ def test_a_longer_queue_never_presses_less(load: dict[str, float], more: float) 
 def test_a_leaning_never_leaves_its_bound(decisions: list[tuple[float, float, bool]]) -> None:
     subject = BudgetController(Budget(dollars_per_thousand=1.0, bias_max=2.0))
     for number, (value, spread, is_pressed) in enumerate(decisions):
-        subject.decided(Spent(value, spread), is_pressed, float(number))
+        subject.decided(value, float(number), spread=spread, pressed=is_pressed)
         assert -2.0 <= subject.bias <= 2.0
 
 

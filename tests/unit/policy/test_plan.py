@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from typing import Any
 
 import pytest
-from builders import LABELS, PAIR, POOLS, build_policies, decided, plans, signals
+from builders import LABELS, PAIR, build_policies, config, decided, plans, signals
 from pydantic import ValidationError
 
-from semroute_extproc.config.models import Config
 from semroute_extproc.outcome import Cause
 from semroute_extproc.policy.constraints import NoCandidate
 from semroute_extproc.policy.context import Conditions, Held, Judgement, Lock, RoutingContext
 from semroute_extproc.policy.draw import unit_interval
-from semroute_extproc.policy.plan import JudgementWanted, PolicyPlan, SignalsWanted
+from semroute_extproc.policy.plan import SIGNALS, PolicyPlan
 from semroute_extproc.policy.rules import REQUEST_FACTS, SIGNAL_FACTS, warnings
 from semroute_extproc.request.view import Api, RequestHead, RequestView, Turn
 
@@ -23,30 +23,15 @@ def compiled(
     rules: list[dict[str, Any]] | None = None,
     strategy: dict[str, Any] | None = None,
     otherwise: dict[str, Any] | None = None,
-    strategies: dict[str, Any] | None = None,
 ) -> PolicyPlan:
-    config = Config.model_validate(
-        {
-            "pools": POOLS,
-            "default_pool": "large",
-            "models": {"auto": {"policy": "main"}},
-            "policies": {"main": {"rules": rules or [], "otherwise": otherwise or {"strategy": "s"}}},
-            "strategies": {"s": strategy or PAIR, **(strategies or {})},
-        }
-    )
-    return plans(config)["main"]
+    policy = {"rules": rules or [], "otherwise": otherwise or {"strategy": "s"}}
+    return plans(config(policies={"main": policy}, strategies={"s": strategy or PAIR}))["main"]
 
 
 def problems_of(rules: list[dict[str, Any]], strategy: dict[str, Any] | None = None) -> list[str]:
-    config = Config.model_validate(
-        {
-            "pools": POOLS,
-            "default_pool": "large",
-            "policies": {"main": {"rules": rules, "otherwise": {"pool": "large"}}},
-            "strategies": {"s": strategy or PAIR},
-        }
-    )
-    return [problem.message for problem in build_policies(config)[1]]
+    policies = {"main": {"rules": rules, "otherwise": {"pool": "large"}}}
+    settings = config(policies=policies, strategies={"s": strategy or PAIR})
+    return [problem.message for problem in build_policies(settings)[1]]
 
 
 def facts(
@@ -78,11 +63,11 @@ class TestDeciding:
 
     def test_what_is_wanted_is_asked_for_once_and_the_decision_goes_on_from_there(self) -> None:
         deciding = compiled(self.RULES, self.JUDGE).decide(facts())
-        assert next(deciding) == SignalsWanted()
+        assert next(deciding) == SIGNALS
         read = facts(signals=signals(difficulty=0.1))
-        assert deciding.send(read) == JudgementWanted("s")
+        assert deciding.send(read) == "s"
         with pytest.raises(StopIteration) as end:
-            deciding.send(read.with_judgement("s", Judgement(0.9, "ok")))
+            deciding.send(dataclasses.replace(read, judgements={"s": Judgement(0.9, "ok")}))
         decision = end.value.value
         assert (decision.pool, decision.judge) == ("large", "ok")
         steps = [(step.what, step.name) for step in decision.trace]
@@ -92,7 +77,7 @@ class TestDeciding:
         bands = {"bands": [{"below": 0.3, "effort": "off"}, {"effort": "high"}]}
         otherwise = {"strategy": "s", "reasoning": bands}
         deciding = compiled(self.RULES, self.JUDGE, otherwise).decide(facts())
-        assert next(deciding) == SignalsWanted()
+        assert next(deciding) == SIGNALS
         with pytest.raises(StopIteration) as end:
             deciding.send(facts(fallback=Cause.DEADLINE))
         assert (end.value.value.pool, end.value.value.fallback) == ("large", Cause.DEADLINE)
@@ -101,7 +86,7 @@ class TestDeciding:
         assert compiled(self.RULES).decide_now(facts()) is None
         judged = compiled(strategy=self.JUDGE)
         assert judged.decide_now(facts(signals=signals())) is None
-        context = facts(signals=signals()).with_judgement("s", Judgement(None, "timeout"))
+        context = facts(signals=signals(), judgements={"s": Judgement(None, "timeout")})
         assert decided(judged, context).judge == "timeout"
 
 

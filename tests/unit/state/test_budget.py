@@ -17,7 +17,7 @@ import pytest
 from pydantic import ValidationError
 
 from semroute_extproc.settings.controllers import Budget
-from semroute_extproc.state.budget import GAIN, BudgetController, Spent
+from semroute_extproc.state.budget import GAIN, BudgetController
 from semroute_extproc.strategies.cutoff import biased, pressed, threshold_for_share
 
 QUANTILES = tuple(n / 100 for n in range(101))
@@ -62,7 +62,7 @@ def run(
         now += rng.expovariate(rate(part))
         threshold = threshold_for_share(QUANTILES, biased(SHARE, controller.bias))
         goes = rng.random() < promised or scores(rng, part) >= threshold
-        controller.decided(Spent(float(goes)), False, now)
+        controller.decided(float(goes), now)
         strong.append(goes)
         leanings.append(controller.bias)
     return Run(strong, leanings)
@@ -170,7 +170,7 @@ def test_dollars_are_held_where_requests_differ_in_size() -> None:
         weak, strong = 0.0005 * size, 0.004 * size
         threshold = threshold_for_share(QUANTILES, biased(0.5, controller.bias))
         value = strong if harder(rng, number / 40_000) >= threshold else weak
-        controller.decided(Spent(value, strong - weak), False, float(number))
+        controller.decided(value, float(number), spread=strong - weak)
         spent.append(value)
     assert 1e3 * np.mean(spent[4_000:]) == pytest.approx(target, rel=0.05)
 
@@ -178,23 +178,23 @@ def test_dollars_are_held_where_requests_differ_in_size() -> None:
 def test_where_both_pools_cost_the_same_nothing_leans() -> None:
     controller = BudgetController(Budget(dollars_per_thousand=1.0))
     for number in range(100):
-        controller.decided(Spent(0.005, 0.0), False, float(number))
+        controller.decided(0.005, float(number), spread=0.0)
     assert controller.bias == 0.0
 
 
 def test_while_the_load_presses_the_leaning_does_not_rise_above_where_it_was() -> None:
     controller = BudgetController(Budget(strong_share=0.3))
-    controller.decided(Spent(0.0), False, 0.0)
+    controller.decided(0.0, 0.0)
     before = controller.bias
     assert before > 0.0
-    controller.decided(Spent(0.0), True, 1.0)
+    controller.decided(0.0, 1.0, pressed=True)
     assert controller.bias == before
-    controller.decided(Spent(1.0), True, 2.0)
+    controller.decided(1.0, 2.0, pressed=True)
     assert controller.bias < before
     for number in range(100):
-        controller.decided(Spent(0.0), True, 3.0 + number)
+        controller.decided(0.0, 3.0 + number, pressed=True)
     assert controller.bias == before, "what fell by chance comes back"
-    controller.decided(Spent(0.0), False, 200.0)
+    controller.decided(0.0, 200.0)
     assert controller.bias > before
 
 
@@ -206,7 +206,7 @@ def test_a_pressure_that_lasts_takes_its_part_and_the_budget_takes_no_more(press
     for number in range(20_000):
         share = pressed(biased(SHARE, controller.bias), 0.0, pressure, 0.05, None)
         strong.append(rng.random() >= threshold_for_share(QUANTILES, share))
-        controller.decided(Spent(float(strong[-1])), True, float(number))
+        controller.decided(float(strong[-1]), float(number), pressed=True)
     left = pressed(SHARE, 0.0, pressure, 0.05, None)
     assert sum(strong[10_000:]) / 10_000 == pytest.approx(left, abs=0.04)
 
@@ -215,10 +215,10 @@ def test_the_realised_share_is_the_mean_at_first_and_forgets_later() -> None:
     controller = BudgetController(Budget(strong_share=0.3, window_requests=50))
     assert controller.realised is None
     for _ in range(10):
-        controller.decided(Spent(1.0), False, 0.0)
+        controller.decided(1.0, 0.0)
     assert controller.realised == 1.0
     for _ in range(500):
-        controller.decided(Spent(0.0), False, 0.0)
+        controller.decided(0.0, 0.0)
     assert controller.realised == pytest.approx(0.0, abs=0.001)
 
 

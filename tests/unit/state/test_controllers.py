@@ -12,8 +12,8 @@ from semroute_extproc.config.models import Config, unresolved
 from semroute_extproc.policy.context import Conditions, Decision, Held, RoutingContext
 from semroute_extproc.request.reasoning import FAMILIES
 from semroute_extproc.request.view import Api, RequestHead, RequestView, Turn
-from semroute_extproc.state.controllers import QUIET, ControllerState
-from semroute_extproc.state.sessions import NO_KEYS
+from semroute_extproc.state.controllers import ControllerState
+from semroute_extproc.state.sessions import Keys
 
 METRICS = {name: {**pool, "metrics": f"http://{name}/metrics"} for name, pool in POOLS.items()}
 PRICED = {
@@ -22,6 +22,7 @@ PRICED = {
     "eyes": {**POOLS["eyes"], "price": {"input": 2.0, "output": 2.0}},
 }
 FULL = {"running": 10.0, "waiting": 100.0}
+QUIET = Conditions()
 TURNS = (Turn("user", "hi"), Turn("assistant", "hello"), Turn("user", "more"))
 
 
@@ -56,11 +57,11 @@ def press(subject: ControllerState, pool: str, until: int = 30) -> None:
         subject.observe(pool, FULL, float(second))
 
 
-def test_nothing_configured_is_nothing_active_and_costs_one_constant() -> None:
+def test_nothing_configured_is_nothing_active() -> None:
     subject = controllers()
     assert not subject.active
-    assert subject.conditions(0.0) is QUIET
-    assert subject.keys(facts().head, facts().view) == NO_KEYS
+    assert subject.conditions(0.0) == QUIET
+    assert subject.keys(facts().head, facts().view) == Keys()
 
 
 def test_only_pools_that_press_are_told() -> None:
@@ -213,7 +214,7 @@ class TestReload:
         subject = controllers(load={}, budgets={"s": {"strong_share": 0.3}}, session={})
         reload(subject, settings_of())
         assert not subject.active
-        assert subject.conditions(0.0) is QUIET
+        assert subject.conditions(0.0) == QUIET
         assert subject.decided(facts(), decision("large"), "key", 0.0) == ""
 
 

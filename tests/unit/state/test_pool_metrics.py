@@ -14,7 +14,8 @@ import pytest
 
 from semroute_extproc.events import Event, Scraped
 from semroute_extproc.settings.pools import Pool
-from semroute_extproc.state.pool_metrics import fetch_page, gauge_names, read_page, scrape
+from semroute_extproc.state import pool_metrics
+from semroute_extproc.state.pool_metrics import Load, fetch, read_page, scrape
 from semroute_extproc.telemetry.admin import AdminServer, text
 from semroute_extproc.telemetry.prom import PrometheusSink
 
@@ -49,7 +50,7 @@ def test_a_pool_may_call_its_gauges_otherwise_and_the_first_name_found_counts() 
             "gauges": {"running": "sglang:num_running_reqs", "waiting": ["new_queue", "old_queue"]},
         }
     )
-    assert read_page(page, gauge_names(pool)) == {"running": 5.0, "waiting": 3.0}
+    assert read_page(page, pool.gauges) == {"running": 5.0, "waiting": 3.0}
     assert read_page("# TYPE vllm:gpu_cache_usage_perc gauge\nvllm:gpu_cache_usage_perc 0.5\n") == {
         "kv_cache_usage": 0.5
     }
@@ -88,7 +89,9 @@ async def serving(answer: Callable[[asyncio.StreamWriter], Awaitable[None]]) -> 
     server.close()
 
 
-async def test_a_page_that_comes_byte_by_byte_is_given_up() -> None:
+async def test_a_page_that_comes_byte_by_byte_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_metrics, "TIMEOUT_SECONDS", 0.2)
+
     async def drip(writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.0 200 OK\r\n\r\n")
         while not writer.is_closing():
@@ -97,7 +100,7 @@ async def test_a_page_that_comes_byte_by_byte_is_given_up() -> None:
 
     async with serving(drip) as url:
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(asyncio.to_thread(fetch_page, url, 0.2), 5)
+            await asyncio.wait_for(asyncio.to_thread(fetch, url, {}), 5)
 
 
 async def test_a_pool_is_asked_directly_whatever_proxy_the_environment_names(
@@ -107,7 +110,8 @@ async def test_a_pool_is_asked_directly_whatever_proxy_the_environment_names(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     server = AdminServer("127.0.0.1:0", {"/metrics": lambda: text(200, PAGE)})
-    assert await asyncio.to_thread(fetch_page, f"http://127.0.0.1:{server.port}/metrics") == PAGE
+    found = await asyncio.to_thread(fetch, f"http://127.0.0.1:{server.port}/metrics", {})
+    assert found == read_page(PAGE)
     await asyncio.to_thread(server.close)
 
 
@@ -120,7 +124,7 @@ async def test_a_page_elsewhere_is_not_the_pools() -> None:
 
     async with serving(redirect) as url:
         with pytest.raises(httpx2.HTTPStatusError, match="302"):
-            await asyncio.to_thread(fetch_page, url)
+            await asyncio.to_thread(fetch, url, {})
     await asyncio.to_thread(elsewhere.close)
 
 
@@ -137,14 +141,17 @@ class Told(list[Scraped]):
 
 @asynccontextmanager
 async def scraping(
-    pools: dict[str, Pool], fetch: Callable[[str], str] = fetch_page, seconds_max: float = 2.0
+    pools: dict[str, Pool], read: Callable[[str, object], Load] = fetch, seconds_max: float = 2.0
 ) -> AsyncIterator[Told]:
     told = Told()
-    run = scrape(lambda: pools, told.emit, fetch=fetch, interval=0.01, probe_seconds_max=seconds_max)
-    task = asyncio.create_task(run)
-    async with asyncio.timeout(10):
-        yield told
-    task.cancel()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pool_metrics, "INTERVAL_SECONDS", 0.01)
+        patched.setattr(pool_metrics, "PROBE_SECONDS_MAX", seconds_max)
+        patched.setattr(pool_metrics, "fetch", read)
+        task = asyncio.create_task(scrape(lambda: pools, told.emit))
+        async with asyncio.timeout(10):
+            yield told
+        task.cancel()
 
 
 def pool(url: str | None) -> Pool:
@@ -173,14 +180,14 @@ async def test_a_page_whose_name_does_not_resolve_holds_no_other_up() -> None:
     """Looking a name up has no timeout of ours."""
     resolved, asked = threading.Event(), Counter[str]()
 
-    def fetch(url: str) -> str:
+    def read(url: str, _: object) -> Load:
         asked[url] += 1
         if "nowhere" in url:
             resolved.wait(10)
-        return PAGE
+        return read_page(PAGE)
 
     pools = {name: pool(f"http://{name}/metrics") for name in ("up", "nowhere")}
-    async with scraping(pools, fetch, 0.1) as told:
+    async with scraping(pools, read, 0.1) as told:
         while told.count(Scraped("up", read_page(PAGE), failed=False)) < 5:
             await asyncio.sleep(0.01)
         assert told.count(Scraped("nowhere", {}, failed=True)) >= 4
@@ -192,7 +199,7 @@ async def test_a_page_whose_name_does_not_resolve_holds_no_other_up() -> None:
 
 async def test_the_load_of_a_pool_that_is_gone_is_unknown() -> None:
     pools = {"up": pool("http://pool/metrics")}
-    async with scraping(pools, lambda _: PAGE) as told:
+    async with scraping(pools, lambda *_: read_page(PAGE)) as told:
         while not told.last("up"):
             await asyncio.sleep(0.01)
         pools.clear()

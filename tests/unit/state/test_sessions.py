@@ -10,7 +10,6 @@ from semroute_extproc.policy.context import Lock
 from semroute_extproc.request.view import Api, RequestHead, RequestView, Turn
 from semroute_extproc.state.sessions import (
     HASHED_CHARACTERS_MAX,
-    NO_KEYS,
     Keys,
     Sessions,
     len_before,
@@ -97,7 +96,7 @@ class TestByTurns:
 
     @pytest.mark.parametrize("turns", [(), said("s:Be brief."), said("a:x")])
     def test_where_the_user_said_nothing_there_is_none(self, turns: tuple[Turn, ...]) -> None:
-        assert keys(turns) == NO_KEYS
+        assert keys(turns) == Keys()
 
     def test_a_long_turn_counts_by_its_ends_and_its_length(self) -> None:
         long = "x" * HASHED_CHARACTERS_MAX
@@ -118,7 +117,7 @@ class TestByHeader:
 
     def test_a_request_that_shows_only_its_end_needs_the_header(self) -> None:
         stateful = view(said("u:And a comonad?"), stateful=True)
-        assert session_keys(head(), stateful, SECRET) == NO_KEYS
+        assert session_keys(head(), stateful, SECRET) == Keys()
         assert session_keys(head(x_semroute_session="7"), stateful, SECRET).find != ""
 
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from semroute_extproc.errors import ConfigError
 from semroute_extproc.events import Event, SessionStoreError, ignore
 from semroute_extproc.settings.controllers import SessionController
+from semroute_extproc.state import shared_sessions
 from semroute_extproc.state.shared_sessions import FAILURES_MAX, WRITES_MAX, SharedSessions, connect
 
 
@@ -166,10 +167,13 @@ async def test_a_write_that_fails_late_does_not_bring_an_older_pool_back() -> No
     assert await subject.find("k", soon()) == "large"
 
 
-async def test_what_is_yet_to_be_written_is_bounded_and_forgotten_in_time() -> None:
+async def test_what_is_yet_to_be_written_is_bounded_and_forgotten_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shared_sessions, "UNWRITTEN_MAX", 2)
     now = [100.0]
     memory = FakeMemory(error=ConnectionError())
-    subject, _ = shared(memory, unwritten_max=2, clock=lambda: now[0])
+    subject, _ = shared(memory, clock=lambda: now[0])
     for key in ("a", "b", "c"):
         subject.keep(key, "small")
     found = [await subject.find(key, soon()) for key in ("a", "b", "c")]
