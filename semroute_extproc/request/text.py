@@ -1,7 +1,7 @@
-"""From conversation turns to the classified text, and its surface features.
+"""From conversation turns to the classified text, and its surface features. Pure.
 
-Pure. No tokenizer: everything is counted in characters, at most `CLASSIFIED_CHARACTERS_MAX` of them, so
-the cost does not grow with the prompt.
+No tokenizer: at most `CLASSIFIED_CHARACTERS_MAX` characters are counted, so the cost does not grow with
+the prompt.
 """
 
 from __future__ import annotations
@@ -12,28 +12,13 @@ from collections.abc import Sequence
 
 from semroute_extproc.request.view import Turn
 
-CLASSIFIED_CHARACTERS_MAX = 8_192
-"""Longest classified text; longer text keeps its head and its tail."""
-
-CONTEXT_CHARACTERS = 240
-"""A last user turn shorter than this ("commit it") is read with the user turns before it."""
-
-ELISION = " … "
-"""Replaces the middle of a long text."""
+CLASSIFIED_CHARACTERS_MAX = 8_192  # longer text keeps its head and its tail
+CONTEXT_CHARACTERS = 240  # a shorter last user turn ("commit it") is read with the user turns before it
+ELISION = " … "  # replaces the middle of a long text
 
 SURFACE_NAMES = (
-    "log_words",
-    "log_characters",
-    "log_lines",
-    "mean_word_length",
-    "digit_share",
-    "uppercase_share",
-    "punctuation_share",
-    "code_marks",
-    "latex_marks",
-    "options",
-    "question_marks",
-    "non_ascii_share",
+    *("log_words", "log_characters", "log_lines", "mean_word_length", "digit_share", "uppercase_share"),
+    *("punctuation_share", "code_marks", "latex_marks", "options", "question_marks", "non_ascii_share"),
 )
 """Names of the surface features, in the order of the encoder heads' input."""
 

@@ -1,16 +1,10 @@
-"""The APIs whose requests are routed by content, one module each.
+"""The APIs whose requests are routed by content, one module each. Pure.
 
-Pure. A reader decodes only the fields it names and skips the rest at the speed of a scan, base64
-images above all. An optional field of the wrong type counts as not given: only the upstream refuses
-requests for that. An unreadable body raises BadBody:
-
-    not_json         no JSON (a byte order mark, invalid UTF-8 and lone surrogates included)
-    too_deep         nested deeper than the parser's stack
-    wrong_type       not an object, or `messages`, `input`, `prompt` or `model` of the wrong type
-    too_many_parts   more messages and parts than reading.ELEMENTS_MAX
-    no_text          no text and no images
-
-Of duplicate keys the last one counts, as for Python's own parser and thus for vLLM.
+The body of each API is a struct of the fields that are needed; the rest is skipped at the speed of a scan,
+base64 images above all. An optional field of the wrong type counts as not given: only the upstream refuses
+requests for that. An unreadable body raises BadBody `not_json` (also for a byte order mark, invalid UTF-8
+or lone surrogates), `too_deep`, `wrong_type`, `too_many_parts` or `no_text` (and no images either). Of
+duplicate keys the last one counts, as for Python's own parser and thus for vLLM.
 """
 
 from __future__ import annotations
@@ -19,29 +13,29 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import msgspec
+from msgspec.json import Decoder
 
 from semroute_extproc.errors import BadBody
 from semroute_extproc.outcome import Cause
-from semroute_extproc.request.apis import chat_completions, completions, embeddings, messages, responses
+from semroute_extproc.request.apis.chat_completions import ChatBody
+from semroute_extproc.request.apis.completions import CompletionBody
+from semroute_extproc.request.apis.embeddings import EmbeddingBody
+from semroute_extproc.request.apis.messages import MessagesBody
+from semroute_extproc.request.apis.reading import Body
+from semroute_extproc.request.apis.responses import ResponsesBody
 from semroute_extproc.request.view import Api, RequestView
 
 T = TypeVar("T")
 
-PATHS: Mapping[str, Api] = {
-    "/v1/chat/completions": Api.CHAT_COMPLETIONS,
-    "/v1/completions": Api.COMPLETIONS,
-    "/v1/responses": Api.RESPONSES,
-    "/v1/messages": Api.MESSAGES,
-    "/v1/embeddings": Api.EMBEDDINGS,
-}
+PATHS: Mapping[str, Api] = {f"/v1/{api.replace('_', '/')}": api for api in Api}
 """Path without query to its API. `/v1/messages/count_tokens` is not one: it runs no model."""
 
-_READERS: Mapping[Api, Callable[[bytes], RequestView]] = {
-    Api.CHAT_COMPLETIONS: chat_completions.read,
-    Api.COMPLETIONS: completions.read,
-    Api.RESPONSES: responses.read,
-    Api.MESSAGES: messages.read,
-    Api.EMBEDDINGS: embeddings.read,
+_BODIES: Mapping[Api, Decoder[Body]] = {
+    Api.CHAT_COMPLETIONS: Decoder(ChatBody),
+    Api.COMPLETIONS: Decoder(CompletionBody),
+    Api.RESPONSES: Decoder(ResponsesBody),
+    Api.MESSAGES: Decoder(MessagesBody),
+    Api.EMBEDDINGS: Decoder(EmbeddingBody),
 }
 
 
@@ -49,7 +43,7 @@ class _OnlyModel(msgspec.Struct):
     model: str = ""
 
 
-_MODEL = msgspec.json.Decoder(_OnlyModel)
+_MODEL = Decoder(_OnlyModel)
 
 
 def model_of(body: bytes) -> str:
@@ -59,7 +53,7 @@ def model_of(body: bytes) -> str:
 
 def parse(api: Api, body: bytes) -> RequestView:
     """The facts of a request's body; raises only BadBody, for any bytes."""
-    return _read(_READERS[api], body)
+    return _read(lambda raw: _BODIES[api].decode(raw).view(), body)
 
 
 def _read(reader: Callable[[bytes], T], body: bytes) -> T:

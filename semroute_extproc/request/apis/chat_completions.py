@@ -5,8 +5,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Raw
 
-from semroute_extproc.request.apis import reading
-from semroute_extproc.request.apis.reading import ABSENT, Content, given, positive
+from semroute_extproc.request.apis.reading import ABSENT, Body, Content, Draft, asks_for_json, given, positive
 from semroute_extproc.request.view import Api, RequestView
 
 
@@ -19,43 +18,34 @@ class ChatMessage(msgspec.Struct, gc=False):
     function_call: Raw = ABSENT
 
 
-class _ChatBody(reading.Body):
+class ChatBody(Body):
+    """A chat request."""
+
     messages: list[ChatMessage] | None = None
     functions: Raw = ABSENT
     max_completion_tokens: Raw = ABSENT
     reasoning_effort: Raw = ABSENT
     thinking_token_budget: Raw = ABSENT
 
-
-_BODY = msgspec.json.Decoder(_ChatBody)
-
-
-def read(body: bytes) -> RequestView:
-    """The view of a chat request; raises msgspec's errors, or BadBody if there is no text."""
-    request = _BODY.decode(body)
-    draft = reading.Draft()
-    converse(draft, request.messages)
-    draft.declare(request.tools)
-    draft.declare(request.functions)
-    # vLLM ignores `thinking` and `reasoning`, other vendors' spellings, but they show the client's intent.
-    other = given(request.thinking_token_budget) or given(request.thinking) or given(request.reasoning)
-    return draft.view(
-        Api.CHAT_COMPLETIONS,
-        request.model,
-        stream=reading.flag(request.stream),
-        tool_loop=bool(draft.turns) and draft.turns[-1].role == "tool",
-        json_mode=reading.asks_for_json(request.response_format, request.structured_outputs),
-        max_output_tokens=positive(request.max_completion_tokens) or positive(request.max_tokens),
-        **reading.reasoning(
-            request.chat_template_kwargs,
-            {("reasoning_effort",): request.reasoning_effort},
-            request.reasoning_effort,
-            other=other,
-        ),
-    )
+    def view(self) -> RequestView:
+        """The facts of the request."""
+        draft = Draft()
+        converse(draft, self.messages)
+        draft.declare(self.tools)
+        draft.declare(self.functions)
+        # vLLM ignores `thinking` and `reasoning`, other vendors' spellings, but they show the client's intent.
+        other = given(self.thinking_token_budget) or given(self.thinking) or given(self.reasoning)
+        return draft.view(
+            Api.CHAT_COMPLETIONS,
+            self,
+            tool_loop=bool(draft.turns) and draft.turns[-1].role == "tool",
+            json_mode=asks_for_json(self.response_format, self.structured_outputs),
+            max_output_tokens=positive(self.max_completion_tokens) or positive(self.max_tokens),
+            **self.switches({("reasoning_effort",): self.reasoning_effort}, other),
+        )
 
 
-def converse(draft: reading.Draft, messages: list[ChatMessage] | None) -> None:
+def converse(draft: Draft, messages: list[ChatMessage] | None) -> None:
     """Add a turn for each message."""
     draft.take(messages)
     for message in messages or ():

@@ -8,35 +8,28 @@ from msgspec.json import Decoder
 
 from semroute_extproc.errors import BadBody
 from semroute_extproc.outcome import Cause
-from semroute_extproc.request.apis import reading
-from semroute_extproc.request.apis.reading import ABSENT
+from semroute_extproc.request.apis.reading import ABSENT, Body, Draft, asks_for_json, optional, positive
 from semroute_extproc.request.view import Api, RequestView
 
-
-class _CompletionBody(reading.Body):
-    prompt: Raw = ABSENT
-
-
-_BODY = Decoder(_CompletionBody)
 _TEXTS = Decoder(str | list[str] | None)
 _TOKEN_IDS = Decoder(list[int | list[int]])
 
 
-def read(body: bytes) -> RequestView:
-    """The view of a completion request; raises msgspec's errors, or BadBody if there is no text."""
-    request = _BODY.decode(body)
-    draft = reading.Draft()
-    prompt(draft, request.prompt)
-    return draft.view(
-        Api.COMPLETIONS,
-        request.model,
-        stream=reading.flag(request.stream),
-        json_mode=reading.asks_for_json(request.response_format, request.structured_outputs),
-        max_output_tokens=reading.positive(request.max_tokens),
-    )
+class CompletionBody(Body):
+    """A completion request."""
+
+    prompt: Raw = ABSENT
+
+    def view(self) -> RequestView:
+        """The facts of the request."""
+        draft = Draft()
+        add_prompt(draft, self.prompt)
+        json_mode = asks_for_json(self.response_format, self.structured_outputs)
+        limit = positive(self.max_tokens)
+        return draft.view(Api.COMPLETIONS, self, json_mode=json_mode, max_output_tokens=limit)
 
 
-def prompt(draft: reading.Draft, raw: Raw) -> None:
+def add_prompt(draft: Draft, raw: Raw) -> None:
     """Add the turn of a prompt: a string, or a batch of them, which makes one turn.
 
     The prompts of a batch are answered one by one, so the longest one counts as the request's length:
@@ -45,11 +38,10 @@ def prompt(draft: reading.Draft, raw: Raw) -> None:
     try:
         texts = (_TEXTS.decode(raw) if raw else None) or []
     except msgspec.ValidationError:
-        if reading.optional(raw, _TOKEN_IDS) is not None:
+        if optional(raw, _TOKEN_IDS) is not None:
             raise BadBody(Cause.NO_TEXT, "the prompt is token ids") from None
         raise
     if isinstance(texts, str):
-        draft.say("user", texts)
-    else:
-        draft.say("user", "\n".join(texts))
-        draft.characters = max(map(len, texts), default=0)
+        texts = [texts]
+    draft.say("user", "\n".join(texts))
+    draft.characters = max(map(len, texts), default=0)

@@ -8,8 +8,16 @@ import msgspec
 from msgspec import Raw
 from msgspec.json import Decoder
 
-from semroute_extproc.request.apis import reading
-from semroute_extproc.request.apis.reading import ABSENT, Draft, inner, string
+from semroute_extproc.request.apis.reading import (
+    ABSENT,
+    Body,
+    Draft,
+    asks_for_json,
+    inner,
+    optional,
+    positive,
+    string,
+)
 from semroute_extproc.request.view import Api, RequestView
 
 NESTING_MAX = 3
@@ -32,42 +40,38 @@ class _Message(msgspec.Struct, gc=False):
     content: str | list[_Block] | None = None
 
 
-class _MessagesBody(reading.Body):
+_BLOCKS = Decoder(str | list[_Block])
+
+
+class MessagesBody(Body):
+    """A messages request."""
+
     messages: list[_Message] | None = None
     system: Raw = ABSENT
     output_config: Raw = ABSENT
 
-
-_BODY = Decoder(_MessagesBody)
-_BLOCKS = Decoder(str | list[_Block])
-
-
-def read(body: bytes) -> RequestView:
-    """The view of a messages request; raises msgspec's errors, or BadBody if there is no text."""
-    request = _BODY.decode(body)
-    draft = Draft()
-    if system := _blocks(draft, request.system, NESTING_MAX):
-        draft.say("system", system)
-    tool_loop = False
-    draft.take(request.messages)
-    for message in request.messages or ():
-        tool_loop = _add(draft, message)
-    draft.declare(request.tools)
-    output = inner(request.output_config)
-    fields = {("thinking",): request.thinking, ("output_config", "effort"): output.effort}
-    reasoning = reading.reasoning(request.chat_template_kwargs, fields, output.effort)
-    if string(inner(request.thinking).type) == "disabled":
-        # vLLM reads `thinking` after the effort, so switching it off wins.
-        reasoning["effort"] = "none"
-    return draft.view(
-        Api.MESSAGES,
-        request.model,
-        stream=reading.flag(request.stream),
-        tool_loop=tool_loop,
-        json_mode=reading.asks_for_json(output.format),
-        max_output_tokens=reading.positive(request.max_tokens),
-        **reasoning,
-    )
+    def view(self) -> RequestView:
+        """The facts of the request."""
+        draft = Draft()
+        if system := _blocks(draft, self.system, NESTING_MAX):
+            draft.say("system", system)
+        tool_loop = False
+        draft.take(self.messages)
+        for message in self.messages or ():
+            tool_loop = _add(draft, message)
+        draft.declare(self.tools)
+        output = inner(self.output_config)
+        reasoning = self.switches({("thinking",): self.thinking, ("output_config", "effort"): output.effort})
+        if string(inner(self.thinking).type) == "disabled":
+            reasoning["effort"] = "none"  # vLLM reads `thinking` after the effort, so switching it off wins
+        return draft.view(
+            Api.MESSAGES,
+            self,
+            tool_loop=tool_loop,
+            json_mode=asks_for_json(output.format),
+            max_output_tokens=positive(self.max_tokens),
+            **reasoning,
+        )
 
 
 def _add(draft: Draft, message: _Message) -> bool:
@@ -75,10 +79,8 @@ def _add(draft: Draft, message: _Message) -> bool:
 
     Results come before the text that they are sent with, as vLLM orders them for the template.
     """
-    if not isinstance(message.content, list):
-        draft.say(message.role, message.content or "")
-        return False
-    results = [block for block in message.content if block.type == "tool_result"]
+    blocks = message.content if isinstance(message.content, list) else ()
+    results = [block for block in blocks if block.type == "tool_result"]
     for block in results:
         draft.say("tool", _blocks(draft, block.content, NESTING_MAX - 1))
     text = _text(draft, message.content, NESTING_MAX)
@@ -105,12 +107,12 @@ def _text(draft: Draft, content: str | Sequence[_Block] | None, nesting: int) ->
                 texts.append(_blocks(draft, block.content, nesting - 1))
             case "tool_use" | "server_tool_use":
                 draft.count(block.input)
-    return "\n".join(text for text in texts if text)
+    return "\n".join(filter(None, texts))
 
 
 def _blocks(draft: Draft, raw: Raw, nesting: int) -> str:
     """The text of blocks within a block."""
-    return _text(draft, reading.optional(raw, _BLOCKS), nesting) if nesting > 0 else ""
+    return _text(draft, optional(raw, _BLOCKS), nesting) if nesting > 0 else ""
 
 
 def _document(draft: Draft, raw: Raw, nesting: int) -> str:

@@ -5,8 +5,17 @@ from __future__ import annotations
 import msgspec
 from msgspec import Raw
 
-from semroute_extproc.request.apis import reading
-from semroute_extproc.request.apis.reading import ABSENT, Draft, inner, string
+from semroute_extproc.request.apis.reading import (
+    ABSENT,
+    CONTENT,
+    Body,
+    Draft,
+    asks_for_json,
+    inner,
+    optional,
+    positive,
+    string,
+)
 from semroute_extproc.request.view import Api, RequestView
 
 
@@ -21,36 +30,31 @@ class _Item(msgspec.Struct, gc=False):
     input: Raw = ABSENT
 
 
-class _ResponsesBody(reading.Body):
+class ResponsesBody(Body):
+    """A responses request."""
+
     input: str | list[_Item] | None = None
     instructions: Raw = ABSENT
     text: Raw = ABSENT
     max_output_tokens: Raw = ABSENT
     previous_response_id: Raw = ABSENT
 
-
-_BODY = msgspec.json.Decoder(_ResponsesBody)
-
-
-def read(body: bytes) -> RequestView:
-    """The view of a responses request; raises msgspec's errors, or BadBody if there is no text."""
-    request = _BODY.decode(body)
-    draft = Draft()
-    if instructions := string(request.instructions):
-        draft.say("system", instructions)
-    tool_loop = _converse(draft, request.input)
-    draft.declare(request.tools)
-    effort = inner(request.reasoning).effort
-    return draft.view(
-        Api.RESPONSES,
-        request.model,
-        stream=reading.flag(request.stream),
-        tool_loop=tool_loop,
-        json_mode=reading.asks_for_json(inner(request.text).format, request.structured_outputs),
-        max_output_tokens=reading.positive(request.max_output_tokens),
-        stateful=bool(string(request.previous_response_id)),
-        **reading.reasoning(request.chat_template_kwargs, {("reasoning", "effort"): effort}, effort),
-    )
+    def view(self) -> RequestView:
+        """The facts of the request."""
+        draft = Draft()
+        if instructions := string(self.instructions):
+            draft.say("system", instructions)
+        tool_loop = _converse(draft, self.input)
+        draft.declare(self.tools)
+        return draft.view(
+            Api.RESPONSES,
+            self,
+            tool_loop=tool_loop,
+            json_mode=asks_for_json(inner(self.text).format, self.structured_outputs),
+            max_output_tokens=positive(self.max_output_tokens),
+            stateful=bool(string(self.previous_response_id)),
+            **self.switches({("reasoning", "effort"): inner(self.reasoning).effort}),
+        )
 
 
 def _converse(draft: Draft, given: str | list[_Item] | None) -> bool:
@@ -64,19 +68,13 @@ def _converse(draft: Draft, given: str | list[_Item] | None) -> bool:
         kind = item.type or "message"
         tool_loop = kind.endswith("_output")
         if kind == "message":
-            content = reading.CONTENT.decode(item.content) if item.content else None
-            draft.say(item.role, draft.read(content))
+            draft.say(item.role, draft.read(CONTENT.decode(item.content) if item.content else None))
         elif tool_loop:
-            draft.say("tool", _result(draft, item.output))
+            content = optional(item.output, CONTENT)
+            if content is None and string(inner(item.output).type):
+                draft.images += 1  # a single object is a screenshot or another medium
+            draft.say("tool", draft.read(content))
         elif kind.endswith("_call"):
             draft.count(item.arguments)
             draft.count(item.input)
     return tool_loop
-
-
-def _result(draft: Draft, output: Raw) -> str:
-    """The text of a tool's result; a single object is a screenshot or another medium."""
-    content = reading.optional(output, reading.CONTENT)
-    if content is None and string(inner(output).type):
-        draft.images += 1
-    return draft.read(content)
