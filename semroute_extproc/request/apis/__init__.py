@@ -1,4 +1,4 @@
-"""The APIs whose requests are routed by content, one module each. Pure.
+"""The APIs whose requests are routed by content. Pure.
 
 The body of each API is a struct of the fields that are needed; the rest is skipped at the speed of a scan,
 base64 images above all. An optional field of the wrong type counts as not given: only the upstream refuses
@@ -13,16 +13,10 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import msgspec
-from msgspec.json import Decoder
 
 from semroute_extproc.errors import BadBody
 from semroute_extproc.outcome import Cause
-from semroute_extproc.request.apis.chat_completions import ChatBody
-from semroute_extproc.request.apis.completions import CompletionBody
-from semroute_extproc.request.apis.embeddings import EmbeddingBody
-from semroute_extproc.request.apis.messages import MessagesBody
-from semroute_extproc.request.apis.reading import Body
-from semroute_extproc.request.apis.responses import ResponsesBody
+from semroute_extproc.request.apis import anthropic, openai
 from semroute_extproc.request.view import Api, RequestView
 
 T = TypeVar("T")
@@ -30,20 +24,14 @@ T = TypeVar("T")
 PATHS: Mapping[str, Api] = {f"/v1/{api.replace('_', '/')}": api for api in Api}
 """Path without query to its API. `/v1/messages/count_tokens` is not one: it runs no model."""
 
-_BODIES: Mapping[Api, Decoder[Body]] = {
-    Api.CHAT_COMPLETIONS: Decoder(ChatBody),
-    Api.COMPLETIONS: Decoder(CompletionBody),
-    Api.RESPONSES: Decoder(ResponsesBody),
-    Api.MESSAGES: Decoder(MessagesBody),
-    Api.EMBEDDINGS: Decoder(EmbeddingBody),
-}
+_BODIES = {**openai.BODIES, **anthropic.BODIES}
 
 
 class _OnlyModel(msgspec.Struct):
     model: str = ""
 
 
-_MODEL = Decoder(_OnlyModel)
+_MODEL = msgspec.json.Decoder(_OnlyModel)
 
 
 def model_of(body: bytes) -> str:
@@ -53,7 +41,7 @@ def model_of(body: bytes) -> str:
 
 def parse(api: Api, body: bytes) -> RequestView:
     """The facts of a request's body; raises only BadBody, for any bytes."""
-    return _read(lambda raw: _BODIES[api].decode(raw).view(), body)
+    return _read(lambda raw: _BODIES[api].decode(raw).view(api), body)
 
 
 def _read(reader: Callable[[bytes], T], body: bytes) -> T:

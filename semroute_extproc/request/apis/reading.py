@@ -115,54 +115,6 @@ def asks_for_json(response_format: Raw, structured_outputs: Raw = ABSENT) -> boo
     return given(outputs.json) or flag(outputs.json_object)
 
 
-class Body(msgspec.Struct, gc=False):
-    """Members that a request has in more than one API."""
-
-    model: str | None = None
-    stream: Raw = ABSENT
-    tools: Raw = ABSENT
-    response_format: Raw = ABSENT
-    structured_outputs: Raw = ABSENT
-    max_tokens: Raw = ABSENT
-    reasoning: Raw = ABSENT
-    thinking: Raw = ABSENT
-    chat_template_kwargs: Raw = ABSENT
-
-    def view(self) -> RequestView:
-        """The facts of the request; raises msgspec's errors, or BadBody if there is no text."""
-        raise NotImplementedError
-
-    def switches(self, fields: Mapping[tuple[str, ...], Raw], other: bool = False) -> dict[str, Any]:
-        """The facts `effort`, `reasoning_set` and `reasoning_paths` of a RequestView.
-
-        `fields` are the members of the body that switch reasoning, the last of them the effort; `other` is
-        true if the client set a switch that a policy cannot replace. Templates name their switches freely
-        (`enable_thinking`, `thinking_mode`, …), so every key of `chat_template_kwargs` with "think" or
-        "reason" in it counts as one.
-        """
-        paths = [path for path, raw in fields.items() if given(raw)]
-        is_set = other or bool(paths)
-        *_, effort = fields.values()
-        asked = _effort(effort)
-        if given(self.chat_template_kwargs):
-            arguments = optional(self.chat_template_kwargs, _OBJECT) or {}
-            switches = {name: raw for name, raw in arguments.items() if given(raw)}
-            is_set = is_set or any("think" in name or "reason" in name for name in map(str.lower, switches))
-            paths += [(KWARGS, name) for name in TEMPLATE_SWITCHES if name in switches]
-            # A field beats the template's own argument in vLLM (ChatCompletionRequest.build_chat_params).
-            asked = asked or _effort(switches.get("reasoning_effort", ABSENT))
-            off = [switches.get(name, ABSENT) for name in ("enable_thinking", "thinking")]
-            if not asked and any(optional(raw, _BOOLEAN) is False for raw in off):
-                asked = "none"
-        return {"effort": asked, "reasoning_set": is_set, "reasoning_paths": tuple(paths)}
-
-
-def _effort(raw: Raw) -> str:
-    """A reasoning effort that vLLM knows; empty for anything else."""
-    effort = string(raw)
-    return effort if effort in EFFORTS else ""
-
-
 @dataclass(slots=True)
 class Draft:
     """The draft of a RequestView: its turns, and counts."""
@@ -174,9 +126,9 @@ class Draft:
     tools: int = 0
     elements: int = 0
 
-    def take(self, elements: Sized | None) -> None:
+    def take(self, elements: Sized) -> None:
         """Count messages, items or parts before they are read; raises BadBody if they are too many."""
-        self.elements += len(elements or ())
+        self.elements += len(elements)
         if self.elements > ELEMENTS_MAX:
             raise BadBody(Cause.TOO_MANY_PARTS)
 
@@ -218,10 +170,59 @@ class Draft:
             self.tools += len(declared)
             self.count(tools)
 
-    def view(self, api: Api, body: Body, **facts: Any) -> RequestView:
-        """The finished view; raises BadBody if it has nothing to read."""
-        if not (self.images or self.written or facts.get("stateful")):
+
+class Body(msgspec.Struct, gc=False):
+    """The members that the bodies of several APIs have."""
+
+    model: str | None = None
+    stream: Raw = ABSENT
+    tools: Raw = ABSENT
+    response_format: Raw = ABSENT
+    structured_outputs: Raw = ABSENT
+    max_tokens: Raw = ABSENT
+    reasoning: Raw = ABSENT
+    thinking: Raw = ABSENT
+    chat_template_kwargs: Raw = ABSENT
+
+    def read(self, draft: Draft) -> dict[str, Any]:
+        """Fill the draft; returns the other facts of an API. Raises msgspec's errors and BadBody."""
+        raise NotImplementedError
+
+    def view(self, api: Api) -> RequestView:
+        """The facts of the request; raises also BadBody if there is nothing to read."""
+        draft = Draft()
+        facts = {"stream": flag(self.stream), **self.read(draft)}
+        if not (draft.images or draft.written or facts.get("stateful")):
             raise BadBody(Cause.NO_TEXT)
-        facts.setdefault("stream", flag(body.stream))
-        counts = {"images": self.images, "tools": self.tools, "characters": self.characters}
-        return RequestView(api, body.model or "", tuple(self.turns), **counts, **facts)
+        facts |= {"images": draft.images, "tools": draft.tools, "characters": draft.characters}
+        return RequestView(api, self.model or "", tuple(draft.turns), **facts)
+
+    def switches(self, fields: Mapping[tuple[str, ...], Raw], other: bool = False) -> dict[str, Any]:
+        """The facts `effort`, `reasoning_set` and `reasoning_paths` of a RequestView.
+
+        `fields` are the members of the body that switch reasoning, the last of them the effort; `other` is
+        true if the client set a switch that a policy cannot replace. Templates name their switches freely
+        (`enable_thinking`, `thinking_mode`, …), so every key of `chat_template_kwargs` with "think" or
+        "reason" in it counts as one.
+        """
+        paths = [path for path, raw in fields.items() if given(raw)]
+        is_set = other or bool(paths)
+        *_, effort = fields.values()
+        asked = _effort(effort)
+        if given(self.chat_template_kwargs):
+            arguments = optional(self.chat_template_kwargs, _OBJECT) or {}
+            switches = {name: raw for name, raw in arguments.items() if given(raw)}
+            is_set = is_set or any("think" in name or "reason" in name for name in map(str.lower, switches))
+            paths += [(KWARGS, name) for name in TEMPLATE_SWITCHES if name in switches]
+            # A field beats the template's own argument in vLLM (ChatCompletionRequest.build_chat_params).
+            asked = asked or _effort(switches.get("reasoning_effort", ABSENT))
+            off = [switches.get(name, ABSENT) for name in ("enable_thinking", "thinking")]
+            if not asked and any(optional(raw, _BOOLEAN) is False for raw in off):
+                asked = "none"
+        return {"effort": asked, "reasoning_set": is_set, "reasoning_paths": tuple(paths)}
+
+
+def _effort(raw: Raw) -> str:
+    """A reasoning effort that vLLM knows; empty for anything else."""
+    effort = string(raw)
+    return effort if effort in EFFORTS else ""

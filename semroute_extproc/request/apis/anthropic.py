@@ -1,24 +1,16 @@
-"""`POST /v1/messages`: Anthropic's messages API."""
+"""Anthropic's messages API."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 from msgspec import Raw
 from msgspec.json import Decoder
 
-from semroute_extproc.request.apis.reading import (
-    ABSENT,
-    Body,
-    Draft,
-    asks_for_json,
-    inner,
-    optional,
-    positive,
-    string,
-)
-from semroute_extproc.request.view import Api, RequestView
+from semroute_extproc.request.apis import reading
+from semroute_extproc.request.apis.reading import ABSENT, Body, Draft, inner, string
+from semroute_extproc.request.view import Api
 
 NESTING_MAX = 3
 """Levels of blocks within blocks that are read (a search result in a tool's result in a message). Each
@@ -35,28 +27,25 @@ class _Block(msgspec.Struct, gc=False):
     source: Raw = ABSENT
 
 
+_Blocks = str | list[_Block] | None
+_BLOCKS = Decoder[Any](_Blocks)
+
+
 class _Message(msgspec.Struct, gc=False):
     role: str | None = None
-    content: str | list[_Block] | None = None
+    content: _Blocks = None
 
 
-_BLOCKS = Decoder(str | list[_Block])
-
-
-class MessagesBody(Body):
-    """A messages request."""
-
+class _MessagesBody(Body):
     messages: list[_Message] | None = None
     system: Raw = ABSENT
     output_config: Raw = ABSENT
 
-    def view(self) -> RequestView:
-        """The facts of the request."""
-        draft = Draft()
-        if system := _blocks(draft, self.system, NESTING_MAX):
+    def read(self, draft: Draft) -> dict[str, Any]:
+        if system := _inside(draft, self.system, NESTING_MAX):
             draft.say("system", system)
         tool_loop = False
-        draft.take(self.messages)
+        draft.take(self.messages or ())
         for message in self.messages or ():
             tool_loop = _add(draft, message)
         draft.declare(self.tools)
@@ -64,14 +53,15 @@ class MessagesBody(Body):
         reasoning = self.switches({("thinking",): self.thinking, ("output_config", "effort"): output.effort})
         if string(inner(self.thinking).type) == "disabled":
             reasoning["effort"] = "none"  # vLLM reads `thinking` after the effort, so switching it off wins
-        return draft.view(
-            Api.MESSAGES,
-            self,
-            tool_loop=tool_loop,
-            json_mode=asks_for_json(output.format),
-            max_output_tokens=positive(self.max_tokens),
+        return {
+            "tool_loop": tool_loop,
+            "json_mode": reading.asks_for_json(output.format),
+            "max_output_tokens": reading.positive(self.max_tokens),
             **reasoning,
-        )
+        }
+
+
+BODIES = {Api.MESSAGES: Decoder[Body](_MessagesBody)}
 
 
 def _add(draft: Draft, message: _Message) -> bool:
@@ -82,15 +72,20 @@ def _add(draft: Draft, message: _Message) -> bool:
     blocks = message.content if isinstance(message.content, list) else ()
     results = [block for block in blocks if block.type == "tool_result"]
     for block in results:
-        draft.say("tool", _blocks(draft, block.content, NESTING_MAX - 1))
+        draft.say("tool", _inside(draft, block.content, NESTING_MAX - 1))
     text = _text(draft, message.content, NESTING_MAX)
     if text or not results:
         draft.say(message.role, text)
     return bool(results)
 
 
-def _text(draft: Draft, content: str | Sequence[_Block] | None, nesting: int) -> str:
-    """The text of content blocks without tool results; media are counted."""
+def _inside(draft: Draft, raw: Raw, nesting: int) -> str:
+    """The text of blocks within a block."""
+    return _text(draft, reading.optional(raw, _BLOCKS), nesting) if nesting > 0 else ""
+
+
+def _text(draft: Draft, content: _Blocks, nesting: int) -> str:
+    """The text of content without tool results; media are counted, documents that are not text too."""
     if content is None or isinstance(content, str):
         return content or ""
     draft.take(content)
@@ -102,26 +97,16 @@ def _text(draft: Draft, content: str | Sequence[_Block] | None, nesting: int) ->
             case "image":
                 draft.images += 1
             case "document":
-                texts.append(_document(draft, block.source, nesting - 1))
+                source = inner(block.source)
+                kind = string(source.type)
+                if kind == "text":
+                    texts.append(string(source.data))
+                elif kind == "content":
+                    texts.append(_inside(draft, source.content, nesting - 1))
+                else:
+                    draft.images += 1  # a PDF, a URL, a file
             case "search_result":
-                texts.append(_blocks(draft, block.content, nesting - 1))
+                texts.append(_inside(draft, block.content, nesting - 1))
             case "tool_use" | "server_tool_use":
                 draft.count(block.input)
     return "\n".join(filter(None, texts))
-
-
-def _blocks(draft: Draft, raw: Raw, nesting: int) -> str:
-    """The text of blocks within a block."""
-    return _text(draft, optional(raw, _BLOCKS), nesting) if nesting > 0 else ""
-
-
-def _document(draft: Draft, raw: Raw, nesting: int) -> str:
-    """The text of a document; one that is not text (a PDF, a URL, a file) counts as an image."""
-    source = inner(raw)
-    match string(source.type):
-        case "text":
-            return string(source.data)
-        case "content":
-            return _blocks(draft, source.content, nesting)
-    draft.images += 1
-    return ""
