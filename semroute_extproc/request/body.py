@@ -71,12 +71,10 @@ def _gunzip(body: bytes, limit: int) -> bytes:
 def set_members(body: bytes, members: Mapping[tuple[str, ...], object]) -> bytes:
     """The JSON object `body`, encoded again with the member at each path set to its value, in order.
 
-    A path is a key, or a key and keys inside its object; anything on the path that is not an object
-    becomes one. New members come last. Values may be anything JSON, or `msgspec.Raw`. All other values
-    keep their bytes; white space between members goes, and of duplicate keys the last one stays
-    (docs/adr/0012-edits-reencode-the-top-level.md).
-
-    Raises BadBody: `not_json` if the body is not exactly one JSON object, `too_many_members`.
+    Anything on a path that is not an object becomes one. New members come last. Values may be anything
+    JSON, or `msgspec.Raw`. All other values keep their bytes; white space between members goes, and of
+    duplicate keys the last one stays (docs/adr/0012-edits-reencode-the-top-level.md). Raises BadBody:
+    `not_json` if the body is not exactly one JSON object, `too_many_members`.
     """
     try:
         edited: dict[str, Any] = _members(body)

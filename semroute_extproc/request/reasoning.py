@@ -17,9 +17,16 @@ from semroute_extproc.settings.base import EFFORTS
 Members = dict[tuple[str, ...], object]  # paths in the body to the values to set there
 
 KWARGS = "chat_template_kwargs"  # the member with a client's arguments to the template
-TEMPLATE_SWITCHES = ("enable_thinking", "thinking", "thinking_mode", "reasoning_effort")
-"""Template arguments by which clients switch reasoning."""
+TEMPLATE_SWITCHES = ("enable_thinking", "thinking", "thinking_mode", "reasoning_effort")  # arguments
 
+_EFFORT = {
+    Api.CHAT_COMPLETIONS: ("reasoning_effort",),
+    Api.RESPONSES: ("reasoning", "effort"),
+    Api.MESSAGES: ("output_config", "effort"),
+}
+"""The member in which an API takes an effort."""
+
+# Efforts that a family refuses, to the ones that are written instead.
 _HARMONY = {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"}
 _KIMI_K3 = {"minimal": "low", "medium": "high", "xhigh": "high"}
 
@@ -33,16 +40,14 @@ class Family:
     argument: str = ""  # template argument that is set to `off` for no reasoning, otherwise to `on`
     on: object = None  # None: `argument` only switches reasoning off; it is requested by effort
     off: object = False
-    efforts: Mapping[str, str] | None = None
-    """Efforts that must be written as another one; None if the family has no efforts."""
+    efforts: Mapping[str, str] | None = None  # as which some are written; None if it has no efforts
 
 
 FAMILIES: Mapping[str, Family] = {
     "qwen3": Family("Qwen3 with both modes", "yes", "enable_thinking", on=True),
     "deepseek-v3": Family("DeepSeek V3.1 and V3.2", "no", "thinking", on=True),  # tokenizers/deepseek_v32.py
     "deepseek-v4": Family("DeepSeek V4", "yes", "thinking", efforts={}),  # tokenizers/deepseek_v4.py
-    # Harmony (harmony_utils.get_system_message) refuses other efforts with 400 and has no off switch.
-    "gpt-oss": Family("gpt-oss", "always", efforts=_HARMONY),
+    "gpt-oss": Family("gpt-oss", "always", efforts=_HARMONY),  # harmony_utils.py: others are a 400, no off
     "granite-3": Family("Granite 3.2", "no", "thinking", on=True),
     "granite-4": Family("Granite 4.2", "yes", "enable_thinking", on=True),  # parser/granite_thinking.py
     "glm-4.5": Family("GLM-4.5 and later", "yes", "enable_thinking", on=True),  # parser/glm47_moe.py
@@ -60,16 +65,13 @@ FAMILIES: Mapping[str, Family] = {
 
 
 def switch(family: str, api: Api, effort: str) -> Members:
-    """The members that ask a model of `family` for `effort`; empty where there is no switch.
-
-    `family` is one of FAMILIES and `effort` one of EFFORTS; raises ValueError for other ones.
-    """
+    """The members that ask a model of `family` for `effort`, empty without a switch; raises ValueError."""
     traits = FAMILIES.get(family)
     if traits is None:
         raise ValueError(f"{family!r} is not a reasoning family")
     if effort not in EFFORTS:
         raise ValueError(f"{effort!r} is not a reasoning effort")
-    if api in (Api.COMPLETIONS, Api.EMBEDDINGS):
+    if api not in _EFFORT:
         return {}
     wanted = traits.off if effort == "none" else traits.on
     if traits.argument and wanted is not None:
@@ -110,15 +112,11 @@ def _agreeing(path: tuple[str, ...], effort: str) -> Members:
 
 
 def _by_effort(api: Api, effort: str) -> Members:
-    """The member in which each API takes an effort.
+    """An effort in its API's own words.
 
     Anthropic's efforts start at low and have no none: there `thinking` switches reasoning off, which vLLM
     turns into the effort `none` (AnthropicServingMessages._handle_thinking).
     """
-    if api is Api.RESPONSES:
-        return {("reasoning", "effort"): effort}
-    if api is not Api.MESSAGES:
-        return {("reasoning_effort",): effort}
-    if effort == "none":
+    if api is Api.MESSAGES and effort == "none":
         return {("thinking",): {"type": "disabled"}}
-    return {("output_config", "effort"): "low" if effort == "minimal" else effort}
+    return {_EFFORT[api]: "low" if api is Api.MESSAGES and effort == "minimal" else effort}

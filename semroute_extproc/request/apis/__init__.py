@@ -10,7 +10,7 @@ duplicate keys the last one counts, as for Python's own parser and thus for vLLM
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -25,18 +25,12 @@ PATHS: Mapping[str, Api] = {f"/v1/{api.replace('_', '/')}": api for api in Api}
 """Path without query to its API. `/v1/messages/count_tokens` is not one: it runs no model."""
 
 _BODIES = {**openai.BODIES, **anthropic.BODIES}
-
-
-class _OnlyModel(msgspec.Struct):
-    model: str = ""
-
-
-_MODEL = msgspec.json.Decoder(_OnlyModel)
+_MODEL = msgspec.json.Decoder[Any](msgspec.defstruct("OnlyModel", [("model", str, "")]))
 
 
 def model_of(body: bytes) -> str:
     """The model that a body names, empty if none; decodes nothing else; raises BadBody."""
-    return _read(_MODEL.decode, body).model
+    return str(_read(_MODEL.decode, body).model)
 
 
 def parse(api: Api, body: bytes) -> RequestView:

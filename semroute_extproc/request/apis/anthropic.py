@@ -1,4 +1,4 @@
-"""Anthropic's messages API."""
+"""Anthropic's messages."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from semroute_extproc.request.apis import reading
 from semroute_extproc.request.apis.reading import ABSENT, Body, Draft, inner, string
 from semroute_extproc.request.view import Api
 
-NESTING_MAX = 3
-"""Levels of blocks within blocks that are read (a search result in a tool's result in a message). Each
-level decodes its content once more, so without a bound the cost would be quadratic."""
+NESTING_MAX = 3  # levels of blocks in blocks; each decodes its content once more, at quadratic cost
 
 
 class _Block(msgspec.Struct, gc=False):
@@ -54,6 +52,7 @@ class _MessagesBody(Body):
         if string(inner(self.thinking).type) == "disabled":
             reasoning["effort"] = "none"  # vLLM reads `thinking` after the effort, so switching it off wins
         return {
+            "stream": reading.flag(self.stream) is True,
             "tool_loop": tool_loop,
             "json_mode": reading.asks_for_json(output.format),
             "max_output_tokens": reading.positive(self.max_tokens),
@@ -65,10 +64,7 @@ BODIES = {Api.MESSAGES: Decoder[Body](_MessagesBody)}
 
 
 def _add(draft: Draft, message: _Message) -> bool:
-    """Add a message's turns; returns whether it has a tool's result.
-
-    Results come before the text that they are sent with, as vLLM orders them for the template.
-    """
+    """Add a message's turns, results before text as vLLM does; returns whether it has a tool's result."""
     blocks = message.content if isinstance(message.content, list) else ()
     results = [block for block in blocks if block.type == "tool_result"]
     for block in results:

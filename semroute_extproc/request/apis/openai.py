@@ -1,4 +1,4 @@
-"""OpenAI's APIs, with vLLM's extensions: chat completions, completions, responses and embeddings."""
+"""OpenAI's chat completions, completions, responses and embeddings, with vLLM's extensions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from msgspec.json import Decoder
 from semroute_extproc.errors import BadBody
 from semroute_extproc.outcome import Cause
 from semroute_extproc.request.apis import reading
-from semroute_extproc.request.apis.reading import ABSENT, Body, Draft, asks_for_json, given, inner, positive
+from semroute_extproc.request.apis.reading import ABSENT, Body, Draft, flag, given, inner, positive, string
 from semroute_extproc.request.view import Api
 
 _TEXTS = Decoder(str | list[str] | None)
@@ -40,8 +40,9 @@ class _ChatBody(Body):
         # vLLM ignores `thinking` and `reasoning`, other vendors' spellings; they show the client's intent.
         other = given(self.thinking_token_budget) or given(self.thinking) or given(self.reasoning)
         return {
+            "stream": flag(self.stream) is True,
             "tool_loop": bool(draft.turns) and draft.turns[-1].role == "tool",
-            "json_mode": asks_for_json(self.response_format, self.structured_outputs),
+            "json_mode": reading.asks_for_json(self.response_format, self.structured_outputs),
             "max_output_tokens": positive(self.max_completion_tokens) or positive(self.max_tokens),
             **self.switches({("reasoning_effort",): self.reasoning_effort}, other),
         }
@@ -52,8 +53,11 @@ class _CompletionBody(Body):
 
     def read(self, draft: Draft) -> dict[str, Any]:
         _prompt(draft, self.prompt)
-        json_mode = asks_for_json(self.response_format, self.structured_outputs)
-        return {"json_mode": json_mode, "max_output_tokens": positive(self.max_tokens)}
+        return {
+            "stream": flag(self.stream) is True,
+            "json_mode": reading.asks_for_json(self.response_format, self.structured_outputs),
+            "max_output_tokens": positive(self.max_tokens),
+        }
 
 
 class _EmbeddingBody(Body):
@@ -65,7 +69,7 @@ class _EmbeddingBody(Body):
             _converse(draft, self.messages)
         else:
             _prompt(draft, self.input)
-        return {"stream": False}
+        return {}
 
 
 class _Item(msgspec.Struct, gc=False):
@@ -87,19 +91,16 @@ class _ResponsesBody(Body):
     previous_response_id: Raw = ABSENT
 
     def read(self, draft: Draft) -> dict[str, Any]:
-        if instructions := reading.string(self.instructions):
+        if instructions := string(self.instructions):
             draft.say("system", instructions)
-        tool_loop = False
-        if isinstance(self.input, str):
-            draft.say("user", self.input)
-        else:
-            tool_loop = _follow(draft, self.input or ())
+        tool_loop = _follow(draft, self.input or ())
         draft.declare(self.tools)
         return {
+            "stream": flag(self.stream) is True,
             "tool_loop": tool_loop,
-            "json_mode": asks_for_json(inner(self.text).format, self.structured_outputs),
+            "json_mode": reading.asks_for_json(inner(self.text).format, self.structured_outputs),
             "max_output_tokens": positive(self.max_output_tokens),
-            "stateful": bool(reading.string(self.previous_response_id)),
+            "stateful": bool(string(self.previous_response_id)),
             **self.switches({("reasoning", "effort"): inner(self.reasoning).effort}),
         }
 
@@ -121,24 +122,25 @@ def _converse(draft: Draft, messages: Sequence[_ChatMessage]) -> None:
 
 
 def _prompt(draft: Draft, raw: Raw) -> None:
-    """Add the turn of a prompt: a string, or a batch of them, which makes one turn.
-
-    The prompts of a batch are answered one by one, so the longest one counts as the request's length:
-    it must fit into a context window.
-    """
+    """Add the turn of a prompt: a string, or a batch of them, of which the longest must fit the window."""
     try:
         texts = (_TEXTS.decode(raw) if raw else None) or []
     except msgspec.ValidationError:
         if reading.optional(raw, _TOKEN_IDS) is not None:
             raise BadBody(Cause.NO_TEXT, "the prompt is token ids") from None
         raise
-    texts = [texts] if isinstance(texts, str) else texts
-    draft.say("user", "\n".join(texts))
-    draft.characters = max(map(len, texts), default=0)
+    if isinstance(texts, str):
+        draft.say("user", texts)
+    else:
+        draft.say("user", "\n".join(texts))
+        draft.characters = max(map(len, texts), default=0)
 
 
-def _follow(draft: Draft, items: Sequence[_Item]) -> bool:
+def _follow(draft: Draft, items: str | Sequence[_Item]) -> bool:
     """Add the turns of a response's input; returns whether the last item is a tool's result."""
+    if isinstance(items, str):
+        draft.say("user", items)
+        return False
     draft.take(items)
     tool_loop = False
     for item in items:
@@ -148,7 +150,7 @@ def _follow(draft: Draft, items: Sequence[_Item]) -> bool:
             draft.say(item.role, draft.read(reading.CONTENT.decode(item.content) if item.content else None))
         elif tool_loop:
             content = reading.optional(item.output, reading.CONTENT)
-            if content is None and reading.string(inner(item.output).type):
+            if content is None and string(inner(item.output).type):
                 draft.images += 1  # a single object is a screenshot or another medium
             draft.say("tool", draft.read(content))
         elif kind.endswith("_call"):

@@ -33,16 +33,17 @@ _STRING = Decoder(str)
 _ARRAY = Decoder(list[Raw])
 _OBJECT = Decoder(dict[str, Raw])
 
+_TOOL = dict.fromkeys(("tool", "function", "ipython", "observation"), "tool")
 _ROLES: Mapping[str | None, str] = {
-    **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("tool", "function", "ipython", "observation"), "tool"),
+    "developer": "system",
+    "system": "system",
     "assistant": "assistant",
+    **_TOOL,
 }
 """Roles as sent to roles of a Turn; any other role that a template knows is the user's side."""
 
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal"})
 _SILENT_PARTS = frozenset({"thinking", "redacted_thinking", "reasoning_text", "tool_reference"})
-"""Parts that carry neither text of the conversation nor media."""
 
 
 class Inner(msgspec.Struct, gc=False):
@@ -86,9 +87,9 @@ def given(raw: Raw) -> bool:
     return bool(raw) and raw != _NULL
 
 
-def flag(raw: Raw) -> bool:
-    """A boolean, as leniently as the upstream reads it; False if not given."""
-    return optional(raw, _BOOLEAN) is True
+def flag(raw: Raw) -> bool | None:
+    """A boolean, as leniently as the upstream reads it; None if not given."""
+    return optional(raw, _BOOLEAN)
 
 
 def positive(raw: Raw) -> int | None:
@@ -112,7 +113,7 @@ def asks_for_json(response_format: Raw, structured_outputs: Raw = ABSENT) -> boo
     if string(inner(response_format).type) in ("json_object", "json_schema"):
         return True
     outputs = inner(structured_outputs)
-    return given(outputs.json) or flag(outputs.json_object)
+    return given(outputs.json) or flag(outputs.json_object) is True
 
 
 @dataclass(slots=True)
@@ -139,11 +140,7 @@ class Draft:
         self.characters += len(text)
 
     def read(self, content: Any) -> str:
-        """The text of a message's Content, one line break between parts; media are counted.
-
-        Every medium counts as an image (audio, video and files too): a pool that reads only text can
-        serve none of them.
-        """
+        """The text of a message's Content; every medium counts as an image: a text pool can serve none."""
         if content is None or isinstance(content, str):
             return content or ""
         self.take(content)
@@ -155,7 +152,7 @@ class Draft:
             text = part.refusal if part.text is None else part.text
             if part.type in _TEXT_PARTS or (part.type is None and text is not None):
                 texts.append(text or "")
-            elif part.type not in _SILENT_PARTS:
+            elif part.type not in _SILENT_PARTS:  # which carry neither text of the conversation nor media
                 self.images += 1
         return "\n".join(texts)
 
@@ -189,40 +186,32 @@ class Body(msgspec.Struct, gc=False):
         raise NotImplementedError
 
     def view(self, api: Api) -> RequestView:
-        """The facts of the request; raises also BadBody if there is nothing to read."""
+        """The facts of the request; raises also BadBody `no_text`."""
         draft = Draft()
-        facts = {"stream": flag(self.stream), **self.read(draft)}
+        facts = self.read(draft)
         if not (draft.images or draft.written or facts.get("stateful")):
             raise BadBody(Cause.NO_TEXT)
-        facts |= {"images": draft.images, "tools": draft.tools, "characters": draft.characters}
+        facts["images"], facts["tools"], facts["characters"] = draft.images, draft.tools, draft.characters
         return RequestView(api, self.model or "", tuple(draft.turns), **facts)
 
     def switches(self, fields: Mapping[tuple[str, ...], Raw], other: bool = False) -> dict[str, Any]:
         """The facts `effort`, `reasoning_set` and `reasoning_paths` of a RequestView.
 
         `fields` are the members of the body that switch reasoning, the last of them the effort; `other` is
-        true if the client set a switch that a policy cannot replace. Templates name their switches freely
-        (`enable_thinking`, `thinking_mode`, …), so every key of `chat_template_kwargs` with "think" or
-        "reason" in it counts as one.
+        true if the client set a switch that a policy cannot replace. Templates name their switches freely,
+        so every key of `chat_template_kwargs` with "think" or "reason" in it counts as one.
         """
         paths = [path for path, raw in fields.items() if given(raw)]
-        is_set = other or bool(paths)
-        *_, effort = fields.values()
-        asked = _effort(effort)
+        *_, field = fields.values()
+        effort, off = string(field), False
         if given(self.chat_template_kwargs):
             arguments = optional(self.chat_template_kwargs, _OBJECT) or {}
             switches = {name: raw for name, raw in arguments.items() if given(raw)}
-            is_set = is_set or any("think" in name or "reason" in name for name in map(str.lower, switches))
+            other = other or any("think" in name or "reason" in name for name in map(str.lower, switches))
             paths += [(KWARGS, name) for name in TEMPLATE_SWITCHES if name in switches]
-            # A field beats the template's own argument in vLLM (ChatCompletionRequest.build_chat_params).
-            asked = asked or _effort(switches.get("reasoning_effort", ABSENT))
-            off = [switches.get(name, ABSENT) for name in ("enable_thinking", "thinking")]
-            if not asked and any(optional(raw, _BOOLEAN) is False for raw in off):
-                asked = "none"
-        return {"effort": asked, "reasoning_set": is_set, "reasoning_paths": tuple(paths)}
-
-
-def _effort(raw: Raw) -> str:
-    """A reasoning effort that vLLM knows; empty for anything else."""
-    effort = string(raw)
-    return effort if effort in EFFORTS else ""
+            if effort not in EFFORTS:  # in vLLM a field beats the template's own argument (build_chat_params)
+                effort = string(switches.get("reasoning_effort", ABSENT))
+            off = any(flag(switches.get(name, ABSENT)) is False for name in ("enable_thinking", "thinking"))
+        if effort not in EFFORTS:
+            effort = "none" if off else ""
+        return {"effort": effort, "reasoning_set": other or bool(paths), "reasoning_paths": tuple(paths)}
