@@ -93,7 +93,7 @@ class _ResponsesBody(Body):
     def read(self, draft: Draft) -> dict[str, Any]:
         if instructions := string(self.instructions):
             draft.say("system", instructions)
-        tool_loop = _follow(draft, self.input or ())
+        tool_loop = _follow(draft, self.input)
         draft.declare(self.tools)
         return {
             "stream": flag(self.stream) is True,
@@ -136,14 +136,14 @@ def _prompt(draft: Draft, raw: Raw) -> None:
         draft.characters = max(map(len, texts), default=0)
 
 
-def _follow(draft: Draft, items: str | Sequence[_Item]) -> bool:
+def _follow(draft: Draft, items: str | list[_Item] | None) -> bool:
     """Add the turns of a response's input; returns whether the last item is a tool's result."""
     if isinstance(items, str):
         draft.say("user", items)
         return False
-    draft.take(items)
+    draft.take(items or ())
     tool_loop = False
-    for item in items:
+    for item in items or ():
         kind = item.type or "message"
         tool_loop = kind.endswith("_output")
         if kind == "message":

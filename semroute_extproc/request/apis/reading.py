@@ -33,13 +33,8 @@ _STRING = Decoder(str)
 _ARRAY = Decoder(list[Raw])
 _OBJECT = Decoder(dict[str, Raw])
 
-_TOOL = dict.fromkeys(("tool", "function", "ipython", "observation"), "tool")
-_ROLES: Mapping[str | None, str] = {
-    "developer": "system",
-    "system": "system",
-    "assistant": "assistant",
-    **_TOOL,
-}
+_ROLES: dict[str | None, str] = {"system": "system", "developer": "system", "assistant": "assistant"}
+_ROLES |= dict.fromkeys(("tool", "function", "ipython", "observation"), "tool")
 """Roles as sent to roles of a Turn; any other role that a template knows is the user's side."""
 
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal"})
