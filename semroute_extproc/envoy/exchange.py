@@ -39,8 +39,7 @@ from semroute_extproc.request.view import Api, Decide, RequestHead
 
 _Mode = pb.ProcessingMode
 
-HEADERS_MAX = 256
-"""Request headers read; more are ignored."""
+HEADERS_MAX = 256  # request headers read; more are ignored
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +50,7 @@ class ExchangeSettings:
     default_cluster: str
     body_bytes_max: int
     allow_mode_override: bool
-    models: tuple[str, ...]
-    """Names that GET /v1/models lists."""
+    models: tuple[str, ...]  # names that GET /v1/models lists
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -80,14 +78,13 @@ class Exchange:
     """One stream."""
 
     def __init__(self, settings: ExchangeSettings) -> None:
-        self.head = RequestHead("", "")
-        """The request's headers, empty before they have come."""
-        self.observed = False
-        """Envoy runs us in observability mode: no reply is allowed."""
+        self.head = RequestHead("", "")  # empty before the headers have come
+        self.observed = False  # Envoy runs us in observability mode: no reply is allowed
         self._settings = settings
         self._state = _State.START
         self._mode: int | None = None
         self._response_mode = 0
+        self._duplex = False
         self._api = Api.CHAT_COMPLETIONS
         self._pieces: list[bytes] = []
         self._collected = 0
@@ -98,6 +95,7 @@ class Exchange:
         if self._mode is None:
             self._mode = message.protocol_config.request_body_mode
             self._response_mode = message.protocol_config.response_body_mode
+            self._duplex = self._mode == _Mode.FULL_DUPLEX_STREAMED
         self.observed = self.observed or message.observability_mode
         kind = message.WhichOneof("request")
         # A kind that only a newer Envoy knows is None: any reply to it would be spurious.
@@ -108,12 +106,8 @@ class Exchange:
         """The replies that carry the outcome of a `Decide`."""
         if self.observed:
             written: tuple[bytes, ...] = ()
-        elif outcome.answer is not None:
-            written = (replies.immediate(outcome),)
-        elif self._duplex:
-            written = replies.duplex_replies(outcome, b"".join(self._pieces), self._trailers)
         else:
-            written = (replies.body_reply(outcome),)
+            written = (replies.immediate(outcome),) if outcome.answer else self._routed(outcome)
         # Only now: `rescue` needs state and body if the replies cannot be built.
         self._state = _State.DONE if outcome.answer is None else _State.CLOSED
         self._pieces.clear()
@@ -147,15 +141,11 @@ class Exchange:
         if at_headers:
             return Step((replies.headers_reply(outcome),), outcome=new)
         if self._duplex and state in (_State.HELD, _State.DECIDING):
-            body = b"".join(self._pieces)
+            written = self._routed(outcome)
             self._pieces.clear()
-            return Step(replies.duplex_replies(outcome, body, self._trailers), outcome=new)
+            return Step(written, outcome=new)
         reply = replies.body_reply(outcome) if kind == "request_body" else CONTINUE[kind]
         return Step((reply,), outcome=new)
-
-    @property
-    def _duplex(self) -> bool:
-        return self._mode == _Mode.FULL_DUPLEX_STREAMED
 
     def _transition(self, kind: str, message: pb.ProcessingRequest) -> Step:
         match self._state, kind:
@@ -233,12 +223,15 @@ class Exchange:
     def _pass(self, cause: Cause, reply: bytes | None = None) -> Step:
         """Pass the request through at its body, with `reply` or else with the routing header."""
         outcome = self._passthrough(cause)
-        if reply is None and self._duplex:
-            written = replies.duplex_replies(outcome, b"", self._trailers)
-        else:
-            written = (reply or replies.body_reply(outcome),)
+        written = (reply,) if reply else self._routed(outcome)
         self._state = _State.DONE
         return Step(written, outcome=outcome)
+
+    def _routed(self, outcome: Outcome) -> tuple[bytes, ...]:
+        """The replies that carry an outcome once the body has come."""
+        if self._duplex:
+            return replies.duplex_replies(outcome, b"".join(self._pieces), self._trailers)
+        return (replies.body_reply(outcome),)
 
     def _passthrough(self, cause: Cause) -> Outcome:
         pool, cluster = self._settings.default_pool, self._settings.default_cluster

@@ -39,7 +39,7 @@ def _languages(lists: Mapping[str, list[str]]) -> dict[str, list[str]]:
     return found
 
 
-_SCRIPTS = [(language, re.compile(pattern)) for language, pattern in _LISTS["scripts"].items()]
+_SCRIPTS: dict[str, re.Pattern[str]] = {key: re.compile(value) for key, value in _LISTS["scripts"].items()}
 _ENGLISH_TOO = frozenset(" ".join(_LISTS["english_too"]).split())
 _HALF = _ENGLISH_TOO | frozenset(" ".join(_LISTS["in_names"]).split())
 _REQUESTS = _languages(_LISTS["request_words"])
@@ -56,7 +56,7 @@ def language_of(text: str) -> str:
     sample = text[:SAMPLE_CHARACTERS]
     if not sample.isascii():
         letters = len(_LETTER.findall(sample)) or 1
-        for language, script in _SCRIPTS:
+        for language, script in _SCRIPTS.items():
             if len(script.findall(sample)) / letters >= SCRIPT_SHARE_MIN:
                 return language
     words = _LATIN_WORD.findall(sample.lower())
