@@ -104,20 +104,15 @@ class Exchange:
 
     def decided(self, outcome: Outcome) -> tuple[bytes, ...]:
         """The replies that carry the outcome of a `Decide`."""
-        if self.observed:
-            written: tuple[bytes, ...] = ()
-        else:
-            written = (replies.immediate(outcome),) if outcome.answer else self._routed(outcome)
+        written = () if self.observed else self._written(outcome)
         # Only now: `rescue` needs state and body if the replies cannot be built.
         self._state = _State.DONE if outcome.answer is None else _State.CLOSED
         self._pieces.clear()
         return written
 
     def ended(self) -> Outcome | None:
-        """The stream is over: the outcome of a request whose body never came, if it has none yet.
-
-        The client left while sending it, or Envoy's filter does not allow the override we asked for.
-        """
+        """The stream is over: the outcome of a request whose body never came, if it has none yet."""
+        # The client left while sending it, or Envoy's filter does not allow the override we asked for.
         if self._state not in (_State.BODY, _State.HELD):
             return None
         self._state = _State.DONE
@@ -141,7 +136,7 @@ class Exchange:
         if at_headers:
             return Step((replies.headers_reply(outcome),), outcome=new)
         if self._duplex and state in (_State.HELD, _State.DECIDING):
-            written = self._routed(outcome)
+            written = self._written(outcome)
             self._pieces.clear()
             return Step(written, outcome=new)
         reply = replies.body_reply(outcome) if kind == "request_body" else CONTINUE[kind]
@@ -223,12 +218,14 @@ class Exchange:
     def _pass(self, cause: Cause, reply: bytes | None = None) -> Step:
         """Pass the request through at its body, with `reply` or else with the routing header."""
         outcome = self._passthrough(cause)
-        written = (reply,) if reply else self._routed(outcome)
+        written = (reply,) if reply else self._written(outcome)
         self._state = _State.DONE
         return Step(written, outcome=outcome)
 
-    def _routed(self, outcome: Outcome) -> tuple[bytes, ...]:
+    def _written(self, outcome: Outcome) -> tuple[bytes, ...]:
         """The replies that carry an outcome once the body has come."""
+        if outcome.answer is not None:
+            return (replies.immediate(outcome),)
         if self._duplex:
             return replies.duplex_replies(outcome, b"".join(self._pieces), self._trailers)
         return (replies.body_reply(outcome),)

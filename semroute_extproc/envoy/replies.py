@@ -30,17 +30,9 @@ def _serialize(response: pb.ProcessingResponse) -> bytes:
     return response.SerializeToString()
 
 
-def _continue(kind: str) -> bytes:
-    response = pb.ProcessingResponse()
-    getattr(response, kind).SetInParent()
-    return _serialize(response)
-
-
-CONTINUE = {
-    f"{side}_{part}": _continue(f"{side}_{part}")
-    for side in ("request", "response")
-    for part in ("headers", "body", "trailers")
-}
+_KINDS = [f"{side}_{part}" for side in ("request", "response") for part in ("headers", "body", "trailers")]
+_EMPTY: Any = {}
+CONTINUE = {kind: _serialize(pb.ProcessingResponse(**{kind: _EMPTY})) for kind in _KINDS}
 """The reply that changes nothing, for each kind of message."""
 
 

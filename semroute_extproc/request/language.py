@@ -93,6 +93,5 @@ def _brief(words: list[str]) -> str:
             total += weight
             for language in languages:
                 votes[language] = votes.get(language, 0.0) + weight / len(languages)
-    if total < BRIEF_MIN or total <= BRIEF_SHARE_MIN * len(different):
-        return "en"
-    return _winner(votes)
+    enough = total >= BRIEF_MIN and total > BRIEF_SHARE_MIN * len(different)
+    return _winner(votes) if enough else "en"

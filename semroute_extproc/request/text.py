@@ -49,18 +49,16 @@ def clip(text: str, limit: int = CLASSIFIED_CHARACTERS_MAX) -> str:
 def classified_text(turns: Sequence[Turn]) -> str:
     """The text that is classified: the last user turn, with earlier ones if it is short.
 
-    System prompts and tool results are left out: they hardly change between requests and would hide the
-    question. In a tool loop the task is still the user's last turn. Without a user turn, all text counts.
+    System prompts and tool results would hide the question. In a tool loop the task is still the user's
+    last turn. Without a user turn, all text counts.
     """
     asked = [turn.text for turn in turns if turn.role == "user" and is_written(turn.text)]
     if not asked:
         return clip("\n".join(turn.text for turn in turns if is_written(turn.text)))
-    taken = [asked[-1]]
-    length = len(asked[-1])
-    for earlier in reversed(asked[:-1]):
-        if length >= CONTEXT_CHARACTERS:
-            break
-        taken.append(clip(earlier, 4 * CONTEXT_CHARACTERS))
+    taken = [asked.pop()]
+    length = len(taken[0])
+    while asked and length < CONTEXT_CHARACTERS:
+        taken.append(clip(asked.pop(), 4 * CONTEXT_CHARACTERS))
         length += len(taken[-1])
     return clip("\n".join(reversed(taken)))
 
