@@ -128,8 +128,7 @@ class Exchange:
             return _NOTHING
         if kind.startswith("response"):
             return Step((CONTINUE[kind],))
-        state = self._state
-        at_headers = kind == "request_headers"
+        state, at_headers = self._state, kind == "request_headers"
         self._state = _State.PASSED if at_headers or state is _State.PASSED else _State.DONE
         outcome = self._passthrough(Cause.INTERNAL_ERROR)
         new = None if state in (_State.PASSED, _State.DONE) else outcome
@@ -171,8 +170,7 @@ class Exchange:
         settings = self._settings
         if head.method == "GET" and (answer := answers.models(head.bare_path, settings.models)):
             return self._answer(Kind.ANSWERED, Cause.MODELS, answer)
-        cause = _unroutable(head) or (Cause.EMPTY_BODY if message.end_of_stream else None)
-        if cause:
+        if cause := _unroutable(head) or (Cause.EMPTY_BODY if message.end_of_stream else None):
             return self._pass_headers(cause)
         self._api = PATHS[head.bare_path]
         length = head.headers.get("content-length", "")
@@ -231,9 +229,10 @@ class Exchange:
         return (replies.body_reply(outcome),)
 
     def _passthrough(self, cause: Cause) -> Outcome:
-        pool, cluster = self._settings.default_pool, self._settings.default_cluster
-        reason = f"passed through: {cause.words}"
-        return Outcome(Kind.PASSTHROUGH, cause, pool=pool, cluster=cluster, reason=reason)
+        settings, reason = self._settings, f"passed through: {cause.words}"
+        return Outcome(
+            Kind.PASSTHROUGH, cause, settings.default_pool, settings.default_cluster, reason=reason
+        )
 
     def _too_large(self) -> Step:
         answer = answers.too_large(self._settings.body_bytes_max, self._api)

@@ -34,9 +34,8 @@ PROBE_SECONDS = 1.0  # for an existing socket file to show whether a process ser
 TRACEPARENT = "traceparent"
 """W3C's header of a trace's parent: Envoy's own in the stream's metadata, the client's in the request."""
 GRPC_EXPERIMENTS = "-event_engine_listener"
-"""gRPC's own poller reads the sockets instead of an extra thread pool: a third less CPU per stream
-(docs/performance.md). A gRPC that does not know the name logs it on standard error and goes on; the
-environment variable of the same name overrides it."""
+"""gRPC's own poller instead of an extra thread pool: a third less CPU per stream (docs/performance.md). A
+gRPC that does not know the name logs it; the environment variable of the same name overrides it."""
 
 
 @dataclass(frozen=True, slots=True)

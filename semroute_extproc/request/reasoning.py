@@ -112,11 +112,8 @@ def _agreeing(path: tuple[str, ...], effort: str) -> Members:
 
 
 def _by_effort(api: Api, effort: str) -> Members:
-    """An effort in its API's own words.
-
-    Anthropic's efforts start at low and have no none: there `thinking` switches reasoning off, which vLLM
-    turns into the effort `none` (AnthropicServingMessages._handle_thinking).
-    """
+    """An effort in its API's own words; Anthropic's efforts start at low and have no none."""
     if api is Api.MESSAGES and effort == "none":
+        # vLLM turns it into the effort `none` (AnthropicServingMessages._handle_thinking).
         return {("thinking",): {"type": "disabled"}}
     return {_EFFORT[api]: "low" if api is Api.MESSAGES and effort == "minimal" else effort}

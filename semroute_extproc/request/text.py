@@ -33,7 +33,6 @@ _LATEX = re.compile(r"\\[a-zA-Z]+|\$[^$]+\$|" + _SYMBOL.pattern)
 _DIGIT = re.compile(r"\d")
 _PUNCTUATION = re.compile(r"[^\w\s]")
 _ASCII = bytes(range(128))
-_ASCII_DIGITS = b"0123456789"
 _ASCII_UPPER = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _ASCII_PUNCTUATION = bytes(code for code in _ASCII if _PUNCTUATION.match(chr(code)))
 
@@ -77,7 +76,7 @@ def surface_features(text: str) -> list[float]:
     other = ""
     if len(ascii_text) < len(text):
         other = text.encode("utf-8", "surrogatepass").translate(None, _ASCII).decode("utf-8", "surrogatepass")
-    digits = _count(ascii_text, _ASCII_DIGITS) + len(_DIGIT.findall(other))
+    digits = _count(ascii_text, b"0123456789") + len(_DIGIT.findall(other))
     punctuation = _count(ascii_text, _ASCII_PUNCTUATION) + len(_PUNCTUATION.findall(other))
     # None of these marks can overlap, so the sum of their counts is exact.
     code = sum(map(text.count, _CODE)) + len(_EQUALS.findall(text))

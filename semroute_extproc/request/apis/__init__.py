@@ -1,10 +1,9 @@
 """The APIs whose requests are routed by content. Pure.
 
-The body of each API is a struct of the fields that are needed; the rest is skipped at the speed of a scan,
-base64 images above all. An optional field of the wrong type counts as not given: only the upstream refuses
-requests for that. An unreadable body raises BadBody `not_json` (also for a byte order mark, invalid UTF-8
-or lone surrogates), `too_deep`, `wrong_type`, `too_many_parts` or `no_text` (and no images either). Of
-duplicate keys the last one counts, as for Python's own parser and thus for vLLM.
+A body's struct names the fields that are needed; the rest is skipped at the speed of a scan, base64 images
+above all. An optional field of the wrong type counts as not given. An unreadable body raises BadBody:
+`not_json` (also for a byte order mark, invalid UTF-8 or lone surrogates), `too_deep`, `wrong_type`,
+`too_many_parts` or `no_text`. Of duplicate keys the last one counts, as for vLLM.
 """
 
 from __future__ import annotations

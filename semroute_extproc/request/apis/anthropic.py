@@ -45,7 +45,14 @@ class _MessagesBody(Body):
         tool_loop = False
         draft.take(self.messages or ())
         for message in self.messages or ():
-            tool_loop = _add(draft, message)
+            blocks = message.content if isinstance(message.content, list) else ()
+            results = [block for block in blocks if block.type == "tool_result"]
+            tool_loop = bool(results)
+            for block in results:  # before the text that they are sent with, as vLLM orders them
+                draft.say("tool", _inside(draft, block.content, NESTING_MAX - 1))
+            text = _text(draft, message.content, NESTING_MAX)
+            if text or not results:
+                draft.say(message.role, text)
         draft.declare(self.tools)
         output = inner(self.output_config)
         reasoning = self.switches({("thinking",): self.thinking, ("output_config", "effort"): output.effort})
@@ -61,18 +68,6 @@ class _MessagesBody(Body):
 
 
 BODIES = {Api.MESSAGES: Decoder[Body](_MessagesBody)}
-
-
-def _add(draft: Draft, message: _Message) -> bool:
-    """Add a message's turns, results before text as vLLM does; returns whether it has a tool's result."""
-    blocks = message.content if isinstance(message.content, list) else ()
-    results = [block for block in blocks if block.type == "tool_result"]
-    for block in results:
-        draft.say("tool", _inside(draft, block.content, NESTING_MAX - 1))
-    text = _text(draft, message.content, NESTING_MAX)
-    if text or not results:
-        draft.say(message.role, text)
-    return bool(results)
 
 
 def _inside(draft: Draft, raw: Raw, nesting: int) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -27,7 +28,6 @@ ELEMENTS_MAX = 16_384  # messages, items and parts of one request together
 ABSENT = Raw()  # default of an optional field
 
 _NULL = Raw(b"null")
-_BOOLEAN = Decoder(bool, strict=False)
 _INTEGER = Decoder(int, strict=False)
 _STRING = Decoder(str)
 _ARRAY = Decoder(list[Raw])
@@ -77,14 +77,13 @@ def optional(raw: Raw, decoder: Decoder[T]) -> T | None:
         return None
 
 
+flag = partial(optional, decoder=Decoder(bool, strict=False))
+"""A boolean, as leniently as the upstream reads it; None if not given."""
+
+
 def given(raw: Raw) -> bool:
     """The field was sent and is not null."""
     return bool(raw) and raw != _NULL
-
-
-def flag(raw: Raw) -> bool | None:
-    """A boolean, as leniently as the upstream reads it; None if not given."""
-    return optional(raw, _BOOLEAN)
 
 
 def positive(raw: Raw) -> int | None:
