@@ -229,10 +229,8 @@ class Exchange:
         return (replies.body_reply(outcome),)
 
     def _passthrough(self, cause: Cause) -> Outcome:
-        settings, reason = self._settings, f"passed through: {cause.words}"
-        return Outcome(
-            Kind.PASSTHROUGH, cause, settings.default_pool, settings.default_cluster, reason=reason
-        )
+        pool, cluster = self._settings.default_pool, self._settings.default_cluster
+        return Outcome(Kind.PASSTHROUGH, cause, pool, cluster, reason=f"passed through: {cause.words}")
 
     def _too_large(self) -> Step:
         answer = answers.too_large(self._settings.body_bytes_max, self._api)

@@ -17,7 +17,7 @@ from semroute_extproc.settings.base import EFFORTS
 Members = dict[tuple[str, ...], object]  # paths in the body to the values to set there
 
 KWARGS = "chat_template_kwargs"  # the member with a client's arguments to the template
-TEMPLATE_SWITCHES = ("enable_thinking", "thinking", "thinking_mode", "reasoning_effort")  # arguments
+TEMPLATE_SWITCHES = ("enable_thinking", "thinking", "thinking_mode", "reasoning_effort")  # its switches
 
 _EFFORT = {
     Api.CHAT_COMPLETIONS: ("reasoning_effort",),
@@ -40,14 +40,14 @@ class Family:
     argument: str = ""  # template argument that is set to `off` for no reasoning, otherwise to `on`
     on: object = None  # None: `argument` only switches reasoning off; it is requested by effort
     off: object = False
-    efforts: Mapping[str, str] | None = None  # as which some are written; None if it has no efforts
+    efforts: Mapping[str, str] | None = None  # those that are written as another one; None: it has none
 
 
 FAMILIES: Mapping[str, Family] = {
     "qwen3": Family("Qwen3 with both modes", "yes", "enable_thinking", on=True),
     "deepseek-v3": Family("DeepSeek V3.1 and V3.2", "no", "thinking", on=True),  # tokenizers/deepseek_v32.py
     "deepseek-v4": Family("DeepSeek V4", "yes", "thinking", efforts={}),  # tokenizers/deepseek_v4.py
-    "gpt-oss": Family("gpt-oss", "always", efforts=_HARMONY),  # harmony_utils.py: others are a 400, no off
+    "gpt-oss": Family("gpt-oss", "always", efforts=_HARMONY),  # others are a 400 (harmony_utils); no off
     "granite-3": Family("Granite 3.2", "no", "thinking", on=True),
     "granite-4": Family("Granite 4.2", "yes", "enable_thinking", on=True),  # parser/granite_thinking.py
     "glm-4.5": Family("GLM-4.5 and later", "yes", "enable_thinking", on=True),  # parser/glm47_moe.py

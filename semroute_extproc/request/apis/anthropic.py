@@ -12,7 +12,7 @@ from semroute_extproc.request.apis import reading
 from semroute_extproc.request.apis.reading import ABSENT, Body, Draft, inner, string
 from semroute_extproc.request.view import Api
 
-NESTING_MAX = 3  # levels of blocks in blocks; each decodes its content once more, at quadratic cost
+NESTING_MAX = 3  # levels of blocks in blocks that are read; each decodes its content once more
 
 
 class _Block(msgspec.Struct, gc=False):
