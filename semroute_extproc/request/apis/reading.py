@@ -205,8 +205,8 @@ class Body(msgspec.Struct, gc=False):
             paths += [(KWARGS, name) for name in TEMPLATE_SWITCHES if name in switches]
             if effort not in EFFORTS:  # in vLLM a field beats the template's own argument (build_chat_params)
                 effort = string(switches.get("reasoning_effort", ABSENT))
-            flags = (flag(switches.get(name, ABSENT)) for name in ("enable_thinking", "thinking"))
-            off = effort not in EFFORTS and any(each is False for each in flags)
+            if effort not in EFFORTS:
+                off = any(flag(switches.get(key, ABSENT)) is False for key in ("enable_thinking", "thinking"))
         if effort not in EFFORTS:
             effort = "none" if off else ""
         return {"effort": effort, "reasoning_set": other or bool(paths), "reasoning_paths": tuple(paths)}
