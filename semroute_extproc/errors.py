@@ -1,16 +1,4 @@
-"""Every error the package raises on purpose.
-
-SemrouteError
-├── ConfigError            the configuration cannot be used (exit status 78)
-├── BundleError            a bundle is missing, tampered with or of another format
-├── ArtifactError          a strategy's artifact or a profile that cannot be used
-├── BadBody                a request body that cannot be read as its API says
-├── BodyTooLarge           a body over its limit, as sent or decompressed
-├── UnsupportedEncoding    a content-encoding we cannot read
-├── EncoderUnavailable     no signals in time: deadline, full queue or a failed session
-├── EndpointError          a model's endpoint gave no answer that can be used
-└── DataError              a training or evaluation file that cannot be used
-"""
+"""Every error the package raises on purpose, and the exit statuses they become (`cli.exits`)."""
 
 from __future__ import annotations
 
@@ -22,18 +10,12 @@ from semroute_extproc.outcome import Cause
 class Exit(enum.IntEnum):
     """What an exit status means; docs/errors.md shows this table. Above 2 they are those of sysexits.h."""
 
-    OK = 0
-    """Done."""
-    ROWS = 1
-    """Done, but some rows were bad, or a check found a difference."""
-    USAGE = 2
-    """Wrong usage of the command line."""
-    DATA = 65
-    """An input file cannot be used: data, artifact, profile or calibration."""
-    UNAVAILABLE = 69
-    """Something that is needed is not there: a Python package, an endpoint, a socket, a working GPU."""
-    CONFIG = 78
-    """The configuration, the bundle or the device it asks for cannot be used. Do not restart."""
+    OK = 0  # done
+    ROWS = 1  # done, but some rows were bad, or a check found a difference
+    USAGE = 2  # wrong usage of the command line
+    DATA = 65  # an input file cannot be used: data, artifact, profile or calibration
+    UNAVAILABLE = 69  # something needed is not there: a Python package, an endpoint, a socket, a working GPU
+    CONFIG = 78  # the configuration, the bundle or the device it asks for cannot be used: do not restart
 
 
 class SemrouteError(Exception):
@@ -49,11 +31,15 @@ class ConfigError(SemrouteError):
 
 
 class BundleError(SemrouteError):
-    """A bundle that cannot be loaded; the message names the file."""
+    """A bundle that is missing, tampered with or of another format; the message names the file."""
 
 
 class ArtifactError(SemrouteError):
     """A strategy's artifact or a profile that cannot be used; the message names the file."""
+
+
+class DataError(SemrouteError):
+    """A training or evaluation file that cannot be used; the message is `file:row:column: problem`."""
 
 
 class BadBody(SemrouteError):
@@ -77,7 +63,6 @@ class UnsupportedEncoding(SemrouteError):
 
     def __init__(self, encoding: str) -> None:
         super().__init__(f"content-encoding {encoding!r} is not supported; send gzip or none")
-        self.encoding = encoding
 
 
 class EncoderUnavailable(SemrouteError):
@@ -86,10 +71,6 @@ class EncoderUnavailable(SemrouteError):
     def __init__(self, cause: Cause) -> None:
         super().__init__(f"the encoder gave no signals: {cause.value}")
         self.cause = cause
-
-
-class DataError(SemrouteError):
-    """A training or evaluation file that cannot be used; the message is `file:row:column: problem`."""
 
 
 class EndpointError(SemrouteError):

@@ -17,25 +17,18 @@ if TYPE_CHECKING:
     from semroute_extproc.request.signals import Signals
     from semroute_extproc.request.view import RequestView
 
-REASON_CHARACTERS_MAX = 160
-"""Longest reason put into metadata, and through it into a response header."""
+REASON_CHARACTERS_MAX = 160  # longest reason put into metadata, and through it into a response header
 
 
 class Kind(enum.StrEnum):
     """How a request was handled; a metric label."""
 
-    ROUTED = "routed"
-    """A policy decided."""
-    NAMED = "named"
-    """The client named a pool's model; it was not classified."""
-    PASSTHROUGH = "passthrough"
-    """Not routed: sent to the default pool unchanged."""
-    FALLBACK = "fallback"
-    """A policy could not decide in time; sent to the default pool."""
-    REJECTED = "rejected"
-    """We answered with an error."""
-    ANSWERED = "answered"
-    """We answered with the list of models."""
+    ROUTED = "routed"  # a policy decided
+    NAMED = "named"  # the client named a pool's model; it was not classified
+    PASSTHROUGH = "passthrough"  # not routed: sent to the default pool unchanged
+    FALLBACK = "fallback"  # a policy could not decide in time; sent to the default pool
+    REJECTED = "rejected"  # we answered with an error
+    ANSWERED = "answered"  # we answered with the list of models
 
 
 class Cause(enum.StrEnum):
@@ -80,9 +73,8 @@ class Cause(enum.StrEnum):
 class Stage(msgspec.Struct, frozen=True):
     """One stage of a decision."""
 
-    name: str
-    start_ms: float
-    """Milliseconds since the body was complete."""
+    name: str  # parse, controllers, policy, encode, judge or edit
+    start_ms: float  # since the body was complete
     ms: float
 
 
@@ -91,8 +83,7 @@ class DirectAnswer(msgspec.Struct, frozen=True):
 
     status: int
     body: bytes
-    details: str
-    """Short token for Envoy's access log (`%RESPONSE_CODE_DETAILS%`)."""
+    details: str  # short token for Envoy's access log (`%RESPONSE_CODE_DETAILS%`)
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -100,34 +91,25 @@ class Outcome(msgspec.Struct, frozen=True):
 
     kind: Kind
     cause: Cause
-    """Why it is of this kind."""
     pool: str = ""
     cluster: str = ""
-    model: str = ""
-    """The model the pool is asked for."""
-    reason: str = ""
-    """One short sentence that explains it."""
-    body: bytes | None = None
-    """The new body; None keeps the client's."""
-    decoded: bool = False
-    """`body` is not compressed although the client's was."""
+    model: str = ""  # the model the pool is asked for
+    reason: str = ""  # one short sentence that explains it
+    body: bytes | None = None  # the new body; None keeps the client's
+    decoded: bool = False  # `body` is not compressed although the client's was
     answer: DirectAnswer | None = None
     decision: Decision | None = None
-    policy: str = ""
-    """The policy that decided."""
-    session: str = ""
-    """Effect of the conversation's pool, see `Controllers.decided`; empty if sessions are off."""
-    shadows: tuple[Shadow, ...] = ()
-    """What the shadow policies would have done."""
+    policy: str = ""  # the policy that decided
+    session: str = ""  # effect of the conversation's pool, see `ControllerState.decided`
+    shadows: tuple[Shadow, ...] = ()  # what the shadow policies would have done
     view: RequestView | None = None
     signals: Signals | None = None
-    text: str = ""
-    """The classified text; logged only if the operator asked for it."""
+    text: str = ""  # the classified text; logged only if the operator asked for it
     stages: tuple[Stage, ...] = ()
     total_ms: float = 0.0
 
     def milliseconds(self) -> dict[str, float]:
-        """Time per stage: parse, policy, encode, judge, edit."""
+        """Time per stage; a stage may come more than once."""
         total: dict[str, float] = {}
         for stage in self.stages:
             total[stage.name] = total.get(stage.name, 0.0) + stage.ms

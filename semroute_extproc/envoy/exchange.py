@@ -39,8 +39,7 @@ from semroute_extproc.request.view import Api, Decide, RequestHead
 
 _Mode = pb.ProcessingMode
 
-HEADERS_MAX = 256
-"""Request headers read; more are ignored."""
+HEADERS_MAX = 256  # request headers read; more are ignored
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +50,7 @@ class ExchangeSettings:
     default_cluster: str
     body_bytes_max: int
     allow_mode_override: bool
-    models: tuple[str, ...]
-    """Names that GET /v1/models lists."""
+    models: tuple[str, ...]  # names that GET /v1/models lists
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -80,14 +78,13 @@ class Exchange:
     """One stream."""
 
     def __init__(self, settings: ExchangeSettings) -> None:
-        self.head = RequestHead("", "")
-        """The request's headers, empty before they have come."""
-        self.observed = False
-        """Envoy runs us in observability mode: no reply is allowed."""
+        self.head = RequestHead("", "")  # empty before the headers have come
+        self.observed = False  # Envoy runs us in observability mode: no reply is allowed
         self._settings = settings
         self._state = _State.START
         self._mode: int | None = None
         self._response_mode = 0
+        self._duplex = False
         self._api = Api.CHAT_COMPLETIONS
         self._pieces: list[bytes] = []
         self._collected = 0
@@ -98,6 +95,7 @@ class Exchange:
         if self._mode is None:
             self._mode = message.protocol_config.request_body_mode
             self._response_mode = message.protocol_config.response_body_mode
+            self._duplex = self._mode == _Mode.FULL_DUPLEX_STREAMED
         self.observed = self.observed or message.observability_mode
         kind = message.WhichOneof("request")
         # A kind that only a newer Envoy knows is None: any reply to it would be spurious.
@@ -106,24 +104,15 @@ class Exchange:
 
     def decided(self, outcome: Outcome) -> tuple[bytes, ...]:
         """The replies that carry the outcome of a `Decide`."""
-        if self.observed:
-            written: tuple[bytes, ...] = ()
-        elif outcome.answer is not None:
-            written = (replies.immediate(outcome),)
-        elif self._duplex:
-            written = replies.duplex_replies(outcome, b"".join(self._pieces), self._trailers)
-        else:
-            written = (replies.body_reply(outcome),)
+        written = () if self.observed else self._written(outcome)
         # Only now: `rescue` needs state and body if the replies cannot be built.
         self._state = _State.DONE if outcome.answer is None else _State.CLOSED
         self._pieces.clear()
         return written
 
     def ended(self) -> Outcome | None:
-        """The stream is over: the outcome of a request whose body never came, if it has none yet.
-
-        The client left while sending it, or Envoy's filter does not allow the override we asked for.
-        """
+        """The stream is over: the outcome of a request whose body never came, if it has none yet."""
+        # The client left while sending it, or Envoy's filter does not allow the override we asked for.
         if self._state not in (_State.BODY, _State.HELD):
             return None
         self._state = _State.DONE
@@ -139,23 +128,18 @@ class Exchange:
             return _NOTHING
         if kind.startswith("response"):
             return Step((CONTINUE[kind],))
-        state = self._state
-        at_headers = kind == "request_headers"
+        state, at_headers = self._state, kind == "request_headers"
         self._state = _State.PASSED if at_headers or state is _State.PASSED else _State.DONE
         outcome = self._passthrough(Cause.INTERNAL_ERROR)
         new = None if state in (_State.PASSED, _State.DONE) else outcome
         if at_headers:
             return Step((replies.headers_reply(outcome),), outcome=new)
         if self._duplex and state in (_State.HELD, _State.DECIDING):
-            body = b"".join(self._pieces)
+            written = self._written(outcome)
             self._pieces.clear()
-            return Step(replies.duplex_replies(outcome, body, self._trailers), outcome=new)
+            return Step(written, outcome=new)
         reply = replies.body_reply(outcome) if kind == "request_body" else CONTINUE[kind]
         return Step((reply,), outcome=new)
-
-    @property
-    def _duplex(self) -> bool:
-        return self._mode == _Mode.FULL_DUPLEX_STREAMED
 
     def _transition(self, kind: str, message: pb.ProcessingRequest) -> Step:
         match self._state, kind:
@@ -186,8 +170,7 @@ class Exchange:
         settings = self._settings
         if head.method == "GET" and (answer := answers.models(head.bare_path, settings.models)):
             return self._answer(Kind.ANSWERED, Cause.MODELS, answer)
-        cause = _unroutable(head) or (Cause.EMPTY_BODY if message.end_of_stream else None)
-        if cause:
+        if cause := _unroutable(head) or (Cause.EMPTY_BODY if message.end_of_stream else None):
             return self._pass_headers(cause)
         self._api = PATHS[head.bare_path]
         length = head.headers.get("content-length", "")
@@ -233,17 +216,21 @@ class Exchange:
     def _pass(self, cause: Cause, reply: bytes | None = None) -> Step:
         """Pass the request through at its body, with `reply` or else with the routing header."""
         outcome = self._passthrough(cause)
-        if reply is None and self._duplex:
-            written = replies.duplex_replies(outcome, b"", self._trailers)
-        else:
-            written = (reply or replies.body_reply(outcome),)
+        written = (reply,) if reply else self._written(outcome)
         self._state = _State.DONE
         return Step(written, outcome=outcome)
 
+    def _written(self, outcome: Outcome) -> tuple[bytes, ...]:
+        """The replies that carry an outcome once the body has come."""
+        if outcome.answer is not None:
+            return (replies.immediate(outcome),)
+        if self._duplex:
+            return replies.duplex_replies(outcome, b"".join(self._pieces), self._trailers)
+        return (replies.body_reply(outcome),)
+
     def _passthrough(self, cause: Cause) -> Outcome:
         pool, cluster = self._settings.default_pool, self._settings.default_cluster
-        reason = f"passed through: {cause.words}"
-        return Outcome(Kind.PASSTHROUGH, cause, pool=pool, cluster=cluster, reason=reason)
+        return Outcome(Kind.PASSTHROUGH, cause, pool, cluster, reason=f"passed through: {cause.words}")
 
     def _too_large(self) -> Step:
         answer = answers.too_large(self._settings.body_bytes_max, self._api)

@@ -9,21 +9,15 @@ again only when `clear_route_cache` comes with a header mutation, and a changed 
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
-from semroute_extproc.outcome import Cause, Kind, Outcome, facts
+from semroute_extproc.outcome import Outcome, facts
 
-CLUSTER_HEADER = "x-semroute-cluster"
-"""The routing header, set by us alone: Envoy's route reads the cluster from it."""
-
-METADATA_NAMESPACE = "semroute"
-"""Namespace of the dynamic metadata; Envoy must list it in `receiving_namespaces`."""
-
-CHUNK_BYTES = 62_000
-"""Largest piece of a body in full duplex; Envoy takes at most 64 KiB in one message."""
-
-REPLIES_MAX = 256
-"""Cached replies to requests that needed no decision; a pool's name and a cause make one."""
+CLUSTER_HEADER = "x-semroute-cluster"  # set by us alone: Envoy's route reads the cluster from it
+METADATA_NAMESPACE = "semroute"  # of the dynamic metadata; Envoy must list it in `receiving_namespaces`
+CHUNK_BYTES = 62_000  # of a body in full duplex; Envoy takes at most 64 KiB in one message
+REPLIES_MAX = 256  # cached replies to requests that needed no decision; a pool's name and a cause make one
 
 _Mode = pb.ProcessingMode
 _OVERWRITE = pb.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
@@ -36,29 +30,18 @@ def _serialize(response: pb.ProcessingResponse) -> bytes:
     return response.SerializeToString()
 
 
-def _continue(kind: str) -> bytes:
-    response = pb.ProcessingResponse()
-    getattr(response, kind).SetInParent()
-    return _serialize(response)
-
-
-CONTINUE = {
-    f"{side}_{part}": _continue(f"{side}_{part}")
-    for side in ("request", "response")
-    for part in ("headers", "body", "trailers")
-}
+_KINDS = [f"{side}_{part}" for side in ("request", "response") for part in ("headers", "body", "trailers")]
+_EMPTY: Any = {}
+CONTINUE = {kind: _serialize(pb.ProcessingResponse(**{kind: _EMPTY})) for kind in _KINDS}
 """The reply that changes nothing, for each kind of message."""
 
 
 @lru_cache(maxsize=16)
 def ask_for_body(response_body_mode: int | None) -> bytes:
-    """Ask for the buffered body and leave the response side in its mode; None if the body comes anyway.
-
-    A client's routing header is removed here too, for a gateway that does not strip it early.
-    """
+    """Ask for the buffered body and leave the response side in its mode; None if the body comes anyway."""
     response = pb.ProcessingResponse()
     common = response.request_headers.response
-    common.header_mutation.remove_headers.append(CLUSTER_HEADER)
+    common.header_mutation.remove_headers.append(CLUSTER_HEADER)  # for a gateway that does not strip it early
     common.clear_route_cache = True
     if response_body_mode is not None:
         _override(response, _Mode.BUFFERED, response_body_mode)
@@ -76,16 +59,15 @@ def headers_reply(outcome: Outcome, response_body_mode: int | None = None) -> by
 def body_reply(outcome: Outcome) -> bytes:
     """Decide at the buffered body: headers, body, metadata and the route in one reply."""
     if outcome.decision is None and outcome.body is None:
-        return _plain_body_reply(
-            outcome.kind, outcome.cause, outcome.pool, outcome.cluster, outcome.model, outcome.reason
-        )
+        plain = (outcome.kind, outcome.cause, outcome.pool, outcome.cluster, outcome.model, outcome.reason)
+        return _plain_body_reply(*plain)
     return _body_reply(outcome)
 
 
 @lru_cache(maxsize=REPLIES_MAX)
-def _plain_body_reply(kind: Kind, cause: Cause, pool: str, cluster: str, model: str, reason: str) -> bytes:
+def _plain_body_reply(*plain: Any) -> bytes:
     """The reply without a decision or a new body: the same for every such request."""
-    return _body_reply(Outcome(kind, cause, pool, cluster, model, reason))
+    return _body_reply(Outcome(*plain))
 
 
 def _body_reply(outcome: Outcome) -> bytes:

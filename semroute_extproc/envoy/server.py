@@ -23,32 +23,19 @@ from semroute_extproc.outcome import Outcome
 from semroute_extproc.pipeline.pipeline import Pipeline
 from semroute_extproc.settings.process import Server
 
-SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
-"""Envoy's name of the service; on the wire only the method's path has it."""
-
+SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"  # on the wire only the method's path has it
 MESSAGE_SLACK_BYTES = 128 * 1024
 """Room in a gRPC message besides the body: headers, attributes, metadata, and the 64 KiB by which Envoy's
 cap on a body is above ours (envoy/envoy.yaml)."""
-
-HEALTH_RPCS_MAX = 16
-"""Calls accepted besides the streams: a busy server must not look dead to Envoy."""
-
-SOCKET_MODE = 0o660
-"""A Unix socket is for the sidecar's user and group; Envoy runs in the group."""
-
-STOP_GRACE_SECONDS = 5.0
-"""Time for open streams to end after the drain; then they are cut."""
-
-PROBE_SECONDS = 1.0
-"""Time for an existing socket file to show whether a process serves on it."""
-
+HEALTH_RPCS_MAX = 16  # calls accepted besides the streams: a busy server must not look dead to Envoy
+SOCKET_MODE = 0o660  # a Unix socket is for the sidecar's user and group; Envoy runs in the group
+STOP_GRACE_SECONDS = 5.0  # for open streams to end after the drain; then they are cut
+PROBE_SECONDS = 1.0  # for an existing socket file to show whether a process serves on it
 TRACEPARENT = "traceparent"
 """W3C's header of a trace's parent: Envoy's own in the stream's metadata, the client's in the request."""
-
 GRPC_EXPERIMENTS = "-event_engine_listener"
-"""gRPC's own poller reads the sockets instead of an extra thread pool: half the hops between threads and a
-third less CPU per stream (docs/performance.md). A gRPC that does not know the name logs it on standard
-error and goes on; the environment variable of the same name overrides it."""
+"""gRPC's own poller instead of an extra thread pool: a third less CPU per stream (docs/performance.md). A
+gRPC that does not know the name logs it; the environment variable of the same name overrides it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +48,10 @@ class ConfigSnapshot:
     pipeline: Pipeline
 
 
+_Times = tuple[int, int, int]  # the stream began, the decision began, the replies were written
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
 class Servicer:
     """Serves ext_proc streams, each with the config snapshot that is live when it begins."""
 
@@ -69,7 +60,7 @@ class Servicer:
         self._snapshot = snapshot
         self._emit = emit
 
-    async def process(self, _: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    async def process(self, _: Any, context: _Context) -> None:
         """One stream, to its end; a canceled stream is as normal as a finished one."""
         snapshot = self._snapshot()
         if self.open_streams >= snapshot.pipeline.config.server.streams_max:
@@ -96,28 +87,20 @@ class Servicer:
         finally:
             self.open_streams -= 1
 
-    async def _step(
-        self, snapshot: ConfigSnapshot, exchange: Exchange, message: pb.ProcessingRequest
-    ) -> Step:
+    async def _step(self, live: ConfigSnapshot, exchange: Exchange, message: pb.ProcessingRequest) -> Step:
         """The replies to a message, and the outcome if there is one now."""
         try:
             step = exchange.receive(message)
             if step.decide is None:
                 return step
-            outcome = await snapshot.pipeline.decide(step.decide)
+            outcome = await live.pipeline.decide(step.decide)
             return Step(exchange.decided(outcome), outcome=outcome)
         except Exception:
             self._emit(Failed("exchange.failed", exchange.head.request_id))
             return exchange.rescue(message.WhichOneof("request"))
 
-    def _report(
-        self,
-        exchange: Exchange,
-        outcome: Outcome,
-        context: grpc.aio.ServicerContext[Any, Any],
-        times: tuple[int, int, int],
-    ) -> None:
-        """Emit `Decided`; `times` are its last three. A telemetry failure never affects the decision."""
+    def _report(self, exchange: Exchange, outcome: Outcome, context: _Context, times: _Times) -> None:
+        """Emit `Decided`. A telemetry failure never affects the decision."""
         head = exchange.head
         try:
             parents = [str(value) for key, value in context.invocation_metadata() or () if key == TRACEPARENT]
@@ -126,19 +109,8 @@ class Servicer:
         except Exception:
             self._emit(Failed("telemetry.failed", head.request_id))
             return
-        started_ns, decided_ns, ended_ns = times
-        self._emit(
-            Decided(
-                outcome=outcome,
-                request_id=head.request_id,
-                path=head.bare_path,
-                parents=tuple(parents),
-                started_ns=started_ns,
-                decided_ns=decided_ns,
-                ended_ns=ended_ns,
-                observed=exchange.observed,
-            )
-        )
+        observed, path = exchange.observed, head.bare_path
+        self._emit(Decided(outcome, head.request_id, path, tuple(parents), *times, observed=observed))
 
 
 class GrpcServer:
@@ -149,11 +121,10 @@ class GrpcServer:
         self._listen = settings.address(worker)
         # Read by gRPC when the process makes its first server or channel.
         os.environ.setdefault("GRPC_EXPERIMENTS", GRPC_EXPERIMENTS)
-        limit = settings.body_bytes_max + MESSAGE_SLACK_BYTES
+        limit = settings.body_bytes_max + MESSAGE_SLACK_BYTES  # gRPC's own 4 MiB would refuse a long prompt
         self._server = grpc.aio.server(
             maximum_concurrent_rpcs=settings.streams_max + HEALTH_RPCS_MAX,
             options=[
-                # gRPC's own default of 4 MiB would turn a long prompt into an error.
                 ("grpc.max_receive_message_length", limit),
                 ("grpc.max_send_message_length", limit),
                 ("grpc.max_concurrent_streams", settings.streams_max),
@@ -162,19 +133,15 @@ class GrpcServer:
                 ("grpc.so_reuseport", 0),
             ],
         )
-        method: Any = grpc.stream_stream_rpc_method_handler(
-            servicer.process, request_deserializer=pb.ProcessingRequest.FromString
-        )
+        read = pb.ProcessingRequest.FromString
+        method: Any = grpc.stream_stream_rpc_method_handler(servicer.process, request_deserializer=read)
         handler = grpc.method_handlers_generic_handler(SERVICE, {"Process": method})
         self._server.add_generic_rpc_handlers((handler,))
         self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 
     async def start(self) -> int:
-        """Bind and listen, not yet SERVING; returns the port, 1 for a Unix socket.
-
-        Raises OSError if the address cannot be used.
-        """
+        """Bind and listen, not yet SERVING; returns the port, 1 for a Unix socket; raises OSError."""
         path = Path(self._listen.removeprefix("unix:")) if self._listen.startswith("unix:") else None
         if path:
             _check_socket(path)
@@ -193,10 +160,7 @@ class GrpcServer:
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
 
     async def drain(self) -> None:
-        """Report NOT_SERVING and still serve for the drain time, then end.
-
-        A Unix socket vanishes with the server, so Envoy must have stopped using it before.
-        """
+        """Report NOT_SERVING and end after the drain time, in which Envoy stops using the socket."""
         await self._health.enter_graceful_shutdown()
         await asyncio.sleep(self._settings.drain_seconds)
         await self._server.stop(STOP_GRACE_SECONDS)
@@ -209,8 +173,7 @@ class GrpcServer:
 def _check_socket(path: Path) -> None:
     """Raise OSError if there cannot be a socket at `path`, or if a process serves on it.
 
-    gRPC takes over any socket file. One left behind by a crash may be taken; that of a live server may
-    not: it would vanish for both as soon as either of them stops.
+    gRPC takes over any socket file; that of a live server would vanish for both as soon as one stops.
     """
     prefix = f"cannot listen on unix:{path}"
     if not path.parent.is_dir():

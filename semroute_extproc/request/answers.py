@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from semroute_extproc.outcome import DirectAnswer
@@ -18,25 +18,17 @@ def error(status: int, kind: str, code: str, message: str, anthropic: bool = Fal
     return DirectAnswer(status, json.dumps(body).encode(), f"semroute_{code}")
 
 
-def models(path: str, names: Sequence[str]) -> DirectAnswer | None:
-    """The list of models or one of them, in OpenAI's shape; None if `path` is neither."""
-    name = path.removeprefix("/v1/models/")
-    body: dict[str, Any]
-    if path == "/v1/models":
-        body = {"object": "list", "data": [_model(each) for each in names]}
-    elif name != path and name in names:
-        body = _model(name)
-    else:
-        return None
-    return DirectAnswer(200, json.dumps(body).encode(), "semroute_models")
-
-
 def too_large(limit: int, api: Api) -> DirectAnswer:
     """413 for a body over `limit` bytes."""
     message = f"The request body is larger than {limit} bytes."
-    anthropic = api is Api.MESSAGES
-    return error(413, "invalid_request_error", "request_too_large", message, anthropic)
+    return error(413, "invalid_request_error", "request_too_large", message, api is Api.MESSAGES)
 
 
-def _model(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "semroute"}
+def models(path: str, names: Sequence[str]) -> DirectAnswer | None:
+    """The list of models or one of them, in OpenAI's shape; None if `path` is neither."""
+    each = {name: {"id": name, "object": "model", "created": 0, "owned_by": "semroute"} for name in names}
+    name = path.removeprefix("/v1/models/")
+    body: Mapping[str, Any] | None = each.get(name) if name != path else None
+    if path == "/v1/models":
+        body = {"object": "list", "data": list(each.values())}
+    return DirectAnswer(200, json.dumps(body).encode(), "semroute_models") if body else None

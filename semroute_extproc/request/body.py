@@ -12,15 +12,9 @@ from msgspec import Raw
 from semroute_extproc.errors import BadBody, BodyTooLarge, UnsupportedEncoding
 from semroute_extproc.outcome import Cause
 
-GZIP_MEMBERS_MAX = 1_024
-"""Most members of a multi-member gzip body; an empty member costs more than its 20 bytes."""
-
-MEMBERS_MAX = 4_096
-"""Most members of an object that is edited; each becomes a Python object."""
-
-_CHUNK_BYTES = 65_536
-"""Input passed to zlib at a time; bounds the copy that zlib makes at the end of a gzip member."""
-
+GZIP_MEMBERS_MAX = 1_024  # of one body; an empty member costs more than its 20 bytes
+MEMBERS_MAX = 4_096  # of an object that is edited; each becomes a Python object
+_CHUNK_BYTES = 65_536  # passed to zlib at a time; bounds its copy of what follows a gzip member
 _GZIP_WINDOW = 16 + zlib.MAX_WBITS
 _MEMBERS = msgspec.json.Decoder(dict[str, Raw])
 _encode = msgspec.json.Encoder().encode
@@ -47,10 +41,8 @@ def _gunzip(body: bytes, limit: int) -> bytes:
     """The data of all members; zeros after the last member are padding."""
     pieces: list[bytes] = []
     room = limit
-    member = zlib.decompressobj(_GZIP_WINDOW)
-    members = 1
-    position = 0
-    pending = b""
+    member, members = zlib.decompressobj(_GZIP_WINDOW), 1
+    pending, position = b"", 0
     while pending or position < len(body):
         if not pending:
             pending = body[position : position + _CHUNK_BYTES]
@@ -79,12 +71,10 @@ def _gunzip(body: bytes, limit: int) -> bytes:
 def set_members(body: bytes, members: Mapping[tuple[str, ...], object]) -> bytes:
     """The JSON object `body`, encoded again with the member at each path set to its value, in order.
 
-    A path is a key, or a key and keys inside its object; anything on the path that is not an object
-    becomes one. New members come last. Values may be anything JSON, or `msgspec.Raw`. All other values
-    keep their bytes; white space between members goes, and of duplicate keys the last one stays
-    (docs/adr/0012-edits-reencode-the-top-level.md).
-
-    Raises BadBody: `not_json` if the body is not exactly one JSON object, `too_many_members`.
+    Anything on a path that is not an object becomes one. New members come last. Values may be anything
+    JSON, or `msgspec.Raw`. All other values keep their bytes; white space between members goes, and of
+    duplicate keys the last one stays (docs/adr/0012-edits-reencode-the-top-level.md). Raises BadBody:
+    `not_json` if the body is not exactly one JSON object, `too_many_members`.
     """
     try:
         edited: dict[str, Any] = _members(body)

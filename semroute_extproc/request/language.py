@@ -1,10 +1,9 @@
-"""The language of a text, from its script and its function words.
+"""The language of a text, from its script and its function words. Pure.
 
-Pure, some tens of microseconds, no model: a statistical identifier was measured at one second of start
-time and a hundred megabytes per worker. Scripts are certain. Among languages in Latin script, function
-words vote. A request may be too short to have any ("Schreib mir ein Gedicht"): in a text without English
-function words, words that open requests and accented letters decide. Without any of these a text counts as
-English, the language of the default bundle. The word lists are in languages.json.
+Scripts are certain. Among languages in Latin script, function words vote. In a short text without English
+function words, words that open requests ("Schreib mir ein Gedicht") and accented letters decide. Without
+any of these a text counts as English, the language of the default bundle. A statistical identifier would
+take one second of start time and a hundred megabytes per worker. The word lists are in languages.json.
 """
 
 from __future__ import annotations
@@ -12,46 +11,23 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-SAMPLE_CHARACTERS = 400
-"""Characters at the start of a text that are read."""
-
-SCRIPT_SHARE_MIN = 0.15
-"""A script decides from this share of the letters on: a Greek letter in a formula is not Greek."""
-
-VOTES_MIN = 1.1
-"""Fewer votes for another language are an accident of names and quotations."""
-
-ENGLISH_MIN = 0.5
-"""From this many votes on a text is English; fewer come from words of other languages too, such as "in"."""
-
-BRIEF_MIN = 1.0
-"""Weight that another language needs in a text without function words: one request word, or two halves."""
-
-BRIEF_SHARE_MIN = 0.25
-"""That weight must also be more than this share of the number of different words."""
-
-SHORT_WORD = 3
-"""A word of up to this many letters may be a name or an abbreviation: half a vote in a short text."""
-
-ACCENTED_WEIGHT = 0.4
-"""Weight of an unlisted word with accents: two of them may be a French dish."""
+SAMPLE_CHARACTERS = 400  # read at the start of a text
+SCRIPT_SHARE_MIN = 0.15  # of the letters; a Greek letter in a formula is not Greek
+VOTES_MIN = 1.1  # fewer for another language are an accident of names and quotations
+ENGLISH_MIN = 0.5  # from here on a text is English; fewer votes come from other languages' words too ("in")
+BRIEF_MIN = 1.0  # weight of another language without function words: one request word, or two halves
+BRIEF_SHARE_MIN = 0.25  # that weight must also be more than this share of the different words
+SHORT_WORD = 3  # up to this many letters it may be a name or an abbreviation: half a vote in a short text
+ACCENTED_WEIGHT = 0.4  # of an unlisted word with accents; two of them may be a French dish
 
 _LATIN_WORD = re.compile(r"\b[a-zà-ỹ]{2,}\b")
 _LETTER = re.compile(r"[^\W\d_]")
-
-
-class _Lists(msgspec.Struct):
-    """languages.json, whose comment says what each list is; words come in lines."""
-
-    scripts: dict[str, str]
-    function_words: dict[str, list[str]]
-    request_words: dict[str, list[str]]
-    english_too: list[str]
-    in_names: list[str]
-    accents: dict[str, list[str]]
+_LISTS: Mapping[str, Any] = msgspec.json.decode(Path(__file__).with_name("languages.json").read_bytes())
+"""Words come in lines; the file's comment says what each list is."""
 
 
 def _languages(lists: Mapping[str, list[str]]) -> dict[str, list[str]]:
@@ -63,15 +39,14 @@ def _languages(lists: Mapping[str, list[str]]) -> dict[str, list[str]]:
     return found
 
 
-_LISTS = msgspec.json.decode(Path(__file__).with_name("languages.json").read_bytes(), type=_Lists)
-_SCRIPTS = [(language, re.compile(pattern)) for language, pattern in _LISTS.scripts.items()]
-_ENGLISH_TOO = frozenset(" ".join(_LISTS.english_too).split())
-_HALF = _ENGLISH_TOO | frozenset(" ".join(_LISTS.in_names).split())
-_REQUESTS = _languages(_LISTS.request_words)
-_ACCENTS = _languages(_LISTS.accents)
+_SCRIPTS: dict[str, re.Pattern[str]] = {key: re.compile(value) for key, value in _LISTS["scripts"].items()}
+_ENGLISH_TOO = frozenset(" ".join(_LISTS["english_too"]).split())
+_HALF = _ENGLISH_TOO | frozenset(" ".join(_LISTS["in_names"]).split())
+_REQUESTS = _languages(_LISTS["request_words"])
+_ACCENTS = _languages(_LISTS["accents"])
 _VOTES = {
     word: tuple((language, (0.5 if word in _ENGLISH_TOO else 1.0) / len(speakers)) for language in speakers)
-    for word, speakers in _languages(_LISTS.function_words).items()
+    for word, speakers in _languages(_LISTS["function_words"]).items()
 }
 """Function word to its languages, which share one vote, or half a vote."""
 
@@ -81,7 +56,7 @@ def language_of(text: str) -> str:
     sample = text[:SAMPLE_CHARACTERS]
     if not sample.isascii():
         letters = len(_LETTER.findall(sample)) or 1
-        for language, script in _SCRIPTS:
+        for language, script in _SCRIPTS.items():
             if len(script.findall(sample)) / letters >= SCRIPT_SHARE_MIN:
                 return language
     words = _LATIN_WORD.findall(sample.lower())
@@ -89,8 +64,7 @@ def language_of(text: str) -> str:
     for word in words:
         for language, vote in _VOTES.get(word, ()):
             votes[language] = votes.get(language, 0.0) + vote
-    english = votes.get("en", 0.0)
-    most = max(votes.values(), default=0.0)
+    english, most = votes.get("en", 0.0), max(votes.values(), default=0.0)
     if most >= VOTES_MIN and most > english:
         return _winner(votes)
     return _brief(words) if english < ENGLISH_MIN else "en"
@@ -98,8 +72,8 @@ def language_of(text: str) -> str:
 
 def _winner(votes: Mapping[str, float]) -> str:
     """Of equal languages the one listed first."""
-    most = max(votes.values())
-    return next(language for language in _LISTS.function_words if votes.get(language) == most)
+    winner: str = max(_LISTS["function_words"], key=lambda language: votes.get(language, 0.0))
+    return winner
 
 
 def _brief(words: list[str]) -> str:
@@ -119,6 +93,5 @@ def _brief(words: list[str]) -> str:
             total += weight
             for language in languages:
                 votes[language] = votes.get(language, 0.0) + weight / len(languages)
-    if total < BRIEF_MIN or total <= BRIEF_SHARE_MIN * len(different):
-        return "en"
-    return _winner(votes)
+    enough = total >= BRIEF_MIN and total > BRIEF_SHARE_MIN * len(different)
+    return _winner(votes) if enough else "en"

@@ -1,14 +1,9 @@
-"""The reasoning switch of each model family: think more, less or not at all.
+"""The reasoning switch of each model family: think more, less or not at all. Pure.
 
-Pure. vLLM 0.32 and 0.33 honor two kinds of switches; each family reads one of them:
-
-- `reasoning_effort` on chat completions, `reasoning.effort` on responses, and on messages
-  `output_config.effort`, with `thinking: {"type": "disabled"}` for none. vLLM passes it to the chat
-  template and sets `enable_thinking` by it (ChatCompletionRequest.build_chat_params).
-- `chat_template_kwargs`, which these three APIs take at the top level and pass on to the template,
-  where arguments that it does not declare are dropped.
-
-Text completions and embeddings have no chat template, so they have no switch.
+vLLM 0.32 and 0.33 honor two kinds of switches, of which each family reads one. An effort (`_by_effort`)
+is passed to the chat template and sets `enable_thinking` (ChatCompletionRequest.build_chat_params).
+`chat_template_kwargs` are passed on too; arguments that the template does not declare are dropped. Text
+completions and embeddings have no chat template, so they have no switch.
 """
 
 from __future__ import annotations
@@ -19,15 +14,19 @@ from dataclasses import dataclass
 from semroute_extproc.request.view import Api
 from semroute_extproc.settings.base import EFFORTS
 
-Members = dict[tuple[str, ...], object]
-"""Paths in the body to the values to set there."""
+Members = dict[tuple[str, ...], object]  # paths in the body to the values to set there
 
-KWARGS = "chat_template_kwargs"
-"""The member with a client's arguments to the template."""
+KWARGS = "chat_template_kwargs"  # the member with a client's arguments to the template
+TEMPLATE_SWITCHES = ("enable_thinking", "thinking", "thinking_mode", "reasoning_effort")  # its switches
 
-TEMPLATE_SWITCHES = ("enable_thinking", "thinking", "thinking_mode", "reasoning_effort")
-"""Template arguments by which clients switch reasoning."""
+_EFFORT = {
+    Api.CHAT_COMPLETIONS: ("reasoning_effort",),
+    Api.RESPONSES: ("reasoning", "effort"),
+    Api.MESSAGES: ("output_config", "effort"),
+}
+"""The member in which an API takes an effort."""
 
+# Efforts that a family refuses, to the ones that are written instead.
 _HARMONY = {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"}
 _KIMI_K3 = {"minimal": "low", "medium": "high", "xhigh": "high"}
 
@@ -37,33 +36,24 @@ class Family:
     """The switches of a family; fields of switches that it lacks stay empty."""
 
     models: str
-    """Names of the models."""
-    thinks: str
-    """Whether they think by default: `yes`, `no`, `always` or `never`; `-` where it depends."""
-    argument: str = ""
-    """Template argument that is set to `off` for no reasoning, otherwise to `on`."""
-    on: object = None
-    """None: `argument` only switches reasoning off; it is requested by effort."""
+    thinks: str  # by default: `yes`, `no`, `always` or `never`; `-` where it depends
+    argument: str = ""  # template argument that is set to `off` for no reasoning, otherwise to `on`
+    on: object = None  # None: `argument` only switches reasoning off; it is requested by effort
     off: object = False
-    efforts: Mapping[str, str] | None = None
-    """Efforts that must be written as another one; None if the family has no efforts."""
+    efforts: Mapping[str, str] | None = None  # those that are written as another one; None: it has none
 
 
 FAMILIES: Mapping[str, Family] = {
-    # The template has on and off only.
     "qwen3": Family("Qwen3 with both modes", "yes", "enable_thinking", on=True),
     "deepseek-v3": Family("DeepSeek V3.1 and V3.2", "no", "thinking", on=True),  # tokenizers/deepseek_v32.py
-    # tokenizers/deepseek_v4.py maps the efforts to low, high and max itself.
-    "deepseek-v4": Family("DeepSeek V4", "yes", "thinking", efforts={}),
-    # Harmony (harmony_utils.get_system_message) refuses other efforts with 400 and has no off switch.
-    "gpt-oss": Family("gpt-oss", "always", efforts=_HARMONY),
+    "deepseek-v4": Family("DeepSeek V4", "yes", "thinking", efforts={}),  # tokenizers/deepseek_v4.py
+    "gpt-oss": Family("gpt-oss", "always", efforts=_HARMONY),  # others are a 400 (harmony_utils); no off
     "granite-3": Family("Granite 3.2", "no", "thinking", on=True),
     "granite-4": Family("Granite 4.2", "yes", "enable_thinking", on=True),  # parser/granite_thinking.py
     "glm-4.5": Family("GLM-4.5 and later", "yes", "enable_thinking", on=True),  # parser/glm47_moe.py
     "gemma-4": Family("Gemma 4", "no", "enable_thinking", on=True),  # parser/gemma4.py
     "holo2": Family("Holo2", "yes", "thinking", on=True),  # DeepSeekV3ReasoningWithThinkingParser
-    # renderers/kimi_k3.py refuses efforts other than low, high and max.
-    "kimi-k3": Family("Kimi K3", "yes", "thinking", efforts=_KIMI_K3),
+    "kimi-k3": Family("Kimi K3", "yes", "thinking", efforts=_KIMI_K3),  # renderers/kimi_k3.py refuses others
     # minimax_m3_reasoning_parser.py; the template also has "adaptive".
     "minimax-m3": Family("MiniMax M3", "-", "thinking_mode", on="enabled", off="disabled"),
     "effort": Family("any server that takes efforts as they are", "-", efforts={}),
@@ -75,23 +65,18 @@ FAMILIES: Mapping[str, Family] = {
 
 
 def switch(family: str, api: Api, effort: str) -> Members:
-    """The members that ask a model of `family` for `effort`; empty where there is no switch.
-
-    `family` is one of FAMILIES and `effort` one of EFFORTS; raises ValueError for other ones.
-    """
-    if family not in FAMILIES:
+    """The members that ask a model of `family` for `effort`, empty without a switch; raises ValueError."""
+    traits = FAMILIES.get(family)
+    if traits is None:
         raise ValueError(f"{family!r} is not a reasoning family")
     if effort not in EFFORTS:
         raise ValueError(f"{effort!r} is not a reasoning effort")
-    if api in (Api.COMPLETIONS, Api.EMBEDDINGS):
+    if api not in _EFFORT:
         return {}
-    traits = FAMILIES[family]
     wanted = traits.off if effort == "none" else traits.on
     if traits.argument and wanted is not None:
         return {(KWARGS, traits.argument): wanted}
-    if traits.efforts is None:
-        return {}
-    return _by_effort(api, traits.efforts.get(effort, effort))
+    return {} if traits.efforts is None else _by_effort(api, traits.efforts.get(effort, effort))
 
 
 def override(family: str, api: Api, effort: str, clients: Iterable[tuple[str, ...]]) -> Members:
@@ -101,12 +86,11 @@ def override(family: str, api: Api, effort: str, clients: Iterable[tuple[str, ..
     without a switch, whose models ignore all of them.
     """
     written = switch(family, api, effort)
-    if not written:
-        return {}
-    effort = (FAMILIES[family].efforts or {}).get(effort, effort)
-    for path in clients:
-        if path not in written:
-            written.update(_agreeing(path, effort))
+    if written:
+        effort = (FAMILIES[family].efforts or {}).get(effort, effort)
+        for path in clients:
+            if path not in written:
+                written.update(_agreeing(path, effort))
     return written
 
 
@@ -120,25 +104,16 @@ def _agreeing(path: tuple[str, ...], effort: str) -> Members:
             return {path: not off}
         case ("thinking",):
             return {path: {"type": "disabled" if off else "adaptive"}}
-        case ("output_config", "effort") if off:
-            # This API has no effort for none; `thinking` switches it off, and is read last.
-            return {path: "low", **_by_effort(Api.MESSAGES, effort)}
         case ("output_config", "effort"):
-            return _by_effort(Api.MESSAGES, effort)
+            # `low` stays only where `thinking`, which is read last, switches reasoning off.
+            return {path: "low", **_by_effort(Api.MESSAGES, effort)}
         case _:
             return {path: effort}
 
 
 def _by_effort(api: Api, effort: str) -> Members:
-    """The member in which each API takes an effort.
-
-    Anthropic's efforts start at low and have no none: there `thinking` switches reasoning off, which vLLM
-    turns into the effort `none` (AnthropicServingMessages._handle_thinking).
-    """
-    if api is Api.RESPONSES:
-        return {("reasoning", "effort"): effort}
-    if api is not Api.MESSAGES:
-        return {("reasoning_effort",): effort}
-    if effort == "none":
+    """An effort in its API's own words; Anthropic's efforts start at low and have no none."""
+    if api is Api.MESSAGES and effort == "none":
+        # vLLM turns it into the effort `none` (AnthropicServingMessages._handle_thinking).
         return {("thinking",): {"type": "disabled"}}
-    return {("output_config", "effort"): "low" if effort == "minimal" else effort}
+    return {_EFFORT[api]: "low" if api is Api.MESSAGES and effort == "minimal" else effort}

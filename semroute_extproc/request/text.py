@@ -1,7 +1,7 @@
-"""From conversation turns to the classified text, and its surface features.
+"""From conversation turns to the classified text, and its surface features. Pure.
 
-Pure. No tokenizer: everything is counted in characters, at most `CLASSIFIED_CHARACTERS_MAX` of them, so
-the cost does not grow with the prompt.
+No tokenizer: at most `CLASSIFIED_CHARACTERS_MAX` characters are counted, so the cost does not grow with
+the prompt.
 """
 
 from __future__ import annotations
@@ -12,34 +12,17 @@ from collections.abc import Sequence
 
 from semroute_extproc.request.view import Turn
 
-CLASSIFIED_CHARACTERS_MAX = 8_192
-"""Longest classified text; longer text keeps its head and its tail."""
-
-CONTEXT_CHARACTERS = 240
-"""A last user turn shorter than this ("commit it") is read with the user turns before it."""
-
-ELISION = " … "
-"""Replaces the middle of a long text."""
+CLASSIFIED_CHARACTERS_MAX = 8_192  # longer text keeps its head and its tail
+CONTEXT_CHARACTERS = 240  # a shorter last user turn ("commit it") is read with the user turns before it
+ELISION = " … "  # replaces the middle of a long text
 
 SURFACE_NAMES = (
-    "log_words",
-    "log_characters",
-    "log_lines",
-    "mean_word_length",
-    "digit_share",
-    "uppercase_share",
-    "punctuation_share",
-    "code_marks",
-    "latex_marks",
-    "options",
-    "question_marks",
-    "non_ascii_share",
+    *("log_words", "log_characters", "log_lines", "mean_word_length", "digit_share", "uppercase_share"),
+    *("punctuation_share", "code_marks", "latex_marks", "options", "question_marks", "non_ascii_share"),
 )
 """Names of the surface features, in the order of the encoder heads' input."""
 
-_OPTION = r"[^\S\n]*+\(?[A-J1-9][.):]\s"
-_FIRST_OPTION = re.compile(_OPTION)
-_NEXT_OPTION = re.compile(r"\n" + _OPTION)
+_OPTION = re.compile(r"\n[^\S\n]*+\(?[A-J1-9][.):]\s")  # in linear time, whatever the white space
 _CODE = (
     *("```", "def ", "class ", "import ", "return", "function", "SELECT ", "#include"),
     *("{}", "();", "</", "std::", "console."),
@@ -50,7 +33,6 @@ _LATEX = re.compile(r"\\[a-zA-Z]+|\$[^$]+\$|" + _SYMBOL.pattern)
 _DIGIT = re.compile(r"\d")
 _PUNCTUATION = re.compile(r"[^\w\s]")
 _ASCII = bytes(range(128))
-_ASCII_DIGITS = b"0123456789"
 _ASCII_UPPER = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _ASCII_PUNCTUATION = bytes(code for code in _ASCII if _PUNCTUATION.match(chr(code)))
 
@@ -66,18 +48,16 @@ def clip(text: str, limit: int = CLASSIFIED_CHARACTERS_MAX) -> str:
 def classified_text(turns: Sequence[Turn]) -> str:
     """The text that is classified: the last user turn, with earlier ones if it is short.
 
-    System prompts and tool results are left out: they hardly change between requests and would hide the
-    question. In a tool loop the task is still the user's last turn. Without a user turn, all text counts.
+    System prompts and tool results would hide the question. In a tool loop the task is still the user's
+    last turn. Without a user turn, all text counts.
     """
     asked = [turn.text for turn in turns if turn.role == "user" and is_written(turn.text)]
     if not asked:
         return clip("\n".join(turn.text for turn in turns if is_written(turn.text)))
-    taken = [asked[-1]]
-    length = len(asked[-1])
-    for earlier in reversed(asked[:-1]):
-        if length >= CONTEXT_CHARACTERS:
-            break
-        taken.append(clip(earlier, 4 * CONTEXT_CHARACTERS))
+    taken = [asked.pop()]
+    length = len(taken[0])
+    while asked and length < CONTEXT_CHARACTERS:
+        taken.append(clip(asked.pop(), 4 * CONTEXT_CHARACTERS))
         length += len(taken[-1])
     return clip("\n".join(reversed(taken)))
 
@@ -88,10 +68,7 @@ def is_written(text: str) -> bool:
 
 
 def surface_features(text: str) -> list[float]:
-    """Features of the text's form, in the order of `SURFACE_NAMES`; 12 finite values.
-
-    Length alone is a strong baseline for difficulty, and a mean-pooled embedding loses it.
-    """
+    """Features of the text's form, which a mean-pooled embedding loses; finite, named in `SURFACE_NAMES`."""
     text = clip(text)
     characters = max(len(text), 1)
     words = len(text.split())
@@ -99,7 +76,7 @@ def surface_features(text: str) -> list[float]:
     other = ""
     if len(ascii_text) < len(text):
         other = text.encode("utf-8", "surrogatepass").translate(None, _ASCII).decode("utf-8", "surrogatepass")
-    digits = _count(ascii_text, _ASCII_DIGITS) + len(_DIGIT.findall(other))
+    digits = _count(ascii_text, b"0123456789") + len(_DIGIT.findall(other))
     punctuation = _count(ascii_text, _ASCII_PUNCTUATION) + len(_PUNCTUATION.findall(other))
     # None of these marks can overlap, so the sum of their counts is exact.
     code = sum(map(text.count, _CODE)) + len(_EQUALS.findall(text))
@@ -114,7 +91,7 @@ def surface_features(text: str) -> list[float]:
         punctuation / characters,
         math.log1p(code),
         math.log1p(latex),
-        float(min(_options(text), 10)),
+        float(min(len(_OPTION.findall("\n" + text)), 10)),  # lines that begin like "A) ", "(2. ", …
         float(min(text.count("?") + text.count("？"), 5)),
         len(other) / characters,
     ]
@@ -125,19 +102,6 @@ def _count(text: bytes, characters: bytes) -> int:
     return len(text) - len(text.translate(None, characters))
 
 
-def _options(text: str) -> int:
-    """Number of lines that begin like an answer option: "A) ", "(2. ", …
-
-    A line break that ends one option cannot begin the next. White space before an option is only matched
-    after its last line break; otherwise a run of line breaks would take quadratic time.
-    """
-    first = _FIRST_OPTION.match(text)
-    return (first is not None) + len(_NEXT_OPTION.findall(text, first.end() if first else 0))
-
-
 def estimate_tokens(characters: int, language: str) -> int:
-    """Estimated tokens of a prompt: 4 characters per token in alphabetic scripts, 1.5 in Han, kana, Hangul.
-
-    Low rather than high, because this number can only exclude a pool.
-    """
+    """Estimated tokens of a prompt; low rather than high, because it can only exclude a pool."""
     return math.ceil(characters / (1.5 if language in ("zh", "ja", "ko") else 4.0))

@@ -1,7 +1,4 @@
-"""The frozen facts of one request, read once from its headers and body.
-
-Pure: no parsing (see `apis/`), no policy.
-"""
+"""The frozen facts of one request, read once from its headers and body. Pure: no parsing, no policy."""
 
 from __future__ import annotations
 
@@ -26,8 +23,7 @@ class Api(enum.StrEnum):
 class Turn:
     """One turn of a conversation, reduced to its text."""
 
-    role: str
-    """`system`, `user`, `assistant` or `tool`."""
+    role: str  # `system`, `user`, `assistant` or `tool`
     text: str
 
 
@@ -55,27 +51,18 @@ class RequestView:
     """The facts of a parsed body that constraints, rules and strategies use."""
 
     api: Api
-    model: str
-    """The model the client asked for; empty if it named none."""
+    model: str  # the one the client asked for; empty if it named none
     turns: tuple[Turn, ...] = ()
     stream: bool = False
-    images: int = 0
-    """Parts that are not text: images, audio, video, documents."""
-    tools: int = 0
-    """Number of tools that the client declared."""
-    tool_loop: bool = False
-    """The last turn is a tool's result: the model is in the middle of a task."""
-    json_mode: bool = False
-    """The output format is a JSON object or schema."""
+    images: int = 0  # parts that are not text: images, audio, video, documents
+    tools: int = 0  # tools that the client declared
+    tool_loop: bool = False  # the last turn is a tool's result: the model is in the middle of a task
+    json_mode: bool = False  # the output format is a JSON object or schema
     max_output_tokens: int | None = None
-    effort: str = ""
-    """The reasoning effort the client asked for; empty if none."""
-    reasoning_set: bool = False
-    """The client set any reasoning switch (effort, thinking, template kwargs)."""
-    reasoning_paths: tuple[tuple[str, ...], ...] = ()
-    """The members of the body that do so and that a policy can replace."""
-    stateful: bool = False
-    """It continues state that is kept on one server (`previous_response_id`)."""
+    effort: str = ""  # the reasoning effort the client asked for; empty if none
+    reasoning_set: bool = False  # the client set any reasoning switch (effort, thinking, template kwargs)
+    reasoning_paths: tuple[tuple[str, ...], ...] = ()  # the members that do so and that a policy can replace
+    stateful: bool = False  # continues state that is kept on one server (`previous_response_id`)
     characters: int = 0
     """Characters of all text in the request, tool declarations included; the longest prompt of a batch."""
 

@@ -1,13 +1,14 @@
-"""What the readers of the APIs share: tolerant fields, content parts and the draft of a view.
+"""What the bodies of the APIs share: tolerant fields, content parts and the draft of a view. Pure.
 
-Pure. Optional fields are kept as `msgspec.Raw`, an undecoded span of the body, and decoded on demand,
-so that a wrong type in one of them cannot fail the request.
+Optional fields are kept as `msgspec.Raw`, an undecoded span of the body, and decoded on demand, so that a
+wrong type in one of them cannot fail the request.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -23,43 +24,21 @@ from semroute_extproc.settings.base import EFFORTS
 
 T = TypeVar("T")
 
-ELEMENTS_MAX = 16_384
-"""Most messages, items and parts of one request together."""
-
-ABSENT = Raw()
-"""Default of an optional field."""
+ELEMENTS_MAX = 16_384  # messages, items and parts of one request together
+ABSENT = Raw()  # default of an optional field
 
 _NULL = Raw(b"null")
-_BOOLEAN = Decoder(bool, strict=False)
 _INTEGER = Decoder(int, strict=False)
 _STRING = Decoder(str)
 _ARRAY = Decoder(list[Raw])
 _OBJECT = Decoder(dict[str, Raw])
 
-_ROLES: Mapping[str | None, str] = {
-    **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("tool", "function", "ipython", "observation"), "tool"),
-    "assistant": "assistant",
-}
+_ROLES: dict[str | None, str] = {"system": "system", "developer": "system", "assistant": "assistant"}
+_ROLES |= dict.fromkeys(("tool", "function", "ipython", "observation"), "tool")
 """Roles as sent to roles of a Turn; any other role that a template knows is the user's side."""
 
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal"})
 _SILENT_PARTS = frozenset({"thinking", "redacted_thinking", "reasoning_text", "tool_reference"})
-"""Parts that carry neither text of the conversation nor media."""
-
-
-class Body(msgspec.Struct, gc=False):
-    """Members that a request for an answer has in more than one API."""
-
-    model: str | None = None
-    stream: Raw = ABSENT
-    tools: Raw = ABSENT
-    response_format: Raw = ABSENT
-    structured_outputs: Raw = ABSENT
-    max_tokens: Raw = ABSENT
-    reasoning: Raw = ABSENT
-    thinking: Raw = ABSENT
-    chat_template_kwargs: Raw = ABSENT
 
 
 class Inner(msgspec.Struct, gc=False):
@@ -86,30 +65,25 @@ class Part(msgspec.Struct, gc=False):
     refusal: str | None = None
 
 
-Content = str | list[str | Part] | None
-"""Content of a message: a string, or parts, or nothing (an assistant that only called tools)."""
-
+Content = str | list[str | Part] | None  # of a message; None: an assistant that only called tools
 CONTENT = Decoder[Any](Content)
 
 
 def optional(raw: Raw, decoder: Decoder[T]) -> T | None:
     """The value of an optional field; None if it was not given or is of the wrong type."""
-    if not raw:
-        return None
     try:
-        return decoder.decode(raw)
+        return decoder.decode(raw) if raw else None
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
+
+
+flag = partial(optional, decoder=Decoder(bool, strict=False))
+"""A boolean, as leniently as the upstream reads it; None if not given."""
 
 
 def given(raw: Raw) -> bool:
     """The field was sent and is not null."""
     return bool(raw) and raw != _NULL
-
-
-def flag(raw: Raw) -> bool:
-    """A boolean, as leniently as the upstream reads it; False if not given."""
-    return optional(raw, _BOOLEAN) is True
 
 
 def positive(raw: Raw) -> int | None:
@@ -133,39 +107,7 @@ def asks_for_json(response_format: Raw, structured_outputs: Raw = ABSENT) -> boo
     if string(inner(response_format).type) in ("json_object", "json_schema"):
         return True
     outputs = inner(structured_outputs)
-    return given(outputs.json) or flag(outputs.json_object)
-
-
-def reasoning(
-    kwargs: Raw, fields: Mapping[tuple[str, ...], Raw], effort: Raw = ABSENT, *, other: bool = False
-) -> dict[str, Any]:
-    """The facts `effort`, `reasoning_set` and `reasoning_paths` of a RequestView.
-
-    `fields` are the members of the body that switch reasoning, `effort` is the one that has the effort;
-    `other` is true if the client set a switch that a policy cannot replace. Templates name their switches
-    freely (`enable_thinking`, `thinking_mode`, …), so every key of `chat_template_kwargs` with "think" or
-    "reason" in it counts as one.
-    """
-    paths = [path for path, raw in fields.items() if given(raw)]
-    is_set = other or bool(paths)
-    asked = _effort(effort)
-    if given(kwargs):
-        arguments = optional(kwargs, _OBJECT) or {}
-        switches = {name: raw for name, raw in arguments.items() if given(raw)}
-        is_set = is_set or any("think" in name or "reason" in name for name in map(str.lower, switches))
-        paths += [(KWARGS, name) for name in TEMPLATE_SWITCHES if name in switches]
-        # A field beats the template's own argument in vLLM (ChatCompletionRequest.build_chat_params).
-        asked = asked or _effort(switches.get("reasoning_effort", ABSENT))
-        off = [switches.get(name, ABSENT) for name in ("enable_thinking", "thinking")]
-        if not asked and any(optional(raw, _BOOLEAN) is False for raw in off):
-            asked = "none"
-    return {"effort": asked, "reasoning_set": is_set, "reasoning_paths": tuple(paths)}
-
-
-def _effort(raw: Raw) -> str:
-    """A reasoning effort that vLLM knows; empty for anything else."""
-    effort = string(raw)
-    return effort if effort in EFFORTS else ""
+    return given(outputs.json) or flag(outputs.json_object) is True
 
 
 @dataclass(slots=True)
@@ -173,16 +115,15 @@ class Draft:
     """The draft of a RequestView: its turns, and counts."""
 
     turns: list[Turn] = field(default_factory=list)
-    written: bool = False
-    """A turn has text."""
+    written: bool = False  # a turn has text
     characters: int = 0
     images: int = 0
     tools: int = 0
     elements: int = 0
 
-    def take(self, elements: Sized | None) -> None:
+    def take(self, elements: Sized) -> None:
         """Count messages, items or parts before they are read; raises BadBody if they are too many."""
-        self.elements += len(elements or ())
+        self.elements += len(elements)
         if self.elements > ELEMENTS_MAX:
             raise BadBody(Cause.TOO_MANY_PARTS)
 
@@ -193,11 +134,7 @@ class Draft:
         self.characters += len(text)
 
     def read(self, content: Any) -> str:
-        """The text of a message's Content, one line break between parts; media are counted.
-
-        Every medium counts as an image (audio, video and files too): a pool that reads only text
-        can serve none of them.
-        """
+        """The text of a message's Content; every medium counts as an image: a text pool can serve none."""
         if content is None or isinstance(content, str):
             return content or ""
         self.take(content)
@@ -209,9 +146,9 @@ class Draft:
             text = part.refusal if part.text is None else part.text
             if part.type in _TEXT_PARTS or (part.type is None and text is not None):
                 texts.append(text or "")
-            elif part.type not in _SILENT_PARTS:
+            elif part.type not in _SILENT_PARTS:  # which carry neither text of the conversation nor media
                 self.images += 1
-        return texts[0] if len(texts) == 1 else "\n".join(texts)
+        return "\n".join(texts)
 
     def count(self, raw: Raw) -> None:
         """Count JSON that the template will print, such as a tool call's arguments."""
@@ -220,21 +157,56 @@ class Draft:
 
     def declare(self, tools: Raw) -> None:
         """Count the tools of an array of declarations, and their length."""
-        declared = optional(tools, _ARRAY)
-        if declared:
+        if declared := optional(tools, _ARRAY):
             self.tools += len(declared)
             self.count(tools)
 
-    def view(self, api: Api, model: str | None, **facts: Any) -> RequestView:
-        """The finished view; raises BadBody if it has nothing to read."""
-        if not (self.images or self.written or facts.get("stateful")):
+
+class Body(msgspec.Struct, gc=False):
+    """The members that the bodies of several APIs have."""
+
+    model: str | None = None
+    stream: Raw = ABSENT
+    tools: Raw = ABSENT
+    response_format: Raw = ABSENT
+    structured_outputs: Raw = ABSENT
+    max_tokens: Raw = ABSENT
+    reasoning: Raw = ABSENT
+    thinking: Raw = ABSENT
+    chat_template_kwargs: Raw = ABSENT
+
+    def read(self, draft: Draft) -> dict[str, Any]:
+        """Fill the draft; returns the other facts of an API. Raises msgspec's errors and BadBody."""
+        raise NotImplementedError
+
+    def view(self, api: Api) -> RequestView:
+        """The facts of the request; raises also BadBody `no_text`."""
+        draft = Draft()
+        facts = self.read(draft)
+        if not (draft.images or draft.written or facts.get("stateful")):
             raise BadBody(Cause.NO_TEXT)
-        return RequestView(
-            api,
-            model or "",
-            tuple(self.turns),
-            images=self.images,
-            tools=self.tools,
-            characters=self.characters,
-            **facts,
-        )
+        facts["images"], facts["tools"], facts["characters"] = draft.images, draft.tools, draft.characters
+        return RequestView(api, self.model or "", tuple(draft.turns), **facts)
+
+    def switches(self, fields: Mapping[tuple[str, ...], Raw], other: bool = False) -> dict[str, Any]:
+        """The facts `effort`, `reasoning_set` and `reasoning_paths` of a RequestView.
+
+        `fields` are the members of the body that switch reasoning, the last of them the effort; `other` is
+        true if the client set a switch that a policy cannot replace. Templates name their switches freely,
+        so every key of `chat_template_kwargs` with "think" or "reason" in it counts as one.
+        """
+        paths = [path for path, raw in fields.items() if given(raw)]
+        *_, field = fields.values()
+        effort, off = string(field), False
+        if given(self.chat_template_kwargs):
+            arguments = optional(self.chat_template_kwargs, _OBJECT) or {}
+            switches = {name: raw for name, raw in arguments.items() if given(raw)}
+            other = other or any("think" in name or "reason" in name for name in map(str.lower, switches))
+            paths += [(KWARGS, name) for name in TEMPLATE_SWITCHES if name in switches]
+            if effort not in EFFORTS:  # in vLLM a field beats the template's own argument (build_chat_params)
+                effort = string(switches.get("reasoning_effort", ABSENT))
+            if effort not in EFFORTS:
+                off = any(flag(switches.get(key, ABSENT)) is False for key in ("enable_thinking", "thinking"))
+        if effort not in EFFORTS:
+            effort = "none" if off else ""
+        return {"effort": effort, "reasoning_set": other or bool(paths), "reasoning_paths": tuple(paths)}

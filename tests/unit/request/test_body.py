@@ -51,7 +51,7 @@ def test_zeros_after_the_last_member_are_padding():
 def test_other_encodings_are_named_in_the_error(name: str):
     with pytest.raises(UnsupportedEncoding) as caught:
         decode_body(BODY, name, LIMIT)
-    assert caught.value.encoding == name
+    assert repr(name) in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -30,52 +30,24 @@ def everywhere(members: dict[tuple[str, ...], object]) -> dict[Api, Any]:
     return dict.fromkeys((CHAT, RESPONSES, MESSAGES), members)
 
 
+def on_off(name: str, on: object = True, off: object = False) -> tuple[dict[Api, Any], ...]:
+    return everywhere(template(name, off)), *2 * (everywhere(template(name, on)),)
+
+
 OFF_BY_EFFORT = {**by_effort("none"), MESSAGES: DISABLED}
 # Family to the members that are set for none, low and high.
-TABLE: dict[str, tuple[dict[Api, Any], dict[Api, Any], dict[Api, Any]]] = {
-    "qwen3": (
-        everywhere(template("enable_thinking", False)),
-        everywhere(template("enable_thinking", True)),
-        everywhere(template("enable_thinking", True)),
-    ),
-    "deepseek-v3": (
-        everywhere(template("thinking", False)),
-        everywhere(template("thinking", True)),
-        everywhere(template("thinking", True)),
-    ),
+TABLE: dict[str, tuple[dict[Api, Any], ...]] = {
+    "qwen3": on_off("enable_thinking"),
+    "deepseek-v3": on_off("thinking"),
     "deepseek-v4": (everywhere(template("thinking", False)), by_effort("low"), by_effort("high")),
     "gpt-oss": (by_effort("low"), by_effort("low"), by_effort("high")),
-    "granite-3": (
-        everywhere(template("thinking", False)),
-        everywhere(template("thinking", True)),
-        everywhere(template("thinking", True)),
-    ),
-    "granite-4": (
-        everywhere(template("enable_thinking", False)),
-        everywhere(template("enable_thinking", True)),
-        everywhere(template("enable_thinking", True)),
-    ),
-    "glm-4.5": (
-        everywhere(template("enable_thinking", False)),
-        everywhere(template("enable_thinking", True)),
-        everywhere(template("enable_thinking", True)),
-    ),
-    "gemma-4": (
-        everywhere(template("enable_thinking", False)),
-        everywhere(template("enable_thinking", True)),
-        everywhere(template("enable_thinking", True)),
-    ),
-    "holo2": (
-        everywhere(template("thinking", False)),
-        everywhere(template("thinking", True)),
-        everywhere(template("thinking", True)),
-    ),
+    "granite-3": on_off("thinking"),
+    "granite-4": on_off("enable_thinking"),
+    "glm-4.5": on_off("enable_thinking"),
+    "gemma-4": on_off("enable_thinking"),
+    "holo2": on_off("thinking"),
     "kimi-k3": (everywhere(template("thinking", False)), by_effort("low"), by_effort("high")),
-    "minimax-m3": (
-        everywhere(template("thinking_mode", "disabled")),
-        everywhere(template("thinking_mode", "enabled")),
-        everywhere(template("thinking_mode", "enabled")),
-    ),
+    "minimax-m3": on_off("thinking_mode", "enabled", "disabled"),
     "effort": (OFF_BY_EFFORT, by_effort("low"), by_effort("high")),
     "always": (everywhere({}), everywhere({}), everywhere({})),
     "none": (everywhere({}), everywhere({}), everywhere({})),

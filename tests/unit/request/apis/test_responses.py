@@ -32,6 +32,10 @@ def test_instructions_come_before_the_input():
     assert turns(parse("Hi", instructions="Be brief.")) == [("system", "Be brief."), ("user", "Hi")]
 
 
+def test_an_empty_input_is_an_empty_turn():
+    assert turns(parse("", instructions="Be brief.")) == [("system", "Be brief."), ("user", "")]
+
+
 def test_message_items_keep_their_order_and_their_roles():
     view = parse(
         [
