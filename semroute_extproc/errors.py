@@ -1,4 +1,16 @@
-"""Every error the package raises on purpose, and the exit statuses they become (`cli.exits`)."""
+"""Every error the package raises on purpose, and the exit statuses they become (`cli.exits`).
+
+SemrouteError
+├── ConfigError            the configuration cannot be used
+├── BundleError            a bundle is missing, changed or of another format
+├── ArtifactError          a strategy's artifact, calibration or profile cannot be used
+├── BadBody                a request body cannot be read as its API says
+├── BodyTooLarge           a body is over its limit, as sent or once decompressed
+├── UnsupportedEncoding    a content-encoding other than gzip
+├── EncoderUnavailable     no signals in time
+├── EndpointError          a model's endpoint gave no usable answer
+└── DataError              a training or evaluation file cannot be used
+"""
 
 from __future__ import annotations
 

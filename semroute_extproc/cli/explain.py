@@ -108,7 +108,7 @@ def _report(outcome: Outcome, edits: dict[str, Any]) -> dict[str, Any]:
         # JSON has no infinity: a threshold that nothing reaches is shown as 1.
         "threshold": None if threshold is None else min(threshold, 1.0),
         "fallback": decision.fallback,
-        "trace": msgspec.to_builtins(decision.trace),
+        "trace": [step._asdict() for step in decision.trace],
         "shadows": msgspec.to_builtins(outcome.shadows),
         "text": outcome.text or None,
         "signals": None,
