@@ -83,7 +83,7 @@ class PrometheusSink:
         self._loads: Mapping[tuple[str, ...], float] = {}
         self._observed: dict[str, Callable[[], Reading]] = {"pool_load": lambda: self._loads}
         self._scraping = Lock()
-        handlers = {
+        handlers: dict[type[ev.Event], Any] = {
             ev.Decided: self._decided,
             ev.Shadowed: lambda event: self._shadowed(event.shadow),
             ev.Failed: lambda _: self._count("internal_errors"),
