@@ -6,7 +6,6 @@ The code that notices something calls `emit`; the sinks in `telemetry/` take wha
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
 
 import msgspec
 
@@ -114,14 +113,8 @@ class SessionStoreError(Event, frozen=True):
 
 
 Emit = Callable[[Event], None]
-
-
-class Sink(Protocol):
-    """A receiver of events."""
-
-    def handle(self, event: Event) -> None:
-        """Take one event, quickly. Unknown events are ignored."""
+"""Takes any event, quickly: what the sidecar calls, and each sink behind it."""
 
 
 def ignore(_: Event) -> None:
-    """An `Emit` without sinks: for explain, check and tests."""
+    """An `Emit` that drops the event."""

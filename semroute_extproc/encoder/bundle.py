@@ -31,10 +31,6 @@ class Bundle:
         """See `Manifest.revision`."""
         return self.manifest.revision
 
-    def device(self, wanted: Device) -> Device:
-        """`wanted`, or the CPU if the bundle has no graph for it."""
-        return wanted if wanted in self.manifest.graphs else "cpu"
-
     def graph(self, device: Device) -> Path:
         """The ONNX graph for `device`; BundleError if the bundle has none."""
         name = self.manifest.graphs.get(device)

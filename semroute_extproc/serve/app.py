@@ -20,14 +20,14 @@ from semroute_extproc.config.source import Loaded
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.envoy.server import GrpcServer, Servicer
 from semroute_extproc.errors import Exit
-from semroute_extproc.events import EncoderLost, Event, Scraped, Sink
+from semroute_extproc.events import Emit, EncoderLost, Event, Scraped
 from semroute_extproc.serve import build
 from semroute_extproc.serve.reload import LiveConfig
 from semroute_extproc.state.controllers import ControllerState
 from semroute_extproc.state.pool_metrics import scrape as scrape_pools
 from semroute_extproc.telemetry import log
 from semroute_extproc.telemetry.admin import AdminServer, Page, Pages, as_json, probe
-from semroute_extproc.telemetry.bus import Bus
+from semroute_extproc.telemetry.bus import to_all
 from semroute_extproc.telemetry.prom import CONTENT_TYPE, MODEL_LABELS, PrometheusSink
 
 OTLP_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
@@ -73,7 +73,7 @@ class Reactions:
         self.stop, self.status = asyncio.Event(), Exit.OK
 
     def handle(self, event: Event) -> None:
-        """See `Sink.handle`."""
+        """Take an event; most concern nobody here."""
         if isinstance(event, Scraped):
             self._controllers.observe(event.pool, event.load, self._loop.time())
         elif isinstance(event, EncoderLost):
@@ -98,14 +98,14 @@ async def run(
     config, loop = loaded.config, asyncio.get_running_loop()
     metrics, controllers = PrometheusSink(), ControllerState(secrets.token_bytes())
     reactions = Reactions(controllers)
-    sinks: list[Sink] = [metrics, log.LogSink(config.telemetry), reactions]
+    sinks: list[Emit] = [metrics.handle, log.LogSink(config.telemetry).handle, reactions.handle]
     tracing, endpoint = None, config.telemetry.otlp_endpoint
     if endpoint is not None or any(os.environ.get(name) for name in OTLP_VARIABLES):
         from semroute_extproc.telemetry import otel  # Takes a fifth of the start.
 
         tracing = otel.OtelSink(otel.exporter(endpoint))
-        sinks.append(tracing)
-    emit = Bus(*sinks).emit
+        sinks.append(tracing.handle)
+    emit = to_all(*sinks)
     classifier = build.make_classifier(config, models, emit)
     live = LiveConfig(path, loaded, classifier, controllers, emit)
     servicer, health = Servicer(lambda: live.snapshot, emit), Health()

@@ -41,8 +41,10 @@ def make_models(config: Config, bundles: Mapping[str, Bundle]) -> dict[str, Onnx
     """Language to warm model; raises BundleError or ConfigError."""
     device = config.encoder.device
     # The default bundle must run on it. A language's own bundle without a graph for it runs on the CPU.
-    devices = {language: each.device(device) for language, each in bundles.items()} | {DEFAULT: device}
-    return {language: open_model(each, devices[language]) for language, each in bundles.items()}
+    return {
+        language: open_model(each, device if language == DEFAULT or device in each.manifest.graphs else "cpu")
+        for language, each in bundles.items()
+    }
 
 
 def make_classifier(config: Config, models: Mapping[str, OnnxModel], emit: Emit = ignore) -> Classifier:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -17,6 +16,7 @@ from structlog.stdlib import ProcessorFormatter
 from semroute_extproc import events as ev
 from semroute_extproc import outcome as outcomes
 from semroute_extproc.settings.process import Telemetry
+from semroute_extproc.telemetry.bus import by_type
 
 PARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 """W3C Trace Context, section 3.2; anything else that a client sends is not repeated."""
@@ -71,7 +71,7 @@ class LogSink:
         self._prompts, self._console = settings.log_prompts, _console(settings)
         self._context = structlog.contextvars.get_contextvars()
         self._encode = msgspec.json.Encoder().encode
-        self._handlers: dict[type[ev.Event], Callable[[Any], None]] = {
+        handlers: dict[type[ev.Event], Any] = {
             ev.Failed: lambda event: log.exception(event.where, request_id=event.request_id),
             ev.EncoderLost: lambda event: log.error("gpu.lost", bundle=event.bundle, reason=event.reason),
             ev.ProfilesRead: _profiles_read,
@@ -79,14 +79,10 @@ class LogSink:
             ev.ReloadRejected: _rejected,
         }
         if settings.log_decisions:
-            self._handlers[ev.Shadowed] = lambda event: log.info("shadow.decided", **asdict(event.shadow))
+            handlers[ev.Shadowed] = lambda event: log.info("shadow.decided", **asdict(event.shadow))
             if settings.log_level not in ("warning", "error"):
-                self._handlers[ev.Decided] = self._decided
-
-    def handle(self, event: ev.Event) -> None:
-        """See `Sink.handle`."""
-        if (handler := self._handlers.get(type(event))) is not None:
-            handler(event)
+                handlers[ev.Decided] = self._decided
+        self.handle = by_type(handlers)
 
     def _decided(self, event: ev.Decided) -> None:
         outcome = event.outcome

@@ -13,10 +13,9 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import AttributeValue
 
 from semroute_extproc import __version__
+from semroute_extproc.envoy.server import SERVICE
 from semroute_extproc.events import Decided, Event
 from semroute_extproc.outcome import Outcome, facts
-
-SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 
 QUEUE_SPANS_MAX = 2_048
 """Spans that may wait for the exporter; more are dropped."""
@@ -57,7 +56,7 @@ class OtelSink:
         self._propagator = TraceContextTextMapPropagator()
 
     def handle(self, event: Event) -> None:
-        """See `Sink.handle`."""
+        """Write the spans of a decision."""
         if not isinstance(event, Decided):
             return
         given = (self._propagator.extract({"traceparent": each}) for each in event.parents)

@@ -15,6 +15,7 @@ from semroute_extproc import __version__
 from semroute_extproc import events as ev
 from semroute_extproc.outcome import Kind
 from semroute_extproc.policy.shadow import Shadow
+from semroute_extproc.telemetry.bus import by_type
 
 MODEL_LABELS = ("bundle", "revision", "provider", "graph", "language")
 """Labels of `semroute_model_info`, keys of `Classifier.describe`."""
@@ -79,10 +80,10 @@ class PrometheusSink:
         }
         # At most one per label set, bounded by configuration and bundle. It takes a tenth of `labels`' time.
         self._child = cache(self._uncached_child)
-        self._loads: dict[str, Mapping[str, float]] = {}
-        self._observed: dict[str, Callable[[], Reading]] = {"pool_load": self._load}
+        self._loads: Mapping[tuple[str, ...], float] = {}
+        self._observed: dict[str, Callable[[], Reading]] = {"pool_load": lambda: self._loads}
         self._scraping = Lock()
-        self._handlers: dict[type[ev.Event], Callable[[Any], None]] = {
+        handlers: dict[type[ev.Event], Any] = {
             ev.Decided: self._decided,
             ev.Shadowed: lambda event: self._shadowed(event.shadow),
             ev.Failed: lambda _: self._count("internal_errors"),
@@ -96,12 +97,8 @@ class PrometheusSink:
             ev.ReloadRejected: lambda _: self._child("config_last_reload_successful").set(0),
             ev.SessionStoreError: lambda event: self._count("session_remote_errors", event.what),
         }
+        self.handle = by_type(handlers)
         self._child("build_info", __version__).set(1)
-
-    def handle(self, event: ev.Event) -> None:
-        """See `Sink.handle`."""
-        if (handler := self._handlers.get(type(event))) is not None:
-            handler(event)
 
     def observe(self, name: str, read: Callable[[], Reading]) -> None:
         """Read a gauge of `METRICS` at each scrape; label values that `read` does not return disappear."""
@@ -161,10 +158,8 @@ class PrometheusSink:
     def _scraped(self, event: ev.Scraped) -> None:
         if event.failed:
             self._count("pool_scrape_failures", event.pool)
-        self._loads = {**self._loads, event.pool: event.load}
-
-    def _load(self) -> Reading:
-        return {(pool, gauge): value for pool, load in self._loads.items() for gauge, value in load.items()}
+        others = {key: value for key, value in self._loads.items() if key[0] != event.pool}
+        self._loads = {**others, **{(event.pool, gauge): value for gauge, value in event.load.items()}}
 
     def _profiles_read(self, event: ev.ProfilesRead) -> None:
         for name, count in (("profiles", event.used), ("profiles_rejected", len(event.problems))):
