@@ -51,7 +51,7 @@ def report(profiles: Sequence[Profile], clusters: ClustersArtifact | None) -> di
                 "certainty": certainty(profile, clusterings),
                 "created": profile.created,
                 "source": profile.source,
-                "seen": profile.seen.model_dump() if profile.seen is not None else None,
+                "seen": profile.seen,
                 "by_cluster": [_cell(profile, k, name) for k, name in enumerate(names)],
             }
             for profile in profiles
