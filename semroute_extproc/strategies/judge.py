@@ -189,9 +189,7 @@ def probability(answer: bytes, scheme: Scheme) -> float:
             label = top["token"].strip(_MARKS).upper()
             if label in _LABELS[scheme]:
                 wins[_LABELS[scheme][label]] += math.exp(min(top["logprob"], 0.0))
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise EndpointError("unreadable", str(error)[:100]) from None
-    except (LookupError, TypeError, AttributeError, ValueError):
+    except (msgspec.MsgspecError, RecursionError, LookupError, TypeError, AttributeError, ValueError):
         raise EndpointError("unreadable", "no logprobs: does the model's server give them?") from None
     if not (mass := sum(wins.values())) >= LABEL_MASS_MIN:
         raise EndpointError("unreadable", f"the labels have a probability of {mass:.3f} together")
