@@ -321,3 +321,11 @@ def test_profiles_of_different_clusters_are_not_compared(tmp_path: Path, cluster
     assert done.exit_code == 65
     assert str(poor) in done.stderr
     assert "000000000000" in done.stderr
+
+
+def test_a_profile_that_lacks_figures_of_its_endpoint_is_not_shown(tmp_path: Path, clusters: Path) -> None:
+    [good, _] = two(tmp_path, clusters)
+    good.write_text(json.dumps({**json.loads(good.read_text()), "seen": {"answers": 2}}))
+    done = invoke("show", good)
+    assert (done.exit_code, done.stdout) == (65, "")
+    assert f"{good}: seen: expected answers, concurrency, cut" in done.stderr
