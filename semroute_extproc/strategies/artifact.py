@@ -5,7 +5,6 @@ It holds plain arrays and, as the string `manifest`, the JSON of `ArtifactManife
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import zipfile
 import zlib
@@ -19,7 +18,6 @@ from pydantic import Field, ValidationError
 
 from semroute_extproc.encoder.signals import Signals
 from semroute_extproc.errors import ArtifactError
-from semroute_extproc.io.files import write_whole
 from semroute_extproc.settings.base import Model
 
 FORMAT = 1  # of artifacts that this package reads and writes
@@ -66,15 +64,6 @@ def digest_of(*arrays: npt.NDArray[Any] | None) -> str:
         if array is not None:
             found.update(array.tobytes())
     return found.hexdigest()[:12]
-
-
-def write_artifact(path: Path, artifact: Artifact) -> None:
-    """Write `path` whole or not at all; raises ArtifactError."""
-    arrays: dict[str, Any] = {"manifest": np.asarray(artifact.manifest.model_dump_json())}
-    for name in (field.name for field in dataclasses.fields(artifact) if field.name != "manifest"):
-        if (value := getattr(artifact, name)) is not None:
-            arrays[name] = value.astype(np.float32) if isinstance(value, np.ndarray) else np.asarray(value)
-    write_whole(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
 
 
 class ArtifactFile:

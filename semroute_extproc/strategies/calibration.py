@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import AliasChoices, Field, model_validator
 
-from semroute_extproc.io.files import read_json, write_json
+from semroute_extproc.io.files import read_json
 from semroute_extproc.settings.base import Model
 from semroute_extproc.strategies.artifact import QUANTILES
 
@@ -55,8 +55,3 @@ class Calibration(Model, validate_by_name=True):
 def read_calibration(path: Path) -> Calibration:
     """Read a calibration; raises ArtifactError, naming the file and what is wrong."""
     return read_json(path, Calibration, FILE_BYTES_MAX, "calibrate")
-
-
-def write_calibration(path: Path, calibration: Calibration) -> None:
-    """Write `path` whole or not at all; raises ArtifactError."""
-    write_json(path, calibration)

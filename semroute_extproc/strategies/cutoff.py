@@ -81,12 +81,10 @@ class Cutoff:
         self.weak, self.strong, self.what, self._digits = weak, strong, what, digits
         # As an array, so that NumPy does not convert it for every choice.
         self._quantiles = np.asarray(quantiles, dtype=np.float64)
-        if threshold is None:
-            assert share is not None
-            threshold = threshold_for_share(quantiles, share)
-        else:
-            share = share_for_threshold(quantiles, threshold)
-        self.threshold, self.share = threshold, share
+        if share is not None:
+            self.threshold, self.share = threshold_for_share(quantiles, share), share
+        elif threshold is not None:
+            self.threshold, self.share = threshold, share_for_threshold(quantiles, threshold)
 
     def choose(self, score: float, context: RoutingContext) -> Choice:
         """The pool for a score; a quality asked for per request replaces the share for that request."""

@@ -9,6 +9,7 @@ For two models of a fitted artifact the difference is one vector and one number,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -16,11 +17,11 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from semroute_extproc.encoder.signals import Signals, sigmoid
+from semroute_extproc.encoder.signals import sigmoid
 from semroute_extproc.settings.base import FilePath, did_you_mean
 from semroute_extproc.strategies.artifact import Artifact, ArtifactFile, Floats, digest_of
 from semroute_extproc.strategies.idea import Site, Unfit
-from semroute_extproc.strategies.pair import Pair, PairSettings
+from semroute_extproc.strategies.pair import Pair, PairSettings, of_embedding
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,12 @@ class FactorizationArtifact(Artifact):
         """Twelve hexadecimal digits that change with the score of two of its models."""
         pair = self.vectors[[self.models.index(strong), self.models.index(weak)]]
         return digest_of(pair, self.projection, self.bias)
+
+    def score(self, strong: str, weak: str) -> Callable[[Floats], float]:
+        """P(strong wins) of two of its models, for an embedding (d,)."""
+        gap = self.vectors[self.models.index(strong)] - self.vectors[self.models.index(weak)]
+        direction, offset = gap @ self.projection, float(gap @ self.bias)
+        return lambda x: sigmoid(float(np.dot(direction, x)) + offset)
 
 
 def read_factorization(path: Path) -> FactorizationArtifact:
@@ -69,13 +76,13 @@ class FactorizationSettings(PairSettings):
         artifact = site.artifact(FactorizationArtifact)
         strong = _model(self.strong_model, site.pools[self.strong].model, "strong", artifact)
         weak = _model(self.weak_model, site.pools[self.weak].model, "weak", artifact)
-        calibration = self.calibrated(site, artifact.pair_digest(strong, weak))
         fitted = artifact.models[:2]
-        if self.strong_share is not None and calibration is None and (strong, weak) != fitted:
+        if self.strong_share is not None and self.calibration is None and (strong, weak) != fitted:
             known = f"the artifact knows the shares of {fitted[0]} over {fitted[1]} alone"
             raise Unfit("strong_share", f"{known}: for {strong} over {weak} give a calibration")
-        cutoff = self.cutoff(artifact.quantiles, calibration, "factorization")
-        return Pair(Factorization(artifact, strong, weak), cutoff, self.on_unknown)
+        digest = artifact.pair_digest(strong, weak)
+        cutoff = self.cutoff(site, artifact.quantiles, "factorization", digest)
+        return Pair(of_embedding(artifact.manifest, artifact.score(strong, weak)), cutoff, self.on_unknown)
 
 
 def _model(given: str | None, served: str, role: str, artifact: FactorizationArtifact) -> str:
@@ -86,23 +93,3 @@ def _model(given: str | None, served: str, role: str, artifact: FactorizationArt
             return name
     hint = did_you_mean(wanted, artifact.models)
     raise Unfit(f"{role}_model", f"the artifact has no model {wanted!r}{hint}")
-
-
-class Factorization:
-    """P(strong wins) of two models of an artifact."""
-
-    def __init__(self, artifact: FactorizationArtifact, strong: str, weak: str) -> None:
-        """The names are the artifact's."""
-        gap = artifact.vectors[artifact.models.index(strong)] - artifact.vectors[artifact.models.index(weak)]
-        self._direction: Floats = gap @ artifact.projection
-        self._offset = float(gap @ artifact.bias)
-        self._manifest = artifact.manifest
-
-    def __call__(self, signals: Signals) -> float | None:
-        """The probability, or None for a text that another bundle read."""
-        x = self._manifest.embedding(signals)
-        return None if x is None else self.of(x)
-
-    def of(self, x: Floats) -> float:
-        """The probability for an embedding (d,)."""
-        return sigmoid(float(np.dot(self._direction, x)) + self._offset)

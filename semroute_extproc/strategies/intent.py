@@ -6,12 +6,12 @@ strong generalist; here the confidence is the entropy of the calibrated head, H(
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field
 
+from semroute_extproc.encoder.signals import entropy
 from semroute_extproc.policy.context import Candidates, Choice, RoutingContext, Strategy
 from semroute_extproc.settings.base import did_you_mean
 from semroute_extproc.strategies.idea import Site, StrategySettings, Unfit
@@ -61,15 +61,14 @@ class Intent(Strategy):
         by, most = settings.by, settings.max_entropy
         if by == "task":
             label, probabilities = signals.task, signals.task_probs
-            positive = [p for p in probabilities.values() if p > 0]
-            entropy = -sum(p * math.log(p) for p in positive) / math.log(max(len(probabilities), 2))
+            doubt = entropy(probabilities.values())
         else:
-            label, probabilities, entropy = signals.domain, signals.domain_probs, signals.domain_entropy
-        if label and not signals.unknown and entropy <= most:
+            label, probabilities, doubt = signals.domain, signals.domain_probs, signals.domain_entropy
+        if label and not signals.unknown and doubt <= most:
             reason = f"{by} is {label} ({probabilities[label]:.2f})"
             expert = settings.experts.get(label, settings.otherwise)
-            return Choice(expert, reason, (settings.otherwise, settings.on_unknown), entropy, most)
+            return Choice(expert, reason, (settings.otherwise, settings.on_unknown), doubt, most)
         # A language's own bundle may have no such head.
         why = f"{by} is unsure" if label else f"{by} is unknown in its language"
-        reason = f"{'text is out of distribution' if signals.unknown else why} (entropy {entropy:.2f})"
-        return Choice(settings.on_unknown, reason, (settings.otherwise,), entropy, most)
+        reason = f"{'text is out of distribution' if signals.unknown else why} (entropy {doubt:.2f})"
+        return Choice(settings.on_unknown, reason, (settings.otherwise,), doubt, most)

@@ -25,6 +25,7 @@ from typing import Any, Literal, Self
 import msgspec
 from pydantic import Field, model_validator
 
+from semroute_extproc.errors import EndpointError
 from semroute_extproc.policy.context import Candidates, Choice, RoutingContext, Strategy
 from semroute_extproc.request.text import clip
 from semroute_extproc.settings.base import FilePath, Name, did_you_mean
@@ -88,10 +89,9 @@ class JudgeSettings(PairSettings):
 
     def compile(self, site: Site) -> Judge:
         """By the judge's score, with the bundle's difficulty as its fallback; raises Unfit."""
-        calibration = self.calibrated(site, self.digest)
-        cutoff = self.cutoff(UNIFORM, calibration, "judge's score")
+        cutoff = self.cutoff(site, UNIFORM, "judge's score", self.digest)
         # Both scores are probabilities of the same event, so without a calibration the threshold is kept.
-        share, threshold = (None, self.threshold) if calibration is None else (cutoff.share, None)
+        share, threshold = (None, self.threshold) if self.calibration is None else (cutoff.share, None)
         quantiles = site.manifest.difficulty.quantiles
         fallback = Cutoff(self.weak, self.strong, quantiles, share=share, threshold=threshold)
         return Judge(site.name, cutoff, Pair(difficulty, fallback, self.on_unknown))
@@ -147,10 +147,6 @@ _LABELS: dict[Scheme, dict[str, bool]] = {
 _MARKS = " \t\r\n▁Ġ.,:;)(]['\"*`"  # around a label in the variants of its token
 
 
-class Unparsable(ValueError):
-    """An answer without log-probabilities of the labels."""
-
-
 @dataclass(frozen=True, slots=True)
 class Question:
     """A request body without the text: the part that settings decide."""
@@ -182,7 +178,10 @@ class Question:
 
 
 def probability(answer: bytes, scheme: Scheme) -> float:
-    """P(strong wins), 0..1, from a chat completion; variants of a label add up. Raises Unparsable."""
+    """P(strong wins), 0..1, from a chat completion; variants of a label add up.
+
+    Raises EndpointError with reason `unreadable` if it has no log-probabilities of the labels.
+    """
     wins = {True: 0.0, False: 0.0}
     try:
         [choice, *_] = msgspec.json.decode(answer)["choices"]
@@ -190,10 +189,8 @@ def probability(answer: bytes, scheme: Scheme) -> float:
             label = top["token"].strip(_MARKS).upper()
             if label in _LABELS[scheme]:
                 wins[_LABELS[scheme][label]] += math.exp(min(top["logprob"], 0.0))
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise Unparsable(str(error)[:100]) from None
-    except (LookupError, TypeError, AttributeError, ValueError):
-        raise Unparsable("no logprobs: does the model's server give them?") from None
+    except (msgspec.MsgspecError, RecursionError, LookupError, TypeError, AttributeError, ValueError):
+        raise EndpointError("unreadable", "no logprobs: does the model's server give them?") from None
     if not (mass := sum(wins.values())) >= LABEL_MASS_MIN:
-        raise Unparsable(f"the labels have a probability of {mass:.3f} together")
+        raise EndpointError("unreadable", f"the labels have a probability of {mass:.3f} together")
     return wins[True] / mass

@@ -16,7 +16,7 @@ from semroute_extproc.policy.context import Judgement
 from semroute_extproc.request import reasoning
 from semroute_extproc.request.view import Api
 from semroute_extproc.state.breaker import Breaker
-from semroute_extproc.strategies.judge import JudgeSettings, Question, Unparsable, probability
+from semroute_extproc.strategies.judge import JudgeSettings, Question, probability
 
 # An endpoint's reason to the result that is counted.
 RESULTS = {"timeout": "timeout", "connection": "connection", "http": "http", "unreadable": "unparsable"}
@@ -39,14 +39,13 @@ class JudgeClient:
         self._endpoint = Endpoint(
             url, api_key_env=key, ca_file=authority, connections_max=settings.concurrency
         )
-        self._salt = hashlib.sha256(repr((settings.url, self._question)).encode()).digest()
         self._scores = TTLCache[bytes, float](settings.cache_entries, settings.cache_seconds, timer=clock)
         self._breaker = Breaker(settings.breaker_failures, settings.breaker_seconds)
         self._asking = 0
 
     async def ask(self, text: str, deadline: float) -> Judgement:
         """The judge's score of `text` before `deadline` (the loop's clock), or why not; it never queues."""
-        key = hashlib.sha256(self._salt + text.encode("utf-8", "surrogatepass")).digest()
+        key = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
         if (known := self._scores.get(key)) is not None:
             return Judgement(known, "cache")
         if self._asking >= self.settings.concurrency:
@@ -65,8 +64,6 @@ class JudgeClient:
         except EndpointError as error:
             result = RESULTS[error.reason]
             learned = result != "timeout" or seconds >= TIME_MIN * patience
-        except Unparsable:
-            result, learned = "unparsable", True
         except Exception:
             result, learned = "error", True
             logger.exception("judge.failed", strategy=self.name)

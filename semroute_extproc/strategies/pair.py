@@ -5,20 +5,30 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from semroute_extproc.encoder.signals import Signals
 from semroute_extproc.policy.context import Candidates, Choice, RoutingContext, Strategy
-from semroute_extproc.settings.base import FilePath
+from semroute_extproc.settings.base import FilePath, Share
+from semroute_extproc.strategies.artifact import ArtifactManifest, Floats
 from semroute_extproc.strategies.calibration import Calibration, read_calibration
 from semroute_extproc.strategies.cutoff import Cutoff
 from semroute_extproc.strategies.idea import Site, StrategySettings, Unfit
 
-Part = Annotated[float, Field(ge=0, le=1)]
 Score = Callable[[Signals], float | None]
 """P(the strong model wins) for a text; None if this score does not apply to the bundle that read it."""
+
+
+def of_embedding(manifest: ArtifactManifest, score: Callable[[Floats], float]) -> Score:
+    """A score of embeddings (d,), for every text that the artifact's bundle read."""
+
+    def of(signals: Signals) -> float | None:
+        x = manifest.embedding(signals)
+        return None if x is None else score(x)
+
+    return of
 
 
 class PairSettings(StrategySettings):
@@ -26,12 +36,12 @@ class PairSettings(StrategySettings):
 
     weak: str = Field(description="The cheaper pool.")
     strong: str = Field(description="The more expensive pool.")
-    strong_share: Part | None = Field(
+    strong_share: Share | None = Field(
         None,
         description="Share of the strong pool, on the calibration's prompts or else the reference traffic.",
     )
-    threshold: Part | None = Field(None, description="Score from which the strong pool is used.")
-    max_quality_drop: Part | None = Field(
+    threshold: Share | None = Field(None, description="Score from which the strong pool is used.")
+    max_quality_drop: Share | None = Field(
         None,
         description="Largest quality loss relative to the strong pool; selects the lowest strong share. "
         "Needs a calibration with outcomes.",
@@ -58,7 +68,7 @@ class PairSettings(StrategySettings):
         pools = {"weak": self.weak, "strong": self.strong, "on_unknown": self.on_unknown}
         return (((setting,), pool) for setting, pool in pools.items() if pool is not None)
 
-    def calibrated(self, site: Site, artifact: str = "") -> Calibration | None:
+    def _calibrated(self, site: Site, artifact: str) -> Calibration | None:
         """The calibration of this very score, of that digest, None if none is set; raises Unfit."""
         if self.calibration is None:
             return None
@@ -78,11 +88,14 @@ class PairSettings(StrategySettings):
         return found
 
     def cutoff(
-        self, quantiles: Sequence[float], calibration: Calibration | None, what: str, digits: int = 2
+        self, site: Site, quantiles: Sequence[float], what: str, artifact: str = "", digits: int = 2
     ) -> Cutoff:
-        """The cutoff of a score: `quantiles` on reference traffic, unless a calibration has its own."""
+        """The cutoff of a score with `quantiles` on reference traffic; a calibration's own go before them.
+
+        `artifact` is the digest of what scores. Raises Unfit.
+        """
         share = self.strong_share
-        if calibration is not None:
+        if (calibration := self._calibrated(site, artifact)) is not None:
             quantiles = calibration.quantiles
             if self.max_quality_drop is not None:
                 share = calibration.share_for_drop(self.max_quality_drop)

@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from semroute_extproc.errors import ArtifactError
-from semroute_extproc.io.files import read_json, write_json
+from semroute_extproc.io.files import read_json
 from semroute_extproc.io.watch import notices
 from semroute_extproc.settings.base import Model
 
@@ -24,19 +24,6 @@ FILE_BYTES_MAX = 4 * 1024 * 1024  # of a profile
 PROFILES_MAX = 256  # of a directory; further files are not read
 CLUSTERS_MAX = 4096  # of a profile or an artifact, all clusterings together
 FEW_ANSWERS = 10  # fewer in a cluster leave its error open by a quarter either way
-
-
-class Seen(Model, allow_inf_nan=True):
-    """An endpoint's figures while its model was profiled; for people, routing does not read them."""
-
-    answers: int = Field(ge=0)
-    failed: int = Field(ge=0)  # questions without an answer, left out of the counts
-    unparsed: int = Field(ge=0)  # replies in which no answer could be found, counted as wrong
-    cut: int = Field(ge=0)  # answers that ended at the maximum of tokens
-    concurrency: int = Field(ge=1)  # questions at once; the times below hold for this load
-    seconds_p50: float = Field(ge=0)  # of a whole answer
-    seconds_p90: float = Field(ge=0)
-    tokens_per_second: float = Field(ge=0)  # of one answer, on average
 
 
 class Profile(Model):
@@ -49,7 +36,7 @@ class Profile(Model):
     errors: tuple[float, ...]  # sum of their errors: 0 right, 1 wrong, anything between for graded answers
     output_tokens: tuple[float | None, ...] = ()  # mean of an answer, None (or empty) where unknown
     intervals: tuple[tuple[float, float] | None, ...] = ()  # 95 % of the error; routing does not read them
-    seen: Seen | None = None
+    seen: dict[str, int | float] | None = None  # figures of the endpoint; routing does not read them
     created: str = ""  # ISO date
     source: str = ""  # the file or endpoint it was made from
 
@@ -90,11 +77,6 @@ def thin_warning(profile: Profile) -> str:
 def read_profile(path: Path) -> Profile:
     """Read one profile; raises ArtifactError, naming the file and what is wrong."""
     return read_json(path, Profile, FILE_BYTES_MAX, "profile")
-
-
-def write_profile(path: Path, profile: Profile) -> None:
-    """Write `path` whole or not at all, so that a server watching its directory never reads a part."""
-    write_json(path, profile)
 
 
 Profiles = Callable[[], Mapping[str, Profile]]

@@ -16,6 +16,7 @@ with y_i = 1 where the strong model won, 0 where the weak one did and ½ for a t
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -23,11 +24,10 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from semroute_extproc.encoder.signals import Signals
 from semroute_extproc.settings.base import FilePath
 from semroute_extproc.strategies.artifact import Artifact, ArtifactFile, Floats, digest_of
 from semroute_extproc.strategies.idea import Site
-from semroute_extproc.strategies.pair import Pair, PairSettings
+from semroute_extproc.strategies.pair import Pair, PairSettings, of_embedding
 
 PROMPTS_MAX = 200_000  # stored: beyond it a decision takes too long
 COSINE_MIN = 1e-3  # S is relative to at least this, if not even the nearest prompt is similar
@@ -49,6 +49,26 @@ class SimilarityArtifact(Artifact):
     def digest(self) -> str:
         """Twelve hexadecimal digits that change with the scores."""
         return digest_of(self.embeddings, self.wins, np.asarray([self.gamma, self.neighbours]), self.axes)
+
+    def score(self) -> Callable[[Floats], float]:
+        """P(strong wins) for an embedding (d,) of length 1; every stored prompt is read, without an index."""
+        log_gamma = math.log(self.gamma)
+        k = self.neighbours if self.neighbours < len(self.wins) else 0
+        # A product with a row vector streams through these, in half the time of rows times a column.
+        columns: Floats = np.ascontiguousarray(self.embeddings.T)
+
+        def of(x: Floats) -> float:
+            query = x if self.axes is None else on_axes(x[None, :], self.axes)[0]
+            cosines, wins = query @ columns, self.wins
+            if k:
+                near = np.argpartition(cosines, -k)[-k:]
+                cosines, wins = cosines[near], wins[near]
+            best = float(cosines.max())
+            # Relative to the largest, so that one weight is 1 and none overflows; a common factor cancels.
+            weights = np.exp((cosines - np.float32(best)) * np.float32(log_gamma / max(best, COSINE_MIN)))
+            return float(np.dot(weights, wins)) / float(weights.sum())
+
+        return of
 
 
 def read_similarity(path: Path) -> SimilarityArtifact:
@@ -76,38 +96,9 @@ class SimilaritySettings(PairSettings):
     def compile(self, site: Site) -> Pair:
         """By the artifact's prompts; raises Unfit."""
         artifact = site.artifact(SimilarityArtifact)
-        calibration = self.calibrated(site, artifact.digest)
         # A mean over many prompts: scores lie close together, and two digits would look alike.
-        cutoff = self.cutoff(artifact.quantiles, calibration, "similarity", digits=4)
-        return Pair(Similarity(artifact), cutoff, self.on_unknown)
-
-
-class Similarity:
-    """P(strong wins) from stored prompts, all of them read for every query: exact, without an index."""
-
-    def __init__(self, artifact: SimilarityArtifact) -> None:
-        self._log_gamma = math.log(artifact.gamma)
-        self._k = artifact.neighbours if artifact.neighbours < len(artifact.wins) else 0
-        # A product with a row vector streams through these, in half the time of rows times a column.
-        self._columns: Floats = np.ascontiguousarray(artifact.embeddings.T)
-        self._axes, self._wins, self._manifest = artifact.axes, artifact.wins, artifact.manifest
-
-    def __call__(self, signals: Signals) -> float | None:
-        """The probability, or None for a text that another bundle read."""
-        x = self._manifest.embedding(signals)
-        return None if x is None else self.of(x)
-
-    def of(self, x: Floats) -> float:
-        """The probability for an embedding (d,) of length 1; a common factor of all ω cancels."""
-        query = x if self._axes is None else on_axes(x[None, :], self._axes)[0]
-        cosines, wins = query @ self._columns, self._wins
-        if self._k:
-            near = np.argpartition(cosines, -self._k)[-self._k :]
-            cosines, wins = cosines[near], wins[near]
-        best = float(cosines.max())
-        # Relative to the largest, so that there is always one weight of 1 and none overflows.
-        weights = np.exp((cosines - np.float32(best)) * np.float32(self._log_gamma / max(best, COSINE_MIN)))
-        return float(np.dot(weights, wins)) / float(weights.sum())
+        cutoff = self.cutoff(site, artifact.quantiles, "similarity", artifact.digest, digits=4)
+        return Pair(of_embedding(artifact.manifest, artifact.score()), cutoff, self.on_unknown)
 
 
 def on_axes(x: Floats, axes: Floats) -> Floats:

@@ -22,5 +22,5 @@ class ThresholdSettings(PairSettings):
 
     def compile(self, site: Site) -> Pair:
         """By the bundle's difficulty; raises Unfit."""
-        cutoff = self.cutoff(site.manifest.difficulty.quantiles, self.calibrated(site), "difficulty")
+        cutoff = self.cutoff(site, site.manifest.difficulty.quantiles, "difficulty")
         return Pair(difficulty, cutoff, self.on_unknown)

@@ -17,8 +17,8 @@ from semroute_lab.profile.tally import tally
 
 from semroute_extproc.cli import main
 from semroute_extproc.encoder.offline import Scorer
+from semroute_extproc.io.files import write_json
 from semroute_extproc.strategies.clusters import read_clusters
-from semroute_extproc.strategies.profiles import write_profile
 
 SUMS = [f"What is {a} plus {b} times {a + 3}?" for a in range(2, 7) for b in range(11, 15)]
 LAWS = [
@@ -61,7 +61,7 @@ def fitted(folder: Path) -> None:
     for name, sums in (("small", 1.0), ("large", 0.05)):
         errors = [sums] * len(SUMS) + [0.05] * len(LAWS)
         profile = tally(clusters, x, errors, [], model=f"{name}-model")
-        write_profile(folder / "profiles" / f"{name}.json", profile)
+        write_json(folder / "profiles" / f"{name}.json", profile)
 
 
 def configuration() -> dict[str, Any]:

@@ -14,10 +14,11 @@ from click.testing import CliRunner
 from gateway import Background, Gateway, chat, start_sidecar, wait_for
 from openai_server import OpenAIServer, completion, labelled
 from semroute_demo.sidecar import Sidecar
+from semroute_lab.common.writing import write_artifact
 
 from semroute_extproc.cli import main
 from semroute_extproc.encoder.offline import Scorer
-from semroute_extproc.strategies.artifact import ArtifactManifest, write_artifact
+from semroute_extproc.strategies.artifact import ArtifactManifest
 from semroute_extproc.strategies.clusters import ClustersArtifact
 
 SUMS = [f"What is {a} plus {b} times {a + 3}?" for a in range(2, 8) for b in range(11, 14)]

@@ -16,9 +16,7 @@ import numpy as np
 
 from semroute_extproc.strategies.artifact import ArtifactManifest
 from semroute_extproc.strategies.clusters import ClustersArtifact, cluster_errors
-from semroute_extproc.strategies.factorization import Factorization
 from semroute_extproc.strategies.intent import IntentSettings
-from semroute_extproc.strategies.similarity import Similarity
 from semroute_lab.common.metrics import Floats, Integers, Vectors
 from semroute_lab.common.splits import folds
 from semroute_lab.evaluate.scoring import Scores
@@ -130,16 +128,14 @@ def similarity_scores(fit: Labelled, x: Vectors, seed: int, neighbours: int = 0)
     labels, fold = wins(*fit.outcome.T), folds(fit.texts, seed)
     manifest = fit.manifest("similarity", seed)
     artifact, _ = similarity.fit(fit.x, labels, fold, manifest, neighbours=neighbours)
-    score = Similarity(artifact)
-    return np.asarray([score.of(row) for row in x])
+    return np.asarray(list(map(artifact.score(), x)))
 
 
 def factorization_scores(fit: Labelled, x: Vectors, seed: int) -> Floats:
     """The same by the strategy `factorization`."""
     manifest = fit.manifest("factorization", seed)
     artifact, _ = factorization.fit(fit.x, fit.outcome, PAIR, folds(fit.texts, seed), manifest)
-    score = Factorization(artifact, *PAIR)
-    return np.asarray([score.of(row) for row in x])
+    return np.asarray(list(map(artifact.score(*PAIR), x)))
 
 
 def profile_errors(

@@ -11,11 +11,12 @@ import numpy as np
 
 from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.errors import ArtifactError, DataError
+from semroute_extproc.io.files import write_json
 from semroute_extproc.strategies.artifact import ArtifactFile, ArtifactManifest
-from semroute_extproc.strategies.calibration import Calibration, write_calibration
-from semroute_extproc.strategies.factorization import Factorization, read_factorization
-from semroute_extproc.strategies.pair import Score
-from semroute_extproc.strategies.similarity import Similarity, read_similarity
+from semroute_extproc.strategies.calibration import Calibration
+from semroute_extproc.strategies.factorization import read_factorization
+from semroute_extproc.strategies.pair import Score, of_embedding
+from semroute_extproc.strategies.similarity import read_similarity
 from semroute_lab.common.progress import tracked
 from semroute_lab.common.tables import read_table, require_rows, texts_in
 from semroute_lab.fit.judge_scores import judge
@@ -58,7 +59,7 @@ def calibrate(file: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     names = ("strong_share", "max_quality_drop", "replicates", "seed")
     setting = settle(found, scores, pair, **{name: options[name] for name in names})
     if options["out"] is not None:
-        write_calibration(options["out"], found)
+        write_json(options["out"], found)
     figures = dataclasses.asdict(setting)
     return {
         "rows": len(scores),
@@ -96,7 +97,7 @@ def _score(scorer: Scorer, path: Path | None, strong: str | None, weak: str | No
         case "similarity":
             similar = read_similarity(path)
             _same_bundle(path, similar.manifest, scorer)
-            return "similarity", similar.digest, Similarity(similar)
+            return "similarity", similar.digest, of_embedding(similar.manifest, similar.score())
         case "factorization":
             factors = read_factorization(path)
             _same_bundle(path, factors.manifest, scorer)
@@ -105,7 +106,8 @@ def _score(scorer: Scorer, path: Path | None, strong: str | None, weak: str | No
                 if name not in factors.models:
                     known = ", ".join(factors.models)
                     raise ArtifactError(f"{path}: no model {name!r} in it; name one of {known}")
-            return "factorization", factors.pair_digest(*names), Factorization(factors, *names)
+            score = of_embedding(factors.manifest, factors.score(*names))
+            return "factorization", factors.pair_digest(*names), score
         case kind:
             raise ArtifactError(f"{path}: is a {kind} artifact, which has no score of a pair")
 

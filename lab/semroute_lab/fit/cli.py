@@ -11,11 +11,12 @@ import numpy as np
 
 from semroute_extproc.cli.exits import exit_statuses
 from semroute_extproc.encoder.offline import Scorer
-from semroute_extproc.strategies.artifact import ArtifactManifest, write_artifact
+from semroute_extproc.strategies.artifact import ArtifactManifest
 from semroute_lab.common import options
 from semroute_lab.common.metrics import Floats, Vectors
 from semroute_lab.common.options import EXISTING, FILE, option, shown, stacked
 from semroute_lab.common.routing import apgr, decile_curve
+from semroute_lab.common.writing import write_artifact
 from semroute_lab.fit import clusters as clusters_fit
 from semroute_lab.fit import factorization as factorization_fit
 from semroute_lab.fit import outcomes as data

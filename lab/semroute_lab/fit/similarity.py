@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from semroute_extproc.strategies.artifact import ArtifactManifest
-from semroute_extproc.strategies.similarity import Similarity, SimilarityArtifact, on_axes
+from semroute_extproc.strategies.similarity import SimilarityArtifact, on_axes
 from semroute_lab.common.metrics import Floats, Integers, Vectors
 from semroute_lab.fit.outcomes import quantiles
 
@@ -50,11 +50,10 @@ def fit(
     empty = (0.0,) * 101
     for part in np.unique(fold):
         rows = fold != part
-        score = Similarity(
-            SimilarityArtifact(manifest, stored[rows], basis, labels[rows], gamma, neighbours, empty)
-        )
+        others = SimilarityArtifact(manifest, stored[rows], basis, labels[rows], gamma, neighbours, empty)
+        score = others.score()
         for row in chosen[fold[chosen] == part]:
-            held[row] = score.of(x[row])
+            held[row] = score(x[row])
     reference = quantiles(np.clip(held[np.isfinite(held)], 0.0, 1.0))
     return SimilarityArtifact(manifest, stored, basis, labels, gamma, neighbours, reference), held
 

@@ -13,8 +13,9 @@ import click
 
 from semroute_extproc.cli.exits import Exit, exit_statuses, refuse
 from semroute_extproc.encoder.cores import usable_cores
+from semroute_extproc.io.files import write_json
 from semroute_extproc.strategies.clusters import ClustersArtifact, read_clusters
-from semroute_extproc.strategies.profiles import Profile, read_profile, write_profile
+from semroute_extproc.strategies.profiles import Profile, read_profile
 from semroute_lab.common.options import DIRECTORY, FILE, option, shown, stacked
 from semroute_lab.common.progress import progress
 from semroute_lab.profile.tally import certainty
@@ -271,6 +272,6 @@ def _list_failures(questions: Sequence[Any], failures: Mapping[int, str]) -> Non
 
 
 def _write(path: Path, made: Profile, clusters: ClustersArtifact) -> None:
-    write_profile(path, made)
+    write_json(path, made)
     click.echo(certainty(made, clusters.clusterings), err=True)
     click.echo(f"{path}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.errors import ArtifactError
 from semroute_extproc.strategies.clusters import ClustersArtifact, read_clusters
-from semroute_extproc.strategies.profiles import Profile, Seen
+from semroute_extproc.strategies.profiles import Profile
 from semroute_lab.common.metrics import Vectors
 from semroute_lab.profile.asking import Reply
 from semroute_lab.profile.graders import Grade
@@ -36,7 +36,7 @@ def profile_of(
     *,
     model: str,
     source: str,
-    seen: Seen | None = None,
+    seen: Mapping[str, int | float] | None = None,
 ) -> Profile:
     """The profile of answers to prompts with embeddings `x` (n, d); those without a quality do not count.
 
@@ -58,18 +58,20 @@ def profile_of(
     return profile.model_copy(update={"intervals": intervals, "seen": seen})
 
 
-def seen_of(replies: Sequence[Reply | None], grades: Sequence[Grade | None], concurrency: int) -> Seen:
+def seen_of(
+    replies: Sequence[Reply | None], grades: Sequence[Grade | None], concurrency: int
+) -> dict[str, int | float]:
     """Speed and failures of a run, from the replies that have a grade."""
     pairs = [(r, g) for r, g in zip(replies, grades, strict=True) if r is not None and g is not None]
     seconds = np.asarray([reply.seconds for reply, _ in pairs])
     total = sum(reply.output_tokens or 0 for reply, _ in pairs)
-    return Seen(
-        answers=len(pairs),
-        failed=len(grades) - len(pairs),
-        unparsed=sum(not grade.parsed for _, grade in pairs),
-        cut=sum(reply.finish == "length" for reply, _ in pairs),
-        concurrency=concurrency,
-        seconds_p50=round(float(np.quantile(seconds, 0.5)), 4),
-        seconds_p90=round(float(np.quantile(seconds, 0.9)), 4),
-        tokens_per_second=round(float(total / max(seconds.sum(), 1e-9)), 2),
-    )
+    return {
+        "answers": len(pairs),
+        "failed": len(grades) - len(pairs),  # questions without an answer, left out of the counts
+        "unparsed": sum(not grade.parsed for _, grade in pairs),  # no answer found in them, counted as wrong
+        "cut": sum(reply.finish == "length" for reply, _ in pairs),  # ended at the maximum of tokens
+        "concurrency": concurrency,  # questions at once; the times below hold for this load
+        "seconds_p50": round(float(np.quantile(seconds, 0.5)), 4),  # of a whole answer
+        "seconds_p90": round(float(np.quantile(seconds, 0.9)), 4),
+        "tokens_per_second": round(float(total / max(seconds.sum(), 1e-9)), 2),  # of one answer, on average
+    }

@@ -21,15 +21,21 @@ BAR_CHARACTERS = 10
 SIDE_BY_SIDE = 2
 """With more models only the width of intervals is shown, not their ends."""
 
+FIGURES = {"answers", "failed", "unparsed", "cut", "concurrency"}
+FIGURES |= {"seconds_p50", "seconds_p90", "tokens_per_second"}
+"""Of an endpoint, in a profile's `seen`."""
+
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 def check_alike(
     paths: Sequence[Path], profiles: Sequence[Profile], clusters: ClustersArtifact | None
 ) -> None:
-    """Raise ArtifactError unless all profiles count in the same clusters, those given."""
+    """Raise ArtifactError unless all profiles are complete and count in the same clusters, those given."""
     wanted = clusters.digest if clusters is not None else profiles[0].clusters
     for path, profile in zip(paths, profiles, strict=True):
+        if profile.seen is not None and profile.seen.keys() != FIGURES:
+            raise ArtifactError(f"{path}: seen: expected {', '.join(sorted(FIGURES))}")
         if profile.clusters != wanted:
             what = "the artifact given" if clusters is not None else str(paths[0])
             raise ArtifactError(
@@ -51,7 +57,7 @@ def report(profiles: Sequence[Profile], clusters: ClustersArtifact | None) -> di
                 "certainty": certainty(profile, clusterings),
                 "created": profile.created,
                 "source": profile.source,
-                "seen": profile.seen.model_dump() if profile.seen is not None else None,
+                "seen": profile.seen,
                 "by_cluster": [_cell(profile, k, name) for k, name in enumerate(names)],
             }
             for profile in profiles

@@ -19,8 +19,8 @@ from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.encoder.signals import Signals
 from semroute_extproc.strategies.calibration import read_calibration
 from semroute_extproc.strategies.clusters import read_clusters
-from semroute_extproc.strategies.factorization import Factorization, read_factorization
-from semroute_extproc.strategies.similarity import Similarity, read_similarity
+from semroute_extproc.strategies.factorization import read_factorization
+from semroute_extproc.strategies.similarity import read_similarity
 
 TOPICS = ("sums", "poems")
 
@@ -84,9 +84,9 @@ class TestSimilarity:
         result = run("fit", "similarity", pair_file, "-o", tmp_path / "a.npz", "--gamma", 1e4, "--json")
         assert result.exit_code == 0, result.output
         artifact = read_similarity(tmp_path / "a.npz")
-        score = Similarity(artifact)
-        assert score.of(SUMS) > 0.9
-        assert score.of(POEMS) < 0.6
+        score = artifact.score()
+        assert score(SUMS) > 0.9
+        assert score(POEMS) < 0.6
         assert artifact.quantiles[0] < 0.6 < 0.9 < artifact.quantiles[100]
         summary = json.loads(result.stdout)
         assert summary["held_out_apgr"] > 0.7
@@ -98,7 +98,7 @@ class TestSimilarity:
         run("fit", "similarity", pair_file, "-o", tmp_path / "a.npz", "--gamma", 1e4, "--axes", 2)
         artifact = read_similarity(tmp_path / "a.npz")
         assert artifact.embeddings.shape == (80, 2)
-        assert Similarity(artifact).of(SUMS) > Similarity(artifact).of(POEMS) + 0.3
+        assert artifact.score()(SUMS) > artifact.score()(POEMS) + 0.3
 
     def test_the_same_seed_gives_the_same_artifact(self, pair_file: Path, tmp_path: Path) -> None:
         for name in ("a", "b"):
@@ -129,9 +129,9 @@ class TestFactorization:
         result = run("fit", "factorization", pair_file, "-o", tmp_path / "a.npz", "--rank", 4)
         assert result.exit_code == 0, result.output
         artifact = read_factorization(tmp_path / "a.npz")
-        score = Factorization(artifact, "strong", "weak")
+        score = artifact.score("strong", "weak")
         assert (artifact.vectors.shape, artifact.projection.shape) == ((2, 4), (4, 4))
-        assert score.of(SUMS) > score.of(POEMS) + 0.2
+        assert score(SUMS) > score(POEMS) + 0.2
 
     def test_any_number_of_models_and_the_pair_is_chosen_when_it_is_used(self, tmp_path: Path) -> None:
         questions, outcomes = pool_files(tmp_path)
@@ -140,9 +140,9 @@ class TestFactorization:
         )
         assert result.exit_code == 0, result.output
         assert json.loads(result.stdout)["models"] == ["sums-only", "poems-only", "none"]
-        score = Factorization(read_factorization(tmp_path / "a.npz"), "poems-only", "sums-only")
-        assert score.of(POEMS) > 0.7
-        assert score.of(SUMS) < 0.3
+        score = read_factorization(tmp_path / "a.npz").score("poems-only", "sums-only")
+        assert score(POEMS) > 0.7
+        assert score(SUMS) < 0.3
 
 
 class TestClusters:

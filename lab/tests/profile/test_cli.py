@@ -14,10 +14,11 @@ import pytest
 from builders import BUNDLE
 from click.testing import CliRunner, Result
 from openai_server import Act, OpenAIServer, completion
+from semroute_lab.common.writing import write_artifact
 
 from semroute_extproc.cli import main
 from semroute_extproc.encoder.offline import Scorer
-from semroute_extproc.strategies.artifact import ArtifactManifest, write_artifact
+from semroute_extproc.strategies.artifact import ArtifactManifest
 from semroute_extproc.strategies.clusters import ClustersArtifact
 from semroute_extproc.strategies.profiles import read_profile
 
@@ -110,8 +111,8 @@ def test_a_profile_has_counts_errors_tokens_intervals_and_speed(
     assert made.intervals[0] is not None
     assert made.intervals[0][1] == pytest.approx(0.2425, abs=1e-3)
     assert made.seen is not None
-    assert (made.seen.answers, made.seen.failed, made.seen.unparsed, made.seen.cut) == (20, 0, 0, 0)
-    assert made.seen.seconds_p90 >= made.seen.seconds_p50 > 0.0
+    assert [made.seen[name] for name in ("answers", "failed", "unparsed", "cut")] == [20, 0, 0, 0]
+    assert made.seen["seconds_p90"] >= made.seen["seconds_p50"] > 0.0
     assert "1 of 2 clusters have fewer than 10 answers" in done.stderr
     assert done.stdout.strip() == str(out)
 
@@ -147,7 +148,7 @@ def test_few_questions_without_an_answer_are_left_out_and_told(
     made = read_profile(out)
     assert sum(made.answers) == 19
     assert made.seen is not None
-    assert made.seen.failed == 1
+    assert made.seen["failed"] == 1
     assert "no answer: status 400" in done.stderr
 
 
@@ -320,3 +321,11 @@ def test_profiles_of_different_clusters_are_not_compared(tmp_path: Path, cluster
     assert done.exit_code == 65
     assert str(poor) in done.stderr
     assert "000000000000" in done.stderr
+
+
+def test_a_profile_that_lacks_figures_of_its_endpoint_is_not_shown(tmp_path: Path, clusters: Path) -> None:
+    [good, _] = two(tmp_path, clusters)
+    good.write_text(json.dumps({**json.loads(good.read_text()), "seen": {"answers": 2}}))
+    done = invoke("show", good)
+    assert (done.exit_code, done.stdout) == (65, "")
+    assert f"{good}: seen: expected answers, concurrency, cut" in done.stderr

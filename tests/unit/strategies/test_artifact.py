@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from semroute_lab.common.writing import write_artifact
 
 from semroute_extproc.errors import ArtifactError
-from semroute_extproc.strategies.artifact import ArtifactFile, ArtifactManifest, write_artifact
+from semroute_extproc.strategies.artifact import ArtifactFile, ArtifactManifest
 from semroute_extproc.strategies.clusters import ClustersArtifact, read_clusters
 from semroute_extproc.strategies.factorization import FactorizationArtifact, read_factorization
 from semroute_extproc.strategies.similarity import SimilarityArtifact, read_similarity

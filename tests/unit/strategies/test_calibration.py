@@ -10,7 +10,8 @@ import pytest
 from semroute_lab.fit.settle import quality_by_share, settle, wilson
 
 from semroute_extproc.errors import ArtifactError
-from semroute_extproc.strategies.calibration import Calibration, read_calibration, write_calibration
+from semroute_extproc.io.files import write_json
+from semroute_extproc.strategies.calibration import Calibration, read_calibration
 
 QUANTILES = tuple(n / 100 for n in range(101))
 
@@ -85,7 +86,7 @@ def test_a_share_settles_on_a_threshold_and_says_what_it_realises() -> None:
 
 
 def test_a_calibration_is_read_as_it_was_written(tmp_path: Path) -> None:
-    write_calibration(tmp_path / "c.json", calibration(quality=rising(0, 1)))
+    write_json(tmp_path / "c.json", calibration(quality=rising(0, 1)))
     assert read_calibration(tmp_path / "c.json") == calibration(quality=rising(0, 1))
 
 

@@ -22,7 +22,6 @@ from semroute_extproc.strategies.judge import (
     TEXT_CHARACTERS_MAX,
     JudgeSettings,
     Question,
-    Unparsable,
     probability,
 )
 from semroute_extproc.strategies.judge_client import JudgeClient
@@ -102,7 +101,7 @@ def test_what_the_model_writes_is_not_read() -> None:
     ],
 )
 def test_an_answer_without_the_labels_probabilities_is_refused(answer: bytes) -> None:
-    with pytest.raises(Unparsable):
+    with pytest.raises(EndpointError):
         probability(answer, "choice")
 
 

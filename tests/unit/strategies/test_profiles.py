@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from semroute_extproc.errors import ArtifactError
+from semroute_extproc.io.files import write_json
 from semroute_extproc.strategies.artifact import ArtifactManifest
 from semroute_extproc.strategies.clusters import ClustersArtifact
 from semroute_extproc.strategies.profiles import (
@@ -21,7 +22,6 @@ from semroute_extproc.strategies.profiles import (
     is_thin,
     read_profile,
     thin_warning,
-    write_profile,
 )
 
 MANIFEST = ArtifactManifest(kind="clusters", bundle="test", revision="0" * 12, dimensions=4, rows=10)
@@ -43,8 +43,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_every_json_file_is_a_profile(folder: Path) -> None:
-    write_profile(folder / "a.json", profile("m1"))
-    write_profile(folder / "b.json", profile("m2"))
+    write_json(folder / "a.json", profile("m1"))
+    write_json(folder / "b.json", profile("m2"))
     (folder / "README.md").write_text("x")
     (folder / "m1.answers.jsonl").write_text("{")
     (folder / ".c.json.part").write_text("{")
@@ -55,12 +55,12 @@ def test_every_json_file_is_a_profile(folder: Path) -> None:
 
 
 def test_the_mapping_is_another_object_only_if_something_changed(folder: Path) -> None:
-    write_profile(folder / "a.json", profile())
+    write_json(folder / "a.json", profile())
     subject = ProfileDirectory(folder, CLUSTERS.digest)
     before = subject()
     assert not subject.refresh()
     assert subject() is before
-    write_profile(folder / "a.json", profile(wrong=2.0))
+    write_json(folder / "a.json", profile(wrong=2.0))
     assert subject.refresh()
     assert subject() is not before
     assert subject()["m"].errors == (2.0,) * 4
@@ -68,22 +68,22 @@ def test_the_mapping_is_another_object_only_if_something_changed(folder: Path) -
 
 @pytest.mark.parametrize("text", ["", "{", '{"format": 1, "model": "m"', '{"format": 9}', "[]", "\x00" * 10])
 def test_a_bad_file_keeps_what_it_said_when_it_was_good(folder: Path, text: str) -> None:
-    write_profile(folder / "a.json", profile())
-    write_profile(folder / "b.json", profile("other"))
+    write_json(folder / "a.json", profile())
+    write_json(folder / "b.json", profile("other"))
     subject = ProfileDirectory(folder, CLUSTERS.digest)
     (folder / "a.json").write_text(text)
     assert subject.refresh()
     assert set(subject()) == {"m", "other"}
     [problem] = subject.problems
     assert str(folder / "a.json") in problem
-    write_profile(folder / "a.json", profile(wrong=3.0))
+    write_json(folder / "a.json", profile(wrong=3.0))
     assert subject.refresh()
     assert (subject()["m"].errors[0], subject.problems) == (3.0, ())
 
 
 def test_a_file_that_is_written_slowly_counts_once_it_is_whole(folder: Path) -> None:
     subject = ProfileDirectory(folder, CLUSTERS.digest)
-    write_profile(folder.parent / "whole", profile())
+    write_json(folder.parent / "whole", profile())
     text = (folder.parent / "whole").read_text()
     (folder / "a.json").write_text(text[:50])
     assert subject.refresh()
@@ -95,7 +95,7 @@ def test_a_file_that_is_written_slowly_counts_once_it_is_whole(folder: Path) -> 
 
 
 def test_a_profile_of_other_clusters_is_refused_with_both_named(folder: Path) -> None:
-    write_profile(folder / "a.json", profile(digest=OTHERS.digest))
+    write_json(folder / "a.json", profile(digest=OTHERS.digest))
     subject = ProfileDirectory(folder, CLUSTERS.digest)
     assert subject() == {}
     [problem] = subject.problems
@@ -104,16 +104,16 @@ def test_a_profile_of_other_clusters_is_refused_with_both_named(folder: Path) ->
 
 
 def test_two_files_of_one_model_are_a_problem_and_the_first_by_name_counts(folder: Path) -> None:
-    write_profile(folder / "a.json", profile(wrong=1.0))
-    write_profile(folder / "b.json", profile(wrong=2.0))
+    write_json(folder / "a.json", profile(wrong=1.0))
+    write_json(folder / "b.json", profile(wrong=2.0))
     subject = ProfileDirectory(folder, CLUSTERS.digest)
     assert subject()["m"].errors[0] == 1.0
     assert "another file" in subject.problems[0]
 
 
 def test_a_removed_file_takes_its_model_away_and_a_lost_directory_nobody(folder: Path) -> None:
-    write_profile(folder / "a.json", profile("m1"))
-    write_profile(folder / "b.json", profile("m2"))
+    write_json(folder / "a.json", profile("m1"))
+    write_json(folder / "b.json", profile("m2"))
     subject = ProfileDirectory(folder, CLUSTERS.digest)
     (folder / "a.json").unlink()
     assert subject.refresh()
@@ -143,11 +143,11 @@ async def test_what_is_put_there_while_it_is_watched_is_told(folder: Path) -> No
     stop = asyncio.Event()
     watching = asyncio.create_task(subject.watch(stop))
     await asyncio.sleep(0.3)
-    write_profile(folder / "a.json", profile())
+    write_json(folder / "a.json", profile())
     await until(lambda: "m" in live())
     # A mounted ConfigMap is replaced by a swap of a link to another directory.
     (folder / "..data").mkdir()
-    write_profile(folder / "..data" / "n.json", profile("n"))
+    write_json(folder / "..data" / "n.json", profile("n"))
     os.symlink("..data/n.json", folder / "n.json")
     await until(lambda: "n" in live())
     await until(lambda: ("s", {"m", "n"}) in told)
@@ -159,7 +159,7 @@ async def test_what_is_put_there_while_it_is_watched_is_told(folder: Path) -> No
 async def test_a_reload_keeps_a_directory_and_its_last_good_profiles(folder: Path) -> None:
     told: list[tuple[str, bool]] = []
     subject = ProfileDirectories(lambda name, d: told.append((name, d is not None)))
-    write_profile(folder / "a.json", profile())
+    write_json(folder / "a.json", profile())
     first = subject.of("s", folder, CLUSTERS.digest)
     subject.adopt()
     assert subject.of("s", folder, CLUSTERS.digest) is first
@@ -183,7 +183,7 @@ async def test_a_reload_brings_another_directory_under_watch(folder: Path) -> No
     live = subject.of("s", second, CLUSTERS.digest)
     subject.adopt()
     await asyncio.sleep(0.4)
-    write_profile(second / "a.json", profile())
+    write_json(second / "a.json", profile())
     await until(lambda: "m" in live())
     stop.set()
     await asyncio.wait_for(watching, 10)
@@ -206,7 +206,7 @@ def valid(**changes: object) -> Profile:
 
 
 def test_a_profile_is_read_as_it_was_written(tmp_path: Path) -> None:
-    write_profile(tmp_path / "m.json", valid(output_tokens=(5.0, None)))
+    write_json(tmp_path / "m.json", valid(output_tokens=(5.0, None)))
     assert read_profile(tmp_path / "m.json") == valid(output_tokens=(5.0, None))
     assert [file.name for file in tmp_path.iterdir()] == ["m.json"]
 

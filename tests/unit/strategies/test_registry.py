@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import BUNDLE, MANIFEST
+from semroute_lab.common.writing import write_artifact
 
 from semroute_extproc.config import source as config_source
 from semroute_extproc.errors import ConfigError
+from semroute_extproc.io.files import write_json
 from semroute_extproc.serve import build
 from semroute_extproc.strategies import registry
-from semroute_extproc.strategies.artifact import ArtifactManifest, write_artifact
+from semroute_extproc.strategies.artifact import ArtifactManifest
 from semroute_extproc.strategies.clusters import ClustersArtifact
-from semroute_extproc.strategies.profiles import Profile, write_profile
+from semroute_extproc.strategies.profiles import Profile
 
 YAML = """\
 pools:
@@ -45,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "semroute.yaml").write_text(YAML)
     write_artifact(tmp_path / "fitted" / "c.npz", artifact())
     profile = Profile(model="m-a", clusters=artifact().digest, answers=(5, 5), errors=(1, 2))
-    write_profile(tmp_path / "profiles" / "m-a.json", profile)
+    write_json(tmp_path / "profiles" / "m-a.json", profile)
     return tmp_path
 
 

@@ -16,10 +16,10 @@ from semroute_extproc.request.view import Api, RequestHead, RequestView
 from semroute_extproc.strategies.artifact import ArtifactManifest
 from semroute_extproc.strategies.calibration import Calibration
 from semroute_extproc.strategies.clusters import ClustersArtifact, cluster_errors, cluster_tokens, trade_off
-from semroute_extproc.strategies.factorization import Factorization, FactorizationArtifact
+from semroute_extproc.strategies.factorization import FactorizationArtifact
 from semroute_extproc.strategies.profiles import Profile
 from semroute_extproc.strategies.registry import Files
-from semroute_extproc.strategies.similarity import Similarity, SimilarityArtifact
+from semroute_extproc.strategies.similarity import SimilarityArtifact
 
 D = 4
 QUANTILES = tuple(n / 100 for n in range(101))
@@ -102,7 +102,7 @@ class TestSimilarity:
     def test_the_win_rate_is_bradley_terrys_by_hand(self) -> None:
         # Cosines 1, 0, 1/sqrt 2 with the largest 1: weights 10^2, 10^1, 10^1.7071 = 50.94.
         expected = (100 * 1 + 10 * 0 + 50.9457 * 0.5) / (100 + 10 + 50.9457)
-        assert Similarity(STORED).of(unit(1, 0, 0, 0)) == pytest.approx(expected, abs=1e-5)
+        assert STORED.score()(unit(1, 0, 0, 0)) == pytest.approx(expected, abs=1e-5)
 
     def test_the_closed_form_is_where_the_likelihood_is_flat(self) -> None:
         rng = np.random.default_rng(3)
@@ -110,7 +110,7 @@ class TestSimilarity:
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
         wins = rng.choice([0.0, 0.5, 1.0], 50).astype(np.float32)
         x = unit(1, 2, 3, 4)
-        p = Similarity(dataclasses.replace(STORED, embeddings=rows, wins=wins)).of(x)
+        p = dataclasses.replace(STORED, embeddings=rows, wins=wins).score()(x)
         cosine = (rows @ x).astype(np.float64)
         weights = 10.0 ** (1.0 + cosine / cosine.max())
 
@@ -122,17 +122,15 @@ class TestSimilarity:
 
     def test_only_the_nearest_count_if_so_fitted(self) -> None:
         nearest = dataclasses.replace(STORED, neighbours=1)
-        assert Similarity(nearest).of(unit(1, 0.1, 0, 0)) == pytest.approx(1.0)
-        assert Similarity(nearest).of(unit(0.1, 1, 0, 0)) == pytest.approx(0.0)
+        assert nearest.score()(unit(1, 0.1, 0, 0)) == pytest.approx(1.0)
+        assert nearest.score()(unit(0.1, 1, 0, 0)) == pytest.approx(0.0)
 
     def test_on_axes_the_cosine_is_taken_within_them(self) -> None:
         axes = np.eye(2, D, dtype=np.float32)
         stored = dataclasses.replace(STORED, embeddings=STORED.embeddings[:, :2], axes=axes)
         # What lies outside the axes is left out, and the rest scaled to length 1.
-        assert Similarity(stored).of(unit(1, 0, 9, 0)) == pytest.approx(
-            Similarity(STORED).of(unit(1, 0, 0, 0))
-        )
-        assert 0.0 <= Similarity(stored).of(unit(0, 0, 1, 0)) <= 1.0
+        assert stored.score()(unit(1, 0, 9, 0)) == pytest.approx(STORED.score()(unit(1, 0, 0, 0)))
+        assert 0.0 <= stored.score()(unit(0, 0, 1, 0)) <= 1.0
 
     def test_a_prompt_like_those_the_strong_model_won_goes_to_it(self) -> None:
         subject = compiled(SIMILARITY, {"s": {"artifact": STORED}})
@@ -143,8 +141,8 @@ class TestSimilarity:
         assert decision.score == pytest.approx((10 * 1 + 50.9457 * 0.5) / 160.9457, abs=1e-4)
 
     def test_nothing_similar_is_no_division_by_zero(self) -> None:
-        assert 0.0 <= Similarity(STORED).of(unit(0, 0, 0, 1)) <= 1.0
-        assert 0.0 <= Similarity(STORED).of(unit(-1, -1, 0, 0)) <= 1.0
+        assert 0.0 <= STORED.score()(unit(0, 0, 0, 1)) <= 1.0
+        assert 0.0 <= STORED.score()(unit(-1, -1, 0, 0)) <= 1.0
 
     def test_text_of_another_bundle_or_unknown_text_goes_to_the_unsure(self) -> None:
         subject = compiled({**SIMILARITY, "on_unknown": "eyes"}, {"s": {"artifact": STORED}})
@@ -176,13 +174,11 @@ FACTORIZATION = {**SIMILARITY, "kind": "factorization"}
 class TestFactorization:
     def test_the_probability_is_the_bilinear_models_by_hand(self) -> None:
         # W x + b = (1.5, .25): delta is 3 and .25, the difference 2.75.
-        assert Factorization(FACTORS, "m-l", "m-s").of(unit(1, 0, 0, 0)) == pytest.approx(
-            1 / (1 + np.exp(-2.75))
-        )
+        assert FACTORS.score("m-l", "m-s")(unit(1, 0, 0, 0)) == pytest.approx(1 / (1 + np.exp(-2.75)))
 
     def test_swapping_the_models_swaps_the_probability(self) -> None:
         x = unit(1, 2, 0, 1)
-        forth, back = Factorization(FACTORS, "m-l", "m-s").of(x), Factorization(FACTORS, "m-s", "m-l").of(x)
+        forth, back = FACTORS.score("m-l", "m-s")(x), FACTORS.score("m-s", "m-l")(x)
         assert forth + back == pytest.approx(1.0)
 
     def test_models_are_found_by_the_pools_own_names(self) -> None:
