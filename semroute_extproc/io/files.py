@@ -1,12 +1,9 @@
-"""Small files of ours: written whole or not at all, read with errors that name the file."""
+"""Small JSON files, read with errors that name the file."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -15,26 +12,8 @@ from semroute_extproc.errors import ArtifactError
 M = TypeVar("M", bound=BaseModel)
 
 
-def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a temporary file and rename it, so no reader sees a partial file; raises ArtifactError."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            write(file)
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise ArtifactError(f"{path}: cannot be written: {error.strerror or error}") from None
-
-
-def write_json(path: Path, model: BaseModel) -> None:
-    """Write a model as readable JSON, whole or not at all; raises ArtifactError."""
-    text = json.dumps(model.model_dump(mode="json"), ensure_ascii=False, indent=1, allow_nan=False)
-    write_whole(path, lambda file: file.write(f"{text}\n".encode()))
-
-
 def read_json(path: Path, model: type[M], bytes_max: int, written_by: str) -> M:
-    """Read and check a file of `write_json`, of the model's default `format`; raises ArtifactError."""
+    """Read and check a JSON file of the model's default `format`; raises ArtifactError."""
     try:
         if path.stat().st_size > bytes_max:
             raise ArtifactError(f"{path}: more than {bytes_max} bytes")

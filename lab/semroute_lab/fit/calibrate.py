@@ -11,7 +11,6 @@ import numpy as np
 
 from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.errors import ArtifactError, DataError
-from semroute_extproc.io.files import write_json
 from semroute_extproc.strategies.artifact import ArtifactFile, ArtifactManifest
 from semroute_extproc.strategies.calibration import Calibration
 from semroute_extproc.strategies.factorization import read_factorization
@@ -19,6 +18,7 @@ from semroute_extproc.strategies.pair import Score, of_embedding
 from semroute_extproc.strategies.similarity import read_similarity
 from semroute_lab.common.progress import tracked
 from semroute_lab.common.tables import read_table, require_rows, texts_in
+from semroute_lab.common.writing import write_json
 from semroute_lab.fit.judge_scores import judge
 from semroute_lab.fit.outcomes import PAIR, quantiles
 from semroute_lab.fit.settle import quality_by_share, settle

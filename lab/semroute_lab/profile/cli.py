@@ -13,11 +13,11 @@ import click
 
 from semroute_extproc.cli.exits import Exit, exit_statuses, refuse
 from semroute_extproc.encoder.cores import usable_cores
-from semroute_extproc.io.files import write_json
 from semroute_extproc.strategies.clusters import ClustersArtifact, read_clusters
 from semroute_extproc.strategies.profiles import Profile, read_profile
 from semroute_lab.common.options import DIRECTORY, FILE, option, shown, stacked
 from semroute_lab.common.progress import progress
+from semroute_lab.common.writing import write_json
 from semroute_lab.profile.tally import certainty
 
 FAILED_SHARE_MAX = 0.1

@@ -7,9 +7,10 @@ from typing import IO
 
 import pytest
 from pydantic import BaseModel
+from semroute_lab.common.writing import write_json, write_whole
 
 from semroute_extproc.errors import ArtifactError
-from semroute_extproc.io.files import read_json, write_json, write_whole
+from semroute_extproc.io.files import read_json
 
 
 class Note(BaseModel):

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from semroute_lab.common.writing import write_json
 from semroute_lab.fit.settle import quality_by_share, settle, wilson
 
 from semroute_extproc.errors import ArtifactError
-from semroute_extproc.io.files import write_json
 from semroute_extproc.strategies.calibration import Calibration, read_calibration
 
 QUANTILES = tuple(n / 100 for n in range(101))

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from semroute_lab.common.writing import write_json
 
 from semroute_extproc.errors import ArtifactError
-from semroute_extproc.io.files import write_json
 from semroute_extproc.strategies.artifact import ArtifactManifest
 from semroute_extproc.strategies.clusters import ClustersArtifact
 from semroute_extproc.strategies.profiles import (

@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import BUNDLE, MANIFEST
-from semroute_lab.common.writing import write_artifact
+from semroute_lab.common.writing import write_artifact, write_json
 
 from semroute_extproc.config import source as config_source
 from semroute_extproc.errors import ConfigError
-from semroute_extproc.io.files import write_json
 from semroute_extproc.serve import build
 from semroute_extproc.strategies import registry
 from semroute_extproc.strategies.artifact import ArtifactManifest
