@@ -60,12 +60,12 @@ class Commands(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """As click does, but without importing the commands of `LAB`."""
-        own = [(name, each.get_short_help_str(63)) for name, each in self.commands.items() if not each.hidden]
+        rows = [(name, each.get_short_help_str(63)) for name, each in self.commands.items() if not each.hidden]
         installed = importlib.metadata.entry_points(group=PLUGINS).names
         for name, (extra, line) in LAB.items():
-            own.append((name, line if name in installed else f"(not installed: {install(extra)})"))
+            rows.append((name, line if name in installed else f"(not installed: {install(extra)})"))
         with formatter.section("Commands"):
-            formatter.write_dl(own)
+            formatter.write_dl(rows)
 
 
 config_option = click.option(
@@ -211,13 +211,13 @@ def check(config_path: Path | None, option_path: Path | None, envoy: Path | None
     if path is None:
         raise click.UsageError("give a configuration")
     loaded = config_source.load(path)
-    bundles, policies = checking.check(loaded)
+    bundles = checking.check(loaded)
     if envoy is not None and (problems := config_source.without_cluster(loaded, envoy)):
         raise loaded.error(problems)
     for warning in checking.warnings(loaded, bundles):
         click.echo(f"note: {warning}", err=True)
-    config = loaded.config
-    counts = f"{len(config.pools)} pools, {len(policies)} policies, {len(config.strategies)} strategies"
+    sections = ("pools", "policies", "strategies")
+    counts = ", ".join(f"{len(getattr(loaded.config, each))} {each}" for each in sections)
     names = ", ".join(sorted(each.manifest.name for each in bundles.values()))
     click.echo(f"{path}: ok ({counts}, bundles {names})")
 
