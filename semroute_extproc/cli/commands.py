@@ -60,7 +60,7 @@ class Commands(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """As click does, but without importing the commands of `LAB`."""
-        rows = [(name, each.get_short_help_str(63)) for name, each in self.commands.items() if not each.hidden]
+        rows = [(key, each.get_short_help_str(63)) for key, each in self.commands.items() if not each.hidden]
         installed = importlib.metadata.entry_points(group=PLUGINS).names
         for name, (extra, line) in LAB.items():
             rows.append((name, line if name in installed else f"(not installed: {install(extra)})"))
