@@ -10,25 +10,24 @@ from semroute_extproc.config.source import Loaded
 from semroute_extproc.encoder.bundle import Bundle
 from semroute_extproc.encoder.onnx import import_runtime
 from semroute_extproc.policy import rules
-from semroute_extproc.policy.plan import PolicyPlan
 from semroute_extproc.serve import build
 from semroute_extproc.settings.base import Problem
 from semroute_extproc.strategies.judge_client import Judges
 
 
-def check(loaded: Loaded) -> tuple[Mapping[str, Bundle], Mapping[str, PolicyPlan]]:
-    """Language to bundle, and every policy; raises ConfigError or BundleError.
+def check(loaded: Loaded) -> dict[str, Bundle]:
+    """Language to bundle; raises ConfigError or BundleError.
 
     Makes what `serve` makes, as far as that needs no network; on a GPU with a first pass.
     """
     bundles = build.load_bundles(loaded.config)
-    policies = build.make_policies(loaded, bundles[build.DEFAULT])
+    build.make_policies(loaded, bundles[build.DEFAULT])
     build.make_judges(loaded, Judges())
     build.connect_sessions(loaded.config)
     import_runtime()
     if loaded.config.encoder.device == "cuda":
         build.make_models(loaded.config, bundles)
-    return bundles, policies
+    return bundles
 
 
 def warnings(loaded: Loaded, bundles: Mapping[str, Bundle]) -> list[str]:

@@ -11,19 +11,19 @@ from typing import Any
 import click
 
 from semroute_extproc import __version__
-from semroute_extproc.cli.exits import Exit, exit_statuses, refuse
+from semroute_extproc.cli.exits import LAB_EXTRA, Exit, exit_statuses, install, missing, refuse
 
 PLUGINS = "semroute.commands"
-"""Entry-point group by which other distributions add commands."""
+"""Entry-point group by which semroute-lab adds its commands."""
 
 LAB = {
     "demo": ("demo", "Run Envoy, the sidecar and two simulated pools on this machine."),
     "train": ("train", "Train a bundle from prompts and publish it."),
     "bundle": ("train", "Show, check, copy and quantize bundles."),
-    "fit": ("", "Fit an artifact for a strategy from prompts with known answers."),
-    "calibrate": ("", "Pick a threshold on your own prompts."),
+    "fit": ("fit", "Fit an artifact for a strategy from prompts with known answers."),
+    "calibrate": ("fit", "Pick a threshold on your own prompts."),
     "eval": ("train", "Evaluate a bundle as a router and as a classifier."),
-    "profile": ("", "Measure what a model is good at, for the clusters strategy."),
+    "profile": ("fit", "Measure what a model is good at, for the clusters strategy."),
     "bench": ("bench", "Measure what a decision costs on this machine."),
 }
 """Commands of semroute-lab: the extra that each needs, and its line in --help.
@@ -37,51 +37,35 @@ BYTES = click.File("rb")
 
 
 class Commands(click.Group):
-    """A group whose plug-in commands are imported when they are used."""
+    """A group whose commands of `LAB` are imported when they are used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Every command, most used first."""
-        plugins = importlib.metadata.entry_points(group=PLUGINS).names
-        own = [name for name, command in self.commands.items() if not command.hidden]
-        return list(dict.fromkeys([*own, *LAB, *sorted(plugins)]))
+        return [*(name for name, command in self.commands.items() if not command.hidden), *LAB]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command, imported now if it is a plug-in."""
-        if (found := super().get_command(ctx, cmd_name)) is not None:
-            return found
+        """The command, imported now if it is in `LAB`; one that cannot be imported says what to install."""
+        if cmd_name not in LAB:
+            return super().get_command(ctx, cmd_name)
+        extra, _ = LAB[cmd_name]
+        ctx.meta[LAB_EXTRA] = extra
+        problem = f"{cmd_name} is not installed: {install(extra)}"
         try:
             for plugin in importlib.metadata.entry_points(group=PLUGINS, name=cmd_name):
                 command: click.Command = plugin.load()
                 return command
         except ModuleNotFoundError as error:
-            if (error.name or "").startswith("semroute"):
-                raise
-            return _missing(cmd_name, f"the Python package {error.name!r} is missing")
-        return _missing(cmd_name, f"{cmd_name} is not installed") if cmd_name in LAB else None
+            problem = missing(error, extra)
+        return click.Command(cmd_name, ANY_ARGUMENTS, lambda: refuse([problem], Exit.UNAVAILABLE))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """As click does, but without importing plug-ins that have a line in `LAB`."""
+        """As click does, but without importing the commands of `LAB`."""
+        rows = [(key, each.get_short_help_str(63)) for key, each in self.commands.items() if not each.hidden]
         installed = importlib.metadata.entry_points(group=PLUGINS).names
-        rows: list[tuple[str, str]] = []
-        for name in self.list_commands(ctx):
-            if name in LAB:
-                line = LAB[name][1] if name in installed else f"(not installed: {_install(name)})"
-                rows.append((name, line))
-            elif (command := self.get_command(ctx, name)) is not None and not command.hidden:
-                rows.append((name, command.get_short_help_str(63)))
+        for name, (extra, line) in LAB.items():
+            rows.append((name, line if name in installed else f"(not installed: {install(extra)})"))
         with formatter.section("Commands"):
             formatter.write_dl(rows)
-
-
-def _install(name: str) -> str:
-    extra = LAB[name][0] if name in LAB else ""
-    return f"pip install 'semroute-lab{f'[{extra}]' if extra else ''}'"
-
-
-def _missing(name: str, problem: str) -> click.Command:
-    """A stand-in that says what to install."""
-    problems = [f"{problem}: {_install(name)}"]
-    return click.Command(name, ANY_ARGUMENTS, lambda: refuse(problems, Exit.UNAVAILABLE))
 
 
 config_option = click.option(
@@ -227,13 +211,13 @@ def check(config_path: Path | None, option_path: Path | None, envoy: Path | None
     if path is None:
         raise click.UsageError("give a configuration")
     loaded = config_source.load(path)
-    bundles, policies = checking.check(loaded)
+    bundles = checking.check(loaded)
     if envoy is not None and (problems := config_source.without_cluster(loaded, envoy)):
         raise loaded.error(problems)
     for warning in checking.warnings(loaded, bundles):
         click.echo(f"note: {warning}", err=True)
-    config = loaded.config
-    counts = f"{len(config.pools)} pools, {len(policies)} policies, {len(config.strategies)} strategies"
+    sections = ("pools", "policies", "strategies")
+    counts = ", ".join(f"{len(getattr(loaded.config, each))} {each}" for each in sections)
     names = ", ".join(sorted(each.manifest.name for each in bundles.values()))
     click.echo(f"{path}: ok ({counts}, bundles {names})")
 

@@ -18,6 +18,9 @@ R = TypeVar("R")
 STATUS = {ConfigError: Exit.CONFIG, BundleError: Exit.CONFIG, EndpointError: Exit.UNAVAILABLE}
 """Error to exit status; that of every other one is `Exit.DATA`."""
 
+LAB_EXTRA = "semroute.lab-extra"
+"""Key of click's context to the extra of semroute-lab that the command needs."""
+
 
 def exit_statuses(command: Callable[P, R]) -> Callable[P, R]:
     """Decorate a command's function: an error becomes one line per problem and an exit status."""
@@ -30,15 +33,28 @@ def exit_statuses(command: Callable[P, R]) -> Callable[P, R]:
             problems = error.problems if isinstance(error, ConfigError) else [str(error)]
             refuse(problems, STATUS.get(type(error), Exit.DATA))
         except ModuleNotFoundError as error:
-            if (error.name or "").startswith("semroute"):
-                raise
-            refuse([f"the Python package {error.name!r} is missing"], Exit.UNAVAILABLE)
+            extra = click.get_current_context().meta.get(LAB_EXTRA, "")
+            refuse([missing(error, extra)], Exit.UNAVAILABLE)
         except BrokenPipeError:
             raise  # click ends quietly
         except OSError as error:
             refuse([str(error)], Exit.UNAVAILABLE)
 
     return run
+
+
+def missing(error: ModuleNotFoundError, extra: str) -> str:
+    """What is missing, and how to install it if an extra has it; raises `error` for a module of ours."""
+    if (error.name or "").startswith("semroute"):
+        raise error
+    if error.name == "transformers":
+        extra = "bartscore"
+    return f"the Python package {error.name!r} is missing" + (f": {install(extra)}" if extra else "")
+
+
+def install(extra: str) -> str:
+    """The command that installs semroute-lab with an extra."""
+    return f"pip install 'semroute-lab[{extra}]'"
 
 
 def refuse(problems: Iterable[str], status: Exit) -> NoReturn:

@@ -1,6 +1,6 @@
 """Settings of the previous release, rewritten before validation; each use gives one note.
 
-`rewrite` works on the plain document: the file with the environment's settings in it. It returns which
+`rewrite` works on the plain document: the file with the environment's settings in it. It records which
 keys were replaced, so that an error about a rewritten setting shows what the operator wrote.
 """
 
@@ -25,14 +25,13 @@ Replaced = dict[tuple[str, ...], str]
 """Path that ends in a new key, and otherwise as the operator wrote it, to the key that was written."""
 
 
-def rewrite(document: Any, locate: Callable[[Problem], str]) -> tuple[list[str], Replaced]:
-    """Rewrite in place; returns the notes and the keys that were replaced.
+def rewrite(document: Any, locate: Callable[[Problem], str], replaced: Replaced) -> list[str]:
+    """Rewrite in place and add to `replaced`; returns the notes.
 
     `locate` puts a problem's place before its message. Raises ConfigError where an old name and its new
     one are both given.
     """
     notes: list[str] = []
-    replaced: Replaced = {}
 
     def note(message: str, *path: str) -> None:
         notes.append(locate(Problem(path, f"{message}; the next release will not read it")).splitlines()[0])
@@ -63,7 +62,7 @@ def rewrite(document: Any, locate: Callable[[Problem], str]) -> tuple[list[str],
                     written = replaced.get(("policies", policy), policy)
                     replaced["policies", written, *place, "pool"] = "strategy"
             _remove(document, name, [])
-    return notes, replaced
+    return notes
 
 
 def matching(node: Any, pattern: Sequence[str]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:

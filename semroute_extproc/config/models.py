@@ -18,8 +18,6 @@ from semroute_extproc.settings.pools import Pool, VirtualModel
 from semroute_extproc.settings.process import Admin, Encoder, Server, Telemetry
 from semroute_extproc.strategies.registry import StrategySetting
 
-Place = tuple[str | int, ...]
-
 
 class Config(Model):
     """The whole configuration."""
@@ -42,71 +40,66 @@ def unresolved(config: Config, families: Collection[str]) -> Iterator[Problem]:
     """Names that are used and not defined, and settings that contradict each other across sections."""
     known: dict[str, Collection[str]] = {"reasoning family": families, "pool": config.pools}
     known |= {"policy": config.policies, "strategy": config.strategies}
-    for path, name, kind in _references(config):
-        if name not in known[kind]:
+
+    def unknown(kind: str, name: str | None, *path: str | int) -> Iterator[Problem]:
+        if name is not None and name not in known[kind]:
             yield Problem(path, f"there is no {kind} {name!r}" + did_you_mean(name, known[kind]))
+
+    yield from unknown("pool", config.default_pool, "default_pool")
+    for name, pool in config.pools.items():
+        yield from unknown("reasoning family", pool.reasoning, "pools", name, "reasoning")
     for name, virtual in config.models.items():
+        yield from unknown("policy", virtual.policy, "models", name, "policy")
+        for drawn in virtual.canary:
+            yield from unknown("policy", drawn, "models", name, "canary", drawn)
         if virtual.policy in virtual.canary:
             yield Problem(("models", name, "canary", virtual.policy), "is the policy that the rest goes to")
         if any(name == pool.model for pool in config.pools.values()):
             yield Problem(("models", name), "is also the name of a pool's model: clients could not reach it")
     for name, policy in config.policies.items():
+        for path, target in policy.targets():
+            yield from unknown("pool", target.pool, "policies", name, *path, "pool")
+            yield from unknown("strategy", target.strategy, "policies", name, *path, "strategy")
         for index, shadow in enumerate(policy.shadow):
+            yield from unknown("policy", shadow, "policies", name, "shadow", index)
             if shadow == name:
                 yield Problem(("policies", name, "shadow", index), "is the policy itself")
     for name, strategy in config.strategies.items():
+        for place, used in strategy.named_pools():
+            yield from unknown("pool", used, "strategies", name, *place)
         for setting, message in strategy.check(config.models, config.server.deadline_ms, families):
             yield Problem(("strategies", name, setting), message)
-    yield from _controllers(config)
-
-
-def _references(config: Config) -> Iterator[tuple[Place, str, str]]:
-    """Every use of a name: where, the name, and its kind."""
-    yield ("default_pool",), config.default_pool, "pool"
-    for name, pool in config.pools.items():
-        yield ("pools", name, "reasoning"), pool.reasoning, "reasoning family"
-    for name, virtual in config.models.items():
-        yield ("models", name, "policy"), virtual.policy, "policy"
-        yield from ((("models", name, "canary", drawn), drawn, "policy") for drawn in virtual.canary)
-    for name, policy in config.policies.items():
-        for path, target in policy.targets():
-            for kind, used in (("pool", target.pool), ("strategy", target.strategy)):
-                if used is not None:
-                    yield ("policies", name, *path, kind), used, kind
-        for index, shadow in enumerate(policy.shadow):
-            yield ("policies", name, "shadow", index), shadow, "policy"
-    for name, strategy in config.strategies.items():
-        yield from ((("strategies", name, *path), used, "pool") for path, used in strategy.named_pools())
     load, budgets, session = config.controllers.load, config.controllers.budgets, config.controllers.session
-    yield from ((("controllers", "budgets", name), name, "strategy") for name in budgets)
-    if load is not None:
-        yield from ((("controllers", "load", "pools", name), name, "pool") for name in load.pools)
+    for name in budgets:
+        yield from unknown("strategy", name, "controllers", "budgets", name)
+        yield from _budget(config, name)
     for index, name in enumerate(session.strategies or () if session else ()):
-        yield ("controllers", "session", "strategies", index), name, "strategy"
+        yield from unknown("strategy", name, "controllers", "session", "strategies", index)
+    if load is not None:
+        for name in load.pools:
+            yield from unknown("pool", name, "controllers", "load", "pools", name)
+        if not any(pool.metrics for pool in config.pools.values()):
+            yield Problem(("controllers", "load"), "no pool has metrics, so no load would ever be known")
 
 
-def _controllers(config: Config) -> Iterator[Problem]:
-    """Settings with which a controller could never have an effect."""
-    for name, budget in config.controllers.budgets.items():
-        if (strategy := config.strategies.get(name)) is None:
-            continue
-        path: Place = ("controllers", "budgets", name)
-        pair = pair_of(strategy)
-        if pair is None and budget.strong_share is not None:
-            yield Problem(path, "this strategy has no weak and strong pool, so there is no share to hold")
-        elif not strategy.weighs_cost:
-            yield Problem(path, "this strategy weighs no cost, so a budget could not move it")
-        if budget.dollars_per_thousand is None or pair is None:
-            continue
-        path = (*path, "dollars_per_thousand")
-        for pool in pair:
-            if pool in config.pools and config.pools[pool].price is None:
-                yield Problem(path, f"pool {pool} has no price")
-        if _costs_as_much(config, *pair):
-            message = f"the weak pool {pair[0]} is not cheaper than {pair[1]}, so no share would save any"
-            yield Problem(path, message)
-    if config.controllers.load is not None and not any(pool.metrics for pool in config.pools.values()):
-        yield Problem(("controllers", "load"), "no pool has metrics, so no load would ever be known")
+def _budget(config: Config, name: str) -> Iterator[Problem]:
+    """Settings with which the budget of a strategy could never have an effect."""
+    if (strategy := config.strategies.get(name)) is None:
+        return
+    budget, pair = config.controllers.budgets[name], pair_of(strategy)
+    path = ("controllers", "budgets", name)
+    if pair is None and budget.strong_share is not None:
+        yield Problem(path, "this strategy has no weak and strong pool, so there is no share to hold")
+    elif not strategy.weighs_cost:
+        yield Problem(path, "this strategy weighs no cost, so a budget could not move it")
+    if budget.dollars_per_thousand is None or pair is None:
+        return
+    for pool in pair:
+        if pool in config.pools and config.pools[pool].price is None:
+            yield Problem((*path, "dollars_per_thousand"), f"pool {pool} has no price")
+    if _costs_as_much(config, *pair):
+        message = f"the weak pool {pair[0]} is not cheaper than {pair[1]}, so no share would save any"
+        yield Problem((*path, "dollars_per_thousand"), message)
 
 
 def _costs_as_much(config: Config, weak: str, strong: str) -> bool:

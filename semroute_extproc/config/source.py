@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +110,7 @@ def load(path: Path, environment: Mapping[str, str] | None = None) -> Loaded:
     source = Source(str(path), text.splitlines(), document, variables)
     try:
         plain = _plain(document)
-        notes, replaced = rewrite(plain, source.locate)
-        source = replace(source, replaced=replaced)
+        notes = rewrite(plain, source.locate, source.replaced)
         config = Config.model_validate(plain, context={"folder": path.absolute().parent})
     except ValidationError as error:
         raise ConfigError([source.locate(_problem(detail)) for detail in error.errors()]) from None

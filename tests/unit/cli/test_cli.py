@@ -9,18 +9,23 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
 from semroute_extproc import cli
-from semroute_extproc.cli import main, score
+from semroute_extproc.cli import commands, main, score
+from semroute_extproc.cli.exits import exit_statuses
 from semroute_extproc.encoder import bundle
 
 EXAMPLE = Path(cli.__file__).parent / "example.yaml"
-ENVOY = Path(__file__).parents[3] / "envoy" / "envoy.yaml"
+ROOT = Path(__file__).parents[3]
+ENVOY = ROOT / "envoy" / "envoy.yaml"
 
 
 def run(*arguments: str, stdin: bytes | str = "", env: dict[str, str] | None = None) -> Result:
@@ -67,10 +72,36 @@ def test_a_command_that_is_not_installed_says_how_to_install_it(monkeypatch: pyt
         return importlib.metadata.EntryPoints()
 
     monkeypatch.setattr(importlib.metadata, "entry_points", none)
-    assert "(not installed: pip install 'semroute-lab[train]')" in run("--help").stdout
-    result = run("train", "--data", "x")
-    assert result.exit_code == 69
-    assert result.stderr == "train is not installed: pip install 'semroute-lab[train]'\n"
+    shown = " ".join(run("--help").stdout.split())
+    extras = {"demo": "demo", "bench": "bench"} | dict.fromkeys(["train", "bundle", "eval"], "train")
+    for name, extra in (extras | dict.fromkeys(["fit", "calibrate", "profile"], "fit")).items():
+        install = f"pip install 'semroute-lab[{extra}]'"
+        assert f"{name} (not installed: {install})" in shown
+        result = run(name, "--data", "x")
+        assert (result.exit_code, result.stderr) == (69, f"{name} is not installed: {install}\n")
+
+
+def test_every_extra_in_a_message_is_one_of_the_lab() -> None:
+    lab = tomllib.loads((ROOT / "lab" / "pyproject.toml").read_text())["project"]
+    assert {extra for extra, _ in commands.LAB.values()} <= set(lab["optional-dependencies"])
+    assert set(commands.LAB) == set(lab["entry-points"][commands.PLUGINS])
+
+
+@pytest.mark.parametrize(("package", "extra"), [("sklearn", "fit"), ("transformers", "bartscore")])
+def test_a_missing_package_is_named_with_the_extra_that_has_it(
+    monkeypatch: pytest.MonkeyPatch, package: str, extra: str
+) -> None:
+    """It may be missed when the command is imported, or when it runs."""
+
+    def fail() -> click.Command:
+        raise ModuleNotFoundError(name=package)
+
+    for load in (fail, lambda: click.Command("fit", callback=exit_statuses(fail))):
+        plugins = [SimpleNamespace(load=load)]
+        monkeypatch.setattr(importlib.metadata, "entry_points", lambda plugins=plugins, **_: plugins)
+        result = run("fit")
+        told = f"the Python package {package!r} is missing: pip install 'semroute-lab[{extra}]'\n"
+        assert (result.exit_code, result.stderr) == (69, told)
 
 
 def test_a_socket_that_cannot_be_had_is_status_69() -> None:
