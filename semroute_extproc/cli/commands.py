@@ -14,7 +14,7 @@ from semroute_extproc import __version__
 from semroute_extproc.cli.exits import LAB_EXTRA, Exit, exit_statuses, install, missing, refuse
 
 PLUGINS = "semroute.commands"
-"""Entry-point group by which semroute-lab adds its commands."""
+"""Entry-point group by which semroute-lab and others add commands."""
 
 LAB = {
     "demo": ("demo", "Run Envoy, the sidecar and two simulated pools on this machine."),
@@ -37,21 +37,24 @@ BYTES = click.File("rb")
 
 
 class Commands(click.Group):
-    """A group whose commands of `LAB` are imported when they are used."""
+    """A group whose plug-in commands are imported when they are used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Every command, most used first."""
-        return [*(name for name, command in self.commands.items() if not command.hidden), *LAB]
+        plugins = importlib.metadata.entry_points(group=PLUGINS).names
+        own = (name for name, command in self.commands.items() if not command.hidden)
+        return [*own, *LAB, *sorted(plugins - LAB.keys())]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command, imported now if it is in `LAB`; one that cannot be imported says what to install."""
-        if cmd_name not in LAB:
+        """The command, imported now if it is a plug-in; one that cannot be imported says what to install."""
+        plugins = importlib.metadata.entry_points(group=PLUGINS, name=cmd_name)
+        if cmd_name not in LAB and not plugins:
             return super().get_command(ctx, cmd_name)
-        extra, _ = LAB[cmd_name]
+        extra, _ = LAB.get(cmd_name, ("", ""))
         ctx.meta[LAB_EXTRA] = extra
         problem = f"{cmd_name} is not installed: {install(extra)}"
         try:
-            for plugin in importlib.metadata.entry_points(group=PLUGINS, name=cmd_name):
+            for plugin in plugins:
                 command: click.Command = plugin.load()
                 return command
         except ModuleNotFoundError as error:
@@ -59,11 +62,12 @@ class Commands(click.Group):
         return click.Command(cmd_name, ANY_ARGUMENTS, lambda: refuse([problem], Exit.UNAVAILABLE))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """As click does, but without importing the commands of `LAB`."""
+        """As click does, but without importing plug-ins."""
         rows = [(key, each.get_short_help_str(63)) for key, each in self.commands.items() if not each.hidden]
         installed = importlib.metadata.entry_points(group=PLUGINS).names
         for name, (extra, line) in LAB.items():
             rows.append((name, line if name in installed else f"(not installed: {install(extra)})"))
+        rows += [(name, "(a plug-in)") for name in sorted(installed - LAB.keys())]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
