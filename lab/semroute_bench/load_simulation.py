@@ -34,10 +34,10 @@ import numpy as np
 from semroute_bench.sidecar import facts
 from semroute_extproc.config.models import Config
 from semroute_extproc.encoder import bundle
-from semroute_extproc.policy import plan as policy
-from semroute_extproc.policy.context import Decision
-from semroute_extproc.state.controllers import Controllers
+from semroute_extproc.policy import plan
+from semroute_extproc.state.controllers import ControllerState
 from semroute_extproc.state.pool_metrics import INTERVAL_SECONDS
+from semroute_extproc.strategies import registry
 
 SHARE = 0.4  # the configured strong share
 PREFILL_TOKENS = 512  # tokens of a prompt that are read in one step
@@ -162,10 +162,12 @@ def configuration(controlled: bool) -> Config:
 def simulate(scenario: Scenario, config: Config, seed: int) -> list[Request]:
     """Every request, with its pool and its time."""
     rng = random.Random(seed)
-    manifest = bundle.load(bundle.default_bundle(), ("cpu",)).manifest
-    policies, problems = policy.build(config, manifest)
-    assert not problems, problems
-    controllers, pools = Controllers(config, b"simulation"), make_pools()
+    manifest = bundle.read_manifest(bundle.default_bundle())
+    strategies, unfit = registry.compile_all(config, manifest)
+    plans, wrong = plan.build(config.pools, config.default_pool, config.policies, strategies)
+    assert not unfit + wrong, unfit + wrong
+    controllers, pools = ControllerState(b"simulation"), make_pools()
+    controllers.configure(config.pools, config.controllers, config.strategies)
     requests: list[Request] = []
     now, scrape_at = 0.0, 0.0
     while now < scenario.until:
@@ -187,8 +189,8 @@ def simulate(scenario: Scenario, config: Config, seed: int) -> list[Request]:
         )
         known = facts(f"r{len(requests)}", request.difficulty, request.prompt)
         known = dataclasses.replace(known, conditions=controllers.conditions(now))
-        decision = policies["main"].decide(known)
-        assert isinstance(decision, Decision)
+        decision = plans["main"].decide_now(known)
+        assert decision is not None
         controllers.decided(known, decision, "", now)
         request.pool = decision.pool
         pools[request.pool].take(request)

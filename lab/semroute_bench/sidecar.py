@@ -19,10 +19,9 @@ from semroute_extproc.encoder import bundle
 from semroute_extproc.encoder.cuda import CudaModel
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.encoder.signals import Signals
-from semroute_extproc.envoy.exchange import Decide
 from semroute_extproc.errors import BundleError, ConfigError
-from semroute_extproc.policy.context import Facts
-from semroute_extproc.request.view import Api, RequestHead, RequestView, Turn
+from semroute_extproc.policy.context import RoutingContext
+from semroute_extproc.request.view import Api, Decide, RequestHead, RequestView, Turn
 from semroute_extproc.serve import build
 from semroute_extproc.strategies.judge_client import Judges
 
@@ -42,7 +41,7 @@ class Bare:
 
 def default_model() -> OnnxModel:
     """The shipped bundle on one thread."""
-    return OnnxModel(bundle.load(bundle.default_bundle(), ("cpu",)), "cpu", threads=1)
+    return OnnxModel(bundle.load(bundle.default_bundle(), ("cpu",)), "cpu")
 
 
 @asynccontextmanager
@@ -96,7 +95,7 @@ def _with_session(model: OnnxModel, session: Any) -> OnnxModel:
 def gpu_missing() -> str:
     """Why no GPU can be used here; empty if one can."""
     try:
-        CudaModel(bundle.load(bundle.default_bundle(), ("cuda",))).close()
+        CudaModel(bundle.load(bundle.default_bundle(), ("cuda",)))
     except (ConfigError, BundleError) as error:  # no device, or an image without its graph
         return str(error)
     return ""
@@ -109,7 +108,7 @@ def facts(
     turns: Sequence[Turn] = (Turn("user", "hi"),),
     labels: Sequence[str] = ("other",),
     **signals: Any,
-) -> Facts:
+) -> RoutingContext:
     """A chat completion whose text was read; `signals` are further fields of `Signals`."""
     read = Signals(
         domain=labels[0],
@@ -124,7 +123,7 @@ def facts(
     )
     head = RequestHead("POST", "/v1/chat/completions", {"x-request-id": request_id})
     view = RequestView(Api.CHAT_COMPLETIONS, "auto", tuple(turns))
-    return Facts(head, view, "en", tokens, signals=read)
+    return RoutingContext(head, view, "en", tokens, signals=read)
 
 
 async def timed(call: Callable[[], Awaitable[object]], count: int) -> tuple[float, float]:

@@ -21,7 +21,6 @@ from typing import Any
 import click
 import numpy as np
 from rich.console import Console
-from semroute_extproc.strategies.artifacts import Clusters, Factorization, Manifest, Similarity
 
 from semroute_bench import machine
 from semroute_bench.report import table_of
@@ -29,10 +28,14 @@ from semroute_bench.samples import Samples, quantiles
 from semroute_bench.sidecar import facts
 from semroute_extproc.config.models import Config
 from semroute_extproc.encoder import bundle
+from semroute_extproc.encoder.manifest import Manifest
 from semroute_extproc.policy.constraints import candidates
+from semroute_extproc.strategies.artifact import ArtifactManifest
+from semroute_extproc.strategies.clusters import ClustersArtifact
+from semroute_extproc.strategies.factorization import FactorizationArtifact
 from semroute_extproc.strategies.profiles import Profile
-from semroute_extproc.strategies.registry import Material, compile_strategies
-from semroute_extproc.strategies.weighted import Canary
+from semroute_extproc.strategies.registry import Files, compile_all
+from semroute_extproc.strategies.similarity import SimilarityArtifact
 
 D = 384
 WARM_UP = 10  # rounds before those that count
@@ -74,11 +77,11 @@ def rows(n: int, d: int) -> Any:
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
-def build(own: bundle.Manifest) -> tuple[Config, Material]:
+def build(own: Manifest) -> tuple[Config, Files]:
     """A configuration with every strategy, and the contents of their files."""
 
-    def manifest(kind: Any) -> Manifest:
-        return Manifest(kind=kind, bundle=own.name, revision=own.revision, dimensions=D, rows=0)
+    def manifest(kind: Any) -> ArtifactManifest:
+        return ArtifactManifest(kind=kind, bundle=own.name, revision=own.revision, dimensions=D, rows=0)
 
     pools = {
         name: {"cluster": name, "model": name, "price": {"input": price, "output": price}}
@@ -102,14 +105,16 @@ def build(own: bundle.Manifest) -> tuple[Config, Material]:
     for name, (n, axes, neighbors) in SIMILARITIES.items():
         wins, basis = RNG.random(n).astype(np.float32), None if axes is None else rows(axes, D)
         stored = rows(n, axes or D)
-        artifacts[name] = Similarity(manifest("similarity"), stored, basis, wins, 10.0, neighbors, QUANTILES)
-    artifacts["factorization"] = Factorization(
+        artifacts[name] = SimilarityArtifact(
+            manifest("similarity"), stored, basis, wins, 10.0, neighbors, QUANTILES
+        )
+    artifacts["factorization"] = FactorizationArtifact(
         manifest("factorization"), ("large", "small"), rows(2, 32), rows(32, D), rows(1, 32)[0], QUANTILES
     )
     profiles: dict[str, Any] = {}
     for name, (k, views) in CLUSTERS.items():
         sizes = None if views > 1 else np.zeros(k, dtype=np.float32)
-        found = artifacts[name] = Clusters(
+        found = artifacts[name] = ClustersArtifact(
             manifest("clusters"), rows(k, D), sizes, tuple(map(str, range(k))), views
         )
         known = {
@@ -118,14 +123,15 @@ def build(own: bundle.Manifest) -> tuple[Config, Material]:
         }
         profiles[name] = lambda known=known: known
     settings = {"pools": pools, "default_pool": "large", "strategies": strategies}
-    return Config.model_validate(settings), Material(artifacts, {}, profiles)
+    files = {name: {"artifact": made, "profiles": profiles.get(name)} for name, made in artifacts.items()}
+    return Config.model_validate(settings), files
 
 
 def measure(rounds: int) -> dict[str, Any]:
     """Microseconds of CPU of each strategy's choice."""
     load, own = machine.describe(), bundle.read_manifest(bundle.default_bundle())
-    config, material = build(own)
-    strategies, problems = compile_strategies(config, own, material)
+    config, files = build(own)
+    strategies, problems = compile_all(config, own, files)
     assert not problems, problems
     queries = [
         facts(str(number), labels=own.domain.labels, neighbours=x, revision=own.revision)
@@ -135,7 +141,6 @@ def measure(rounds: int) -> dict[str, Any]:
     samples = Samples()
     for number in range(WARM_UP + rounds):
         for name, strategy in strategies.items():
-            assert not isinstance(strategy, Canary)
             before = time.process_time_ns()
             strategy.choose(queries[number % len(queries)], among)
             if number >= WARM_UP:
