@@ -95,7 +95,7 @@ def build(own: Manifest) -> tuple[Config, Files]:
             "kind": "intent",
             "experts": {own.domain.labels[0]: "small"},
             "otherwise": "large",
-            "unsure": "large",
+            "on_unknown": "large",
         },
         "factorization": {"kind": "factorization", **pair, "artifact": "x"},
         **{name: {"kind": "clusters", "artifact": "x", "profiles": "x"} for name in CLUSTERS},
