@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import json
 import shutil
 import signal
@@ -19,11 +18,10 @@ from rich.console import Console
 from rich.live import Live
 
 from semroute_demo import report
-from semroute_demo.client import Row, send
+from semroute_demo.client import Json, prompts, send
 from semroute_demo.envoy import Envoy, Variant, shipped, variant
 from semroute_demo.pool import Pool, Speed
 from semroute_demo.process import ProcessError, free_port
-from semroute_demo.prompts import prompts
 from semroute_demo.sidecar import CONFIG_PATH, Sidecar
 from semroute_extproc.config import source as config_source
 from semroute_extproc.config.models import Config
@@ -50,17 +48,18 @@ def demo(once: bool, as_json: bool, port: int | None) -> None:
     Needs the extras `cpu` and `demo`. Nothing outside this machine is called.
     """
     folder = Path(tempfile.mkdtemp(prefix="semroute-demo-"))
+    errors = Console(stderr=True, markup=False, highlight=False)
     status = 1  # something did not start, a request failed, or a pool got none
     try:
         status = asyncio.run(_run(folder, once, as_json, port))
     except (KeyboardInterrupt, asyncio.CancelledError):
         status = 130
     except ProcessError as error:
-        Console(stderr=True).print(str(error), markup=False, highlight=False)
+        errors.print(str(error))
     if status in (0, 130):
         shutil.rmtree(folder, ignore_errors=True)
     else:
-        Console(stderr=True).print(f"Logs and configurations are in {folder}", markup=False, highlight=False)
+        errors.print(f"Logs and configurations are in {folder}")
     sys.exit(status)
 
 
@@ -71,21 +70,22 @@ async def _run(folder: Path, once: bool, as_json: bool, port: int | None) -> int
     loop.add_signal_handler(signal.SIGTERM, main.cancel)
     settings = config_source.load(CONFIG_PATH).config
     console = Console() if Console().is_terminal else Console(width=TABLE_COLUMNS)
-    async with _stack(folder, settings, port or free_port(preferred=PORT_PREFERRED)) as (envoy, sidecar):
+    async with _stack(folder, settings, port or free_port(PORT_PREFERRED)) as (envoy, sidecar):
         rows = await _send_all(envoy.url, settings, console, as_json)
         failures = envoy.stats("failure_mode_allowed$|spurious_msgs_received$")
         summary = report.summarise(rows, settings, sum(failures.values()))
         if as_json:
-            _print_json({"summary": True, **dataclasses.asdict(summary)})
+            _print_json({"summary": True, **summary})
         else:
             console.print(report.summary_text(summary))
         if not once:
             loop.add_signal_handler(signal.SIGINT, stop.set)
+            places = {"url": envoy.url, "sidecar": sidecar.admin, "envoy": envoy.admin}
+            text = report.COMMANDS.format(**places, log=envoy.access_log_path)
             # Not wrapped, even on a narrow terminal: these lines are for copying.
-            text = report.commands(envoy, sidecar)
-            Console(stderr=as_json).print(text, highlight=False, soft_wrap=True)
+            Console(stderr=as_json).print(text, markup=False, highlight=False, soft_wrap=True)
             await stop.wait()
-    return 0 if summary.ok else 1
+    return 0 if summary["ok"] else 1
 
 
 @contextlib.asynccontextmanager
@@ -113,21 +113,20 @@ async def _stack(folder: Path, settings: Config, port: int) -> AsyncIterator[tup
         yield envoy, sidecar
 
 
-async def _send_all(url: str, settings: Config, console: Console, as_json: bool) -> list[Row]:
+async def _send_all(url: str, settings: Config, console: Console, as_json: bool) -> list[Json]:
     """Send every prompt, one after the other so that decision times include no queue."""
-    rows: list[Row] = []
-    live = not as_json and console.is_terminal
-    table = Live(console=console, refresh_per_second=8) if live else contextlib.nullcontext()
+    rows: list[Json] = []
+    live = Live(console=console, refresh_per_second=8) if console.is_terminal and not as_json else None
     async with httpx2.AsyncClient(base_url=url, timeout=REQUEST_SECONDS_MAX) as client:
-        with table as display:
+        with live or contextlib.nullcontext():
             for number, prompt in enumerate(prompts(), 1):
                 rows.append(await send(client, number, prompt, settings))
                 if as_json:
-                    _print_json(dataclasses.asdict(rows[-1]))
-                elif display is not None:
-                    display.update(report.table(rows))
-        if not as_json and not live:
-            console.print(report.table(rows))
+                    _print_json(rows[-1])
+                elif live:
+                    live.update(report.table(rows))
+    if not as_json and not live:
+        console.print(report.table(rows))
     return rows
 
 

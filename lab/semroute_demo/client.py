@@ -1,50 +1,52 @@
-"""One request of the demo, sent through Envoy, and what its answer states about the decision."""
+"""The demo's requests, from prompts.yaml, and what each answer states about its decision."""
 
 from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import httpx2
+from ruamel.yaml import YAML
 
-from semroute_demo.prompts import Prompt
 from semroute_extproc.config.models import Config
 
+TITLE_CHARACTERS_MAX = 58  # how much of a prompt the table shows
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One request and its answer. All facts about the decision come from the response's headers."""
-
-    number: int
-    kind: str
-    prompt: str
-    path: str
-    stream: bool
-    status: int
-    pool: str  # the pool the decision names
-    answered_by: str  # the pool that answered, according to itself
-    model: str
-    reason: str
-    rule: str
-    difficulty: float | None  # None if the encoder was not asked
-    domain: str
-    decision_ms: float | None
-    seconds: float
-    input_tokens: int
-    output_tokens: int
-    cost: float  # dollars, by the pool's prices
-    error: str = ""
+Json = dict[str, Any]
+"""A JSON object: a request's body, or the row of a request and its answer."""
 
 
-async def send(client: httpx2.AsyncClient, number: int, prompt: Prompt, settings: Config) -> Row:
-    """Send `prompt` and read its answer to the end; the row states failures."""
+def prompts() -> list[Json]:
+    """The requests in the order in which they are sent: `kind`, `title`, `path`, `headers` and `body`."""
+    entries = YAML(typ="safe", pure=True).load(Path(__file__).with_name("prompts.yaml").read_text())
+    return [_prompt(**entry) for entry in entries]
+
+
+def _prompt(
+    kind: str, text: str = "", title: str = "", path: str = "/v1/chat/completions", **body: Any
+) -> Json:
+    headers = body.pop("headers", {})
+    if text:
+        body = {"messages": [{"role": "user", "content": text}], **body}
+    title = title or " ".join(text.split())
+    if len(title) > TITLE_CHARACTERS_MAX:
+        title = title[: TITLE_CHARACTERS_MAX - 1] + "…"
+    return {"kind": kind, "title": title, "path": path, "headers": headers, "body": {"model": "auto", **body}}
+
+
+async def send(client: httpx2.AsyncClient, number: int, prompt: Mapping[str, Any], settings: Config) -> Json:
+    """The row of `prompt`, whose answer is read to the end; it states failures.
+
+    All facts about the decision come from the response's headers.
+    """
     started = time.perf_counter()
-    stream = prompt.body.get("stream") is True
+    stream = prompt["body"].get("stream") is True
     status, content, headers, error = 0, b"", httpx2.Headers(), ""
     try:
-        response = await client.post(prompt.path, json=prompt.body, headers=prompt.headers)
+        response = await client.post(prompt["path"], json=prompt["body"], headers=prompt["headers"])
         status, content, headers = response.status_code, response.content, response.headers
     except httpx2.HTTPError as failure:
         error = str(failure) or type(failure).__name__
@@ -59,27 +61,25 @@ async def send(client: httpx2.AsyncClient, number: int, prompt: Prompt, settings
         error = f"decided for {pool}, answered by {answered_by or 'no pool'}"
     elif not made:
         error = "the answer reports no tokens"
-    return Row(
-        number=number,
-        kind=prompt.kind,
-        prompt=prompt.title,
-        path=prompt.path,
-        stream=stream,
-        status=status,
-        pool=pool,
-        answered_by=answered_by,
-        model=headers.get("x-semroute-model", ""),
-        reason=headers.get("x-semroute-reason", ""),
-        rule=headers.get("x-semroute-rule", ""),
-        difficulty=_number(headers.get("x-semroute-difficulty")),
-        domain=headers.get("x-semroute-domain", ""),
-        decision_ms=_number(headers.get("x-semroute-decision-ms")),
-        seconds=round(seconds, 4),
-        input_tokens=given,
-        output_tokens=made,
-        cost=cost(settings, answered_by, given, made),
-        error=error,
-    )
+    return {
+        "number": number,
+        "kind": prompt["kind"],
+        "prompt": prompt["title"],
+        "path": prompt["path"],
+        "stream": stream,
+        "status": status,
+        "pool": pool,  # the pool the decision names
+        "answered_by": answered_by,  # the pool that answered, according to itself
+        **{key: headers.get(f"x-semroute-{key}", "") for key in ("model", "reason", "rule")},
+        "difficulty": _number(headers.get("x-semroute-difficulty")),  # None if the encoder was not asked
+        "domain": headers.get("x-semroute-domain", ""),
+        "decision_ms": _number(headers.get("x-semroute-decision-ms")),
+        "seconds": round(seconds, 4),
+        "input_tokens": given,
+        "output_tokens": made,
+        "cost": cost(settings, answered_by, given, made),
+        "error": error,
+    }
 
 
 def usage(content: bytes, stream: bool) -> tuple[int, int]:
@@ -88,14 +88,13 @@ def usage(content: bytes, stream: bool) -> tuple[int, int]:
     A stream reports them in the last event that carries them; Anthropic's uses two events.
     """
     given = made = 0
-    lines = content.splitlines() if stream else [b"data: " + content]
-    for line in lines:
+    for line in content.splitlines() if stream else [b"data: " + content]:
         try:
             body = json.loads(line.removeprefix(b"data: "))
         except ValueError:
             continue
         for holder in (body, body.get("response"), body.get("message")) if isinstance(body, dict) else ():
-            counts: dict[str, Any] = (holder or {}).get("usage") or {}
+            counts: dict[str, int] = (holder or {}).get("usage") or {}
             given = counts.get("prompt_tokens", counts.get("input_tokens", given))
             made = counts.get("completion_tokens", counts.get("output_tokens", made))
     return given, made
