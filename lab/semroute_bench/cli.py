@@ -1,4 +1,4 @@
-"""`semroute bench`."""
+"""`semroute bench`: one run, in parts that can also be measured alone."""
 
 from __future__ import annotations
 
@@ -7,27 +7,53 @@ import dataclasses
 import json
 import sys
 import tempfile
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from time import perf_counter
 
 import click
 from rich.console import Console
+from semroute_demo.process import ProcessError
 
-from semroute_bench import check as checking
-from semroute_bench import direct, machine, report
-from semroute_bench.run import PARTS, measure
-from semroute_bench.samples import CHECK, QUICK, Figures, Size
+from semroute_bench import check, direct, growth, machine, overload, report
+from semroute_bench.samples import CHECK, QUICK, Figures, Say, Size
+from semroute_extproc import __version__
 from semroute_extproc.encoder.cores import usable_cores
 from semroute_extproc.serve.app import loop_factory
 
+SCHEMA = 6
 RESULT = "bench.json"
 
-T = TypeVar("T")
+
+async def _gateway(size: Size, folder: Path, say: Say) -> Figures:
+    """Through Envoy; None, and a line with the reason, where there is no Envoy."""
+    say("through Envoy")
+    try:
+        from semroute_bench import gateway
+
+        return {"gateway": await gateway.measure(size, folder)}
+    except ModuleNotFoundError as error:
+        say(f"not measured: the Python package {error.name!r} is missing (extra demo)")
+    except ProcessError as error:
+        say(f"not measured: {error}")
+    return {"gateway": None}
+
+
+PARTS: Mapping[str, Callable[[Size, Path, Say], Awaitable[Figures]]] = {
+    "costs": direct.costs,
+    "lengths": direct.lengths,
+    "bodies": direct.bodies,
+    "load": overload.measure,
+    "gateway": _gateway,
+    "growth": growth.measure,
+    "gpu": direct.gpu,
+}
+"""Every part, in the order of measurement."""
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for JSON and plots.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help=f"Folder for {RESULT}.")
 @click.option("--quick", is_flag=True, help="A minute or two: to see that it runs, not to report.")
 @click.option(
     "--only",
@@ -46,7 +72,7 @@ T = TypeVar("T")
     help="Compare CPU ratios of a short run with those in this JSON; exit status 1 on a clear loss.",
 )
 def bench(
-    out: Path | None, quick: bool, parts: tuple[str, ...], requests: int | None, recorded: Path | None
+    out: Path | None, quick: bool, parts: Sequence[str], requests: int | None, recorded: Path | None
 ) -> None:
     """Measure what a decision costs on this machine.
 
@@ -55,62 +81,59 @@ def bench(
     what it can do. On a machine with a GPU it measures that too. Takes about eight minutes
     and wants the machine for itself.
     """
-    console = Console(stderr=True, highlight=False)
-    with tempfile.TemporaryDirectory(prefix="semroute-bench-") as name:
-        folder = Path(name)
+    console, size = Console(stderr=True, highlight=False), QUICK if quick else Size()
+    if requests is not None:
+        size = dataclasses.replace(size, growth_requests=requests)
+    with (
+        tempfile.TemporaryDirectory(prefix="semroute-bench-") as folder,
+        asyncio.Runner(loop_factory=loop_factory()) as runner,
+    ):
         try:
             if recorded is not None:
-                sys.exit(_check(json.loads(recorded.read_text()), folder, console))
-            size = QUICK if quick else Size()
-            if requests is not None:
-                size = dataclasses.replace(size, growth_requests=requests)
-            before = _recorded(out) if parts else None
-            run = _run(
-                measure(
-                    size,
-                    folder,
-                    lambda line: console.print(line, style="dim"),
-                    parts or tuple(PARTS),
-                    before,
-                )
-            )
+                sys.exit(runner.run(_check(json.loads(recorded.read_text()), Path(folder), console)))
+            run = _recorded(out) if parts else {"measured": {}, "machine": machine.describe()}
+            runner.run(_measure(run, size, Path(folder), console, parts or tuple(PARTS)))
         except ValueError as error:
             raise click.UsageError(str(error)) from None
-    shown = Console()
-    for table in report.tables(run):
-        shown.print(table)
+    Console().print(*report.tables(run), sep="\n")
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        (out / RESULT).write_text(json.dumps(report.as_json(run), indent=2) + "\n")
-        try:
-            from semroute_bench import plots
+        (out / RESULT).write_text(json.dumps({**run, "aims": list(report.aims(run))}, indent=2) + "\n")
 
-            plots.draw(run, out)
-        except ImportError:
-            console.print("no plots: matplotlib is missing")
+
+async def _measure(run: Figures, size: Size, folder: Path, console: Console, parts: Sequence[str]) -> None:
+    """Measure `parts` on this machine, into `run`; `measured` states the circumstances of each."""
+    run |= {"schema": SCHEMA, "version": __version__}
+    for name in PARTS:
+        if name in parts:
+            load, started = machine.load(), perf_counter()
+            run |= await PARTS[name](size, folder, partial(console.print, style="dim"))
+            figures = {"version": __version__, "load_before": load, "seconds": perf_counter() - started}
+            run["measured"][name] = figures
 
 
 def _recorded(out: Path | None) -> Figures:
-    """The run that parts are to join."""
+    """The run that parts are to join; ValueError if it is of another machine or another schema."""
     if out is None:
-        raise click.UsageError("--only writes into a recorded run: say where it is with --out")
+        raise ValueError("--only writes into a recorded run: say where it is with --out")
     try:
         run: Figures = json.loads((out / RESULT).read_text())
     except FileNotFoundError:
-        raise click.UsageError(f"--only writes into a recorded run, and there is no {out / RESULT}") from None
+        raise ValueError(f"--only writes into a recorded run, and there is no {out / RESULT}") from None
+    if run.get("schema") != SCHEMA:
+        raise ValueError(f"the recorded run has schema {run.get('schema')}, not {SCHEMA}: run all parts")
+    for key in ("cpu", "instructions", "cores"):
+        if (there := run["machine"][key]) != machine.describe()[key]:
+            raise ValueError(f"the recorded run is another machine's: {key} is {there} there")
     return run
 
 
-def _check(recorded: Figures, folder: Path, console: Console) -> int:
+async def _check(recorded: Figures, folder: Path, console: Console) -> int:
+    """The exit status."""
     cores = usable_cores()
-    samples, _ = _run(direct.rounds(CHECK, folder, cores, full=False))
-    lines = checking.compare(recorded, direct.ratios(samples, cores), machine.describe())
+    samples, _ = await direct.rounds(CHECK, folder, cores, full=False)
+    lines = check.compare(recorded, direct.ratios(samples, cores), machine.describe())
     for line, lost in lines.items():
         prefix, style = ("more expensive than recorded: ", "red") if lost else ("", None)
         console.print(prefix + line, style=style)
     return int(any(lines.values()))
-
-
-def _run(coroutine: Coroutine[Any, Any, T]) -> T:
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        return runner.run(coroutine)

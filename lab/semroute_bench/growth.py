@@ -23,7 +23,7 @@ from semroute_extproc.encoder.cores import usable_cores
 WORKERS_MAX = 2
 CACHE_ENTRIES = 256
 WARM_UP_MIN, WARM_UP_MAX = 5_000, 50_000  # requests that are not counted: a fourth of the others
-CHUNKS = 20  # measurements of the memory on the way
+CHUNKS = 20  # of the requests; after each the log is emptied
 PERIOD = 200  # of so many requests one is routed and new, 19 are routed and repeat, the others name a model
 REPEATED = 50  # texts that repeat
 
@@ -40,40 +40,25 @@ def traffic(first: int, count: int) -> Iterator[Exchange]:
 
 
 async def measure(size: Size, folder: Path, say: Say) -> Figures:
-    """Resident memory of each worker before and after the requests, and of the largest on the way."""
+    """Resident memory of each worker before and after the requests."""
     requests, workers = size.growth_requests, min(WORKERS_MAX, usable_cores())
     say(f"memory over {requests:,} requests")
     settings = {"server__workers": str(workers), "encoder__cache_entries": str(CACHE_ENTRIES)}
     sidecar = Measured(folder / "growth", **(UNHURRIED | settings))
     async with AsyncExitStack() as exits:
         target = await Target.of(sidecar, exits)
-
-        async def send(first: int, count: int) -> int:
-            """The share of each worker, and the number of the next request."""
-            share = -(-count // workers)
-            runs = (
-                client.closed(traffic(first + number * share, share), BUSY)
-                for number, client in enumerate(target.clients)
-            )
-            await asyncio.gather(*runs)
-            os.truncate(sidecar.process.log_path, 0)  # a line per request would be gigabytes at the end
-            return first + workers * share
-
         for number in range(CACHE_ENTRIES):
             await target.send(load.exchange(load.chat(ROUTED, f"{number} {PROMPT}")), workers, 1)
-        sent = await send(0, min(max(requests // 4, WARM_UP_MIN), WARM_UP_MAX))
-        warm, started, on_the_way = sidecar.resident_mib(), perf_counter(), []
-        for chunk in range(1, CHUNKS + 1):
-            sent = await send(sent, requests // CHUNKS)
-            on_the_way.append(max(sidecar.resident_mib()))
-            left = (perf_counter() - started) / chunk * (CHUNKS - chunk)
-            say(f"{chunk} of {CHUNKS}, {left:.0f} s to go")
-        figures = {
-            "requests": requests,
-            "workers": workers,
-            "seconds": perf_counter() - started,
-            "warm MiB": warm,
-            "after MiB": sidecar.resident_mib(),
-            "on the way MiB": on_the_way,
-        }
-    return {"growth": figures}
+        sent, counts = 0, [min(max(requests // 4, WARM_UP_MIN), WARM_UP_MAX), *[requests // CHUNKS] * CHUNKS]
+        for chunk, count in enumerate(counts):
+            share = -(-count // workers)
+            starts = range(sent, sent + workers * share, share)
+            runs = zip(target.clients, starts, strict=True)
+            await asyncio.gather(*(client.closed(traffic(start, share), BUSY) for client, start in runs))
+            os.truncate(sidecar.process.log_path, 0)  # a line per request would be gigabytes at the end
+            sent = starts.stop
+            if chunk == 0:
+                warm, started = sidecar.resident_mib(), perf_counter()
+            say(f"{chunk} of {CHUNKS}")
+        figures = {"seconds": perf_counter() - started, "warm MiB": warm, "after MiB": sidecar.resident_mib()}
+    return {"growth": {"requests": requests, "workers": workers, **figures}}

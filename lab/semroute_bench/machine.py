@@ -9,18 +9,15 @@ from pathlib import Path
 
 from semroute_extproc.encoder.cores import usable_cores
 
-_CPUCLOCK_SCHED = 2  # kind of a process' CPU clock in a Linux clock id (`clock_getcpuclockid(3)`)
-
 
 def cpu_seconds(*pids: int) -> float:
     """CPU time of all threads of these processes so far, user and system, to the microsecond."""
-    return sum(time.clock_gettime((~pid << 3) | _CPUCLOCK_SCHED) for pid in pids)
+    return sum(time.clock_gettime((~pid << 3) | 2) for pid in pids)  # as `clock_getcpuclockid(3)` does
 
 
 def resident_mib(pid: int) -> float:
     """Resident memory of a process."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def children(pid: int) -> list[int]:

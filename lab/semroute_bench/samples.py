@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import statistics
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 Say = Callable[[str], None]
@@ -26,29 +27,22 @@ class Size:
     seconds_a_rate: float = 20.0
     gateway_requests: int = 500
     growth_requests: int = 100_000
-    scaling_requests: int = 10_000
+    gpu_requests: int = 10_000
 
 
-QUICK = Size(3, 20, 480, 8, 3, 4.0, 50, 5_000, 1_000)
-"""A minute or two: shows that the benchmark runs; not for reports."""
-
-CHECK = Size(rounds=5, passes=24, streams=640)
-"""For `--check`: half a minute."""
+QUICK = Size(3, 20, 480, 8, 3, 4.0, 50, 5_000, 1_000)  # shows that the benchmark runs; not for reports
+CHECK = Size(rounds=5, passes=24, streams=640)  # for `--check`: half a minute
 
 
-@dataclass
-class Samples:
+class Samples(defaultdict[str, list[float]]):
     """Name to one value per round."""
 
-    values: dict[str, list[float]] = field(default_factory=dict)
-
-    def add(self, name: str, value: float) -> None:
-        """Keep one round's value."""
-        self.values.setdefault(name, []).append(value)
+    def __init__(self) -> None:
+        super().__init__(list)
 
     def ratios(self, name: str, base: str) -> list[float]:
         """The ratio of each round: both values were taken at nearly the same time."""
-        return [one / other for one, other in zip(self.values[name], self.values[base], strict=True)]
+        return [one / other for one, other in zip(self[name], self[base], strict=True)]
 
 
 def medians(rounds: Mapping[str, list[float]]) -> dict[str, float]:

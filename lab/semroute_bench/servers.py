@@ -30,15 +30,11 @@ class DoNothing:
 
     def __init__(self, folder: Path, mode: str = "floor") -> None:
         """Start it; `mode` is `floor` or `passes`. Raises `ProcessError`."""
-        self.sockets = [folder / f"{mode}.sock"]
-        command = [sys.executable, "-m", "semroute_bench.floor", f"unix:{self.sockets[0]}", mode]
-        self._process = Process(mode, command, folder / f"{mode}.log")
-        self._process.start(self.sockets[0].exists, READY_SECONDS_MAX)
-        self.pids = [self._process.pid]
-
-    def stop(self) -> None:
-        """End it."""
-        self._process.stop()
+        socket = folder / f"{mode}.sock"
+        command = [sys.executable, "-m", "semroute_bench.floor", f"unix:{socket}", mode]
+        process = Process(mode, command, folder / f"{mode}.log")
+        process.start(socket.exists, READY_SECONDS_MAX)
+        self.sockets, self.pids, self.stop = [socket], [process.pid], process.stop
 
 
 class Measured(Sidecar):
@@ -48,8 +44,7 @@ class Measured(Sidecar):
         """Start it. `settings` such as `server__workers="2"` replace those of the configuration."""
         folder.mkdir()
         settings = {"server__drain_seconds": "0", **settings}  # the clients have finished before it stops
-        environment = {f"SEMROUTE__{key.upper()}": value for key, value in settings.items()}
-        super().__init__(CONFIG_PATH, folder, environment)
+        super().__init__(CONFIG_PATH, folder, {f"SEMROUTE__{k.upper()}": v for k, v in settings.items()})
         started = perf_counter()
         self.start()
         self.start_seconds = perf_counter() - started
@@ -86,6 +81,6 @@ class Target:
         """Sample CPU milliseconds per stream and streams per second."""
         before, started = cpu_seconds(*self.pids), perf_counter()
         answers = await self.send(request, count, at_once)
-        samples.add(f"{name} a second", len(answers) / (perf_counter() - started))
-        samples.add(f"{name} cpu ms", (cpu_seconds(*self.pids) - before) / len(answers) * 1e3)
+        samples[f"{name} a second"].append(len(answers) / (perf_counter() - started))
+        samples[f"{name} cpu ms"].append((cpu_seconds(*self.pids) - before) / len(answers) * 1e3)
         return answers

@@ -74,4 +74,4 @@ def test_another_machine_is_held_to_what_does_not_depend_on_the_speed_of_a_pass(
 
 def test_a_record_without_spreads_is_refused() -> None:
     with pytest.raises(ValueError, match="no spreads"):
-        check.limits({"ratios": RATIOS, "rounds": 7}, rounds(0.1), HERE)
+        check.compare({"ratios": RATIOS, "rounds": 7}, rounds(0.1), HERE)

@@ -48,8 +48,8 @@ def test_a_ratio_is_taken_round_by_round() -> None:
     """A slow moment in one round falls on both, and moves the ratio of medians but not this."""
     samples = Samples()
     for ours, base in ((1.1, 1.0), (5.5, 5.0), (1.1, 1.0)):
-        samples.add("ours", ours)
-        samples.add("base", base)
+        samples["ours"].append(ours)
+        samples["base"].append(base)
     assert samples.ratios("ours", "base") == pytest.approx([1.1, 1.1, 1.1])
 
 

@@ -10,7 +10,7 @@ from semroute_bench.load_simulation import Request, Scenario
 
 def run(controlled: bool, burst: float, seed: int = 3) -> tuple[Scenario, list[Request]]:
     scenario = Scenario("test", 6.0, burst, begin=60.0, end=240.0, until=390.0)
-    return scenario, simulation.simulate(scenario, simulation.configuration(controlled), seed)
+    return scenario, simulation.simulate(scenario, controlled, seed)
 
 
 def test_a_burst_is_shorter_in_the_tail_and_the_share_comes_back() -> None:

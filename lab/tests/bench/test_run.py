@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from bench_runs import HERE, run
 from click.testing import CliRunner
-from semroute_bench import check, direct, machine
-from semroute_bench import run as parts
+from semroute_bench import check, cli, direct, machine
 from semroute_bench.cli import bench
 from semroute_bench.samples import Size, medians, spreads
 
@@ -24,10 +23,9 @@ def measured_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return {"growth": grown}
 
     monkeypatch.setattr("semroute_bench.machine.describe", lambda: {**HERE, "load_before": 9.0})
-    monkeypatch.setitem(parts.PARTS, "growth", growth)  # type: ignore[arg-type]
+    monkeypatch.setitem(cli.PARTS, "growth", growth)  # type: ignore[arg-type]
     monkeypatch.setattr("semroute_bench.report.tables", lambda _: [])
-    monkeypatch.setattr("semroute_bench.plots.draw", lambda *_: [])
-    before = {**run(), "schema": parts.SCHEMA, "machine": HERE, "measured": {"costs": {"seconds": 1.0}}}
+    before = {**run(), "schema": cli.SCHEMA, "machine": HERE, "measured": {"costs": {"seconds": 1.0}}}
     (tmp_path / "bench.json").write_text(json.dumps(before))
     return tmp_path
 
