@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
-from semroute_demo import report
+from semroute_demo import client
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "demo.svg"
 WITHOUT_FONTS = re.sub(r"<!-- .*? -->|@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.S).replace(
@@ -29,8 +29,8 @@ def main() -> int:
     lines = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.splitlines()
     *rows, last = [json.loads(line) for line in lines]
     console = Console(record=True, width=150, file=io.StringIO())
-    console.print(report.table(rows[:ROWS_MAX]))
-    console.print(report.summary_text(last))
+    console.print(client.table(rows[:ROWS_MAX]))
+    console.print(client.summary_text(last))
     picture = console.export_svg(title="make demo", code_format=WITHOUT_FONTS)
     TARGET.write_text("\n".join(line.rstrip() for line in picture.splitlines()) + "\n")
     return 0

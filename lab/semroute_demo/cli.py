@@ -15,10 +15,8 @@ from pathlib import Path
 import click
 import httpx2
 from rich.console import Console
-from rich.live import Live
 
-from semroute_demo import report
-from semroute_demo.client import Json, prompts, send
+from semroute_demo import client
 from semroute_demo.envoy import Envoy, Variant, shipped, variant
 from semroute_demo.pool import Pool, Speed
 from semroute_demo.process import ProcessError, free_port
@@ -27,7 +25,6 @@ from semroute_extproc.config import source as config_source
 from semroute_extproc.config.models import Config
 
 PORT_PREFERRED = 10_000  # Envoy's port if it is free and none was asked for
-TABLE_COLUMNS = 150  # width of the table without a terminal
 REQUEST_SECONDS_MAX = 60.0
 
 RESPONSE_HEADERS = {
@@ -69,19 +66,20 @@ async def _run(folder: Path, once: bool, as_json: bool, port: int | None) -> int
     # SIGTERM ends the demo as Ctrl-C does, so that every child ends before it.
     loop.add_signal_handler(signal.SIGTERM, main.cancel)
     settings = config_source.load(CONFIG_PATH).config
-    console = Console() if Console().is_terminal else Console(width=TABLE_COLUMNS)
+    console = Console() if Console().is_terminal else Console(width=150)
     async with _stack(folder, settings, port or free_port(PORT_PREFERRED)) as (envoy, sidecar):
-        rows = await _send_all(envoy.url, settings, console, as_json)
+        rows = await _send_all(envoy.url, settings, as_json)
         failures = envoy.stats("failure_mode_allowed$|spurious_msgs_received$")
-        summary = report.summarise(rows, settings, sum(failures.values()))
+        summary = client.summarise(rows, settings, sum(failures.values()))
         if as_json:
-            _print_json({"summary": True, **summary})
+            click.echo(json.dumps({"summary": True, **summary}, ensure_ascii=False))
         else:
-            console.print(report.summary_text(summary))
+            console.print(client.table(rows))
+            console.print(client.summary_text(summary))
         if not once:
             loop.add_signal_handler(signal.SIGINT, stop.set)
             places = {"url": envoy.url, "sidecar": sidecar.admin, "envoy": envoy.admin}
-            text = report.COMMANDS.format(**places, log=envoy.access_log_path)
+            text = client.COMMANDS.format(**places, log=envoy.access_log_path)
             # Not wrapped, even on a narrow terminal: these lines are for copying.
             Console(stderr=as_json).print(text, markup=False, highlight=False, soft_wrap=True)
             await stop.wait()
@@ -113,22 +111,12 @@ async def _stack(folder: Path, settings: Config, port: int) -> AsyncIterator[tup
         yield envoy, sidecar
 
 
-async def _send_all(url: str, settings: Config, console: Console, as_json: bool) -> list[Json]:
+async def _send_all(url: str, settings: Config, as_json: bool) -> list[client.Json]:
     """Send every prompt, one after the other so that decision times include no queue."""
-    rows: list[Json] = []
-    live = Live(console=console, refresh_per_second=8) if console.is_terminal and not as_json else None
-    async with httpx2.AsyncClient(base_url=url, timeout=REQUEST_SECONDS_MAX) as client:
-        with live or contextlib.nullcontext():
-            for number, prompt in enumerate(prompts(), 1):
-                rows.append(await send(client, number, prompt, settings))
-                if as_json:
-                    _print_json(rows[-1])
-                elif live:
-                    live.update(report.table(rows))
-    if not as_json and not live:
-        console.print(report.table(rows))
+    rows: list[client.Json] = []
+    async with httpx2.AsyncClient(base_url=url, timeout=REQUEST_SECONDS_MAX) as http:
+        for number, prompt in enumerate(client.prompts(), 1):
+            rows.append(await client.send(http, number, prompt, settings))
+            if as_json:
+                click.echo(json.dumps(rows[-1], ensure_ascii=False))
     return rows
-
-
-def _print_json(item: object) -> None:
-    click.echo(json.dumps(item, ensure_ascii=False))

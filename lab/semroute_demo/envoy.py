@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx2
 from ruamel.yaml import YAML
 
 from semroute_demo.process import HTTP, Process, ProcessError, wait_until
@@ -96,7 +95,15 @@ def variant(bootstrap: Bootstrap, changes: Variant) -> Bootstrap:
     if (interval := changes.health_interval) is not None:
         for check in (check for cluster in resources["clusters"] for check in cluster["health_checks"]):
             check.update(interval=interval, no_traffic_interval=interval)
-    _set_ext_proc(ext_proc(result), changes)
+    # The allowed overrides repeat the filter's mode, but request or decline the body.
+    mode = ext_proc(result)["processing_mode"]
+    mode.update(changes.processing_mode)
+    repeated = {key: value for key, value in mode.items() if key != "request_header_mode"}
+    allowed = [{**repeated, "request_body_mode": body} for body in ("BUFFERED", "NONE")]
+    ext_proc(result)["allowed_override_modes"] = [each for each in allowed if each != repeated]
+    ext_proc(result).update(changes.ext_proc)
+    for key in (key for key, value in changes.ext_proc.items() if value is None):
+        del ext_proc(result)[key]
     added = connection_manager(result)["route_config"]["response_headers_to_add"]
     for header, key in changes.response_headers.items():
         value = {"key": header, "value": f"%DYNAMIC_METADATA(semroute:{key})%"}
@@ -111,19 +118,6 @@ def _tcp(host: str, port: int) -> dict[str, Any]:
 def _set_endpoints(cluster: dict[str, Any], addresses: list[dict[str, Any]]) -> None:
     endpoints = [{"lb_endpoints": [{"endpoint": {"address": address}} for address in addresses]}]
     cluster["load_assignment"] = {"cluster_name": cluster["name"], "endpoints": endpoints}
-
-
-def _set_ext_proc(filter_config: dict[str, Any], changes: Variant) -> None:
-    """Change the filter. Its allowed overrides repeat its mode, but request or decline the body."""
-    mode = filter_config["processing_mode"]
-    mode.update(changes.processing_mode)
-    repeated = {key: value for key, value in mode.items() if key != "request_header_mode"}
-    allowed = [{**repeated, "request_body_mode": body} for body in ("BUFFERED", "NONE")]
-    filter_config["allowed_override_modes"] = [override for override in allowed if override != repeated]
-    for key, value in changes.ext_proc.items():
-        filter_config[key] = value
-        if value is None:
-            del filter_config[key]
 
 
 class Envoy:
@@ -176,26 +170,18 @@ class Envoy:
 
     def wait_for_sidecar(self) -> None:
         """Wait until a request reaches the sidecar; raises `ProcessError` if none does in time."""
-        try:
-            wait_until(self._reaches_sidecar, START_SECONDS_MAX, "Envoy to reach the sidecar")
-        except ProcessError as error:
-            raise ProcessError(f"{error}; the end of its log:\n{self.process.log_tail()}") from None
+        what = f"Envoy to reach the sidecar; its log is {self.process.log_path}"
+        wait_until(self._reaches_sidecar, START_SECONDS_MAX, what)
 
     def _reaches_sidecar(self) -> bool:
-        try:
-            # The sidecar answers the list of models itself.
-            models = HTTP.get(f"{self.url}/v1/models").content if self.healthy("semroute") else b""
-            return b'"owned_by": "semroute"' in models
-        except httpx2.HTTPError:
-            return False
+        # The sidecar answers the list of models itself.
+        models = HTTP.get(f"{self.url}/v1/models").content if self.healthy("semroute") else b""
+        return b'"owned_by": "semroute"' in models
 
     def _ready(self) -> bool:
-        try:
-            self.admin = self._address_path.read_text().strip()
-            if not self.admin or self.read_admin("/ready").strip() != "LIVE":
-                return False
-            listeners = json.loads(self.read_admin("/listeners", format="json"))["listener_statuses"]
-            self.port = listeners[0]["local_address"]["socket_address"]["port_value"]
-        except (OSError, httpx2.HTTPError, LookupError, ValueError):
+        self.admin = self._address_path.read_text().strip()
+        if not self.admin or self.read_admin("/ready").strip() != "LIVE":
             return False
+        listeners = json.loads(self.read_admin("/listeners", format="json"))["listener_statuses"]
+        self.port = listeners[0]["local_address"]["socket_address"]["port_value"]
         return self.port > 0

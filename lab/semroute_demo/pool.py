@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import hashlib
 import json
-import logging
 import time
 import uuid
 from collections import deque
@@ -214,29 +213,14 @@ def _error(status: int, message: str, headers: Mapping[str, str], wrapped: bool 
 @click.option("--model", "models", multiple=True, help="A served model name; repeat it for aliases.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, help="Port to listen on; 0 for any.")
-@click.option("--first-token-ms", default=150.0, show_default=True, help="Time to the first token.")
-@click.option("--token-ms", default=10.0, show_default=True, help="Time between tokens.")
-@click.option("--slots", default=16, show_default=True, help="Requests that run at once.")
-def main(
-    name: str,
-    models: tuple[str, ...],
-    host: str,
-    port: int,
-    first_token_ms: float,
-    token_ms: float,
-    slots: int,
-) -> None:
+def main(name: str, models: tuple[str, ...], host: str, port: int) -> None:
     """Serve until interrupted."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
 
     async def serve() -> None:
-        pool = Pool(name, models or (name,), Speed(first_token_ms / 1000, token_ms / 1000, slots))
+        pool = Pool(name, models or (name,), Speed(first_token_seconds=0.15, token_seconds=0.01))
         await pool.start(host, port)
-        logging.getLogger(__name__).info("simulated pool %s on %s:%d", name, host, pool.port)
-        try:
-            await asyncio.Event().wait()
-        finally:
-            await pool.stop()
+        click.echo(f"simulated pool {name} on {host}:{pool.port}", err=True)
+        await asyncio.Event().wait()
 
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(serve())

@@ -85,20 +85,15 @@ class Process:
 
 
 def wait_until(condition: Callable[[], bool], seconds_max: float, what: str) -> None:
-    """Check `condition` until it holds; raises `ProcessError` if it does not in time."""
+    """Check `condition` until it holds without an error; raises `ProcessError` if it does not in time."""
     deadline = time.monotonic() + seconds_max
-    while not condition():
-        if time.monotonic() > deadline:
-            raise ProcessError(f"waited {seconds_max:g} s for {what}")
+    while time.monotonic() < deadline:
+        # Of a process that does not listen yet, or whose files or answers are not complete.
+        with contextlib.suppress(httpx2.HTTPError, OSError, LookupError, ValueError):
+            if condition():
+                return
         time.sleep(POLL_SECONDS)
-
-
-def answers(url: str) -> bool:
-    """Whether a request is answered with 200."""
-    try:
-        return HTTP.get(url).status_code == 200
-    except httpx2.HTTPError:
-        return False
+    raise ProcessError(f"waited {seconds_max:g} s for {what}")
 
 
 def free_port(preferred: int = 0) -> int:

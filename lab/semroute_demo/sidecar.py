@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from semroute_demo.process import HTTP, Process, answers, free_port
+from semroute_demo.process import HTTP, Process, free_port
 
 CONFIG_PATH = Path(__file__).with_name("semroute.yaml")
 """The demo's configuration: two pools, two rules and a strategy."""
@@ -36,8 +36,8 @@ class Sidecar:
         self.process.start(self.ready, 30.0)
 
     def ready(self) -> bool:
-        """Whether it reports that it is ready."""
-        return answers(f"http://{self.admin}/readyz")
+        """Whether it reports that it is ready; raises `httpx2.HTTPError` if it does not answer."""
+        return self.read_admin("/readyz")[0] == 200
 
     def stop(self) -> int | None:
         """Stop it; returns its exit status. Safe to call twice."""
