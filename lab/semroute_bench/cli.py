@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 import sys
 import tempfile
@@ -11,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from time import perf_counter
+from typing import TextIO
 
 import click
 from rich.console import Console
@@ -24,6 +24,8 @@ from semroute_extproc.serve.app import loop_factory
 
 SCHEMA = 6
 RESULT = "bench.json"
+ONLY = "Measure this part alone and write it into the run that is recorded in --out; may be repeated."
+AGAINST = "Compare CPU ratios of a short run with those in this JSON; exit status 1 on a clear loss."
 
 
 async def _gateway(size: Size, folder: Path, say: Say) -> Figures:
@@ -55,25 +57,9 @@ PARTS: Mapping[str, Callable[[Size, Path, Say], Awaitable[Figures]]] = {
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help=f"Folder for {RESULT}.")
 @click.option("--quick", is_flag=True, help="A minute or two: to see that it runs, not to report.")
-@click.option(
-    "--only",
-    "parts",
-    type=click.Choice(list(PARTS)),
-    multiple=True,
-    help="Measure this part alone and write it into the run that is recorded in --out; may be repeated.",
-)
-@click.option(
-    "--requests", type=click.IntRange(min=1_000), help="Requests of the memory test; default: 100,000."
-)
-@click.option(
-    "--check",
-    "recorded",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Compare CPU ratios of a short run with those in this JSON; exit status 1 on a clear loss.",
-)
-def bench(
-    out: Path | None, quick: bool, parts: Sequence[str], requests: int | None, recorded: Path | None
-) -> None:
+@click.option("--only", type=click.Choice(list(PARTS)), multiple=True, help=ONLY)
+@click.option("--check", "recorded", type=click.File(), help=AGAINST)
+def bench(out: Path | None, quick: bool, only: Sequence[str], recorded: TextIO | None) -> None:
     """Measure what a decision costs on this machine.
 
     Compares the server with the bare ONNX Runtime session, with do-nothing processors and, where
@@ -82,17 +68,15 @@ def bench(
     and wants the machine for itself.
     """
     console, size = Console(stderr=True, highlight=False), QUICK if quick else Size()
-    if requests is not None:
-        size = dataclasses.replace(size, growth_requests=requests)
     with (
         tempfile.TemporaryDirectory(prefix="semroute-bench-") as folder,
         asyncio.Runner(loop_factory=loop_factory()) as runner,
     ):
         try:
             if recorded is not None:
-                sys.exit(runner.run(_check(json.loads(recorded.read_text()), Path(folder), console)))
-            run = _recorded(out) if parts else {"measured": {}, "machine": machine.describe()}
-            runner.run(_measure(run, size, Path(folder), console, parts or tuple(PARTS)))
+                sys.exit(runner.run(_check(json.load(recorded), Path(folder), console)))
+            run = _recorded(out) if only else {"measured": {}, "machine": machine.describe()}
+            runner.run(_measure(run, size, Path(folder), console, only or tuple(PARTS)))
         except ValueError as error:
             raise click.UsageError(str(error)) from None
     Console().print(*report.tables(run), sep="\n")
@@ -134,6 +118,5 @@ async def _check(recorded: Figures, folder: Path, console: Console) -> int:
     samples, _ = await direct.rounds(CHECK, folder, cores, full=False)
     lines = check.compare(recorded, direct.ratios(samples, cores), machine.describe())
     for line, lost in lines.items():
-        prefix, style = ("more expensive than recorded: ", "red") if lost else ("", None)
-        console.print(prefix + line, style=style)
+        console.print(f"more expensive than recorded: {line}" if lost else line, style="red" * lost)
     return int(any(lines.values()))

@@ -25,9 +25,8 @@ GPU_AT_ONCE = 64  # requests under way at a time
 async def costs(size: Size, folder: Path, say: Say) -> Figures:
     """The ratios that are judged, and the medians they come from."""
     say("session, pipeline, server, do-nothing server and two workers, in turn")
-    cores = usable_cores()
-    samples, more = await rounds(size, folder, cores)
-    found = ratios(samples, cores)
+    samples, more = await rounds(size, folder, usable_cores())
+    found = ratios(samples, usable_cores())
     judged = {"ratios": medians(found), "spreads": spreads(found), "medians": medians(samples)}
     return {**more, "rounds": size.rounds, **judged}
 

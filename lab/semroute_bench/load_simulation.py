@@ -44,6 +44,9 @@ BIN_SECONDS = 10.0  # width of the bins of the curves
 CURVES = ("strong_share", "p95_seconds", "quality")
 
 
+Figures = dict[str, float]
+
+
 @dataclass(frozen=True)
 class Scenario:
     """Traffic: requests per second before, during and after a burst."""
@@ -162,24 +165,18 @@ def simulate(scenario: Scenario, controlled: bool, seed: int) -> list[Request]:
     return requests
 
 
-def summary(requests: Sequence[Request]) -> dict[str, float]:
+def summary(requests: Sequence[Request]) -> Figures:
     """Latency, expected share of sufficient answers, and share of the strong pool."""
-    percentiles = np.percentile([each.finished - each.arrived for each in requests], (50, 95, 99))
+    seconds = [each.finished - each.arrived for each in requests]
+    times = {f"p{q}_seconds": round(float(np.percentile(seconds, q)), 2) for q in (50, 95, 99)}
+    strong = [each.pool == "large" for each in requests]
     insufficient = [0.0 if each.pool == "large" else each.difficulty for each in requests]
-    return {
-        "requests": float(len(requests)),
-        **{
-            f"p{p}_seconds": round(float(found), 2)
-            for p, found in zip((50, 95, 99), percentiles, strict=True)
-        },
-        "quality": round(1.0 - float(np.mean(insufficient)), 4),
-        "strong_share": round(float(np.mean([each.pool == "large" for each in requests])), 4),
-    }
+    quality, share = 1.0 - float(np.mean(insufficient)), float(np.mean(strong))
+    quantities = {"quality": round(quality, 4), "strong_share": round(share, 4)}
+    return {"requests": float(len(requests)), **times, **quantities}
 
 
-def bins(
-    requests: Sequence[Request], begin: float, end: float, seconds: float
-) -> dict[float, dict[str, float]]:
+def bins(requests: Sequence[Request], begin: float, end: float, seconds: float) -> dict[float, Figures]:
     """Beginning to summary of each bin of time."""
     found: dict[float, list[Request]] = {}
     for request in requests:
@@ -188,7 +185,7 @@ def bins(
     return {start: summary(each) for start, each in found.items()}
 
 
-def figures(scenario: Scenario, requests: Sequence[Request]) -> dict[str, float]:
+def figures(scenario: Scenario, requests: Sequence[Request]) -> Figures:
     """The burst in numbers, and how long the strong share took to return."""
     after = bins(requests, scenario.end, math.inf, 30.0)
     back = (start for start, row in after.items() if row["strong_share"] >= SHARE - 0.05)

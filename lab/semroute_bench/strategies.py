@@ -42,17 +42,8 @@ WARM_UP, ROUNDS = 10, 300  # rounds that do not count, and those that do
 QUANTILES = tuple(np.linspace(0.0, 1.0, 101).tolist())
 RNG = np.random.default_rng(0)
 
-CLUSTERS = (("5 x 20", 100, 5), ("learned map of 20", 20, 1))
-"""Name, centroids and clusterings; a single clustering is a learned map."""
-
-SIMILARITIES = (
-    ("1,500 prompts", 1_500, None, 0),
-    ("10,000 prompts", 10_000, None, 0),
-    ("50,000 prompts on 64 axes", 50_000, 64, 0),
-    ("50,000 prompts on 64 axes, 200 nearest", 50_000, 64, 200),
-    ("50,000 prompts", 50_000, None, 0),
-)
-"""Name, stored prompts, axes (None for all 384) and neighbors (0 for all)."""
+SIZES = ((1_500, D), (10_000, D), (50_000, 64), (50_000, D))
+"""Stored prompts and the axes they are on."""
 
 
 def rows(n: int, d: int) -> Any:
@@ -79,23 +70,18 @@ def build(own: Manifest, pools: dict[str, Pool]) -> dict[str, Strategy]:
     add("threshold", "threshold", **pair)
     experts = {own.domain.labels[0]: "small"}
     add("intent", "intent", experts=experts, otherwise="large", on_unknown="large")
-    kind, models = "factorization", ("large", "small")
-    artifact: Any = FactorizationArtifact(
-        manifest(kind), models, rows(2, 32), rows(32, D), rows(1, 32)[0], QUANTILES
-    )
-    add(kind, kind, {"artifact": artifact}, **pair)
-    for name, k, clusterings in CLUSTERS:
-        bias, names = None if clusterings > 1 else np.zeros(k, dtype=np.float32), tuple(map(str, range(k)))
-        artifact = ClustersArtifact(manifest("clusters"), rows(k, D), bias, names, clusterings)
-        counts: Any = {"clusters": artifact.digest, "answers": (9.0,) * k, "errors": (3.0,) * k}
-        profiles = {pool: Profile(model=pool, **counts) for pool in pools}
-        files = {"artifact": artifact, "profiles": lambda profiles=profiles: profiles}
-        add(f"clusters, {name}, 3 pools", "clusters", files)
-    for name, n, axes, near in SIMILARITIES:
-        wins, basis = RNG.random(n).astype(np.float32), None if axes is None else rows(axes, D)
-        stored = rows(n, axes or D)
-        artifact = SimilarityArtifact(manifest("similarity"), stored, basis, wins, 10.0, near, QUANTILES)
-        add(f"similarity, {name}", "similarity", {"artifact": artifact}, **pair)
+    factors = ("large", "small"), rows(2, 32), rows(32, D), rows(1, 32)[0], QUANTILES
+    artifact: Any = FactorizationArtifact(manifest("factorization"), *factors)
+    add("factorization", "factorization", {"artifact": artifact}, **pair)
+    artifact = ClustersArtifact(manifest("clusters"), rows(100, D), None, tuple(map(str, range(100))), 5)
+    counts: Any = {"clusters": artifact.digest, "answers": (9.0,) * 100, "errors": (3.0,) * 100}
+    profiles = {pool: Profile(model=pool, **counts) for pool in pools}
+    add("clusters, 5 x 20, 3 pools", "clusters", {"artifact": artifact, "profiles": lambda: profiles})
+    for n, axes in SIZES:
+        wins, basis = RNG.random(n).astype(np.float32), None if axes == D else rows(axes, D)
+        artifact = SimilarityArtifact(manifest("similarity"), rows(n, axes), basis, wins, 10.0, 0, QUANTILES)
+        row = f"similarity, {n:,} prompts" + (f" on {axes} axes" if axes < D else "")
+        add(row, "similarity", {"artifact": artifact}, **pair)
     return made
 
 
