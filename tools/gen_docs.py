@@ -17,7 +17,7 @@ from typing import Any, get_args
 import click
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined, to_jsonable_python
-from semroute_bench import check
+from semroute_bench import report as bench_report
 
 from semroute_extproc import cli
 from semroute_extproc.config.models import Config
@@ -229,7 +229,7 @@ def bench_scaling() -> str:
 def bench_spreads() -> str:
     """Each ratio that `--check` watches, and how far its rounds lie apart."""
     run = _bench()
-    rows = ((name, run["ratios"][name], run["spreads"][name]) for name in check.WATCHED)
+    rows = ((name, run["ratios"][name], run["spreads"][name]) for name in bench_report.WATCHED)
     return "\n".join(_markdown(("ratio", "median of the rounds", "their standard deviation"), rows))
 
 

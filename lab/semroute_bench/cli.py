@@ -16,7 +16,7 @@ import click
 from rich.console import Console
 from semroute_demo.process import ProcessError
 
-from semroute_bench import check, direct, growth, machine, overload, report
+from semroute_bench import direct, machine, report, traffic
 from semroute_bench.samples import CHECK, QUICK, Figures, Say, Size
 from semroute_extproc import __version__
 from semroute_extproc.encoder.cores import usable_cores
@@ -46,9 +46,9 @@ PARTS: Mapping[str, Callable[[Size, Path, Say], Awaitable[Figures]]] = {
     "costs": direct.costs,
     "lengths": direct.lengths,
     "bodies": direct.bodies,
-    "load": overload.measure,
+    "load": traffic.rates,
     "gateway": _gateway,
-    "growth": growth.measure,
+    "growth": traffic.growth,
     "gpu": direct.gpu,
 }
 """Every part, in the order of measurement."""
@@ -116,7 +116,7 @@ async def _check(recorded: Figures, folder: Path, console: Console) -> int:
     """The exit status."""
     cores = usable_cores()
     samples, _ = await direct.rounds(CHECK, folder, cores, full=False)
-    lines = check.compare(recorded, direct.ratios(samples, cores), machine.describe())
+    lines = report.compare(recorded, direct.ratios(samples, cores), machine.describe())
     for line, lost in lines.items():
         console.print(f"more expensive than recorded: {line}" if lost else line, style="red" * lost)
     return int(any(lines.values()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
-from statistics import median
+from statistics import median, stdev
 from time import perf_counter
 from typing import Any
 
@@ -13,7 +13,7 @@ from semroute_demo.process import ProcessError
 
 from semroute_bench import load
 from semroute_bench.load import NAMED, ROUTED
-from semroute_bench.samples import Figures, Samples, Say, Size, medians, quantiles, spreads
+from semroute_bench.samples import Figures, Samples, Say, Size, each, quantiles
 from semroute_bench.servers import BUSY, UNHURRIED, DoNothing, Measured, Target
 from semroute_bench.sidecar import Bare, decisions, default_model, timed, without_passes
 from semroute_extproc.encoder.cores import usable_cores
@@ -27,7 +27,7 @@ async def costs(size: Size, folder: Path, say: Say) -> Figures:
     say("session, pipeline, server, do-nothing server and two workers, in turn")
     samples, more = await rounds(size, folder, usable_cores())
     found = ratios(samples, usable_cores())
-    judged = {"ratios": medians(found), "spreads": spreads(found), "medians": medians(samples)}
+    judged = {"ratios": each(median, found), "spreads": each(stdev, found), "medians": each(median, samples)}
     return {**more, "rounds": size.rounds, **judged}
 
 
@@ -128,7 +128,10 @@ async def bodies(size: Size, folder: Path, say: Say) -> Figures:
                 request, samples = load.exchange(content), Samples()
                 await server.send(request, 1, 1)
                 answers = await server.measure(samples, "server", request, size.requests_a_body, 1)
-                times = {"cpu ms": samples["server cpu ms"][0], "p50 ms": median(each.ms for each in answers)}
+                times = {
+                    "cpu ms": samples["server cpu ms"][0],
+                    "p50 ms": median(answer.ms for answer in answers),
+                }
                 rows.append({"body": body, "model": name, "bytes": len(content), **times})
     return {"bodies": rows}
 

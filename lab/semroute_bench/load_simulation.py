@@ -36,6 +36,9 @@ from semroute_extproc.state.controllers import ControllerState
 from semroute_extproc.state.pool_metrics import INTERVAL_SECONDS
 from semroute_extproc.strategies import registry
 
+BURSTS = {"strong pool overrun": 16.0, "both pools overrun": 30.0}  # requests per second
+QUIET = 6.0  # requests per second before and after
+BEGIN, END, UNTIL = 300.0, 600.0, 1_200.0  # seconds: of the burst, and of the traffic
 SHARE = 0.4  # the configured strong share
 SEED = 1
 PREFILL_TOKENS = 512  # tokens of a prompt that are read in one step
@@ -45,21 +48,6 @@ CURVES = ("strong_share", "p95_seconds", "quality")
 
 
 Figures = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """Traffic: requests per second before, during and after a burst."""
-
-    name: str
-    quiet: float
-    burst: float
-    begin: float = 300.0
-    end: float = 600.0
-    until: float = 1_200.0
-
-
-SCENARIOS = (Scenario("strong pool overrun", 6.0, 16.0), Scenario("both pools overrun", 6.0, 30.0))
 
 
 @dataclass
@@ -126,7 +114,7 @@ class Pool:
             heapq.heappush(self.running, (steps, request.arrived, request))
 
 
-def simulate(scenario: Scenario, controlled: bool, seed: int) -> list[Request]:
+def simulate(burst: float, controlled: bool, seed: int = SEED) -> list[Request]:
     """Every request, with its pool and its time; with the load controller's defaults or without it."""
     # The weak pool holds four times as much as the strong one.
     pools = {"small": Pool(128, 400_000, 0.008, 0.0001), "large": Pool(64, 100_000, 0.020, 0.0004)}
@@ -143,8 +131,8 @@ def simulate(scenario: Scenario, controlled: bool, seed: int) -> list[Request]:
     controllers.configure(config.pools, config.controllers, config.strategies)
     requests: list[Request] = []
     now, scrape_at = 0.0, 0.0
-    while now < scenario.until:
-        now += rng.expovariate(scenario.burst if scenario.begin <= now < scenario.end else scenario.quiet)
+    while now < UNTIL:
+        now += rng.expovariate(burst if BEGIN <= now < END else QUIET)
         while scrape_at <= now:
             for name, pool in pools.items():
                 pool.advance(scrape_at)
@@ -185,27 +173,26 @@ def bins(requests: Sequence[Request], begin: float, end: float, seconds: float) 
     return {start: summary(each) for start, each in found.items()}
 
 
-def figures(scenario: Scenario, requests: Sequence[Request]) -> Figures:
+def figures(requests: Sequence[Request]) -> Figures:
     """The burst in numbers, and how long the strong share took to return."""
-    after = bins(requests, scenario.end, math.inf, 30.0)
+    after = bins(requests, END, math.inf, 30.0)
     back = (start for start, row in after.items() if row["strong_share"] >= SHARE - 0.05)
-    burst = summary([each for each in requests if scenario.begin <= each.arrived < scenario.end])
-    return {**burst, "return_seconds": round(next(back, math.inf) - scenario.end, 1)}
+    burst = summary([each for each in requests if BEGIN <= each.arrived < END])
+    return {**burst, "return_seconds": round(next(back, math.inf) - END, 1)}
 
 
-def main() -> None:
-    """Simulate and print the report as JSON."""
-    scenarios: list[dict[str, Any]] = []
-    for scenario in SCENARIOS:
-        scenarios.append(dict(vars(scenario)))
-        for name, controlled in (("without", False), ("with", True)):
-            requests = simulate(scenario, controlled, SEED)
-            rows = bins(requests, 0.0, scenario.until, BIN_SECONDS)
-            curves = {key: [row[key] for row in rows.values()] for key in CURVES}
-            report = {"burst": figures(scenario, requests), "curves": {"seconds": list(rows), **curves}}
-            scenarios[-1][name] = report
-    click.echo(json.dumps({"schema": 1, "seed": SEED, "strong_share": SHARE, "scenarios": scenarios}))
+def scenario(name: str, burst: float) -> dict[str, Any]:
+    """The report of one burst."""
+    times = {"begin": BEGIN, "end": END, "until": UNTIL}
+    report: dict[str, Any] = {"name": name, "quiet": QUIET, "burst": burst, **times}
+    for label, controlled in (("without", False), ("with", True)):
+        requests = simulate(burst, controlled)
+        rows = bins(requests, 0.0, UNTIL, BIN_SECONDS)
+        curves = {key: [row[key] for row in rows.values()] for key in CURVES}
+        report[label] = {"burst": figures(requests), "curves": {"seconds": list(rows), **curves}}
+    return report
 
 
 if __name__ == "__main__":
-    main()
+    scenarios = [scenario(*each) for each in BURSTS.items()]
+    click.echo(json.dumps({"schema": 1, "seed": SEED, "strong_share": SHARE, "scenarios": scenarios}))

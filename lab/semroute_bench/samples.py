@@ -45,14 +45,9 @@ class Samples(defaultdict[str, list[float]]):
         return [one / other for one, other in zip(self[name], self[base], strict=True)]
 
 
-def medians(rounds: Mapping[str, list[float]]) -> dict[str, float]:
-    """The middle round of each name."""
-    return {name: statistics.median(values) for name, values in rounds.items()}
-
-
-def spreads(rounds: Mapping[str, list[float]]) -> dict[str, float]:
-    """The standard deviation of the rounds of each name."""
-    return {name: statistics.stdev(values) for name, values in rounds.items()}
+def each(figure: Callable[[list[float]], float], rounds: Mapping[str, list[float]]) -> dict[str, float]:
+    """A figure of the rounds of each name, such as their median."""
+    return {name: figure(values) for name, values in rounds.items()}
 
 
 def quantiles(values: Sequence[float]) -> dict[str, float]:

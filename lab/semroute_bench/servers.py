@@ -75,12 +75,10 @@ class Target:
         runs = (client.closed([request] * share, at_once) for client in self.clients)
         return [answer for answers in await asyncio.gather(*runs) for answer in answers]
 
-    async def measure(
-        self, samples: Samples, name: str, request: Exchange, count: int, at_once: int
-    ) -> list[Answer]:
-        """Sample CPU milliseconds per stream and streams per second."""
+    async def measure(self, samples: Samples, name: str, request: Exchange, *load: int) -> list[Answer]:
+        """Send (`load` is count and at once) and sample CPU milliseconds per stream and streams per second."""
         before, started = cpu_seconds(*self.pids), perf_counter()
-        answers = await self.send(request, count, at_once)
+        answers = await self.send(request, *load)
         samples[f"{name} a second"].append(len(answers) / (perf_counter() - started))
         samples[f"{name} cpu ms"].append((cpu_seconds(*self.pids) - before) / len(answers) * 1e3)
         return answers

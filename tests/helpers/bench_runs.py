@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from statistics import stdev
 from typing import Any
 
-from semroute_bench import check
-from semroute_bench.samples import spreads
+from semroute_bench import report
+from semroute_bench.samples import each
 
 RATIOS = {
     "server cpu / bare": 1.1,
@@ -64,10 +65,10 @@ def run(**changes: Any) -> dict[str, Any]:
 def rounds(sigma: float, **medians: float) -> dict[str, list[float]]:
     """Five rounds of each watched ratio, `sigma` apart as a share of it."""
     shape = (-1.26, -0.63, 0.0, 0.63, 1.26)  # of standard deviation 1
-    values = {name: medians.get(name, RATIOS[name]) for name in check.WATCHED}
+    values = {name: medians.get(name, RATIOS[name]) for name in report.WATCHED}
     return {name: [value * (1 + sigma * step) for step in shape] for name, value in values.items()}
 
 
 def recorded(sigma: float) -> dict[str, Any]:
     """A recorded run of seven such rounds."""
-    return {"ratios": RATIOS, "rounds": 7, "spreads": spreads(rounds(sigma)), "machine": HERE}
+    return {"ratios": RATIOS, "rounds": 7, "spreads": each(stdev, rounds(sigma)), "machine": HERE}

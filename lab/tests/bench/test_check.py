@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from math import sqrt
+from statistics import median, stdev
 
 import pytest
 from bench_runs import HERE, RATIOS, recorded, rounds
-from semroute_bench import check
-from semroute_bench.samples import medians, spreads
+from semroute_bench import report as check
+from semroute_bench.samples import each
 
 
 def losses(*arguments: object) -> list[str]:
@@ -49,8 +50,8 @@ def test_the_check_seldom_fails_on_the_same_code() -> None:
             for count in (7, 5)
         }
         run_of_seven = {
-            "ratios": medians(drawn[7]),
-            "spreads": spreads(drawn[7]),
+            "ratios": each(median, drawn[7]),
+            "spreads": each(stdev, drawn[7]),
             "rounds": 7,
             "machine": HERE,
         }

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 
 import pytest
-from semroute_bench import growth, load, machine, overload
+from semroute_bench import load, machine, traffic
 from semroute_bench.client import Answer
 from semroute_bench.samples import Samples
 
@@ -55,7 +55,7 @@ def test_a_ratio_is_taken_round_by_round() -> None:
 
 def test_arrivals_are_answered_decided_or_fallen_back() -> None:
     answers = [answer(10.0, "routed"), answer(1.0, "fallback"), Answer(0.0, b""), answer(20.0, "routed")]
-    row = overload.row(3.0, 100.0, answers)
+    row = traffic.row(3.0, 100.0, answers)
     assert (row["sent"], row["answered"], row["decided"], row["fallen back"]) == (4, 0.75, 0.5, 0.25)
 
 
@@ -66,10 +66,10 @@ def answer(ms: float, outcome: str) -> Answer:
 
 
 def test_the_memory_tests_requests_are_mostly_named_and_no_new_text_comes_twice() -> None:
-    kinds = Counter(json.loads(body(each))["model"] for each in growth.traffic(0, 2_000))
+    kinds = Counter(json.loads(body(each))["model"] for each in traffic.mixed(0, 2_000))
     assert kinds == {"Qwen/Qwen3-8B": 1_800, "auto": 200}
-    texts = Counter(each.body for each in growth.traffic(0, 20_000))
-    assert sum(count == 1 for count in texts.values()) == 20_000 // growth.PERIOD
+    texts = Counter(each.body for each in traffic.mixed(0, 20_000))
+    assert sum(count == 1 for count in texts.values()) == 20_000 // traffic.PERIOD
 
 
 def body(exchange: load.Exchange) -> bytes:
