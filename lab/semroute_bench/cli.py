@@ -7,7 +7,6 @@ import json
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TextIO
@@ -17,7 +16,7 @@ from rich.console import Console
 from semroute_demo.process import ProcessError
 
 from semroute_bench import direct, machine, report, traffic
-from semroute_bench.samples import CHECK, QUICK, Figures, Say, Size
+from semroute_bench.samples import CHECK, QUICK, Figures, Size
 from semroute_extproc import __version__
 from semroute_extproc.encoder.cores import usable_cores
 from semroute_extproc.serve.app import loop_factory
@@ -28,21 +27,13 @@ ONLY = "Measure this part alone and write it into the run that is recorded in --
 AGAINST = "Compare CPU ratios of a short run with those in this JSON; exit status 1 on a clear loss."
 
 
-async def _gateway(size: Size, folder: Path, say: Say) -> Figures:
-    """Through Envoy; None, and a line with the reason, where there is no Envoy."""
-    say("through Envoy")
-    try:
-        from semroute_bench import gateway
+async def _gateway(size: Size, folder: Path) -> Figures:
+    from semroute_bench import gateway  # needs the extra demo
 
-        return {"gateway": await gateway.measure(size, folder)}
-    except ModuleNotFoundError as error:
-        say(f"not measured: the Python package {error.name!r} is missing (extra demo)")
-    except ProcessError as error:
-        say(f"not measured: {error}")
-    return {"gateway": None}
+    return await gateway.measure(size, folder)
 
 
-PARTS: Mapping[str, Callable[[Size, Path, Say], Awaitable[Figures]]] = {
+PARTS: Mapping[str, Callable[[Size, Path], Awaitable[Figures]]] = {
     "costs": direct.costs,
     "lengths": direct.lengths,
     "bodies": direct.bodies,
@@ -52,6 +43,9 @@ PARTS: Mapping[str, Callable[[Size, Path, Say], Awaitable[Figures]]] = {
     "gpu": direct.gpu,
 }
 """Every part, in the order of measurement."""
+
+OPTIONAL = ("gateway", "gpu")
+"""Parts that are left out where something is missing."""
 
 
 @click.command()
@@ -90,8 +84,15 @@ async def _measure(run: Figures, size: Size, folder: Path, console: Console, par
     run |= {"schema": SCHEMA, "version": __version__}
     for name in PARTS:
         if name in parts:
+            console.print(f"measuring {name}", style="dim")
             load, started = machine.load(), perf_counter()
-            run |= await PARTS[name](size, folder, partial(console.print, style="dim"))
+            try:
+                run |= await PARTS[name](size, folder)
+            except (ModuleNotFoundError, ProcessError) as error:
+                if name not in OPTIONAL:
+                    raise
+                run[name] = {"left out": str(error).splitlines()[-1]}
+                console.print(f"{name} is not measured: {error}")
             figures = {"version": __version__, "load_before": load, "seconds": perf_counter() - started}
             run["measured"][name] = figures
 

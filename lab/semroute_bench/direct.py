@@ -9,11 +9,9 @@ from statistics import median, stdev
 from time import perf_counter
 from typing import Any
 
-from semroute_demo.process import ProcessError
-
 from semroute_bench import load
 from semroute_bench.load import NAMED, ROUTED
-from semroute_bench.samples import Figures, Samples, Say, Size, each, quantiles
+from semroute_bench.samples import Figures, Samples, Size, each, quantiles
 from semroute_bench.servers import BUSY, UNHURRIED, DoNothing, Measured, Target
 from semroute_bench.sidecar import Bare, decisions, default_model, timed, without_passes
 from semroute_extproc.encoder.cores import usable_cores
@@ -22,9 +20,8 @@ LENGTHS = (16, 64, 128, 256, 512)  # tokens; of a prompt longer than the window 
 GPU_AT_ONCE = 64  # requests under way at a time
 
 
-async def costs(size: Size, folder: Path, say: Say) -> Figures:
+async def costs(size: Size, folder: Path) -> Figures:
     """The ratios that are judged, and the medians they come from."""
-    say("session, pipeline, server, do-nothing server and two workers, in turn")
     samples, more = await rounds(size, folder, usable_cores())
     found = ratios(samples, usable_cores())
     judged = {"ratios": each(median, found), "spreads": each(stdev, found), "medians": each(median, samples)}
@@ -96,9 +93,8 @@ def _rate(bare: Bare, passes: int, threads: int) -> float:
     return passes / (perf_counter() - started)
 
 
-async def lengths(size: Size, folder: Path, say: Say) -> Figures:
+async def lengths(size: Size, folder: Path) -> Figures:
     """CPU milliseconds of session, pipeline and server by the length of the prompt."""
-    say("lengths")
     model, passes = default_model(), size.passes_a_length
     rows: list[dict[str, float]] = []
     async with AsyncExitStack() as exits:
@@ -117,9 +113,8 @@ async def lengths(size: Size, folder: Path, say: Say) -> Figures:
     return {"lengths": rows}
 
 
-async def bodies(size: Size, folder: Path, say: Say) -> Figures:
+async def bodies(size: Size, folder: Path) -> Figures:
     """CPU and median wall milliseconds of the server by body; no text is answered from the cache."""
-    say("bodies")
     rows = []
     async with AsyncExitStack() as exits:
         server = await Target.of(Measured(folder / "bodies", **UNHURRIED), exits)
@@ -130,25 +125,20 @@ async def bodies(size: Size, folder: Path, say: Say) -> Figures:
                 answers = await server.measure(samples, "server", request, size.requests_a_body, 1)
                 times = {
                     "cpu ms": samples["server cpu ms"][0],
-                    "p50 ms": median(answer.ms for answer in answers),
+                    "p50 ms": median(a.ms for a in answers),
                 }
                 rows.append({"body": body, "model": name, "bytes": len(content), **times})
     return {"bodies": rows}
 
 
-async def gpu(size: Size, folder: Path, say: Say) -> Figures:
-    """Decisions per second and their times on a CUDA device; or `left out`, and why."""
-    say("GPU")
+async def gpu(size: Size, folder: Path) -> Figures:
+    """Decisions per second and their times on a CUDA device; raises ProcessError without one."""
     request, samples = load.exchange(load.chat(ROUTED)), Samples()
+    sidecar = Measured(folder / "gpu", **UNHURRIED, encoder__device="cuda", encoder__queue_max="1024")
     async with AsyncExitStack() as exits:
-        try:
-            settings = {**UNHURRIED, "encoder__device": "cuda", "encoder__queue_max": "1024"}
-            target = await Target.of(Measured(folder / "gpu", **settings), exits)
-        except ProcessError as error:
-            say(f"not measured: {error}")
-            return {"gpu": {"left out": "no CUDA device"}}
+        target = await Target.of(sidecar, exits)
         await target.send(request, GPU_AT_ONCE, GPU_AT_ONCE)
         answers = await target.measure(samples, "gpu", request, size.gpu_requests, GPU_AT_ONCE)
-    figures = {"at once": GPU_AT_ONCE, "a second": samples["gpu a second"][0]}
+    times, rate = quantiles([answer.ms for answer in answers]), samples["gpu a second"][0]
     decided = sum(answer.outcome == "routed" for answer in answers) / len(answers)
-    return {"gpu": {**figures, "decided": decided, "ms": quantiles([answer.ms for answer in answers])}}
+    return {"gpu": {"at once": GPU_AT_ONCE, "a second": rate, "decided": decided, "ms": times}}

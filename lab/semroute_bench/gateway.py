@@ -75,4 +75,4 @@ async def measure(size: Size, folder: Path) -> dict[str, Any]:
                 await call()
                 if number >= WARM_UP:
                     samples[name].append((perf_counter() - started) * 1e3)
-        return {"ms": {name: quantiles(values) for name, values in samples.items()}}
+        return {"gateway": {"ms": {name: quantiles(values) for name, values in samples.items()}}}

@@ -8,9 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-Say = Callable[[str], None]
-"""Shows one line of progress."""
-
 Figures = dict[str, Any]
 """A part of the run, as it is written to the file."""
 

@@ -76,7 +76,7 @@ class Target:
         return [answer for answers in await asyncio.gather(*runs) for answer in answers]
 
     async def measure(self, samples: Samples, name: str, request: Exchange, *load: int) -> list[Answer]:
-        """Send (`load` is count and at once) and sample CPU milliseconds per stream and streams per second."""
+        """Send (`load`: count, at once) and sample CPU milliseconds per stream and streams per second."""
         before, started = cpu_seconds(*self.pids), perf_counter()
         answers = await self.send(request, *load)
         samples[f"{name} a second"].append(len(answers) / (perf_counter() - started))

@@ -13,15 +13,12 @@ from typing import Any
 from semroute_bench import load
 from semroute_bench.client import Answer
 from semroute_bench.load import NAMED, PROMPT, ROUTED, Exchange
-from semroute_bench.samples import Figures, Samples, Say, Size, quantiles
+from semroute_bench.samples import Figures, Samples, Size, quantiles
 from semroute_bench.servers import BUSY, UNHURRIED, Measured, Target
 from semroute_extproc.encoder.cores import usable_cores
 
 DEADLINE_MS = 100.0  # the shipped default; the demo's own is longer
 SHARES = (0.25, 0.5, 0.75, 0.9, 3.0)  # arrival rates over the saturation point
-RECOVERY_SECONDS = 2.0
-
-WORKERS_MAX = 2
 CACHE_ENTRIES = 256
 WARM_UP_MIN, WARM_UP_MAX = 5_000, 50_000  # requests that are not counted: a fourth of the others
 CHUNKS = 20  # of the requests; after each the log is emptied
@@ -29,13 +26,12 @@ PERIOD = 200  # of so many requests one is routed and new, 19 are routed and rep
 REPEATED = 50  # texts that repeat
 
 
-async def rates(size: Size, folder: Path, say: Say) -> Figures:
+async def rates(size: Size, folder: Path) -> Figures:
     """The saturation point, then each rate on the same server, and half of it right after the overload.
 
     Open loop: a request is sent at its time, independent of earlier answers, so waiting is measured and not
     avoided. The saturation point is the rate of decisions with two requests per worker thread under way.
     """
-    say("arrivals at fixed rates")
     request, at_once, samples = load.exchange(load.chat(ROUTED)), 2 * usable_cores(), Samples()
     sidecar = Measured(folder / "open", encoder__cache_entries="0", server__deadline_ms=f"{DEADLINE_MS}")
     async with AsyncExitStack() as exits:
@@ -49,7 +45,7 @@ async def rates(size: Size, folder: Path, say: Say) -> Figures:
             return row(share, saturation, await target.clients[0].open(request, share * saturation, seconds))
 
         rows = [await arrivals(share, size.seconds_a_rate) for share in SHARES]
-        after = await arrivals(0.5, RECOVERY_SECONDS)  # without a pause after the overload
+        after = await arrivals(0.5, 2.0)  # without a pause after the overload
     figures = {"deadline ms": DEADLINE_MS, "knee a second": saturation}
     return {"open loop": {**figures, "rates": rows, "after overload": after}}
 
@@ -82,13 +78,12 @@ def mixed(first: int, count: int) -> Iterator[Exchange]:
             yield named if number % 10 else repeated[number // 10 % REPEATED]
 
 
-async def growth(size: Size, folder: Path, say: Say) -> Figures:
+async def growth(size: Size, folder: Path) -> Figures:
     """Resident memory of each worker before and after the requests.
 
     The cache is small and full before the count begins, so it cannot be the cause of growth.
     """
-    requests, workers = size.growth_requests, min(WORKERS_MAX, usable_cores())
-    say(f"memory over {requests:,} requests")
+    requests, workers = size.growth_requests, min(2, usable_cores())
     settings = {"server__workers": str(workers), "encoder__cache_entries": str(CACHE_ENTRIES)}
     sidecar = Measured(folder / "growth", **(UNHURRIED | settings))
     async with AsyncExitStack() as exits:

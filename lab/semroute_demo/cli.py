@@ -24,9 +24,6 @@ from semroute_demo.sidecar import CONFIG_PATH, Sidecar
 from semroute_extproc.config import source as config_source
 from semroute_extproc.config.models import Config
 
-PORT_PREFERRED = 10_000  # Envoy's port if it is free and none was asked for
-REQUEST_SECONDS_MAX = 60.0
-
 RESPONSE_HEADERS = {
     f"x-semroute-{key.replace('_', '-')}": key for key in ("difficulty", "domain", "rule", "decision_ms")
 }
@@ -67,7 +64,7 @@ async def _run(folder: Path, once: bool, as_json: bool, port: int | None) -> int
     loop.add_signal_handler(signal.SIGTERM, main.cancel)
     settings = config_source.load(CONFIG_PATH).config
     console = Console() if Console().is_terminal else Console(width=150)
-    async with _stack(folder, settings, port or free_port(PORT_PREFERRED)) as (envoy, sidecar):
+    async with _stack(folder, settings, port or free_port(preferred=10_000)) as (envoy, sidecar):
         rows = await _send_all(envoy.url, settings, as_json)
         failures = envoy.stats("failure_mode_allowed$|spurious_msgs_received$")
         summary = client.summarise(rows, settings, sum(failures.values()))
@@ -114,7 +111,7 @@ async def _stack(folder: Path, settings: Config, port: int) -> AsyncIterator[tup
 async def _send_all(url: str, settings: Config, as_json: bool) -> list[client.Json]:
     """Send every prompt, one after the other so that decision times include no queue."""
     rows: list[client.Json] = []
-    async with httpx2.AsyncClient(base_url=url, timeout=REQUEST_SECONDS_MAX) as http:
+    async with httpx2.AsyncClient(base_url=url, timeout=60.0) as http:
         for number, prompt in enumerate(client.prompts(), 1):
             rows.append(await client.send(http, number, prompt, settings))
             if as_json:

@@ -29,13 +29,7 @@ RECORDED_MAX = 256  # how many requests are remembered
 RECORDED_BYTES_MAX = 1024 * 1024  # of larger bodies only length and hash are remembered
 CACHE_TOKENS = 32_768  # tokens the simulated KV cache holds
 
-PATHS = {
-    "/v1/chat/completions": Api.CHAT_COMPLETIONS,
-    "/v1/completions": Api.COMPLETIONS,
-    "/v1/responses": Api.RESPONSES,
-    "/v1/messages": Api.MESSAGES,
-    "/v1/embeddings": Api.EMBEDDINGS,
-}
+PATHS = {f"/v1/{api.replace('chat_', 'chat/')}": api for api in Api}
 """The generating endpoints."""
 
 TYPES = {400: "BadRequestError", 404: "NotFoundError", 500: "InternalServerError", 503: "Service Unavailable"}
