@@ -85,7 +85,7 @@ async def _measure(run: Figures, size: Size, folder: Path, console: Console, par
     for name in PARTS:
         if name in parts:
             console.print(f"measuring {name}", style="dim")
-            load, started = machine.load(), perf_counter()
+            load, started = machine.describe()["load_before"], perf_counter()
             try:
                 run |= await PARTS[name](size, folder)
             except (ModuleNotFoundError, ProcessError) as error:

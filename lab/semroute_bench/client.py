@@ -1,8 +1,7 @@
 """A client of the external processor that plays Envoy and leaves the CPU to the server.
 
-HTTP/2 is libnghttp2's (`ngh2`). A stream costs a fifth of what a gRPC client in Python takes, so on a
-small machine the rates are the server's. Load generators such as h2load do not fit: they send both messages
-of a stream at once, the same body each time, and do not read replies.
+HTTP/2 is libnghttp2's (`ngh2`): a stream costs a fifth of what a gRPC client in Python takes, so the rates are
+the server's. h2load does not fit: it sends both messages at once, and does not read replies.
 """
 
 from __future__ import annotations
@@ -28,8 +27,6 @@ HEADERS = (
     *((b":method", b"POST"), (b":scheme", b"http"), (b":path", f"/{SERVICE}/Process".encode())),
     *((b":authority", b"localhost"), (b"content-type", b"application/grpc"), (b"te", b"trailers")),
 )
-
-STREAMS_MAX = 10_000  # open streams until the server states its own limit
 
 
 class ClientError(Exception):
@@ -66,7 +63,7 @@ class Client(asyncio.Protocol):
     """One connection to a server's Unix socket; made by `connect`."""
 
     def __init__(self) -> None:
-        self._http2 = Connection(Role.CLIENT, Configuration(peer_max_concurrent_streams=STREAMS_MAX))
+        self._http2 = Connection(Role.CLIENT, Configuration(peer_max_concurrent_streams=10_000))
         self._streams: dict[int, _Stream] = {}
         self._loop = asyncio.get_running_loop()
 

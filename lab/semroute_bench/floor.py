@@ -2,8 +2,7 @@
 
     python -m semroute_bench.floor unix:/path [passes]
 
-With `passes` it runs the encoder on the same token ids for each body: the least that a decision can cost on
-this transport.
+With `passes` it runs the encoder for each body: the least that a decision can cost on this transport.
 """
 
 from __future__ import annotations

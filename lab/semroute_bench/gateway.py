@@ -31,8 +31,14 @@ async def measure(size: Size, folder: Path) -> dict[str, Any]:
         models = (NAMED, "deepseek-ai/DeepSeek-V3.2", ROUTED)
         pool = await exits.enter_async_context(Pool("pool", models, Speed(0.0, 0.0)))
 
-        async def start(name: str, server: DoNothing | Measured | None = None) -> Envoy:
-            """An Envoy in front of the pool, with `server` as its processor."""
+        servers: dict[str, DoNothing | Measured | None] = {
+            "with": Measured(folder / "gateway", **UNHURRIED),
+            "without": None,
+            "nothing": DoNothing(folder),
+            "passes": DoNothing(folder, "passes"),
+        }
+        envoys: dict[str, Envoy] = {}
+        for name, server in servers.items():
             sockets = [str(socket) for socket in server.sockets] if server else []
             places = {f"vllm-{size}": ("127.0.0.1", pool.port) for size in ("small", "large")}
             bootstrap = variant(shipped(), Variant(sockets, places))
@@ -40,19 +46,13 @@ async def measure(size: Size, folder: Path) -> dict[str, Any]:
                 filters = connection_manager(bootstrap)["http_filters"]
                 filters[:] = [each for each in filters if each["name"] != EXT_PROC]
             (folder / name).mkdir()
-            envoy = Envoy(bootstrap, folder / name)
+            envoy = envoys[name] = Envoy(bootstrap, folder / name)
             for each in (server, envoy) if server else (envoy,):
                 exits.callback(each.stop)
             await asyncio.to_thread(envoy.start)
-            if server is not None:
-                wait = partial(wait_until, lambda: envoy.healthy("semroute"), READY_SECONDS_MAX)
-                await asyncio.to_thread(wait, f"Envoy to reach {name}")
-            return envoy
-
-        sidecar = await start("with", Measured(folder / "gateway", **UNHURRIED))
-        alone, nothing = await start("without"), await start("nothing", DoNothing(folder))
-        passes = await start("passes", DoNothing(folder, "passes"))
-        await asyncio.to_thread(sidecar.wait_for_sidecar)
+            if server:
+                healthy = partial(envoy.healthy, "semroute")
+                await asyncio.to_thread(wait_until, healthy, READY_SECONDS_MAX, f"Envoy to reach {name}")
         session = await exits.enter_async_context(aiohttp.ClientSession())
 
         async def post(envoy: Envoy, model: str) -> None:
@@ -63,11 +63,11 @@ async def measure(size: Size, folder: Path) -> dict[str, Any]:
 
         calls: dict[str, Callable[[], Awaitable[None]]] = {
             "bare session": Bare(default_model(), load.PROMPT).run,
-            "Envoy alone": partial(post, alone, NAMED),
-            "do-nothing processor": partial(post, nothing, NAMED),
-            "do-nothing processor with the pass": partial(post, passes, ROUTED),
-            "named model": partial(post, sidecar, NAMED),
-            "routed model": partial(post, sidecar, ROUTED),
+            "Envoy alone": partial(post, envoys["without"], NAMED),
+            "do-nothing processor": partial(post, envoys["nothing"], NAMED),
+            "do-nothing processor with the pass": partial(post, envoys["passes"], ROUTED),
+            "named model": partial(post, envoys["with"], NAMED),
+            "routed model": partial(post, envoys["with"], ROUTED),
         }
         for number in range(WARM_UP + size.gateway_requests):
             for name, call in calls.items():

@@ -1,7 +1,6 @@
 """The load controller in front of two simulated pools, through a burst, with and without.
 
-The controller, the policy and the strategy are the server's; the pools and the traffic are simulated.
-Declared assumptions, none of them measured:
+The controller, the policy and the strategy are the server's. Assumptions, none of them measured:
 
 - A pool batches continuously: up to `slots` requests decode one token per step, a step takes
   `step_seconds + step_seconds_per_request * running`, and `PREFILL_TOKENS` of a prompt are read per step.

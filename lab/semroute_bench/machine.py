@@ -15,19 +15,10 @@ def cpu_seconds(*pids: int) -> float:
     return sum(time.clock_gettime((~pid << 3) | 2) for pid in pids)  # as `clock_getcpuclockid(3)` does
 
 
-def resident_mib(pid: int) -> float:
-    """Resident memory of a process."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def children(pid: int) -> list[int]:
-    """The running processes that a process has started."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def load() -> float:
-    """The machine's load average over the last minute."""
-    return round(os.getloadavg()[0], 2)
+def resident_mib(*pids: int) -> list[float]:
+    """Resident memory of each process."""
+    pages = (int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
+    return [count * os.sysconf("SC_PAGE_SIZE") / 2**20 for count in pages]
 
 
 def describe() -> dict[str, object]:
@@ -42,7 +33,7 @@ def describe() -> dict[str, object]:
         "cpu": info.get("model name") or platform.processor(),
         "instructions": [flag for flag in ("avx2", "avx512f", "avx512_vnni", "amx_int8") if flag in flags],
         "cores": usable_cores(),
-        "load_before": load(),
+        "load_before": round(os.getloadavg()[0], 2),
         "kernel": platform.release(),
         "python": platform.python_version(),
         "onnxruntime": onnxruntime.__version__,

@@ -25,8 +25,6 @@ ERRORS = 3.0  # standard errors that count as noise: about one check in two hund
 MEDIAN_ERROR = 1.2533  # standard error of a median over a mean's, sqrt(pi / 2), of a normal distribution
 DRIFT_SHARE = 0.05  # share of the ratio by which two runs of the same code also differ: neighbors, placement
 
-MARKS = {None: "", True: "yes", False: "NO"}
-
 
 def aims(run: Run) -> Iterator[dict[str, Any]]:
     """Every aim, a ratio or a difference within the run, with its figure.
@@ -100,7 +98,9 @@ def compare(recorded: Run, now: Mapping[str, list[float]], here: Run) -> dict[st
 
 def tables(run: Run) -> Iterator[Table]:
     """The run for people."""
-    yield _table("Aims", [{**aim, "holds": MARKS[aim["holds"]]} for aim in aims(run)])
+    yield _table(
+        "Aims", [{**aim, "holds": {None: "", True: "yes", False: "NO"}[aim["holds"]]} for aim in aims(run)]
+    )
     over, gateway = run["open loop"], run["gateway"].get("ms", {})
     saturation = f"saturation {over['knee a second']:.0f}/s, deadline {over['deadline ms']:g} ms"
     yield _table(

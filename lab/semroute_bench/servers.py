@@ -15,7 +15,7 @@ from semroute_demo.sidecar import CONFIG_PATH, Sidecar
 
 from semroute_bench.client import Answer, Client, connect
 from semroute_bench.load import Exchange
-from semroute_bench.machine import children, cpu_seconds, resident_mib
+from semroute_bench.machine import cpu_seconds
 from semroute_bench.samples import Samples
 
 BUSY = 16  # streams at once that keep one server busy
@@ -48,11 +48,9 @@ class Measured(Sidecar):
         started = perf_counter()
         self.start()
         self.start_seconds = perf_counter() - started
-        self.pids = [self.process.pid] if len(self.sockets) == 1 else children(self.process.pid)
-
-    def resident_mib(self) -> list[float]:
-        """Resident memory of every worker."""
-        return list(map(resident_mib, self.pids))
+        parent = self.process.pid
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        self.pids = [parent] if len(self.sockets) == 1 else list(map(int, children))
 
 
 @dataclass(frozen=True, slots=True)

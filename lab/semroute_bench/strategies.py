@@ -1,8 +1,7 @@
 """The cost of each strategy's choice: microseconds of CPU, beyond the encoder.
 
-Artifacts are made up, of realistic sizes; the strategies are the server's own. Each round makes one choice of
-each strategy, so that a noisy moment affects all of them, and reads the process's CPU time around each. A
-judge is left out: its cost is an HTTP request.
+Artifacts are made up, of realistic sizes; the strategies are the server's own and take turns. A judge is left
+out: its cost is an HTTP request.
 
     python -m semroute_bench.strategies > benchmarks/results/strategies.json
 """
@@ -28,7 +27,7 @@ from semroute_extproc.encoder import bundle
 from semroute_extproc.encoder.manifest import Manifest
 from semroute_extproc.policy.constraints import candidates
 from semroute_extproc.policy.context import Strategy
-from semroute_extproc.settings.pools import Pool
+from semroute_extproc.settings.pools import Pool, Price
 from semroute_extproc.strategies.artifact import ArtifactManifest
 from semroute_extproc.strategies.clusters import ClustersArtifact
 from semroute_extproc.strategies.factorization import FactorizationArtifact
@@ -89,8 +88,7 @@ def measure(rounds: int = ROUNDS) -> dict[str, Any]:
     """Microseconds of CPU of each strategy's choice."""
     here, own = machine.describe(), bundle.read_manifest(bundle.default_bundle())
     prices = {"small": 0.1, "middle": 0.4, "large": 1.0}.items()
-    each = {name: {"cluster": name, "model": name, "price": {"input": p, "output": p}} for name, p in prices}
-    pools = {name: Pool.model_validate(settings) for name, settings in each.items()}
+    pools = {name: Pool(cluster=name, model=name, price=Price(input=p, output=p)) for name, p in prices}
     strategies = build(own, pools)
     probs = dict.fromkeys(own.domain.labels, 1.0 / len(own.domain.labels))
     read: Any = {"domain": own.domain.labels[0], "domain_probs": probs, "revision": own.revision}

@@ -13,6 +13,7 @@ from typing import Any
 from semroute_bench import load
 from semroute_bench.client import Answer
 from semroute_bench.load import NAMED, PROMPT, ROUTED, Exchange
+from semroute_bench.machine import resident_mib
 from semroute_bench.samples import Figures, Samples, Size, quantiles
 from semroute_bench.servers import BUSY, UNHURRIED, Measured, Target
 from semroute_extproc.encoder.cores import usable_cores
@@ -70,12 +71,9 @@ def mixed(first: int, count: int) -> Iterator[Exchange]:
     Most requests name their model; most routed texts repeat and are answered from the cache.
     """
     named = load.exchange(load.chat(NAMED))
-    repeated = [load.exchange(load.chat(ROUTED, f"{PROMPT} Again {number}.")) for number in range(REPEATED)]
     for number in range(first, first + count):
-        if number % PERIOD == 0:
-            yield load.exchange(load.chat(ROUTED, f"{PROMPT} {number}"))
-        else:
-            yield named if number % 10 else repeated[number // 10 % REPEATED]
+        which = f"Again {number // 10 % REPEATED}." if number % PERIOD else str(number)
+        yield named if number % 10 else load.exchange(load.chat(ROUTED, f"{PROMPT} {which}"))
 
 
 async def growth(size: Size, folder: Path) -> Figures:
@@ -97,7 +95,7 @@ async def growth(size: Size, folder: Path) -> Figures:
             runs = zip(target.clients, starts, strict=True)
             await asyncio.gather(*(client.closed(mixed(start, share), BUSY) for client, start in runs))
             os.truncate(sidecar.process.log_path, 0)  # a line per request would be gigabytes at the end
-            memory.append(sidecar.resident_mib())
+            memory.append(resident_mib(*target.pids))
             sent = starts.stop
     figures = {"warm MiB": memory[0], "after MiB": memory[-1]}
     return {"growth": {"requests": requests, "workers": workers, **figures}}

@@ -14,7 +14,6 @@ from pathlib import Path
 import httpx2
 
 STOP_SECONDS_MAX = 15.0  # how long a process may take to exit by itself before it is killed
-POLL_SECONDS = 0.05  # pause between two checks of a condition
 
 HTTP = httpx2.Client(limits=httpx2.Limits(max_keepalive_connections=0), trust_env=False)
 """For requests to the processes; a client of its own for each request would cost 17 ms of CPU."""
@@ -92,7 +91,7 @@ def wait_until(condition: Callable[[], bool], seconds_max: float, what: str) -> 
         with contextlib.suppress(httpx2.HTTPError, OSError, LookupError, ValueError):
             if condition():
                 return
-        time.sleep(POLL_SECONDS)
+        time.sleep(0.05)
     raise ProcessError(f"waited {seconds_max:g} s for {what}")
 
 

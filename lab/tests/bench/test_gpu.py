@@ -15,7 +15,8 @@ async def test_a_gpu_is_measured_or_said_to_be_missing(tmp_path: Path) -> None:
     try:
         found = (await direct.gpu(Size(gpu_requests=2_000), tmp_path))["gpu"]
     except ProcessError as error:
-        assert "encoder.device: cuda was asked for" in str(error)
+        if "encoder.device: cuda was asked for" not in str(error):
+            raise
         pytest.skip(f"no CUDA device, so decisions per second and p99 are unmeasured here: {error}")
     print(found)
     assert found["decided"] == 1.0
