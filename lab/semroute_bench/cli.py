@@ -15,8 +15,8 @@ import click
 from rich.console import Console
 from semroute_demo.process import ProcessError
 
-from semroute_bench import direct, machine, report, traffic
-from semroute_bench.samples import CHECK, QUICK, Figures, Size
+from semroute_bench import direct, measuring, report, traffic
+from semroute_bench.measuring import CHECK, QUICK, Figures, Size
 from semroute_extproc import __version__
 from semroute_extproc.encoder.cores import usable_cores
 from semroute_extproc.serve.app import loop_factory
@@ -69,7 +69,7 @@ def bench(out: Path | None, quick: bool, only: Sequence[str], recorded: TextIO |
         try:
             if recorded is not None:
                 sys.exit(runner.run(_check(json.load(recorded), Path(folder), console)))
-            run = _recorded(out) if only else {"measured": {}, "machine": machine.describe()}
+            run = _recorded(out) if only else {"measured": {}, "machine": measuring.describe()}
             runner.run(_measure(run, size, Path(folder), console, only or tuple(PARTS)))
         except ValueError as error:
             raise click.UsageError(str(error)) from None
@@ -85,7 +85,7 @@ async def _measure(run: Figures, size: Size, folder: Path, console: Console, par
     for name in PARTS:
         if name in parts:
             console.print(f"measuring {name}", style="dim")
-            load, started = machine.describe()["load_before"], perf_counter()
+            load, started = measuring.describe()["load_before"], perf_counter()
             try:
                 run |= await PARTS[name](size, folder)
             except (ModuleNotFoundError, ProcessError) as error:
@@ -108,7 +108,7 @@ def _recorded(out: Path | None) -> Figures:
     if run.get("schema") != SCHEMA:
         raise ValueError(f"the recorded run has schema {run.get('schema')}, not {SCHEMA}: run all parts")
     for key in ("cpu", "instructions", "cores"):
-        if (there := run["machine"][key]) != machine.describe()[key]:
+        if (there := run["machine"][key]) != measuring.describe()[key]:
             raise ValueError(f"the recorded run is another machine's: {key} is {there} there")
     return run
 
@@ -116,8 +116,8 @@ def _recorded(out: Path | None) -> Figures:
 async def _check(recorded: Figures, folder: Path, console: Console) -> int:
     """The exit status."""
     cores = usable_cores()
-    samples, _ = await direct.rounds(CHECK, folder, cores, full=False)
-    lines = report.compare(recorded, direct.ratios(samples, cores), machine.describe())
+    samples, _ = await direct.rounds(CHECK, folder, cores)
+    lines = report.compare(recorded, direct.ratios(samples, cores), measuring.describe())
     for line, lost in lines.items():
         console.print(f"more expensive than recorded: {line}" if lost else line, style="red" * lost)
     return int(any(lines.values()))

@@ -1,7 +1,7 @@
 """A client of the external processor that plays Envoy and leaves the CPU to the server.
 
-HTTP/2 is libnghttp2's (`ngh2`): a stream costs a fifth of what a gRPC client in Python takes, so the rates are
-the server's. h2load does not fit: it sends both messages at once, and does not read replies.
+HTTP/2 is libnghttp2's (`ngh2`): a stream costs a fifth of what a gRPC client in Python takes, so the rates
+are the server's. h2load does not fit: it sends both messages at once, and does not read replies.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Any
 
 from semroute_bench import load
 from semroute_bench.load import NAMED, ROUTED
-from semroute_bench.samples import Figures, Samples, Size, each, quantiles
+from semroute_bench.measuring import Figures, Samples, Size, each, quantiles
 from semroute_bench.servers import BUSY, UNHURRIED, DoNothing, Measured, Target
 from semroute_bench.sidecar import Bare, decisions, default_model, timed, without_passes
 from semroute_extproc.encoder.cores import usable_cores
@@ -28,8 +28,8 @@ async def costs(size: Size, folder: Path) -> Figures:
     return {**more, "rounds": size.rounds, **judged}
 
 
-async def rounds(size: Size, folder: Path, cores: int, full: bool = True) -> tuple[Samples, dict[str, Any]]:
-    """Every path at 64 tokens, in turn; `full` adds the paths that `--check` does without."""
+async def rounds(size: Size, folder: Path, cores: int) -> tuple[Samples, dict[str, Any]]:
+    """Every path at 64 tokens, in turn."""
     model, samples = default_model(), Samples()
     text = load.prompt_of(model.framer, 64)
     bare = Bare(model, text)
@@ -41,9 +41,7 @@ async def rounds(size: Size, folder: Path, cores: int, full: bool = True) -> tup
         passes = await Target.of(DoNothing(folder, "passes"), exits)
         one = Measured(folder / "one", **UNHURRIED)
         server = await Target.of(one, exits)
-        two = None
-        if full:
-            two = await Target.of(Measured(folder / "two", **UNHURRIED, server__workers="2"), exits)
+        two = await Target.of(Measured(folder / "two", **UNHURRIED, server__workers="2"), exits)
         for target in (floor, server):
             await target.send(named, 20 * BUSY, BUSY)
         for target in (passes, server):
@@ -60,9 +58,8 @@ async def rounds(size: Size, folder: Path, cores: int, full: bool = True) -> tup
             samples["bare a second"].append(_rate(bare, size.passes, cores))
             await server.measure(samples, "named", named, size.streams, BUSY)
             await floor.measure(samples, "floor", named, size.streams, BUSY)
-            if two:
-                await two.send(named, BUSY, BUSY)
-                await two.measure(samples, "two workers named", named, size.streams, BUSY)
+            await two.send(named, BUSY, BUSY)
+            await two.measure(samples, "two workers named", named, size.streams, BUSY)
     return samples, {"tokens": bare.tokens, "start seconds": one.start_seconds}
 
 
@@ -82,7 +79,7 @@ def ratios(samples: Samples, cores: int) -> dict[str, list[float]]:
         "named cpu / floor": ("named cpu ms", "floor cpu ms"),
         "two workers / one": ("two workers named cpu ms", "named cpu ms"),
     }
-    return {name: samples.ratios(*pair) for name, pair in of.items() if set(pair) <= samples.keys()}
+    return {name: samples.ratios(*pair) for name, pair in of.items()}
 
 
 def _rate(bare: Bare, passes: int, threads: int) -> float:

@@ -17,7 +17,7 @@ from semroute_demo.process import wait_until
 
 from semroute_bench import load
 from semroute_bench.load import NAMED, ROUTED
-from semroute_bench.samples import Samples, Size, quantiles
+from semroute_bench.measuring import Samples, Size, quantiles
 from semroute_bench.servers import READY_SECONDS_MAX, UNHURRIED, DoNothing, Measured
 from semroute_bench.sidecar import Bare, default_model
 
@@ -31,12 +31,8 @@ async def measure(size: Size, folder: Path) -> dict[str, Any]:
         models = (NAMED, "deepseek-ai/DeepSeek-V3.2", ROUTED)
         pool = await exits.enter_async_context(Pool("pool", models, Speed(0.0, 0.0)))
 
-        servers: dict[str, DoNothing | Measured | None] = {
-            "with": Measured(folder / "gateway", **UNHURRIED),
-            "without": None,
-            "nothing": DoNothing(folder),
-            "passes": DoNothing(folder, "passes"),
-        }
+        servers: Any = {"with": Measured(folder / "gateway", **UNHURRIED), "without": None}
+        servers |= {"nothing": DoNothing(folder), "passes": DoNothing(folder, "passes")}
         envoys: dict[str, Envoy] = {}
         for name, server in servers.items():
             sockets = [str(socket) for socket in server.sockets] if server else []

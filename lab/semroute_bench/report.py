@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from math import sqrt
 from typing import Any
 
@@ -98,29 +98,29 @@ def compare(recorded: Run, now: Mapping[str, list[float]], here: Run) -> dict[st
 
 def tables(run: Run) -> Iterator[Table]:
     """The run for people."""
-    yield _table(
-        "Aims", [{**aim, "holds": {None: "", True: "yes", False: "NO"}[aim["holds"]]} for aim in aims(run)]
-    )
-    over, gateway = run["open loop"], run["gateway"].get("ms", {})
+    over = run["open loop"]
     saturation = f"saturation {over['knee a second']:.0f}/s, deadline {over['deadline ms']:g} ms"
-    yield _table(
-        "At 64 tokens, medians", [{"": name, "here": value} for name, value in run["medians"].items()]
-    )
+    paths = run["gateway"].get("ms", {}).items()
+    yield _table("Aims", aims(run))
+    yield _table("At 64 tokens", [{"path": name, "median": value} for name, value in run["medians"].items()])
     yield _table("CPU ms by length", run["lengths"])
     yield _table("Server by body", run["bodies"])
     yield _table(f"Open loop, {saturation}", over["rates"])
-    paths = [{"path": name} | row for name, row in gateway.items()]
-    yield _table("Through Envoy, one at a time, ms", paths)
+    yield _table("Through Envoy, one at a time, ms", [{"path": name, **times} for name, times in paths])
 
 
 def _table(title: str, rows: Iterable[Run]) -> Table:
     """A table with two digits after the point."""
     table = Table(title=title, title_justify="left")
-    flat = [{**row, **row.get("ms", {})} for row in rows]
-    columns: Sequence[str] = [name for name in (flat[0] if flat else {}) if name != "ms"]
-    for name in columns:
-        table.add_column(name.replace("a second", "per second"))
-    for row in flat:
-        cells = (row[name] for name in columns)
-        table.add_row(*(f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in cells))
+    for number, row in enumerate(rows):
+        cells = {key: cell for key, cell in {**row, **row.get("ms", {})}.items() if key != "ms"}
+        for key in () if number else cells:
+            table.add_column(key.replace("a second", "per second"))
+        shown = {None: "", True: "yes", False: "NO"}
+        table.add_row(
+            *(
+                f"{cell:.2f}" if isinstance(cell, float) else str(shown.get(cell, cell))
+                for cell in cells.values()
+            )
+        )
     return table

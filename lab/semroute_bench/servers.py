@@ -15,8 +15,7 @@ from semroute_demo.sidecar import CONFIG_PATH, Sidecar
 
 from semroute_bench.client import Answer, Client, connect
 from semroute_bench.load import Exchange
-from semroute_bench.machine import cpu_seconds
-from semroute_bench.samples import Samples
+from semroute_bench.measuring import Samples, cpu_seconds
 
 BUSY = 16  # streams at once that keep one server busy
 READY_SECONDS_MAX = 30.0

@@ -20,8 +20,7 @@ import click
 import numpy as np
 from pydantic import TypeAdapter
 
-from semroute_bench import machine
-from semroute_bench.samples import Samples, quantiles
+from semroute_bench.measuring import Samples, describe, quantiles
 from semroute_bench.sidecar import read_context
 from semroute_extproc.encoder import bundle
 from semroute_extproc.encoder.manifest import Manifest
@@ -86,7 +85,7 @@ def build(own: Manifest, pools: dict[str, Pool]) -> dict[str, Strategy]:
 
 def measure(rounds: int = ROUNDS) -> dict[str, Any]:
     """Microseconds of CPU of each strategy's choice."""
-    here, own = machine.describe(), bundle.read_manifest(bundle.default_bundle())
+    here, own = describe(), bundle.read_manifest(bundle.default_bundle())
     prices = {"small": 0.1, "middle": 0.4, "large": 1.0}.items()
     pools = {name: Pool(cluster=name, model=name, price=Price(input=p, output=p)) for name, p in prices}
     strategies = build(own, pools)

@@ -13,8 +13,7 @@ from typing import Any
 from semroute_bench import load
 from semroute_bench.client import Answer
 from semroute_bench.load import NAMED, PROMPT, ROUTED, Exchange
-from semroute_bench.machine import resident_mib
-from semroute_bench.samples import Figures, Samples, Size, quantiles
+from semroute_bench.measuring import Figures, Samples, Size, quantiles, resident_mib
 from semroute_bench.servers import BUSY, UNHURRIED, Measured, Target
 from semroute_extproc.encoder.cores import usable_cores
 

@@ -80,6 +80,11 @@ async def send(client: httpx2.AsyncClient, number: int, prompt: Mapping[str, Any
         error = f"decided for {pool}, answered by {answered_by or 'no pool'}"
     elif not made:
         error = "the answer reports no tokens"
+
+    def number_in(key: str) -> float | None:
+        text = headers.get(f"x-semroute-{key}", "")
+        return float(text) if text.replace(".", "", 1).isdecimal() else None
+
     return {
         "number": number,
         "kind": prompt["kind"],
@@ -90,9 +95,9 @@ async def send(client: httpx2.AsyncClient, number: int, prompt: Mapping[str, Any
         "pool": pool,  # the pool the decision names
         "answered_by": answered_by,  # the pool that answered, according to itself
         **{key: headers.get(f"x-semroute-{key}", "") for key in ("model", "reason", "rule")},
-        "difficulty": _number(headers.get("x-semroute-difficulty")),  # None if the encoder was not asked
+        "difficulty": number_in("difficulty"),  # None if the encoder was not asked
         "domain": headers.get("x-semroute-domain", ""),
-        "decision_ms": _number(headers.get("x-semroute-decision-ms")),
+        "decision_ms": number_in("decision-ms"),
         "seconds": round(seconds, 4),
         "input_tokens": given,
         "output_tokens": made,
@@ -123,13 +128,6 @@ def cost(settings: Config, pool: str, given: int, made: int) -> float:
     """Dollars for so many tokens at `pool`; 0 if the pool has no price."""
     price = settings.pools[pool].price if pool in settings.pools else None
     return 0.0 if price is None else (given * price.input + made * price.output) / 1_000_000
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return None
 
 
 def summarise(rows: Sequence[Json], settings: Config, envoy_failures: int) -> Json:

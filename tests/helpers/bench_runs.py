@@ -6,7 +6,7 @@ from statistics import stdev
 from typing import Any
 
 from semroute_bench import report
-from semroute_bench.samples import each
+from semroute_bench.measuring import each
 
 RATIOS = {
     "server cpu / bare": 1.1,

@@ -9,7 +9,7 @@ from statistics import median, stdev
 import pytest
 from bench_runs import HERE, RATIOS, recorded, rounds
 from semroute_bench import report as check
-from semroute_bench.samples import each
+from semroute_bench.measuring import each
 
 
 def losses(*arguments: object) -> list[str]:

@@ -14,7 +14,7 @@ import grpc.aio
 import pytest
 from semroute_bench import floor, load
 from semroute_bench.client import Client, ClientError, connect
-from semroute_bench.samples import Samples
+from semroute_bench.measuring import Samples
 from semroute_bench.servers import Target
 
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb

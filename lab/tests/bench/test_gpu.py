@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from semroute_bench import direct
-from semroute_bench.samples import Size
+from semroute_bench.measuring import Size
 from semroute_demo.process import ProcessError
 
 

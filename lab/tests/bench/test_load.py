@@ -8,9 +8,9 @@ import time
 from collections import Counter
 
 import pytest
-from semroute_bench import load, machine, traffic
+from semroute_bench import load, measuring, traffic
 from semroute_bench.client import Answer
-from semroute_bench.samples import Samples
+from semroute_bench.measuring import Samples
 
 from semroute_extproc.encoder import bundle
 from semroute_extproc.encoder.preprocess import Framer
@@ -38,10 +38,10 @@ def test_the_bodies_are_as_large_as_they_say() -> None:
 
 
 def test_cpu_time_of_a_process_is_its_own_and_fine_grained() -> None:
-    before, mine = machine.cpu_seconds(os.getpid()), time.process_time()
+    before, mine = measuring.cpu_seconds(os.getpid()), time.process_time()
     while time.process_time() - mine < 0.02:
         pass
-    assert machine.cpu_seconds(os.getpid()) - before == pytest.approx(0.02, abs=0.01)
+    assert measuring.cpu_seconds(os.getpid()) - before == pytest.approx(0.02, abs=0.01)
 
 
 def test_a_ratio_is_taken_round_by_round() -> None:

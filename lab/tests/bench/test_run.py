@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from bench_runs import HERE, run
 from click.testing import CliRunner
-from semroute_bench import cli, direct, machine, report
+from semroute_bench import cli, direct, measuring, report
 from semroute_bench.cli import bench
-from semroute_bench.samples import Size, each
+from semroute_bench.measuring import Size, each
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def measured_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         grown = {"requests": size.growth_requests, "workers": 1, "warm MiB": [1.0], "after MiB": [1.5]}
         return {"growth": grown}
 
-    monkeypatch.setattr("semroute_bench.machine.describe", lambda: {**HERE, "load_before": 9.0})
+    monkeypatch.setattr("semroute_bench.measuring.describe", lambda: {**HERE, "load_before": 9.0})
     monkeypatch.setitem(cli.PARTS, "growth", growth)  # type: ignore[arg-type]
     monkeypatch.setattr("semroute_bench.report.tables", lambda _: [])
     before = {**run(), "schema": cli.SCHEMA, "machine": HERE, "measured": {"costs": {"seconds": 1.0}}}
@@ -69,9 +69,9 @@ def test_a_part_needs_a_recorded_run(where: list[str]) -> None:
 
 
 async def test_a_real_run_passes_against_itself_and_fails_against_half_of_its_ratios(tmp_path: Path) -> None:
-    samples, more = await direct.rounds(Size(rounds=2, passes=2, streams=64), tmp_path, 1, full=False)
+    samples, more = await direct.rounds(Size(rounds=2, passes=2, streams=64), tmp_path, 1)
     assert more["tokens"] == 64
-    now, here = direct.ratios(samples, 1), machine.describe()
+    now, here = direct.ratios(samples, 1), measuring.describe()
     assert set(report.WATCHED) <= now.keys()
     before = {"ratios": each(median, now), "spreads": each(stdev, now), "rounds": 2, "machine": here}
     assert not any(report.compare(before, now, here).values())

@@ -1,12 +1,18 @@
-"""How much a run measures, and the samples of its rounds."""
+"""How much a run measures, on which machine, and the samples of its rounds."""
 
 from __future__ import annotations
 
+import os
+import platform
 import statistics
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from semroute_extproc.encoder.cores import usable_cores
 
 Figures = dict[str, Any]
 """A part of the run, as it is written to the file."""
@@ -51,3 +57,34 @@ def quantiles(values: Sequence[float]) -> dict[str, float]:
     """Median and tail."""
     cuts = statistics.quantiles(values, n=1000, method="inclusive")
     return {"p50": cuts[499], "p90": cuts[899], "p99": cuts[989], "p999": cuts[998]}
+
+
+def cpu_seconds(*pids: int) -> float:
+    """CPU time of all threads of these processes so far, user and system, to the microsecond."""
+    return sum(time.clock_gettime((~pid << 3) | 2) for pid in pids)  # as `clock_getcpuclockid(3)` does
+
+
+def resident_mib(*pids: int) -> list[float]:
+    """Resident memory of each process."""
+    pages = (int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
+    return [count * os.sysconf("SC_PAGE_SIZE") / 2**20 for count in pages]
+
+
+def describe() -> dict[str, object]:
+    """The machine that figures are measured on."""
+    import grpc
+    import onnxruntime
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    info = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = info.get("flags", "").split()
+    return {
+        "cpu": info.get("model name") or platform.processor(),
+        "instructions": [flag for flag in ("avx2", "avx512f", "avx512_vnni", "amx_int8") if flag in flags],
+        "cores": usable_cores(),
+        "load_before": round(os.getloadavg()[0], 2),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "onnxruntime": onnxruntime.__version__,
+        "grpc": grpc.__version__,
+    }
