@@ -44,8 +44,7 @@ PARTS: Mapping[str, Callable[[Size, Path], Awaitable[Figures]]] = {
 }
 """Every part, in the order of measurement."""
 
-OPTIONAL = ("gateway", "gpu")
-"""Parts that are left out where something is missing."""
+OPTIONAL = ("gateway", "gpu")  # parts that are left out where something is missing
 
 
 @click.command()

@@ -25,7 +25,6 @@ from semroute_extproc.envoy.server import GRPC_EXPERIMENTS, SERVICE
 from semroute_extproc.serve.app import loop_factory
 
 REPLIES = (replies.ask_for_body(0), replies.CONTINUE["request_body"])
-"""Ask for the body, then let the request continue."""
 
 
 def process(once: Callable[[], object] | None = None) -> Any:

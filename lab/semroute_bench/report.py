@@ -110,17 +110,16 @@ def tables(run: Run) -> Iterator[Table]:
 
 
 def _table(title: str, rows: Iterable[Run]) -> Table:
-    """A table with two digits after the point."""
     table = Table(title=title, title_justify="left")
     for number, row in enumerate(rows):
         cells = {key: cell for key, cell in {**row, **row.get("ms", {})}.items() if key != "ms"}
         for key in () if number else cells:
             table.add_column(key.replace("a second", "per second"))
-        shown = {None: "", True: "yes", False: "NO"}
-        table.add_row(
-            *(
-                f"{cell:.2f}" if isinstance(cell, float) else str(shown.get(cell, cell))
-                for cell in cells.values()
-            )
-        )
+        table.add_row(*map(_shown, cells.values()))
     return table
+
+
+def _shown(cell: Any) -> str:
+    if cell is None or isinstance(cell, bool):
+        return {None: "", True: "yes", False: "NO"}[cell]
+    return f"{cell:.2f}" if isinstance(cell, float) else str(cell)

@@ -32,7 +32,6 @@ Everything stays up. Try:
   curl -s 'http://{envoy}/stats?filter=ext_proc'
 
 Envoy's access log is {log}. Ctrl-C stops everything."""
-"""Shown while everything stays up."""
 
 Json = dict[str, Any]
 """A JSON object: a request, the row of a request and its answer, or the summary."""

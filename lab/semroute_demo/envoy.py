@@ -21,8 +21,7 @@ from semroute_demo.process import HTTP, Process, ProcessError, wait_until
 
 START_SECONDS_MAX = 20.0  # until its listener is open, and then until it reaches the sidecar
 
-EXT_PROC = "envoy.filters.http.ext_proc"
-"""Name of the filter."""
+EXT_PROC = "envoy.filters.http.ext_proc"  # name of the filter
 
 Bootstrap = dict[str, Any]
 """A parsed Envoy bootstrap."""

@@ -29,11 +29,8 @@ RECORDED_MAX = 256  # how many requests are remembered
 RECORDED_BYTES_MAX = 1024 * 1024  # of larger bodies only length and hash are remembered
 CACHE_TOKENS = 32_768  # tokens the simulated KV cache holds
 
-PATHS = {f"/v1/{api.replace('chat_', 'chat/')}": api for api in Api}
-"""The generating endpoints."""
-
+PATHS = {f"/v1/{api.replace('chat_', 'chat/')}": api for api in Api}  # the generating endpoints
 TYPES = {400: "BadRequestError", 404: "NotFoundError", 500: "InternalServerError", 503: "Service Unavailable"}
-"""Types of vLLM's errors."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,6 @@ from typing import Any
 from semroute_extproc.request.view import Api
 
 Json = dict[str, Any]
-"""A JSON object."""
 
 CHARACTERS_PER_TOKEN = 4  # a rule of thumb for English, in place of a tokenizer
 IMAGE_TOKENS = 576  # the approximate cost of an image: a 24 x 24 grid of patches
@@ -39,11 +38,6 @@ class Answer:
     prompt_tokens: int
     pieces: Sequence[str]  # its tokens, each with the space before it
     truncated: bool  # it ended because of the client's limit
-
-    @property
-    def finish(self) -> str:
-        """The finish reason in OpenAI's words."""
-        return "length" if self.truncated else "stop"
 
 
 def answer(api: Api, request: Json, pool: str, model: str, name: str, created: int) -> Answer:
@@ -95,9 +89,9 @@ def body(answer: Answer) -> Json:
     match answer.api:
         case Api.CHAT_COMPLETIONS:
             message = {"message": {"role": "assistant", "content": text}}
-            return _choice(answer, "chat.completion", message, answer.finish) | {"usage": usage(answer)}
+            return _choice(answer, "chat.completion", message, last=True) | {"usage": usage(answer)}
         case Api.COMPLETIONS:
-            whole = _choice(answer, "text_completion", {"text": text}, answer.finish)
+            whole = _choice(answer, "text_completion", {"text": text}, last=True)
             return whole | {"usage": usage(answer)}
         case Api.RESPONSES:
             content = [{"type": "output_text", "text": text, "annotations": []}]
@@ -130,7 +124,7 @@ def _chunks(answer: Answer) -> Iterator[tuple[Json, bool]]:
         yield _choice(answer, kind, {"delta": {"role": "assistant", "content": ""}}), False
     for piece in answer.pieces:
         yield _choice(answer, kind, {"delta": {"content": piece}} if chat else {"text": piece}), True
-    last = _choice(answer, kind, {"delta": {}} if chat else {"text": ""}, answer.finish)
+    last = _choice(answer, kind, {"delta": {}} if chat else {"text": ""}, last=True)
     yield last, False
     if answer.include_usage:
         yield {**last, "choices": [], "usage": usage(answer)}, False
@@ -166,7 +160,8 @@ def _message_events(answer: Answer) -> Iterator[tuple[str, Json]]:
     yield "message_stop", {}
 
 
-def _choice(answer: Answer, kind: str, content: Json, finish: str | None = None) -> Json:
+def _choice(answer: Answer, kind: str, content: Json, last: bool = False) -> Json:
+    finish = ("length" if answer.truncated else "stop") if last else None
     choice = {"index": 0, **content, "logprobs": None, "finish_reason": finish}
     head = {"id": answer.id, "object": kind, "created": answer.created, "model": answer.model}
     return {**head, "choices": [choice]}
