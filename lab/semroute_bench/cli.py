@@ -51,7 +51,7 @@ OPTIONAL = ("gateway", "gpu")  # parts that are left out where something is miss
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help=f"Folder for {RESULT}.")
 @click.option("--quick", is_flag=True, help="A minute or two: to see that it runs, not to report.")
 @click.option("--only", type=click.Choice(list(PARTS)), multiple=True, help=ONLY)
-@click.option("--check", "recorded", type=click.File(), help=AGAINST)
+@click.option("--check", "recorded", type=click.File(), metavar="FILE", help=AGAINST)
 def bench(out: Path | None, quick: bool, only: Sequence[str], recorded: TextIO | None) -> None:
     """Measure what a decision costs on this machine.
 

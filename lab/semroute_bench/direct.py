@@ -120,10 +120,8 @@ async def bodies(size: Size, folder: Path) -> Figures:
                 request, samples = load.exchange(content), Samples()
                 await server.send(request, 1, 1)
                 answers = await server.measure(samples, "server", request, size.requests_a_body, 1)
-                times = {
-                    "cpu ms": samples["server cpu ms"][0],
-                    "p50 ms": median(a.ms for a in answers),
-                }
+                p50 = median(answer.ms for answer in answers)
+                times = {"cpu ms": samples["server cpu ms"][0], "p50 ms": p50}
                 rows.append({"body": body, "model": name, "bytes": len(content), **times})
     return {"bodies": rows}
 

@@ -40,9 +40,6 @@ WARM_UP, ROUNDS = 10, 300  # rounds that do not count, and those that do
 QUANTILES = tuple(np.linspace(0.0, 1.0, 101).tolist())
 RNG = np.random.default_rng(0)
 
-SIZES = ((1_500, D), (10_000, D), (50_000, 64), (50_000, D))
-"""Stored prompts and the axes they are on."""
-
 
 def rows(n: int, d: int) -> Any:
     """Random directions (n, d)."""
@@ -75,7 +72,7 @@ def build(own: Manifest, pools: dict[str, Pool]) -> dict[str, Strategy]:
     counts: Any = {"clusters": artifact.digest, "answers": (9.0,) * 100, "errors": (3.0,) * 100}
     profiles = {pool: Profile(model=pool, **counts) for pool in pools}
     add("clusters, 5 x 20, 3 pools", "clusters", {"artifact": artifact, "profiles": lambda: profiles})
-    for n, axes in SIZES:
+    for n, axes in ((1_500, D), (10_000, D), (50_000, 64), (50_000, D)):  # stored prompts on axes
         wins, basis = RNG.random(n).astype(np.float32), None if axes == D else rows(axes, D)
         artifact = SimilarityArtifact(manifest("similarity"), rows(n, axes), basis, wins, 10.0, 0, QUANTILES)
         row = f"similarity, {n:,} prompts" + (f" on {axes} axes" if axes < D else "")

@@ -20,7 +20,7 @@ from semroute_extproc.encoder.cores import usable_cores
 DEADLINE_MS = 100.0  # the shipped default; the demo's own is longer
 SHARES = (0.25, 0.5, 0.75, 0.9, 3.0)  # arrival rates over the saturation point
 CACHE_ENTRIES = 256
-WARM_UP_MIN, WARM_UP_MAX = 5_000, 50_000  # requests that are not counted: a fourth of the others
+WARM_UP_MIN = 5_000  # requests that are not counted: a fourth of the others, at least these
 CHUNKS = 20  # of the requests; after each the log is emptied
 PERIOD = 200  # of so many requests one is routed and new, 19 are routed and repeat, the others name a model
 REPEATED = 50  # texts that repeat
@@ -87,7 +87,7 @@ async def growth(size: Size, folder: Path) -> Figures:
         target = await Target.of(sidecar, exits)
         for number in range(CACHE_ENTRIES):
             await target.send(load.exchange(load.chat(ROUTED, f"{number} {PROMPT}")), workers, 1)
-        sent, memory, warm_up = 0, [], min(max(requests // 4, WARM_UP_MIN), WARM_UP_MAX)
+        sent, memory, warm_up = 0, [], max(requests // 4, WARM_UP_MIN)
         for count in (warm_up, *[requests // CHUNKS] * CHUNKS):
             share = -(-count // workers)
             starts = range(sent, sent + workers * share, share)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import time
@@ -56,10 +57,7 @@ def _prompt(
 
 
 async def send(client: httpx2.AsyncClient, number: int, prompt: Mapping[str, Any], settings: Config) -> Json:
-    """The row of `prompt`, whose answer is read to the end; it states failures.
-
-    All facts about the decision come from the response's headers.
-    """
+    """The row of `prompt` and its answer. All facts about the decision come from the response's headers."""
     started = time.perf_counter()
     stream = prompt["body"].get("stream") is True
     status, content, headers, error = 0, b"", httpx2.Headers(), ""
@@ -81,8 +79,9 @@ async def send(client: httpx2.AsyncClient, number: int, prompt: Mapping[str, Any
         error = "the answer reports no tokens"
 
     def number_in(key: str) -> float | None:
-        text = headers.get(f"x-semroute-{key}", "")
-        return float(text) if text.replace(".", "", 1).isdecimal() else None
+        with contextlib.suppress(ValueError):
+            return float(headers.get(f"x-semroute-{key}", ""))
+        return None
 
     return {
         "number": number,
@@ -130,10 +129,7 @@ def cost(settings: Config, pool: str, given: int, made: int) -> float:
 
 
 def summarise(rows: Sequence[Json], settings: Config, envoy_failures: int) -> Json:
-    """The demo in numbers: counts, shares, dollars and milliseconds of `rows`.
-
-    `envoy_failures` counts requests that passed without a decision, and replies Envoy rejected.
-    """
+    """The demo in numbers; `envoy_failures`: requests without a decision, and replies Envoy rejected."""
     strong = max(settings.pools, key=lambda name: cost(settings, name, 1, 1))  # the most expensive pool
     used = {name: sum(row["answered_by"] == name for row in rows) for name in settings.pools}
     paid = sum(row["cost"] for row in rows)

