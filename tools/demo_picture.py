@@ -11,8 +11,7 @@ from pathlib import Path
 
 from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
-from semroute_demo import report
-from semroute_demo.client import Row
+from semroute_demo import client
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "demo.svg"
 WITHOUT_FONTS = re.sub(r"<!-- .*? -->|@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.S).replace(
@@ -29,10 +28,9 @@ def main() -> int:
     command = [sys.executable, "-m", "semroute_extproc", "demo", "--once", "--json"]
     lines = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.splitlines()
     *rows, last = [json.loads(line) for line in lines]
-    last.pop("summary")
     console = Console(record=True, width=150, file=io.StringIO())
-    console.print(report.table([Row(**row) for row in rows[:ROWS_MAX]]))
-    console.print(report.summary_text(report.Summary(**last)))
+    console.print(client.table(rows[:ROWS_MAX]))
+    console.print(client.summary_text(last))
     picture = console.export_svg(title="make demo", code_format=WITHOUT_FONTS)
     TARGET.write_text("\n".join(line.rstrip() for line in picture.splitlines()) + "\n")
     return 0

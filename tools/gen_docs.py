@@ -17,7 +17,7 @@ from typing import Any, get_args
 import click
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined, to_jsonable_python
-from semroute_bench import check
+from semroute_bench import report as bench_report
 
 from semroute_extproc import cli
 from semroute_extproc.config.models import Config
@@ -211,25 +211,10 @@ def bench_costs() -> str:
     return "\n".join(lines)
 
 
-def bench_scaling() -> str:
-    """Decisions per second by workers and requests at once, on a GPU and on cores, where there were such."""
-    run, lines = _bench(), []
-    for name, part in (("GPU", run["gpu"]), ("Workers", run["workers"])):
-        if part.get("rows"):
-            lines += [f"{name}: {part.get('device', 'a worker thread each')}.", ""]
-            columns = ("workers", "at once", "per second", "decided", "p50 ms", "p90", "p99", "p99.9")
-            names = ("workers", "at once", "a second", "decided")
-            rows = ((*(row[name] for name in names), *row["ms"].values()) for row in part["rows"])
-            lines += [*_markdown(columns, rows), ""]
-        else:
-            lines += [f"{name}: not measured, {part['left out']}.", ""]
-    return "\n".join(lines).rstrip()
-
-
 def bench_spreads() -> str:
     """Each ratio that `--check` watches, and how far its rounds lie apart."""
     run = _bench()
-    rows = ((name, run["ratios"][name], run["spreads"][name]) for name in check.WATCHED)
+    rows = ((name, run["ratios"][name], run["spreads"][name]) for name in bench_report.WATCHED)
     return "\n".join(_markdown(("ratio", "median of the rounds", "their standard deviation"), rows))
 
 
@@ -349,7 +334,7 @@ def bench_load() -> str:
         shares = " | ".join(f"{row[name]:.1%}" for name in ("answered", "decided", "fallen back"))
         times = " | ".join(f"{value:.1f}" for value in row["ms"].values())
         lines.append(f"| {row['share of knee']:g} | {row['sent']} | {shares} | {times} |")
-    if run["gateway"]:
+    if "ms" in run["gateway"]:
         base = run["gateway"]["ms"]["Envoy alone"]["p50"]
         lines += [
             "",
@@ -378,7 +363,6 @@ PARTS: dict[str, Callable[[], str]] = {
     "bench aims": bench_aims,
     "bench costs": bench_costs,
     "bench load": bench_load,
-    "bench scaling": bench_scaling,
     "bench spreads": bench_spreads,
 }
 

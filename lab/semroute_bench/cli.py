@@ -1,53 +1,58 @@
-"""`semroute bench`."""
+"""`semroute bench`: one run, in parts that can also be measured alone."""
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 import sys
 import tempfile
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from time import perf_counter
+from typing import TextIO
 
 import click
 from rich.console import Console
+from semroute_demo.process import ProcessError
 
-from semroute_bench import check as checking
-from semroute_bench import direct, machine, report
-from semroute_bench.run import PARTS, measure
-from semroute_bench.samples import CHECK, QUICK, Figures, Size
+from semroute_bench import direct, measuring, report, traffic
+from semroute_bench.measuring import CHECK, QUICK, Figures, Size
+from semroute_extproc import __version__
 from semroute_extproc.encoder.cores import usable_cores
 from semroute_extproc.serve.app import loop_factory
 
+SCHEMA = 6
 RESULT = "bench.json"
+ONLY = "Measure this part alone and write it into the run that is recorded in --out; may be repeated."
+AGAINST = "Compare CPU ratios of a short run with those in this JSON; exit status 1 on a clear loss."
 
-T = TypeVar("T")
+
+async def _gateway(size: Size, folder: Path) -> Figures:
+    from semroute_bench import gateway  # needs the extra demo
+
+    return await gateway.measure(size, folder)
+
+
+PARTS: Mapping[str, Callable[[Size, Path], Awaitable[Figures]]] = {
+    "costs": direct.costs,
+    "lengths": direct.lengths,
+    "bodies": direct.bodies,
+    "load": traffic.rates,
+    "gateway": _gateway,
+    "growth": traffic.growth,
+    "gpu": direct.gpu,
+}
+"""Every part, in the order of measurement."""
+
+OPTIONAL = ("gateway", "gpu")  # parts that are left out where something is missing
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for JSON and plots.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help=f"Folder for {RESULT}.")
 @click.option("--quick", is_flag=True, help="A minute or two: to see that it runs, not to report.")
-@click.option(
-    "--only",
-    "parts",
-    type=click.Choice(list(PARTS)),
-    multiple=True,
-    help="Measure this part alone and write it into the run that is recorded in --out; may be repeated.",
-)
-@click.option(
-    "--requests", type=click.IntRange(min=1_000), help="Requests of the memory test; default: 100,000."
-)
-@click.option(
-    "--check",
-    "recorded",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Compare CPU ratios of a short run with those in this JSON; exit status 1 on a clear loss.",
-)
-def bench(
-    out: Path | None, quick: bool, parts: tuple[str, ...], requests: int | None, recorded: Path | None
-) -> None:
+@click.option("--only", type=click.Choice(list(PARTS)), multiple=True, help=ONLY)
+@click.option("--check", "recorded", type=click.File(), metavar="FILE", help=AGAINST)
+def bench(out: Path | None, quick: bool, only: Sequence[str], recorded: TextIO | None) -> None:
     """Measure what a decision costs on this machine.
 
     Compares the server with the bare ONNX Runtime session, with do-nothing processors and, where
@@ -55,62 +60,63 @@ def bench(
     what it can do. On a machine with a GPU it measures that too. Takes about eight minutes
     and wants the machine for itself.
     """
-    console = Console(stderr=True, highlight=False)
-    with tempfile.TemporaryDirectory(prefix="semroute-bench-") as name:
-        folder = Path(name)
+    console, size = Console(stderr=True, highlight=False), QUICK if quick else Size()
+    with (
+        tempfile.TemporaryDirectory(prefix="semroute-bench-") as folder,
+        asyncio.Runner(loop_factory=loop_factory()) as runner,
+    ):
         try:
             if recorded is not None:
-                sys.exit(_check(json.loads(recorded.read_text()), folder, console))
-            size = QUICK if quick else Size()
-            if requests is not None:
-                size = dataclasses.replace(size, growth_requests=requests)
-            before = _recorded(out) if parts else None
-            run = _run(
-                measure(
-                    size,
-                    folder,
-                    lambda line: console.print(line, style="dim"),
-                    parts or tuple(PARTS),
-                    before,
-                )
-            )
+                sys.exit(runner.run(_check(json.load(recorded), Path(folder), console)))
+            run = _recorded(out) if only else {"measured": {}, "machine": measuring.describe()}
+            runner.run(_measure(run, size, Path(folder), console, only or tuple(PARTS)))
         except ValueError as error:
             raise click.UsageError(str(error)) from None
-    shown = Console()
-    for table in report.tables(run):
-        shown.print(table)
+    Console().print(*report.tables(run), sep="\n")
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        (out / RESULT).write_text(json.dumps(report.as_json(run), indent=2) + "\n")
-        try:
-            from semroute_bench import plots
+        (out / RESULT).write_text(json.dumps({**run, "aims": list(report.aims(run))}, indent=2) + "\n")
 
-            plots.draw(run, out)
-        except ImportError:
-            console.print("no plots: matplotlib is missing")
+
+async def _measure(run: Figures, size: Size, folder: Path, console: Console, parts: Sequence[str]) -> None:
+    """Measure `parts` on this machine, into `run`; `measured` states the circumstances of each."""
+    run |= {"schema": SCHEMA, "version": __version__}
+    for name in PARTS:
+        if name in parts:
+            console.print(f"measuring {name}", style="dim")
+            load, started = measuring.describe()["load_before"], perf_counter()
+            try:
+                run |= await PARTS[name](size, folder)
+            except (ModuleNotFoundError, ProcessError) as error:
+                if name not in OPTIONAL:
+                    raise
+                run[name] = {"left out": str(error).splitlines()[-1]}
+                console.print(f"{name} is not measured: {error}")
+            figures = {"version": __version__, "load_before": load, "seconds": perf_counter() - started}
+            run["measured"][name] = figures
 
 
 def _recorded(out: Path | None) -> Figures:
-    """The run that parts are to join."""
+    """The run that parts are to join; ValueError if it is of another machine or another schema."""
     if out is None:
-        raise click.UsageError("--only writes into a recorded run: say where it is with --out")
+        raise ValueError("--only writes into a recorded run: say where it is with --out")
     try:
         run: Figures = json.loads((out / RESULT).read_text())
     except FileNotFoundError:
-        raise click.UsageError(f"--only writes into a recorded run, and there is no {out / RESULT}") from None
+        raise ValueError(f"--only writes into a recorded run, and there is no {out / RESULT}") from None
+    if run.get("schema") != SCHEMA:
+        raise ValueError(f"the recorded run has schema {run.get('schema')}, not {SCHEMA}: run all parts")
+    for key in ("cpu", "instructions", "cores"):
+        if (there := run["machine"][key]) != measuring.describe()[key]:
+            raise ValueError(f"the recorded run is another machine's: {key} is {there} there")
     return run
 
 
-def _check(recorded: Figures, folder: Path, console: Console) -> int:
+async def _check(recorded: Figures, folder: Path, console: Console) -> int:
+    """The exit status."""
     cores = usable_cores()
-    samples, _ = _run(direct.rounds(CHECK, folder, cores, full=False))
-    lines = checking.compare(recorded, direct.ratios(samples, cores), machine.describe())
+    samples, _ = await direct.rounds(CHECK, folder, cores)
+    lines = report.compare(recorded, direct.ratios(samples, cores), measuring.describe())
     for line, lost in lines.items():
-        prefix, style = ("more expensive than recorded: ", "red") if lost else ("", None)
-        console.print(prefix + line, style=style)
+        console.print(f"more expensive than recorded: {line}" if lost else line, style="red" * lost)
     return int(any(lines.values()))
-
-
-def _run(coroutine: Coroutine[Any, Any, T]) -> T:
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        return runner.run(coroutine)

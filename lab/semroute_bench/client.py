@@ -1,8 +1,7 @@
 """A client of the external processor that plays Envoy and leaves the CPU to the server.
 
-HTTP/2 is libnghttp2's (`ngh2`). A stream costs a fifth of what a gRPC client in Python takes, so on a
-small machine the rates are the server's. Load generators such as h2load do not fit: they send both messages
-of a stream at once, the same body each time, and do not read replies.
+HTTP/2 is libnghttp2's (`ngh2`): a stream costs a fifth of what a gRPC client in Python takes, so the rates
+are the server's. h2load does not fit: it sends both messages at once, and does not read replies.
 """
 
 from __future__ import annotations
@@ -25,17 +24,9 @@ from semroute_extproc.envoy._pb import external_processor_pb2 as pb
 from semroute_extproc.envoy.server import SERVICE
 
 HEADERS = (
-    (b":method", b"POST"),
-    (b":scheme", b"http"),
-    (b":path", f"/{SERVICE}/Process".encode()),
-    (b":authority", b"localhost"),
-    (b"content-type", b"application/grpc"),
-    (b"te", b"trailers"),
+    *((b":method", b"POST"), (b":scheme", b"http"), (b":path", f"/{SERVICE}/Process".encode())),
+    *((b":authority", b"localhost"), (b"content-type", b"application/grpc"), (b"te", b"trailers")),
 )
-
-STREAMS_MAX = 10_000  # open streams until the server states its own limit
-RUN_SECONDS_MAX = 300.0  # how long one closed run may take
-LAST_SECONDS_MAX = 30.0  # how long the last answers of an open run may take; later ones are unanswered
 
 
 class ClientError(Exception):
@@ -72,7 +63,7 @@ class Client(asyncio.Protocol):
     """One connection to a server's Unix socket; made by `connect`."""
 
     def __init__(self) -> None:
-        self._http2 = Connection(Role.CLIENT, Configuration(peer_max_concurrent_streams=STREAMS_MAX))
+        self._http2 = Connection(Role.CLIENT, Configuration(peer_max_concurrent_streams=10_000))
         self._streams: dict[int, _Stream] = {}
         self._loop = asyncio.get_running_loop()
 
@@ -84,38 +75,33 @@ class Client(asyncio.Protocol):
         self._flush()
         return stream.done
 
-    async def closed(
-        self, requests: Iterable[Exchange], concurrency: int, seconds_max: float = RUN_SECONDS_MAX
-    ) -> list[Answer]:
-        """Send every request, `concurrency` at a time; raises ClientError."""
+    async def closed(self, requests: Iterable[Exchange], at_once: int, limit: float = 300.0) -> list[Answer]:
+        """Send every request, `at_once` at a time; raises ClientError, also after `limit` seconds."""
         waiting = iter(requests)
 
         async def take_turns() -> list[Answer]:
             return [await self.send(request) for request in waiting]
 
         try:
-            async with asyncio.timeout(seconds_max):
-                found = await asyncio.gather(*(take_turns() for _ in range(concurrency)))
+            async with asyncio.timeout(limit):
+                found = await asyncio.gather(*(take_turns() for _ in range(at_once)))
         except TimeoutError:
-            raise ClientError(f"the run took longer than {seconds_max:g} s") from None
+            raise ClientError(f"the run took longer than {limit:g} s") from None
         return [answer for answers in found for answer in answers]
 
-    async def open(
-        self, request: Exchange, rate: float, seconds: float, last_seconds_max: float = LAST_SECONDS_MAX
-    ) -> list[Answer]:
-        """Poisson arrivals at `rate` per second, independent of earlier answers; raises ClientError."""
+    async def open(self, request: Exchange, rate: float, seconds: float, last: float = 30.0) -> list[Answer]:
+        """Poisson arrivals at `rate` per second, independent of earlier answers; raises ClientError.
+
+        An answer that takes more than `last` seconds longer counts as none.
+        """
         draw, sent = random.Random(1), []
         start = at = perf_counter()
         while at - start < seconds:
             await asyncio.sleep(max(0.0, at - perf_counter()))
             sent.append(self.send(request))
             at += draw.expovariate(rate)
-        await asyncio.wait(sent, timeout=last_seconds_max)
+        await asyncio.wait(sent, timeout=last)
         return [answer.result() if answer.done() else Answer(0.0, b"") for answer in sent]
-
-    def close(self) -> None:
-        """End the connection."""
-        self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.Protocol`."""
@@ -171,14 +157,14 @@ class Client(asyncio.Protocol):
 
 def _message(payload: bytes) -> bytes:
     """A gRPC message, uncompressed."""
-    return b"\0" + struct.pack(">I", len(payload)) + payload
+    return struct.pack(">xI", len(payload)) + payload
 
 
 @asynccontextmanager
 async def connect(socket: Path) -> AsyncIterator[Client]:
     """A connection to a server's Unix socket."""
-    _, client = await asyncio.get_running_loop().create_unix_connection(Client, str(socket))
+    transport, client = await asyncio.get_running_loop().create_unix_connection(Client, str(socket))
     try:
         yield client
     finally:
-        client.close()
+        transport.close()

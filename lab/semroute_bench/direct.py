@@ -2,50 +2,37 @@
 
 from __future__ import annotations
 
-import statistics
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
+from statistics import median, stdev
 from time import perf_counter
 from typing import Any
 
 from semroute_bench import load
 from semroute_bench.load import NAMED, ROUTED
-from semroute_bench.samples import Figures, Samples, Say, Size, medians, spreads
+from semroute_bench.measuring import Figures, Samples, Size, each, quantiles
 from semroute_bench.servers import BUSY, UNHURRIED, DoNothing, Measured, Target
-from semroute_bench.sidecar import (
-    Bare,
-    decisions,
-    default_model,
-    float32,
-    timed,
-    without_passes,
-)
+from semroute_bench.sidecar import Bare, decisions, default_model, timed, without_passes
 from semroute_extproc.encoder.cores import usable_cores
 
 LENGTHS = (16, 64, 128, 256, 512)  # tokens; of a prompt longer than the window the two ends are read
+GPU_AT_ONCE = 64  # requests under way at a time
 
 
-async def costs(size: Size, folder: Path, say: Say) -> Figures:
+async def costs(size: Size, folder: Path) -> Figures:
     """The ratios that are judged, and the medians they come from."""
-    say("session, pipeline, server, do-nothing server and two workers, in turn")
-    cores = usable_cores()
-    samples, more = await rounds(size, folder, cores)
-    found = ratios(samples, cores)
-    return {
-        **more,
-        "rounds": size.rounds,
-        "ratios": medians(found),
-        "spreads": spreads(found),
-        "medians": medians(samples.values),
-    }
+    samples, more = await rounds(size, folder, usable_cores())
+    found = ratios(samples, usable_cores())
+    judged = {"ratios": each(median, found), "spreads": each(stdev, found), "medians": each(median, samples)}
+    return {**more, "rounds": size.rounds, **judged}
 
 
-async def rounds(size: Size, folder: Path, cores: int, full: bool = True) -> tuple[Samples, dict[str, Any]]:
-    """Every path at 64 tokens, in turn; `full` adds the paths that `--check` does without."""
+async def rounds(size: Size, folder: Path, cores: int) -> tuple[Samples, dict[str, Any]]:
+    """Every path at 64 tokens, in turn."""
     model, samples = default_model(), Samples()
     text = load.prompt_of(model.framer, 64)
-    bare, fp32 = Bare(model, text), float32(model, text, folder) if full else None
+    bare = Bare(model, text)
     routed, named = (load.exchange(load.chat(name, text)) for name in (ROUTED, NAMED))
     async with AsyncExitStack() as exits:
         pipeline = await exits.enter_async_context(decisions(model, text))
@@ -54,58 +41,45 @@ async def rounds(size: Size, folder: Path, cores: int, full: bool = True) -> tup
         passes = await Target.of(DoNothing(folder, "passes"), exits)
         one = Measured(folder / "one", **UNHURRIED)
         server = await Target.of(one, exits)
-        workers = Measured(folder / "two", **UNHURRIED, server__workers="2") if full else None
-        two = await Target.of(workers, exits) if workers else None
+        two = await Target.of(Measured(folder / "two", **UNHURRIED, server__workers="2"), exits)
         for target in (floor, server):
             await target.send(named, 20 * BUSY, BUSY)
         for target in (passes, server):
             await target.send(routed, 4 * cores, 2 * cores)
         for _ in range(size.rounds):
-            for name, (cpu, wall) in {
-                "bare": await timed(bare.run, size.passes),
-                "pipeline": await timed(pipeline, size.passes),
-            }.items():
-                samples.add(f"{name} cpu ms", cpu)
-                samples.add(f"{name} wall ms", wall)
-            if fp32:
-                samples.add("fp32 cpu ms", (await timed(fp32.run, size.passes // 4))[0])
-            samples.add("own cpu ms", (await timed(own, size.streams // 2))[0])
+            for name, call in (("bare", bare.run), ("pipeline", pipeline)):
+                samples[f"{name} cpu ms"].append(await timed(call, size.passes))
+            samples["own cpu ms"].append(await timed(own, size.streams // 2))
             for at_once in (1, 2 * cores):
                 # The same number per worker thread, so that the idle end weighs the same.
                 count = size.passes * min(at_once, cores)
                 await passes.measure(samples, f"passes x{at_once}", routed, count, at_once)
                 await server.measure(samples, f"server x{at_once}", routed, count, at_once)
-            samples.add("bare a second", _rate(bare, size.passes, cores))
+            samples["bare a second"].append(_rate(bare, size.passes, cores))
             await server.measure(samples, "named", named, size.streams, BUSY)
             await floor.measure(samples, "floor", named, size.streams, BUSY)
-            if two:
-                await two.send(named, BUSY, BUSY)
-                await two.measure(samples, "two workers named", named, size.streams, BUSY)
-        return samples, {
-            "tokens": bare.tokens,
-            "start seconds": one.start_seconds,
-            "two workers start seconds": workers.start_seconds if workers else None,
-        }
+            await two.send(named, BUSY, BUSY)
+            await two.measure(samples, "two workers named", named, size.streams, BUSY)
+    return samples, {"tokens": bare.tokens, "start seconds": one.start_seconds}
 
 
 def ratios(samples: Samples, cores: int) -> dict[str, list[float]]:
     """The ratios that are judged: within a round, one per round."""
-    busy = f"server x{2 * cores}"
+    busy, passes = f"server x{2 * cores}", f"passes x{2 * cores}"
     of = {
         "server cpu / bare": ("server x1 cpu ms", "bare cpu ms"),
         "busy server cpu / bare": (f"{busy} cpu ms", "bare cpu ms"),
         "server cpu / passes": ("server x1 cpu ms", "passes x1 cpu ms"),
-        "busy server cpu / passes": (f"{busy} cpu ms", f"passes x{2 * cores} cpu ms"),
-        "server rate / passes": (f"{busy} a second", f"passes x{2 * cores} a second"),
+        "busy server cpu / passes": (f"{busy} cpu ms", f"{passes} cpu ms"),
+        "server rate / passes": (f"{busy} a second", f"{passes} a second"),
         "pipeline cpu / bare": ("pipeline cpu ms", "bare cpu ms"),
         "server rate / bare": (f"{busy} a second", "bare a second"),
         "own cpu / floor": ("own cpu ms", "floor cpu ms"),
         "named rate / floor": ("named a second", "floor a second"),
         "named cpu / floor": ("named cpu ms", "floor cpu ms"),
-        "int8 / fp32": ("bare cpu ms", "fp32 cpu ms"),
         "two workers / one": ("two workers named cpu ms", "named cpu ms"),
     }
-    return {name: samples.ratios(*pair) for name, pair in of.items() if set(pair) <= samples.values.keys()}
+    return {name: samples.ratios(*pair) for name, pair in of.items()}
 
 
 def _rate(bare: Bare, passes: int, threads: int) -> float:
@@ -116,9 +90,8 @@ def _rate(bare: Bare, passes: int, threads: int) -> float:
     return passes / (perf_counter() - started)
 
 
-async def lengths(size: Size, folder: Path, say: Say) -> Figures:
+async def lengths(size: Size, folder: Path) -> Figures:
     """CPU milliseconds of session, pipeline and server by the length of the prompt."""
-    say("lengths")
     model, passes = default_model(), size.passes_a_length
     rows: list[dict[str, float]] = []
     async with AsyncExitStack() as exits:
@@ -129,28 +102,38 @@ async def lengths(size: Size, folder: Path, say: Say) -> Figures:
             await server.send(request, 4, 2)
             async with decisions(model, text) as pipeline:
                 for _ in range(3):
-                    samples.add("bare cpu ms", (await timed(bare.run, passes))[0])
-                    samples.add("pipeline cpu ms", (await timed(pipeline, passes))[0])
+                    samples["bare cpu ms"].append(await timed(bare.run, passes))
+                    samples["pipeline cpu ms"].append(await timed(pipeline, passes))
                     await server.measure(samples, "server", request, passes, 2)
-            cpu = medians(samples.values)
-            paths = {name: cpu[f"{name} cpu ms"] for name in ("bare", "pipeline", "server")}
+            paths = {name: median(samples[f"{name} cpu ms"]) for name in ("bare", "pipeline", "server")}
             rows.append({"tokens": tokens, "read": bare.tokens, **paths})
     return {"lengths": rows}
 
 
-async def bodies(size: Size, folder: Path, say: Say) -> Figures:
+async def bodies(size: Size, folder: Path) -> Figures:
     """CPU and median wall milliseconds of the server by body; no text is answered from the cache."""
-    say("bodies")
-    count, rows = size.requests_a_body, []
+    rows = []
     async with AsyncExitStack() as exits:
         server = await Target.of(Measured(folder / "bodies", **UNHURRIED), exits)
         for name, model in (("routed", ROUTED), ("named", NAMED)):
             for body, content in load.bodies(model).items():
-                request = load.exchange(content)
+                request, samples = load.exchange(content), Samples()
                 await server.send(request, 1, 1)
-                samples = Samples()
-                answers = await server.measure(samples, "server", request, count, 1)
-                row = {"body": body, "model": name, "bytes": len(content)}
-                p50 = statistics.median(answer.ms for answer in answers)
-                rows.append({**row, "cpu ms": samples.values["server cpu ms"][0], "p50 ms": p50})
+                answers = await server.measure(samples, "server", request, size.requests_a_body, 1)
+                p50 = median(answer.ms for answer in answers)
+                times = {"cpu ms": samples["server cpu ms"][0], "p50 ms": p50}
+                rows.append({"body": body, "model": name, "bytes": len(content), **times})
     return {"bodies": rows}
+
+
+async def gpu(size: Size, folder: Path) -> Figures:
+    """Decisions per second and their times on a CUDA device; raises ProcessError without one."""
+    request, samples = load.exchange(load.chat(ROUTED)), Samples()
+    sidecar = Measured(folder / "gpu", **UNHURRIED, encoder__device="cuda", encoder__queue_max="1024")
+    async with AsyncExitStack() as exits:
+        target = await Target.of(sidecar, exits)
+        await target.send(request, GPU_AT_ONCE, GPU_AT_ONCE)
+        answers = await target.measure(samples, "gpu", request, size.gpu_requests, GPU_AT_ONCE)
+    times, rate = quantiles([answer.ms for answer in answers]), samples["gpu a second"][0]
+    decided = sum(answer.outcome == "routed" for answer in answers) / len(answers)
+    return {"gpu": {"at once": GPU_AT_ONCE, "a second": rate, "decided": decided, "ms": times}}

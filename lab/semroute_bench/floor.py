@@ -2,8 +2,7 @@
 
     python -m semroute_bench.floor unix:/path [passes]
 
-With `passes` it runs the encoder on the same token ids for each body: the least that a decision can cost on
-this transport.
+With `passes` it runs the encoder for each body: the least that a decision can cost on this transport.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ from semroute_extproc.envoy.server import GRPC_EXPERIMENTS, SERVICE
 from semroute_extproc.serve.app import loop_factory
 
 REPLIES = (replies.ask_for_body(0), replies.CONTINUE["request_body"])
-"""Ask for the body, then let the request continue."""
 
 
 def process(once: Callable[[], object] | None = None) -> Any:
@@ -46,14 +44,12 @@ def process(once: Callable[[], object] | None = None) -> Any:
 
 def handler(behavior: Any) -> grpc.GenericRpcHandler:
     """The service with `behavior` as its one method."""
-    method: Any = grpc.stream_stream_rpc_method_handler(
-        behavior, request_deserializer=pb.ProcessingRequest.FromString
-    )
+    method: Any = grpc.stream_stream_rpc_method_handler(behavior, pb.ProcessingRequest.FromString)
     return grpc.method_handlers_generic_handler(SERVICE, {"Process": method})
 
 
-async def serve(address: str, once: Callable[[], object] | None) -> None:
-    """Serve with the sidecar's settings of gRPC; Envoy finds it healthy."""
+async def serve(address: str, once: Callable[[], object] | None = None) -> None:
+    """Serve with the sidecar's settings of gRPC until terminated; Envoy finds it healthy."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     server.add_generic_rpc_handlers((handler(process(once)),))
     healthy = health.HealthServicer()
@@ -65,19 +61,14 @@ async def serve(address: str, once: Callable[[], object] | None) -> None:
     await server.wait_for_termination()
 
 
-def main(address: str, mode: str = "floor") -> None:
-    """Serve until terminated."""
+if __name__ == "__main__":
     os.environ.setdefault("GRPC_EXPERIMENTS", GRPC_EXPERIMENTS)
-    once = None
-    if mode == "passes":
+    arguments: list[Any] = sys.argv[1:2]
+    if sys.argv[2:] == ["passes"]:
         from semroute_bench import load
         from semroute_bench.sidecar import Bare, default_model
 
         model = default_model()
-        once = Bare(model, load.prompt_of(model.framer, 64)).once
+        arguments.append(Bare(model, load.prompt_of(model.framer, 64)).once)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(serve(address, once))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+        runner.run(serve(*arguments))

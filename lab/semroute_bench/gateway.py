@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import aiohttp
-from semroute_demo.envoy import Envoy, Variant, connection_manager, shipped, variant
-from semroute_demo.process import Process, answers, free_port, wait_until
+from semroute_demo.envoy import EXT_PROC, Envoy, Variant, connection_manager, shipped, variant
+from semroute_demo.pool import Pool, Speed
+from semroute_demo.process import wait_until
 
 from semroute_bench import load
 from semroute_bench.load import NAMED, ROUTED
-from semroute_bench.samples import Samples, Size, quantiles
+from semroute_bench.measuring import Samples, Size, quantiles
 from semroute_bench.servers import READY_SECONDS_MAX, UNHURRIED, DoNothing, Measured
 from semroute_bench.sidecar import Bare, default_model
 
@@ -27,41 +26,29 @@ WARM_UP = 50  # requests to each path that are not counted
 
 async def measure(size: Size, folder: Path) -> dict[str, Any]:
     """Milliseconds on each path, one request at a time over kept connections, the paths in turn."""
-    port = free_port()
-    command = [sys.executable, "-m", "semroute_demo.pool", "--port", str(port)]
-    command += ["--first-token-ms", "0", "--token-ms", "0"]
-    for name in (NAMED, "deepseek-ai/DeepSeek-V3.2", ROUTED):
-        command += ["--model", name]
-    pool = Process("pool", command, folder / "pool.log")
-    model, samples = default_model(), Samples()
+    samples = Samples()
     async with AsyncExitStack() as exits:
-        exits.callback(pool.stop)
-        pool.start(lambda: answers(f"http://127.0.0.1:{port}/health"), READY_SECONDS_MAX)
+        models = (NAMED, "deepseek-ai/DeepSeek-V3.2", ROUTED)
+        pool = await exits.enter_async_context(Pool("pool", models, Speed(0.0, 0.0)))
 
-        def start(name: str, server: DoNothing | Measured | None) -> Envoy:
-            """An Envoy in front of the pool, with `server` as its processor."""
-            place = folder / name
-            place.mkdir()
-            changes = Variant([], {f"vllm-{size}": ("127.0.0.1", port) for size in ("small", "large")})
-            if server is not None:
-                exits.callback(server.stop)
-                changes = replace(changes, sockets=[str(socket) for socket in server.sockets])
-            bootstrap = variant(shipped(), changes)
+        servers: Any = {"with": Measured(folder / "gateway", **UNHURRIED), "without": None}
+        servers |= {"nothing": DoNothing(folder), "passes": DoNothing(folder, "passes")}
+        envoys: dict[str, Envoy] = {}
+        for name, server in servers.items():
+            sockets = [str(socket) for socket in server.sockets] if server else []
+            places = {f"vllm-{size}": ("127.0.0.1", pool.port) for size in ("small", "large")}
+            bootstrap = variant(shipped(), Variant(sockets, places))
             if server is None:
                 filters = connection_manager(bootstrap)["http_filters"]
-                filters[:] = [each for each in filters if each["name"] != "envoy.filters.http.ext_proc"]
-            envoy = Envoy(bootstrap, place)
-            exits.callback(envoy.stop)
-            envoy.start()
-            if server is not None:
-                wait_until(lambda: envoy.healthy("semroute"), READY_SECONDS_MAX, f"Envoy to reach {name}")
-            return envoy
-
-        sidecar = start("with", Measured(folder / "gateway", **UNHURRIED))
-        alone = start("without", None)
-        nothing = start("nothing", DoNothing(folder))
-        passes = start("passes", DoNothing(folder, "passes"))
-        await asyncio.to_thread(sidecar.wait_for_sidecar)
+                filters[:] = [each for each in filters if each["name"] != EXT_PROC]
+            (folder / name).mkdir()
+            envoy = envoys[name] = Envoy(bootstrap, folder / name)
+            for each in (server, envoy) if server else (envoy,):
+                exits.callback(each.stop)
+            await asyncio.to_thread(envoy.start)
+            if server:
+                healthy = partial(envoy.healthy, "semroute")
+                await asyncio.to_thread(wait_until, healthy, READY_SECONDS_MAX, f"Envoy to reach {name}")
         session = await exits.enter_async_context(aiohttp.ClientSession())
 
         async def post(envoy: Envoy, model: str) -> None:
@@ -71,22 +58,17 @@ async def measure(size: Size, folder: Path) -> dict[str, Any]:
                 response.raise_for_status()
 
         calls: dict[str, Callable[[], Awaitable[None]]] = {
-            "bare session": Bare(model, load.PROMPT).run,
-            "Envoy alone": partial(post, alone, NAMED),
-            "do-nothing processor": partial(post, nothing, NAMED),
-            "do-nothing processor with the pass": partial(post, passes, ROUTED),
-            "named model": partial(post, sidecar, NAMED),
-            "routed model": partial(post, sidecar, ROUTED),
+            "bare session": Bare(default_model(), load.PROMPT).run,
+            "Envoy alone": partial(post, envoys["without"], NAMED),
+            "do-nothing processor": partial(post, envoys["nothing"], NAMED),
+            "do-nothing processor with the pass": partial(post, envoys["passes"], ROUTED),
+            "named model": partial(post, envoys["with"], NAMED),
+            "routed model": partial(post, envoys["with"], ROUTED),
         }
         for number in range(WARM_UP + size.gateway_requests):
             for name, call in calls.items():
                 started = perf_counter()
                 await call()
                 if number >= WARM_UP:
-                    samples.add(name, (perf_counter() - started) * 1e3)
-        counters = "ext_proc.*(failure_mode_allowed|spurious_msgs_received|message_timeouts)"
-        return {
-            "requests": size.gateway_requests,
-            "ms": {name: quantiles(values) for name, values in samples.values.items()},
-            "errors counted by Envoy": sum(sidecar.stats(counters).values()),
-        }
+                    samples[name].append((perf_counter() - started) * 1e3)
+        return {"gateway": {"ms": {name: quantiles(values) for name, values in samples.items()}}}

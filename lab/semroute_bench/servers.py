@@ -15,8 +15,7 @@ from semroute_demo.sidecar import CONFIG_PATH, Sidecar
 
 from semroute_bench.client import Answer, Client, connect
 from semroute_bench.load import Exchange
-from semroute_bench.machine import children, cpu_seconds, resident_mib
-from semroute_bench.samples import Samples
+from semroute_bench.measuring import Samples, cpu_seconds
 
 BUSY = 16  # streams at once that keep one server busy
 READY_SECONDS_MAX = 30.0
@@ -30,15 +29,11 @@ class DoNothing:
 
     def __init__(self, folder: Path, mode: str = "floor") -> None:
         """Start it; `mode` is `floor` or `passes`. Raises `ProcessError`."""
-        self.sockets = [folder / f"{mode}.sock"]
-        command = [sys.executable, "-m", "semroute_bench.floor", f"unix:{self.sockets[0]}", mode]
-        self._process = Process(mode, command, folder / f"{mode}.log")
-        self._process.start(self.sockets[0].exists, READY_SECONDS_MAX)
-        self.pids = [self._process.pid]
-
-    def stop(self) -> None:
-        """End it."""
-        self._process.stop()
+        socket = folder / f"{mode}.sock"
+        command = [sys.executable, "-m", "semroute_bench.floor", f"unix:{socket}", mode]
+        process = Process(mode, command, folder / f"{mode}.log")
+        process.start(socket.exists, READY_SECONDS_MAX)
+        self.sockets, self.pids, self.stop = [socket], [process.pid], process.stop
 
 
 class Measured(Sidecar):
@@ -48,16 +43,13 @@ class Measured(Sidecar):
         """Start it. `settings` such as `server__workers="2"` replace those of the configuration."""
         folder.mkdir()
         settings = {"server__drain_seconds": "0", **settings}  # the clients have finished before it stops
-        environment = {f"SEMROUTE__{key.upper()}": value for key, value in settings.items()}
-        super().__init__(CONFIG_PATH, folder, environment)
+        super().__init__(CONFIG_PATH, folder, {f"SEMROUTE__{k.upper()}": v for k, v in settings.items()})
         started = perf_counter()
         self.start()
         self.start_seconds = perf_counter() - started
-        self.pids = [self.process.pid] if len(self.sockets) == 1 else children(self.process.pid)
-
-    def resident_mib(self) -> list[float]:
-        """Resident memory of every worker."""
-        return list(map(resident_mib, self.pids))
+        parent = self.process.pid
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        self.pids = [parent] if len(self.sockets) == 1 else list(map(int, children))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +72,10 @@ class Target:
         runs = (client.closed([request] * share, at_once) for client in self.clients)
         return [answer for answers in await asyncio.gather(*runs) for answer in answers]
 
-    async def measure(
-        self, samples: Samples, name: str, request: Exchange, count: int, at_once: int
-    ) -> list[Answer]:
-        """Sample CPU milliseconds per stream and streams per second."""
+    async def measure(self, samples: Samples, name: str, request: Exchange, *load: int) -> list[Answer]:
+        """Send (`load`: count, at once) and sample CPU milliseconds per stream and streams per second."""
         before, started = cpu_seconds(*self.pids), perf_counter()
-        answers = await self.send(request, count, at_once)
-        samples.add(f"{name} a second", len(answers) / (perf_counter() - started))
-        samples.add(f"{name} cpu ms", (cpu_seconds(*self.pids) - before) / len(answers) * 1e3)
+        answers = await self.send(request, *load)
+        samples[f"{name} a second"].append(len(answers) / (perf_counter() - started))
+        samples[f"{name} cpu ms"].append((cpu_seconds(*self.pids) - before) / len(answers) * 1e3)
         return answers

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
-from time import perf_counter, process_time
+from time import process_time
 from typing import Any
 
 from semroute_demo.sidecar import CONFIG_PATH
@@ -16,13 +14,10 @@ from semroute_bench import load
 from semroute_bench.servers import UNHURRIED
 from semroute_extproc.config import source as config_source
 from semroute_extproc.encoder import bundle
-from semroute_extproc.encoder.cuda import CudaModel
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.encoder.signals import Signals
-from semroute_extproc.envoy.exchange import Decide
-from semroute_extproc.errors import BundleError, ConfigError
-from semroute_extproc.policy.context import Facts
-from semroute_extproc.request.view import Api, RequestHead, RequestView, Turn
+from semroute_extproc.policy.context import RoutingContext
+from semroute_extproc.request.view import Api, Decide, RequestHead, RequestView, Turn
 from semroute_extproc.serve import build
 from semroute_extproc.strategies.judge_client import Judges
 
@@ -32,8 +27,7 @@ class Bare:
 
     def __init__(self, model: OnnxModel, text: str) -> None:
         framed = model.framer.frame(text)
-        self.tokens = len(framed.ids)
-        self.once = model.alone([framed])
+        self.tokens, self.once = len(framed.ids), model.alone([framed])
 
     async def run(self) -> None:
         """One pass."""
@@ -42,7 +36,7 @@ class Bare:
 
 def default_model() -> OnnxModel:
     """The shipped bundle on one thread."""
-    return OnnxModel(bundle.load(bundle.default_bundle(), ("cpu",)), "cpu", threads=1)
+    return OnnxModel(bundle.load(bundle.default_bundle(), ("cpu",)), "cpu")
 
 
 @asynccontextmanager
@@ -52,7 +46,7 @@ async def decisions(model: OnnxModel, text: str) -> AsyncIterator[Callable[[], A
     classifier = build.make_classifier(loaded.config, {build.DEFAULT: model})
     policies = build.make_policies(loaded, classifier.bundle)
     pipeline = build.make_pipeline(loaded, policies, classifier, Judges())
-    head = RequestHead("POST", "/v1/chat/completions", {})
+    head = RequestHead("POST", "/v1/chat/completions")
     request = Decide(head, Api.CHAT_COMPLETIONS, load.chat(load.ROUTED, text))
     try:
         yield lambda: pipeline.decide(request)
@@ -62,74 +56,28 @@ async def decisions(model: OnnxModel, text: str) -> AsyncIterator[Callable[[], A
 
 def without_passes(model: OnnxModel, text: str) -> OnnxModel:
     """The model with its outputs for `text` recorded in place of its session."""
-    values = Bare(model, text).once()
+    values, found = Bare(model, text).once(), copy.copy(model)
 
     class Recorded:
         def run(self, *_: Any) -> Any:
             return values
 
-    return _with_session(model, Recorded())
-
-
-def float32(model: OnnxModel, text: str, folder: Path) -> Bare | None:
-    """The same weights in float32, made from the GPU's float16 graph; None without `onnx`."""
-    if importlib.util.find_spec("onnx") is None:
-        return None
-    import onnxruntime
-    from semroute_lab.train.graphs import write_widened
-
-    path = folder / "fp32.onnx"
-    write_widened(model.bundle.path / model.bundle.manifest.graphs["cuda"], path)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return Bare(_with_session(model, session), text)
-
-
-def _with_session(model: OnnxModel, session: Any) -> OnnxModel:
-    found = copy.copy(model)
-    found._session = session
+    found._session = Recorded()
     return found
 
 
-def gpu_missing() -> str:
-    """Why no GPU can be used here; empty if one can."""
-    try:
-        CudaModel(bundle.load(bundle.default_bundle(), ("cuda",))).close()
-    except (ConfigError, BundleError) as error:  # no device, or an image without its graph
-        return str(error)
-    return ""
-
-
-def facts(
-    request_id: str = "",
-    difficulty: float = 0.4,
-    tokens: int = 60,
-    turns: Sequence[Turn] = (Turn("user", "hi"),),
-    labels: Sequence[str] = ("other",),
-    **signals: Any,
-) -> Facts:
-    """A chat completion whose text was read; `signals` are further fields of `Signals`."""
-    read = Signals(
-        domain=labels[0],
-        domain_probs=dict.fromkeys(labels, 1.0 / len(labels)),
-        domain_entropy=0.0,
-        difficulty=difficulty,
-        unknown=False,
-        tokens=tokens,
-        truncated=False,
-        language="en",
-        **signals,
-    )
+def read_context(request_id: str, difficulty: float = 0.4, tokens: int = 60, **more: Any) -> RoutingContext:
+    """A chat completion whose text was read; `more` are further fields of `Signals`."""
+    read = {"domain": "other", "domain_probs": {}, "domain_entropy": 0.0, "unknown": False, **more}
+    signals = Signals(difficulty=difficulty, tokens=tokens, truncated=False, language="en", **read)
     head = RequestHead("POST", "/v1/chat/completions", {"x-request-id": request_id})
-    view = RequestView(Api.CHAT_COMPLETIONS, "auto", tuple(turns))
-    return Facts(head, view, "en", tokens, signals=read)
+    view = RequestView(Api.CHAT_COMPLETIONS, "auto", (Turn("user", "hi"),))
+    return RoutingContext(head, view, "en", tokens, signals=signals)
 
 
-async def timed(call: Callable[[], Awaitable[object]], count: int) -> tuple[float, float]:
-    """CPU and wall milliseconds per awaited call."""
-    wall, cpu = perf_counter(), process_time()
+async def timed(call: Callable[[], Awaitable[object]], count: int) -> float:
+    """CPU milliseconds per awaited call."""
+    before = process_time()
     for _ in range(count):
         await call()
-    return (process_time() - cpu) / count * 1e3, (perf_counter() - wall) / count * 1e3
+    return (process_time() - before) / count * 1e3

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import json
 import shutil
 import signal
@@ -16,21 +15,14 @@ from pathlib import Path
 import click
 import httpx2
 from rich.console import Console
-from rich.live import Live
 
-from semroute_demo import report
-from semroute_demo.client import Row, send
+from semroute_demo import client
 from semroute_demo.envoy import Envoy, Variant, shipped, variant
 from semroute_demo.pool import Pool, Speed
 from semroute_demo.process import ProcessError, free_port
-from semroute_demo.prompts import prompts
 from semroute_demo.sidecar import CONFIG_PATH, Sidecar
 from semroute_extproc.config import source as config_source
 from semroute_extproc.config.models import Config
-
-PORT_PREFERRED = 10_000  # Envoy's port if it is free and none was asked for
-TABLE_COLUMNS = 150  # width of the table without a terminal
-REQUEST_SECONDS_MAX = 60.0
 
 RESPONSE_HEADERS = {
     f"x-semroute-{key.replace('_', '-')}": key for key in ("difficulty", "domain", "rule", "decision_ms")
@@ -50,17 +42,18 @@ def demo(once: bool, as_json: bool, port: int | None) -> None:
     Needs the extras `cpu` and `demo`. Nothing outside this machine is called.
     """
     folder = Path(tempfile.mkdtemp(prefix="semroute-demo-"))
+    errors = Console(stderr=True, markup=False, highlight=False)
     status = 1  # something did not start, a request failed, or a pool got none
     try:
         status = asyncio.run(_run(folder, once, as_json, port))
     except (KeyboardInterrupt, asyncio.CancelledError):
         status = 130
     except ProcessError as error:
-        Console(stderr=True).print(str(error), markup=False, highlight=False)
+        errors.print(str(error))
     if status in (0, 130):
         shutil.rmtree(folder, ignore_errors=True)
     else:
-        Console(stderr=True).print(f"Logs and configurations are in {folder}", markup=False, highlight=False)
+        errors.print(f"Logs and configurations are in {folder}")
     sys.exit(status)
 
 
@@ -70,22 +63,24 @@ async def _run(folder: Path, once: bool, as_json: bool, port: int | None) -> int
     # SIGTERM ends the demo as Ctrl-C does, so that every child ends before it.
     loop.add_signal_handler(signal.SIGTERM, main.cancel)
     settings = config_source.load(CONFIG_PATH).config
-    console = Console() if Console().is_terminal else Console(width=TABLE_COLUMNS)
-    async with _stack(folder, settings, port or free_port(preferred=PORT_PREFERRED)) as (envoy, sidecar):
-        rows = await _send_all(envoy.url, settings, console, as_json)
+    console = Console() if Console().is_terminal else Console(width=150)
+    async with _stack(folder, settings, port or free_port(preferred=10_000)) as (envoy, sidecar):
+        rows = await _send_all(envoy.url, settings, as_json)
         failures = envoy.stats("failure_mode_allowed$|spurious_msgs_received$")
-        summary = report.summarise(rows, settings, sum(failures.values()))
+        summary = client.summarise(rows, settings, sum(failures.values()))
         if as_json:
-            _print_json({"summary": True, **dataclasses.asdict(summary)})
+            click.echo(json.dumps({"summary": True, **summary}, ensure_ascii=False))
         else:
-            console.print(report.summary_text(summary))
+            console.print(client.table(rows))
+            console.print(client.summary_text(summary))
         if not once:
             loop.add_signal_handler(signal.SIGINT, stop.set)
+            places = {"url": envoy.url, "sidecar": sidecar.admin, "envoy": envoy.admin}
+            text = client.COMMANDS.format(**places, log=envoy.access_log_path)
             # Not wrapped, even on a narrow terminal: these lines are for copying.
-            text = report.commands(envoy, sidecar)
-            Console(stderr=as_json).print(text, highlight=False, soft_wrap=True)
+            Console(stderr=as_json).print(text, markup=False, highlight=False, soft_wrap=True)
             await stop.wait()
-    return 0 if summary.ok else 1
+    return 0 if summary["ok"] else 1
 
 
 @contextlib.asynccontextmanager
@@ -113,23 +108,12 @@ async def _stack(folder: Path, settings: Config, port: int) -> AsyncIterator[tup
         yield envoy, sidecar
 
 
-async def _send_all(url: str, settings: Config, console: Console, as_json: bool) -> list[Row]:
+async def _send_all(url: str, settings: Config, as_json: bool) -> list[client.Json]:
     """Send every prompt, one after the other so that decision times include no queue."""
-    rows: list[Row] = []
-    live = not as_json and console.is_terminal
-    table = Live(console=console, refresh_per_second=8) if live else contextlib.nullcontext()
-    async with httpx2.AsyncClient(base_url=url, timeout=REQUEST_SECONDS_MAX) as client:
-        with table as display:
-            for number, prompt in enumerate(prompts(), 1):
-                rows.append(await send(client, number, prompt, settings))
-                if as_json:
-                    _print_json(dataclasses.asdict(rows[-1]))
-                elif display is not None:
-                    display.update(report.table(rows))
-        if not as_json and not live:
-            console.print(report.table(rows))
+    rows: list[client.Json] = []
+    async with httpx2.AsyncClient(base_url=url, timeout=60.0) as http:
+        for number, prompt in enumerate(client.prompts(), 1):
+            rows.append(await client.send(http, number, prompt, settings))
+            if as_json:
+                click.echo(json.dumps(rows[-1], ensure_ascii=False))
     return rows
-
-
-def _print_json(item: object) -> None:
-    click.echo(json.dumps(item, ensure_ascii=False))

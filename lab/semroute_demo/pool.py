@@ -10,17 +10,16 @@ import asyncio
 import contextlib
 import hashlib
 import json
-import logging
 import time
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 import click
 from aiohttp import web
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from semroute_demo import shapes
 from semroute_extproc.request.view import Api
@@ -30,23 +29,8 @@ RECORDED_MAX = 256  # how many requests are remembered
 RECORDED_BYTES_MAX = 1024 * 1024  # of larger bodies only length and hash are remembered
 CACHE_TOKENS = 32_768  # tokens the simulated KV cache holds
 
-Metric = TypeVar("Metric", Counter, Gauge, Histogram)
-
-PATHS = {
-    "/v1/chat/completions": Api.CHAT_COMPLETIONS,
-    "/v1/completions": Api.COMPLETIONS,
-    "/v1/responses": Api.RESPONSES,
-    "/v1/messages": Api.MESSAGES,
-    "/v1/embeddings": Api.EMBEDDINGS,
-}
-"""The generating endpoints."""
-
-_TITLES = {
-    400: "BadRequestError",
-    404: "NotFoundError",
-    500: "InternalServerError",
-    503: "Service Unavailable",
-}
+PATHS = {f"/v1/{api.replace('chat_', 'chat/')}": api for api in Api}  # the generating endpoints
+TYPES = {400: "BadRequestError", 404: "NotFoundError", 500: "InternalServerError", 503: "Service Unavailable"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,22 +77,14 @@ class Pool:
         self._running = self._waiting = self._cached_tokens = 0
         self._registry = CollectorRegistry()
 
-        def own(kind: type[Metric], name: str, text: str) -> Metric:
-            metric = kind(f"vllm:{name}", text, ("engine", "model_name"), registry=self._registry)
-            return metric.labels("0", self.models[0])
+        def gauge(name: str, text: str, value: Callable[[], float]) -> None:
+            metric = Gauge(f"vllm:{name}", text, ("engine", "model_name"), registry=self._registry)
+            metric.labels("0", self.models[0]).set_function(value)
 
-        running = own(Gauge, "num_requests_running", "Requests in execution.")
-        running.set_function(lambda: self._running)
-        waiting = own(Gauge, "num_requests_waiting", "Requests waiting for a slot.")
-        waiting.set_function(lambda: self._waiting)
-        cache = own(Gauge, "kv_cache_usage_perc", "Share of the KV cache in use, 0 to 1.")
-        cache.set_function(lambda: min(1.0, self._cached_tokens / CACHE_TOKENS))
-        self._prompt_tokens = own(Counter, "prompt_tokens", "Prompt tokens processed.")
-        self._generation_tokens = own(Counter, "generation_tokens", "Tokens generated.")
-        self._first_token = own(Histogram, "time_to_first_token_seconds", "Time to first token.")
-        self._latency = own(Histogram, "e2e_request_latency_seconds", "Time from arrival to the last token.")
-        labels = ("engine", "model_name", "finished_reason")
-        self._success = Counter("vllm:request_success", "Finished.", labels, registry=self._registry)
+        gauge("num_requests_running", "Requests in execution.", lambda: self._running)
+        gauge("num_requests_waiting", "Requests waiting for a slot.", lambda: self._waiting)
+        used = "Share of the KV cache in use, 0 to 1."
+        gauge("kv_cache_usage_perc", used, lambda: min(1.0, self._cached_tokens / CACHE_TOKENS))
         self._runner: web.AppRunner | None = None
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
@@ -119,14 +95,8 @@ class Pool:
         app.add_routes([web.get(path, page) for path, page in pages.items()])
         # As in vLLM: compressed bodies are not unpacked, an idle connection closes after 5 s, and a client
         # that disconnects cancels its generation.
-        self._runner = web.AppRunner(
-            app,
-            access_log=None,
-            auto_decompress=False,
-            keepalive_timeout=5.0,
-            handler_cancellation=True,
-            shutdown_timeout=1.0,
-        )
+        as_vllm: Any = {"auto_decompress": False, "keepalive_timeout": 5.0, "handler_cancellation": True}
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0, **as_vllm)
         await self._runner.setup()
         await web.TCPSite(self._runner, host, port).start()
         self.port = self._runner.addresses[0][1]
@@ -156,14 +126,8 @@ class Pool:
         return web.json_response({"object": "list", "data": cards}, headers={"x-sim-pool": self.name})
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
-        arrived = time.monotonic()
         content = await request.read()
-        received = self._record(request, content)
-        headers = {
-            "x-sim-pool": self.name,
-            "x-sim-bytes": str(received.length),
-            "x-sim-sha256": received.sha256,
-        }
+        headers = {"x-sim-pool": self.name, "x-sim-sha256": self._record(request, content)}
         fault = self.faults.popleft() if self.faults else Fault()
         api = PATHS[request.path]
         if fault.status:
@@ -182,30 +146,24 @@ class Pool:
             return _error(503, "The engine is currently busy. Try again later.", headers)
         name = f"chatcmpl-{request.headers.get('x-request-id') or uuid.uuid4().hex}"
         answer = shapes.answer(api, body, self.name, self.models[0], name, int(time.time()))
-        tokens, made = answer.prompt_tokens, len(answer.pieces)
-        async with self._slot(tokens + made):
+        made = len(answer.pieces)
+        async with self._slot(answer.prompt_tokens + made):
             await asyncio.sleep(self.speed.first_token_seconds)
-            self._first_token.observe(time.monotonic() - arrived)
-            response: web.StreamResponse
-            if answer.stream:
-                kind = "text/event-stream; charset=utf-8"
-                response = web.StreamResponse(headers={"content-type": kind, **headers})
-                await response.prepare(request)
-                for sent, (event, timed) in enumerate(shapes.events(answer)):
-                    if sent == fault.drop_after and request.transport is not None:
-                        request.transport.abort()
-                        return response
-                    if timed:
-                        await asyncio.sleep(self.speed.token_seconds)
-                    await response.write(event)
-                await response.write_eof()
-            else:
+            if not answer.stream:
                 await asyncio.sleep(self.speed.token_seconds * made)
-                response = web.json_response(shapes.body(answer), headers=headers)
-        self._prompt_tokens.inc(tokens)
-        self._generation_tokens.inc(made)
-        self._latency.observe(time.monotonic() - arrived)
-        self._success.labels("0", self.models[0], answer.finish).inc()
+                return web.json_response(shapes.body(answer), headers=headers)
+            kind = "text/event-stream; charset=utf-8"
+            response = web.StreamResponse(headers={"content-type": kind, **headers})
+            await response.prepare(request)
+            for sent, (event, timed) in enumerate(shapes.events(answer)):
+                if sent == fault.drop_after and request.transport is not None:
+                    request.transport.abort()
+                    break
+                if timed:
+                    await asyncio.sleep(self.speed.token_seconds)
+                await response.write(event)
+            else:
+                await response.write_eof()
         return response
 
     @contextlib.asynccontextmanager
@@ -225,20 +183,18 @@ class Pool:
             self._cached_tokens -= tokens
             self._slots.release()
 
-    def _record(self, request: web.Request, content: bytes) -> Received:
-        received = Received(
-            headers={name.lower(): value for name, value in request.headers.items()},
-            length=len(content),
-            sha256=hashlib.sha256(content).hexdigest(),
-            body=content if len(content) <= RECORDED_BYTES_MAX else b"",
-        )
-        self.received.append(received)
-        return received
+    def _record(self, request: web.Request, content: bytes) -> str:
+        """Remember the request; returns the SHA-256 of its body."""
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        digest = hashlib.sha256(content).hexdigest()
+        kept = content if len(content) <= RECORDED_BYTES_MAX else b""
+        self.received.append(Received(headers, len(content), digest, kept))
+        return digest
 
 
 def _error(status: int, message: str, headers: Mapping[str, str], wrapped: bool = False) -> web.Response:
     """An error in vLLM's words; `wrapped` as its Anthropic endpoint does."""
-    error = {"message": message, "type": _TITLES.get(status, "Error"), "param": None, "code": status}
+    error = {"message": message, "type": TYPES.get(status, "Error"), "param": None, "code": status}
     body = {"type": "error", "error": error} if wrapped else {"error": error}
     return web.json_response(body, status=status, headers=headers)
 
@@ -248,29 +204,14 @@ def _error(status: int, message: str, headers: Mapping[str, str], wrapped: bool 
 @click.option("--model", "models", multiple=True, help="A served model name; repeat it for aliases.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, help="Port to listen on; 0 for any.")
-@click.option("--first-token-ms", default=150.0, show_default=True, help="Time to the first token.")
-@click.option("--token-ms", default=10.0, show_default=True, help="Time between tokens.")
-@click.option("--slots", default=16, show_default=True, help="Requests that run at once.")
-def main(
-    name: str,
-    models: tuple[str, ...],
-    host: str,
-    port: int,
-    first_token_ms: float,
-    token_ms: float,
-    slots: int,
-) -> None:
+def main(name: str, models: tuple[str, ...], host: str, port: int) -> None:
     """Serve until interrupted."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
 
     async def serve() -> None:
-        pool = Pool(name, models or (name,), Speed(first_token_ms / 1000, token_ms / 1000, slots))
+        pool = Pool(name, models or (name,), Speed(first_token_seconds=0.15, token_seconds=0.01))
         await pool.start(host, port)
-        logging.getLogger(__name__).info("simulated pool %s on %s:%d", name, host, pool.port)
-        try:
-            await asyncio.Event().wait()
-        finally:
-            await pool.stop()
+        click.echo(f"simulated pool {name} on {host}:{pool.port}", err=True)
+        await asyncio.Event().wait()
 
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(serve())

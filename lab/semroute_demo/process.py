@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx2
 
 STOP_SECONDS_MAX = 15.0  # how long a process may take to exit by itself before it is killed
-POLL_SECONDS = 0.05  # pause between two checks of a condition
-LOG_LINES_SHOWN = 12  # how much of a log's end an error shows
 
 HTTP = httpx2.Client(limits=httpx2.Limits(max_keepalive_connections=0), trust_env=False)
 """For requests to the processes; a client of its own for each request would cost 17 ms of CPU."""
@@ -23,30 +23,23 @@ class ProcessError(Exception):
     """A process that does not start; the message carries the end of its log."""
 
 
+@dataclass
 class Process:
     """One child process. Standard error, and standard output unless it has its own file, go to `log_path`."""
 
-    def __init__(
-        self,
-        name: str,
-        command: Sequence[str],
-        log_path: Path,
-        output_path: Path | None = None,
-        environment: Mapping[str, str] | None = None,
-    ) -> None:
-        self.name = name
-        self.log_path = log_path
-        self._command = command
-        self._output_path = output_path or log_path
-        self._environment = environment
-        self._child: subprocess.Popen[bytes] | None = None
+    name: str
+    command: Sequence[str]
+    log_path: Path
+    output_path: Path | None = None
+    environment: Mapping[str, str] | None = None
+    _child: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def start(self, ready: Callable[[], bool], seconds_max: float) -> None:
         """Start it and wait until `ready()`; raises `ProcessError` if it exits or takes too long."""
-        with self._output_path.open("ab") as output, self.log_path.open("ab") as log:
+        with (self.output_path or self.log_path).open("ab") as output, self.log_path.open("ab") as log:
             # Its own session: Ctrl-C reaches this process only, which stops its children in order.
             child = self._child = subprocess.Popen(
-                self._command, stdout=output, stderr=log, env=self._environment, start_new_session=True
+                self.command, stdout=output, stderr=log, env=self.environment, start_new_session=True
             )
         try:
             wait_until(lambda: child.poll() is not None or ready(), seconds_max, f"{self.name} to be ready")
@@ -71,52 +64,42 @@ class Process:
         assert self._child is not None, f"{self.name} was not started"
         return self._child.wait(seconds_max)
 
-    def stop(self, seconds_max: float = STOP_SECONDS_MAX) -> int | None:
+    def stop(self) -> int | None:
         """Ask it to exit, then kill it; returns its exit status. Safe to call twice."""
-        if self._child is None:
+        child, self._child = self._child, None
+        if child is None:
             return None
-        self._child.send_signal(signal.SIGCONT)
-        self._child.terminate()
+        child.send_signal(signal.SIGCONT)
+        child.terminate()
         try:
-            status = self._child.wait(seconds_max)
+            return child.wait(STOP_SECONDS_MAX)
         except subprocess.TimeoutExpired:
-            self._child.kill()
-            status = self._child.wait()
-        self._child = None
-        return status
+            child.kill()
+            return child.wait()
 
-    def log_tail(self, lines: int = LOG_LINES_SHOWN) -> str:
+    def log_tail(self, lines: int = 12) -> str:
         """The end of its log."""
-        if not self.log_path.is_file():
-            return ""
-        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
+        text = self.log_path.read_text(errors="replace") if self.log_path.is_file() else ""
+        return "\n".join(text.splitlines()[-lines:])
 
 
 def wait_until(condition: Callable[[], bool], seconds_max: float, what: str) -> None:
-    """Check `condition` until it holds; raises `ProcessError` if it does not in time."""
+    """Check `condition` until it holds without an error; raises `ProcessError` if it does not in time."""
     deadline = time.monotonic() + seconds_max
-    while not condition():
-        if time.monotonic() > deadline:
-            raise ProcessError(f"waited {seconds_max:g} s for {what}")
-        time.sleep(POLL_SECONDS)
+    while time.monotonic() < deadline:
+        # Of a process that does not listen yet, or whose files or answers are not complete.
+        with contextlib.suppress(httpx2.HTTPError, OSError, LookupError, ValueError):
+            if condition():
+                return
+        time.sleep(0.05)
+    raise ProcessError(f"waited {seconds_max:g} s for {what}")
 
 
-def answers(url: str) -> bool:
-    """Whether a request is answered with 200."""
-    try:
-        return HTTP.get(url).status_code == 200
-    except httpx2.HTTPError:
-        return False
-
-
-def free_port(host: str = "127.0.0.1", preferred: int = 0) -> int:
-    """A TCP port that is free now: `preferred` if it is, else one that the system chooses."""
+def free_port(preferred: int = 0) -> int:
+    """A loopback TCP port that is free now: `preferred` if it is, else one that the system chooses."""
     for port in (preferred, 0):
-        with socket.socket() as probe:
+        with socket.socket() as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError:
-                continue
+            probe.bind(("127.0.0.1", port))
             return int(probe.getsockname()[1])
-    raise ProcessError(f"no free port on {host}")
+    raise ProcessError("no free port on 127.0.0.1")

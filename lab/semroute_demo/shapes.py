@@ -15,12 +15,14 @@ from typing import Any
 from semroute_extproc.request.view import Api
 
 Json = dict[str, Any]
-"""A JSON object."""
 
 CHARACTERS_PER_TOKEN = 4  # a rule of thumb for English, in place of a tokenizer
 IMAGE_TOKENS = 576  # the approximate cost of an image: a 24 x 24 grid of patches
 EMBEDDING_DIMENSIONS = 32
 ANSWER_TOKENS_MAX = 2_048  # no simulated answer is longer, whatever the client allows
+
+PROMPT = ("messages", "prompt", "input", "system", "tools")  # members of a request that are its prompt
+LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")  # of its answer; the first one counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,36 +39,22 @@ class Answer:
     pieces: Sequence[str]  # its tokens, each with the space before it
     truncated: bool  # it ended because of the client's limit
 
-    @property
-    def finish(self) -> str:
-        """The finish reason in OpenAI's words."""
-        return "length" if self.truncated else "stop"
-
 
 def answer(api: Api, request: Json, pool: str, model: str, name: str, created: int) -> Answer:
     """The answer to a request's body; its length depends on the prompt alone and on the client's limit."""
-    prompt = {
-        key: request[key] for key in ("messages", "prompt", "input", "system", "tools") if key in request
-    }
+    prompt = {key: request[key] for key in PROMPT if key in request}
     text, images = _measure(prompt)
-    options = request.get("stream_options")
-    limits = (request.get(key) for key in ("max_completion_tokens", "max_tokens", "max_output_tokens"))
+    tokens = max(1, text // CHARACTERS_PER_TOKEN) + images * IMAGE_TOKENS
     digest = hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).digest()
     wanted = 40 + int.from_bytes(digest[:4], "big") % 160
-    allowed = next((limit for limit in limits if isinstance(limit, int)), wanted)
-    count = 0 if api is Api.EMBEDDINGS else min(wanted, allowed, ANSWER_TOKENS_MAX)
+    allowed = next((limit for key in LIMITS if isinstance(limit := request.get(key), int)), wanted)
+    embeds = api is Api.EMBEDDINGS
+    count = 0 if embeds else min(wanted, allowed, ANSWER_TOKENS_MAX)
     words = f"This text comes from the simulated {pool} pool and stands for an answer.".split()
-    return Answer(
-        api=api,
-        id=name,
-        model=model,
-        created=created,
-        stream=request.get("stream") is True and api is not Api.EMBEDDINGS,
-        include_usage=isinstance(options, dict) and options.get("include_usage") is True,
-        prompt_tokens=max(1, text // CHARACTERS_PER_TOKEN) + images * IMAGE_TOKENS,
-        pieces=[" " * (index > 0) + words[index % len(words)] for index in range(count)],
-        truncated=allowed < wanted,
-    )
+    pieces = [" " * (index > 0) + words[index % len(words)] for index in range(count)]
+    stream, options = request.get("stream") is True and not embeds, request.get("stream_options")
+    with_usage = isinstance(options, dict) and options.get("include_usage") is True
+    return Answer(api, name, model, created, stream, with_usage, tokens, pieces, allowed < wanted)
 
 
 def _measure(value: Any) -> tuple[int, int]:
@@ -101,13 +89,14 @@ def body(answer: Answer) -> Json:
     match answer.api:
         case Api.CHAT_COMPLETIONS:
             message = {"message": {"role": "assistant", "content": text}}
-            return _choice(answer, "chat.completion", message, answer.finish) | {"usage": usage(answer)}
+            return _choice(answer, "chat.completion", message, last=True) | {"usage": usage(answer)}
         case Api.COMPLETIONS:
-            return _choice(answer, "text_completion", {"text": text}, answer.finish) | {
-                "usage": usage(answer)
-            }
+            whole = _choice(answer, "text_completion", {"text": text}, last=True)
+            return whole | {"usage": usage(answer)}
         case Api.RESPONSES:
-            return _response(answer, "incomplete" if answer.truncated else "completed", [_item(answer, text)])
+            content = [{"type": "output_text", "text": text, "annotations": []}]
+            item = {"id": f"msg_{answer.id}", "type": "message", "role": "assistant", "content": content}
+            return _response(answer, "incomplete" if answer.truncated else "completed", [item])
         case Api.MESSAGES:
             return _message(answer, [{"type": "text", "text": text}])
         case Api.EMBEDDINGS:
@@ -118,17 +107,12 @@ def body(answer: Answer) -> Json:
 
 def events(answer: Answer) -> Iterator[tuple[bytes, bool]]:
     """The answer as server-sent events: each with whether it carries a token and therefore takes time."""
-    match answer.api:
-        case Api.RESPONSES:
-            made = _response_events(answer)
-        case Api.MESSAGES:
-            made = _message_events(answer)
-        case _:
-            for chunk, timed in _chunks(answer):
-                yield f"data: {json.dumps(chunk)}\n\n".encode(), timed
-            yield b"data: [DONE]\n\n", False
-            return
-    for kind, members in made:
+    if answer.api not in (Api.RESPONSES, Api.MESSAGES):
+        for chunk, timed in _chunks(answer):
+            yield f"data: {json.dumps(chunk)}\n\n".encode(), timed
+        yield b"data: [DONE]\n\n", False
+        return
+    for kind, members in (_response_events if answer.api is Api.RESPONSES else _message_events)(answer):
         data = json.dumps({"type": kind, **members})
         yield f"event: {kind}\ndata: {data}\n\n".encode(), "delta" in members and "usage" not in members
 
@@ -140,7 +124,7 @@ def _chunks(answer: Answer) -> Iterator[tuple[Json, bool]]:
         yield _choice(answer, kind, {"delta": {"role": "assistant", "content": ""}}), False
     for piece in answer.pieces:
         yield _choice(answer, kind, {"delta": {"content": piece}} if chat else {"text": piece}), True
-    last = _choice(answer, kind, {"delta": {}} if chat else {"text": ""}, answer.finish)
+    last = _choice(answer, kind, {"delta": {}} if chat else {"text": ""}, last=True)
     yield last, False
     if answer.include_usage:
         yield {**last, "choices": [], "usage": usage(answer)}, False
@@ -176,37 +160,22 @@ def _message_events(answer: Answer) -> Iterator[tuple[str, Json]]:
     yield "message_stop", {}
 
 
-def _choice(answer: Answer, kind: str, content: Json, finish: str | None = None) -> Json:
+def _choice(answer: Answer, kind: str, content: Json, last: bool = False) -> Json:
+    finish = ("length" if answer.truncated else "stop") if last else None
     choice = {"index": 0, **content, "logprobs": None, "finish_reason": finish}
     head = {"id": answer.id, "object": kind, "created": answer.created, "model": answer.model}
     return {**head, "choices": [choice]}
 
 
-def _item(answer: Answer, text: str) -> Json:
-    content = [{"type": "output_text", "text": text, "annotations": []}]
-    return {"id": f"msg_{answer.id}", "type": "message", "role": "assistant", "content": content}
-
-
 def _message(answer: Answer, content: list[Json]) -> Json:
+    head = {"id": answer.id, "type": "message", "role": "assistant", "model": answer.model}
     stop = "max_tokens" if answer.truncated else "end_turn"
-    head = {
-        "id": answer.id,
-        "type": "message",
-        "role": "assistant",
-        "model": answer.model,
-        "content": content,
-    }
-    return {**head, "stop_reason": stop, "stop_sequence": None, "usage": usage(answer)}
+    end = {"stop_reason": stop, "stop_sequence": None, "usage": usage(answer)}
+    return {**head, "content": content, **end}
 
 
 def _response(answer: Answer, status: str, output: list[Json]) -> Json:
-    return {
-        "id": answer.id,
-        "object": "response",
-        "created_at": answer.created,
-        "status": status,
-        "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
-        "model": answer.model,
-        "output": output,
-        "usage": None if status == "in_progress" else usage(answer),
-    }
+    head = {"id": answer.id, "object": "response", "created_at": answer.created, "status": status}
+    cut = {"reason": "max_output_tokens"} if status == "incomplete" else None
+    counts = None if status == "in_progress" else usage(answer)
+    return {**head, "incomplete_details": cut, "model": answer.model, "output": output, "usage": counts}

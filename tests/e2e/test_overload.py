@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from time import perf_counter
 
-from semroute_bench import load, overload
+from semroute_bench import load, traffic
 from semroute_bench.client import connect
 from semroute_demo.sidecar import Sidecar
 
@@ -24,8 +24,8 @@ async def test_an_overload_is_answered_in_time_counted_and_soon_forgotten(make_s
         started = perf_counter()
         await client.closed([request] * 60, 2)
         rate = 60 / (perf_counter() - started)
-        over = overload.row(3.0, rate, await client.open(request, 3 * rate, 4.0))
-        after = overload.row(0.3, rate, await client.open(request, 0.3 * rate, 3.0))
+        over = traffic.row(3.0, rate, await client.open(request, 3 * rate, 4.0))
+        after = traffic.row(0.3, rate, await client.open(request, 0.3 * rate, 3.0))
     assert over["answered"] == 1.0
     assert over["decided"] + over["fallen back"] == 1.0
     assert over["decided"] > 0.1, "it did nothing but refuse"

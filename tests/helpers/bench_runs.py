@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from statistics import stdev
 from typing import Any
 
-from semroute_bench import check
-from semroute_bench.samples import spreads
+from semroute_bench import report
+from semroute_bench.measuring import each
 
 RATIOS = {
     "server cpu / bare": 1.1,
@@ -18,7 +19,6 @@ RATIOS = {
     "own cpu / floor": 1.2,
     "named rate / floor": 0.85,
     "named cpu / floor": 1.25,
-    "int8 / fp32": 0.4,
     "two workers / one": 1.05,
 }
 
@@ -57,7 +57,6 @@ def run(**changes: Any) -> dict[str, Any]:
         "gateway": {"ms": {path: {"p50": value} for path, value in medians.items()}},
         "start seconds": 1.5,
         "growth": {"requests": 1000, "workers": 2, "warm MiB": [200.0, 190.0], "after MiB": [200.2, 190.1]},
-        "workers": {"left out": "needs 16 cores, here are 2"},
         "gpu": {"left out": "no CUDA device"},
     }  # fmt: skip
     return {**figures, **changes}
@@ -66,10 +65,10 @@ def run(**changes: Any) -> dict[str, Any]:
 def rounds(sigma: float, **medians: float) -> dict[str, list[float]]:
     """Five rounds of each watched ratio, `sigma` apart as a share of it."""
     shape = (-1.26, -0.63, 0.0, 0.63, 1.26)  # of standard deviation 1
-    values = {name: medians.get(name, RATIOS[name]) for name in check.WATCHED}
+    values = {name: medians.get(name, RATIOS[name]) for name in report.WATCHED}
     return {name: [value * (1 + sigma * step) for step in shape] for name, value in values.items()}
 
 
 def recorded(sigma: float) -> dict[str, Any]:
     """A recorded run of seven such rounds."""
-    return {"ratios": RATIOS, "rounds": 7, "spreads": spreads(rounds(sigma)), "machine": HERE}
+    return {"ratios": RATIOS, "rounds": 7, "spreads": each(stdev, rounds(sigma)), "machine": HERE}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from math import sqrt
+from statistics import median, stdev
 
 import pytest
 from bench_runs import HERE, RATIOS, recorded, rounds
-from semroute_bench import check
-from semroute_bench.samples import medians, spreads
+from semroute_bench import report as check
+from semroute_bench.measuring import each
 
 
 def losses(*arguments: object) -> list[str]:
@@ -49,8 +50,8 @@ def test_the_check_seldom_fails_on_the_same_code() -> None:
             for count in (7, 5)
         }
         run_of_seven = {
-            "ratios": medians(drawn[7]),
-            "spreads": spreads(drawn[7]),
+            "ratios": each(median, drawn[7]),
+            "spreads": each(stdev, drawn[7]),
             "rounds": 7,
             "machine": HERE,
         }
@@ -74,4 +75,4 @@ def test_another_machine_is_held_to_what_does_not_depend_on_the_speed_of_a_pass(
 
 def test_a_record_without_spreads_is_refused() -> None:
     with pytest.raises(ValueError, match="no spreads"):
-        check.limits({"ratios": RATIOS, "rounds": 7}, rounds(0.1), HERE)
+        check.compare({"ratios": RATIOS, "rounds": 7}, rounds(0.1), HERE)

@@ -14,7 +14,7 @@ import grpc.aio
 import pytest
 from semroute_bench import floor, load
 from semroute_bench.client import Client, ClientError, connect
-from semroute_bench.samples import Samples
+from semroute_bench.measuring import Samples
 from semroute_bench.servers import Target
 
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
@@ -79,7 +79,7 @@ async def test_arrivals_that_are_not_answered_are_counted(tmp_path: Path) -> Non
         await answer(unused, context)
 
     async with server(tmp_path, process) as client:
-        answers = await client.open(REQUEST, rate=100, seconds=0.2, last_seconds_max=0.3)
+        answers = await client.open(REQUEST, rate=100, seconds=0.2, last=0.3)
         assert [answer.outcome for answer in answers if not answer.reply] == [""] * ((number + 1) // 2)
         assert len(answers) == number
 
@@ -110,8 +110,8 @@ async def test_a_count_is_shared_among_the_workers_and_its_cost_is_sampled(tmp_p
     async with server(tmp_path) as one, connect(tmp_path / "s.sock") as two:
         target = Target([one, two], [os.getpid()])
         assert len(await target.measure(samples, "both", REQUEST, 7, 2)) == 8
-    assert samples.values["both a second"][0] > 0
-    assert samples.values["both cpu ms"][0] > 0
+    assert samples["both a second"][0] > 0
+    assert samples["both cpu ms"][0] > 0
 
 
 async def test_at_most_so_many_are_under_way(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ async def test_a_server_that_says_nothing_is_an_error(tmp_path: Path) -> None:
 
     async with server(tmp_path, process) as client:
         with pytest.raises(ClientError, match=r"took longer than 0\.1 s"):
-            await client.closed([REQUEST], 1, seconds_max=0.1)
+            await client.closed([REQUEST], 1, limit=0.1)
 
 
 async def test_a_server_that_goes_away_is_an_error(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ import time
 from collections import Counter
 
 import pytest
-from semroute_bench import growth, load, machine, overload
+from semroute_bench import load, measuring, traffic
 from semroute_bench.client import Answer
-from semroute_bench.samples import Samples
+from semroute_bench.measuring import Samples
 
 from semroute_extproc.encoder import bundle
 from semroute_extproc.encoder.preprocess import Framer
@@ -38,24 +38,24 @@ def test_the_bodies_are_as_large_as_they_say() -> None:
 
 
 def test_cpu_time_of_a_process_is_its_own_and_fine_grained() -> None:
-    before, mine = machine.cpu_seconds(os.getpid()), time.process_time()
+    before, mine = measuring.cpu_seconds(os.getpid()), time.process_time()
     while time.process_time() - mine < 0.02:
         pass
-    assert machine.cpu_seconds(os.getpid()) - before == pytest.approx(0.02, abs=0.01)
+    assert measuring.cpu_seconds(os.getpid()) - before == pytest.approx(0.02, abs=0.01)
 
 
 def test_a_ratio_is_taken_round_by_round() -> None:
     """A slow moment in one round falls on both, and moves the ratio of medians but not this."""
     samples = Samples()
     for ours, base in ((1.1, 1.0), (5.5, 5.0), (1.1, 1.0)):
-        samples.add("ours", ours)
-        samples.add("base", base)
+        samples["ours"].append(ours)
+        samples["base"].append(base)
     assert samples.ratios("ours", "base") == pytest.approx([1.1, 1.1, 1.1])
 
 
 def test_arrivals_are_answered_decided_or_fallen_back() -> None:
     answers = [answer(10.0, "routed"), answer(1.0, "fallback"), Answer(0.0, b""), answer(20.0, "routed")]
-    row = overload.row(3.0, 100.0, answers)
+    row = traffic.row(3.0, 100.0, answers)
     assert (row["sent"], row["answered"], row["decided"], row["fallen back"]) == (4, 0.75, 0.5, 0.25)
 
 
@@ -66,10 +66,10 @@ def answer(ms: float, outcome: str) -> Answer:
 
 
 def test_the_memory_tests_requests_are_mostly_named_and_no_new_text_comes_twice() -> None:
-    kinds = Counter(json.loads(body(each))["model"] for each in growth.traffic(0, 2_000))
+    kinds = Counter(json.loads(body(each))["model"] for each in traffic.mixed(0, 2_000))
     assert kinds == {"Qwen/Qwen3-8B": 1_800, "auto": 200}
-    texts = Counter(each.body for each in growth.traffic(0, 20_000))
-    assert sum(count == 1 for count in texts.values()) == 20_000 // growth.PERIOD
+    texts = Counter(each.body for each in traffic.mixed(0, 20_000))
+    assert sum(count == 1 for count in texts.values()) == 20_000 // traffic.PERIOD
 
 
 def body(exchange: load.Exchange) -> bytes:
