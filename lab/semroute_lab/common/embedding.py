@@ -14,9 +14,8 @@ from semroute_lab.common.progress import tracked
 
 def embed(scorer: Scorer, texts: Sequence[str]) -> tuple[Integers, Vectors]:
     """The rows that the default bundle reads, and their embeddings (rows, d); identical texts run once.
-
-    Texts in a language with a bundle of its own are left out: their embedding is another one, and
-    serving would not use it with these artifacts. Raises DataError if none is left.
+    Texts in a language with a bundle of its own are left out: their embedding is another one, and serving
+    would not use it with these artifacts. Raises DataError if none is left.
     """
     distinct = list(dict.fromkeys(texts))
     signals = tracked(scorer.score_all(distinct), len(distinct), "embedding")

@@ -18,17 +18,10 @@ Integers: TypeAlias = npt.NDArray[np.int64]
 Booleans: TypeAlias = npt.NDArray[np.bool_]
 Vectors: TypeAlias = npt.NDArray[np.float32]
 
-LEVEL = 0.95
-"""Coverage of every interval."""
-
-CHUNK_CELLS = 2_000_000
-"""Replicates x rows that are in memory at once."""
-
-BINS = 15
-"""Bins of the calibration error (Guo et al., 2017)."""
-
-CHANCE_DRAWS = 200
-"""Draws for the calibration error that is due to chance alone."""
+LEVEL = 0.95  # Coverage of every interval
+CHUNK_CELLS = 2_000_000  # Replicates x rows that are in memory at once
+BINS = 15  # Bins of the calibration error (Guo et al., 2017)
+CHANCE_DRAWS = 200  # Draws for the calibration error that is due to chance alone
 
 
 def floats(values: npt.ArrayLike) -> Floats:
@@ -60,7 +53,6 @@ def estimate(value: float, samples: Floats | None) -> Estimate:
 
 def resamples(rows: int, replicates: int, seed: int) -> Iterator[Floats]:
     """Counts of `replicates` draws of `rows` from `rows` with replacement, in chunks (chunk, rows).
-
     The same seed gives the same draws, so differences between routers are paired.
     """
     rng = np.random.default_rng(seed)
@@ -79,7 +71,6 @@ def bootstrap(statistic: Callable[[Floats], Floats], rows: int, replicates: int,
 
 def macro_f1(truth: Integers, predicted: Integers, counts: Floats | None = None) -> Floats:
     """Mean of F1 = 2 TP / (true + predicted) over the classes that occur; counts (replicates, n).
-
     Shape (replicates,), of one element without counts.
     """
     counts = np.ones((1, truth.size)) if counts is None else counts
@@ -113,7 +104,6 @@ def reliability(confidence: Floats, outcome: Floats, bins: int = BINS) -> Reliab
 
 def binary_ece(probability: Floats, event: Floats, bins: int = BINS) -> float:
     """Expected calibration error of an event, sum_m (|B_m| / n) |observed - mean probability|.
-
     Guo et al., 2017, equation 3, where the event is that the predicted class is right.
     """
     table = reliability(probability, event, bins)
@@ -122,9 +112,8 @@ def binary_ece(probability: Floats, event: Floats, bins: int = BINS) -> float:
 
 def ece_if_calibrated(probability: Floats, seed: int, bins: int = BINS) -> float:
     """The mean ECE that these probabilities would show by chance if they were exactly right.
-
-    With few rows the error of a perfect model is not 0 (Kumar et al. 2019, section 4). Outcomes are
-    drawn from the probabilities themselves, `CHANCE_DRAWS` times.
+    With few rows the error of a perfect model is not 0 (Kumar et al. 2019, section 4). Outcomes are drawn
+    from the probabilities themselves, `CHANCE_DRAWS` times.
     """
     rng = np.random.default_rng(seed)
     draws = rng.random((CHANCE_DRAWS, probability.size)) < probability
@@ -133,7 +122,6 @@ def ece_if_calibrated(probability: Floats, seed: int, bins: int = BINS) -> float
 
 def descending_groups(scores: Floats) -> tuple[Integers, Integers]:
     """Order of the scores from high to low, and where each group of equal scores starts in it.
-
     Shapes (n,) and (groups,); `numpy.add.reduceat(values[order], starts)` sums by group.
     """
     order = np.argsort(-scores, kind="stable")
@@ -144,9 +132,8 @@ def descending_groups(scores: Floats) -> tuple[Integers, Integers]:
 
 def tied_means(scores: Floats, values: Floats) -> Floats:
     """`values` from the highest score to the lowest, each replaced by the mean of its tie group.
-
-    A cumulative sum of the result is the expectation over all ways to break ties, so a constant score
-    gives the diagonal and not a lucky order.
+    A cumulative sum of the result is the expectation over all ways to break ties, so a constant score gives
+    the diagonal and not a lucky order.
     """
     order, starts = descending_groups(scores)
     sizes = np.diff(np.append(starts, scores.size))
@@ -155,9 +142,8 @@ def tied_means(scores: Floats, values: Floats) -> Floats:
 
 def abstention_curve(confidence: Floats, correct: Booleans) -> tuple[Floats, Floats]:
     """Accuracy on the most confident rows against coverage k/n, k = 1..n; both of shape (n,).
-
-    The risk-coverage curve of El-Yaniv and Wiener, 2010, as accuracy; ties in expectation.
-    Its mean over coverage is 1 - AURC.
+    The risk-coverage curve of El-Yaniv and Wiener, 2010, as accuracy; ties in expectation. Its mean over
+    coverage is 1 - AURC.
     """
     right = tied_means(floats(confidence), correct.astype(np.float64))
     kept = np.arange(1, right.size + 1)
@@ -166,7 +152,6 @@ def abstention_curve(confidence: Floats, correct: Booleans) -> tuple[Floats, Flo
 
 def weighted_auroc(scores: Floats, positive: Booleans, counts: Floats) -> Floats:
     """AUROC of all replicates, P(positive outscores negative) + P(tie) / 2; (replicates, n) to (replicates,).
-
     Undefined (NaN) for a replicate without positives or negatives.
     """
     order, starts = descending_groups(floats(scores))
@@ -190,7 +175,6 @@ def auroc(scores: Floats, positive: Booleans) -> float:
 
 def fpr_at_tpr(scores: Floats, positive: Booleans, tpr: float = 0.95) -> float:
     """Share of negatives accepted at the highest threshold that accepts at least `tpr` of the positives.
-
     For out-of-distribution detection (FPR95; Hendrycks and Gimpel, 2017) the positives are the known rows.
     """
     from sklearn.metrics import roc_curve

@@ -15,9 +15,7 @@ EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
 
-shown = functools.partial(click.option, show_default=True)
-"""An option whose help has its default."""
-
+shown = functools.partial(click.option, show_default=True)  # An option whose help has its default
 option = click.option
 
 seed = shown("--seed", type=click.IntRange(0), default=0)

@@ -20,24 +20,17 @@ import numpy as np
 
 from semroute_lab.common.metrics import Floats, descending_groups, floats, resamples, tied_means
 
-BUDGETS = 10
-"""RouteLLM evaluates at this many equal steps of the strong share."""
-
-ADVANTAGES = (0.1, 0.2, 0.4)
-"""Cost advantages at which the quality drop is reported (Hybrid LLM, Table 1)."""
-
-TARGETS = (0.2, 0.5, 0.8)
-"""Shares of the gap at which the call-performance threshold is reported (RouteLLM)."""
+BUDGETS = 10  # RouteLLM evaluates at this many equal steps of the strong share
+ADVANTAGES = (0.1, 0.2, 0.4)  # Cost advantages at which the quality drop is reported (Hybrid LLM, Table 1)
+TARGETS = (0.2, 0.5, 0.8)  # Shares of the gap at which the call-performance threshold is reported (RouteLLM)
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
     """Quality against the share of requests that the strong model answers."""
 
-    share: Floats
-    """Strong share, 0..1, ascending; shape (points,)."""
-    quality: Floats
-    """Mean outcome of the chosen models at that share; shape (points,)."""
+    share: Floats  # Strong share, 0..1, ascending; shape (points,)
+    quality: Floats  # Mean outcome of the chosen models at that share; shape (points,)
 
     def at(self, share: float) -> float:
         """Quality at a share between points, by linear interpolation (a random mix of both)."""
@@ -46,7 +39,6 @@ class Curve:
 
 def pgr(quality: float, strong: float, weak: float) -> float:
     """Performance gap recovered, (A - A_w) / (A_s - A_w): 0 is always-weak, 1 always-strong.
-
     RouteLLM, section 3. Raises `ValueError` where the two models are equally good.
     """
     if strong == weak:
@@ -56,9 +48,8 @@ def pgr(quality: float, strong: float, weak: float) -> float:
 
 def decile_edges(scores: Floats) -> Floats:
     """The 11 edges that `pandas.qcut(scores, 10, retbins=True)` returns, ascending.
-
-    Like pandas, the probabilities k/10 that are not representable are rounded up by one unit in
-    the last place, so that an edge on a data point does not fall just below it.
+    Like pandas, the probabilities k/10 that are not representable are rounded up by one unit in the last
+    place, so that an edge on a data point does not fall just below it.
     """
     probabilities = np.linspace(0.0, 1.0, BUDGETS + 1)
     inexact = BUDGETS * probabilities != np.arange(BUDGETS + 1)
@@ -68,9 +59,8 @@ def decile_edges(scores: Floats) -> Floats:
 
 def decile_curve(scores: Floats, strong: Floats, weak: Floats, seed: int = 0) -> Curve:
     """RouteLLM's curve: 11 points, strong iff score >= edge (> at the last edge).
-
-    qcut refuses scores so tied that two edges coincide; then ties are broken at random from `seed`,
-    as a vanishing jitter of the scores would do.
+    qcut refuses scores so tied that two edges coincide; then ties are broken at random from `seed`, as a
+    vanishing jitter of the scores would do.
     """
     scores, strong, weak = floats(scores), floats(strong), floats(weak)
     edges = decile_edges(scores)
@@ -95,9 +85,8 @@ def exact_curve(scores: Floats, strong: Floats, weak: Floats) -> Curve:
 
 def apgr(curve: Curve, strong: float, weak: float) -> float:
     """Average PGR: (AUC - A_w dx) / ((A_s - A_w) dx), AUC by the trapezoid over the curve's points.
-
-    RouteLLM's code and tables. (Its text sums PGR over ten budgets, which gives a random router .55;
-    the tables say .500, which is the trapezoid.) `strong` and `weak` are mean outcomes.
+    RouteLLM's code and tables. (Its text sums PGR over ten budgets, which gives a random router .55; the
+    tables say .500, which is the trapezoid.) `strong` and `weak` are mean outcomes.
     """
     width = float(curve.share[-1] - curve.share[0])
     return pgr(float(np.trapezoid(curve.quality, curve.share)) / width, strong, weak)
@@ -105,16 +94,14 @@ def apgr(curve: Curve, strong: float, weak: float) -> float:
 
 def cpt(curve: Curve, q: float, strong: float, weak: float) -> float:
     """Call-performance threshold: the strong share in percent at which PGR reaches `q` (0..1).
-
-    RouteLLM's code: `numpy.interp(q (A_s - A_w) + A_w, A, x)`, which assumes that quality rises
-    with the share; on other curves the value is the result of that interpolation, as in its tables.
+    RouteLLM's code: `numpy.interp(q (A_s - A_w) + A_w, A, x)`, which assumes that quality rises with the
+    share; on other curves the value is the result of that interpolation, as in its tables.
     """
     return 100.0 * float(np.interp(q * (strong - weak) + weak, curve.quality, curve.share))
 
 
 def cpt_exact(curve: Curve, q: float, strong: float, weak: float) -> float:
     """The smallest strong share in percent at which PGR reaches `q`: the first crossing of the curve.
-
     Linear within the step that crosses (a random mix of both budgets); NaN if there is none.
     """
     target = np.asarray([q * (strong - weak) + weak])
@@ -123,9 +110,8 @@ def cpt_exact(curve: Curve, q: float, strong: float, weak: float) -> float:
 
 def quality_drop(curve: Curve, advantage: float) -> float:
     """Quality lost against always-strong, in percent of it, at a cost advantage (weak share, 0..1).
-
-    Hybrid LLM (Ding et al., arXiv 2404.14618, Table 1): 100 (A_s - A(1 - advantage)) / |A_s|.
-    Negative where the mix beats the strong model.
+    Hybrid LLM (Ding et al., arXiv 2404.14618, Table 1): 100 (A_s - A(1 - advantage)) / |A_s|. Negative where
+    the mix beats the strong model.
     """
     strong = float(curve.quality[-1])
     return 100.0 * (strong - curve.at(1.0 - advantage)) / abs(strong)
@@ -145,10 +131,9 @@ def point_metrics(scores: Floats, strong: Floats, weak: Floats, seed: int) -> di
 
 def within_groups(scores: Floats, groups: Sequence[str], other: Floats | None = None) -> Floats:
     """The part of a score that its group (subject) does not explain: z-scores within each group.
-
-    With `other` (length, say), the least-squares projection on the other variable's own z-scores
-    is taken out as well. A router that only knows the subject, or only the length, keeps nothing;
-    a group without variation gets zeros. Shape (n,).
+    With `other` (length, say), the least-squares projection on the other variable's own z-scores is taken out
+    as well. A router that only knows the subject, or only the length, keeps nothing; a group without
+    variation gets zeros. Shape (n,).
     """
     residual = _z_within(floats(scores), groups)
     if other is None:
@@ -178,7 +163,6 @@ def _resampled(
     routers: Mapping[str, Floats], strong: Floats, weak: Floats, replicates: int, seed: int
 ) -> Iterator[tuple[Floats, Iterator[tuple[str, Resampled]]]]:
     """For each chunk of resamples the weak model's mean (chunk,) and the curves of every router.
-
     A router's order is fixed, only the weights of its rows change, so nothing is sorted twice.
     """
     n = floats(strong).size
@@ -200,7 +184,6 @@ def bootstrap_pair(
     routers: Mapping[str, Floats], strong: Floats, weak: Floats, replicates: int, seed: int
 ) -> dict[str, dict[str, Floats]]:
     """Samples of every metric of `point_metrics` for every router, by router and name; each (replicates,).
-
     The coarse curve is read at exact tenths of the strong share, which is what qcut gives without ties.
     """
     samples: dict[str, dict[str, list[Floats]]] = {name: {} for name in routers}

@@ -9,8 +9,7 @@ import numpy as np
 
 from semroute_lab.common.metrics import Integers
 
-FOLDS = 5
-"""Folds of everything that is cross-fitted."""
+FOLDS = 5  # Folds of everything that is cross-fitted
 
 
 def text_key(text: str) -> str:

@@ -31,15 +31,9 @@ import numpy as np
 from semroute_extproc.errors import DataError
 from semroute_lab.common.metrics import Floats
 
-ROWS_MAX = 1_000_000
-"""Rows that a file may hold."""
-
-ROWS_MIN = 20
-"""Fewer rows give no useful interval."""
-
-FIELD_CHARACTERS_MAX = 1_000_000
-"""Length of a single CSV field."""
-
+ROWS_MAX = 1_000_000  # Rows that a file may hold
+ROWS_MIN = 20  # Fewer rows give no useful interval
+FIELD_CHARACTERS_MAX = 1_000_000  # Length of a single CSV field
 TEXT_COLUMNS = ("prompt", "text", "question", "instruction")
 """Names tried, in this order, when the text column is not given."""
 
@@ -52,11 +46,9 @@ class Table:
     """Rows of a file as strings, in order, with what error messages need."""
 
     path: Path
-    sha256: str
-    """Of the file's bytes, hexadecimal."""
+    sha256: str  # Of the file's bytes, hexadecimal
     columns: dict[str, list[str]]
-    numbers: list[int]
-    """The row number of each row in the file."""
+    numbers: list[int]  # The row number of each row in the file
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -129,7 +121,6 @@ class Table:
 
 def read_table(path: Path) -> Table:
     """Read a `.csv`, `.jsonl` or `.txt` file, optionally `.gz`; raises DataError.
-
     A `.txt` file has one text per line that is not blank, in the column `text`.
     """
     try:

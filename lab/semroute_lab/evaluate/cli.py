@@ -27,14 +27,9 @@ from semroute_lab.common.tables import (
 )
 from semroute_lab.evaluate.scoring import Scores, Source, open_bundle
 
-WIDTH = 140
-"""Columns of a table that does not go to a terminal."""
-
-TRIALS_MAX = 1_000
-"""Most trials of the pool protocol."""
-
-LABELS = ("det", "prob", "trans", "win")
-"""Training labels that `eval pair --labels` knows."""
+WIDTH = 140  # Columns of a table that does not go to a terminal
+TRIALS_MAX = 1_000  # Most trials of the pool protocol
+LABELS = ("det", "prob", "trans", "win")  # Training labels that `eval pair --labels` knows
 
 
 @click.group("eval")

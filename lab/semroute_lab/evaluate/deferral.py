@@ -40,9 +40,8 @@ class DeferralCurve:
 
 def deferral_curve(errors: Floats, prices: Floats, outcome: Floats, cost: Floats) -> DeferralCurve:
     """Sweep lambda over a router's estimates and measure the quality and cost of its choices.
-
-    `errors` (n, models) are the estimates, `prices` (models,) the relative costs it decides by;
-    `outcome` and `cost` (n, models) are the truth. Equal objectives go to the cheaper model.
+    `errors` (n, models) are the estimates, `prices` (models,) the relative costs it decides by; `outcome` and
+    `cost` (n, models) are the truth. Equal objectives go to the cheaper model.
     """
     order = np.argsort(prices, kind="stable")
     estimate, price = errors[:, order], prices[order]
@@ -54,9 +53,8 @@ def deferral_curve(errors: Floats, prices: Floats, outcome: Floats, cost: Floats
 
 def hull(prices: Floats, quality: Floats) -> Integers:
     """Models on the non-decreasing convex hull of quality over cost, cheapest first.
-
-    ZeroRouter (Hu et al., RouterBench, arXiv 2403.12031): the best that is possible without
-    reading the request, a random mix of two neighbours on the hull.
+    ZeroRouter (Hu et al., RouterBench, arXiv 2403.12031): the best that is possible without reading the
+    request, a random mix of two neighbours on the hull.
     """
     kept: list[int] = []
     for model in np.lexsort((-quality, prices)).tolist():
@@ -80,7 +78,6 @@ def fixed_curve(models: Integers, outcome: Floats, cost: Floats) -> DeferralCurv
 
 def pair_curve(scores: Floats, weak: int, strong: int, outcome: Floats, cost: Floats) -> DeferralCurve:
     """A router between two of the pool's models: from none to all requests at `strong`, highest scores first.
-
     `scores` (n,); `outcome` and `cost` (n, models) are the truth; ties in expectation.
     """
     cost, quality = (exact_curve(scores, each[:, strong], each[:, weak]).quality for each in (cost, outcome))
@@ -89,7 +86,6 @@ def pair_curve(scores: Floats, weak: int, strong: int, outcome: Floats, cost: Fl
 
 def area(curve: DeferralCurve, budget: float = 1.0) -> float:
     """Area under the curve for relative cost 0..`budget`; with budget 1 it is a mean quality.
-
     Below the cheapest point the cheapest model answers; above the most expensive one quality is constant.
     """
     inside = (curve.cost > 0.0) & (curve.cost < budget)
@@ -100,9 +96,8 @@ def area(curve: DeferralCurve, budget: float = 1.0) -> float:
 
 def qnc(curve: DeferralCurve, target: float, cost: float) -> float:
     """Quality-neutral cost: the least cost at which the curve reaches `target`, over `cost`, in percent.
-
-    `target` and `cost` are the quality and cost of the pool's most accurate model. Infinite where
-    the curve never reaches it.
+    `target` and `cost` are the quality and cost of the pool's most accurate model. Infinite where the curve
+    never reaches it.
     """
     reached = np.flatnonzero(curve.quality >= target - 1e-12)
     if reached.size == 0:

@@ -30,24 +30,14 @@ from semroute_lab.common.splits import folds, text_key
 from semroute_lab.common.tables import Table, require_rows
 from semroute_lab.evaluate.scoring import Scores, head
 
-COVERAGES = (0.5, 0.8, 0.9)
-"""Coverages at which the abstention curve is read."""
-
-CURVE_POINTS = 100
-"""Points of each abstention curve in the report."""
-
-REFERENCE = "tfidf + logistic"
-"""The baseline that every row is compared with, where it exists."""
-
+COVERAGES = (0.5, 0.8, 0.9)  # Coverages at which the abstention curve is read
+CURVE_POINTS = 100  # Points of each abstention curve in the report
+REFERENCE = "tfidf + logistic"  # The baseline that every row is compared with, where it exists
 SHOWN_FIRST = ("bundle", "logistic", REFERENCE)
 """The confusion matrix is that of the first of these that exists."""
 
-ITERATIONS_MAX = 300
-"""Bound on the solver's steps; a fit that is cut short is slightly more regular."""
-
-NEAREST = 5
-"""Rows that vote, and whose mean cosine tells known from unknown text."""
-
+ITERATIONS_MAX = 300  # Bound on the solver's steps; a fit that is cut short is slightly more regular
+NEAREST = 5  # Rows that vote, and whose mean cosine tells known from unknown text
 CENTROID_TEMPERATURE = 0.05
 """Softmax temperature that turns cosines into probabilities; it changes no ranking of classes."""
 
@@ -58,18 +48,13 @@ Report = dict[str, object]
 class IntentRows:
     """Rows to fit on, rows to evaluate, and rows that are out of distribution."""
 
-    table: Table
-    """The evaluated rows, known and out of distribution."""
-    texts: list[str]
-    """Of `table`."""
+    table: Table  # The evaluated rows, known and out of distribution
+    texts: list[str]  # Of `table`
     labels: tuple[str, ...]
-    truth: Integers
-    """Index into `labels`, -1 for out-of-distribution rows; shape (n,)."""
+    truth: Integers  # Index into `labels`, -1 for out-of-distribution rows; shape (n,)
     fit_texts: list[str]
-    fit_truth: Integers
-    """Empty if models are cross-fitted."""
-    dropped: int
-    """Rows of the train split left out because their text is evaluated."""
+    fit_truth: Integers  # Empty if models are cross-fitted
+    dropped: int  # Rows of the train split left out because their text is evaluated
 
     @property
     def known(self) -> Booleans:
@@ -83,10 +68,8 @@ class Prediction:
 
     name: str
     probabilities: Floats
-    knownness: Floats | None
-    """High for known text; None where the model has no such score."""
-    score: str = ""
-    """A description of `knownness`."""
+    knownness: Floats | None  # High for known text; None where the model has no such score
+    score: str = ""  # A description of `knownness`
 
 
 def read_intent(

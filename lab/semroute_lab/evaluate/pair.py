@@ -29,17 +29,10 @@ from semroute_lab.evaluate import labels, strategies
 from semroute_lab.evaluate.scoring import Scores, Source, head
 from semroute_lab.evaluate.strategies import Labelled
 
-RANDOM_RUNS = 200
-"""Seeded random routers whose spread is the null distribution."""
-
-CURVE_POINTS = 101
-"""Points of each curve in the report."""
-
-REFERENCE = "length"
-"""The row that every other is compared with."""
-
-TABLE_WEIGHT = 5.0
-"""Rows for which the overall mean counts in the cross-fitted tables."""
+RANDOM_RUNS = 200  # Seeded random routers whose spread is the null distribution
+CURVE_POINTS = 101  # Points of each curve in the report
+REFERENCE = "length"  # The row that every other is compared with
+TABLE_WEIGHT = 5.0  # Rows for which the overall mean counts in the cross-fitted tables
 
 STRATEGIES = {
     "random": "weighted",
@@ -102,9 +95,8 @@ def fitted_scores(
     bartscore: Any = None,
 ) -> tuple[dict[str, Floats], dict[str, dict[str, object]]]:
     """Scores (n,) of the strategies that learn and of the labels `kinds`, by row; and `labels.notes`.
-
-    Fitted on `fit`, or cross-fitted within `rows` if None. Prompts of `fit` that are evaluated as well
-    are left out; DataError if too few remain.
+    Fitted on `fit`, or cross-fitted within `rows` if None. Prompts of `fit` that are evaluated as well are
+    left out; DataError if too few remain.
     """
 
     def labelled(rows: PairRows, known: Scores, fitted_on: bool = True) -> Labelled:
@@ -138,9 +130,8 @@ def evaluate_pair(
     notes: Mapping[str, dict[str, object]] | None = None,
 ) -> Report:
     """The report of `eval pair`; its shape is documented in `reports.md`.
-
-    `more` are scores (n,) of further rows, by their names in `ABOUT`; `judge` describes the judge that
-    was asked (`Judged.describe`); `notes` are further fields of rows and add each router's AUROC.
+    `more` are scores (n,) of further rows, by their names in `ABOUT`; `judge` describes the judge that was
+    asked (`Judged.describe`); `notes` are further fields of rows and add each router's AUROC.
     """
     routers = {**_routers(rows, scores, seed), **(more or {})}
     names = [name for name in ABOUT if name in routers or name == "random"]
@@ -192,9 +183,8 @@ def cross_fitted_means(
     keys: Sequence[str], values: Floats, fold: Integers, weight: float = TABLE_WEIGHT
 ) -> Floats:
     """For each row the mean value of its key over the *other* folds, shrunk to their overall mean.
-
-    (sum + weight * mean) / (rows + weight), so a key that the other folds lack gets the mean.
-    No row sees its own value, nor that of an identical prompt. Shape (n,).
+    (sum + weight * mean) / (rows + weight), so a key that the other folds lack gets the mean. No row sees its
+    own value, nor that of an identical prompt. Shape (n,).
     """
     _, index = np.unique(np.asarray(keys, dtype=str), return_inverse=True)
     classes = int(index.max()) + 1

@@ -16,14 +16,9 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-TYPO_SHARE = 0.1
-"""Share of the longer words that get a typing error."""
-
-TYPO_LETTERS_MIN = 4
-"""Shorter words are left alone: an error would turn them into another word."""
-
-RARE_TOKENS = 12
-"""Words in an appended string of rare tokens."""
+TYPO_SHARE = 0.1  # Share of the longer words that get a typing error
+TYPO_LETTERS_MIN = 4  # Shorter words are left alone: an error would turn them into another word
+RARE_TOKENS = 12  # Words in an appended string of rare tokens
 
 _DATA: dict[str, Any] = json.loads(
     resources.files("semroute_lab.evaluate").joinpath("perturbations.json").read_text(encoding="utf-8")
@@ -45,8 +40,7 @@ class Perturbation:
     """One way to change a text."""
 
     name: str
-    group: str
-    """noise, paraphrase, appended, easy or hard"""
+    group: str  # noise, paraphrase, appended, easy or hard
     about: str
     apply: Callable[[str, random.Random], str]
 

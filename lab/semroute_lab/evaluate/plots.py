@@ -14,15 +14,9 @@ from typing import Any
 
 import numpy as np
 
-COLUMN_INCHES = 3.4
-"""Width of one column of a two-column page."""
-
-PAGE_INCHES = 7.0
-"""Width of both columns."""
-
-CONFUSION_LABELS_MAX = 30
-"""A confusion matrix of more classes is not drawn: it would not be readable."""
-
+COLUMN_INCHES = 3.4  # Width of one column of a two-column page
+PAGE_INCHES = 7.0  # Width of both columns
+CONFUSION_LABELS_MAX = 30  # A confusion matrix of more classes is not drawn: it would not be readable
 GREY, INK, PALE = "#8a8a8a", "#222222", "#dddddd"
 COLOURS = {
     name: colour
@@ -47,9 +41,7 @@ COLOURS = {
 OWN = ("#0072B2", "#009E73", "#CC79A7", "#E69F00")
 """Colors of a strategy's rows in its own figure."""
 
-REFERENCES = ("random", "length", "oracle")
-"""Rows in the figure of every strategy of a pair."""
-
+REFERENCES = ("random", "length", "oracle")  # Rows in the figure of every strategy of a pair
 DASHES = {"random": (4, 2), "ZeroRouter": (4, 2), "oracle": (1, 1.2), "clairvoyant": (5, 1.5, 1, 1.5)}
 
 DARK = {
@@ -80,9 +72,7 @@ STYLE: dict[str, Any] = {
     "svg.hashsalt": "semroute",
 }
 
-SMALL: dict[str, Any] = {"fontsize": 6}
-"""A note within a panel."""
-
+SMALL: dict[str, Any] = {"fontsize": 6}  # A note within a panel
 DPI = 300
 
 Report = dict[str, Any]
@@ -245,9 +235,8 @@ def pair_strategy(
     report: Report, kind: str, published: Sequence[tuple[float, float]] = (), source: str = ""
 ) -> Any:
     """One kind of strategy next to a random router, length and the oracle; of a plain pair report.
-
-    On the left quality by strong share, on the right the gap recovered beyond a random router.
-    `published` are points (strong share, part of the gap recovered) from `source`.
+    On the left quality by strong share, on the right the gap recovered beyond a random router. `published`
+    are points (strong share, part of the gap recovered) from `source`.
     """
     curves, models = report["curves"], report["models"]
     share, weak, strong = np.asarray(curves["strong_share"]), models["weak"], models["strong"]
@@ -293,7 +282,6 @@ def pair_strategy(
 
 def pool_strategy(setting: Report, kind: str) -> Any:
     """One kind of strategy next to the best fixed mix and the oracle; of a setting of a plain pool report.
-
     On the left quality by cost, on the right the difference to the fixed mix.
     """
     curves, cost = setting["curves"], np.asarray(setting["curves"]["cost"])

@@ -30,23 +30,12 @@ from semroute_lab.evaluate.scoring import Scores, head
 from semroute_lab.fit.clusters import k_means
 from semroute_lab.fit.outcomes import join, row_of
 
-PROMPT_SHARES = (0.6, 0.1, 0.3)
-"""Training, validation and test prompts."""
-
-TRAIN_MODELS = 2.0 / 3.0
-"""Share of the models that are trained on in a random trial."""
-
-QUESTIONS_MIN = 100
-"""Fewer questions cannot be split in three."""
-
-MODELS_MIN = 4
-"""Fewer models cannot be split into a training set and a pool."""
-
-HALF_BUDGET = 0.5
-"""Budget of the second area, in units of the pool's most expensive model."""
-
-CURVE_POINTS = 101
-"""Points of each mean curve in the report."""
+PROMPT_SHARES = (0.6, 0.1, 0.3)  # Training, validation and test prompts
+TRAIN_MODELS = 2.0 / 3.0  # Share of the models that are trained on in a random trial
+QUESTIONS_MIN = 100  # Fewer questions cannot be split in three
+MODELS_MIN = 4  # Fewer models cannot be split into a training set and a pool
+HALF_BUDGET = 0.5  # Budget of the second area, in units of the pool's most expensive model
+CURVE_POINTS = 101  # Points of each mean curve in the report
 
 ROUTERS: dict[str, Callable[[unseen.Trial], Floats]] = {
     "kNN": unseen.nearest_neighbours,
@@ -90,10 +79,8 @@ class PoolRows:
     models: list[str]
     outcome: Floats
     cost: Floats
-    held_out: list[str]
-    """Models of an unseen family; empty if none was declared."""
-    left_out: list[str]
-    """Models with too many blanks."""
+    held_out: list[str]  # Models of an unseen family; empty if none was declared
+    left_out: list[str]  # Models with too many blanks
     cost_from: str
 
 
@@ -178,11 +165,9 @@ class _Pool:
     rows: PoolRows
     known: Scores
     groups: Integers
-    judged: Floats | None
-    """The judge's score of every question, (n,), if one was asked."""
+    judged: Floats | None  # The judge's score of every question, (n,), if one was asked
     limit: int | None
-    clusters: int | None
-    """Clusters of prompts, or None for as many as the validation prompts can fill."""
+    clusters: int | None  # Clusters of prompts, or None for as many as the validation prompts can fill
     pairs: bool
 
 
@@ -201,10 +186,9 @@ def evaluate_pool(
     progress: Callable[[range], Iterable[int]] = iter,
 ) -> Report:
     """The report of `eval pool`; its shape is documented in `reports.md`.
-
-    `known` has the bundle's scores of the questions; `judged` (n,) a judge's scores of them, and
-    `judge` describes it (`Judged.describe`). `pairs` fits the strategies of a pair as well, which takes
-    two thirds of the time.
+    `known` has the bundle's scores of the questions; `judged` (n,) a judge's scores of them, and `judge`
+    describes it (`Judged.describe`). `pairs` fits the strategies of a pair as well, which takes two thirds of
+    the time.
     """
     pools: dict[str, list[str] | None] = {"random models": None}
     if rows.held_out:

@@ -19,8 +19,7 @@ NEEDS = {
 }
 """What a strategy needs to get a row."""
 
-DECIMALS = 6
-"""Digits after the point in the JSON: further ones depend on the order of summation."""
+DECIMALS = 6  # Digits after the point in the JSON: further ones depend on the order of summation
 
 
 def plain(value: Any) -> Any:

@@ -23,18 +23,13 @@ class Scores:
     """A bundle's output for n texts, in their order."""
 
     labels: tuple[str, ...]
-    domain: Floats
-    """Calibrated probabilities of the labels; shape (n, labels)."""
-    difficulty: Floats
-    """Calibrated probability that only the strong model answers well; shape (n,)."""
-    similarity: Floats
-    """Cosine to the nearest centroid of known text, low for unknown text; shape (n,)."""
-    embedding: Vectors
-    """Rows of length 1; shape (n, d)."""
+    domain: Floats  # Calibrated probabilities of the labels; shape (n, labels)
+    difficulty: Floats  # Calibrated probability that only the strong model answers well; shape (n,)
+    similarity: Floats  # Cosine to the nearest centroid of known text, low for unknown text; shape (n,)
+    embedding: Vectors  # Rows of length 1; shape (n, d)
     neighbours: Vectors
     """The embedding that artifacts of strategies are fitted on, rows of length 1; shape (n, d)."""
-    unknown: Booleans
-    """Text that is out of distribution for the bundle; shape (n,)."""
+    unknown: Booleans  # Text that is out of distribution for the bundle; shape (n,)
 
     def take(self, rows: Sequence[int] | Integers) -> Scores:
         """The scores of some rows, in that order."""

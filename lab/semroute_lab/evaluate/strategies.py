@@ -26,15 +26,9 @@ from semroute_lab.fit import clusters, factorization, similarity
 from semroute_lab.fit.outcomes import PAIR, quantiles, wins
 from semroute_lab.profile.tally import tally
 
-Estimate = Literal["shrunk", "laplace"]
-"""How the strategy `clusters` reads a profile."""
-
-NEIGHBOURS = 200
-"""Stored prompts that count in the second similarity row."""
-
-SHRINKAGE = 20.0
-"""Answers for which a model's own mean counts; the strategy's default."""
-
+Estimate = Literal["shrunk", "laplace"]  # How the strategy `clusters` reads a profile
+NEIGHBOURS = 200  # Stored prompts that count in the second similarity row
+SHRINKAGE = 20.0  # Answers for which a model's own mean counts; the strategy's default
 MAX_ENTROPY: float = IntentSettings.model_fields["max_entropy"].default
 """Entropy from which on `intent` abstains; the strategy's default."""
 
@@ -113,10 +107,9 @@ def judge_scores(
     said: Mapping[str, float | None], texts: Sequence[str], difficulty: Floats, reference: Sequence[float]
 ) -> Floats:
     """The judge's score of each text, or one with the rank that serving gives without one; (n,).
-
     `said` is text to score, of which one at least is not None; `difficulty` (n,), and `reference` its
-    quantiles on the bundle's traffic. A text without a score is strong at the shares where its
-    difficulty is, and so gets the judge's own quantile of that share.
+    quantiles on the bundle's traffic. A text without a score is strong at the shares where its difficulty is,
+    and so gets the judge's own quantile of that share.
     """
     given = np.asarray([said[text] for text in texts], dtype=np.float64)
     percents = np.arange(101)
@@ -151,7 +144,6 @@ def profile_errors(
     shrinkage: float,
 ) -> Floats:
     """Expected errors (m, models) for `test` (m, d) exactly as the strategy `clusters` computes them.
-
     From profiles of the models' `errors` (n, models) on prompts with embeddings `x` (n, d).
     """
     profiles = (tally(artifact, x, column, [], model="m") for column in errors.T.tolist())
@@ -169,9 +161,8 @@ def _clusters(fit: Labelled, x: Vectors, seed: int) -> Floats:
 
 def domain_errors(fit: Scores, errors: Floats, known: Scores) -> Floats:
     """Expected errors (m, models) of the predicted domains of `known`, NaN where `intent` abstains.
-
-    `errors` (n, models) are those of the rows of `fit`; a domain's mean is shrunk to each model's own,
-    as profiles are. Only rows on which the strategy does not abstain count.
+    `errors` (n, models) are those of the rows of `fit`; a domain's mean is shrunk to each model's own, as
+    profiles are. Only rows on which the strategy does not abstain count.
     """
     seen, wanted = fit.expert(MAX_ENTROPY), known.expert(MAX_ENTROPY)
     means = errors.mean(axis=0)

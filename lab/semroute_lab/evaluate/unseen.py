@@ -17,12 +17,8 @@ from semroute_lab.common.metrics import Floats, Integers, Vectors
 from semroute_lab.evaluate.strategies import SHRINKAGE, Estimate, profile_errors
 from semroute_lab.fit.clusters import CLUSTERINGS, LEARNED_MAP_SHRINKAGE, fit_learned_map, k_means
 
-NEIGHBOURS = 100
-"""Neighbours in the validation set; at most half of it."""
-
-CLUSTERS = 25
-"""Clusters of the training prompts; at most one for every ten validation prompts."""
-
+NEIGHBOURS = 100  # Neighbours in the validation set; at most half of it
+CLUSTERS = 25  # Clusters of the training prompts; at most one for every ten validation prompts
 RIDGES = tuple(np.logspace(0.0, 3.0, 7).tolist())
 """L2 weights that the linear models, on embeddings of length 1, choose from."""
 
@@ -31,20 +27,15 @@ RIDGES = tuple(np.logspace(0.0, 3.0, 7).tolist())
 class Trial:
     """Everything that one trial may use; errors are 1 - outcome."""
 
-    train: Vectors
-    """Embeddings of the training prompts; (n_train, d)."""
+    train: Vectors  # Embeddings of the training prompts; (n_train, d)
     validation: Vectors
     test: Vectors
-    train_errors: Floats
-    """Training models on training prompts; (n_train, training models)."""
-    validation_errors: Floats
-    """Test models on validation prompts; (n_validation, test models)."""
+    train_errors: Floats  # Training models on training prompts; (n_train, training models)
+    validation_errors: Floats  # Test models on validation prompts; (n_validation, test models)
     forbidden_errors: Floats
     """Test models on training prompts, for the clairvoyant only; (n_train, test models)."""
-    centres: Floats
-    """K-means of the training prompts; (k, d)."""
-    near: Integers
-    """The cluster of each training prompt; (n_train,)."""
+    centres: Floats  # K-means of the training prompts; (k, d)
+    near: Integers  # The cluster of each training prompt; (n_train,)
     seed: int
 
 

@@ -8,8 +8,7 @@ import numpy as np
 
 from semroute_lab.common.metrics import Vectors
 
-FIRST, SECOND, EPSILON = 0.9, 0.999, 1e-8
-"""Decay of both moments, and what keeps the divisor above zero."""
+FIRST, SECOND, EPSILON = 0.9, 0.999, 1e-8  # Decay of both moments, and what keeps the divisor above zero
 
 
 def adam(

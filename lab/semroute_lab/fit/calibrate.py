@@ -25,7 +25,6 @@ from semroute_lab.fit.settle import quality_by_share, settle
 
 def calibrate(file: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     """The report of `semroute calibrate` with its options, and the calibration written to `out`.
-
     Raises DataError, ArtifactError, BundleError, ConfigError or EndpointError.
     """
     table = read_table(file).in_splits(options["splits"])

@@ -21,8 +21,7 @@ from semroute_lab.fit import factorization as factorization_fit
 from semroute_lab.fit import outcomes as data
 from semroute_lab.fit import similarity as similarity_fit
 
-ROWS_PER_CLUSTER = 10
-"""Fewer prompts in a cluster do not describe a model."""
+ROWS_PER_CLUSTER = 10  # Fewer prompts in a cluster do not describe a model
 
 
 @click.group("fit")

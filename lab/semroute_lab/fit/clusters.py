@@ -14,33 +14,17 @@ from semroute_extproc.strategies.clusters import ClustersArtifact
 from semroute_lab.common.metrics import Floats, Integers, Vectors
 from semroute_lab.fit.adam import adam
 
-CLUSTERS = 20
-"""Clusters of one clustering."""
-
-CLUSTERINGS = 5
-"""Clusterings that are averaged: a single one varies by a point or two of APGR with its seed."""
-
-KMEANS_STEPS = 40
-"""Bound on Lloyd's iterations."""
-
-LEARNED_MAP_STEPS = 200
-"""Adam steps of the learned map."""
-
-LEARNED_MAP_BATCH = 1024
-"""Training prompts of each step, drawn at random."""
-
-LEARNED_MAP_RATE = 0.05
-"""Adam's step size."""
-
+CLUSTERS = 20  # Clusters of one clustering
+CLUSTERINGS = 5  # Clusterings that are averaged: a single one varies by a point or two of APGR with its seed
+KMEANS_STEPS = 40  # Bound on Lloyd's iterations
+LEARNED_MAP_STEPS = 200  # Adam steps of the learned map
+LEARNED_MAP_BATCH = 1024  # Training prompts of each step, drawn at random
+LEARNED_MAP_RATE = 0.05  # Adam's step size
 START_SHARPNESS = 10.0
 """The learned map starts as the softmax of this times -|x - c|^2 / 2: a soft nearest centre."""
 
-LEARNED_MAP_SHRINKAGE = 5.0
-"""Pseudo-observations for the profiles that the map is learned against."""
-
-NAME_WORDS = 3
-"""Words of a cluster's name."""
-
+LEARNED_MAP_SHRINKAGE = 5.0  # Pseudo-observations for the profiles that the map is learned against
+NAME_WORDS = 3  # Words of a cluster's name
 _WORD = re.compile(r"[^\W\d_]{3,}")
 
 
@@ -67,9 +51,8 @@ def fit_learned_map(
     start: tuple[Floats, Integers] | None = None,
 ) -> ClustersArtifact:
     """UniRoute's learned map, softmax(W x + b), from the training models' `errors` (n, models).
-
-    UniRoute, section 5.2: the mean log loss of p = softmax(xW + b) · profiles is minimised over W (d, k)
-    and b (k,) by Adam. It starts at K-means, which `start` gives if it is known.
+    UniRoute, section 5.2: the mean log loss of p = softmax(xW + b) · profiles is minimised over W (d, k) and
+    b (k,) by Adam. It starts at K-means, which `start` gives if it is known.
     """
     centres, near = start or k_means(x, k, manifest.seed)
     member = (near[:, None] == np.arange(k)).astype(np.float64)

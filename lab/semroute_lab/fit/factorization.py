@@ -19,23 +19,12 @@ from semroute_lab.common.metrics import Floats, Integers, Vectors
 from semroute_lab.fit.adam import adam
 from semroute_lab.fit.outcomes import quantiles
 
-RANK = 32
-"""Length of a model's vector."""
-
-WEIGHTS = (3e-4, 1e-3, 3e-3, 1e-2)
-"""L2 weights that are tried."""
-
-STEPS = 300
-"""Adam steps of a fit."""
-
-BATCH = 512
-"""Prompts of a step."""
-
-PAIRS_MAX = 64
-"""Pairs of models compared in a step; if there are more, this many are drawn."""
-
-RATE = 0.01
-"""Adam's first step size."""
+RANK = 32  # Length of a model's vector
+WEIGHTS = (3e-4, 1e-3, 3e-3, 1e-2)  # L2 weights that are tried
+STEPS = 300  # Adam steps of a fit
+BATCH = 512  # Prompts of a step
+PAIRS_MAX = 64  # Pairs of models compared in a step; if there are more, this many are drawn
+RATE = 0.01  # Adam's first step size
 
 
 def fit(
@@ -47,9 +36,8 @@ def fit(
     rank: int = RANK,
 ) -> tuple[FactorizationArtifact, Floats]:
     """The artifact, and out-of-fold δ of every model; (n, models).
-
-    `x` (n, d), `outcome` (n, models) 0..1, `fold` (n,). The quantiles are of P(first model wins over
-    the second), which for a pair file is P(strong wins).
+    `x` (n, d), `outcome` (n, models) 0..1, `fold` (n,). The quantiles are of P(first model wins over the
+    second), which for a pair file is P(strong wins).
     """
     best, held = (np.inf, WEIGHTS[0]), np.zeros_like(outcome)
     for weight in WEIGHTS:

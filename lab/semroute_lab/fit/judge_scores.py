@@ -14,18 +14,14 @@ from semroute_extproc.strategies.judge import JudgeSettings
 from semroute_extproc.strategies.judge_client import JudgeClient
 from semroute_lab.common.progress import progress
 
-SECONDS = 60.0
-"""How long one text may take: the score is measured, not the speed."""
-
-FAILURES_MAX = 100
-"""After this many texts in a row without a score the rest is not asked."""
+SECONDS = 60.0  # How long one text may take: the score is measured, not the speed
+FAILURES_MAX = 100  # After this many texts in a row without a score the rest is not asked
 
 
 def score_all(
     settings: JudgeSettings, texts: Sequence[str], advance: Callable[[], None] = lambda: None
 ) -> tuple[list[float | None], list[str]]:
     """The score of every text, None where there is none, and why not.
-
     As many are asked at once as the settings allow. Raises EndpointError: `setup`, or what the last of
     `FAILURES_MAX` texts in a row failed with.
     """
@@ -72,10 +68,8 @@ class Judged:
 
     strategy: str
     settings: JudgeSettings
-    scores: dict[str, float | None]
-    """Prompt to P(the strong model wins), None where the judge gave no score."""
-    failed: dict[str, int]
-    """Reason for no score, as in `semroute_judge_total`, to number of prompts."""
+    scores: dict[str, float | None]  # Prompt to P(the strong model wins), None where the judge gave no score
+    failed: dict[str, int]  # Reason for no score, as in `semroute_judge_total`, to number of prompts
 
     def describe(self) -> dict[str, object]:
         """The `judge` section of a report."""
@@ -86,9 +80,8 @@ class Judged:
 
 def judge(path: Path, strategy: str | None, texts: Sequence[str]) -> Judged:
     """Ask the judge of the configuration `path` about each distinct text.
-
-    At most `concurrency` of the strategy's own settings are asked at once. Raises ConfigError if
-    `strategy` is not a judge, or None and there is not exactly one; EndpointError if no text has a score.
+    At most `concurrency` of the strategy's own settings are asked at once. Raises ConfigError if `strategy`
+    is not a judge, or None and there is not exactly one; EndpointError if no text has a score.
     """
     config = load_config(path).config
     judges = {name: each for name, each in config.strategies.items() if isinstance(each, JudgeSettings)}

@@ -16,11 +16,8 @@ from semroute_lab.common.metrics import Floats, Integers, Vectors
 from semroute_lab.common.splits import folds
 from semroute_lab.common.tables import Table, read_table, require_rows, texts_in
 
-PAIR = ("strong", "weak")
-"""Names of the models of a pair file."""
-
-BLANKS_MAX = 0.05
-"""A model that was not run on more than this share of the questions is left out."""
+PAIR = ("strong", "weak")  # Names of the models of a pair file
+BLANKS_MAX = 0.05  # A model that was not run on more than this share of the questions is left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +27,7 @@ class Outcomes:
     table: Table
     texts: list[str]
     models: tuple[str, ...]
-    outcome: Floats
-    """Shape (n, models), 0..1."""
+    outcome: Floats  # Shape (n, models), 0..1
 
     def pair(self, strong: str, weak: str) -> tuple[Floats, Floats]:
         """Outcomes of two models; (n,) each."""
@@ -57,7 +53,6 @@ def read(
     options_column: str | None = None,
 ) -> Outcomes:
     """A pair file (prompt, strong_correct, weak_correct), or questions and outcomes of any models.
-
     The shapes are those of `eval pair` and `eval pool`; raises DataError with the place.
     """
     table = read_table(file).in_splits(splits)
@@ -75,9 +70,8 @@ def join(
     questions: Table, texts: list[str], outcomes: Table, models: Sequence[str] | None = None
 ) -> tuple[Outcomes, list[str]]:
     """Questions and outcomes by the outcomes' first column, and the models left out for many blanks.
-
-    `models` selects columns, by default all. Questions with a blank are left out. Raises DataError
-    where the files do not fit.
+    `models` selects columns, by default all. Questions with a blank are left out. Raises DataError where the
+    files do not fit.
     """
     key = next(iter(outcomes.columns))
     wanted = [name for name in outcomes.columns if name != key] if models is None else list(models)
@@ -144,7 +138,6 @@ def manifest(
 
 def wins(strong: Floats, weak: Floats) -> Floats:
     """Labels of a comparison, (n,): 1 where the strong model won, 0 where it lost, ½ for a tie.
-
     Graded outcomes count by their gap: (1 + s − w) / 2.
     """
     return np.asarray((1.0 + strong - weak) / 2.0, dtype=np.float64)

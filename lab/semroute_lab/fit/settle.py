@@ -30,12 +30,9 @@ class Setting:
 
     threshold: float
     wanted_share: float
-    realised: Estimate
-    """Strong share of these prompts."""
-    quality: Estimate | None
-    """Mean outcome of the mix; None without outcomes."""
-    drop: Estimate | None
-    """Part of always-strong's quality that is lost."""
+    realised: Estimate  # Strong share of these prompts
+    quality: Estimate | None  # Mean outcome of the mix; None without outcomes
+    drop: Estimate | None  # Part of always-strong's quality that is lost
 
 
 def settle(
@@ -49,7 +46,6 @@ def settle(
     seed: int,
 ) -> Setting:
     """The threshold for a wanted share or quality drop; intervals are over prompts, the threshold fixed.
-
     Exactly one of `strong_share` and `max_quality_drop`; the latter needs `outcomes`, (strong, weak).
     """
     share = strong_share

@@ -15,17 +15,12 @@ from semroute_extproc.strategies.similarity import Similarity, SimilarityArtifac
 from semroute_lab.common.metrics import Floats, Integers, Vectors
 from semroute_lab.fit.outcomes import quantiles
 
-GAMMA = 10.0
-"""RouteLLM's base of the weights."""
-
+GAMMA = 10.0  # RouteLLM's base of the weights
 WHOLE_MAX = 10_000
 """Up to this many prompts the whole embedding is stored: a decision stays well under a millisecond."""
 
-AXES = 64
-"""Axes on which more prompts are stored."""
-
-HELD_OUT_MAX = 4_000
-"""Prompts scored by the others' labels; more do not change the quantiles."""
+AXES = 64  # Axes on which more prompts are stored
+HELD_OUT_MAX = 4_000  # Prompts scored by the others' labels; more do not change the quantiles
 
 
 def fit(
@@ -38,9 +33,8 @@ def fit(
     axes: int | None = None,
 ) -> tuple[SimilarityArtifact, Floats]:
     """The artifact, and out-of-fold scores of the rows, NaN where a row was not scored; (n,).
-
-    `x` (n, d) unit rows, `wins` (n,) labels 0..1, `fold` (n,); `axes` principal axes to store the
-    rows on, by default all up to `WHOLE_MAX` rows.
+    `x` (n, d) unit rows, `wins` (n,) labels 0..1, `fold` (n,); `axes` principal axes to store the rows on, by
+    default all up to `WHOLE_MAX` rows.
     """
     held = np.full(len(x), math.nan)
     chosen = np.random.default_rng(manifest.seed).permutation(len(x))[:HELD_OUT_MAX]

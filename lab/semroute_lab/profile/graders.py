@@ -13,24 +13,17 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-LETTERS = "ABCDEFGHIJ"
-"""Letters of choices."""
-
-REPLY_CHARACTERS_MAX = 100_000
-"""Bound on the graded part of a reply: its end, where the answer is."""
-
-RATING_MAX = 10
-"""Ratings are 1 to this."""
+LETTERS = "ABCDEFGHIJ"  # Letters of choices
+REPLY_CHARACTERS_MAX = 100_000  # Bound on the graded part of a reply: its end, where the answer is
+RATING_MAX = 10  # Ratings are 1 to this
 
 
 @dataclass(frozen=True, slots=True)
 class Grade:
     """The quality of an answer."""
 
-    quality: float
-    """0 (wrong) to 1 (right)."""
-    parsed: bool = True
-    """An answer was found; without one the quality is 0."""
+    quality: float  # 0 (wrong) to 1 (right)
+    parsed: bool = True  # An answer was found; without one the quality is 0
 
 
 UNPARSED = Grade(0.0, False)
@@ -221,7 +214,6 @@ def regex(reply: str, pattern: str) -> Grade:
 
 def code_in(reply: str) -> str | None:
     """The Python in a reply: its blocks that parse, one after the other, or all of it if it is code.
-
     Later definitions replace earlier ones, as a correction does. None if nothing parses.
     """
     text = said(reply)

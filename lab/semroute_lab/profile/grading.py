@@ -19,7 +19,6 @@ async def grade_all(
     ratings: Sequence[Reply | None],
 ) -> list[Grade | None]:
     """The grade of every reply, None where there is none; `programs` at once, off the event loop.
-
     `ratings` are a judge's replies, in the order of the questions.
     """
     gate = asyncio.Semaphore(programs)

@@ -31,15 +31,13 @@ QUESTION_FIELDS = (*TEXT_COLUMNS, "query", "problem", "input")
 VALUES = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0, "yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
 """Inspect's marks (correct, incorrect, partial, no answer) and words as numbers."""
 
-Row = tuple[str, float, float | None]
-"""Prompt, quality in 0..1 and tokens of an answer, None if unknown."""
+Row = tuple[str, float, float | None]  # Prompt, quality in 0..1 and tokens of an answer, None if unknown
 
 
 def read_log(path: Path, metric: str | None = None, chosen: str | None = None) -> list[Row]:
     """The graded answers of a log, one per prompt; raises DataError.
-
-    `metric` is a metric of lm-evaluation-harness or a scorer of Inspect, `chosen` a filter of the
-    former; they must be given where there are several.
+    `metric` is a metric of lm-evaluation-harness or a scorer of Inspect, `chosen` a filter of the former;
+    they must be given where there are several.
     """
     try:
         text = path.read_text(encoding="utf-8")

@@ -39,7 +39,6 @@ def profile_of(
     seen: Seen | None = None,
 ) -> Profile:
     """The profile of answers to prompts with embeddings `x` (n, d); those without a quality do not count.
-
     `quality` (n,) is 0..1, `tokens` (n,) are those of each answer, or empty.
     """
     rows = [row for row, each in enumerate(quality) if each is not None]

@@ -41,11 +41,9 @@ class Question:
     """One question and how its answer is graded."""
 
     id: str
-    text: str
-    """Prompt and options: the text that is embedded, since users send it so."""
+    text: str  # Prompt and options: the text that is embedded, since users send it so
     grader: str
-    answers: tuple[str, ...]
-    """Texts of which any counts; for `choice` one letter."""
+    answers: tuple[str, ...]  # Texts of which any counts; for `choice` one letter
     options: tuple[str, ...] = ()
     tests: str = ""
 

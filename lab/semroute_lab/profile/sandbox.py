@@ -27,15 +27,11 @@ from typing import Literal
 
 Verdict = Literal["passed", "failed", "timeout"]
 
-FILE_BYTES_MAX = 1024 * 1024
-"""Largest file that the program may write, its output included."""
-
+FILE_BYTES_MAX = 1024 * 1024  # Largest file that the program may write, its output included
 PROCESSES_MAX = 64
 """Processes and threads at once, in a user namespace; outside one all processes of the user would count."""
 
-PROBE_SECONDS = 5.0
-"""Bound on the check whether the kernel can isolate."""
-
+PROBE_SECONDS = 5.0  # Bound on the check whether the kernel can isolate
 _UNSHARE = ("unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child", "--")
 
 _HARNESS = r"""
@@ -80,9 +76,8 @@ def isolates() -> bool:
 
 def run(code: str, tests: str, limits: Limits = Limits(), isolated: bool | None = None) -> Verdict:
     """Run `code`, then `tests` in the same namespace; `passed` if both run to their end.
-
-    The program reports its end by a secret word, not by its exit status: a program that leaves early,
-    with any status, has not passed. `isolated` is whether to use namespaces, by default where possible.
+    The program reports its end by a secret word, not by its exit status: a program that leaves early, with
+    any status, has not passed. `isolated` is whether to use namespaces, by default where possible.
     """
     isolated = isolates() if isolated is None else isolated
     secret = secrets.token_hex(16)

@@ -15,12 +15,8 @@ from semroute_extproc.strategies.clusters import ClustersArtifact
 from semroute_extproc.strategies.profiles import FEW_ANSWERS, Profile
 from semroute_lab.profile.tally import certainty, interval
 
-BAR_CHARACTERS = 10
-"""Width of a bar that is full: two models fit a terminal of 80 columns."""
-
-SIDE_BY_SIDE = 2
-"""With more models only the width of intervals is shown, not their ends."""
-
+BAR_CHARACTERS = 10  # Width of a bar that is full: two models fit a terminal of 80 columns
+SIDE_BY_SIDE = 2  # With more models only the width of intervals is shown, not their ends
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
@@ -80,7 +76,6 @@ def _names(profile: Profile, clusters: ClustersArtifact | None) -> list[str]:
 
 def draw(profiles: Sequence[Profile], clusters: ClustersArtifact | None, console: Console) -> None:
     """A table with a bar for every model in every cluster.
-
     With several models, the clusters where they differ most come first.
     """
     described = report(profiles, clusters)

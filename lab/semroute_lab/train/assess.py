@@ -29,21 +29,11 @@ from semroute_lab.evaluate.cli import evaluate
 from semroute_lab.train.bundling import languages_of
 from semroute_lab.train.spec import Say
 
-CARDS = Path(__file__).parent / "cards"
-"""Template, evaluations and data of the card."""
-
-REPLICATES = 1_000
-"""Bootstrap replicates of every interval."""
-
-LATENCY_TOKENS = (16, 64, 128)
-"""Lengths in tokens at which a pass is timed."""
-
-LATENCY_RUNS = 60
-"""Timed passes at each length, after a few untimed ones."""
-
-CURVES = ("abstention", "reliability", "confusion", "curves")
-"""Fields of reports that a card does not need."""
-
+CARDS = Path(__file__).parent / "cards"  # Template, evaluations and data of the card
+REPLICATES = 1_000  # Bootstrap replicates of every interval
+LATENCY_TOKENS = (16, 64, 128)  # Lengths in tokens at which a pass is timed
+LATENCY_RUNS = 60  # Timed passes at each length, after a few untimed ones
+CURVES = ("abstention", "reliability", "confusion", "curves")  # Fields of reports that a card does not need
 Report = dict[str, Any]
 
 
@@ -51,10 +41,9 @@ def assess(
     directory: Path, data: Path | None, handwritten: Path | None, seed: int, say: Say, brief: bool = False
 ) -> Report:
     """Score the dev rows of every set with the bundle's CPU graph, as the server would.
-
-    The document has `domain`, `difficulty`, `pairs`, `unseen` and `pool` (reports by set), `languages`
-    and `latency`. Missing files are left out. `brief` leaves out intervals, pool and latency: enough
-    for `figures`.
+    The document has `domain`, `difficulty`, `pairs`, `unseen` and `pool` (reports by set), `languages` and
+    `latency`. Missing files are left out. `brief` leaves out intervals, pool and latency: enough for
+    `figures`.
     """
     manifest = bundles.read_manifest(directory)
     replicates = 0 if brief else REPLICATES

@@ -55,7 +55,6 @@ class Layer(nn.Module):  # type: ignore[misc]
 
 class Encoder(nn.Module):  # type: ignore[misc]
     """BERT with mean pooling over the real tokens (Reimers and Gurevych 2019), without dropout.
-
     Fine-tuning hides tokens instead: dropout inside the encoder costs more time.
     """
 

@@ -34,9 +34,7 @@ from semroute_lab.train.smoothing import TEXTS_MAX, smooth
 from semroute_lab.train.sources import traffic_of
 from semroute_lab.train.spec import BundleSpec, Say
 
-FP32_GRAPH = "model.fp32.onnx"
-"""The graph from which the served ones are made; it stays in the work folder."""
-
+FP32_GRAPH = "model.fp32.onnx"  # The graph from which the served ones are made; it stays in the work folder
 OPSET = 20
 """ONNX operator set of the graphs: the first with Gelu. Five plain operators would be one pass each over
 the widest layer, unless the runtime fuses them, which in half precision it does not."""
@@ -47,9 +45,7 @@ OUTPUTS = ("sentence_embedding", "domain_logits", "difficulty_logit", "task_logi
 PARITY_FP32 = 1e-4
 """Largest difference of any output between torch and its fp32 graph, relative to 1 + its size."""
 
-PARITY_ROWS = 64
-"""Texts on which the graphs are compared with the network."""
-
+PARITY_ROWS = 64  # Texts on which the graphs are compared with the network
 Array = np.ndarray[Any, Any]
 
 

@@ -14,11 +14,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from semroute_lab.train.fit import IGNORE
 
-LOG_TEMPERATURES = (-5.0, 5.0)
-"""Bounds of the logarithm of a temperature."""
-
-KMEANS_ROUNDS_MAX = 50
-"""Bound on Lloyd's iterations."""
+LOG_TEMPERATURES = (-5.0, 5.0)  # Bounds of the logarithm of a temperature
+KMEANS_ROUNDS_MAX = 50  # Bound on Lloyd's iterations
 
 
 def temperature(logits: Tensor, target: Tensor) -> float:
@@ -36,7 +33,6 @@ def temperature(logits: Tensor, target: Tensor) -> float:
 
 def platt(logits: Tensor, target: Tensor, weight: Tensor) -> tuple[float, float]:
     """Scale a and shift b of sigmoid(a logit + b) that minimise the weighted cross-entropy of soft targets.
-
     Platt 1999. The scale is positive, so calibration never reverses a ranking.
     """
     known = ~torch.isnan(target)
@@ -75,9 +71,8 @@ def unknown_threshold(known: Tensor, centroids: Tensor, share: float) -> float:
 
 def quantiles(probabilities: Tensor, weight: Tensor | None = None) -> list[float]:
     """The 0, 1, … 100 % quantiles of the difficulty over (weighted) reference traffic, ascending.
-
-    With weights: the inverse of the weighted distribution function, interpolated between the
-    middles of its steps.
+    With weights: the inverse of the weighted distribution function, interpolated between the middles of its
+    steps.
     """
     values, order = probabilities.double().sort()
     weights = torch.ones_like(values) if weight is None else weight.double()[order]

@@ -16,14 +16,9 @@ from semroute_lab.train.datasets import TARGETS, Corpus
 from semroute_lab.train.publish import CARD, publish
 from semroute_lab.train.spec import Say
 
-SEED = 0
-"""Seed of the bootstrap."""
-
-INT8_TOLERANCE = 0.005
-"""A larger loss of any figure by the int8 graph is marked on the card."""
-
-CONFUSED_MAX = 6
-"""Most confusions that the card lists."""
+SEED = 0  # Seed of the bootstrap
+INT8_TOLERANCE = 0.005  # A larger loss of any figure by the int8 graph is marked on the card
+CONFUSED_MAX = 6  # Most confusions that the card lists
 
 
 def training_facts(corpus: Corpus, manifest: Manifest) -> Report:

@@ -19,17 +19,11 @@ from typing import Any
 from semroute_extproc.errors import DataError
 from semroute_lab.common.tables import Table
 
-DECLARED = Path(__file__).parent / "sources.toml"
-"""The declared domains, tasks and sources."""
-
+DECLARED = Path(__file__).parent / "sources.toml"  # The declared domains, tasks and sources
 _NAMES = tomllib.loads(DECLARED.read_text())
 
-DOMAINS: tuple[str, ...] = tuple(_NAMES["domains"])
-"""The domains, in MMLU-Pro's spelling."""
-
-TASKS: tuple[str, ...] = tuple(_NAMES["tasks"])
-"""Kinds of request."""
-
+DOMAINS: tuple[str, ...] = tuple(_NAMES["domains"])  # The domains, in MMLU-Pro's spelling
+TASKS: tuple[str, ...] = tuple(_NAMES["tasks"])  # Kinds of request
 FAMILIES = ("everyday", "mathematics", "exam")
 """Families of requests, each with its own difficulty expert; the last one's reads a cluster table."""
 
@@ -38,18 +32,15 @@ EVERYDAY, MATHEMATICS, EXAM = range(len(FAMILIES))
 CALIBRATION_SHARE = 10
 """One in this many fit rows, by the hash of its text, is kept for early stopping and calibration."""
 
-FIT_ROWS_MIN = 200
-"""A fit on fewer rows is refused."""
+FIT_ROWS_MIN = 200  # A fit on fewer rows is refused
 
 
 class Part(enum.StrEnum):
     """Use of a row."""
 
     FIT = "fit"
-    CALIBRATE = "calibrate"
-    """Not in the fit; for early stopping, temperatures and thresholds."""
-    DEV = "dev"
-    """Only reported on."""
+    CALIBRATE = "calibrate"  # Not in the fit; for early stopping, temperatures and thresholds
+    DEV = "dev"  # Only reported on
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,24 +57,18 @@ class Example:
 
     text: str
     source: str
-    place: str
-    """`file:row`, for messages."""
+    place: str  # `file:row`, for messages
     rights: Rights
     part: Part
-    domain: int | None = None
-    """Index into `DOMAINS`."""
-    task: int | None = None
-    """Index into `TASKS`."""
-    difficulty: float | None = None
-    """Probability that the strong model is needed, 0..1."""
+    domain: int | None = None  # Index into `DOMAINS`
+    task: int | None = None  # Index into `TASKS`
+    difficulty: float | None = None  # Probability that the strong model is needed, 0..1
     gain: float | None = None
     """Value of the exam expert's cluster table, such as s - w, the quality of strong over weak; -1..1."""
-    family: int = EVERYDAY
-    """Index into `FAMILIES`."""
+    family: int = EVERYDAY  # Index into `FAMILIES`
     intent: str | None = None
     """A fine label such as `clinc150/card_arrival`; it shapes the embedding and is not exported."""
-    weight: float = 1.0
-    """Of this row's difficulty in the loss."""
+    weight: float = 1.0  # Of this row's difficulty in the loss
 
 
 TARGETS = ("domain", "task", "difficulty", "intent")
@@ -126,16 +111,14 @@ class Corpus:
     fit: tuple[Example, ...]
     calibrate: tuple[Example, ...]
     dev: tuple[Example, ...]
-    dropped: dict[str, int]
-    """Number of rows, or of targets of rows, that were left out, by reason."""
+    dropped: dict[str, int]  # Number of rows, or of targets of rows, that were left out, by reason
 
 
 def assemble(rows: Iterable[Example], rows_min: int = FIT_ROWS_MIN) -> Corpus:
     """Apply the rules between rows and split them into parts.
-
-    Rows that may not train and are not dev rows are left out. A row whose question is also a dev row
-    loses every target that is reported there. Of rows of one source with the same text the first is
-    kept. Fewer than `rows_min` fit rows are refused.
+    Rows that may not train and are not dev rows are left out. A row whose question is also a dev row loses
+    every target that is reported there. Of rows of one source with the same text the first is kept. Fewer
+    than `rows_min` fit rows are refused.
     """
     rows = list(rows)
     dev = tuple(row for row in rows if row.part is Part.DEV)

@@ -37,9 +37,8 @@ def add_table(
     heads: Heads, rows: Sequence[Example], states: States, source: str, plan: FillPlan, seed: int, say: Say
 ) -> None:
     """Give the exam expert its cluster table and calibrate it on out-of-fold values.
-
-    `rows` and `states` are the fit and calibration rows together: out-of-fold values need no rows to
-    be kept back, and labels are few. `source` is the source of the outcomes.
+    `rows` and `states` are the fit and calibration rows together: out-of-fold values need no rows to be kept
+    back, and labels are few. `source` is the source of the outcomes.
     """
     own = [i for i, row in enumerate(rows) if row.source == source and row.gain is not None]
     if len(own) < plan.clusters * plan.expert_rows_min // 2:
@@ -55,9 +54,8 @@ def add_table(
 
 def cluster_table(x: Tensor, target: Tensor, clusterings: int, plan: FillPlan, seed: int) -> ClusterTable:
     """The mean target per cluster of inputs [rows, inputs], for many seeds of K-means.
-
-    The rule of UniRoute (Jitkrittum et al., arXiv 2502.08773, section 4.1) for one model pair, averaged
-    over clusterings.
+    The rule of UniRoute (Jitkrittum et al., arXiv 2502.08773, section 4.1) for one model pair, averaged over
+    clusterings.
     """
     k = min(plan.clusters, len(x))
     table = ClusterTable(clusterings, k, x.shape[1])
@@ -89,9 +87,8 @@ def out_of_fold(x: Tensor, target: Tensor, plan: FillPlan, seed: int) -> Tensor:
 
 def calibrate_experts(heads: Heads, rows: Sequence[Example], check: States, plan: FillPlan, say: Say) -> None:
     """Platt scaling of the experts without a table, each on the calibration rows of its family.
-
-    The everyday expert learns from many kinds of rows, some with a guessed difficulty; it is
-    calibrated on those that a person judged, where there are enough.
+    The everyday expert learns from many kinds of rows, some with a guessed difficulty; it is calibrated on
+    those that a person judged, where there are enough.
     """
     with torch.inference_mode():
         means = heads.parts(check.pooled, check.surface).members.mean(-1)
@@ -124,9 +121,8 @@ def add_memory(
     say: Say,
 ) -> None:
     """Store `rows` (their outputs are `fit`) in the memory and choose its parameters on calibration rows.
-
-    `target` is the domain of each calibration row, `IGNORE` where unknown. The grid's best by
-    cross-entropy after temperature scaling is used.
+    `target` is the domain of each calibration row, `IGNORE` where unknown. The grid's best by cross-entropy
+    after temperature scaling is used.
     """
     chosen = cases(rows, plan.cases_max, seed)
     with torch.inference_mode():
@@ -163,9 +159,8 @@ def add_memory(
 
 def cases(rows: Sequence[Example], most: int, seed: int) -> list[list[int]]:
     """Indices of the rows of each case to store.
-
-    A case is a place in a file, so a question with and without its options is one. All cases with a
-    domain are stored, but at most `most` of a source that has only one domain.
+    A case is a place in a file, so a question with and without its options is one. All cases with a domain
+    are stored, but at most `most` of a source that has only one domain.
     """
     sources: dict[str, dict[str, list[int]]] = {}
     first: dict[str, str] = {}

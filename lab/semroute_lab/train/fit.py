@@ -18,11 +18,8 @@ from semroute_lab.train.frames import Frames
 from semroute_lab.train.model import HeadOutputs, Heads
 from semroute_lab.train.spec import HeadPlan, LossWeights, Say
 
-EMBED_BATCH = 32
-"""Texts of one pass when a whole set is embedded."""
-
-IGNORE = -100
-"""Class index of an unknown target."""
+EMBED_BATCH = 32  # Texts of one pass when a whole set is embedded
+IGNORE = -100  # Class index of an unknown target
 
 
 class Targets(NamedTuple):
@@ -52,9 +49,8 @@ class Targets(NamedTuple):
 
 def multitask(out: HeadOutputs, targets: Targets, weights: LossWeights) -> Tensor:
     """Weighted sum of the heads' losses, each averaged over the rows that have its target.
-
-    Cross-entropy for the classes and the gate; binary cross-entropy with soft targets for every
-    member of the expert of a row's family, so that experts do not unlearn each other's targets.
+    Cross-entropy for the classes and the gate; binary cross-entropy with soft targets for every member of the
+    expert of a row's family, so that experts do not unlearn each other's targets.
     """
     rows = torch.arange(len(targets.family), device=out.members.device)
     loss = weights.domain * _classes(out.domain, targets.domain, weights.smoothing)
@@ -72,7 +68,6 @@ def _classes(logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
 
 def soft_binary(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """Weighted mean of -(y log p + (1 - y) log(1 - p)) over the rows with a target.
-
     `logits` [rows, members], `target` [rows] with NaN where unknown, `weight` [rows].
     """
     known = ~torch.isnan(target)

@@ -12,8 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from semroute_extproc.encoder.preprocess import Framed, Framer
 
-LENGTH_JITTER = 4
-"""Texts within this many tokens count as equally long when batches are drawn."""
+LENGTH_JITTER = 4  # Texts within this many tokens count as equally long when batches are drawn
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,12 +15,8 @@ from semroute_lab.train.rounding import round_products
 
 CPU_GRAPH, CUDA_GRAPH = "model.int8.onnx", "model.fp16.onnx"
 
-QUANTISED_HEADS = ("/heads/memory/MatMul",)
-"""The only product of the heads that is as large as the encoder's."""
-
-CALIBRATION_TEXTS_MAX = 256
-"""Texts for the rounding of the weights."""
-
+QUANTISED_HEADS = ("/heads/memory/MatMul",)  # The only product of the heads that is as large as the encoder's
+CALIBRATION_TEXTS_MAX = 256  # Texts for the rounding of the weights
 Feed = Mapping[str, np.ndarray[Any, Any]]
 
 
@@ -38,9 +34,8 @@ def feeds(framed: Iterable[Framed]) -> list[Feed]:
 
 def write_int8(fp32: Path, file: Path, calibration: Sequence[Feed]) -> None:
     """Dynamic int8, one scale per output channel, of every large matrix product.
-
-    Weights have seven bits and a sign, which no processor saturates, and the encoder's are rounded on
-    the `calibration` texts; see `rounding`.
+    Weights have seven bits and a sign, which no processor saturates, and the encoder's are rounded on the
+    `calibration` texts; see `rounding`.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 

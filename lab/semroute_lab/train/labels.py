@@ -18,12 +18,8 @@ Floats = npt.NDArray[np.float64]
 KINDS = ("only-strong", "det", "prob", "trans", "win")
 """`only_strong`, the complements of `r_det`, `r_prob` and `r_trans` at t*, and `win_probability`."""
 
-TRANSFORM_GRID = 101
-"""Candidates of t between 0 and the largest gap; the paper searches a grid as well."""
-
-PAIRS_MAX = 4_000
-"""More rows than this are sampled for the search of t."""
-
+TRANSFORM_GRID = 101  # Candidates of t between 0 and the largest gap; the paper searches a grid as well
+PAIRS_MAX = 4_000  # More rows than this are sampled for the search of t
 TIE_CREDIT = 0.5
 """A tie counts half a win in `targets`, as in Bradley-Terry ratings; with 0, `win` would equal `prob`."""
 
@@ -32,9 +28,8 @@ def targets(
     kind: str, strong: npt.ArrayLike, weak: npt.ArrayLike, t: float | None = None
 ) -> tuple[Floats, dict[str, Any]]:
     """P(the strong model is needed) in 0..1 by one of `KINDS`, [rows], and facts about the labels.
-
-    `trans` uses `t`, or t* of these rows; the facts hold it as "t". Rows without an answer of either
-    model are NaN.
+    `trans` uses `t`, or t* of these rows; the facts hold it as "t". Rows without an answer of either model
+    are NaN.
     """
     info: dict[str, Any] = {"kind": kind}
     if kind == "only-strong":
@@ -63,9 +58,8 @@ def gain(strong: npt.ArrayLike, weak: npt.ArrayLike) -> Floats:
 
 def only_strong(strong: npt.ArrayLike, weak: npt.ArrayLike, least: float = 0.5) -> Floats:
     """Share of the pairs of answers with a good strong one (>= `least`) and a weak one that is not; [rows].
-
-    One answer each: 1 where the strong model is right and the weak one wrong, else 0. Several: the
-    product of the two shares, since answers are drawn independently.
+    One answer each: 1 where the strong model is right and the weak one wrong, else 0. Several: the product of
+    the two shares, since answers are drawn independently.
     """
     s, w = (np.where(np.isnan(x), np.nan, x >= least) for x in map(_samples, (strong, weak)))
     return _mean(s) * (1.0 - _mean(w))
@@ -84,7 +78,6 @@ def r_prob(strong: npt.ArrayLike, weak: npt.ArrayLike) -> Floats:
 
 def r_trans(strong: npt.ArrayLike, weak: npt.ArrayLike, t: float) -> Floats:
     """Relaxed label (section 3.3): Pr[H >= -t], t >= 0 in units of quality; [rows].
-
     With a large gap between the models r_prob is almost always 0; t makes up for the gap.
     """
     return _share_above(_gaps(strong, weak), -t)
@@ -113,10 +106,9 @@ def win_probability(
     strong_wins: npt.ArrayLike, ties: npt.ArrayLike, weak_wins: npt.ArrayLike, tie_credit: float = 0.0
 ) -> Floats:
     """P(strong wins) from counts of judgements: (s + credit * t) / (s + t + w); [rows].
-
-    RouteLLM (arXiv 2406.18665, section 3) labels a comparison as win, tie or loss of the strong model.
-    Its classifiers count a tie as no win (`tie_credit` 0), its Bradley-Terry ratings as half a win.
-    Rows without judgements are NaN.
+    RouteLLM (arXiv 2406.18665, section 3) labels a comparison as win, tie or loss of the strong model. Its
+    classifiers count a tie as no win (`tie_credit` 0), its Bradley-Terry ratings as half a win. Rows without
+    judgements are NaN.
     """
     s, t, w = (np.asarray(x, dtype=np.float64) for x in (strong_wins, ties, weak_wins))
     with np.errstate(invalid="ignore", divide="ignore"):

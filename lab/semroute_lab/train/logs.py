@@ -39,17 +39,10 @@ from semroute_lab.train.datasets import (
 from semroute_lab.train.labels import Floats
 from semroute_lab.train.sources import LOGS
 
-COST = "cost."
-"""Start of the name of a column of costs."""
-
-ROWS_MIN = 200
-"""Fewer prompts than this teach a router nothing but noise."""
-
-RARER_MIN = 20
-"""The rarer of the two classes (strong needed or not) must have this many rows."""
-
-ANSWERS_MAX = 64
-"""Most answers of one model to one prompt."""
+COST = "cost."  # Start of the name of a column of costs
+ROWS_MIN = 200  # Fewer prompts than this teach a router nothing but noise
+RARER_MIN = 20  # The rarer of the two classes (strong needed or not) must have this many rows
+ANSWERS_MAX = 64  # Most answers of one model to one prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +51,10 @@ class LogsPlan:
 
     file: Path
     weak: str
-    strong: str
-    """The two models."""
-    labels: str = "only-strong"
-    """One of `labels.KINDS`."""
-    quality: str = "given"
-    """One of `quality.KINDS`."""
-    bart: Path | None = None
-    """Directory of the seq2seq model for `bartscore`."""
+    strong: str  # The two models
+    labels: str = "only-strong"  # One of `labels.KINDS`
+    quality: str = "given"  # One of `quality.KINDS`
+    bart: Path | None = None  # Directory of the seq2seq model for `bartscore`
 
 
 def read_logs(plan: LogsPlan) -> tuple[list[Example], dict[str, Any]]:

@@ -19,15 +19,13 @@ from semroute_lab.train.spec import Say
 
 CARD = "CARD.md"
 
-TEXTS_MIN = 32
-"""Fewer texts are too few for the inputs' correlations."""
+TEXTS_MIN = 32  # Fewer texts are too few for the inputs' correlations
 
 
 def publish(manifest: Manifest, files: Iterable[Path], target: Path) -> None:
     """Write a bundle of `files` next to `target`, check that it loads, and rename it into place.
-
-    `manifest.files` is filled here. An interrupted run leaves a `.partial` directory, which is no
-    bundle and may be removed.
+    `manifest.files` is filled here. An interrupted run leaves a `.partial` directory, which is no bundle and
+    may be removed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
@@ -66,7 +64,6 @@ def copy_bundle(source: Bundle, target: Path, device: str | None) -> list[str]:
 
 def requantise(source: Bundle, target: Path, texts: Path, say: Say) -> None:
     """Publish `source` in `target` with its CPU graph rebuilt from its CUDA graph, rounded on `texts`.
-
     Raises DataError if the file has too few texts, BundleError if the bundle has no CUDA graph. The card
     describes another graph and is not copied.
     """

@@ -26,15 +26,9 @@ SCALES = {
 }
 """Measures of a number: start of the column's name, and the ends of the scale."""
 
-ANSWER = "answer."
-"""Start of the name of a column of answers."""
-
-BATCH = 8
-"""Pairs of texts scored in one pass."""
-
-TOKENS_MAX = 1024
-"""Longer texts are cut on the right; BART has this many positions."""
-
+ANSWER = "answer."  # Start of the name of a column of answers
+BATCH = 8  # Pairs of texts scored in one pass
+TOKENS_MAX = 1024  # Longer texts are cut on the right; BART has this many positions
 _ARTICLE = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = re.compile(r"[^\w\s.%-]|(?<!\d)\.|\.(?!\d)|(?<!\w)-(?!\d)")
 _NUMBER = re.compile(r"-?\d[\d,]*\.?\d*")
@@ -42,9 +36,8 @@ _NUMBER = re.compile(r"-?\d[\d,]*\.?\d*")
 
 def exact(answer: str, reference: str) -> float:
     """1 if both are equal without case, articles, punctuation and white space, else 0.
-
-    The normalisation of SQuAD's exact match (Rajpurkar et al. 2016); signs, decimal points and
-    percent signs stay, so `-1.5` is not `15`.
+    The normalisation of SQuAD's exact match (Rajpurkar et al. 2016); signs, decimal points and percent signs
+    stay, so `-1.5` is not `15`.
     """
     return float(_normalised(answer) == _normalised(reference))
 
@@ -78,10 +71,9 @@ def scaled(value: float, low: float, high: float) -> float:
 
 class BartScore:
     """BARTScore (Yuan et al. 2021, equation 2 with equal weights).
-
-    score(source, target) = (1 / m) sum_t log p(target_t | target_<t, source), in nats per token, <= 0.
-    Hybrid LLM (arXiv 2404.14618) uses q(answer) = score(query, answer). Scores of one seq2seq model
-    compare with each other only.
+    score(source, target) = (1 / m) sum_t log p(target_t | target_<t, source), in nats per token, <= 0. Hybrid
+    LLM (arXiv 2404.14618) uses q(answer) = score(query, answer). Scores of one seq2seq model compare with
+    each other only.
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:

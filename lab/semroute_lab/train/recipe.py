@@ -36,8 +36,7 @@ from semroute_lab.train.tune import fine_tune
 class Settings:
     """The request for a run."""
 
-    data: Path | None
-    """Folder of the declared data sets; None trains on `handwritten` and `logs` alone."""
+    data: Path | None  # Folder of the declared data sets; None trains on `handwritten` and `logs` alone
     out: Path
     work: Path
     base: Path | None = None

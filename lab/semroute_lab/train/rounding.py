@@ -22,12 +22,8 @@ Array = np.ndarray[Any, Any]
 STEPS = 64
 """Weights are multiples -64 to 64 of an output channel's scale: ONNX Runtime's reduced range of int8."""
 
-DAMPING = 0.01
-"""Added to the correlations' diagonal, in means of it."""
-
-BLOCK = 64
-"""Columns whose error is compensated at once in all later columns."""
-
+DAMPING = 0.01  # Added to the correlations' diagonal, in means of it
+BLOCK = 64  # Columns whose error is compensated at once in all later columns
 CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 """Candidates for the largest value of a row's grid, as a share of its largest weight."""
 
@@ -36,9 +32,8 @@ def round_products(
     fp32: Path, file: Path, products: Sequence[str], feeds: Iterable[Mapping[str, Array]]
 ) -> None:
     """Write `fp32` to `file` with the weights of the nodes `products` rounded; still a float32 graph.
-
-    `products` are MatMul nodes with a constant second input; `feeds` are the graph's inputs for
-    each calibration text.
+    `products` are MatMul nodes with a constant second input; `feeds` are the graph's inputs for each
+    calibration text.
     """
     import onnx
     from onnx import numpy_helper
@@ -57,9 +52,8 @@ def round_products(
 
 def rounded(weight: Array, correlations: Array) -> Array:
     """`weight` [out, in] on a grid per row of `STEPS` either side of 0, given sums of x x^T [in, in].
-
-    The largest weight of a row is at the end of its grid, so that quantising the result by its largest
-    weight yields the same grid.
+    The largest weight of a row is at the end of its grid, so that quantising the result by its largest weight
+    yields the same grid.
     """
     damped = correlations.astype(np.float64)
     spread = max(float(np.diag(damped).mean()), 1e-12)

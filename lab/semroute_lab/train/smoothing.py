@@ -21,9 +21,7 @@ STRENGTH = 0.8
 """The exponent a. Of .4 to 1 the one with the smallest error of the embedding: a quarter of the plain
 error with eight-bit weights, half of it with seven."""
 
-TEXTS_MAX = 128
-"""Calibration texts for the ranges."""
-
+TEXTS_MAX = 128  # Calibration texts for the ranges
 RANGE_MIN = 1e-5
 
 

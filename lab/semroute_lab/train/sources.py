@@ -35,27 +35,13 @@ STRONG_MODELS = ("Meta-Llama-3_1-70B-Instruct", "DeepSeek-Coder-V2", "jamba-1.5-
 WEAK_MODELS = ("Mixtral-8x7B-Instruct-v0.1", "Meta-Llama-3_1-8B-Instruct")
 """MMLU-Pro columns that represent the strong and the weak model of a pair."""
 
-LONGEST_SLIP = 0.5
-"""A weak model's assumed error rate on the longest word problem; a target only."""
-
-HARD_PROMPT = 0.9
-"""Difficulty of prompts that were selected for being hard."""
-
-ASCII_MIN = 0.95
-"""Smallest share of ASCII characters of such a prompt with a difficulty."""
-
-EXAM_SOURCE = "routellm_mmlu"
-"""The source of the exam expert's outcomes."""
-
-LOGS = "logs"
-"""Source name of a user's own logs, which replace it."""
-
-HANDWRITTEN = "handwritten/"
-"""Start of the source names of our own files, whose difficulty a person judged."""
-
-_SUBJECT_PREFIX = "ori_mmlu-"
-"""Start of MMLU-Pro's `src` for a question from an MMLU subject."""
-
+LONGEST_SLIP = 0.5  # A weak model's assumed error rate on the longest word problem; a target only
+HARD_PROMPT = 0.9  # Difficulty of prompts that were selected for being hard
+ASCII_MIN = 0.95  # Smallest share of ASCII characters of such a prompt with a difficulty
+EXAM_SOURCE = "routellm_mmlu"  # The source of the exam expert's outcomes
+LOGS = "logs"  # Source name of a user's own logs, which replace it
+HANDWRITTEN = "handwritten/"  # Start of the source names of our own files, whose difficulty a person judged
+_SUBJECT_PREFIX = "ori_mmlu-"  # Start of MMLU-Pro's `src` for a question from an MMLU subject
 Rows = Iterator[Example]
 
 
@@ -132,7 +118,6 @@ def _matrix_outcomes(file: Path) -> dict[str, tuple[float, float]]:
 
 def _pair(source: Source, table: Table) -> Rows:
     """Outcomes of two models: `gold` rows train, all others are reported on.
-
     A gold row's MMLU subject also gives its domain: the one under which MMLU-Pro files that subject.
     """
     domains = _domains_of_subjects(table.path.parents[1] / "matrices" / "mmlu_pro_questions.csv.gz")
@@ -176,9 +161,8 @@ def _solve_rate(source: Source, table: Table) -> Rows:
 
 def _longer_is_harder(source: Source, table: Table) -> Rows:
     """No outcomes: the target is the rank by length, since a weak model slips more on longer problems.
-
-    The number of steps of the worked answer was a worse target on the dev rows of the GSM8K pair
-    (APGR .598, with length .624; length alone .633 to .640). The family is as for the solve rate.
+    The number of steps of the worked answer was a worse target on the dev rows of the GSM8K pair (APGR .598,
+    with length .624; length alone .633 to .640). The family is as for the solve rate.
     """
     texts = table.texts(source.text)
     by_length = sorted(range(len(texts)), key=lambda row: len(texts[row]))
@@ -259,7 +243,6 @@ def _without_torn_rows(file: Path) -> Table:
 
 def read_handwritten(folder: Path) -> list[Example]:
     """Our own files in `folder`: `*.train.jsonl` may train, `*.eval.jsonl` is reported on.
-
     A line has `text` and any of `domain`, `task` (names) and `hard` (0 or 1).
     """
     rows: list[Example] = []

