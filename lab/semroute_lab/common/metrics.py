@@ -173,6 +173,16 @@ def auroc(scores: Floats, positive: Booleans) -> float:
     return float(roc_auc_score(positive, scores))
 
 
+def auroc_estimate(scores: Floats, positive: Booleans, replicates: int, seed: int) -> Estimate | None:
+    """AUROC with its interval; None without positives or negatives."""
+    if positive.all() or not positive.any():
+        return None
+    samples = bootstrap(
+        lambda counts: weighted_auroc(scores, positive, counts), len(scores), replicates, seed
+    )
+    return estimate(auroc(scores, positive), samples)
+
+
 def fpr_at_tpr(scores: Floats, positive: Booleans, tpr: float = 0.95) -> float:
     """Share of negatives accepted at the highest threshold that accepts at least `tpr` of the positives.
     For out-of-distribution detection (FPR95; Hendrycks and Gimpel, 2017) the positives are the known rows.

@@ -1,14 +1,9 @@
 """Metrics of a router between a weak and a strong model.
 
-Every request has an outcome under each model (1/0 for right and wrong, or any graded quality)
-and a score; the router sends the highest scores to the strong model. Quality A(x) at a strong
-share x is the mean outcome of the chosen models.
-
-There are two versions. `decile_curve` with `apgr` and `cpt` follows RouteLLM's code (Ong et al.,
-arXiv 2406.18665; evals/benchmarks.py and evaluate.py), so figures compare with its tables.
-`exact_curve` with `apgr` and `cpt_exact` uses all n+1 budgets and the first crossing, which stays
-well defined with ties and where quality is not monotone. They agree within about .01 for learned
-routers.
+Quality A(x) at a strong share x is the mean outcome when the requests with the highest scores go to the
+strong model. `decile_curve` with `apgr` and `cpt` follows RouteLLM's code (Ong et al., arXiv 2406.18665;
+evals/benchmarks.py and evaluate.py), so figures compare with its tables. The metrics `*_exact` use all n+1
+budgets and the first crossing, which are well defined with ties and where quality is not monotone.
 """
 
 from __future__ import annotations
@@ -31,10 +26,6 @@ class Curve:
 
     share: Floats  # Strong share, 0..1, ascending; shape (points,)
     quality: Floats  # Mean outcome of the chosen models at that share; shape (points,)
-
-    def at(self, share: float) -> float:
-        """Quality at a share between points, by linear interpolation (a random mix of both)."""
-        return float(np.interp(share, self.share, self.quality))
 
 
 def pgr(quality: float, strong: float, weak: float) -> float:
@@ -100,33 +91,15 @@ def cpt(curve: Curve, q: float, strong: float, weak: float) -> float:
     return 100.0 * float(np.interp(q * (strong - weak) + weak, curve.quality, curve.share))
 
 
-def cpt_exact(curve: Curve, q: float, strong: float, weak: float) -> float:
-    """The smallest strong share in percent at which PGR reaches `q`: the first crossing of the curve.
-    Linear within the step that crosses (a random mix of both budgets); NaN if there is none.
-    """
-    target = np.asarray([q * (strong - weak) + weak])
-    return 100.0 * float(_first_crossing(curve.share[None], curve.quality[None], target)[0])
-
-
-def quality_drop(curve: Curve, advantage: float) -> float:
-    """Quality lost against always-strong, in percent of it, at a cost advantage (weak share, 0..1).
-    Hybrid LLM (Ding et al., arXiv 2404.14618, Table 1): 100 (A_s - A(1 - advantage)) / |A_s|. Negative where
-    the mix beats the strong model.
-    """
-    strong = float(curve.quality[-1])
-    return 100.0 * (strong - curve.at(1.0 - advantage)) / abs(strong)
-
-
 def point_metrics(scores: Floats, strong: Floats, weak: Floats, seed: int) -> dict[str, float]:
     """All metrics of a router by name, in the order of reports: the same names as `bootstrap_pair`'s."""
     s, w = float(strong.mean()), float(weak.mean())
-    coarse = decile_curve(scores, strong, weak, seed)
-    exact = exact_curve(scores, strong, weak)
-    found = {"apgr": apgr(coarse, s, w), "apgr_exact": apgr(exact, s, w)}
-    for q in TARGETS:
-        found[f"cpt{q * 100:.0f}"] = cpt(coarse, q, s, w)
-        found[f"cpt{q * 100:.0f}_exact"] = cpt_exact(exact, q, s, w)
-    return found | {f"drop{a * 100:.0f}": quality_drop(exact, a) for a in ADVANTAGES}
+    coarse, exact = decile_curve(scores, strong, weak, seed), exact_curve(scores, strong, weak)
+    found = _pair_metrics(exact.share[None], exact.quality[None] - w, np.asarray([w]))
+    like_routellm = {f"cpt{q * 100:.0f}": cpt(coarse, q, s, w) for q in TARGETS} | {
+        "apgr": apgr(coarse, s, w)
+    }
+    return {name: float(values[0]) for name, values in found.items()} | like_routellm
 
 
 def within_groups(scores: Floats, groups: Sequence[str], other: Floats | None = None) -> Floats:
@@ -215,7 +188,10 @@ def _at(grid: Floats, x: Floats, y: Floats) -> Floats:
 
 
 def _pair_metrics(share: Floats, gain: Floats, base: Floats) -> dict[str, Floats]:
-    """Metrics of curves base + gain over share; share and gain (replicates, points), base (replicates,)."""
+    """Metrics of curves base + gain over share; share and gain (replicates, points), base (replicates,).
+    An exact CPT is the first crossing of the curve. A drop is 100 (A_s - A(1 - advantage)) / |A_s| (Hybrid
+    LLM, Table 1), negative where the mix beats the strong model.
+    """
     last = gain[:, -1]
     total = np.where(last > 0, last, np.nan)
     tenths = np.linspace(0.0, 1.0, BUDGETS + 1)

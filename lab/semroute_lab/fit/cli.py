@@ -184,7 +184,7 @@ def calibrate(file: Path, as_json: bool, **given: Any) -> None:
     FILE is .csv, .jsonl (each optionally .gz) with a text column, or .txt with a prompt in each line.
     With strong_correct and weak_correct (0..1) the report also has the quality at that share.
     """
-    from semroute_lab.fit.calibrate import calibrate as run
+    from semroute_lab.fit.settle import calibrate as run
 
     if (given["strong_share"] is None) == (given["max_quality_drop"] is None):
         raise click.UsageError("give exactly one of --strong-share and --max-quality-drop")

@@ -58,10 +58,10 @@ def read(
     table = read_table(file).in_splits(splits)
     texts = texts_in(table, text_column, options_column)
     if outcomes is None:
-        require_rows(table)
         columns = [table.numbers_in(f"{model}_correct", 0.0, 1.0) for model in PAIR]
-        return Outcomes(table, texts, PAIR, np.stack(columns, axis=1))
-    found, _ = join(table, texts, read_table(outcomes))
+        found = Outcomes(table, texts, PAIR, np.stack(columns, axis=1))
+    else:
+        found, _ = join(table, texts, read_table(outcomes))
     require_rows(found.table)
     return found
 
@@ -70,8 +70,8 @@ def join(
     questions: Table, texts: list[str], outcomes: Table, models: Sequence[str] | None = None
 ) -> tuple[Outcomes, list[str]]:
     """Questions and outcomes by the outcomes' first column, and the models left out for many blanks.
-    `models` selects columns, by default all. Questions with a blank are left out. Raises DataError where the
-    files do not fit.
+    `models` selects columns, by default all. Questions with a blank are left out. Raises DataError where
+    the files do not fit.
     """
     key = next(iter(outcomes.columns))
     wanted = [name for name in outcomes.columns if name != key] if models is None else list(models)
@@ -85,16 +85,11 @@ def join(
     names = tuple(m for m, full in zip(wanted, enough, strict=True) if full)
     if len(names) < 2:
         raise outcomes.error(key, f"expected at least 2 models with outcomes, found {len(names)}")
-    complete = np.isfinite(matrix[:, enough]).all(axis=1)
-    kept = np.asarray(rows, dtype=np.int64)[complete]
-    chosen = set(kept.tolist())
-    found = Outcomes(
-        questions.where(row in chosen for row in range(len(questions))),
-        [texts[row] for row in kept],
-        names,
-        matrix[complete][:, enough],
-    )
-    return found, [m for m in wanted if m not in names]
+    everything = np.full((len(texts), len(names)), np.nan)
+    everything[rows] = matrix[:, enough]
+    found = Outcomes(questions, texts, names, everything)
+    complete = np.flatnonzero(np.isfinite(everything).all(axis=1))
+    return found.take(complete), [m for m in wanted if m not in names]
 
 
 def row_of(table: Table, key: str) -> dict[str, int]:
@@ -123,17 +118,14 @@ def manifest(
     kind: str, scorer: Scorer, outcomes: Outcomes, x: Vectors, seed: int, licence: str
 ) -> ArtifactManifest:
     """The artifact's description of itself."""
-    return ArtifactManifest(
-        kind=kind,
-        bundle=scorer.bundle.manifest.name,
-        revision=scorer.bundle.revision,
-        dimensions=x.shape[1],
-        rows=len(x),
-        seed=seed,
-        data=outcomes.table.path.name,
-        data_sha256=outcomes.table.sha256,
-        licence=licence,
-    )
+    made_with = {"bundle": scorer.bundle.manifest.name, "revision": scorer.bundle.revision}
+    data = {"data": outcomes.table.path.name, "data_sha256": outcomes.table.sha256, "licence": licence}
+    return unwritten(kind, x, seed).model_copy(update=made_with | data)
+
+
+def unwritten(kind: str, x: Vectors, seed: int) -> ArtifactManifest:
+    """The manifest of an artifact that was fitted on `x` (n, d) and is never written."""
+    return ArtifactManifest(kind=kind, bundle="", revision="", dimensions=x.shape[1], rows=len(x), seed=seed)
 
 
 def wins(strong: Floats, weak: Floats) -> Floats:

@@ -1,15 +1,29 @@
-"""From scores on the operator's own prompts to a threshold, with intervals."""
+"""`semroute calibrate`: from scores on the operator's own prompts to a threshold, with intervals."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from semroute_extproc.strategies.calibration import Calibration
+from semroute_extproc.encoder.offline import Scorer
+from semroute_extproc.errors import ArtifactError, DataError
+from semroute_extproc.strategies.artifact import ArtifactFile
+from semroute_extproc.strategies.calibration import Calibration, write_calibration
 from semroute_extproc.strategies.cutoff import threshold_for_share
+from semroute_extproc.strategies.factorization import Factorization, read_factorization
+from semroute_extproc.strategies.pair import Score
+from semroute_extproc.strategies.similarity import Similarity, read_similarity
+from semroute_lab.common.embedding import signals_of
 from semroute_lab.common.metrics import Estimate, Floats, bootstrap, estimate
 from semroute_lab.common.routing import exact_curve
+from semroute_lab.common.tables import read_table, require_rows, texts_in
+from semroute_lab.fit.judge_scores import judge
+from semroute_lab.fit.outcomes import PAIR, quantiles
 from semroute_lab.profile.tally import interval
 
 
@@ -66,8 +80,86 @@ def settle(
         lost = np.divide(whole - quality, np.abs(whole), out=np.zeros_like(whole), where=whole != 0)
         return np.stack([quality, lost], axis=1)
 
-    quality, drop = means(np.ones((1, scores.size)))[0].tolist()
     samples = bootstrap(means, scores.size, replicates, seed).reshape(-1, 2)
-    return Setting(
-        threshold, share, realised, estimate(quality, samples[:, 0]), estimate(drop, samples[:, 1])
+    quality, drop = map(estimate, means(np.ones((1, scores.size)))[0].tolist(), samples.T)
+    return Setting(threshold, share, realised, quality, drop)
+
+
+def calibrate(file: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The report of `semroute calibrate` with its options, and the calibration written to `out`.
+    Raises DataError, ArtifactError, BundleError, ConfigError or EndpointError.
+    """
+    table = read_table(file).in_splits(options["splits"])
+    texts = texts_in(table, options["text_column"])
+    require_rows(table)
+    columns = [options["strong_column"], options["weak_column"]]
+    known = any(column in table.columns for column in columns)
+    if options["max_quality_drop"] is not None and not known:
+        raise table.error(columns[0], "expected this column: a quality drop needs outcomes")
+    outcomes = [table.numbers_in(column, 0.0, 1.0) for column in columns] if known else []
+    scorer = Scorer.of(options["bundle"])
+    if options["judge"] is not None:
+        judged = judge(options["judge"], options["strategy"], texts)
+        kind, digest = "judge", judged.settings.digest
+        found = [judged.scores[text] for text in texts]
+    else:
+        artifact = (options["artifact"], options["strong_model"], options["weak_model"])
+        kind, digest, score = _score(scorer, *artifact)
+        found = [score(signals) for signals in signals_of(scorer, texts, "reading")]
+    values = np.asarray(found, dtype=np.float64)
+    kept = np.isfinite(values)
+    if not kept.any():
+        raise DataError(f"{file}:1:: no prompt has a score: all are in languages of other bundles")
+    scores = values[kept]
+    pair = (outcomes[0][kept], outcomes[1][kept]) if outcomes else None
+    calibration = Calibration(
+        score=kind,
+        bundle=scorer.bundle.manifest.name,
+        revision=scorer.bundle.revision,
+        artifact=digest,
+        rows=len(scores),
+        data=file.name,
+        data_sha256=table.sha256,
+        quantiles=quantiles(scores),
+        quality=None if pair is None else quality_by_share(scores, *pair),
     )
+    names = ("strong_share", "max_quality_drop", "replicates", "seed")
+    setting = settle(calibration, scores, pair, **{name: options[name] for name in names})
+    if options["out"] is not None:
+        write_calibration(options["out"], calibration)
+    figures = dataclasses.asdict(setting)
+    return {
+        "rows": len(scores),
+        "left_out": int((~kept).sum()),
+        "score": kind,
+        "bundle": calibration.bundle,
+        "revision": calibration.revision,
+        "artifact": digest or None,
+        "threshold": min(setting.threshold, 1.0),
+        "wanted_share": setting.wanted_share,
+        "realised_share": figures["realised"],
+        "quality": figures["quality"],
+        "drop": figures["drop"],
+        "out": None if options["out"] is None else str(options["out"]),
+    }
+
+
+def _score(scorer: Scorer, path: Path | None, strong: str | None, weak: str | None) -> tuple[str, str, Score]:
+    """The kind of score, the digest of its artifact and the live path's own function."""
+    if path is None:
+        return "threshold", "", lambda signals: signals.difficulty
+    manifest, this = ArtifactFile(path).manifest, scorer.bundle
+    if manifest.kind not in ("similarity", "factorization"):
+        raise ArtifactError(f"{path}: is a {manifest.kind} artifact, which has no score of a pair")
+    if manifest.revision != this.revision:
+        fitted = f"was fitted on bundle {manifest.bundle} {manifest.revision}"
+        raise ArtifactError(f"{path}: {fitted}, but this is {this.manifest.name} {this.revision}")
+    if manifest.kind == "similarity":
+        similar = read_similarity(path)
+        return manifest.kind, similar.digest, Similarity(similar)
+    factors, names = read_factorization(path), (strong or PAIR[0], weak or PAIR[1])
+    for name in names:
+        if name not in factors.models:
+            known = ", ".join(factors.models)
+            raise ArtifactError(f"{path}: no model {name!r} in it; name one of {known}")
+    return manifest.kind, factors.pair_digest(*names), Factorization(factors, *names)

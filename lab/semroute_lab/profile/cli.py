@@ -15,8 +15,7 @@ from semroute_extproc.cli.exits import Exit, exit_statuses, refuse
 from semroute_extproc.encoder.cores import usable_cores
 from semroute_extproc.strategies.clusters import ClustersArtifact, read_clusters
 from semroute_extproc.strategies.profiles import Profile, read_profile, write_profile
-from semroute_lab.common.options import DIRECTORY, FILE, option, shown, stacked
-from semroute_lab.common.progress import progress
+from semroute_lab.common.options import DIRECTORY, FILE, option, progress, shown, stacked
 from semroute_lab.profile.tally import certainty
 
 FAILED_SHARE_MAX = 0.1
