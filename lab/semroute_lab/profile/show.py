@@ -28,15 +28,14 @@ def check_alike(
     for path, profile in zip(paths, profiles, strict=True):
         if profile.clusters != wanted:
             what = "the artifact given" if clusters is not None else str(paths[0])
-            raise ArtifactError(
-                f"{path}: counts in the clusters {profile.clusters}, {what} in {wanted}: not comparable"
-            )
+            counts = f"counts in the clusters {profile.clusters}, {what} in {wanted}"
+            raise ArtifactError(f"{path}: {counts}: not comparable")
 
 
 def report(profiles: Sequence[Profile], clusters: ClustersArtifact | None) -> dict[str, Any]:
     """Everything as JSON: by model, and by cluster the strength (1 - error) with its interval."""
     clusterings = clusters.clusterings if clusters is not None else 1
-    names = _names(profiles[0], clusters)
+    names = [f"cluster {k}" for k in range(len(profiles[0].answers))] if clusters is None else clusters.names
     return {
         "clusters": profiles[0].clusters,
         "models": [
@@ -58,37 +57,26 @@ def report(profiles: Sequence[Profile], clusters: ClustersArtifact | None) -> di
 def _cell(profile: Profile, k: int, name: str) -> dict[str, Any]:
     errors, answers = profile.errors[k], profile.answers[k]
     low, high = interval(errors, answers)
-    tokens = profile.output_tokens[k] if profile.output_tokens else None
     return {
         "cluster": name,
         "answers": answers,
         "strength": 1.0 - errors / answers if answers > 0.0 else None,
         "interval": [1.0 - high, 1.0 - low] if answers > 0.0 else None,
-        "output_tokens": tokens,
+        "output_tokens": profile.output_tokens[k] if profile.output_tokens else None,
     }
 
 
-def _names(profile: Profile, clusters: ClustersArtifact | None) -> list[str]:
-    if clusters is not None:
-        return list(clusters.names)
-    return [f"cluster {k}" for k in range(len(profile.answers))]
-
-
-def draw(profiles: Sequence[Profile], clusters: ClustersArtifact | None, console: Console) -> None:
-    """A table with a bar for every model in every cluster.
+def draw(models: Sequence[dict[str, Any]], console: Console) -> None:
+    """A table with a bar for every model of a report in every cluster.
     With several models, the clusters where they differ most come first.
     """
-    described = report(profiles, clusters)
-    models = described["models"]
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("cluster", overflow="fold", min_width=12, max_width=36)
     for model in models:
         table.add_column(model["model"], no_wrap=True)
-    rows = range(len(profiles[0].answers))
-    for k in sorted(rows, key=lambda k: -_spread(models, k)) if len(models) > 1 else rows:
-        table.add_row(
-            models[0]["by_cluster"][k]["cluster"], *(_bar(m["by_cluster"][k], len(models)) for m in models)
-        )
+    rows = list(zip(*(model["by_cluster"] for model in models), strict=True))
+    for cells in sorted(rows, key=_agreement) if len(models) > 1 else rows:
+        table.add_row(cells[0]["cluster"], *(_bar(cell, len(models)) for cell in cells))
     console.print(table)
     console.print()
     for model in models:
@@ -102,9 +90,9 @@ def draw(profiles: Sequence[Profile], clusters: ClustersArtifact | None, console
             )
 
 
-def _spread(models: Sequence[Any], k: int) -> float:
-    known = [m["by_cluster"][k]["strength"] for m in models if m["by_cluster"][k]["strength"] is not None]
-    return max(known) - min(known) if len(known) > 1 else 0.0
+def _agreement(cells: Sequence[dict[str, Any]]) -> float:
+    known = [cell["strength"] for cell in cells if cell["strength"] is not None]
+    return min(known) - max(known) if len(known) > 1 else 0.0
 
 
 def _bar(cell: dict[str, Any], models: int) -> Text:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
+from semroute_extproc.encoder.offline import Scorer
+from semroute_extproc.errors import ArtifactError
 from semroute_extproc.strategies.artifact import Floats
-from semroute_extproc.strategies.clusters import ClustersArtifact
-from semroute_extproc.strategies.profiles import FEW_ANSWERS, Profile, is_thin
+from semroute_extproc.strategies.clusters import ClustersArtifact, read_clusters
+from semroute_extproc.strategies.profiles import FEW_ANSWERS, Profile, Seen, is_thin
+from semroute_lab.profile.asking import Reply
+from semroute_lab.profile.graders import Grade
 
 Z = 1.959963984540054  # Of the normal distribution for 95 %
 
 
 def interval(errors: float, answers: float) -> tuple[float, float]:
     """The 95 % interval of an error rate by Wilson (1927), (0, 1) without an answer.
-    For graded answers and shared-out counts it is wider than need be, never narrower: a quality between 0 and
-    1 varies less than a coin of the same mean.
+    For graded answers and shared-out counts it is wider than need be, never narrower: a quality between 0
+    and 1 varies less than a coin of the same mean.
     """
     if answers <= 0.0:
         return 0.0, 1.0
@@ -35,16 +41,15 @@ def certainty(profile: Profile, clusterings: int = 1) -> str:
     answers = np.asarray(profile.answers)
     low, high = interval(sum(profile.errors) / clusterings, float(answers.sum()) / clusterings)
     overall = f"{profile.model}: error {profile.mean_error:.2f} overall ({low:.2f} to {high:.2f}, 95 %)"
-    few = answers < FEW_ANSWERS
     if not is_thin(profile):
         pairs = [interval(e, n) for e, n in zip(profile.errors, answers.tolist(), strict=True)]
         widest = max(high - low for low, high in pairs) / 2
         return f"{overall}; in a single cluster it is known to within ±{widest:.2f} or better."
-    none = int((answers <= 0.0).sum())
+    few, none = int((answers < FEW_ANSWERS).sum()), int((answers <= 0.0).sum())
     untouched = f", {none} of them none at all" if none else ""
     low, high = interval(FEW_ANSWERS / 2, FEW_ANSWERS)
     return (
-        f"{overall}. Warning: {int(few.sum())} of {len(answers)} clusters have fewer than {FEW_ANSWERS} "
+        f"{overall}. Warning: {few} of {len(answers)} clusters have fewer than {FEW_ANSWERS} "
         f"answers{untouched}; there its error may be off by {(high - low) / 2:.2f} or more, and routing "
         "leans on its overall error instead. More questions of these kinds would tell its strengths apart."
     )
@@ -68,10 +73,9 @@ def tally(
     wrong = np.asarray(errors, dtype=np.float64)
     tokens: list[float | None] = []
     if len(output_tokens):
-        counted = np.asarray([value is not None for value in output_tokens])
-        values = np.asarray([value or 0.0 for value in output_tokens], dtype=np.float64)
-        mass = share[counted].sum(axis=0)
-        total = values[counted] @ share[counted]
+        values = np.asarray(output_tokens, dtype=np.float64)
+        counted = np.isfinite(values)
+        mass, total = share[counted].sum(axis=0), values[counted] @ share[counted]
         tokens = [float(t / m) if m > 1e-6 else None for t, m in zip(total, mass, strict=True)]
     return Profile(
         model=model,
@@ -81,4 +85,55 @@ def tally(
         output_tokens=tuple(tokens),
         created=created,
         source=source,
+    )
+
+
+def open_clusters(path: Path, bundle_dir: Path | None) -> tuple[ClustersArtifact, Scorer]:
+    """The artifact and the bundle it was fitted with; raises ArtifactError or BundleError."""
+    clusters, scorer = read_clusters(path), Scorer.of(bundle_dir)
+    wanted = f"{clusters.manifest.bundle} {clusters.manifest.revision}"
+    given = f"{scorer.bundle.manifest.name} {scorer.bundle.revision}"
+    if wanted != given:
+        raise ArtifactError(f"{path}: fitted on the embedding of bundle {wanted}; this one is {given}")
+    return clusters, scorer
+
+
+def profile_of(
+    clusters: ClustersArtifact,
+    x: Floats,
+    quality: Sequence[float | None],
+    tokens: Sequence[float | None],
+    *,
+    model: str,
+    source: str,
+    seen: Seen | None = None,
+) -> Profile:
+    """The profile of answers to prompts with embeddings `x` (n, d); those without a quality do not count.
+    `quality` (n,) is 0..1, `tokens` (n,) are those of each answer, or empty.
+    """
+    rows = [row for row, each in enumerate(quality) if each is not None]
+    errors = [1.0 - each for each in quality if each is not None]
+    counts = [tokens[row] for row in rows] if tokens else []
+    known = counts if any(count is not None for count in counts) else []
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    profile = tally(clusters, x[rows], errors, known, model=model, created=today, source=source)
+    pairs = zip(profile.errors, profile.answers, strict=True)
+    intervals = tuple(tuple(round(x, 4) for x in interval(e, n)) if n > 0.0 else None for e, n in pairs)
+    return profile.model_copy(update={"intervals": intervals, "seen": seen})
+
+
+def seen_of(replies: Sequence[Reply | None], grades: Sequence[Grade | None], concurrency: int) -> Seen:
+    """Speed and failures of a run, from the replies that have a grade."""
+    pairs = [(r, g) for r, g in zip(replies, grades, strict=True) if r is not None and g is not None]
+    seconds = np.asarray([reply.seconds for reply, _ in pairs])
+    total = sum(reply.output_tokens or 0 for reply, _ in pairs)
+    return Seen(
+        answers=len(pairs),
+        failed=len(grades) - len(pairs),
+        unparsed=sum(not grade.parsed for _, grade in pairs),
+        cut=sum(reply.finish == "length" for reply, _ in pairs),
+        concurrency=concurrency,
+        seconds_p50=round(float(np.quantile(seconds, 0.5)), 4),
+        seconds_p90=round(float(np.quantile(seconds, 0.9)), 4),
+        tokens_per_second=round(float(total / max(seconds.sum(), 1e-9)), 2),
     )
