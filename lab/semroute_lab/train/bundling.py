@@ -25,12 +25,12 @@ from semroute_extproc.errors import BundleError
 from semroute_extproc.request.language import language_of
 from semroute_extproc.request.text import SURFACE_NAMES
 from semroute_lab.train import calibrate, graphs
+from semroute_lab.train.bert import TEXTS_MAX, smooth
 from semroute_lab.train.datasets import DOMAINS, TASKS, Corpus
 from semroute_lab.train.fit import States
 from semroute_lab.train.frames import Frames
 from semroute_lab.train.model import Network
 from semroute_lab.train.publish import publish
-from semroute_lab.train.smoothing import TEXTS_MAX, smooth
 from semroute_lab.train.sources import traffic_of
 from semroute_lab.train.spec import BundleSpec, Say
 

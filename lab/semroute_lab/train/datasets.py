@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from semroute_extproc.errors import DataError
+from semroute_lab.common.splits import text_key
 from semroute_lab.common.tables import Table
 
 DECLARED = Path(__file__).parent / "sources.toml"  # The declared domains, tasks and sources
-_NAMES = tomllib.loads(DECLARED.read_text())
+NAMES = tomllib.loads(DECLARED.read_text())
 
-DOMAINS: tuple[str, ...] = tuple(_NAMES["domains"])  # The domains, in MMLU-Pro's spelling
-TASKS: tuple[str, ...] = tuple(_NAMES["tasks"])  # Kinds of request
+DOMAINS: tuple[str, ...] = tuple(NAMES["domains"])  # The domains, in MMLU-Pro's spelling
+TASKS: tuple[str, ...] = tuple(NAMES["tasks"])  # Kinds of request
 FAMILIES = ("everyday", "mathematics", "exam")
 """Families of requests, each with its own difficulty expert; the last one's reads a cluster table."""
 
@@ -75,12 +76,6 @@ TARGETS = ("domain", "task", "difficulty", "intent")
 """The fields of `Example` that are trained on, and reported on for dev rows."""
 
 _LETTERED = re.compile(r"\n\s*\(?[A-J][.):]\s.*\Z", re.DOTALL)
-_SPACE = re.compile(r"\s+")
-
-
-def text_key(text: str) -> str:
-    """A key shared by texts that differ in case and white space only."""
-    return _SPACE.sub(" ", text).strip().casefold()
 
 
 def stem_key(text: str) -> str:

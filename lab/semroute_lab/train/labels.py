@@ -20,8 +20,7 @@ KINDS = ("only-strong", "det", "prob", "trans", "win")
 
 TRANSFORM_GRID = 101  # Candidates of t between 0 and the largest gap; the paper searches a grid as well
 PAIRS_MAX = 4_000  # More rows than this are sampled for the search of t
-TIE_CREDIT = 0.5
-"""A tie counts half a win in `targets`, as in Bradley-Terry ratings; with 0, `win` would equal `prob`."""
+TIE_CREDIT = 0.5  # A tie counts half a win, as in Bradley-Terry ratings; with 0, `win` would equal `prob`
 
 
 def targets(
@@ -32,22 +31,22 @@ def targets(
     are NaN.
     """
     info: dict[str, Any] = {"kind": kind}
-    if kind == "only-strong":
-        found = only_strong(strong, weak)
-    elif kind == "det":
-        found = 1.0 - r_det(strong, weak)
-    elif kind == "prob":
-        found = 1.0 - r_prob(strong, weak)
-    elif kind == "trans":
-        info["t"] = best_t(strong, weak) if t is None else t
-        found = 1.0 - r_trans(strong, weak, info["t"])
-    elif kind == "win":
-        gaps = _gaps(strong, weak)
-        wins, ties, losses = ((gaps < 0).sum(1), (gaps == 0).sum(1), (gaps > 0).sum(1))
-        info["tie_credit"] = TIE_CREDIT
-        found = win_probability(wins, ties, losses, TIE_CREDIT)
-    else:
-        raise ValueError(f"{kind!r} is none of {', '.join(KINDS)}")
+    match kind:
+        case "only-strong":
+            found = only_strong(strong, weak)
+        case "det":
+            found = 1.0 - r_det(strong, weak)
+        case "prob":
+            found = 1.0 - r_prob(strong, weak)
+        case "trans":
+            info["t"] = best_t(strong, weak) if t is None else t
+            found = 1.0 - r_trans(strong, weak, info["t"])
+        case "win":
+            info["tie_credit"], gaps = TIE_CREDIT, _gaps(strong, weak)
+            counts = ((gaps < 0).sum(1), (gaps == 0).sum(1), (gaps > 0).sum(1))
+            found = win_probability(*counts, TIE_CREDIT)
+        case _:
+            raise ValueError(f"{kind!r} is none of {', '.join(KINDS)}")
     return found, info | {"mean": float(np.nanmean(found))}
 
 
@@ -58,8 +57,7 @@ def gain(strong: npt.ArrayLike, weak: npt.ArrayLike) -> Floats:
 
 def only_strong(strong: npt.ArrayLike, weak: npt.ArrayLike, least: float = 0.5) -> Floats:
     """Share of the pairs of answers with a good strong one (>= `least`) and a weak one that is not; [rows].
-    One answer each: 1 where the strong model is right and the weak one wrong, else 0. Several: the product of
-    the two shares, since answers are drawn independently.
+    Several answers: the product of the two shares, since answers are drawn independently.
     """
     s, w = (np.where(np.isnan(x), np.nan, x >= least) for x in map(_samples, (strong, weak)))
     return _mean(s) * (1.0 - _mean(w))
@@ -97,18 +95,16 @@ def best_t(strong: npt.ArrayLike, weak: npt.ArrayLike, seed: int = 0) -> float:
 
 def mean_absolute_difference(y: Floats) -> float:
     """(1/N^2) sum_ij |y_i - y_j|, from the sorted values in O(N log N)."""
-    ordered = np.sort(y)
-    n = ordered.size
+    ordered, n = np.sort(y), y.size
     return float(2.0 * (ordered @ (2.0 * np.arange(1, n + 1) - n - 1)) / n**2)
 
 
 def win_probability(
     strong_wins: npt.ArrayLike, ties: npt.ArrayLike, weak_wins: npt.ArrayLike, tie_credit: float = 0.0
 ) -> Floats:
-    """P(strong wins) from counts of judgements: (s + credit * t) / (s + t + w); [rows].
-    RouteLLM (arXiv 2406.18665, section 3) labels a comparison as win, tie or loss of the strong model. Its
-    classifiers count a tie as no win (`tie_credit` 0), its Bradley-Terry ratings as half a win. Rows without
-    judgements are NaN.
+    """P(strong wins) from counts of judgements, (s + credit * t) / (s + t + w); [rows], NaN without any.
+    RouteLLM (arXiv 2406.18665, section 3): its classifiers count a tie as no win (`tie_credit` 0), its
+    Bradley-Terry ratings as half a win.
     """
     s, t, w = (np.asarray(x, dtype=np.float64) for x in (strong_wins, ties, weak_wins))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -123,9 +119,8 @@ def _samples(quality: npt.ArrayLike) -> Floats:
 def _mean(quality: npt.ArrayLike) -> Floats:
     """The mean of the known answers of each row; NaN if there are none."""
     values = _samples(quality)
-    known = (~np.isnan(values)).sum(axis=1)
     with np.errstate(invalid="ignore"):
-        return np.asarray(np.nansum(values, axis=1) / known, dtype=np.float64)
+        return np.asarray(np.nansum(values, axis=1) / (~np.isnan(values)).sum(axis=1), dtype=np.float64)
 
 
 def _gaps(strong: npt.ArrayLike, weak: npt.ArrayLike) -> Floats:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,11 +17,11 @@ import numpy as np
 
 from semroute_lab.common.tables import Table, prompt_texts, read_table
 from semroute_lab.train.datasets import (
-    DECLARED,
     DOMAINS,
     EVERYDAY,
     EXAM,
     MATHEMATICS,
+    NAMES,
     TASKS,
     Example,
     Part,
@@ -127,17 +126,10 @@ def _pair(source: Source, table: Table) -> Rows:
         gold = splits[row] == "gold"
         subject = subjects[row] if subjects and gold else ""
         domain = domains.get(subject)
-        yield source.row(
-            table,
-            row,
-            text,
-            None if gold else Part.DEV,
-            domain=domain,
-            difficulty=float(strong[row] * (1.0 - weak[row])),
-            gain=float(strong[row] - weak[row]),
-            family=EXAM,
-            intent=None if domain is None else f"mmlu_pro/{_SUBJECT_PREFIX}{subject}",
-        )
+        intent = None if domain is None else f"mmlu_pro/{_SUBJECT_PREFIX}{subject}"
+        s, w = float(strong[row]), float(weak[row])
+        targets = {"domain": domain, "difficulty": s * (1.0 - w), "gain": s - w, "intent": intent}
+        yield source.row(table, row, text, None if gold else Part.DEV, family=EXAM, **targets)
 
 
 def _domains_of_subjects(file: Path) -> dict[str, int]:
@@ -150,6 +142,11 @@ def _domains_of_subjects(file: Path) -> dict[str, int]:
         for origin, name in zip(table.strings("src"), table.strings("category"), strict=True)
         if origin.startswith(_SUBJECT_PREFIX) and name in DOMAINS
     }
+
+
+def names_in(table: Table, row: int) -> dict[str, int | None]:
+    """The optional domain and task of a row."""
+    return {n: named(table, row, n, names) for n, names in (("domain", DOMAINS), ("task", TASKS))}
 
 
 def _solve_rate(source: Source, table: Table) -> Rows:
@@ -200,18 +197,10 @@ def _selected_as_hard(source: Source, table: Table) -> Rows:
             yield source.row(table, row, text, difficulty=HARD_PROMPT)
 
 
-READERS: dict[str, Callable[[Source, Table], Rows]] = {
-    "plain": _plain,
-    "mmlu_pro": _mmlu_pro,
-    "pair": _pair,
-    "solve_rate": _solve_rate,
-    "longer_is_harder": _longer_is_harder,
-    "intent": _intent,
-    "fine_label": _fine_label,
-    "selected_as_hard": _selected_as_hard,
-}
+_READERS = (_plain, _mmlu_pro, _pair, _solve_rate, _longer_is_harder, _intent, _fine_label, _selected_as_hard)
+READERS: dict[str, Callable[[Source, Table], Rows]] = {each.__name__[1:]: each for each in _READERS}
 
-SOURCES = tuple(Source(**row) for row in tomllib.loads(DECLARED.read_text())["source"])
+SOURCES = tuple(Source(**row) for row in NAMES["source"])
 """The declared sources, in the order in which they are read."""
 
 
@@ -259,15 +248,8 @@ def _handwritten(file: Path, train: bool) -> Rows:
     source = Source(name, file.name, "Apache-2.0", may_train=train)
     hard = table.numbers_in("hard", 0, 1, blank=True) if table.has("hard") else np.full(len(table), np.nan)
     for row, text in enumerate(table.texts("text")):
-        yield source.row(
-            table,
-            row,
-            text,
-            None if train else Part.DEV,
-            domain=named(table, row, "domain", DOMAINS),
-            task=named(table, row, "task", TASKS),
-            difficulty=float(hard[row]) if hard[row] == hard[row] else None,
-        )
+        targets = {**names_in(table, row), "difficulty": None if np.isnan(hard[row]) else float(hard[row])}
+        yield source.row(table, row, text, None if train else Part.DEV, **targets)
 
 
 def traffic_of(name: str) -> str:
