@@ -22,9 +22,7 @@ def signals_of(scorer: Scorer, texts: Sequence[str], what: str) -> list[Signals]
 
 
 def embed(scorer: Scorer, texts: Sequence[str]) -> tuple[Integers, Vectors]:
-    """The rows that the default bundle reads, and their embeddings (rows, d). DataError if there are none.
-    Texts in a language with a bundle of its own are left out: serving would not use their embedding here.
-    """
+    """Rows in the default bundle's languages, and their embeddings (rows, d); DataError without any."""
     found = signals_of(scorer, texts, "embedding")
     known = {
         row: one.neighbours

@@ -52,9 +52,7 @@ def estimate(value: float, samples: Floats | None) -> Estimate:
 
 
 def resamples(rows: int, replicates: int, seed: int) -> Iterator[Floats]:
-    """Counts of `replicates` draws of `rows` from `rows` with replacement, in chunks (chunk, rows).
-    The same seed gives the same draws, so differences between routers are paired.
-    """
+    """Chunks (chunk, rows) of how often a resample draws each row; a seed gives the same draws for all."""
     rng = np.random.default_rng(seed)
     chunk = max(1, CHUNK_CELLS // rows)
     for start in range(0, replicates, chunk):
@@ -70,9 +68,7 @@ def bootstrap(statistic: Callable[[Floats], Floats], rows: int, replicates: int,
 
 
 def macro_f1(truth: Integers, predicted: Integers, counts: Floats | None = None) -> Floats:
-    """Mean of F1 = 2 TP / (true + predicted) over the classes that occur; counts (replicates, n).
-    Shape (replicates,), of one element without counts.
-    """
+    """Mean of F1 = 2 TP / (true + predicted) over the classes that occur; by replicate of `counts`."""
     counts = np.ones((1, truth.size)) if counts is None else counts
     classes = np.arange(max(truth.max(), predicted.max()) + 1)
     true, said = (counts @ (labels[:, None] == classes) for labels in (truth, predicted))
@@ -103,27 +99,20 @@ def reliability(confidence: Floats, outcome: Floats, bins: int = BINS) -> Reliab
 
 
 def binary_ece(probability: Floats, event: Floats, bins: int = BINS) -> float:
-    """Expected calibration error of an event, sum_m (|B_m| / n) |observed - mean probability|.
-    Guo et al., 2017, equation 3, where the event is that the predicted class is right.
-    """
+    """Expected calibration error, sum_m (|B_m| / n) |observed - mean p| (Guo et al., equation 3)."""
     table = reliability(probability, event, bins)
     return float(table.share @ np.abs(table.observed - table.confidence))
 
 
 def ece_if_calibrated(probability: Floats, seed: int, bins: int = BINS) -> float:
-    """The mean ECE that these probabilities would show by chance if they were exactly right.
-    With few rows the error of a perfect model is not 0 (Kumar et al. 2019, section 4). Outcomes are drawn
-    from the probabilities themselves, `CHANCE_DRAWS` times.
-    """
+    """The mean ECE by chance, with outcomes drawn from these probabilities (Kumar et al. 2019)."""
     rng = np.random.default_rng(seed)
     draws = rng.random((CHANCE_DRAWS, probability.size)) < probability
     return float(np.mean([binary_ece(probability, draw.astype(np.float64), bins) for draw in draws]))
 
 
 def descending_groups(scores: Floats) -> tuple[Integers, Integers]:
-    """Order of the scores from high to low, and where each group of equal scores starts in it.
-    Shapes (n,) and (groups,); `numpy.add.reduceat(values[order], starts)` sums by group.
-    """
+    """Order of the scores from high to low, (n,), and where each group of equal ones starts, (groups,)."""
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
     starts = np.flatnonzero(np.concatenate(([True], ranked[1:] != ranked[:-1])))
@@ -131,29 +120,21 @@ def descending_groups(scores: Floats) -> tuple[Integers, Integers]:
 
 
 def tied_means(scores: Floats, values: Floats) -> Floats:
-    """`values` from the highest score to the lowest, each replaced by the mean of its tie group.
-    A cumulative sum of the result is the expectation over all ways to break ties, so a constant score gives
-    the diagonal and not a lucky order.
-    """
+    """Values from the highest score on, each the mean of its tie group: sums are expectations over orders."""
     order, starts = descending_groups(scores)
     sizes = np.diff(np.append(starts, scores.size))
     return np.repeat(np.add.reduceat(values[order], starts) / sizes, sizes)
 
 
 def abstention_curve(confidence: Floats, correct: Booleans) -> tuple[Floats, Floats]:
-    """Accuracy on the most confident rows against coverage k/n, k = 1..n; both of shape (n,).
-    The risk-coverage curve of El-Yaniv and Wiener, 2010, as accuracy; ties in expectation. Its mean over
-    coverage is 1 - AURC.
-    """
+    """Accuracy on the k most confident rows by coverage k/n (El-Yaniv and Wiener, 2010)."""
     right = tied_means(floats(confidence), correct.astype(np.float64))
     kept = np.arange(1, right.size + 1)
     return kept / right.size, np.cumsum(right) / kept
 
 
 def weighted_auroc(scores: Floats, positive: Booleans, counts: Floats) -> Floats:
-    """AUROC of all replicates, P(positive outscores negative) + P(tie) / 2; (replicates, n) to (replicates,).
-    Undefined (NaN) for a replicate without positives or negatives.
-    """
+    """AUROC, P(positive outscores negative) + P(tie) / 2, of each replicate; NaN without both classes."""
     order, starts = descending_groups(floats(scores))
     ranked = counts[:, order]
     hit = np.add.reduceat(ranked * positive[order], starts, axis=1)
@@ -184,9 +165,7 @@ def auroc_estimate(scores: Floats, positive: Booleans, replicates: int, seed: in
 
 
 def fpr_at_tpr(scores: Floats, positive: Booleans, tpr: float = 0.95) -> float:
-    """Share of negatives accepted at the highest threshold that accepts at least `tpr` of the positives.
-    For out-of-distribution detection (FPR95; Hendrycks and Gimpel, 2017) the positives are the known rows.
-    """
+    """FPR95 (Hendrycks and Gimpel, 2017): negatives accepted where `tpr` of the positives are."""
     from sklearn.metrics import roc_curve
 
     accepted, passed, _ = roc_curve(positive, scores, drop_intermediate=False)

@@ -29,9 +29,7 @@ class Curve:
 
 
 def pgr(quality: float, strong: float, weak: float) -> float:
-    """Performance gap recovered, (A - A_w) / (A_s - A_w): 0 is always-weak, 1 always-strong.
-    RouteLLM, section 3. Raises `ValueError` where the two models are equally good.
-    """
+    """Performance gap recovered, (A - A_w) / (A_s - A_w) (RouteLLM, section 3); ValueError without a gap."""
     if strong == weak:
         raise ValueError("the gap is not defined: both models have the same mean quality")
     return (quality - weak) / (strong - weak)
@@ -49,10 +47,7 @@ def decile_edges(scores: Floats) -> Floats:
 
 
 def decile_curve(scores: Floats, strong: Floats, weak: Floats, seed: int = 0) -> Curve:
-    """RouteLLM's curve: 11 points, strong iff score >= edge (> at the last edge).
-    qcut refuses scores so tied that two edges coincide; then ties are broken at random from `seed`, as a
-    vanishing jitter of the scores would do.
-    """
+    """RouteLLM's curve: 11 points, strong iff score >= edge (> at the last one); `seed` breaks ties."""
     scores, strong, weak = floats(scores), floats(strong), floats(weak)
     edges = decile_edges(scores)
     if (edges[1:] <= edges[:-1]).any():
@@ -135,9 +130,7 @@ Resampled = tuple[Floats, Floats]
 def _resampled(
     routers: Mapping[str, Floats], strong: Floats, weak: Floats, replicates: int, seed: int
 ) -> Iterator[tuple[Floats, Iterator[tuple[str, Resampled]]]]:
-    """For each chunk of resamples the weak model's mean (chunk,) and the curves of every router.
-    A router's order is fixed, only the weights of its rows change, so nothing is sorted twice.
-    """
+    """For each chunk of resamples the weak model's mean (chunk,) and every router's curve."""
     n = floats(strong).size
     orders = {name: descending_groups(floats(scores)) for name, scores in routers.items()}
 
@@ -156,9 +149,7 @@ def _resampled(
 def bootstrap_pair(
     routers: Mapping[str, Floats], strong: Floats, weak: Floats, replicates: int, seed: int
 ) -> dict[str, dict[str, Floats]]:
-    """Samples of every metric of `point_metrics` for every router, by router and name; each (replicates,).
-    The coarse curve is read at exact tenths of the strong share, which is what qcut gives without ties.
-    """
+    """Samples (replicates,) of each metric of `point_metrics`, by router and name; coarse at exact tenths."""
     samples: dict[str, dict[str, list[Floats]]] = {name: {} for name in routers}
     for base, curves in _resampled(routers, strong, weak, replicates, seed):
         for name, (share, gain) in curves:

@@ -120,9 +120,7 @@ class Table:
 
 
 def read_table(path: Path) -> Table:
-    """Read a `.csv`, `.jsonl` or `.txt` file, optionally `.gz`; raises DataError.
-    A `.txt` file has one text per line that is not blank, in the column `text`.
-    """
+    """Read `.csv`, `.jsonl` or `.txt` (lines, column `text`), optionally `.gz`; raises DataError."""
     try:
         raw = path.read_bytes()
         text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")

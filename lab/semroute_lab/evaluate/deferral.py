@@ -73,17 +73,13 @@ def fixed_curve(models: Integers, outcome: Floats, cost: Floats) -> DeferralCurv
 
 
 def pair_curve(scores: Floats, weak: int, strong: int, outcome: Floats, cost: Floats) -> DeferralCurve:
-    """A router between two of the pool's models, highest scores first to `strong`; ties in expectation.
-    `scores` (n,); `outcome` and `cost` (n, models) are the truth.
-    """
+    """A router between two models of `outcome` and `cost` (n, models), highest scores (n,) to `strong`."""
     cost, quality = (exact_curve(scores, each[:, strong], each[:, weak]).quality for each in (cost, outcome))
     return DeferralCurve.through(cost, quality)
 
 
 def area(curve: DeferralCurve, budget: float = 1.0) -> float:
-    """Area under the curve for relative cost 0..`budget`; with budget 1 it is a mean quality.
-    Below the cheapest point the cheapest model answers; above the most expensive one quality is constant.
-    """
+    """Area under the curve for relative cost 0..`budget`, constant outside of its points."""
     inside = (curve.cost > 0.0) & (curve.cost < budget)
     x = np.concatenate(([0.0], curve.cost[inside], [budget]))
     return float(np.trapezoid(np.interp(x, curve.cost, curve.quality), x))

@@ -32,9 +32,7 @@ ITERATIONS_MAX = 1000  # Bound on the solver's steps
 
 
 def samples(table: Table, bartscore: Any = None) -> Floats:
-    """Qualities of sampled answers of the strong and the weak model; (n, 2, samples).
-    `bartscore` is the directory of a BART checkpoint, which scores answers against the reference.
-    """
+    """Qualities of sampled answers, (n, 2, samples); `bartscore` is a BART's directory, to score answers."""
     models = ("strong", "weak")
     if bartscore is None and "strong_samples" not in table.columns:
         return np.stack([table.numbers_in(f"{model}_correct") for model in models], axis=1)[:, :, None]

@@ -167,9 +167,7 @@ def _routers(rows: PairRows, scores: Scores | None, seed: int) -> dict[str, Floa
 def cross_fitted_means(
     keys: Sequence[str] | Any, values: Floats, fold: Integers, weight: float = TABLE_WEIGHT
 ) -> Floats:
-    """For each row the mean value of its key over the *other* folds, shrunk to their overall mean; (n,).
-    (sum + weight mean) / (rows + weight), so a key that the other folds lack gets the mean.
-    """
+    """(sum + weight mean) / (rows + weight) of the values of each row's key in the *other* folds; (n,)."""
     _, index = np.unique(np.asarray(keys, dtype=str), return_inverse=True)
     classes = int(index.max()) + 1
     found = np.empty(values.size)

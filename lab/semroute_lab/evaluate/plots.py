@@ -184,9 +184,7 @@ def _pool(report: Report) -> dict[str, Any]:
 
 
 def pool_strategy(setting: Report, kind: str) -> Any:
-    """One kind of strategy next to the best fixed mix and the oracle; of a setting of a plain pool report.
-    On the left quality by cost, on the right the difference to the fixed mix.
-    """
+    """One kind of strategy next to the best fixed mix and the oracle: quality by cost, and beyond the mix."""
     curves, cost = setting["curves"], np.asarray(setting["curves"]["cost"])
     area = {row["name"]: row["area"]["value"] for row in setting["routers"]}
     own = [row["name"] for row in setting["routers"] if row["strategy"] == kind]

@@ -169,10 +169,7 @@ def evaluate_pool(
     judged: Floats | None,
     judge: Mapping[str, object] | None,
 ) -> Report:
-    """The report of `eval pool`; its shape is documented in `reports.md`.
-    `known` has the bundle's scores of the questions; `judged` (n,) a judge's scores of them, and `judge`
-    describes it (`Judged.describe`).
-    """
+    """The report of `eval pool` (see `reports.md`); `judged` (n,) are scores of the `judge`."""
     pools: dict[str, list[str] | None] = {"random models": None}
     if rows.held_out:
         pools["unseen family"] = rows.held_out

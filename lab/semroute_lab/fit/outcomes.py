@@ -52,9 +52,7 @@ def read(
     text_column: str | None = None,
     options_column: str | None = None,
 ) -> Outcomes:
-    """A pair file (prompt, strong_correct, weak_correct), or questions and outcomes of any models.
-    The shapes are those of `eval pair` and `eval pool`; raises DataError with the place.
-    """
+    """A pair file as of `eval pair`, or questions and outcomes as of `eval pool`; raises DataError."""
     table = read_table(file).in_splits(splits)
     texts = texts_in(table, text_column, options_column)
     if outcomes is None:
@@ -129,9 +127,7 @@ def unwritten(kind: str, x: Vectors, seed: int) -> ArtifactManifest:
 
 
 def wins(strong: Floats, weak: Floats) -> Floats:
-    """Labels of a comparison, (n,): 1 where the strong model won, 0 where it lost, ½ for a tie.
-    Graded outcomes count by their gap: (1 + s − w) / 2.
-    """
+    """Labels of a comparison: 1 where the strong model won, 0 where it lost, ½ for a tie; (1 + s − w) / 2."""
     return np.asarray((1.0 + strong - weak) / 2.0, dtype=np.float64)
 
 

@@ -59,9 +59,7 @@ def settle(
     replicates: int,
     seed: int,
 ) -> Setting:
-    """The threshold for a wanted share or quality drop; intervals are over prompts, the threshold fixed.
-    Exactly one of `strong_share` and `max_quality_drop`; the latter needs `outcomes`, (strong, weak).
-    """
+    """The threshold for a share or quality drop, one of both None; intervals hold it fixed."""
     share = strong_share
     if share is None:
         assert max_quality_drop is not None
@@ -86,9 +84,7 @@ def settle(
 
 
 def calibrate(file: Path, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The report of `semroute calibrate` with its options, and the calibration written to `out`.
-    Raises DataError, ArtifactError, BundleError, ConfigError or EndpointError.
-    """
+    """The report of `semroute calibrate` with its options, and the calibration written to `out`."""
     table = read_table(file).in_splits(options["splits"])
     texts = texts_in(table, options["text_column"])
     require_rows(table)

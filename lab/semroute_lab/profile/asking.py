@@ -113,10 +113,7 @@ def key_of(model: str, prompt: str, parameters: Mapping[str, object]) -> str:
 
 
 class Answers:
-    """A file with one JSON line per answer, only ever appended, so that a run continues where it stopped.
-    Use as a context manager; only one process at a time can open it. A last line that was cut off by a
-    crash is ignored.
-    """
+    """A locked file, one JSON line per answer, only appended: a run continues where it stopped."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -213,9 +213,7 @@ def regex(reply: str, pattern: str) -> Grade:
 
 
 def code_in(reply: str) -> str | None:
-    """The Python in a reply: its blocks that parse, one after the other, or all of it if it is code.
-    Later definitions replace earlier ones, as a correction does. None if nothing parses.
-    """
+    """The Python blocks in a reply that parse, or all of it if it is code; None if nothing parses."""
     text = said(reply)
     blocks = [
         block for name, block in _FENCE.findall(text) if name.lower() in ("", "python", "py", "python3")

@@ -161,9 +161,7 @@ async def grade_all(
     programs: int,
     ratings: Sequence[Reply | None],
 ) -> list[Grade | None]:
-    """The grade of every reply, None where there is none; `programs` at once, off the event loop.
-    `ratings` are a judge's replies, in the order of the questions.
-    """
+    """The grade of every reply, None without one; `programs` run at once; `ratings` are a judge's replies."""
     gate = asyncio.Semaphore(programs)
 
     async def grade(question: Question, reply: Reply | None, rating: Reply | None) -> Grade | None:

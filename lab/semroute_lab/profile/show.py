@@ -67,9 +67,7 @@ def _cell(profile: Profile, k: int, name: str) -> dict[str, Any]:
 
 
 def draw(models: Sequence[dict[str, Any]], console: Console) -> None:
-    """A table with a bar for every model of a report in every cluster.
-    With several models, the clusters where they differ most come first.
-    """
+    """A table with a bar for every model in every cluster; where several differ most comes first."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("cluster", overflow="fold", min_width=12, max_width=36)
     for model in models:

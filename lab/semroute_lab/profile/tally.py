@@ -35,9 +35,7 @@ def interval(errors: float, answers: float) -> tuple[float, float]:
 
 
 def certainty(profile: Profile, clusterings: int = 1) -> str:
-    """In one or two sentences, how far the profile can be trusted.
-    With several clusterings every answer is counted once in each.
-    """
+    """How far the profile can be trusted; with several clusterings every answer is counted once in each."""
     answers = np.asarray(profile.answers)
     low, high = interval(sum(profile.errors) / clusterings, float(answers.sum()) / clusterings)
     overall = f"{profile.model}: error {profile.mean_error:.2f} overall ({low:.2f} to {high:.2f}, 95 %)"
@@ -108,9 +106,7 @@ def profile_of(
     source: str,
     seen: Seen | None = None,
 ) -> Profile:
-    """The profile of answers to prompts with embeddings `x` (n, d); those without a quality do not count.
-    `quality` (n,) is 0..1, `tokens` (n,) are those of each answer, or empty.
-    """
+    """The profile of answers with a `quality` (n,) 0..1 or None; `tokens` are (n,) or empty."""
     rows = [row for row, each in enumerate(quality) if each is not None]
     errors = [1.0 - each for each in quality if each is not None]
     counts = [tokens[row] for row in rows] if tokens else []

@@ -68,9 +68,7 @@ class Layer(nn.Module):  # type: ignore[misc]
 
 
 class Encoder(nn.Module):  # type: ignore[misc]
-    """BERT with mean pooling over the real tokens (Reimers and Gurevych 2019), without dropout.
-    Fine-tuning hides tokens instead: dropout inside the encoder costs more time.
-    """
+    """BERT with mean pooling over the real tokens; fine-tuning hides tokens instead of dropout."""
 
     def __init__(self, base: BaseSpec) -> None:
         super().__init__()

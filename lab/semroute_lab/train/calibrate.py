@@ -32,9 +32,7 @@ def temperature(logits: Tensor, target: Tensor) -> float:
 
 
 def platt(logits: Tensor, target: Tensor, weight: Tensor) -> tuple[float, float]:
-    """Scale a and shift b of sigmoid(a logit + b) that minimise the weighted cross-entropy of soft targets.
-    Platt 1999. The scale is positive, so calibration never reverses a ranking.
-    """
+    """Platt 1999: a > 0 and b of sigmoid(a logit + b) with the least loss on soft targets."""
     known = ~torch.isnan(target)
     x, y, w = (part[known].double().numpy() for part in (logits, target, weight))
     w = w / w.sum()
@@ -70,10 +68,7 @@ def unknown_threshold(known: Tensor, centroids: Tensor, share: float) -> float:
 
 
 def quantiles(probabilities: Tensor, weight: Tensor | None = None) -> list[float]:
-    """The 0, 1, … 100 % quantiles of the difficulty over (weighted) reference traffic, ascending.
-    With weights: the inverse of the weighted distribution function, interpolated between the middles of its
-    steps.
-    """
+    """The 0, 1, … 100 % quantiles over weighted traffic, interpolated between the middles of its steps."""
     values, order = probabilities.double().sort()
     weights = torch.ones_like(values) if weight is None else weight.double()[order]
     values, weights = values[weights > 0], weights[weights > 0]

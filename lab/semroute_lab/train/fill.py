@@ -53,10 +53,7 @@ def add_table(
 
 
 def cluster_table(x: Tensor, target: Tensor, clusterings: int, plan: FillPlan, seed: int) -> ClusterTable:
-    """The mean target per cluster of inputs [rows, inputs], for many seeds of K-means.
-    The rule of UniRoute (Jitkrittum et al., arXiv 2502.08773, section 4.1) for one model pair, averaged over
-    clusterings.
-    """
+    """The mean target per cluster, UniRoute's rule (section 4.1), for many seeds of K-means."""
     k = min(plan.clusters, len(x))
     table = ClusterTable(clusterings, k, x.shape[1])
     for run in range(clusterings):

@@ -67,9 +67,7 @@ def _classes(logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
 
 
 def soft_binary(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean of -(y log p + (1 - y) log(1 - p)) over the rows with a target.
-    `logits` [rows, members], `target` [rows] with NaN where unknown, `weight` [rows].
-    """
+    """Weighted mean of -(y log p + (1 - y) log(1 - p)) of all members over rows whose target is not NaN."""
     known = ~torch.isnan(target)
     if not bool(known.any()):
         return logits.sum() * 0.0

