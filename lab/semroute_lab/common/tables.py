@@ -1,20 +1,12 @@
 """Tables from CSV, JSON Lines and plain text files, optionally gzip-compressed, by extension.
 
 Errors name the place as `file:row:column: what was expected`. Rows are numbered as in a spreadsheet:
-the header of a CSV file is row 1, and so is the first line of a JSON Lines file. Further columns are
-ignored. The shapes:
-
-    pair        prompt, strong_correct, weak_correct, [split], [subject]; outcomes are 0/1 or graded
-    intent      a text column and a label column, [split]
-    pool        questions: an id and a text column; outcomes: the id, then one column per model with
-                0..1 or blank (not run); costs: the same shape with positive costs per question, or
-                two columns `model,cost`; models: `model`, [role], where roles beginning with
-                `unseen` are held out of training
-    robustness  a text column
+the header of a CSV file is row 1, and so is the first line of a JSON Lines file.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import hashlib
@@ -86,17 +78,14 @@ class Table:
     ) -> Floats:
         """A column of finite numbers within bounds; a blank field becomes NaN if `blank` is set."""
         values = self.strings(column)
-        found = np.empty(len(values))
+        found = np.full(len(values), math.nan)
         unbounded = low == -math.inf and high == math.inf
         expected = "a finite number" if unbounded else f"a number in {low:g}..{high:g}"
         for row, value in enumerate(values):
             if blank and not value.strip():
-                found[row] = math.nan
                 continue
-            try:
+            with contextlib.suppress(ValueError):
                 found[row] = float(value)
-            except ValueError:
-                found[row] = math.nan
             if not math.isfinite(found[row]) or not low <= found[row] <= high:
                 raise self.error(column, f"expected {expected}, found {value[:40]!r}", row)
         return found

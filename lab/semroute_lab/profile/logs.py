@@ -1,14 +1,8 @@
 """Graded answers from the logs of other evaluation tools.
 
-lm-evaluation-harness (`--log_samples`): a `samples_*.jsonl` file. A row has `doc`, `target`, `resps`,
-`filtered_resps`, perhaps `filter` and `metrics`, and a member for each metric. The prompt is the
-document's own question, with its choices as lettered lines; without one it is the first argument
-of the request.
-
-Inspect (https://inspect.aisi.org.uk): a `.json` log. A sample has `input`, perhaps `choices`, and
-`scores` by scorer, whose value is C, I, P, N, a boolean or a number; `.eval` logs are converted with
-`inspect log convert --to json`.
-
+`samples_*.jsonl` of lm-evaluation-harness (`--log_samples`): the prompt is the document's own question, with
+its choices as lettered lines; without one it is the first argument of the request. A `.json` log of Inspect
+(https://inspect.aisi.org.uk; `inspect log convert --to json`): a score is C, I, P, N, a boolean or a number.
 Several answers to one prompt (repeats, epochs) count as one, by their mean quality.
 """
 

@@ -2,12 +2,8 @@
 
 This protects against a model's *mistakes* (endless loops, memory, full disks, orphaned children, a
 download). It is not a barrier against code that wants to break out: the process runs as your user and
-can read your files. Run profiles with `code` questions in a container if that matters.
-
-Limits: processor and wall time, memory, size and number of files, no core dumps; an empty environment,
-an empty directory that is removed afterwards, standard input and output closed. Where the kernel
-allows it (`unshare` of util-linux with user namespaces) there is no network, the number of processes is
-limited, and children die with the process.
+can read your files. Where the kernel allows it (`unshare` with user namespaces) there is no network, the
+number of processes is limited, and children die with the process.
 """
 
 from __future__ import annotations

@@ -130,9 +130,8 @@ def add_memory(
     with torch.no_grad():
         memory.axes.weight.copy_(axes)
         memory.keys.copy_(memory.on_axes(vectors))
-    memory.labels.copy_(
-        F.one_hot(torch.tensor([rows[case[0]].domain for case in chosen]), len(DOMAINS)).float()
-    )
+    domains = torch.tensor([rows[case[0]].domain for case in chosen])
+    memory.labels.copy_(F.one_hot(domains, len(DOMAINS)).float())
     labelled = target != IGNORE
     target = target[labelled]
     plain = check.domain[labelled].log_softmax(-1)
@@ -148,10 +147,8 @@ def add_memory(
     loss, sharpness, weight = min(tried, key=lambda one: one[0])
     memory.sharpness.fill_(sharpness)
     memory.weight.fill_(weight)
-    say(
-        f"memory: {len(vectors)} cases, sharpness {sharpness:g}, weight {weight:g}, "
-        f"loss {loss:.4f} on calibration rows"
-    )
+    chosen_by = f"sharpness {sharpness:g}, weight {weight:g}, loss {loss:.4f} on calibration rows"
+    say(f"memory: {len(vectors)} cases, {chosen_by}")
 
 
 def cases(rows: Sequence[Example], most: int, seed: int) -> list[list[int]]:

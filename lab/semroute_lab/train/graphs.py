@@ -36,14 +36,11 @@ Feed = Mapping[str, Array]
 
 def feeds(framed: Iterable[Framed]) -> list[Feed]:
     """The graph's inputs for each text, one per batch."""
-    return [
-        {
-            "input_ids": np.array([each.ids], dtype=np.int64),
-            "attention_mask": np.ones((1, len(each.ids)), dtype=np.int64),
-            "surface": np.array([each.surface], dtype=np.float32),
-        }
-        for each in framed
-    ]
+    found: list[Feed] = []
+    for each in framed:
+        ids, surface = np.array([each.ids], dtype=np.int64), np.array([each.surface], dtype=np.float32)
+        found.append({"input_ids": ids, "attention_mask": np.ones_like(ids), "surface": surface})
+    return found
 
 
 def write_int8(fp32: Path, file: Path, calibration: Sequence[Feed]) -> None:
@@ -62,15 +59,9 @@ def write_int8(fp32: Path, file: Path, calibration: Sequence[Feed]) -> None:
         warnings.simplefilter("ignore")
         exact = Path(folder) / "rounded.onnx"
         round_products(fp32, exact, products, calibration[:CALIBRATION_TEXTS_MAX])
-        quantize_dynamic(
-            exact,
-            file,
-            per_channel=True,
-            reduce_range=True,
-            weight_type=QuantType.QInt8,
-            nodes_to_exclude=[*small, *renamed],
-            extra_options={"MatMulConstBOnly": True},
-        )
+        settings: Any = {"per_channel": True, "reduce_range": True, "weight_type": QuantType.QInt8}
+        settings |= {"nodes_to_exclude": [*small, *renamed], "extra_options": {"MatMulConstBOnly": True}}
+        quantize_dynamic(exact, file, **settings)
 
 
 def _matrix_nodes(fp32: Path) -> list[str]:
@@ -198,12 +189,8 @@ def _scale(weight: Array, power: Array) -> Array:
     """The grid's step of each row [out] with the smallest error when inputs have `power` [in]."""
     largest = np.maximum(np.abs(weight).max(1), 1e-12)
     scales = np.stack([largest * clip / STEPS for clip in CLIPS])
-    lost = np.stack(
-        [
-            ((np.clip(np.rint(weight / s[:, None]), -STEPS, STEPS) * s[:, None] - weight) ** 2 * power).sum(1)
-            for s in scales
-        ]
-    )
+    steps = np.clip(np.rint(weight / scales[:, :, None]), -STEPS, STEPS)
+    lost = ((steps * scales[:, :, None] - weight) ** 2 * power).sum(2)
     best: Array = scales[lost.argmin(0), np.arange(len(weight))]
     return best
 
@@ -217,9 +204,8 @@ def _correlations(fp32: Path, tensors: Sequence[str], feeds: Iterable[Feed]) -> 
     model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in tensors)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    graph, cpu = model.SerializeToString(), ["CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(graph, options, providers=cpu)
     sums: dict[str, Array] = {}
     if not tensors:
         return sums

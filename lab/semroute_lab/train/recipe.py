@@ -59,9 +59,8 @@ def train(settings: Settings, say: Say) -> Manifest:
     corpus, labels = read_corpus(settings, say)
     checkpoint = obtain(spec.base, settings.base, work)
     encoder_spec, mask_id = framing(spec, checkpoint, work)
-    frames, check_frames = (
-        _frames(rows, encoder_spec, work, spec.window) for rows in (corpus.fit, corpus.calibrate)
-    )
+    sets = (corpus.fit, corpus.calibrate)
+    frames, check_frames = (_frames(rows, encoder_spec, work, spec.window) for rows in sets)
     network = new_network(checkpoint, spec, frames)
     if spec.tune.epochs:
         before = time.process_time()
@@ -74,22 +73,20 @@ def train(settings: Settings, say: Say) -> Manifest:
         network.encoder.load_state_dict(tuned.encoder.state_dict())
     say(f"embedding {len(frames)} + {len(check_frames)} rows")
     heads = network.heads
-    fit, check = (
-        States.of(rows, embed(network.encoder, own, work), own)
-        for rows, own in ((corpus.fit, frames), (corpus.calibrate, check_frames))
-    )
+    both = zip(sets, (frames, check_frames), strict=True)
+    fit, check = (States.of(rows, embed(network.encoder, own, work), own) for rows, own in both)
     fit_heads(heads, fit, check, spec.loss, spec.heads, seed, say)
     index = _recall_rows(corpus.fit, spec.fill.recall_rows, seed)
     base = embed(from_checkpoint(checkpoint.weights, spec.base), frames.take(index), work)
     fit_recall(heads, fit.pooled[index], base, spec.fill, say)
     source = LOGS if settings.logs else EXAM_SOURCE
-    both = [*corpus.fit, *corpus.calibrate]
-    add_table(heads, both, States.joined(fit, check), source, spec.fill, seed, say)
+    rows, states = [*corpus.fit, *corpus.calibrate], States.joined(fit, check)
+    add_table(heads, rows, states, source, spec.fill, seed, say)
     calibrate_experts(heads, corpus.calibrate, check, spec.fill, say)
     with torch.inference_mode():
         known, asked = (heads.parts(part.pooled, part.surface) for part in (fit, check))
     add_memory(heads, corpus.fit, known, asked, check.targets.domain, spec.fill, seed, say)
-    manifest, centroids = make_manifest(spec, encoder_spec, network, corpus, fit, check, seed)
+    manifest, centroids = make_manifest(spec, encoder_spec, heads, corpus, fit, check, seed)
     write(network.eval(), manifest, centroids, check_frames, settings.out, work, say)
     minutes = (time.process_time() - started) / 60
     facts = {"seed": seed, "epochs": spec.tune.epochs, "minutes": minutes, "threads": settings.threads}
@@ -120,31 +117,25 @@ def read_corpus(settings: Settings, say: Say) -> tuple[Corpus, dict[str, Any]]:
     # A bundle names domains and tasks.
     for target in ("domain", "task"):
         if all(getattr(row, target) is None for row in rows):
-            raise DataError(
-                f"no row has a {target}: give --data or --handwritten (the folder `datasets` of this project)"
-            )
+            folder = "the folder `datasets` of this project"
+            raise DataError(f"no row has a {target}: give --data or --handwritten ({folder})")
     for name in missing:
         say(f"not there, skipped: {name}")
     readable = [row for row in rows if language_of(row.text) not in settings.spec.unreadable]
     if len(readable) < len(rows):
         say(f"left out of {len(rows) - len(readable)} rows: in a script the vocabulary does not know")
-    corpus = assemble(_capped(readable, settings.seed))
+    # At most `rows_max` rows of each source that has a cap; the order of rows is kept.
+    rng, left = random.Random(settings.seed), set[int]()
+    for source in sorted(SOURCES, key=lambda source: source.name):
+        if source.rows_max is not None:
+            places = [i for i, r in enumerate(readable) if r.source == source.name and r.part is not Part.DEV]
+            left.update(rng.sample(places, max(0, len(places) - source.rows_max)))
+    corpus = assemble(row for i, row in enumerate(readable) if i not in left)
     sizes = (len(corpus.fit), len(corpus.calibrate), len(corpus.dev))
     say("{} rows to fit, {} to calibrate, {} to report on".format(*sizes))
     for reason, count in sorted(corpus.dropped.items()):
         say(f"left out of {count} rows: {reason}")
     return corpus, labels
-
-
-def _capped(rows: list[Example], seed: int) -> list[Example]:
-    """At most `rows_max` rows of each source that has a cap; the order of rows is kept."""
-    rng = random.Random(seed)
-    left: set[int] = set()
-    for source in sorted(SOURCES, key=lambda source: source.name):
-        if source.rows_max is not None:
-            own = [i for i, row in enumerate(rows) if row.source == source.name and row.part is not Part.DEV]
-            left.update(rng.sample(own, max(0, len(own) - source.rows_max)))
-    return [row for i, row in enumerate(rows) if i not in left]
 
 
 def framing(spec: BundleSpec, checkpoint: Checkpoint, work: Path) -> tuple[EncoderSpec, int]:
@@ -177,13 +168,7 @@ def new_network(checkpoint: Checkpoint, spec: BundleSpec, frames: Frames) -> Net
 
 
 def _tuned(
-    settings: Settings,
-    network: Network,
-    corpus: Corpus,
-    frames: Frames,
-    check: Frames,
-    mask_id: int,
-    say: Say,
+    settings: Settings, network: Network, corpus: Corpus, frames: Frames, check: Frames, mask: int, say: Say
 ) -> tuple[Network, float]:
     """The network fine-tuned, and the CPU seconds; the state in the work folder is keyed by rows and plan."""
     spec = settings.spec
@@ -199,7 +184,5 @@ def _tuned(
     # Without places: the folder may be spelled in several ways.
     rows = [replace(row, place="") for row in corpus.fit]
     key = hashlib.sha256(repr((spec, settings.seed, rows)).encode()).hexdigest()[:16]
-    file = settings.work / f"tune-{key}.pt"
-    return fine_tune(
-        network, corpus.fit, frames, mask_id, loss, spec.tune, spec.loss, settings.seed, file, say
-    )
+    files = (settings.seed, settings.work / f"tune-{key}.pt", say)
+    return fine_tune(network, corpus.fit, frames, mask, loss, spec.tune, spec.loss, *files)
