@@ -11,6 +11,7 @@ import csv
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import math
 import zlib
@@ -21,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from semroute_extproc.errors import DataError
-from semroute_lab.common.metrics import Floats
+from semroute_lab.common.metrics import Floats, Integers
 
 ROWS_MAX = 1_000_000  # Rows that a file may hold
 ROWS_MIN = 20  # Fewer rows give no useful interval
@@ -238,3 +239,33 @@ def require_rows(table: Table, least: int = ROWS_MIN) -> None:
     """Raise DataError for a table with fewer rows."""
     if len(table) < least:
         raise DataError(f"{table.path}:1:: expected at least {least} rows, found {len(table)}")
+
+
+FOLDS = 5  # Folds of everything that is cross-fitted
+
+
+def text_key(text: str) -> str:
+    """A key that ignores case and white space."""
+    return " ".join(text.split()).casefold()
+
+
+def text_groups(texts: Sequence[str]) -> Integers:
+    """A number for each text, equal for texts with one `text_key`; shape (n,)."""
+    keys = [text_key(text) for text in texts]
+    numbers = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    return np.asarray([numbers[key] for key in keys], dtype=np.int64)
+
+
+def folds(texts: Sequence[str], seed: int) -> Integers:
+    """A fold 0..FOLDS-1 for each row, one for identical texts; shape (n,)."""
+    groups = text_groups(texts)
+    fold_of_group = np.random.default_rng(seed).permutation(int(groups.max()) + 1) % FOLDS
+    return np.asarray(fold_of_group[groups], dtype=np.int64)
+
+
+def portions(groups: Integers, shares: Sequence[float], seed: int) -> list[Integers]:
+    """Row indices of consecutive portions of the shuffled groups; shares add up to 1."""
+    distinct = int(groups.max()) + 1
+    place = np.random.default_rng(seed).permutation(distinct)[groups]
+    edges = np.round(np.cumsum([0.0, *shares]) * distinct)
+    return [np.flatnonzero((place >= a) & (place < b)) for a, b in itertools.pairwise(edges)]

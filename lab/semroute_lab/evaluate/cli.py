@@ -223,7 +223,7 @@ def _judged(
 ) -> tuple[Floats | None, dict[str, object] | None]:
     """The scores (n,) of the judge in a configuration, and its section of the report; None without one."""
     from semroute_lab.evaluate.strategies import judge_scores
-    from semroute_lab.fit.judge_scores import judge
+    from semroute_lab.fit.settle import judge
 
     if given["judge"] is None:
         return None, None

@@ -21,8 +21,7 @@ import numpy as np
 
 from semroute_lab.common import metrics
 from semroute_lab.common.metrics import Booleans, Floats, Integers, Vectors, estimate
-from semroute_lab.common.splits import folds, text_key
-from semroute_lab.common.tables import Table, require_rows
+from semroute_lab.common.tables import Table, folds, require_rows, text_key
 from semroute_lab.evaluate.scoring import Scores, head
 
 COVERAGES = (0.5, 0.8, 0.9)  # Coverages at which the abstention curve is read

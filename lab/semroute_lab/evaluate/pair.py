@@ -16,8 +16,15 @@ import numpy as np
 
 from semroute_lab.common import metrics, routing
 from semroute_lab.common.metrics import Floats, Integers, estimate
-from semroute_lab.common.splits import folds, text_key
-from semroute_lab.common.tables import TEXT_COLUMNS, Table, pick_column, prompt_texts, require_rows
+from semroute_lab.common.tables import (
+    TEXT_COLUMNS,
+    Table,
+    folds,
+    pick_column,
+    prompt_texts,
+    require_rows,
+    text_key,
+)
 from semroute_lab.evaluate import labels, strategies
 from semroute_lab.evaluate.scoring import Scores, Source, head
 from semroute_lab.evaluate.strategies import Labelled

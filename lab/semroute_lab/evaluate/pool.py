@@ -22,8 +22,7 @@ import numpy as np
 from semroute_extproc.errors import DataError
 from semroute_lab.common.metrics import Floats, Integers
 from semroute_lab.common.options import tracked
-from semroute_lab.common.splits import portions, text_groups
-from semroute_lab.common.tables import Table, require_rows
+from semroute_lab.common.tables import Table, portions, require_rows, text_groups
 from semroute_lab.evaluate import deferral, strategies
 from semroute_lab.evaluate.deferral import DeferralCurve
 from semroute_lab.evaluate.scoring import Scores, head

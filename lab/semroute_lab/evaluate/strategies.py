@@ -19,7 +19,7 @@ from semroute_extproc.strategies.factorization import Factorization
 from semroute_extproc.strategies.intent import IntentSettings
 from semroute_extproc.strategies.similarity import Similarity
 from semroute_lab.common.metrics import Floats, Integers, Vectors
-from semroute_lab.common.splits import folds
+from semroute_lab.common.tables import folds
 from semroute_lab.evaluate.scoring import Scores
 from semroute_lab.fit import clusters, factorization, similarity
 from semroute_lab.fit.outcomes import PAIR, quantiles, unwritten, wins

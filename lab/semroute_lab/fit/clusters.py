@@ -12,7 +12,7 @@ import numpy as np
 from semroute_extproc.strategies.artifact import ArtifactManifest
 from semroute_extproc.strategies.clusters import ClustersArtifact
 from semroute_lab.common.metrics import Floats, Integers, Vectors
-from semroute_lab.fit.adam import adam
+from semroute_lab.fit.factorization import adam
 
 CLUSTERS = 20  # Clusters of one clustering
 CLUSTERINGS = 5  # Clusterings that are averaged: a single one varies by a point or two of APGR with its seed

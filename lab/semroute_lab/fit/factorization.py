@@ -8,7 +8,7 @@ loss on held-out folds is chosen.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,6 @@ import numpy as np
 from semroute_extproc.strategies.artifact import ArtifactManifest
 from semroute_extproc.strategies.factorization import FactorizationArtifact
 from semroute_lab.common.metrics import Floats, Integers, Vectors
-from semroute_lab.fit.adam import adam
 from semroute_lab.fit.outcomes import quantiles
 
 RANK = 32  # Length of a model's vector
@@ -112,3 +111,29 @@ def _gradients(
 
 def _sigmoid(x: Any) -> Any:
     return 1.0 / (1.0 + np.exp(-np.clip(x, -30.0, 30.0)))
+
+
+FIRST, SECOND, EPSILON = 0.9, 0.999, 1e-8  # Decay of both moments, and what keeps the divisor above zero
+
+
+def adam(
+    parts: Sequence[Vectors],
+    gradients: Callable[[Sequence[Vectors]], Sequence[Vectors]],
+    steps: int,
+    rate: Callable[[int], float],
+) -> list[Vectors]:
+    """The parameters after `steps` steps, in float32; `rate` is the step size of each step from 1 on."""
+    parts = list(parts)
+    moments = [(np.zeros_like(part), np.zeros_like(part)) for part in parts]
+    for step in range(1, steps + 1):
+        found = gradients(parts)
+        size = np.float32(rate(step))
+        for i, (gradient, (mean, square)) in enumerate(zip(found, moments, strict=True)):
+            mean *= FIRST
+            mean += (1.0 - FIRST) * gradient
+            square *= SECOND
+            square += (1.0 - SECOND) * gradient**2
+            ahead = mean / np.float32(1.0 - FIRST**step)
+            spread = np.sqrt(square / np.float32(1.0 - SECOND**step)) + np.float32(EPSILON)
+            parts[i] = np.asarray(parts[i] - size * ahead / spread, dtype=np.float32)
+    return parts

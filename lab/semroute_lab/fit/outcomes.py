@@ -13,8 +13,7 @@ from semroute_extproc.errors import DataError
 from semroute_extproc.strategies.artifact import ArtifactManifest
 from semroute_lab.common.embedding import embed
 from semroute_lab.common.metrics import Floats, Integers, Vectors
-from semroute_lab.common.splits import folds
-from semroute_lab.common.tables import Table, read_table, require_rows, texts_in
+from semroute_lab.common.tables import Table, folds, read_table, require_rows, texts_in
 
 PAIR = ("strong", "weak")  # Names of the models of a pair file
 BLANKS_MAX = 0.05  # A model that was not run on more than this share of the questions is left out

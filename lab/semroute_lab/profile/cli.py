@@ -202,7 +202,7 @@ def show(files: tuple[Path, ...], path: Path | None, as_json: bool) -> None:
     """
     from rich.console import Console
 
-    from semroute_lab.profile.show import check_alike, draw, report
+    from semroute_lab.profile.tally import check_alike, draw, report
 
     clusters = read_clusters(path) if path is not None else None
     profiles = [read_profile(file) for file in files]

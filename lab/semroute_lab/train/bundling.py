@@ -18,11 +18,11 @@ from semroute_extproc.encoder.manifest import EncoderSpec, LabelHead, Manifest
 from semroute_extproc.errors import BundleError
 from semroute_extproc.request.language import language_of
 from semroute_extproc.request.text import SURFACE_NAMES
-from semroute_lab.train import calibrate, graphs
-from semroute_lab.train.bert import TEXTS_MAX, smooth
+from semroute_lab.train import fill as calibrate
+from semroute_lab.train import graphs
+from semroute_lab.train.bert import TEXTS_MAX, Frames, smooth
 from semroute_lab.train.datasets import DOMAINS, TASKS, Corpus
 from semroute_lab.train.fit import States
-from semroute_lab.train.frames import Frames
 from semroute_lab.train.model import Heads, Network
 from semroute_lab.train.publish import publish
 from semroute_lab.train.sources import traffic_of

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from semroute_extproc.errors import DataError
-from semroute_lab.common.splits import text_key
-from semroute_lab.common.tables import Table
+from semroute_lab.common.tables import Table, text_key
 
 DECLARED = Path(__file__).parent / "sources.toml"  # The declared domains, tasks and sources
 NAMES = tomllib.loads(DECLARED.read_text())

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from semroute_lab.train.bert import Encoder
+from semroute_lab.train.bert import Encoder, Frames
 from semroute_lab.train.datasets import Example
-from semroute_lab.train.frames import Frames
 from semroute_lab.train.model import HeadOutputs, Heads
 from semroute_lab.train.spec import HeadPlan, LossWeights, Say
 

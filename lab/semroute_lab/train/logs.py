@@ -23,8 +23,7 @@ from typing import Any
 import numpy as np
 
 from semroute_extproc.errors import DataError
-from semroute_lab.common.splits import text_key
-from semroute_lab.common.tables import Table, read_table
+from semroute_lab.common.tables import Table, read_table, text_key
 from semroute_lab.train import datasets, labels, quality
 from semroute_lab.train.datasets import Example, Part
 from semroute_lab.train.labels import Floats

@@ -18,13 +18,12 @@ from semroute_extproc.encoder.preprocess import Framer
 from semroute_extproc.errors import DataError
 from semroute_extproc.request.language import language_of
 from semroute_extproc.request.text import SURFACE_NAMES
-from semroute_lab.train.bert import from_checkpoint
+from semroute_lab.train.bert import Frames, from_checkpoint
 from semroute_lab.train.bundling import FP32_GRAPH, make_manifest, write
 from semroute_lab.train.card import training_facts, write_card
 from semroute_lab.train.datasets import DOMAINS, TASKS, Corpus, Example, Part, assemble
 from semroute_lab.train.fill import add_memory, add_table, calibrate_experts, fit_recall
 from semroute_lab.train.fit import States, Targets, embed, fit_heads, multitask
-from semroute_lab.train.frames import Frames
 from semroute_lab.train.logs import LogsPlan, read_logs
 from semroute_lab.train.model import Heads, Network
 from semroute_lab.train.sources import EXAM_SOURCE, LOGS, SOURCES, read_all, read_handwritten

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.optim.swa_utils import AveragedModel
 
+from semroute_lab.train.bert import Frames
 from semroute_lab.train.datasets import Example
 from semroute_lab.train.fit import Targets, multitask
-from semroute_lab.train.frames import Frames
 from semroute_lab.train.model import Network
 from semroute_lab.train.sources import SOURCES
 from semroute_lab.train.spec import LossWeights, Say, TunePlan
