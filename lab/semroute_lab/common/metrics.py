@@ -92,10 +92,9 @@ def reliability(confidence: Floats, outcome: Floats, bins: int = BINS) -> Reliab
     index = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
     size = np.bincount(index, minlength=bins)
     filled = size > 0
-    means = [
-        np.bincount(index, each, minlength=bins)[filled] / size[filled] for each in (confidence, outcome)
-    ]
-    return Reliability(means[0], means[1], size[filled] / confidence.size)
+    sums = (np.bincount(index, each, minlength=bins)[filled] for each in (confidence, outcome))
+    mean, observed = (each / size[filled] for each in sums)
+    return Reliability(mean, observed, size[filled] / confidence.size)
 
 
 def binary_ece(probability: Floats, event: Floats, bins: int = BINS) -> float:
@@ -158,9 +157,8 @@ def auroc_estimate(scores: Floats, positive: Booleans, replicates: int, seed: in
     """AUROC with its interval; None without positives or negatives."""
     if positive.all() or not positive.any():
         return None
-    samples = bootstrap(
-        lambda counts: weighted_auroc(scores, positive, counts), len(scores), replicates, seed
-    )
+    n = len(scores)
+    samples = bootstrap(lambda counts: weighted_auroc(scores, positive, counts), n, replicates, seed)
     return estimate(auroc(scores, positive), samples)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from semroute_extproc.strategies.artifact import ArtifactManifest
+from semroute_extproc.strategies.artifact import ArtifactManifest as Manifest
 from semroute_extproc.strategies.clusters import ClustersArtifact
 from semroute_lab.common.metrics import Floats, Integers, Vectors
 from semroute_lab.fit.factorization import adam
@@ -29,11 +29,7 @@ _WORD = re.compile(r"[^\W\d_]{3,}")
 
 
 def fit_kmeans(
-    x: Vectors,
-    manifest: ArtifactManifest,
-    texts: Sequence[str],
-    k: int = CLUSTERS,
-    clusterings: int = CLUSTERINGS,
+    x: Vectors, manifest: Manifest, texts: Sequence[str], k: int = CLUSTERS, clusterings: int = CLUSTERINGS
 ) -> ClustersArtifact:
     """K-means from `clusterings` seeds, one after the other; `x` (n, d) with its texts."""
     found = [k_means(x, k, manifest.seed + run) for run in range(clusterings)]
@@ -45,7 +41,7 @@ def fit_kmeans(
 def fit_learned_map(
     x: Vectors,
     errors: Floats,
-    manifest: ArtifactManifest,
+    manifest: Manifest,
     texts: Sequence[str],
     k: int = CLUSTERS,
     start: tuple[Floats, Integers] | None = None,

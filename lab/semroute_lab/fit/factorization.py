@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from semroute_extproc.strategies.artifact import ArtifactManifest
+from semroute_extproc.strategies.artifact import ArtifactManifest as Manifest
 from semroute_extproc.strategies.factorization import FactorizationArtifact
 from semroute_lab.common.metrics import Floats, Integers, Vectors
 from semroute_lab.fit.outcomes import quantiles
@@ -27,12 +27,7 @@ RATE = 0.01  # Adam's first step size
 
 
 def fit(
-    x: Vectors,
-    outcome: Floats,
-    models: tuple[str, ...],
-    fold: Integers,
-    manifest: ArtifactManifest,
-    rank: int = RANK,
+    x: Vectors, outcome: Floats, models: tuple[str, ...], fold: Integers, manifest: Manifest, rank: int = RANK
 ) -> tuple[FactorizationArtifact, Floats]:
     """The artifact, and out-of-fold δ of every model; (n, models).
     `x` (n, d), `outcome` (n, models) 0..1, `fold` (n,). The quantiles are of P(first model wins over the

@@ -10,7 +10,7 @@ import numpy as np
 
 from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.errors import DataError
-from semroute_extproc.strategies.artifact import ArtifactManifest
+from semroute_extproc.strategies.artifact import ArtifactManifest as Manifest
 from semroute_lab.common.embedding import embed
 from semroute_lab.common.metrics import Floats, Integers, Vectors
 from semroute_lab.common.tables import Table, folds, read_table, require_rows, texts_in
@@ -111,18 +111,16 @@ def embedded(scorer: Scorer, outcomes: Outcomes) -> tuple[Outcomes, Vectors]:
     return kept, x
 
 
-def manifest(
-    kind: str, scorer: Scorer, outcomes: Outcomes, x: Vectors, seed: int, licence: str
-) -> ArtifactManifest:
+def manifest(kind: str, scorer: Scorer, outcomes: Outcomes, x: Vectors, seed: int, licence: str) -> Manifest:
     """The artifact's description of itself."""
     made_with = {"bundle": scorer.bundle.manifest.name, "revision": scorer.bundle.revision}
     data = {"data": outcomes.table.path.name, "data_sha256": outcomes.table.sha256, "licence": licence}
     return unwritten(kind, x, seed).model_copy(update=made_with | data)
 
 
-def unwritten(kind: str, x: Vectors, seed: int) -> ArtifactManifest:
+def unwritten(kind: str, x: Vectors, seed: int) -> Manifest:
     """The manifest of an artifact that was fitted on `x` (n, d) and is never written."""
-    return ArtifactManifest(kind=kind, bundle="", revision="", dimensions=x.shape[1], rows=len(x), seed=seed)
+    return Manifest(kind=kind, bundle="", revision="", dimensions=x.shape[1], rows=len(x), seed=seed)
 
 
 def wins(strong: Floats, weak: Floats) -> Floats:

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from semroute_extproc.strategies.artifact import ArtifactManifest
+from semroute_extproc.strategies.artifact import ArtifactManifest as Manifest
 from semroute_extproc.strategies.similarity import Similarity, SimilarityArtifact, on_axes
 from semroute_lab.common.metrics import Floats, Integers, Vectors
 from semroute_lab.fit.outcomes import quantiles
@@ -27,7 +27,7 @@ def fit(
     x: Vectors,
     wins: Floats,
     fold: Integers,
-    manifest: ArtifactManifest,
+    manifest: Manifest,
     gamma: float = GAMMA,
     neighbours: int = 0,
     axes: int | None = None,
@@ -44,9 +44,8 @@ def fit(
     empty = (0.0,) * 101
     for part in np.unique(fold):
         rows = fold != part
-        score = Similarity(
-            SimilarityArtifact(manifest, stored[rows], basis, labels[rows], gamma, neighbours, empty)
-        )
+        kept = SimilarityArtifact(manifest, stored[rows], basis, labels[rows], gamma, neighbours, empty)
+        score = Similarity(kept)
         for row in chosen[fold[chosen] == part]:
             held[row] = score.of(x[row])
     reference = quantiles(np.clip(held[np.isfinite(held)], 0.0, 1.0))

@@ -68,8 +68,7 @@ def _harness_prompt(place: str, row: Mapping[str, Any]) -> str:
         for name in QUESTION_FIELDS:
             if isinstance(doc.get(name), str) and doc[name].strip():
                 return with_options(doc[name], _options(doc))
-    arguments = row.get("arguments")
-    first: Any = arguments
+    first: Any = row.get("arguments")
     while isinstance(first, list | dict) and first:
         first = first[0] if isinstance(first, list) else next(iter(first.values()))
     if not isinstance(first, str) or not first.strip():
@@ -88,8 +87,7 @@ def _options(doc: Mapping[str, Any]) -> Sequence[str]:
 
 def _inspect(path: Path, text: str, scorer: str | None) -> Iterable[Row]:
     try:
-        log = json.loads(text)
-        samples = log["samples"]
+        samples = json.loads(text)["samples"]
         assert isinstance(samples, list)
     except (ValueError, TypeError, KeyError, AssertionError):
         raise DataError(f"{path}:1:samples: expected a log of Inspect with samples") from None

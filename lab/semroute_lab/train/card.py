@@ -80,7 +80,10 @@ def assess(
         bootstrap = [] if pool else ["--bootstrap", min(replicates, one.get("replicates", replicates))]
         report = _eval(one["command"], file, *arguments, *common, *bootstrap)
         if one["section"] == "domain":
-            report["unknown"] = _unknown_share(scorer, scorer.score_all(_texts(file, arguments)))
+            given = dict(zip(arguments[::2], arguments[1::2], strict=True))
+            table = read_table(file).in_splits([given["--split"]])
+            texts = texts_in(table, None, given.get("--options-column"))
+            report["unknown"] = _unknown_share(scorer, scorer.score_all(texts))
         found[one["section"]][one["name"]] = _short(report)
     for file in sorted(handwritten.glob("*.eval.jsonl")) if handwritten else []:
         _by_hand(file, scorer, [*common, "--bootstrap", replicates], found, seed, say)
@@ -101,13 +104,6 @@ def _eval(command: str, *arguments: object) -> Report:
 def _short(report: Report, *kept: str) -> Report:
     """A report without its curves, except those that are `kept`."""
     return {key: value for key, value in report.items() if key not in CURVES or key in kept}
-
-
-def _texts(file: Path, arguments: Sequence[str]) -> list[str]:
-    """The texts that an evaluation with these arguments scores."""
-    given = dict(zip(arguments[::2], arguments[1::2], strict=True))
-    table = read_table(file).in_splits([given["--split"]])
-    return texts_in(table, None, given.get("--options-column"))
 
 
 def _by_hand(
@@ -198,21 +194,13 @@ def training_facts(corpus: Corpus, manifest: Manifest) -> Report:
     used: dict[str, set[str]] = {}
     for row in corpus.fit:
         used.setdefault(row.source, set()).update(t for t in TARGETS if getattr(row, t) is not None)
-    return {
-        "base": manifest.encoder.base,
-        "base_sha256": manifest.encoder.base_sha256,
-        "dropped": dict(corpus.dropped),
-        "sources": [
-            {
-                "source": source,
-                "licence": licences[source],
-                "fit": fit[source],
-                "calibrate": calibrate[source],
-                "used_for": ", ".join(t for t in TARGETS if t in used.get(source, ())) or "calibration",
-            }
-            for source in sorted(licences)
-        ],
-    }
+    sources = []
+    for name in sorted(licences):
+        rows = {"fit": fit[name], "calibrate": calibrate[name]}
+        use = ", ".join(t for t in TARGETS if t in used.get(name, ())) or "calibration"
+        sources.append({"source": name, "licence": licences[name], **rows, "used_for": use})
+    base = {"base": manifest.encoder.base, "base_sha256": manifest.encoder.base_sha256}
+    return {**base, "dropped": dict(corpus.dropped), "sources": sources}
 
 
 def write_card(
@@ -237,9 +225,8 @@ def render(document: Report) -> str:
     environment = Environment(loader=loader, undefined=StrictUndefined, **layout)  # noqa: S701
     environment.filters |= {"interval": _interval, "verdict": _verdict, "confused": _confused}
     reference = document.get("fp32") or {}
-    changes = [
-        (name, reference[name], value) for name, value in figures(document).items() if name in reference
-    ]
+    found = figures(document)
+    changes = [(name, reference[name], value) for name, value in found.items() if name in reference]
     template = environment.get_template("bundle.md.j2")
     empty: Report = {"training": None, "pool": {}, "trained_languages": []}
     return template.render(empty | document, changes=changes, tolerance=INT8_TOLERANCE)

@@ -189,12 +189,11 @@ def temperature(logits: Tensor, target: Tensor) -> float:
     """The temperature that minimises the cross-entropy of known targets (Guo et al. 2017, section 4.2)."""
     known = target != IGNORE
     logits, target = logits[known].double(), target[known]
-    found = minimize_scalar(
-        lambda log_t: float(F.cross_entropy(logits / np.exp(log_t), target)),
-        bounds=LOG_TEMPERATURES,
-        method="bounded",
-        options={"xatol": 1e-8},
-    )
+
+    def loss(log_t: float) -> float:
+        return float(F.cross_entropy(logits / np.exp(log_t), target))
+
+    found = minimize_scalar(loss, bounds=LOG_TEMPERATURES, method="bounded", options={"xatol": 1e-8})
     return float(np.exp(found.x))
 
 

@@ -39,6 +39,7 @@ HARD_PROMPT = 0.9  # Difficulty of prompts that were selected for being hard
 ASCII_MIN = 0.95  # Smallest share of ASCII characters of such a prompt with a difficulty
 EXAM_SOURCE = "routellm_mmlu"  # The source of the exam expert's outcomes
 LOGS = "logs"  # Source name of a user's own logs, which replace it
+_HANDWRITTEN_ENDS = (".train.jsonl", ".eval.jsonl")
 HANDWRITTEN = "handwritten/"  # Start of the source names of our own files, whose difficulty a person judged
 _SUBJECT_PREFIX = "ori_mmlu-"  # Start of MMLU-Pro's `src` for a question from an MMLU subject
 Rows = Iterator[Example]
@@ -156,8 +157,7 @@ def _solve_rate(source: Source, table: Table) -> Rows:
 
 def _longer_is_harder(source: Source, table: Table) -> Rows:
     """No outcomes: the target is the rank by length, since a weak model slips more on longer problems.
-    The number of steps of the worked answer was a worse target on the dev rows of the GSM8K pair (APGR .598,
-    with length .624; length alone .633 to .640). The family is as for the solve rate.
+    The number of steps of the worked answer was a worse target on the dev rows (APGR .598 to .624; .633).
     """
     texts = table.texts(source.text)
     by_length = sorted(range(len(texts)), key=lambda row: len(texts[row]))
@@ -221,21 +221,16 @@ def _without_torn_rows(file: Path) -> Table:
     with gzip.open(file, "rt", encoding="utf-8", newline="") as stream:
         header, *rows = csv.reader(stream)
     rate = header.index("solve_rate")
-    whole = [
-        i for i, row in enumerate(rows) if len(row) == len(header) and row[rate].replace(".", "").isdigit()
-    ]
+    fits = (len(row) == len(header) and row[rate].replace(".", "").isdigit() for row in rows)
+    whole = [i for i, fit in enumerate(fits) if fit]
     columns = {name: [rows[i][at] for i in whole] for at, name in enumerate(header)}
     return Table(file, "", columns, [i + 2 for i in whole])
 
 
 def read_handwritten(folder: Path) -> list[Example]:
     """`*.train.jsonl` may train, `*.eval.jsonl` is reported on: text, domain, task, hard."""
-    rows: list[Example] = []
-    for file in sorted(folder.glob("*.jsonl")):
-        kind = file.name.removesuffix(".jsonl").rpartition(".")[2]
-        if kind in ("train", "eval"):
-            rows.extend(_handwritten(file, kind == "train"))
-    return rows
+    files = [file for file in sorted(folder.glob("*.jsonl")) if file.name.endswith(tuple(_HANDWRITTEN_ENDS))]
+    return [row for file in files for row in _handwritten(file, file.name.endswith(_HANDWRITTEN_ENDS[0]))]
 
 
 def _handwritten(file: Path, train: bool) -> Rows:

