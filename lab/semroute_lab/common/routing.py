@@ -37,8 +37,7 @@ def pgr(quality: float, strong: float, weak: float) -> float:
 
 def decile_edges(scores: Floats) -> Floats:
     """The 11 edges that `pandas.qcut(scores, 10, retbins=True)` returns, ascending.
-    Like pandas, the probabilities k/10 that are not representable are rounded up by one unit in the last
-    place, so that an edge on a data point does not fall just below it.
+    Like pandas, probabilities k/10 that are not representable are rounded up by one unit in the last place.
     """
     probabilities = np.linspace(0.0, 1.0, BUDGETS + 1)
     inexact = BUDGETS * probabilities != np.arange(BUDGETS + 1)
@@ -71,8 +70,7 @@ def exact_curve(scores: Floats, strong: Floats, weak: Floats) -> Curve:
 
 def apgr(curve: Curve, strong: float, weak: float) -> float:
     """Average PGR: (AUC - A_w dx) / ((A_s - A_w) dx), AUC by the trapezoid over the curve's points.
-    RouteLLM's code and tables. (Its text sums PGR over ten budgets, which gives a random router .55; the
-    tables say .500, which is the trapezoid.) `strong` and `weak` are mean outcomes.
+    As RouteLLM's code and tables. (Its text sums PGR over ten budgets, which gives a random router .55.)
     """
     width = float(curve.share[-1] - curve.share[0])
     return pgr(float(np.trapezoid(curve.quality, curve.share)) / width, strong, weak)
@@ -80,8 +78,7 @@ def apgr(curve: Curve, strong: float, weak: float) -> float:
 
 def cpt(curve: Curve, q: float, strong: float, weak: float) -> float:
     """Call-performance threshold: the strong share in percent at which PGR reaches `q` (0..1).
-    RouteLLM's code: `numpy.interp(q (A_s - A_w) + A_w, A, x)`, which assumes that quality rises with the
-    share; on other curves the value is the result of that interpolation, as in its tables.
+    As RouteLLM's code, `numpy.interp(q (A_s - A_w) + A_w, A, x)` also where quality does not rise.
     """
     return 100.0 * float(np.interp(q * (strong - weak) + weak, curve.quality, curve.share))
 
@@ -99,9 +96,7 @@ def point_metrics(scores: Floats, strong: Floats, weak: Floats, seed: int) -> di
 
 def within_groups(scores: Floats, groups: Sequence[str], other: Floats | None = None) -> Floats:
     """The part of a score that its group (subject) does not explain: z-scores within each group.
-    With `other` (length, say), the least-squares projection on the other variable's own z-scores is taken out
-    as well. A router that only knows the subject, or only the length, keeps nothing; a group without
-    variation gets zeros. Shape (n,).
+    With `other` (length, say), the least-squares projection on its z-scores is taken out as well; (n,).
     """
     residual = _z_within(floats(scores), groups)
     if other is None:
@@ -123,8 +118,7 @@ def _z_within(values: Floats, groups: Sequence[str]) -> Floats:
     return np.where(flat, 0.0, centred / np.where(flat, 1.0, spread))
 
 
-Resampled = tuple[Floats, Floats]
-"""Strong share and gain over always-weak of many resampled curves; both (chunk, points)."""
+Resampled = tuple[Floats, Floats]  # Share and gain over always-weak of resampled curves; (chunk, points)
 
 
 def _resampled(

@@ -27,11 +27,8 @@ from semroute_lab.common.metrics import Floats, Integers
 ROWS_MAX = 1_000_000  # Rows that a file may hold
 ROWS_MIN = 20  # Fewer rows give no useful interval
 FIELD_CHARACTERS_MAX = 1_000_000  # Length of a single CSV field
-TEXT_COLUMNS = ("prompt", "text", "question", "instruction")
-"""Names tried, in this order, when the text column is not given."""
-
-LABEL_COLUMNS = ("label", "intent", "category", "class", "domain")
-"""Names tried, in this order, when the label column is not given."""
+TEXT_COLUMNS = ("prompt", "text", "question", "instruction")  # Tried if no text column is given
+LABEL_COLUMNS = ("label", "intent", "category", "class", "domain")  # Tried if none is given
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -241,10 +242,11 @@ def _finish(report: dict[str, Any], given: dict[str, Any]) -> None:
         console = Console(stderr=out == "-", width=WIDTH)
     for table in reports.tables(found):
         console.print(table)
+    text = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     if out == "-":
-        sys.stdout.write(reports.to_json(found))
+        sys.stdout.write(text)
     elif out is not None:
-        Path(out).write_text(reports.to_json(found), encoding="utf-8")
+        Path(out).write_text(text, encoding="utf-8")
     if given["plots"] is not None:
         from semroute_lab.evaluate.plots import draw
 

@@ -14,8 +14,7 @@ import numpy as np
 from semroute_lab.common.metrics import Floats, Integers
 from semroute_lab.common.routing import exact_curve
 
-LAMBDAS = np.concatenate(([0.0], np.logspace(-4, 3, 140)))
-"""The trade-offs swept. Errors are 0..1 and the most expensive model costs 1, so both ends are saturated."""
+LAMBDAS = np.concatenate(([0.0], np.logspace(-4, 3, 140)))  # The trade-offs; both ends are saturated
 
 
 @dataclass(frozen=True, slots=True)

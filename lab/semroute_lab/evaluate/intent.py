@@ -1,13 +1,8 @@
 """`eval intent`: labels, calibration, abstention, and out-of-distribution detection.
 
-Models of the report: `majority`, the most frequent class; `tfidf + logistic`, word uni- and bigrams;
-`bundle`, its own domain head, where the file's labels are its labels; and with --fit `centroid`,
-`neighbours` and `logistic` on frozen embeddings.
-
 Fitted models use the file's train split where it has one, without rows whose text is also evaluated;
 otherwise they are cross-fitted in five folds of the evaluated rows. Out-of-distribution rows carry the
-`ood` label: they are never fitted on and have no class. The score that detects them is the cosine to the
-nearest centroid or rows, or for logistic heads the highest probability.
+`ood` label: they are never fitted on and have no class.
 """
 
 from __future__ import annotations

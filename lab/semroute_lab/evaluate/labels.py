@@ -23,9 +23,6 @@ from semroute_lab.evaluate.strategies import Labelled
 from semroute_lab.train.labels import targets
 
 KINDS = ("det", "prob", "trans", "win")  # Labels in the order of the report
-ABOUT = {f"label {kind}": f"logistic regression on Hybrid LLM's label {kind}" for kind in KINDS[:3]} | {
-    "label win": "logistic regression on RouteLLM's P(strong wins), ties count half"
-}
 ONE_SAMPLE = "one outcome per model: det and prob are the same label, and so is trans where t is 0"
 PENALTY = 1.0  # Inverse weight of the L2 penalty
 ITERATIONS_MAX = 1000  # Bound on the solver's steps

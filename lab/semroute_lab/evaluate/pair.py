@@ -26,34 +26,13 @@ from semroute_lab.common.tables import (
     text_key,
 )
 from semroute_lab.evaluate import labels, strategies
-from semroute_lab.evaluate.scoring import Scores, Source, head
+from semroute_lab.evaluate.scoring import ROWS, Scores, Source, described, head
 from semroute_lab.evaluate.strategies import Labelled
 
 RANDOM_RUNS = 200  # Seeded random routers whose spread is the null distribution
 CURVE_POINTS = 101  # Points of each curve in the report
 REFERENCE = "length"  # The row that every other is compared with
 TABLE_WEIGHT = 5.0  # Rows for which the overall mean counts in the cross-fitted tables
-
-STRATEGIES = {
-    "random": "weighted",
-    "ours": "threshold",
-    **{name: name.partition(",")[0] for name in strategies.ABOUT},
-    "always-weak": "fixed",
-    "always-strong": "fixed",
-}
-"""Row to its kind of strategy; the others are baselines and references."""
-
-ABOUT = {
-    "random": f"{RANDOM_RUNS} random orders: mean and spread of single runs",
-    "length": "characters of the prompt",
-    "domain table": "mean gain of the predicted domain, cross-fitted within the file",
-    "subject table": "mean gain of the true subject, cross-fitted within the file",
-    "ours": "the bundle's difficulty",
-    **strategies.ABOUT,
-    **labels.ABOUT,
-    "oracle": "the true gain",
-}
-"""Row to its description, in the order of the report."""
 
 Report = dict[str, Any]
 
@@ -128,7 +107,7 @@ def evaluate_pair(
     notes: Mapping[str, dict[str, object]] | None = None,
 ) -> Report:
     """The report of `eval pair`; its shape is documented in `reports.md`.
-    `more` are scores (n,) of further rows, by their names in `ABOUT`; `judge` describes the judge that was
+    `more` are scores (n,) of further rows, by their names; `judge` describes the judge that was
     asked (`Judged.describe`); `notes` are further fields of rows and add each router's AUROC.
     """
     s, w = rows.strong, rows.weak
@@ -136,9 +115,9 @@ def evaluate_pair(
     samples = routing.bootstrap_pair(routers, s, w, replicates, seed)
     points = {name: routing.point_metrics(each, s, w, seed) for name, each in routers.items()}
     table: list[Report] = []
-    for name in ABOUT:
+    for name in ROWS["pair"]:
         if name == "random":
-            table.append(_described(name) | _random(rows, seed))
+            table.append(described("pair", name) | _random(rows, seed))
         elif name in routers:
             table.append(_row(name, points, samples) | (notes or {}).get(name, {}))
             if notes:
@@ -146,7 +125,7 @@ def evaluate_pair(
                 table[-1]["auroc"] = metrics.auroc_estimate(routers[name], s > w, replicates, seed)
     for name, share, outcome in (("always-weak", 0.0, w), ("always-strong", 1.0, s)):
         found = {"strong_share": share, "quality": float(outcome.mean())}
-        table.append(_described(name, "one model for everything") | found)
+        table.append(described("pair", name) | found)
     return {
         **head("pair", rows.table, bundle, seed),
         "bootstrap": replicates,
@@ -168,7 +147,7 @@ def _routers(rows: PairRows, scores: Scores | None, seed: int) -> dict[str, Floa
     if scores is not None:
         domains = np.argmax(scores.domain, axis=1).astype(str)
         routers |= {"domain table": cross_fitted_means(domains, gain, fold), "ours": scores.difficulty}
-    return {name: routers[name] for name in ABOUT if name in routers}
+    return {name: routers[name] for name in ROWS["pair"] if name in routers}
 
 
 def cross_fitted_means(
@@ -187,16 +166,12 @@ def cross_fitted_means(
     return found
 
 
-def _described(name: str, about: str = "") -> Report:
-    return {"name": name, "strategy": STRATEGIES.get(name), "about": about or ABOUT[name]}
-
-
 def _estimates(points: Mapping[str, float], samples: Mapping[str, Floats]) -> Report:
     return {metric: estimate(value, samples.get(metric)) for metric, value in points.items()}
 
 
 def _row(name: str, points: dict[str, dict[str, float]], samples: dict[str, dict[str, Floats]]) -> Report:
-    found = _described(name) | _estimates(points[name], samples[name])
+    found: Report = described("pair", name) | _estimates(points[name], samples[name])
     for metric in ("apgr", "apgr_exact") if name != REFERENCE else ():
         mine, theirs = (samples[row].get(metric) for row in (name, REFERENCE))
         paired = None if mine is None or theirs is None else mine - theirs
@@ -277,7 +252,7 @@ def _curves(rows: PairRows, routers: dict[str, Floats], replicates: int, seed: i
     quality["random"] = np.interp(share, [0.0, 1.0], ends).tolist()
     bands: Report = {}
     for name in routers:
-        if (name == REFERENCE or name in STRATEGIES) and replicates:
+        if (name == REFERENCE or ROWS["pair"][name].get("strategy")) and replicates:
             lift = routing.bootstrap_lift(routers[name], rows.strong, rows.weak, share, replicates, seed)
             low, high = np.nanpercentile(lift, [2.5, 97.5], axis=0)
             bands[name] = {"low": low.tolist(), "high": high.tolist()}

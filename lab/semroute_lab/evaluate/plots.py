@@ -1,7 +1,6 @@
 """Figures of a report, as PNG and SVG: safe for color-blind readers, labelled in place.
 
-Needs matplotlib (extra `train`). Everything is drawn from the plain report, so a figure can be redrawn
-from its JSON. An SVG is dark where its reader prefers dark pages. Colors: Okabe and Ito (2008).
+Needs matplotlib (extra `train`). Everything is drawn from the plain report. Colors: Okabe and Ito (2008).
 """
 
 from __future__ import annotations

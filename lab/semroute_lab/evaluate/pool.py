@@ -3,11 +3,9 @@
 UniRoute's protocol (arXiv 2502.08773, section 6): seeded trials, each with 60/10/30 % of the
 prompts for training, for profiles of new models, and for the test; two thirds of the models for
 training, one third as the pool. With a models file there is a second setting that holds out a
-whole family: its models are the pool in every trial. Identical prompts are on one side of every split.
-
-Strategies use the classes that serve requests; those of a pair choose between the cheapest model and the
-most accurate one on the validation prompts. Every router decides by the models' mean validation cost and
-pays the true one.
+whole family. Identical prompts are on one side of every split. Strategies of a pair choose between the
+cheapest model and the most accurate one on the validation prompts. Every router decides by the models'
+mean validation cost and pays the true one.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from semroute_lab.common.options import tracked
 from semroute_lab.common.tables import Table, portions, require_rows, text_groups
 from semroute_lab.evaluate import deferral, strategies
 from semroute_lab.evaluate.deferral import DeferralCurve
-from semroute_lab.evaluate.scoring import Scores, head
+from semroute_lab.evaluate.scoring import ROWS, Scores, described, head
 from semroute_lab.evaluate.unseen import ROUTERS, Trial
 from semroute_lab.fit.clusters import k_means
 from semroute_lab.fit.outcomes import join, row_of
@@ -37,24 +35,6 @@ MODELS_MIN = 4  # Fewer models cannot be split into a training set and a pool
 CLUSTERS = 25  # Clusters of the training prompts; at most one for every ten validation prompts
 HALF_BUDGET = 0.5  # Budget of the second area, in units of the pool's most expensive model
 CURVE_POINTS = 101  # Points of each mean curve in the report
-
-ABOUT: dict[str, tuple[str | None, str]] = {
-    "ZeroRouter": ("weighted", "the best fixed mix of single models"),
-    "kNN": (None, "mean error of the nearest validation prompts"),
-    "K-means, Laplace": ("clusters", "profiles by Laplace's rule"),
-    "K-means, shrunk": ("clusters", "profiles shrunk to the model's own mean"),
-    "K-means, averaged": ("clusters", "the same over several clusterings"),
-    "LearnedMap": ("clusters", "soft clusters learned on the training models"),
-    "intent": ("intent", "experts by domain and the generalist, chosen on the validation prompts"),
-    "threshold": ("threshold", "difficulty, between the cheapest and the most accurate model"),
-    "similarity": ("similarity", "between the same two, labelled by the validation prompts"),
-    "factorization": ("factorization", "between the same two, fitted on the validation prompts"),
-    "judge": ("judge", "the judge's score, between the same two"),
-    "ridge, refitted": (None, "linear, refitted on the validation prompts"),
-    "clairvoyant": (None, "linear, fitted on outcomes it must not have"),
-    "oracle": (None, "knows every outcome"),
-}
-"""Row to its kind of strategy, if any, and description, in the order of the report."""
 
 _SIZE = re.compile(r"(?i)(?<![a-z0-9.])(?:(\d+)x)?(\d+(?:\.\d+)?)b(?![a-z0-9])")
 
@@ -196,7 +176,7 @@ def _setting(pool: _Pool, models: list[str] | None, seeds: Sequence[int]) -> Rep
         for name, curve in found.items():
             figures.setdefault(name, []).append(_figures(curve, best))
             curves.setdefault(name, []).append(np.interp(grid, curve.cost, curve.quality))
-    names, count = [name for name in ABOUT if name in figures], len(pool.rows.models)
+    names, count = [name for name in ROWS["pool"] if name in figures], len(pool.rows.models)
     return {
         "pool": models,
         "pool_size": len(models) if models else count - round(TRAIN_MODELS * count),
@@ -290,8 +270,7 @@ def _figures(curve: DeferralCurve, best: tuple[float, float]) -> dict[str, float
 def _row(name: str, found: dict[str, list[dict[str, float]]]) -> Report:
     """Means with standard errors over trials, and the paired difference to ZeroRouter."""
     mine = {metric: np.asarray([trial[metric] for trial in found[name]]) for metric in found[name][0]}
-    strategy, about = ABOUT[name]
-    row: Report = {"name": name, "strategy": strategy, "about": about}
+    row: Report = described("pool", name)
     for metric in ("area", "area_half", "peak"):
         row[metric] = {"value": float(mine[metric].mean()), "se": float(_se(mine[metric]))}
     median = float(np.median(mine["qnc"]))

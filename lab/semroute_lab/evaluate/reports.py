@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -33,11 +32,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return round(float(value), DECIMALS) if math.isfinite(value) else None
     return value
-
-
-def to_json(report: dict[str, Any]) -> str:
-    """The plain report as indented JSON with a final newline."""
-    return json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def tables(report: dict[str, Any]) -> list[Table]:

@@ -1,10 +1,9 @@
 """`eval robustness`: how often a decision flips when the prompt is changed but not its needs.
 
 A decision is the predicted domain, and the side of the threshold on which the difficulty falls. The router
-by length, with a threshold of the same share, is the baseline of every row. Perturbations are pure functions
-of the text and a seeded generator: `noise` and `paraphrase` keep the question, `appended` adds unrelated
-text, `easy` tries to get the weak model for a hard prompt, `hard` the strong one for any prompt. Those that
-only add text are in `perturbations.json`.
+by length, with a threshold of the same share, is the baseline of every row. `noise` and `paraphrase` keep
+the question, `appended` adds unrelated text, `easy` tries to get the weak model for a hard prompt, `hard`
+the strong one for any prompt.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,6 +15,11 @@ from semroute_extproc.encoder.offline import Scorer
 from semroute_lab.common.embedding import signals_of
 from semroute_lab.common.metrics import Booleans, Floats, Integers, Vectors
 from semroute_lab.common.tables import Table
+
+ROWS: dict[str, dict[str, dict[str, str]]] = tomllib.loads(
+    Path(__file__).with_name("rows.toml").read_text(encoding="utf-8")
+)
+"""Kind of report to row to its description, in the order of the report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,12 @@ class Source:
 def open_bundle(directory: Path | None) -> Source:
     """Load the bundle in `directory`, by default the shipped one; raises BundleError."""
     return Source(Scorer.of(directory or default_bundle()))
+
+
+def described(kind: str, name: str) -> dict[str, object]:
+    """The fields that a row of a report begins with."""
+    row = ROWS[kind][name]
+    return {"name": name, "strategy": row.get("strategy"), "about": row["about"]}
 
 
 def head(kind: str, table: Table, bundle: Mapping[str, object] | None, seed: int) -> dict[str, object]:

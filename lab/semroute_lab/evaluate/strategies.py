@@ -32,16 +32,6 @@ SHRINKAGE = 20.0  # Answers for which a model's own mean counts; the strategy's 
 MAX_ENTROPY: float = IntentSettings.model_fields["max_entropy"].default  # From which on `intent` abstains
 NEAREST = f"similarity, {NEIGHBOURS} nearest"
 
-ABOUT = {
-    "similarity": "Bradley-Terry with similarity weights over all labelled prompts",
-    NEAREST: "the same over the most similar ones",
-    "factorization": "bilinear model of models and prompts",
-    "clusters": f"K-means, {clusters.CLUSTERINGS} clusterings, gap of the expected errors",
-    "intent": "gain of the predicted domain on the rows fitted on; what it abstains on comes first",
-    "judge": "P(strong wins) of the model asked; where it gave none, the difficulty at the same share",
-}
-"""Row to its description; all but the judge learn from labels."""
-
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
@@ -97,9 +87,8 @@ def judge_scores(
     said: Mapping[str, float | None], texts: Sequence[str], difficulty: Floats, reference: Sequence[float]
 ) -> Floats:
     """The judge's score of each text, or one with the rank that serving gives without one; (n,).
-    `said` is text to score, of which one at least is not None; `difficulty` (n,), and `reference` its
-    quantiles on the bundle's traffic. A text without a score is strong at the shares where its difficulty
-    is, and so gets the judge's own quantile of that share.
+    A text without a score is strong at the shares where its `difficulty` (n,) is, by its `reference`
+    quantiles, and so gets the judge's own quantile of that share.
     """
     given = np.asarray([said[text] for text in texts], dtype=np.float64)
     percents = np.arange(101)

@@ -20,9 +20,7 @@ KMEANS_STEPS = 40  # Bound on Lloyd's iterations
 LEARNED_MAP_STEPS = 200  # Adam steps of the learned map
 LEARNED_MAP_BATCH = 1024  # Training prompts of each step, drawn at random
 LEARNED_MAP_RATE = 0.05  # Adam's step size
-START_SHARPNESS = 10.0
-"""The learned map starts as the softmax of this times -|x - c|^2 / 2: a soft nearest centre."""
-
+START_SHARPNESS = 10.0  # The learned map starts as the softmax of this times -|x - c|^2 / 2
 LEARNED_MAP_SHRINKAGE = 5.0  # Pseudo-observations for the profiles that the map is learned against
 NAME_WORDS = 3  # Words of a cluster's name
 _WORD = re.compile(r"[^\W\d_]{3,}")

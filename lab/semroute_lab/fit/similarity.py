@@ -16,9 +16,7 @@ from semroute_lab.common.metrics import Floats, Integers, Vectors
 from semroute_lab.fit.outcomes import quantiles
 
 GAMMA = 10.0  # RouteLLM's base of the weights
-WHOLE_MAX = 10_000
-"""Up to this many prompts the whole embedding is stored: a decision stays well under a millisecond."""
-
+WHOLE_MAX = 10_000  # Up to this many prompts the whole embedding is stored
 AXES = 64  # Axes on which more prompts are stored
 HELD_OUT_MAX = 4_000  # Prompts scored by the others' labels; more do not change the quantiles
 

@@ -16,12 +16,8 @@ from typing import Any
 from semroute_extproc.errors import DataError
 from semroute_lab.common.tables import TEXT_COLUMNS, json_lines, with_options
 
-METRICS = ("exact_match", "acc", "acc_norm", "pass@1", "prompt_level_strict_acc")
-"""Metrics tried, in this order, for rows that do not list theirs."""
-
-QUESTION_FIELDS = (*TEXT_COLUMNS, "query", "problem", "input")
-"""Members of a document that hold its question, in the order tried."""
-
+METRICS = ("exact_match", "acc", "acc_norm", "pass@1", "prompt_level_strict_acc")  # Tried in order
+QUESTION_FIELDS = (*TEXT_COLUMNS, "query", "problem", "input")  # Members that hold a question
 VALUES = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0, "yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
 """Inspect's marks (correct, incorrect, partial, no answer) and words as numbers."""
 

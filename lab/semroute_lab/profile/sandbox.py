@@ -24,9 +24,7 @@ from typing import Literal
 Verdict = Literal["passed", "failed", "timeout"]
 
 FILE_BYTES_MAX = 1024 * 1024  # Largest file that the program may write, its output included
-PROCESSES_MAX = 64
-"""Processes and threads at once, in a user namespace; outside one all processes of the user would count."""
-
+PROCESSES_MAX = 64  # Processes and threads at once, in a user namespace
 PROBE_SECONDS = 5.0  # Bound on the check whether the kernel can isolate
 _UNSHARE = ("unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child", "--")
 

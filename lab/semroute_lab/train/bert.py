@@ -24,10 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 from semroute_extproc.encoder.preprocess import Framed, Framer
 from semroute_lab.train.spec import BaseSpec
 
-STRENGTH = 0.8
-"""The exponent a. Of .4 to 1 the one with the smallest error of the embedding: a quarter of the plain
-error with eight-bit weights, half of it with seven."""
-
+STRENGTH = 0.8  # The exponent a: of .4 to 1 the one with the smallest error of the embedding
 TEXTS_MAX = 128  # Calibration texts for the ranges
 RANGE_MIN = 1e-5
 

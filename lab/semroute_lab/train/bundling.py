@@ -29,16 +29,11 @@ from semroute_lab.train.sources import traffic_of
 from semroute_lab.train.spec import BundleSpec, Say
 
 FP32_GRAPH = "model.fp32.onnx"  # The graph from which the served ones are made; it stays in the work folder
-OPSET = 20
-"""ONNX operator set of the graphs: the first with Gelu. Five plain operators would be one pass each over
-the widest layer, unless the runtime fuses them, which in half precision it does not."""
-
+OPSET = 20  # ONNX operator set: the first with Gelu, which half precision needs to be one pass
 INPUTS = ("input_ids", "attention_mask", "surface")
 OUTPUTS = ("sentence_embedding", "domain_logits", "difficulty_logit", "task_logits", "neighbour_embedding")
 
-PARITY_FP32 = 1e-4
-"""Largest difference of any output between torch and its fp32 graph, relative to 1 + its size."""
-
+PARITY_FP32 = 1e-4  # Largest difference between torch and its fp32 graph, relative to 1 + its size
 PARITY_ROWS = 64  # Texts on which the graphs are compared with the network
 Array = np.ndarray[Any, Any]
 

@@ -52,9 +52,7 @@ def assess(
     directory: Path, data: Path | None, handwritten: Path | None, seed: int, say: Say, brief: bool = False
 ) -> Report:
     """Score the dev rows of every set with the bundle's CPU graph, as the server would.
-    The document has `domain`, `difficulty`, `pairs`, `unseen` and `pool` (reports by set), `languages` and
-    `latency`. Missing files are left out. `brief` leaves out intervals, pool and latency: enough for
-    `figures`.
+    Missing files are left out. `brief` leaves out intervals, pool and latency: enough for `figures`.
     """
     manifest = bundles.read_manifest(directory)
     replicates = 0 if brief else REPLICATES

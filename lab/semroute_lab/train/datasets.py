@@ -24,14 +24,10 @@ NAMES = tomllib.loads(DECLARED.read_text())
 
 DOMAINS: tuple[str, ...] = tuple(NAMES["domains"])  # The domains, in MMLU-Pro's spelling
 TASKS: tuple[str, ...] = tuple(NAMES["tasks"])  # Kinds of request
-FAMILIES = ("everyday", "mathematics", "exam")
-"""Families of requests, each with its own difficulty expert; the last one's reads a cluster table."""
-
+FAMILIES = ("everyday", "mathematics", "exam")  # Families of requests, each with an expert
 EVERYDAY, MATHEMATICS, EXAM = range(len(FAMILIES))
 
-CALIBRATION_SHARE = 10
-"""One in this many fit rows, by the hash of its text, is kept for early stopping and calibration."""
-
+CALIBRATION_SHARE = 10  # One in this many fit rows, by the hash of its text, is kept for calibration
 FIT_ROWS_MIN = 200  # A fit on fewer rows is refused
 
 
@@ -63,17 +59,13 @@ class Example:
     domain: int | None = None  # Index into `DOMAINS`
     task: int | None = None  # Index into `TASKS`
     difficulty: float | None = None  # Probability that the strong model is needed, 0..1
-    gain: float | None = None
-    """Value of the exam expert's cluster table, such as s - w, the quality of strong over weak; -1..1."""
+    gain: float | None = None  # Value of the exam expert's cluster table, such as s - w; -1..1
     family: int = EVERYDAY  # Index into `FAMILIES`
-    intent: str | None = None
-    """A fine label such as `clinc150/card_arrival`; it shapes the embedding and is not exported."""
+    intent: str | None = None  # Fine label such as `clinc150/card_arrival`; shapes the embedding
     weight: float = 1.0  # Of this row's difficulty in the loss
 
 
-TARGETS = ("domain", "task", "difficulty", "intent")
-"""The fields of `Example` that are trained on, and reported on for dev rows."""
-
+TARGETS = ("domain", "task", "difficulty", "intent")  # Trained on, and reported on for dev rows
 _LETTERED = re.compile(r"\n\s*\(?[A-J][.):]\s.*\Z", re.DOTALL)
 
 
@@ -110,9 +102,8 @@ class Corpus:
 
 def assemble(rows: Iterable[Example], rows_min: int = FIT_ROWS_MIN) -> Corpus:
     """Apply the rules between rows and split them into parts.
-    Rows that may not train and are not dev rows are left out. A row whose question is also a dev row loses
-    every target that is reported there. Of rows of one source with the same text the first is kept. Fewer
-    than `rows_min` fit rows are refused.
+    A row whose question is also a dev row loses every target that is reported there. Of rows of one source
+    with the same text the first is kept.
     """
     rows = list(rows)
     dev = tuple(row for row in rows if row.part is Part.DEV)

@@ -22,14 +22,10 @@ CPU_GRAPH, CUDA_GRAPH = "model.int8.onnx", "model.fp16.onnx"
 
 QUANTISED_HEADS = ("/heads/memory/MatMul",)  # The only product of the heads that is as large as the encoder's
 CALIBRATION_TEXTS_MAX = 256  # Texts for the rounding of the weights
-STEPS = 64
-"""Weights are multiples -64 to 64 of an output channel's scale: ONNX Runtime's reduced range of int8."""
-
+STEPS = 64  # Weights are multiples -64 to 64 of a scale: ONNX Runtime's reduced range of int8
 DAMPING = 0.01  # Added to the correlations' diagonal, in means of it
 BLOCK = 64  # Columns whose error is compensated at once in all later columns
-CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
-"""Candidates for the largest value of a row's grid, as a share of its largest weight."""
-
+CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)  # Largest value of a row's grid, by its largest weight
 Array = np.ndarray[Any, Any]
 Feed = Mapping[str, Array]
 

@@ -1,9 +1,8 @@
 """From outcomes to the target of a router: Hybrid LLM's labels and RouteLLM's win probability.
 
-Shapes: `strong` and `weak` are qualities, [rows] or [rows, samples] with several answers per model;
-NaN is an answer that is missing. `targets` is the entry: P(the strong model is needed), so a high
-value asks for the strong model. Hybrid LLM (Ding et al., arXiv 2404.14618) calls the easy requests
-positive; `r_det`, `r_prob` and `r_trans` are its labels, and `targets` gives their complements.
+`strong` and `weak` are qualities, [rows] or [rows, samples]; NaN is an answer that is missing. Hybrid LLM
+(Ding et al., arXiv 2404.14618) calls the easy requests positive; `r_det`, `r_prob` and `r_trans` are its
+labels, and `targets` gives their complements.
 """
 
 from __future__ import annotations

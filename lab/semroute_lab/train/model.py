@@ -13,19 +13,12 @@ from semroute_lab.train.bert import Encoder
 from semroute_lab.train.datasets import FAMILIES
 
 EXPERTS = len(FAMILIES)  # Experts of the difficulty head, one per family
-MEMBERS, DIFFICULTY_WIDTH = 4, 48
-"""Small networks that an expert is the mean of, and the hidden units of each."""
-
-TABLE_SURFACE = 0.08
-"""Weight of the normalised surface features, next to the unit embedding, in the cluster table."""
-
-PROBABILITY_MIN = 1e-4
-"""Smallest distance of mixed probabilities from 0 and 1, so that half precision does not round to them."""
-
+MEMBERS, DIFFICULTY_WIDTH = 4, 48  # Networks that an expert is the mean of, and hidden units of each
+TABLE_SURFACE = 0.08  # Weight of the surface features in the cluster table
+PROBABILITY_MIN = 1e-4  # Distance of mixed probabilities from 0 and 1, for half precision
 MEMORY_FLOOR = 1e-3  # Least probability that the memory gives a label
 HEAD_DROPOUT = 0.1  # Dropout in front of and inside the heads
-Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-"""The graph's outputs, in the order of `bundling.OUTPUTS`."""
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # In the order of `bundling.OUTPUTS`
 
 
 class ClusterTable(nn.Module):  # type: ignore[misc]
@@ -48,9 +41,8 @@ class ClusterTable(nn.Module):  # type: ignore[misc]
 
 class Memory(nn.Module):  # type: ignore[misc]
     """Stored texts that vote for their labels: softmax over the cosines with all of them.
-    A soft nearest-neighbour classifier (Vinyals et al. 2016, section 2.1) next to the linear head: the memory
-    covers single cases, the head the rule. The cosines are taken on a few axes of the input, because every
-    pass reads all keys. See `fill.add_memory`.
+    A soft nearest-neighbour classifier (Vinyals et al. 2016, section 2.1) next to the linear head.
+    The cosines are taken on a few axes of the input, because every pass reads all keys.
     """
 
     def __init__(self, rows: int, inputs: int, dimensions: int, labels: int) -> None:
@@ -84,10 +76,8 @@ class HeadOutputs(NamedTuple):
 
 class Heads(nn.Module):  # type: ignore[misc]
     """The heads on one pooled state: domain and task from the embedding, difficulty with the surface too.
-    Everyday requests, word problems and exam questions are hard for different reasons, and their labels come
-    from different models. So difficulty is a mixture of experts (Jacobs et al. 1991), one per family of
-    requests, with a gate that is trained on the family. An expert is the mean of a few small networks; the
-    one for exam questions reads a cluster table.
+    Families of requests are hard for different reasons, so difficulty is a mixture of experts (Jacobs et al.
+    1991) with a gate. An expert is the mean of small networks; the one for exams reads a cluster table.
     """
 
     def __init__(self, dimensions: int, surface: int, domains: int, tasks: int) -> None:

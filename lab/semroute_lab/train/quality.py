@@ -71,9 +71,7 @@ def scaled(value: float, low: float, high: float) -> float:
 
 class BartScore:
     """BARTScore (Yuan et al. 2021, equation 2 with equal weights).
-    score(source, target) = (1 / m) sum_t log p(target_t | target_<t, source), in nats per token, <= 0. Hybrid
-    LLM (arXiv 2404.14618) uses q(answer) = score(query, answer). Scores of one seq2seq model compare with
-    each other only.
+    score(source, target) = (1 / m) sum_t log p(target_t | target_<t, source), in nats per token, <= 0.
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:

@@ -40,8 +40,7 @@ class Settings:
     work: Path
     base: Path | None = None
     handwritten: Path | None = None
-    logs: LogsPlan | None = None
-    """A user's own outcomes, which replace the exam questions in the cluster table."""
+    logs: LogsPlan | None = None  # A user's own outcomes, for the cluster table
     spec: BundleSpec = field(default_factory=read_spec)
     seed: int = 1
     threads: int = 2

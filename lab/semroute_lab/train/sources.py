@@ -31,9 +31,7 @@ from semroute_lab.train.datasets import (
 )
 
 STRONG_MODELS = ("Meta-Llama-3_1-70B-Instruct", "DeepSeek-Coder-V2", "jamba-1.5-large")
-WEAK_MODELS = ("Mixtral-8x7B-Instruct-v0.1", "Meta-Llama-3_1-8B-Instruct")
-"""MMLU-Pro columns that represent the strong and the weak model of a pair."""
-
+WEAK_MODELS = ("Mixtral-8x7B-Instruct-v0.1", "Meta-Llama-3_1-8B-Instruct")  # Columns of MMLU-Pro
 LONGEST_SLIP = 0.5  # A weak model's assumed error rate on the longest word problem; a target only
 HARD_PROMPT = 0.9  # Difficulty of prompts that were selected for being hard
 ASCII_MIN = 0.95  # Smallest share of ASCII characters of such a prompt with a difficulty
@@ -198,8 +196,7 @@ def _selected_as_hard(source: Source, table: Table) -> Rows:
 _READERS = (_plain, _mmlu_pro, _pair, _solve_rate, _longer_is_harder, _intent, _fine_label, _selected_as_hard)
 READERS: dict[str, Callable[[Source, Table], Rows]] = {each.__name__[1:]: each for each in _READERS}
 
-SOURCES = tuple(Source(**row) for row in NAMES["source"])
-"""The declared sources, in the order in which they are read."""
+SOURCES = tuple(Source(**row) for row in NAMES["source"])  # In the order in which they are read
 
 
 def read_all(data: Path) -> tuple[list[Example], list[str]]:

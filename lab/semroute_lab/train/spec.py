@@ -20,9 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from semroute_extproc.errors import DataError
 
 Say = Callable[[str], None]  # Prints one line of progress
-SHIPPED = Path(__file__).parent / "bundles" / "semroute-minilm.toml"
-"""The specification of the shipped bundle."""
-
+SHIPPED = Path(__file__).parent / "bundles" / "semroute-minilm.toml"  # The shipped bundle's
 DOWNLOAD_SECONDS_MAX = 600  # The download stops after this long
 
 
