@@ -202,7 +202,7 @@ def evaluate_intent(
         answers[one.name] = _Answers(predicted, p.max(axis=1), predicted == truth)
     base = answers[REFERENCE].right if REFERENCE in answers else None
     shown = next(name for name in SHOWN_FIRST if name in answers)
-    curves = {name: each for name, each in answers.items() if name != "majority"}
+    curves = {name: _curves(each) for name, each in answers.items() if name != "majority"}
     fit = {"rows": int(rows.fit_truth.size), "dropped": rows.dropped, "cross_fitted": not rows.fit_truth.size}
     return {
         **head("intent", rows.table, bundle, seed),
@@ -212,8 +212,8 @@ def evaluate_intent(
         "fit": fit,
         "models": [_row(rows, one, answers[one.name], base, seed, replicates) for one in predictions],
         "confusion": {"model": shown, **_confusion(rows.labels, truth, answers[shown].predicted)},
-        "abstention": {name: _abstention(each) for name, each in curves.items()},
-        "reliability": {name: _reliability(each) for name, each in curves.items()},
+        "abstention": {name: abstention for name, (abstention, _) in curves.items()},
+        "reliability": {name: reliability for name, (_, reliability) in curves.items()},
     }
 
 
@@ -261,12 +261,11 @@ def _confusion(labels: Sequence[str], truth: Integers, predicted: Integers) -> R
     return {"labels": names, "counts": matrix.tolist()}
 
 
-def _abstention(answers: _Answers) -> Report:
+def _curves(answers: _Answers) -> tuple[Report, Report]:
+    """Abstention and reliability."""
     coverage, accuracy = metrics.abstention_curve(answers.confidence, answers.right)
     points = np.linspace(1.0 / CURVE_POINTS, 1.0, CURVE_POINTS)
-    return {"coverage": points.tolist(), "accuracy": np.interp(points, coverage, accuracy).tolist()}
-
-
-def _reliability(answers: _Answers) -> Report:
     table = metrics.reliability(answers.confidence, answers.right.astype(np.float64))
-    return {name: column.tolist() for name, column in table._asdict().items()}
+    reliability = {name: column.tolist() for name, column in table._asdict().items()}
+    abstention = np.interp(points, coverage, accuracy).tolist()
+    return {"coverage": points.tolist(), "accuracy": abstention}, reliability

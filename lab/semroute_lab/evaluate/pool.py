@@ -174,7 +174,9 @@ def _setting(pool: _Pool, models: list[str] | None, seeds: Sequence[int]) -> Rep
     for seed in tracked(seeds, len(seeds), "trials"):
         found, best = _trial(pool, models, seed, sizes)
         for name, curve in found.items():
-            figures.setdefault(name, []).append(_figures(curve, best))
+            areas = {"area": deferral.area(curve), "area_half": deferral.area(curve, HALF_BUDGET)}
+            others = {"peak": float(curve.quality.max()), "qnc": deferral.qnc(curve, *best)}
+            figures.setdefault(name, []).append(areas | others)
             curves.setdefault(name, []).append(np.interp(grid, curve.cost, curve.quality))
     names, count = [name for name in ROWS["pool"] if name in figures], len(pool.rows.models)
     return {
@@ -204,18 +206,11 @@ def _trial(
     prices, paid = cost[validation].mean(axis=0) / scale, cost[test] / scale
     k = pool.clusters or max(1, min(CLUSTERS, len(validation) // 10, len(train)))
     centres, near = k_means(vectors[train], k, seed)
-    trial = Trial(
-        train=vectors[train],
-        validation=vectors[validation],
-        test=vectors[test],
-        train_errors=1.0 - rows.outcome[np.ix_(train, trained)],
-        validation_errors=1.0 - outcome[validation],
-        forbidden_errors=1.0 - outcome[train],
-        centres=centres,
-        near=near,
-        seed=seed,
-    )
-    quality, errors = outcome[validation].mean(axis=0), trial.validation_errors
+    embeddings = (vectors[train], vectors[validation], vectors[test])
+    errors, forbidden = 1.0 - outcome[validation], 1.0 - outcome[train]
+    known_errors = 1.0 - rows.outcome[np.ix_(train, trained)]
+    trial = Trial(*embeddings, known_errors, errors, forbidden, centres, near, seed)
+    quality = outcome[validation].mean(axis=0)
     on_hull = deferral.hull(prices, quality)
     curves = {"ZeroRouter": deferral.fixed_curve(on_hull, outcome[test], paid)}
     estimates = {name: router(trial) for name, router in ROUTERS.items()}
@@ -260,11 +255,6 @@ def _model_split(models: list[str], pool: list[str] | None, seed: int) -> tuple[
         inside = np.zeros(len(models), dtype=bool)
         inside[order[round(TRAIN_MODELS * len(models)) :]] = True
     return np.flatnonzero(~inside), np.flatnonzero(inside)
-
-
-def _figures(curve: DeferralCurve, best: tuple[float, float]) -> dict[str, float]:
-    half, peak = deferral.area(curve, HALF_BUDGET), float(curve.quality.max())
-    return {"area": deferral.area(curve), "area_half": half, "peak": peak, "qnc": deferral.qnc(curve, *best)}
 
 
 def _row(name: str, found: dict[str, list[dict[str, float]]]) -> Report:

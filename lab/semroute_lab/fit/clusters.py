@@ -45,8 +45,7 @@ def fit_learned_map(
     start: tuple[Floats, Integers] | None = None,
 ) -> ClustersArtifact:
     """UniRoute's learned map, softmax(W x + b), from the training models' `errors` (n, models).
-    UniRoute, section 5.2: the mean log loss of p = softmax(xW + b) · profiles is minimised over W (d, k) and
-    b (k,) by Adam. It starts at K-means, which `start` gives if it is known.
+    Section 5.2: Adam minimises the mean log loss of p = softmax(xW + b) · profiles from K-means, or `start`.
     """
     centres, near = start or k_means(x, k, manifest.seed)
     member = (near[:, None] == np.arange(k)).astype(np.float64)

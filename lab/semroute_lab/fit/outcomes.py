@@ -67,8 +67,7 @@ def join(
     questions: Table, texts: list[str], outcomes: Table, models: Sequence[str] | None = None
 ) -> tuple[Outcomes, list[str]]:
     """Questions and outcomes by the outcomes' first column, and the models left out for many blanks.
-    `models` selects columns, by default all. Questions with a blank are left out. Raises DataError where
-    the files do not fit.
+    `models` selects columns. Questions with a blank are left out. DataError where the files do not fit.
     """
     key = next(iter(outcomes.columns))
     wanted = [name for name in outcomes.columns if name != key] if models is None else list(models)

@@ -128,13 +128,13 @@ def calibrate(file: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     setting = settle(calibration, scores, pair, **{name: options[name] for name in names})
     if options["out"] is not None:
         write_calibration(options["out"], calibration)
-    figures = dataclasses.asdict(setting)
+    figures, bundle = dataclasses.asdict(setting), scorer.bundle
     return {
         "rows": len(scores),
         "left_out": int((~kept).sum()),
         "score": kind,
-        "bundle": calibration.bundle,
-        "revision": calibration.revision,
+        "bundle": bundle.manifest.name,
+        "revision": bundle.revision,
         "artifact": digest or None,
         "threshold": min(setting.threshold, 1.0),
         "wanted_share": setting.wanted_share,

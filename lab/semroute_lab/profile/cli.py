@@ -158,7 +158,7 @@ def fit(outcomes: Path, column: str, model: str | None, tokens_column: str | Non
         tokens = [None if np.isnan(count) else count for count in counts]
     texts = texts_in(table, given["text_column"], given["options_column"])
     name = model or column.removeprefix("outcome.")
-    _from_outcomes(texts, quality.tolist(), tokens, name, f"{outcomes.name} {column}", given)
+    _from_outcomes((texts, quality.tolist(), tokens), name, f"{outcomes.name} {column}", given)
 
 
 @profile.command("import")
@@ -171,18 +171,12 @@ def import_(log: Path, model: str, metric: str | None, chosen: str | None, **giv
     """Make a profile from an evaluation log: samples_*.jsonl of lm-evaluation-harness, .json of Inspect."""
     from semroute_lab.profile.logs import read_log
 
-    texts, quality, tokens = map(list, zip(*read_log(log, metric, chosen), strict=True))
-    _from_outcomes(texts, quality, tokens, model, log.name, given)
+    _from_outcomes(tuple(map(list, zip(*read_log(log, metric, chosen), strict=True))), model, log.name, given)
 
 
-def _from_outcomes(
-    texts: list[str],
-    quality: list[float],
-    tokens: list[float | None],
-    model: str,
-    source: str,
-    given: Mapping[str, Any],
-) -> None:
+def _from_outcomes(columns: tuple[Any, ...], model: str, source: str, given: Mapping[str, Any]) -> None:
+    """Write a profile from columns of texts, qualities and tokens, the latter perhaps empty."""
+    texts, quality, tokens = columns
     clusters, scorer = open_clusters(given["clusters"], given["bundle"])
     rows, x = _embed(scorer, texts)
     known = [tokens[row] for row in rows] if tokens else []

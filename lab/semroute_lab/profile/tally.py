@@ -26,8 +26,7 @@ Z = 1.959963984540054  # Of the normal distribution for 95 %
 
 def interval(errors: float, answers: float) -> tuple[float, float]:
     """The 95 % interval of an error rate by Wilson (1927), (0, 1) without an answer.
-    For graded answers and shared-out counts it is wider than need be, never narrower: a quality between 0
-    and 1 varies less than a coin of the same mean.
+    For graded answers it is wider than need be: a quality within 0..1 varies less than a coin.
     """
     if answers <= 0.0:
         return 0.0, 1.0
@@ -68,8 +67,7 @@ def tally(
     source: str = "",
 ) -> Profile:
     """The profile of a model from its graded answers to prompts with embeddings `x` (n, d).
-    `errors` (n,) are 0..1; `output_tokens` (n,) or empty. With several clusterings an answer counts once in
-    each; with a learned map it is shared out by membership.
+    `errors` (n,) are 0..1; `output_tokens` (n,) or empty. An answer is shared out by membership.
     """
     share = clusters.membership(x).astype(np.float64) * clusters.clusterings
     wrong = np.asarray(errors, dtype=np.float64)

@@ -40,10 +40,7 @@ def fit_recall(heads: Heads, tuned: Tensor, base: Tensor, plan: FillPlan, say: S
 def add_table(
     heads: Heads, rows: Sequence[Example], states: States, source: str, plan: FillPlan, seed: int, say: Say
 ) -> None:
-    """Give the exam expert its cluster table and calibrate it on out-of-fold values.
-    `rows` and `states` are the fit and calibration rows together: out-of-fold values need no rows to be kept
-    back, and labels are few. `source` is the source of the outcomes.
-    """
+    """Give the exam expert its cluster table from the rows of `source`, calibrated out of fold."""
     own = [i for i, row in enumerate(rows) if row.source == source and row.gain is not None]
     if len(own) < plan.clusters * plan.expert_rows_min // 2:
         say(f"exam expert: {len(own)} rows of {source} are too few for a cluster table")
@@ -121,10 +118,7 @@ def add_memory(
     seed: int,
     say: Say,
 ) -> None:
-    """Store `rows` (their outputs are `fit`) in the memory and choose its parameters on calibration rows.
-    `target` is the domain of each calibration row, `IGNORE` where unknown. The grid's best by cross-entropy
-    after temperature scaling is used.
-    """
+    """Store `rows`, with outputs `fit`; the parameters are the best on calibration rows."""
     chosen = cases(rows, plan.cases_max, seed)
     with torch.inference_mode():
         known, asked = heads.recalled(fit), heads.recalled(check)
@@ -157,8 +151,7 @@ def add_memory(
 
 def cases(rows: Sequence[Example], most: int, seed: int) -> list[list[int]]:
     """Indices of the rows of each case to store.
-    A case is a place in a file, so a question with and without its options is one. All cases with a domain
-    are stored, but at most `most` of a source that has only one domain.
+    A case is a place in a file. All with a domain, but at most `most` of a source with only one domain.
     """
     sources: dict[str, dict[str, list[int]]] = {}
     first: dict[str, str] = {}

@@ -48,8 +48,7 @@ class Targets(NamedTuple):
 
 def multitask(out: HeadOutputs, targets: Targets, weights: LossWeights) -> Tensor:
     """Weighted sum of the heads' losses, each averaged over the rows that have its target.
-    Cross-entropy for the classes and the gate; binary cross-entropy with soft targets for every member of the
-    expert of a row's family, so that experts do not unlearn each other's targets.
+    Only the expert of a row's family learns from it: experts do not unlearn each other's targets.
     """
     rows = torch.arange(len(targets.family), device=out.members.device)
     loss = weights.domain * _classes(out.domain, targets.domain, weights.smoothing)

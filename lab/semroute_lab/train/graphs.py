@@ -41,8 +41,7 @@ def feeds(framed: Iterable[Framed]) -> list[Feed]:
 
 def write_int8(fp32: Path, file: Path, calibration: Sequence[Feed]) -> None:
     """Dynamic int8, one scale per output channel, of every large matrix product.
-    Weights have seven bits and a sign, which no processor saturates, and the encoder's are rounded on the
-    `calibration` texts; see `rounding`.
+    Weights have seven bits and a sign; the encoder's are rounded on the `calibration` texts.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -132,8 +131,7 @@ def _without_casts(graph: Any) -> None:
 
 def round_products(fp32: Path, file: Path, products: Sequence[str], feeds: Iterable[Feed]) -> None:
     """Write `fp32` to `file` with the weights of the nodes `products` rounded; still a float32 graph.
-    `products` are MatMul nodes with a constant second input; `feeds` are the graph's inputs for each
-    calibration text.
+    `products` are MatMul nodes with a constant second input; `feeds` are inputs of calibration texts.
     """
     import onnx
     from onnx import numpy_helper
@@ -152,8 +150,7 @@ def round_products(fp32: Path, file: Path, products: Sequence[str], feeds: Itera
 
 def rounded(weight: Array, correlations: Array) -> Array:
     """`weight` [out, in] on a grid per row of `STEPS` either side of 0, given sums of x x^T [in, in].
-    The largest weight of a row is at the end of its grid, so that quantising the result by its largest weight
-    yields the same grid.
+    The largest weight of a row is at the end of its grid: quantising the result yields the same grid.
     """
     damped = correlations.astype(np.float64)
     spread = max(float(np.diag(damped).mean()), 1e-12)

@@ -61,8 +61,7 @@ def copy_bundle(source: Bundle, target: Path, device: str | None) -> list[str]:
 
 def requantise(source: Bundle, target: Path, texts: Path, say: Say) -> None:
     """Publish `source` in `target` with its CPU graph rebuilt from its CUDA graph, rounded on `texts`.
-    Raises DataError if the file has too few texts, BundleError if the bundle has no CUDA graph. The card
-    describes another graph and is not copied.
+    Raises DataError or BundleError. The card describes another graph and is not copied.
     """
     lines = [line.strip() for line in texts.read_text(encoding="utf-8", errors="replace").splitlines()]
     chosen = [line for line in lines if line]

@@ -68,8 +68,7 @@ def fine_tune(
     say: Say,
 ) -> tuple[Network, float]:
     """Fine-tune `network`; the average of its weights at the epoch with the lowest `check`, and CPU seconds.
-    `check` is the loss on calibration rows. The state is written to `file` after each epoch; a run that finds
-    one continues after it, with the batches it would have had.
+    A run that finds the state in `file`, written after each epoch, continues with the batches it would have.
     """
     torch.manual_seed(seed)
     rng = random.Random(seed)
