@@ -51,18 +51,8 @@ def nearest_neighbours(trial: Trial) -> Floats:
     return np.asarray(trial.validation_errors[near].mean(axis=1), dtype=np.float64)
 
 
-def clusters_laplace(trial: Trial) -> Floats:
-    """K-means profiles with Laplace's rule, (wrong + 1) / (n + 2) in each cluster."""
-    return _k_means(trial, trial.centres, "laplace")
-
-
-def clusters_shrunk(trial: Trial) -> Floats:
-    """K-means profiles shrunk to the model's own mean, (wrong + m mean) / (n + m) in each cluster."""
-    return _k_means(trial, trial.centres, "shrunk")
-
-
 def clusters_averaged(trial: Trial) -> Floats:
-    """The same with several clusterings, whose estimates are averaged."""
+    """K-means profiles of several clusterings, whose estimates are averaged."""
     k = len(trial.centres)
     others = [k_means(trial.train, k, trial.seed + run)[0] for run in range(1, CLUSTERINGS)]
     return _k_means(trial, np.concatenate([trial.centres, *others]), "shrunk", CLUSTERINGS)
@@ -86,16 +76,6 @@ def _profiles(trial: Trial, artifact: ClustersArtifact, estimate: Estimate, shri
     return profile_errors(artifact, trial.validation, errors, trial.test, estimate, shrinkage)
 
 
-def ridge_on_validation(trial: Trial) -> Floats:
-    """Linear error estimates refitted on the validation prompts: the gain of retraining for new models."""
-    return ridge(trial.validation, trial.validation_errors, trial.test)
-
-
-def clairvoyant(trial: Trial) -> Floats:
-    """The same fitted on the test models' outcomes on the *training* prompts: an upper reference."""
-    return ridge(trial.train, trial.forbidden_errors, trial.test)
-
-
 def ridge(fit: Vectors, errors: Floats, test: Vectors) -> Floats:
     """Ridge regression whose weight has the least leave-one-out error over all models."""
     from sklearn.linear_model import RidgeCV
@@ -106,11 +86,11 @@ def ridge(fit: Vectors, errors: Floats, test: Vectors) -> Floats:
 
 ROUTERS: dict[str, Callable[[Trial], Floats]] = {
     "kNN": nearest_neighbours,
-    "K-means, Laplace": clusters_laplace,
-    "K-means, shrunk": clusters_shrunk,
+    "K-means, Laplace": lambda trial: _k_means(trial, trial.centres, "laplace"),
+    "K-means, shrunk": lambda trial: _k_means(trial, trial.centres, "shrunk"),
     "K-means, averaged": clusters_averaged,
     "LearnedMap": learned_map,
-    "ridge, refitted": ridge_on_validation,
-    "clairvoyant": clairvoyant,
+    "ridge, refitted": lambda trial: ridge(trial.validation, trial.validation_errors, trial.test),
+    "clairvoyant": lambda trial: ridge(trial.train, trial.forbidden_errors, trial.test),
 }
-"""Row of the report to its router."""
+"""Row of the report to its router; the clairvoyant reads outcomes that it must not have."""

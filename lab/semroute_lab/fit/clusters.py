@@ -57,7 +57,9 @@ def fit_learned_map(
     def gradients(parts: Sequence[Vectors]) -> list[Vectors]:
         rows = rng.integers(0, len(inputs), min(LEARNED_MAP_BATCH, len(inputs)))
         batch, wrong = inputs[rows], truth[rows]
-        soft = _softmax(batch @ parts[0])
+        logits = batch @ parts[0]
+        soft = np.exp(logits - logits.max(axis=1, keepdims=True))
+        soft /= soft.sum(axis=1, keepdims=True)
         p = np.clip(soft @ profiles, 1e-4, 1.0 - 1e-4)
         through = ((p - wrong) / (p * (1.0 - p))) @ profiles.T / wrong.size
         return [batch.T @ (soft * (through - (soft * through).sum(axis=1, keepdims=True)))]
@@ -94,9 +96,3 @@ def cluster_names(texts: Sequence[str], cluster: Integers, k: int) -> tuple[str,
         best = sorted(excess, key=lambda word: (-excess[word], word))[:NAME_WORDS]
         names.append(", ".join(best) or f"cluster {number}")
     return tuple(names)
-
-
-def _softmax(logits: Vectors) -> Vectors:
-    e = np.exp(logits - logits.max(axis=1, keepdims=True))
-    share: Vectors = e / e.sum(axis=1, keepdims=True)
-    return share

@@ -62,7 +62,7 @@ def read_logs(plan: LogsPlan) -> tuple[list[Example], dict[str, Any]]:
     for name in table.columns:
         if name.startswith(COST):
             table.numbers_in(name, low=0.0, blank=True)
-    column = _column(plan.quality) + plan.strong
+    column = quality.START[plan.quality] + plan.strong
     gains = labels.gain(strong, weak)
     asked = np.isfinite(gains)
     if (count := int(asked.sum())) < ROWS_MIN:
@@ -89,14 +89,9 @@ def read_logs(plan: LogsPlan) -> tuple[list[Example], dict[str, Any]]:
     return rows, info | {"quality": plan.quality, "strong": plan.strong, "weak": plan.weak}
 
 
-def _column(kind: str) -> str:
-    """Start of the names of the columns that a measure reads."""
-    return quality.SCALES[kind][0] if kind in quality.SCALES else quality.ANSWER
-
-
 def _qualities(table: Table, model: str, plan: LogsPlan) -> Floats:
     """The quality of every answer of one model, [rows, answers]; NaN where there is none."""
-    kind, start = plan.quality, _column(plan.quality)
+    kind, start = plan.quality, quality.START[plan.quality]
     column = start + model
     if not table.has(column):
         known = ", ".join(name.removeprefix(start) for name in table.columns if name.startswith(start))

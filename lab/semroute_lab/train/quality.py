@@ -60,6 +60,8 @@ COMPARISONS: dict[str, Callable[[str, str], float]] = {"exact": exact, "number":
 """Measures of an answer against the reference answer."""
 
 KINDS = (*SCALES, *COMPARISONS, "bartscore")
+START = dict.fromkeys(KINDS, ANSWER) | {kind: scale[0] for kind, scale in SCALES.items()}
+"""Measure to the start of the names of the columns that it reads."""
 
 
 def scaled(value: float, low: float, high: float) -> float:
