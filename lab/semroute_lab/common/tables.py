@@ -29,6 +29,7 @@ ROWS_MIN = 20  # Fewer rows give no useful interval
 FIELD_CHARACTERS_MAX = 1_000_000  # Length of a single CSV field
 TEXT_COLUMNS = ("prompt", "text", "question", "instruction")  # Tried if no text column is given
 LABEL_COLUMNS = ("label", "intent", "category", "class", "domain")  # Tried if none is given
+FOLDS = 5  # Folds of everything that is cross-fitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,9 +237,6 @@ def require_rows(table: Table, least: int = ROWS_MIN) -> None:
     """Raise DataError for a table with fewer rows."""
     if len(table) < least:
         raise DataError(f"{table.path}:1:: expected at least {least} rows, found {len(table)}")
-
-
-FOLDS = 5  # Folds of everything that is cross-fitted
 
 
 def text_key(text: str) -> str:

@@ -24,6 +24,7 @@ STEPS = 300  # Adam steps of a fit
 BATCH = 512  # Prompts of a step
 PAIRS_MAX = 64  # Pairs of models compared in a step; if there are more, this many are drawn
 RATE = 0.01  # Adam's first step size
+FIRST, SECOND, EPSILON = 0.9, 0.999, 1e-8  # Decay of both moments, and what keeps the divisor above zero
 
 
 def fit(
@@ -106,9 +107,6 @@ def _gradients(
 
 def _sigmoid(x: Any) -> Any:
     return 1.0 / (1.0 + np.exp(-np.clip(x, -30.0, 30.0)))
-
-
-FIRST, SECOND, EPSILON = 0.9, 0.999, 1e-8  # Decay of both moments, and what keeps the divisor above zero
 
 
 def adam(

@@ -31,6 +31,9 @@ from semroute_lab.common.tables import read_table, require_rows, texts_in
 from semroute_lab.fit.outcomes import PAIR, quantiles
 from semroute_lab.profile.tally import interval
 
+SECONDS = 60.0  # How long one text may take: the score is measured, not the speed
+FAILURES_MAX = 100  # After this many texts in a row without a score the rest is not asked
+
 
 def wilson(hits: int, rows: int) -> Estimate:
     """A share with its 95 % interval (Wilson 1927), which also holds for few rows and near 0 and 1."""
@@ -164,10 +167,6 @@ def _score(scorer: Scorer, path: Path | None, strong: str | None, weak: str | No
             known = ", ".join(factors.models)
             raise ArtifactError(f"{path}: no model {name!r} in it; name one of {known}")
     return manifest.kind, factors.pair_digest(*names), Factorization(factors, *names)
-
-
-SECONDS = 60.0  # How long one text may take: the score is measured, not the speed
-FAILURES_MAX = 100  # After this many texts in a row without a score the rest is not asked
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,9 @@ from semroute_lab.profile.asking import Reply
 from semroute_lab.profile.graders import Grade
 
 Z = 1.959963984540054  # Of the normal distribution for 95 %
+BAR_CHARACTERS = 10  # Width of a bar that is full: two models fit a terminal of 80 columns
+SIDE_BY_SIDE = 2  # With more models only the width of intervals is shown, not their ends
+_EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 def interval(errors: float, answers: float) -> tuple[float, float]:
@@ -135,11 +138,6 @@ def seen_of(replies: Sequence[Reply | None], grades: Sequence[Grade | None], con
         seconds_p90=round(float(np.quantile(seconds, 0.9)), 4),
         tokens_per_second=round(float(total / max(seconds.sum(), 1e-9)), 2),
     )
-
-
-BAR_CHARACTERS = 10  # Width of a bar that is full: two models fit a terminal of 80 columns
-SIDE_BY_SIDE = 2  # With more models only the width of intervals is shown, not their ends
-_EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 def check_alike(

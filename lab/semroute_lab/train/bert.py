@@ -27,6 +27,7 @@ from semroute_lab.train.spec import BaseSpec
 STRENGTH = 0.8  # The exponent a: of .4 to 1 the one with the smallest error of the embedding
 TEXTS_MAX = 128  # Calibration texts for the ranges
 RANGE_MIN = 1e-5
+LENGTH_JITTER = 4  # Texts within this many tokens count as equally long when batches are drawn
 
 
 class Smoothing(nn.Module):  # type: ignore[misc]
@@ -169,9 +170,6 @@ def _ranges(encoder: Encoder, frames: Frames, index: Sequence[int]) -> dict[nn.M
     for hook in hooks:
         hook.remove()
     return found
-
-
-LENGTH_JITTER = 4  # Texts within this many tokens count as equally long when batches are drawn
 
 
 @dataclass(frozen=True, slots=True)

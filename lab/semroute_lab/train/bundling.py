@@ -23,8 +23,8 @@ from semroute_lab.train import graphs
 from semroute_lab.train.bert import TEXTS_MAX, Frames, smooth
 from semroute_lab.train.datasets import DOMAINS, TASKS, Corpus
 from semroute_lab.train.fit import States
+from semroute_lab.train.graphs import publish
 from semroute_lab.train.model import Heads, Network
-from semroute_lab.train.publish import publish
 from semroute_lab.train.sources import traffic_of
 from semroute_lab.train.spec import BundleSpec, Say
 

@@ -33,7 +33,7 @@ from semroute_lab.evaluate.cli import evaluate
 from semroute_lab.evaluate.reports import plain
 from semroute_lab.train.bundling import languages_of
 from semroute_lab.train.datasets import TARGETS, Corpus
-from semroute_lab.train.publish import CARD, publish
+from semroute_lab.train.graphs import CARD, publish
 from semroute_lab.train.spec import Say
 
 Report = dict[str, Any]

@@ -150,7 +150,7 @@ def verify(directory: Path) -> None:
 @exit_statuses
 def export(directory: Path, target: Path, device: str | None) -> None:
     """Copy the bundle in DIRECTORY to TARGET, checked, for one device if asked."""
-    from semroute_lab.train.publish import copy_bundle
+    from semroute_lab.train.graphs import copy_bundle
 
     click.echo(f"{target}: {', '.join(copy_bundle(bundles.load(directory), target, device))}")
 
@@ -162,6 +162,6 @@ def export(directory: Path, target: Path, device: str | None) -> None:
 @exit_statuses
 def quantise(directory: Path, target: Path, texts: Path) -> None:
     """Rebuild the CPU graph of the bundle in DIRECTORY from its CUDA graph, as the bundle TARGET."""
-    from semroute_lab.train.publish import requantise
+    from semroute_lab.train.graphs import requantise
 
     requantise(bundles.load(directory), target, texts, click.echo)

@@ -25,6 +25,9 @@ from semroute_lab.train.model import ClusterTable, HeadOutputs, Heads, Memory
 from semroute_lab.train.sources import HANDWRITTEN
 from semroute_lab.train.spec import FillPlan, Say
 
+LOG_TEMPERATURES = (-5.0, 5.0)  # Bounds of the logarithm of a temperature
+KMEANS_ROUNDS_MAX = 50  # Bound on Lloyd's iterations
+
 
 def fit_recall(heads: Heads, tuned: Tensor, base: Tensor, plan: FillPlan, say: Say) -> None:
     """Ridge regression of the base encoder's unit embeddings on the tuned ones; both [rows, d] states."""
@@ -172,10 +175,6 @@ def principal_axes(x: Tensor, count: int) -> Tensor:
     """The axes on which `x` [rows, d] is largest, not centred, at most `count`; orthonormal, [axes, d]."""
     _, vectors = torch.linalg.eigh((x.T @ x).double())
     return vectors.flip(1)[:, :count].T.to(x.dtype)
-
-
-LOG_TEMPERATURES = (-5.0, 5.0)  # Bounds of the logarithm of a temperature
-KMEANS_ROUNDS_MAX = 50  # Bound on Lloyd's iterations
 
 
 def temperature(logits: Tensor, target: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""From a float32 graph to the served ones, and back: int8 for the CPU, float16 for CUDA. Needs no torch.
+"""The served graphs, int8 for the CPU and float16 for CUDA, and published bundles. Needs no torch.
 
 Weights are rounded so that products keep their values (GPTQ, Frantar et al., arXiv 2210.17323, section 3):
 the inputs of a product are rounded one after the other, and those that are still free compensate the error,
@@ -8,6 +8,10 @@ products of unsigned and signed bytes in pairs to sixteen bits: 2 x 255 x 64 doe
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from semroute_extproc.encoder.preprocess import Framed
+from semroute_extproc.encoder.bundle import Bundle, load
+from semroute_extproc.encoder.manifest import FileEntry, Manifest
+from semroute_extproc.encoder.preprocess import Framed, Framer
+from semroute_extproc.errors import BundleError, DataError
+from semroute_lab.train.spec import Say
 
 CPU_GRAPH, CUDA_GRAPH = "model.int8.onnx", "model.fp16.onnx"
 
@@ -28,6 +36,8 @@ BLOCK = 64  # Columns whose error is compensated at once in all later columns
 CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)  # Largest value of a row's grid, by its largest weight
 Array = np.ndarray[Any, Any]
 Feed = Mapping[str, Array]
+CARD = "CARD.md"
+TEXTS_MIN = 32  # Fewer texts are too few for the inputs' correlations
 
 
 def feeds(framed: Iterable[Framed]) -> list[Feed]:
@@ -207,3 +217,71 @@ def _correlations(fp32: Path, tensors: Sequence[str], feeds: Iterable[Feed]) -> 
             rows = value.reshape(-1, value.shape[-1])
             sums[name] = sums.get(name, 0.0) + (rows.T @ rows).astype(np.float64)
     return sums
+
+
+def publish(manifest: Manifest, files: Iterable[Path], target: Path) -> None:
+    """Write a bundle of `files` aside as `.partial`, check that it loads, and rename it into place."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    staging.chmod(0o755)
+    try:
+        listed = {}
+        for file in files:
+            copy = Path(shutil.copyfile(file, staging / file.name))
+            if file.name != CARD:
+                digest = hashlib.sha256(copy.read_bytes()).hexdigest()
+                listed[file.name] = FileEntry(sha256=digest, bytes=copy.stat().st_size)
+        write_manifest(staging, manifest.model_copy(update={"files": listed}))
+        load(staging)
+        if target.exists():
+            old = target.with_name(f".{target.name}.{os.getpid()}.old")
+            target.rename(old)
+            staging.rename(target)
+            shutil.rmtree(old)
+        else:
+            staging.rename(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def copy_bundle(source: Bundle, target: Path, device: str | None) -> list[str]:
+    """Publish a copy of `source`, without the graph of the other device if one is given; its files' names."""
+    manifest = source.manifest
+    kept = {name: file for name, file in manifest.graphs.items() if device in (None, name)}
+    unused = set(manifest.graphs.values()) - set(kept.values())
+    names = [name for name in manifest.files if name not in unused]
+    if (source.path / CARD).exists():
+        names.append(CARD)
+    publish(manifest.model_copy(update={"graphs": kept}), [source.path / name for name in names], target)
+    return sorted(names)
+
+
+def requantise(source: Bundle, target: Path, texts: Path, say: Say) -> None:
+    """Publish `source` in `target` with its CPU graph rebuilt from its CUDA graph, rounded on `texts`.
+    Raises DataError or BundleError. The card describes another graph and is not copied.
+    """
+    lines = [line.strip() for line in texts.read_text(encoding="utf-8", errors="replace").splitlines()]
+    chosen = [line for line in lines if line]
+    if len(chosen) < TEXTS_MIN:
+        raise DataError(f"{texts}:1:: {len(chosen)} texts, at least {TEXTS_MIN} are needed")
+    manifest = source.manifest
+    if "cuda" not in manifest.graphs:
+        raise BundleError(f"{source.path}: there is no CUDA graph to make the CPU graph from")
+    most = CALIBRATION_TEXTS_MAX
+    chosen = chosen[:: max(1, len(chosen) // most)][:most]
+    framer = Framer(source.path / "tokenizer.json", source.manifest.encoder)
+    with tempfile.TemporaryDirectory() as folder:
+        fp32, int8 = Path(folder) / "fp32.onnx", Path(folder) / CPU_GRAPH
+        write_widened(source.path / manifest.graphs["cuda"], fp32)
+        say(f"rounding the weights on {len(chosen)} texts")
+        write_int8(fp32, int8, feeds(map(framer.frame, chosen)))
+        kept = [source.path / name for name in manifest.files if name != manifest.graphs.get("cpu")]
+        updated = manifest.model_copy(update={"graphs": {**manifest.graphs, "cpu": CPU_GRAPH}})
+        publish(updated, [*kept, int8], target)
+    say(f"published {target}")
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write `bundle.json` into the directory `path`, indented and with a final newline."""
+    text = json.dumps(manifest.model_dump(mode="json", exclude_none=True), indent=2, ensure_ascii=False)
+    (path / "bundle.json").write_text(text + "\n")

@@ -23,12 +23,11 @@ from semroute_lab.train.bundling import FP32_GRAPH, make_manifest, write
 from semroute_lab.train.card import training_facts, write_card
 from semroute_lab.train.datasets import DOMAINS, TASKS, Corpus, Example, Part, assemble
 from semroute_lab.train.fill import add_memory, add_table, calibrate_experts, fit_recall
-from semroute_lab.train.fit import States, Targets, embed, fit_heads, multitask
+from semroute_lab.train.fit import States, Targets, embed, fine_tune, fit_heads, multitask
 from semroute_lab.train.logs import LogsPlan, read_logs
 from semroute_lab.train.model import Heads, Network
 from semroute_lab.train.sources import EXAM_SOURCE, LOGS, SOURCES, read_all, read_handwritten
 from semroute_lab.train.spec import BundleSpec, Checkpoint, Say, obtain, read_spec
-from semroute_lab.train.tune import fine_tune
 
 
 @dataclass(frozen=True, slots=True)
