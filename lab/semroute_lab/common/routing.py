@@ -88,10 +88,9 @@ def point_metrics(scores: Floats, strong: Floats, weak: Floats, seed: int) -> di
     s, w = float(strong.mean()), float(weak.mean())
     coarse, exact = decile_curve(scores, strong, weak, seed), exact_curve(scores, strong, weak)
     found = _pair_metrics(exact.share[None], exact.quality[None] - w, np.asarray([w]))
-    like_routellm = {f"cpt{q * 100:.0f}": cpt(coarse, q, s, w) for q in TARGETS} | {
-        "apgr": apgr(coarse, s, w)
-    }
-    return {name: float(values[0]) for name, values in found.items()} | like_routellm
+    as_routellm = {f"cpt{q * 100:.0f}": cpt(coarse, q, s, w) for q in TARGETS}
+    exactly = {name: float(values[0]) for name, values in found.items()}
+    return exactly | as_routellm | {"apgr": apgr(coarse, s, w)}
 
 
 def within_groups(scores: Floats, groups: Sequence[str], other: Floats | None = None) -> Floats:

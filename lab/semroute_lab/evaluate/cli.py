@@ -142,12 +142,11 @@ def intent(file: Path, no_bundle: bool, fit: bool, train_split: str, **given: An
     present = separate and train_split in everything.columns.get("split", [])
     train = everything.in_splits([train_split]) if present else None
     if fit and train is None:
-        raise click.UsageError(
-            f"--fit needs rows of split {train_split!r} that are not evaluated; name --split"
-        )
-    texts, fit_texts = (
-        [] if part is None else prompt_texts(part, column, given["options_column"]) for part in (table, train)
-    )
+        needed = f"rows of split {train_split!r} that are not evaluated"
+        raise click.UsageError(f"--fit needs {needed}; name --split")
+    options_in = given["options_column"]
+    texts = prompt_texts(table, column, options_in)
+    fit_texts = [] if train is None else prompt_texts(train, column, options_in)
     rows = protocol.read_intent(table, train, texts, fit_texts, label, given["ood_label"])
     predictions = protocol.baselines(rows, given["seed"])
     described = None

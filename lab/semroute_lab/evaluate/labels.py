@@ -63,15 +63,11 @@ def _numbers(table: Table, column: str, row: int, field: str) -> list[float]:
 
 def scores(fit: Labelled, apply: Labelled, kinds: Sequence[str]) -> dict[str, Floats]:
     """P(the strong model is needed) of each row of `apply`, by row name; (m,) each."""
-    surfaces = [
-        np.asarray([surface_features(text) for text in rows.texts], np.float64) for rows in (fit, apply)
-    ]
+    own, other = (np.asarray(list(map(surface_features, rows.texts)), np.float64) for rows in (fit, apply))
     # Embeddings have length 1; features of unit variance would outweigh them.
-    mean, spread = surfaces[0].mean(axis=0), np.maximum(surfaces[0].std(axis=0), 1e-3)
-    x, inputs = (
-        np.hstack([rows.known.embedding, (surface - mean) / spread])
-        for rows, surface in zip((fit, apply), surfaces, strict=True)
-    )
+    mean, spread = own.mean(axis=0), np.maximum(own.std(axis=0), 1e-3)
+    x = np.hstack([fit.known.embedding, (own - mean) / spread])
+    inputs = np.hstack([apply.known.embedding, (other - mean) / spread])
     return {f"label {kind}": _head(x, target(fit, kind)[0], inputs) for kind in kinds}
 
 

@@ -212,10 +212,11 @@ def _within_subject(
             without = routing.within_groups(routers[name], rows.subjects, routers["length"])
             variants[f"{name}, length out"] = without
     samples = routing.bootstrap_pair(variants, rows.strong, rows.weak, replicates, seed)
-    points = (routing.point_metrics(scores, rows.strong, rows.weak, seed) for scores in variants.values())
-    return [
-        {"name": name} | _estimates(each, samples[name]) for name, each in zip(variants, points, strict=True)
-    ]
+    found = []
+    for name, scores in variants.items():
+        points = routing.point_metrics(scores, rows.strong, rows.weak, seed)
+        found.append({"name": name} | _estimates(points, samples[name]))
+    return found
 
 
 def _calibration(rows: PairRows, scores: Scores) -> Report:

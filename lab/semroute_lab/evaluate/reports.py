@@ -61,9 +61,8 @@ def _interval(figure: dict[str, float | None] | None, sign: bool = False) -> str
     if figure is None or figure["value"] is None:
         return "–"
     value = ("+" if sign and figure["value"] > 0 else "") + _number(figure["value"])
-    return (
-        value if figure["low"] is None else f"{value} [{_number(figure['low'])}, {_number(figure['high'])}]"
-    )
+    low, high = figure["low"], figure["high"]
+    return value if low is None else f"{value} [{_number(low)}, {_number(high)}]"
 
 
 def _subject(report: dict[str, Any]) -> str:

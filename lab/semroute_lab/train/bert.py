@@ -148,9 +148,8 @@ def smooth(encoder: Encoder, frames: Frames, index: Sequence[int]) -> None:
 
 def _scale(largest: Tensor, readers: Sequence[nn.Linear]) -> Tensor:
     weights = torch.stack([reader.weight.abs().amax(0) for reader in readers]).amax(0)
-    scale: Tensor = largest.clamp(min=RANGE_MIN) ** STRENGTH / weights.clamp(min=RANGE_MIN) ** (
-        1.0 - STRENGTH
-    )
+    inputs, outputs = (each.clamp(min=RANGE_MIN) for each in (largest, weights))
+    scale: Tensor = inputs**STRENGTH / outputs ** (1.0 - STRENGTH)
     return scale
 
 

@@ -52,9 +52,8 @@ def make_manifest(
     by_hand = torch.tensor([kind == "handwritten" for kind in kinds])
     # Rows of the user's own logs count where there is no other ordinary text.
     groups = [rows for rows in (ordinary, by_hand) if bool(rows.any())] or [torch.ones_like(ordinary)]
-    threshold = min(
-        calibrate.unknown_threshold(asked[rows], centroids, spec.known.unknown_share) for rows in groups
-    )
+    share = spec.known.unknown_share
+    threshold = min(calibrate.unknown_threshold(asked[rows], centroids, share) for rows in groups)
     shares = torch.tensor([spec.traffic.get(kind, 0.0) / max(1, kinds.count(kind)) for kind in kinds])
     quantiles = calibrate.quantiles(torch.sigmoid(difficulty), shares if bool(shares.any()) else None)
     share = spec.known.unk_share_max
@@ -161,7 +160,5 @@ def _outputs(run: Callable[..., Sequence[Array | Tensor]], frames: Frames) -> di
 
 def _difference(ours: Mapping[str, Array], other: Mapping[str, Array]) -> dict[str, float]:
     """The largest difference of each output, relative to 1 + its size."""
-    return {
-        name: round(float((np.abs(values - other[name]) / (1.0 + np.abs(values))).max()), 6)
-        for name, values in ours.items()
-    }
+    found = {name: np.abs(x - other[name]) / (1.0 + np.abs(x)) for name, x in ours.items()}
+    return {name: round(float(each.max()), 6) for name, each in found.items()}

@@ -123,9 +123,8 @@ def assemble(rows: Iterable[Example], rows_min: int = FIT_ROWS_MIN) -> Corpus:
             kept[key] = left
         if reason:
             dropped[reason] += 1
-    fit, calibrate = (
-        tuple(row for row in kept.values() if row.part is part) for part in (Part.FIT, Part.CALIBRATE)
-    )
+    parts = (Part.FIT, Part.CALIBRATE)
+    fit, calibrate = (tuple(row for row in kept.values() if row.part is part) for part in parts)
     if len(fit) < rows_min:
         raise DataError(f"expected at least {rows_min} rows to train on, found {len(fit)}")
     return Corpus(fit, calibrate, dev, dict(dropped))

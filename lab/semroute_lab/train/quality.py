@@ -101,9 +101,8 @@ class BartScore:
         return found
 
     def _tokens(self, texts: Sequence[str]) -> dict[str, Any]:
-        encoded = self._tokenizer(
-            list(texts), return_tensors="pt", padding=True, truncation=True, max_length=self._tokens_max
-        )
+        shape = {"padding": True, "truncation": True, "max_length": self._tokens_max}
+        encoded = self._tokenizer(list(texts), return_tensors="pt", **shape)
         return {name: encoded[name] for name in ("input_ids", "attention_mask")}
 
 

@@ -143,9 +143,8 @@ def framing(spec: BundleSpec, checkpoint: Checkpoint, work: Path) -> tuple[Encod
     tokenizer.no_truncation()
     tokenizer.save(str(work / "tokenizer.json"))
     ids = {f"{name}_id": tokenizer.token_to_id(getattr(base, name)) for name in ("cls", "sep", "pad", "unk")}
-    found = EncoderSpec(
-        base=base.name, base_sha256=base.sha256, dimensions=base.dimensions, window=spec.window, **ids
-    )
+    origin = {"base": base.name, "base_sha256": base.sha256, "dimensions": base.dimensions}
+    found = EncoderSpec(**origin, window=spec.window, **ids)
     return found, tokenizer.token_to_id(base.mask) or 0
 
 
