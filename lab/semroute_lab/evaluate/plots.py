@@ -157,7 +157,8 @@ def pair_strategy(
     if kind == "weighted":
         # A mix by weight is a random router, and `fixed` is its two ends.
         colours["random"] = OWN[0]
-        left.annotate("fixed", (0, weak), (8, -1), textcoords="offset points", color=OWN[0], **SMALL)
+        place: dict[str, Any] = {"textcoords": "offset points", "va": "center"}
+        left.annotate("fixed", (0, weak), (8, -1), color=OWN[0], **place, **SMALL)
         left.plot([0, 1], [weak, strong], color=OWN[0], marker="o", ms=5, zorder=5, clip_on=False)
     # A row with another name in the report has the strategy's name here.
     said = {name: kind for name in ("ours", "random") if rows.get(name, {}).get("strategy") == kind}
@@ -206,6 +207,8 @@ def _intent(report: Report) -> dict[str, Any]:
     right = {name: (curve["coverage"], curve["accuracy"]) for name, curve in report["abstention"].items()}
     figure, calibration, abstention = _panels(colours, left, right, ("bundle",))
     calibration.plot([0, 1], [0, 1], color=PALE, lw=0.8, zorder=0)
+    for name, points in left.items():
+        calibration.plot(*points, ".", color=colours[name], clip_on=False)
     _key(calibration, [(name, f"ECE {row['ece']:.3f}") for name, row in rows.items()], colours)
     _key(abstention, [(name, f"{row['accuracy']['value']:.3f}") for name, row in rows.items()], colours)
     _lower(abstention, 0.45)
@@ -219,7 +222,7 @@ def _robustness(report: Report) -> dict[str, Any]:
     from matplotlib.figure import Figure
 
     rows = report["perturbations"]
-    figure = Figure(figsize=(COLUMN_INCHES, 0.17 * len(rows) + 0.9), layout="constrained")
+    figure = Figure(figsize=(PAGE_INCHES, 0.17 * len(rows) + 0.9), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, kind, colour, group in (
         (left, "domain_flip", OWN[0], None),
@@ -236,7 +239,7 @@ def _robustness(report: Report) -> dict[str, Any]:
     left.set_yticks(range(len(rows)), [row["name"] for row in rows])
     left.invert_yaxis()
     left.set_xlabel("domain flips")
-    right.set_xlabel("difficulty flips; red: hard to easy, green: easy to hard", loc="right")
+    right.set_xlabel("difficulty flips; red: hard to easy, green: easy to hard")
     for axes in (left, right):
         _percent(axes, "x")
     return {"robustness": figure}
