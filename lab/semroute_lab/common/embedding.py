@@ -1,4 +1,4 @@
-"""Embeddings of texts as artifacts of strategies use them."""
+"""Signals and embeddings of many texts, each distinct text read once."""
 
 from __future__ import annotations
 
@@ -7,25 +7,28 @@ from collections.abc import Sequence
 import numpy as np
 
 from semroute_extproc.encoder.offline import Scorer
+from semroute_extproc.encoder.signals import Signals
 from semroute_extproc.errors import DataError
 from semroute_lab.common.metrics import Integers, Vectors
-from semroute_lab.common.progress import tracked
+from semroute_lab.common.options import tracked
+
+
+def signals_of(scorer: Scorer, texts: Sequence[str], what: str) -> list[Signals]:
+    """The signals of each text; `what` names the progress bar."""
+    distinct = list(dict.fromkeys(texts))
+    found = tracked(scorer.score_all(distinct), len(distinct), what)
+    signals = dict(zip(distinct, found, strict=True))
+    return [signals[text] for text in texts]
 
 
 def embed(scorer: Scorer, texts: Sequence[str]) -> tuple[Integers, Vectors]:
-    """The rows that the default bundle reads, and their embeddings (rows, d); identical texts run once.
-
-    Texts in a language with a bundle of its own are left out: their embedding is another one, and
-    serving would not use it with these artifacts. Raises DataError if none is left.
-    """
-    distinct = list(dict.fromkeys(texts))
-    signals = tracked(scorer.score_all(distinct), len(distinct), "embedding")
-    found = {
-        text: one.neighbours
-        for text, one in zip(distinct, signals, strict=True)
+    """Rows in the default bundle's languages, and their embeddings (rows, d); DataError without any."""
+    found = signals_of(scorer, texts, "embedding")
+    known = {
+        row: one.neighbours
+        for row, one in enumerate(found)
         if one.revision == scorer.bundle.revision and one.neighbours is not None
     }
-    rows = [row for row, text in enumerate(texts) if text in found]
-    if not rows:
+    if not known:
         raise DataError(f"no text is in a language of bundle {scorer.bundle.manifest.name}")
-    return np.asarray(rows, dtype=np.int64), np.stack([found[texts[row]] for row in rows])
+    return np.asarray(list(known), dtype=np.int64), np.stack(list(known.values()))

@@ -18,17 +18,10 @@ Integers: TypeAlias = npt.NDArray[np.int64]
 Booleans: TypeAlias = npt.NDArray[np.bool_]
 Vectors: TypeAlias = npt.NDArray[np.float32]
 
-LEVEL = 0.95
-"""Coverage of every interval."""
-
-CHUNK_CELLS = 2_000_000
-"""Replicates x rows that are in memory at once."""
-
-BINS = 15
-"""Bins of the calibration error (Guo et al., 2017)."""
-
-CHANCE_DRAWS = 200
-"""Draws for the calibration error that is due to chance alone."""
+LEVEL = 0.95  # Coverage of every interval
+CHUNK_CELLS = 2_000_000  # Replicates x rows that are in memory at once
+BINS = 15  # Bins of the calibration error (Guo et al., 2017)
+CHANCE_DRAWS = 200  # Draws for the calibration error that is due to chance alone
 
 
 def floats(values: npt.ArrayLike) -> Floats:
@@ -59,10 +52,7 @@ def estimate(value: float, samples: Floats | None) -> Estimate:
 
 
 def resamples(rows: int, replicates: int, seed: int) -> Iterator[Floats]:
-    """Counts of `replicates` draws of `rows` from `rows` with replacement, in chunks (chunk, rows).
-
-    The same seed gives the same draws, so differences between routers are paired.
-    """
+    """Chunks (chunk, rows) of how often a resample draws each row; a seed gives the same draws for all."""
     rng = np.random.default_rng(seed)
     chunk = max(1, CHUNK_CELLS // rows)
     for start in range(0, replicates, chunk):
@@ -78,10 +68,7 @@ def bootstrap(statistic: Callable[[Floats], Floats], rows: int, replicates: int,
 
 
 def macro_f1(truth: Integers, predicted: Integers, counts: Floats | None = None) -> Floats:
-    """Mean of F1 = 2 TP / (true + predicted) over the classes that occur; counts (replicates, n).
-
-    Shape (replicates,), of one element without counts.
-    """
+    """Mean of F1 = 2 TP / (true + predicted) over the classes that occur; by replicate of `counts`."""
     counts = np.ones((1, truth.size)) if counts is None else counts
     classes = np.arange(max(truth.max(), predicted.max()) + 1)
     true, said = (counts @ (labels[:, None] == classes) for labels in (truth, predicted))
@@ -105,37 +92,26 @@ def reliability(confidence: Floats, outcome: Floats, bins: int = BINS) -> Reliab
     index = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
     size = np.bincount(index, minlength=bins)
     filled = size > 0
-    means = [
-        np.bincount(index, each, minlength=bins)[filled] / size[filled] for each in (confidence, outcome)
-    ]
-    return Reliability(means[0], means[1], size[filled] / confidence.size)
+    sums = (np.bincount(index, each, minlength=bins)[filled] for each in (confidence, outcome))
+    mean, observed = (each / size[filled] for each in sums)
+    return Reliability(mean, observed, size[filled] / confidence.size)
 
 
 def binary_ece(probability: Floats, event: Floats, bins: int = BINS) -> float:
-    """Expected calibration error of an event, sum_m (|B_m| / n) |observed - mean probability|.
-
-    Guo et al., 2017, equation 3, where the event is that the predicted class is right.
-    """
+    """Expected calibration error, sum_m (|B_m| / n) |observed - mean p| (Guo et al., equation 3)."""
     table = reliability(probability, event, bins)
     return float(table.share @ np.abs(table.observed - table.confidence))
 
 
 def ece_if_calibrated(probability: Floats, seed: int, bins: int = BINS) -> float:
-    """The mean ECE that these probabilities would show by chance if they were exactly right.
-
-    With few rows the error of a perfect model is not 0 (Kumar et al. 2019, section 4). Outcomes are
-    drawn from the probabilities themselves, `CHANCE_DRAWS` times.
-    """
+    """The mean ECE by chance, with outcomes drawn from these probabilities (Kumar et al. 2019)."""
     rng = np.random.default_rng(seed)
     draws = rng.random((CHANCE_DRAWS, probability.size)) < probability
     return float(np.mean([binary_ece(probability, draw.astype(np.float64), bins) for draw in draws]))
 
 
 def descending_groups(scores: Floats) -> tuple[Integers, Integers]:
-    """Order of the scores from high to low, and where each group of equal scores starts in it.
-
-    Shapes (n,) and (groups,); `numpy.add.reduceat(values[order], starts)` sums by group.
-    """
+    """Order of the scores from high to low, (n,), and where each group of equal ones starts, (groups,)."""
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
     starts = np.flatnonzero(np.concatenate(([True], ranked[1:] != ranked[:-1])))
@@ -143,32 +119,21 @@ def descending_groups(scores: Floats) -> tuple[Integers, Integers]:
 
 
 def tied_means(scores: Floats, values: Floats) -> Floats:
-    """`values` from the highest score to the lowest, each replaced by the mean of its tie group.
-
-    A cumulative sum of the result is the expectation over all ways to break ties, so a constant score
-    gives the diagonal and not a lucky order.
-    """
+    """Values from the highest score on, each the mean of its tie group: sums are expectations over orders."""
     order, starts = descending_groups(scores)
     sizes = np.diff(np.append(starts, scores.size))
     return np.repeat(np.add.reduceat(values[order], starts) / sizes, sizes)
 
 
 def abstention_curve(confidence: Floats, correct: Booleans) -> tuple[Floats, Floats]:
-    """Accuracy on the most confident rows against coverage k/n, k = 1..n; both of shape (n,).
-
-    The risk-coverage curve of El-Yaniv and Wiener, 2010, as accuracy; ties in expectation.
-    Its mean over coverage is 1 - AURC.
-    """
+    """Accuracy on the k most confident rows by coverage k/n (El-Yaniv and Wiener, 2010)."""
     right = tied_means(floats(confidence), correct.astype(np.float64))
     kept = np.arange(1, right.size + 1)
     return kept / right.size, np.cumsum(right) / kept
 
 
 def weighted_auroc(scores: Floats, positive: Booleans, counts: Floats) -> Floats:
-    """AUROC of all replicates, P(positive outscores negative) + P(tie) / 2; (replicates, n) to (replicates,).
-
-    Undefined (NaN) for a replicate without positives or negatives.
-    """
+    """AUROC, P(positive outscores negative) + P(tie) / 2, of each replicate; NaN without both classes."""
     order, starts = descending_groups(floats(scores))
     ranked = counts[:, order]
     hit = np.add.reduceat(ranked * positive[order], starts, axis=1)
@@ -188,11 +153,17 @@ def auroc(scores: Floats, positive: Booleans) -> float:
     return float(roc_auc_score(positive, scores))
 
 
-def fpr_at_tpr(scores: Floats, positive: Booleans, tpr: float = 0.95) -> float:
-    """Share of negatives accepted at the highest threshold that accepts at least `tpr` of the positives.
+def auroc_estimate(scores: Floats, positive: Booleans, replicates: int, seed: int) -> Estimate | None:
+    """AUROC with its interval; None without positives or negatives."""
+    if positive.all() or not positive.any():
+        return None
+    n = len(scores)
+    samples = bootstrap(lambda counts: weighted_auroc(scores, positive, counts), n, replicates, seed)
+    return estimate(auroc(scores, positive), samples)
 
-    For out-of-distribution detection (FPR95; Hendrycks and Gimpel, 2017) the positives are the known rows.
-    """
+
+def fpr_at_tpr(scores: Floats, positive: Booleans, tpr: float = 0.95) -> float:
+    """FPR95 (Hendrycks and Gimpel, 2017): negatives accepted where `tpr` of the positives are."""
     from sklearn.metrics import roc_curve
 
     accepted, passed, _ = roc_curve(positive, scores, drop_intermediate=False)

@@ -1,32 +1,30 @@
-"""Command line options that several commands share."""
+"""What commands share: options, and progress bars on standard error, shown on a terminal only."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+T = TypeVar("T")
 
 EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
-
-shown = functools.partial(click.option, show_default=True)
-"""An option whose help has its default."""
+EXISTING_DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 
 option = click.option
+shown = functools.partial(click.option, show_default=True)  # An option whose help has its default
 
 seed = shown("--seed", type=click.IntRange(0), default=0)
+_bootstrap_help = "Bootstrap replicates of the intervals; 0 for none."
 bootstrap = shown(
-    "--bootstrap",
-    "replicates",
-    type=click.IntRange(0, 100_000),
-    default=1000,
-    help="Bootstrap replicates of the intervals; 0 for none.",
+    "--bootstrap", "replicates", type=click.IntRange(0, 100_000), default=1000, help=_bootstrap_help
 )
 bundle = option("--bundle", type=DIRECTORY, help="Bundle that reads the texts; by default the shipped one.")
 split = option("--split", "splits", multiple=True, help="Only rows of this split; may be repeated.")
@@ -38,3 +36,25 @@ judge_strategy = option("--strategy", help="With --judge: its strategy's name, i
 def stacked(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """One decorator of several, in the order of the help."""
     return lambda command: functools.reduce(lambda done, each: each(done), reversed(options), command)
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
+    """A function to call after each of `total` steps."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    hidden = not console.is_terminal or not total
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda: bar.advance(task)
+
+
+def tracked(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+    """The items, with a bar."""
+    with progress(what, total) as advance:
+        for item in items:
+            yield item
+            advance()

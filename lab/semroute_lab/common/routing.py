@@ -1,14 +1,9 @@
 """Metrics of a router between a weak and a strong model.
 
-Every request has an outcome under each model (1/0 for right and wrong, or any graded quality)
-and a score; the router sends the highest scores to the strong model. Quality A(x) at a strong
-share x is the mean outcome of the chosen models.
-
-There are two versions. `decile_curve` with `apgr` and `cpt` follows RouteLLM's code (Ong et al.,
-arXiv 2406.18665; evals/benchmarks.py and evaluate.py), so figures compare with its tables.
-`exact_curve` with `apgr` and `cpt_exact` uses all n+1 budgets and the first crossing, which stays
-well defined with ties and where quality is not monotone. They agree within about .01 for learned
-routers.
+Quality A(x) at a strong share x is the mean outcome when the requests with the highest scores go to the
+strong model. `decile_curve` with `apgr` and `cpt` follows RouteLLM's code (Ong et al., arXiv 2406.18665;
+evals/benchmarks.py and evaluate.py), so figures compare with its tables. The metrics `*_exact` use all n+1
+budgets and the first crossing, which are well defined with ties and where quality is not monotone.
 """
 
 from __future__ import annotations
@@ -20,35 +15,21 @@ import numpy as np
 
 from semroute_lab.common.metrics import Floats, descending_groups, floats, resamples, tied_means
 
-BUDGETS = 10
-"""RouteLLM evaluates at this many equal steps of the strong share."""
-
-ADVANTAGES = (0.1, 0.2, 0.4)
-"""Cost advantages at which the quality drop is reported (Hybrid LLM, Table 1)."""
-
-TARGETS = (0.2, 0.5, 0.8)
-"""Shares of the gap at which the call-performance threshold is reported (RouteLLM)."""
+BUDGETS = 10  # RouteLLM evaluates at this many equal steps of the strong share
+ADVANTAGES = (0.1, 0.2, 0.4)  # Cost advantages at which the quality drop is reported (Hybrid LLM, Table 1)
+TARGETS = (0.2, 0.5, 0.8)  # Shares of the gap at which the call-performance threshold is reported (RouteLLM)
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
     """Quality against the share of requests that the strong model answers."""
 
-    share: Floats
-    """Strong share, 0..1, ascending; shape (points,)."""
-    quality: Floats
-    """Mean outcome of the chosen models at that share; shape (points,)."""
-
-    def at(self, share: float) -> float:
-        """Quality at a share between points, by linear interpolation (a random mix of both)."""
-        return float(np.interp(share, self.share, self.quality))
+    share: Floats  # Strong share, 0..1, ascending; shape (points,)
+    quality: Floats  # Mean outcome of the chosen models at that share; shape (points,)
 
 
 def pgr(quality: float, strong: float, weak: float) -> float:
-    """Performance gap recovered, (A - A_w) / (A_s - A_w): 0 is always-weak, 1 always-strong.
-
-    RouteLLM, section 3. Raises `ValueError` where the two models are equally good.
-    """
+    """Performance gap recovered, (A - A_w) / (A_s - A_w) (RouteLLM, section 3); ValueError without a gap."""
     if strong == weak:
         raise ValueError("the gap is not defined: both models have the same mean quality")
     return (quality - weak) / (strong - weak)
@@ -56,9 +37,7 @@ def pgr(quality: float, strong: float, weak: float) -> float:
 
 def decile_edges(scores: Floats) -> Floats:
     """The 11 edges that `pandas.qcut(scores, 10, retbins=True)` returns, ascending.
-
-    Like pandas, the probabilities k/10 that are not representable are rounded up by one unit in
-    the last place, so that an edge on a data point does not fall just below it.
+    Like pandas, probabilities k/10 that are not representable are rounded up by one unit in the last place.
     """
     probabilities = np.linspace(0.0, 1.0, BUDGETS + 1)
     inexact = BUDGETS * probabilities != np.arange(BUDGETS + 1)
@@ -67,11 +46,7 @@ def decile_edges(scores: Floats) -> Floats:
 
 
 def decile_curve(scores: Floats, strong: Floats, weak: Floats, seed: int = 0) -> Curve:
-    """RouteLLM's curve: 11 points, strong iff score >= edge (> at the last edge).
-
-    qcut refuses scores so tied that two edges coincide; then ties are broken at random from `seed`,
-    as a vanishing jitter of the scores would do.
-    """
+    """RouteLLM's curve: 11 points, strong iff score >= edge (> at the last one); `seed` breaks ties."""
     scores, strong, weak = floats(scores), floats(strong), floats(weak)
     edges = decile_edges(scores)
     if (edges[1:] <= edges[:-1]).any():
@@ -95,9 +70,7 @@ def exact_curve(scores: Floats, strong: Floats, weak: Floats) -> Curve:
 
 def apgr(curve: Curve, strong: float, weak: float) -> float:
     """Average PGR: (AUC - A_w dx) / ((A_s - A_w) dx), AUC by the trapezoid over the curve's points.
-
-    RouteLLM's code and tables. (Its text sums PGR over ten budgets, which gives a random router .55;
-    the tables say .500, which is the trapezoid.) `strong` and `weak` are mean outcomes.
+    As RouteLLM's code and tables. (Its text sums PGR over ten budgets, which gives a random router .55.)
     """
     width = float(curve.share[-1] - curve.share[0])
     return pgr(float(np.trapezoid(curve.quality, curve.share)) / width, strong, weak)
@@ -105,50 +78,24 @@ def apgr(curve: Curve, strong: float, weak: float) -> float:
 
 def cpt(curve: Curve, q: float, strong: float, weak: float) -> float:
     """Call-performance threshold: the strong share in percent at which PGR reaches `q` (0..1).
-
-    RouteLLM's code: `numpy.interp(q (A_s - A_w) + A_w, A, x)`, which assumes that quality rises
-    with the share; on other curves the value is the result of that interpolation, as in its tables.
+    As RouteLLM's code, `numpy.interp(q (A_s - A_w) + A_w, A, x)` also where quality does not rise.
     """
     return 100.0 * float(np.interp(q * (strong - weak) + weak, curve.quality, curve.share))
-
-
-def cpt_exact(curve: Curve, q: float, strong: float, weak: float) -> float:
-    """The smallest strong share in percent at which PGR reaches `q`: the first crossing of the curve.
-
-    Linear within the step that crosses (a random mix of both budgets); NaN if there is none.
-    """
-    target = np.asarray([q * (strong - weak) + weak])
-    return 100.0 * float(_first_crossing(curve.share[None], curve.quality[None], target)[0])
-
-
-def quality_drop(curve: Curve, advantage: float) -> float:
-    """Quality lost against always-strong, in percent of it, at a cost advantage (weak share, 0..1).
-
-    Hybrid LLM (Ding et al., arXiv 2404.14618, Table 1): 100 (A_s - A(1 - advantage)) / |A_s|.
-    Negative where the mix beats the strong model.
-    """
-    strong = float(curve.quality[-1])
-    return 100.0 * (strong - curve.at(1.0 - advantage)) / abs(strong)
 
 
 def point_metrics(scores: Floats, strong: Floats, weak: Floats, seed: int) -> dict[str, float]:
     """All metrics of a router by name, in the order of reports: the same names as `bootstrap_pair`'s."""
     s, w = float(strong.mean()), float(weak.mean())
-    coarse = decile_curve(scores, strong, weak, seed)
-    exact = exact_curve(scores, strong, weak)
-    found = {"apgr": apgr(coarse, s, w), "apgr_exact": apgr(exact, s, w)}
-    for q in TARGETS:
-        found[f"cpt{q * 100:.0f}"] = cpt(coarse, q, s, w)
-        found[f"cpt{q * 100:.0f}_exact"] = cpt_exact(exact, q, s, w)
-    return found | {f"drop{a * 100:.0f}": quality_drop(exact, a) for a in ADVANTAGES}
+    coarse, exact = decile_curve(scores, strong, weak, seed), exact_curve(scores, strong, weak)
+    found = _pair_metrics(exact.share[None], exact.quality[None] - w, np.asarray([w]))
+    as_routellm = {f"cpt{q * 100:.0f}": cpt(coarse, q, s, w) for q in TARGETS}
+    exactly = {name: float(values[0]) for name, values in found.items()}
+    return exactly | as_routellm | {"apgr": apgr(coarse, s, w)}
 
 
 def within_groups(scores: Floats, groups: Sequence[str], other: Floats | None = None) -> Floats:
     """The part of a score that its group (subject) does not explain: z-scores within each group.
-
-    With `other` (length, say), the least-squares projection on the other variable's own z-scores
-    is taken out as well. A router that only knows the subject, or only the length, keeps nothing;
-    a group without variation gets zeros. Shape (n,).
+    With `other` (length, say), the least-squares projection on its z-scores is taken out as well; (n,).
     """
     residual = _z_within(floats(scores), groups)
     if other is None:
@@ -170,17 +117,13 @@ def _z_within(values: Floats, groups: Sequence[str]) -> Floats:
     return np.where(flat, 0.0, centred / np.where(flat, 1.0, spread))
 
 
-Resampled = tuple[Floats, Floats]
-"""Strong share and gain over always-weak of many resampled curves; both (chunk, points)."""
+Resampled = tuple[Floats, Floats]  # Share and gain over always-weak of resampled curves; (chunk, points)
 
 
 def _resampled(
     routers: Mapping[str, Floats], strong: Floats, weak: Floats, replicates: int, seed: int
 ) -> Iterator[tuple[Floats, Iterator[tuple[str, Resampled]]]]:
-    """For each chunk of resamples the weak model's mean (chunk,) and the curves of every router.
-
-    A router's order is fixed, only the weights of its rows change, so nothing is sorted twice.
-    """
+    """For each chunk of resamples the weak model's mean (chunk,) and every router's curve."""
     n = floats(strong).size
     orders = {name: descending_groups(floats(scores)) for name, scores in routers.items()}
 
@@ -199,10 +142,7 @@ def _resampled(
 def bootstrap_pair(
     routers: Mapping[str, Floats], strong: Floats, weak: Floats, replicates: int, seed: int
 ) -> dict[str, dict[str, Floats]]:
-    """Samples of every metric of `point_metrics` for every router, by router and name; each (replicates,).
-
-    The coarse curve is read at exact tenths of the strong share, which is what qcut gives without ties.
-    """
+    """Samples (replicates,) of each metric of `point_metrics`, by router and name; coarse at exact tenths."""
     samples: dict[str, dict[str, list[Floats]]] = {name: {} for name in routers}
     for base, curves in _resampled(routers, strong, weak, replicates, seed):
         for name, (share, gain) in curves:
@@ -232,7 +172,10 @@ def _at(grid: Floats, x: Floats, y: Floats) -> Floats:
 
 
 def _pair_metrics(share: Floats, gain: Floats, base: Floats) -> dict[str, Floats]:
-    """Metrics of curves base + gain over share; share and gain (replicates, points), base (replicates,)."""
+    """Metrics of curves base + gain over share; share and gain (replicates, points), base (replicates,).
+    An exact CPT is the first crossing of the curve. A drop is 100 (A_s - A(1 - advantage)) / |A_s| (Hybrid
+    LLM, Table 1), negative where the mix beats the strong model.
+    """
     last = gain[:, -1]
     total = np.where(last > 0, last, np.nan)
     tenths = np.linspace(0.0, 1.0, BUDGETS + 1)

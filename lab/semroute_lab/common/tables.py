@@ -1,24 +1,17 @@
 """Tables from CSV, JSON Lines and plain text files, optionally gzip-compressed, by extension.
 
 Errors name the place as `file:row:column: what was expected`. Rows are numbered as in a spreadsheet:
-the header of a CSV file is row 1, and so is the first line of a JSON Lines file. Further columns are
-ignored. The shapes:
-
-    pair        prompt, strong_correct, weak_correct, [split], [subject]; outcomes are 0/1 or graded
-    intent      a text column and a label column, [split]
-    pool        questions: an id and a text column; outcomes: the id, then one column per model with
-                0..1 or blank (not run); costs: the same shape with positive costs per question, or
-                two columns `model,cost`; models: `model`, [role], where roles beginning with
-                `unseen` are held out of training
-    robustness  a text column
+the header of a CSV file is row 1, and so is the first line of a JSON Lines file.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import math
 import zlib
@@ -29,22 +22,14 @@ from pathlib import Path
 import numpy as np
 
 from semroute_extproc.errors import DataError
-from semroute_lab.common.metrics import Floats
+from semroute_lab.common.metrics import Floats, Integers
 
-ROWS_MAX = 1_000_000
-"""Rows that a file may hold."""
-
-ROWS_MIN = 20
-"""Fewer rows give no useful interval."""
-
-FIELD_CHARACTERS_MAX = 1_000_000
-"""Length of a single CSV field."""
-
-TEXT_COLUMNS = ("prompt", "text", "question", "instruction")
-"""Names tried, in this order, when the text column is not given."""
-
-LABEL_COLUMNS = ("label", "intent", "category", "class", "domain")
-"""Names tried, in this order, when the label column is not given."""
+ROWS_MAX = 1_000_000  # Rows that a file may hold
+ROWS_MIN = 20  # Fewer rows give no useful interval
+FIELD_CHARACTERS_MAX = 1_000_000  # Length of a single CSV field
+TEXT_COLUMNS = ("prompt", "text", "question", "instruction")  # Tried if no text column is given
+LABEL_COLUMNS = ("label", "intent", "category", "class", "domain")  # Tried if none is given
+FOLDS = 5  # Folds of everything that is cross-fitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +37,9 @@ class Table:
     """Rows of a file as strings, in order, with what error messages need."""
 
     path: Path
-    sha256: str
-    """Of the file's bytes, hexadecimal."""
+    sha256: str  # Of the file's bytes, hexadecimal
     columns: dict[str, list[str]]
-    numbers: list[int]
-    """The row number of each row in the file."""
+    numbers: list[int]  # The row number of each row in the file
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -94,17 +77,14 @@ class Table:
     ) -> Floats:
         """A column of finite numbers within bounds; a blank field becomes NaN if `blank` is set."""
         values = self.strings(column)
-        found = np.empty(len(values))
+        found = np.full(len(values), math.nan)
         unbounded = low == -math.inf and high == math.inf
         expected = "a finite number" if unbounded else f"a number in {low:g}..{high:g}"
         for row, value in enumerate(values):
             if blank and not value.strip():
-                found[row] = math.nan
                 continue
-            try:
+            with contextlib.suppress(ValueError):
                 found[row] = float(value)
-            except ValueError:
-                found[row] = math.nan
             if not math.isfinite(found[row]) or not low <= found[row] <= high:
                 raise self.error(column, f"expected {expected}, found {value[:40]!r}", row)
         return found
@@ -128,10 +108,7 @@ class Table:
 
 
 def read_table(path: Path) -> Table:
-    """Read a `.csv`, `.jsonl` or `.txt` file, optionally `.gz`; raises DataError.
-
-    A `.txt` file has one text per line that is not blank, in the column `text`.
-    """
+    """Read `.csv`, `.jsonl` or `.txt` (lines, column `text`), optionally `.gz`; raises DataError."""
     try:
         raw = path.read_bytes()
         text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
@@ -260,3 +237,30 @@ def require_rows(table: Table, least: int = ROWS_MIN) -> None:
     """Raise DataError for a table with fewer rows."""
     if len(table) < least:
         raise DataError(f"{table.path}:1:: expected at least {least} rows, found {len(table)}")
+
+
+def text_key(text: str) -> str:
+    """A key that ignores case and white space."""
+    return " ".join(text.split()).casefold()
+
+
+def text_groups(texts: Sequence[str]) -> Integers:
+    """A number for each text, equal for texts with one `text_key`; shape (n,)."""
+    keys = [text_key(text) for text in texts]
+    numbers = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    return np.asarray([numbers[key] for key in keys], dtype=np.int64)
+
+
+def folds(texts: Sequence[str], seed: int) -> Integers:
+    """A fold 0..FOLDS-1 for each row, one for identical texts; shape (n,)."""
+    groups = text_groups(texts)
+    fold_of_group = np.random.default_rng(seed).permutation(int(groups.max()) + 1) % FOLDS
+    return np.asarray(fold_of_group[groups], dtype=np.int64)
+
+
+def portions(groups: Integers, shares: Sequence[float], seed: int) -> list[Integers]:
+    """Row indices of consecutive portions of the shuffled groups; shares add up to 1."""
+    distinct = int(groups.max()) + 1
+    place = np.random.default_rng(seed).permutation(distinct)[groups]
+    edges = np.round(np.cumsum([0.0, *shares]) * distinct)
+    return [np.flatnonzero((place >= a) & (place < b)) for a, b in itertools.pairwise(edges)]

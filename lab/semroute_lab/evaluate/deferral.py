@@ -14,8 +14,7 @@ import numpy as np
 from semroute_lab.common.metrics import Floats, Integers
 from semroute_lab.common.routing import exact_curve
 
-LAMBDAS = np.concatenate(([0.0], np.logspace(-4, 3, 140)))
-"""The trade-offs swept. Errors are 0..1 and the most expensive model costs 1, so both ends are saturated."""
+LAMBDAS = np.concatenate(([0.0], np.logspace(-4, 3, 140)))  # The trade-offs; both ends are saturated
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +23,6 @@ class DeferralCurve:
 
     cost: Floats
     quality: Floats
-
-    def at(self, cost: float) -> float:
-        """Quality at a budget: linear between points, flat outside them."""
-        return float(np.interp(cost, self.cost, self.quality))
 
     @classmethod
     def through(cls, cost: Floats, quality: Floats) -> DeferralCurve:
@@ -40,9 +35,8 @@ class DeferralCurve:
 
 def deferral_curve(errors: Floats, prices: Floats, outcome: Floats, cost: Floats) -> DeferralCurve:
     """Sweep lambda over a router's estimates and measure the quality and cost of its choices.
-
-    `errors` (n, models) are the estimates, `prices` (models,) the relative costs it decides by;
-    `outcome` and `cost` (n, models) are the truth. Equal objectives go to the cheaper model.
+    `errors` (n, models) are the estimates, `prices` (models,) the relative costs it decides by; `outcome`
+    and `cost` (n, models) are the truth. Equal objectives go to the cheaper model.
     """
     order = np.argsort(prices, kind="stable")
     estimate, price = errors[:, order], prices[order]
@@ -54,23 +48,22 @@ def deferral_curve(errors: Floats, prices: Floats, outcome: Floats, cost: Floats
 
 def hull(prices: Floats, quality: Floats) -> Integers:
     """Models on the non-decreasing convex hull of quality over cost, cheapest first.
-
-    ZeroRouter (Hu et al., RouterBench, arXiv 2403.12031): the best that is possible without
-    reading the request, a random mix of two neighbours on the hull.
+    ZeroRouter (Hu et al., RouterBench, arXiv 2403.12031): the best that is possible without reading the
+    request, a random mix of two neighbours on the hull.
     """
     kept: list[int] = []
     for model in np.lexsort((-quality, prices)).tolist():
         if kept and quality[model] <= quality[kept[-1]]:
             continue
-        while len(kept) > 1 and _below(prices, quality, kept[-2], kept[-1], model):
+        while len(kept) > 1:
+            # The last point goes if it lies on or under the line from the one before it to the new one.
+            (a, b), c = kept[-2:], model
+            rise, whole = quality[[b, c]] - quality[a], prices[[b, c]] - prices[a]
+            if rise[0] * whole[1] > rise[1] * whole[0]:
+                break
             kept.pop()
         kept.append(model)
     return np.asarray(kept, dtype=np.int64)
-
-
-def _below(x: Floats, y: Floats, a: int, b: int, c: int) -> bool:
-    """Whether point b lies on or under the line from a to c."""
-    return bool((y[b] - y[a]) * (x[c] - x[a]) <= (y[c] - y[a]) * (x[b] - x[a]))
 
 
 def fixed_curve(models: Integers, outcome: Floats, cost: Floats) -> DeferralCurve:
@@ -79,30 +72,22 @@ def fixed_curve(models: Integers, outcome: Floats, cost: Floats) -> DeferralCurv
 
 
 def pair_curve(scores: Floats, weak: int, strong: int, outcome: Floats, cost: Floats) -> DeferralCurve:
-    """A router between two of the pool's models: from none to all requests at `strong`, highest scores first.
-
-    `scores` (n,); `outcome` and `cost` (n, models) are the truth; ties in expectation.
-    """
+    """A router between two models of `outcome` and `cost` (n, models), highest scores (n,) to `strong`."""
     cost, quality = (exact_curve(scores, each[:, strong], each[:, weak]).quality for each in (cost, outcome))
     return DeferralCurve.through(cost, quality)
 
 
 def area(curve: DeferralCurve, budget: float = 1.0) -> float:
-    """Area under the curve for relative cost 0..`budget`; with budget 1 it is a mean quality.
-
-    Below the cheapest point the cheapest model answers; above the most expensive one quality is constant.
-    """
+    """Area under the curve for relative cost 0..`budget`, constant outside of its points."""
     inside = (curve.cost > 0.0) & (curve.cost < budget)
     x = np.concatenate(([0.0], curve.cost[inside], [budget]))
-    y = np.concatenate(([curve.at(0.0)], curve.quality[inside], [curve.at(budget)]))
-    return float(np.trapezoid(y, x))
+    return float(np.trapezoid(np.interp(x, curve.cost, curve.quality), x))
 
 
 def qnc(curve: DeferralCurve, target: float, cost: float) -> float:
     """Quality-neutral cost: the least cost at which the curve reaches `target`, over `cost`, in percent.
-
-    `target` and `cost` are the quality and cost of the pool's most accurate model. Infinite where
-    the curve never reaches it.
+    `target` and `cost` are the quality and cost of the pool's most accurate model. Infinite where the curve
+    never reaches it.
     """
     reached = np.flatnonzero(curve.quality >= target - 1e-12)
     if reached.size == 0:

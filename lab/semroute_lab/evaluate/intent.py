@@ -1,24 +1,14 @@
 """`eval intent`: labels, calibration, abstention, and out-of-distribution detection.
 
-Models of the report:
-
-    majority            the most frequent class of the rows fitted on
-    tfidf + logistic    word uni- and bigrams, no encoder
-    bundle              the bundle's own domain head, where the file's labels are its labels
-    centroid, neighbours, logistic
-                        (fit mode) heads fitted on frozen bundle embeddings
-
-Fitted models use the file's train split where it has one, without rows whose text is also
-evaluated; otherwise they are cross-fitted in five folds of the evaluated rows, identical texts in
-one fold. Out-of-distribution rows carry the `ood` label: they are never fitted on and have no class.
-The score that detects them is the cosine to the nearest centroid (the bundle's own, or the class
-centroids in fit mode) and, for the logistic heads, the highest probability.
+Fitted models use the file's train split where it has one, without rows whose text is also evaluated;
+otherwise they are cross-fitted in five folds of the evaluated rows. Out-of-distribution rows carry the
+`ood` label: they are never fitted on and have no class.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,50 +16,31 @@ import numpy as np
 
 from semroute_lab.common import metrics
 from semroute_lab.common.metrics import Booleans, Floats, Integers, Vectors, estimate
-from semroute_lab.common.splits import folds, text_key
-from semroute_lab.common.tables import Table, require_rows
+from semroute_lab.common.tables import Table, folds, require_rows, text_key
 from semroute_lab.evaluate.scoring import Scores, head
 
-COVERAGES = (0.5, 0.8, 0.9)
-"""Coverages at which the abstention curve is read."""
+COVERAGES = (0.5, 0.8, 0.9)  # Coverages at which the abstention curve is read
+CURVE_POINTS = 100  # Points of each abstention curve in the report
+REFERENCE = "tfidf + logistic"  # The baseline that every row is compared with, where it exists
+SHOWN_FIRST = ("bundle", "logistic", REFERENCE)  # The confusion matrix is that of the first that exists
+ITERATIONS_MAX = 300  # Bound on the solver's steps; a fit that is cut short is slightly more regular
+NEAREST = 5  # Rows that vote, and whose mean cosine tells known from unknown text
+CENTROID_TEMPERATURE = 0.05  # Turns cosines into probabilities; it changes no ranking of classes
 
-CURVE_POINTS = 100
-"""Points of each abstention curve in the report."""
-
-REFERENCE = "tfidf + logistic"
-"""The baseline that every row is compared with, where it exists."""
-
-SHOWN_FIRST = ("bundle", "logistic", REFERENCE)
-"""The confusion matrix is that of the first of these that exists."""
-
-ITERATIONS_MAX = 300
-"""Bound on the solver's steps; a fit that is cut short is slightly more regular."""
-
-NEAREST = 5
-"""Rows that vote, and whose mean cosine tells known from unknown text."""
-
-CENTROID_TEMPERATURE = 0.05
-"""Softmax temperature that turns cosines into probabilities; it changes no ranking of classes."""
-
-Report = dict[str, object]
+Report = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class IntentRows:
     """Rows to fit on, rows to evaluate, and rows that are out of distribution."""
 
-    table: Table
-    """The evaluated rows, known and out of distribution."""
+    table: Table  # The evaluated rows, known and out of distribution
     texts: list[str]
-    """Of `table`."""
     labels: tuple[str, ...]
-    truth: Integers
-    """Index into `labels`, -1 for out-of-distribution rows; shape (n,)."""
+    truth: Integers  # Index into `labels`, -1 for out-of-distribution rows; shape (n,)
     fit_texts: list[str]
-    fit_truth: Integers
-    """Empty if models are cross-fitted."""
-    dropped: int
-    """Rows of the train split left out because their text is evaluated."""
+    fit_truth: Integers  # Empty if models are cross-fitted
+    dropped: int  # Rows of the train split left out because their text is evaluated
 
     @property
     def known(self) -> Booleans:
@@ -83,10 +54,8 @@ class Prediction:
 
     name: str
     probabilities: Floats
-    knownness: Floats | None
-    """High for known text; None where the model has no such score."""
-    score: str = ""
-    """A description of `knownness`."""
+    knownness: Floats | None  # High for known text; None where the model has no such score
+    score: str = ""  # A description of `knownness`
 
 
 def read_intent(
@@ -159,6 +128,10 @@ def _logistic(fit: Any, labels: Integers, inputs: Any, classes: int) -> Floats:
     return found
 
 
+def _by_probability(name: str, probabilities: Floats) -> Prediction:
+    return Prediction(name, probabilities, probabilities.max(axis=1), "highest probability")
+
+
 def bundle_prediction(rows: IntentRows, scores: Scores) -> Prediction | None:
     """The bundle's own head, or None if the file has a label that the bundle lacks."""
     if not set(rows.labels) <= set(scores.labels):
@@ -173,8 +146,8 @@ def bundle_prediction(rows: IntentRows, scores: Scores) -> Prediction | None:
 def fitted_predictions(rows: IntentRows, fit: Scores, scores: Scores) -> list[Prediction]:
     """Heads on frozen embeddings, fitted on the train rows."""
     classes, labels = len(rows.labels), rows.fit_truth
-    near, cosine = nearest_centroid(fit.neighbours, labels, scores.neighbours, classes)
-    votes, closeness = nearest_rows(fit.neighbours, labels, scores.neighbours, classes)
+    near, cosine = _nearest_centroid(fit.neighbours, labels, scores.neighbours, classes)
+    votes, closeness = _nearest_rows(fit.neighbours, labels, scores.neighbours, classes)
     vectors = (each.embedding.astype(np.float64) for each in (fit, scores))
     logistic = _logistic(next(vectors), labels, next(vectors), classes)
     return [
@@ -184,7 +157,9 @@ def fitted_predictions(rows: IntentRows, fit: Scores, scores: Scores) -> list[Pr
     ]
 
 
-def nearest_centroid(fit: Vectors, labels: Integers, vectors: Vectors, classes: int) -> tuple[Floats, Floats]:
+def _nearest_centroid(
+    fit: Vectors, labels: Integers, vectors: Vectors, classes: int
+) -> tuple[Floats, Floats]:
     """Probabilities by softmax of the cosines to class means, and the highest cosine; (n, classes), (n,)."""
     sums = (labels == np.arange(classes)[:, None]) @ fit.astype(np.float64)
     norms = np.linalg.norm(sums, axis=1, keepdims=True)
@@ -193,76 +168,72 @@ def nearest_centroid(fit: Vectors, labels: Integers, vectors: Vectors, classes: 
     return scaled / scaled.sum(axis=1, keepdims=True), cosine.max(axis=1)
 
 
-def nearest_rows(fit: Vectors, labels: Integers, vectors: Vectors, classes: int) -> tuple[Floats, Floats]:
+def _nearest_rows(fit: Vectors, labels: Integers, vectors: Vectors, classes: int) -> tuple[Floats, Floats]:
     """Votes of the `NEAREST` rows and their mean cosine; (n, classes) and (n,)."""
     from sklearn.neighbors import NearestNeighbors
 
     count = min(NEAREST, len(fit))
     distance, near = NearestNeighbors(n_neighbors=count, metric="cosine").fit(fit).kneighbors(vectors)
-    votes = (labels[near][:, :, None] == np.arange(classes)).mean(axis=1)
-    return votes, 1.0 - distance.mean(axis=1)
+    return (labels[near][:, :, None] == np.arange(classes)).mean(axis=1), 1.0 - distance.mean(axis=1)
 
 
-def _by_probability(name: str, probabilities: Floats) -> Prediction:
-    return Prediction(name, probabilities, probabilities.max(axis=1), "highest probability")
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """One model's answers to the known rows; (n,) each."""
+
+    predicted: Integers
+    confidence: Floats
+    right: Booleans
 
 
 def evaluate_intent(
     rows: IntentRows,
     predictions: list[Prediction],
-    bundle: dict[str, object] | None,
-    *,
+    bundle: Mapping[str, object] | None,
     seed: int,
     replicates: int,
 ) -> Report:
     """The report of `eval intent`; its shape is documented in `reports.md`."""
     known = rows.known
-    truth = rows.truth[known]
-    named = {one.name: one for one in predictions}
-    reference = named.get(REFERENCE)
-    base = None if reference is None else np.argmax(reference.probabilities[known], axis=1) == truth
-    shown = next(named[name] for name in SHOWN_FIRST if name in named)
-    curves = [one for one in predictions if one.name != "majority"]
+    truth, answers = rows.truth[known], {}
+    for one in predictions:
+        p = one.probabilities[known]
+        predicted = np.argmax(p, axis=1).astype(np.int64)
+        answers[one.name] = _Answers(predicted, p.max(axis=1), predicted == truth)
+    base = answers[REFERENCE].right if REFERENCE in answers else None
+    shown = next(name for name in SHOWN_FIRST if name in answers)
+    curves = {name: _curves(each) for name, each in answers.items() if name != "majority"}
+    fit = {"rows": int(rows.fit_truth.size), "dropped": rows.dropped, "cross_fitted": not rows.fit_truth.size}
     return {
         **head("intent", rows.table, bundle, seed),
         "bootstrap": replicates,
         "labels": list(rows.labels),
         "rows": {"known": int(known.sum()), "ood": int((~known).sum())},
-        "fit": {
-            "rows": int(rows.fit_truth.size),
-            "dropped": rows.dropped,
-            "cross_fitted": not rows.fit_truth.size,
-        },
-        "models": [_row(rows, one, base, seed, replicates) for one in predictions],
-        "confusion": _confusion(rows, shown),
-        "abstention": {one.name: _abstention(rows, one) for one in curves},
-        "reliability": {one.name: _reliability(rows, one) for one in curves},
+        "fit": fit,
+        "models": [_row(rows, one, answers[one.name], base, seed, replicates) for one in predictions],
+        "confusion": {"model": shown, **_confusion(rows.labels, truth, answers[shown].predicted)},
+        "abstention": {name: abstention for name, (abstention, _) in curves.items()},
+        "reliability": {name: reliability for name, (_, reliability) in curves.items()},
     }
 
 
-def _answers(rows: IntentRows, one: Prediction) -> tuple[Integers, Floats, Booleans]:
-    """Predicted class, its probability, and whether it is right, for the known rows; (n,) each."""
-    p = one.probabilities[rows.known]
-    predicted = np.argmax(p, axis=1).astype(np.int64)
-    return predicted, p.max(axis=1), predicted == rows.truth[rows.known]
+def _row(
+    rows: IntentRows, one: Prediction, answers: _Answers, base: Booleans | None, seed: int, replicates: int
+) -> Report:
+    truth, predicted, known = rows.truth[rows.known], answers.predicted, rows.known
+    n, hits = truth.size, answers.right.astype(np.float64)
 
+    def sampled(value: float, statistic: Callable[[Floats], Floats]) -> metrics.Estimate:
+        return estimate(value, metrics.bootstrap(statistic, n, replicates, seed))
 
-def _row(rows: IntentRows, one: Prediction, base: Booleans | None, seed: int, replicates: int) -> Report:
-    truth = rows.truth[rows.known]
-    predicted, confidence, correct = _answers(rows, one)
-    n, hits = truth.size, correct.astype(np.float64)
-
-    def sampled(statistic: Callable[[Floats], Floats]) -> Floats:
-        return metrics.bootstrap(statistic, n, replicates, seed)
-
-    coverage, accuracy = metrics.abstention_curve(confidence, correct)
+    coverage, accuracy = metrics.abstention_curve(answers.confidence, answers.right)
     f1 = float(metrics.macro_f1(truth, predicted)[0])
     found: Report = {
         "name": one.name,
-        "accuracy": estimate(float(hits.mean()), sampled(lambda counts: counts @ hits / n)),
-        "macro_f1": estimate(f1, sampled(lambda counts: metrics.macro_f1(truth, predicted, counts))),
-        "ece": metrics.binary_ece(confidence, hits),
-        "ece_if_calibrated": metrics.ece_if_calibrated(confidence, seed),
+        "accuracy": sampled(float(hits.mean()), lambda counts: counts @ hits / n),
+        "macro_f1": sampled(f1, lambda counts: metrics.macro_f1(truth, predicted, counts)),
+        "ece": metrics.binary_ece(answers.confidence, hits),
+        "ece_if_calibrated": metrics.ece_if_calibrated(answers.confidence, seed),
         "accuracy_at_coverage": {f"{c:g}": float(np.interp(c, coverage, accuracy)) for c in COVERAGES},
         "aurc": float(1.0 - accuracy.mean()),
         "accuracy_minus_tfidf": None,
@@ -270,42 +241,31 @@ def _row(rows: IntentRows, one: Prediction, base: Booleans | None, seed: int, re
     }
     if base is not None and one.name != REFERENCE:
         gap = hits - base
-        found["accuracy_minus_tfidf"] = estimate(float(gap.mean()), sampled(lambda counts: counts @ gap / n))
-    if one.knownness is not None and not rows.known.all():
-        found["ood"] = _detection(rows.known, one.knownness, one.score, seed, replicates)
+        found["accuracy_minus_tfidf"] = sampled(float(gap.mean()), lambda counts: counts @ gap / n)
+    if one.knownness is not None and not known.all():
+        auroc = metrics.auroc_estimate(one.knownness, known, replicates, seed)
+        fpr95 = metrics.fpr_at_tpr(one.knownness, known)
+        found["ood"] = {"score": one.score, "auroc": auroc, "fpr95": fpr95}
     return found
 
 
-def _detection(known: Booleans, score: Floats, about: str, seed: int, replicates: int) -> Report:
-    samples = metrics.bootstrap(
-        lambda counts: metrics.weighted_auroc(score, known, counts), known.size, replicates, seed
-    )
-    value = estimate(metrics.auroc(score, known), samples)
-    return {"score": about, "auroc": value, "fpr95": metrics.fpr_at_tpr(score, known)}
-
-
-def _confusion(rows: IntentRows, one: Prediction) -> Report:
+def _confusion(labels: Sequence[str], truth: Integers, predicted: Integers) -> Report:
     """Counts of the file's labels; a last column pools answers that are no label of the file, if any."""
     from sklearn.metrics import confusion_matrix
 
-    count = len(rows.labels)
-    predicted = np.minimum(_answers(rows, one)[0], count)
-    matrix = confusion_matrix(rows.truth[rows.known], predicted, labels=range(count + 1))[:count]
-    names = [*rows.labels, "no label of the file"]
+    count = len(labels)
+    matrix = confusion_matrix(truth, np.minimum(predicted, count), labels=range(count + 1))[:count]
+    names = [*labels, "no label of the file"]
     if not matrix[:, count].any():
         matrix, names = matrix[:, :count], names[:count]
-    return {"model": one.name, "labels": names, "counts": matrix.tolist()}
+    return {"labels": names, "counts": matrix.tolist()}
 
 
-def _abstention(rows: IntentRows, one: Prediction) -> Report:
-    coverage, accuracy = metrics.abstention_curve(*_answers(rows, one)[1:])
+def _curves(answers: _Answers) -> tuple[Report, Report]:
+    """Abstention and reliability."""
+    coverage, accuracy = metrics.abstention_curve(answers.confidence, answers.right)
     points = np.linspace(1.0 / CURVE_POINTS, 1.0, CURVE_POINTS)
-    return {"coverage": points.tolist(), "accuracy": np.interp(points, coverage, accuracy).tolist()}
-
-
-def _reliability(rows: IntentRows, one: Prediction) -> Report:
-    _, confidence, correct = _answers(rows, one)
-    return {
-        name: column.tolist()
-        for name, column in metrics.reliability(confidence, correct.astype(np.float64))._asdict().items()
-    }
+    table = metrics.reliability(answers.confidence, answers.right.astype(np.float64))
+    reliability = {name: column.tolist() for name, column in table._asdict().items()}
+    abstention = np.interp(points, coverage, accuracy).tolist()
+    return {"coverage": points.tolist(), "accuracy": abstention}, reliability

@@ -1,7 +1,6 @@
-"""`eval pair`: a difficulty score as a router between a weak and a strong model.
+"""`eval pair`: scores as routers between a weak and a strong model, all on the same requests.
 
-All rows of the report (`ABOUT`) are on the same requests. Cross-fitted rows use five folds of the
-evaluated rows themselves, identical prompts in one fold, each row scored by the other folds only; they
+Cross-fitted rows use five folds of the evaluated rows themselves, identical prompts in one fold; they
 therefore see labels of the same file, which `ours` does not. Intervals are percentile bootstraps over
 requests with the scores held fixed; differences are paired.
 """
@@ -16,53 +15,26 @@ from typing import Any
 import numpy as np
 
 from semroute_lab.common import metrics, routing
-from semroute_lab.common.metrics import Estimate, Floats, Integers, estimate
-from semroute_lab.common.splits import folds, text_key
+from semroute_lab.common.metrics import Floats, Integers, estimate
 from semroute_lab.common.tables import (
     TEXT_COLUMNS,
     Table,
+    folds,
     pick_column,
     prompt_texts,
     require_rows,
+    text_key,
 )
 from semroute_lab.evaluate import labels, strategies
-from semroute_lab.evaluate.scoring import Scores, Source, head
+from semroute_lab.evaluate.scoring import ROWS, Scores, Source, described, head
 from semroute_lab.evaluate.strategies import Labelled
 
-RANDOM_RUNS = 200
-"""Seeded random routers whose spread is the null distribution."""
+RANDOM_RUNS = 200  # Seeded random routers whose spread is the null distribution
+CURVE_POINTS = 101  # Points of each curve in the report
+REFERENCE = "length"  # The row that every other is compared with
+TABLE_WEIGHT = 5.0  # Rows for which the overall mean counts in the cross-fitted tables
 
-CURVE_POINTS = 101
-"""Points of each curve in the report."""
-
-REFERENCE = "length"
-"""The row that every other is compared with."""
-
-TABLE_WEIGHT = 5.0
-"""Rows for which the overall mean counts in the cross-fitted tables."""
-
-STRATEGIES = {
-    "random": "weighted",
-    "ours": "threshold",
-    **{name: name.partition(",")[0] for name in strategies.ABOUT},
-    "always-weak": "fixed",
-    "always-strong": "fixed",
-}
-"""Row to its kind of strategy; the others are baselines and references."""
-
-ABOUT = {
-    "random": f"{RANDOM_RUNS} random orders: mean and spread of single runs",
-    "length": "characters of the prompt",
-    "domain table": "mean gain of the predicted domain, cross-fitted within the file",
-    "subject table": "mean gain of the true subject, cross-fitted within the file",
-    "ours": "the bundle's difficulty",
-    **strategies.ABOUT,
-    **labels.ABOUT,
-    "oracle": "the true gain",
-}
-"""Row to its description, in the order of the report."""
-
-Report = dict[str, object]
+Report = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +53,8 @@ def read_pair(table: Table, text_column: str) -> PairRows:
     require_rows(table)
     strong, weak = table.numbers_in("strong_correct"), table.numbers_in("weak_correct")
     if strong.mean() <= weak.mean():
-        found = f"{strong.mean():.3f} and {weak.mean():.3f}"
-        raise table.error(
-            "strong_correct", f"expected a mean above weak_correct's, found {found}: no gap to recover"
-        )
+        found = f"found {strong.mean():.3f} and {weak.mean():.3f}: no gap to recover"
+        raise table.error("strong_correct", f"expected a mean above weak_correct's, {found}")
     subjects = table.columns.get("subject", [])
     several = len(set(subjects)) > 1
     return PairRows(table, prompt_texts(table, text_column), strong, weak, subjects if several else None)
@@ -102,9 +72,8 @@ def fitted_scores(
     bartscore: Any = None,
 ) -> tuple[dict[str, Floats], dict[str, dict[str, object]]]:
     """Scores (n,) of the strategies that learn and of the labels `kinds`, by row; and `labels.notes`.
-
-    Fitted on `fit`, or cross-fitted within `rows` if None. Prompts of `fit` that are evaluated as well
-    are left out; DataError if too few remain.
+    Fitted on `fit`, or cross-fitted within `rows` if None. Prompts of `fit` that are evaluated as well are
+    left out; DataError if too few remain.
     """
 
     def labelled(rows: PairRows, known: Scores, fitted_on: bool = True) -> Labelled:
@@ -127,47 +96,42 @@ def fitted_scores(
 
 def evaluate_pair(
     rows: PairRows,
-    scores: Scores | None,
-    bundle: dict[str, object] | None,
     *,
+    scores: Scores | None = None,
+    bundle: Mapping[str, object] | None = None,
     seed: int,
     replicates: int,
     threshold: float | None = None,
-    more: Mapping[str, Floats] | None = None,
+    more: Mapping[str, Floats],
     judge: Mapping[str, object] | None = None,
     notes: Mapping[str, dict[str, object]] | None = None,
 ) -> Report:
     """The report of `eval pair`; its shape is documented in `reports.md`.
-
-    `more` are scores (n,) of further rows, by their names in `ABOUT`; `judge` describes the judge that
-    was asked (`Judged.describe`); `notes` are further fields of rows and add each router's AUROC.
+    `more` are scores (n,) of further rows, by their names; `judge` describes the judge that was
+    asked (`Judged.describe`); `notes` are further fields of rows and add each router's AUROC.
     """
-    routers = {**_routers(rows, scores, seed), **(more or {})}
-    names = [name for name in ABOUT if name in routers or name == "random"]
-    samples = routing.bootstrap_pair(routers, rows.strong, rows.weak, replicates, seed)
-    points = {
-        name: routing.point_metrics(each, rows.strong, rows.weak, seed) for name, each in routers.items()
-    }
-    table = [
-        _random_row(rows, seed)
-        if name == "random"
-        else _row(name, points, samples) | (notes or {}).get(name, {})
-        for name in names
-    ]
-    for row in table if notes else ():
-        if row["name"] in routers:
-            row["auroc"] = _auroc(rows, routers[str(row["name"])], replicates, seed)
-    for name, share in (("always-weak", 0.0), ("always-strong", 1.0)):
-        quality = float(np.mean(rows.strong if share else rows.weak))
-        about = "one model for everything"
-        found: Report = {"name": name, "strategy": STRATEGIES[name], "about": about}
-        table.append(found | {"strong_share": share, "quality": quality})
+    s, w = rows.strong, rows.weak
+    routers = {**_routers(rows, scores, seed), **more}
+    samples = routing.bootstrap_pair(routers, s, w, replicates, seed)
+    points = {name: routing.point_metrics(each, s, w, seed) for name, each in routers.items()}
+    table: list[Report] = []
+    for name in ROWS["pair"]:
+        if name == "random":
+            table.append(described("pair", name) | _random(rows, seed))
+        elif name in routers:
+            table.append(_row(name, points, samples) | (notes or {}).get(name, {}))
+            if notes:
+                # How well it tells the requests on which the strong model does better.
+                table[-1]["auroc"] = metrics.auroc_estimate(routers[name], s > w, replicates, seed)
+    for name, share, outcome in (("always-weak", 0.0, w), ("always-strong", 1.0, s)):
+        found = {"strong_share": share, "quality": float(outcome.mean())}
+        table.append(described("pair", name) | found)
     return {
         **head("pair", rows.table, bundle, seed),
         "bootstrap": replicates,
         "models": _outcomes(rows),
         "routers": table,
-        "judge": None if judge is None else dict(judge),
+        "judge": judge,
         "within_subject": _within_subject(rows, routers, replicates, seed),
         "calibration": None if scores is None else _calibration(rows, scores),
         "threshold": None if scores is None or threshold is None else _at_threshold(rows, scores, threshold),
@@ -176,76 +140,52 @@ def evaluate_pair(
 
 
 def _routers(rows: PairRows, scores: Scores | None, seed: int) -> dict[str, Floats]:
-    gain = rows.strong - rows.weak
-    fold = folds(rows.texts, seed)
-    routers = {"length": np.log1p([float(len(text)) for text in rows.texts])}
-    if scores is not None:
-        routers["domain table"] = cross_fitted_means(scores.domain_of(), gain, fold)
+    gain, fold = rows.strong - rows.weak, folds(rows.texts, seed)
+    routers = {"length": np.log1p([float(len(text)) for text in rows.texts]), "oracle": gain}
     if rows.subjects is not None:
         routers["subject table"] = cross_fitted_means(rows.subjects, gain, fold)
     if scores is not None:
-        routers["ours"] = scores.difficulty
-    return routers | {"oracle": gain}
+        domains = np.argmax(scores.domain, axis=1).astype(str)
+        routers |= {"domain table": cross_fitted_means(domains, gain, fold), "ours": scores.difficulty}
+    return {name: routers[name] for name in ROWS["pair"] if name in routers}
 
 
 def cross_fitted_means(
-    keys: Sequence[str], values: Floats, fold: Integers, weight: float = TABLE_WEIGHT
+    keys: Sequence[str] | Any, values: Floats, fold: Integers, weight: float = TABLE_WEIGHT
 ) -> Floats:
-    """For each row the mean value of its key over the *other* folds, shrunk to their overall mean.
-
-    (sum + weight * mean) / (rows + weight), so a key that the other folds lack gets the mean.
-    No row sees its own value, nor that of an identical prompt. Shape (n,).
-    """
+    """(sum + weight mean) / (rows + weight) of the values of each row's key in the *other* folds; (n,)."""
     _, index = np.unique(np.asarray(keys, dtype=str), return_inverse=True)
     classes = int(index.max()) + 1
     found = np.empty(values.size)
     for part in np.unique(fold):
         inside = fold == part
-        overall = float(values[~inside].mean())
+        prior = weight * float(values[~inside].mean())
         total = np.bincount(index[~inside], values[~inside], minlength=classes)
         rows = np.bincount(index[~inside], minlength=classes)
-        found[inside] = ((total + weight * overall) / (rows + weight))[index[inside]]
+        found[inside] = ((total + prior) / (rows + weight))[index[inside]]
     return found
 
 
-def _estimates(points: Mapping[str, float], samples: Mapping[str, Floats]) -> dict[str, object]:
+def _estimates(points: Mapping[str, float], samples: Mapping[str, Floats]) -> Report:
     return {metric: estimate(value, samples.get(metric)) for metric, value in points.items()}
 
 
 def _row(name: str, points: dict[str, dict[str, float]], samples: dict[str, dict[str, Floats]]) -> Report:
-    found: Report = {"name": name, "strategy": STRATEGIES.get(name), "about": ABOUT[name]}
-    found |= _estimates(points[name], samples[name])
-    if name != REFERENCE:
-        for metric in ("apgr", "apgr_exact"):
-            mine, theirs = (samples[row].get(metric) for row in (name, REFERENCE))
-            paired = None if mine is None or theirs is None else mine - theirs
-            value = points[name][metric] - points[REFERENCE][metric]
-            found[f"{metric}_minus_length"] = estimate(value, paired)
+    found: Report = described("pair", name) | _estimates(points[name], samples[name])
+    for metric in ("apgr", "apgr_exact") if name != REFERENCE else ():
+        mine, theirs = (samples[row].get(metric) for row in (name, REFERENCE))
+        paired = None if mine is None or theirs is None else mine - theirs
+        value = points[name][metric] - points[REFERENCE][metric]
+        found[f"{metric}_minus_length"] = estimate(value, paired)
     return found
 
 
-def _random_row(rows: PairRows, seed: int) -> Report:
+def _random(rows: PairRows, seed: int) -> Report:
     rng = np.random.default_rng(seed)
-    runs = [
-        routing.point_metrics(rng.random(rows.strong.size), rows.strong, rows.weak, seed)
-        for _ in range(RANDOM_RUNS)
-    ]
-    found: Report = {"name": "random", "strategy": STRATEGIES["random"], "about": ABOUT["random"]}
-    for metric in runs[0]:
-        values = np.asarray([run[metric] for run in runs])
-        found[metric] = estimate(float(np.nanmean(values)), values)
-    return found
-
-
-def _auroc(rows: PairRows, scores: Floats, replicates: int, seed: int) -> Estimate | None:
-    """How well a score tells the requests on which the strong model does better."""
-    better = rows.strong > rows.weak
-    if better.all():
-        return None
-    samples = metrics.bootstrap(
-        lambda counts: metrics.weighted_auroc(scores, better, counts), better.size, replicates, seed
-    )
-    return estimate(metrics.auroc(scores, better), samples)
+    size = rows.strong.size
+    runs = [routing.point_metrics(rng.random(size), rows.strong, rows.weak, seed) for _ in range(RANDOM_RUNS)]
+    values = {metric: np.asarray([run[metric] for run in runs]) for metric in runs[0]}
+    return {metric: estimate(float(np.nanmean(each)), each) for metric, each in values.items()}
 
 
 def _outcomes(rows: PairRows) -> Report:
@@ -272,11 +212,11 @@ def _within_subject(
             without = routing.within_groups(routers[name], rows.subjects, routers["length"])
             variants[f"{name}, length out"] = without
     samples = routing.bootstrap_pair(variants, rows.strong, rows.weak, replicates, seed)
-    return [
-        {"name": name}
-        | _estimates(routing.point_metrics(scores, rows.strong, rows.weak, seed), samples[name])
-        for name, scores in variants.items()
-    ]
+    found = []
+    for name, scores in variants.items():
+        points = routing.point_metrics(scores, rows.strong, rows.weak, seed)
+        found.append({"name": name} | _estimates(points, samples[name]))
+    return found
 
 
 def _calibration(rows: PairRows, scores: Scores) -> Report:
@@ -308,12 +248,12 @@ def _curves(rows: PairRows, routers: dict[str, Floats], replicates: int, seed: i
     """Quality of every router by strong share, and the interval of PGR(x) - x of length and strategies."""
     share = np.linspace(0.0, 1.0, CURVE_POINTS)
     curves = {name: routing.exact_curve(score, rows.strong, rows.weak) for name, score in routers.items()}
-    ends = [float(rows.weak.mean()), float(rows.strong.mean())]
     quality = {name: np.interp(share, curve.share, curve.quality).tolist() for name, curve in curves.items()}
+    ends = [float(rows.weak.mean()), float(rows.strong.mean())]
     quality["random"] = np.interp(share, [0.0, 1.0], ends).tolist()
     bands: Report = {}
     for name in routers:
-        if (name == REFERENCE or name in STRATEGIES) and replicates:
+        if (name == REFERENCE or ROWS["pair"][name].get("strategy")) and replicates:
             lift = routing.bootstrap_lift(routers[name], rows.strong, rows.weak, share, replicates, seed)
             low, high = np.nanpercentile(lift, [2.5, 97.5], axis=0)
             bands[name] = {"low": low.tolist(), "high": high.tolist()}

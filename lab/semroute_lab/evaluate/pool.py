@@ -3,82 +3,42 @@
 UniRoute's protocol (arXiv 2502.08773, section 6): seeded trials, each with 60/10/30 % of the
 prompts for training, for profiles of new models, and for the test; two thirds of the models for
 training, one third as the pool. With a models file there is a second setting that holds out a
-whole family: its models are the pool in every trial and only the prompts are split again. Identical
-prompts are on one side of every split.
-
-The rows of the report are in `ABOUT`. Strategies use the classes that serve requests; those of a pair
-choose between the cheapest model and the most accurate one on the validation prompts. `intent` asks,
-for every trade-off, the expert of the predicted domain, and the generalist where it abstains. Every
-router decides by the models' mean validation cost and pays the true one.
+whole family. Identical prompts are on one side of every split. Strategies of a pair choose between the
+cheapest model and the most accurate one on the validation prompts. Every router decides by the models'
+mean validation cost and pays the true one.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from semroute_extproc.errors import DataError
 from semroute_lab.common.metrics import Floats, Integers
-from semroute_lab.common.splits import portions, text_groups
-from semroute_lab.common.tables import Table, require_rows
-from semroute_lab.evaluate import deferral, strategies, unseen
+from semroute_lab.common.options import tracked
+from semroute_lab.common.tables import Table, portions, require_rows, text_groups
+from semroute_lab.evaluate import deferral, strategies
 from semroute_lab.evaluate.deferral import DeferralCurve
-from semroute_lab.evaluate.scoring import Scores, head
+from semroute_lab.evaluate.scoring import ROWS, Scores, described, head
+from semroute_lab.evaluate.unseen import ROUTERS, Trial
 from semroute_lab.fit.clusters import k_means
 from semroute_lab.fit.outcomes import join, row_of
 
-PROMPT_SHARES = (0.6, 0.1, 0.3)
-"""Training, validation and test prompts."""
-
-TRAIN_MODELS = 2.0 / 3.0
-"""Share of the models that are trained on in a random trial."""
-
-QUESTIONS_MIN = 100
-"""Fewer questions cannot be split in three."""
-
-MODELS_MIN = 4
-"""Fewer models cannot be split into a training set and a pool."""
-
-HALF_BUDGET = 0.5
-"""Budget of the second area, in units of the pool's most expensive model."""
-
-CURVE_POINTS = 101
-"""Points of each mean curve in the report."""
-
-ROUTERS: dict[str, Callable[[unseen.Trial], Floats]] = {
-    "kNN": unseen.nearest_neighbours,
-    "K-means, Laplace": unseen.clusters_laplace,
-    "K-means, shrunk": unseen.clusters_shrunk,
-    "K-means, averaged": unseen.clusters_averaged,
-    "LearnedMap": unseen.learned_map,
-    "ridge, refitted": unseen.ridge_on_validation,
-    "clairvoyant": unseen.clairvoyant,
-}
-
-ABOUT: dict[str, tuple[str | None, str]] = {
-    "ZeroRouter": ("weighted", "the best fixed mix of single models"),
-    "kNN": (None, "mean error of the nearest validation prompts"),
-    "K-means, Laplace": ("clusters", "profiles by Laplace's rule"),
-    "K-means, shrunk": ("clusters", "profiles shrunk to the model's own mean"),
-    "K-means, averaged": ("clusters", "the same over several clusterings"),
-    "LearnedMap": ("clusters", "soft clusters learned on the training models"),
-    "intent": ("intent", "experts by domain and the generalist, chosen on the validation prompts"),
-    "threshold": ("threshold", "difficulty, between the cheapest and the most accurate model"),
-    "similarity": ("similarity", "between the same two, labelled by the validation prompts"),
-    "factorization": ("factorization", "between the same two, fitted on the validation prompts"),
-    "judge": ("judge", "the judge's score, between the same two"),
-    "ridge, refitted": (None, "linear, refitted on the validation prompts"),
-    "clairvoyant": (None, "linear, fitted on outcomes it must not have"),
-    "oracle": (None, "knows every outcome"),
-}
-"""Row to its kind of strategy, if any, and description, in the order of the report."""
+PROMPT_SHARES = (0.6, 0.1, 0.3)  # Training, validation and test prompts
+TRAIN_MODELS = 2.0 / 3.0  # Share of the models that are trained on in a random trial
+QUESTIONS_MIN = 100  # Fewer questions cannot be split in three
+MODELS_MIN = 4  # Fewer models cannot be split into a training set and a pool
+CLUSTERS = 25  # Clusters of the training prompts; at most one for every ten validation prompts
+HALF_BUDGET = 0.5  # Budget of the second area, in units of the pool's most expensive model
+CURVE_POINTS = 101  # Points of each mean curve in the report
 
 _SIZE = re.compile(r"(?i)(?<![a-z0-9.])(?:(\d+)x)?(\d+(?:\.\d+)?)b(?![a-z0-9])")
 
-Report = dict[str, object]
+Report = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +50,8 @@ class PoolRows:
     models: list[str]
     outcome: Floats
     cost: Floats
-    held_out: list[str]
-    """Models of an unseen family; empty if none was declared."""
-    left_out: list[str]
-    """Models with too many blanks."""
+    held_out: list[str]  # Models of an unseen family; empty if none was declared
+    left_out: list[str]  # Models with too many blanks
     cost_from: str
 
 
@@ -102,25 +60,20 @@ def read_pool(
 ) -> PoolRows:
     """The outcomes with their costs; `DataError` where the files do not fit or are too small."""
     key = next(iter(outcomes.columns))
-    roles = None if models is None else _roles(models, outcomes, key)
-    joined, left_out = join(questions, texts, outcomes, None if roles is None else list(roles))
+    roles: dict[str, str] = {}
+    for row, name in enumerate(row_of(models, "model") if models is not None else ()):
+        assert models is not None
+        if name == key or name not in outcomes.columns:
+            raise models.error("model", f"expected a column of {outcomes.path.name}, found {name!r}", row)
+        roles[name] = models.field("role", row)
+    joined, left_out = join(questions, texts, outcomes, None if models is None else list(roles))
     names = list(joined.models)
     if len(names) < MODELS_MIN:
         raise outcomes.error(key, f"expected at least {MODELS_MIN} models with outcomes, found {len(names)}")
     require_rows(joined.table, QUESTIONS_MIN)
     cost, source = _costs(joined.table.strings(key), key, names, costs)
-    held_out = [name for name in names if (roles or {}).get(name, "").startswith("unseen")]
+    held_out = [name for name in names if roles.get(name, "").startswith("unseen")]
     return PoolRows(joined.table, joined.texts, names, joined.outcome, cost, held_out, left_out, source)
-
-
-def _roles(models: Table, outcomes: Table, key: str) -> dict[str, str]:
-    """The models to use and their roles."""
-    row_of(models, "model")
-    names = models.texts("model")
-    for row, name in enumerate(names):
-        if name == key or name not in outcomes.columns:
-            raise models.error("model", f"expected a column of {outcomes.path.name}, found {name!r}", row)
-    return {name: models.field("role", row) for row, name in enumerate(names)}
 
 
 def _costs(ids: list[str], key: str, models: list[str], files: list[Table]) -> tuple[Floats, str]:
@@ -178,40 +131,29 @@ class _Pool:
     rows: PoolRows
     known: Scores
     groups: Integers
-    judged: Floats | None
-    """The judge's score of every question, (n,), if one was asked."""
+    judged: Floats | None  # The judge's score of every question, (n,), if one was asked
     limit: int | None
-    clusters: int | None
-    """Clusters of prompts, or None for as many as the validation prompts can fill."""
-    pairs: bool
+    clusters: int | None  # Clusters of prompts, or None for as many as the validation prompts can fill
 
 
 def evaluate_pool(
     rows: PoolRows,
     known: Scores,
-    bundle: dict[str, object] | None,
+    bundle: Mapping[str, object] | None,
     *,
     seed: int,
     trials: int,
-    validation_rows: int | None = None,
-    clusters: int | None = None,
-    judged: Floats | None = None,
-    judge: Mapping[str, object] | None = None,
-    pairs: bool = True,
-    progress: Callable[[range], Iterable[int]] = iter,
+    validation_rows: int | None,
+    clusters: int | None,
+    judged: Floats | None,
+    judge: Mapping[str, object] | None,
 ) -> Report:
-    """The report of `eval pool`; its shape is documented in `reports.md`.
-
-    `known` has the bundle's scores of the questions; `judged` (n,) a judge's scores of them, and
-    `judge` describes it (`Judged.describe`). `pairs` fits the strategies of a pair as well, which takes
-    two thirds of the time.
-    """
+    """The report of `eval pool` (see `reports.md`); `judged` (n,) are scores of the `judge`."""
     pools: dict[str, list[str] | None] = {"random models": None}
     if rows.held_out:
         pools["unseen family"] = rows.held_out
     seeds = range(seed, seed + trials)
-    pool = _Pool(rows, known, text_groups(rows.texts), judged, validation_rows, clusters, pairs)
-    settings = {name: _setting(pool, models, progress(seeds)) for name, models in pools.items()}
+    pool = _Pool(rows, known, text_groups(rows.texts), judged, validation_rows, clusters)
     return {
         **head("pool", rows.questions, bundle, seed),
         "trials": trials,
@@ -219,22 +161,24 @@ def evaluate_pool(
         "models": rows.models,
         "left_out": rows.left_out,
         "cost": rows.cost_from,
-        "judge": None if judge is None else dict(judge),
-        "settings": settings,
+        "judge": judge,
+        "settings": {name: _setting(pool, models, seeds) for name, models in pools.items()},
     }
 
 
-def _setting(pool: _Pool, models: list[str] | None, seeds: Iterable[int]) -> Report:
+def _setting(pool: _Pool, models: list[str] | None, seeds: Sequence[int]) -> Report:
     grid = np.linspace(0.0, 1.0, CURVE_POINTS)
     figures: dict[str, list[dict[str, float]]] = {}
     curves: dict[str, list[Floats]] = {}
     sizes: list[int] = []
-    for seed in seeds:
+    for seed in tracked(seeds, len(seeds), "trials"):
         found, best = _trial(pool, models, seed, sizes)
         for name, curve in found.items():
-            figures.setdefault(name, []).append(_figures(curve, best))
+            areas = {"area": deferral.area(curve), "area_half": deferral.area(curve, HALF_BUDGET)}
+            others = {"peak": float(curve.quality.max()), "qnc": deferral.qnc(curve, *best)}
+            figures.setdefault(name, []).append(areas | others)
             curves.setdefault(name, []).append(np.interp(grid, curve.cost, curve.quality))
-    names, count = [name for name in ABOUT if name in figures], len(pool.rows.models)
+    names, count = [name for name in ROWS["pool"] if name in figures], len(pool.rows.models)
     return {
         "pool": models,
         "pool_size": len(models) if models else count - round(TRAIN_MODELS * count),
@@ -252,7 +196,7 @@ def _trial(
     pool: _Pool, models: list[str] | None, seed: int, sizes: list[int]
 ) -> tuple[dict[str, DeferralCurve], tuple[float, float]]:
     """Curves of one trial, and quality and relative cost of the pool's most accurate model."""
-    rows, vectors = pool.rows, pool.known.neighbours
+    rows, known, vectors = pool.rows, pool.known, pool.known.neighbours
     train, validation, test = portions(pool.groups, PROMPT_SHARES, seed)
     validation = validation[: pool.limit]
     sizes.append(len(validation))
@@ -260,49 +204,37 @@ def _trial(
     outcome, cost = rows.outcome[:, tested], rows.cost[:, tested]
     scale = float(cost[test].mean(axis=0).max())
     prices, paid = cost[validation].mean(axis=0) / scale, cost[test] / scale
-    k = pool.clusters or unseen.cluster_count(len(train), len(validation))
+    k = pool.clusters or max(1, min(CLUSTERS, len(validation) // 10, len(train)))
     centres, near = k_means(vectors[train], k, seed)
-    setting = unseen.Trial(
-        train=vectors[train],
-        validation=vectors[validation],
-        test=vectors[test],
-        train_errors=1.0 - rows.outcome[np.ix_(train, trained)],
-        validation_errors=1.0 - outcome[validation],
-        forbidden_errors=1.0 - outcome[train],
-        centres=centres,
-        near=near,
-        seed=seed,
-    )
-    on_hull = deferral.hull(prices, outcome[validation].mean(axis=0))
+    embeddings = (vectors[train], vectors[validation], vectors[test])
+    errors, forbidden = 1.0 - outcome[validation], 1.0 - outcome[train]
+    known_errors = 1.0 - rows.outcome[np.ix_(train, trained)]
+    trial = Trial(*embeddings, known_errors, errors, forbidden, centres, near, seed)
+    quality = outcome[validation].mean(axis=0)
+    on_hull = deferral.hull(prices, quality)
     curves = {"ZeroRouter": deferral.fixed_curve(on_hull, outcome[test], paid)}
-    estimates = {name: router(setting) for name, router in ROUTERS.items()}
-    estimates["intent"] = _by_domain(pool.known, setting.validation_errors, validation, test)
+    estimates = {name: router(trial) for name, router in ROUTERS.items()}
+    # `intent` asks the expert of the predicted domain, and the generalist where it abstains.
+    by_domain = strategies.domain_errors(known.take(validation), errors, known.take(test))
+    estimates["intent"] = np.where(np.isnan(by_domain), errors.mean(axis=0), by_domain)
     estimates["oracle"] = 1.0 - outcome[test]
-    for name, errors in estimates.items():
-        curves[name] = deferral.deferral_curve(errors, prices, outcome[test], paid)
-    if pool.pairs:
-        # Of equally cheap models the better one, of equally good models the cheaper one.
-        quality = outcome[validation].mean(axis=0)
-        weak, strong = (int(np.lexsort(keys)[0]) for keys in ((-quality, prices), (prices, -quality)))
-        fit_outcomes = outcome[validation][:, [strong, weak]]
-        for name, scores in _pair_scores(pool, validation, test, fit_outcomes, weak == strong, seed).items():
-            curves[name] = deferral.pair_curve(scores, weak, strong, outcome[test], paid)
+    for name, each in estimates.items():
+        curves[name] = deferral.deferral_curve(each, prices, outcome[test], paid)
+    # Of equally cheap models the better one, of equally good models the cheaper one.
+    weak, strong = (int(np.lexsort(keys)[0]) for keys in ((-quality, prices), (prices, -quality)))
+    pair = None if weak == strong else outcome[validation][:, [strong, weak]]
+    for name, scores in _pair_scores(pool, validation, test, pair, seed).items():
+        curves[name] = deferral.pair_curve(scores, weak, strong, outcome[test], paid)
     best = int(np.argmax(outcome[test].mean(axis=0)))
     return curves, (float(outcome[test, best].mean()), float(paid[:, best].mean()))
 
 
-def _by_domain(known: Scores, errors: Floats, validation: Integers, test: Integers) -> Floats:
-    """Expected errors for `intent`: of the predicted domain, and over all where it abstains."""
-    found = strategies.domain_errors(known.take(validation), errors, known.take(test))
-    return np.where(np.isnan(found), errors.mean(axis=0), found)
-
-
 def _pair_scores(
-    pool: _Pool, validation: Integers, test: Integers, outcome: Floats, same: bool, seed: int
+    pool: _Pool, validation: Integers, test: Integers, outcome: Floats | None, seed: int
 ) -> dict[str, Floats]:
-    """Scores (n_test,) of the strategies of a pair whose validation outcomes are `outcome` (n, 2)."""
+    """Scores (n_test,) of the strategies of a pair with validation outcomes (n, 2), None of one model."""
     scores = {"threshold": pool.known.difficulty[test]}
-    if same:
+    if outcome is None:
         # The same model answers whatever the score is.
         scores |= dict.fromkeys(("similarity", "factorization"), scores["threshold"])
     else:
@@ -325,20 +257,10 @@ def _model_split(models: list[str], pool: list[str] | None, seed: int) -> tuple[
     return np.flatnonzero(~inside), np.flatnonzero(inside)
 
 
-def _figures(curve: DeferralCurve, best: tuple[float, float]) -> dict[str, float]:
-    return {
-        "area": deferral.area(curve),
-        "area_half": deferral.area(curve, HALF_BUDGET),
-        "peak": float(curve.quality.max()),
-        "qnc": deferral.qnc(curve, *best),
-    }
-
-
 def _row(name: str, found: dict[str, list[dict[str, float]]]) -> Report:
     """Means with standard errors over trials, and the paired difference to ZeroRouter."""
     mine = {metric: np.asarray([trial[metric] for trial in found[name]]) for metric in found[name][0]}
-    strategy, about = ABOUT[name]
-    row: Report = {"name": name, "strategy": strategy, "about": about}
+    row: Report = described("pool", name)
     for metric in ("area", "area_half", "peak"):
         row[metric] = {"value": float(mine[metric].mean()), "se": float(_se(mine[metric]))}
     median = float(np.median(mine["qnc"]))

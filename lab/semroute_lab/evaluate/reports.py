@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -19,8 +18,7 @@ NEEDS = {
 }
 """What a strategy needs to get a row."""
 
-DECIMALS = 6
-"""Digits after the point in the JSON: further ones depend on the order of summation."""
+DECIMALS = 6  # Digits after the point in the JSON: further ones depend on the order of summation
 
 
 def plain(value: Any) -> Any:
@@ -34,11 +32,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return round(float(value), DECIMALS) if math.isfinite(value) else None
     return value
-
-
-def to_json(report: dict[str, Any]) -> str:
-    """The plain report as indented JSON with a final newline."""
-    return json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def tables(report: dict[str, Any]) -> list[Table]:
@@ -68,14 +61,12 @@ def _interval(figure: dict[str, float | None] | None, sign: bool = False) -> str
     if figure is None or figure["value"] is None:
         return "–"
     value = ("+" if sign and figure["value"] > 0 else "") + _number(figure["value"])
-    return (
-        value if figure["low"] is None else f"{value} [{_number(figure['low'])}, {_number(figure['high'])}]"
-    )
+    low, high = figure["low"], figure["high"]
+    return value if low is None else f"{value} [{_number(low)}, {_number(high)}]"
 
 
 def _subject(report: dict[str, Any]) -> str:
-    data = report["data"]
-    bundle = report["bundle"]
+    data, bundle = report["data"], report["bundle"]
     with_bundle = f", {bundle['name']} {bundle['version']} ({bundle['revision']})" if bundle else ""
     splits = ", ".join(f"{name} {rows}" for name, rows in data["splits"].items())
     return f"{data['file']}: {data['rows']} rows{f' ({splits})' if splits else ''}{with_bundle}"
@@ -147,19 +138,12 @@ def _intent(report: dict[str, Any]) -> list[Table]:
     how = "cross-fitted in five folds" if fit["cross_fitted"] else f"fitted on {fit['rows']} rows"
     caption = f"{len(report['labels'])} classes, {count['known']} known and {count['ood']} unknown rows; "
     names = ["model", "accuracy", "macro-F1", "ECE", "acc. at 80 %", "− tfidf", "OOD AUROC", "FPR95"]
-    rows = [
-        [
-            row["name"],
-            _interval(row["accuracy"]),
-            _interval(row["macro_f1"]),
-            _number(row["ece"]),
-            _number(row["accuracy_at_coverage"]["0.8"]),
-            _interval(row["accuracy_minus_tfidf"], sign=True),
-            _interval(row["ood"] and row["ood"]["auroc"]),
-            _number(row["ood"] and row["ood"]["fpr95"]),
-        ]
-        for row in report["models"]
-    ]
+    rows = []
+    for row in report["models"]:
+        ood, calibration = row["ood"] or {}, (row["ece"], row["accuracy_at_coverage"]["0.8"])
+        cells = [row["name"], _interval(row["accuracy"]), _interval(row["macro_f1"])]
+        cells += [*map(_number, calibration), _interval(row["accuracy_minus_tfidf"], sign=True)]
+        rows.append([*cells, _interval(ood.get("auroc")), _number(ood.get("fpr95"))])
     return [_table(_subject(report), names, rows, f"{caption}baselines {how}")]
 
 
@@ -172,19 +156,12 @@ def _pool(report: dict[str, Any]) -> list[Table]:
         caption += _judge(report["judge"]) + _missing(setting["routers"])
         rows = []
         for row in setting["routers"]:
-            gap = row.get("area_minus_zero")
-            rows.append(
-                [
-                    _named(row),
-                    f"{_number(row['area']['value'], 4)} ± {_number(row['area']['se'], 4)}",
-                    f"{gap['value']:+.4f} ± {gap['se']:.4f}" if gap else "–",
-                    f"{gap['wins']}/{report['trials']}" if gap else "–",
-                    _number(row["area_half"]["value"], 4),
-                    _number(row["qnc"]["median"], 1),
-                    str(row["qnc"]["never"]),
-                    _number(row["peak"]["value"], 4),
-                ]
-            )
+            gap, area, qnc = row.get("area_minus_zero"), row["area"], row["qnc"]
+            cells = [_named(row), f"{_number(area['value'], 4)} ± {_number(area['se'], 4)}"]
+            cells.append(f"{gap['value']:+.4f} ± {gap['se']:.4f}" if gap else "–")
+            cells.append(f"{gap['wins']}/{report['trials']}" if gap else "–")
+            cells += [_number(row["area_half"]["value"], 4), _number(qnc["median"], 1), str(qnc["never"])]
+            rows.append([*cells, _number(row["peak"]["value"], 4)])
         found.append(_table(f"{_subject(report)}, {name}", names, rows, caption))
     return found
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from semroute_extproc.encoder.bundle import default_bundle
 from semroute_extproc.encoder.offline import Scorer
-from semroute_extproc.encoder.signals import Signals
+from semroute_lab.common.embedding import signals_of
 from semroute_lab.common.metrics import Booleans, Floats, Integers, Vectors
 from semroute_lab.common.tables import Table
 
-Progress = Callable[[Iterable[Signals], int], Iterable[Signals]]
-"""Passes signals through and shows how many of a total are done."""
+ROWS: dict[str, dict[str, dict[str, str]]] = tomllib.loads(
+    Path(__file__).with_name("rows.toml").read_text(encoding="utf-8")
+)
+"""Kind of report to row to its description, in the order of the report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,27 +27,17 @@ class Scores:
     """A bundle's output for n texts, in their order."""
 
     labels: tuple[str, ...]
-    domain: Floats
-    """Calibrated probabilities of the labels; shape (n, labels)."""
-    difficulty: Floats
-    """Calibrated probability that only the strong model answers well; shape (n,)."""
-    similarity: Floats
-    """Cosine to the nearest centroid of known text, low for unknown text; shape (n,)."""
-    embedding: Vectors
-    """Rows of length 1; shape (n, d)."""
-    neighbours: Vectors
-    """The embedding that artifacts of strategies are fitted on, rows of length 1; shape (n, d)."""
-    unknown: Booleans
-    """Text that is out of distribution for the bundle; shape (n,)."""
+    domain: Floats  # Calibrated probabilities of the labels; shape (n, labels)
+    difficulty: Floats  # Calibrated probability that only the strong model answers well; shape (n,)
+    similarity: Floats  # Cosine to the nearest centroid of known text, low for unknown text; shape (n,)
+    embedding: Vectors  # Rows of length 1; shape (n, d)
+    neighbours: Vectors  # The embedding that artifacts are fitted on, rows of length 1; shape (n, d)
+    unknown: Booleans  # Text that is out of distribution for the bundle; shape (n,)
 
     def take(self, rows: Sequence[int] | Integers) -> Scores:
         """The scores of some rows, in that order."""
         index = np.asarray(rows, dtype=np.int64)
         return Scores(self.labels, *(getattr(self, field.name)[index] for field in fields(self)[1:]))
-
-    def domain_of(self) -> list[str]:
-        """The most probable label of each text."""
-        return [self.labels[i] for i in np.argmax(self.domain, axis=1)]
 
     def expert(self, max_entropy: float) -> Integers:
         """The label by which the strategy `intent` chooses, as an index; -1 where it abstains; (n,)."""
@@ -58,12 +52,11 @@ class Source:
     """A loaded bundle that scores texts exactly as the server does on a CPU."""
 
     scorer: Scorer
-    progress: Progress
 
     def describe(self) -> dict[str, object]:
         """The `bundle` section of a report."""
         manifest = self.scorer.bundle.manifest
-        return {"name": manifest.name, "version": manifest.version, "revision": self.scorer.bundle.revision}
+        return {"name": manifest.name, "version": manifest.version, "revision": manifest.revision}
 
     @property
     def quantiles(self) -> Sequence[float]:
@@ -72,25 +65,28 @@ class Source:
 
     def score(self, texts: Sequence[str]) -> Scores:
         """Score `texts`; identical texts run once."""
-        distinct = list(dict.fromkeys(texts))
-        found = list(self.progress(self.scorer.score_all(distinct), len(distinct)))
+        found = signals_of(self.scorer, texts, "scoring")
         labels = self.scorer.bundle.manifest.domain.labels
         domain = np.asarray([[one.domain_probs[label] for label in labels] for one in found], np.float64)
         types: dict[str, Any] = {"embedding": np.float32, "neighbours": np.float32, "unknown": np.bool_}
-        others: Any = (
-            np.asarray([getattr(one, field.name) for one in found], types.get(field.name, np.float64))
-            for field in fields(Scores)[2:]
-        )
-        place = {text: row for row, text in enumerate(distinct)}
-        return Scores(labels, domain, *others).take([place[text] for text in texts])
+        names = [field.name for field in fields(Scores)[2:]]
+        others: Any = ([getattr(one, name) for one in found] for name in names)
+        typed = zip(others, names, strict=True)
+        return Scores(labels, domain, *(np.asarray(x, types.get(name, np.float64)) for x, name in typed))
 
 
-def open_bundle(directory: Path, progress: Progress) -> Source:
-    """Load the bundle in `directory`; raises BundleError."""
-    return Source(Scorer.of(directory), progress)
+def open_bundle(directory: Path | None) -> Source:
+    """Load the bundle in `directory`, by default the shipped one; raises BundleError."""
+    return Source(Scorer.of(directory or default_bundle()))
 
 
-def head(kind: str, table: Table, bundle: dict[str, object] | None, seed: int) -> dict[str, object]:
+def described(kind: str, name: str) -> dict[str, object]:
+    """The fields that a row of a report begins with."""
+    row = ROWS[kind][name]
+    return {"name": name, "strategy": row.get("strategy"), "about": row["about"]}
+
+
+def head(kind: str, table: Table, bundle: Mapping[str, object] | None, seed: int) -> dict[str, object]:
     """The fields that every report begins with; see `reports.md`."""
     splits = table.columns.get("split", [])
     counts = {split: splits.count(split) for split in sorted(set(splits))}

@@ -1,8 +1,8 @@
 """Strategies as routers of a pair, by the classes that serve requests.
 
-They are fitted on rows of a file of their own, or cross-fitted; `FITTED` describes them. The only expert
-of a pair is the strong model, so `intent` orders domains by their gain on the rows fitted on, and text on
-which it abstains comes before all of them, as its generalist answers that.
+They are fitted on rows of a file of their own, or cross-fitted. The only expert of a pair is the strong
+model, so `intent` orders domains by their gain on the rows fitted on, and text on which it abstains comes
+before all of them, as its generalist answers that.
 """
 
 from __future__ import annotations
@@ -14,42 +14,21 @@ from typing import Literal
 
 import numpy as np
 
-from semroute_extproc.strategies.artifact import ArtifactManifest
 from semroute_extproc.strategies.clusters import ClustersArtifact, cluster_errors
 from semroute_extproc.strategies.intent import IntentSettings
 from semroute_lab.common.metrics import Floats, Integers, Vectors
-from semroute_lab.common.splits import folds
+from semroute_lab.common.tables import folds
 from semroute_lab.evaluate.scoring import Scores
 from semroute_lab.fit import clusters, factorization, similarity
-from semroute_lab.fit.outcomes import PAIR, quantiles, wins
+from semroute_lab.fit.outcomes import PAIR, quantiles, unwritten, wins
 from semroute_lab.profile.tally import tally
 
-Estimate = Literal["shrunk", "laplace"]
-"""How the strategy `clusters` reads a profile."""
+Estimate = Literal["shrunk", "laplace"]  # How the strategy `clusters` reads a profile
 
-NEIGHBOURS = 200
-"""Stored prompts that count in the second similarity row."""
-
-SHRINKAGE = 20.0
-"""Answers for which a model's own mean counts; the strategy's default."""
-
-MAX_ENTROPY: float = IntentSettings.model_fields["max_entropy"].default
-"""Entropy from which on `intent` abstains; the strategy's default."""
-
-FITTED = {
-    "similarity": "Bradley-Terry with similarity weights over all labelled prompts",
-    f"similarity, {NEIGHBOURS} nearest": "the same over the most similar ones",
-    "factorization": "bilinear model of models and prompts",
-    "clusters": f"K-means, {clusters.CLUSTERINGS} clusterings, gap of the expected errors",
-    "intent": "gain of the predicted domain on the rows fitted on; what it abstains on comes first",
-}
-"""Rows that learn from labels, and their descriptions."""
-
-ABOUT = {
-    **FITTED,
-    "judge": "P(strong wins) of the model asked; where it gave none, the difficulty at the same share",
-}
-"""Every row of this module."""
+NEIGHBOURS = 200  # Stored prompts that count in the second similarity row
+SHRINKAGE = 20.0  # Answers for which a model's own mean counts; the strategy's default
+MAX_ENTROPY: float = IntentSettings.model_fields["max_entropy"].default  # From which on `intent` abstains
+NEAREST = f"similarity, {NEIGHBOURS} nearest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,23 +52,18 @@ class Labelled:
         samples = self.samples[rows] if len(self.samples) else self.samples
         return Labelled(self.known.take(rows), self.outcome[rows], texts, samples)
 
-    def manifest(self, kind: str, seed: int) -> ArtifactManifest:
-        """The manifest of an artifact that is never written."""
-        rows, dimensions = self.x.shape
-        return ArtifactManifest(
-            kind=kind, bundle="", revision="", dimensions=dimensions, rows=rows, seed=seed
-        )
-
 
 def scores(fit: Labelled, known: Scores, seed: int) -> dict[str, Floats]:
-    """The score of each strategy of `FITTED` fitted on `fit`, for the m rows of `known`; each (m,)."""
+    """The score of each strategy fitted on `fit`, for the m rows of `known`; each (m,)."""
     x = known.neighbours
-    nearest = f"similarity, {NEIGHBOURS} nearest"
+    k = max(1, min(clusters.CLUSTERS, len(fit.x) // 10))
+    artifact = clusters.fit_kmeans(fit.x, unwritten("clusters", fit.x, seed), fit.texts, k)
+    strong, weak = profile_errors(artifact, fit.x, 1.0 - fit.outcome, x, "shrunk", SHRINKAGE).T
     return {
         "similarity": similarity_scores(fit, x, seed),
-        nearest: similarity_scores(fit, x, seed, NEIGHBOURS),
+        NEAREST: similarity_scores(fit, x, seed, NEIGHBOURS),
         "factorization": factorization_scores(fit, x, seed),
-        "clusters": _clusters(fit, x, seed),
+        "clusters": np.asarray(weak - strong),
         "intent": intent_scores(fit, known),
     }
 
@@ -111,10 +85,8 @@ def judge_scores(
     said: Mapping[str, float | None], texts: Sequence[str], difficulty: Floats, reference: Sequence[float]
 ) -> Floats:
     """The judge's score of each text, or one with the rank that serving gives without one; (n,).
-
-    `said` is text to score, of which one at least is not None; `difficulty` (n,), and `reference` its
-    quantiles on the bundle's traffic. A text without a score is strong at the shares where its
-    difficulty is, and so gets the judge's own quantile of that share.
+    A text without a score is strong at the shares where its `difficulty` (n,) is, by its `reference`
+    quantiles, and so gets the judge's own quantile of that share.
     """
     given = np.asarray([said[text] for text in texts], dtype=np.float64)
     percents = np.arange(101)
@@ -125,49 +97,35 @@ def judge_scores(
 
 def similarity_scores(fit: Labelled, x: Vectors, seed: int, neighbours: int = 0) -> Floats:
     """P(strong wins) by the strategy `similarity` fitted on `fit`, for embeddings `x` (m, d); (m,)."""
-    labels, fold = wins(*fit.outcome.T), folds(fit.texts, seed)
-    manifest = fit.manifest("similarity", seed)
-    artifact, _ = similarity.fit(fit.x, labels, fold, manifest, neighbours=neighbours)
-    return np.asarray(list(map(artifact.score(), x)))
+    labels, manifest = wins(*fit.outcome.T), unwritten("similarity", fit.x, seed)
+    artifact, _ = similarity.fit(fit.x, labels, folds(fit.texts, seed), manifest, neighbours=neighbours)
+    score = artifact.score()
+    return np.asarray([score(row) for row in x])
 
 
 def factorization_scores(fit: Labelled, x: Vectors, seed: int) -> Floats:
     """The same by the strategy `factorization`."""
-    manifest = fit.manifest("factorization", seed)
+    manifest = unwritten("factorization", fit.x, seed)
     artifact, _ = factorization.fit(fit.x, fit.outcome, PAIR, folds(fit.texts, seed), manifest)
-    return np.asarray(list(map(artifact.score(*PAIR), x)))
+    score = artifact.score(*PAIR)
+    return np.asarray([score(row) for row in x])
 
 
 def profile_errors(
-    artifact: ClustersArtifact,
-    x: Vectors,
-    errors: Floats,
-    test: Vectors,
-    estimate: Estimate,
-    shrinkage: float,
+    artifact: ClustersArtifact, x: Vectors, errors: Floats, test: Vectors, estimate: Estimate, m: float
 ) -> Floats:
-    """Expected errors (m, models) for `test` (m, d) exactly as the strategy `clusters` computes them.
-
-    From profiles of the models' `errors` (n, models) on prompts with embeddings `x` (n, d).
+    """Expected errors (m, models) for `test` (m, d) exactly as the strategy `clusters` computes them, from
+    profiles, with shrinkage `m`, of the models' `errors` (n, models) on prompts with embeddings `x` (n, d).
     """
     profiles = (tally(artifact, x, column, [], model="m") for column in errors.T.tolist())
-    psi = np.stack([cluster_errors(profile, estimate, shrinkage) for profile in profiles], axis=1)
-    found: Floats = artifact.membership(test).astype(np.float64) @ psi
-    return found
-
-
-def _clusters(fit: Labelled, x: Vectors, seed: int) -> Floats:
-    k = max(1, min(clusters.CLUSTERS, len(fit.x) // 10))
-    artifact = clusters.fit_kmeans(fit.x, fit.manifest("clusters", seed), fit.texts, k)
-    strong, weak = profile_errors(artifact, fit.x, 1.0 - fit.outcome, x, "shrunk", SHRINKAGE).T
-    return np.asarray(weak - strong)
+    psi = np.stack([cluster_errors(profile, estimate, m) for profile in profiles], axis=1)
+    return np.asarray(artifact.membership(test).astype(np.float64) @ psi)
 
 
 def domain_errors(fit: Scores, errors: Floats, known: Scores) -> Floats:
     """Expected errors (m, models) of the predicted domains of `known`, NaN where `intent` abstains.
-
-    `errors` (n, models) are those of the rows of `fit`; a domain's mean is shrunk to each model's own,
-    as profiles are. Only rows on which the strategy does not abstain count.
+    `errors` (n, models) are those of the rows of `fit`; a domain's mean is shrunk to each model's own, as
+    profiles are. Only rows on which the strategy does not abstain count.
     """
     seen, wanted = fit.expert(MAX_ENTROPY), known.expert(MAX_ENTROPY)
     means = errors.mean(axis=0)

@@ -7,6 +7,7 @@ validation set. All estimates have shape (test prompts, test models).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,36 +17,30 @@ from semroute_extproc.strategies.clusters import ClustersArtifact
 from semroute_lab.common.metrics import Floats, Integers, Vectors
 from semroute_lab.evaluate.strategies import SHRINKAGE, Estimate, profile_errors
 from semroute_lab.fit.clusters import CLUSTERINGS, LEARNED_MAP_SHRINKAGE, fit_learned_map, k_means
+from semroute_lab.fit.outcomes import unwritten
 
-NEIGHBOURS = 100
-"""Neighbours in the validation set; at most half of it."""
-
-CLUSTERS = 25
-"""Clusters of the training prompts; at most one for every ten validation prompts."""
-
-RIDGES = tuple(np.logspace(0.0, 3.0, 7).tolist())
-"""L2 weights that the linear models, on embeddings of length 1, choose from."""
+NEIGHBOURS = 100  # Neighbours in the validation set; at most half of it
+RIDGES = tuple(np.logspace(0.0, 3.0, 7).tolist())  # L2 weights that the linear models choose from
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
     """Everything that one trial may use; errors are 1 - outcome."""
 
-    train: Vectors
-    """Embeddings of the training prompts; (n_train, d)."""
+    train: Vectors  # Embeddings of the training prompts; (n_train, d)
     validation: Vectors
     test: Vectors
-    train_errors: Floats
-    """Training models on training prompts; (n_train, training models)."""
-    validation_errors: Floats
-    """Test models on validation prompts; (n_validation, test models)."""
-    forbidden_errors: Floats
-    """Test models on training prompts, for the clairvoyant only; (n_train, test models)."""
-    centres: Floats
-    """K-means of the training prompts; (k, d)."""
-    near: Integers
-    """The cluster of each training prompt; (n_train,)."""
+    train_errors: Floats  # Training models on training prompts; (n_train, training models)
+    validation_errors: Floats  # Test models on validation prompts; (n_validation, test models)
+    forbidden_errors: Floats  # Test models on training prompts, for the clairvoyant only
+    centres: Floats  # K-means of the training prompts; (k, d)
+    near: Integers  # The cluster of each training prompt; (n_train,)
     seed: int
+
+    @property
+    def manifest(self) -> ArtifactManifest:
+        """Of an artifact that is never written."""
+        return unwritten("clusters", self.train, self.seed)
 
 
 def nearest_neighbours(trial: Trial) -> Floats:
@@ -56,58 +51,29 @@ def nearest_neighbours(trial: Trial) -> Floats:
     return np.asarray(trial.validation_errors[near].mean(axis=1), dtype=np.float64)
 
 
-def clusters_laplace(trial: Trial) -> Floats:
-    """K-means profiles with Laplace's rule, (wrong + 1) / (n + 2) in each cluster."""
-    return _profiles(trial, _hard(trial, trial.centres), "laplace")
-
-
-def clusters_shrunk(trial: Trial) -> Floats:
-    """K-means profiles shrunk to the model's own mean, (wrong + m mean) / (n + m) in each cluster."""
-    return _profiles(trial, _hard(trial, trial.centres), "shrunk")
-
-
 def clusters_averaged(trial: Trial) -> Floats:
-    """The same with several clusterings, whose estimates are averaged."""
+    """K-means profiles of several clusterings, whose estimates are averaged."""
     k = len(trial.centres)
     others = [k_means(trial.train, k, trial.seed + run)[0] for run in range(1, CLUSTERINGS)]
-    centres = np.concatenate([trial.centres, *others])
-    return _profiles(trial, _hard(trial, centres, CLUSTERINGS), "shrunk")
+    return _k_means(trial, np.concatenate([trial.centres, *others]), "shrunk", CLUSTERINGS)
 
 
 def learned_map(trial: Trial) -> Floats:
     """UniRoute's LearnedMap: soft clusters learned on the training models, profiles by membership."""
     texts, k, start = [""] * len(trial.train), len(trial.centres), (trial.centres, trial.near)
-    artifact = fit_learned_map(trial.train, trial.train_errors, _manifest(trial), texts, k, start)
+    artifact = fit_learned_map(trial.train, trial.train_errors, trial.manifest, texts, k, start)
     return _profiles(trial, artifact, "shrunk", LEARNED_MAP_SHRINKAGE)
 
 
-def _hard(trial: Trial, centres: Floats, clusterings: int = 1) -> ClustersArtifact:
-    names = ("",) * len(centres)
-    return ClustersArtifact(_manifest(trial), centres.astype(np.float32), None, names, clusterings)
+def _k_means(trial: Trial, centres: Floats, estimate: Estimate, clusterings: int = 1) -> Floats:
+    names, centroids = ("",) * len(centres), centres.astype(np.float32)
+    artifact = ClustersArtifact(trial.manifest, centroids, None, names, clusterings)
+    return _profiles(trial, artifact, estimate, SHRINKAGE)
 
 
-def _manifest(trial: Trial) -> ArtifactManifest:
-    rows, dimensions = trial.train.shape
-    return ArtifactManifest(
-        kind="clusters", bundle="", revision="", dimensions=dimensions, rows=rows, seed=trial.seed
-    )
-
-
-def _profiles(
-    trial: Trial, artifact: ClustersArtifact, estimate: Estimate, shrinkage: float = SHRINKAGE
-) -> Floats:
+def _profiles(trial: Trial, artifact: ClustersArtifact, estimate: Estimate, shrinkage: float) -> Floats:
     errors = trial.validation_errors
     return profile_errors(artifact, trial.validation, errors, trial.test, estimate, shrinkage)
-
-
-def ridge_on_validation(trial: Trial) -> Floats:
-    """Linear error estimates refitted on the validation prompts: the gain of retraining for new models."""
-    return ridge(trial.validation, trial.validation_errors, trial.test)
-
-
-def clairvoyant(trial: Trial) -> Floats:
-    """The same fitted on the test models' outcomes on the *training* prompts: an upper reference."""
-    return ridge(trial.train, trial.forbidden_errors, trial.test)
 
 
 def ridge(fit: Vectors, errors: Floats, test: Vectors) -> Floats:
@@ -118,6 +84,13 @@ def ridge(fit: Vectors, errors: Floats, test: Vectors) -> Floats:
     return np.asarray(found, dtype=np.float64).reshape(len(test), -1)
 
 
-def cluster_count(train_rows: int, validation_rows: int) -> int:
-    """How many clusters that many prompts can fill."""
-    return max(1, min(CLUSTERS, validation_rows // 10, train_rows))
+ROUTERS: dict[str, Callable[[Trial], Floats]] = {
+    "kNN": nearest_neighbours,
+    "K-means, Laplace": lambda trial: _k_means(trial, trial.centres, "laplace"),
+    "K-means, shrunk": lambda trial: _k_means(trial, trial.centres, "shrunk"),
+    "K-means, averaged": clusters_averaged,
+    "LearnedMap": learned_map,
+    "ridge, refitted": lambda trial: ridge(trial.validation, trial.validation_errors, trial.test),
+    "clairvoyant": lambda trial: ridge(trial.train, trial.forbidden_errors, trial.test),
+}
+"""Row of the report to its router; the clairvoyant reads outcomes that it must not have."""

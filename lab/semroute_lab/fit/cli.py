@@ -22,8 +22,7 @@ from semroute_lab.fit import factorization as factorization_fit
 from semroute_lab.fit import outcomes as data
 from semroute_lab.fit import similarity as similarity_fit
 
-ROWS_PER_CLUSTER = 10
-"""Fewer prompts in a cluster do not describe a model."""
+ROWS_PER_CLUSTER = 10  # Fewer prompts in a cluster do not describe a model
 
 
 @click.group("fit")
@@ -36,6 +35,8 @@ def fit() -> None:
     """
 
 
+_clusterings_help = "K-means runs whose estimates are averaged."
+_drop_help = "Part of always-strong's quality that may be lost; needs outcomes."
 _common = stacked(
     click.argument("file", type=EXISTING),
     option("--out", "-o", type=FILE, required=True, help="The artifact to write, NAME.npz."),
@@ -58,14 +59,12 @@ _common = stacked(
 @shown("--neighbours", type=click.IntRange(0), default=0, help="Most similar prompts that count; 0 for all.")
 @option("--axes", type=click.IntRange(1), help="Principal axes to store many prompts on; by default chosen.")
 @exit_statuses
-def similarity(
-    strong: str | None, weak: str | None, gamma: float, neighbours: int, axes: int | None, **common: Any
-) -> None:
+def similarity(strong: str | None, weak: str | None, **common: Any) -> None:
     """Labelled prompts for the strategy `similarity`."""
     rows, x, manifest = _read("similarity", common)
     pair = rows.pair(*_pair(rows, strong, weak))
-    fold = rows.folds(common["seed"])
-    artifact, held = similarity_fit.fit(x, data.wins(*pair), fold, manifest, gamma, neighbours, axes)
+    fold, settings = rows.folds(common["seed"]), (common[name] for name in ("gamma", "neighbours", "axes"))
+    artifact, held = similarity_fit.fit(x, data.wins(*pair), fold, manifest, *settings)
     write_artifact(common["out"], artifact)
     _finish(common, manifest, _held_out(*pair, held))
 
@@ -87,12 +86,7 @@ def factorization(rank: int, **common: Any) -> None:
 @fit.command()
 @_common
 @shown("--clusters", "k", type=click.IntRange(1), default=clusters_fit.CLUSTERS)
-@shown(
-    "--clusterings",
-    type=click.IntRange(1, 64),
-    default=clusters_fit.CLUSTERINGS,
-    help="K-means runs whose estimates are averaged.",
-)
+@shown("--clusterings", type=click.IntRange(1, 64), default=clusters_fit.CLUSTERINGS, help=_clusterings_help)
 @option("--learned-map", is_flag=True, help="Learn a soft map from the outcomes instead of K-means.")
 @exit_statuses
 def clusters(k: int, clusterings: int, learned_map: bool, **common: Any) -> None:
@@ -104,11 +98,8 @@ def clusters(k: int, clusterings: int, learned_map: bool, **common: Any) -> None
     else:
         artifact = clusters_fit.fit_kmeans(x, manifest, rows.texts, k, clusterings)
     write_artifact(common["out"], artifact)
-    share = artifact.membership(x).sum(axis=0) * artifact.clusterings
-    names = {
-        f"{number}: {name}": round(float(rows_in), 1)
-        for number, (name, rows_in) in enumerate(zip(artifact.names, share, strict=True))
-    }
+    share = (artifact.membership(x).sum(axis=0) * artifact.clusterings).tolist()
+    names = {f"{k}: {name}": round(share[k], 1) for k, name in enumerate(artifact.names)}
     _finish(common, manifest, {"digest": artifact.digest, "clusters": names})
 
 
@@ -161,11 +152,7 @@ def _finish(common: dict[str, Any], manifest: ArtifactManifest, found: dict[str,
 @options.bundle
 @option("--artifact", type=EXISTING, help="Calibrate the score of this similarity or factorization artifact.")
 @option("--strong-share", type=click.FloatRange(0.0, 1.0), help="Share wanted at the strong model.")
-@option(
-    "--max-quality-drop",
-    type=click.FloatRange(0.0, 1.0),
-    help="Part of always-strong's quality that may be lost; needs outcomes.",
-)
+@option("--max-quality-drop", type=click.FloatRange(0.0, 1.0), help=_drop_help)
 @option("--out", "-o", type=FILE, help="Write the calibration, for `calibration:` of a strategy.")
 @options.split
 @options.text_column
@@ -186,7 +173,7 @@ def calibrate(file: Path, as_json: bool, **given: Any) -> None:
     FILE is .csv, .jsonl (each optionally .gz) with a text column, or .txt with a prompt in each line.
     With strong_correct and weak_correct (0..1) the report also has the quality at that share.
     """
-    from semroute_lab.fit.calibrate import calibrate as run
+    from semroute_lab.fit.settle import calibrate as run
 
     if (given["strong_share"] is None) == (given["max_quality_drop"] is None):
         raise click.UsageError("give exactly one of --strong-share and --max-quality-drop")
@@ -197,10 +184,8 @@ def calibrate(file: Path, as_json: bool, **given: Any) -> None:
         click.echo(json.dumps(report, ensure_ascii=False))
         return
     missing = f", {report['left_out']} left out without a score" if report["left_out"] else ""
-    click.echo(
-        f"{report['rows']} prompts{missing}, score {report['score']}, "
-        f"bundle {report['bundle']} {report['revision']}"
-    )
+    of = f"score {report['score']}, bundle {report['bundle']} {report['revision']}"
+    click.echo(f"{report['rows']} prompts{missing}, {of}")
     click.echo(f"threshold     {report['threshold']:.4f}")
     for name, label in (("realised_share", "strong share"), ("quality", "quality"), ("drop", "drop")):
         if report[name] is not None:

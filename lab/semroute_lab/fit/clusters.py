@@ -9,47 +9,25 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from semroute_extproc.strategies.artifact import ArtifactManifest
+from semroute_extproc.strategies.artifact import ArtifactManifest as Manifest
 from semroute_extproc.strategies.clusters import ClustersArtifact
 from semroute_lab.common.metrics import Floats, Integers, Vectors
-from semroute_lab.fit.adam import adam
+from semroute_lab.fit.factorization import adam
 
-CLUSTERS = 20
-"""Clusters of one clustering."""
-
-CLUSTERINGS = 5
-"""Clusterings that are averaged: a single one varies by a point or two of APGR with its seed."""
-
-KMEANS_STEPS = 40
-"""Bound on Lloyd's iterations."""
-
-LEARNED_MAP_STEPS = 200
-"""Adam steps of the learned map."""
-
-LEARNED_MAP_BATCH = 1024
-"""Training prompts of each step, drawn at random."""
-
-LEARNED_MAP_RATE = 0.05
-"""Adam's step size."""
-
-START_SHARPNESS = 10.0
-"""The learned map starts as the softmax of this times -|x - c|^2 / 2: a soft nearest centre."""
-
-LEARNED_MAP_SHRINKAGE = 5.0
-"""Pseudo-observations for the profiles that the map is learned against."""
-
-NAME_WORDS = 3
-"""Words of a cluster's name."""
-
+CLUSTERS = 20  # Clusters of one clustering
+CLUSTERINGS = 5  # Clusterings that are averaged: a single one varies by a point or two of APGR with its seed
+KMEANS_STEPS = 40  # Bound on Lloyd's iterations
+LEARNED_MAP_STEPS = 200  # Adam steps of the learned map
+LEARNED_MAP_BATCH = 1024  # Training prompts of each step, drawn at random
+LEARNED_MAP_RATE = 0.05  # Adam's step size
+START_SHARPNESS = 10.0  # The learned map starts as the softmax of this times -|x - c|^2 / 2
+LEARNED_MAP_SHRINKAGE = 5.0  # Pseudo-observations for the profiles that the map is learned against
+NAME_WORDS = 3  # Words of a cluster's name
 _WORD = re.compile(r"[^\W\d_]{3,}")
 
 
 def fit_kmeans(
-    x: Vectors,
-    manifest: ArtifactManifest,
-    texts: Sequence[str],
-    k: int = CLUSTERS,
-    clusterings: int = CLUSTERINGS,
+    x: Vectors, manifest: Manifest, texts: Sequence[str], k: int = CLUSTERS, clusterings: int = CLUSTERINGS
 ) -> ClustersArtifact:
     """K-means from `clusterings` seeds, one after the other; `x` (n, d) with its texts."""
     found = [k_means(x, k, manifest.seed + run) for run in range(clusterings)]
@@ -61,15 +39,13 @@ def fit_kmeans(
 def fit_learned_map(
     x: Vectors,
     errors: Floats,
-    manifest: ArtifactManifest,
+    manifest: Manifest,
     texts: Sequence[str],
     k: int = CLUSTERS,
     start: tuple[Floats, Integers] | None = None,
 ) -> ClustersArtifact:
     """UniRoute's learned map, softmax(W x + b), from the training models' `errors` (n, models).
-
-    UniRoute, section 5.2: the mean log loss of p = softmax(xW + b) · profiles is minimised over W (d, k)
-    and b (k,) by Adam. It starts at K-means, which `start` gives if it is known.
+    Section 5.2: Adam minimises the mean log loss of p = softmax(xW + b) · profiles from K-means, or `start`.
     """
     centres, near = start or k_means(x, k, manifest.seed)
     member = (near[:, None] == np.arange(k)).astype(np.float64)
@@ -81,7 +57,9 @@ def fit_learned_map(
     def gradients(parts: Sequence[Vectors]) -> list[Vectors]:
         rows = rng.integers(0, len(inputs), min(LEARNED_MAP_BATCH, len(inputs)))
         batch, wrong = inputs[rows], truth[rows]
-        soft = _softmax(batch @ parts[0])
+        logits = batch @ parts[0]
+        soft = np.exp(logits - logits.max(axis=1, keepdims=True))
+        soft /= soft.sum(axis=1, keepdims=True)
         p = np.clip(soft @ profiles, 1e-4, 1.0 - 1e-4)
         through = ((p - wrong) / (p * (1.0 - p))) @ profiles.T / wrong.size
         return [batch.T @ (soft * (through - (soft * through).sum(axis=1, keepdims=True)))]
@@ -118,9 +96,3 @@ def cluster_names(texts: Sequence[str], cluster: Integers, k: int) -> tuple[str,
         best = sorted(excess, key=lambda word: (-excess[word], word))[:NAME_WORDS]
         names.append(", ".join(best) or f"cluster {number}")
     return tuple(names)
-
-
-def _softmax(logits: Vectors) -> Vectors:
-    e = np.exp(logits - logits.max(axis=1, keepdims=True))
-    share: Vectors = e / e.sum(axis=1, keepdims=True)
-    return share

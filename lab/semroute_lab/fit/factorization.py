@@ -8,48 +8,31 @@ loss on held-out folds is chosen.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from semroute_extproc.strategies.artifact import ArtifactManifest
+from semroute_extproc.strategies.artifact import ArtifactManifest as Manifest
 from semroute_extproc.strategies.factorization import FactorizationArtifact
 from semroute_lab.common.metrics import Floats, Integers, Vectors
-from semroute_lab.fit.adam import adam
 from semroute_lab.fit.outcomes import quantiles
 
-RANK = 32
-"""Length of a model's vector."""
-
-WEIGHTS = (3e-4, 1e-3, 3e-3, 1e-2)
-"""L2 weights that are tried."""
-
-STEPS = 300
-"""Adam steps of a fit."""
-
-BATCH = 512
-"""Prompts of a step."""
-
-PAIRS_MAX = 64
-"""Pairs of models compared in a step; if there are more, this many are drawn."""
-
-RATE = 0.01
-"""Adam's first step size."""
+RANK = 32  # Length of a model's vector
+WEIGHTS = (3e-4, 1e-3, 3e-3, 1e-2)  # L2 weights that are tried
+STEPS = 300  # Adam steps of a fit
+BATCH = 512  # Prompts of a step
+PAIRS_MAX = 64  # Pairs of models compared in a step; if there are more, this many are drawn
+RATE = 0.01  # Adam's first step size
+FIRST, SECOND, EPSILON = 0.9, 0.999, 1e-8  # Decay of both moments, and what keeps the divisor above zero
 
 
 def fit(
-    x: Vectors,
-    outcome: Floats,
-    models: tuple[str, ...],
-    fold: Integers,
-    manifest: ArtifactManifest,
-    rank: int = RANK,
+    x: Vectors, outcome: Floats, models: tuple[str, ...], fold: Integers, manifest: Manifest, rank: int = RANK
 ) -> tuple[FactorizationArtifact, Floats]:
     """The artifact, and out-of-fold δ of every model; (n, models).
-
-    `x` (n, d), `outcome` (n, models) 0..1, `fold` (n,). The quantiles are of P(first model wins over
-    the second), which for a pair file is P(strong wins).
+    `x` (n, d), `outcome` (n, models) 0..1, `fold` (n,). The quantiles are of P(first model wins over the
+    second), which for a pair file is P(strong wins).
     """
     best, held = (np.inf, WEIGHTS[0]), np.zeros_like(outcome)
     for weight in WEIGHTS:
@@ -124,3 +107,26 @@ def _gradients(
 
 def _sigmoid(x: Any) -> Any:
     return 1.0 / (1.0 + np.exp(-np.clip(x, -30.0, 30.0)))
+
+
+def adam(
+    parts: Sequence[Vectors],
+    gradients: Callable[[Sequence[Vectors]], Sequence[Vectors]],
+    steps: int,
+    rate: Callable[[int], float],
+) -> list[Vectors]:
+    """The parameters after `steps` steps, in float32; `rate` is the step size of each step from 1 on."""
+    parts = list(parts)
+    moments = [(np.zeros_like(part), np.zeros_like(part)) for part in parts]
+    for step in range(1, steps + 1):
+        found = gradients(parts)
+        size = np.float32(rate(step))
+        for i, (gradient, (mean, square)) in enumerate(zip(found, moments, strict=True)):
+            mean *= FIRST
+            mean += (1.0 - FIRST) * gradient
+            square *= SECOND
+            square += (1.0 - SECOND) * gradient**2
+            ahead = mean / np.float32(1.0 - FIRST**step)
+            spread = np.sqrt(square / np.float32(1.0 - SECOND**step)) + np.float32(EPSILON)
+            parts[i] = np.asarray(parts[i] - size * ahead / spread, dtype=np.float32)
+    return parts

@@ -10,17 +10,13 @@ import numpy as np
 
 from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.errors import DataError
-from semroute_extproc.strategies.artifact import ArtifactManifest
+from semroute_extproc.strategies.artifact import ArtifactManifest as Manifest
 from semroute_lab.common.embedding import embed
 from semroute_lab.common.metrics import Floats, Integers, Vectors
-from semroute_lab.common.splits import folds
-from semroute_lab.common.tables import Table, read_table, require_rows, texts_in
+from semroute_lab.common.tables import Table, folds, read_table, require_rows, texts_in
 
-PAIR = ("strong", "weak")
-"""Names of the models of a pair file."""
-
-BLANKS_MAX = 0.05
-"""A model that was not run on more than this share of the questions is left out."""
+PAIR = ("strong", "weak")  # Names of the models of a pair file
+BLANKS_MAX = 0.05  # A model that was not run on more than this share of the questions is left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +26,7 @@ class Outcomes:
     table: Table
     texts: list[str]
     models: tuple[str, ...]
-    outcome: Floats
-    """Shape (n, models), 0..1."""
+    outcome: Floats  # Shape (n, models), 0..1
 
     def pair(self, strong: str, weak: str) -> tuple[Floats, Floats]:
         """Outcomes of two models; (n,) each."""
@@ -56,17 +51,14 @@ def read(
     text_column: str | None = None,
     options_column: str | None = None,
 ) -> Outcomes:
-    """A pair file (prompt, strong_correct, weak_correct), or questions and outcomes of any models.
-
-    The shapes are those of `eval pair` and `eval pool`; raises DataError with the place.
-    """
+    """A pair file as of `eval pair`, or questions and outcomes as of `eval pool`; raises DataError."""
     table = read_table(file).in_splits(splits)
     texts = texts_in(table, text_column, options_column)
     if outcomes is None:
-        require_rows(table)
         columns = [table.numbers_in(f"{model}_correct", 0.0, 1.0) for model in PAIR]
-        return Outcomes(table, texts, PAIR, np.stack(columns, axis=1))
-    found, _ = join(table, texts, read_table(outcomes))
+        found = Outcomes(table, texts, PAIR, np.stack(columns, axis=1))
+    else:
+        found, _ = join(table, texts, read_table(outcomes))
     require_rows(found.table)
     return found
 
@@ -75,9 +67,7 @@ def join(
     questions: Table, texts: list[str], outcomes: Table, models: Sequence[str] | None = None
 ) -> tuple[Outcomes, list[str]]:
     """Questions and outcomes by the outcomes' first column, and the models left out for many blanks.
-
-    `models` selects columns, by default all. Questions with a blank are left out. Raises DataError
-    where the files do not fit.
+    `models` selects columns. Questions with a blank are left out. DataError where the files do not fit.
     """
     key = next(iter(outcomes.columns))
     wanted = [name for name in outcomes.columns if name != key] if models is None else list(models)
@@ -91,16 +81,11 @@ def join(
     names = tuple(m for m, full in zip(wanted, enough, strict=True) if full)
     if len(names) < 2:
         raise outcomes.error(key, f"expected at least 2 models with outcomes, found {len(names)}")
-    complete = np.isfinite(matrix[:, enough]).all(axis=1)
-    kept = np.asarray(rows, dtype=np.int64)[complete]
-    chosen = set(kept.tolist())
-    found = Outcomes(
-        questions.where(row in chosen for row in range(len(questions))),
-        [texts[row] for row in kept],
-        names,
-        matrix[complete][:, enough],
-    )
-    return found, [m for m in wanted if m not in names]
+    everything = np.full((len(texts), len(names)), np.nan)
+    everything[rows] = matrix[:, enough]
+    found = Outcomes(questions, texts, names, everything)
+    complete = np.flatnonzero(np.isfinite(everything).all(axis=1))
+    return found.take(complete), [m for m in wanted if m not in names]
 
 
 def row_of(table: Table, key: str) -> dict[str, int]:
@@ -125,28 +110,20 @@ def embedded(scorer: Scorer, outcomes: Outcomes) -> tuple[Outcomes, Vectors]:
     return kept, x
 
 
-def manifest(
-    kind: str, scorer: Scorer, outcomes: Outcomes, x: Vectors, seed: int, licence: str
-) -> ArtifactManifest:
+def manifest(kind: str, scorer: Scorer, outcomes: Outcomes, x: Vectors, seed: int, licence: str) -> Manifest:
     """The artifact's description of itself."""
-    return ArtifactManifest(
-        kind=kind,
-        bundle=scorer.bundle.manifest.name,
-        revision=scorer.bundle.revision,
-        dimensions=x.shape[1],
-        rows=len(x),
-        seed=seed,
-        data=outcomes.table.path.name,
-        data_sha256=outcomes.table.sha256,
-        licence=licence,
-    )
+    made_with = {"bundle": scorer.bundle.manifest.name, "revision": scorer.bundle.revision}
+    data = {"data": outcomes.table.path.name, "data_sha256": outcomes.table.sha256, "licence": licence}
+    return unwritten(kind, x, seed).model_copy(update=made_with | data)
+
+
+def unwritten(kind: str, x: Vectors, seed: int) -> Manifest:
+    """The manifest of an artifact that was fitted on `x` (n, d) and is never written."""
+    return Manifest(kind=kind, bundle="", revision="", dimensions=x.shape[1], rows=len(x), seed=seed)
 
 
 def wins(strong: Floats, weak: Floats) -> Floats:
-    """Labels of a comparison, (n,): 1 where the strong model won, 0 where it lost, ½ for a tie.
-
-    Graded outcomes count by their gap: (1 + s − w) / 2.
-    """
+    """Labels of a comparison: 1 where the strong model won, 0 where it lost, ½ for a tie; (1 + s − w) / 2."""
     return np.asarray((1.0 + strong - weak) / 2.0, dtype=np.float64)
 
 

@@ -1,16 +1,39 @@
-"""From scores on the operator's own prompts to a threshold, with intervals."""
+"""`semroute calibrate`: from scores on the operator's own prompts to a threshold, with intervals."""
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from semroute_extproc.config.source import load as load_config
+from semroute_extproc.encoder.offline import Scorer
+from semroute_extproc.errors import ArtifactError, ConfigError, DataError, EndpointError
+from semroute_extproc.strategies.artifact import ArtifactFile
 from semroute_extproc.strategies.calibration import Calibration
 from semroute_extproc.strategies.cutoff import threshold_for_share
+from semroute_extproc.strategies.factorization import read_factorization
+from semroute_extproc.strategies.judge import JudgeSettings
+from semroute_extproc.strategies.judge_client import JudgeClient
+from semroute_extproc.strategies.pair import Score, of_embedding
+from semroute_extproc.strategies.similarity import read_similarity
+from semroute_lab.common.embedding import signals_of
 from semroute_lab.common.metrics import Estimate, Floats, bootstrap, estimate
+from semroute_lab.common.options import progress
 from semroute_lab.common.routing import exact_curve
+from semroute_lab.common.tables import read_table, require_rows, texts_in
+from semroute_lab.common.writing import write_json
+from semroute_lab.fit.outcomes import PAIR, quantiles
 from semroute_lab.profile.tally import interval
+
+SECONDS = 60.0  # How long one text may take: the score is measured, not the speed
+FAILURES_MAX = 100  # After this many texts in a row without a score the rest is not asked
 
 
 def wilson(hits: int, rows: int) -> Estimate:
@@ -30,12 +53,9 @@ class Setting:
 
     threshold: float
     wanted_share: float
-    realised: Estimate
-    """Strong share of these prompts."""
-    quality: Estimate | None
-    """Mean outcome of the mix; None without outcomes."""
-    drop: Estimate | None
-    """Part of always-strong's quality that is lost."""
+    realised: Estimate  # Strong share of these prompts
+    quality: Estimate | None  # Mean outcome of the mix; None without outcomes
+    drop: Estimate | None  # Part of always-strong's quality that is lost
 
 
 def settle(
@@ -48,10 +68,7 @@ def settle(
     replicates: int,
     seed: int,
 ) -> Setting:
-    """The threshold for a wanted share or quality drop; intervals are over prompts, the threshold fixed.
-
-    Exactly one of `strong_share` and `max_quality_drop`; the latter needs `outcomes`, (strong, weak).
-    """
+    """The threshold for a share or quality drop, one of both None; intervals hold it fixed."""
     share = strong_share
     if share is None:
         assert max_quality_drop is not None
@@ -70,8 +87,163 @@ def settle(
         lost = np.divide(whole - quality, np.abs(whole), out=np.zeros_like(whole), where=whole != 0)
         return np.stack([quality, lost], axis=1)
 
-    quality, drop = means(np.ones((1, scores.size)))[0].tolist()
     samples = bootstrap(means, scores.size, replicates, seed).reshape(-1, 2)
-    return Setting(
-        threshold, share, realised, estimate(quality, samples[:, 0]), estimate(drop, samples[:, 1])
+    quality, drop = map(estimate, means(np.ones((1, scores.size)))[0].tolist(), samples.T)
+    return Setting(threshold, share, realised, quality, drop)
+
+
+def calibrate(file: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The report of `semroute calibrate` with its options, and the calibration written to `out`."""
+    table = read_table(file).in_splits(options["splits"])
+    texts = texts_in(table, options["text_column"])
+    require_rows(table)
+    columns = [options["strong_column"], options["weak_column"]]
+    known = any(column in table.columns for column in columns)
+    if options["max_quality_drop"] is not None and not known:
+        raise table.error(columns[0], "expected this column: a quality drop needs outcomes")
+    outcomes = [table.numbers_in(column, 0.0, 1.0) for column in columns] if known else []
+    scorer = Scorer.of(options["bundle"])
+    if options["judge"] is not None:
+        judged = judge(options["judge"], options["strategy"], texts)
+        kind, digest = "judge", judged.settings.digest
+        found = [judged.scores[text] for text in texts]
+    else:
+        artifact = (options["artifact"], options["strong_model"], options["weak_model"])
+        kind, digest, score = _score(scorer, *artifact)
+        found = [score(signals) for signals in signals_of(scorer, texts, "reading")]
+    values = np.asarray(found, dtype=np.float64)
+    kept = np.isfinite(values)
+    if not kept.any():
+        raise DataError(f"{file}:1:: no prompt has a score: all are in languages of other bundles")
+    scores = values[kept]
+    pair = (outcomes[0][kept], outcomes[1][kept]) if outcomes else None
+    calibration = Calibration(
+        score=kind,
+        bundle=scorer.bundle.manifest.name,
+        revision=scorer.bundle.revision,
+        artifact=digest,
+        rows=len(scores),
+        data=file.name,
+        data_sha256=table.sha256,
+        quantiles=quantiles(scores),
+        quality=None if pair is None else quality_by_share(scores, *pair),
     )
+    names = ("strong_share", "max_quality_drop", "replicates", "seed")
+    setting = settle(calibration, scores, pair, **{name: options[name] for name in names})
+    if options["out"] is not None:
+        write_json(options["out"], calibration)
+    figures, bundle = dataclasses.asdict(setting), scorer.bundle
+    return {
+        "rows": len(scores),
+        "left_out": int((~kept).sum()),
+        "score": kind,
+        "bundle": bundle.manifest.name,
+        "revision": bundle.revision,
+        "artifact": digest or None,
+        "threshold": min(setting.threshold, 1.0),
+        "wanted_share": setting.wanted_share,
+        "realised_share": figures["realised"],
+        "quality": figures["quality"],
+        "drop": figures["drop"],
+        "out": None if options["out"] is None else str(options["out"]),
+    }
+
+
+def _score(scorer: Scorer, path: Path | None, strong: str | None, weak: str | None) -> tuple[str, str, Score]:
+    """The kind of score, the digest of its artifact and the live path's own function."""
+    if path is None:
+        return "threshold", "", lambda signals: signals.difficulty
+    manifest, this = ArtifactFile(path).manifest, scorer.bundle
+    if manifest.kind not in ("similarity", "factorization"):
+        raise ArtifactError(f"{path}: is a {manifest.kind} artifact, which has no score of a pair")
+    if manifest.revision != this.revision:
+        fitted = f"was fitted on bundle {manifest.bundle} {manifest.revision}"
+        raise ArtifactError(f"{path}: {fitted}, but this is {this.manifest.name} {this.revision}")
+    if manifest.kind == "similarity":
+        similar = read_similarity(path)
+        return manifest.kind, similar.digest, of_embedding(similar.manifest, similar.score())
+    factors, names = read_factorization(path), (strong or PAIR[0], weak or PAIR[1])
+    for name in names:
+        if name not in factors.models:
+            known = ", ".join(factors.models)
+            raise ArtifactError(f"{path}: no model {name!r} in it; name one of {known}")
+    score = of_embedding(factors.manifest, factors.score(*names))
+    return manifest.kind, factors.pair_digest(*names), score
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A judge's scores of distinct prompts."""
+
+    strategy: str
+    settings: JudgeSettings
+    scores: dict[str, float | None]  # Prompt to P(the strong model wins), None without a score
+    failed: dict[str, int]  # Reason for no score, as in `semroute_judge_total`, to number of prompts
+
+    def describe(self) -> dict[str, object]:
+        """The `judge` section of a report."""
+        model, labels = self.settings.model, self.settings.labels
+        found: dict[str, object] = {"strategy": self.strategy, "model": model, "labels": labels}
+        return found | {"asked": len(self.scores), "failed": self.failed}
+
+
+def judge(path: Path, strategy: str | None, texts: Sequence[str]) -> Judged:
+    """Ask the judge of the configuration `path` about each distinct text.
+    At most `concurrency` of its settings are asked at once. Raises ConfigError if `strategy` is not a
+    judge, or None and there is not exactly one; EndpointError if no text has a score.
+    """
+    config = load_config(path).config
+    judges = {name: each for name, each in config.strategies.items() if isinstance(each, JudgeSettings)}
+    names = [strategy] if strategy is not None else list(judges)
+    if len(names) != 1 or names[0] not in judges:
+        known = ", ".join(judges) or "none"
+        raise ConfigError([f"{path}: strategies: name one judge with --strategy; there are {known}"])
+    settings = judges[names[0]]
+    distinct = list(dict.fromkeys(texts))
+    with progress("judged", len(distinct)) as advance:
+        scores, why = score_all(settings, distinct, advance)
+    if why and len(why) == len(distinct):
+        raise EndpointError(why[0], f"{settings.url}: no scores, the judge's answers were: {why[0]}")
+    failed = dict(Counter(why).most_common())
+    return Judged(names[0], settings, dict(zip(distinct, scores, strict=True)), failed)
+
+
+def score_all(
+    settings: JudgeSettings, texts: Sequence[str], advance: Callable[[], None] = lambda: None
+) -> tuple[list[float | None], list[str]]:
+    """The score of every text, None where there is none, and why not.
+    As many are asked at once as the settings allow. Raises EndpointError: `setup`, or what the last of
+    `FAILURES_MAX` texts in a row failed with.
+    """
+    bounds = {"timeout_ms": SECONDS * 1e3, "cache_entries": 0, "breaker_failures": len(texts) + 1}
+    patient = settings.model_copy(update=bounds)
+    why: list[str] = []
+
+    async def run() -> list[float | None]:
+        judge = JudgeClient("calibrate", patient)
+        gate = asyncio.Semaphore(patient.concurrency)
+        in_a_row = 0
+
+        async def ask(text: str) -> float | None:
+            nonlocal in_a_row
+            async with gate:
+                judgement = await judge.ask(text, asyncio.get_running_loop().time() + SECONDS)
+            advance()
+            in_a_row = 0 if judgement.score is not None else in_a_row + 1
+            if judgement.score is None:
+                why.append(judgement.result)
+            if in_a_row == FAILURES_MAX:
+                said = f"{FAILURES_MAX} prompts in a row, the last answer was: {judgement.result}"
+                raise EndpointError(judgement.result, f"{settings.url}: no score for {said}")
+            return judgement.score
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                asked = [group.create_task(ask(text)) for text in texts]
+            return [task.result() for task in asked]
+        except* EndpointError as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            await judge.close()
+
+    return asyncio.run(run()), why

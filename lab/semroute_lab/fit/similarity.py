@@ -10,37 +10,29 @@ import math
 
 import numpy as np
 
-from semroute_extproc.strategies.artifact import ArtifactManifest
+from semroute_extproc.strategies.artifact import ArtifactManifest as Manifest
 from semroute_extproc.strategies.similarity import SimilarityArtifact, on_axes
 from semroute_lab.common.metrics import Floats, Integers, Vectors
 from semroute_lab.fit.outcomes import quantiles
 
-GAMMA = 10.0
-"""RouteLLM's base of the weights."""
-
-WHOLE_MAX = 10_000
-"""Up to this many prompts the whole embedding is stored: a decision stays well under a millisecond."""
-
-AXES = 64
-"""Axes on which more prompts are stored."""
-
-HELD_OUT_MAX = 4_000
-"""Prompts scored by the others' labels; more do not change the quantiles."""
+GAMMA = 10.0  # RouteLLM's base of the weights
+WHOLE_MAX = 10_000  # Up to this many prompts the whole embedding is stored
+AXES = 64  # Axes on which more prompts are stored
+HELD_OUT_MAX = 4_000  # Prompts scored by the others' labels; more do not change the quantiles
 
 
 def fit(
     x: Vectors,
     wins: Floats,
     fold: Integers,
-    manifest: ArtifactManifest,
+    manifest: Manifest,
     gamma: float = GAMMA,
     neighbours: int = 0,
     axes: int | None = None,
 ) -> tuple[SimilarityArtifact, Floats]:
     """The artifact, and out-of-fold scores of the rows, NaN where a row was not scored; (n,).
-
-    `x` (n, d) unit rows, `wins` (n,) labels 0..1, `fold` (n,); `axes` principal axes to store the
-    rows on, by default all up to `WHOLE_MAX` rows.
+    `x` (n, d) unit rows, `wins` (n,) labels 0..1, `fold` (n,); `axes` principal axes to store the rows on, by
+    default all up to `WHOLE_MAX` rows.
     """
     held = np.full(len(x), math.nan)
     chosen = np.random.default_rng(manifest.seed).permutation(len(x))[:HELD_OUT_MAX]
@@ -50,8 +42,8 @@ def fit(
     empty = (0.0,) * 101
     for part in np.unique(fold):
         rows = fold != part
-        others = SimilarityArtifact(manifest, stored[rows], basis, labels[rows], gamma, neighbours, empty)
-        score = others.score()
+        kept = SimilarityArtifact(manifest, stored[rows], basis, labels[rows], gamma, neighbours, empty)
+        score = kept.score()
         for row in chosen[fold[chosen] == part]:
             held[row] = score(x[row])
     reference = quantiles(np.clip(held[np.isfinite(held)], 0.0, 1.0))

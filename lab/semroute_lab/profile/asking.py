@@ -11,33 +11,19 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 
 import msgspec
 
 from semroute_extproc.errors import DataError, EndpointError
 from semroute_extproc.io.http import Endpoint, decode
 
-BACKOFF_SECONDS = 0.5
-"""Longest pause before the second try; it doubles with every further one."""
-
-BACKOFF_SECONDS_MAX = 30.0
-"""Longest pause without Retry-After."""
-
-RETRY_AFTER_SECONDS_MAX = 300.0
-"""Longest pause that a server may ask for; beyond it the question counts as failed."""
-
-FAILURES_IN_A_ROW_MAX = 10
-"""After this many questions in a row without an answer, each tried several times, the endpoint is down."""
-
-LINE_BYTES_MAX = 16 * 1024 * 1024
-"""Longest line of a file of answers."""
-
-_AGAIN = frozenset({408, 425, 429})
-"""Statuses below 500 that may be different the next time."""
-
-_HOPELESS = frozenset({401, 403, 404, 405})
-"""Statuses that every question would get."""
+BACKOFF_SECONDS = 0.5  # Longest pause before the second try; it doubles with every further one
+BACKOFF_SECONDS_MAX = 30.0  # Longest pause without Retry-After
+RETRY_AFTER_SECONDS_MAX = 300.0  # Beyond a longest pause of this the question counts as failed
+FAILURES_IN_A_ROW_MAX = 10  # After this many questions in a row without an answer the endpoint is down
+LINE_BYTES_MAX = 16 * 1024 * 1024  # Longest line of a file of answers
+_AGAIN = frozenset({408, 425, 429})  # Statuses below 500 that may be different the next time
+_HOPELESS = frozenset({401, 403, 404, 405})  # Statuses that every question would get
 
 
 class Hopeless(EndpointError):
@@ -48,16 +34,10 @@ class Reply(msgspec.Struct, frozen=True):
     """A model's answer."""
 
     text: str
-    finish: str
-    """`stop`, or `length` if it was cut at the maximum of tokens."""
+    finish: str  # `stop`, or `length` if it was cut at the maximum of tokens
     input_tokens: int | None
     output_tokens: int | None
-    seconds: float
-    """Of the try that succeeded."""
-
-
-class _Line(Reply, frozen=True, kw_only=True):
-    key: str
+    seconds: float  # Of the try that succeeded
 
 
 class _Message(msgspec.Struct):
@@ -85,23 +65,17 @@ class Model:
 
     endpoint: Endpoint
     name: str
-    parameters: Mapping[str, object]
-    """Members of the body besides model and messages."""
-    seconds: float = 120.0
-    """Bound on one try."""
+    parameters: Mapping[str, object]  # Members of the body besides model and messages
+    seconds: float = 120.0  # Bound on one try
     tries: int = 6
 
     async def ask(
-        self,
-        prompt: str,
-        chance: random.Random,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        self, prompt: str, chance: random.Random, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     ) -> Reply:
         """The answer to one user turn.
-
-        429, 5xx, timeouts, lost connections and incomplete answers are tried again after a random
-        pause up to twice as long each time ("full jitter"), or after Retry-After. Raises
-        EndpointError for a question that stays without an answer, Hopeless if all will.
+        429, 5xx, timeouts, lost connections and incomplete answers are tried again after a random pause up to
+        twice as long each time ("full jitter"), or after Retry-After. Raises EndpointError for a question
+        that stays without an answer, Hopeless if all will.
         """
         message = {"role": "user", "content": prompt}
         body = {**self.parameters, "model": self.name, "messages": [message], "stream": False}
@@ -139,11 +113,7 @@ def key_of(model: str, prompt: str, parameters: Mapping[str, object]) -> str:
 
 
 class Answers:
-    """A file with one JSON line per answer, only ever appended, so that a run continues where it stopped.
-
-    Use as a context manager; only one process at a time can open it. A last line that was cut off by a
-    crash is ignored.
-    """
+    """A locked file, one JSON line per answer, only appended: a run continues where it stopped."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -165,10 +135,10 @@ class Answers:
         while more := self._file.readline(LINE_BYTES_MAX):
             line = more
             try:
-                found = msgspec.json.decode(line, type=_Line)
-            except (msgspec.MsgspecError, UnicodeDecodeError):
+                found = msgspec.json.decode(line)
+                self._known[found.pop("key")] = msgspec.convert(found, Reply)
+            except (msgspec.MsgspecError, ValueError, AttributeError, KeyError, TypeError):
                 continue
-            self._known[found.key] = Reply(*(getattr(found, name) for name in Reply.__struct_fields__))
         if not line.endswith(b"\n"):
             self._file.write(b"\n")
         return self
@@ -183,9 +153,7 @@ class Answers:
         self._file.flush()
         self._known[key] = reply
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._file.close()
 
 
@@ -193,12 +161,9 @@ class Answers:
 class Asked:
     """The result of asking a list of questions."""
 
-    replies: list[Reply | None]
-    """None where there is no answer; in the order of the questions."""
-    failures: dict[int, str] = field(default_factory=dict)
-    """Index of a question to the reason for no answer."""
-    fresh: int = 0
-    """Answers that were not in the file before."""
+    replies: list[Reply | None]  # None where there is no answer; in the order of the questions
+    failures: dict[int, str] = field(default_factory=dict)  # Index of a question to the reason
+    fresh: int = 0  # Answers that were not in the file before
 
 
 async def ask_all(
@@ -209,9 +174,8 @@ async def ask_all(
     advance: Callable[[], None] = lambda: None,
 ) -> Asked:
     """Ask every prompt that is not in `answers`; None among the prompts is skipped.
-
-    Never more than `concurrency` at once. `advance` is called for each prompt done, known ones
-    included. Raises EndpointError if none will be answered, OSError if `answers` cannot be written.
+    Never more than `concurrency` at once. `advance` is called for each prompt done, known ones included.
+    Raises EndpointError if none will be answered, OSError if `answers` cannot be written.
     """
     chance = random.Random()
     asked = Asked([None] * len(prompts))

@@ -15,23 +15,17 @@ from semroute_extproc.cli.exits import Exit, exit_statuses, refuse
 from semroute_extproc.encoder.cores import usable_cores
 from semroute_extproc.strategies.clusters import ClustersArtifact, read_clusters
 from semroute_extproc.strategies.profiles import Profile, read_profile
-from semroute_lab.common.options import DIRECTORY, FILE, option, shown, stacked
-from semroute_lab.common.progress import progress
+from semroute_lab.common.options import DIRECTORY, FILE, option, progress, shown, stacked
 from semroute_lab.common.writing import write_json
-from semroute_lab.profile.tally import certainty
+from semroute_lab.profile.tally import certainty, open_clusters, profile_of, seen_of
 
-FAILED_SHARE_MAX = 0.1
-"""With more questions than this without an answer no profile is written: it would not be representative."""
+FAILED_SHARE_MAX = 0.1  # With more questions without an answer no profile is written
 
+_clusters_help = "The artifact of `semroute fit clusters` whose clusters are counted in."
+_questions_help = "CSV or JSON Lines: prompt, grader, answer, options, tests; see docs/onboarding.md."
 _common = stacked(
-    option(
-        "--clusters",
-        "clusters_path",
-        type=FILE,
-        required=True,
-        help="The artifact of `semroute fit clusters` whose clusters are counted in.",
-    ),
-    option("--bundle", "bundle_dir", type=DIRECTORY, help="The bundle it was fitted with; default: shipped."),
+    option("--clusters", type=FILE, required=True, help=_clusters_help),
+    option("--bundle", type=DIRECTORY, help="The bundle it was fitted with; default: shipped."),
     option("--out", type=FILE, help="The profile; default: MODEL.json."),
     exit_statuses,
 )
@@ -50,13 +44,7 @@ def profile() -> None:
 @profile.command()
 @option("--endpoint", required=True, metavar="URL", help="Before /chat/completions: http://host:8000/v1.")
 @option("--model", required=True, help="The model's name there, and in its pool.")
-@option(
-    "--questions",
-    "questions_path",
-    type=FILE,
-    required=True,
-    help="CSV or JSON Lines: prompt, grader, answer, options, tests; see docs/onboarding.md.",
-)
+@option("--questions", "questions_path", type=FILE, required=True, help=_questions_help)
 @_common
 @option("--grader", help="For rows that name none: choice, number, exact, regex, code, judge.")
 @shown("--concurrency", type=click.IntRange(1, 1024), default=16, help="Questions at once.")
@@ -72,77 +60,76 @@ def profile() -> None:
 @option("--judge-api-key-env", metavar="NAME", help="Variable that holds the judge's bearer token.")
 @shown("--code-seconds", type=click.FloatRange(0.1, 600), default=10.0, help="For the grader code.")
 @shown("--code-megabytes", type=click.IntRange(32, 65_536), default=512, help="For the grader code.")
-def run(questions_path: Path, clusters_path: Path, bundle_dir: Path | None, **options: Any) -> None:
+def run(questions_path: Path, model: str, **given: Any) -> None:
     """Ask an OpenAI-compatible endpoint questions, grade the answers and write the profile.
 
     \b
     Answers are kept next to the profile in MODEL.answers.jsonl as they come. After an interruption the
     same command continues where it stopped. Transient errors (429, 5xx, timeouts) are tried again.
     """
-    from semroute_lab.profile.profiling import open_clusters, profile_of, seen_of
     from semroute_lab.profile.questions import read_questions
 
-    extra = _members(options["extra"])
-    clusters, scorer = open_clusters(clusters_path, bundle_dir)
-    questions = read_questions(questions_path, options["grader"])
-    if any(q.grader == "judge" for q in questions) and not options["judge_model"]:
+    extra = _members(given["extra"])
+    clusters, scorer = open_clusters(given["clusters"], given["bundle"])
+    questions = read_questions(questions_path, given["grader"])
+    if any(q.grader == "judge" for q in questions) and not given["judge_model"]:
         raise click.UsageError("there are questions for a judge: give --judge-model")
     rows, x = _embed(scorer, [question.text for question in questions])
     questions = [questions[row] for row in rows]
-    model, out = options["model"], options["out"] or Path(_file_name(options["model"]))
-    parameters = {"max_tokens": options["max_tokens"], "temperature": options["temperature"], **extra}
-    replies, grades = asyncio.run(_run(questions, out, parameters, options))
+    out = given["out"] or _file_of(model)
+    parameters = {"max_tokens": given["max_tokens"], "temperature": given["temperature"], **extra}
+    replies, grades = asyncio.run(_run(questions, out, model, parameters, given))
     missing = sum(grade is None for grade in grades)
     if missing > FAILED_SHARE_MAX * len(questions):
         message = f"{missing} of {len(questions)} questions stayed without a graded answer: no profile is "
         message += "written. The answers are kept; run the command again to ask the rest"
         refuse([message], Exit.UNAVAILABLE)
-    made = profile_of(
-        clusters,
-        x,
-        [None if grade is None else grade.quality for grade in grades],
-        [None if reply is None else reply.output_tokens for reply in replies],
-        model=model,
-        source=f"{options['endpoint']} {questions_path.name}",
-        seen=seen_of(replies, grades, options["concurrency"]),
-    )
-    _write(out, made, clusters)
+    quality = [None if grade is None else grade.quality for grade in grades]
+    tokens = [None if reply is None else reply.output_tokens for reply in replies]
+    seen = seen_of(replies, grades, given["concurrency"])
+    source = f"{given['endpoint']} {questions_path.name}"
+    _write(out, profile_of(clusters, x, quality, tokens, model=model, source=source, seen=seen), clusters)
 
 
 async def _run(
-    questions: Sequence[Any], out: Path, parameters: Mapping[str, object], options: Mapping[str, Any]
+    questions: Sequence[Any], out: Path, name: str, parameters: Mapping[str, object], given: Mapping[str, Any]
 ) -> tuple[list[Any], list[Any]]:
     """Replies and grades, in the order of the questions."""
     from semroute_extproc.io.http import Endpoint
     from semroute_lab.profile import sandbox
     from semroute_lab.profile.asking import Answers, Model, ask_all
-    from semroute_lab.profile.grading import grade_all, rating_prompts
+    from semroute_lab.profile.questions import grade_all, rating_prompts
 
-    at_once, bounds = options["concurrency"], (options["timeout"], options["tries"])
-    tls = {"ca_file": options["ca_file"], "connections_max": at_once}
-    judged_at, judge_key = options["judge_endpoint"], options["judge_api_key_env"]
+    at_once, bounds = given["concurrency"], (given["timeout"], given["tries"])
+    tls = {"ca_file": given["ca_file"], "connections_max": at_once}
+    url, judged_at, judge_key = given["endpoint"], given["judge_endpoint"], given["judge_api_key_env"]
     if judged_at is None and judge_key is None:
-        judge_key = options["api_key_env"]
+        judge_key = given["api_key_env"]
     if any(q.grader == "code" for q in questions) and not sandbox.isolates():
         click.echo("no user namespaces here: code will run with a network, under the other limits", err=True)
     with Answers(out.with_suffix(".answers.jsonl")) as answers:
         async with (
-            Endpoint(options["endpoint"], api_key_env=options["api_key_env"], **tls) as endpoint,
-            Endpoint(judged_at or options["endpoint"], api_key_env=judge_key, **tls) as judging,
+            Endpoint(url, api_key_env=given["api_key_env"], **tls) as endpoint,
+            Endpoint(judged_at or url, api_key_env=judge_key, **tls) as judging,
         ):
 
             async def ask(what: str, model: Model, prompts: Sequence[str | None]) -> list[Any]:
                 with progress(what, sum(prompt is not None for prompt in prompts)) as advance:
                     asked = await ask_all(model, prompts, answers, at_once, advance)
-                _list_failures(questions, asked.failures)
+                failures = asked.failures
+                for index in sorted(failures)[:5]:
+                    failure = f"question {questions[index].id}: no answer: {failures[index]}"
+                    click.echo(failure, err=True)
+                if len(failures) > 5:
+                    click.echo(f"and {len(failures) - 5} more", err=True)
                 return asked.replies
 
-            asked = Model(endpoint, options["model"], parameters, *bounds)
+            asked = Model(endpoint, name, parameters, *bounds)
             replies = await ask("answered", asked, [question.asked for question in questions])
             judge_parameters = {"max_tokens": 1024, "temperature": 0}
-            judge = Model(judging, options["judge_model"] or "", judge_parameters, *bounds)
+            judge = Model(judging, given["judge_model"] or "", judge_parameters, *bounds)
             ratings = await ask("judged", judge, rating_prompts(questions, replies))
-    limits = sandbox.Limits(options["code_seconds"], options["code_megabytes"])
+    limits = sandbox.Limits(given["code_seconds"], given["code_megabytes"])
     return replies, await grade_all(questions, replies, limits, usable_cores(), ratings)
 
 
@@ -154,15 +141,7 @@ async def _run(
 @option("--tokens-column", help="Tokens of the answer, blank where unknown.")
 @option("--options-column", help="A JSON list of options, put below the prompt as lettered lines.")
 @_common
-def fit(
-    outcomes: Path,
-    column: str,
-    model: str | None,
-    text_column: str | None,
-    tokens_column: str | None,
-    options_column: str | None,
-    **common: Any,
-) -> None:
+def fit(outcomes: Path, column: str, model: str | None, tokens_column: str | None, **given: Any) -> None:
     """Make a profile from outcomes you have: a CSV or JSON Lines file, one prompt per row."""
     import numpy as np
 
@@ -178,9 +157,9 @@ def fit(
     if tokens_column is not None:
         counts = table.numbers_in(tokens_column, 0.0, blank=True).tolist()
         tokens = [None if np.isnan(count) else count for count in counts]
-    texts = texts_in(table, text_column, options_column)
+    texts = texts_in(table, given["text_column"], given["options_column"])
     name = model or column.removeprefix("outcome.")
-    _from_outcomes(texts, quality.tolist(), tokens, name, f"{outcomes.name} {column}", common)
+    _from_outcomes((texts, quality.tolist(), tokens), name, f"{outcomes.name} {column}", given)
 
 
 @profile.command("import")
@@ -189,52 +168,45 @@ def fit(
 @option("--metric", help="The metric or scorer that is the quality; default: the only or first one.")
 @option("--filter", "chosen", help="The filter of lm-evaluation-harness, if there are several.")
 @_common
-def import_(log: Path, model: str, metric: str | None, chosen: str | None, **common: Any) -> None:
+def import_(log: Path, model: str, metric: str | None, chosen: str | None, **given: Any) -> None:
     """Make a profile from an evaluation log: samples_*.jsonl of lm-evaluation-harness, .json of Inspect."""
     from semroute_lab.profile.logs import read_log
 
-    texts, quality, tokens = map(list, zip(*read_log(log, metric, chosen), strict=True))
-    _from_outcomes(texts, quality, tokens, model, log.name, common)
+    _from_outcomes(tuple(map(list, zip(*read_log(log, metric, chosen), strict=True))), model, log.name, given)
 
 
-def _from_outcomes(
-    texts: list[str],
-    quality: list[float],
-    tokens: list[float | None],
-    model: str,
-    source: str,
-    common: Mapping[str, Any],
-) -> None:
-    from semroute_lab.profile.profiling import open_clusters, profile_of
-
-    clusters, scorer = open_clusters(common["clusters_path"], common["bundle_dir"])
+def _from_outcomes(columns: tuple[Any, ...], model: str, source: str, given: Mapping[str, Any]) -> None:
+    """Write a profile from columns of texts, qualities and tokens, the latter perhaps empty."""
+    texts, quality, tokens = columns
+    clusters, scorer = open_clusters(given["clusters"], given["bundle"])
     rows, x = _embed(scorer, texts)
     known = [tokens[row] for row in rows] if tokens else []
     made = profile_of(clusters, x, [quality[row] for row in rows], known, model=model, source=source)
-    _write(common["out"] or Path(_file_name(model)), made, clusters)
+    _write(given["out"] or _file_of(model), made, clusters)
 
 
 @profile.command()
 @click.argument("files", type=FILE, nargs=-1, required=True)
-@option("--clusters", "clusters_path", type=FILE, help="The artifact they count in, for names of clusters.")
+@option("--clusters", "path", type=FILE, help="The artifact they count in, for names of clusters.")
 @option("--json", "as_json", is_flag=True, help="Everything, as one JSON object.")
 @exit_statuses
-def show(files: tuple[Path, ...], clusters_path: Path | None, as_json: bool) -> None:
+def show(files: tuple[Path, ...], path: Path | None, as_json: bool) -> None:
     """Show how often models are right, by cluster, with 95 % intervals and counts.
 
     Several profiles are shown side by side; the clusters where they differ most come first.
     """
     from rich.console import Console
 
-    from semroute_lab.profile.show import check_alike, draw, report
+    from semroute_lab.profile.tally import check_alike, draw, report
 
-    clusters = read_clusters(clusters_path) if clusters_path is not None else None
-    profiles = [read_profile(path) for path in files]
+    clusters = read_clusters(path) if path is not None else None
+    profiles = [read_profile(file) for file in files]
     check_alike(files, profiles, clusters)
+    found = report(profiles, clusters)
     if as_json:
-        click.echo(json.dumps(report(profiles, clusters), ensure_ascii=False))
+        click.echo(json.dumps(found, ensure_ascii=False))
     else:
-        draw(profiles, clusters, Console(markup=False, highlight=False))
+        draw(found["models"], Console(markup=False, highlight=False))
 
 
 def _embed(scorer: Any, texts: Sequence[str]) -> tuple[Any, Any]:
@@ -259,16 +231,9 @@ def _members(text: str) -> dict[str, object]:
     return value
 
 
-def _file_name(model: str) -> str:
+def _file_of(model: str) -> Path:
     """A file for a model: `org/model-8b` becomes `org-model-8b.json`."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip(".-") + ".json"
-
-
-def _list_failures(questions: Sequence[Any], failures: Mapping[int, str]) -> None:
-    for index in sorted(failures)[:5]:
-        click.echo(f"question {questions[index].id}: no answer: {failures[index]}", err=True)
-    if len(failures) > 5:
-        click.echo(f"and {len(failures) - 5} more", err=True)
+    return Path(re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip(".-") + ".json")
 
 
 def _write(path: Path, made: Profile, clusters: ClustersArtifact) -> None:

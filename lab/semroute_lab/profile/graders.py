@@ -13,24 +13,17 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-LETTERS = "ABCDEFGHIJ"
-"""Letters of choices."""
-
-REPLY_CHARACTERS_MAX = 100_000
-"""Bound on the graded part of a reply: its end, where the answer is."""
-
-RATING_MAX = 10
-"""Ratings are 1 to this."""
+LETTERS = "ABCDEFGHIJ"  # Letters of choices
+REPLY_CHARACTERS_MAX = 100_000  # Bound on the graded part of a reply: its end, where the answer is
+RATING_MAX = 10  # Ratings are 1 to this
 
 
 @dataclass(frozen=True, slots=True)
 class Grade:
     """The quality of an answer."""
 
-    quality: float
-    """0 (wrong) to 1 (right)."""
-    parsed: bool = True
-    """An answer was found; without one the quality is 0."""
+    quality: float  # 0 (wrong) to 1 (right)
+    parsed: bool = True  # An answer was found; without one the quality is 0
 
 
 UNPARSED = Grade(0.0, False)
@@ -97,10 +90,9 @@ _RATING = re.compile(r"\[\[\s*(\d{1,3})(?:\.0+)?\s*\]\]")
 
 def said(reply: str) -> str:
     """The end of the reply, without the model's thoughts."""
-    if "</think>" in reply:
-        reply = reply.rpartition("</think>")[2]
-    elif "<think>" in reply:
-        reply = ""  # It never stopped thinking.
+    if "<think>" in reply and "</think>" not in reply:
+        return ""  # It never stopped thinking.
+    reply = reply.rpartition("</think>")[2]
     return reply[-REPLY_CHARACTERS_MAX:].strip()
 
 
@@ -127,7 +119,8 @@ def _chosen(reply: str, letters: str, options: tuple[str, ...]) -> str | None:
     marked = {a or b for a, b in _MARKED.findall(reply)}
     if len(marked) == 1 and (opening := _OPENING.match(reply + "\n")):
         return _within(opening.group(1), letters)
-    named = [i for i, option in enumerate(options) if _mentions(reply, option)]
+    wanted, plain = (re.escape(_plain(option)) for option in options), _plain(reply)
+    named = [i for i, each in enumerate(wanted) if each and re.search(rf"(?<!\w){each}(?!\w)", plain)]
     if len(named) == 1:
         return letters[named[0]]
     bracketed = {a or b for a, b in _BRACKETED.findall(reply)}
@@ -136,11 +129,6 @@ def _chosen(reply: str, letters: str, options: tuple[str, ...]) -> str | None:
 
 def _within(letter: str, letters: str) -> str | None:
     return letter.upper() if letter.upper() in letters else None
-
-
-def _mentions(reply: str, option: str) -> bool:
-    wanted = re.escape(_plain(option))
-    return bool(wanted) and re.search(rf"(?<!\w){wanted}(?!\w)", _plain(reply)) is not None
 
 
 def number(reply: str, answer: str) -> Grade:
@@ -220,16 +208,11 @@ def regex(reply: str, pattern: str) -> Grade:
 
 
 def code_in(reply: str) -> str | None:
-    """The Python in a reply: its blocks that parse, one after the other, or all of it if it is code.
-
-    Later definitions replace earlier ones, as a correction does. None if nothing parses.
-    """
+    """The Python blocks in a reply that parse, or all of it if it is code; None if nothing parses."""
     text = said(reply)
-    blocks = [
-        block for name, block in _FENCE.findall(text) if name.lower() in ("", "python", "py", "python3")
-    ]
-    fine = [block for block in blocks if _parses(block)]
-    if fine:
+    names = ("", "python", "py", "python3")
+    blocks = [block for name, block in _FENCE.findall(text) if name.lower() in names]
+    if fine := [block for block in blocks if _parses(block)]:
         return "\n".join(fine)
     return text if text and not blocks and _parses(text) else None
 

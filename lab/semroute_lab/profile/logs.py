@@ -1,14 +1,8 @@
 """Graded answers from the logs of other evaluation tools.
 
-lm-evaluation-harness (`--log_samples`): a `samples_*.jsonl` file. A row has `doc`, `target`, `resps`,
-`filtered_resps`, perhaps `filter` and `metrics`, and a member for each metric. The prompt is the
-document's own question, with its choices as lettered lines; without one it is the first argument
-of the request.
-
-Inspect (https://inspect.aisi.org.uk): a `.json` log. A sample has `input`, perhaps `choices`, and
-`scores` by scorer, whose value is C, I, P, N, a boolean or a number; `.eval` logs are converted with
-`inspect log convert --to json`.
-
+`samples_*.jsonl` of lm-evaluation-harness (`--log_samples`): the prompt is the document's own question, with
+its choices as lettered lines; without one it is the first argument of the request. A `.json` log of Inspect
+(https://inspect.aisi.org.uk; `inspect log convert --to json`): a score is C, I, P, N, a boolean or a number.
 Several answers to one prompt (repeats, epochs) count as one, by their mean quality.
 """
 
@@ -22,24 +16,18 @@ from typing import Any
 from semroute_extproc.errors import DataError
 from semroute_lab.common.tables import TEXT_COLUMNS, json_lines, with_options
 
-METRICS = ("exact_match", "acc", "acc_norm", "pass@1", "prompt_level_strict_acc")
-"""Metrics tried, in this order, for rows that do not list theirs."""
-
-QUESTION_FIELDS = (*TEXT_COLUMNS, "query", "problem", "input")
-"""Members of a document that hold its question, in the order tried."""
-
+METRICS = ("exact_match", "acc", "acc_norm", "pass@1", "prompt_level_strict_acc")  # Tried in order
+QUESTION_FIELDS = (*TEXT_COLUMNS, "query", "problem", "input")  # Members that hold a question
 VALUES = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0, "yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
 """Inspect's marks (correct, incorrect, partial, no answer) and words as numbers."""
 
-Row = tuple[str, float, float | None]
-"""Prompt, quality in 0..1 and tokens of an answer, None if unknown."""
+Row = tuple[str, float, float | None]  # Prompt, quality in 0..1 and tokens of an answer, None if unknown
 
 
 def read_log(path: Path, metric: str | None = None, chosen: str | None = None) -> list[Row]:
     """The graded answers of a log, one per prompt; raises DataError.
-
-    `metric` is a metric of lm-evaluation-harness or a scorer of Inspect, `chosen` a filter of the
-    former; they must be given where there are several.
+    `metric` is a metric of lm-evaluation-harness or a scorer of Inspect, `chosen` a filter of the former;
+    they must be given where there are several.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -76,8 +64,7 @@ def _harness_prompt(place: str, row: Mapping[str, Any]) -> str:
         for name in QUESTION_FIELDS:
             if isinstance(doc.get(name), str) and doc[name].strip():
                 return with_options(doc[name], _options(doc))
-    arguments = row.get("arguments")
-    first: Any = arguments
+    first: Any = row.get("arguments")
     while isinstance(first, list | dict) and first:
         first = first[0] if isinstance(first, list) else next(iter(first.values()))
     if not isinstance(first, str) or not first.strip():
@@ -96,8 +83,7 @@ def _options(doc: Mapping[str, Any]) -> Sequence[str]:
 
 def _inspect(path: Path, text: str, scorer: str | None) -> Iterable[Row]:
     try:
-        log = json.loads(text)
-        samples = log["samples"]
+        samples = json.loads(text)["samples"]
         assert isinstance(samples, list)
     except (ValueError, TypeError, KeyError, AssertionError):
         raise DataError(f"{path}:1:samples: expected a log of Inspect with samples") from None

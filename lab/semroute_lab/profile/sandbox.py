@@ -2,12 +2,8 @@
 
 This protects against a model's *mistakes* (endless loops, memory, full disks, orphaned children, a
 download). It is not a barrier against code that wants to break out: the process runs as your user and
-can read your files. Run profiles with `code` questions in a container if that matters.
-
-Limits: processor and wall time, memory, size and number of files, no core dumps; an empty environment,
-an empty directory that is removed afterwards, standard input and output closed. Where the kernel
-allows it (`unshare` of util-linux with user namespaces) there is no network, the number of processes is
-limited, and children die with the process.
+can read your files. Where the kernel allows it (`unshare` with user namespaces) there is no network, the
+number of processes is limited, and children die with the process.
 """
 
 from __future__ import annotations
@@ -27,15 +23,9 @@ from typing import Literal
 
 Verdict = Literal["passed", "failed", "timeout"]
 
-FILE_BYTES_MAX = 1024 * 1024
-"""Largest file that the program may write, its output included."""
-
-PROCESSES_MAX = 64
-"""Processes and threads at once, in a user namespace; outside one all processes of the user would count."""
-
-PROBE_SECONDS = 5.0
-"""Bound on the check whether the kernel can isolate."""
-
+FILE_BYTES_MAX = 1024 * 1024  # Largest file that the program may write, its output included
+PROCESSES_MAX = 64  # Processes and threads at once, in a user namespace
+PROBE_SECONDS = 5.0  # Bound on the check whether the kernel can isolate
 _UNSHARE = ("unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child", "--")
 
 _HARNESS = r"""
@@ -80,9 +70,8 @@ def isolates() -> bool:
 
 def run(code: str, tests: str, limits: Limits = Limits(), isolated: bool | None = None) -> Verdict:
     """Run `code`, then `tests` in the same namespace; `passed` if both run to their end.
-
-    The program reports its end by a secret word, not by its exit status: a program that leaves early,
-    with any status, has not passed. `isolated` is whether to use namespaces, by default where possible.
+    The program reports its end by a secret word, not by its exit status: a program that leaves early, with
+    any status, has not passed. `isolated` is whether to use namespaces, by default where possible.
     """
     isolated = isolates() if isolated is None else isolated
     secret = secrets.token_hex(16)

@@ -13,88 +13,64 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from semroute_extproc.encoder.manifest import (
-    FORMAT,
-    DifficultyHead,
-    EncoderSpec,
-    LabelHead,
-    Manifest,
-    UnknownSpec,
-)
+from semroute_extproc.encoder import manifest as form
+from semroute_extproc.encoder.manifest import EncoderSpec, LabelHead, Manifest
 from semroute_extproc.errors import BundleError
 from semroute_extproc.request.language import language_of
 from semroute_extproc.request.text import SURFACE_NAMES
-from semroute_lab.train import calibrate, graphs
+from semroute_lab.train import fill as calibrate
+from semroute_lab.train import graphs
+from semroute_lab.train.bert import TEXTS_MAX, Frames, smooth
 from semroute_lab.train.datasets import DOMAINS, TASKS, Corpus
 from semroute_lab.train.fit import States
-from semroute_lab.train.frames import Frames
-from semroute_lab.train.model import Network
-from semroute_lab.train.publish import publish
-from semroute_lab.train.smoothing import TEXTS_MAX, smooth
+from semroute_lab.train.graphs import publish
+from semroute_lab.train.model import Heads, Network
 from semroute_lab.train.sources import traffic_of
 from semroute_lab.train.spec import BundleSpec, Say
 
-FP32_GRAPH = "model.fp32.onnx"
-"""The graph from which the served ones are made; it stays in the work folder."""
-
-OPSET = 20
-"""ONNX operator set of the graphs: the first with Gelu. Five plain operators would be one pass each over
-the widest layer, unless the runtime fuses them, which in half precision it does not."""
-
+FP32_GRAPH = "model.fp32.onnx"  # The graph from which the served ones are made; it stays in the work folder
+OPSET = 20  # ONNX operator set: the first with Gelu, which half precision needs to be one pass
 INPUTS = ("input_ids", "attention_mask", "surface")
 OUTPUTS = ("sentence_embedding", "domain_logits", "difficulty_logit", "task_logits", "neighbour_embedding")
 
-PARITY_FP32 = 1e-4
-"""Largest difference of any output between torch and its fp32 graph, relative to 1 + its size."""
-
-PARITY_ROWS = 64
-"""Texts on which the graphs are compared with the network."""
-
+PARITY_FP32 = 1e-4  # Largest difference between torch and its fp32 graph, relative to 1 + its size
+PARITY_ROWS = 64  # Texts on which the graphs are compared with the network
 Array = np.ndarray[Any, Any]
 
 
 def make_manifest(
-    spec: BundleSpec,
-    encoder: EncoderSpec,
-    network: Network,
-    corpus: Corpus,
-    fit: States,
-    check: States,
-    seed: int,
+    spec: BundleSpec, base: EncoderSpec, heads: Heads, corpus: Corpus, fit: States, check: States, seed: int
 ) -> tuple[Manifest, Tensor]:
     """Calibrate on the calibration rows; the manifest (its files still empty) and the centroids [k, d]."""
-    heads = network.heads
     with torch.inference_mode():
         _, domain, difficulty, task, asked = heads(check.pooled, check.surface)
         known = heads.recalled(heads.parts(fit.pooled, fit.surface))
-    centroids = calibrate.spherical_kmeans(
-        known[_balanced(corpus, spec.known.source_rows_max, seed)], spec.known.centroids, seed
-    )
+    balanced = known[_balanced(corpus, spec.known.source_rows_max, seed)]
+    centroids = calibrate.spherical_kmeans(balanced, spec.known.centroids, seed)
     kinds = [traffic_of(row.source) for row in corpus.calibrate]
     ordinary = torch.tensor([kind in ("handwritten", "arena", "exam") for kind in kinds])
     by_hand = torch.tensor([kind == "handwritten" for kind in kinds])
     # Rows of the user's own logs count where there is no other ordinary text.
     groups = [rows for rows in (ordinary, by_hand) if bool(rows.any())] or [torch.ones_like(ordinary)]
-    threshold = min(
-        calibrate.unknown_threshold(asked[rows], centroids, spec.known.unknown_share) for rows in groups
-    )
+    share = spec.known.unknown_share
+    threshold = min(calibrate.unknown_threshold(asked[rows], centroids, share) for rows in groups)
     shares = torch.tensor([spec.traffic.get(kind, 0.0) / max(1, kinds.count(kind)) for kind in kinds])
     quantiles = calibrate.quantiles(torch.sigmoid(difficulty), shares if bool(shares.any()) else None)
+    share = spec.known.unk_share_max
+    unknown = form.UnknownSpec(centroids="centroids.npy", threshold=threshold, unk_share_max=share)
     manifest = Manifest(
-        format=FORMAT,
+        format=form.FORMAT,
         name=spec.name,
         version=spec.version,
         description=spec.description,
-        encoder=encoder,
+        encoder=base,
         graphs={"cpu": graphs.CPU_GRAPH, "cuda": graphs.CUDA_GRAPH},
         surface=SURFACE_NAMES,
         domain=LabelHead(labels=DOMAINS, temperature=calibrate.temperature(domain, check.targets.domain)),
         task=LabelHead(labels=TASKS, temperature=calibrate.temperature(task, check.targets.task)),
         # Each expert is calibrated inside the graph.
-        difficulty=DifficultyHead(scale=1.0, shift=0.0, quantiles=tuple(quantiles)),
-        unknown=UnknownSpec(
-            centroids="centroids.npy", threshold=threshold, unk_share_max=spec.known.unk_share_max
-        ),
+        difficulty=form.DifficultyHead(scale=1.0, shift=0.0, quantiles=tuple(quantiles)),
+        unknown=unknown,
         languages=languages_of((row.text for row in corpus.fit), spec.known.language_rows_min),
         files={},
     )
@@ -147,27 +123,16 @@ def write(
 def write_fp32(network: Network, file: Path) -> None:
     """Trace the network to an fp32 graph with dynamic batch and length."""
     network.eval()
-    example = (
-        torch.ones(2, 9, dtype=torch.long),
-        torch.ones(2, 9, dtype=torch.long),
-        torch.zeros(2, len(network.heads.surface_mean)),
-    )
+    ids = torch.ones(2, 9, dtype=torch.long)
+    example = (ids, torch.ones_like(ids), torch.zeros(2, len(network.heads.surface_mean)))
     axes: dict[str, dict[int, str]] = {name: {0: "batch"} for name in (*INPUTS, *OUTPUTS)}
     for name in ("input_ids", "attention_mask"):
         axes[name][1] = "tokens"
     with warnings.catch_warnings():
         # The tracer warns of Python numbers, which are constants of the architecture here.
         warnings.simplefilter("ignore")
-        torch.onnx.export(
-            network,
-            example,
-            str(file),
-            dynamo=False,
-            opset_version=OPSET,
-            input_names=list(INPUTS),
-            output_names=list(OUTPUTS),
-            dynamic_axes=axes,
-        )
+        names = {"input_names": list(INPUTS), "output_names": list(OUTPUTS), "dynamic_axes": axes}
+        torch.onnx.export(network, example, str(file), dynamo=False, opset_version=OPSET, **names)
 
 
 def graph_run(file: Path) -> Callable[..., Sequence[Array]]:
@@ -195,7 +160,5 @@ def _outputs(run: Callable[..., Sequence[Array | Tensor]], frames: Frames) -> di
 
 def _difference(ours: Mapping[str, Array], other: Mapping[str, Array]) -> dict[str, float]:
     """The largest difference of each output, relative to 1 + its size."""
-    return {
-        name: round(float((np.abs(values - other[name]) / (1.0 + np.abs(values))).max()), 6)
-        for name, values in ours.items()
-    }
+    found = {name: np.abs(x - other[name]) / (1.0 + np.abs(x)) for name, x in ours.items()}
+    return {name: round(float(each.max()), 6) for name, each in found.items()}

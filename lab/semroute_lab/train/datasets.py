@@ -17,39 +17,26 @@ from pathlib import Path
 from typing import Any
 
 from semroute_extproc.errors import DataError
-from semroute_lab.common.tables import Table
+from semroute_lab.common.tables import Table, text_key
 
-DECLARED = Path(__file__).parent / "sources.toml"
-"""The declared domains, tasks and sources."""
+DECLARED = Path(__file__).parent / "sources.toml"  # The declared domains, tasks and sources
+NAMES = tomllib.loads(DECLARED.read_text())
 
-_NAMES = tomllib.loads(DECLARED.read_text())
-
-DOMAINS: tuple[str, ...] = tuple(_NAMES["domains"])
-"""The domains, in MMLU-Pro's spelling."""
-
-TASKS: tuple[str, ...] = tuple(_NAMES["tasks"])
-"""Kinds of request."""
-
-FAMILIES = ("everyday", "mathematics", "exam")
-"""Families of requests, each with its own difficulty expert; the last one's reads a cluster table."""
-
+DOMAINS: tuple[str, ...] = tuple(NAMES["domains"])  # The domains, in MMLU-Pro's spelling
+TASKS: tuple[str, ...] = tuple(NAMES["tasks"])  # Kinds of request
+FAMILIES = ("everyday", "mathematics", "exam")  # Families of requests, each with an expert
 EVERYDAY, MATHEMATICS, EXAM = range(len(FAMILIES))
 
-CALIBRATION_SHARE = 10
-"""One in this many fit rows, by the hash of its text, is kept for early stopping and calibration."""
-
-FIT_ROWS_MIN = 200
-"""A fit on fewer rows is refused."""
+CALIBRATION_SHARE = 10  # One in this many fit rows, by the hash of its text, is kept for calibration
+FIT_ROWS_MIN = 200  # A fit on fewer rows is refused
 
 
 class Part(enum.StrEnum):
     """Use of a row."""
 
     FIT = "fit"
-    CALIBRATE = "calibrate"
-    """Not in the fit; for early stopping, temperatures and thresholds."""
-    DEV = "dev"
-    """Only reported on."""
+    CALIBRATE = "calibrate"  # Not in the fit; for early stopping, temperatures and thresholds
+    DEV = "dev"  # Only reported on
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,36 +53,20 @@ class Example:
 
     text: str
     source: str
-    place: str
-    """`file:row`, for messages."""
+    place: str  # `file:row`, for messages
     rights: Rights
     part: Part
-    domain: int | None = None
-    """Index into `DOMAINS`."""
-    task: int | None = None
-    """Index into `TASKS`."""
-    difficulty: float | None = None
-    """Probability that the strong model is needed, 0..1."""
-    gain: float | None = None
-    """Value of the exam expert's cluster table, such as s - w, the quality of strong over weak; -1..1."""
-    family: int = EVERYDAY
-    """Index into `FAMILIES`."""
-    intent: str | None = None
-    """A fine label such as `clinc150/card_arrival`; it shapes the embedding and is not exported."""
-    weight: float = 1.0
-    """Of this row's difficulty in the loss."""
+    domain: int | None = None  # Index into `DOMAINS`
+    task: int | None = None  # Index into `TASKS`
+    difficulty: float | None = None  # Probability that the strong model is needed, 0..1
+    gain: float | None = None  # Value of the exam expert's cluster table, such as s - w; -1..1
+    family: int = EVERYDAY  # Index into `FAMILIES`
+    intent: str | None = None  # Fine label such as `clinc150/card_arrival`; shapes the embedding
+    weight: float = 1.0  # Of this row's difficulty in the loss
 
 
-TARGETS = ("domain", "task", "difficulty", "intent")
-"""The fields of `Example` that are trained on, and reported on for dev rows."""
-
+TARGETS = ("domain", "task", "difficulty", "intent")  # Trained on, and reported on for dev rows
 _LETTERED = re.compile(r"\n\s*\(?[A-J][.):]\s.*\Z", re.DOTALL)
-_SPACE = re.compile(r"\s+")
-
-
-def text_key(text: str) -> str:
-    """A key shared by texts that differ in case and white space only."""
-    return _SPACE.sub(" ", text).strip().casefold()
 
 
 def stem_key(text: str) -> str:
@@ -126,16 +97,13 @@ class Corpus:
     fit: tuple[Example, ...]
     calibrate: tuple[Example, ...]
     dev: tuple[Example, ...]
-    dropped: dict[str, int]
-    """Number of rows, or of targets of rows, that were left out, by reason."""
+    dropped: dict[str, int]  # Number of rows, or of targets of rows, that were left out, by reason
 
 
 def assemble(rows: Iterable[Example], rows_min: int = FIT_ROWS_MIN) -> Corpus:
     """Apply the rules between rows and split them into parts.
-
-    Rows that may not train and are not dev rows are left out. A row whose question is also a dev row
-    loses every target that is reported there. Of rows of one source with the same text the first is
-    kept. Fewer than `rows_min` fit rows are refused.
+    A row whose question is also a dev row loses every target that is reported there. Of rows of one source
+    with the same text the first is kept.
     """
     rows = list(rows)
     dev = tuple(row for row in rows if row.part is Part.DEV)
@@ -155,9 +123,8 @@ def assemble(rows: Iterable[Example], rows_min: int = FIT_ROWS_MIN) -> Corpus:
             kept[key] = left
         if reason:
             dropped[reason] += 1
-    fit, calibrate = (
-        tuple(row for row in kept.values() if row.part is part) for part in (Part.FIT, Part.CALIBRATE)
-    )
+    parts = (Part.FIT, Part.CALIBRATE)
+    fit, calibrate = (tuple(row for row in kept.values() if row.part is part) for part in parts)
     if len(fit) < rows_min:
         raise DataError(f"expected at least {rows_min} rows to train on, found {len(fit)}")
     return Corpus(fit, calibrate, dev, dict(dropped))

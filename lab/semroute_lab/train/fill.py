@@ -7,19 +7,26 @@ expert, and the memory of the domain head.
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from scipy.optimize import minimize, minimize_scalar
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import Ridge
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from semroute_lab.train.calibrate import kmeans, platt, temperature
 from semroute_lab.train.datasets import DOMAINS, EXAM, FAMILIES, Example
 from semroute_lab.train.fit import IGNORE, States
 from semroute_lab.train.model import ClusterTable, HeadOutputs, Heads, Memory
 from semroute_lab.train.sources import HANDWRITTEN
 from semroute_lab.train.spec import FillPlan, Say
+
+LOG_TEMPERATURES = (-5.0, 5.0)  # Bounds of the logarithm of a temperature
+KMEANS_ROUNDS_MAX = 50  # Bound on Lloyd's iterations
 
 
 def fit_recall(heads: Heads, tuned: Tensor, base: Tensor, plan: FillPlan, say: Say) -> None:
@@ -36,11 +43,7 @@ def fit_recall(heads: Heads, tuned: Tensor, base: Tensor, plan: FillPlan, say: S
 def add_table(
     heads: Heads, rows: Sequence[Example], states: States, source: str, plan: FillPlan, seed: int, say: Say
 ) -> None:
-    """Give the exam expert its cluster table and calibrate it on out-of-fold values.
-
-    `rows` and `states` are the fit and calibration rows together: out-of-fold values need no rows to
-    be kept back, and labels are few. `source` is the source of the outcomes.
-    """
+    """Give the exam expert its cluster table from the rows of `source`, calibrated out of fold."""
     own = [i for i, row in enumerate(rows) if row.source == source and row.gain is not None]
     if len(own) < plan.clusters * plan.expert_rows_min // 2:
         say(f"exam expert: {len(own)} rows of {source} are too few for a cluster table")
@@ -54,11 +57,7 @@ def add_table(
 
 
 def cluster_table(x: Tensor, target: Tensor, clusterings: int, plan: FillPlan, seed: int) -> ClusterTable:
-    """The mean target per cluster of inputs [rows, inputs], for many seeds of K-means.
-
-    The rule of UniRoute (Jitkrittum et al., arXiv 2502.08773, section 4.1) for one model pair, averaged
-    over clusterings.
-    """
+    """The mean target per cluster, UniRoute's rule (section 4.1), for many seeds of K-means."""
     k = min(plan.clusters, len(x))
     table = ClusterTable(clusterings, k, x.shape[1])
     for run in range(clusterings):
@@ -89,9 +88,8 @@ def out_of_fold(x: Tensor, target: Tensor, plan: FillPlan, seed: int) -> Tensor:
 
 def calibrate_experts(heads: Heads, rows: Sequence[Example], check: States, plan: FillPlan, say: Say) -> None:
     """Platt scaling of the experts without a table, each on the calibration rows of its family.
-
-    The everyday expert learns from many kinds of rows, some with a guessed difficulty; it is
-    calibrated on those that a person judged, where there are enough.
+    The everyday expert learns from many kinds of rows, some with a guessed difficulty; it is calibrated on
+    those that a person judged, where there are enough.
     """
     with torch.inference_mode():
         means = heads.parts(check.pooled, check.surface).members.mean(-1)
@@ -123,11 +121,7 @@ def add_memory(
     seed: int,
     say: Say,
 ) -> None:
-    """Store `rows` (their outputs are `fit`) in the memory and choose its parameters on calibration rows.
-
-    `target` is the domain of each calibration row, `IGNORE` where unknown. The grid's best by
-    cross-entropy after temperature scaling is used.
-    """
+    """Store `rows`, with outputs `fit`; the parameters are the best on calibration rows."""
     chosen = cases(rows, plan.cases_max, seed)
     with torch.inference_mode():
         known, asked = heads.recalled(fit), heads.recalled(check)
@@ -137,9 +131,8 @@ def add_memory(
     with torch.no_grad():
         memory.axes.weight.copy_(axes)
         memory.keys.copy_(memory.on_axes(vectors))
-    memory.labels.copy_(
-        F.one_hot(torch.tensor([rows[case[0]].domain for case in chosen]), len(DOMAINS)).float()
-    )
+    domains = torch.tensor([rows[case[0]].domain for case in chosen])
+    memory.labels.copy_(F.one_hot(domains, len(DOMAINS)).float())
     labelled = target != IGNORE
     target = target[labelled]
     plain = check.domain[labelled].log_softmax(-1)
@@ -155,17 +148,13 @@ def add_memory(
     loss, sharpness, weight = min(tried, key=lambda one: one[0])
     memory.sharpness.fill_(sharpness)
     memory.weight.fill_(weight)
-    say(
-        f"memory: {len(vectors)} cases, sharpness {sharpness:g}, weight {weight:g}, "
-        f"loss {loss:.4f} on calibration rows"
-    )
+    chosen_by = f"sharpness {sharpness:g}, weight {weight:g}, loss {loss:.4f} on calibration rows"
+    say(f"memory: {len(vectors)} cases, {chosen_by}")
 
 
 def cases(rows: Sequence[Example], most: int, seed: int) -> list[list[int]]:
     """Indices of the rows of each case to store.
-
-    A case is a place in a file, so a question with and without its options is one. All cases with a
-    domain are stored, but at most `most` of a source that has only one domain.
+    A case is a place in a file. All with a domain, but at most `most` of a source with only one domain.
     """
     sources: dict[str, dict[str, list[int]]] = {}
     first: dict[str, str] = {}
@@ -186,3 +175,63 @@ def principal_axes(x: Tensor, count: int) -> Tensor:
     """The axes on which `x` [rows, d] is largest, not centred, at most `count`; orthonormal, [axes, d]."""
     _, vectors = torch.linalg.eigh((x.T @ x).double())
     return vectors.flip(1)[:, :count].T.to(x.dtype)
+
+
+def temperature(logits: Tensor, target: Tensor) -> float:
+    """The temperature that minimises the cross-entropy of known targets (Guo et al. 2017, section 4.2)."""
+    known = target != IGNORE
+    logits, target = logits[known].double(), target[known]
+
+    def loss(log_t: float) -> float:
+        return float(F.cross_entropy(logits / np.exp(log_t), target))
+
+    found = minimize_scalar(loss, bounds=LOG_TEMPERATURES, method="bounded", options={"xatol": 1e-8})
+    return float(np.exp(found.x))
+
+
+def platt(logits: Tensor, target: Tensor, weight: Tensor) -> tuple[float, float]:
+    """Platt 1999: a > 0 and b of sigmoid(a logit + b) with the least loss on soft targets."""
+    known = ~torch.isnan(target)
+    x, y, w = (part[known].double().numpy() for part in (logits, target, weight))
+    w = w / w.sum()
+
+    def loss(parameters: np.ndarray[tuple[int], np.dtype[np.float64]]) -> tuple[float, list[float]]:
+        scale = np.exp(parameters[0])
+        z = scale * x + parameters[1]
+        slope = w * (1.0 / (1.0 + np.exp(-z)) - y)
+        return float(w @ (np.logaddexp(0.0, z) - y * z)), [float(slope @ (scale * x)), float(slope.sum())]
+
+    found = minimize(loss, [0.0, 0.0], jac=True, method="BFGS", options={"gtol": 1e-9})
+    return float(np.exp(found.x[0])), float(found.x[1])
+
+
+def kmeans(x: Tensor, k: int, seed: int) -> Tensor:
+    """Lloyd's algorithm from one draw of k-means++ seeds; the centroids [k, inputs]."""
+    with warnings.catch_warnings():
+        # Fewer distinct rows than clusters: some centroids are equal.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        found = KMeans(k, n_init=1, max_iter=KMEANS_ROUNDS_MAX, random_state=seed).fit(x.numpy())
+    return torch.from_numpy(found.cluster_centers_).to(x.dtype)
+
+
+def spherical_kmeans(vectors: Tensor, k: int, seed: int) -> Tensor:
+    """At most `k` unit centroids of unit vectors [rows, d]; [k, d]."""
+    return F.normalize(kmeans(vectors, min(k, len(vectors)), seed), dim=1)
+
+
+def unknown_threshold(known: Tensor, centroids: Tensor, share: float) -> float:
+    """The cosine to the nearest centroid below which `share` of the known vectors [rows, d] are."""
+    nearest = (known @ centroids.T).max(1).values
+    return float(np.quantile(nearest.numpy(), share))
+
+
+def quantiles(probabilities: Tensor, weight: Tensor | None = None) -> list[float]:
+    """The 0, 1, … 100 % quantiles over weighted traffic, interpolated between the middles of its steps."""
+    values, order = probabilities.double().sort()
+    weights = torch.ones_like(values) if weight is None else weight.double()[order]
+    values, weights = values[weights > 0], weights[weights > 0]
+    middle = (weights.cumsum(0) - weights / 2) / weights.sum()
+    low, high = float(middle[0]), float(middle[-1])
+    places = low + np.linspace(0.0, 1.0, 101) * (high - low)
+    found = np.interp(places, middle.numpy(), values.numpy())
+    return [float(value) for value in np.maximum.accumulate(np.round(found, 6))]

@@ -1,28 +1,32 @@
-"""The loss over the targets that a row has, and the fit of the heads on fixed states of the encoder."""
+"""The loss, fine-tuning of the encoder (restartable), and the fit of the heads on its fixed states."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
+import random
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.optim.swa_utils import AveragedModel
 
-from semroute_lab.train.bert import Encoder
+from semroute_lab.train.bert import Encoder, Frames
 from semroute_lab.train.datasets import Example
-from semroute_lab.train.frames import Frames
-from semroute_lab.train.model import HeadOutputs, Heads
-from semroute_lab.train.spec import HeadPlan, LossWeights, Say
+from semroute_lab.train.model import HeadOutputs, Heads, Network
+from semroute_lab.train.sources import SOURCES
+from semroute_lab.train.spec import HeadPlan, LossWeights, Say, TunePlan
 
-EMBED_BATCH = 32
-"""Texts of one pass when a whole set is embedded."""
+EMBED_BATCH = 32  # Texts of one pass when a whole set is embedded
+IGNORE = -100  # Class index of an unknown target
+QUOTA = {source.name: source.quota for source in SOURCES if source.quota is not None}
+"""Rows of a source drawn per epoch, possibly more than it has; every row of the others."""
 
-IGNORE = -100
-"""Class index of an unknown target."""
+REPORT_SECONDS = 60.0  # A line of progress at least this often
 
 
 class Targets(NamedTuple):
@@ -52,9 +56,7 @@ class Targets(NamedTuple):
 
 def multitask(out: HeadOutputs, targets: Targets, weights: LossWeights) -> Tensor:
     """Weighted sum of the heads' losses, each averaged over the rows that have its target.
-
-    Cross-entropy for the classes and the gate; binary cross-entropy with soft targets for every
-    member of the expert of a row's family, so that experts do not unlearn each other's targets.
+    Only the expert of a row's family learns from it: experts do not unlearn each other's targets.
     """
     rows = torch.arange(len(targets.family), device=out.members.device)
     loss = weights.domain * _classes(out.domain, targets.domain, weights.smoothing)
@@ -71,10 +73,7 @@ def _classes(logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
 
 
 def soft_binary(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean of -(y log p + (1 - y) log(1 - p)) over the rows with a target.
-
-    `logits` [rows, members], `target` [rows] with NaN where unknown, `weight` [rows].
-    """
+    """Weighted mean of -(y log p + (1 - y) log(1 - p)) of all members over rows whose target is not NaN."""
     known = ~torch.isnan(target)
     if not bool(known.any()):
         return logits.sum() * 0.0
@@ -155,3 +154,145 @@ def fit_heads(
 def _heads_loss(heads: Heads, states: States, index: Tensor, weights: LossWeights) -> Tensor:
     out = heads.parts(states.pooled[index], states.surface[index])
     return multitask(out, states.targets.take(index), weights)
+
+
+class FineLabels(nn.Module):  # type: ignore[misc]
+    """A cosine classifier over the fine labels, each among its own data set's; not exported."""
+
+    def __init__(self, rows: Sequence[Example], dimensions: int, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        sets: dict[str, list[str]] = {}
+        for label in sorted({row.intent for row in rows if row.intent is not None}):
+            sets.setdefault(label.partition("/")[0], []).append(label)
+        own = enumerate(sets.values())
+        self.place = {label: (number, at) for number, labels in own for at, label in enumerate(labels)}
+        # One parameter per data set: an optimiser skips those without a row in the batch.
+        self.vectors = nn.ParameterList(torch.randn(len(own), dimensions) * 0.05 for own in sets.values())
+
+    def loss(self, embedding: Tensor, rows: Sequence[Example]) -> Tensor:
+        """Mean cross-entropy over the rows [batch, d] that have a fine label."""
+        total, count = embedding.sum() * 0.0, 0
+        places = [(i, *self.place[row.intent]) for i, row in enumerate(rows) if row.intent in self.place]
+        for number, vectors in enumerate(self.vectors):
+            mine = [(i, at) for i, own, at in places if own == number]
+            if mine:
+                index, target = (torch.tensor(column) for column in zip(*mine, strict=True))
+                cosine = embedding[index] @ F.normalize(vectors, dim=-1).T
+                total = total + F.cross_entropy(self.scale * cosine, target, reduction="sum")
+                count += len(mine)
+        return total / max(count, 1)
+
+
+def fine_tune(
+    network: Network,
+    rows: Sequence[Example],
+    frames: Frames,
+    mask_id: int,
+    check: Callable[[Network], float],
+    plan: TunePlan,
+    weights: LossWeights,
+    seed: int,
+    file: Path,
+    say: Say,
+) -> tuple[Network, float]:
+    """Fine-tune `network`; the average of its weights at the epoch with the lowest `check`, and CPU seconds.
+    A run that finds the state in `file`, written after each epoch, continues with the batches it would have.
+    """
+    torch.manual_seed(seed)
+    rng = random.Random(seed)
+    schedule = [frames.shuffled(_draw(rows, rng), plan.batch, rng) for _ in range(plan.epochs)]
+    total = sum(map(len, schedule))
+    fine = FineLabels(rows, network.encoder.dimensions, plan.cosine_scale)
+    optimiser = torch.optim.AdamW(_groups(network, fine, plan), weight_decay=0.01)
+    rates = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, total, plan))
+
+    def decayed(mean: Tensor, now: Tensor, n: Tensor | int) -> Tensor:
+        """The decay of the average grows with the number of steps."""
+        return mean.lerp(now, 1.0 - min(plan.average, (1 + int(n)) / (10 + int(n))))
+
+    average = AveragedModel(network, avg_fn=decayed)
+    # The first update copies: the average starts at the untuned weights.
+    average.update_parameters(network)
+    parts = {"network": network, "average": average, "fine": fine, "optimiser": optimiser, "rates": rates}
+    state: dict[str, Any] = {"epoch": 0, "seconds": 0.0, "best": float("inf"), "best_state": {}}
+    if file.exists():
+        state = torch.load(file, weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(state.pop(name))
+        say(f"continuing after epoch {state['epoch']} of {plan.epochs}")
+
+    def step(index: list[int]) -> float:
+        ids, mask, surface = frames.batch(index)
+        batch = [rows[i] for i in index]
+        out = network.heads.parts(network.encoder(_masked(ids, mask, plan.masked, mask_id), mask), surface)
+        loss = multitask(out, Targets.of(batch), weights) + plan.fine * fine.loss(out.embedding, batch)
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), plan.clip)
+        optimiser.step()
+        rates.step()
+        average.update_parameters(network)
+        return float(loss.detach())
+
+    for number in range(state["epoch"], plan.epochs):
+        started, reported = time.process_time(), time.monotonic()
+        torch.manual_seed(seed + number)
+        network.train()
+        for index in schedule[number]:
+            loss = step(index)
+            if time.monotonic() - reported > REPORT_SECONDS:
+                reported = time.monotonic()
+                say(f"step {rates.last_epoch} of {total}, loss {loss:.3f}")
+        now = check(average.module)
+        say(f"epoch {number + 1} of {plan.epochs}: {now:.4f} on calibration rows")
+        if now < state["best"]:
+            state |= {"best": now, "best_state": copy.deepcopy(average.module.state_dict())}
+        state |= {"epoch": number + 1, "seconds": state["seconds"] + time.process_time() - started}
+        aside = file.with_suffix(".part")
+        torch.save(state | {name: part.state_dict() for name, part in parts.items()}, aside)
+        aside.rename(file)
+    tuned: Network = average.module
+    tuned.load_state_dict(state["best_state"])
+    return tuned.eval(), state["seconds"]
+
+
+def _masked(ids: Tensor, mask: Tensor, share: float, mask_id: int) -> Tensor:
+    """Ids with a share of the real tokens replaced by [MASK]; the first and last of a text stay."""
+    hide = torch.rand(ids.shape) < share
+    hide[:, 0] = hide[:, -1] = False
+    hide[:, :-1] &= mask[:, 1:].bool()
+    return ids.masked_fill(hide, mask_id)
+
+
+def _draw(rows: Sequence[Example], rng: random.Random) -> list[int]:
+    """Row indices of one epoch: each source's quota, drawn again in each epoch."""
+    sources: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        sources.setdefault(row.source, []).append(i)
+    drawn: list[int] = []
+    for source, own in sorted(sources.items()):
+        quota = QUOTA.get(source, len(own))
+        drawn.extend(own * (quota // len(own)) + rng.sample(own, quota % len(own)))
+    return drawn
+
+
+def _rate(step: int, total: int, plan: TunePlan) -> float:
+    """Linear warm-up, then linear decay to a twentieth."""
+    rising = max(1, round(plan.warmup * total))
+    if step < rising:
+        return (step + 1) / rising
+    return max(0.05, (total - step) / max(1, total - rising))
+
+
+def _groups(network: Network, fine: FineLabels, plan: TunePlan) -> list[dict[str, object]]:
+    """Heads fast, upper layers slower, lower ones slower still, embeddings fixed."""
+    encoder = network.encoder
+    encoder.requires_grad_(False)
+    heads = (network.heads, fine)
+    groups: list[dict[str, object]] = [{"params": list(h.parameters()), "lr": plan.head_rate} for h in heads]
+    depth = len(encoder.layers)
+    for number, layer in enumerate(encoder.layers):
+        rate = plan.encoder_rate * plan.layer_decay ** (depth - 1 - number)
+        groups.append({"params": list(layer.requires_grad_(True).parameters()), "lr": rate})
+    return groups

@@ -1,7 +1,17 @@
-"""From a float32 graph to the served ones, and back: int8 for the CPU, float16 for CUDA. Needs no torch."""
+"""The served graphs, int8 for the CPU and float16 for CUDA, and published bundles. Needs no torch.
+
+Weights are rounded so that products keep their values (GPTQ, Frantar et al., arXiv 2210.17323, section 3):
+the inputs of a product are rounded one after the other, and those that are still free compensate the error,
+by the correlations of the inputs on calibration texts. Seven bits and a sign, because AVX2 without VNNI adds
+products of unsigned and signed bytes in pairs to sixteen bits: 2 x 255 x 64 does not saturate there.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,37 +20,38 @@ from typing import Any
 
 import numpy as np
 
-from semroute_extproc.encoder.preprocess import Framed
-from semroute_lab.train.rounding import round_products
+from semroute_extproc.encoder.bundle import Bundle, load
+from semroute_extproc.encoder.manifest import FileEntry, Manifest
+from semroute_extproc.encoder.preprocess import Framed, Framer
+from semroute_extproc.errors import BundleError, DataError
+from semroute_lab.train.spec import Say
 
 CPU_GRAPH, CUDA_GRAPH = "model.int8.onnx", "model.fp16.onnx"
 
-QUANTISED_HEADS = ("/heads/memory/MatMul",)
-"""The only product of the heads that is as large as the encoder's."""
-
-CALIBRATION_TEXTS_MAX = 256
-"""Texts for the rounding of the weights."""
-
-Feed = Mapping[str, np.ndarray[Any, Any]]
+QUANTISED_HEADS = ("/heads/memory/MatMul",)  # The only product of the heads that is as large as the encoder's
+CALIBRATION_TEXTS_MAX = 256  # Texts for the rounding of the weights
+STEPS = 64  # Weights are multiples -64 to 64 of a scale: ONNX Runtime's reduced range of int8
+DAMPING = 0.01  # Added to the correlations' diagonal, in means of it
+BLOCK = 64  # Columns whose error is compensated at once in all later columns
+CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)  # Largest value of a row's grid, by its largest weight
+Array = np.ndarray[Any, Any]
+Feed = Mapping[str, Array]
+CARD = "CARD.md"
+TEXTS_MIN = 32  # Fewer texts are too few for the inputs' correlations
 
 
 def feeds(framed: Iterable[Framed]) -> list[Feed]:
     """The graph's inputs for each text, one per batch."""
-    return [
-        {
-            "input_ids": np.array([each.ids], dtype=np.int64),
-            "attention_mask": np.ones((1, len(each.ids)), dtype=np.int64),
-            "surface": np.array([each.surface], dtype=np.float32),
-        }
-        for each in framed
-    ]
+    found: list[Feed] = []
+    for each in framed:
+        ids, surface = np.array([each.ids], dtype=np.int64), np.array([each.surface], dtype=np.float32)
+        found.append({"input_ids": ids, "attention_mask": np.ones_like(ids), "surface": surface})
+    return found
 
 
 def write_int8(fp32: Path, file: Path, calibration: Sequence[Feed]) -> None:
     """Dynamic int8, one scale per output channel, of every large matrix product.
-
-    Weights have seven bits and a sign, which no processor saturates, and the encoder's are rounded on
-    the `calibration` texts; see `rounding`.
+    Weights have seven bits and a sign; the encoder's are rounded on the `calibration` texts.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -53,15 +64,9 @@ def write_int8(fp32: Path, file: Path, calibration: Sequence[Feed]) -> None:
         warnings.simplefilter("ignore")
         exact = Path(folder) / "rounded.onnx"
         round_products(fp32, exact, products, calibration[:CALIBRATION_TEXTS_MAX])
-        quantize_dynamic(
-            exact,
-            file,
-            per_channel=True,
-            reduce_range=True,
-            weight_type=QuantType.QInt8,
-            nodes_to_exclude=[*small, *renamed],
-            extra_options={"MatMulConstBOnly": True},
-        )
+        settings: Any = {"per_channel": True, "reduce_range": True, "weight_type": QuantType.QInt8}
+        settings |= {"nodes_to_exclude": [*small, *renamed], "extra_options": {"MatMulConstBOnly": True}}
+        quantize_dynamic(exact, file, **settings)
 
 
 def _matrix_nodes(fp32: Path) -> list[str]:
@@ -132,3 +137,151 @@ def _without_casts(graph: Any) -> None:
                 names[at] = renamed.get(name, name)
     del graph.node[:]
     graph.node.extend(kept)
+
+
+def round_products(fp32: Path, file: Path, products: Sequence[str], feeds: Iterable[Feed]) -> None:
+    """Write `fp32` to `file` with the weights of the nodes `products` rounded; still a float32 graph.
+    `products` are MatMul nodes with a constant second input; `feeds` are inputs of calibration texts.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(str(fp32))
+    nodes = {node.name: node for node in model.graph.node}
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    read = {name: nodes[name].input[0] for name in products}
+    correlations = _correlations(fp32, sorted(set(read.values())), feeds)
+    for name in products:
+        tensor = weights[nodes[name].input[1]]
+        matrix = rounded(numpy_helper.to_array(tensor).T, correlations[read[name]])
+        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(matrix.T), tensor.name))
+    onnx.save(model, str(file))
+
+
+def rounded(weight: Array, correlations: Array) -> Array:
+    """`weight` [out, in] on a grid per row of `STEPS` either side of 0, given sums of x x^T [in, in].
+    The largest weight of a row is at the end of its grid: quantising the result yields the same grid.
+    """
+    damped = correlations.astype(np.float64)
+    spread = max(float(np.diag(damped).mean()), 1e-12)
+    damped[np.diag_indices_from(damped)] += DAMPING * spread
+    scale = _scale(weight.astype(np.float64), np.diag(damped))
+    order = np.argsort(-np.diag(damped), kind="stable")
+    work = weight[:, order].astype(np.float64)
+    largest = np.abs(work).argmax(1)
+    # The upper Cholesky factor of the inverse has the feedback of every step (GPTQ, step 3).
+    factor = np.linalg.cholesky(np.linalg.inv(damped[np.ix_(order, order)])).T
+    out = np.empty_like(work)
+    for start in range(0, work.shape[1], BLOCK):
+        end = min(start + BLOCK, work.shape[1])
+        lost = np.empty((len(work), end - start))
+        for at in range(start, end):
+            column = work[:, at]
+            steps = np.clip(np.rint(column / scale), -STEPS, STEPS)
+            steps[largest == at] = STEPS * np.sign(column[largest == at])
+            out[:, at] = steps * scale
+            lost[:, at - start] = (column - out[:, at]) / factor[at, at]
+            work[:, at + 1 : end] -= np.outer(lost[:, at - start], factor[at, at + 1 : end])
+        work[:, end:] -= lost @ factor[start:end, end:]
+    back = np.empty_like(out)
+    back[:, order] = out
+    return back.astype(weight.dtype)
+
+
+def _scale(weight: Array, power: Array) -> Array:
+    """The grid's step of each row [out] with the smallest error when inputs have `power` [in]."""
+    largest = np.maximum(np.abs(weight).max(1), 1e-12)
+    scales = np.stack([largest * clip / STEPS for clip in CLIPS])
+    steps = np.clip(np.rint(weight / scales[:, :, None]), -STEPS, STEPS)
+    lost = ((steps * scales[:, :, None] - weight) ** 2 * power).sum(2)
+    best: Array = scales[lost.argmin(0), np.arange(len(weight))]
+    return best
+
+
+def _correlations(fp32: Path, tensors: Sequence[str], feeds: Iterable[Feed]) -> dict[str, Array]:
+    """Sums of x x^T [d, d] over every row of each tensor of the graph, on every feed."""
+    import onnx
+    import onnxruntime
+
+    model = onnx.load(str(fp32))
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in tensors)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    graph, cpu = model.SerializeToString(), ["CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(graph, options, providers=cpu)
+    sums: dict[str, Array] = {}
+    if not tensors:
+        return sums
+    for feed in feeds:
+        for name, value in zip(tensors, session.run(list(tensors), dict(feed)), strict=True):
+            rows = value.reshape(-1, value.shape[-1])
+            sums[name] = sums.get(name, 0.0) + (rows.T @ rows).astype(np.float64)
+    return sums
+
+
+def publish(manifest: Manifest, files: Iterable[Path], target: Path) -> None:
+    """Write a bundle of `files` aside as `.partial`, check that it loads, and rename it into place."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    staging.chmod(0o755)
+    try:
+        listed = {}
+        for file in files:
+            copy = Path(shutil.copyfile(file, staging / file.name))
+            if file.name != CARD:
+                digest = hashlib.sha256(copy.read_bytes()).hexdigest()
+                listed[file.name] = FileEntry(sha256=digest, bytes=copy.stat().st_size)
+        write_manifest(staging, manifest.model_copy(update={"files": listed}))
+        load(staging)
+        if target.exists():
+            old = target.with_name(f".{target.name}.{os.getpid()}.old")
+            target.rename(old)
+            staging.rename(target)
+            shutil.rmtree(old)
+        else:
+            staging.rename(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def copy_bundle(source: Bundle, target: Path, device: str | None) -> list[str]:
+    """Publish a copy of `source`, without the graph of the other device if one is given; its files' names."""
+    manifest = source.manifest
+    kept = {name: file for name, file in manifest.graphs.items() if device in (None, name)}
+    unused = set(manifest.graphs.values()) - set(kept.values())
+    names = [name for name in manifest.files if name not in unused]
+    if (source.path / CARD).exists():
+        names.append(CARD)
+    publish(manifest.model_copy(update={"graphs": kept}), [source.path / name for name in names], target)
+    return sorted(names)
+
+
+def requantise(source: Bundle, target: Path, texts: Path, say: Say) -> None:
+    """Publish `source` in `target` with its CPU graph rebuilt from its CUDA graph, rounded on `texts`.
+    Raises DataError or BundleError. The card describes another graph and is not copied.
+    """
+    lines = [line.strip() for line in texts.read_text(encoding="utf-8", errors="replace").splitlines()]
+    chosen = [line for line in lines if line]
+    if len(chosen) < TEXTS_MIN:
+        raise DataError(f"{texts}:1:: {len(chosen)} texts, at least {TEXTS_MIN} are needed")
+    manifest = source.manifest
+    if "cuda" not in manifest.graphs:
+        raise BundleError(f"{source.path}: there is no CUDA graph to make the CPU graph from")
+    most = CALIBRATION_TEXTS_MAX
+    chosen = chosen[:: max(1, len(chosen) // most)][:most]
+    framer = Framer(source.path / "tokenizer.json", source.manifest.encoder)
+    with tempfile.TemporaryDirectory() as folder:
+        fp32, int8 = Path(folder) / "fp32.onnx", Path(folder) / CPU_GRAPH
+        write_widened(source.path / manifest.graphs["cuda"], fp32)
+        say(f"rounding the weights on {len(chosen)} texts")
+        write_int8(fp32, int8, feeds(map(framer.frame, chosen)))
+        kept = [source.path / name for name in manifest.files if name != manifest.graphs.get("cpu")]
+        updated = manifest.model_copy(update={"graphs": {**manifest.graphs, "cpu": CPU_GRAPH}})
+        publish(updated, [*kept, int8], target)
+    say(f"published {target}")
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write `bundle.json` into the directory `path`, indented and with a final newline."""
+    text = json.dumps(manifest.model_dump(mode="json", exclude_none=True), indent=2, ensure_ascii=False)
+    (path / "bundle.json").write_text(text + "\n")

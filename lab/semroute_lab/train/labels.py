@@ -1,9 +1,8 @@
 """From outcomes to the target of a router: Hybrid LLM's labels and RouteLLM's win probability.
 
-Shapes: `strong` and `weak` are qualities, [rows] or [rows, samples] with several answers per model;
-NaN is an answer that is missing. `targets` is the entry: P(the strong model is needed), so a high
-value asks for the strong model. Hybrid LLM (Ding et al., arXiv 2404.14618) calls the easy requests
-positive; `r_det`, `r_prob` and `r_trans` are its labels, and `targets` gives their complements.
+`strong` and `weak` are qualities, [rows] or [rows, samples]; NaN is an answer that is missing. Hybrid LLM
+(Ding et al., arXiv 2404.14618) calls the easy requests positive; `r_det`, `r_prob` and `r_trans` are its
+labels, and `targets` gives their complements.
 """
 
 from __future__ import annotations
@@ -18,41 +17,35 @@ Floats = npt.NDArray[np.float64]
 KINDS = ("only-strong", "det", "prob", "trans", "win")
 """`only_strong`, the complements of `r_det`, `r_prob` and `r_trans` at t*, and `win_probability`."""
 
-TRANSFORM_GRID = 101
-"""Candidates of t between 0 and the largest gap; the paper searches a grid as well."""
-
-PAIRS_MAX = 4_000
-"""More rows than this are sampled for the search of t."""
-
-TIE_CREDIT = 0.5
-"""A tie counts half a win in `targets`, as in Bradley-Terry ratings; with 0, `win` would equal `prob`."""
+TRANSFORM_GRID = 101  # Candidates of t between 0 and the largest gap; the paper searches a grid as well
+PAIRS_MAX = 4_000  # More rows than this are sampled for the search of t
+TIE_CREDIT = 0.5  # A tie counts half a win, as in Bradley-Terry ratings; with 0, `win` would equal `prob`
 
 
 def targets(
     kind: str, strong: npt.ArrayLike, weak: npt.ArrayLike, t: float | None = None
 ) -> tuple[Floats, dict[str, Any]]:
     """P(the strong model is needed) in 0..1 by one of `KINDS`, [rows], and facts about the labels.
-
-    `trans` uses `t`, or t* of these rows; the facts hold it as "t". Rows without an answer of either
-    model are NaN.
+    `trans` uses `t`, or t* of these rows; the facts hold it as "t". Rows without an answer of either model
+    are NaN.
     """
     info: dict[str, Any] = {"kind": kind}
-    if kind == "only-strong":
-        found = only_strong(strong, weak)
-    elif kind == "det":
-        found = 1.0 - r_det(strong, weak)
-    elif kind == "prob":
-        found = 1.0 - r_prob(strong, weak)
-    elif kind == "trans":
-        info["t"] = best_t(strong, weak) if t is None else t
-        found = 1.0 - r_trans(strong, weak, info["t"])
-    elif kind == "win":
-        gaps = _gaps(strong, weak)
-        wins, ties, losses = ((gaps < 0).sum(1), (gaps == 0).sum(1), (gaps > 0).sum(1))
-        info["tie_credit"] = TIE_CREDIT
-        found = win_probability(wins, ties, losses, TIE_CREDIT)
-    else:
-        raise ValueError(f"{kind!r} is none of {', '.join(KINDS)}")
+    match kind:
+        case "only-strong":
+            found = only_strong(strong, weak)
+        case "det":
+            found = 1.0 - r_det(strong, weak)
+        case "prob":
+            found = 1.0 - r_prob(strong, weak)
+        case "trans":
+            info["t"] = best_t(strong, weak) if t is None else t
+            found = 1.0 - r_trans(strong, weak, info["t"])
+        case "win":
+            info["tie_credit"], gaps = TIE_CREDIT, _gaps(strong, weak)
+            counts = ((gaps < 0).sum(1), (gaps == 0).sum(1), (gaps > 0).sum(1))
+            found = win_probability(*counts, TIE_CREDIT)
+        case _:
+            raise ValueError(f"{kind!r} is none of {', '.join(KINDS)}")
     return found, info | {"mean": float(np.nanmean(found))}
 
 
@@ -62,11 +55,7 @@ def gain(strong: npt.ArrayLike, weak: npt.ArrayLike) -> Floats:
 
 
 def only_strong(strong: npt.ArrayLike, weak: npt.ArrayLike, least: float = 0.5) -> Floats:
-    """Share of the pairs of answers with a good strong one (>= `least`) and a weak one that is not; [rows].
-
-    One answer each: 1 where the strong model is right and the weak one wrong, else 0. Several: the
-    product of the two shares, since answers are drawn independently.
-    """
+    """P(an answer of strong is good, >= `least`, and one of weak is not), drawn independently; [rows]."""
     s, w = (np.where(np.isnan(x), np.nan, x >= least) for x in map(_samples, (strong, weak)))
     return _mean(s) * (1.0 - _mean(w))
 
@@ -83,10 +72,7 @@ def r_prob(strong: npt.ArrayLike, weak: npt.ArrayLike) -> Floats:
 
 
 def r_trans(strong: npt.ArrayLike, weak: npt.ArrayLike, t: float) -> Floats:
-    """Relaxed label (section 3.3): Pr[H >= -t], t >= 0 in units of quality; [rows].
-
-    With a large gap between the models r_prob is almost always 0; t makes up for the gap.
-    """
+    """Relaxed label (section 3.3): Pr[H >= -t], t >= 0; it makes up for a large gap between the models."""
     return _share_above(_gaps(strong, weak), -t)
 
 
@@ -104,19 +90,16 @@ def best_t(strong: npt.ArrayLike, weak: npt.ArrayLike, seed: int = 0) -> float:
 
 def mean_absolute_difference(y: Floats) -> float:
     """(1/N^2) sum_ij |y_i - y_j|, from the sorted values in O(N log N)."""
-    ordered = np.sort(y)
-    n = ordered.size
+    ordered, n = np.sort(y), y.size
     return float(2.0 * (ordered @ (2.0 * np.arange(1, n + 1) - n - 1)) / n**2)
 
 
 def win_probability(
     strong_wins: npt.ArrayLike, ties: npt.ArrayLike, weak_wins: npt.ArrayLike, tie_credit: float = 0.0
 ) -> Floats:
-    """P(strong wins) from counts of judgements: (s + credit * t) / (s + t + w); [rows].
-
-    RouteLLM (arXiv 2406.18665, section 3) labels a comparison as win, tie or loss of the strong model.
-    Its classifiers count a tie as no win (`tie_credit` 0), its Bradley-Terry ratings as half a win.
-    Rows without judgements are NaN.
+    """P(strong wins) from counts of judgements, (s + credit * t) / (s + t + w); [rows], NaN without any.
+    RouteLLM (arXiv 2406.18665, section 3): its classifiers count a tie as no win (`tie_credit` 0), its
+    Bradley-Terry ratings as half a win.
     """
     s, t, w = (np.asarray(x, dtype=np.float64) for x in (strong_wins, ties, weak_wins))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -131,9 +114,8 @@ def _samples(quality: npt.ArrayLike) -> Floats:
 def _mean(quality: npt.ArrayLike) -> Floats:
     """The mean of the known answers of each row; NaN if there are none."""
     values = _samples(quality)
-    known = (~np.isnan(values)).sum(axis=1)
     with np.errstate(invalid="ignore"):
-        return np.asarray(np.nansum(values, axis=1) / known, dtype=np.float64)
+        return np.asarray(np.nansum(values, axis=1) / (~np.isnan(values)).sum(axis=1), dtype=np.float64)
 
 
 def _gaps(strong: npt.ArrayLike, weak: npt.ArrayLike) -> Floats:

@@ -10,7 +10,7 @@ One file, CSV or JSON Lines (also gzip-compressed), one prompt per row:
     split             optional; rows marked `dev` are reported on and never train
     domain, task      optional names, see `datasets.DOMAINS` and `datasets.TASKS`
 
-Every fault is a DataError `file:row:column: what was expected`, raised before anything is fitted.
+Every fault is a DataError, raised before anything is fitted.
 """
 
 from __future__ import annotations
@@ -23,33 +23,16 @@ from typing import Any
 import numpy as np
 
 from semroute_extproc.errors import DataError
-from semroute_lab.common.tables import Table, read_table
-from semroute_lab.train import labels, quality
-from semroute_lab.train.datasets import (
-    DOMAINS,
-    EXAM,
-    TASKS,
-    Example,
-    Part,
-    Rights,
-    named,
-    part_of_fit,
-    text_key,
-)
+from semroute_lab.common.tables import Table, read_table, text_key
+from semroute_lab.train import datasets, labels, quality
+from semroute_lab.train.datasets import Example, Part
 from semroute_lab.train.labels import Floats
-from semroute_lab.train.sources import LOGS
+from semroute_lab.train.sources import LOGS, Source, names_in
 
-COST = "cost."
-"""Start of the name of a column of costs."""
-
-ROWS_MIN = 200
-"""Fewer prompts than this teach a router nothing but noise."""
-
-RARER_MIN = 20
-"""The rarer of the two classes (strong needed or not) must have this many rows."""
-
-ANSWERS_MAX = 64
-"""Most answers of one model to one prompt."""
+COST = "cost."  # Start of the name of a column of costs
+ROWS_MIN = 200  # Fewer prompts than this teach a router nothing but noise
+RARER_MIN = 20  # The rarer of the two classes (strong needed or not) must have this many rows
+ANSWERS_MAX = 64  # Most answers of one model to one prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,73 +41,57 @@ class LogsPlan:
 
     file: Path
     weak: str
-    strong: str
-    """The two models."""
-    labels: str = "only-strong"
-    """One of `labels.KINDS`."""
-    quality: str = "given"
-    """One of `quality.KINDS`."""
-    bart: Path | None = None
-    """Directory of the seq2seq model for `bartscore`."""
+    strong: str  # The two models
+    labels: str = "only-strong"  # One of `labels.KINDS`
+    quality: str = "given"  # One of `quality.KINDS`
+    bart: Path | None = None  # Directory of the seq2seq model for `bartscore`
 
 
 def read_logs(plan: LogsPlan) -> tuple[list[Example], dict[str, Any]]:
     """The rows on which both models were asked, for the exam expert, and facts about the labels."""
     table = read_table(plan.file)
     texts = table.texts("prompt")
-    _refuse_twins(table, texts)
+    first: dict[str, int] = {}
+    for row, text in enumerate(texts):
+        if (before := first.setdefault(text_key(text), row)) != row:
+            raise table.error("prompt", f"the same prompt as in row {table.numbers[before]}", row)
     if plan.quality == "bartscore" and plan.labels == "only-strong":
-        raise DataError(
-            f"{plan.file}:1:: BARTScore has no scale of good and bad: give --labels det, prob or trans"
-        )
+        no_scale = "BARTScore has no scale of good and bad: give --labels det, prob or trans"
+        raise DataError(f"{plan.file}:1:: {no_scale}")
     strong, weak = (_qualities(table, model, plan) for model in (plan.strong, plan.weak))
     for name in table.columns:
         if name.startswith(COST):
             table.numbers_in(name, low=0.0, blank=True)
-    column = _column(plan.quality) + plan.strong
+    column = quality.START[plan.quality] + plan.strong
     gains = labels.gain(strong, weak)
     asked = np.isfinite(gains)
-    if int(asked.sum()) < ROWS_MIN:
-        raise table.error(
-            column,
-            f"expected at least {ROWS_MIN} rows on which {plan.weak} and {plan.strong} were both asked, "
-            f"found {int(asked.sum())}",
-        )
+    if (count := int(asked.sum())) < ROWS_MIN:
+        both = f"rows on which {plan.weak} and {plan.strong} were both asked"
+        raise table.error(column, f"expected at least {ROWS_MIN} {both}, found {count}")
     dev = np.array([split == "dev" for split in table.columns.get("split", [""] * len(table))])
     # t* is chosen without the rows that are reported on.
     fit = asked & ~dev
     _, info = labels.targets(plan.labels, strong[fit], weak[fit])
     targets, _ = labels.targets(plan.labels, strong, weak, info.get("t"))
-    _refuse_one_class(table, column, targets[asked], plan.strong)
+    needed = int((targets[asked] >= 0.5).sum())
+    if min(needed, count - needed) < RARER_MIN:
+        only = f"rows on which only {plan.strong} does well and as many others"
+        found = f"found {needed} and {count - needed}: there is nothing to learn"
+        raise table.error(column, f"expected at least {RARER_MIN} {only}, {found}")
     # The exam expert's table holds the labels themselves, but for the plain ones the signed gain.
     values = gains if plan.labels == "only-strong" else targets
-    rights = Rights("your own", may_train=True)
-    rows = [
-        Example(
-            texts[row],
-            LOGS,
-            f"{plan.file}:{table.numbers[row]}",
-            rights,
-            Part.DEV if dev[row] else part_of_fit(texts[row]),
-            domain=named(table, row, "domain", DOMAINS),
-            task=named(table, row, "task", TASKS),
-            difficulty=float(targets[row]),
-            gain=float(values[row]),
-            family=EXAM,
-        )
-        for row in np.flatnonzero(asked).tolist()
-    ]
+    source = Source(LOGS, str(plan.file), "your own")
+    rows = []
+    for row in np.flatnonzero(asked).tolist():
+        targets_of = {"difficulty": float(targets[row]), "gain": float(values[row]), **names_in(table, row)}
+        part = Part.DEV if dev[row] else None
+        rows.append(source.row(table, row, texts[row], part, family=datasets.EXAM, **targets_of))
     return rows, info | {"quality": plan.quality, "strong": plan.strong, "weak": plan.weak}
-
-
-def _column(kind: str) -> str:
-    """Start of the names of the columns that a measure reads."""
-    return quality.SCALES[kind][0] if kind in quality.SCALES else quality.ANSWER
 
 
 def _qualities(table: Table, model: str, plan: LogsPlan) -> Floats:
     """The quality of every answer of one model, [rows, answers]; NaN where there is none."""
-    kind, start = plan.quality, _column(plan.quality)
+    kind, start = plan.quality, quality.START[plan.quality]
     column = start + model
     if not table.has(column):
         known = ", ".join(name.removeprefix(start) for name in table.columns if name.startswith(start))
@@ -173,21 +140,3 @@ def _number(table: Table, column: str, row: int, value: Any, kind: str) -> float
     except (TypeError, ValueError):
         expected = f"a number in {low:g}..{high:g}, or a JSON list of 1 to {ANSWERS_MAX} of them"
         raise table.error(column, f"expected {expected}, found {str(value)[:40]!r}", row) from None
-
-
-def _refuse_twins(table: Table, texts: list[str]) -> None:
-    first: dict[str, int] = {}
-    for row, text in enumerate(texts):
-        before = first.setdefault(text_key(text), row)
-        if before != row:
-            raise table.error("prompt", f"the same prompt as in row {table.numbers[before]}", row)
-
-
-def _refuse_one_class(table: Table, column: str, targets: Floats, strong: str) -> None:
-    needed = int((targets >= 0.5).sum())
-    if min(needed, targets.size - needed) < RARER_MIN:
-        raise table.error(
-            column,
-            f"expected at least {RARER_MIN} rows on which only {strong} does well and as many others, "
-            f"found {needed} and {targets.size - needed}: there is nothing to learn",
-        )

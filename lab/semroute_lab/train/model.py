@@ -12,34 +12,17 @@ from torch.nn import functional as F  # noqa: N812
 from semroute_lab.train.bert import Encoder
 from semroute_lab.train.datasets import FAMILIES
 
-EXPERTS = len(FAMILIES)
-"""Experts of the difficulty head, one per family."""
-
-MEMBERS, DIFFICULTY_WIDTH = 4, 48
-"""Small networks that an expert is the mean of, and the hidden units of each."""
-
-TABLE_SURFACE = 0.08
-"""Weight of the normalised surface features, next to the unit embedding, in the cluster table."""
-
-PROBABILITY_MIN = 1e-4
-"""Smallest distance of mixed probabilities from 0 and 1, so that half precision does not round to them."""
-
-MEMORY_FLOOR = 1e-3
-"""Least probability that the memory gives a label."""
-
-HEAD_DROPOUT = 0.1
-"""Dropout in front of and inside the heads."""
-
-Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-"""The graph's outputs, in the order of `bundling.OUTPUTS`."""
+EXPERTS = len(FAMILIES)  # Experts of the difficulty head, one per family
+MEMBERS, DIFFICULTY_WIDTH = 4, 48  # Networks that an expert is the mean of, and hidden units of each
+TABLE_SURFACE = 0.08  # Weight of the surface features in the cluster table
+PROBABILITY_MIN = 1e-4  # Distance of mixed probabilities from 0 and 1, for half precision
+MEMORY_FLOOR = 1e-3  # Least probability that the memory gives a label
+HEAD_DROPOUT = 0.1  # Dropout in front of and inside the heads
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # In the order of `bundling.OUTPUTS`
 
 
 class ClusterTable(nn.Module):  # type: ignore[misc]
-    """The mean target of the nearest centroid, averaged over many clusterings; see `fill.cluster_table`.
-
-    One K-means is a coarse and unstable router; the mean over many seeds was better than every
-    regression tried on few noisy labels.
-    """
+    """The mean target of the nearest centroid, averaged over many clusterings: a single one is unstable."""
 
     def __init__(self, clusterings: int, clusters: int, inputs: int) -> None:
         super().__init__()
@@ -58,10 +41,8 @@ class ClusterTable(nn.Module):  # type: ignore[misc]
 
 class Memory(nn.Module):  # type: ignore[misc]
     """Stored texts that vote for their labels: softmax over the cosines with all of them.
-
-    A soft nearest-neighbour classifier (Vinyals et al. 2016, section 2.1) next to the linear head: the
-    memory covers single cases, the head the rule. The cosines are taken on a few axes of the input,
-    because every pass reads all keys. See `fill.add_memory`.
+    A soft nearest-neighbour classifier (Vinyals et al. 2016, section 2.1) next to the linear head.
+    The cosines are taken on a few axes of the input, because every pass reads all keys.
     """
 
     def __init__(self, rows: int, inputs: int, dimensions: int, labels: int) -> None:
@@ -85,25 +66,18 @@ class Memory(nn.Module):  # type: ignore[misc]
 class HeadOutputs(NamedTuple):
     """Outputs of the heads for a batch before calibration."""
 
-    embedding: Tensor
-    """[batch, d], L2-normalised."""
+    embedding: Tensor  # [batch, d], L2-normalised
     domain: Tensor
-    members: Tensor
-    """Difficulty logit of every member of every expert, [batch, experts, members]."""
-    gate: Tensor
-    """Logits of the families, [batch, experts]."""
+    members: Tensor  # Difficulty logit of every member of every expert, [batch, experts, members]
+    gate: Tensor  # Logits of the families, [batch, experts]
     task: Tensor
-    form: Tensor
-    """Normalised surface features, [batch, s]."""
+    form: Tensor  # Normalised surface features, [batch, s]
 
 
 class Heads(nn.Module):  # type: ignore[misc]
     """The heads on one pooled state: domain and task from the embedding, difficulty with the surface too.
-
-    Everyday requests, word problems and exam questions are hard for different reasons, and their
-    labels come from different models. So difficulty is a mixture of experts (Jacobs et al. 1991), one
-    per family of requests, with a gate that is trained on the family. An expert is the mean of a few
-    small networks; the one for exam questions reads a cluster table.
+    Families of requests are hard for different reasons, so difficulty is a mixture of experts (Jacobs et al.
+    1991) with a gate. An expert is the mean of small networks; the one for exams reads a cluster table.
     """
 
     def __init__(self, dimensions: int, surface: int, domains: int, tasks: int) -> None:
@@ -126,10 +100,7 @@ class Heads(nn.Module):  # type: ignore[misc]
         self.memory: Memory | None = None
 
     def forward(self, pooled: Tensor, surface: Tensor) -> Outputs:
-        """Pooled [batch, d] and raw surface [batch, s] to the graph's outputs.
-
-        Embedding, domain logits, difficulty logit, task logits, and the recalled base embedding.
-        """
+        """The graph's outputs: embedding, domain, difficulty and task logits, recalled base embedding."""
         out = self.parts(pooled, surface)
         difficulty = mixture_logit(self.gate_scale * out.gate, self.expert_logits(out))
         return out.embedding, self.domain_logits(out), difficulty, out.task, self.recalled(out)
@@ -165,9 +136,8 @@ class Heads(nn.Module):  # type: ignore[misc]
 
     def recalled(self, out: HeadOutputs) -> Tensor:
         """The base encoder's embedding as a linear map of the tuned one; unit, [batch, d].
-
-        Fine-tuning pulls texts of one label together and loses the finer neighbourhoods that clusters,
-        the memory and the detection of unknown text need.
+        Fine-tuning pulls texts of one label together and loses the finer neighbourhoods that clusters, the
+        memory and the detection of unknown text need.
         """
         return F.normalize(self.recall(out.embedding), dim=-1)
 

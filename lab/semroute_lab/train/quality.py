@@ -26,15 +26,9 @@ SCALES = {
 }
 """Measures of a number: start of the column's name, and the ends of the scale."""
 
-ANSWER = "answer."
-"""Start of the name of a column of answers."""
-
-BATCH = 8
-"""Pairs of texts scored in one pass."""
-
-TOKENS_MAX = 1024
-"""Longer texts are cut on the right; BART has this many positions."""
-
+ANSWER = "answer."  # Start of the name of a column of answers
+BATCH = 8  # Pairs of texts scored in one pass
+TOKENS_MAX = 1024  # Longer texts are cut on the right; BART has this many positions
 _ARTICLE = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = re.compile(r"[^\w\s.%-]|(?<!\d)\.|\.(?!\d)|(?<!\w)-(?!\d)")
 _NUMBER = re.compile(r"-?\d[\d,]*\.?\d*")
@@ -42,9 +36,8 @@ _NUMBER = re.compile(r"-?\d[\d,]*\.?\d*")
 
 def exact(answer: str, reference: str) -> float:
     """1 if both are equal without case, articles, punctuation and white space, else 0.
-
-    The normalisation of SQuAD's exact match (Rajpurkar et al. 2016); signs, decimal points and
-    percent signs stay, so `-1.5` is not `15`.
+    The normalisation of SQuAD's exact match (Rajpurkar et al. 2016); signs, decimal points and percent signs
+    stay, so `-1.5` is not `15`.
     """
     return float(_normalised(answer) == _normalised(reference))
 
@@ -67,6 +60,8 @@ COMPARISONS: dict[str, Callable[[str, str], float]] = {"exact": exact, "number":
 """Measures of an answer against the reference answer."""
 
 KINDS = (*SCALES, *COMPARISONS, "bartscore")
+START = dict.fromkeys(KINDS, ANSWER) | {kind: scale[0] for kind, scale in SCALES.items()}
+"""Measure to the start of the names of the columns that it reads."""
 
 
 def scaled(value: float, low: float, high: float) -> float:
@@ -78,10 +73,7 @@ def scaled(value: float, low: float, high: float) -> float:
 
 class BartScore:
     """BARTScore (Yuan et al. 2021, equation 2 with equal weights).
-
     score(source, target) = (1 / m) sum_t log p(target_t | target_<t, source), in nats per token, <= 0.
-    Hybrid LLM (arXiv 2404.14618) uses q(answer) = score(query, answer). Scores of one seq2seq model
-    compare with each other only.
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
@@ -109,9 +101,8 @@ class BartScore:
         return found
 
     def _tokens(self, texts: Sequence[str]) -> dict[str, Any]:
-        encoded = self._tokenizer(
-            list(texts), return_tensors="pt", padding=True, truncation=True, max_length=self._tokens_max
-        )
+        shape = {"padding": True, "truncation": True, "max_length": self._tokens_max}
+        encoded = self._tokenizer(list(texts), return_tensors="pt", **shape)
         return {name: encoded[name] for name in ("input_ids", "attention_mask")}
 
 

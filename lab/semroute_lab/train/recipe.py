@@ -18,32 +18,28 @@ from semroute_extproc.encoder.preprocess import Framer
 from semroute_extproc.errors import DataError
 from semroute_extproc.request.language import language_of
 from semroute_extproc.request.text import SURFACE_NAMES
-from semroute_lab.train.bert import from_checkpoint
+from semroute_lab.train.bert import Frames, from_checkpoint
 from semroute_lab.train.bundling import FP32_GRAPH, make_manifest, write
 from semroute_lab.train.card import training_facts, write_card
 from semroute_lab.train.datasets import DOMAINS, TASKS, Corpus, Example, Part, assemble
 from semroute_lab.train.fill import add_memory, add_table, calibrate_experts, fit_recall
-from semroute_lab.train.fit import States, Targets, embed, fit_heads, multitask
-from semroute_lab.train.frames import Frames
+from semroute_lab.train.fit import States, Targets, embed, fine_tune, fit_heads, multitask
 from semroute_lab.train.logs import LogsPlan, read_logs
 from semroute_lab.train.model import Heads, Network
 from semroute_lab.train.sources import EXAM_SOURCE, LOGS, SOURCES, read_all, read_handwritten
 from semroute_lab.train.spec import BundleSpec, Checkpoint, Say, obtain, read_spec
-from semroute_lab.train.tune import fine_tune
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """The request for a run."""
 
-    data: Path | None
-    """Folder of the declared data sets; None trains on `handwritten` and `logs` alone."""
+    data: Path | None  # Folder of the declared data sets; None trains on `handwritten` and `logs` alone
     out: Path
     work: Path
     base: Path | None = None
     handwritten: Path | None = None
-    logs: LogsPlan | None = None
-    """A user's own outcomes, which replace the exam questions in the cluster table."""
+    logs: LogsPlan | None = None  # A user's own outcomes, for the cluster table
     spec: BundleSpec = field(default_factory=read_spec)
     seed: int = 1
     threads: int = 2
@@ -60,9 +56,8 @@ def train(settings: Settings, say: Say) -> Manifest:
     corpus, labels = read_corpus(settings, say)
     checkpoint = obtain(spec.base, settings.base, work)
     encoder_spec, mask_id = framing(spec, checkpoint, work)
-    frames, check_frames = (
-        _frames(rows, encoder_spec, work, spec.window) for rows in (corpus.fit, corpus.calibrate)
-    )
+    sets = (corpus.fit, corpus.calibrate)
+    frames, check_frames = (_frames(rows, encoder_spec, work, spec.window) for rows in sets)
     network = new_network(checkpoint, spec, frames)
     if spec.tune.epochs:
         before = time.process_time()
@@ -75,22 +70,20 @@ def train(settings: Settings, say: Say) -> Manifest:
         network.encoder.load_state_dict(tuned.encoder.state_dict())
     say(f"embedding {len(frames)} + {len(check_frames)} rows")
     heads = network.heads
-    fit, check = (
-        States.of(rows, embed(network.encoder, own, work), own)
-        for rows, own in ((corpus.fit, frames), (corpus.calibrate, check_frames))
-    )
+    both = zip(sets, (frames, check_frames), strict=True)
+    fit, check = (States.of(rows, embed(network.encoder, own, work), own) for rows, own in both)
     fit_heads(heads, fit, check, spec.loss, spec.heads, seed, say)
     index = _recall_rows(corpus.fit, spec.fill.recall_rows, seed)
     base = embed(from_checkpoint(checkpoint.weights, spec.base), frames.take(index), work)
     fit_recall(heads, fit.pooled[index], base, spec.fill, say)
     source = LOGS if settings.logs else EXAM_SOURCE
-    both = [*corpus.fit, *corpus.calibrate]
-    add_table(heads, both, States.joined(fit, check), source, spec.fill, seed, say)
+    rows, states = [*corpus.fit, *corpus.calibrate], States.joined(fit, check)
+    add_table(heads, rows, states, source, spec.fill, seed, say)
     calibrate_experts(heads, corpus.calibrate, check, spec.fill, say)
     with torch.inference_mode():
         known, asked = (heads.parts(part.pooled, part.surface) for part in (fit, check))
     add_memory(heads, corpus.fit, known, asked, check.targets.domain, spec.fill, seed, say)
-    manifest, centroids = make_manifest(spec, encoder_spec, network, corpus, fit, check, seed)
+    manifest, centroids = make_manifest(spec, encoder_spec, heads, corpus, fit, check, seed)
     write(network.eval(), manifest, centroids, check_frames, settings.out, work, say)
     minutes = (time.process_time() - started) / 60
     facts = {"seed": seed, "epochs": spec.tune.epochs, "minutes": minutes, "threads": settings.threads}
@@ -121,31 +114,25 @@ def read_corpus(settings: Settings, say: Say) -> tuple[Corpus, dict[str, Any]]:
     # A bundle names domains and tasks.
     for target in ("domain", "task"):
         if all(getattr(row, target) is None for row in rows):
-            raise DataError(
-                f"no row has a {target}: give --data or --handwritten (the folder `datasets` of this project)"
-            )
+            folder = "the folder `datasets` of this project"
+            raise DataError(f"no row has a {target}: give --data or --handwritten ({folder})")
     for name in missing:
         say(f"not there, skipped: {name}")
     readable = [row for row in rows if language_of(row.text) not in settings.spec.unreadable]
     if len(readable) < len(rows):
         say(f"left out of {len(rows) - len(readable)} rows: in a script the vocabulary does not know")
-    corpus = assemble(_capped(readable, settings.seed))
+    # At most `rows_max` rows of each source that has a cap; the order of rows is kept.
+    rng, left = random.Random(settings.seed), set[int]()
+    for source in sorted(SOURCES, key=lambda source: source.name):
+        if source.rows_max is not None:
+            places = [i for i, r in enumerate(readable) if r.source == source.name and r.part is not Part.DEV]
+            left.update(rng.sample(places, max(0, len(places) - source.rows_max)))
+    corpus = assemble(row for i, row in enumerate(readable) if i not in left)
     sizes = (len(corpus.fit), len(corpus.calibrate), len(corpus.dev))
     say("{} rows to fit, {} to calibrate, {} to report on".format(*sizes))
     for reason, count in sorted(corpus.dropped.items()):
         say(f"left out of {count} rows: {reason}")
     return corpus, labels
-
-
-def _capped(rows: list[Example], seed: int) -> list[Example]:
-    """At most `rows_max` rows of each source that has a cap; the order of rows is kept."""
-    rng = random.Random(seed)
-    left: set[int] = set()
-    for source in sorted(SOURCES, key=lambda source: source.name):
-        if source.rows_max is not None:
-            own = [i for i, row in enumerate(rows) if row.source == source.name and row.part is not Part.DEV]
-            left.update(rng.sample(own, max(0, len(own) - source.rows_max)))
-    return [row for i, row in enumerate(rows) if i not in left]
 
 
 def framing(spec: BundleSpec, checkpoint: Checkpoint, work: Path) -> tuple[EncoderSpec, int]:
@@ -156,9 +143,8 @@ def framing(spec: BundleSpec, checkpoint: Checkpoint, work: Path) -> tuple[Encod
     tokenizer.no_truncation()
     tokenizer.save(str(work / "tokenizer.json"))
     ids = {f"{name}_id": tokenizer.token_to_id(getattr(base, name)) for name in ("cls", "sep", "pad", "unk")}
-    found = EncoderSpec(
-        base=base.name, base_sha256=base.sha256, dimensions=base.dimensions, window=spec.window, **ids
-    )
+    origin = {"base": base.name, "base_sha256": base.sha256, "dimensions": base.dimensions}
+    found = EncoderSpec(**origin, window=spec.window, **ids)
     return found, tokenizer.token_to_id(base.mask) or 0
 
 
@@ -178,13 +164,7 @@ def new_network(checkpoint: Checkpoint, spec: BundleSpec, frames: Frames) -> Net
 
 
 def _tuned(
-    settings: Settings,
-    network: Network,
-    corpus: Corpus,
-    frames: Frames,
-    check: Frames,
-    mask_id: int,
-    say: Say,
+    settings: Settings, network: Network, corpus: Corpus, frames: Frames, check: Frames, mask: int, say: Say
 ) -> tuple[Network, float]:
     """The network fine-tuned, and the CPU seconds; the state in the work folder is keyed by rows and plan."""
     spec = settings.spec
@@ -200,7 +180,5 @@ def _tuned(
     # Without places: the folder may be spelled in several ways.
     rows = [replace(row, place="") for row in corpus.fit]
     key = hashlib.sha256(repr((spec, settings.seed, rows)).encode()).hexdigest()[:16]
-    file = settings.work / f"tune-{key}.pt"
-    return fine_tune(
-        network, corpus.fit, frames, mask_id, loss, spec.tune, spec.loss, settings.seed, file, say
-    )
+    files = (settings.seed, settings.work / f"tune-{key}.pt", say)
+    return fine_tune(network, corpus.fit, frames, mask, loss, spec.tune, spec.loss, *files)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,11 +17,11 @@ import numpy as np
 
 from semroute_lab.common.tables import Table, prompt_texts, read_table
 from semroute_lab.train.datasets import (
-    DECLARED,
     DOMAINS,
     EVERYDAY,
     EXAM,
     MATHEMATICS,
+    NAMES,
     TASKS,
     Example,
     Part,
@@ -32,30 +31,15 @@ from semroute_lab.train.datasets import (
 )
 
 STRONG_MODELS = ("Meta-Llama-3_1-70B-Instruct", "DeepSeek-Coder-V2", "jamba-1.5-large")
-WEAK_MODELS = ("Mixtral-8x7B-Instruct-v0.1", "Meta-Llama-3_1-8B-Instruct")
-"""MMLU-Pro columns that represent the strong and the weak model of a pair."""
-
-LONGEST_SLIP = 0.5
-"""A weak model's assumed error rate on the longest word problem; a target only."""
-
-HARD_PROMPT = 0.9
-"""Difficulty of prompts that were selected for being hard."""
-
-ASCII_MIN = 0.95
-"""Smallest share of ASCII characters of such a prompt with a difficulty."""
-
-EXAM_SOURCE = "routellm_mmlu"
-"""The source of the exam expert's outcomes."""
-
-LOGS = "logs"
-"""Source name of a user's own logs, which replace it."""
-
-HANDWRITTEN = "handwritten/"
-"""Start of the source names of our own files, whose difficulty a person judged."""
-
-_SUBJECT_PREFIX = "ori_mmlu-"
-"""Start of MMLU-Pro's `src` for a question from an MMLU subject."""
-
+WEAK_MODELS = ("Mixtral-8x7B-Instruct-v0.1", "Meta-Llama-3_1-8B-Instruct")  # Columns of MMLU-Pro
+LONGEST_SLIP = 0.5  # A weak model's assumed error rate on the longest word problem; a target only
+HARD_PROMPT = 0.9  # Difficulty of prompts that were selected for being hard
+ASCII_MIN = 0.95  # Smallest share of ASCII characters of such a prompt with a difficulty
+EXAM_SOURCE = "routellm_mmlu"  # The source of the exam expert's outcomes
+LOGS = "logs"  # Source name of a user's own logs, which replace it
+_HANDWRITTEN_ENDS = (".train.jsonl", ".eval.jsonl")
+HANDWRITTEN = "handwritten/"  # Start of the source names of our own files, whose difficulty a person judged
+_SUBJECT_PREFIX = "ori_mmlu-"  # Start of MMLU-Pro's `src` for a question from an MMLU subject
 Rows = Iterator[Example]
 
 
@@ -131,10 +115,7 @@ def _matrix_outcomes(file: Path) -> dict[str, tuple[float, float]]:
 
 
 def _pair(source: Source, table: Table) -> Rows:
-    """Outcomes of two models: `gold` rows train, all others are reported on.
-
-    A gold row's MMLU subject also gives its domain: the one under which MMLU-Pro files that subject.
-    """
+    """Outcomes of two models: `gold` rows train, with their MMLU subject's domain."""
     domains = _domains_of_subjects(table.path.parents[1] / "matrices" / "mmlu_pro_questions.csv.gz")
     strong, weak = (table.numbers_in(name, 0, 1) for name in ("strong_correct", "weak_correct"))
     subjects, splits = table.columns.get("subject"), table.strings("split")
@@ -142,17 +123,10 @@ def _pair(source: Source, table: Table) -> Rows:
         gold = splits[row] == "gold"
         subject = subjects[row] if subjects and gold else ""
         domain = domains.get(subject)
-        yield source.row(
-            table,
-            row,
-            text,
-            None if gold else Part.DEV,
-            domain=domain,
-            difficulty=float(strong[row] * (1.0 - weak[row])),
-            gain=float(strong[row] - weak[row]),
-            family=EXAM,
-            intent=None if domain is None else f"mmlu_pro/{_SUBJECT_PREFIX}{subject}",
-        )
+        intent = None if domain is None else f"mmlu_pro/{_SUBJECT_PREFIX}{subject}"
+        s, w = float(strong[row]), float(weak[row])
+        targets = {"domain": domain, "difficulty": s * (1.0 - w), "gain": s - w, "intent": intent}
+        yield source.row(table, row, text, None if gold else Part.DEV, family=EXAM, **targets)
 
 
 def _domains_of_subjects(file: Path) -> dict[str, int]:
@@ -167,6 +141,11 @@ def _domains_of_subjects(file: Path) -> dict[str, int]:
     }
 
 
+def names_in(table: Table, row: int) -> dict[str, int | None]:
+    """The optional domain and task of a row."""
+    return {n: named(table, row, n, names) for n, names in (("domain", DOMAINS), ("task", TASKS))}
+
+
 def _solve_rate(source: Source, table: Table) -> Rows:
     """Difficulty from the published solve rate. Its family is everyday: the shipped bundle was trained so."""
     rates = table.numbers_in("solve_rate", 0, 1)
@@ -176,9 +155,7 @@ def _solve_rate(source: Source, table: Table) -> Rows:
 
 def _longer_is_harder(source: Source, table: Table) -> Rows:
     """No outcomes: the target is the rank by length, since a weak model slips more on longer problems.
-
-    The number of steps of the worked answer was a worse target on the dev rows of the GSM8K pair
-    (APGR .598, with length .624; length alone .633 to .640). The family is as for the solve rate.
+    The number of steps of the worked answer was a worse target on the dev rows (APGR .598 to .624; .633).
     """
     texts = table.texts(source.text)
     by_length = sorted(range(len(texts)), key=lambda row: len(texts[row]))
@@ -216,19 +193,10 @@ def _selected_as_hard(source: Source, table: Table) -> Rows:
             yield source.row(table, row, text, difficulty=HARD_PROMPT)
 
 
-READERS: dict[str, Callable[[Source, Table], Rows]] = {
-    "plain": _plain,
-    "mmlu_pro": _mmlu_pro,
-    "pair": _pair,
-    "solve_rate": _solve_rate,
-    "longer_is_harder": _longer_is_harder,
-    "intent": _intent,
-    "fine_label": _fine_label,
-    "selected_as_hard": _selected_as_hard,
-}
+_READERS = (_plain, _mmlu_pro, _pair, _solve_rate, _longer_is_harder, _intent, _fine_label, _selected_as_hard)
+READERS: dict[str, Callable[[Source, Table], Rows]] = {each.__name__[1:]: each for each in _READERS}
 
-SOURCES = tuple(Source(**row) for row in tomllib.loads(DECLARED.read_text())["source"])
-"""The declared sources, in the order in which they are read."""
+SOURCES = tuple(Source(**row) for row in NAMES["source"])  # In the order in which they are read
 
 
 def read_all(data: Path) -> tuple[list[Example], list[str]]:
@@ -250,24 +218,16 @@ def _without_torn_rows(file: Path) -> Table:
     with gzip.open(file, "rt", encoding="utf-8", newline="") as stream:
         header, *rows = csv.reader(stream)
     rate = header.index("solve_rate")
-    whole = [
-        i for i, row in enumerate(rows) if len(row) == len(header) and row[rate].replace(".", "").isdigit()
-    ]
+    fits = (len(row) == len(header) and row[rate].replace(".", "").isdigit() for row in rows)
+    whole = [i for i, fit in enumerate(fits) if fit]
     columns = {name: [rows[i][at] for i in whole] for at, name in enumerate(header)}
     return Table(file, "", columns, [i + 2 for i in whole])
 
 
 def read_handwritten(folder: Path) -> list[Example]:
-    """Our own files in `folder`: `*.train.jsonl` may train, `*.eval.jsonl` is reported on.
-
-    A line has `text` and any of `domain`, `task` (names) and `hard` (0 or 1).
-    """
-    rows: list[Example] = []
-    for file in sorted(folder.glob("*.jsonl")):
-        kind = file.name.removesuffix(".jsonl").rpartition(".")[2]
-        if kind in ("train", "eval"):
-            rows.extend(_handwritten(file, kind == "train"))
-    return rows
+    """`*.train.jsonl` may train, `*.eval.jsonl` is reported on: text, domain, task, hard."""
+    files = [file for file in sorted(folder.glob("*.jsonl")) if file.name.endswith(tuple(_HANDWRITTEN_ENDS))]
+    return [row for file in files for row in _handwritten(file, file.name.endswith(_HANDWRITTEN_ENDS[0]))]
 
 
 def _handwritten(file: Path, train: bool) -> Rows:
@@ -276,15 +236,8 @@ def _handwritten(file: Path, train: bool) -> Rows:
     source = Source(name, file.name, "Apache-2.0", may_train=train)
     hard = table.numbers_in("hard", 0, 1, blank=True) if table.has("hard") else np.full(len(table), np.nan)
     for row, text in enumerate(table.texts("text")):
-        yield source.row(
-            table,
-            row,
-            text,
-            None if train else Part.DEV,
-            domain=named(table, row, "domain", DOMAINS),
-            task=named(table, row, "task", TASKS),
-            difficulty=float(hard[row]) if hard[row] == hard[row] else None,
-        )
+        targets = {**names_in(table, row), "difficulty": None if np.isnan(hard[row]) else float(hard[row])}
+        yield source.row(table, row, text, None if train else Part.DEV, **targets)
 
 
 def traffic_of(name: str) -> str:

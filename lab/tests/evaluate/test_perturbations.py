@@ -7,8 +7,8 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from semroute_lab.evaluate import perturbations
-from semroute_lab.evaluate.perturbations import PERTURBATIONS, perturb
+from semroute_lab.evaluate import robustness as perturbations
+from semroute_lab.evaluate.robustness import PERTURBATIONS, perturb
 
 MULTIPLE_CHOICE = "What is the boiling point of water?\nA. 90 °C\nB. 100 °C\nC. 110 °C\nAnswer:"
 

@@ -45,18 +45,7 @@ def trial() -> unseen.Trial:
     )
 
 
-@pytest.mark.parametrize(
-    "router",
-    [
-        unseen.nearest_neighbours,
-        unseen.clusters_laplace,
-        unseen.clusters_shrunk,
-        unseen.clusters_averaged,
-        unseen.learned_map,
-        unseen.ridge_on_validation,
-        unseen.clairvoyant,
-    ],
-)
+@pytest.mark.parametrize("router", unseen.ROUTERS.values(), ids=list(unseen.ROUTERS))
 def test_every_router_finds_which_new_model_is_good_at_which_topic(
     router: object, trial: unseen.Trial
 ) -> None:
@@ -96,8 +85,8 @@ def test_laplace_pulls_an_empty_cluster_to_one_half_and_shrinkage_to_the_models_
         near=np.asarray([0, 1]),
         seed=0,
     )
-    assert unseen.clusters_laplace(trial).tolist() == [[pytest.approx(4 / 12)], [0.5]]
-    assert unseen.clusters_shrunk(trial).tolist() == [[pytest.approx(0.3)], [pytest.approx(0.3)]]
+    assert unseen.ROUTERS["K-means, Laplace"](trial).tolist() == [[pytest.approx(4 / 12)], [0.5]]
+    assert unseen.ROUTERS["K-means, shrunk"](trial).tolist() == [[pytest.approx(0.3)], [pytest.approx(0.3)]]
 
 
 def test_the_linear_model_is_the_ridge_with_the_least_leave_one_out_error() -> None:

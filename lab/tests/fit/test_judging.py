@@ -11,7 +11,7 @@ import pytest
 from builders import BUNDLE
 from click.testing import CliRunner, Result
 from openai_server import Act, OpenAIServer, in_a_thread, labelled
-from semroute_lab.fit.judge_scores import FAILURES_MAX, score_all
+from semroute_lab.fit.settle import FAILURES_MAX, score_all
 
 from semroute_extproc.cli import main
 from semroute_extproc.encoder.offline import Scorer

@@ -6,8 +6,7 @@ import json
 
 from semroute_lab.profile.asking import Reply
 from semroute_lab.profile.graders import UNPARSED, Grade
-from semroute_lab.profile.grading import grade_all, rating_prompts
-from semroute_lab.profile.questions import Question
+from semroute_lab.profile.questions import Question, grade_all, rating_prompts
 from semroute_lab.profile.sandbox import Limits
 
 

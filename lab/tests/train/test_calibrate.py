@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the extra `train` is not installed")
 
-from semroute_lab.train import calibrate  # noqa: E402
+from semroute_lab.train import fill as calibrate  # noqa: E402
 from semroute_lab.train.fit import IGNORE  # noqa: E402
 
 

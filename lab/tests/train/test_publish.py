@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from click.testing import CliRunner
-from semroute_lab.train import publish
+from semroute_lab.train import graphs as publish
 from semroute_lab.train.cli import bundle
 
 from semroute_extproc.cli.exits import Exit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from semroute_lab.train.rounding import CLIPS, STEPS, rounded
+from semroute_lab.train.graphs import CLIPS, STEPS, rounded
 
 RNG = np.random.default_rng(1)
 INPUTS = RNG.normal(size=(400, 6)) @ RNG.normal(size=(6, 24)) + 0.2 * RNG.normal(size=(400, 24))

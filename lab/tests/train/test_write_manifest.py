@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from semroute_lab.train.publish import write_manifest
+from semroute_lab.train.graphs import write_manifest
 
 from semroute_extproc.encoder.bundle import default_bundle, read_manifest
 
