@@ -32,7 +32,7 @@ demo: $(VENV)/.demo  ## run a real Envoy, the sidecar and two simulated pools; D
 	@$(BIN)/semroute demo $(DEMO_ARGS)
 
 test: $(VENV)/.dev  ## run all tests, including those with a real Envoy
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(TEST_ARGS)
 
 test-train: $(VENV)/.dev  ## run the training tests; installs torch if it is missing
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
