@@ -20,9 +20,9 @@ CORE = ("pipeline", "policy", "request", "encoder", "envoy", "events.py", "outco
 """What every request runs through."""
 
 BUDGETS = {
-    "sidecar": ([SIDECAR], 9_000),
+    "sidecar": ([SIDECAR], 9_500),
     "per-request core": ([SIDECAR / name for name in CORE], 4_000),
-    "lab": ([LAB / "semroute_lab"], 7_000),
+    "lab": ([LAB / "semroute_lab"], 8_300),
     "demo and benchmarks": ([LAB / "semroute_demo", LAB / "semroute_bench", ROOT / "benchmarks"], 2_500),
 }
 """Part to its folders and the most lines of Python it may have (docs/adr/0013-line-budgets.md)."""
