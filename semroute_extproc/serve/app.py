@@ -42,19 +42,19 @@ logger = structlog.get_logger("semroute")
 class Health:
     """Readiness and liveness; read by the admin thread, which would answer even if the loop stalled."""
 
-    def __init__(self) -> None:
-        self.serving, self._last_beat = False, time.monotonic()
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.serving, self._clock, self._last_beat = False, clock, clock()
 
     async def beat(self) -> None:
         """Show again and again that the event loop runs."""
         while True:
-            self._last_beat = time.monotonic()
+            self._last_beat = self._clock()
             await asyncio.sleep(BEAT_SECONDS)
 
     @property
     def alive(self) -> bool:
         """The event loop runs."""
-        return time.monotonic() - self._last_beat <= STALLED_SECONDS_MAX
+        return self._clock() - self._last_beat <= STALLED_SECONDS_MAX
 
     @property
     def ready(self) -> bool:
@@ -73,7 +73,7 @@ class Reactions:
         self.stop, self.status = asyncio.Event(), Exit.OK
 
     def handle(self, event: Event) -> None:
-        """Take an event; most concern nobody here."""
+        """Take an event; most need no reaction."""
         if isinstance(event, Scraped):
             self._controllers.observe(event.pool, event.load, self._loop.time())
         elif isinstance(event, EncoderLost):

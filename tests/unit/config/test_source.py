@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import get_args
 
@@ -36,12 +37,8 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "semroute.yaml"
 
 
-def write(file: Path, text: str) -> None:
-    file.write_text(text)
-
-
 def problems(file: Path, text: str, environment: dict[str, str] | None = None) -> list[str]:
-    write(file, text)
+    file.write_text(text)
     with pytest.raises(ConfigError) as caught:
         config_source.load(file, environment or {})
     return caught.value.problems
@@ -254,23 +251,26 @@ def test_the_variable_is_named_whatever_is_wrong_with_it(
     assert problem.startswith(f"{variable} (environment): {message}")
 
 
-async def test_what_stands_beside_the_file_is_no_change(file: Path) -> None:
-    write(file, GOOD)
-    stop = asyncio.Event()
-    watching = config_source.changes(file, stop)
-    notice = asyncio.ensure_future(anext(watching))
-    await asyncio.sleep(0.3)
-    write(file, GOOD)
-    await asyncio.wait_for(notice, timeout=5)
-    notice = asyncio.ensure_future(anext(watching))
-    await asyncio.sleep(0.3)
-    (file.parent / "other").write_text("x")
-    await asyncio.sleep(2.5)
-    assert not notice.done()
-    write(file, GOOD + "# changed\n")
-    await asyncio.wait_for(notice, timeout=5)
-    stop.set()
-    await watching.aclose()  # type: ignore[attr-defined]
+async def test_what_stands_beside_the_file_is_no_change(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each write is followed by one notice of its directory."""
+    writes = [
+        (file, GOOD),
+        (file.parent / "other", "x"),
+        (file, GOOD),
+        (file, GOOD + "# changed\n"),
+    ]
+    noticed: list[int] = []
+
+    async def notices(*_: object) -> AsyncIterator[None]:
+        for number, (path, text) in enumerate(writes):
+            noticed.append(number)
+            path.write_text(text)
+            yield
+
+    monkeypatch.setattr(config_source, "notices", notices)
+    changed = [noticed[-1] async for _ in config_source.changes(file, asyncio.Event())]
+    assert noticed == [0, 1, 2, 3]
+    assert changed == [0, 3]
 
 
 def test_a_pool_may_serve_every_api_that_is_understood() -> None:

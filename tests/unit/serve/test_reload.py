@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import sys
-import time
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -132,20 +132,21 @@ async def test_a_failure_of_ours_while_reloading_does_not_end_the_watch(subject:
 
 
 async def test_files_that_take_long_to_read_hold_no_request_up(subject: Subject) -> None:
-    read = subject.load
+    read, begun, released = subject.load, asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
 
-    def slowly(path: Path) -> Loaded:
-        time.sleep(0.2)
+    def held(path: Path) -> Loaded:
+        loop.call_soon_threadsafe(begun.set)
+        assert released.wait(5), "the loop was held up by the read"
         return read(path)
 
-    subject.load = slowly
+    subject.load = held
     subject.file.write_text(HUGE)
     reloads = [asyncio.create_task(subject.live.reload()) for _ in range(2)]
-    ticks = 0
-    while not all(reload.done() for reload in reloads):
-        await asyncio.sleep(0.01)
-        ticks += 1
-    assert ticks > 10, "the loop went on"
+    await asyncio.wait_for(begun.wait(), 5)
+    assert subject.number == 1, "requests are served by the old generation meanwhile"
+    released.set()
+    await asyncio.gather(*reloads)
     assert subject.number == 2, "one after the other, and the second found nothing new"
 
 
