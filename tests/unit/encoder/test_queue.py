@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from itertools import chain, repeat
 from typing import Any
 
 import pytest
@@ -229,28 +229,44 @@ async def test_a_panic_of_a_library_does_not_take_the_thread_with_it() -> None:
         assert await result(subject) == ["done"]
 
 
-async def test_what_would_come_out_late_is_refused_on_arrival_and_not_run() -> None:
-    """A pass takes 50 ms here, so of ten texts with 200 ms each about four can be done."""
-    model = Model(work=lambda: time.sleep(0.05))
+def measured(monkeypatch: pytest.MonkeyPatch, seconds: Iterable[float]) -> None:
+    """Each pass seems to have taken the next of `seconds`."""
+    readings = chain.from_iterable((0.0, each) for each in seconds)
+    monkeypatch.setattr("semroute_extproc.encoder.queue.perf_counter", lambda: next(readings))
+
+
+async def test_what_would_come_out_late_is_refused_on_arrival_and_not_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A pass takes 1 s, so of ten texts with 4 s each about four can be done."""
+    measured(monkeypatch, repeat(1.0))
+    model = Held()
+    model.release.set()
     async with queue(model) as subject:
         for _ in range(4):
             await subject.encode("x", soon())  # it learns its own speed
         model.batches.clear()
-        found = await result(subject, 0.2, count=10)
-    assert 1 <= found.count("done") <= 4
-    assert found.count("overloaded") >= 5
-    assert len(model.batches) <= found.count("done") + 1, "a pass was run whose result came too late"
+        model.release.clear()
+        texts = asyncio.create_task(result(subject, 4.0, count=10))
+        while subject.waiting == 0:
+            await asyncio.sleep(0)
+        model.release.set()
+        found = await texts
+    assert 3 <= found.count("done") <= 4
+    assert found.count("done") + found.count("overloaded") == 10
+    assert len(model.batches) == found.count("done")
 
 
-async def test_a_slow_moment_is_unlearnt() -> None:
+async def test_a_slow_moment_is_unlearnt(monkeypatch: pytest.MonkeyPatch) -> None:
     """However slow the last passes were, a free thread tries."""
-    slow = iter([0.3, 0.3])
-    async with queue(Model(work=lambda: time.sleep(next(slow, 0.0)))) as subject:
+    measured(monkeypatch, chain([8.0, 8.0], repeat(0.0)))
+    async with queue(Model()) as subject:
         for _ in range(2):
             await subject.encode("x", soon())
+        assert await result(subject, 5.0, count=5) != ["done"] * 5
         for _ in range(20):
-            await subject.encode("x", soon(0.2))
-        assert await result(subject, 0.2, count=5) == ["done"] * 5
+            await subject.encode("x", soon(5.0))
+        assert await result(subject, 5.0, count=5) == ["done"] * 5
 
 
 async def test_a_caller_who_goes_leaves_no_place_taken() -> None:
