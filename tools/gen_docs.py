@@ -105,7 +105,7 @@ def facts() -> str:
 
 def families() -> str:
     """The reasoning families a pool may name, and what is written into a chat completion for each."""
-    rows = ["| family | models | think by themselves | `off` | `high` |", "|---|---|---|---|---|"]
+    rows = ["| family | models | reasons by default | `off` | `high` |", "|---|---|---|---|---|"]
     for name, family in reasoning.FAMILIES.items():
         off, high = _written(name, "none"), _written(name, "high")
         rows.append(f"| `{name}` | {family.models} | {family.thinks} | {off} | {high} |")

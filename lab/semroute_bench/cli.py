@@ -23,8 +23,8 @@ from semroute_extproc.serve.app import loop_factory
 
 SCHEMA = 6
 RESULT = "bench.json"
-ONLY = "Measure this part alone and write it into the run that is recorded in --out; may be repeated."
-AGAINST = "Compare CPU ratios of a short run with those in this JSON; exit status 1 on a clear loss."
+ONLY = "Measure only this part and update the run recorded in --out; repeatable."
+AGAINST = "Compare the CPU ratios of a short run with this file; exit status 1 if they are clearly worse."
 
 
 async def _gateway(size: Size, folder: Path) -> Figures:
@@ -49,16 +49,16 @@ OPTIONAL = ("gateway", "gpu")  # parts that are left out where something is miss
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help=f"Folder for {RESULT}.")
-@click.option("--quick", is_flag=True, help="A minute or two: to see that it runs, not to report.")
+@click.option("--quick", is_flag=True, help="Run for one or two minutes; the figures are less accurate.")
 @click.option("--only", type=click.Choice(list(PARTS)), multiple=True, help=ONLY)
 @click.option("--check", "recorded", type=click.File(), metavar="FILE", help=AGAINST)
 def bench(out: Path | None, quick: bool, only: Sequence[str], recorded: TextIO | None) -> None:
     """Measure what a decision costs on this machine.
 
-    Compares the server with the bare ONNX Runtime session, with do-nothing processors and, where
-    the extra `demo` is installed, Envoy with it and Envoy alone; then loads it up to three times
-    what it can do. On a machine with a GPU it measures that too. Takes about eight minutes
-    and wants the machine for itself.
+    Compares the server with the bare ONNX Runtime session and with do-nothing processors. With the
+    extra `demo`, also compares Envoy with and without the server. Then loads the server up to three
+    times its saturation point. Measures the GPU if there is one. Takes about eight minutes; run it
+    on a machine without other load.
     """
     console, size = Console(stderr=True, highlight=False), QUICK if quick else Size()
     with (

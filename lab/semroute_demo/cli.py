@@ -34,7 +34,7 @@ SPEEDS = {"small": Speed(0.015, 0.0004), "large": Speed(0.04, 0.001)}
 
 @click.command()
 @click.option("--once", is_flag=True, help="Send the prompts, print the table and stop.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per row and a summary row last.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per row, and a summary last.")
 @click.option("--port", type=click.IntRange(1, 65535), help="Envoy's port; default: 10000 if it is free.")
 def demo(once: bool, as_json: bool, port: int | None) -> None:
     """Run Envoy, the sidecar and two simulated vLLM pools here, and route real prompts.

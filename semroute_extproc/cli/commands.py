@@ -20,8 +20,8 @@ LAB = {
     "demo": ("demo", "Run Envoy, the sidecar and two simulated pools on this machine."),
     "train": ("train", "Train a bundle from prompts and publish it."),
     "bundle": ("train", "Show, check, copy and quantize bundles."),
-    "fit": ("fit", "Fit an artifact for a strategy from prompts with known answers."),
-    "calibrate": ("fit", "Pick a threshold on your own prompts."),
+    "fit": ("fit", "Fit a strategy's artifact from prompts with known outcomes."),
+    "calibrate": ("fit", "Choose a threshold on your own prompts."),
     "eval": ("train", "Evaluate a bundle as a router and as a classifier."),
     "profile": ("fit", "Measure what a model is good at, for the clusters strategy."),
     "bench": ("bench", "Measure what a decision costs on this machine."),
@@ -78,7 +78,7 @@ config_option = click.option(
     type=click.Path(path_type=Path, dir_okay=False),
     envvar="SEMROUTE_CONFIG",
     required=True,
-    help="The configuration, YAML. Also SEMROUTE_CONFIG; SEMROUTE__SECTION__KEY sets single values.",
+    help="Configuration (YAML); default: SEMROUTE_CONFIG. SEMROUTE__SECTION__KEY overrides one value.",
 )
 
 
@@ -92,11 +92,11 @@ def main() -> None:
 
     \b
     First steps:
-      semroute demo                      everything on this machine, with simulated pools
-      semroute example > semroute.yaml   a configuration to start from
-      semroute check -c semroute.yaml    is it right?
+      semroute demo                      run everything on this machine, with simulated pools
+      semroute example > semroute.yaml   write a sample configuration
+      semroute check -c semroute.yaml    check it
       semroute explain -c semroute.yaml --text "Prove that sqrt(2) is irrational."
-      semroute serve -c semroute.yaml    the real thing, behind your Envoy
+      semroute serve -c semroute.yaml    serve requests behind your Envoy
     """
 
 
@@ -110,9 +110,9 @@ def serve(config: Path, index: int | None, worker_admin: str) -> None:
 
     \b
     SIGHUP or a change of the file reloads pools, models, policies and strategies;
-    a wrong configuration changes nothing and is logged.
+    an invalid configuration is logged and changes nothing.
 
-    With server.workers above 1 this process starts that many workers, keeps them running and
+    With server.workers above 1, this process starts that many workers, keeps them running and
     answers for all of them on the admin port.
     """
     from semroute_extproc.config import source as config_source
@@ -129,16 +129,16 @@ def serve(config: Path, index: int | None, worker_admin: str) -> None:
 @main.command()
 @config_option
 @click.option("--text", help="A prompt, sent as one user turn of a chat completion.")
-@click.option("--body", type=BYTES, help="A request body, a file or - for standard input, instead of --text.")
+@click.option("--body", type=BYTES, help="Request body file, or - for standard input, instead of --text.")
 @click.option("--model", help="Model name in the body made from --text; default: the first routed name.")
 @click.option("--header", "headers", multiple=True, metavar="K=V", help="A request header; repeatable.")
 @click.option("--path", default="/v1/chat/completions", show_default=True, help="Path of the request.")
-@click.option("--json", "as_json", is_flag=True, help="Everything, as one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 @exit_statuses
 def explain(
     config: Path, text: str | None, body: Any, model: str, headers: tuple[str, ...], path: str, as_json: bool
 ) -> None:
-    """Show the decision for one request, exactly as the server would take it.
+    """Show the decision for one request, exactly as the server would make it.
 
     Prints pool, cluster, model, reasoning effort, reason, the rules tried, the signals, the header
     and body edits and the time of each stage.
@@ -164,18 +164,18 @@ def explain(
 
 
 @main.command()
-@click.option("--bundle", type=PATH, help="Use this bundle for every language; default: the shipped ones.")
+@click.option("--bundle", type=PATH, help="Use this bundle for every language; default: the shipped bundles.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--embedding", is_flag=True, help="Add the sentence embedding to every line.")
 @exit_statuses
 def score(bundle: Path | None, device: Any, embedding: bool) -> None:
-    """Give the signals of many prompts: JSON lines in, JSON lines out, in order.
+    """Print the signals of many prompts: JSON Lines in, JSON Lines out, in the same order.
 
     \b
     in   {"text": "…"} or {"body": {…}} (a request body)
     out  {"domain": {"label", "probs"}, "difficulty", "unknown", "tokens", "truncated", "language"}
 
-    A bad line gives {"error": …} in its place, and exit status 1 at the end.
+    For a bad line, prints {"error": …} in its place; the exit status is then 1.
     """
     from rich.console import Console
     from rich.progress import track
@@ -197,16 +197,16 @@ def score(bundle: Path | None, device: Any, embedding: bool) -> None:
 @main.command()
 @click.argument("config_path", type=PATH, required=False)
 @click.option("--config", "-c", "option_path", type=PATH, envvar="SEMROUTE_CONFIG")
-@click.option("--envoy", type=PATH, help="Envoy's bootstrap: check that it has the pools' clusters.")
+@click.option("--envoy", type=PATH, help="Envoy bootstrap file; check that it has a cluster for every pool.")
 @exit_statuses
 def check(config_path: Path | None, option_path: Path | None, envoy: Path | None) -> None:
-    """Check a configuration, its conditions, its bundle and what it needs here, without serving.
+    """Check a configuration, its conditions, its bundle and its requirements on this machine.
 
-    The environment's keys, optional libraries and the GPU are checked too, so run it where you will
-    serve. Nothing is sent.
+    Also checks API keys in the environment, optional libraries and the GPU, so run it on the machine
+    that will serve. Sends no requests.
 
-    Prints every problem as file:line:col: path: message, and exits with 78 if there is one. Likely
-    mistakes are printed as notes.
+    Prints every problem as file:line:col: path: message, and exits with status 78 if there is
+    any. Likely mistakes are printed as notes.
     """
     from semroute_extproc.cli import check as checking
     from semroute_extproc.config import source as config_source
@@ -228,7 +228,7 @@ def check(config_path: Path | None, option_path: Path | None, envoy: Path | None
 
 @main.command()
 def example() -> None:
-    """Print a commented configuration to start from."""
+    """Print a commented sample configuration."""
     click.echo((Path(__file__).parent / "example.yaml").read_text(), nl=False)
 
 
@@ -245,7 +245,7 @@ def schema() -> None:
 @config_option
 @exit_statuses
 def dump_config(config: Path) -> None:
-    """Print the configuration as it is used: file, environment and defaults together."""
+    """Print the effective configuration: file, environment and defaults merged."""
     from ruamel.yaml import YAML
 
     from semroute_extproc.config import source as config_source

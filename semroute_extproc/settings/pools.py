@@ -33,7 +33,7 @@ class Pool(Model):
     tools: bool = Field(True, description="The model can call tools.")
     images: bool = Field(False, description="The model can read images.")
     apis: tuple[ApiName, ...] = Field(
-        ("chat_completions", "completions", "responses", "messages"), min_length=1, description="Its APIs."
+        ("chat_completions", "completions", "responses", "messages"), min_length=1, description="APIs served."
     )
     reasoning: str = Field("none", description="Reasoning family of the model; see docs/configuration.md.")
     metrics: str | None = Field(None, pattern=r"^https?://", description="URL of the vLLM metrics to scrape.")

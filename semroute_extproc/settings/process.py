@@ -75,9 +75,9 @@ class Admin(Model):
 
 
 class Telemetry(Model):
-    """Logs and traces."""
+    """Logs and traces. A change needs a restart."""
 
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Minimum level.")
     log_format: Literal["auto", "console", "json"] = Field("auto", description="`auto`: console on a TTY.")
     log_decisions: bool = Field(True, description="Write one log line per decision.")
     log_prompts: bool = Field(False, description="Add the classified text to the log line of a decision.")

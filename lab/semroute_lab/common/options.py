@@ -22,15 +22,15 @@ option = click.option
 shown = functools.partial(click.option, show_default=True)  # An option whose help has its default
 
 seed = shown("--seed", type=click.IntRange(0), default=0)
-_bootstrap_help = "Bootstrap replicates of the intervals; 0 for none."
+_bootstrap_help = "Bootstrap replicates for the intervals; 0: no intervals."
 bootstrap = shown(
     "--bootstrap", "replicates", type=click.IntRange(0, 100_000), default=1000, help=_bootstrap_help
 )
-bundle = option("--bundle", type=DIRECTORY, help="Bundle that reads the texts; by default the shipped one.")
-split = option("--split", "splits", multiple=True, help="Only rows of this split; may be repeated.")
-text_column = option("--text-column", help="Column of the texts; by default prompt, text, question …")
+bundle = option("--bundle", type=DIRECTORY, help="Bundle that encodes the texts; default: the shipped one.")
+split = option("--split", "splits", multiple=True, help="Use only rows of this split; repeatable.")
+text_column = option("--text-column", help="Column of the texts; default: prompt, text, question …")
 options_column = option("--options-column", help="Column with a JSON list of options to append to the text.")
-judge_strategy = option("--strategy", help="With --judge: its strategy's name, if there are several.")
+judge_strategy = option("--strategy", help="With --judge: name of the judge strategy, if there are several.")
 
 
 def stacked(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:

