@@ -40,7 +40,7 @@ class Pauses:
 
 
 async def ask(endpoint: Endpoint, pauses: Pauses | None = None, **changes: Any) -> Reply:
-    model = Model(endpoint, "m", {"temperature": 0}, **{"seconds": 0.4, **changes})
+    model = Model(endpoint, "m", {"temperature": 0}, **{"seconds": 10.0, **changes})
     return await model.ask("hello", random.Random(1), pauses or Pauses())
 
 
@@ -70,7 +70,8 @@ async def test_a_question_is_one_user_turn_with_the_parameters_given(
 async def test_what_may_pass_is_tried_again(server: OpenAIServer, endpoint: Endpoint, act: Act) -> None:
     server.script.extend([act, act])
     pauses = Pauses()
-    assert (await ask(endpoint, pauses)).text == "re: hello"
+    seconds = 1.0 if act.delay else 10.0
+    assert (await ask(endpoint, pauses, seconds=seconds)).text == "re: hello"
     assert len(server.requests) == 3
     assert 0.0 <= pauses.seconds[0] <= 0.5
     assert 0.0 <= pauses.seconds[1] <= 1.0
