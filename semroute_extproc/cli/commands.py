@@ -1,4 +1,4 @@
-"""The command line: arguments to one call each. Exit statuses: see `exits`."""
+"""The command line: each command parses its arguments and makes one call. Exit statuses: see `exits`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from semroute_extproc import __version__
 from semroute_extproc.cli.exits import LAB_EXTRA, Exit, exit_statuses, install, missing, refuse
 
 PLUGINS = "semroute.commands"
-"""Entry-point group by which semroute-lab and others add commands."""
+"""Entry-point group through which semroute-lab and other packages add commands."""
 
 LAB = {
     "demo": ("demo", "Run Envoy, the sidecar and two simulated pools on this machine."),
@@ -28,7 +28,7 @@ LAB = {
 }
 """Commands of semroute-lab: the extra that each needs, and its line in --help.
 
-A copy, because --help must be fast and the plug-ins may import heavy libraries."""
+Copied here because --help must be fast, and plug-ins may import heavy libraries."""
 
 ANY_ARGUMENTS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
@@ -37,7 +37,7 @@ BYTES = click.File("rb")
 
 
 class Commands(click.Group):
-    """A group whose plug-in commands are imported when they are used."""
+    """A group that imports a plug-in command only when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Every command, most used first."""
@@ -46,7 +46,7 @@ class Commands(click.Group):
         return [*own, *LAB, *sorted(plugins - LAB.keys())]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command, imported now if it is a plug-in; one that cannot be imported says what to install."""
+        """Return the command and import its plug-in; if the import fails, say what to install."""
         plugins = importlib.metadata.entry_points(group=PLUGINS, name=cmd_name)
         if cmd_name not in LAB and not plugins:
             return super().get_command(ctx, cmd_name)
@@ -62,7 +62,7 @@ class Commands(click.Group):
         return click.Command(cmd_name, ANY_ARGUMENTS, lambda: refuse([problem], Exit.UNAVAILABLE))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """As click does, but without importing plug-ins."""
+        """List the commands as click does, but without importing plug-ins."""
         rows = [(key, each.get_short_help_str(63)) for key, each in self.commands.items() if not each.hidden]
         installed = importlib.metadata.entry_points(group=PLUGINS).names
         for name, (extra, line) in LAB.items():
@@ -94,9 +94,9 @@ def main() -> None:
     First steps:
       semroute demo                      everything on this machine, with simulated pools
       semroute example > semroute.yaml   a configuration to start from
-      semroute check -c semroute.yaml    is it right?
+      semroute check -c semroute.yaml    find mistakes in it
       semroute explain -c semroute.yaml --text "Prove that sqrt(2) is irrational."
-      semroute serve -c semroute.yaml    the real thing, behind your Envoy
+      semroute serve -c semroute.yaml    serve your Envoy
     """
 
 
@@ -109,11 +109,11 @@ def serve(config: Path, index: int | None, worker_admin: str) -> None:
     """Serve Envoy's ext_proc streams until SIGTERM, then drain.
 
     \b
-    SIGHUP or a change of the file reloads pools, models, policies and strategies;
-    a wrong configuration changes nothing and is logged.
+    SIGHUP or a change of the file reloads pools, models, policies and strategies.
+    An invalid configuration is logged and not applied.
 
-    With server.workers above 1 this process starts that many workers, keeps them running and
-    answers for all of them on the admin port.
+    If server.workers is above 1, this process starts that many workers, restarts them when they
+    end, and serves the admin port for all of them.
     """
     from semroute_extproc.config import source as config_source
 
@@ -138,7 +138,7 @@ def serve(config: Path, index: int | None, worker_admin: str) -> None:
 def explain(
     config: Path, text: str | None, body: Any, model: str, headers: tuple[str, ...], path: str, as_json: bool
 ) -> None:
-    """Show the decision for one request, exactly as the server would take it.
+    """Show the decision for one request, exactly as the server would make it.
 
     Prints pool, cluster, model, reasoning effort, reason, the rules tried, the signals, the header
     and body edits and the time of each stage.
@@ -200,13 +200,13 @@ def score(bundle: Path | None, device: Any, embedding: bool) -> None:
 @click.option("--envoy", type=PATH, help="Envoy's bootstrap: check that it has the pools' clusters.")
 @exit_statuses
 def check(config_path: Path | None, option_path: Path | None, envoy: Path | None) -> None:
-    """Check a configuration, its conditions, its bundle and what it needs here, without serving.
+    """Check a configuration, its conditions, its bundle and its environment, without serving.
 
-    The environment's keys, optional libraries and the GPU are checked too, so run it where you will
-    serve. Nothing is sent.
+    Run it on the machine that will serve: it also checks API keys in environment variables, optional
+    libraries and the GPU. It sends nothing over the network.
 
-    Prints every problem as file:line:col: path: message, and exits with 78 if there is one. Likely
-    mistakes are printed as notes.
+    Prints every problem as file:line:col: path: message, and exits with status 78 if there is one.
+    Prints likely mistakes as notes.
     """
     from semroute_extproc.cli import check as checking
     from semroute_extproc.config import source as config_source
@@ -245,7 +245,7 @@ def schema() -> None:
 @config_option
 @exit_statuses
 def dump_config(config: Path) -> None:
-    """Print the configuration as it is used: file, environment and defaults together."""
+    """Print the effective configuration: file, environment and defaults merged."""
     from ruamel.yaml import YAML
 
     from semroute_extproc.config import source as config_source

@@ -37,7 +37,7 @@ class Config(Model):
 
 
 def unresolved(config: Config, families: Collection[str]) -> Iterator[Problem]:
-    """Names that are used and not defined, and settings that contradict each other across sections."""
+    """Undefined names, and settings of different sections that contradict each other."""
     known: dict[str, Collection[str]] = {"reasoning family": families, "pool": config.pools}
     known |= {"policy": config.policies, "strategy": config.strategies}
 
@@ -83,7 +83,7 @@ def unresolved(config: Config, families: Collection[str]) -> Iterator[Problem]:
 
 
 def _budget(config: Config, name: str) -> Iterator[Problem]:
-    """Settings with which the budget of a strategy could never have an effect."""
+    """Settings that keep the budget of a strategy from ever having an effect."""
     if (strategy := config.strategies.get(name)) is None:
         return
     budget, pair = config.controllers.budgets[name], pair_of(strategy)
@@ -103,13 +103,13 @@ def _budget(config: Config, name: str) -> Iterator[Problem]:
 
 
 def _costs_as_much(config: Config, weak: str, strong: str) -> bool:
-    """By their prices the weak pool is not cheaper than the strong one."""
+    """Whether both pools have a price and the weak one is not cheaper."""
     low, high = (config.pools[name].price if name in config.pools else None for name in (weak, strong))
     return low is not None and high is not None and low.input >= high.input and low.output >= high.output
 
 
 def warnings(config: Config) -> Iterator[Problem]:
-    """Settings that are allowed and are likely mistakes."""
+    """Valid settings that are likely mistakes."""
     for name, strategy in config.strategies.items():
         weak, strong = pair_of(strategy) or ("", "")
         if _costs_as_much(config, weak, strong) and not _costs_as_much(config, strong, weak):
