@@ -44,6 +44,6 @@ def warnings(loaded: Loaded, bundles: Mapping[str, Bundle]) -> list[str]:
     listen = loaded.config.server.address(0)
     folder = Path(listen.removeprefix("unix:")).parent
     if listen.startswith("unix:") and not folder.is_dir():
-        message = f"there is no folder {folder} here, and serve does not start without it"
+        message = f"the directory {folder} does not exist, and serve needs it to start"
         problems.append(Problem(("server", "listen"), message))
     return [*loaded.notes, *(loaded.source.locate(problem) for problem in problems)]

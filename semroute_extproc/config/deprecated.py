@@ -39,7 +39,7 @@ def rewrite(document: Any, locate: Callable[[Problem], str], replaced: Replaced)
     for (*parents, old), new in RENAMED:
         for path, node in matching(document, parents):
             if old in node and new in node:
-                message = f"is the old name of {new}, which is given as well: remove it"
+                message = f"is the old name of {new}, which is also set: remove the old name"
                 raise ConfigError([locate(Problem((*path, old), message))])
             if old in node:
                 note(f"is now called {new}", *path, old)

@@ -130,7 +130,7 @@ def without_cluster(loaded: Loaded, envoy: Path) -> list[Problem]:
         raise ConfigError([f"{envoy}: its clusters are dynamic (cds_config); this file does not list them"])
     clusters = static.get("clusters") if isinstance(static, dict) else None
     if not isinstance(clusters, list):
-        raise ConfigError([f"{envoy}: no bootstrap: it has no static_resources.clusters"])
+        raise ConfigError([f"{envoy}: not a bootstrap: it has no static_resources.clusters"])
     names = [str(cluster.get("name")) for cluster in clusters if isinstance(cluster, dict)]
     missing = {name: pool.cluster for name, pool in loaded.config.pools.items() if pool.cluster not in names}
     return [
@@ -198,7 +198,7 @@ def _overlay(document: CommentedMap, environment: Mapping[str, str]) -> dict[tup
             key = _existing_key(node, part)
             path.append(str(key))
             if isinstance(node.get(key), list):
-                problem = "a list is set as a whole and not item by item"
+                problem = "a variable can set a whole list, not one of its items"
                 raise ConfigError([f"{variable} (environment): {'.'.join(path)}: {problem}"])
             if not isinstance(node.get(key), dict):
                 node[key] = CommentedMap()

@@ -87,7 +87,7 @@ def read_manifest(path: Path) -> Manifest:
     if manifest.format != FORMAT:
         raise BundleError(f"{file}: format {manifest.format} is not {FORMAT}, the one this version reads")
     if manifest.surface != SURFACE_NAMES:
-        raise BundleError(f"{file}: surface: was trained on other surface features than {SURFACE_NAMES}")
+        raise BundleError(f"{file}: surface: the features must be {SURFACE_NAMES}")
     return manifest
 
 

@@ -179,7 +179,7 @@ def _check_socket(path: Path) -> None:
     if not path.parent.is_dir():
         raise OSError(f"{prefix}: there is no folder {path.parent}")
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise OSError(f"{prefix}: we may not write to {path.parent}")
+        raise OSError(f"{prefix}: no permission to write to {path.parent}")
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(PROBE_SECONDS)
         try:

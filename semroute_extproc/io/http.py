@@ -34,7 +34,7 @@ class Endpoint(AbstractAsyncContextManager["Endpoint"]):
         """`url` ends before the path, as in `http://host:8000/v1`; raises EndpointError (`setup`)."""
         # Errors, profiles and the configuration page show addresses, so they must hold no secret.
         if "@" in url.partition("://")[2].partition("/")[0]:
-            problem = "an address must hold no user or password: name a variable with a key"
+            problem = "a URL must not contain a user or password: set a variable with an API key"
             raise EndpointError("setup", problem)
         import httpx2  # imported here so that a server without endpoints starts faster
 

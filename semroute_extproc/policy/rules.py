@@ -121,7 +121,7 @@ def warnings(expression: str, labels: Mapping[str, Collection[str]]) -> Iterator
         named.extend((match["fact"], text["text"]) for text in re.finditer(_TEXT, match["list"]))
     for fact, text in named:
         if fact == "headers" and text != text.lower():
-            yield f"names of headers are in lower case here: {text.lower()!r}, not {text!r}"
+            yield f"header names are lower case in conditions: {text.lower()!r}, not {text!r}"
         # Without a task head, `task` is the empty string.
         if text and (known := labels.get(fact)) is not None and text not in known:
             hint = did_you_mean(text, known)
