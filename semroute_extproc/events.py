@@ -40,7 +40,7 @@ class Shadowed(Event, frozen=True):
 
 
 class Failed(Event, frozen=True):
-    """An unexpected exception, logged as `where`; emitted while it is being handled."""
+    """An unexpected exception, logged as `where`; emitted inside its `except` block."""
 
     where: str
     request_id: str = ""

@@ -83,7 +83,7 @@ class DirectAnswer(msgspec.Struct, frozen=True):
 
     status: int
     body: bytes
-    details: str  # short token for Envoy's access log (`%RESPONSE_CODE_DETAILS%`)
+    details: str  # identifier for Envoy's access log (`%RESPONSE_CODE_DETAILS%`)
 
 
 class Outcome(msgspec.Struct, frozen=True):

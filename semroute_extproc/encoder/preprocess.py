@@ -1,4 +1,4 @@
-"""Text to framed token ids. A long text keeps its head and its tail."""
+"""Converts text to framed token ids. A long text keeps its head and its tail."""
 
 from __future__ import annotations
 

@@ -201,7 +201,7 @@ class EncodeQueue:
             framed = [self._model.framer.frame(text) for text in texts]
             outputs = self._model.run(framed)
         except BaseException as error:  # a panic in the tokenizer's Rust is not an Exception
-            if framed is not None:  # a text that cannot be framed is not the device's fault
+            if framed is not None:  # an error while framing is not a failure of the device
                 self._failures += 1
             return error
         self._failures = 0
@@ -210,7 +210,7 @@ class EncodeQueue:
     def _done(self, batch: list[_Work], result: Result, waits: bool) -> None:
         """A pass is done, and its thread may wait; on the event loop, where futures are resolved."""
         if waits:
-            # Only now is the thread free: on a GPU all texts that have come by now share the next pass.
+            # Take again here, so that on a GPU all texts that have arrived by now share the next pass.
             with self._lock:
                 if following := self._take():
                     self._handed.put(following)

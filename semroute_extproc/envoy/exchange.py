@@ -68,7 +68,7 @@ class _State(enum.Enum):
     START = enum.auto()  # no message of the request direction has arrived
     BODY = enum.auto()  # the headers are answered; waiting for the body
     HELD = enum.auto()  # the headers reply is held while the body is collected
-    DECIDING = enum.auto()  # the caller has the request
+    DECIDING = enum.auto()  # the caller is deciding the request
     PASSED = enum.auto()  # passed through at the headers; in full duplex each piece of the body is echoed
     DONE = enum.auto()  # decided, or passed through at the body; later messages are continued
     CLOSED = enum.auto()  # we answered the client ourselves; no further reply is allowed

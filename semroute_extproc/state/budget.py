@@ -59,7 +59,7 @@ class BudgetController:
         """
         window = self._window(now)
         self.requests += 1
-        # A plain mean until the window is full, then one with decay.
+        # A plain mean until the window is full, then an exponential moving average.
         weight = 1.0 / min(self.requests, window)
         mean = self.realised or 0.0
         self.realised = mean + weight * (spent - mean)
