@@ -1,3 +1,3 @@
-"""An Envoy external processor that routes LLM requests to vLLM pools by what they ask."""
+"""An Envoy external processor that routes LLM requests to vLLM pools by their content."""
 
 __version__ = "0.1.0"

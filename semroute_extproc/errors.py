@@ -1,4 +1,4 @@
-"""Every error the package raises on purpose, and the exit statuses they become (`cli.exits`).
+"""Every error that the package raises on purpose, and the exit statuses (see `cli.exits`).
 
 SemrouteError
 ├── ConfigError            the configuration cannot be used
@@ -20,13 +20,13 @@ from semroute_extproc.outcome import Cause
 
 
 class Exit(enum.IntEnum):
-    """What an exit status means; docs/errors.md shows this table. Above 2 they are those of sysexits.h."""
+    """The exit statuses; docs/errors.md shows this table. Those above 2 come from sysexits.h."""
 
     OK = 0  # done
     ROWS = 1  # done, but some rows were bad, or a check found a difference
     USAGE = 2  # wrong usage of the command line
     DATA = 65  # an input file cannot be used: data, artifact, profile or calibration
-    UNAVAILABLE = 69  # something needed is not there: a Python package, an endpoint, a socket, a working GPU
+    UNAVAILABLE = 69  # a Python package, an endpoint, a socket or a working GPU is missing
     CONFIG = 78  # the configuration, the bundle or the device it asks for cannot be used: do not restart
 
 

@@ -1,6 +1,6 @@
 """Everything that happens in the sidecar, as frozen events. Pure.
 
-The code that notices something calls `emit`; the sinks in `telemetry/` take what concerns them.
+The code where an event happens calls `emit`; each sink in `telemetry/` handles the types it needs.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ class Decided(Event, frozen=True):
     started_ns: int
     decided_ns: int
     ended_ns: int
-    """Nanoseconds since the epoch: the stream began, the body was complete, the outcome was known."""
+    """Nanoseconds since the epoch of the stream's start, the complete body and the outcome."""
     observed: bool
     """Envoy runs in observability mode: the decision was recorded but not applied."""
 
 
 class Shadowed(Event, frozen=True):
-    """A shadow policy decided after its request had been answered."""
+    """A shadow policy decided after its request was routed."""
 
     shadow: Shadow
 
 
 class Failed(Event, frozen=True):
-    """An unexpected exception, logged as `where`; emitted while it is being handled."""
+    """An unexpected exception, logged as `where`; emitted inside its `except` block."""
 
     where: str
     request_id: str = ""
@@ -63,14 +63,14 @@ class OutOfMemory(Event, frozen=True):
 
 
 class EncoderLost(Event, frozen=True):
-    """A GPU keeps failing, `reason` says how: the process drains and exits. Emitted once, from any thread."""
+    """A GPU keeps failing for `reason`; the process drains and exits. Emitted once, from any thread."""
 
     bundle: str
     reason: str = ""
 
 
 class Scraped(Event, frozen=True):
-    """A pool's metrics page was scraped; `load` is empty if that failed or there is no page any more."""
+    """A pool's metrics page was scraped; `load` is empty after a failure or if the page was removed."""
 
     pool: str
     load: Mapping[str, float]
@@ -78,20 +78,20 @@ class Scraped(Event, frozen=True):
 
 
 class ProfilesRead(Event, frozen=True):
-    """The profiles of a `clusters` strategy changed; problems and thin profiles have a sentence each."""
+    """The profiles of a `clusters` strategy changed; each problem or thin profile is one sentence."""
 
     strategy: str
     used: int | None
     """How many profiles are used; None for a strategy that was removed."""
     problems: Sequence[str] = ()
     models: Sequence[str] = ()
-    """Profiled models that a pool serves; `without_pool` has the others."""
+    """Profiled models that a pool serves; `without_pool` lists the others."""
     without_pool: Sequence[str] = ()
     thin: Sequence[str] = ()
 
 
 class Reloaded(Event, frozen=True):
-    """A configuration is live: the first (generation 1), a changed one, or the restored one."""
+    """A configuration went live: the first (generation 1), a changed one or a restored one."""
 
     sha256: str
     generation: int
@@ -101,7 +101,7 @@ class Reloaded(Event, frozen=True):
 
 
 class ReloadRejected(Event, frozen=True):
-    """A changed configuration was rejected. No problems: by an exception that is being handled."""
+    """A changed configuration was rejected; without problems, the exception being handled is the cause."""
 
     problems: Sequence[str]
 
@@ -113,7 +113,7 @@ class SessionStoreError(Event, frozen=True):
 
 
 Emit = Callable[[Event], None]
-"""Takes any event, quickly: what the sidecar calls, and each sink behind it."""
+"""A function that takes any event and returns quickly: the bus, and each sink behind it."""
 
 
 def ignore(_: Event) -> None:

@@ -1,6 +1,6 @@
 """The outcome of one request: made by the pipeline, written by `envoy.replies`, recorded by telemetry.
 
-Pure. Types that are built per request are msgspec structures: a frozen dataclass takes ten times as long.
+Pure. Types built per request are msgspec structs: creating a frozen dataclass takes ten times as long.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class DirectAnswer(msgspec.Struct, frozen=True):
 
     status: int
     body: bytes
-    details: str  # short token for Envoy's access log (`%RESPONSE_CODE_DETAILS%`)
+    details: str  # identifier for Envoy's access log (`%RESPONSE_CODE_DETAILS%`)
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -100,7 +100,7 @@ class Outcome(msgspec.Struct, frozen=True):
     answer: DirectAnswer | None = None
     decision: Decision | None = None
     policy: str = ""  # the policy that decided
-    session: str = ""  # effect of the conversation's pool, see `ControllerState.decided`
+    session: str = ""  # how the conversation's pool affected the decision, see `ControllerState.decided`
     shadows: tuple[Shadow, ...] = ()  # what the shadow policies would have done
     view: RequestView | None = None
     signals: Signals | None = None
@@ -109,7 +109,7 @@ class Outcome(msgspec.Struct, frozen=True):
     total_ms: float = 0.0
 
     def milliseconds(self) -> dict[str, float]:
-        """Time per stage; a stage may come more than once."""
+        """Total time per stage; a stage may occur more than once."""
         total: dict[str, float] = {}
         for stage in self.stages:
             total[stage.name] = total.get(stage.name, 0.0) + stage.ms
@@ -117,7 +117,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 def facts(outcome: Outcome) -> dict[str, str | float | bool]:
-    """The facts of an outcome that metadata, log and spans have in common; empty values are left out.
+    """The facts of an outcome that metadata, log and spans share, without empty values.
 
     Envoy's access log, routes and response headers may use them. The list is in docs/configuration.md.
     """

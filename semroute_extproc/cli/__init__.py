@@ -1,3 +1,3 @@
-"""The command line `semroute`: commands, and what explain, check and score do."""
+"""The `semroute` command line: its commands, and the code of explain, check and score."""
 
 from semroute_extproc.cli.commands import main as main

@@ -18,7 +18,7 @@ from semroute_extproc.strategies.judge_client import Judges
 def check(loaded: Loaded) -> dict[str, Bundle]:
     """Language to bundle; raises ConfigError or BundleError.
 
-    Makes what `serve` makes, as far as that needs no network; on a GPU with a first pass.
+    Builds the objects that `serve` builds without the network; on a GPU it also runs a first pass.
     """
     bundles = build.load_bundles(loaded.config)
     build.make_policies(loaded, bundles[build.DEFAULT])
@@ -31,7 +31,7 @@ def check(loaded: Loaded) -> dict[str, Bundle]:
 
 
 def warnings(loaded: Loaded, bundles: Mapping[str, Bundle]) -> list[str]:
-    """Deprecation notes and likely mistakes, each with its place."""
+    """Deprecation notes and likely mistakes, each with its location."""
     problems = list(config.warnings(loaded.config))
     manifests = [each.manifest for each in bundles.values()]
     domains = [label for each in manifests for label in each.domain.labels]
@@ -44,6 +44,6 @@ def warnings(loaded: Loaded, bundles: Mapping[str, Bundle]) -> list[str]:
     listen = loaded.config.server.address(0)
     folder = Path(listen.removeprefix("unix:")).parent
     if listen.startswith("unix:") and not folder.is_dir():
-        message = f"there is no folder {folder} here, and serve does not start without it"
+        message = f"the directory {folder} does not exist, and serve needs it to start"
         problems.append(Problem(("server", "listen"), message))
     return [*loaded.notes, *(loaded.source.locate(problem) for problem in problems)]

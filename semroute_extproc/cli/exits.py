@@ -16,10 +16,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 STATUS = {ConfigError: Exit.CONFIG, BundleError: Exit.CONFIG, EndpointError: Exit.UNAVAILABLE}
-"""Error to exit status; that of every other one is `Exit.DATA`."""
+"""Error to exit status; every other error gives `Exit.DATA`."""
 
 LAB_EXTRA = "semroute.lab-extra"
-"""Key of click's context to the extra of semroute-lab that the command needs."""
+"""Key in click's context under which a command names the extra of semroute-lab that it needs."""
 
 
 def exit_statuses(command: Callable[P, R]) -> Callable[P, R]:
@@ -44,7 +44,7 @@ def exit_statuses(command: Callable[P, R]) -> Callable[P, R]:
 
 
 def missing(error: ModuleNotFoundError, extra: str) -> str:
-    """What is missing, and how to install it if an extra has it; raises `error` for a module of ours."""
+    """Name the missing package and the extra that installs it; raises `error` for our own modules."""
     if (error.name or "").startswith("semroute"):
         raise error
     if error.name == "transformers":

@@ -1,7 +1,7 @@
-"""Explain where a request goes: the server's own code on one request, with its steps.
+"""Explain where a request goes: run the server's own code on one request and show each step.
 
-The request is played to an `Exchange` as Envoy would send it. The edits are read back from the bytes that
-would have gone over the wire, so the explanation cannot differ from the behavior.
+The request is fed to an `Exchange` as Envoy would send it. The edits are decoded from the serialized
+replies, so the explanation cannot differ from the behavior.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from semroute_extproc.serve import build
 from semroute_extproc.strategies.judge_client import Judges
 
 DEADLINE_MS = 5_000.0
-"""Generous, so that a cold machine does not turn the explanation into a fallback."""
+"""Long, so that a slow first pass does not cause a fallback."""
 
 SIGNALS = (
     *("domain", "domain_entropy", "task", "difficulty", "unknown"),
@@ -37,10 +37,10 @@ REQUEST = (
     *("api", "model", "stream", "turns", "images", "tools", "tool_loop", "json_mode", "effort"),
     *("max_output_tokens", "characters"),
 )
-"""Attributes of the signals and of the request that are shown, in order."""
+"""Attributes of the signals and of the request to show, in order."""
 
 TOLD = ("outcome", "pool", "cluster", "model", "reasoning", "reason", "rule", "strategy", "fallback")
-"""Members of the report that are rows of the table, if they are not empty."""
+"""Members of the report that become table rows unless they are empty."""
 
 
 def explain(loaded: Loaded, path: str, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def _report(outcome: Outcome, edits: dict[str, Any]) -> dict[str, Any]:
         "policy": outcome.policy or None,
         "strategy": decision.strategy or None,
         "score": decision.score,
-        # JSON has no infinity: a threshold that nothing reaches is shown as 1.
+        # JSON has no infinity, so an unreachable threshold is shown as 1.
         "threshold": None if threshold is None else min(threshold, 1.0),
         "fallback": decision.fallback,
         "trace": [step._asdict() for step in decision.trace],
@@ -142,7 +142,7 @@ def _edits(replies: tuple[bytes, ...], outcome: Outcome, body: bytes) -> dict[st
             removes.extend(mutation.remove_headers)
     edits: dict[str, Any] = {"headers": {"set": sets, "remove": removes}, "metadata": metadata, "body": None}
     if outcome.body is not None and outcome.body != body:
-        # Only top-level members whose value differs are decoded.
+        # Decode only the top-level members whose value changed.
         old, new = (msgspec.json.decode(each, type=dict[str, msgspec.Raw]) for each in (body, outcome.body))
         changed = {key: msgspec.json.decode(raw) for key, raw in new.items() if old.get(key) != raw}
         edits["body"] = {"bytes": len(outcome.body), "changed": changed}
@@ -158,7 +158,7 @@ def print_report(report: Mapping[str, Any]) -> None:
     table.add_column(overflow="fold")
     for row in _rows(report):
         table.add_row(*row)
-    # Names of clients and models are not markup.
+    # Escape client and model names so that rich does not read them as markup.
     Console(markup=False).print(table)
 
 

@@ -14,14 +14,14 @@ from semroute_extproc.request.text import classified_text
 from semroute_extproc.request.view import Api
 
 LINE_BYTES_MAX = 32 * 1024 * 1024
-"""Longest line; a longer one is an error in its place, and its rest is skipped."""
+"""Longest line; a longer line gives an error object, and the rest of it is skipped."""
 
 
 def score_lines(scorer: Scorer, lines: Iterable[bytes], embedding: bool) -> Iterator[dict[str, Any]]:
-    """One object per line, in order; a bad line gives `{"error": …}` in its place.
+    """One object per line, in order; a bad line gives `{"error": …}` instead.
 
-    A line is `{"text": …}`, classified as it is, or `{"body": {…}}`, a request body that is read as the
-    server would read it.
+    A line is `{"text": …}`, which is classified as is, or `{"body": {…}}`, a request body, which is
+    parsed as the server would parse it.
     """
     errors: dict[int, str] = {}
 
@@ -39,7 +39,7 @@ def score_lines(scorer: Scorer, lines: Iterable[bytes], embedding: bool) -> Iter
 
 
 def read_lines(stream: IO[bytes], bytes_max: int = LINE_BYTES_MAX) -> Iterator[bytes]:
-    """The lines of `stream`; never more than `bytes_max` and one byte are held."""
+    """The lines of `stream`; at most `bytes_max` + 1 bytes are in memory at a time."""
     while line := stream.readline(bytes_max + 1):
         rest = line
         while len(rest) > bytes_max and not rest.endswith(b"\n"):
@@ -69,7 +69,7 @@ def read_line(line: bytes, bytes_max: int = LINE_BYTES_MAX) -> str:
 def _text_of_body(body: Any) -> str:
     if not isinstance(body, dict):
         raise ValueError('"body" is not an object')
-    # The API is that of the member that holds the text.
+    # The member with the text identifies the API.
     if "messages" in body:
         api = Api.MESSAGES if "system" in body else Api.CHAT_COMPLETIONS
     elif "prompt" in body:

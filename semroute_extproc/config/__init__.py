@@ -1,1 +1,1 @@
-"""The configuration as a whole: its root model, its cross-checks, and where it is read from."""
+"""The complete configuration: its root model, its cross-checks and its sources."""

@@ -1,7 +1,7 @@
-"""Settings of the previous release, rewritten before validation; each use gives one note.
+"""Rewrites settings of the previous release before validation; each use gives one note.
 
-`rewrite` works on the plain document: the file with the environment's settings in it. It records which
-keys were replaced, so that an error about a rewritten setting shows what the operator wrote.
+`rewrite` works on the plain document: the file merged with the environment's settings. It records the
+replaced keys, so that an error about a rewritten setting shows what the operator wrote.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ RENAMED: tuple[tuple[tuple[str, ...], str], ...] = (
 """Path of an old name, as in `matching`, to the new name."""
 
 Replaced = dict[tuple[str, ...], str]
-"""Path that ends in a new key, and otherwise as the operator wrote it, to the key that was written."""
+"""Path with its last key renamed, to the key that the operator wrote."""
 
 
 def rewrite(document: Any, locate: Callable[[Problem], str], replaced: Replaced) -> list[str]:
     """Rewrite in place and add to `replaced`; returns the notes.
 
-    `locate` puts a problem's place before its message. Raises ConfigError where an old name and its new
-    one are both given.
+    `locate` puts a problem's location before its message. Raises ConfigError if both an old name and
+    its new name are given.
     """
     notes: list[str] = []
 
@@ -39,7 +39,7 @@ def rewrite(document: Any, locate: Callable[[Problem], str], replaced: Replaced)
     for (*parents, old), new in RENAMED:
         for path, node in matching(document, parents):
             if old in node and new in node:
-                message = f"is the old name of {new}, which is given as well: remove it"
+                message = f"is the old name of {new}, which is also set: remove the old name"
                 raise ConfigError([locate(Problem((*path, old), message))])
             if old in node:
                 note(f"is now called {new}", *path, old)
@@ -66,7 +66,7 @@ def rewrite(document: Any, locate: Callable[[Problem], str], replaced: Replaced)
 
 
 def matching(node: Any, pattern: Sequence[str]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """Every mapping at a path of the pattern, with its path; `*` is any key, `#` any index."""
+    """Every mapping whose path matches the pattern, with its path; `*` is any key, `#` any index."""
     if not pattern:
         if isinstance(node, dict):
             yield (), node
@@ -85,7 +85,7 @@ def _targets(node: Any, name: str, *place: str) -> Iterator[tuple[tuple[str, ...
 
 
 def _canary(strategy: dict[str, Any]) -> dict[str, float]:
-    """Strategy to share of a canary of strategies; empty for any other, or if it makes no sense."""
+    """Strategy to its share in a canary of strategies; empty for other settings or invalid shares."""
     weights = strategy.get("strategies")
     if not isinstance(weights, dict) or "weights" in strategy:
         return {}
@@ -96,7 +96,7 @@ def _canary(strategy: dict[str, Any]) -> dict[str, float]:
 
 
 def _split(document: Any, canary: str, shares: dict[str, float], replaced: Replaced) -> None:
-    """A canary of strategies becomes a policy for each of them, and canary shares of the models."""
+    """Turn a canary of strategies into one policy per strategy and canary shares of the models."""
     first, *others = shares
     for (_, policy), settings in matching(document, ["policies", "*"]):
         if not any(_targets(settings, canary)):
@@ -112,7 +112,7 @@ def _split(document: Any, canary: str, shares: dict[str, float], replaced: Repla
 
 
 def _share(model: dict[str, Any], policy: str, others: dict[str, float]) -> None:
-    """Give the parts `others` of a policy's share of a model to other policies."""
+    """Split a policy's share of a model: move the fractions in `others` to other policies."""
     canary = model.setdefault("canary", {})
     if not isinstance(canary, dict) or not all(isinstance(each, int | float) for each in canary.values()):
         return
@@ -125,7 +125,7 @@ def _share(model: dict[str, Any], policy: str, others: dict[str, float]) -> None
 
 
 def _remove(document: Any, name: str, instead: list[str]) -> None:
-    """Delete a strategy; where its choices are held for a conversation, those of others are held instead."""
+    """Delete a strategy, and replace it in the sessions' list of strategies with `instead`."""
     for _, session in matching(document, ["controllers", "session"]):
         if isinstance(held := session.get("strategies"), list):
             session["strategies"] = [new for old in held for new in (instead if old == name else [old])]

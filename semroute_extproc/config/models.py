@@ -37,7 +37,7 @@ class Config(Model):
 
 
 def unresolved(config: Config, families: Collection[str]) -> Iterator[Problem]:
-    """Names that are used and not defined, and settings that contradict each other across sections."""
+    """Undefined names, and settings of different sections that contradict each other."""
     known: dict[str, Collection[str]] = {"reasoning family": families, "pool": config.pools}
     known |= {"policy": config.policies, "strategy": config.strategies}
 
@@ -53,9 +53,9 @@ def unresolved(config: Config, families: Collection[str]) -> Iterator[Problem]:
         for drawn in virtual.canary:
             yield from unknown("policy", drawn, "models", name, "canary", drawn)
         if virtual.policy in virtual.canary:
-            yield Problem(("models", name, "canary", virtual.policy), "is the policy that the rest goes to")
+            yield Problem(("models", name, "canary", virtual.policy), "is already the model's main policy")
         if any(name == pool.model for pool in config.pools.values()):
-            yield Problem(("models", name), "is also the name of a pool's model: clients could not reach it")
+            yield Problem(("models", name), "is also a pool's model: clients could not request that model")
     for name, policy in config.policies.items():
         for path, target in policy.targets():
             yield from unknown("pool", target.pool, "policies", name, *path, "pool")
@@ -79,37 +79,37 @@ def unresolved(config: Config, families: Collection[str]) -> Iterator[Problem]:
         for name in load.pools:
             yield from unknown("pool", name, "controllers", "load", "pools", name)
         if not any(pool.metrics for pool in config.pools.values()):
-            yield Problem(("controllers", "load"), "no pool has metrics, so no load would ever be known")
+            yield Problem(("controllers", "load"), "no pool has metrics, so the load is never known")
 
 
 def _budget(config: Config, name: str) -> Iterator[Problem]:
-    """Settings with which the budget of a strategy could never have an effect."""
+    """Settings that keep the budget of a strategy from ever having an effect."""
     if (strategy := config.strategies.get(name)) is None:
         return
     budget, pair = config.controllers.budgets[name], pair_of(strategy)
     path = ("controllers", "budgets", name)
     if pair is None and budget.strong_share is not None:
-        yield Problem(path, "this strategy has no weak and strong pool, so there is no share to hold")
+        yield Problem(path, "this strategy has no weak and strong pool, so it has no strong share to control")
     elif not strategy.weighs_cost:
-        yield Problem(path, "this strategy weighs no cost, so a budget could not move it")
+        yield Problem(path, "this strategy ignores cost, so a budget has no effect on it")
     if budget.dollars_per_thousand is None or pair is None:
         return
     for pool in pair:
         if pool in config.pools and config.pools[pool].price is None:
             yield Problem((*path, "dollars_per_thousand"), f"pool {pool} has no price")
     if _costs_as_much(config, *pair):
-        message = f"the weak pool {pair[0]} is not cheaper than {pair[1]}, so no share would save any"
+        message = f"the weak pool {pair[0]} is not cheaper than {pair[1]}, so no share saves money"
         yield Problem((*path, "dollars_per_thousand"), message)
 
 
 def _costs_as_much(config: Config, weak: str, strong: str) -> bool:
-    """By their prices the weak pool is not cheaper than the strong one."""
+    """Whether both pools have a price and the weak one is not cheaper."""
     low, high = (config.pools[name].price if name in config.pools else None for name in (weak, strong))
     return low is not None and high is not None and low.input >= high.input and low.output >= high.output
 
 
 def warnings(config: Config) -> Iterator[Problem]:
-    """Settings that are allowed and are likely mistakes."""
+    """Valid settings that are likely mistakes."""
     for name, strategy in config.strategies.items():
         weak, strong = pair_of(strategy) or ("", "")
         if _costs_as_much(config, weak, strong) and not _costs_as_much(config, strong, weak):

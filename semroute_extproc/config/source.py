@@ -1,6 +1,6 @@
 """Reads the configuration: a YAML file, the environment, and changes of the file.
 
-Errors carry their place: `file:line:col: path: message`, the source line and a caret.
+An error shows its location: `file:line:col: path: message`, the source line and a caret.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FILE_BYTES_MAX = 4 * 1024 * 1024
 """Largest configuration file."""
 
 SECRETS = (("controllers", "session", "remote", "url"), ("controllers", "session", "remote", "key"))
-"""Settings that no error shows, not even those in the same line."""
+"""Settings whose values are masked in every source line that an error shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +44,10 @@ class Loaded:
     sha256: str
     source: Source
     notes: list[str] = field(default_factory=list)
-    """One for each use of a setting that the next release will not read, with its place."""
+    """One note with its location for each use of a deprecated setting."""
 
     def error(self, problems: list[Problem]) -> ConfigError:
-        """The given problems, with their places in the file."""
+        """The given problems, with their locations in the file."""
         return ConfigError([self.source.locate(problem) for problem in problems])
 
 
@@ -60,7 +60,7 @@ class Source:
     document: CommentedMap
     from_environment: Mapping[tuple[str, ...], str]
     replaced: Replaced = field(default_factory=dict)
-    """Keys that were rewritten, and what was written instead."""
+    """Rewritten keys, and what the operator wrote."""
 
     def locate(self, problem: Problem) -> str:
         """`file:line:col: path: message`, the source line and a caret below it."""
@@ -74,7 +74,7 @@ class Source:
         return f"{head}\n    {text}\n    {' ' * column}^" if text.strip() else head
 
     def _masked(self, text: str) -> str:
-        """A line of the file without secrets, as long as before: the caret stays right."""
+        """A line with its secrets masked; its length is kept so that the caret still fits."""
         for *section, name in SECRETS:
             for _, settings in matching(self.document, section):
                 secret = str(settings.get(name) or "")
@@ -84,7 +84,7 @@ class Source:
     def _place(self, path: tuple[str | int, ...]) -> tuple[int, int, list[str]]:
         """Line and column of the deepest node of `path` in the file, and the path as it was written.
 
-        Union tags and pydantic's `[key]` are in an error's path and not in the file: they are left out.
+        Union tags and pydantic's `[key]` are in an error's path but not in the file, so they are dropped.
         """
         node: Any = self.document
         position = [0, 0]
@@ -104,7 +104,7 @@ class Source:
 
 
 def load(path: Path, environment: Mapping[str, str] | None = None) -> Loaded:
-    """Read, merge with the environment and check; raises ConfigError with every problem found."""
+    """Read the file, merge the environment and validate; raises ConfigError with every problem."""
     text, document = _read(path)
     variables = _overlay(document, os.environ if environment is None else environment)
     source = Source(str(path), text.splitlines(), document, variables)
@@ -123,14 +123,14 @@ def load(path: Path, environment: Mapping[str, str] | None = None) -> Loaded:
 
 
 def without_cluster(loaded: Loaded, envoy: Path) -> list[Problem]:
-    """The pools for whose cluster an Envoy's bootstrap has none; raises ConfigError if it cannot be read."""
+    """Pools whose cluster is not in Envoy's bootstrap; raises ConfigError if that cannot be read."""
     _, bootstrap = _read(envoy)
     static, dynamic = bootstrap.get("static_resources"), bootstrap.get("dynamic_resources")
     if isinstance(dynamic, dict) and ("cds_config" in dynamic or "ads_config" in dynamic):
         raise ConfigError([f"{envoy}: its clusters are dynamic (cds_config); this file does not list them"])
     clusters = static.get("clusters") if isinstance(static, dict) else None
     if not isinstance(clusters, list):
-        raise ConfigError([f"{envoy}: no bootstrap: it has no static_resources.clusters"])
+        raise ConfigError([f"{envoy}: not a bootstrap: it has no static_resources.clusters"])
     names = [str(cluster.get("name")) for cluster in clusters if isinstance(cluster, dict)]
     missing = {name: pool.cluster for name, pool in loaded.config.pools.items() if pool.cluster not in names}
     return [
@@ -140,9 +140,9 @@ def without_cluster(loaded: Loaded, envoy: Path) -> list[Problem]:
 
 
 async def changes(path: Path, stop: asyncio.Event) -> AsyncIterator[None]:
-    """Yield at the first read and whenever the file's content has changed since, until `stop`.
+    """Yield at the first read and after every change of the file's content, until `stop`.
 
-    The directory is watched: a watch on the file does not see the symbolic link swap of a ConfigMap.
+    Watches the directory, because a watch on the file misses the symbolic link swap of a ConfigMap.
     """
     seen: bytes | None = None
     async for _ in notices(lambda: [path.absolute().parent], stop):
@@ -183,7 +183,7 @@ def _read(path: Path) -> tuple[str, CommentedMap]:
 
 
 def _overlay(document: CommentedMap, environment: Mapping[str, str]) -> dict[tuple[str, ...], str]:
-    """Write the environment's settings into the document; returns which variable set which path.
+    """Write the environment's settings into the document; returns path to variable.
 
     Raises ConfigError for a variable that names an item of a list.
     """
@@ -198,7 +198,7 @@ def _overlay(document: CommentedMap, environment: Mapping[str, str]) -> dict[tup
             key = _existing_key(node, part)
             path.append(str(key))
             if isinstance(node.get(key), list):
-                problem = "a list is set as a whole and not item by item"
+                problem = "a variable can set a whole list, not one of its items"
                 raise ConfigError([f"{variable} (environment): {'.'.join(path)}: {problem}"])
             if not isinstance(node.get(key), dict):
                 node[key] = CommentedMap()
@@ -214,7 +214,7 @@ def _overlay(document: CommentedMap, environment: Mapping[str, str]) -> dict[tup
 
 
 def _existing_key(node: Mapping[Any, Any], part: str) -> Any:
-    """The key that a part of a variable means: LLAMA_3_1 is `llama-3.1` unless there is a `llama_3_1`."""
+    """The key for a part of a variable's name: LLAMA_3_1 is `llama-3.1` unless `llama_3_1` exists."""
     wanted = part.lower()
     names = {str(key).lower(): key for key in node}
     spelled = {re.sub("[^a-z0-9]", "_", name): key for name, key in names.items()}

@@ -1,1 +1,1 @@
-"""The encoder: text in, calibrated signals out, before a deadline."""
+"""The encoder: turns text into calibrated signals before a deadline."""

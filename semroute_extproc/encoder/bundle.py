@@ -1,4 +1,4 @@
-"""Load and check a bundle: a directory whose `bundle.json` has the SHA-256 of every file that is served."""
+"""Load and check a bundle: a directory whose `bundle.json` lists the SHA-256 of every file it uses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from semroute_extproc.request.signals import FloatArray
 from semroute_extproc.request.text import SURFACE_NAMES
 
 DEFAULT_BUNDLE, LANGUAGE_BUNDLES = "semroute-minilm", {"zh": "semroute-bge-zh"}
-"""The shipped bundles: for every language, and for those with their own."""
+"""The shipped bundles: the default, and those for single languages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def language_bundles() -> dict[str, Path]:
 
 
 def _shipped(name: str) -> Path:
-    """Inside the package when installed, next to it in a checkout."""
+    """The bundle's directory: inside an installed package, or next to it in a checkout."""
     installed, checkout = (folder / "models" / name for folder in Path(__file__).resolve().parents[1:3])
     return installed if installed.is_dir() else checkout
 
@@ -59,7 +59,7 @@ def _shipped(name: str) -> Path:
 def load(path: Path, devices: tuple[Device, ...] = ("cpu", "cuda")) -> Bundle:
     """Read and check the bundle in `path`; BundleError names a file that is missing, altered or invalid.
 
-    Only the graphs of `devices` are checked: an image for one device may leave out the other's.
+    Checks only the graphs of `devices`, because an image for one device may lack the other's graph.
     """
     manifest = read_manifest(path)
     unused = {name for device, name in manifest.graphs.items() if device not in devices}
@@ -87,7 +87,7 @@ def read_manifest(path: Path) -> Manifest:
     if manifest.format != FORMAT:
         raise BundleError(f"{file}: format {manifest.format} is not {FORMAT}, the one this version reads")
     if manifest.surface != SURFACE_NAMES:
-        raise BundleError(f"{file}: surface: was trained on other surface features than {SURFACE_NAMES}")
+        raise BundleError(f"{file}: surface: the features must be {SURFACE_NAMES}")
     return manifest
 
 

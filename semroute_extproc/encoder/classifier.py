@@ -1,6 +1,6 @@
-"""Text to signals: the bundle for its language, one encoder pass, that bundle's calibration.
+"""Text to signals: select the bundle by language, run one encoder pass, apply the bundle's calibration.
 
-Signals of recent texts are cached. A bundle always says the same about a text, so they do not expire.
+Signals of recent texts are cached. They never expire, because a bundle is deterministic.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DIGEST_BYTES = 16
 
 
 class Classifier:
-    """An encoder for every language, others for single languages, and a bounded cache."""
+    """A default encoder, encoders for single languages, and a bounded cache."""
 
     def __init__(
         self,

@@ -1,8 +1,8 @@
-"""A bundle's graph on a GPU: a few shapes that recur, and smaller passes when memory is short.
+"""A bundle's graph on a GPU: a fixed set of shapes, and smaller passes when memory is short.
 
-A pass has texts of similar length and is padded to one of a few lengths, because ONNX Runtime plans its
-memory once per shape. A pass that does not fit the memory is halved until it fits, and passes stay that
-small for a while. Every other failure is left to the caller.
+A pass groups texts of similar length and pads them to one of a few lengths, because ONNX Runtime plans
+memory once per shape. A pass that runs out of memory is halved until it fits, and later passes keep that
+size for `SMALL_PASS_SECONDS`. Every other failure is raised to the caller.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LENGTH_MIN = 16
 """Shortest padded length; the others are 24, 32, 48, 64, 96 … so that at most a third is padding."""
 
 SMALL_PASS_SECONDS = 30.0
-"""How long passes stay small after one did not fit; then a large one is tried again."""
+"""How long passes stay small after running out of memory; then a large one is tried again."""
 
 OUT_OF_MEMORY = ("out of memory", "failed to allocate memory", "alloc_failed", "memoryallocation")
 """In the messages of ONNX Runtime's arena, CUDA and cuBLAS; their exceptions share no class."""
@@ -46,7 +46,7 @@ class CudaModel(OnnxModel):
         super().__init__(bundle, "cuda", session)
 
     def warm_up(self) -> None:
-        """Run each padded length, and the largest pass, which reserves its memory; raises ConfigError."""
+        """Run each padded length, and the largest pass to reserve its memory; raises ConfigError."""
         surface, unk_id = self.framer.frame("word").surface, self.bundle.manifest.encoder.unk_id
         passes = [[Framed([unk_id] * length, surface, length, False, 0.0)] for length in self._lengths]
         try:

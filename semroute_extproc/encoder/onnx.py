@@ -17,7 +17,7 @@ from semroute_extproc.errors import BundleError, ConfigError
 from semroute_extproc.events import Emit, ignore
 
 WARMUP_LENGTHS = (8, 32, 64)
-"""Lengths in tokens that run once before serving, so that the first request does not pay for it."""
+"""Lengths in tokens of the warm-up passes, so that the first request is not slow."""
 
 
 class OnnxModel:
@@ -63,7 +63,7 @@ class OnnxModel:
         ]
 
     def alone(self, batch: Sequence[Framed]) -> Callable[[], Any]:
-        """The session's pass over `batch` and nothing else, to be run later; benchmarks compare with it."""
+        """Return a function that runs only the session on `batch`; benchmarks use it as a baseline."""
         shape = (len(batch), self._width(max(len(framed.ids) for framed in batch)))
         ids = np.full(shape, self.bundle.manifest.encoder.pad_id, dtype=np.int64)
         mask = np.zeros(shape, dtype=np.int64)
@@ -83,7 +83,7 @@ def import_runtime() -> Any:
     if all(any(metadata.distributions(name=name)) for name in ("onnxruntime", "onnxruntime-gpu")):
         clash = "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: uninstall both"
         raise ConfigError([f"{clash}, then install semroute-extproc[cpu] or semroute-extproc[gpu]"])
-    # ONNX Runtime's telemetry writes files and calls an endpoint; a sidecar that reads prompts must not.
+    # ONNX Runtime's telemetry writes files and sends data. This process reads prompts, so turn it off.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
@@ -99,9 +99,9 @@ def _open_session(bundle: Bundle, device: Device) -> Any:
     options = runtime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # The event loop shares the cores: a spinning thread would take its time.
+    # The event loop shares the cores, and a spinning thread would delay it.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Takes five times as long on the CPU as the nodes it replaces (docs/performance.md).
+    # On the CPU the fused node takes five times as long as the nodes it replaces (docs/performance.md).
     slow = ["SkipLayerNormFusion"] if device == "cpu" else []
     path, wanted = bundle.graph(device), f"{device.upper()}ExecutionProvider"
     if device == "cuda":
@@ -109,13 +109,13 @@ def _open_session(bundle: Bundle, device: Device) -> Any:
     used = runtime.get_available_providers()[-1]
     if wanted in runtime.get_available_providers():
         try:
-            # The fallback would silently move the session to the CPU when a pass fails.
+            # With the fallback, a failed pass would silently move the session to the CPU.
             session = runtime.InferenceSession(
                 str(path), options, providers=[wanted], disabled_optimizers=slow, enable_fallback=0
             )
         except Exception as error:  # ONNX Runtime's own exceptions share no public base
             raise BundleError(f"{path}: {error}") from None
-        # The GPU build lists CUDA as available on any machine; only a session shows the truth.
+        # The GPU build lists CUDA as available on every machine; only a session shows what it uses.
         used = session.get_providers()[0]
         if used == wanted:
             return session

@@ -1,4 +1,4 @@
-"""Text to framed token ids. A long text keeps its head and its tail."""
+"""Converts text to framed token ids. A long text keeps its head and its tail."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Framer:
     def frame(self, text: str) -> Framed:
         """Frame one text: `[CLS] … [SEP]` in at most `window` ids.
 
-        A very long text is clipped first, which bounds the cost, and its token count is scaled up.
+        To bound the cost, a very long text is clipped first and its token count is scaled up.
         """
         spec, clipped = self._spec, clip(text)
         ids: list[int] = self._tokenizer.encode(clipped, add_special_tokens=False).ids

@@ -1,9 +1,9 @@
 """A bounded queue in front of a model, and the worker threads that run it.
 
-A text runs at once if a thread is free; the others wait in order of arrival. The measured speed predicts
-how long the queue in front of a text takes: a text that would be late is refused on arrival, and one that
-became late while it waited is dropped. If nothing else runs, a text is tried whatever the prediction, or a
-slow moment would never be unlearned.
+A text runs at once if a thread is free; other texts wait in order of arrival. The measured speed predicts
+how long a text must wait. A text that would miss its deadline is refused on arrival, and a text that
+becomes late while it waits is dropped. If no pass is running, a text runs regardless of the prediction:
+otherwise the estimate could stay too high forever after a slow period.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from semroute_extproc.events import Emit, EncoderLost, ignore
 from semroute_extproc.outcome import Cause
 
 FAILURES_MAX, STALL_SECONDS_MAX = 3, 10.0
-"""A GPU is lost after so many failed passes in a row, or if no pass ends for so long (docs/adr/0011)."""
+"""A GPU is lost after this many failed passes in a row, or if no pass ends for this long (docs/adr/0011)."""
 
 CLOSE_SECONDS_MAX = 5.0
-"""How long closing waits for a thread's last pass; a driver that hangs keeps its thread."""
+"""How long closing waits for a thread's last pass; a thread in a hung driver is abandoned."""
 
 CHARACTERS_PER_TOKEN, PASS_UNITS = 4.0, 16.0
 """In alphabetic scripts (with others, a unit takes longer), and the fixed cost of a pass in tokens."""
 
 MEAN_GAIN, DEVIATION_GAIN, DEVIATIONS = 1 / 8, 1 / 4, 2.0
-"""A slow pass is so many mean deviations above the mean; about 95 % are faster."""
+"""A slow pass takes the mean plus this many mean deviations; about 95 % of passes are faster."""
 
 log = structlog.get_logger("semroute.encoder")
 
@@ -46,7 +46,7 @@ class PassTime:
 
     def __init__(self) -> None:
         self.mean = self.high = self._deviation = 0.0
-        """On average, and in a slow pass; 0 before the first."""
+        """Seconds on average and in a slow pass; 0 before the first pass."""
 
     def learn(self, seconds: float, units_done: float) -> None:
         """A pass of `units_done` units took `seconds`."""
@@ -76,16 +76,16 @@ class EncodeQueue:
         self._emit = model.emit = emit
         self._batch_max = 1 if model.device == "cpu" else BATCH_MAX  # a CPU is not faster with more
         self._loop = asyncio.get_running_loop()
-        # For the loop's time in the threads: uvloop's own clock must not be read from another thread.
+        # Lets the threads compute the loop's time: uvloop's clock must not be read from another thread.
         self._ahead = self._loop.time() - monotonic()
-        self._lock = Lock()  # for what follows: the event loop adds and removes, the threads take
+        self._lock = Lock()  # guards the fields below, which the event loop and the threads change
         self._time = PassTime()
         self._queue = deque[_Work]()
         self._running = set[_Work]()
         self._last_take = 0.0  # when a thread last started or ended a pass (the loop's clock)
         self._failures = 0  # in a row
         self._refusal: Cause | None = None  # ERROR once the GPU is lost, CLOSED when closed
-        self._free = threads  # those that wait; while there is one, the queue is empty
+        self._free = threads  # waiting threads; while one waits, the queue is empty
         self._handed = SimpleQueue[list[_Work]]()  # to threads that wait; an empty list ends a thread
         self._threads = [Thread(target=self._work, name=f"encoder-{n}", daemon=True) for n in range(threads)]
         for thread in self._threads:
@@ -130,7 +130,7 @@ class EncodeQueue:
             await asyncio.to_thread(thread.join, CLOSE_SECONDS_MAX)
 
     def _admit(self, work: _Work) -> None:
-        """Hand the work to a free thread or queue it; EncoderUnavailable if it would not be done in time."""
+        """Give the work to a free thread or queue it; raises EncoderUnavailable if it would be late."""
         if self._running and self._loop.time() - self._last_take > STALL_SECONDS_MAX:
             self._lose(f"no pass has ended for {STALL_SECONDS_MAX:g} seconds")
         with self._lock:
@@ -144,13 +144,13 @@ class EncodeQueue:
                 self._handed.put(batch)
 
     def _overloaded(self, work: _Work) -> bool:
-        """The queue is full, or a slow pass after all that waits and half of what runs would be late."""
+        """Whether the queue is full, or a slow pass after the waiting and half the running work is late."""
         ahead = sum(each.units for each in self._queue) + sum(each.units for each in self._running) / 2
         seconds = self._time.mean * ahead / len(self._threads) + self._time.high * work.units
         return len(self._queue) >= self._queue_max or self._loop.time() + seconds > work.deadline
 
     def _refuse(self, cause: Cause) -> None:
-        """Accept no more texts, and fail those that wait or run."""
+        """Refuse new texts, and fail those that wait or run."""
         with self._lock:
             self._refusal, unanswered = cause, [*self._queue, *self._running]
             self._queue.clear()
@@ -163,7 +163,7 @@ class EncodeQueue:
             self._emit(EncoderLost(self.bundle.manifest.name, reason))
 
     def _take(self) -> list[_Work]:
-        """The oldest work that can be done in time; the rest is dropped, but the very last is tried."""
+        """The oldest work that can be done in time; the last is dropped only once its deadline has passed."""
         batch: list[_Work] = []
         self._last_take = now = monotonic() + self._ahead
         while self._queue and len(batch) < self._batch_max:
@@ -177,13 +177,13 @@ class EncodeQueue:
         return batch
 
     def _work(self) -> None:
-        """Run work in a thread, which takes its next work itself: the event loop would be a turn late."""
+        """Run work in a thread. It takes its next work itself, to save a turn of the event loop."""
         while batch := self._handed.get():
             while batch:
                 batch = self._pass(batch)
 
     def _pass(self, batch: list[_Work]) -> list[_Work]:
-        """Run a pass, report to the event loop, return the next; outputs are not kept while waiting."""
+        """Run a pass, report it to the event loop and return the next work; keeps no outputs meanwhile."""
         started = perf_counter()
         result = self._run([work.text for work in batch])
         seconds = perf_counter() - started
@@ -201,7 +201,7 @@ class EncodeQueue:
             framed = [self._model.framer.frame(text) for text in texts]
             outputs = self._model.run(framed)
         except BaseException as error:  # a panic in the tokenizer's Rust is not an Exception
-            if framed is not None:  # a text that cannot be framed is not the device's fault
+            if framed is not None:  # an error while framing is not a failure of the device
                 self._failures += 1
             return error
         self._failures = 0
@@ -210,7 +210,7 @@ class EncodeQueue:
     def _done(self, batch: list[_Work], result: Result, waits: bool) -> None:
         """A pass is done, and its thread may wait; on the event loop, where futures are resolved."""
         if waits:
-            # Only now is the thread free: on a GPU all texts that have come by now share the next pass.
+            # Take again here, so that on a GPU all texts that have arrived by now share the next pass.
             with self._lock:
                 if following := self._take():
                     self._handed.put(following)

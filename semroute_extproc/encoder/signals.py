@@ -20,7 +20,7 @@ class RawOutput:
     """The output of one pass for one text, before calibration."""
 
     embedding: FloatArray  # shape (d,), L2-normalized
-    neighbours: FloatArray  # the same to find clusters and neighbors, if the graph has such an output
+    neighbours: FloatArray  # for clusters and neighbors: an output of its own, or else `embedding`
     domain_logits: FloatArray
     difficulty_logit: float
     task_logits: FloatArray | None  # None if the bundle has no task head
@@ -41,7 +41,7 @@ def calibrate(bundle: Bundle, raw: RawOutput, language: str) -> Signals:
         domain_probs=domain_probs,
         domain_entropy=entropy(domain_probs.values()),
         difficulty=sigmoid(manifest.difficulty.scale * raw.difficulty_logit + manifest.difficulty.shift),
-        # A vocabulary may contain a language's letters without the bundle being trained on the language.
+        # The vocabulary may cover the letters of a language that the bundle was not trained on.
         unknown=far or language not in manifest.languages,
         tokens=raw.tokens,
         truncated=raw.truncated,
@@ -62,7 +62,7 @@ def _probabilities(head: LabelHead | None, logits: FloatArray | None) -> dict[st
 
 
 def softmax(logits: FloatArray, temperature: float = 1.0) -> list[float]:
-    """Softmax over a temperature (Guo et al. 2017, section 4.2); NumPy would take ten times as long."""
+    """Softmax with temperature (Guo et al. 2017, section 4.2); NumPy would take ten times as long."""
     scaled = [logit / temperature for logit in logits.tolist()]
     highest = max(scaled)
     powers = [math.exp(logit - highest) for logit in scaled]

@@ -4,19 +4,19 @@ Pure: no gRPC, no clock, no encoder. This file alone decides which replies are a
 
 Theory of operation. Envoy opens one stream per HTTP request and sends, per direction, headers,
 body and trailers. Each message needs exactly one reply of its own kind, except in full duplex,
-where pieces in and pieces out are independent, and in observability mode, where no reply is
-allowed at all. A reply of the wrong kind, one too many or an empty one fails the request, and a
-stream that ends early lets the request go on unrouted; so every path through `receive` ends in a
-reply or in a documented silence.
+where input and output pieces are independent, and in observability mode, where no reply is
+allowed. A reply of the wrong kind, an extra reply or an empty one fails the request. If the stream
+ends early, Envoy forwards the request unrouted. So every path through `receive` returns a reply,
+except where this file documents that none is sent.
 
-The decision needs the whole request body. How it comes depends on the mode Envoy is configured
-with (`protocol_config` of the first message):
+The decision needs the whole request body. How the body arrives depends on Envoy's configured
+mode (`protocol_config` of the first message):
 
     NONE                  the headers reply asks for BUFFERED (mode_override); one body message
     BUFFERED              one body message
-    BUFFERED_PARTIAL      asked to become BUFFERED; if it did not, a body that was cut is not routed
-    STREAMED              asked to become BUFFERED; if it did not, pieces pass through, not routed
-    FULL_DUPLEX_STREAMED  the headers reply is held until the last piece has come
+    BUFFERED_PARTIAL      we ask for BUFFERED; if Envoy refuses, a truncated body is not routed
+    STREAMED              we ask for BUFFERED; if Envoy refuses, pieces pass through, not routed
+    FULL_DUPLEX_STREAMED  the headers reply is held until the last piece has arrived
 
 `receive` returns a `Step`: replies to write now and, once a body is complete, the request to
 decide; the caller then passes the outcome to `decided`, which returns the rest of the replies.
@@ -65,10 +65,10 @@ _NOTHING = Step()
 
 
 class _State(enum.Enum):
-    START = enum.auto()  # no message of the request direction has come yet
-    BODY = enum.auto()  # the headers are answered; the body is to come
+    START = enum.auto()  # no message of the request direction has arrived
+    BODY = enum.auto()  # the headers are answered; waiting for the body
     HELD = enum.auto()  # the headers reply is held while the body is collected
-    DECIDING = enum.auto()  # the caller has the request
+    DECIDING = enum.auto()  # the caller is deciding the request
     PASSED = enum.auto()  # passed through at the headers; in full duplex each piece of the body is echoed
     DONE = enum.auto()  # decided, or passed through at the body; later messages are continued
     CLOSED = enum.auto()  # we answered the client ourselves; no further reply is allowed
@@ -98,21 +98,21 @@ class Exchange:
             self._duplex = self._mode == _Mode.FULL_DUPLEX_STREAMED
         self.observed = self.observed or message.observability_mode
         kind = message.WhichOneof("request")
-        # A kind that only a newer Envoy knows is None: any reply to it would be spurious.
+        # A message kind of a newer Envoy reads as None: any reply to it would be spurious.
         step = _NOTHING if kind is None else self._transition(kind, message)
         return Step((), step.decide, step.outcome) if self.observed else step
 
     def decided(self, outcome: Outcome) -> tuple[bytes, ...]:
         """The replies that carry the outcome of a `Decide`."""
         written = () if self.observed else self._written(outcome)
-        # Only now: `rescue` needs state and body if the replies cannot be built.
+        # Not earlier: if building the replies fails, `rescue` needs the state and the body.
         self._state = _State.DONE if outcome.answer is None else _State.CLOSED
         self._pieces.clear()
         return written
 
     def ended(self) -> Outcome | None:
-        """The stream is over: the outcome of a request whose body never came, if it has none yet."""
-        # The client left while sending it, or Envoy's filter does not allow the override we asked for.
+        """The stream ended: the outcome of a request without one, whose body never arrived."""
+        # The client disconnected while sending, or Envoy's filter does not allow the mode override.
         if self._state not in (_State.BODY, _State.HELD):
             return None
         self._state = _State.DONE
@@ -121,8 +121,8 @@ class Exchange:
     def rescue(self, kind: str | None) -> Step:
         """The replies that pass a request through after we failed on a message of `kind`.
 
-        Never an early end of the stream: Envoy would send the request on unrouted and uncounted. The
-        step has an outcome if the request had none yet.
+        The stream must not end early: Envoy would forward the request unrouted and uncounted. The
+        step has an outcome if the request had none.
         """
         if self.observed or self._state is _State.CLOSED or kind is None:
             return _NOTHING
@@ -196,7 +196,7 @@ class Exchange:
         """A whole body, or in state HELD a piece of one."""
         whole, body = self._state is _State.BODY, message.body
         if whole and not message.end_of_stream and self._mode in (_Mode.STREAMED, _Mode.BUFFERED_PARTIAL):
-            # The override was not honored: this is a piece, and the headers have left already.
+            # Envoy ignored the override: this is a piece, and the headers are already forwarded.
             return self._pass(Cause.STREAMED_BODY, CONTINUE["request_body"])
         self._collected += len(body)
         if self._collected > self._settings.body_bytes_max:
@@ -214,14 +214,14 @@ class Exchange:
         return Step(decide=Decide(self.head, self._api, body))
 
     def _pass(self, cause: Cause, reply: bytes | None = None) -> Step:
-        """Pass the request through at its body, with `reply` or else with the routing header."""
+        """Pass the request through at its body; without `reply`, set the routing header."""
         outcome = self._passthrough(cause)
         written = (reply,) if reply else self._written(outcome)
         self._state = _State.DONE
         return Step(written, outcome=outcome)
 
     def _written(self, outcome: Outcome) -> tuple[bytes, ...]:
-        """The replies that carry an outcome once the body has come."""
+        """The replies that carry an outcome once the body has arrived."""
         if outcome.answer is not None:
             return (replies.immediate(outcome),)
         if self._duplex:

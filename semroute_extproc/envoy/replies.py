@@ -1,9 +1,9 @@
 """From an outcome to bytes for Envoy: header and body mutations and dynamic metadata.
 
-Pure. Replies are serialized here, once; constant ones are built at import. Three rules of Envoy apply
-to all of them: a header's value goes into `raw_value` (`value` arrives empty), the route is evaluated
-again only when `clear_route_cache` comes with a header mutation, and a changed body needs its exact
-`content-length` (or none at all in full duplex).
+Pure. Each reply is serialized once; constant replies are built at import. Three rules of Envoy apply: a
+header's value goes into `raw_value` (a value in `value` arrives empty), the route is evaluated again only
+if `clear_route_cache` comes with a header mutation, and a changed body needs its exact `content-length`
+(in full duplex, none).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
 from semroute_extproc.outcome import Outcome, facts
 
-CLUSTER_HEADER = "x-semroute-cluster"  # set by us alone: Envoy's route reads the cluster from it
+CLUSTER_HEADER = "x-semroute-cluster"  # set only by us: Envoy's route reads the cluster from it
 METADATA_NAMESPACE = "semroute"  # of the dynamic metadata; Envoy must list it in `receiving_namespaces`
 CHUNK_BYTES = 62_000  # of a body in full duplex; Envoy takes at most 64 KiB in one message
-REPLIES_MAX = 256  # cached replies to requests that needed no decision; a pool's name and a cause make one
+REPLIES_MAX = 256  # cached replies to requests without a decision; one for each pool and cause
 
 _Mode = pb.ProcessingMode
 _OVERWRITE = pb.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
@@ -38,7 +38,7 @@ CONTINUE = {kind: _serialize(pb.ProcessingResponse(**{kind: _EMPTY})) for kind i
 
 @lru_cache(maxsize=16)
 def ask_for_body(response_body_mode: int | None) -> bytes:
-    """Ask for the buffered body and leave the response side in its mode; None if the body comes anyway."""
+    """Ask for the buffered body and keep the response side's mode; None if Envoy already buffers."""
     response = pb.ProcessingResponse()
     common = response.request_headers.response
     common.header_mutation.remove_headers.append(CLUSTER_HEADER)  # for a gateway that does not strip it early
@@ -49,7 +49,7 @@ def ask_for_body(response_body_mode: int | None) -> bytes:
 
 
 def headers_reply(outcome: Outcome, response_body_mode: int | None = None) -> bytes:
-    """Decide at the headers; with the response side's mode, Envoy does not send the body at all."""
+    """Decide at the headers; given the response side's mode, tell Envoy not to send the body."""
     response, _ = _routed("request_headers", outcome)
     if response_body_mode is not None:
         _override(response, _Mode.NONE, response_body_mode)
@@ -81,7 +81,7 @@ def _body_reply(outcome: Outcome) -> bytes:
 def duplex_replies(outcome: Outcome, body: bytes, trailers: bool) -> tuple[bytes, ...]:
     """Decide in full duplex: the held headers reply, then the body in pieces, then the trailers.
 
-    `content-length` is removed: Envoy would keep the client's value and cut the new body there.
+    Removes `content-length`: Envoy would keep the client's value and truncate the new body to it.
     """
     response, common = _routed("request_headers", outcome)
     common.header_mutation.remove_headers.append("content-length")
@@ -144,7 +144,7 @@ def _override(response: pb.ProcessingResponse, request_body: int, response_body:
 
 
 def _write_metadata(response: pb.ProcessingResponse, outcome: Outcome) -> None:
-    # Field by field: the update method of protobuf's Struct takes half as long again.
+    # Field by field, because the update method of protobuf's Struct takes 50 % longer.
     fields = response.dynamic_metadata.fields[METADATA_NAMESPACE].struct_value.fields
     for key, value in facts(outcome).items():
         if isinstance(value, bool):

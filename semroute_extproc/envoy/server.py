@@ -25,17 +25,17 @@ from semroute_extproc.settings.process import Server
 
 SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"  # on the wire only the method's path has it
 MESSAGE_SLACK_BYTES = 128 * 1024
-"""Room in a gRPC message besides the body: headers, attributes, metadata, and the 64 KiB by which Envoy's
-cap on a body is above ours (envoy/envoy.yaml)."""
-HEALTH_RPCS_MAX = 16  # calls accepted besides the streams: a busy server must not look dead to Envoy
+"""Room in a gRPC message for headers, attributes and metadata, and for the 64 KiB by which Envoy's limit
+on a body is above ours (envoy/envoy.yaml)."""
+HEALTH_RPCS_MAX = 16  # calls accepted on top of the streams, so that a busy server passes health checks
 SOCKET_MODE = 0o660  # a Unix socket is for the sidecar's user and group; Envoy runs in the group
-STOP_GRACE_SECONDS = 5.0  # for open streams to end after the drain; then they are cut
-PROBE_SECONDS = 1.0  # for an existing socket file to show whether a process serves on it
+STOP_GRACE_SECONDS = 5.0  # for open streams to end after the drain; then they are cancelled
+PROBE_SECONDS = 1.0  # timeout of the check whether a process serves on an existing socket file
 TRACEPARENT = "traceparent"
-"""W3C's header of a trace's parent: Envoy's own in the stream's metadata, the client's in the request."""
+"""W3C header with a trace's parent: Envoy's in the stream's metadata, the client's in the request."""
 GRPC_EXPERIMENTS = "-event_engine_listener"
-"""gRPC's own poller instead of an extra thread pool: a third less CPU per stream (docs/performance.md). A
-gRPC that does not know the name logs it; the environment variable of the same name overrides it."""
+"""Use gRPC's own poller instead of an extra thread pool: a third less CPU per stream
+(docs/performance.md). Unknown names are only logged; the environment variable overrides this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Servicer:
         self._emit = emit
 
     async def process(self, _: Any, context: _Context) -> None:
-        """One stream, to its end; a canceled stream is as normal as a finished one."""
+        """Handle one stream to its end; cancellation is not an error."""
         snapshot = self._snapshot()
         if self.open_streams >= snapshot.pipeline.config.server.streams_max:
             self._emit(StreamRefused())
@@ -78,7 +78,7 @@ class Servicer:
                     for reply in step.replies:
                         await context.write(reply)
                 finally:
-                    # After the write, so Envoy does not wait for telemetry; also if the write is canceled.
+                    # After the write, so Envoy does not wait for telemetry; also if it is cancelled.
                     if step.outcome is not None:
                         self._report(exchange, step.outcome, context, times)
             if (outcome := exchange.ended()) is not None:
@@ -88,7 +88,7 @@ class Servicer:
             self.open_streams -= 1
 
     async def _step(self, live: ConfigSnapshot, exchange: Exchange, message: pb.ProcessingRequest) -> Step:
-        """The replies to a message, and the outcome if there is one now."""
+        """The replies to a message, and the outcome once there is one."""
         try:
             step = exchange.receive(message)
             if step.decide is None:
@@ -160,7 +160,7 @@ class GrpcServer:
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
 
     async def drain(self) -> None:
-        """Report NOT_SERVING and end after the drain time, in which Envoy stops using the socket."""
+        """Report NOT_SERVING, wait for the drain time so that Envoy stops sending, then stop."""
         await self._health.enter_graceful_shutdown()
         await asyncio.sleep(self._settings.drain_seconds)
         await self._server.stop(STOP_GRACE_SECONDS)
@@ -171,15 +171,15 @@ class GrpcServer:
 
 
 def _check_socket(path: Path) -> None:
-    """Raise OSError if there cannot be a socket at `path`, or if a process serves on it.
+    """Raise OSError if no socket can be created at `path`, or if a process serves on it.
 
-    gRPC takes over any socket file; that of a live server would vanish for both as soon as one stops.
+    gRPC takes over any socket file. If two servers shared one, the first to stop would delete it.
     """
     prefix = f"cannot listen on unix:{path}"
     if not path.parent.is_dir():
         raise OSError(f"{prefix}: there is no folder {path.parent}")
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise OSError(f"{prefix}: we may not write to {path.parent}")
+        raise OSError(f"{prefix}: no permission to write to {path.parent}")
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(PROBE_SECONDS)
         try:

@@ -13,7 +13,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def read_json(path: Path, model: type[M], bytes_max: int, written_by: str) -> M:
-    """Read and check a JSON file of the model's default `format`; raises ArtifactError."""
+    """Read and validate a JSON file in the model's default `format`; raises ArtifactError."""
     try:
         if path.stat().st_size > bytes_max:
             raise ArtifactError(f"{path}: more than {bytes_max} bytes")

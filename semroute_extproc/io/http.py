@@ -1,4 +1,4 @@
-"""One OpenAI-compatible endpoint: JSON out, JSON back, over connections that are kept, without retries."""
+"""A JSON client of one OpenAI-compatible endpoint, with persistent connections and without retries."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import msgspec
 from semroute_extproc.errors import EndpointError
 
 ANSWER_BYTES_MAX, DETAIL_CHARACTERS_MAX = 8 * 1024 * 1024, 200
-"""Most of an answer that is read, and of an error's body that is shown."""
+"""Limits on the bytes read from an answer and on the characters shown of an error's body."""
 
 KEEP_ALIVE_SECONDS = 4.0
-"""Below the five seconds after which vLLM closes an idle connection, so that we do not write into it."""
+"""Below vLLM's idle timeout of five seconds, so that no request is sent on a connection being closed."""
 
 
 class Endpoint(AbstractAsyncContextManager["Endpoint"]):
@@ -32,14 +32,14 @@ class Endpoint(AbstractAsyncContextManager["Endpoint"]):
         connections_max: int = 64,
     ) -> None:
         """`url` ends before the path, as in `http://host:8000/v1`; raises EndpointError (`setup`)."""
-        # Addresses are shown in errors, profiles and the page of the configuration.
+        # Errors, profiles and the configuration page show addresses, so they must hold no secret.
         if "@" in url.partition("://")[2].partition("/")[0]:
-            problem = "an address must hold no user or password: name a variable with a key"
+            problem = "a URL must not contain a user or password: set a variable with an API key"
             raise EndpointError("setup", problem)
-        import httpx2  # only here: a server without endpoints starts without it
+        import httpx2  # imported here so that a server without endpoints starts faster
 
         self.url = url.rstrip("/")
-        # Uncompressed, so that the bytes that are counted are the bytes that are held.
+        # Uncompressed, so that the size limit bounds the memory.
         self._headers = {"content-type": "application/json", "accept-encoding": "identity"}
         if api_key_env is not None:
             if not (key := os.environ.get(api_key_env, "").strip()):
@@ -51,7 +51,7 @@ class Endpoint(AbstractAsyncContextManager["Endpoint"]):
         except OSError as error:
             raise EndpointError("setup", f"{ca_file}: {error.strerror or error}") from None
         self._httpx = httpx2
-        # The transport alone: a redirect, a proxy or a cookie would carry a prompt or a key elsewhere.
+        # A bare transport: redirects, proxies and cookies could send a prompt or a key to another host.
         limits = httpx2.Limits(max_connections=connections_max, keepalive_expiry=KEEP_ALIVE_SECONDS)
         self._transport = httpx2.AsyncHTTPTransport(verify=verify, trust_env=False, limits=limits)
 

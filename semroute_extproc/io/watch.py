@@ -1,4 +1,4 @@
-"""Reports that something in a directory may have changed: by the kernel's notices and by the clock."""
+"""Reports possible changes of directories, by file system notifications and by polling."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import structlog
 import watchfiles
 
 POLL_SECONDS = 10.0
-"""Longest time between two yields, in case a notice is missed or there are none."""
+"""Longest time between two yields, in case notifications are missed or not available."""
 
 logger = structlog.get_logger("semroute.watching")
 
@@ -29,7 +29,7 @@ async def notices(
                     yield
                 continue
         except (OSError, RuntimeError) as error:
-            # A directory is missing, or the node's inotify instances are used up: the clock counts alone.
+            # A directory is missing, or the node has no inotify instances left: only polling works.
             if not warned:
                 logger.warning("watch.failed", problem=str(error), looking_every_seconds=poll_seconds)
             warned = True

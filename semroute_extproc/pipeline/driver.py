@@ -1,4 +1,4 @@
-"""Runs policies: the live one within its deadline, and its shadows, which nothing waits for."""
+"""Runs policies: the live one within its deadline, and its shadows, which never delay a request."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Stages:
         self._started = self._last = perf_counter()
 
     def mark(self, name: str) -> None:
-        """The stage `name` ends now."""
+        """Record that the stage `name` ends now."""
         now = perf_counter()
         self._done.append(Stage(name, (self._last - self._started) * 1e3, (now - self._last) * 1e3))
         self._last = now
@@ -58,7 +58,7 @@ class Driver:
     async def decide(
         self, policy: str, context: RoutingContext, stages: Stages
     ) -> tuple[Decision, RoutingContext]:
-        """The decision, and the context with all it was made of; raises NoCandidate."""
+        """The decision, and the context that it was based on; raises NoCandidate."""
         deciding = self.plans[policy].decide(context)
         try:
             wanted = next(deciding)
@@ -78,7 +78,7 @@ class Driver:
             return end.value, context
 
     async def _read(self, context: RoutingContext, deadline: float) -> RoutingContext:
-        """The context with the encoder's signals, or with the reason why there are none."""
+        """The context with the encoder's signals, or with the cause of their absence."""
         if not context.text:
             return dataclasses.replace(context, fallback=Cause.NO_TEXT)
         try:
@@ -88,15 +88,15 @@ class Driver:
         return dataclasses.replace(context, signals=signals)
 
     async def shadows(self, policy: str, context: RoutingContext, live: Decision) -> tuple[Shadow, ...]:
-        """The shadows of a live policy, from the context of its decision; waits for nothing.
+        """The decisions of a live policy's shadows, from the context of the live decision, without waiting.
 
-        Shadows that lack signals or a judgement are undecided, unless the request is in the share that
-        is encoded for shadows: then they are left out and emitted as `Shadowed` later.
+        A shadow that lacks signals or a judgement is undecided. If the request is in `shadow_share`, such
+        shadows are left out here, decided in the background and emitted as `Shadowed`.
         """
         settings = self.config.policies[policy]
         if not settings.shadow:
             return ()
-        # The comparison is about the request, not about the conversation's pool.
+        # Shadows are compared on the request alone, so they ignore the conversation's pool.
         context = dataclasses.replace(context, held=None)
         asked = [Shadow(policy, name, Agreement.UNDECIDED) for name in settings.shadow]
         shadows = [await self._ask(each, context, live) for each in asked]
@@ -123,7 +123,7 @@ class Driver:
     async def _ask(
         self, asked: Shadow, context: RoutingContext, live: Decision, stages: Stages | None = None
     ) -> Shadow:
-        """The decision of one shadow, a failure of which affects nothing else; waits only with `stages`."""
+        """The decision of one shadow; its failures are contained. Waits only if `stages` is given."""
         try:
             if stages is None:
                 decision = self.plans[asked.shadow].decide_now(context)

@@ -1,7 +1,7 @@
-"""From request bytes to an outcome, in reading order.
+"""From request bytes to an outcome, in the order of execution.
 
-Three things may be awaited, within one deadline: the encoder, a judge that a policy asks for, and the
-pool of a conversation in a Valkey. Any failure still gives an outcome, from the default pool.
+A request may wait, within one deadline, for the encoder, a judge that a policy asks, and the
+conversation's pool in Valkey. Any failure still gives an outcome, from the default pool.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ class Pipeline:
         controllers: ControllerState | None = None,
         shared: SharedSessions | None = None,
     ) -> None:
-        """`judges` is by strategy; `shared` has the conversations of other processes."""
+        """`judges` maps a strategy to its judge; `shared` stores conversations for several processes."""
         self.config, self.judges = settings, judges or {}
-        self._serving: dict[str, str] = {}  # Model to its pool; of several, the default pool or the first.
+        self._serving: dict[str, str] = {}  # Model to pool; of several pools, the default or the first.
         for name in (settings.default_pool, *settings.pools):
             self._serving.setdefault(settings.pools[name].model, name)
         self.names = (*settings.models, *self._serving)  # What clients may ask for, routed ones first.
@@ -84,7 +84,7 @@ class Pipeline:
         except Exception:
             self._emit(Failed("decision.failed", request.head.request_id))
             outcome = self._default(Kind.FALLBACK, Cause.INTERNAL_ERROR, stages)
-            # Under its model's own name, if the body can still be edited.
+            # Set the default pool's model name, if the body can still be edited.
             with suppress(Exception):
                 model = self.config.pools[outcome.pool].model
                 edited = set_members(body, {("model",): model})
@@ -105,7 +105,7 @@ class Pipeline:
         keys = Keys()
         if self._controllers.active:
             keys = self._controllers.keys(request.head, view)
-            # The pool of the conversation, from the shared store or this process, and the load of all pools.
+            # Look up the conversation's pool in the shared store or this process, and the pools' load.
             shared = await self._shared.find(keys.find, stages.deadline) if self._shared and keys.find else ""
             now = asyncio.get_running_loop().time()
             held = self._controllers.held(keys.find, shared, view, now)
@@ -146,7 +146,7 @@ class Pipeline:
         return self._controllers.decided(context, decision, keys.keep, asyncio.get_running_loop().time())
 
     def _default(self, kind: Kind, cause: Cause, stages: Stages, name: str = "") -> Outcome:
-        """To the default pool, unless one was named, with the body untouched."""
+        """Send the request unchanged to the default pool, unless another pool is given."""
         name = name or self.config.default_pool
         pool, reason = self.config.pools[name], _SPOKEN.get(kind, "") + cause.words
         model = pool.model if kind is Kind.NAMED else ""
@@ -172,7 +172,7 @@ def _policy_of(model: str, virtual: VirtualModel, context: RoutingContext) -> st
 
 
 def _members(pool: Pool, view: RequestView, decision: Decision) -> reasoning.Members:
-    """What a decision sets: the model, and reasoning unless the client did; the policy may override that."""
+    """The members a decision sets: the model, and reasoning if the client set none or `override` is on."""
     switches: reasoning.Members = {}
     if (effort := decision.reasoning) is not None and (decision.override or not view.reasoning_set):
         switches = reasoning.override(pool.reasoning, view.api, effort, view.reasoning_paths)
@@ -184,6 +184,6 @@ def _rejected(error: BodyTooLarge | UnsupportedEncoding | NoCandidate, api: Api,
     answer = answers.error(status, "invalid_request_error", code, f"{error}.", api is Api.MESSAGES)
     if isinstance(error, BodyTooLarge):
         answer = answers.too_large(error.limit, api)
-    # The answer names the client's encoding; logs repeat no header.
+    # The answer names the client's encoding, but logs must not repeat a client's header.
     reason = cause.words if isinstance(error, UnsupportedEncoding) else str(error)
     return Outcome(Kind.REJECTED, cause, reason=reason, answer=answer, **stages.times)

@@ -23,7 +23,7 @@ def candidates(pools: Mapping[str, Pool], default_pool: str, context: RoutingCon
 
 
 def _missing(pool: Pool, context: RoutingContext) -> str:
-    """In words, what the request needs and the pool lacks; empty for nothing."""
+    """What the request needs and the pool lacks, in words; empty if nothing is missing."""
     view = context.view
     if view.api not in pool.apis:
         return f"the {view.api} API"

@@ -22,7 +22,7 @@ class Conditions:
     bias: Mapping[str, float] = field(default_factory=dict)  # By strategy, on the log-odds of its share.
     floor: float = 0.0
     ceiling: float | None = None
-    """Range of the strong share that pressure may cause; without a ceiling it never raises the share."""
+    """Bounds of the strong share under pressure; without a ceiling, pressure never raises the share."""
 
 
 class Lock(enum.StrEnum):
@@ -40,7 +40,7 @@ class Held:
     pool: str
     lock: Lock = Lock.NONE
     margin: float = 0.0
-    """Part (0..1) of the reference traffic above the threshold that does not move the conversation up."""
+    """Fraction of the reference traffic above the threshold that does not move the conversation up."""
     strategies: Collection[str] | None = None  # Those whose choices may be overruled; None for all.
 
 
@@ -62,7 +62,7 @@ class RoutingContext:
     text: str = ""  # What is classified.
     quality: float | None = None  # Set by the client or the model's entry, 0 (cheapest) to 1 (best).
     signals: Signals | None = None
-    fallback: Cause | None = None  # Why there will be no signals; else they are there or may be asked for.
+    fallback: Cause | None = None  # Why signals cannot be had; None if they are present or can be requested.
     conditions: Conditions = field(default_factory=Conditions)
     judgements: Mapping[str, Judgement] = field(default_factory=dict)  # By strategy.
     bias: float = 0.0  # `conditions.bias` of the strategy that chooses; set by the policy.
@@ -70,7 +70,7 @@ class RoutingContext:
 
     @property
     def hard_preference(self) -> bool:
-        """The quality is 0 or 1: the cheapest or the best pool, whatever the score."""
+        """Whether the quality is 0 or 1, which asks for the cheapest or the best pool at any score."""
         return self.quality is not None and not 0.0 < self.quality < 1.0
 
 
@@ -91,14 +91,14 @@ class Choice:
     """A strategy's choice."""
 
     pool: str
-    """Not necessarily a candidate; then the first possible one of `stand_ins` replaces it."""
+    """If it is not a candidate, the first candidate in `stand_ins` replaces it."""
     reason: str
     stand_ins: tuple[str, ...] = ()
     score: float | None = None
     threshold: float | None = None
-    share: float | None = None  # The strong share, where controllers changed it.
+    share: float | None = None  # The strong share, if controllers changed it.
     rise: float | None = None
-    """Part (0..1) of the reference traffic above the threshold with a lower score; None below it."""
+    """Fraction of the reference traffic above the threshold with a lower score; None below it."""
     moved: tuple[tuple[str, str], ...] = ()  # Controllers that changed the trade-off, and how, in words.
 
 
@@ -107,19 +107,19 @@ class Strategy(Protocol):
 
     needs_signals: bool
     hard_preferences: bool
-    """It knows the cheapest and the best pool, so a quality of 0 or 1 holds even without signals."""
+    """Whether a quality of 0 or 1 selects a pool even without signals."""
 
     def wants_judgement(self, context: RoutingContext) -> bool:
         """Whether to ask this strategy's judge first; False once the context has its judgement."""
         return False
 
     def choose(self, context: RoutingContext, candidates: Candidates) -> Choice:
-        """Choose; if `needs_signals`, they are missing only for a hard preference that is to be kept."""
+        """Choose a pool; with `needs_signals`, signals are missing only if a hard preference decides."""
         ...
 
 
 class TraceStep(NamedTuple):
-    """One step towards a decision, for people."""
+    """One step of a decision, for display."""
 
     what: str  # `constraint`, `rule`, `judge`, `strategy`, `controller` or `reasoning`.
     name: str
@@ -141,6 +141,6 @@ class Decision:
     judge: str = ""  # `Judgement.result`; empty if no judge was asked.
     override: bool = False  # `reasoning` replaces the client's own setting.
     share: float | None = None  # See `Choice`.
-    session: str = ""  # Effect of the conversation's pool: `locked`, `kept` or `moved`; empty for none.
+    session: str = ""  # How the conversation's pool affected it: `locked`, `kept` or `moved`; else empty.
     canary: str = ""  # The policy, if a model's canary drew it.
     trace: tuple[TraceStep, ...] = ()

@@ -1,7 +1,7 @@
-"""Draws by weight that a retry repeats. Pure.
+"""Weighted draws that give a retried request the same result. Pure.
 
-They depend on the request id. Without one (Envoy sends it unless told not to) they depend on the
-conversation's last turn: the same request still gets the same draw, and different ones are spread out.
+A draw depends on the request id. Without an id (Envoy sends one by default) it depends on the last turn of
+the conversation, so the same request still gets the same draw and different requests spread out.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from collections.abc import Mapping
 
 from semroute_extproc.policy.context import RoutingContext
 
-DRAWN_CHARACTERS_MAX = 4_096  # Of the last turn: a draw without a request id depends on so many.
+DRAWN_CHARACTERS_MAX = 4_096  # Characters of the last turn that are hashed if there is no request id.
 
 
 def drawn(weights: Mapping[str, float], name: str, request: str) -> str:
-    """One of the names in `weights`, at least one of them positive; `name` tells draws apart."""
+    """Draw a name by weight; at least one weight is positive. `name` makes draws independent."""
     bounds = list(itertools.accumulate(weights.values()))
     point = unit_interval(name, request) * bounds[-1]
     return list(weights)[min(bisect.bisect_right(bounds, point), len(bounds) - 1)]
 
 
 def draw_id(context: RoutingContext) -> str:
-    """The request id, or else a hash of the last turn."""
+    """The request id, or a hash of the last turn if there is none."""
     if given := context.head.request_id:
         return given
     view, half = context.view, DRAWN_CHARACTERS_MAX // 2
@@ -33,7 +33,7 @@ def draw_id(context: RoutingContext) -> str:
 
 
 def unit_interval(*parts: str) -> float:
-    """A number in [0, 1) that depends on `parts` alone and is uniform over them."""
+    """A number in [0, 1) that depends only on `parts` and is uniformly distributed over them."""
     return (int.from_bytes(_digest(*parts)) >> 11) / (1 << 53)
 
 

@@ -1,7 +1,7 @@
 """A compiled policy: constraints, then rules, then a strategy among the pools that are left. Pure.
 
-A decision is a generator. It yields what it needs, `SIGNALS` or the name of a strategy whose judge is to
-be asked, and is sent a context that has it, or, for signals, the reason why there are none (`fallback`).
+A decision is a generator. It yields what it needs: `SIGNALS`, or the name of a strategy whose judge must
+be asked. It is sent a context with the result, or, if there are no signals, with `fallback` set.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class PolicyPlan:
     strategies: Mapping[str, Strategy]
 
     def decide(self, context: RoutingContext) -> Deciding:
-        """Decide one request; with `context.fallback` as far as that needs no signals. Raises NoCandidate."""
+        """Decide one request; if `context.fallback` is set, without signals. Raises NoCandidate."""
         return _Run(self, context).decide()
 
     def decide_now(self, context: RoutingContext) -> Decision | None:
-        """The decision from what is in `context`; None if that is not enough. Raises NoCandidate."""
+        """Decide from `context` alone; None if it lacks signals or a judgement. Raises NoCandidate."""
         try:
             next(self.decide(context))
             return None
@@ -70,7 +70,7 @@ class _Run:
         self._trace.append(TraceStep(what, name, result))
 
     def _signals(self) -> Generator[str, RoutingContext, bool]:
-        """Whether there are signals; asks for them unless it is known that there are none."""
+        """Whether there are signals; requests them unless `fallback` says that there are none."""
         if self._context.signals is None and self._context.fallback is None:
             self._context = yield SIGNALS
         return self._context.signals is not None
@@ -104,7 +104,7 @@ class _Run:
         )
 
     def _by_strategy(self, name: str) -> Deciding:
-        """The decision of a strategy, unless the conversation's pool is locked or there are no signals."""
+        """Decide by a strategy, unless the conversation's pool is locked or signals are missing."""
         strategy = self._plan.strategies[name]
         held = self._held(name)
         if held is not None and held.lock:
@@ -122,10 +122,10 @@ class _Run:
         return self._chosen(name, strategy, held)
 
     def _held(self, strategy: str) -> Held | None:
-        """The conversation's pool, if it may overrule a choice of `strategy`.
+        """The conversation's pool, if it may override a choice of `strategy`.
 
-        It has the prefix cache, within a tool loop the work, and with `previous_response_id` the memory.
-        It overrules a hard preference only for state on the server: the request would fail elsewhere.
+        That pool holds the prefix cache, the work of a tool loop, or the turns behind a
+        `previous_response_id`. Only the last overrides a hard preference: another pool would fail.
         """
         held = self._context.held
         if held is None or held.pool not in self._candidates.pools:
@@ -134,7 +134,7 @@ class _Run:
         return None if free or (self._context.hard_preference and held.lock is not Lock.STATEFUL) else held
 
     def _chosen(self, name: str, strategy: Strategy, held: Held | None) -> Decision:
-        """The strategy's choice, against the pools that can answer and the conversation's pool."""
+        """Apply the strategy's choice, subject to the candidates and the conversation's pool."""
         context = self._context
         judge = context.judgements[name].result if name in context.judgements else ""
         if judge:
@@ -150,7 +150,7 @@ class _Run:
             reason += f" ({', '.join(f'{controller} {how}' for controller, how in choice.moved)})"
         session = ""
         if held is not None and pool != held.pool:
-            # It moves only if the need clearly rises; never down, and never without a score.
+            # A conversation moves only up, and only if the score exceeds the threshold by the margin.
             session = "kept" if choice.rise is None or choice.rise < held.margin else "moved"
             self._note("controller", "session", f"{session}: conversation was in {held.pool}")
             if session == "kept":
@@ -177,9 +177,9 @@ class _Run:
 def _effort(reasoning: Reasoning, signals: Signals | None) -> tuple[Effort | None, str]:
     """The effort to ask for, and why, in words.
 
-    The vLLM Semantic Router (arXiv 2510.08731) switches reasoning on by domain; here it follows the
-    calibrated difficulty. A text that the bundle does not know counts as the hardest. Without signals,
-    bands give None: the model's own default is better than a guess.
+    The vLLM Semantic Router (arXiv 2510.08731) enables reasoning by domain; this router uses the
+    calibrated difficulty. An out-of-distribution text gets the last band. Without signals, bands give
+    None, because the model's default is better than a guess.
     """
     if reasoning.bands is None:
         return reasoning.effort, "as configured"
@@ -198,7 +198,7 @@ def build(
     policies: Mapping[str, Policy],
     strategies: Mapping[str, Strategy],
 ) -> tuple[dict[str, PolicyPlan], list[Problem]]:
-    """Compile every policy, over compiled strategies; a problem has the place of its condition."""
+    """Compile every policy with its compiled strategies; a problem has its condition's location."""
     plans: dict[str, PolicyPlan] = {}
     problems: list[Problem] = []
     for name, policy in policies.items():

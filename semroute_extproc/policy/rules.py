@@ -1,6 +1,6 @@
 """Rules: a CEL condition over the request and its signals, and where a match goes. Pure.
 
-A condition is compiled once, with the facts that it names: one without a signal needs no encoder.
+A condition is compiled once and knows which facts it reads; without signal facts it needs no encoder.
 """
 
 from __future__ import annotations
@@ -77,10 +77,10 @@ class CompiledRule:
                 raise ValueError(f"there is no fact {name!r}{did_you_mean(name, facts)}")
 
     def evaluate(self, context: RoutingContext, candidates: Candidates) -> tuple[bool, str]:
-        """Whether the rule applies, and why or why not, in words.
+        """Whether the rule applies, and the reason in words.
 
-        A condition that fails does not apply: a missing header, an index out of range, a division by
-        zero, a number compared with a string. `needs_signals` requires `context.signals`.
+        A rule whose condition raises an error does not apply: a missing header, an index out of range, a
+        division by zero, a number compared with a string. `needs_signals` requires `context.signals`.
         """
         values = {name: REQUEST_FACTS[name][1](context) for name in self._request_facts}
         if context.signals is not None:
@@ -114,14 +114,14 @@ _LISTED = rf"{_FACT}\s+in\s*\[(?P<list>(?:\s*(?:\"[^\"\\]*\"|'[^'\\]*')\s*,?)*)\
 def warnings(expression: str, labels: Mapping[str, Collection[str]]) -> Iterator[str]:
     """Header names that cannot exist, and values of `domain` and `task` that are not in `labels`.
 
-    They are only likely mistakes: the library gives no syntax tree, so this searches the source.
+    These are warnings only: the library exposes no syntax tree, so this searches the source text.
     """
     named = [(m["fact"], m["text"]) for pattern in _NAMED for m in re.finditer(pattern, expression)]
     for match in re.finditer(_LISTED, expression):
         named.extend((match["fact"], text["text"]) for text in re.finditer(_TEXT, match["list"]))
     for fact, text in named:
         if fact == "headers" and text != text.lower():
-            yield f"names of headers are in lower case here: {text.lower()!r}, not {text!r}"
+            yield f"header names are lower case in conditions: {text.lower()!r}, not {text!r}"
         # Without a task head, `task` is the empty string.
         if text and (known := labels.get(fact)) is not None and text not in known:
             hint = did_you_mean(text, known)

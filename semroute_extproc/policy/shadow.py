@@ -1,4 +1,4 @@
-"""Shadows: policies that decide in addition to the live one and are never acted on. Pure."""
+"""Shadows: policies whose decisions are recorded next to the live one and never applied. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Agreement(enum.StrEnum):
 
     AGREE = "agree"
     DIFFER = "differ"
-    UNDECIDED = "undecided"  # It needs signals or a judgement that are not there, or no pool can answer.
+    UNDECIDED = "undecided"  # Signals or a judgement are missing, or no pool can answer.
     ERROR = "error"
 
 

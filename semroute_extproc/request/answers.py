@@ -1,4 +1,4 @@
-"""The answers that the sidecar gives itself: errors and the list of models. Pure."""
+"""Responses that the sidecar sends to clients itself: errors and the list of models. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from semroute_extproc.request.view import Api
 
 
 def error(status: int, kind: str, code: str, message: str, anthropic: bool = False) -> DirectAnswer:
-    """An error in OpenAI's shape; for Anthropic's API the same object has that shape too."""
+    """An error in OpenAI's format; `anthropic` adds the member that Anthropic's API needs."""
     body: dict[str, Any] = {"error": {"message": message, "type": kind, "param": None, "code": code}}
     if anthropic:
         body = {"type": "error", **body}

@@ -1,4 +1,4 @@
-"""A request body: the bytes as sent, then decoded, then edited. Pure."""
+"""Decodes and edits request bodies. Pure."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from msgspec import Raw
 from semroute_extproc.errors import BadBody, BodyTooLarge, UnsupportedEncoding
 from semroute_extproc.outcome import Cause
 
-GZIP_MEMBERS_MAX = 1_024  # of one body; an empty member costs more than its 20 bytes
-MEMBERS_MAX = 4_096  # of an object that is edited; each becomes a Python object
-_CHUNK_BYTES = 65_536  # passed to zlib at a time; bounds its copy of what follows a gzip member
+GZIP_MEMBERS_MAX = 1_024  # per body; bounds the CPU time of many empty 20-byte members
+MEMBERS_MAX = 4_096  # per edited object; each member becomes a Python object
+_CHUNK_BYTES = 65_536  # input per call of zlib; bounds the copy it makes of the data after a gzip member
 _GZIP_WINDOW = 16 + zlib.MAX_WBITS
 _MEMBERS = msgspec.json.Decoder(dict[str, Raw])
 _encode = msgspec.json.Encoder().encode
 
 
 def decode_body(body: bytes, content_encoding: str, limit: int) -> bytes:
-    """The body without its content-encoding (identity or gzip); `body` itself if there is none.
+    """Decode the content-encoding (identity or gzip); returns `body` itself if there is none.
 
-    Raises BodyTooLarge if the result is longer than `limit` bytes, of which at most one byte too many
-    is produced; UnsupportedEncoding for other encodings; BadBody `bad_gzip` for broken or cut gzip data.
+    Raises BodyTooLarge if the result is longer than `limit` bytes (decoding stops one byte over it),
+    UnsupportedEncoding for other encodings, and BadBody `bad_gzip` for corrupt or truncated gzip data.
     """
     if len(body) > limit:
         raise BodyTooLarge(limit)
@@ -38,7 +38,7 @@ def decode_body(body: bytes, content_encoding: str, limit: int) -> bytes:
 
 
 def _gunzip(body: bytes, limit: int) -> bytes:
-    """The data of all members; zeros after the last member are padding."""
+    """The data of all gzip members; zeros after the last member are padding."""
     pieces: list[bytes] = []
     room = limit
     member, members = zlib.decompressobj(_GZIP_WINDOW), 1
@@ -69,12 +69,12 @@ def _gunzip(body: bytes, limit: int) -> bytes:
 
 
 def set_members(body: bytes, members: Mapping[tuple[str, ...], object]) -> bytes:
-    """The JSON object `body`, encoded again with the member at each path set to its value, in order.
+    """Encode the JSON object `body` again with the member at each path set to its value, in order.
 
-    Anything on a path that is not an object becomes one. New members come last. Values may be anything
-    JSON, or `msgspec.Raw`. All other values keep their bytes; white space between members goes, and of
-    duplicate keys the last one stays (docs/adr/0012-edits-reencode-the-top-level.md). Raises BadBody:
-    `not_json` if the body is not exactly one JSON object, `too_many_members`.
+    A value on a path that is not an object is replaced with one. New members come last. A value is any
+    JSON value or `msgspec.Raw`. Other values keep their bytes; white space between members is dropped,
+    and of duplicate keys the last stays (docs/adr/0012-edits-reencode-the-top-level.md). Raises BadBody:
+    `not_json` if the body is not exactly one JSON object, or `too_many_members`.
     """
     try:
         edited: dict[str, Any] = _members(body)
@@ -97,7 +97,7 @@ def _members(text: bytes | Raw) -> dict[str, Raw]:
 
 
 def _object(value: object) -> dict[str, Any]:
-    """The members of a value on a path: an object of the body, or one that an earlier path decoded."""
+    """The members of an object on a path, which is either raw or already decoded by an earlier path."""
     if isinstance(value, dict):
         return value
     try:

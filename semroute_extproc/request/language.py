@@ -1,9 +1,9 @@
 """The language of a text, from its script and its function words. Pure.
 
-Scripts are certain. Among languages in Latin script, function words vote. In a short text without English
-function words, words that open requests ("Schreib mir ein Gedicht") and accented letters decide. Without
-any of these a text counts as English, the language of the default bundle. A statistical identifier would
-take one second of start time and a hundred megabytes per worker. The word lists are in languages.json.
+Other scripts identify the language. Within Latin script, each function word votes for its languages. In a
+short text without English function words, typical first words of requests ("Schreib mir ein Gedicht") and
+accented letters decide. Otherwise a text counts as English, the default bundle's language. A statistical
+model would add a second at startup and 100 MB per worker. The word lists are in languages.json.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import msgspec
 
 SAMPLE_CHARACTERS = 400  # read at the start of a text
 SCRIPT_SHARE_MIN = 0.15  # of the letters; a Greek letter in a formula is not Greek
-VOTES_MIN = 1.1  # fewer for another language are an accident of names and quotations
-ENGLISH_MIN = 0.5  # from here on a text is English; fewer votes come from other languages' words too ("in")
+VOTES_MIN = 1.1  # for another language; fewer votes may come from names and quotations
+ENGLISH_MIN = 0.5  # votes that make a text English; words such as "in" give fewer in other languages
 BRIEF_MIN = 1.0  # weight of another language without function words: one request word, or two halves
-BRIEF_SHARE_MIN = 0.25  # that weight must also be more than this share of the different words
+BRIEF_SHARE_MIN = 0.25  # and that weight must exceed this share of the distinct words
 SHORT_WORD = 3  # up to this many letters it may be a name or an abbreviation: half a vote in a short text
-ACCENTED_WEIGHT = 0.4  # of an unlisted word with accents; two of them may be a French dish
+ACCENTED_WEIGHT = 0.4  # of an unlisted accented word; two may be a foreign name in an English text
 
 _LATIN_WORD = re.compile(r"\b[a-zà-ỹ]{2,}\b")
 _LETTER = re.compile(r"[^\W\d_]")
 _LISTS: Mapping[str, Any] = msgspec.json.decode(Path(__file__).with_name("languages.json").read_bytes())
-"""Words come in lines; the file's comment says what each list is."""
+"""Each list is an array of lines of words; a comment in the file describes it."""
 
 
 def _languages(lists: Mapping[str, list[str]]) -> dict[str, list[str]]:
@@ -48,7 +48,7 @@ _VOTES = {
     word: tuple((language, (0.5 if word in _ENGLISH_TOO else 1.0) / len(speakers)) for language in speakers)
     for word, speakers in _languages(_LISTS["function_words"]).items()
 }
-"""Function word to its languages, which share one vote, or half a vote."""
+"""Function word to its languages; they split one vote, or half a vote."""
 
 
 def language_of(text: str) -> str:
@@ -71,13 +71,13 @@ def language_of(text: str) -> str:
 
 
 def _winner(votes: Mapping[str, float]) -> str:
-    """Of equal languages the one listed first."""
+    """The language with the most votes; on a tie, the one listed first."""
     winner: str = max(_LISTS["function_words"], key=lambda language: votes.get(language, 0.0))
     return winner
 
 
 def _brief(words: list[str]) -> str:
-    """The language of a text without function words, by its different words."""
+    """The language of a text without function words, from its distinct words."""
     different = dict.fromkeys(words)  # in order: sums must be the same in every process
     total = 0.0
     votes: dict[str, float] = {}

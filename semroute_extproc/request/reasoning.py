@@ -1,9 +1,9 @@
-"""The reasoning switch of each model family: think more, less or not at all. Pure.
+"""How to set the reasoning effort of each model family, or disable reasoning. Pure.
 
-vLLM 0.32 and 0.33 honor two kinds of switches, of which each family reads one. An effort (`_by_effort`)
-is passed to the chat template and sets `enable_thinking` (ChatCompletionRequest.build_chat_params).
-`chat_template_kwargs` are passed on too; arguments that the template does not declare are dropped. Text
-completions and embeddings have no chat template, so they have no switch.
+vLLM 0.32 and 0.33 support two kinds of switches, and each family reads one. An effort (`_by_effort`) is
+passed to the chat template and sets `enable_thinking` (ChatCompletionRequest.build_chat_params).
+`chat_template_kwargs` are passed to the template too, which drops arguments that it does not declare.
+Text completions and embeddings use no chat template, so they have no switch.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _KIMI_K3 = {"minimal": "low", "medium": "high", "xhigh": "high"}
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """The switches of a family; fields of switches that it lacks stay empty."""
+    """The switches of a family; a field stays empty if the family lacks that switch."""
 
     models: str
     thinks: str  # by default: `yes`, `no`, `always` or `never`; `-` where it depends
-    argument: str = ""  # template argument that is set to `off` for no reasoning, otherwise to `on`
-    on: object = None  # None: `argument` only switches reasoning off; it is requested by effort
+    argument: str = ""  # template argument, set to `off` to disable reasoning and to `on` otherwise
+    on: object = None  # None: `argument` only disables reasoning, and an effort enables it
     off: object = False
-    efforts: Mapping[str, str] | None = None  # those that are written as another one; None: it has none
+    efforts: Mapping[str, str] | None = None  # efforts that the family spells differently; None: no efforts
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -80,10 +80,10 @@ def switch(family: str, api: Api, effort: str) -> Members:
 
 
 def override(family: str, api: Api, effort: str, clients: Iterable[tuple[str, ...]]) -> Members:
-    """As `switch`, and the client's own switches at the paths `clients` are set to the same effort.
+    """Like `switch`, and also set the client's own switches at the paths `clients` to the same effort.
 
-    An unchanged switch could win: in vLLM a template's own argument beats the effort. Empty for a family
-    without a switch, whose models ignore all of them.
+    An unchanged switch could win, because in vLLM a template argument takes precedence over the effort.
+    Empty for a family without a switch, whose models ignore every switch.
     """
     written = switch(family, api, effort)
     if written:
@@ -112,7 +112,7 @@ def _agreeing(path: tuple[str, ...], effort: str) -> Members:
 
 
 def _by_effort(api: Api, effort: str) -> Members:
-    """An effort in its API's own words; Anthropic's efforts start at low and have no none."""
+    """An effort as its API spells it; Anthropic's API has neither `minimal` nor `none`."""
     if api is Api.MESSAGES and effort == "none":
         # vLLM turns it into the effort `none` (AnthropicServingMessages._handle_thinking).
         return {("thinking",): {"type": "disabled"}}

@@ -1,7 +1,7 @@
 """From conversation turns to the classified text, and its surface features. Pure.
 
-No tokenizer: at most `CLASSIFIED_CHARACTERS_MAX` characters are counted, so the cost does not grow with
-the prompt.
+No tokenizer runs here, and at most `CLASSIFIED_CHARACTERS_MAX` characters are read, so the cost is bounded
+for any prompt.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _ASCII_PUNCTUATION = bytes(code for code in _ASCII if _PUNCTUATION.match(chr(cod
 
 
 def clip(text: str, limit: int = CLASSIFIED_CHARACTERS_MAX) -> str:
-    """The head and the tail of `text` within `limit` characters; questions tend to be at the end."""
+    """Keep the head and the tail of `text` within `limit` characters; the question is often at the end."""
     if len(text) <= limit:
         return text
     half = (limit - len(ELISION)) // 2
@@ -46,10 +46,10 @@ def clip(text: str, limit: int = CLASSIFIED_CHARACTERS_MAX) -> str:
 
 
 def classified_text(turns: Sequence[Turn]) -> str:
-    """The text that is classified: the last user turn, with earlier ones if it is short.
+    """The text to classify: the last user turn, with earlier user turns if it is short.
 
-    System prompts and tool results would hide the question. In a tool loop the task is still the user's
-    last turn. Without a user turn, all text counts.
+    System prompts and tool results are left out, because they would obscure the question. In a tool loop
+    the user's last turn still states the task. Without a user turn, all text is used.
     """
     asked = [turn.text for turn in turns if turn.role == "user" and is_written(turn.text)]
     if not asked:
@@ -63,12 +63,12 @@ def classified_text(turns: Sequence[Turn]) -> str:
 
 
 def is_written(text: str) -> bool:
-    """The text is more than white space; stripping would copy a long text."""
+    """Whether the text has more than white space; `strip` would copy a long text."""
     return bool(text) and not text.isspace()
 
 
 def surface_features(text: str) -> list[float]:
-    """Features of the text's form, which a mean-pooled embedding loses; finite, named in `SURFACE_NAMES`."""
+    """Features of the text's form that mean pooling loses; finite, in the order of `SURFACE_NAMES`."""
     text = clip(text)
     characters = max(len(text), 1)
     words = len(text.split())
@@ -103,5 +103,5 @@ def _count(text: bytes, characters: bytes) -> int:
 
 
 def estimate_tokens(characters: int, language: str) -> int:
-    """Estimated tokens of a prompt; low rather than high, because it can only exclude a pool."""
+    """Estimated tokens of a prompt. Errs low, because a high estimate would exclude a pool that fits."""
     return math.ceil(characters / (1.5 if language in ("zh", "ja", "ko") else 4.0))

@@ -42,7 +42,7 @@ class RequestHead(msgspec.Struct, frozen=True):
 
     @property
     def request_id(self) -> str:
-        """`x-request-id`, which is not unique: retries and some clients repeat it."""
+        """`x-request-id`; not unique, because retries and some clients repeat it."""
         return self.headers.get("x-request-id", "")
 
 
@@ -61,7 +61,7 @@ class RequestView:
     max_output_tokens: int | None = None
     effort: str = ""  # the reasoning effort the client asked for; empty if none
     reasoning_set: bool = False  # the client set any reasoning switch (effort, thinking, template kwargs)
-    reasoning_paths: tuple[tuple[str, ...], ...] = ()  # the members that do so and that a policy can replace
+    reasoning_paths: tuple[tuple[str, ...], ...] = ()  # the client's switches that a policy can replace
     stateful: bool = False  # continues state that is kept on one server (`previous_response_id`)
     characters: int = 0
     """Characters of all text in the request, tool declarations included; the longest prompt of a batch."""

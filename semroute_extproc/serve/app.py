@@ -34,36 +34,36 @@ OTLP_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDP
 """OpenTelemetry's own variables that name a collector."""
 
 BEAT_SECONDS, STALLED_SECONDS_MAX = 1.0, 10.0
-"""Time between two beats of the event loop; one without a beat for the longer time has stalled."""
+"""Interval of the event loop's heartbeat, and the time without one after which the loop has stalled."""
 
 logger = structlog.get_logger("semroute")
 
 
 class Health:
-    """Readiness and liveness; read by the admin thread, which would answer even if the loop stalled."""
+    """Readiness and liveness. The admin thread reads them, so it can report a stalled event loop."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.serving, self._clock, self._last_beat = False, clock, clock()
 
     async def beat(self) -> None:
-        """Show again and again that the event loop runs."""
+        """Record a heartbeat of the event loop periodically."""
         while True:
             self._last_beat = self._clock()
             await asyncio.sleep(BEAT_SECONDS)
 
     @property
     def alive(self) -> bool:
-        """The event loop runs."""
+        """Whether the event loop is running."""
         return self._clock() - self._last_beat <= STALLED_SECONDS_MAX
 
     @property
     def ready(self) -> bool:
-        """Envoy may send streams."""
+        """Whether Envoy may send streams."""
         return self.serving and self.alive
 
 
 class Reactions:
-    """The sink that acts on events: load reaches the controllers, and a lost encoder ends the process.
+    """The sink that acts on events: it feeds load to the controllers and stops after an encoder is lost.
 
     It belongs to the running event loop; events may come from any thread.
     """
@@ -73,16 +73,16 @@ class Reactions:
         self.stop, self.status = asyncio.Event(), Exit.OK
 
     def handle(self, event: Event) -> None:
-        """Take an event; most need no reaction."""
+        """Handle an event; most types are ignored."""
         if isinstance(event, Scraped):
             self._controllers.observe(event.pool, event.load, self._loop.time())
         elif isinstance(event, EncoderLost):
-            # Only a new process can open the device again: this one reports NOT_SERVING and drains.
+            # Only a new process can open the device again, so report NOT_SERVING and drain.
             self.status = Exit.UNAVAILABLE
             self._loop.call_soon_threadsafe(self.stop.set)
 
     def orphaned(self) -> None:
-        """The supervisor is gone."""
+        """Stop because the supervisor has exited."""
         self._loop.remove_reader(sys.stdin.fileno())
         logger.error("supervisor.gone")
         self.stop.set()
@@ -101,7 +101,7 @@ async def run(
     sinks: list[Emit] = [metrics.handle, log.LogSink(config.telemetry).handle, reactions.handle]
     tracing, endpoint = None, config.telemetry.otlp_endpoint
     if endpoint is not None or any(os.environ.get(name) for name in OTLP_VARIABLES):
-        from semroute_extproc.telemetry import otel  # Takes a fifth of the start.
+        from semroute_extproc.telemetry import otel  # Imported only if used: a fifth of the startup time.
 
         tracing = otel.OtelSink(otel.exporter(endpoint))
         sinks.append(tracing.handle)
@@ -115,11 +115,11 @@ async def run(
         loop.add_signal_handler(number, reactions.stop.set)
     loop.add_signal_handler(signal.SIGHUP, lambda: live.start(live.reload()))
     if worker is not None:
-        # The supervisor holds the other end and never writes: it is readable once the supervisor is gone.
+        # The supervisor holds the other end and never writes, so it becomes readable at its exit.
         loop.add_reader(sys.stdin.fileno(), reactions.orphaned)
     listen = admin or config.admin.listen
     await server.start()
-    # Not before: a process that was started twice must not take the first one's admin socket.
+    # After binding the server, so that a second process does not take over the first one's admin socket.
     admin_server = AdminServer(listen, pages) if listen is not None else None
     await server.ready()
     health.serving = True
@@ -185,7 +185,7 @@ def _pages(metrics: PrometheusSink, health: Health, servicer: Servicer, live: Li
 
 def serve(path: Path, worker: int | None = None, admin: str = "") -> Exit:
     """Load, warm up and `run`; raises ConfigError, BundleError or OSError."""
-    # By default it would end the process. The file is read again once we serve, so nothing is missed.
+    # SIGHUP would end the process by default. The file is read again when serving starts anyway.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     loaded = config_source.load(path)
     log.configure(loaded.config.telemetry)
@@ -198,7 +198,7 @@ def serve(path: Path, worker: int | None = None, admin: str = "") -> Exit:
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Uvloop's where it is installed, asyncio's own otherwise."""
+    """Create a uvloop event loop if uvloop is installed, else an asyncio one."""
     try:
         from uvloop import new_event_loop
     except ImportError:

@@ -1,4 +1,4 @@
-"""From a configuration to the objects that decide: for serving, and for explain and check."""
+"""Builds the objects that make decisions from a configuration, for serve, explain and check."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from semroute_extproc.strategies import registry
 from semroute_extproc.strategies.judge_client import CannotJudge, JudgeClient, Judges
 
 DEFAULT = ""
-"""Key of the bundle for every language that has none of its own."""
+"""Key of the bundle for languages without their own."""
 
 
 def load_bundles(config: Config) -> dict[str, Bundle]:
@@ -40,7 +40,7 @@ def load_bundles(config: Config) -> dict[str, Bundle]:
 def make_models(config: Config, bundles: Mapping[str, Bundle]) -> dict[str, OnnxModel]:
     """Language to warm model; raises BundleError or ConfigError."""
     device = config.encoder.device
-    # The default bundle must run on it. A language's own bundle without a graph for it runs on the CPU.
+    # The default bundle must support the device. Another bundle without a graph for it runs on the CPU.
     return {
         language: open_model(each, device if language == DEFAULT or device in each.manifest.graphs else "cpu")
         for language, each in bundles.items()
@@ -48,7 +48,7 @@ def make_models(config: Config, bundles: Mapping[str, Bundle]) -> dict[str, Onnx
 
 
 def make_classifier(config: Config, models: Mapping[str, OnnxModel], emit: Emit = ignore) -> Classifier:
-    """The classifier of the running loop: one thread per core on CPU, one on GPU; workers share."""
+    """The classifier of the running loop: one thread on a GPU, else the cores divided by the workers."""
     cores = max(1, usable_cores() // config.server.workers)
     encoders: dict[str, EncodeQueue] = {}
     for language, model in models.items():
@@ -60,7 +60,7 @@ def make_classifier(config: Config, models: Mapping[str, OnnxModel], emit: Emit 
 def make_policies(
     loaded: Loaded, default: Bundle, profiles_of: registry.ProfilesOf = registry.once
 ) -> dict[str, PolicyPlan]:
-    """Every policy, with the files its strategies name; raises ConfigError with every problem's place."""
+    """Compile every policy with its strategies' files; raises ConfigError with every problem's location."""
     config = loaded.config
     files, unreadable = registry.read_files(config.strategies, profiles_of)
     strategies, unfit = registry.compile_all(config, default.manifest, files)
@@ -71,7 +71,7 @@ def make_policies(
 
 
 def make_judges(loaded: Loaded, judges: Judges) -> Mapping[str, JudgeClient]:
-    """Strategy to judge; raises ConfigError with the place of the first that cannot be made."""
+    """Strategy to judge; raises ConfigError with the location of the first that cannot be created."""
     try:
         return judges.of(loaded.config.strategies)
     except CannotJudge as error:
@@ -79,7 +79,7 @@ def make_judges(loaded: Loaded, judges: Judges) -> Mapping[str, JudgeClient]:
 
 
 def connect_sessions(config: Config, emit: Emit = ignore) -> SharedSessions | None:
-    """The shared session store, if one is configured; raises ConfigError. Nothing is sent yet."""
+    """The shared session store, if configured; does not connect yet. Raises ConfigError."""
     session = config.controllers.session
     return None if session is None else shared_sessions.connect(session, emit)
 
@@ -87,7 +87,7 @@ def connect_sessions(config: Config, emit: Emit = ignore) -> SharedSessions | No
 def make_pipeline(
     loaded: Loaded, policies: Mapping[str, PolicyPlan], classifier: Classifier, judges: Judges
 ) -> Pipeline:
-    """A pipeline of its own, outside a running sidecar; raises ConfigError with places."""
+    """A standalone pipeline, outside a running sidecar; raises ConfigError with locations."""
     return Pipeline(loaded.config, policies, classifier, judges=make_judges(loaded, judges))
 
 

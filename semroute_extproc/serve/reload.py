@@ -1,4 +1,4 @@
-"""The live configuration: read, compile, then make it live as a whole or keep the last good one."""
+"""Reloads the configuration: applies a valid one completely and otherwise keeps the last good one."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ NOT_RELOADABLE = ("server", "encoder", "admin", "telemetry")
 
 
 class LiveConfig:
-    """The configuration that is live, with everything that was made from it; belongs to one event loop."""
+    """The live configuration and everything built from it; belongs to one event loop."""
 
     snapshot: ConfigSnapshot
 
     def __init__(
         self, path: Path, loaded: Loaded, classifier: Classifier, controllers: ControllerState, emit: Emit
     ) -> None:
-        """Make `loaded` live, and later what is in the file; raises ConfigError."""
+        """Apply `loaded` now and the file's changes later; raises ConfigError."""
         self._path, self.classifier, self.controllers, self._emit = path, classifier, controllers, emit
         self._judges = Judges()
         self._profiles = ProfileDirectories(self._profiles_changed)
         self._rejected = False
-        """The file differs from what is live and cannot be used."""
+        """Whether the file differs from the live configuration and is invalid."""
         self._reloading = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._shared = build.connect_sessions(loaded.config, emit)
@@ -63,10 +63,10 @@ class LiveConfig:
         await asyncio.gather(guarded(file()), guarded(self._profiles.watch(stop)))
 
     async def reload(self) -> None:
-        """Make the file's configuration live if it changed, or keep the last good one and report why."""
+        """Apply the file's configuration if it changed; if it is invalid, report why and keep the old one."""
         async with self._reloading:
             try:
-                # In a thread: a large artifact takes a second, and requests must not wait.
+                # In a thread, because loading a large artifact takes a second and would block requests.
                 read = await asyncio.to_thread(self._read)
                 if read is not None:
                     self._adopt(self.snapshot.number + 1, *read)
@@ -89,7 +89,7 @@ class LiveConfig:
         """The file's configuration, compiled; None if it is the live one. Raises ConfigError."""
         loaded = config_source.load(self._path)
         files = fingerprint(loaded.config.strategies)
-        # Not by digest, which leaves secrets out: a new password is a change.
+        # Not compared by digest, which omits secrets: a new password is a change.
         if (loaded.config, files) == (self.loaded.config, self._files):
             return None
         problems = [
@@ -103,7 +103,7 @@ class LiveConfig:
         return loaded, files, build.make_policies(loaded, self.classifier.bundle, self._profiles.of)
 
     def _adopt(self, number: int, loaded: Loaded, files: str, policies: Mapping[str, PolicyPlan]) -> None:
-        """Make it live; raises ConfigError before anything has changed."""
+        """Make a compiled configuration live; raises ConfigError before anything changes."""
         config, shared = loaded.config, self._shared
         if config.controllers.session != self.loaded.config.controllers.session:
             shared = build.connect_sessions(config, self._emit)
@@ -111,7 +111,7 @@ class LiveConfig:
         pipeline = Pipeline(config, policies, self.classifier, self._emit, judges, self.controllers, shared)
         self.snapshot = ConfigSnapshot(number, loaded.sha256, build.exchange_settings(pipeline), pipeline)
         if self._shared is not None and self._shared is not shared:
-            # Open streams still hold it; their lookups fail from now on, and are counted.
+            # Open streams still use the old store; their lookups now fail and are counted.
             self.start(self._shared.close())
         self.loaded, self._files, self._shared = loaded, files, shared
         self.controllers.configure(config.pools, config.controllers, config.strategies)
@@ -130,7 +130,7 @@ class LiveConfig:
         self._emit(ProfilesRead(strategy, len(found), problems, models, without_pool, thin))
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do something in the background; `close` waits for it."""
+        """Run a task in the background; `close` waits for it."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -1,9 +1,9 @@
-"""Several workers as one service: separate processes, kept running and queried as one.
+"""Runs several worker processes as one service with one admin port.
 
 A worker is `semroute serve` in its own process, with its own model, its own socket and an admin socket that
-only the supervisor reads. Each reloads by itself. A worker that ends is restarted, with growing pauses; one
-that hangs is killed. One that cannot start because of the configuration or the bundle (78) ends everything.
-If the supervisor is killed, the workers see the end of their standard input and drain.
+only the supervisor reads. Each worker reloads by itself. A worker that exits is restarted with exponential
+backoff, and one that hangs is killed. If a worker exits with status 78 (invalid configuration or bundle),
+the service stops. If the supervisor is killed, the workers' standard input ends and they drain.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ logger = structlog.get_logger("semroute.supervisor")
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """The supervisor's intervals in seconds, and its limits in probes in a row.
+    """The supervisor's intervals in seconds, and its limits in consecutive probes.
 
-    Probes are counted, so that a pause of the supervisor or the whole machine kills no worker.
+    Limits count probes, not seconds, so that no worker is killed when the machine or the supervisor pauses.
     """
 
     probe: float = 0.5  # between two probes of the workers
     answer_max: float = 2.0  # for a worker's answer
     failed_probes_max: int = 60  # then a worker is killed: after 30 seconds, or 150 if each times out
-    differing_probes_max: int = 60  # then it is logged that workers have different configurations
-    backoff_min: float = 0.2  # before a worker is restarted; it doubles each time
+    differing_probes_max: int = 60  # then a log line reports that workers have different configurations
+    backoff_min: float = 0.2  # delay before a worker is restarted; it doubles each time
     backoff_max: float = 30.0
-    steady: float = 60.0  # a worker that has run for this long is restarted with the shortest pause
+    steady: float = 60.0  # run time of a worker after which the delay starts at `backoff_min` again
     stop_max: float = 10.0  # for the workers to end after the drain, before they are killed
 
 
@@ -67,17 +67,17 @@ class Worker:
     restarts: int = 0
     hangs: int = 0
     answered: bool = False
-    """It has answered since it was started; until then it is starting and not hung."""
+    """Whether it has answered since its start; until then it is starting, not hung."""
     failed_probes: int = 0
 
     def send(self, number: signal.Signals) -> None:
-        """Send it a signal, if it runs."""
+        """Send the process a signal, if it is running."""
         if self.process is not None:
             with contextlib.suppress(ProcessLookupError):
                 self.process.send_signal(number)
 
     def probe(self) -> None:
-        """Ask for its state; blocks."""
+        """Request the worker's state; blocks."""
         alive = True
         state: dict[str, Any] = {}
         try:
@@ -85,7 +85,7 @@ class Worker:
             state = answer.json() if answer.status_code == 200 else {}
             alive, self.answered = state.get("turning", True), True
         except (httpx2.TimeoutException, httpx2.ConnectError):
-            # A full backlog refuses connections. A missing socket does not count: a restart would not help.
+            # A refusal means a full backlog. A missing socket is no failure: a restart would not help.
             alive = not self.admin.exists()
         except (httpx2.HTTPError, ValueError):
             pass
@@ -110,12 +110,12 @@ class Supervisor(Collector):
 
     @property
     def ready(self) -> bool:
-        """Every worker serves."""
+        """Whether every worker serves."""
         return all(worker.ready for worker in self.workers)
 
     @property
     def differ(self) -> bool:
-        """Workers that serve have different configurations."""
+        """Whether serving workers have different configurations."""
         return len({worker.sha256 for worker in self.workers if worker.ready}) > 1
 
     async def run(self) -> Exit:
@@ -123,7 +123,7 @@ class Supervisor(Collector):
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop.set)
-        # A worker that is starting would end, and reads the file anyway.
+        # SIGHUP would end a worker that is starting, and that worker reads the file anyway.
         loop.add_signal_handler(signal.SIGHUP, lambda: self._send(signal.SIGHUP, only_ready=True))
         listen = self._config.admin.listen
         pages = {
@@ -150,7 +150,7 @@ class Supervisor(Collector):
                 admin.close()
             for worker in self.workers:
                 worker.client.close()
-                worker.admin.unlink(missing_ok=True)  # One that was killed has left it behind.
+                worker.admin.unlink(missing_ok=True)  # A killed worker leaves its socket behind.
             logger.info("supervisor.stopped", status=int(self._status))
         return self._status
 
@@ -160,18 +160,18 @@ class Supervisor(Collector):
                 worker.send(number)
 
     async def _keep(self, worker: Worker) -> None:
-        """Run the worker, and restart it until we stop."""
+        """Run the worker and restart it until the supervisor stops."""
         loop, timing = asyncio.get_running_loop(), self._timing
         own = ["--worker", str(worker.index), "--worker-admin", f"unix:{worker.admin}"]
         pause = timing.backoff_min
         while not self.stop.is_set():
             started, status, worker.failed_probes = loop.time(), None, 0
             try:
-                # Its standard input is a pipe of ours, which ends when we do, even if we are killed.
+                # Its standard input is our pipe, which closes when we exit, even if we are killed.
                 pipe = asyncio.subprocess.PIPE
                 worker.process = await asyncio.create_subprocess_exec(*self._command, *own, stdin=pipe)
                 if self.stop.is_set():
-                    # The signal to stop came before there was a process to pass it on to.
+                    # The stop signal arrived before there was a process to forward it to.
                     worker.send(signal.SIGTERM)
                 status = await worker.process.wait()
             except OSError as error:
@@ -192,7 +192,7 @@ class Supervisor(Collector):
             pause = min(2 * pause, timing.backoff_max)
 
     async def _watch(self) -> None:
-        """Probe the workers again and again."""
+        """Probe the workers periodically."""
         was_ready, differing = False, 0
         while True:
             await asyncio.gather(*(asyncio.to_thread(worker.probe) for worker in self.workers))
@@ -213,7 +213,7 @@ class Supervisor(Collector):
     def collect(self) -> Iterator[Metric]:
         """Every worker's metrics with the label `worker`, and the supervisor's own.
 
-        The workers' series stay apart: a sum would fall when a worker restarts, and gauges have no sum.
+        The series are not summed: a sum would drop when a worker restarts, and gauges cannot be summed.
         """
         families: dict[str, Metric] = {}
         for worker in self.workers:
@@ -246,7 +246,7 @@ class Supervisor(Collector):
         return as_json(rows)
 
     def _forward(self, path: str) -> Page:
-        """Any other page comes from the first worker that serves; they are alike."""
+        """Any other page comes from the first serving worker, since all have the same pages."""
         for worker in filter(lambda each: each.ready, self.workers):
             with contextlib.suppress(httpx2.HTTPError):
                 answer = worker.client.get(path)
@@ -261,7 +261,7 @@ def serve(path: Path) -> Exit:
     command = [sys.executable, "-m", "semroute_extproc", "serve", "--config", str(path)]
     listen = loaded.config.server.listen
     if listen.startswith("unix:"):
-        # Next to the workers' own sockets: it may be the only place that can be written to.
+        # Next to the workers' sockets, which may be in the only writable directory.
         return asyncio.run(Supervisor(loaded.config, listen.removeprefix("unix:") + ".admin", command).run())
     with tempfile.TemporaryDirectory(prefix="semroute-") as folder:
         return asyncio.run(Supervisor(loaded.config, f"{folder}/{WORKER}.admin", command).run())

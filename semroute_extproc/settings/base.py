@@ -15,7 +15,7 @@ RULES_MAX = 128
 MODELS_MAX = 256
 STRATEGIES_MAX = 128
 POLICIES_MAX = 128
-"""Bounds of the configuration, and with them of every metric's label set."""
+"""Limits of the configuration, which also bound every metric's label set."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,127}$")]
 """A name that is safe as a header value and as a metric label."""
@@ -47,7 +47,7 @@ FilePath = Annotated[Path, AfterValidator(_in_folder)]
 
 
 def several(value: Any) -> Any:
-    """A single name may be given without a list."""
+    """Accept a single name instead of a list."""
     return (value,) if isinstance(value, str) else value
 
 
@@ -59,14 +59,14 @@ class Model(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """An error at one place of the configuration."""
+    """An error at one location in the configuration."""
 
     path: tuple[str | int, ...]
     message: str
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A hint to append to an error about an unknown name; empty if no known name is close."""
+    """A suggestion to append to an error about an unknown name; empty if no known name is similar."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 

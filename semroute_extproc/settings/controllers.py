@@ -1,4 +1,4 @@
-"""Controllers: what changes the trade-off at runtime. Pure."""
+"""Controllers, which change the trade-off of cost and quality at runtime. Pure."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class RemoteSessions(Model):
         try:
             urlsplit(value.get_secret_value()).port  # noqa: B018 - it raises
         except ValueError:
-            raise ValueError("has no port that can be read; in a password write / as %2F, @ as %40") from None
+            raise ValueError("has an invalid port; in a password write / as %2F, @ as %40") from None
         return value
 
     @field_validator("key")

@@ -40,7 +40,7 @@ class Reasoning(Model):
         if self.bands is not None:
             ends = [band.below for band in self.bands if band.below is not None]
             if len(ends) != len(self.bands) - 1 or self.bands[-1].below is not None:
-                raise ValueError("the last band, and no other, has no `below`")
+                raise ValueError("the last band, and only it, must omit `below`")
             if ends != sorted(set(ends)):
                 raise ValueError("the bands' `below` must ascend")
         return self
@@ -80,7 +80,7 @@ class Rule(Target):
 
 
 class Policy(Model):
-    """Rules, of which the first match wins, and the target of all other requests."""
+    """Rules, where the first match wins, and the target of all other requests."""
 
     rules: tuple[Rule, ...] = Field((), max_length=RULES_MAX)
     otherwise: Target
@@ -92,6 +92,6 @@ class Policy(Model):
     )
 
     def targets(self) -> Iterator[tuple[tuple[str | int, ...], Target]]:
-        """Every target with its place in the policy."""
+        """Every target with its path in the policy."""
         yield from ((("rules", index), rule) for index, rule in enumerate(self.rules))
         yield ("otherwise",), self.otherwise

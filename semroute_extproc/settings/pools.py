@@ -54,7 +54,7 @@ class VirtualModel(Model):
     @model_validator(mode="after")
     def _shares(self) -> VirtualModel:
         if sum(self.canary.values()) > 1.0 + 1e-9:
-            raise ValueError("the shares of canary are more than 1 together")
+            raise ValueError("the canary shares add up to more than 1")
         return self
 
 

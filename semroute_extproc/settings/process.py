@@ -37,7 +37,7 @@ class Server(Model):
         return self
 
     def address(self, worker: int) -> str:
-        """The address a worker listens on."""
+        """The address that a worker listens on."""
         return self.listen.replace(WORKER, str(worker))
 
 

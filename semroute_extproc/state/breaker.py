@@ -1,4 +1,4 @@
-"""A circuit breaker. Pure; the clock is an argument, in seconds of any clock that never goes back."""
+"""A circuit breaker. Pure; the time is an argument, in seconds of any monotonic clock."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Breaker:
         self._probing = False
 
     def allows(self, now: float) -> bool:
-        """Whether to ask now; a request that an open breaker allows is the probe.
+        """Whether to send a request now; one that an open breaker allows is the probe.
 
-        Report the probe with `succeeded`, `failed` or `gave_up`, other requests with what they learn.
+        The caller must end the probe with `succeeded`, `failed` or `gave_up`, and report other results.
         """
         if self.paused(now) or self._probing:
             return False
@@ -28,25 +28,25 @@ class Breaker:
         return True
 
     def paused(self, now: float) -> bool:
-        """Open, and too early for a probe."""
+        """Whether the breaker is open and it is too early for a probe."""
         return self._open_until is not None and now < self._open_until
 
     def succeeded(self) -> None:
-        """A usable answer."""
+        """Record a usable answer."""
         self._failures, self._open_until, self._probing = 0, None, False
 
     def failed(self, now: float) -> None:
-        """No usable answer."""
+        """Record the lack of a usable answer."""
         self._failures += 1
         self._probing = False
         if self.is_open or self._failures >= self._failures_max:
             self._open_until = now + self._seconds
 
     def gave_up(self) -> None:
-        """The probe was not sent or was cancelled, which says nothing about the other side."""
+        """End a probe that was not sent or was cancelled; it says nothing about the endpoint."""
         self._probing = False
 
     @property
     def is_open(self) -> bool:
-        """Requests are refused, except for a probe."""
+        """Whether requests other than a probe are refused."""
         return self._open_until is not None

@@ -11,16 +11,16 @@ approximation that follows a quantile (Robbins and Monro 1951; under drift: Gibb
 
     |realised share − target| <= (largest bias − smallest bias) / (gain · N)
 
-as long as the bias is not at its bound, so a drift leaves no lasting error. The gain is `GAIN` divided
-by the window. As the share's slope over its log-odds is s(1 − s), an error shrinks by e in
-window / (GAIN · s(1 − s)) requests, 0.4 windows at s = 0.3. It could oscillate at a gain above 8 only.
+as long as the bias is not at its bound, so drift causes no permanent error. The gain is `GAIN` divided by
+the window. The slope of the share over its log-odds is s(1 − s), so an error shrinks by a factor of e in
+window / (GAIN · s(1 − s)) requests, 0.4 windows at s = 0.3. Only a gain above 8 could oscillate.
 
-Wind-up. At the bound the sum is cut. While pressure lowers the strong share, the bias cannot rise above
-its value when the pressure began: the budget would work against the load controller and pay the
-difference back afterwards. Below that value it moves freely, or steps down would end at the lower bound.
+Anti-windup. The bias is clamped to its bound. While pressure lowers the strong share, the bias cannot rise
+above its value at the start of the pressure: otherwise the budget would counteract the load controller
+and overshoot afterwards. Below that value the bias moves freely, so that it can recover from steps down.
 
-Dollars. y is the cost of the request at its pool, from prices, the prompt and the requested answer.
-Errors are divided by the mean cost difference of the two pools, so the same gain holds.
+Dollars. y is the cost of the request at its pool, from the prices, the prompt and the requested answer
+length. Errors are divided by the mean cost difference of the two pools, so that the same gain applies.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ import math
 
 from semroute_extproc.settings.controllers import Budget
 
-GAIN = 12.0  # Log-odds for a whole window of full error.
+GAIN = 12.0  # Change of the log-odds over one window with an error of 1.
 WINDOW_DEFAULT = 1_000  # Requests, where the budget sets no window.
-WINDOW_MIN = 50.0  # Requests; in a smaller window the gain would make the share erratic.
+WINDOW_MIN = 50.0  # Requests; a smaller window's gain would make the share unstable.
 
 
 class BudgetController:
@@ -54,12 +54,12 @@ class BudgetController:
     def decided(self, spent: float, now: float, *, spread: float = 1.0, pressed: bool = False) -> None:
         """Learn from one decision of the strategy.
 
-        `spent` is in the target's unit (1 or 0 for a share), `spread` how much more the strong pool costs
-        than the weak one. `pressed`: the load lowers the strong share.
+        `spent` is in the target's unit (1 or 0 for a share). `spread` is the cost difference of the strong
+        and the weak pool. `pressed` says that pressure lowers the strong share.
         """
         window = self._window(now)
         self.requests += 1
-        # A plain mean until the window is full, then one with decay.
+        # A plain mean until the window is full, then an exponential moving average.
         weight = 1.0 / min(self.requests, window)
         mean = self.realised or 0.0
         self.realised = mean + weight * (spent - mean)

@@ -1,4 +1,4 @@
-"""Controllers: state between requests that moves the trade-off. Pure; clock and hash key are arguments."""
+"""Controllers keep state between requests and shift the trade-off. Pure; time and hash key are arguments."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from semroute_extproc.state.budget import BudgetController
 from semroute_extproc.state.pressure import PoolPressure
 from semroute_extproc.state.sessions import Keys, Sessions, lock_of, session_keys
 
-REFRESH_SECONDS = 0.25  # How long a snapshot of the pressures is used: they change within seconds.
+REFRESH_SECONDS = 0.25  # Lifetime of a snapshot of the pressures, which change over seconds.
 
 
 class ControllerState:
-    """The controllers of one process, inactive until configured. Over a reload, unchanged parts stay."""
+    """The controllers of one process, inactive until configured. A reload keeps unchanged parts."""
 
     def __init__(self, secret: bytes = b"") -> None:
         """`secret`, at most 64 bytes, keys the hashes of conversations if no shared key is configured."""
@@ -37,7 +37,7 @@ class ControllerState:
     def configure(
         self, pools: Mapping[str, Pool], settings: Controllers, strategies: Mapping[str, object]
     ) -> None:
-        """Take new settings, those of the strategies included."""
+        """Apply new settings, including those of the strategies."""
         before, load, session = self._settings, settings.load, settings.session
         pressures: dict[str, PoolPressure] = {}
         if load is not None:
@@ -52,14 +52,14 @@ class ControllerState:
             self._sessions = Sessions(session.entries_max, session.ttl_seconds) if session else None
             shared = session.remote.key.get_secret_value() if session and session.remote else ""
             self._secret = shared.encode()[:64] or self._own_secret
-        # Replaced as a whole: the admin thread may be reading the old ones.
+        # Replaced, not changed in place, because the admin thread may be reading the old ones.
         self._pressures, self._budgets = pressures, budgets
         self._pools, self._settings, self._strategies = pools, settings, strategies
         self._snapshot_at = -math.inf
         self.active = bool(pressures or budgets or session)
 
     def observe(self, pool: str, load: Mapping[str, float], now: float) -> None:
-        """Take a pool's gauges; empty if they could not be read."""
+        """Update a pool's pressure from its gauges; `load` is empty if they could not be read."""
         if (pressure := self._pressures.get(pool)) is not None:
             pressure.observe(load, now)
 
@@ -79,9 +79,9 @@ class ControllerState:
         return session_keys(head, view, self._secret) if self._sessions is not None else Keys()
 
     def held(self, key: str, shared: str, view: RequestView, now: float) -> Held | None:
-        """The pool that was kept under `key` (`Keys.find`): `shared`, from the shared store, or else our own.
+        """The pool stored under `key` (`Keys.find`): `shared`, from the shared store, or this process's.
 
-        A store that was emptied or is unreachable must not end a tool loop.
+        The fallback to this process keeps tool loops intact if the store was flushed or is unreachable.
         """
         settings = self._settings.session
         if not key or settings is None or self._sessions is None:
@@ -90,11 +90,11 @@ class ControllerState:
         return Held(pool, lock_of(view), settings.margin, settings.strategies) if pool else None
 
     def decided(self, context: RoutingContext, decision: Decision, key: str, now: float) -> str:
-        """Learn from a live decision; returns the effect of the conversation's pool on it.
+        """Learn from a live decision; returns how the conversation's pool affected it.
 
         `key` is `Keys.keep`. The result is empty if sessions are off, else `none` (the conversation is
-        unknown), `new` (it begins, or is not remembered), `same`, `kept` (against the strategy's
-        choice), `locked`, `moved`, or `lost` (it should stay, but its pool is not remembered).
+        unknown), `new` (it begins, or its pool is not stored), `same`, `kept` (the strategy chose another
+        pool), `locked`, `moved`, or `lost` (it must not move, but its pool is not stored).
         """
         if (budget := self._budgets.get(decision.strategy)) is not None:
             self._pay(budget, context, decision, now)
@@ -145,7 +145,7 @@ class ControllerState:
 
 
 def home(context: RoutingContext, decision: Decision) -> str:
-    """The conversation's pool after a decision, "" for none yet; one missed deadline must not change it."""
+    """The conversation's pool after a decision, "" for none; a fallback does not change it."""
     if not decision.fallback:
         return decision.pool
     return context.held.pool if context.held is not None else ""

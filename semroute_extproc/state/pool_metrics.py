@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     import httpx2
 
 INTERVAL_SECONDS = 2.0  # Pause between two rounds.
-TIMEOUT_SECONDS = 1.0  # Longest time for a page.
-PROBE_SECONDS_MAX = 2 * TIMEOUT_SECONDS  # A round's wait for a pool: resolving a name has no timeout.
-PAGE_BYTES_MAX = 8 * 1024 * 1024  # Longest part of a page that is read.
+TIMEOUT_SECONDS = 1.0  # Timeout of a page.
+PROBE_SECONDS_MAX = 2 * TIMEOUT_SECONDS  # Longest wait for a pool in a round: name lookup has no timeout.
+PAGE_BYTES_MAX = 8 * 1024 * 1024  # Only this much of a page is read.
 
-# Our name of a gauge to vLLM's names, of which the first on the page counts.
+# Our name of a gauge to vLLM's names; the first one on the page is used.
 GAUGES: Mapping[Gauge, Sequence[str]] = {
     "running": ("vllm:num_requests_running",),
     "waiting": ("vllm:num_requests_waiting",),
@@ -39,14 +39,14 @@ logger = structlog.get_logger("semroute.load")
 
 
 def read_page(text: str, own: Mapping[Gauge, Sequence[str]] = {}) -> Load:
-    """The load in one metrics page; `own` has the names of gauges that differ from vLLM's.
+    """The load in one metrics page; `own` maps gauges to metric names that differ from vLLM's.
 
-    Engines of one server are summed; for the cache use, the largest counts. Raises ValueError if a line
-    with one of the metrics cannot be parsed.
+    Values of a server's engines are summed, but of the cache usage the maximum is taken. Raises
+    ValueError if a line with one of the metrics cannot be parsed.
     """
     gauges = {**GAUGES, **own}
     wanted = {name for names in gauges.values() for name in names}
-    # The parser takes half a microsecond per byte, and a server has 100 kB of histograms.
+    # Parse only these lines: the parser takes 0.5 µs per byte, and a page has 100 kB of histograms.
     ours = "\n".join(line for line in text.splitlines() if any(name in line for name in wanted))
     samples = [each for family in text_string_to_metric_families(ours + "\n") for each in family.samples]
     load: dict[str, float] = {}
@@ -59,8 +59,8 @@ def read_page(text: str, own: Mapping[Gauge, Sequence[str]] = {}) -> Load:
 
 @cache
 def _client() -> httpx2.Client:
-    """A client that connects directly, whatever proxy the environment names, and follows no redirect."""
-    import httpx2  # Takes 60 ms, which a start without metrics saves.
+    """A client that ignores proxies in the environment and follows no redirects."""
+    import httpx2  # Imported only if used, because it takes 60 ms.
 
     return httpx2.Client(trust_env=False, headers={"accept-encoding": "identity"})
 
@@ -74,7 +74,7 @@ def fetch(url: str, own: Mapping[Gauge, Sequence[str]]) -> Load:
         for chunk in response.iter_raw():
             page += chunk
             if monotonic() > deadline:
-                # The client's own timeout begins again with every byte.
+                # The client's own timeout restarts at every read.
                 raise TimeoutError(f"no page within {TIMEOUT_SECONDS} s")
             if len(page) >= PAGE_BYTES_MAX:
                 break
@@ -84,8 +84,8 @@ def fetch(url: str, own: Mapping[Gauge, Sequence[str]]) -> Load:
 async def scrape(pools: Callable[[], Mapping[str, Pool]], emit: Emit) -> None:
     """Scrape every pool that has a metrics page, until cancelled; emit `Scraped` for each.
 
-    `pools` is called in each round, so a reload takes effect. An unreachable pool has an empty load,
-    and a change is logged. A slow pool delays no other, and has one scrape at a time.
+    `pools` is called in each round, so that a reload takes effect. An unreachable pool has an empty load,
+    and a change is logged. A slow pool does not delay the others and has at most one scrape at a time.
     """
     reachable: dict[str, bool] = {}
     active: dict[tuple[str, str], asyncio.Future[Load]] = {}

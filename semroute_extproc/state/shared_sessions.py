@@ -1,7 +1,7 @@
-"""Pools of conversations in a Valkey or Redis that several processes share.
+"""Stores the pools of conversations in a Valkey or Redis server that several processes share.
 
-After several failed lookups none is made for a moment; the entries of this process count instead.
-An entry that is not written yet, or could not be, is kept here and wins over the older one in the store.
+After several failed lookups, lookups pause briefly and the process's own entries are used.
+An entry that is not written yet, or failed to be, is kept here and overrides the store's older one.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
 PREFIX = "semroute:session:"  # Of every key in the store.
-WRITES_MAX = 64  # Concurrent writes; more are dropped and counted.
+WRITES_MAX = 64  # Concurrent writes; further ones are dropped and counted.
 WRITE_SECONDS_MAX = 1.0
-UNWRITTEN_MAX = 16_384  # Conversations whose last pool is not in the store; the oldest goes first.
-FAILURES_MAX, PAUSE_SECONDS = 5, 1.0  # So many failed lookups in a row stop lookups for so long.
+UNWRITTEN_MAX = 16_384  # Conversations whose last pool is not in the store; the oldest is dropped first.
+FAILURES_MAX, PAUSE_SECONDS = 5, 1.0  # Consecutive failed lookups, and the pause of lookups after them.
 POOL_CHARACTERS_MAX = 128  # Longest pool name that is accepted from the store.
 
 
@@ -45,8 +45,8 @@ class SharedSessions:
         self._unwritten: TTLCache[str, tuple[str]] = TTLCache(UNWRITTEN_MAX, self._ttl, clock)
 
     async def find(self, key: str, deadline: float) -> str:
-        """The pool before `deadline` (the loop's clock); "" if there is none or no answer."""
-        # Not get(), which looks at the clock twice.
+        """Look up the pool before `deadline` (the loop's clock); "" if there is none or no answer."""
+        # Not get(), which reads the clock twice.
         with suppress(KeyError):
             return self._unwritten[key][0]
         if not self._breaker.allows(self._clock()):
@@ -57,7 +57,7 @@ class SharedSessions:
                 value: bytes | None = await self._store.get(PREFIX + key)
             pool = "" if value is None else value[:POOL_CHARACTERS_MAX].decode("utf-8", "replace")
         except Exception as error:
-            # Of the library, of the socket, or for a value of another type.
+            # Raised by the library or the socket, or for a value of another type.
             self._emit(SessionStoreError("timeout" if isinstance(error, TimeoutError) else "error"))
             self._breaker.failed(self._clock())
             return ""
@@ -68,7 +68,7 @@ class SharedSessions:
         return pool
 
     def keep(self, key: str, pool: str) -> None:
-        """Write without waiting."""
+        """Start a write without waiting for it."""
         entry = self._unwritten[key] = (pool,)
         if len(self._writes) >= WRITES_MAX or self._breaker.paused(self._clock()):
             self._emit(SessionStoreError("write_dropped"))
@@ -90,7 +90,7 @@ class SharedSessions:
         try:
             async with asyncio.timeout(WRITE_SECONDS_MAX):
                 await self._store.set(PREFIX + key, entry[0], ex=self._ttl)
-            # A later entry, even an equal one, still has to be written.
+            # A later entry, even an equal one, must still be written.
             if self._unwritten.get(key) is entry:
                 del self._unwritten[key]
         except Exception:
@@ -98,19 +98,19 @@ class SharedSessions:
 
 
 def connect(settings: SessionController, emit: Emit) -> SharedSessions | None:
-    """The shared store, if one is configured. Raises ConfigError: no library, or an unreadable address."""
+    """The shared store, if configured. Raises ConfigError for a missing library or an invalid URL."""
     if (remote := settings.remote) is None:
         return None
     try:
         from redis import asyncio as library
 
-        # The library has other names for the schemes `valkey` and `valkeys`.
+        # The library calls the schemes `valkey` and `valkeys` `redis` and `rediss`.
         url = re.sub("^valkey", "redis", remote.url.get_secret_value())
         store = library.Redis.from_url(url, max_connections=2 * WRITES_MAX, socket_connect_timeout=1.0)
         return SharedSessions(store, remote.timeout_ms, settings.ttl_seconds, emit)
     except ImportError:
         problem = ": needs the extra: pip install 'semroute-extproc[valkey]'"
     except ValueError:
-        # The library's message repeats a part of the address, possibly of the password.
-        problem = ".url: has an option that the library refuses"
+        # The library's message is dropped, because it repeats part of the URL, possibly of the password.
+        problem = ".url: has an option that the library rejects"
     raise ConfigError([f"controllers.session.remote{problem}"])

@@ -1,6 +1,6 @@
 """The file that `semroute fit` writes and strategies read: one `.npz` for each artifact.
 
-It holds plain arrays and, as the string `manifest`, the JSON of `ArtifactManifest`. Reading runs no code.
+It holds plain arrays and the string `manifest`, JSON of `ArtifactManifest`. Reading it executes no code.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Floats = npt.NDArray[np.float32]
 
 
 class ArtifactManifest(Model):
-    """What an artifact is, and on what and with which bundle's embedding it was fitted."""
+    """The kind of an artifact, and the data and the bundle it was fitted with."""
 
     format: int = FORMAT
     kind: str  # of the strategy
@@ -52,13 +52,13 @@ class ArtifactManifest(Model):
 
 @dataclass(frozen=True)
 class Artifact:
-    """What a strategy reads: float32 arrays, names and numbers; None for an array that is left out."""
+    """Content that a strategy reads: float32 arrays, names and numbers; None for an omitted array."""
 
     manifest: ArtifactManifest
 
 
 def digest_of(*arrays: npt.NDArray[Any] | None) -> str:
-    """Twelve hexadecimal digits of the arrays that are there."""
+    """Twelve hexadecimal digits of a hash of the arrays that are present."""
     found = hashlib.sha256()
     for array in arrays:
         if array is not None:
@@ -67,14 +67,14 @@ def digest_of(*arrays: npt.NDArray[Any] | None) -> str:
 
 
 class ArtifactFile:
-    """An artifact's arrays, checked as they are taken; every method raises ArtifactError."""
+    """An artifact's arrays, validated when read; every method raises ArtifactError."""
 
     def __init__(self, path: Path, kind: str | None = None) -> None:
-        """Read `path`; with `kind` it must be of that kind."""
+        """Read `path`; if `kind` is given, the artifact must be of that kind."""
         self._path = path
         try:
             if (size := path.stat().st_size) > FILE_BYTES_MAX:
-                raise self.error(f"{size} bytes, at most {FILE_BYTES_MAX} are read")
+                raise self.error(f"{size} bytes, the limit is {FILE_BYTES_MAX}")
             with np.load(path, allow_pickle=False) as file:
                 self.arrays = {name: file[name] for name in file.files}
             self.manifest = ArtifactManifest.model_validate_json(str(self.arrays.pop("manifest")))
@@ -98,7 +98,7 @@ class ArtifactFile:
     def floats(self, name: str, *shape: int | None) -> Floats:
         """The array as float32: of that shape (None: any length) and finite."""
         if name not in self.arrays:
-            raise self.error(f"no array {name!r} in it")
+            raise self.error(f"has no array {name!r}")
         found = np.asarray(self.arrays[name])
         fits = found.ndim == len(shape) and all(
             a in (None, b) for a, b in zip(shape, found.shape, strict=True)
@@ -107,7 +107,7 @@ class ArtifactFile:
             expected = " x ".join("any" if length is None else str(length) for length in shape)
             raise self.error(f"{name} is {found.dtype} of shape {found.shape}, expected {expected}")
         if not np.isfinite(found).all():
-            raise self.error(f"{name} holds numbers that are not finite")
+            raise self.error(f"{name} contains numbers that are not finite")
         return np.ascontiguousarray(found, dtype=np.float32)
 
     def integer(self, name: str, default: int) -> int:
@@ -118,7 +118,7 @@ class ArtifactFile:
         return int(found)
 
     def names(self, name: str, default: int = 0) -> tuple[str, ...]:
-        """A list of names; 0, 1, … `default` - 1 if it is not there."""
+        """A list of names; if absent, 0, 1, … `default` - 1."""
         return tuple(str(each) for each in self.arrays.get(name, np.arange(default)).ravel())
 
     def quantiles(self) -> tuple[float, ...]:

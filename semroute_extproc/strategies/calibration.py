@@ -43,10 +43,10 @@ class Calibration(Model, validate_by_name=True):
         return self
 
     def share_for_drop(self, most: float) -> float:
-        """The least strong share from which on always-strong's quality drops by at most the part `most`."""
-        # A share with a small drop below a share with a larger one is noise of the curve, and is not taken.
+        """The lowest strong share from which on every share loses at most `most` of the strong quality."""
+        # Ignore a share with a small loss below a share with a larger loss: it is noise in the curve.
         if self.quality is None:
-            raise ValueError("the calibration has no outcomes, so it cannot say what a quality drop costs")
+            raise ValueError("the calibration has no outcomes, so the quality loss is unknown")
         floor = self.quality[-1] - most * abs(self.quality[-1])
         worse = [share for share, quality in enumerate(self.quality) if quality < floor - 1e-12]
         return (worse[-1] + 1) / (QUANTILES - 1) if worse else 0.0

@@ -1,4 +1,4 @@
-"""Clusters: the least expected error plus price, among any number of pools.
+"""Clusters: the pool with the lowest sum of expected error and weighted cost, among any number.
 
 UniRoute (arXiv 2502.08773), sections 4 and 5: a prompt x belongs to clusters, Φ(x); a model is known by
 its errors in each, Ψ(h); and x goes to argmin_n Φ(x) · Ψ(h_n) + λ c_n(x).
@@ -42,17 +42,17 @@ class ClustersArtifact(Artifact):
 
     centroids: Floats  # (k, d); one clustering after the other, k / clusterings rows each
     bias: Floats | None  # (k,): softmax(centroids · x + bias), equation 8; None for K-means
-    names: tuple[str, ...]  # one for each cluster, for people
+    names: tuple[str, ...]  # one for each cluster, for display
     clusterings: int = 1
 
     @cached_property
     def digest(self) -> str:
-        """Twelve hexadecimal digits that change with the clusters; profiles carry them."""
+        """Twelve hexadecimal digits that change with the clusters; each profile records them."""
         return digest_of(self.centroids, self.bias)
 
     @cached_property
     def _offset(self) -> Floats:
-        """Added to centroids · x: the bias, or −|c|²/2, which makes the largest the nearest."""
+        """Added to centroids · x: the bias, or −|c|²/2 so that the largest value is the nearest centroid."""
         return self.bias if self.bias is not None else -(self.centroids**2).sum(axis=1) / np.float32(2.0)
 
     def membership(self, x: Floats) -> Floats:
@@ -79,7 +79,7 @@ def read_clusters(path: Path) -> ClustersArtifact:
     if len(names) != k:
         raise file.error(f"{len(names)} names for {k} clusters")
     if clusterings < 1 or k % clusterings or (bias is not None and clusterings > 1):
-        raise file.error(f"{k} clusters do not make {clusterings} clusterings")
+        raise file.error(f"{k} clusters cannot form {clusterings} equal clusterings")
     return ClustersArtifact(file.manifest, centroids, bias, names, clusterings)
 
 
@@ -125,13 +125,13 @@ class ClustersSettings(StrategySettings):
             yield ("on_unknown",), self.on_unknown
 
     def compile(self, site: Site) -> Clusters:
-        """By the artifact's clusters and the profiles that count in them; raises Unfit."""
+        """Compile with the artifact's clusters and the profiles that match them; raises Unfit."""
         artifact, profiles = site.artifact(ClustersArtifact), site.files.get("profiles")
         if profiles is None:
             raise Unfit
         priced = {name: pool for name, pool in site.pools.items() if pool.price is not None}
         if not (chosen := self.pools or tuple(priced)):
-            raise Unfit("pools", "no pool has a price, and without prices there is nothing to trade")
+            raise Unfit("pools", "no pool has a price, and this strategy needs prices")
         for index, pool in enumerate(chosen):
             if pool not in priced:
                 site.problem("pools", f"pool {pool} has no price", index)
@@ -199,7 +199,7 @@ class Clusters(Strategy):
             member = self._artifact.membership(x[None, :])[0]
             why = "text is out of distribution" if signals.unknown else ""
         else:
-            # Not read, or by another bundle: no cluster is more likely than another.
+            # The artifact's bundle did not read the text, so all clusters are equally likely.
             k = len(self._artifact.centroids)
             member = np.full(k, 1.0 / k, dtype=np.float32)
             why = "clusters are unknown in its language"

@@ -28,7 +28,7 @@ Quantiles = Sequence[float] | npt.NDArray[np.float64]
 
 
 def threshold_for_share(quantiles: Quantiles, share: float) -> float:
-    """The score from which on a share (0..1) of the reference traffic lies; inf for a share of 0."""
+    """The lowest score of the top `share` (0..1) of the reference traffic; inf for a share of 0."""
     if share <= 0.0:
         return float("inf")
     if share >= 1.0:
@@ -38,32 +38,32 @@ def threshold_for_share(quantiles: Quantiles, share: float) -> float:
 
 def share_for_threshold(quantiles: Quantiles, threshold: float) -> float:
     """The share of the reference traffic whose score is at least `threshold`."""
-    # Just below it: all scores equal to it count, and they may be many.
+    # Evaluate just below the threshold, so that scores equal to it count; there may be many.
     below = np.interp(np.nextafter(threshold, -1.0), quantiles, np.arange(len(quantiles)), 0.0, 100.0)
     return float(1.0 - below / 100.0)
 
 
 def rise_above(quantiles: Quantiles, threshold: float, score: float) -> float:
-    """The part (0..1) of the traffic above `threshold` that lies below `score`: a distance in requests."""
+    """The fraction of the traffic above `threshold` whose score is below `score`."""
     above = share_for_threshold(quantiles, threshold)
     return 1.0 - share_for_threshold(quantiles, score) / above if above > NO_SHARE else 1.0
 
 
 def biased(share: float, bias: float) -> float:
-    """The share (0..1) whose log-odds are `bias` more."""
+    """The share (0..1) after adding `bias` to its log-odds."""
     inside = min(max(share, SHARE_MIN), 1.0 - SHARE_MIN)
     return 1.0 / (1.0 + (1.0 - inside) / inside * math.exp(-bias))
 
 
 def pressed(share: float, weak: float, strong: float, floor: float, ceiling: float | None) -> float:
-    """The share (0..1) that pressures `weak` and `strong` (0..1) leave to the strong pool."""
+    """The strong share (0..1) after the pressures `weak` and `strong` (0..1)."""
     if (net := strong - weak) > 0.0:
         return share - net * max(share - floor, 0.0)
     return share if ceiling is None else share - net * max(ceiling - share, 0.0)
 
 
 class Cutoff:
-    """Picks the strong pool from a score on."""
+    """Selects the strong pool for scores at or above a threshold."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Cutoff:
         """Exactly one of `share` and `threshold`; the reason shows the score as `what`, with `digits`."""
         assert (share is None) != (threshold is None)
         self.weak, self.strong, self.what, self._digits = weak, strong, what, digits
-        # As an array, so that NumPy does not convert it for every choice.
+        # An array, so that NumPy does not convert the tuple for every choice.
         self._quantiles = np.asarray(quantiles, dtype=np.float64)
         if share is not None:
             self.threshold, self.share = threshold_for_share(quantiles, share), share
@@ -87,7 +87,7 @@ class Cutoff:
             self.threshold, self.share = threshold, share_for_threshold(quantiles, threshold)
 
     def choose(self, score: float, context: RoutingContext) -> Choice:
-        """The pool for a score; a quality asked for per request replaces the share for that request."""
+        """The pool for a score; a quality set for the request replaces the share."""
         threshold, share, quality = self.threshold, self.share, context.quality
         if quality is not None:
             threshold, share = threshold_for_share(self._quantiles, quality), quality

@@ -35,7 +35,7 @@ class FactorizationArtifact(Artifact):
     quantiles: tuple[float, ...]  # of P(strong wins) of the first two models on prompts it was not fitted on
 
     def pair_digest(self, strong: str, weak: str) -> str:
-        """Twelve hexadecimal digits that change with the score of two of its models."""
+        """Twelve hexadecimal digits that change with any score of two of its models."""
         pair = self.vectors[[self.models.index(strong), self.models.index(weak)]]
         return digest_of(pair, self.projection, self.bias)
 
@@ -72,14 +72,14 @@ class FactorizationSettings(PairSettings):
     files: ClassVar = {"artifact": read_factorization, **PairSettings.files}
 
     def compile(self, site: Site) -> Pair:
-        """By two models of the artifact; raises Unfit."""
+        """Compile for two models of the artifact; raises Unfit."""
         artifact = site.artifact(FactorizationArtifact)
         strong = _model(self.strong_model, site.pools[self.strong].model, "strong", artifact)
         weak = _model(self.weak_model, site.pools[self.weak].model, "weak", artifact)
         fitted = artifact.models[:2]
         if self.strong_share is not None and self.calibration is None and (strong, weak) != fitted:
-            known = f"the artifact knows the shares of {fitted[0]} over {fitted[1]} alone"
-            raise Unfit("strong_share", f"{known}: for {strong} over {weak} give a calibration")
+            known = f"the artifact has quantiles only for {fitted[0]} over {fitted[1]}"
+            raise Unfit("strong_share", f"{known}: for {strong} over {weak} add a calibration")
         digest = artifact.pair_digest(strong, weak)
         cutoff = self.cutoff(site, artifact.quantiles, "factorization", digest)
         return Pair(of_embedding(artifact.manifest, artifact.score(strong, weak)), cutoff, self.on_unknown)

@@ -19,12 +19,12 @@ Conflicts = Iterator[tuple[str, str]]  # a setting and a message each
 
 
 class Unfit(Exception):
-    """A strategy cannot be compiled; `args` are its setting and the message, none if already reported."""
+    """A strategy cannot be compiled; `args` are the setting and the message, or empty if reported."""
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A strategy on its way from settings to an object: what it may use, and what is wrong with it."""
+    """The context in which a strategy is compiled: its inputs, and the problems found so far."""
 
     name: str
     pools: Pools
@@ -33,11 +33,11 @@ class Site:
     problems: list[Problem]
 
     def problem(self, setting: str, message: str, *deeper: str | int) -> None:
-        """Report something wrong; compiling may go on."""
+        """Report a problem; compilation may continue."""
         self.problems.append(Problem(("strategies", self.name, setting, *deeper), message))
 
     def artifact(self, shape: type[A]) -> A:
-        """The artifact, fitted on this very bundle's embedding; raises Unfit."""
+        """The artifact, which must be fitted with this bundle; raises Unfit."""
         found = self.files.get("artifact")
         if not isinstance(found, shape):
             raise Unfit
@@ -53,7 +53,7 @@ class Site:
 
 
 class StrategySettings(Model):
-    """Settings of one routing idea; the registry and the configuration know no more of it than this."""
+    """Settings of one kind of strategy: the interface that the registry and the configuration use."""
 
     kind: str
     files: ClassVar[Mapping[str, Callable[[Path], Any]]] = {}  # file setting to reader (ArtifactError)
@@ -61,7 +61,7 @@ class StrategySettings(Model):
     weighs_cost: ClassVar[bool] = False  # a budget can move its choices
 
     def named_pools(self) -> Iterator[tuple[tuple[str, ...], str]]:
-        """Every pool that the settings name, with its place in them."""
+        """Every pool that the settings name, with its path in them."""
         return iter(())
 
     def check(self, models: Collection[str], deadline_ms: float, families: Collection[str]) -> Conflicts:

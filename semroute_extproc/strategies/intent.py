@@ -36,7 +36,7 @@ class IntentSettings(StrategySettings):
         yield ("on_unknown",), self.on_unknown
 
     def compile(self, site: Site) -> Intent:
-        """By a head of the bundle, which must have every label."""
+        """Compile for a head of the bundle, which must have every label; raises Unfit."""
         bundle, head = site.manifest.name, site.manifest.task if self.by == "task" else site.manifest.domain
         if head is None:
             raise Unfit("by", f"bundle {bundle} has no {self.by} head")
@@ -47,7 +47,7 @@ class IntentSettings(StrategySettings):
 
 
 class Intent(Strategy):
-    """The expert of the most likely label, unless the text is unknown or the entropy too high."""
+    """The expert of the most likely label, unless the text is unknown or the entropy is too high."""
 
     needs_signals, hard_preferences = True, False
 
@@ -68,7 +68,7 @@ class Intent(Strategy):
             reason = f"{by} is {label} ({probabilities[label]:.2f})"
             expert = settings.experts.get(label, settings.otherwise)
             return Choice(expert, reason, (settings.otherwise, settings.on_unknown), doubt, most)
-        # A language's own bundle may have no such head.
+        # The bundle of another language may lack this head.
         why = f"{by} is unsure" if label else f"{by} is unknown in its language"
         reason = f"{'text is out of distribution' if signals.unknown else why} (entropy {doubt:.2f})"
         return Choice(settings.on_unknown, reason, (settings.otherwise,), doubt, most)

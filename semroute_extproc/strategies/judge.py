@@ -1,4 +1,4 @@
-"""Judge: the strong pool by the score of a model that is asked for one token.
+"""Judge: selects the strong pool by one token that a judge model predicts.
 
 The causal LLM classifier of RouteLLM (arXiv 2406.18665) lets a model predict, as one label token, how
 well the weak model would answer. Ours is asked by prompt instead of being fine-tuned:
@@ -8,9 +8,9 @@ well the weak model would answer. Ours is asked by prompt instead of being fine-
     choice   A (the small model is enough) or B (the large one is needed).
              P(strong wins) = P(B) / (P(A) + P(B)).
 
-No text that a model writes is read, only the log-probabilities of these labels at the first position: a
-request can move the score, as the text of any request does, and nothing else. Without a score the
-bundle's difficulty decides, at the same strong share.
+Only the log-probabilities of these labels at the first position are read, never generated text, so a
+prompt injection can change the score and nothing else. Without a score the bundle's difficulty decides,
+at the same strong share.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from semroute_extproc.strategies.threshold import difficulty
 
 Scheme = Literal["score", "choice"]
 TOP_LOGPROBS = 20  # tokens asked for at the first position; vLLM's own default bound
-LABEL_MASS_MIN = 0.1  # a model that gives the labels less together was not answering the question
+LABEL_MASS_MIN = 0.1  # total probability of the labels below which the model did not answer the question
 TEXT_CHARACTERS_MAX = 4_000  # of the classified text that the judge gets: head and tail
 # Scores of a judge without a calibration: a quality q means the threshold 1 - q.
 UNIFORM = tuple(n / 100 for n in range(101))
@@ -68,7 +68,7 @@ class JudgeSettings(PairSettings):
     @model_validator(mode="after")
     def _calibrated_share(self) -> Self:
         if self.strong_share is not None and self.calibration is None:
-            raise ValueError("strong_share needs a calibration: nothing is known of this judge's scores")
+            raise ValueError("strong_share needs a calibration of this judge's scores")
         return self
 
     @property
@@ -77,20 +77,19 @@ class JudgeSettings(PairSettings):
         return hashlib.sha256(f"{self.model} {self.labels} {self.reasoning}".encode()).hexdigest()[:12]
 
     def check(self, models: Collection[str], deadline_ms: float, families: Collection[str]) -> Conflicts:
-        """It is asked directly, within the deadline, and its reasoning switch is known."""
+        """The judge must be asked directly and within the deadline, and its reasoning family must exist."""
         if self.reasoning not in families:
             hint = did_you_mean(self.reasoning, families)
             yield "reasoning", f"there is no reasoning family {self.reasoning!r}{hint}"
         if self.model in models:
-            yield "model", "is a routed name: a judge is asked at its own server, not through us"
+            yield "model", "is a routed name: call the judge at its own server, not through the router"
         if self.timeout_ms >= deadline_ms:
-            late = f"is not below server.deadline_ms ({deadline_ms:g}), by which every decision ends"
-            yield "timeout_ms", late
+            yield "timeout_ms", f"must be below server.deadline_ms ({deadline_ms:g})"
 
     def compile(self, site: Site) -> Judge:
-        """By the judge's score, with the bundle's difficulty as its fallback; raises Unfit."""
+        """Compile for the judge's score, with the bundle's difficulty as fallback; raises Unfit."""
         cutoff = self.cutoff(site, UNIFORM, "judge's score", self.digest)
-        # Both scores are probabilities of the same event, so without a calibration the threshold is kept.
+        # Both scores estimate the same probability, so without a calibration they share the threshold.
         share, threshold = (None, self.threshold) if self.calibration is None else (cutoff.share, None)
         quantiles = site.manifest.difficulty.quantiles
         fallback = Cutoff(self.weak, self.strong, quantiles, share=share, threshold=threshold)
@@ -106,11 +105,11 @@ class Judge(Strategy):
         self.name, self._cutoff, self._fallback = name, cutoff, fallback
 
     def wants_judgement(self, context: RoutingContext) -> bool:
-        """Whether to ask the judge: not twice, and not if the client has a hard preference."""
+        """Whether to ask the judge: only once, and not if the client has a hard preference."""
         return self.name not in context.judgements and not context.hard_preference
 
     def choose(self, context: RoutingContext, candidates: Candidates) -> Choice:
-        """By the judge's score if there is one."""
+        """Choose by the judge's score, or by the difficulty without one."""
         judgement = context.judgements.get(self.name)
         if judgement is None or judgement.score is None:
             return self._fallback.choose(context, candidates)
@@ -139,7 +138,7 @@ _QUESTIONS = {
     ),
 }
 
-# Label to whether it says that the strong model wins.
+# Label to whether it means that the strong model wins.
 _LABELS: dict[Scheme, dict[str, bool]] = {
     "score": {"1": True, "2": True, "3": True, "4": False, "5": False},
     "choice": {"A": False, "B": True},
@@ -149,15 +148,15 @@ _MARKS = " \t\r\n▁Ġ.,:;)(]['\"*`"  # around a label in the variants of its to
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A request body without the text: the part that settings decide."""
+    """The part of a judge request that the settings determine: everything except the text."""
 
     model: str
     scheme: Scheme
     extra: tuple[tuple[tuple[str, ...], object], ...] = ()  # members to add, by path: the reasoning switch
 
     def body(self, text: str) -> dict[str, object]:
-        """The chat completion that asks about `text`; its tag is made of the text, which cannot hold it."""
-        # Half a surrogate pair, which no JSON can carry, becomes a question mark.
+        """The chat completion about `text`; its tag is a hash of the text, which cannot contain it."""
+        # A lone surrogate, which JSON in UTF-8 cannot represent, becomes a question mark.
         text = clip(text, TEXT_CHARACTERS_MAX).encode("utf-8", "replace").decode()
         tag = "request-" + hashlib.sha256(text.encode()).hexdigest()[:12]
         question = f"<{tag}>\n{text}\n</{tag}>\n\n{_QUESTIONS[self.scheme]}"
@@ -190,7 +189,7 @@ def probability(answer: bytes, scheme: Scheme) -> float:
             if label in _LABELS[scheme]:
                 wins[_LABELS[scheme][label]] += math.exp(min(top["logprob"], 0.0))
     except (msgspec.MsgspecError, RecursionError, LookupError, TypeError, AttributeError, ValueError):
-        raise EndpointError("unreadable", "no logprobs: does the model's server give them?") from None
+        raise EndpointError("unreadable", "no logprobs: does the server support them?") from None
     if not (mass := sum(wins.values())) >= LABEL_MASS_MIN:
-        raise EndpointError("unreadable", f"the labels have a probability of {mass:.3f} together")
+        raise EndpointError("unreadable", f"the labels have a total probability of {mass:.3f}")
     return wins[True] / mass

@@ -1,4 +1,4 @@
-"""Asks the judges of `judge` strategies, over the reloads of a server. None may fail a request."""
+"""Clients of the `judge` strategies' judges, kept across reloads. A judge's failure never fails a request."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from semroute_extproc.request.view import Api
 from semroute_extproc.state.breaker import Breaker
 from semroute_extproc.strategies.judge import JudgeSettings, Question, probability
 
-# An endpoint's reason to the result that is counted.
+# Reason of an EndpointError to the result in the metric.
 RESULTS = {"timeout": "timeout", "connection": "connection", "http": "http", "unreadable": "unparsable"}
-# A timeout after less than this part of `timeout_ms`, at the decision's deadline, says nothing of the judge.
+# A judge that got less than this fraction of `timeout_ms` before the deadline is not blamed for a timeout.
 TIME_MIN = 0.5
-RETIRE_SECONDS = 15.0  # that a judge may finish its questions in after a reload without it
+RETIRE_SECONDS = 15.0  # for a judge that a reload removed to finish its requests
 
 logger = structlog.get_logger("semroute.judge")
 
@@ -31,7 +31,7 @@ class JudgeClient:
     """Asks one judge. Use within one event loop, and close it."""
 
     def __init__(self, name: str, settings: JudgeSettings, clock: Callable[[], float] = monotonic) -> None:
-        """`clock` gives seconds for the cache and the breaker. Raises EndpointError with reason `setup`."""
+        """`clock` returns seconds for the cache and the breaker. Raises EndpointError (`setup`)."""
         self.name, self.settings, self._clock = name, settings, clock
         switch = reasoning.switch(settings.reasoning, Api.CHAT_COMPLETIONS, "none")
         self._question = Question(settings.model, settings.labels, tuple(switch.items()))
@@ -44,7 +44,7 @@ class JudgeClient:
         self._asking = 0
 
     async def ask(self, text: str, deadline: float) -> Judgement:
-        """The judge's score of `text` before `deadline` (the loop's clock), or why not; it never queues."""
+        """The judge's score of `text` before `deadline` (the loop's clock), or why not; never queues."""
         key = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
         if (known := self._scores.get(key)) is not None:
             return Judgement(known, "cache")
@@ -69,7 +69,7 @@ class JudgeClient:
             logger.exception("judge.failed", strategy=self.name)
         finally:
             self._asking -= 1
-            # A client that goes away cancels its question. A probe must end even then, and only its own.
+            # A client's disconnect cancels its request. If this request is the probe, end the probe.
             if not learned and probe:
                 self._breaker.gave_up()
         if score is not None:
@@ -83,7 +83,7 @@ class JudgeClient:
         return Judgement(score, result)
 
     async def close(self, after: float = 0.0) -> None:
-        """Close its connections, even if cancelled while it waits for `after` seconds."""
+        """Wait for `after` seconds, then close the connections, even if cancelled while waiting."""
         try:
             await asyncio.sleep(after)
         finally:
@@ -91,7 +91,7 @@ class JudgeClient:
 
 
 class CannotJudge(Exception):
-    """A strategy's judge cannot be made."""
+    """The judge of a strategy cannot be created."""
 
     def __init__(self, strategy: str, why: str) -> None:
         super().__init__(why)
@@ -99,14 +99,14 @@ class CannotJudge(Exception):
 
 
 class Judges:
-    """One client for each `judge` strategy; a reload keeps those whose settings it does not change."""
+    """One client for each `judge` strategy; a reload keeps clients whose settings are unchanged."""
 
     def __init__(self) -> None:
         self._live: Mapping[str, JudgeClient] = {}
         self._retiring: set[asyncio.Task[None]] = set()
 
     def of(self, strategies: Mapping[str, object]) -> Mapping[str, JudgeClient]:
-        """The judges of a configuration, live once adopted; raises CannotJudge for the first that fails."""
+        """The judges of a configuration, not live until adopted; raises CannotJudge for the first failure."""
         judges: dict[str, JudgeClient] = {}
         for name, settings in strategies.items():
             if isinstance(settings, JudgeSettings):
@@ -118,7 +118,7 @@ class Judges:
         return judges
 
     def adopt(self, judges: Mapping[str, JudgeClient]) -> None:
-        """These are live now; open streams may still ask the others for a while."""
+        """Make these judges live; open streams may use the old ones for `RETIRE_SECONDS`."""
         for name, judge in self._live.items():
             if judges.get(name) is not judge:
                 task = asyncio.create_task(judge.close(after=RETIRE_SECONDS))

@@ -1,4 +1,4 @@
-"""What the strategies of a pair share: settings, calibration, one cutoff, and a pool for unknown text."""
+"""Base of the strategies with a pair of pools: settings, calibration, cutoff and a pool for unknown text."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from semroute_extproc.strategies.cutoff import Cutoff
 from semroute_extproc.strategies.idea import Site, StrategySettings, Unfit
 
 Score = Callable[[Signals], float | None]
-"""P(the strong model wins) for a text; None if this score does not apply to the bundle that read it."""
+"""P(the strong model wins) for a text; None if the score does not apply to the text's bundle."""
 
 
 def of_embedding(manifest: ArtifactManifest, score: Callable[[Floats], float]) -> Score:
-    """A score of embeddings (d,), for every text that the artifact's bundle read."""
+    """A score of embeddings (d,), for texts that the artifact's bundle read."""
 
     def of(signals: Signals) -> float | None:
         x = manifest.embedding(signals)
@@ -32,7 +32,7 @@ def of_embedding(manifest: ArtifactManifest, score: Callable[[Floats], float]) -
 
 
 class PairSettings(StrategySettings):
-    """Weak or strong by one score; one of three settings says how much goes to the strong pool."""
+    """Selects weak or strong by one score; exactly one of three settings sets the strong share."""
 
     weak: str = Field(description="The cheaper pool.")
     strong: str = Field(description="The more expensive pool.")
@@ -69,7 +69,7 @@ class PairSettings(StrategySettings):
         return (((setting,), pool) for setting, pool in pools.items() if pool is not None)
 
     def _calibrated(self, site: Site, artifact: str) -> Calibration | None:
-        """The calibration of this very score, of that digest, None if none is set; raises Unfit."""
+        """The calibration, which must be of this score and digest; None if not set. Raises Unfit."""
         if self.calibration is None:
             return None
         found = site.files.get("calibration")
@@ -83,14 +83,14 @@ class PairSettings(StrategySettings):
         if found.artifact != artifact:
             raise Unfit("calibration", f"is of artifact {found.artifact}, but this is {artifact}")
         if self.max_quality_drop is not None and found.quality is None:
-            unknown = "the calibration has no outcomes, so it cannot say what quality would drop"
+            unknown = "the calibration has no outcomes, so the quality loss is unknown"
             raise Unfit("max_quality_drop", unknown)
         return found
 
     def cutoff(
         self, site: Site, quantiles: Sequence[float], what: str, artifact: str = "", digits: int = 2
     ) -> Cutoff:
-        """The cutoff of a score with `quantiles` on reference traffic; a calibration's own go before them.
+        """The cutoff of a score; a calibration's quantiles override `quantiles` of the reference traffic.
 
         `artifact` is the digest of what scores. Raises Unfit.
         """

@@ -1,8 +1,8 @@
-"""What a model is good at: its errors by cluster, one JSON file for each model, in a watched directory.
+"""Profiles: a model's errors by cluster, one JSON file for each model, in a watched directory.
 
 UniRoute (arXiv 2502.08773, section 4) represents a model by its mean error on validation prompts in
-every cluster. A profile keeps counts instead, so that the strategy can shrink them. A file that cannot be
-used changes nothing: its last good content holds until it is fixed or removed.
+every cluster. A profile stores counts instead, so that the strategy can shrink the means. If a file becomes
+invalid, its last good content is used until it is fixed or removed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FORMAT = 1  # of profiles that this package reads and writes
 FILE_BYTES_MAX = 4 * 1024 * 1024  # of a profile
 PROFILES_MAX = 256  # of a directory; further files are not read
 CLUSTERS_MAX = 4096  # of a profile or an artifact, all clusterings together
-FEW_ANSWERS = 10  # fewer in a cluster leave its error open by a quarter either way
+FEW_ANSWERS = 10  # with fewer in a cluster, its error is uncertain by more than about ±0.25
 
 
 class Profile(Model):
@@ -63,15 +63,15 @@ class Profile(Model):
 
 
 def is_thin(profile: Profile) -> bool:
-    """Whether there are clusters with too few answers to say much."""
+    """Whether some clusters have too few answers for a reliable error."""
     return min(profile.answers) < FEW_ANSWERS
 
 
 def thin_warning(profile: Profile) -> str:
-    """How thin a profile is, in one sentence."""
+    """One sentence about the clusters with few answers."""
     few = sum(answers < FEW_ANSWERS for answers in profile.answers)
     thin = f"{few} of {len(profile.answers)} clusters have fewer than {FEW_ANSWERS} answers"
-    return f"{profile.model}: {thin}; there routing relies on its overall error of {profile.mean_error:.2f}"
+    return f"{profile.model}: {thin}; for these, routing uses its overall error of {profile.mean_error:.2f}"
 
 
 def read_profile(path: Path) -> Profile:
@@ -80,14 +80,14 @@ def read_profile(path: Path) -> Profile:
 
 
 Profiles = Callable[[], Mapping[str, Profile]]
-"""Model to profile as of now; another mapping object whenever one came, went or changed."""
+"""Returns the current profiles by model; a new mapping object after every change."""
 
 # A profile as of one version of its file; an error is not cached.
 _read_version = lru_cache(PROFILES_MAX)(lambda path, *version: read_profile(path))
 
 
 class ProfileDirectory:
-    """The profiles of one `clusters` strategy. Call it for model to profile, as of now."""
+    """The profiles of one `clusters` strategy; a call returns the current ones by model."""
 
     def __init__(self, path: Path, clusters: str) -> None:
         """`clusters` is the artifact's digest. Raises ArtifactError if there is no such directory."""
@@ -104,16 +104,16 @@ class ProfileDirectory:
         return self._profiles
 
     def refresh(self) -> bool:
-        """Read what changed; returns whether profiles or problems did."""
+        """Read changed files; returns whether profiles or problems changed."""
         before = (self._profiles, self.problems)
         try:
-            # A writer uses a name with a dot, and renames it.
+            # Skip names with a leading dot: writers use them for temporary files and then rename.
             files = sorted(file for file in self.path.iterdir() if file.match("[!.]*.json"))
         except OSError as error:
             self.problems = (f"{self.path}: cannot be read: {error.strerror or error}",)
             return self.problems != before[1]
         good: dict[Path, Profile] = {}
-        many = f"{self.path}: more than {PROFILES_MAX} profiles, the rest is not read"
+        many = f"{self.path}: more than {PROFILES_MAX} profiles; further files are not read"
         problems = [many] if len(files) > PROFILES_MAX else []
         for file in files[:PROFILES_MAX]:
             try:
@@ -125,7 +125,7 @@ class ProfileDirectory:
         profiles: dict[str, Profile] = {}
         for file, profile in good.items():
             if profiles.setdefault(profile.model, profile) is not profile:
-                problems.append(f"{file}: another file has the profile of {profile.model!r} as well")
+                problems.append(f"{file}: another file also has a profile of {profile.model!r}")
         self._good, self.problems = good, tuple(problems)
         if profiles != self._profiles:
             self._profiles = profiles
@@ -138,23 +138,23 @@ class ProfileDirectory:
         except OSError as error:
             raise ArtifactError(f"{path}: cannot be read: {error.strerror or error}") from None
         if profile.clusters != self.clusters:
-            stale = f"counts in the clusters {profile.clusters}, the artifact has {self.clusters}"
+            stale = f"uses the clusters {profile.clusters}, but the artifact has {self.clusters}"
             raise ArtifactError(f"{path}: {stale}: profile it again")
         return profile
 
 
 class ProfileDirectories:
-    """The directories of a running server, by strategy, over reloads."""
+    """The profile directories of a running server by strategy, kept across reloads."""
 
     def __init__(self, on_change: Callable[[str, ProfileDirectory | None], None]) -> None:
-        """`on_change` gets a strategy whose profiles or their problems changed; None once it is gone."""
+        """`on_change` gets each strategy whose profiles or problems changed; None if it was removed."""
         self._on_change = on_change
         self._live: dict[str, ProfileDirectory] = {}
         self._staged: dict[str, ProfileDirectory] = {}
         self._changed = asyncio.Event()
 
     def of(self, strategy: str, path: Path, clusters: str) -> ProfileDirectory:
-        """A strategy's directory for a configuration being loaded, live or new; raises ArtifactError."""
+        """A strategy's directory for a configuration being loaded, reused if live; raises ArtifactError."""
         found = self._live.get(strategy)
         if found is None or (found.path, found.clusters) != (path, clusters):
             found = ProfileDirectory(path, clusters)
@@ -162,7 +162,7 @@ class ProfileDirectories:
         return found
 
     def adopt(self) -> None:
-        """The configuration that was being loaded is live now."""
+        """Make the loaded configuration's directories live."""
         before, self._live, self._staged = self._live, self._staged, {}
         for strategy in {**self._live, **before}:
             if self._live.get(strategy) is not before.get(strategy):
@@ -170,17 +170,17 @@ class ProfileDirectories:
         self._changed.set()
 
     def forget(self) -> None:
-        """The configuration that was being loaded was refused."""
+        """Discard the directories of a configuration that was rejected."""
         self._staged = {}
 
     async def watch(self, stop: asyncio.Event) -> None:
-        """Read what changes until `stop`; a reload may bring other directories."""
+        """Read changes until `stop`; a reload may change the directories."""
         stopping = asyncio.create_task(stop.wait())
         stopping.add_done_callback(lambda _: self._changed.set())
         try:
             while not stop.is_set():
                 self._changed.clear()
-                # A directory that comes back is found by the clock.
+                # A directory that is created again is found by polling.
                 async for _ in notices(self._paths, self._changed):
                     for strategy, directory in list(self._live.items()):
                         if await asyncio.to_thread(directory.refresh):

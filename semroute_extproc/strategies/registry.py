@@ -50,11 +50,11 @@ else:
 Settings = Mapping[str, StrategySettings]
 Files = Mapping[str, Mapping[str, Any]]  # strategy to setting to the content of what it names
 ProfilesOf = Callable[[str, Path, str], Profiles]
-"""The profiles of a strategy, in a directory, that count in clusters of a digest; raises ArtifactError."""
+"""Opens a strategy's profile directory for the clusters with a digest; raises ArtifactError."""
 
 
 def once(strategy: str, directory: Path, clusters: str) -> Profiles:
-    """The profiles of a directory as they are now, every one of them good; raises ArtifactError."""
+    """Read a directory's profiles once; raises ArtifactError if any is invalid."""
     found = ProfileDirectory(directory, clusters)
     if found.problems:
         raise ArtifactError(found.problems[0])
@@ -62,7 +62,7 @@ def once(strategy: str, directory: Path, clusters: str) -> Profiles:
 
 
 def read_files(strategies: Settings, profiles_of: ProfilesOf = once) -> tuple[Files, list[Problem]]:
-    """Everything that strategies read from files; a file that cannot be read is a problem."""
+    """Read every file that the strategies name; an unreadable file is a problem."""
     files: dict[str, dict[str, Any]] = {}
     problems: list[Problem] = []
     for name, settings in strategies.items():
@@ -80,7 +80,7 @@ def read_files(strategies: Settings, profiles_of: ProfilesOf = once) -> tuple[Fi
 
 
 def fingerprint(strategies: Settings) -> str:
-    """Changes when a file that a strategy names does, so that a replaced file is read again."""
+    """A digest that changes with every file that a strategy names, so that a new file is read again."""
     digest = hashlib.sha256()
     for path in (getattr(settings, field) for settings in strategies.values() for field in settings.files):
         with contextlib.suppress(OSError):
@@ -93,7 +93,7 @@ def fingerprint(strategies: Settings) -> str:
 def compile_all(
     config: Config, manifest: Manifest, artifacts: Files | None = None
 ) -> tuple[dict[str, Strategy], list[Problem]]:
-    """Every strategy that fits the bundle and its files (`read_files`), and what is wrong with the others."""
+    """Compile the strategies with the bundle and their files (`read_files`); returns them and problems."""
     problems: list[Problem] = []
     strategies: dict[str, Strategy] = {}
     for name, settings in config.strategies.items():

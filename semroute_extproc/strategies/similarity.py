@@ -1,12 +1,12 @@
-"""Similarity: the strong pool where the strong model won on similar prompts.
+"""Similarity: selects the strong pool if the strong model won on similar prompts.
 
 RouteLLM (arXiv 2406.18665) section 4.2, similarity-weighted ranking: a Bradley-Terry model is fitted
 for every query, each stored comparison i weighing
 
     ω_i = γ^(1 + S_i)        S_i = cos(q, q_i) / max_j cos(q, q_j)
 
-For one pair of models its likelihood has one unknown, the difference ξ of the two ratings, and the fit is
-a weighted mean in closed form, exact, where the paper's router solves it by iteration:
+For one pair of models the likelihood has one unknown, the difference ξ of the two ratings. The exact fit is
+a weighted mean in closed form; the paper's router solves it by iteration:
 
     argmax_ξ  Σ_i ω_i [y_i log σ(ξ) + (1 − y_i) log σ(−ξ)]        solved by σ(ξ) = Σ ω_i y_i / Σ ω_i
 
@@ -31,7 +31,7 @@ from semroute_extproc.strategies.pair import Pair, PairSettings, of_embedding
 
 PROMPTS_MAX = 200_000  # stored: beyond it a decision takes too long
 COSINE_MIN = 1e-3  # S is relative to at least this, if not even the nearest prompt is similar
-LENGTH_MIN = 1e-6  # a text that lies outside the axes stays near 0 and is similar to none
+LENGTH_MIN = 1e-6  # lower bound of a norm: a text orthogonal to the axes stays near 0, similar to none
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class SimilarityArtifact(Artifact):
         """P(strong wins) for an embedding (d,) of length 1; every stored prompt is read, without an index."""
         log_gamma = math.log(self.gamma)
         k = self.neighbours if self.neighbours < len(self.wins) else 0
-        # A product with a row vector streams through these, in half the time of rows times a column.
+        # A row vector times this layout reads memory in order, in half the time of rows times a column.
         columns: Floats = np.ascontiguousarray(self.embeddings.T)
 
         def of(x: Floats) -> float:
@@ -64,7 +64,7 @@ class SimilarityArtifact(Artifact):
                 near = np.argpartition(cosines, -k)[-k:]
                 cosines, wins = cosines[near], wins[near]
             best = float(cosines.max())
-            # Relative to the largest, so that one weight is 1 and none overflows; a common factor cancels.
+            # Relative to the largest weight, so that none overflows; the common factor cancels.
             weights = np.exp((cosines - np.float32(best)) * np.float32(log_gamma / max(best, COSINE_MIN)))
             return float(np.dot(weights, wins)) / float(weights.sum())
 
@@ -94,9 +94,9 @@ class SimilaritySettings(PairSettings):
     files: ClassVar = {"artifact": read_similarity, **PairSettings.files}
 
     def compile(self, site: Site) -> Pair:
-        """By the artifact's prompts; raises Unfit."""
+        """Compile with the artifact's prompts; raises Unfit."""
         artifact = site.artifact(SimilarityArtifact)
-        # A mean over many prompts: scores lie close together, and two digits would look alike.
+        # Scores are means over many prompts and lie close together, so two digits would look the same.
         cutoff = self.cutoff(site, artifact.quantiles, "similarity", artifact.digest, digits=4)
         return Pair(of_embedding(artifact.manifest, artifact.score()), cutoff, self.on_unknown)
 

@@ -1,4 +1,4 @@
-"""Threshold: the strong pool from a difficulty on.
+"""Threshold: selects the strong pool at or above a difficulty.
 
 Hybrid LLM (arXiv 2404.14618) section 3; RouteLLM (arXiv 2406.18665) section 4.2 with its BERT
 classifier: strong if difficulty(q) ≥ t, where t is given or a quantile of the reference traffic.
@@ -21,6 +21,6 @@ class ThresholdSettings(PairSettings):
     kind: Literal["threshold"]
 
     def compile(self, site: Site) -> Pair:
-        """By the bundle's difficulty; raises Unfit."""
+        """Compile for the bundle's difficulty; raises Unfit."""
         cutoff = self.cutoff(site, site.manifest.difficulty.quantiles, "difficulty")
         return Pair(difficulty, cutoff, self.on_unknown)

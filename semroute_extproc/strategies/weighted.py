@@ -1,4 +1,4 @@
-"""Weighted: pools by weight, whatever the request. Draws are by request id (`policy.draw`)."""
+"""Weighted: draws a pool by weight and request id, independent of the content (`policy.draw`)."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class WeightedSettings(StrategySettings):
         return ((("weights", pool), pool) for pool in self.weights)
 
     def compile(self, site: Site) -> Weighted:
-        """Needs no file."""
+        """Compile; no file is needed."""
         return Weighted(site.name, self.weights)
 
 
 class Weighted(Strategy):
-    """A pool by weight, deterministic by request id and strategy name."""
+    """Draws a pool by weight; deterministic for a request id and a strategy name."""
 
     needs_signals = hard_preferences = False
 
@@ -42,7 +42,7 @@ class Weighted(Strategy):
         self._name, self._weights = name, weights
 
     def choose(self, context: RoutingContext, candidates: Candidates) -> Choice:
-        """Among the pools that could answer; the hash has the name, so strategies draw independently."""
+        """Draw among the candidates; the hash includes the strategy's name, so draws are independent."""
         weights = {pool: weight for pool, weight in self._weights.items() if pool in candidates.pools}
         total = sum(weights.values())
         if total <= 0:

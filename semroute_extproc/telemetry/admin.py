@@ -1,4 +1,4 @@
-"""The admin port: health, metrics and the live configuration, read-only, off the data path: in a thread."""
+"""The admin port: read-only pages for health, metrics and the live configuration, served by a thread."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class AdminServer(ThreadingTCPServer):
             self._path.unlink(missing_ok=True)
 
     def server_bind(self) -> None:
-        """A Unix socket is for our user only; one that a crash left is replaced."""
+        """Bind a Unix socket for our user only; replace one that a crash left behind."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
         super().server_bind()
@@ -90,7 +90,7 @@ class AdminServer(ThreadingTCPServer):
             self._path.chmod(0o600)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that disconnects is not worth a traceback; anything else is."""
+        """Print no traceback for a client that disconnects."""
         if not isinstance(sys.exception(), OSError):
             log.exception("admin.failed")
 

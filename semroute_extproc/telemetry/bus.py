@@ -1,4 +1,4 @@
-"""From one `emit` to the sinks, and in a sink from an event's type to its handler."""
+"""Dispatches events: from `emit` to every sink, and in a sink by type to a handler."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def by_type(handlers: Mapping[type[Event], Callable[[Any], None]]) -> Emit:
 
 
 def to_all(*sinks: Emit) -> Emit:
-    """Gives each event to every sink, in any thread, and never raises.
+    """Passes each event to every sink, from any thread, and never raises.
 
-    A sink that fails stops no other; it is reported once per event, as `telemetry.failed`.
+    The failure of a sink does not affect other sinks; it is reported as `telemetry.failed`, once per event.
     """
 
     def emit(event: Event) -> None:

@@ -19,7 +19,7 @@ from semroute_extproc.settings.process import Telemetry
 from semroute_extproc.telemetry.bus import by_type
 
 PARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
-"""W3C Trace Context, section 3.2; anything else that a client sends is not repeated."""
+"""W3C Trace Context, section 3.2; a client's value in any other format is not logged."""
 
 log = structlog.get_logger("semroute")
 
@@ -35,7 +35,7 @@ def configure(settings: Telemetry) -> None:
         plain = structlog.dev.plain_traceback
         renderer: list[Any] = [structlog.dev.ConsoleRenderer(exception_formatter=plain)]
     else:
-        # Tracebacks without the frames' variables, which hold prompts.
+        # Tracebacks omit local variables, because they hold prompts.
         tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
         rendered = structlog.processors.ExceptionRenderer(tracebacks)
         renderer = [rendered, structlog.processors.JSONRenderer()]
@@ -50,7 +50,7 @@ def configure(settings: Telemetry) -> None:
     handler.setFormatter(ProcessorFormatter(foreign_pre_chain=shared, processors=processors))
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())
-    # These log every change of a watched file, the log itself included, and every request.
+    # These libraries log every request and every change of a watched file, including the log itself.
     for library in ("watchfiles", "httpx2", "httpcore2"):
         logging.getLogger(library).setLevel(max(root.level, logging.WARNING))
 
@@ -62,8 +62,8 @@ def _console(settings: Telemetry) -> bool:
 class LogSink:
     """Logs every event that an operator should see; a decision is one line with its facts.
 
-    A decision as JSON is encoded and written here: structlog and logging would take longer for the
-    same bytes than everything else that is done for a request that names its pool.
+    A decision as JSON is encoded and written here. For the same bytes, structlog and logging would take
+    longer than all other work for a request that names its pool.
     """
 
     def __init__(self, settings: Telemetry) -> None:

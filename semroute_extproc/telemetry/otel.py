@@ -21,14 +21,14 @@ QUEUE_SPANS_MAX = 2_048
 """Spans that may wait for the exporter; more are dropped."""
 
 CLOSE_SECONDS_MAX = 2.0
-"""Time for the last spans to be sent; a collector that is gone must not delay a restart."""
+"""Time to send the last spans; an unreachable collector must not delay a restart."""
 
 OPERATIONS = {
     **dict.fromkeys(("chat_completions", "responses", "messages"), "chat"),
     "completions": "text_completion",
     "embeddings": "embeddings",
 }
-"""API to the operation's name in the GenAI conventions, which are still in development."""
+"""API to the operation name of the GenAI conventions, which are not stable yet."""
 
 NAMES = {
     **{fact: f"semroute.{fact}" for fact in ("outcome", "cause", "pool", "session", "domain")},
@@ -37,7 +37,7 @@ NAMES = {
     "truncated": "semroute.tokens.truncated",
     "model": "gen_ai.request.model",
 }
-"""Key of `outcome.facts` to attribute. Reason and difficulty are set apart: there they are shortened."""
+"""Key of `outcome.facts` to attribute, except reason and difficulty, which the facts shorten."""
 
 
 def exporter(endpoint: str | None) -> SpanExporter:

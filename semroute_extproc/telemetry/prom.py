@@ -1,4 +1,4 @@
-"""Prometheus metrics. Every label takes its values from a bounded set; docs/metrics.md lists them."""
+"""Prometheus metrics. Every label has a bounded set of values; docs/metrics.md lists them."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class PrometheusSink:
             name: kind(f"semroute_{name}", text, labels.split(), registry=self.registry)
             for kind, name, labels, text in METRICS
         }
-        # At most one per label set, bounded by configuration and bundle. It takes a tenth of `labels`' time.
+        # Cache of children, bounded by configuration and bundle; a lookup takes a tenth of `labels`' time.
         self._child = cache(self._uncached_child)
         self._loads: Mapping[tuple[str, ...], float] = {}
         self._observed: dict[str, Callable[[], Reading]] = {"pool_load": lambda: self._loads}
@@ -106,7 +106,7 @@ class PrometheusSink:
 
     def exposition(self) -> bytes:
         """Every metric in Prometheus' text format."""
-        # Gauges are cleared and set again: a concurrent scrape must not see them in between.
+        # Gauges are cleared and set again, so a concurrent scrape must wait.
         with self._scraping:
             for name, read in self._observed.items():
                 gauge, reading = self._metrics[name], read()

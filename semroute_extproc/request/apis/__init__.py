@@ -1,9 +1,9 @@
 """The APIs whose requests are routed by content. Pure.
 
-A body's struct names the fields that are needed; the rest is skipped at the speed of a scan, base64 images
-above all. An optional field of the wrong type counts as not given. An unreadable body raises BadBody:
+A body's struct declares only the fields that are needed, so msgspec skips the rest, such as base64 images,
+without decoding. An optional field of the wrong type counts as absent. An unreadable body raises BadBody:
 `not_json` (also for a byte order mark, invalid UTF-8 or lone surrogates), `too_deep`, `wrong_type`,
-`too_many_parts` or `no_text`. Of duplicate keys the last one counts, as for vLLM.
+`too_many_parts` or `no_text`. Of duplicate keys the last one counts, as in vLLM.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from semroute_extproc.request.view import Api, RequestView
 T = TypeVar("T")
 
 PATHS: Mapping[str, Api] = {f"/v1/{api.replace('_', '/')}": api for api in Api}
-"""Path without query to its API. `/v1/messages/count_tokens` is not one: it runs no model."""
+"""Path without query to its API. `/v1/messages/count_tokens` is not included: it runs no model."""
 
 _BODIES = {**openai.BODIES, **anthropic.BODIES}
 _MODEL = msgspec.json.Decoder[Any](msgspec.defstruct("OnlyModel", [("model", str, "")]))
 
 
 def model_of(body: bytes) -> str:
-    """The model that a body names, empty if none; decodes nothing else; raises BadBody."""
+    """The model that a body names, or ""; decodes nothing else. Raises BadBody."""
     return str(_read(_MODEL.decode, body).model)
 
 

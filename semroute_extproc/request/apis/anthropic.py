@@ -12,7 +12,7 @@ from semroute_extproc.request.apis import reading
 from semroute_extproc.request.apis.reading import ABSENT, Body, Draft, inner, string
 from semroute_extproc.request.view import Api
 
-NESTING_MAX = 3  # levels of blocks in blocks that are read; each decodes its content once more
+NESTING_MAX = 3  # levels of nested blocks that are read; each level decodes its content again
 
 
 class _Block(msgspec.Struct, gc=False):
@@ -48,7 +48,7 @@ class _MessagesBody(Body):
             blocks = message.content if isinstance(message.content, list) else ()
             results = [block for block in blocks if block.type == "tool_result"]
             tool_loop = bool(results)
-            for block in results:  # before the text that they are sent with, as vLLM orders them
+            for block in results:  # vLLM puts tool results before the text of the same message
                 draft.say("tool", _inside(draft, block.content, NESTING_MAX - 1))
             text = _text(draft, message.content, NESTING_MAX)
             if text or not results:

@@ -62,7 +62,7 @@ class _CompletionBody(Body):
 
 class _EmbeddingBody(Body):
     input: Raw = ABSENT
-    messages: list[_ChatMessage] | None = None  # vLLM also takes a conversation
+    messages: list[_ChatMessage] | None = None  # vLLM also accepts a conversation here
 
     def read(self, draft: Draft) -> dict[str, Any]:
         if self.messages:
@@ -122,7 +122,7 @@ def _converse(draft: Draft, messages: Sequence[_ChatMessage]) -> None:
 
 
 def _prompt(draft: Draft, raw: Raw) -> None:
-    """Add the turn of a prompt: a string, or a batch of them, of which the longest must fit the window."""
+    """Add a prompt's turn: a string or a batch; each prompt of a batch must fit, so the longest counts."""
     try:
         texts = (_TEXTS.decode(raw) if raw else None) or []
     except msgspec.ValidationError:

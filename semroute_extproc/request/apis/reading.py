@@ -1,7 +1,7 @@
-"""What the bodies of the APIs share: tolerant fields, content parts and the draft of a view. Pure.
+"""What the APIs' bodies share: lenient fields, content parts and the draft of a RequestView. Pure.
 
-Optional fields are kept as `msgspec.Raw`, an undecoded span of the body, and decoded on demand, so that a
-wrong type in one of them cannot fail the request.
+An optional field is a `msgspec.Raw`, an undecoded span of the body, and is decoded on demand, so that a
+value of the wrong type cannot fail the request.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _OBJECT = Decoder(dict[str, Raw])
 
 _ROLES: dict[str | None, str] = {"system": "system", "developer": "system", "assistant": "assistant"}
 _ROLES |= dict.fromkeys(("tool", "function", "ipython", "observation"), "tool")
-"""Roles as sent to roles of a Turn; any other role that a template knows is the user's side."""
+"""Roles in the body to roles of a Turn; every other role counts as the user's."""
 
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal"})
 _SILENT_PARTS = frozenset({"thinking", "redacted_thinking", "reasoning_text", "tool_reference"})
@@ -78,7 +78,7 @@ def optional(raw: Raw, decoder: Decoder[T]) -> T | None:
 
 
 flag = partial(optional, decoder=Decoder(bool, strict=False))
-"""A boolean, as leniently as the upstream reads it; None if not given."""
+"""A boolean, parsed as leniently as the upstream does; None if absent."""
 
 
 def given(raw: Raw) -> bool:
@@ -103,7 +103,7 @@ def inner(raw: Raw) -> Inner:
 
 
 def asks_for_json(response_format: Raw, structured_outputs: Raw = ABSENT) -> bool:
-    """Whether a JSON object or schema was asked for, in OpenAI's way or in vLLM's own."""
+    """Whether a JSON object or schema was requested, by OpenAI's fields or vLLM's."""
     if string(inner(response_format).type) in ("json_object", "json_schema"):
         return True
     outputs = inner(structured_outputs)
@@ -134,7 +134,7 @@ class Draft:
         self.characters += len(text)
 
     def read(self, content: Any) -> str:
-        """The text of a message's Content; every medium counts as an image: a text pool can serve none."""
+        """The text of a message's Content; all media count as images, since a text pool serves none."""
         if content is None or isinstance(content, str):
             return content or ""
         self.take(content)
@@ -146,12 +146,12 @@ class Draft:
             text = part.refusal if part.text is None else part.text
             if part.type in _TEXT_PARTS or (part.type is None and text is not None):
                 texts.append(text or "")
-            elif part.type not in _SILENT_PARTS:  # which carry neither text of the conversation nor media
+            elif part.type not in _SILENT_PARTS:  # these hold neither conversation text nor media
                 self.images += 1
         return "\n".join(texts)
 
     def count(self, raw: Raw) -> None:
-        """Count JSON that the template will print, such as a tool call's arguments."""
+        """Count the length of JSON that the chat template prints, such as a tool call's arguments."""
         if given(raw):
             self.characters += memoryview(raw).nbytes
 
@@ -163,7 +163,7 @@ class Draft:
 
 
 class Body(msgspec.Struct, gc=False):
-    """The members that the bodies of several APIs have."""
+    """The members that several APIs' bodies share."""
 
     model: str | None = None
     stream: Raw = ABSENT
@@ -191,9 +191,9 @@ class Body(msgspec.Struct, gc=False):
     def switches(self, fields: Mapping[tuple[str, ...], Raw], other: bool = False) -> dict[str, Any]:
         """The facts `effort`, `reasoning_set` and `reasoning_paths` of a RequestView.
 
-        `fields` are the members of the body that switch reasoning, the last of them the effort; `other` is
-        true if the client set a switch that a policy cannot replace. Templates name their switches freely,
-        so every key of `chat_template_kwargs` with "think" or "reason" in it counts as one.
+        `fields` are the members of the body that control reasoning; the last one is the effort. `other` is
+        true if the client set a switch that a policy cannot replace. Switches of templates have no standard
+        names, so every key of `chat_template_kwargs` that contains "think" or "reason" counts as one.
         """
         paths = [path for path, raw in fields.items() if given(raw)]
         *_, field = fields.values()
@@ -203,7 +203,7 @@ class Body(msgspec.Struct, gc=False):
             switches = {name: raw for name, raw in arguments.items() if given(raw)}
             other = other or any("think" in name or "reason" in name for name in map(str.lower, switches))
             paths += [(KWARGS, name) for name in TEMPLATE_SWITCHES if name in switches]
-            if effort not in EFFORTS:  # in vLLM a field beats the template's own argument (build_chat_params)
+            if effort not in EFFORTS:  # vLLM prefers a field to the template argument (build_chat_params)
                 effort = string(switches.get("reasoning_effort", ABSENT))
             if effort not in EFFORTS:
                 off = any(flag(switches.get(key, ABSENT)) is False for key in ("enable_thinking", "thinking"))

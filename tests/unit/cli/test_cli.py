@@ -293,7 +293,7 @@ class TestConfiguration:
                 "controllers: {session: {remote: {url: 'valkey://host/0?socket_timeout=soon', "
                 "key: 0123456789abcdef}}}\n",
                 "",
-                "controllers.session.remote.url: has an option that the library refuses",
+                "controllers.session.remote.url: has an option that the library rejects",
             ),
             ("", "onnxruntime", "install semroute-extproc[cpu] or semroute-extproc[gpu]"),
         ],
@@ -325,7 +325,7 @@ class TestConfiguration:
                 "strategies.pair.weak: by their prices large is more expensive than small",
             ),
             ('domain == "math"', 'domain == "maths"', "policies.main.rules.1.when: no bundle has the domain"),
-            ("listen: unix:/run/semroute/", "listen: unix:/no/such/", "server.listen: there is no folder"),
+            ("listen: unix:/run/semroute/", "listen: unix:/no/such/", "server.listen: the directory"),
         ],
     )
     def test_what_is_more_likely_a_slip_is_a_note_with_its_place(

@@ -118,7 +118,7 @@ def test_a_name_that_is_not_defined_is_shown_where_it_is_used(file: Path) -> Non
         ("strong_share: 0.3", "strong_share: 0.3, threshold: 0.4", "give exactly one of"),
         ("strong_share: 0.3", "strong_share: 1.3", "less than or equal to 1"),
         ("weak: small", "weak: large", "weak and strong are the same pool"),
-        ("auto: {policy", "org/large: {policy", "is also the name of a pool's model"),
+        ("auto: {policy", "org/large: {policy", "is also a pool's model"),
         ("model: org/small}", "model: org/small, reasoning: qwen9}", "there is no reasoning family 'qwen9'"),
         ("kind: threshold", "kind: treshold", "kind"),
     ],
@@ -239,7 +239,7 @@ def test_a_variable_reaches_names_that_no_shell_allows_in_one(file: Path) -> Non
         (
             "SEMROUTE__POLICIES__MAIN__RULES__0__POOL",
             "large",
-            "policies.main.rules: a list is set as a whole",
+            "policies.main.rules: a variable can set a whole list",
         ),
     ],
 )

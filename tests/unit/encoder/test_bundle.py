@@ -83,7 +83,7 @@ def test_the_graph_of_a_device_that_is_not_used_may_be_left_out(copy: Path) -> N
     ("change", "message"),
     [
         (lambda m: m.update(format=2), "format 2 is not 1"),
-        (lambda m: m.update(surface=["length"]), "other surface features"),
+        (lambda m: m.update(surface=["length"]), "surface: the features must be"),
         (lambda m: m["domain"].update(temperature=0), "domain.temperature"),
         (lambda m: m["difficulty"].update(quantiles=[0.5] * 3), "difficulty.quantiles"),
         (lambda m: m["difficulty"]["quantiles"].reverse(), "quantiles must ascend"),

@@ -460,7 +460,10 @@ class TestCanary:
 
     @pytest.mark.parametrize(
         ("canary", "message"),
-        [({"main": 0.5}, "is the policy that the rest goes to"), ({"gone": 0.5}, "there is no policy")],
+        [
+            ({"main": 0.5}, "is already the model's main policy"),
+            ({"gone": 0.5}, "there is no policy"),
+        ],
     )
     def test_a_canary_that_is_none_is_a_configuration_error(
         self, canary: dict[str, float], message: str
@@ -469,5 +472,5 @@ class TestCanary:
         assert any(message in problem.message for problem in unresolved(settings, FAMILIES))
 
     def test_shares_beyond_the_whole_are_refused(self) -> None:
-        with pytest.raises(ValidationError, match="more than 1 together"):
+        with pytest.raises(ValidationError, match="add up to more than 1"):
             config(models={"auto": {"policy": "main", "canary": {"other": 0.6, "same": 0.6}}})

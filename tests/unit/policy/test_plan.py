@@ -216,8 +216,8 @@ class TestRules:
             ('domain in ["law", "maths"]', "the domain 'maths'"),
             ('domain_probs["maths"] > 0.2', "the domain 'maths'"),
             ('task == "coding"', "the task 'coding'"),
-            ('request.headers["X-Tier"] == "a"', "in lower case here: 'x-tier', not 'X-Tier'"),
-            ("'X-Tier' in request.headers", "in lower case here"),
+            ('request.headers["X-Tier"] == "a"', "lower case in conditions: 'x-tier', not 'X-Tier'"),
+            ("'X-Tier' in request.headers", "lower case in conditions"),
         ],
     )
     def test_a_label_or_a_header_that_there_cannot_be_gives_a_warning(self, when: str, warning: str) -> None:

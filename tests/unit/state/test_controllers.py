@@ -223,7 +223,7 @@ class TestReload:
     [
         ({"budgets": {"pear": {"strong_share": 0.3}}}, "there is no strategy 'pear'"),
         ({"budgets": {"other": {"strong_share": 0.3}}}, "no weak and strong pool"),
-        ({"budgets": {"other": {"dollars_per_thousand": 3}}}, "weighs no cost"),
+        ({"budgets": {"other": {"dollars_per_thousand": 3}}}, "ignores cost"),
         ({"budgets": {"s": {"dollars_per_thousand": 3}}}, "pool small has no price"),
         ({"load": {}}, "no pool has metrics"),
         ({"load": {"pools": {"big": {}}}}, "there is no pool 'big'"),
@@ -261,7 +261,7 @@ def test_dollars_need_a_weak_pool_that_is_cheaper_for_some_request(
     subject = config(pools=pools, strategies={"s": PAIR}, controllers={"budgets": budgets})
     problems = [problem.message for problem in unresolved(subject, FAMILIES)]
     assert problems == (
-        [] if fine else ["the weak pool small is not cheaper than large, so no share would save any"]
+        [] if fine else ["the weak pool small is not cheaper than large, so no share saves money"]
     )
 
 

@@ -217,7 +217,7 @@ def test_an_address_that_cannot_be_read_is_told_without_its_password() -> None:
         settings("redis://:s3/cret@host:6379/0")
     assert "write / as %2F" in caught.value.errors()[0]["msg"]
     assert "s3" not in caught.value.errors()[0]["msg"]
-    with pytest.raises(ConfigError, match="has an option that the library refuses"):
+    with pytest.raises(ConfigError, match="has an option that the library rejects"):
         connect(settings("redis://host/0?socket_timeout=soon"), ignore)
 
 

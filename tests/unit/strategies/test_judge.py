@@ -293,7 +293,7 @@ def problems(tmp_path: Any, text: str) -> list[str]:
     [
         ("threshold: 0.5", "strong_share: 0.3", "strong_share needs a calibration"),
         ("threshold: 0.5", "", "give exactly one of"),
-        ("threshold: 0.5", "threshold: 0.5, timeout_ms: 100", "is not below server.deadline_ms (100)"),
+        ("threshold: 0.5", "threshold: 0.5, timeout_ms: 100", "must be below server.deadline_ms (100)"),
         (
             "threshold: 0.5",
             "threshold: 0.5, reasoning: qwen",

@@ -199,8 +199,8 @@ class TestFactorization:
         settings = {**FACTORIZATION, "weak_model": "other"}
         [problem] = problems(settings, {"s": {"artifact": FACTORS}})
         assert problem == (
-            "strategies.s.strong_share: the artifact knows the shares of m-l over m-s alone: "
-            "for m-l over other give a calibration"
+            "strategies.s.strong_share: the artifact has quantiles only for m-l over m-s: "
+            "for m-l over other add a calibration"
         )
         del settings["strong_share"]
         assert not problems({**settings, "threshold": 0.5}, {"s": {"artifact": FACTORS}})
