@@ -23,8 +23,8 @@ from semroute_extproc.serve.app import loop_factory
 
 SCHEMA = 6
 RESULT = "bench.json"
-ONLY = "Measure this part alone and write it into the run that is recorded in --out; may be repeated."
-AGAINST = "Compare CPU ratios of a short run with those in this JSON; exit status 1 on a clear loss."
+ONLY = "Measure only this part and update the run recorded in --out; may be repeated."
+AGAINST = "Compare CPU ratios of a short run with this JSON; exit status 1 if one is clearly higher."
 
 
 async def _gateway(size: Size, folder: Path) -> Figures:
@@ -49,16 +49,16 @@ OPTIONAL = ("gateway", "gpu")  # parts that are left out where something is miss
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help=f"Folder for {RESULT}.")
-@click.option("--quick", is_flag=True, help="A minute or two: to see that it runs, not to report.")
+@click.option("--quick", is_flag=True, help="A minute or two, to see that it works; not for reports.")
 @click.option("--only", type=click.Choice(list(PARTS)), multiple=True, help=ONLY)
 @click.option("--check", "recorded", type=click.File(), metavar="FILE", help=AGAINST)
 def bench(out: Path | None, quick: bool, only: Sequence[str], recorded: TextIO | None) -> None:
     """Measure what a decision costs on this machine.
 
-    Compares the server with the bare ONNX Runtime session, with do-nothing processors and, where
-    the extra `demo` is installed, Envoy with it and Envoy alone; then loads it up to three times
-    what it can do. On a machine with a GPU it measures that too. Takes about eight minutes
-    and wants the machine for itself.
+    Compares the server with the bare ONNX Runtime session and with do-nothing processors, then
+    loads it with up to three times the rate it can serve. With the extra `demo` it also compares
+    Envoy with the server to Envoy alone, and with a GPU it measures that too. Takes about eight
+    minutes; nothing else should run on the machine.
     """
     console, size = Console(stderr=True, highlight=False), QUICK if quick else Size()
     with (
@@ -97,18 +97,18 @@ async def _measure(run: Figures, size: Size, folder: Path, console: Console, par
 
 
 def _recorded(out: Path | None) -> Figures:
-    """The run that parts are to join; ValueError if it is of another machine or another schema."""
+    """The recorded run to update; ValueError if it has another machine or schema."""
     if out is None:
         raise ValueError("--only writes into a recorded run: say where it is with --out")
     try:
         run: Figures = json.loads((out / RESULT).read_text())
     except FileNotFoundError:
-        raise ValueError(f"--only writes into a recorded run, and there is no {out / RESULT}") from None
+        raise ValueError(f"--only updates a recorded run, but there is no {out / RESULT}") from None
     if run.get("schema") != SCHEMA:
         raise ValueError(f"the recorded run has schema {run.get('schema')}, not {SCHEMA}: run all parts")
     for key in ("cpu", "instructions", "cores"):
         if (there := run["machine"][key]) != measuring.describe()[key]:
-            raise ValueError(f"the recorded run is another machine's: {key} is {there} there")
+            raise ValueError(f"the recorded run is from another machine: its {key} is {there}")
     return run
 
 

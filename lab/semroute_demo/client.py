@@ -57,7 +57,7 @@ def _prompt(
 
 
 async def send(client: httpx2.AsyncClient, number: int, prompt: Mapping[str, Any], settings: Config) -> Json:
-    """The row of `prompt` and its answer. All facts about the decision come from the response's headers."""
+    """The row of `prompt` and its answer; what it says about the decision comes from response headers."""
     started = time.perf_counter()
     stream = prompt["body"].get("stream") is True
     status, content, headers, error = 0, b"", httpx2.Headers(), ""
