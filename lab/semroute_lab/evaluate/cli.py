@@ -24,10 +24,11 @@ from semroute_lab.common.tables import (
     texts_in,
 )
 from semroute_lab.evaluate.scoring import Scores, Source, open_bundle
+from semroute_lab.train.labels import KINDS
 
 WIDTH = 140  # Columns of a table that does not go to a terminal
 TRIALS_MAX = 1_000  # Most trials of the pool protocol
-LABELS = ("det", "prob", "trans", "win")  # Training labels that `eval pair --labels` knows
+LABELS = KINDS[1:]  # Training labels that `eval pair --labels` accepts: all but the outcomes themselves
 
 
 @click.group("eval")
@@ -50,8 +51,8 @@ def _label_list(context: click.Context, parameter: click.Parameter, value: str) 
 
 
 _json_help = "The report as JSON; - prints it."
-_labels_help = f"With --fit or --cross-fit: add routers fitted to these labels, of {', '.join(LABELS)}."
-_bart_help = "With --labels: this BART scores the columns strong_answer and weak_answer against reference."
+_labels_help = f"With --fit or --cross-fit: add routers fitted to these labels: {', '.join(LABELS)}."
+_bart_help = "With --labels: BART model that scores strong_answer and weak_answer against reference."
 _judge_help = "Add the judge of this configuration as a row."
 _judge = stacked(option("--judge", type=EXISTING, help=_judge_help), options.judge_strategy)
 _no_bundle = option("--no-bundle", is_flag=True, help="Baselines only.")
@@ -71,18 +72,18 @@ _common = stacked(
 @_common
 @options.bootstrap
 @_no_bundle
-@option("--threshold", type=float, help="Report the strong share of a threshold that was fixed elsewhere.")
+@option("--threshold", type=float, help="Report the strong share at this threshold, chosen on other data.")
 @option("--fit", type=EXISTING, help="Add the strategies that learn, fitted on this pair file.")
 @option("--fit-split", "fit_splits", multiple=True, help="Fit on the rows of this split of --fit.")
-@option("--cross-fit", is_flag=True, help="Add them cross-fitted within the evaluated rows.")
+@option("--cross-fit", is_flag=True, help="Add the strategies that learn, cross-fitted on evaluated rows.")
 @option("--labels", default="", metavar="KIND,…", callback=_label_list, help=_labels_help)
 @option("--bartscore-model", type=EXISTING_DIRECTORY, help=_bart_help)
 @_judge
 def pair(file: Path, **given: Any) -> None:
-    """Every strategy as a router between two models: difficulty, those fitted on labels, a judge.
+    """Measure every strategy as a router between two models: by difficulty, fitted, or a judge.
 
     FILE has the columns prompt, strong_correct, weak_correct and optionally split and subject.
-    Prompts that are evaluated are never fitted on.
+    No router is fitted on a prompt that it is evaluated on.
     """
     from semroute_lab.evaluate.pair import evaluate_pair, fitted_scores, read_pair
 
@@ -125,7 +126,7 @@ def pair(file: Path, **given: Any) -> None:
 @shown("--train-split", default="train", help="Split that baselines and heads fit.")
 @option("--fit", is_flag=True, help="Fit heads on frozen embeddings, for labels that the bundle lacks.")
 def intent(file: Path, no_bundle: bool, fit: bool, train_split: str, **given: Any) -> None:
-    """Labels, calibration, abstention and out-of-distribution detection.
+    """Measure labels, calibration, abstention and out-of-distribution detection.
 
     FILE has a text column, a label column and optionally split.
     """
@@ -137,13 +138,12 @@ def intent(file: Path, no_bundle: bool, fit: bool, train_split: str, **given: An
     table = everything.in_splits(splits)
     column = pick_column(everything, given["text_column"], TEXT_COLUMNS, "text")
     label = pick_column(everything, given["label_column"], LABEL_COLUMNS, "label")
-    # Rows are fitted on if the file has a train split that is not itself evaluated.
-    separate = bool(splits) and train_split not in splits
-    present = separate and train_split in everything.columns.get("split", [])
-    train = everything.in_splits([train_split]) if present else None
+    # Models are fitted on the train split if the file has one that is not evaluated.
+    separate = splits and train_split not in splits and train_split in everything.columns.get("split", [])
+    train = everything.in_splits([train_split]) if separate else None
     if fit and train is None:
         needed = f"rows of split {train_split!r} that are not evaluated"
-        raise click.UsageError(f"--fit needs {needed}; name --split")
+        raise click.UsageError(f"--fit needs {needed}; give --split")
     options_in = given["options_column"]
     texts = prompt_texts(table, column, options_in)
     fit_texts = [] if train is None else prompt_texts(train, column, options_in)
@@ -157,8 +157,8 @@ def intent(file: Path, no_bundle: bool, fit: bool, train_split: str, **given: An
         evaluated = scores.take(range(len(rows.texts)))
         own = protocol.bundle_prediction(rows, evaluated)
         if own is None and not fit:
-            strange = ", ".join(sorted(set(rows.labels) - set(scores.labels))[:3])
-            raise table.error(label, f"{strange} …: no labels of the bundle; use --fit")
+            unknown = ", ".join(sorted(set(rows.labels) - set(scores.labels))[:3])
+            raise table.error(label, f"{unknown} …: not among the bundle's labels; use --fit")
         predictions += [] if own is None else [own]
         if fit:
             fitted = scores.take(range(len(rows.texts), len(scores.difficulty)))
@@ -172,17 +172,17 @@ def intent(file: Path, no_bundle: bool, fit: bool, train_split: str, **given: An
 @click.argument("outcomes", type=EXISTING)
 @_common
 @options.options_column
-@option("--costs", type=EXISTING, multiple=True, help="By question or by model; several are multiplied.")
-@option("--models", type=EXISTING, help="Models to use; a role that begins with unseen holds out its family.")
+@option("--costs", type=EXISTING, multiple=True, help="By question or model; several files are multiplied.")
+@option("--models", type=EXISTING, help="Models to use; a role starting with unseen marks a held-out family.")
 @shown("--trials", type=click.IntRange(1, TRIALS_MAX), default=20)
 @option("--validation-rows", type=click.IntRange(10), help="Validation prompts of a new model.")
 @option("--clusters", type=click.IntRange(1, 1_000), help="Clusters of prompts; by default at most 25.")
 @_judge
 def pool(questions: Path, outcomes: Path, models: Path | None, costs: tuple[Path, ...], **given: Any) -> None:
-    """Routing over models that the router was not trained on.
+    """Measure routing over models that the router was not trained on.
 
     QUESTIONS has an id and a text column; OUTCOMES the same id and one column per model. Without
-    --costs the cost of a model is its number of parameters, by its name.
+    --costs, a model costs its number of parameters, read from its name.
     """
     from semroute_lab.evaluate.pool import evaluate_pool, read_pool
 
@@ -206,7 +206,7 @@ def pool(questions: Path, outcomes: Path, models: Path | None, costs: tuple[Path
 @option("--strong-share", type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True), default=0.3)
 @option("--threshold", type=float, help="Difficulty threshold; by default from --strong-share.")
 def robustness(file: Path, limit: int, **given: Any) -> None:
-    """Decision flips under typos, casing, paraphrase, appended text and prompt injection.
+    """Count decision flips under typos, casing, paraphrase, appended text and prompt injection.
 
     FILE has a text column.
     """
@@ -221,7 +221,7 @@ def robustness(file: Path, limit: int, **given: Any) -> None:
 def _judged(
     given: dict[str, Any], texts: Sequence[str], known: Scores, source: Source
 ) -> tuple[Floats | None, dict[str, object] | None]:
-    """The scores (n,) of the judge in a configuration, and its section of the report; None without one."""
+    """The judge's scores (n,) and its section of the report; both None without --judge."""
     from semroute_lab.evaluate.strategies import judge_scores
     from semroute_lab.fit.settle import judge
 

@@ -1,7 +1,7 @@
-"""`eval robustness`: how often a decision flips when the prompt is changed but not its needs.
+"""`eval robustness`: how often a decision flips when the prompt changes but the task does not.
 
-A decision is the predicted domain, and the side of the threshold on which the difficulty falls. The router
-by length, with a threshold of the same share, is the baseline of every row. `noise` and `paraphrase` keep
+A decision is the predicted domain, and whether the difficulty reaches the threshold. The baseline of every
+row is a router by prompt length with the same strong share. `noise` and `paraphrase` keep
 the question, `appended` adds unrelated text, `easy` tries to get the weak model for a hard prompt, `hard`
 the strong one for any prompt.
 """
@@ -139,7 +139,7 @@ PERTURBATIONS = tuple(_perturbation(**one) for one in _DATA["perturbations"])  #
 
 
 def perturb(one: Perturbation, texts: list[str], seed: int) -> list[str]:
-    """Every text changed; a text's change depends on its place, the perturbation and the seed only."""
+    """Every text, perturbed; the change depends only on its index, the perturbation and the seed."""
     return [one.apply(text, random.Random(f"{seed}/{one.name}/{row}")) for row, text in enumerate(texts)]
 
 

@@ -29,18 +29,18 @@ ROWS_PER_CLUSTER = 10  # Fewer prompts in a cluster do not describe a model
 def fit() -> None:
     """Fit an artifact for a strategy, from prompts whose outcomes are known.
 
-    FILE has a text column and strong_correct, weak_correct (0..1); or, with --outcomes, an id that the
-    outcomes have too, with one column for each model. The artifact carries the bundle's revision:
-    another bundle needs another fit.
+    FILE has a text column and the outcomes strong_correct and weak_correct (0..1). With --outcomes,
+    FILE has an id column instead; the outcomes have the same id and one column per model. An
+    artifact works only with the revision of the bundle that it was fitted with.
     """
 
 
 _clusterings_help = "K-means runs whose estimates are averaged."
-_drop_help = "Part of always-strong's quality that may be lost; needs outcomes."
+_drop_help = "Largest loss, as a share of always-strong's quality; needs outcomes."
 _common = stacked(
     click.argument("file", type=EXISTING),
     option("--out", "-o", type=FILE, required=True, help="The artifact to write, NAME.npz."),
-    option("--outcomes", type=EXISTING, help="Outcomes: an id, and a column for each model."),
+    option("--outcomes", type=EXISTING, help="Outcomes file: an id, and a column per model."),
     options.bundle,
     options.split,
     options.text_column,
@@ -56,11 +56,11 @@ _common = stacked(
 @option("--strong", help="With --outcomes: column of the strong model.")
 @option("--weak", help="With --outcomes: column of the weak model.")
 @shown("--gamma", type=click.FloatRange(1.0), default=similarity_fit.GAMMA, help="Base of the weights.")
-@shown("--neighbours", type=click.IntRange(0), default=0, help="Most similar prompts that count; 0 for all.")
-@option("--axes", type=click.IntRange(1), help="Principal axes to store many prompts on; by default chosen.")
+@shown("--neighbours", type=click.IntRange(0), default=0, help="Number of similar prompts to use; 0 for all.")
+@option("--axes", type=click.IntRange(1), help="Number of principal axes to store; default: by prompt count.")
 @exit_statuses
 def similarity(strong: str | None, weak: str | None, **common: Any) -> None:
-    """Labelled prompts for the strategy `similarity`."""
+    """Store labeled prompts for the strategy `similarity`."""
     rows, x, manifest = _read("similarity", common)
     pair = rows.pair(*_pair(rows, strong, weak))
     fold, settings = rows.folds(common["seed"]), (common[name] for name in ("gamma", "neighbours", "axes"))
@@ -74,7 +74,7 @@ def similarity(strong: str | None, weak: str | None, **common: Any) -> None:
 @shown("--rank", type=click.IntRange(1, 512), default=factorization_fit.RANK)
 @exit_statuses
 def factorization(rank: int, **common: Any) -> None:
-    """Vectors of models for the strategy `factorization`; with --outcomes, of any number."""
+    """Fit vectors of two models, or with --outcomes of any number, for the strategy `factorization`."""
     rows, x, manifest = _read("factorization", common)
     fold = rows.folds(common["seed"])
     artifact, held = factorization_fit.fit(x, rows.outcome, rows.models, fold, manifest, rank)
@@ -90,7 +90,7 @@ def factorization(rank: int, **common: Any) -> None:
 @option("--learned-map", is_flag=True, help="Learn a soft map from the outcomes instead of K-means.")
 @exit_statuses
 def clusters(k: int, clusterings: int, learned_map: bool, **common: Any) -> None:
-    """Clusters of prompts for the strategy `clusters`; profiles of models are made on them."""
+    """Fit clusters of prompts for the strategy `clusters`; model profiles count errors in them."""
     rows, x, manifest = _read("clusters", common)
     k = max(1, min(k, len(x) // ROWS_PER_CLUSTER))
     if learned_map:
@@ -127,7 +127,7 @@ def _pair(rows: data.Outcomes, strong: str | None, weak: str | None) -> tuple[st
 
 
 def _held_out(strong: Floats, weak: Floats, scores: Floats) -> dict[str, Any]:
-    """How well held-out scores route: APGR by RouteLLM's code, .5 is random; null without a gap."""
+    """How well held-out scores route: RouteLLM's APGR (.5 is random), or None without a gap."""
     seen = np.isfinite(scores)
     s, w = float(strong[seen].mean()), float(weak[seen].mean())
     curve = decile_curve(scores[seen], strong[seen], weak[seen])
@@ -151,7 +151,7 @@ def _finish(common: dict[str, Any], manifest: ArtifactManifest, found: dict[str,
 @click.argument("file", type=EXISTING)
 @options.bundle
 @option("--artifact", type=EXISTING, help="Calibrate the score of this similarity or factorization artifact.")
-@option("--strong-share", type=click.FloatRange(0.0, 1.0), help="Share wanted at the strong model.")
+@option("--strong-share", type=click.FloatRange(0.0, 1.0), help="Target share of the strong model.")
 @option("--max-quality-drop", type=click.FloatRange(0.0, 1.0), help=_drop_help)
 @option("--out", "-o", type=FILE, help="Write the calibration, for `calibration:` of a strategy.")
 @options.split
@@ -167,7 +167,7 @@ def _finish(common: dict[str, Any], manifest: ArtifactManifest, found: dict[str,
 @option("--json", "as_json", is_flag=True, help="One JSON object.")
 @exit_statuses
 def calibrate(file: Path, as_json: bool, **given: Any) -> None:
-    """Pick a threshold on your own prompts: for a wanted strong share or an acceptable loss of quality.
+    """Pick a threshold on your own prompts: for a target strong share or an acceptable loss of quality.
 
     \b
     FILE is .csv, .jsonl (each optionally .gz) with a text column, or .txt with a prompt in each line.

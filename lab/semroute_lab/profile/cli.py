@@ -19,13 +19,13 @@ from semroute_lab.common.options import DIRECTORY, FILE, option, progress, shown
 from semroute_lab.common.writing import write_json
 from semroute_lab.profile.tally import certainty, open_clusters, profile_of, seen_of
 
-FAILED_SHARE_MAX = 0.1  # With more questions without an answer no profile is written
+FAILED_SHARE_MAX = 0.1  # No profile is written if a larger share of the questions has no grade
 
-_clusters_help = "The artifact of `semroute fit clusters` whose clusters are counted in."
+_clusters_help = "Artifact of `semroute fit clusters`; errors are counted by its clusters."
 _questions_help = "CSV or JSON Lines: prompt, grader, answer, options, tests; see docs/onboarding.md."
 _common = stacked(
     option("--clusters", type=FILE, required=True, help=_clusters_help),
-    option("--bundle", type=DIRECTORY, help="The bundle it was fitted with; default: shipped."),
+    option("--bundle", type=DIRECTORY, help="Bundle that it was fitted with; default: shipped."),
     option("--out", type=FILE, help="The profile; default: MODEL.json."),
     exit_statuses,
 )
@@ -33,26 +33,26 @@ _common = stacked(
 
 @click.group()
 def profile() -> None:
-    """The strengths of a model: measure them, show them, and let it join without training.
+    """Measure and show a model's strengths, so that it can join routing without training.
 
     \b
-    A profile holds a model's errors by cluster of prompts. Put it into the directory `profiles` of a
-    `clusters` strategy and the pool that serves the model is a candidate at once.
+    A profile holds a model's errors by cluster of prompts. Once it is in the directory `profiles` of
+    a `clusters` strategy, the pool that serves the model is a candidate.
     """
 
 
 @profile.command()
-@option("--endpoint", required=True, metavar="URL", help="Before /chat/completions: http://host:8000/v1.")
-@option("--model", required=True, help="The model's name there, and in its pool.")
+@option("--endpoint", required=True, metavar="URL", help="Base URL, such as http://host:8000/v1.")
+@option("--model", required=True, help="Name of the model at the endpoint and in its pool.")
 @option("--questions", "questions_path", type=FILE, required=True, help=_questions_help)
 @_common
-@option("--grader", help="For rows that name none: choice, number, exact, regex, code, judge.")
+@option("--grader", help="Grader of rows without one: choice, number, exact, regex, code, judge.")
 @shown("--concurrency", type=click.IntRange(1, 1024), default=16, help="Questions at once.")
 @shown("--timeout", type=click.FloatRange(0.1, 3600), default=120.0, help="Seconds for one answer.")
 @shown("--tries", type=click.IntRange(1, 20), default=6, help="Tries for one answer.")
 @shown("--max-tokens", type=click.IntRange(1, 1_000_000), default=2048)
 @shown("--temperature", type=click.FloatRange(0, 2), default=0.0)
-@option("--body", "extra", default="{}", metavar="JSON", help="Further members of every request body.")
+@option("--body", "extra", default="{}", metavar="JSON", help="Extra fields of every request body.")
 @option("--api-key-env", metavar="NAME", help="Variable that holds the bearer token.")
 @option("--ca-file", type=FILE, help="Certificates to trust instead of the system's.")
 @option("--judge-endpoint", metavar="URL", help="For the grader judge; default: the endpoint itself.")
@@ -81,7 +81,7 @@ def run(questions_path: Path, model: str, **given: Any) -> None:
     replies, grades = asyncio.run(_run(questions, out, model, parameters, given))
     missing = sum(grade is None for grade in grades)
     if missing > FAILED_SHARE_MAX * len(questions):
-        message = f"{missing} of {len(questions)} questions stayed without a graded answer: no profile is "
+        message = f"{missing} of {len(questions)} questions have no graded answer: no profile is "
         message += "written. The answers are kept; run the command again to ask the rest"
         refuse([message], Exit.UNAVAILABLE)
     quality = [None if grade is None else grade.quality for grade in grades]
@@ -106,7 +106,7 @@ async def _run(
     if judged_at is None and judge_key is None:
         judge_key = given["api_key_env"]
     if any(q.grader == "code" for q in questions) and not sandbox.isolates():
-        click.echo("no user namespaces here: code will run with a network, under the other limits", err=True)
+        click.echo("no user namespaces here: code runs with network access; the other limits apply", err=True)
     with Answers(out.with_suffix(".answers.jsonl")) as answers:
         async with (
             Endpoint(url, api_key_env=given["api_key_env"], **tls) as endpoint,
@@ -165,7 +165,7 @@ def fit(outcomes: Path, column: str, model: str | None, tokens_column: str | Non
 @profile.command("import")
 @click.argument("log", type=FILE)
 @option("--model", required=True, help="The model's name in its pool.")
-@option("--metric", help="The metric or scorer that is the quality; default: the only or first one.")
+@option("--metric", help="Metric or scorer used as the quality; default: the only or first one.")
 @option("--filter", "chosen", help="The filter of lm-evaluation-harness, if there are several.")
 @_common
 def import_(log: Path, model: str, metric: str | None, chosen: str | None, **given: Any) -> None:
@@ -176,7 +176,7 @@ def import_(log: Path, model: str, metric: str | None, chosen: str | None, **giv
 
 
 def _from_outcomes(columns: tuple[Any, ...], model: str, source: str, given: Mapping[str, Any]) -> None:
-    """Write a profile from columns of texts, qualities and tokens, the latter perhaps empty."""
+    """Write a profile from columns of texts, qualities and tokens (which may be empty)."""
     texts, quality, tokens = columns
     clusters, scorer = open_clusters(given["clusters"], given["bundle"])
     rows, x = _embed(scorer, texts)
@@ -187,7 +187,7 @@ def _from_outcomes(columns: tuple[Any, ...], model: str, source: str, given: Map
 
 @profile.command()
 @click.argument("files", type=FILE, nargs=-1, required=True)
-@option("--clusters", "path", type=FILE, help="The artifact they count in, for names of clusters.")
+@option("--clusters", "path", type=FILE, help="Artifact of the profiles, for names of clusters.")
 @option("--json", "as_json", is_flag=True, help="Everything, as one JSON object.")
 @exit_statuses
 def show(files: tuple[Path, ...], path: Path | None, as_json: bool) -> None:

@@ -5,7 +5,7 @@ CSV or JSON Lines, optionally gzip-compressed. Further columns are ignored.
     prompt    the user's prompt; required
     grader    choice, number, exact, regex, code or judge; optional if one is given for all
     answer    choice: the letter, or the text of an option · number: the number · exact: the text, or a
-              JSON list of texts of which any counts · regex: a pattern to be found · judge: a
+              JSON list of accepted texts · regex: a pattern to be found · judge: a
               reference answer, may be blank · code: not used
     options   choice: a JSON list of texts, put below the prompt as lettered lines. Blank if the
               prompt has them already (letters A to J)
@@ -45,7 +45,7 @@ class Question:
     id: str
     text: str  # Prompt and options: the text that is embedded, since users send it so
     grader: str
-    answers: tuple[str, ...]  # Texts of which any counts; for `choice` one letter
+    answers: tuple[str, ...]  # Accepted texts; for `choice` one letter
     options: tuple[str, ...] = ()
     tests: str = ""
 

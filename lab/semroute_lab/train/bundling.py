@@ -7,7 +7,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from semroute_lab.train import graphs
 from semroute_lab.train.bert import TEXTS_MAX, Frames, smooth
 from semroute_lab.train.datasets import DOMAINS, TASKS, Corpus
 from semroute_lab.train.fit import States
-from semroute_lab.train.graphs import publish
+from semroute_lab.train.graphs import Array, publish
 from semroute_lab.train.model import Heads, Network
 from semroute_lab.train.sources import traffic_of
 from semroute_lab.train.spec import BundleSpec, Say
@@ -35,7 +34,6 @@ OUTPUTS = ("sentence_embedding", "domain_logits", "difficulty_logit", "task_logi
 
 PARITY_FP32 = 1e-4  # Largest difference between torch and its fp32 graph, relative to 1 + its size
 PARITY_ROWS = 64  # Texts on which the graphs are compared with the network
-Array = np.ndarray[Any, Any]
 
 
 def make_manifest(
