@@ -163,7 +163,7 @@ def _result(name: str) -> dict[str, Any]:
 
 
 def bench_aims() -> str:
-    """What is aimed at, and what the recorded run of `make bench` says."""
+    """The aims, and the figures of the recorded run of `make bench`."""
     run = _result("bench")
     machine = run["machine"]
     instructions = ", ".join(machine["instructions"])
@@ -213,7 +213,7 @@ def bench_costs() -> str:
 
 
 def bench_spreads() -> str:
-    """Each ratio that `--check` watches, and how far its rounds lie apart."""
+    """Each ratio that `--check` compares, and the standard deviation of its rounds."""
     run = _result("bench")
     rows = ((name, run["ratios"][name], run["spreads"][name]) for name in bench_report.WATCHED)
     return "\n".join(_markdown(("ratio", "median of the rounds", "their standard deviation"), rows))

@@ -123,7 +123,7 @@ def usage(content: bytes, stream: bool) -> tuple[int, int]:
 
 
 def cost(settings: Config, pool: str, given: int, made: int) -> float:
-    """Dollars for so many tokens at `pool`; 0 if the pool has no price."""
+    """Dollars for these token counts at `pool`; 0 if the pool has no price."""
     price = settings.pools[pool].price if pool in settings.pools else None
     return 0.0 if price is None else (given * price.input + made * price.output) / 1_000_000
 

@@ -125,7 +125,7 @@ def _pattern(table: Table, row: int, answer: str, options: Answers) -> Answers:
     return (answer,)
 
 
-def _no_answer(table: Table, row: int, answer: str, options: Answers) -> Answers:
+def _checked_tests(table: Table, row: int, answer: str, options: Answers) -> Answers:
     tests = table.field("tests", row)
     if not tests:
         raise table.error("tests", "expected Python statements, found a blank field", row)
@@ -141,7 +141,7 @@ _READ: dict[str, Callable[[Table, int, str, Answers], Answers]] = {
     "number": _number,
     "exact": _texts,
     "regex": _pattern,
-    "code": _no_answer,
+    "code": _checked_tests,
     "judge": lambda table, row, answer, options: (answer,) if answer else (),
 }
 """Grader to the right answers by a row of the file; raises DataError."""

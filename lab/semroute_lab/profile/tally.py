@@ -52,14 +52,14 @@ def certainty(profile: Profile, clusterings: int = 1) -> str:
     if not is_thin(profile):
         pairs = [interval(e, n) for e, n in zip(profile.errors, answers.tolist(), strict=True)]
         widest = max(high - low for low, high in pairs) / 2
-        return f"{overall}; in a single cluster it is known to within ±{widest:.2f} or better."
+        return f"{overall}; in every cluster the error is known to within ±{widest:.2f}."
     few, none = int((answers < FEW_ANSWERS).sum()), int((answers <= 0.0).sum())
-    untouched = f", {none} of them none at all" if none else ""
+    untouched = f", {none} of them none" if none else ""
     low, high = interval(FEW_ANSWERS / 2, FEW_ANSWERS)
     return (
         f"{overall}. Warning: {few} of {len(answers)} clusters have fewer than {FEW_ANSWERS} "
-        f"answers{untouched}; there its error may be off by {(high - low) / 2:.2f} or more, and routing "
-        "leans on its overall error instead. More questions of these kinds would tell its strengths apart."
+        f"answers{untouched}; there the error may be off by {(high - low) / 2:.2f} or more, and routing "
+        "relies on the overall error instead. More questions of these kinds would narrow this down."
     )
 
 

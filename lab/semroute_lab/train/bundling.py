@@ -28,7 +28,7 @@ from semroute_lab.train.sources import traffic_of
 from semroute_lab.train.spec import BundleSpec, Say
 
 FP32_GRAPH = "model.fp32.onnx"  # The graph from which the served ones are made; it stays in the work folder
-OPSET = 20  # ONNX operator set: the first with Gelu, which half precision needs to be one pass
+OPSET = 20  # ONNX operator set: the first with Gelu, which half precision needs as one operator
 INPUTS = ("input_ids", "attention_mask", "surface")
 OUTPUTS = ("sentence_embedding", "domain_logits", "difficulty_logit", "task_logits", "neighbour_embedding")
 

@@ -31,9 +31,9 @@ CPU_GRAPH, CUDA_GRAPH = "model.int8.onnx", "model.fp16.onnx"
 QUANTISED_HEADS = ("/heads/memory/MatMul",)  # The only product of the heads that is as large as the encoder's
 CALIBRATION_TEXTS_MAX = 256  # Texts for the rounding of the weights
 STEPS = 64  # Weights are multiples -64 to 64 of a scale: ONNX Runtime's reduced range of int8
-DAMPING = 0.01  # Added to the correlations' diagonal, in means of it
+DAMPING = 0.01  # Added to the correlations' diagonal, as a share of its mean
 BLOCK = 64  # Columns whose error is compensated at once in all later columns
-CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)  # Largest value of a row's grid, by its largest weight
+CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)  # Candidate ends of a row's grid, over its largest weight
 Array = np.ndarray[Any, Any]
 Feed = Mapping[str, Array]
 CARD = "CARD.md"
@@ -199,7 +199,7 @@ def _scale(weight: Array, power: Array) -> Array:
 
 
 def _correlations(fp32: Path, tensors: Sequence[str], feeds: Iterable[Feed]) -> dict[str, Array]:
-    """Sums of x x^T [d, d] over every row of each tensor of the graph, on every feed."""
+    """Sums of x x^T [d, d] over the rows of each tensor of the graph, for all feeds."""
     import onnx
     import onnxruntime
 
