@@ -17,7 +17,7 @@ import numpy as np
 from semroute_lab.common import metrics
 from semroute_lab.common.metrics import Booleans, Floats, Integers, Vectors, estimate
 from semroute_lab.common.tables import Table, folds, require_rows, text_key
-from semroute_lab.evaluate.scoring import Scores, head
+from semroute_lab.evaluate.scoring import Report, Scores, head
 
 COVERAGES = (0.5, 0.8, 0.9)  # Coverages at which the abstention curve is read
 CURVE_POINTS = 100  # Points of each abstention curve in the report
@@ -26,8 +26,6 @@ SHOWN_FIRST = ("bundle", "logistic", REFERENCE)  # The confusion matrix is of th
 ITERATIONS_MAX = 300  # Bound on the solver's steps; stopping early regularizes slightly
 NEAREST = 5  # Nearest rows that vote; their mean cosine is the score for known text
 CENTROID_TEMPERATURE = 0.05  # Turns cosines into probabilities; it changes no ranking of classes
-
-Report = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,15 +26,13 @@ from semroute_lab.common.tables import (
     text_key,
 )
 from semroute_lab.evaluate import labels, strategies
-from semroute_lab.evaluate.scoring import ROWS, Scores, Source, described, head
+from semroute_lab.evaluate.scoring import ROWS, Report, Scores, Source, described, head
 from semroute_lab.evaluate.strategies import Labeled
 
 RANDOM_RUNS = 200  # Seeded random routers whose spread is the null distribution
 CURVE_POINTS = 101  # Points of each curve in the report
 REFERENCE = "length"  # The row that every other is compared with
 TABLE_WEIGHT = 5.0  # Weight of the overall mean in the cross-fitted tables, in rows
-
-Report = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

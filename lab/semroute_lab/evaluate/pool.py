@@ -13,7 +13,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -23,7 +22,7 @@ from semroute_lab.common.options import tracked
 from semroute_lab.common.tables import Table, portions, require_rows, text_groups
 from semroute_lab.evaluate import deferral, strategies
 from semroute_lab.evaluate.deferral import DeferralCurve
-from semroute_lab.evaluate.scoring import ROWS, Scores, described, head
+from semroute_lab.evaluate.scoring import ROWS, Report, Scores, described, head
 from semroute_lab.evaluate.unseen import ROUTERS, Trial
 from semroute_lab.fit.clusters import k_means
 from semroute_lab.fit.outcomes import join, row_of
@@ -37,8 +36,6 @@ HALF_BUDGET = 0.5  # Budget of the second area, in units of the pool's most expe
 CURVE_POINTS = 101  # Points of each mean curve in the report
 
 _SIZE = re.compile(r"(?i)(?<![a-z0-9.])(?:(\d+)x)?(\d+(?:\.\d+)?)b(?![a-z0-9])")
-
-Report = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

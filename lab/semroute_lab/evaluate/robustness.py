@@ -21,7 +21,7 @@ import numpy as np
 from semroute_lab.common import metrics
 from semroute_lab.common.metrics import Booleans, Estimate, Floats, estimate
 from semroute_lab.common.tables import Table, require_rows
-from semroute_lab.evaluate.scoring import Source, head
+from semroute_lab.evaluate.scoring import Report, Source, head
 
 TYPO_SHARE = 0.1  # Share of the longer words that get a typing error
 TYPO_LETTERS_MIN = 4  # Shorter words are left alone: an error would turn them into another word
@@ -38,7 +38,6 @@ _OPTION = re.compile(r"^(\s*\(?[A-J][.):]\s+)(.*)$", re.MULTILINE)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 Change = Callable[[str, random.Random], str]
-Report = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

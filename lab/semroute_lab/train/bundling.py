@@ -135,11 +135,7 @@ def write_fp32(network: Network, file: Path) -> None:
 
 def graph_run(file: Path) -> Callable[..., Sequence[Array]]:
     """A graph on the CPU as a function of the inputs' tensors."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    session = graphs.cpu_session(str(file))
 
     def run(*tensors: Tensor) -> Sequence[Array]:
         feed = {name: tensor.numpy() for name, tensor in zip(INPUTS, tensors, strict=True)}

@@ -201,14 +201,10 @@ def _scale(weight: Array, power: Array) -> Array:
 def _correlations(fp32: Path, tensors: Sequence[str], feeds: Iterable[Feed]) -> dict[str, Array]:
     """Sums of x x^T [d, d] over the rows of each tensor of the graph, for all feeds."""
     import onnx
-    import onnxruntime
 
     model = onnx.load(str(fp32))
     model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in tensors)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    graph, cpu = model.SerializeToString(), ["CPUExecutionProvider"]
-    session = onnxruntime.InferenceSession(graph, options, providers=cpu)
+    session = cpu_session(model.SerializeToString())
     sums: dict[str, Array] = {}
     if not tensors:
         return sums
@@ -217,6 +213,15 @@ def _correlations(fp32: Path, tensors: Sequence[str], feeds: Iterable[Feed]) -> 
             rows = value.reshape(-1, value.shape[-1])
             sums[name] = sums.get(name, 0.0) + (rows.T @ rows).astype(np.float64)
     return sums
+
+
+def cpu_session(graph: str | bytes) -> Any:
+    """An ONNX Runtime session on the CPU, of a file or of a serialized graph."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def publish(manifest: Manifest, files: Iterable[Path], target: Path) -> None:
