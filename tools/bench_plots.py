@@ -1,7 +1,7 @@
 """Draw the pictures of recorded runs: benchmarks/results/bench-*.svg and docs/load_simulation.svg.
 
 semroute bench --out benchmarks/results
-python -m semroute_bench.load_simulation --out benchmarks/results
+python -m semroute_bench.load_simulation > benchmarks/results/load_simulation.json
 python tools/bench_plots.py
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from semroute_lab.evaluate.drawing import COLUMN_INCHES, GREY, STYLE
+from semroute_lab.evaluate.plots import COLUMN_INCHES, GREY, STYLE
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -20,7 +20,7 @@ WITHOUT_FONTS = re.sub(r"<!-- .*? -->|@font-face \{\{.*?\}\}", "", CONSOLE_SVG_F
 """The library's picture without fonts from elsewhere: it must draw offline."""
 
 ROWS_MAX = 28
-"""The picture shows the first rows: enough to see what there is to see."""
+"""Number of rows in the picture."""
 
 
 def main() -> int:

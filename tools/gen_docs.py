@@ -156,14 +156,15 @@ def commands() -> str:
     return "\n".join(parts)
 
 
-def _bench() -> dict[str, Any]:
-    report: dict[str, Any] = json.loads((DOCS.parent / "benchmarks" / "results" / "bench.json").read_text())
+def _result(name: str) -> dict[str, Any]:
+    """A recorded run, from benchmarks/results."""
+    report: dict[str, Any] = json.loads((DOCS.parent / f"benchmarks/results/{name}.json").read_text())
     return report
 
 
 def bench_aims() -> str:
-    """What is aimed at, and what the recorded run of `make bench` says."""
-    run = _bench()
+    """The aims, and the figures of the recorded run of `make bench`."""
+    run = _result("bench")
     machine = run["machine"]
     instructions = ", ".join(machine["instructions"])
     lines = [
@@ -187,7 +188,7 @@ def bench_aims() -> str:
 
 def bench_costs() -> str:
     """CPU time by path, by length and by body of the recorded run."""
-    run = _bench()
+    run = _result("bench")
     names = {
         "bare": "session alone",
         "pipeline": "pipeline in process",
@@ -212,8 +213,8 @@ def bench_costs() -> str:
 
 
 def bench_spreads() -> str:
-    """Each ratio that `--check` watches, and how far its rounds lie apart."""
-    run = _bench()
+    """Each ratio that `--check` compares, and the standard deviation of its rounds."""
+    run = _result("bench")
     rows = ((name, run["ratios"][name], run["spreads"][name]) for name in bench_report.WATCHED)
     return "\n".join(_markdown(("ratio", "median of the rounds", "their standard deviation"), rows))
 
@@ -231,7 +232,7 @@ def _markdown(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str
 
 def strategy_costs() -> str:
     """The recorded run of semroute_bench.strategies."""
-    report = json.loads((DOCS.parent / "benchmarks" / "results" / "strategies.json").read_text())
+    report = _result("strategies")
     machine = report["machine"]
     rows = [f"| {name} | {row['p50']:.0f} | {row['p90']:.0f} |" for name, row in report["cpu_us"].items()]
     return "\n".join(
@@ -247,15 +248,8 @@ def strategy_costs() -> str:
     )
 
 
-def _evaluation(name: str) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads(
-        (DOCS.parent / "benchmarks" / "results" / f"eval_{name}.json").read_text()
-    )
-    return report
-
-
-def _said(report: dict[str, Any]) -> str:
-    """What was measured on which rows with which bundle."""
+def _measured_on(report: dict[str, Any]) -> str:
+    """The rows and the bundle of an evaluation."""
     data, bundle = report["data"], report["bundle"]
     return f"{data['file']}, {data['rows']:,} rows; {bundle['name']} {bundle['revision']}."
 
@@ -267,8 +261,8 @@ def _short(value: float, digits: int = 3, sign: bool = False) -> str:
 
 def strategies_pair() -> str:
     """The recorded run of `semroute eval pair`: a row for each strategy, and its baselines."""
-    report = _evaluation("pair")
-    lines = [_said(report), "", "| | strategy | APGR | CPT50 % | CPT80 % |", "|---|---|---|---|---|"]
+    report = _result("eval_pair")
+    lines = [_measured_on(report), "", "| | strategy | APGR | CPT50 % | CPT80 % |", "|---|---|---|---|---|"]
     for row in report["routers"]:
         if "apgr" not in row:
             continue
@@ -283,7 +277,7 @@ def strategies_pair() -> str:
 
 def strategies_pool() -> str:
     """The recorded runs of `semroute eval pool`: gain in area over the best fixed mix."""
-    reports = [_evaluation(name) for name in ("pool", "pool_dollars")]
+    reports = [_result(name) for name in ("eval_pool", "eval_pool_dollars")]
     found = [report["settings"]["random models"] for report in reports]
     heads = [
         f"{report['data']['file'].partition('.')[0]}, {len(report['models'])} models, "
@@ -304,8 +298,8 @@ def strategies_pool() -> str:
 
 
 def load_simulation() -> str:
-    """The recorded run of semroute_bench.load_simulation: the burst, with and without."""
-    report = json.loads((DOCS.parent / "benchmarks" / "results" / "load_simulation.json").read_text())
+    """The recorded run of semroute_bench.load_simulation: the burst, with and without the controller."""
+    report = _result("load_simulation")
     columns = ("p50_seconds", "p95_seconds", "p99_seconds", "quality", "strong_share", "return_seconds")
     rows = [
         "| during the burst | controller | p50 s | p95 s | p99 s | quality | strong share | back after s |",
@@ -321,7 +315,7 @@ def load_simulation() -> str:
 
 def bench_load() -> str:
     """Arrivals at fixed rates, and the path through Envoy."""
-    run = _bench()
+    run = _result("bench")
     over = run["open loop"]
     lines = [
         f"Saturation point {over['knee a second']:.0f} decisions per second, "

@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ["hatchling", "editables"]
-"""What an editable install of the two packages is built with."""
+"""Build requirements of an editable install of the two packages."""
 
 SIDECAR, LAB = "pyproject.toml", "lab/pyproject.toml"
 

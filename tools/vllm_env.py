@@ -64,7 +64,7 @@ def install(folder: Path, torch_index: str) -> None:
 
 
 def main() -> int:
-    """Make it; returns 2 if this machine cannot run it, else 0 or an installer's status."""
+    """Make the environment; returns 2 if this machine cannot run it, else 0 or an installer's status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--torch-index", default="")

@@ -97,18 +97,18 @@ async def _measure(run: Figures, size: Size, folder: Path, console: Console, par
 
 
 def _recorded(out: Path | None) -> Figures:
-    """The run that parts are to join; ValueError if it is of another machine or another schema."""
+    """The recorded run to update; ValueError if it has another machine or schema."""
     if out is None:
         raise ValueError("--only writes into a recorded run: say where it is with --out")
     try:
         run: Figures = json.loads((out / RESULT).read_text())
     except FileNotFoundError:
-        raise ValueError(f"--only writes into a recorded run, and there is no {out / RESULT}") from None
+        raise ValueError(f"--only updates a recorded run, but there is no {out / RESULT}") from None
     if run.get("schema") != SCHEMA:
         raise ValueError(f"the recorded run has schema {run.get('schema')}, not {SCHEMA}: run all parts")
     for key in ("cpu", "instructions", "cores"):
         if (there := run["machine"][key]) != measuring.describe()[key]:
-            raise ValueError(f"the recorded run is another machine's: {key} is {there} there")
+            raise ValueError(f"the recorded run is from another machine: its {key} is {there}")
     return run
 
 

@@ -92,7 +92,7 @@ class Client(asyncio.Protocol):
     async def open(self, request: Exchange, rate: float, seconds: float, last: float = 30.0) -> list[Answer]:
         """Poisson arrivals at `rate` per second, independent of earlier answers; raises ClientError.
 
-        An answer that takes more than `last` seconds longer counts as none.
+        Answers still missing `last` seconds after the last request are empty.
         """
         draw, sent = random.Random(1), []
         start = at = perf_counter()

@@ -51,7 +51,7 @@ async def rounds(size: Size, folder: Path, cores: int) -> tuple[Samples, dict[st
                 samples[f"{name} cpu ms"].append(await timed(call, size.passes))
             samples["own cpu ms"].append(await timed(own, size.streams // 2))
             for at_once in (1, 2 * cores):
-                # The same number per worker thread, so that the idle end weighs the same.
+                # The same number per worker thread, so that the idle time at the end has the same weight.
                 count = size.passes * min(at_once, cores)
                 await passes.measure(samples, f"passes x{at_once}", routed, count, at_once)
                 await server.measure(samples, f"server x{at_once}", routed, count, at_once)

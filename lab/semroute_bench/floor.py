@@ -1,4 +1,4 @@
-"""A do-nothing external processor on `grpc.aio`, as the sidecar is: it reads, answers and decides nothing.
+"""A do-nothing external processor on `grpc.aio`, like the sidecar: it reads and replies, but decides nothing.
 
     python -m semroute_bench.floor unix:/path [passes]
 

@@ -1,4 +1,4 @@
-"""The load controller in front of two simulated pools, through a burst, with and without.
+"""Two simulated pools in a burst of requests, with and without the load controller.
 
 The controller, the policy and the strategy are the server's. Assumptions, none of them measured:
 

@@ -1,4 +1,4 @@
-"""The aims and whether they hold, a run against recorded ratios, and the run as tables. Pure."""
+"""The aims and whether they hold, a comparison with recorded ratios, and the run as tables. Pure."""
 
 from __future__ import annotations
 
@@ -74,16 +74,16 @@ def aims(run: Run) -> Iterator[dict[str, Any]]:
 
 
 def compare(recorded: Run, now: Mapping[str, list[float]], here: Run) -> dict[str, bool]:
-    """One line per ratio to whether its median on the machine `here` is clearly beyond the recorded one.
+    """One line per ratio, and whether its median on the machine `here` is clearly above the recorded one.
 
-    Clearly is three standard errors of the difference of the two medians, each from its own run's spread, and
-    a small share for differences between runs. ValueError if `recorded` has no spreads.
+    "Clearly" means by three standard errors of the difference of the two medians, each from its own
+    run's spread, plus a small share for differences between runs. ValueError if `recorded` has no spreads.
     """
     if "spreads" not in recorded:
         raise ValueError("the recorded run has no spreads of its rounds: record it again with semroute bench")
-    like = all(recorded["machine"][key] == here[key] for key in ("cpu", "instructions"))
+    same_machine = all(recorded["machine"][key] == here[key] for key in ("cpu", "instructions"))
     lines = {}
-    for name in WATCHED if like else ANYWHERE:
+    for name in WATCHED if same_machine else ANYWHERE:
         value, there, own = recorded["ratios"][name], recorded["spreads"][name], statistics.stdev(now[name])
         error = MEDIAN_ERROR * sqrt(there**2 / recorded["rounds"] + own**2 / len(now[name]))
         limit, median = value * (1 + DRIFT_SHARE) + ERRORS * error, statistics.median(now[name])

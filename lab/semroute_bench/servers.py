@@ -21,7 +21,7 @@ BUSY = 16  # streams at once that keep one server busy
 READY_SECONDS_MAX = 30.0
 
 UNHURRIED = {"encoder__cache_entries": "0", "server__deadline_ms": "5000"}
-"""Settings for measurements of a decision's cost, where it does not matter whether it is in time."""
+"""Settings for measuring the cost of a decision: no cache, and a deadline that is not reached."""
 
 
 class DoNothing:

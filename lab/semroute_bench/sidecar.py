@@ -1,4 +1,4 @@
-"""Parts of the sidecar in this process: its session and its pipeline; no other module here builds any."""
+"""Parts of the sidecar in this process: its session and its pipeline; only this module builds them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The cost of each strategy's choice: microseconds of CPU, beyond the encoder.
 
-Artifacts are made up, of realistic sizes; the strategies are the server's own and take turns. A judge is left
-out: its cost is an HTTP request.
+Artifacts are random, with realistic sizes; the strategies are the server's own and take turns. A judge is
+left out: its cost is an HTTP request.
 
     python -m semroute_bench.strategies > benchmarks/results/strategies.json
 """

@@ -20,9 +20,9 @@ from semroute_extproc.encoder.cores import usable_cores
 DEADLINE_MS = 100.0  # the shipped default; the demo's own is longer
 SHARES = (0.25, 0.5, 0.75, 0.9, 3.0)  # arrival rates over the saturation point
 CACHE_ENTRIES = 256
-WARM_UP_MIN = 5_000  # requests that are not counted: a fourth of the others, at least these
+WARM_UP_MIN = 5_000  # fewest warm-up requests; otherwise a fourth of the counted ones
 CHUNKS = 20  # of the requests; after each the log is emptied
-PERIOD = 200  # of so many requests one is routed and new, 19 are routed and repeat, the others name a model
+PERIOD = 200  # of this many requests 1 has a new text, 19 repeat a text, and the others name a model
 REPEATED = 50  # texts that repeat
 
 

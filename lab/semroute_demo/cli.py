@@ -43,7 +43,7 @@ def demo(once: bool, as_json: bool, port: int | None) -> None:
     """
     folder = Path(tempfile.mkdtemp(prefix="semroute-demo-"))
     errors = Console(stderr=True, markup=False, highlight=False)
-    status = 1  # something did not start, a request failed, or a pool got none
+    status = 1  # something did not start, a request failed, or a pool received none
     try:
         status = asyncio.run(_run(folder, once, as_json, port))
     except (KeyboardInterrupt, asyncio.CancelledError):

@@ -57,7 +57,7 @@ def _prompt(
 
 
 async def send(client: httpx2.AsyncClient, number: int, prompt: Mapping[str, Any], settings: Config) -> Json:
-    """The row of `prompt` and its answer. All facts about the decision come from the response's headers."""
+    """The row of `prompt` and its answer; what it says about the decision comes from response headers."""
     started = time.perf_counter()
     stream = prompt["body"].get("stream") is True
     status, content, headers, error = 0, b"", httpx2.Headers(), ""
@@ -123,7 +123,7 @@ def usage(content: bytes, stream: bool) -> tuple[int, int]:
 
 
 def cost(settings: Config, pool: str, given: int, made: int) -> float:
-    """Dollars for so many tokens at `pool`; 0 if the pool has no price."""
+    """Dollars for these token counts at `pool`; 0 if the pool has no price."""
     price = settings.pools[pool].price if pool in settings.pools else None
     return 0.0 if price is None else (given * price.input + made * price.output) / 1_000_000
 

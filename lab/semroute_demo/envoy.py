@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 
 from semroute_demo.process import HTTP, Process, ProcessError, wait_until
 
-START_SECONDS_MAX = 20.0  # until its listener is open, and then until it reaches the sidecar
+START_SECONDS_MAX = 20.0  # for its listener to open, and then for it to reach the sidecar
 
 EXT_PROC = "envoy.filters.http.ext_proc"  # name of the filter
 

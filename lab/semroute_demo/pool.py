@@ -48,7 +48,7 @@ class Fault:
     """A failure of one request."""
 
     status: int = 0  # answer this error instead
-    drop_after: int | None = None  # close the connection after so many events of a stream
+    drop_after: int | None = None  # close the connection after this many events of a stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ class Pool:
         fault = self.faults.popleft() if self.faults else Fault()
         api = PATHS[request.path]
         if fault.status:
-            return _error(fault.status, "This failure was asked for.", headers)
+            return _error(fault.status, "This failure was requested.", headers)
         try:
             body = json.loads(content)
         except (ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""A child process with a log file: start it and wait until it is ready, stop it for certain."""
+"""A child process with a log file: start it, wait until it is ready, and stop it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import httpx2
 STOP_SECONDS_MAX = 15.0  # how long a process may take to exit by itself before it is killed
 
 HTTP = httpx2.Client(limits=httpx2.Limits(max_keepalive_connections=0), trust_env=False)
-"""For requests to the processes; a client of its own for each request would cost 17 ms of CPU."""
+"""For requests to the processes; a new client for each request would cost 17 ms of CPU."""
 
 
 class ProcessError(Exception):
@@ -87,7 +87,7 @@ def wait_until(condition: Callable[[], bool], seconds_max: float, what: str) -> 
     """Check `condition` until it holds without an error; raises `ProcessError` if it does not in time."""
     deadline = time.monotonic() + seconds_max
     while time.monotonic() < deadline:
-        # Of a process that does not listen yet, or whose files or answers are not complete.
+        # Errors of a process that does not listen yet, or whose files or answers are incomplete.
         with contextlib.suppress(httpx2.HTTPError, OSError, LookupError, ValueError):
             if condition():
                 return

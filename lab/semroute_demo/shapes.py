@@ -21,8 +21,8 @@ IMAGE_TOKENS = 576  # the approximate cost of an image: a 24 x 24 grid of patche
 EMBEDDING_DIMENSIONS = 32
 ANSWER_TOKENS_MAX = 2_048  # no simulated answer is longer, whatever the client allows
 
-PROMPT = ("messages", "prompt", "input", "system", "tools")  # members of a request that are its prompt
-LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")  # of its answer; the first one counts
+PROMPT = ("messages", "prompt", "input", "system", "tools")  # members of a request that hold its prompt
+LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")  # of its answer; the first set applies
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ def signals_of(scorer: Scorer, texts: Sequence[str], what: str) -> list[Signals]
 
 
 def embed(scorer: Scorer, texts: Sequence[str]) -> tuple[Integers, Vectors]:
-    """Rows in the default bundle's languages, and their embeddings (rows, d); DataError without any."""
+    """Rows in the default bundle's languages, and their embeddings (rows, d); DataError if none."""
     found = signals_of(scorer, texts, "embedding")
     known = {
         row: one.neighbours

@@ -1,7 +1,7 @@
 """Metrics of labels, calibration and detection, and bootstrap intervals; each with its formula and source.
 
-scikit-learn and scipy compute what they have. The functions that take `counts` measure all replicates of
-a bootstrap at once: a resample is a vector of counts (how often each row was drawn).
+scikit-learn and scipy are used where they have the metric. Functions that take `counts` compute all
+replicates of a bootstrap at once: a resample is a vector of counts (how often each row was drawn).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Vectors: TypeAlias = npt.NDArray[np.float32]
 LEVEL = 0.95  # Coverage of every interval
 CHUNK_CELLS = 2_000_000  # Replicates x rows that are in memory at once
 BINS = 15  # Bins of the calibration error (Guo et al., 2017)
-CHANCE_DRAWS = 200  # Draws for the calibration error that is due to chance alone
+CHANCE_DRAWS = 200  # Draws for the calibration error of calibrated probabilities
 
 
 def floats(values: npt.ArrayLike) -> Floats:
@@ -52,7 +52,7 @@ def estimate(value: float, samples: Floats | None) -> Estimate:
 
 
 def resamples(rows: int, replicates: int, seed: int) -> Iterator[Floats]:
-    """Chunks (chunk, rows) of how often a resample draws each row; a seed gives the same draws for all."""
+    """Chunks (chunk, rows) of how often each resample draws each row; the seed alone fixes the draws."""
     rng = np.random.default_rng(seed)
     chunk = max(1, CHUNK_CELLS // rows)
     for start in range(0, replicates, chunk):
@@ -104,7 +104,7 @@ def binary_ece(probability: Floats, event: Floats, bins: int = BINS) -> float:
 
 
 def ece_if_calibrated(probability: Floats, seed: int, bins: int = BINS) -> float:
-    """The mean ECE by chance, with outcomes drawn from these probabilities (Kumar et al. 2019)."""
+    """Mean ECE if the probabilities were right: outcomes are drawn from them (Kumar et al. 2019)."""
     rng = np.random.default_rng(seed)
     draws = rng.random((CHANCE_DRAWS, probability.size)) < probability
     return float(np.mean([binary_ece(probability, draw.astype(np.float64), bins) for draw in draws]))
@@ -119,7 +119,7 @@ def descending_groups(scores: Floats) -> tuple[Integers, Integers]:
 
 
 def tied_means(scores: Floats, values: Floats) -> Floats:
-    """Values from the highest score on, each the mean of its tie group: sums are expectations over orders."""
+    """Values by descending score, each the mean of its ties: sums average over random tie breaks."""
     order, starts = descending_groups(scores)
     sizes = np.diff(np.append(starts, scores.size))
     return np.repeat(np.add.reduceat(values[order], starts) / sizes, sizes)
@@ -163,7 +163,7 @@ def auroc_estimate(scores: Floats, positive: Booleans, replicates: int, seed: in
 
 
 def fpr_at_tpr(scores: Floats, positive: Booleans, tpr: float = 0.95) -> float:
-    """FPR95 (Hendrycks and Gimpel, 2017): negatives accepted where `tpr` of the positives are."""
+    """FPR95 (Hendrycks and Gimpel, 2017): the false positive rate where the true positive rate is `tpr`."""
     from sklearn.metrics import roc_curve
 
     accepted, passed, _ = roc_curve(positive, scores, drop_intermediate=False)

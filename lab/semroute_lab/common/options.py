@@ -1,4 +1,4 @@
-"""What commands share: options, and progress bars on standard error, shown on a terminal only."""
+"""Shared by the commands: options, and progress bars on standard error, shown on a terminal only."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DIRECTORY = click.Path(file_okay=False, path_type=Path)
 EXISTING_DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 
 option = click.option
-shown = functools.partial(click.option, show_default=True)  # An option whose help has its default
+shown = functools.partial(click.option, show_default=True)  # An option whose help shows its default
 
 seed = shown("--seed", type=click.IntRange(0), default=0)
 _bootstrap_help = "Bootstrap replicates for the intervals; 0: no intervals."
@@ -34,7 +34,7 @@ judge_strategy = option("--strategy", help="With --judge: name of the judge stra
 
 
 def stacked(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """One decorator of several, in the order of the help."""
+    """Combine decorators into one; the help lists them in the order given."""
     return lambda command: functools.reduce(lambda done, each: each(done), reversed(options), command)
 
 

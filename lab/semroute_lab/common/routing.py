@@ -70,7 +70,7 @@ def exact_curve(scores: Floats, strong: Floats, weak: Floats) -> Curve:
 
 def apgr(curve: Curve, strong: float, weak: float) -> float:
     """Average PGR: (AUC - A_w dx) / ((A_s - A_w) dx), AUC by the trapezoid over the curve's points.
-    As RouteLLM's code and tables. (Its text sums PGR over ten budgets, which gives a random router .55.)
+    As in RouteLLM's code and tables. (The paper's text sums PGR over ten budgets: .55 for a random router.)
     """
     width = float(curve.share[-1] - curve.share[0])
     return pgr(float(np.trapezoid(curve.quality, curve.share)) / width, strong, weak)
@@ -78,13 +78,13 @@ def apgr(curve: Curve, strong: float, weak: float) -> float:
 
 def cpt(curve: Curve, q: float, strong: float, weak: float) -> float:
     """Call-performance threshold: the strong share in percent at which PGR reaches `q` (0..1).
-    As RouteLLM's code, `numpy.interp(q (A_s - A_w) + A_w, A, x)` also where quality does not rise.
+    As in RouteLLM's code, `numpy.interp(q (A_s - A_w) + A_w, A, x)`, even where quality is not monotone.
     """
     return 100.0 * float(np.interp(q * (strong - weak) + weak, curve.quality, curve.share))
 
 
 def point_metrics(scores: Floats, strong: Floats, weak: Floats, seed: int) -> dict[str, float]:
-    """All metrics of a router by name, in the order of reports: the same names as `bootstrap_pair`'s."""
+    """All metrics of a router by name, in the order of reports; `bootstrap_pair` uses the same names."""
     s, w = float(strong.mean()), float(weak.mean())
     coarse, exact = decile_curve(scores, strong, weak, seed), exact_curve(scores, strong, weak)
     found = _pair_metrics(exact.share[None], exact.quality[None] - w, np.asarray([w]))
@@ -110,11 +110,11 @@ def within_groups(scores: Floats, groups: Sequence[str], other: Floats | None = 
 def _z_within(values: Floats, groups: Sequence[str]) -> Floats:
     _, index = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     size = np.bincount(index)
-    centred = values - (np.bincount(index, values) / size)[index]
-    spread = np.sqrt(np.bincount(index, centred**2) / size)[index]
-    # A spread of the size of rounding errors is no variation.
+    centered = values - (np.bincount(index, values) / size)[index]
+    spread = np.sqrt(np.bincount(index, centered**2) / size)[index]
+    # A spread no larger than rounding errors counts as zero.
     flat = spread <= 1e-12 * np.maximum(1.0, np.abs(values).max())
-    return np.where(flat, 0.0, centred / np.where(flat, 1.0, spread))
+    return np.where(flat, 0.0, centered / np.where(flat, 1.0, spread))
 
 
 Resampled = tuple[Floats, Floats]  # Share and gain over always-weak of resampled curves; (chunk, points)
@@ -142,7 +142,7 @@ def _resampled(
 def bootstrap_pair(
     routers: Mapping[str, Floats], strong: Floats, weak: Floats, replicates: int, seed: int
 ) -> dict[str, dict[str, Floats]]:
-    """Samples (replicates,) of each metric of `point_metrics`, by router and name; coarse at exact tenths."""
+    """Samples (replicates,) of `point_metrics` by router and metric; APGR and CPT read exact tenths."""
     samples: dict[str, dict[str, list[Floats]]] = {name: {} for name in routers}
     for base, curves in _resampled(routers, strong, weak, replicates, seed):
         for name, (share, gain) in curves:
@@ -196,7 +196,7 @@ def _pair_metrics(share: Floats, gain: Floats, base: Floats) -> dict[str, Floats
 
 def _first_crossing(share: Floats, gain: Floats, target: Floats) -> Floats:
     """Share at which each curve first reaches its target, linear within the step; NaN if it never does."""
-    # Values are sums of n terms: a shortfall of the size of rounding errors does not count.
+    # Values are sums of n terms, so a shortfall within rounding error counts as reached.
     reached = gain >= (target - 1e-12 * np.maximum(1.0, np.abs(target)))[:, None]
     last = np.argmax(reached, axis=1)
     rows = np.arange(len(gain))

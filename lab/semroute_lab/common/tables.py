@@ -34,7 +34,7 @@ FOLDS = 5  # Folds of everything that is cross-fitted
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of a file as strings, in order, with what error messages need."""
+    """Rows of a file as strings, in order, with their row numbers for error messages."""
 
     path: Path
     sha256: str  # Of the file's bytes, hexadecimal
@@ -103,7 +103,7 @@ class Table:
         for split in splits:
             if split not in present:
                 there = ", ".join(sorted(set(present)))
-                raise self.error("split", f"no row is of split {split!r}; there are {there}")
+                raise self.error("split", f"no row has split {split!r}; the splits are {there}")
         return self.where(value in splits for value in present)
 
 
@@ -145,7 +145,7 @@ def _from_csv(path: Path, text: str) -> Parsed:
         raise DataError(f"{path}:1:: expected a header with a name for every column")
     if len(set(header)) < len(header):
         twice = next(name for name in header if header.count(name) > 1)
-        raise DataError(f"{path}:1:{twice}: the column is there twice")
+        raise DataError(f"{path}:1:{twice}: duplicate column")
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != len(header):
             raise DataError(f"{path}:{number}:: expected {len(header)} fields, found {len(row)}")
@@ -252,7 +252,7 @@ def text_groups(texts: Sequence[str]) -> Integers:
 
 
 def folds(texts: Sequence[str], seed: int) -> Integers:
-    """A fold 0..FOLDS-1 for each row, one for identical texts; shape (n,)."""
+    """A fold 0..FOLDS-1 for each row, the same for identical texts; shape (n,)."""
     groups = text_groups(texts)
     fold_of_group = np.random.default_rng(seed).permutation(int(groups.max()) + 1) % FOLDS
     return np.asarray(fold_of_group[groups], dtype=np.int64)

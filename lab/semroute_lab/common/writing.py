@@ -1,4 +1,4 @@
-"""Writes the files that strategies read, whole or not at all."""
+"""Writes the files that strategies read, atomically."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def write_json(path: Path, model: BaseModel) -> None:
-    """Write a model as readable JSON, whole or not at all; raises ArtifactError."""
+    """Write a model as indented JSON, atomically; raises ArtifactError."""
     text = json.dumps(model.model_dump(mode="json"), ensure_ascii=False, indent=1, allow_nan=False)
     write_whole(path, lambda file: file.write(f"{text}\n".encode()))
 
 
 def write_artifact(path: Path, artifact: Artifact) -> None:
-    """Write `path` whole or not at all; raises ArtifactError."""
+    """Write an artifact atomically; raises ArtifactError."""
     arrays: dict[str, Any] = {"manifest": np.asarray(artifact.manifest.model_dump_json())}
     for name in (field.name for field in dataclasses.fields(artifact) if field.name != "manifest"):
         if (value := getattr(artifact, name)) is not None:

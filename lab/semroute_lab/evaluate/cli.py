@@ -24,10 +24,11 @@ from semroute_lab.common.tables import (
     texts_in,
 )
 from semroute_lab.evaluate.scoring import Scores, Source, open_bundle
+from semroute_lab.train.labels import KINDS
 
 WIDTH = 140  # Columns of a table that does not go to a terminal
 TRIALS_MAX = 1_000  # Most trials of the pool protocol
-LABELS = ("det", "prob", "trans", "win")  # Training labels that `eval pair --labels` knows
+LABELS = KINDS[1:]  # Training labels that `eval pair --labels` accepts: all but the outcomes themselves
 
 
 @click.group("eval")
@@ -137,13 +138,12 @@ def intent(file: Path, no_bundle: bool, fit: bool, train_split: str, **given: An
     table = everything.in_splits(splits)
     column = pick_column(everything, given["text_column"], TEXT_COLUMNS, "text")
     label = pick_column(everything, given["label_column"], LABEL_COLUMNS, "label")
-    # Rows are fitted on if the file has a train split that is not itself evaluated.
-    separate = bool(splits) and train_split not in splits
-    present = separate and train_split in everything.columns.get("split", [])
-    train = everything.in_splits([train_split]) if present else None
+    # Models are fitted on the train split if the file has one that is not evaluated.
+    separate = splits and train_split not in splits and train_split in everything.columns.get("split", [])
+    train = everything.in_splits([train_split]) if separate else None
     if fit and train is None:
         needed = f"rows of split {train_split!r} that are not evaluated"
-        raise click.UsageError(f"--fit needs {needed}; name --split")
+        raise click.UsageError(f"--fit needs {needed}; give --split")
     options_in = given["options_column"]
     texts = prompt_texts(table, column, options_in)
     fit_texts = [] if train is None else prompt_texts(train, column, options_in)
@@ -157,8 +157,8 @@ def intent(file: Path, no_bundle: bool, fit: bool, train_split: str, **given: An
         evaluated = scores.take(range(len(rows.texts)))
         own = protocol.bundle_prediction(rows, evaluated)
         if own is None and not fit:
-            strange = ", ".join(sorted(set(rows.labels) - set(scores.labels))[:3])
-            raise table.error(label, f"{strange} …: no labels of the bundle; use --fit")
+            unknown = ", ".join(sorted(set(rows.labels) - set(scores.labels))[:3])
+            raise table.error(label, f"{unknown} …: not among the bundle's labels; use --fit")
         predictions += [] if own is None else [own]
         if fit:
             fitted = scores.take(range(len(rows.texts), len(scores.difficulty)))
@@ -221,7 +221,7 @@ def robustness(file: Path, limit: int, **given: Any) -> None:
 def _judged(
     given: dict[str, Any], texts: Sequence[str], known: Scores, source: Source
 ) -> tuple[Floats | None, dict[str, object] | None]:
-    """The scores (n,) of the judge in a configuration, and its section of the report; None without one."""
+    """The judge's scores (n,) and its section of the report; both None without --judge."""
     from semroute_lab.evaluate.strategies import judge_scores
     from semroute_lab.fit.settle import judge
 

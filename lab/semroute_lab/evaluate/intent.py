@@ -17,17 +17,15 @@ import numpy as np
 from semroute_lab.common import metrics
 from semroute_lab.common.metrics import Booleans, Floats, Integers, Vectors, estimate
 from semroute_lab.common.tables import Table, folds, require_rows, text_key
-from semroute_lab.evaluate.scoring import Scores, head
+from semroute_lab.evaluate.scoring import Report, Scores, head
 
 COVERAGES = (0.5, 0.8, 0.9)  # Coverages at which the abstention curve is read
 CURVE_POINTS = 100  # Points of each abstention curve in the report
 REFERENCE = "tfidf + logistic"  # The baseline that every row is compared with, where it exists
-SHOWN_FIRST = ("bundle", "logistic", REFERENCE)  # The confusion matrix is that of the first that exists
-ITERATIONS_MAX = 300  # Bound on the solver's steps; a fit that is cut short is slightly more regular
-NEAREST = 5  # Rows that vote, and whose mean cosine tells known from unknown text
+SHOWN_FIRST = ("bundle", "logistic", REFERENCE)  # The confusion matrix is of the first that exists
+ITERATIONS_MAX = 300  # Bound on the solver's steps; stopping early regularizes slightly
+NEAREST = 5  # Nearest rows that vote; their mean cosine is the score for known text
 CENTROID_TEMPERATURE = 0.05  # Turns cosines into probabilities; it changes no ranking of classes
-
-Report = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +52,7 @@ class Prediction:
 
     name: str
     probabilities: Floats
-    knownness: Floats | None  # High for known text; None where the model has no such score
+    knownness: Floats | None  # High for known text; None if the model has no such score
     score: str = ""  # A description of `knownness`
 
 
@@ -250,7 +248,7 @@ def _row(
 
 
 def _confusion(labels: Sequence[str], truth: Integers, predicted: Integers) -> Report:
-    """Counts of the file's labels; a last column pools answers that are no label of the file, if any."""
+    """Counts by label; a last column, if needed, pools answers that are not labels of the file."""
     from sklearn.metrics import confusion_matrix
 
     count = len(labels)

@@ -19,17 +19,16 @@ import numpy as np
 from semroute_extproc.request.text import surface_features
 from semroute_lab.common.metrics import Floats
 from semroute_lab.common.tables import Table, json_list
-from semroute_lab.evaluate.strategies import Labelled
+from semroute_lab.evaluate.strategies import Labeled
 from semroute_lab.train.labels import targets
 
-KINDS = ("det", "prob", "trans", "win")  # Labels in the order of the report
 ONE_SAMPLE = "one outcome per model: det and prob are the same label, and so is trans where t is 0"
 PENALTY = 1.0  # Inverse weight of the L2 penalty
 ITERATIONS_MAX = 1000  # Bound on the solver's steps
 
 
 def samples(table: Table, bartscore: Any = None) -> Floats:
-    """Qualities of sampled answers, (n, 2, samples); `bartscore` is a BART's directory, to score answers."""
+    """Qualities of sampled answers, (n, 2, samples); `bartscore`: directory of a BART to score answers."""
     models = ("strong", "weak")
     if bartscore is None and "strong_samples" not in table.columns:
         return np.stack([table.numbers_in(f"{model}_correct") for model in models], axis=1)[:, :, None]
@@ -61,7 +60,7 @@ def _numbers(table: Table, column: str, row: int, field: str) -> list[float]:
         raise table.error(column, f"expected a JSON list of numbers, found {field[:40]!r}", row) from None
 
 
-def scores(fit: Labelled, apply: Labelled, kinds: Sequence[str]) -> dict[str, Floats]:
+def scores(fit: Labeled, apply: Labeled, kinds: Sequence[str]) -> dict[str, Floats]:
     """P(the strong model is needed) of each row of `apply`, by row name; (m,) each."""
     own, other = (np.asarray(list(map(surface_features, rows.texts)), np.float64) for rows in (fit, apply))
     # Embeddings have length 1; features of unit variance would outweigh them.
@@ -71,13 +70,13 @@ def scores(fit: Labelled, apply: Labelled, kinds: Sequence[str]) -> dict[str, Fl
     return {f"label {kind}": _head(x, target(fit, kind)[0], inputs) for kind in kinds}
 
 
-def target(fit: Labelled, kind: str) -> tuple[Floats, dict[str, object]]:
+def target(fit: Labeled, kind: str) -> tuple[Floats, dict[str, object]]:
     """The target of a label, (n,), and facts about it, such as t."""
     return targets(kind, fit.samples[:, 0], fit.samples[:, 1])
 
 
-def notes(fit: Labelled, kinds: Sequence[str]) -> dict[str, dict[str, object]]:
-    """Further fields of each label's row: t, and whether the label says nothing new."""
+def notes(fit: Labeled, kinds: Sequence[str]) -> dict[str, dict[str, object]]:
+    """Further fields of each label's row: t, and a note where labels coincide."""
     single = fit.samples.shape[2] == 1
     return {
         f"label {kind}": {

@@ -1,7 +1,7 @@
 """`eval pair`: scores as routers between a weak and a strong model, all on the same requests.
 
-Cross-fitted rows use five folds of the evaluated rows themselves, identical prompts in one fold; they
-therefore see labels of the same file, which `ours` does not. Intervals are percentile bootstraps over
+Cross-fitted routers use five folds of the evaluated rows, with identical prompts in one fold. They thus see
+labels from the evaluated file, unlike `ours`. Intervals are percentile bootstraps over
 requests with the scores held fixed; differences are paired.
 """
 
@@ -26,15 +26,13 @@ from semroute_lab.common.tables import (
     text_key,
 )
 from semroute_lab.evaluate import labels, strategies
-from semroute_lab.evaluate.scoring import ROWS, Scores, Source, described, head
-from semroute_lab.evaluate.strategies import Labelled
+from semroute_lab.evaluate.scoring import ROWS, Report, Scores, Source, described, head
+from semroute_lab.evaluate.strategies import Labeled
 
 RANDOM_RUNS = 200  # Seeded random routers whose spread is the null distribution
 CURVE_POINTS = 101  # Points of each curve in the report
 REFERENCE = "length"  # The row that every other is compared with
-TABLE_WEIGHT = 5.0  # Rows for which the overall mean counts in the cross-fitted tables
-
-Report = dict[str, Any]
+TABLE_WEIGHT = 5.0  # Weight of the overall mean in the cross-fitted tables, in rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,26 +70,26 @@ def fitted_scores(
     bartscore: Any = None,
 ) -> tuple[dict[str, Floats], dict[str, dict[str, object]]]:
     """Scores (n,) of the strategies that learn and of the labels `kinds`, by row; and `labels.notes`.
-    Fitted on `fit`, or cross-fitted within `rows` if None. Prompts of `fit` that are evaluated as well are
-    left out; DataError if too few remain.
+    They are fitted on `fit`, or cross-fitted on `rows` if that is None. Prompts of `fit` that are also
+    evaluated are left out; DataError if too few remain.
     """
 
-    def labelled(rows: PairRows, known: Scores, fitted_on: bool = True) -> Labelled:
-        found = Labelled(known, np.stack([rows.strong, rows.weak], axis=1), rows.texts)
+    def labeled(rows: PairRows, known: Scores, fitted_on: bool = True) -> Labeled:
+        found = Labeled(known, np.stack([rows.strong, rows.weak], axis=1), rows.texts)
         samples = labels.samples(rows.table, bartscore) if fitted_on and kinds else found.samples
         return dataclasses.replace(found, samples=samples)
 
-    def fitted(fit: Labelled, apply: Labelled) -> dict[str, Floats]:
+    def fitted(fit: Labeled, apply: Labeled) -> dict[str, Floats]:
         return strategies.scores(fit, apply.known, seed) | labels.scores(fit, apply, kinds)
 
     if fit is None:
-        own = labelled(rows, known)
+        own = labeled(rows, known)
         return strategies.cross_fitted(own, seed, fitted), labels.notes(own, kinds)
     evaluated = {text_key(text) for text in rows.texts}
     column = pick_column(fit, text_column, TEXT_COLUMNS, "text")
     apart = read_pair(fit.where(text_key(text) not in evaluated for text in fit.texts(column)), column)
-    other = labelled(apart, source.score(apart.texts))
-    return fitted(other, labelled(rows, known, False)), labels.notes(other, kinds)
+    other = labeled(apart, source.score(apart.texts))
+    return fitted(other, labeled(rows, known, False)), labels.notes(other, kinds)
 
 
 def evaluate_pair(
@@ -121,7 +119,7 @@ def evaluate_pair(
         elif name in routers:
             table.append(_row(name, points, samples) | (notes or {}).get(name, {}))
             if notes:
-                # How well it tells the requests on which the strong model does better.
+                # How well the score predicts where the strong model does better.
                 table[-1]["auroc"] = metrics.auroc_estimate(routers[name], s > w, replicates, seed)
     for name, share, outcome in (("always-weak", 0.0, w), ("always-strong", 1.0, s)):
         found = {"strong_share": share, "quality": float(outcome.mean())}
@@ -201,7 +199,7 @@ def _outcomes(rows: PairRows) -> Report:
 def _within_subject(
     rows: PairRows, routers: dict[str, Floats], replicates: int, seed: int
 ) -> list[Report] | None:
-    """APGR with the subject taken out of the score, and with subject and length taken out."""
+    """APGR of scores standardized by subject, and with length regressed out as well."""
     if rows.subjects is None:
         return None
     variants: dict[str, Floats] = {}
@@ -236,7 +234,7 @@ def _calibration(rows: PairRows, scores: Scores) -> Report:
 
 
 def _at_threshold(rows: PairRows, scores: Scores, threshold: float) -> Report:
-    """The effect of a threshold that was fixed elsewhere: the drift that a deployment would see."""
+    """The effect of a threshold chosen on other data: the drift that a deployment would see."""
     chosen = scores.difficulty >= threshold
     quality = float(np.where(chosen, rows.strong, rows.weak).mean())
     recovered = routing.pgr(quality, float(rows.strong.mean()), float(rows.weak.mean()))

@@ -1,4 +1,4 @@
-"""Figures of a report, as PNG and SVG: safe for color-blind readers, labelled in place.
+"""Figures of a report, as PNG and SVG: safe for color-blind readers, labeled in place.
 
 Needs matplotlib (extra `train`). Everything is drawn from the plain report. Colors: Okabe and Ito (2008).
 """
@@ -28,7 +28,7 @@ DARK = {
     "#009e73": "#2fc79a",
     "#7b3294": "#c38be0",
 }
-"""Color on a white page to color on a dark one; others are the same on both."""
+"""Color in light mode to color in dark mode; others are the same in both."""
 
 STYLE: dict[str, Any] = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
@@ -65,11 +65,11 @@ def draw(report: Report, directory: Path) -> list[Path]:
 
 
 def as_svg(figure: Any) -> str:
-    """A figure as SVG that is dark where its reader prefers dark pages; call it within `STYLE`."""
+    """A figure as SVG that follows the reader's dark mode; call it within `STYLE`."""
     stream = io.StringIO()
     figure.savefig(stream, format="svg", metadata={"Date": None})
     text = "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
-    # matplotlib writes colors into style attributes, which only an important rule overrides.
+    # matplotlib writes colors into style attributes, which only an `!important` rule overrides.
     rules = "\n".join(
         f'[style*="{what}: {light}"] {{{what}: {dark} !important}}'
         for light, dark in DARK.items()
@@ -78,7 +78,7 @@ def as_svg(figure: Any) -> str:
     return text.replace("</style>", f"\n@media (prefers-color-scheme: dark) {{\n{rules}\n}}</style>", 1)
 
 
-def _panels(colours: Mapping[str, str], left: Lines, right: Lines, bold: Sequence[str] = ()) -> Any:
+def _panels(colors: Mapping[str, str], left: Lines, right: Lines, bold: Sequence[str] = ()) -> Any:
     """A page-wide figure with two panels of curves in percent; `bold` rows are in front."""
     from matplotlib.figure import Figure
 
@@ -88,7 +88,7 @@ def _panels(colours: Mapping[str, str], left: Lines, right: Lines, bold: Sequenc
         for name, (x, y) in lines.items():
             front = name in bold
             dashes = {"dashes": DASHES[name]} if name in DASHES else {}
-            axes.plot(x, y, color=colours[name], lw=1.7 if front else 1.0, zorder=3 + front, **dashes)
+            axes.plot(x, y, color=colors[name], lw=1.7 if front else 1.0, zorder=3 + front, **dashes)
         _percent(axes, "xy")
         axes.set_xlim(0, 1)
     return (figure, *panels)
@@ -104,16 +104,16 @@ def _percent(axes: Any, which: str) -> None:
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %".replace("-", "−")))
 
 
-def _key(axes: Any, entries: Sequence[tuple[str, str]], colours: Mapping[str, str]) -> None:
-    """Colored names with a figure each, stacked in the lower right corner: a legend without a box."""
+def _key(axes: Any, entries: Sequence[tuple[str, str]], colors: Mapping[str, str]) -> None:
+    """A legend without a box: colored names with their figures, stacked in the lower right corner."""
     place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "zorder": 10}
     for i, (name, figure) in enumerate(entries[::-1]):
-        text, style = f"{name}  {figure}".rstrip(), {"color": colours[name], "ha": "right", "va": "bottom"}
+        text, style = f"{name}  {figure}".rstrip(), {"color": colors[name], "ha": "right", "va": "bottom"}
         axes.annotate(text, (0.99, 0.03), (0, i * 9.0), **place, **style)
 
 
 def _lower(axes: Any, share: float) -> None:
-    """Lower the lower end of the y axis by a share of its span, for the key."""
+    """Extend the y axis downward by a share of its span, to make room for the key."""
     bottom, ceiling = axes.get_ylim()
     axes.set_ylim(bottom - share * (ceiling - bottom), ceiling)
 
@@ -130,23 +130,23 @@ def _pair(report: Report) -> dict[str, Any]:
 def pair_strategy(
     report: Report, kind: str, published: Sequence[tuple[float, float]] = (), source: str = ""
 ) -> Any:
-    """One kind of strategy next to a random router, length and the oracle; of a plain pair report.
-    On the left quality by strong share, on the right the gap recovered beyond a random router. `published`
-    are points (strong share, part of the gap recovered) from `source`.
+    """One kind of strategy next to a random router, length and the oracle, from a plain pair report.
+    Left: quality by strong share. Right: the gap recovered beyond a random router. `published` are points
+    (strong share, share of the gap recovered) from `source`.
     """
     curves, weak, strong = report["curves"], report["models"]["weak"], report["models"]["strong"]
     share, gap = np.asarray(curves["strong_share"]), strong - weak
     rows = {row["name"]: row for row in report["routers"] if "apgr" in row}
     own = [name for name, row in rows.items() if row["strategy"] == kind and name != "random"]
-    colours = REFERENCES | dict(zip(own, OWN, strict=False))
-    quality = {name: np.asarray(curves["quality"][name]) for name in colours}
+    colors = REFERENCES | dict(zip(own, OWN, strict=False))
+    quality = {name: np.asarray(curves["quality"][name]) for name in colors}
     lift = {name: (share, (y - weak) / gap - share) for name, y in quality.items() if name != "oracle"}
-    figure, left, right = _panels(colours, {name: (share, y) for name, y in quality.items()}, lift, own)
+    figure, left, right = _panels(colors, {name: (share, y) for name, y in quality.items()}, lift, own)
     left.axhline(strong, color=PALE, lw=0.6, zorder=0)
     left.text(0.99, strong + 0.02 * gap, "always strong", va="bottom", ha="right", color=GREY, **SMALL)
     for name in lift:
         if band := curves["lift_interval"].get(name):
-            right.fill_between(share, band["low"], band["high"], color=colours[name], alpha=0.13, lw=0)
+            right.fill_between(share, band["low"], band["high"], color=colors[name], alpha=0.13, lw=0)
     if curves["lift_interval"]:
         note: dict[str, Any] = {"transform": right.transAxes, "ha": "right", "va": "top"}
         right.text(0.99, 0.97, "bands: 95 %", color=GREY, **note, **SMALL)
@@ -155,16 +155,16 @@ def pair_strategy(
         left.plot([x], [weak + recovered * gap], **dot)
         right.plot([x], [recovered - x], **dot)
     if kind == "weighted":
-        # A mix by weight is a random router, and `fixed` is its two ends.
-        colours["random"] = OWN[0]
+        # Weighted routing is a random router; its two ends are the strategy `fixed`.
+        colors["random"] = OWN[0]
         place: dict[str, Any] = {"textcoords": "offset points", "va": "center"}
         left.annotate("fixed", (0, weak), (8, -1), color=OWN[0], **place, **SMALL)
         left.plot([0, 1], [weak, strong], color=OWN[0], marker="o", ms=5, zorder=5, clip_on=False)
-    # A row with another name in the report has the strategy's name here.
+    # The report calls some rows by other names than their strategy's.
     said = {name: kind for name in ("ours", "random") if rows.get(name, {}).get("strategy") == kind}
-    ranked = sorted((name for name in rows if name in colours), key=lambda name: -rows[name]["apgr"]["value"])
+    ranked = sorted((name for name in rows if name in colors), key=lambda name: -rows[name]["apgr"]["value"])
     entries = [(said.get(name, name), _short(rows[name]["apgr"]["value"])) for name in ranked]
-    inks = {said.get(name, name): colours[name] for name in ranked}
+    inks = {said.get(name, name): colors[name] for name in ranked}
     if published:
         entries.insert(1, (f"◆ {source}", ""))
         inks[f"◆ {source}"] = OWN[0]
@@ -188,11 +188,11 @@ def pool_strategy(setting: Report, kind: str) -> Any:
     curves, cost = setting["curves"], np.asarray(setting["curves"]["cost"])
     area = {row["name"]: row["area"]["value"] for row in setting["routers"]}
     own = [row["name"] for row in setting["routers"] if row["strategy"] == kind]
-    colours = dict(zip(own, OWN, strict=False)) | FIXED
-    quality = {name: np.asarray(curves["quality"][name]) for name in colours}
+    colors = dict(zip(own, OWN, strict=False)) | FIXED
+    quality = {name: np.asarray(curves["quality"][name]) for name in colors}
     lift = {name: (cost, y - quality["ZeroRouter"]) for name, y in quality.items() if name != "oracle"}
-    figure, left, right = _panels(colours, {name: (cost, y) for name, y in quality.items()}, lift, own)
-    _key(left, [(name, _short(area[name])) for name in sorted(colours, key=lambda n: -area[n])], colours)
+    figure, left, right = _panels(colors, {name: (cost, y) for name, y in quality.items()}, lift, own)
+    _key(left, [(name, _short(area[name])) for name in sorted(colors, key=lambda n: -area[n])], colors)
     _lower(left, 0.25)
     left.set(xlabel="cost, relative to the most expensive model", ylabel="quality (area at right)")
     right.set(xlabel="cost, relative to the most expensive model", ylabel="quality − ZeroRouter")
@@ -202,15 +202,15 @@ def pool_strategy(setting: Report, kind: str) -> Any:
 def _intent(report: Report) -> dict[str, Any]:
     """Accuracy by confidence, and on the most confident rows."""
     rows = {row["name"]: row for row in report["models"] if row["name"] in report["reliability"]}
-    colours = dict(zip(rows, OWN, strict=False))
+    colors = dict(zip(rows, OWN, strict=False))
     left = {name: (table["confidence"], table["observed"]) for name, table in report["reliability"].items()}
     right = {name: (curve["coverage"], curve["accuracy"]) for name, curve in report["abstention"].items()}
-    figure, calibration, abstention = _panels(colours, left, right, ("bundle",))
+    figure, calibration, abstention = _panels(colors, left, right, ("bundle",))
     calibration.plot([0, 1], [0, 1], color=PALE, lw=0.8, zorder=0)
     for name, points in left.items():
-        calibration.plot(*points, ".", color=colours[name], clip_on=False)
-    _key(calibration, [(name, f"ECE {row['ece']:.3f}") for name, row in rows.items()], colours)
-    _key(abstention, [(name, f"{row['accuracy']['value']:.3f}") for name, row in rows.items()], colours)
+        calibration.plot(*points, ".", color=colors[name], clip_on=False)
+    _key(calibration, [(name, f"ECE {row['ece']:.3f}") for name, row in rows.items()], colors)
+    _key(abstention, [(name, f"{row['accuracy']['value']:.3f}") for name, row in rows.items()], colors)
     _lower(abstention, 0.45)
     calibration.set(xlabel="confidence", ylabel="accuracy")
     abstention.set(xlabel="rows answered, most confident first", ylabel="accuracy on them (all at right)")
@@ -224,7 +224,7 @@ def _robustness(report: Report) -> dict[str, Any]:
     rows = report["perturbations"]
     figure = Figure(figsize=(PAGE_INCHES, 0.17 * len(rows) + 0.9), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    for axes, kind, colour, group in (
+    for axes, kind, color, group in (
         (left, "domain_flip", OWN[0], None),
         (right, "difficulty_flip", OWN[0], None),
         (right, "hard_to_easy", REFERENCES["length"], "easy"),
@@ -234,8 +234,8 @@ def _robustness(report: Report) -> dict[str, Any]:
             found = row[kind] if group in (None, row["group"]) else None
             if found and found["value"] is not None:
                 ends = [found["value"] if found[end] is None else found[end] for end in ("low", "high")]
-                axes.plot(ends, [y, y], color=colour, lw=0.9, clip_on=False)
-                axes.plot([found["value"]], [y], color=colour, marker="o", ms=3.2, clip_on=False)
+                axes.plot(ends, [y, y], color=color, lw=0.9, clip_on=False)
+                axes.plot([found["value"]], [y], color=color, marker="o", ms=3.2, clip_on=False)
     left.set_yticks(range(len(rows)), [row["name"] for row in rows])
     left.invert_yaxis()
     left.set_xlabel("domain flips")

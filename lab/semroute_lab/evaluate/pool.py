@@ -3,9 +3,9 @@
 UniRoute's protocol (arXiv 2502.08773, section 6): seeded trials, each with 60/10/30 % of the
 prompts for training, for profiles of new models, and for the test; two thirds of the models for
 training, one third as the pool. With a models file there is a second setting that holds out a
-whole family. Identical prompts are on one side of every split. Strategies of a pair choose between the
-cheapest model and the most accurate one on the validation prompts. Every router decides by the models'
-mean validation cost and pays the true one.
+whole family. Identical prompts are on one side of every split. Two-model strategies route between the
+cheapest model and the one that is most accurate on the validation prompts. Routers decide by each model's
+mean validation cost and are charged the true cost.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -23,13 +22,13 @@ from semroute_lab.common.options import tracked
 from semroute_lab.common.tables import Table, portions, require_rows, text_groups
 from semroute_lab.evaluate import deferral, strategies
 from semroute_lab.evaluate.deferral import DeferralCurve
-from semroute_lab.evaluate.scoring import ROWS, Scores, described, head
+from semroute_lab.evaluate.scoring import ROWS, Report, Scores, described, head
 from semroute_lab.evaluate.unseen import ROUTERS, Trial
 from semroute_lab.fit.clusters import k_means
 from semroute_lab.fit.outcomes import join, row_of
 
 PROMPT_SHARES = (0.6, 0.1, 0.3)  # Training, validation and test prompts
-TRAIN_MODELS = 2.0 / 3.0  # Share of the models that are trained on in a random trial
+TRAIN_MODELS = 2.0 / 3.0  # Share of the models used for training in a random trial
 QUESTIONS_MIN = 100  # Fewer questions cannot be split in three
 MODELS_MIN = 4  # Fewer models cannot be split into a training set and a pool
 CLUSTERS = 25  # Clusters of the training prompts; at most one for every ten validation prompts
@@ -37,8 +36,6 @@ HALF_BUDGET = 0.5  # Budget of the second area, in units of the pool's most expe
 CURVE_POINTS = 101  # Points of each mean curve in the report
 
 _SIZE = re.compile(r"(?i)(?<![a-z0-9.])(?:(\d+)x)?(\d+(?:\.\d+)?)b(?![a-z0-9])")
-
-Report = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,11 +202,11 @@ def _trial(
     scale = float(cost[test].mean(axis=0).max())
     prices, paid = cost[validation].mean(axis=0) / scale, cost[test] / scale
     k = pool.clusters or max(1, min(CLUSTERS, len(validation) // 10, len(train)))
-    centres, near = k_means(vectors[train], k, seed)
+    centers, near = k_means(vectors[train], k, seed)
     embeddings = (vectors[train], vectors[validation], vectors[test])
     errors, forbidden = 1.0 - outcome[validation], 1.0 - outcome[train]
     known_errors = 1.0 - rows.outcome[np.ix_(train, trained)]
-    trial = Trial(*embeddings, known_errors, errors, forbidden, centres, near, seed)
+    trial = Trial(*embeddings, known_errors, errors, forbidden, centers, near, seed)
     quality = outcome[validation].mean(axis=0)
     on_hull = deferral.hull(prices, quality)
     curves = {"ZeroRouter": deferral.fixed_curve(on_hull, outcome[test], paid)}
@@ -220,7 +217,7 @@ def _trial(
     estimates["oracle"] = 1.0 - outcome[test]
     for name, each in estimates.items():
         curves[name] = deferral.deferral_curve(each, prices, outcome[test], paid)
-    # Of equally cheap models the better one, of equally good models the cheaper one.
+    # Ties go to the better of equally cheap models, and to the cheaper of equally good ones.
     weak, strong = (int(np.lexsort(keys)[0]) for keys in ((-quality, prices), (prices, -quality)))
     pair = None if weak == strong else outcome[validation][:, [strong, weak]]
     for name, scores in _pair_scores(pool, validation, test, pair, seed).items():
@@ -232,14 +229,14 @@ def _trial(
 def _pair_scores(
     pool: _Pool, validation: Integers, test: Integers, outcome: Floats | None, seed: int
 ) -> dict[str, Floats]:
-    """Scores (n_test,) of the strategies of a pair with validation outcomes (n, 2), None of one model."""
+    """Test scores of the two-model strategies; `outcome` (n, 2) on validation, None if both are one model."""
     scores = {"threshold": pool.known.difficulty[test]}
     if outcome is None:
-        # The same model answers whatever the score is.
+        # One model is both the weak and the strong one: the score does not matter.
         scores |= dict.fromkeys(("similarity", "factorization"), scores["threshold"])
     else:
         texts = [pool.rows.texts[row] for row in validation]
-        fit = strategies.Labelled(pool.known.take(validation), outcome, texts)
+        fit = strategies.Labeled(pool.known.take(validation), outcome, texts)
         x = pool.known.neighbours[test]
         scores["similarity"] = strategies.similarity_scores(fit, x, seed)
         scores["factorization"] = strategies.factorization_scores(fit, x, seed)

@@ -16,7 +16,7 @@ NEEDS = {
     "--fit or --cross-fit": ("similarity", "factorization", "clusters", "intent"),
     "--judge": ("judge",),
 }
-"""What a strategy needs to get a row."""
+"""Option to the strategies whose rows it adds."""
 
 DECIMALS = 6  # Digits after the point in the JSON: further ones depend on the order of summation
 
@@ -85,16 +85,16 @@ def _pair(report: dict[str, Any]) -> list[Table]:
     ]
     found = [_table(_subject(report), names, rows, caption)]
     if report["within_subject"]:
-        title = "within subjects: the subject taken out of the score"
+        title = "within subjects: scores standardized by subject"
         found.append(_table(title, names[:-1], map(_pair_cells, report["within_subject"])))
-    if labelled := [row for row in routers if "auroc" in row]:
-        cells = [[_named(row), _interval(row["auroc"]), _number(row.get("t"))] for row in labelled]
-        said = "\n".join(dict.fromkeys(row["note"] for row in labelled if row.get("note")))
-        found.append(_table("does the strong model do better", ["router", "AUROC", "t"], cells, said))
+    if labeled := [row for row in routers if "auroc" in row]:
+        cells = [[_named(row), _interval(row["auroc"]), _number(row.get("t"))] for row in labeled]
+        said = "\n".join(dict.fromkeys(row["note"] for row in labeled if row.get("note")))
+        found.append(_table("is the strong model better?", ["router", "AUROC", "t"], cells, said))
     for section, title, columns in (
         ("calibration", "difficulty as a probability",
          {"ece": "ECE", "auroc": "AUROC", "mean": "mean", "rate": "event rate"}),
-        ("threshold", "at a threshold fixed elsewhere",
+        ("threshold", "at a threshold chosen on other data",
          {"threshold": "threshold", "strong_share": "strong share", "quality": "quality", "pgr": "PGR"}),
     ):  # fmt: skip
         if figures := report[section]:
@@ -110,7 +110,7 @@ def _named(row: dict[str, Any]) -> str:
 
 
 def _judge(judge: dict[str, Any] | None) -> str:
-    """A line of a caption about the judge that was asked."""
+    """The line of a caption about the judge."""
     if judge is None:
         return ""
     failed = ", ".join(f"{result} {prompts}" for result, prompts in judge["failed"].items())
@@ -120,7 +120,7 @@ def _judge(judge: dict[str, Any] | None) -> str:
 
 
 def _missing(rows: list[dict[str, Any]]) -> str:
-    """A line of a caption about the strategies without a row, and the options that add them."""
+    """The line of a caption about strategies without a row, and the options that add them."""
     there = {row["strategy"] for row in rows}
     needs = {option: [kind for kind in kinds if kind not in there] for option, kinds in NEEDS.items()}
     said = [f"{', '.join(kinds)} ({option})" for option, kinds in needs.items() if kinds]

@@ -1,7 +1,7 @@
-"""`eval robustness`: how often a decision flips when the prompt is changed but not its needs.
+"""`eval robustness`: how often a decision flips when the prompt changes but the task does not.
 
-A decision is the predicted domain, and the side of the threshold on which the difficulty falls. The router
-by length, with a threshold of the same share, is the baseline of every row. `noise` and `paraphrase` keep
+A decision is the predicted domain, and whether the difficulty reaches the threshold. The baseline of every
+row is a router by prompt length with the same strong share. `noise` and `paraphrase` keep
 the question, `appended` adds unrelated text, `easy` tries to get the weak model for a hard prompt, `hard`
 the strong one for any prompt.
 """
@@ -21,7 +21,7 @@ import numpy as np
 from semroute_lab.common import metrics
 from semroute_lab.common.metrics import Booleans, Estimate, Floats, estimate
 from semroute_lab.common.tables import Table, require_rows
-from semroute_lab.evaluate.scoring import Source, head
+from semroute_lab.evaluate.scoring import Report, Source, head
 
 TYPO_SHARE = 0.1  # Share of the longer words that get a typing error
 TYPO_LETTERS_MIN = 4  # Shorter words are left alone: an error would turn them into another word
@@ -38,7 +38,6 @@ _OPTION = re.compile(r"^(\s*\(?[A-J][.):]\s+)(.*)$", re.MULTILINE)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 Change = Callable[[str, random.Random], str]
-Report = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +138,7 @@ PERTURBATIONS = tuple(_perturbation(**one) for one in _DATA["perturbations"])  #
 
 
 def perturb(one: Perturbation, texts: list[str], seed: int) -> list[str]:
-    """Every text changed; a text's change depends on its place, the perturbation and the seed only."""
+    """Every text, perturbed; the change depends only on its index, the perturbation and the seed."""
     return [one.apply(text, random.Random(f"{seed}/{one.name}/{row}")) for row, text in enumerate(texts)]
 
 

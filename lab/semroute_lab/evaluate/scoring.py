@@ -16,6 +16,8 @@ from semroute_lab.common.embedding import signals_of
 from semroute_lab.common.metrics import Booleans, Floats, Integers, Vectors
 from semroute_lab.common.tables import Table
 
+Report = dict[str, Any]
+
 ROWS: dict[str, dict[str, dict[str, str]]] = tomllib.loads(
     Path(__file__).with_name("rows.toml").read_text(encoding="utf-8")
 )

@@ -1,8 +1,8 @@
 """Strategies as routers of a pair, by the classes that serve requests.
 
-They are fitted on rows of a file of their own, or cross-fitted. The only expert of a pair is the strong
-model, so `intent` orders domains by their gain on the rows fitted on, and text on which it abstains comes
-before all of them, as its generalist answers that.
+They are fitted on a separate file, or cross-fitted. With two models the only expert is the strong one, so
+`intent` ranks domains by their gain on the fit rows. Text on which it abstains ranks first, because the
+generalist, which is the strong model too, answers it.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from semroute_lab.profile.tally import tally
 Estimate = Literal["shrunk", "laplace"]  # How the strategy `clusters` reads a profile
 
 NEIGHBOURS = 200  # Stored prompts that count in the second similarity row
-SHRINKAGE = 20.0  # Answers for which a model's own mean counts; the strategy's default
-MAX_ENTROPY: float = IntentSettings.model_fields["max_entropy"].default  # From which on `intent` abstains
+SHRINKAGE = 20.0  # Weight of a model's own mean, in answers; the strategy's default
+MAX_ENTROPY: float = IntentSettings.model_fields["max_entropy"].default  # `intent` abstains above it
 NEAREST = f"similarity, {NEIGHBOURS} nearest"
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
+class Labeled:
     """Prompts to fit on: the bundle's scores of n prompts, and outcomes of strong and weak (n, 2)."""
 
     known: Scores
@@ -46,14 +46,14 @@ class Labelled:
         """Their embeddings; (n, d)."""
         return self.known.neighbours
 
-    def take(self, rows: Integers) -> Labelled:
+    def take(self, rows: Integers) -> Labeled:
         """Some rows, in that order."""
         texts = [self.texts[row] for row in rows]
         samples = self.samples[rows] if len(self.samples) else self.samples
-        return Labelled(self.known.take(rows), self.outcome[rows], texts, samples)
+        return Labeled(self.known.take(rows), self.outcome[rows], texts, samples)
 
 
-def scores(fit: Labelled, known: Scores, seed: int) -> dict[str, Floats]:
+def scores(fit: Labeled, known: Scores, seed: int) -> dict[str, Floats]:
     """The score of each strategy fitted on `fit`, for the m rows of `known`; each (m,)."""
     x = known.neighbours
     k = max(1, min(clusters.CLUSTERS, len(fit.x) // 10))
@@ -69,9 +69,9 @@ def scores(fit: Labelled, known: Scores, seed: int) -> dict[str, Floats]:
 
 
 def cross_fitted(
-    rows: Labelled, seed: int, fitted: Callable[[Labelled, Labelled], dict[str, Floats]]
+    rows: Labeled, seed: int, fitted: Callable[[Labeled, Labeled], dict[str, Floats]]
 ) -> dict[str, Floats]:
-    """Scores of the rows themselves, by `fitted(others, rows)` for each fold; identical prompts in one."""
+    """Out-of-fold scores of `rows`, by `fitted(fit, apply)` for each fold; identical prompts share a fold."""
     fold = folds(rows.texts, seed)
     found: dict[str, Floats] = {}
     for part in np.unique(fold):
@@ -84,9 +84,9 @@ def cross_fitted(
 def judge_scores(
     said: Mapping[str, float | None], texts: Sequence[str], difficulty: Floats, reference: Sequence[float]
 ) -> Floats:
-    """The judge's score of each text, or one with the rank that serving gives without one; (n,).
-    A text without a score is strong at the shares where its `difficulty` (n,) is, by its `reference`
-    quantiles, and so gets the judge's own quantile of that share.
+    """The judge's score of each text, (n,), with a substitute for texts that it did not score.
+    As in serving, these are routed by `difficulty` (n,): the substitute has the rank among the judge's scores
+    that the difficulty has among its `reference` quantiles.
     """
     given = np.asarray([said[text] for text in texts], dtype=np.float64)
     percents = np.arange(101)
@@ -95,7 +95,7 @@ def judge_scores(
     return np.where(np.isfinite(given), given, instead)
 
 
-def similarity_scores(fit: Labelled, x: Vectors, seed: int, neighbours: int = 0) -> Floats:
+def similarity_scores(fit: Labeled, x: Vectors, seed: int, neighbours: int = 0) -> Floats:
     """P(strong wins) by the strategy `similarity` fitted on `fit`, for embeddings `x` (m, d); (m,)."""
     labels, manifest = wins(*fit.outcome.T), unwritten("similarity", fit.x, seed)
     artifact, _ = similarity.fit(fit.x, labels, folds(fit.texts, seed), manifest, neighbours=neighbours)
@@ -103,8 +103,8 @@ def similarity_scores(fit: Labelled, x: Vectors, seed: int, neighbours: int = 0)
     return np.asarray([score(row) for row in x])
 
 
-def factorization_scores(fit: Labelled, x: Vectors, seed: int) -> Floats:
-    """The same by the strategy `factorization`."""
+def factorization_scores(fit: Labeled, x: Vectors, seed: int) -> Floats:
+    """P(strong wins) by the strategy `factorization`; see `similarity_scores`."""
     manifest = unwritten("factorization", fit.x, seed)
     artifact, _ = factorization.fit(fit.x, fit.outcome, PAIR, folds(fit.texts, seed), manifest)
     score = artifact.score(*PAIR)
@@ -123,9 +123,9 @@ def profile_errors(
 
 
 def domain_errors(fit: Scores, errors: Floats, known: Scores) -> Floats:
-    """Expected errors (m, models) of the predicted domains of `known`, NaN where `intent` abstains.
-    `errors` (n, models) are those of the rows of `fit`; a domain's mean is shrunk to each model's own, as
-    profiles are. Only rows on which the strategy does not abstain count.
+    """Expected errors (m, models) in the predicted domains of `known`, NaN where `intent` abstains.
+    `errors` (n, models) belong to the rows of `fit`; rows on which the strategy abstains are ignored. As in
+    profiles, the mean of a domain is shrunk to the model's overall mean.
     """
     seen, wanted = fit.expert(MAX_ENTROPY), known.expert(MAX_ENTROPY)
     means = errors.mean(axis=0)
@@ -136,8 +136,8 @@ def domain_errors(fit: Scores, errors: Floats, known: Scores) -> Floats:
     return table[wanted]
 
 
-def intent_scores(fit: Labelled, known: Scores) -> Floats:
-    """The gain of the predicted domain; highest where `intent` abstains; (m,)."""
+def intent_scores(fit: Labeled, known: Scores) -> Floats:
+    """The gain of the predicted domain, and more than any gain where `intent` abstains; (m,)."""
     strong, weak = domain_errors(fit.known, 1.0 - fit.outcome, known).T
     gain: Floats = weak - strong
     sure = np.isfinite(gain)

@@ -33,13 +33,13 @@ class Trial:
     train_errors: Floats  # Training models on training prompts; (n_train, training models)
     validation_errors: Floats  # Test models on validation prompts; (n_validation, test models)
     forbidden_errors: Floats  # Test models on training prompts, for the clairvoyant only
-    centres: Floats  # K-means of the training prompts; (k, d)
+    centers: Floats  # K-means of the training prompts; (k, d)
     near: Integers  # The cluster of each training prompt; (n_train,)
     seed: int
 
     @property
     def manifest(self) -> ArtifactManifest:
-        """Of an artifact that is never written."""
+        """The manifest of an artifact that is never written."""
         return unwritten("clusters", self.train, self.seed)
 
 
@@ -53,20 +53,20 @@ def nearest_neighbours(trial: Trial) -> Floats:
 
 def clusters_averaged(trial: Trial) -> Floats:
     """K-means profiles of several clusterings, whose estimates are averaged."""
-    k = len(trial.centres)
+    k = len(trial.centers)
     others = [k_means(trial.train, k, trial.seed + run)[0] for run in range(1, CLUSTERINGS)]
-    return _k_means(trial, np.concatenate([trial.centres, *others]), "shrunk", CLUSTERINGS)
+    return _k_means(trial, np.concatenate([trial.centers, *others]), "shrunk", CLUSTERINGS)
 
 
 def learned_map(trial: Trial) -> Floats:
     """UniRoute's LearnedMap: soft clusters learned on the training models, profiles by membership."""
-    texts, k, start = [""] * len(trial.train), len(trial.centres), (trial.centres, trial.near)
+    texts, k, start = [""] * len(trial.train), len(trial.centers), (trial.centers, trial.near)
     artifact = fit_learned_map(trial.train, trial.train_errors, trial.manifest, texts, k, start)
     return _profiles(trial, artifact, "shrunk", LEARNED_MAP_SHRINKAGE)
 
 
-def _k_means(trial: Trial, centres: Floats, estimate: Estimate, clusterings: int = 1) -> Floats:
-    names, centroids = ("",) * len(centres), centres.astype(np.float32)
+def _k_means(trial: Trial, centers: Floats, estimate: Estimate, clusterings: int = 1) -> Floats:
+    names, centroids = ("",) * len(centers), centers.astype(np.float32)
     artifact = ClustersArtifact(trial.manifest, centroids, None, names, clusterings)
     return _profiles(trial, artifact, estimate, SHRINKAGE)
 
@@ -77,7 +77,7 @@ def _profiles(trial: Trial, artifact: ClustersArtifact, estimate: Estimate, shri
 
 
 def ridge(fit: Vectors, errors: Floats, test: Vectors) -> Floats:
-    """Ridge regression whose weight has the least leave-one-out error over all models."""
+    """Ridge regression; its weight minimizes the leave-one-out error over all models."""
     from sklearn.linear_model import RidgeCV
 
     found = RidgeCV(alphas=RIDGES).fit(fit.astype(np.float64), errors).predict(test.astype(np.float64))
@@ -86,11 +86,11 @@ def ridge(fit: Vectors, errors: Floats, test: Vectors) -> Floats:
 
 ROUTERS: dict[str, Callable[[Trial], Floats]] = {
     "kNN": nearest_neighbours,
-    "K-means, Laplace": lambda trial: _k_means(trial, trial.centres, "laplace"),
-    "K-means, shrunk": lambda trial: _k_means(trial, trial.centres, "shrunk"),
+    "K-means, Laplace": lambda trial: _k_means(trial, trial.centers, "laplace"),
+    "K-means, shrunk": lambda trial: _k_means(trial, trial.centers, "shrunk"),
     "K-means, averaged": clusters_averaged,
     "LearnedMap": learned_map,
     "ridge, refitted": lambda trial: ridge(trial.validation, trial.validation_errors, trial.test),
     "clairvoyant": lambda trial: ridge(trial.train, trial.forbidden_errors, trial.test),
 }
-"""Row of the report to its router; the clairvoyant reads outcomes that it must not have."""
+"""Row of the report to its router; the clairvoyant uses outcomes that no real router has."""

@@ -127,7 +127,7 @@ def _pair(rows: data.Outcomes, strong: str | None, weak: str | None) -> tuple[st
 
 
 def _held_out(strong: Floats, weak: Floats, scores: Floats) -> dict[str, Any]:
-    """How well held-out scores route: APGR by RouteLLM's code, .5 is random; null without a gap."""
+    """How well held-out scores route: RouteLLM's APGR (.5 is random), or None without a gap."""
     seen = np.isfinite(scores)
     s, w = float(strong[seen].mean()), float(weak[seen].mean())
     curve = decile_curve(scores[seen], strong[seen], weak[seen])

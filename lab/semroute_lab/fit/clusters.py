@@ -32,7 +32,7 @@ def fit_kmeans(
     """K-means from `clusterings` seeds, one after the other; `x` (n, d) with its texts."""
     found = [k_means(x, k, manifest.seed + run) for run in range(clusterings)]
     names = [name for _, near in found for name in cluster_names(texts, near, k)]
-    centroids = np.concatenate([centres for centres, _ in found]).astype(np.float32)
+    centroids = np.concatenate([centers for centers, _ in found]).astype(np.float32)
     return ClustersArtifact(manifest, centroids, None, tuple(names), clusterings)
 
 
@@ -45,9 +45,9 @@ def fit_learned_map(
     start: tuple[Floats, Integers] | None = None,
 ) -> ClustersArtifact:
     """UniRoute's learned map, softmax(W x + b), from the training models' `errors` (n, models).
-    Section 5.2: Adam minimises the mean log loss of p = softmax(xW + b) · profiles from K-means, or `start`.
+    Section 5.2: Adam minimizes the mean log loss of p = softmax(xW + b) · profiles from K-means, or `start`.
     """
-    centres, near = start or k_means(x, k, manifest.seed)
+    centers, near = start or k_means(x, k, manifest.seed)
     member = (near[:, None] == np.arange(k)).astype(np.float64)
     shrunk = member.T @ errors + LEARNED_MAP_SHRINKAGE * errors.mean(axis=0)
     profiles = (shrunk / (member.sum(axis=0)[:, None] + LEARNED_MAP_SHRINKAGE)).astype(np.float32)
@@ -64,14 +64,14 @@ def fit_learned_map(
         through = ((p - wrong) / (p * (1.0 - p))) @ profiles.T / wrong.size
         return [batch.T @ (soft * (through - (soft * through).sum(axis=1, keepdims=True)))]
 
-    nearest = START_SHARPNESS * np.vstack((centres.T, -(centres**2).sum(axis=1) / 2.0))
+    nearest = START_SHARPNESS * np.vstack((centers.T, -(centers**2).sum(axis=1) / 2.0))
     [theta] = adam([nearest.astype(np.float32)], gradients, LEARNED_MAP_STEPS, lambda _: LEARNED_MAP_RATE)
     names = cluster_names(texts, np.argmax(inputs @ theta, axis=1), k)
     return ClustersArtifact(manifest, np.ascontiguousarray(theta[:-1].T), theta[-1].copy(), names)
 
 
 def k_means(x: Vectors, k: int, seed: int) -> tuple[Floats, Integers]:
-    """scikit-learn's K-means from one k-means++ start; centres (k, d) and the cluster of each row (n,)."""
+    """scikit-learn's K-means from one k-means++ start; centers (k, d) and the cluster of each row (n,)."""
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]

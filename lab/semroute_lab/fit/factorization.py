@@ -16,7 +16,7 @@ import numpy as np
 from semroute_extproc.strategies.artifact import ArtifactManifest as Manifest
 from semroute_extproc.strategies.factorization import FactorizationArtifact
 from semroute_lab.common.metrics import Floats, Integers, Vectors
-from semroute_lab.fit.outcomes import quantiles
+from semroute_lab.fit.outcomes import quantiles, wins
 
 RANK = 32  # Length of a model's vector
 WEIGHTS = (3e-4, 1e-3, 3e-3, 1e-2)  # L2 weights that are tried
@@ -24,7 +24,7 @@ STEPS = 300  # Adam steps of a fit
 BATCH = 512  # Prompts of a step
 PAIRS_MAX = 64  # Pairs of models compared in a step; if there are more, this many are drawn
 RATE = 0.01  # Adam's first step size
-FIRST, SECOND, EPSILON = 0.9, 0.999, 1e-8  # Decay of both moments, and what keeps the divisor above zero
+FIRST, SECOND, EPSILON = 0.9, 0.999, 1e-8  # Adam's beta 1, beta 2 and epsilon
 
 
 def fit(
@@ -56,10 +56,10 @@ def model_deltas(factors: Sequence[Vectors], x: Vectors) -> Floats:
 
 
 def pair_loss(deltas: Floats, outcome: Floats) -> float:
-    """Mean log loss over all pairs of models, labels (1 + o_i − o_j) / 2; both arrays (n, models)."""
+    """Mean log loss over all pairs of models, with the labels of `wins`; both arrays (n, models)."""
     losses = []
     for i, j in itertools.combinations(range(outcome.shape[1]), 2):
-        y = (1.0 + outcome[:, i] - outcome[:, j]) / 2.0
+        y = wins(outcome[:, i], outcome[:, j])
         p = np.clip(_sigmoid(deltas[:, i] - deltas[:, j]), 1e-6, 1.0 - 1e-6)
         losses.append(float(-np.mean(y * np.log(p) + (1.0 - y) * np.log(1.0 - p))))
     return sum(losses) / len(losses)
@@ -83,7 +83,7 @@ def descend(x: Vectors, outcome: Floats, weight: float, rank: int, seed: int) ->
         (rng.standard_normal((rank, d)) * 0.1).astype(np.float32),
         np.zeros(rank, dtype=np.float32),
     ]
-    # The step size falls to nothing, so that the result does not depend on the last batches.
+    # The step size decays almost to zero, so that the result does not depend on the last batches.
     return adam(start, gradients, STEPS, lambda step: RATE * (1.0 - step / (STEPS + 1)))
 
 
@@ -126,7 +126,7 @@ def adam(
             mean += (1.0 - FIRST) * gradient
             square *= SECOND
             square += (1.0 - SECOND) * gradient**2
-            ahead = mean / np.float32(1.0 - FIRST**step)
+            momentum = mean / np.float32(1.0 - FIRST**step)
             spread = np.sqrt(square / np.float32(1.0 - SECOND**step)) + np.float32(EPSILON)
-            parts[i] = np.asarray(parts[i] - size * ahead / spread, dtype=np.float32)
+            parts[i] = np.asarray(parts[i] - size * momentum / spread, dtype=np.float32)
     return parts

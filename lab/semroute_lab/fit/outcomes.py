@@ -1,4 +1,4 @@
-"""Labelled prompts for fitting: texts, the outcome of each model, and embeddings."""
+"""Labeled prompts for fitting: texts, the outcome of each model, and embeddings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from semroute_lab.common.metrics import Floats, Integers, Vectors
 from semroute_lab.common.tables import Table, folds, read_table, require_rows, texts_in
 
 PAIR = ("strong", "weak")  # Names of the models of a pair file
-BLANKS_MAX = 0.05  # A model that was not run on more than this share of the questions is left out
+BLANKS_MAX = 0.05  # A model that lacks outcomes for more than this share of the questions is left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def read(
 def join(
     questions: Table, texts: list[str], outcomes: Table, models: Sequence[str] | None = None
 ) -> tuple[Outcomes, list[str]]:
-    """Questions and outcomes by the outcomes' first column, and the models left out for many blanks.
+    """Join questions and outcomes by the outcomes' first column; also the models dropped for many blanks.
     `models` selects columns. Questions with a blank are left out. DataError where the files do not fit.
     """
     key = next(iter(outcomes.columns))
@@ -93,7 +93,7 @@ def row_of(table: Table, key: str) -> dict[str, int]:
     place: dict[str, int] = {}
     for row, value in enumerate(table.texts(key)):
         if place.setdefault(value, row) != row:
-            raise table.error(key, f"{value!r} is there twice", row)
+            raise table.error(key, f"duplicate value {value!r}", row)
     return place
 
 

@@ -32,8 +32,8 @@ from semroute_lab.common.writing import write_json
 from semroute_lab.fit.outcomes import PAIR, quantiles
 from semroute_lab.profile.tally import interval
 
-SECONDS = 60.0  # How long one text may take: the score is measured, not the speed
-FAILURES_MAX = 100  # After this many texts in a row without a score the rest is not asked
+SECONDS = 60.0  # Time limit of one text: generous, since only the score matters here
+FAILURES_MAX = 100  # After this many consecutive texts without a score, give up
 
 
 def wilson(hits: int, rows: int) -> Estimate:
@@ -49,7 +49,7 @@ def quality_by_share(scores: Floats, strong: Floats, weak: Floats) -> tuple[floa
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A chosen trade-off and its result on the prompts it was chosen on."""
+    """A chosen threshold and its result on the prompts that it was chosen on."""
 
     threshold: float
     wanted_share: float
@@ -68,7 +68,7 @@ def settle(
     replicates: int,
     seed: int,
 ) -> Setting:
-    """The threshold for a share or quality drop, one of both None; intervals hold it fixed."""
+    """The threshold for a strong share or a quality drop (one is None); intervals hold it fixed."""
     share = strong_share
     if share is None:
         assert max_quality_drop is not None
@@ -93,7 +93,7 @@ def settle(
 
 
 def calibrate(file: Path, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The report of `semroute calibrate` with its options, and the calibration written to `out`."""
+    """Run `semroute calibrate` with its `options`: write the calibration to `out`, and return the report."""
     table = read_table(file).in_splits(options["splits"])
     texts = texts_in(table, options["text_column"])
     require_rows(table)
@@ -150,7 +150,7 @@ def calibrate(file: Path, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _score(scorer: Scorer, path: Path | None, strong: str | None, weak: str | None) -> tuple[str, str, Score]:
-    """The kind of score, the digest of its artifact and the live path's own function."""
+    """The kind of score, the digest of its artifact, and the function that serving uses."""
     if path is None:
         return "threshold", "", lambda signals: signals.difficulty
     manifest, this = ArtifactFile(path).manifest, scorer.bundle
@@ -212,8 +212,8 @@ def score_all(
     settings: JudgeSettings, texts: Sequence[str], advance: Callable[[], None] = lambda: None
 ) -> tuple[list[float | None], list[str]]:
     """The score of every text, None where there is none, and why not.
-    As many are asked at once as the settings allow. Raises EndpointError: `setup`, or what the last of
-    `FAILURES_MAX` texts in a row failed with.
+    Runs as many requests at once as the settings allow. Raises EndpointError if the judge cannot be set up,
+    or with the last failure after `FAILURES_MAX` consecutive ones.
     """
     bounds = {"timeout_ms": SECONDS * 1e3, "cache_entries": 0, "breaker_failures": len(texts) + 1}
     patient = settings.model_copy(update=bounds)

@@ -18,7 +18,7 @@ from semroute_lab.fit.outcomes import quantiles
 GAMMA = 10.0  # RouteLLM's base of the weights
 WHOLE_MAX = 10_000  # Up to this many prompts the whole embedding is stored
 AXES = 64  # Axes on which more prompts are stored
-HELD_OUT_MAX = 4_000  # Prompts scored by the others' labels; more do not change the quantiles
+HELD_OUT_MAX = 4_000  # Prompts scored out of fold; more do not change the quantiles
 
 
 def fit(
@@ -51,7 +51,7 @@ def fit(
 
 
 def principal_axes(x: Vectors, count: int) -> Vectors | None:
-    """The directions (count, d) in which the rows are longest, not centred; None if that is all of them."""
+    """The leading principal axes (count, d) of the rows, not centered; None if that is all of them."""
     if count >= x.shape[1]:
         return None
     _, found = np.linalg.eigh((x.T @ x).astype(np.float64))

@@ -1,4 +1,4 @@
-"""Asking an endpoint many questions: with retries, within bounds, and continued after an interruption."""
+"""Asks an endpoint many questions, with retries and bounded concurrency; resumes after an interruption."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from semroute_extproc.io.http import Endpoint, decode
 
 BACKOFF_SECONDS = 0.5  # Longest pause before the second try; it doubles with every further one
 BACKOFF_SECONDS_MAX = 30.0  # Longest pause without Retry-After
-RETRY_AFTER_SECONDS_MAX = 300.0  # Beyond a longest pause of this the question counts as failed
-FAILURES_IN_A_ROW_MAX = 10  # After this many questions in a row without an answer the endpoint is down
+RETRY_AFTER_SECONDS_MAX = 300.0  # A question that would have to wait longer counts as failed
+FAILURES_IN_A_ROW_MAX = 10  # After this many consecutive failures the endpoint counts as down
 LINE_BYTES_MAX = 16 * 1024 * 1024  # Longest line of a file of answers
-_AGAIN = frozenset({408, 425, 429})  # Statuses below 500 that may be different the next time
-_HOPELESS = frozenset({401, 403, 404, 405})  # Statuses that every question would get
+_TRANSIENT = frozenset({408, 425, 429})  # Statuses below 500 that are worth a retry
+_FATAL = frozenset({401, 403, 404, 405})  # Statuses that every question would get
 
 
-class Hopeless(EndpointError):
+class FatalError(EndpointError):
     """No question will be answered: wrong key, wrong path, no such model, or no server."""
 
 
@@ -73,9 +73,9 @@ class Model:
         self, prompt: str, chance: random.Random, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     ) -> Reply:
         """The answer to one user turn.
-        429, 5xx, timeouts, lost connections and incomplete answers are tried again after a random pause up to
-        twice as long each time ("full jitter"), or after Retry-After. Raises EndpointError for a question
-        that stays without an answer, Hopeless if all will.
+        429, 5xx, timeouts, lost connections and incomplete answers are retried with exponential backoff and
+        full jitter, added to Retry-After. Raises EndpointError if this question gets no answer, FatalError
+        if none will.
         """
         message = {"role": "user", "content": prompt}
         body = {**self.parameters, "model": self.name, "messages": [message], "stream": False}
@@ -87,11 +87,11 @@ class Model:
                 answer = await self.endpoint.post("/chat/completions", body, self.seconds)
                 return _reply(answer, time.monotonic() - began)
             except EndpointError as error:
-                if error.status in _HOPELESS:
-                    raise Hopeless(error.reason, f"{self.endpoint.url}: {error}") from None
+                if error.status in _FATAL:
+                    raise FatalError(error.reason, f"{self.endpoint.url}: {error}") from None
                 pause = chance.uniform(0.0, min(BACKOFF_SECONDS * 2.0 ** (attempt - 1), BACKOFF_SECONDS_MAX))
                 pause += error.retry_after or 0.0
-                again = error.reason != "http" or error.status >= 500 or error.status in _AGAIN
+                again = error.reason != "http" or error.status >= 500 or error.status in _TRANSIENT
                 if not again or attempt >= self.tries or pause > RETRY_AFTER_SECONDS_MAX:
                     raise
             await sleep(pause)
@@ -107,9 +107,9 @@ def _reply(answer: bytes, seconds: float) -> Reply:
 
 
 def key_of(model: str, prompt: str, parameters: Mapping[str, object]) -> str:
-    """Names a question to a model with its parameters: another temperature is another question."""
-    told = json.dumps([model, prompt, parameters], sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:32]
+    """The key of a question to a model: another temperature gives another key."""
+    identity = json.dumps([model, prompt, parameters], sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(identity.encode()).hexdigest()[:32]
 
 
 class Answers:
@@ -196,15 +196,15 @@ async def ask_all(
         for index, key, prompt in waiting:
             try:
                 reply = await model.ask(prompt, chance)
-            except Hopeless:
+            except FatalError:
                 raise
             except EndpointError as error:
                 asked.failures[index] = str(error)
-                # A refusal is the question's own fault, once any question has been answered.
-                refused = 400 <= error.status < 500 and error.status not in _AGAIN
+                # Once any question was answered, a 4xx is about this question and not the endpoint.
+                refused = 400 <= error.status < 500 and error.status not in _TRANSIENT
                 in_a_row += not (refused and any(asked.replies))
                 if in_a_row >= FAILURES_IN_A_ROW_MAX:
-                    raise Hopeless(error.reason, f"{model.endpoint.url}: {error}") from None
+                    raise FatalError(error.reason, f"{model.endpoint.url}: {error}") from None
             else:
                 in_a_row = 0
                 answers.add(key, reply)
@@ -216,7 +216,7 @@ async def ask_all(
         async with asyncio.TaskGroup() as group:
             for _ in range(min(concurrency, len(todo))):
                 group.create_task(work())
-    except* Hopeless as errors:
+    except* FatalError as errors:
         first = errors.exceptions[0]
         raise EndpointError(getattr(first, "reason", ""), str(first)) from None
     except* OSError as errors:

@@ -19,7 +19,7 @@ from semroute_lab.common.options import DIRECTORY, FILE, option, progress, shown
 from semroute_lab.common.writing import write_json
 from semroute_lab.profile.tally import certainty, open_clusters, profile_of, seen_of
 
-FAILED_SHARE_MAX = 0.1  # With more questions without an answer no profile is written
+FAILED_SHARE_MAX = 0.1  # No profile is written if a larger share of the questions has no grade
 
 _clusters_help = "Artifact of `semroute fit clusters` that defines the clusters."
 _questions_help = "CSV or JSON Lines: prompt, grader, answer, options, tests; see docs/onboarding.md."
@@ -81,7 +81,7 @@ def run(questions_path: Path, model: str, **given: Any) -> None:
     replies, grades = asyncio.run(_run(questions, out, model, parameters, given))
     missing = sum(grade is None for grade in grades)
     if missing > FAILED_SHARE_MAX * len(questions):
-        message = f"{missing} of {len(questions)} questions stayed without a graded answer: no profile is "
+        message = f"{missing} of {len(questions)} questions have no graded answer: no profile is "
         message += "written. The answers are kept; run the command again to ask the rest"
         refuse([message], Exit.UNAVAILABLE)
     quality = [None if grade is None else grade.quality for grade in grades]
@@ -106,7 +106,7 @@ async def _run(
     if judged_at is None and judge_key is None:
         judge_key = given["api_key_env"]
     if any(q.grader == "code" for q in questions) and not sandbox.isolates():
-        click.echo("no user namespaces here: code will run with a network, under the other limits", err=True)
+        click.echo("no user namespaces here: code runs with network access; the other limits apply", err=True)
     with Answers(out.with_suffix(".answers.jsonl")) as answers:
         async with (
             Endpoint(url, api_key_env=given["api_key_env"], **tls) as endpoint,
@@ -176,7 +176,7 @@ def import_(log: Path, model: str, metric: str | None, chosen: str | None, **giv
 
 
 def _from_outcomes(columns: tuple[Any, ...], model: str, source: str, given: Mapping[str, Any]) -> None:
-    """Write a profile from columns of texts, qualities and tokens, the latter perhaps empty."""
+    """Write a profile from columns of texts, qualities and tokens (which may be empty)."""
     texts, quality, tokens = columns
     clusters, scorer = open_clusters(given["clusters"], given["bundle"])
     rows, x = _embed(scorer, texts)

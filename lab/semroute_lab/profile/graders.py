@@ -1,4 +1,4 @@
-"""From a model's answer to right or wrong.
+"""Grades a model's answer.
 
 Pure. Each grader looks for a *declared* answer first (`\\boxed{}`, "the answer is …") and takes the
 last one declared, since models correct themselves. An answer that cannot be read is wrong and counted
@@ -89,9 +89,9 @@ _RATING = re.compile(r"\[\[\s*(\d{1,3})(?:\.0+)?\s*\]\]")
 
 
 def said(reply: str) -> str:
-    """The end of the reply, without the model's thoughts."""
+    """The end of the reply, without the model's reasoning."""
     if "<think>" in reply and "</think>" not in reply:
-        return ""  # It never stopped thinking.
+        return ""  # The reasoning was cut off.
     reply = reply.rpartition("</think>")[2]
     return reply[-REPLY_CHARACTERS_MAX:].strip()
 

@@ -5,7 +5,7 @@ CSV or JSON Lines, optionally gzip-compressed. Further columns are ignored.
     prompt    the user's prompt; required
     grader    choice, number, exact, regex, code or judge; optional if one is given for all
     answer    choice: the letter, or the text of an option · number: the number · exact: the text, or a
-              JSON list of texts of which any counts · regex: a pattern to be found · judge: a
+              JSON list of accepted texts · regex: a pattern to be found · judge: a
               reference answer, may be blank · code: not used
     options   choice: a JSON list of texts, put below the prompt as lettered lines. Blank if the
               prompt has them already (letters A to J)
@@ -45,7 +45,7 @@ class Question:
     id: str
     text: str  # Prompt and options: the text that is embedded, since users send it so
     grader: str
-    answers: tuple[str, ...]  # Texts of which any counts; for `choice` one letter
+    answers: tuple[str, ...]  # Accepted texts; for `choice` one letter
     options: tuple[str, ...] = ()
     tests: str = ""
 
@@ -125,7 +125,7 @@ def _pattern(table: Table, row: int, answer: str, options: Answers) -> Answers:
     return (answer,)
 
 
-def _no_answer(table: Table, row: int, answer: str, options: Answers) -> Answers:
+def _checked_tests(table: Table, row: int, answer: str, options: Answers) -> Answers:
     tests = table.field("tests", row)
     if not tests:
         raise table.error("tests", "expected Python statements, found a blank field", row)
@@ -141,7 +141,7 @@ _READ: dict[str, Callable[[Table, int, str, Answers], Answers]] = {
     "number": _number,
     "exact": _texts,
     "regex": _pattern,
-    "code": _no_answer,
+    "code": _checked_tests,
     "judge": lambda table, row, answer, options: (answer,) if answer else (),
 }
 """Grader to the right answers by a row of the file; raises DataError."""

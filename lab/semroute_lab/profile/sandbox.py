@@ -70,7 +70,7 @@ def isolates() -> bool:
 
 def run(code: str, tests: str, limits: Limits = Limits(), isolated: bool | None = None) -> Verdict:
     """Run `code`, then `tests` in the same namespace; `passed` if both run to their end.
-    The program reports its end by a secret word, not by its exit status: a program that leaves early, with
+    The program prints a secret at its end. Its exit status is ignored, so a program that exits early, with
     any status, has not passed. `isolated` is whether to use namespaces, by default where possible.
     """
     isolated = isolates() if isolated is None else isolated

@@ -1,4 +1,4 @@
-"""From graded answers to a profile, and how sure a profile is."""
+"""From graded answers to a profile, and how certain a profile is."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from semroute_lab.profile.graders import Grade
 
 Z = 1.959963984540054  # Of the normal distribution for 95 %
 BAR_CHARACTERS = 10  # Width of a bar that is full: two models fit a terminal of 80 columns
-FIGURES = {  # Of an endpoint, in a profile's `seen`
+FIGURES = {  # Keys of a profile's `seen`
     *("answers", "failed", "unparsed", "cut", "concurrency"),
     *("seconds_p50", "seconds_p90", "tokens_per_second"),
 }
@@ -33,7 +33,7 @@ _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 def interval(errors: float, answers: float) -> tuple[float, float]:
     """The 95 % interval of an error rate by Wilson (1927), (0, 1) without an answer.
-    For graded answers it is wider than need be: a quality within 0..1 varies less than a coin.
+    It is conservative for graded answers: a quality in 0..1 varies no more than a 0/1 outcome.
     """
     if answers <= 0.0:
         return 0.0, 1.0
@@ -52,14 +52,14 @@ def certainty(profile: Profile, clusterings: int = 1) -> str:
     if not is_thin(profile):
         pairs = [interval(e, n) for e, n in zip(profile.errors, answers.tolist(), strict=True)]
         widest = max(high - low for low, high in pairs) / 2
-        return f"{overall}; in a single cluster it is known to within ±{widest:.2f} or better."
+        return f"{overall}; in every cluster the error is known to within ±{widest:.2f}."
     few, none = int((answers < FEW_ANSWERS).sum()), int((answers <= 0.0).sum())
-    untouched = f", {none} of them none at all" if none else ""
+    untouched = f", {none} of them none" if none else ""
     low, high = interval(FEW_ANSWERS / 2, FEW_ANSWERS)
     return (
         f"{overall}. Warning: {few} of {len(answers)} clusters have fewer than {FEW_ANSWERS} "
-        f"answers{untouched}; there its error may be off by {(high - low) / 2:.2f} or more, and routing "
-        "leans on its overall error instead. More questions of these kinds would tell its strengths apart."
+        f"answers{untouched}; there the error may be off by {(high - low) / 2:.2f} or more, and routing "
+        "relies on the overall error instead. More questions of these kinds would narrow this down."
     )
 
 
@@ -74,7 +74,7 @@ def tally(
     source: str = "",
 ) -> Profile:
     """The profile of a model from its graded answers to prompts with embeddings `x` (n, d).
-    `errors` (n,) are 0..1; `output_tokens` (n,) or empty. An answer is shared out by membership.
+    `errors` (n,) are 0..1; `output_tokens` (n,) or empty. An answer is split among clusters by membership.
     """
     share = clusters.membership(x).astype(np.float64) * clusters.clusterings
     wrong = np.asarray(errors, dtype=np.float64)
@@ -195,7 +195,7 @@ def _cell(profile: Profile, k: int, name: str) -> dict[str, Any]:
 
 
 def draw(models: Sequence[dict[str, Any]], console: Console) -> None:
-    """A table with a bar for every model in every cluster; where several differ most comes first."""
+    """A table with a bar per model and cluster; with several models, sorted by how much they differ."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("cluster", overflow="fold", min_width=12, max_width=36)
     for model in models:
@@ -225,7 +225,6 @@ def _bar(cell: dict[str, Any], models: int) -> Text:
     if cell["strength"] is None:
         return Text("no answers", style="dim")
     low, high = cell["interval"]
-    # A bar with any strength shows at least one eighth: only a missing one is empty.
     eighths = round(cell["strength"] * BAR_CHARACTERS * 8)
     bar = "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
     ends = f"[{low:.2f}, {high:.2f}]" if models <= SIDE_BY_SIDE else f"±{(high - low) / 2:.2f}"

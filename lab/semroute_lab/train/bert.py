@@ -41,7 +41,7 @@ class Smoothing(nn.Module):  # type: ignore[misc]
 
 
 class Layer(nn.Module):  # type: ignore[misc]
-    """One transformer layer, normalised after each residual sum (Devlin et al. 2019)."""
+    """One transformer layer, normalized after each residual sum (Devlin et al. 2019)."""
 
     def __init__(self, base: BaseSpec) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Layer(nn.Module):  # type: ignore[misc]
 
 
 class Encoder(nn.Module):  # type: ignore[misc]
-    """BERT with mean pooling over the real tokens; fine-tuning hides tokens instead of dropout."""
+    """BERT with mean pooling over the real tokens; fine-tuning masks tokens in place of dropout."""
 
     def __init__(self, base: BaseSpec) -> None:
         super().__init__()

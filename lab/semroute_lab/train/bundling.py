@@ -7,7 +7,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,19 +22,18 @@ from semroute_lab.train import graphs
 from semroute_lab.train.bert import TEXTS_MAX, Frames, smooth
 from semroute_lab.train.datasets import DOMAINS, TASKS, Corpus
 from semroute_lab.train.fit import States
-from semroute_lab.train.graphs import publish
+from semroute_lab.train.graphs import Array, publish
 from semroute_lab.train.model import Heads, Network
 from semroute_lab.train.sources import traffic_of
 from semroute_lab.train.spec import BundleSpec, Say
 
 FP32_GRAPH = "model.fp32.onnx"  # The graph from which the served ones are made; it stays in the work folder
-OPSET = 20  # ONNX operator set: the first with Gelu, which half precision needs to be one pass
+OPSET = 20  # ONNX operator set: the first with Gelu, which half precision needs as one operator
 INPUTS = ("input_ids", "attention_mask", "surface")
 OUTPUTS = ("sentence_embedding", "domain_logits", "difficulty_logit", "task_logits", "neighbour_embedding")
 
 PARITY_FP32 = 1e-4  # Largest difference between torch and its fp32 graph, relative to 1 + its size
 PARITY_ROWS = 64  # Texts on which the graphs are compared with the network
-Array = np.ndarray[Any, Any]
 
 
 def make_manifest(
@@ -137,11 +135,7 @@ def write_fp32(network: Network, file: Path) -> None:
 
 def graph_run(file: Path) -> Callable[..., Sequence[Array]]:
     """A graph on the CPU as a function of the inputs' tensors."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    session = graphs.cpu_session(str(file))
 
     def run(*tensors: Tensor) -> Sequence[Array]:
         feed = {name: tensor.numpy() for name, tensor in zip(INPUTS, tensors, strict=True)}

@@ -240,7 +240,7 @@ def _interval(estimate: dict[str, Any] | None, digits: int = 3) -> str:
 
 
 def _verdict(report: Report) -> str:
-    """The claim that a pair's report supports: a difference whose interval holds 0 is no win."""
+    """The claim that a pair report supports: no win if the interval of the difference contains 0."""
     ours = _named(report["routers"], "ours")
     difference: Report = ours["apgr_minus_length"] if ours else {"low": None}
     if difference["low"] is None:

@@ -1,4 +1,4 @@
-"""`semroute train` and `semroute bundle`: arguments to one call each.
+"""`semroute train` and `semroute bundle`.
 
 Torch is imported when a command runs, so that `semroute --help` needs no extra.
 """
@@ -45,7 +45,7 @@ _texts_help = (
 
 
 def _gone(context: click.Context, parameter: click.Parameter, value: object) -> None:
-    """Accept a flag that lost its meaning, and say what to use instead."""
+    """Accept a flag that no longer has an effect, and say what to use instead."""
     if value:
         click.echo(f"--{parameter.name} has no effect: {GONE[parameter.name or '']}", err=True)
 
@@ -80,9 +80,9 @@ def train(logs: Path | None, spec: Path, epochs: int | None, **given: Any) -> No
     if given["data"] is None and given["handwritten"] is None and logs is None:
         raise click.UsageError("nothing to train on: give --data, --handwritten or --logs")
     if logs is not None and (not weak or not strong or weak == strong):
-        raise click.UsageError("--logs needs --weak and --strong, two of the models it has outcomes of")
+        raise click.UsageError("--logs needs --weak and --strong: two different models of the logs")
     if (quality == "bartscore") != (bart is not None):
-        raise click.UsageError("--quality bartscore and --bartscore-model need each other")
+        raise click.UsageError("--quality bartscore and --bartscore-model must be given together")
     started = time.monotonic()
 
     def say(line: str) -> None:

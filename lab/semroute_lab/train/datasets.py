@@ -131,7 +131,7 @@ def assemble(rows: Iterable[Example], rows_min: int = FIT_ROWS_MIN) -> Corpus:
 
 
 def _admit(row: Example, reported: dict[str, set[str]]) -> tuple[Example | None, str]:
-    """The rest of a row under the rules, and why it lost something."""
+    """The row without the targets that the rules forbid, or None; and why it lost any."""
     if not row.rights.may_train:
         return None, "may only be evaluated on"
     reason = ""

@@ -1,4 +1,4 @@
-"""The parts of the heads that are computed once the encoder and the heads' networks are fixed.
+"""Parts of the heads that are computed, not trained, once the encoder and the trained networks are fixed.
 
 In order: the recalled base embedding, the exam expert's cluster table, the calibration of every
 expert, and the memory of the domain head.
@@ -121,7 +121,7 @@ def add_memory(
     seed: int,
     say: Say,
 ) -> None:
-    """Store `rows`, with outputs `fit`; the parameters are the best on calibration rows."""
+    """Store `rows`, whose outputs are `fit`; sharpness and weight minimize the loss on calibration rows."""
     chosen = cases(rows, plan.cases_max, seed)
     with torch.inference_mode():
         known, asked = heads.recalled(fit), heads.recalled(check)
@@ -133,14 +133,14 @@ def add_memory(
         memory.keys.copy_(memory.on_axes(vectors))
     domains = torch.tensor([rows[case[0]].domain for case in chosen])
     memory.labels.copy_(F.one_hot(domains, len(DOMAINS)).float())
-    labelled = target != IGNORE
-    target = target[labelled]
-    plain = check.domain[labelled].log_softmax(-1)
+    labeled = target != IGNORE
+    target = target[labeled]
+    plain = check.domain[labeled].log_softmax(-1)
     tried: list[tuple[float, float, float]] = []
     for sharpness in plan.sharpnesses:
         memory.sharpness.fill_(sharpness)
         with torch.inference_mode():
-            votes = memory(asked[labelled])
+            votes = memory(asked[labeled])
         for weight in plan.weights:
             logits = (plain + weight * votes).clone()
             loss = float(F.cross_entropy(logits / temperature(logits, target), target))
@@ -153,8 +153,8 @@ def add_memory(
 
 
 def cases(rows: Sequence[Example], most: int, seed: int) -> list[list[int]]:
-    """Indices of the rows of each case to store.
-    A case is a place in a file. All with a domain, but at most `most` of a source with only one domain.
+    """Row indices of each case to store: a case is the rows from one place in a file.
+    Every case with a domain is stored, but at most `most` from a source with a single domain.
     """
     sources: dict[str, dict[str, list[int]]] = {}
     first: dict[str, str] = {}
@@ -172,13 +172,13 @@ def cases(rows: Sequence[Example], most: int, seed: int) -> list[list[int]]:
 
 
 def principal_axes(x: Tensor, count: int) -> Tensor:
-    """The axes on which `x` [rows, d] is largest, not centred, at most `count`; orthonormal, [axes, d]."""
+    """At most `count` leading principal axes of `x` [rows, d], not centered; orthonormal, [axes, d]."""
     _, vectors = torch.linalg.eigh((x.T @ x).double())
     return vectors.flip(1)[:, :count].T.to(x.dtype)
 
 
 def temperature(logits: Tensor, target: Tensor) -> float:
-    """The temperature that minimises the cross-entropy of known targets (Guo et al. 2017, section 4.2)."""
+    """The temperature that minimizes the cross-entropy of known targets (Guo et al. 2017, section 4.2)."""
     known = target != IGNORE
     logits, target = logits[known].double(), target[known]
 
@@ -226,7 +226,7 @@ def unknown_threshold(known: Tensor, centroids: Tensor, share: float) -> float:
 
 
 def quantiles(probabilities: Tensor, weight: Tensor | None = None) -> list[float]:
-    """The 0, 1, … 100 % quantiles over weighted traffic, interpolated between the middles of its steps."""
+    """The 0, 1, … 100 % quantiles over weighted traffic, interpolated between midpoints of its steps."""
     values, order = probabilities.double().sort()
     weights = torch.ones_like(values) if weight is None else weight.double()[order]
     values, weights = values[weights > 0], weights[weights > 0]

@@ -24,7 +24,7 @@ from semroute_lab.train.spec import HeadPlan, LossWeights, Say, TunePlan
 EMBED_BATCH = 32  # Texts of one pass when a whole set is embedded
 IGNORE = -100  # Class index of an unknown target
 QUOTA = {source.name: source.quota for source in SOURCES if source.quota is not None}
-"""Rows of a source drawn per epoch, possibly more than it has; every row of the others."""
+"""Rows drawn from a source per epoch, possibly more than it has; other sources are used whole."""
 
 REPORT_SECONDS = 60.0  # A line of progress at least this often
 
@@ -197,7 +197,7 @@ def fine_tune(
     say: Say,
 ) -> tuple[Network, float]:
     """Fine-tune `network`; the average of its weights at the epoch with the lowest `check`, and CPU seconds.
-    A run that finds the state in `file`, written after each epoch, continues with the batches it would have.
+    The state is written to `file` after each epoch; a run that finds it continues with the same batches.
     """
     torch.manual_seed(seed)
     rng = random.Random(seed)

@@ -1,7 +1,7 @@
 """The served graphs, int8 for the CPU and float16 for CUDA, and published bundles. Needs no torch.
 
 Weights are rounded so that products keep their values (GPTQ, Frantar et al., arXiv 2210.17323, section 3):
-the inputs of a product are rounded one after the other, and those that are still free compensate the error,
+the weights of a product are rounded one input after the other; those not yet rounded compensate the error,
 by the correlations of the inputs on calibration texts. Seven bits and a sign, because AVX2 without VNNI adds
 products of unsigned and signed bytes in pairs to sixteen bits: 2 x 255 x 64 does not saturate there.
 """
@@ -31,9 +31,9 @@ CPU_GRAPH, CUDA_GRAPH = "model.int8.onnx", "model.fp16.onnx"
 QUANTISED_HEADS = ("/heads/memory/MatMul",)  # The only product of the heads that is as large as the encoder's
 CALIBRATION_TEXTS_MAX = 256  # Texts for the rounding of the weights
 STEPS = 64  # Weights are multiples -64 to 64 of a scale: ONNX Runtime's reduced range of int8
-DAMPING = 0.01  # Added to the correlations' diagonal, in means of it
+DAMPING = 0.01  # Added to the correlations' diagonal, as a share of its mean
 BLOCK = 64  # Columns whose error is compensated at once in all later columns
-CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)  # Largest value of a row's grid, by its largest weight
+CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)  # Candidate ends of a row's grid, over its largest weight
 Array = np.ndarray[Any, Any]
 Feed = Mapping[str, Array]
 CARD = "CARD.md"
@@ -57,7 +57,7 @@ def write_int8(fp32: Path, file: Path, calibration: Sequence[Feed]) -> None:
 
     names = _matrix_nodes(fp32)
     small = [name for name in names if name.startswith("/heads/") and name not in QUANTISED_HEADS]
-    # The quantiser turns Gemm into MatMul, under this name, before it applies the list of exclusions.
+    # The quantizer turns Gemm into MatMul, under this name, before it applies the list of exclusions.
     renamed = [f"{name}_MatMul" for name in small]
     products = [name for name in names if name.startswith("/encoder/")]
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
@@ -160,7 +160,7 @@ def round_products(fp32: Path, file: Path, products: Sequence[str], feeds: Itera
 
 def rounded(weight: Array, correlations: Array) -> Array:
     """`weight` [out, in] on a grid per row of `STEPS` either side of 0, given sums of x x^T [in, in].
-    The largest weight of a row is at the end of its grid: quantising the result yields the same grid.
+    The largest weight of a row is at the end of its grid: quantizing the result yields the same grid.
     """
     damped = correlations.astype(np.float64)
     spread = max(float(np.diag(damped).mean()), 1e-12)
@@ -199,16 +199,12 @@ def _scale(weight: Array, power: Array) -> Array:
 
 
 def _correlations(fp32: Path, tensors: Sequence[str], feeds: Iterable[Feed]) -> dict[str, Array]:
-    """Sums of x x^T [d, d] over every row of each tensor of the graph, on every feed."""
+    """Sums of x x^T [d, d] over the rows of each tensor of the graph, for all feeds."""
     import onnx
-    import onnxruntime
 
     model = onnx.load(str(fp32))
     model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in tensors)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    graph, cpu = model.SerializeToString(), ["CPUExecutionProvider"]
-    session = onnxruntime.InferenceSession(graph, options, providers=cpu)
+    session = cpu_session(model.SerializeToString())
     sums: dict[str, Array] = {}
     if not tensors:
         return sums
@@ -217,6 +213,15 @@ def _correlations(fp32: Path, tensors: Sequence[str], feeds: Iterable[Feed]) -> 
             rows = value.reshape(-1, value.shape[-1])
             sums[name] = sums.get(name, 0.0) + (rows.T @ rows).astype(np.float64)
     return sums
+
+
+def cpu_session(graph: str | bytes) -> Any:
+    """An ONNX Runtime session on the CPU, of a file or of a serialized graph."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def publish(manifest: Manifest, files: Iterable[Path], target: Path) -> None:
@@ -267,9 +272,8 @@ def requantise(source: Bundle, target: Path, texts: Path, say: Say) -> None:
     manifest = source.manifest
     if "cuda" not in manifest.graphs:
         raise BundleError(f"{source.path}: there is no CUDA graph to make the CPU graph from")
-    most = CALIBRATION_TEXTS_MAX
-    chosen = chosen[:: max(1, len(chosen) // most)][:most]
-    framer = Framer(source.path / "tokenizer.json", source.manifest.encoder)
+    chosen = chosen[:: max(1, len(chosen) // CALIBRATION_TEXTS_MAX)][:CALIBRATION_TEXTS_MAX]
+    framer = Framer(source.path / "tokenizer.json", manifest.encoder)
     with tempfile.TemporaryDirectory() as folder:
         fp32, int8 = Path(folder) / "fp32.onnx", Path(folder) / CPU_GRAPH
         write_widened(source.path / manifest.graphs["cuda"], fp32)

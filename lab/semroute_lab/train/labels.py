@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from semroute_lab.common.metrics import Floats
 
 KINDS = ("only-strong", "det", "prob", "trans", "win")
 """`only_strong`, the complements of `r_det`, `r_prob` and `r_trans` at t*, and `win_probability`."""

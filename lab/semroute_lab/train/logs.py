@@ -1,4 +1,4 @@
-"""A user's own logs as training data: which model answered which prompt how well.
+"""A user's own logs as training data: how well each model answered each prompt.
 
 One file, CSV or JSON Lines (also gzip-compressed), one prompt per row:
 
@@ -10,7 +10,7 @@ One file, CSV or JSON Lines (also gzip-compressed), one prompt per row:
     split             optional; rows marked `dev` are reported on and never train
     domain, task      optional names, see `datasets.DOMAINS` and `datasets.TASKS`
 
-Every fault is a DataError, raised before anything is fitted.
+Every error is a DataError, raised before anything is fitted.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from typing import Any
 import numpy as np
 
 from semroute_extproc.errors import DataError
+from semroute_lab.common.metrics import Floats
 from semroute_lab.common.tables import Table, read_table, text_key
 from semroute_lab.train import datasets, labels, quality
 from semroute_lab.train.datasets import Example, Part
-from semroute_lab.train.labels import Floats
 from semroute_lab.train.sources import LOGS, Source, names_in
 
 COST = "cost."  # Start of the name of a column of costs
-ROWS_MIN = 200  # Fewer prompts than this teach a router nothing but noise
+ROWS_MIN = 200  # Fewer prompts are too few to train a router
 RARER_MIN = 20  # The rarer of the two classes (strong needed or not) must have this many rows
 ANSWERS_MAX = 64  # Most answers of one model to one prompt
 
@@ -78,7 +78,7 @@ def read_logs(plan: LogsPlan) -> tuple[list[Example], dict[str, Any]]:
         only = f"rows on which only {plan.strong} does well and as many others"
         found = f"found {needed} and {count - needed}: there is nothing to learn"
         raise table.error(column, f"expected at least {RARER_MIN} {only}, {found}")
-    # The exam expert's table holds the labels themselves, but for the plain ones the signed gain.
+    # The exam expert's table holds the labels, or for `only-strong` the signed gain.
     values = gains if plan.labels == "only-strong" else targets
     source = Source(LOGS, str(plan.file), "your own")
     rows = []

@@ -66,7 +66,7 @@ class Memory(nn.Module):  # type: ignore[misc]
 class HeadOutputs(NamedTuple):
     """Outputs of the heads for a batch before calibration."""
 
-    embedding: Tensor  # [batch, d], L2-normalised
+    embedding: Tensor  # [batch, d], L2-normalized
     domain: Tensor
     members: Tensor  # Difficulty logit of every member of every expert, [batch, experts, members]
     gate: Tensor  # Logits of the families, [batch, experts]
@@ -108,7 +108,7 @@ class Heads(nn.Module):  # type: ignore[misc]
     def parts(self, pooled: Tensor, surface: Tensor) -> HeadOutputs:
         """Everything the losses need, before the experts are mixed."""
         embedding = F.normalize(pooled, dim=-1)
-        form = self.normalised(surface)
+        form = self.normalized(surface)
         x = self.dropout(embedding * self.scale)
         both = torch.cat([x, form], dim=-1)
         hidden = self.dropout(F.gelu(self.hidden(both))).view(-1, EXPERTS, MEMBERS, DIFFICULTY_WIDTH)
@@ -141,7 +141,7 @@ class Heads(nn.Module):  # type: ignore[misc]
         """
         return F.normalize(self.recall(out.embedding), dim=-1)
 
-    def normalised(self, surface: Tensor) -> Tensor:
+    def normalized(self, surface: Tensor) -> Tensor:
         """Surface features with zero mean and unit variance over the fit rows, clipped to +-3."""
         return ((surface - self.surface_mean) / self.surface_scale).clamp(-3.0, 3.0)
 

@@ -39,10 +39,10 @@ def exact(answer: str, reference: str) -> float:
     The normalisation of SQuAD's exact match (Rajpurkar et al. 2016); signs, decimal points and percent signs
     stay, so `-1.5` is not `15`.
     """
-    return float(_normalised(answer) == _normalised(reference))
+    return float(_normalized(answer) == _normalized(reference))
 
 
-def _normalised(text: str) -> str:
+def _normalized(text: str) -> str:
     plain = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(_ARTICLE.sub(" ", _PUNCTUATION.sub(" ", plain)).split())
 

@@ -47,7 +47,7 @@ class Settings:
 
 def train(settings: Settings, say: Say) -> Manifest:
     """Run the recipe; raises DataError before any fitting if the data cannot be used."""
-    # CPU time does not depend on the machine's other work.
+    # CPU time hardly depends on the machine's other work.
     started = time.process_time()
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
@@ -177,7 +177,7 @@ def _tuned(
             out = now.heads.parts(embed(now.encoder, part), part.surface())
             return float(multitask(out, targets, spec.loss))
 
-    # Without places: the folder may be spelled in several ways.
+    # Places are left out: one folder can be written in several ways.
     rows = [replace(row, place="") for row in corpus.fit]
     key = hashlib.sha256(repr((spec, settings.seed, rows)).encode()).hexdigest()[:16]
     files = (settings.seed, settings.work / f"tune-{key}.pt", say)

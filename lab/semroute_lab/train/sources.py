@@ -36,7 +36,7 @@ LONGEST_SLIP = 0.5  # A weak model's assumed error rate on the longest word prob
 HARD_PROMPT = 0.9  # Difficulty of prompts that were selected for being hard
 ASCII_MIN = 0.95  # Smallest share of ASCII characters of such a prompt with a difficulty
 EXAM_SOURCE = "routellm_mmlu"  # The source of the exam expert's outcomes
-LOGS = "logs"  # Source name of a user's own logs, which replace it
+LOGS = "logs"  # Source name of a user's own logs, which replace `EXAM_SOURCE`
 _HANDWRITTEN_ENDS = (".train.jsonl", ".eval.jsonl")
 HANDWRITTEN = "handwritten/"  # Start of the source names of our own files, whose difficulty a person judged
 _SUBJECT_PREFIX = "ori_mmlu-"  # Start of MMLU-Pro's `src` for a question from an MMLU subject
@@ -155,7 +155,7 @@ def _solve_rate(source: Source, table: Table) -> Rows:
 
 def _longer_is_harder(source: Source, table: Table) -> Rows:
     """No outcomes: the target is the rank by length, since a weak model slips more on longer problems.
-    The number of steps of the worked answer was a worse target on the dev rows (APGR .598 to .624; .633).
+    The number of steps of the worked answer was a worse target on dev rows (APGR .598 to .624, against .633).
     """
     texts = table.texts(source.text)
     by_length = sorted(range(len(texts)), key=lambda row: len(texts[row]))
@@ -214,7 +214,7 @@ def read_all(data: Path) -> tuple[list[Example], list[str]]:
 
 
 def _without_torn_rows(file: Path) -> Table:
-    """A published table without the few rows that stray line breaks tore, or that lack a solve rate."""
+    """A published table without the few rows broken by stray line breaks or lacking a solve rate."""
     with gzip.open(file, "rt", encoding="utf-8", newline="") as stream:
         header, *rows = csv.reader(stream)
     rate = header.index("solve_rate")

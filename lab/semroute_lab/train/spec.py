@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from semroute_extproc.errors import DataError
 
 Say = Callable[[str], None]  # Prints one line of progress
-SHIPPED = Path(__file__).parent / "bundles" / "semroute-minilm.toml"  # The shipped bundle's
-DOWNLOAD_SECONDS_MAX = 600  # The download stops after this long
+SHIPPED = Path(__file__).parent / "bundles" / "semroute-minilm.toml"  # Spec of the shipped bundle
+DOWNLOAD_SECONDS_MAX = 600  # Time limit of the download
 
 
 class _Model(BaseModel):

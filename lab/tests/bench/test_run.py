@@ -47,7 +47,7 @@ def test_one_part_is_measured_and_the_rest_stays_as_it_was_recorded(measured_alo
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"machine": {**HERE, "cores": 64}}, "another machine's: cores is 64"),
+        ({"machine": {**HERE, "cores": 64}}, "another machine: its cores is 64"),
         ({"schema": 2}, "has schema 2"),
     ],
 )

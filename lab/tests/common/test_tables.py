@@ -43,7 +43,7 @@ def test_a_line_separator_inside_a_field_does_not_end_the_row(tmp_path: Path) ->
     ("name", "content", "where"),
     [
         ("t.csv", b"a,b\n1\n", ":2:: expected 2 fields, found 1"),
-        ("t.csv", b"a,a\n1,2\n", ":1:a: the column is there twice"),
+        ("t.csv", b"a,a\n1,2\n", ":1:a: duplicate column"),
         ("t.csv", b"a,\n1,2\n", ":1:: expected a header"),
         ("t.csv", b"", ":1:: expected a header"),
         ("t.csv", b"a,b\n", "the file has no rows"),
@@ -93,7 +93,7 @@ def test_splits_filter_and_an_unknown_split_names_those_there_are(tmp_path: Path
     assert table.in_splits(["dev"]).columns["a"] == ["x", "z"]
     assert table.in_splits(["dev"]).numbers == [2, 4]
     assert len(table.in_splits([])) == 3
-    with pytest.raises(DataError, match="no row is of split 'test'; there are dev, gold"):
+    with pytest.raises(DataError, match="no row has split 'test'; the splits are dev, gold"):
         table.in_splits(["test"])
 
 

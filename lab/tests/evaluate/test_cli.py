@@ -210,7 +210,7 @@ def test_labels_are_rows_next_to_the_others_with_their_auroc_and_a_note(topical_
     assert "the same label" in rows["label det"]["note"]
     assert rows["label win"]["note"] is None
     assert rows["ours"]["auroc"]["value"] == pytest.approx(0.5)
-    assert "does the strong model do better" in result.stderr
+    assert "is the strong model better?" in result.stderr
 
 
 def test_labels_need_rows_to_fit_on_and_are_those_there_are(topical_file: Path) -> None:
@@ -363,7 +363,7 @@ def test_labels_that_the_bundle_lacks_need_fitted_heads(intent_file: Path) -> No
     intent_file.write_text(text)
     refused = run("intent", intent_file, "--split", "test")
     assert refused.exit_code == 65
-    assert "life …: no labels of the bundle; use --fit" in refused.stderr
+    assert "life …: not among the bundle's labels; use --fit" in refused.stderr
     rows = rows_by_name(report("intent", intent_file, "--split", "test", "--fit", "--bootstrap", 0)["models"])
     assert list(rows) == ["majority", "tfidf + logistic", "centroid", "neighbours", "logistic"]
     assert {rows[name]["accuracy"]["value"] for name in ("centroid", "neighbours", "logistic")} == {1.0}
@@ -460,7 +460,7 @@ def test_a_question_that_is_there_twice_is_refused(pool_files: tuple[Path, Path,
         stream.write("q5,1,1,1,1,1,1\n")
     result = run("pool", questions, outcomes)
     assert result.exit_code == 65
-    assert f"{outcomes}:402:id: 'q5' is there twice" in result.stderr
+    assert f"{outcomes}:402:id: duplicate value 'q5'" in result.stderr
 
 
 def test_models_with_many_blanks_are_left_out_and_named(pool_files: tuple[Path, Path, Path]) -> None:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from semroute_lab.common.tables import read_table
 from semroute_lab.evaluate import labels
+from semroute_lab.evaluate.cli import LABELS
 from semroute_lab.evaluate.scoring import Scores
-from semroute_lab.evaluate.strategies import Labelled
+from semroute_lab.evaluate.strategies import Labeled
 
 from semroute_extproc.errors import DataError
 
@@ -21,19 +22,19 @@ def known(x: np.ndarray) -> Scores:
     return Scores(("a", "b"), np.full((n, 2), 0.5), half, half, vectors, vectors, np.zeros(n, dtype=bool))
 
 
-def labelled(samples: np.ndarray, seed: int = 0) -> tuple[Labelled, np.ndarray]:
+def labelled(samples: np.ndarray, seed: int = 0) -> tuple[Labeled, np.ndarray]:
     """Rows on two directions with `samples` (2, 2, s); the second one needs the strong model."""
     topic = np.random.default_rng(seed).integers(0, 2, 120)
     found = samples[topic]
     texts = [f"text {row}" for row in range(120)]
-    return Labelled(known(np.eye(2)[topic]), found.mean(axis=2), texts, found), topic
+    return Labeled(known(np.eye(2)[topic]), found.mean(axis=2), texts, found), topic
 
 
 # Strong and weak of the first topic are both right; of the second only the strong one, two times of three.
 SAMPLED = np.asarray([[[1, 1, 1], [1, 1, 1]], [[1, 1, 1], [0, 0, 1]]], dtype=float)
 
 
-@pytest.mark.parametrize("kind", labels.KINDS)
+@pytest.mark.parametrize("kind", LABELS)
 def test_a_head_on_every_label_finds_the_topic_that_needs_the_strong_model(kind: str) -> None:
     fit, _ = labelled(SAMPLED)
     apply, topic = labelled(SAMPLED, seed=1)
@@ -46,7 +47,7 @@ def test_without_samples_det_and_prob_are_the_same_label_and_the_row_says_so() -
     fit, _ = labelled(SAMPLED[:, :, :1])
     det, prob = (labels.target(fit, kind)[0] for kind in ("det", "prob"))
     assert (det == prob).all()
-    notes = labels.notes(fit, labels.KINDS)
+    notes = labels.notes(fit, LABELS)
     assert "the same label" in str(notes["label det"]["note"])
     assert notes["label win"]["note"] is None
     sampled = labels.notes(labelled(SAMPLED)[0], ("prob",))

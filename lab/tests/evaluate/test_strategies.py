@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from semroute_lab.evaluate import strategies
 from semroute_lab.evaluate.scoring import Scores
-from semroute_lab.evaluate.strategies import Labelled, domain_errors, judge_scores
+from semroute_lab.evaluate.strategies import Labeled, domain_errors, judge_scores
 
 from semroute_extproc.encoder.signals import Signals, entropy
 from semroute_extproc.policy.context import Candidates, RoutingContext
@@ -59,7 +59,7 @@ def test_the_order_of_intent_on_a_pair_is_what_the_live_strategy_does_at_every_c
     rng = np.random.default_rng(0)
     texts = rng.dirichlet([0.3, 0.3, 0.3], 300).tolist()
     strange = (rng.random(300) < 0.1).tolist()
-    fit = Labelled(
+    fit = Labeled(
         known(texts), np.stack([np.ones(300), rng.random(300)], axis=1), [str(i) for i in range(300)]
     )
     scored = known(texts, strange)
@@ -75,7 +75,7 @@ def test_the_order_of_intent_on_a_pair_is_what_the_live_strategy_does_at_every_c
         assert pools == ["large" if score >= cut else "small" for score in found.tolist()]
 
 
-def domain_gains(fit: Labelled) -> list[float]:
+def domain_gains(fit: Labeled) -> list[float]:
     strong, weak = domain_errors(fit.known, 1.0 - fit.outcome, known([LAW, MATH, PHYSICS])).T
     return (weak - strong).tolist()
 
@@ -116,5 +116,5 @@ def test_a_difficulty_beyond_the_reference_is_at_the_end_of_the_judges_scores(di
 
 
 def test_where_intent_always_abstains_no_text_comes_before_another() -> None:
-    fit = Labelled(known([UNSURE] * 20), np.tile([1.0, 0.0], (20, 1)), ["x"] * 20)
+    fit = Labeled(known([UNSURE] * 20), np.tile([1.0, 0.0], (20, 1)), ["x"] * 20)
     assert len(set(strategies.intent_scores(fit, known([UNSURE] * 3)).tolist())) == 1

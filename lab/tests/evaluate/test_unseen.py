@@ -31,7 +31,7 @@ def trial() -> unseen.Trial:
     train, train_topic = two_topics(400, 1)
     validation, validation_topic = two_topics(120, 2)
     test, _ = two_topics(200, 3)
-    centres, near = k_means(train, 2, seed=0)
+    centers, near = k_means(train, 2, seed=0)
     return unseen.Trial(
         train=train,
         validation=validation,
@@ -39,7 +39,7 @@ def trial() -> unseen.Trial:
         train_errors=errors(train_topic, [0, 1, 0, 1], 4),
         validation_errors=errors(validation_topic, [0, 1], 5),
         forbidden_errors=errors(train_topic, [0, 1], 6),
-        centres=centres,
+        centers=centers,
         near=near,
         seed=0,
     )
@@ -59,15 +59,15 @@ def test_every_router_finds_which_new_model_is_good_at_which_topic(
 
 def test_k_means_recovers_two_topics_and_every_row_is_at_its_nearest_centre() -> None:
     x, topic = two_topics(300, 9)
-    centres, near = k_means(x, 2, seed=4)
+    centers, near = k_means(x, 2, seed=4)
     assert np.mean(near == topic) in (0.0, 1.0)
-    distance = ((x[:, None, :] - centres[None]) ** 2).sum(axis=2)
+    distance = ((x[:, None, :] - centers[None]) ** 2).sum(axis=2)
     assert (np.argmin(distance, axis=1) == near).all()
 
 
 def test_k_means_of_fewer_distinct_points_than_clusters_does_not_fail() -> None:
-    centres, near = k_means(np.ones((12, 3), dtype=np.float32), 4, seed=0)
-    assert centres.shape == (4, 3)
+    centers, near = k_means(np.ones((12, 3), dtype=np.float32), 4, seed=0)
+    assert centers.shape == (4, 3)
     assert len(set(near.tolist())) == 1
 
 
@@ -81,7 +81,7 @@ def test_laplace_pulls_an_empty_cluster_to_one_half_and_shrinkage_to_the_models_
         train_errors=np.zeros((2, 1)),
         validation_errors=np.asarray([[1.0]] * 3 + [[0.0]] * 7),
         forbidden_errors=np.zeros((2, 1)),
-        centres=np.eye(2),
+        centers=np.eye(2),
         near=np.asarray([0, 1]),
         seed=0,
     )

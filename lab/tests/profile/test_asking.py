@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from openai_server import Act, OpenAIServer, completion
-from semroute_lab.profile.asking import Answers, Hopeless, Model, Reply, ask_all, key_of
+from semroute_lab.profile.asking import Answers, FatalError, Model, Reply, ask_all, key_of
 
 from semroute_extproc.errors import DataError, EndpointError
 from semroute_extproc.io.http import Endpoint
@@ -116,7 +116,7 @@ async def test_what_every_question_would_get_ends_it_all(
     server: OpenAIServer, endpoint: Endpoint, status: int
 ) -> None:
     server.script.append(Act(status=status))
-    with pytest.raises(Hopeless, match=str(status)):
+    with pytest.raises(FatalError, match=str(status)):
         await ask(endpoint)
     assert len(server.requests) == 1
 

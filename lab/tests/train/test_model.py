@@ -72,4 +72,4 @@ def test_the_last_expert_reads_the_table_once_there_is_one(network):
 
 def test_surface_features_are_clipped():
     heads = Heads(8, 12, 14, 10)
-    assert heads.normalised(torch.full((1, 12), 1e9)).max() == 3.0
+    assert heads.normalized(torch.full((1, 12), 1e9)).max() == 3.0

@@ -195,4 +195,4 @@ def test_bartscore_needs_its_model(tmp_path: Path) -> None:
     arguments = ["--logs", str(logs), "--weak", "a", "--strong", "b", "--quality", "bartscore"]
     run = CliRunner().invoke(train, arguments)
     assert run.exit_code == 2
-    assert "need each other" in run.output
+    assert "must be given together" in run.output
