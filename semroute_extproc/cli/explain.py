@@ -145,6 +145,8 @@ def _edits(replies: tuple[bytes, ...], outcome: Outcome, body: bytes) -> dict[st
         # Decode only the top-level members whose value changed.
         old, new = (msgspec.json.decode(each, type=dict[str, msgspec.Raw]) for each in (body, outcome.body))
         changed = {key: msgspec.json.decode(raw) for key, raw in new.items() if old.get(key) != raw}
+        # An edit may keep a value and lose its whitespace.
+        changed = {k: v for k, v in changed.items() if k not in old or v != msgspec.json.decode(old[k])}
         edits["body"] = {"bytes": len(outcome.body), "changed": changed}
     if outcome.answer is not None:
         edits["answer"] = {"status": outcome.answer.status, "body": json.loads(outcome.answer.body)}

@@ -66,8 +66,8 @@ class Problem:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A suggestion to append to an error about an unknown name; empty if no known name is similar."""
-    near = difflib.get_close_matches(name, list(known), n=1)
+    """A hint to append to an error about an unknown name; empty if no other known name is similar."""
+    near = difflib.get_close_matches(name, [each for each in known if each != name], n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 

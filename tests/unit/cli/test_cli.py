@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 
 from semroute_extproc import cli
@@ -218,6 +219,19 @@ class TestExplain:
         report = explain("--body", "-", "--path", "/v1/responses", stdin=body)
         assert report["request"]["api"] == "responses"
         assert report["outcome"] == "routed"
+
+    def test_a_member_that_only_loses_whitespace_is_not_shown_as_changed(self, tmp_path: Path) -> None:
+        file = tmp_path / "semroute.yaml"
+        settings = yaml.safe_load(EXAMPLE.read_text())
+        bands = [{"below": 1.0, "effort": "off"}, {"effort": "off"}]
+        target = {"pool": "small", "reasoning": {"bands": bands, "override": True}}
+        settings["policies"]["main"] = {"otherwise": target}
+        file.write_text(yaml.safe_dump(settings))
+        body = '{"model": "auto", "messages": [{"role": "user", "content": "hi"}], '
+        body += '"chat_template_kwargs": {"enable_thinking":  false}}'
+        result = run("explain", "-c", str(file), "--json", "--body", "-", stdin=body)
+        changed = json.loads(result.stdout)["edits"]["body"]["changed"]
+        assert changed == {"model": settings["pools"]["small"]["model"]}
 
     def test_what_passes_through_is_explained(self) -> None:
         assert explain("--body", "-", stdin="nonsense")["cause"] == "not_json"

@@ -222,4 +222,6 @@ def test_a_strategy_that_a_canary_draws_and_that_is_not_there_is_shown_at_the_ta
     ],
 )
 def test_what_makes_no_sense_is_left_to_the_checks(tmp_path: Path, text: str) -> None:
-    assert all("semroute.yaml:" in problem for problem in refused(tmp_path, text))
+    problems = refused(tmp_path, text)
+    assert all("semroute.yaml:" in problem for problem in problems)
+    assert not any("strategies: unknown setting (did you mean 'strategies'?)" in each for each in problems)
