@@ -47,19 +47,11 @@ PARTS: Mapping[str, Callable[[Size, Path], Awaitable[Figures]]] = {
 OPTIONAL = ("gateway", "gpu")  # parts that are left out where something is missing
 
 
-def _gone(_context: click.Context, _parameter: click.Parameter, value: object) -> None:
-    """Accept the option for one more release, and say what is measured instead."""
-    if value:
-        click.echo(
-            "--requests has no effect: --quick selects how many requests the memory test sends", err=True
-        )
-
-
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help=f"Folder for {RESULT}.")
 @click.option("--quick", is_flag=True, help="Run for one or two minutes; the figures are less accurate.")
 @click.option("--only", type=click.Choice(list(PARTS)), multiple=True, help=ONLY)
-@click.option("--requests", hidden=True, expose_value=False, callback=_gone)
+@click.option("--requests", hidden=True, expose_value=False, deprecated="It has no effect; use --quick.")
 @click.option("--check", "recorded", type=click.File(), metavar="FILE", help=AGAINST)
 def bench(out: Path | None, quick: bool, only: Sequence[str], recorded: TextIO | None) -> None:
     """Measure what a decision costs on this machine.

@@ -70,7 +70,7 @@ def test_a_part_needs_a_recorded_run(where: list[str]) -> None:
 
 def test_the_removed_number_of_requests_says_what_selects_it() -> None:
     done = CliRunner().invoke(bench, ["--requests", "5000", "--only", "growth"])
-    assert "--requests has no effect: --quick selects" in done.output
+    assert "It has no effect; use --quick." in done.output
     assert "recorded run" in done.output, "the command itself goes on"
 
 
