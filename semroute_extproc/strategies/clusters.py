@@ -224,9 +224,9 @@ class Clusters(Strategy):
         if not 0.0 < quality < 1.0:
             return np.lexsort((costs, errors) if quality > 0.0 else (errors, costs)), ()
         pressure = np.asarray([context.conditions.pressure.get(row.pool, 0.0) for row in rows])
-        bias, trade, dearer = context.bias, self._settings.trade, costs + pressure
+        bias, trade, charged = context.bias, self._settings.trade, costs + pressure
         calm = np.lexsort((errors, costs, errors + trade_off(quality, trade) * costs))
-        order = np.lexsort((errors, costs, errors + trade_off(quality, trade, bias) * dearer))
+        order = np.lexsort((errors, costs, errors + trade_off(quality, trade, bias) * charged))
         moved: list[tuple[str, str]] = []
         if order[0] != calm[0]:
             if bias:
