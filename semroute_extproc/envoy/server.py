@@ -81,11 +81,12 @@ class Servicer:
                     # After the write, so Envoy does not wait for telemetry; also if it is cancelled.
                     if step.outcome is not None:
                         self._report(exchange, step.outcome, context, times)
+        finally:
+            self.open_streams -= 1
+            # Envoy half-closes a stream or resets it, which cancels the read.
             if (outcome := exchange.ended()) is not None:
                 now_ns = time.time_ns()
                 self._report(exchange, outcome, context, (started_ns, now_ns, now_ns))
-        finally:
-            self.open_streams -= 1
 
     async def _step(self, live: ConfigSnapshot, exchange: Exchange, message: pb.ProcessingRequest) -> Step:
         """The replies to a message, and the outcome once there is one."""

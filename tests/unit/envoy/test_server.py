@@ -159,6 +159,23 @@ class Context:
         return ()
 
 
+async def test_a_stream_that_is_reset_before_its_body_is_counted(tmp_path: Path) -> None:
+    async def write(_: bytes) -> None:
+        pass
+
+    class Reset(Context):
+        async def read(self) -> Any:
+            if (message := await super().read()) is grpc.aio.EOF:
+                raise asyncio.CancelledError
+            return message
+
+    async with running(tmp_path) as subject:
+        with pytest.raises(asyncio.CancelledError):
+            await subject.servicer.process(None, Reset(write, headers()))  # type: ignore[arg-type]
+        assert [event.outcome.cause for event in subject.decided] == ["no_body"]
+        assert subject.servicer.open_streams == 0
+
+
 async def test_the_reply_goes_before_the_telling(tmp_path: Path) -> None:
     told: list[int] = []
 
