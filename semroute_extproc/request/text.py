@@ -10,10 +10,11 @@ import math
 import re
 from collections.abc import Sequence
 
+from semroute_extproc.request.conversation import relevant, spoken
 from semroute_extproc.request.view import Turn
 
 CLASSIFIED_CHARACTERS_MAX = 8_192  # longer text keeps its head and its tail
-CONTEXT_CHARACTERS = 240  # a shorter last user turn ("commit it") is read with the user turns before it
+CONTEXT_CHARACTERS = 960  # of each text that the last user turn continues
 ELISION = " … "  # replaces the middle of a long text
 
 SURFACE_NAMES = (
@@ -46,20 +47,16 @@ def clip(text: str, limit: int = CLASSIFIED_CHARACTERS_MAX) -> str:
 
 
 def classified_text(turns: Sequence[Turn]) -> str:
-    """The text to classify: the last user turn, with earlier user turns if it is short.
+    """The text to classify: the last user turn, with the task that it continues (`relevant`).
 
     System prompts and tool results are left out, because they would obscure the question. In a tool loop
     the user's last turn still states the task. Without a user turn, all text is used.
     """
-    asked = [turn.text for turn in turns if turn.role == "user" and is_written(turn.text)]
+    asked, proposed = spoken(turns)
     if not asked:
         return clip("\n".join(turn.text for turn in turns if is_written(turn.text)))
-    taken = [asked.pop()]
-    length = len(taken[0])
-    while asked and length < CONTEXT_CHARACTERS:
-        taken.append(clip(asked.pop(), 4 * CONTEXT_CHARACTERS))
-        length += len(taken[-1])
-    return clip("\n".join(reversed(taken)))
+    *earlier, last = relevant(asked, proposed)
+    return clip("\n".join([*(clip(text, CONTEXT_CHARACTERS) for text in earlier), last]))
 
 
 def is_written(text: str) -> bool:

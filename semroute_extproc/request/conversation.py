@@ -1,0 +1,147 @@
+"""What a conversation says about its last request: the turns to judge, and the state of the work. Pure.
+
+A self-contained last turn is judged alone. Any other one ("and why?", "commit it", "that is wrong") is judged
+with the task that it continues. A turn is self-contained if it brings enough words of its own: more if it
+points back, fewer if it asks a question; words of the turns before do not count. The phrases of 16 languages
+and the patterns for tool results are in conversation.json.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from semroute_extproc.request.view import Turn
+
+TURNS_MAX = 16  # user turns looked at, from the last
+READ_CHARACTERS = 240  # at the start of a turn; a longer turn is self-contained unless it rejects the answer
+KNOWN_CHARACTERS = 1_000  # at each end of an earlier text whose words are not new
+
+KNOWN_LETTERS_MIN = 4  # a shorter word is often part of another word
+WORDS_MIN = 2  # of its own in a self-contained turn; one less in a question without earlier words
+REFERENCE_WORDS, REFERENCES_MAX = 4, 2  # more for each reference to an earlier turn
+APPROVAL_WORDS_MAX = 2  # that an approval adds: "yes, use Postgres"
+
+_LISTS: Mapping[str, Any] = msgspec.json.decode(Path(__file__).with_name("conversation.json").read_bytes())
+_SPACELESS = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
+_TOKEN = re.compile(rf"[{_SPACELESS}]|[^\W{_SPACELESS}]+")
+"""A word, or a character of Thai, Japanese, Chinese or Korean (whose words carry suffixes)."""
+_START = "^"
+QUESTION_MARKS = ("?", "？", "؟")
+
+
+def _tokens(text: str) -> list[str]:
+    return _TOKEN.findall(text.lower())
+
+
+def _phrases(kinds: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[str, str]:
+    """Phrase, as its tokens joined with spaces, to its kind."""
+    found = {}
+    for kind, languages in kinds.items():
+        for phrase in ", ".join(", ".join(lines) for lines in languages.values()).split(", "):
+            start = [_START] if phrase.startswith(_START) else []
+            found[" ".join(start + _tokens(phrase))] = kind
+    return found
+
+
+_KINDS = _phrases(_LISTS["phrases"])
+_LONGEST: dict[str, int] = {}
+"""The first token of phrases to the most tokens of one."""
+for _phrase in _KINDS:
+    _first, *_others = _phrase.split(" ")
+    _LONGEST[_first] = max(_LONGEST.get(_first, 0), 1 + len(_others))
+
+
+def relevant(asked: Sequence[str], proposed: str = "") -> list[str]:
+    """The texts to judge, in order; the last is the last user turn.
+
+    `asked` are the texts of the user's turns, at least one, and `proposed` is the assistant's text before the
+    last one; it is among the texts if the last turn approves it. Of the turns between the task and the
+    last turn, the nearest with words of their own are included, up to `READ_CHARACTERS`.
+    """
+    asked = asked[-TURNS_MAX:]
+    last = asked[-1]
+    form = _Form(last, _known(*asked[-2:-1], proposed))
+    if form.only_courtesy or (form.self_contained and not form.count["rejection"]):
+        return [last]
+    taken = [last, proposed] if form.approves and proposed else [last]
+    length = len(last)
+    for index in range(len(asked) - 2, -1, -1):
+        form = _Form(asked[index], _known(*asked[max(index - 1, 0) : index]))
+        if form.self_contained:
+            taken.append(asked[index])
+            break
+        if form.words and length < READ_CHARACTERS:
+            taken.append(asked[index])
+            length += len(asked[index])
+    return taken[::-1]
+
+
+def spoken(turns: Sequence[Turn]) -> tuple[list[str], str]:
+    """The texts of the user's turns, and the assistant's text right before the last one, if any."""
+    said = [turn for turn in turns if turn.role in ("user", "assistant") and turn.text.strip()]
+    asked = [at for at, turn in enumerate(said) if turn.role == "user"]
+    before = said[asked[-1] - 1] if asked and asked[-1] else None
+    proposed = before.text if before is not None and before.role == "assistant" else ""
+    return [said[at].text for at in asked], proposed
+
+
+def _known(*texts: str) -> str:
+    """The ends of earlier texts, in lower case, to look up words in."""
+    return "\n".join(_ends(text, KNOWN_CHARACTERS) for text in texts).lower()
+
+
+def _ends(text: str, characters: int) -> str:
+    return text if len(text) <= 2 * characters else f"{text[:characters]}\n{text[-characters:]}"
+
+
+class _Form:
+    """What the start of a user turn is made of: phrases by kind, and words of its own."""
+
+    def __init__(self, text: str, known: str = "") -> None:
+        """`known` is earlier text in lower case; its words are not the turn's own."""
+        self.count = dict.fromkeys(_LISTS["phrases"], 0)
+        self.words = 0.0
+        self.approves = False
+        self._long = len(text) > READ_CHARACTERS
+        tokens = [_START, *_tokens(text[:READ_CHARACTERS])]
+        at, repeats = 0, False
+        while at < len(tokens):
+            for length in range(_LONGEST.get(tokens[at], 0), 0, -1):
+                if kind := _KINDS.get(" ".join(tokens[at : at + length])):
+                    if kind == "approval" and not (self.words or self.count["question"]):
+                        self.approves = True
+                    self.count[kind] += 1
+                    at += length
+                    break
+            else:
+                if len(tokens[at]) >= KNOWN_LETTERS_MIN and tokens[at] in known:
+                    repeats = True
+                elif at:
+                    self.words += _weight(tokens[at])
+                at += 1
+        asks = bool(self.count["question"]) or text.endswith(QUESTION_MARKS)
+        self._needed = WORDS_MIN - (asks and not repeats)
+        self._needed += REFERENCE_WORDS * min(self.count["reference"], REFERENCES_MAX)
+        if asks or self._long or self.count["rejection"] or self.words > APPROVAL_WORDS_MAX:
+            self.approves = False
+
+    @property
+    def self_contained(self) -> bool:
+        """Whether the turn can be judged without the ones before it."""
+        return self._long or self.words >= self._needed
+
+    @property
+    def only_courtesy(self) -> bool:
+        """Whether the turn asks for nothing: "hello", "thanks a lot"."""
+        others = sum(self.count.values()) - self.count["courtesy"] - self.count["filler"]
+        return bool(self.count["courtesy"]) and not (others or self.words)
+
+
+def _weight(token: str) -> float:
+    """A token in words: a single letter, digit or character is half a word, a Thai character a quarter."""
+    return 1.0 if len(token) > 1 else 0.25 if "\u0e00" <= token <= "\u0e7f" else 0.5
