@@ -6,13 +6,15 @@ A condition is compiled once and knows which facts it reads; without signal fact
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import cel
 
 from semroute_extproc.policy.context import Candidates, RoutingContext
+from semroute_extproc.request import conversation
 from semroute_extproc.request.signals import Signals
+from semroute_extproc.request.view import Turn
 from semroute_extproc.settings.base import did_you_mean
 from semroute_extproc.settings.policies import Rule
 
@@ -36,9 +38,18 @@ REQUEST_FACTS: Mapping[str, tuple[str, Callable[[RoutingContext], Any]]] = {
     "language": ("ISO 639-1 code of the classified text", lambda c: c.language),
     "quality": ("requested quality, -1.0 if none", lambda c: -1.0 if c.quality is None else c.quality),
     "request": (
-        "request.headers (map, lower-case names), request.path, request.method",
+        "`headers` (map, lower-case names), `path`, `method`, and the following",
         lambda c: {"headers": dict(c.head.headers), "path": c.head.path, "method": c.head.method},
     ),
+}
+# Members of `request` from the conversation; computed only if the condition names them.
+WORK_FACTS: Mapping[str, tuple[str, Callable[[Sequence[Turn]], Any]]] = {
+    "approval": ("the last user turn approves what the assistant proposed", conversation.approval),
+    "reask": ("the last user turn says that the answer was wrong, or repeats a turn", conversation.reask),
+    "loop_depth": ("tool results since the last user turn", lambda t: len(conversation.tool_results(t))),
+    "tool_errors": ("how many of the last 16 of them failed", lambda t: len(conversation.tool_errors(t))),
+    "repeated_errors": ("how many of those repeat another one", conversation.repeated_errors),
+    "failing_tests": ("their last report of tests or a build has failures", conversation.failing_tests),
 }
 SIGNAL_FACTS: Mapping[str, tuple[str, Callable[[Signals], Any]]] = {
     "domain": ("most likely domain", lambda s: s.domain),
@@ -69,6 +80,7 @@ class CompiledRule:
         names = self._program.variables()
         self._request_facts = [name for name in names if name in REQUEST_FACTS]
         self._signal_facts = [name for name in names if name in SIGNAL_FACTS]
+        self._work_facts = [name for name in WORK_FACTS if name in rule.when and "request" in names]
         self.needs_signals = bool(self._signal_facts)
         plain, facts = rule.when.replace(" ", ""), [*REQUEST_FACTS, *SIGNAL_FACTS]
         for name in names:
@@ -83,6 +95,8 @@ class CompiledRule:
         division by zero, a number compared with a string. `needs_signals` requires `context.signals`.
         """
         values = {name: REQUEST_FACTS[name][1](context) for name in self._request_facts}
+        if self._work_facts:
+            values["request"] |= {name: WORK_FACTS[name][1](context.view.turns) for name in self._work_facts}
         if context.signals is not None:
             values.update((name, SIGNAL_FACTS[name][1](context.signals)) for name in self._signal_facts)
         try:
@@ -112,10 +126,14 @@ _LISTED = rf"{_FACT}\s+in\s*\[(?P<list>(?:\s*(?:\"[^\"\\]*\"|'[^'\\]*')\s*,?)*)\
 
 
 def warnings(expression: str, labels: Mapping[str, Collection[str]]) -> Iterator[str]:
-    """Header names that cannot exist, and values of `domain` and `task` that are not in `labels`.
+    """Members of `request` and headers that cannot exist; values of `domain` and `task` not in `labels`.
 
     These are warnings only: the library exposes no syntax tree, so this searches the source text.
     """
+    members = ("headers", "path", "method", *WORK_FACTS)
+    for member in re.findall(r"(?<![\w.])request\.(\w+)", expression):
+        if member not in members:
+            yield f"request has no member {member!r}{did_you_mean(member, members)}"
     named = [(m["fact"], m["text"]) for pattern in _NAMED for m in re.finditer(pattern, expression)]
     for match in re.finditer(_LISTED, expression):
         named.extend((match["fact"], text["text"]) for text in re.finditer(_TEXT, match["list"]))

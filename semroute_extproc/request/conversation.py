@@ -8,6 +8,7 @@ and the patterns for tool results are in conversation.json.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,11 +27,20 @@ WORDS_MIN = 2  # of its own in a self-contained turn; one less in a question wit
 REFERENCE_WORDS, REFERENCES_MAX = 4, 2  # more for each reference to an earlier turn
 APPROVAL_WORDS_MAX = 2  # that an approval adds: "yes, use Postgres"
 
+REPEATS_MAX = 4  # earlier user turns that the last one may repeat
+RESULTS_MAX = 16  # tool results looked at, from the last
+MARK_CHARACTERS = 300  # read at each end of a tool result
+
 _LISTS: Mapping[str, Any] = msgspec.json.decode(Path(__file__).with_name("conversation.json").read_bytes())
 _SPACELESS = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
 _TOKEN = re.compile(rf"[{_SPACELESS}]|[^\W{_SPACELESS}]+")
 """A word, or a character of Thai, Japanese, Chinese or Korean (whose words carry suffixes)."""
 _START = "^"
+_MARKS = {
+    name: [(needed, re.compile(pattern, re.MULTILINE)) for needed, pattern in marks.items()]
+    for name, marks in _LISTS["marks"].items()
+}
+"""Patterns for tool results; a text that a pattern needs is found faster than the pattern."""
 QUESTION_MARKS = ("?", "？", "؟")
 
 
@@ -65,6 +75,8 @@ def relevant(asked: Sequence[str], proposed: str = "") -> list[str]:
     """
     asked = asked[-TURNS_MAX:]
     last = asked[-1]
+    if len(asked) == 1:
+        return [last]
     form = _Form(last, _known(*asked[-2:-1], proposed))
     if form.only_courtesy or (form.self_contained and not form.count["rejection"]):
         return [last]
@@ -84,10 +96,9 @@ def relevant(asked: Sequence[str], proposed: str = "") -> list[str]:
 def spoken(turns: Sequence[Turn]) -> tuple[list[str], str]:
     """The texts of the user's turns, and the assistant's text right before the last one, if any."""
     said = [turn for turn in turns if turn.role in ("user", "assistant") and turn.text.strip()]
-    asked = [at for at, turn in enumerate(said) if turn.role == "user"]
-    before = said[asked[-1] - 1] if asked and asked[-1] else None
-    proposed = before.text if before is not None and before.role == "assistant" else ""
-    return [said[at].text for at in asked], proposed
+    last = max((at for at, turn in enumerate(said) if turn.role == "user"), default=0)
+    proposed = said[last - 1].text if last and said[last - 1].role == "assistant" else ""
+    return [turn.text for turn in said if turn.role == "user"], proposed
 
 
 def _known(*texts: str) -> str:
@@ -104,18 +115,15 @@ class _Form:
 
     def __init__(self, text: str, known: str = "") -> None:
         """`known` is earlier text in lower case; its words are not the turn's own."""
-        self.count = dict.fromkeys(_LISTS["phrases"], 0)
-        self.words = 0.0
-        self.approves = False
-        self._long = len(text) > READ_CHARACTERS
+        self.count = count = dict.fromkeys(_LISTS["phrases"], 0)
+        self.words, long = 0.0, len(text) > READ_CHARACTERS
         tokens = [_START, *_tokens(text[:READ_CHARACTERS])]
-        at, repeats = 0, False
+        at, opens, repeats = 0, False, False
         while at < len(tokens):
             for length in range(_LONGEST.get(tokens[at], 0), 0, -1):
                 if kind := _KINDS.get(" ".join(tokens[at : at + length])):
-                    if kind == "approval" and not (self.words or self.count["question"]):
-                        self.approves = True
-                    self.count[kind] += 1
+                    opens = opens or (kind == "approval" and not self.words)
+                    count[kind] += 1
                     at += length
                     break
             else:
@@ -124,24 +132,77 @@ class _Form:
                 elif at:
                     self.words += _weight(tokens[at])
                 at += 1
-        asks = bool(self.count["question"]) or text.endswith(QUESTION_MARKS)
-        self._needed = WORDS_MIN - (asks and not repeats)
-        self._needed += REFERENCE_WORDS * min(self.count["reference"], REFERENCES_MAX)
-        if asks or self._long or self.count["rejection"] or self.words > APPROVAL_WORDS_MAX:
-            self.approves = False
-
-    @property
-    def self_contained(self) -> bool:
-        """Whether the turn can be judged without the ones before it."""
-        return self._long or self.words >= self._needed
-
-    @property
-    def only_courtesy(self) -> bool:
-        """Whether the turn asks for nothing: "hello", "thanks a lot"."""
-        others = sum(self.count.values()) - self.count["courtesy"] - self.count["filler"]
-        return bool(self.count["courtesy"]) and not (others or self.words)
+        asks = bool(count["question"]) or text.endswith(QUESTION_MARKS)
+        needed = WORDS_MIN - (asks and not repeats)
+        needed += REFERENCE_WORDS * min(count["reference"], REFERENCES_MAX)
+        self.self_contained = long or self.words >= needed
+        small = not (long or asks or count["rejection"]) and self.words <= APPROVAL_WORDS_MAX
+        self.approves = opens and small
+        others = sum(count.values()) - count["courtesy"] - count["filler"]
+        self.only_courtesy = count["courtesy"] > 0 and not (others or self.words)
 
 
 def _weight(token: str) -> float:
     """A token in words: a single letter, digit or character is half a word, a Thai character a quarter."""
     return 1.0 if len(token) > 1 else 0.25 if "\u0e00" <= token <= "\u0e7f" else 0.5
+
+
+def approval(turns: Sequence[Turn]) -> bool:
+    """Whether the last user turn approves what the assistant proposed."""
+    asked, proposed = spoken(turns)
+    return bool(proposed) and _Form(asked[-1]).approves
+
+
+def reask(turns: Sequence[Turn]) -> bool:
+    """Whether the last user turn says that the answer was wrong, or repeats one of the turns before it."""
+    *earlier, last = spoken(turns)[0] or [""]
+    form = _Form(last)
+    repeated = form.words >= WORDS_MIN and any(_same(last, text) for text in earlier[-REPEATS_MAX:])
+    return bool(earlier) and (repeated or form.count["rejection"] > 0)
+
+
+def _same(text: str, earlier: str) -> bool:
+    """Whether two requests differ at most in words without content; long ones must be equal."""
+    if max(len(text), len(earlier)) > 2 * READ_CHARACTERS:
+        return text == earlier
+    return all(token in _KINDS for token in set(_tokens(text)) ^ set(_tokens(earlier)))
+
+
+def tool_results(turns: Sequence[Turn]) -> list[Turn]:
+    """The tool results since the last user turn, the newest first."""
+    since = itertools.takewhile(lambda turn: turn.role != "user" or not turn.text.strip(), reversed(turns))
+    return [turn for turn in since if turn.role == "tool"]
+
+
+def tool_errors(turns: Sequence[Turn]) -> list[str]:
+    """The ends of the results that failed, among the last `RESULTS_MAX` since the last user turn.
+
+    A result failed if the client says so, else by its exit status, else by its words.
+    """
+    failed = []
+    for turn in tool_results(turns)[:RESULTS_MAX]:
+        text = _ends(turn.text, MARK_CHARACTERS)
+        status = _marked("exit", text)
+        if turn.failed or (int(status[1]) != 0 if status else _marked("error", text)):
+            failed.append(text)
+    return failed
+
+
+def failing_tests(turns: Sequence[Turn]) -> bool:
+    """Whether the last report of tests or a build since the last user turn has failures."""
+    for turn in tool_results(turns)[:RESULTS_MAX]:
+        text = _ends(turn.text, MARK_CHARACTERS)
+        if (failing := _marked("failing", text)) or _marked("passing", text):
+            return failing is not None
+    return False
+
+
+def _marked(name: str, result: str) -> re.Match[str] | None:
+    matches = (pattern.search(result) for needed, pattern in _MARKS[name] if needed in result)
+    return next(filter(None, matches), None)
+
+
+def repeated_errors(turns: Sequence[Turn]) -> int:
+    """Number of failed results with the same text as another one of them."""
+    errors = tool_errors(turns)
+    return len(errors) - len(set(errors))

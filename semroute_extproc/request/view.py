@@ -25,6 +25,7 @@ class Turn:
 
     role: str  # `system`, `user`, `assistant` or `tool`
     text: str
+    failed: bool = False  # a tool's result that the client marked as an error
 
 
 class RequestHead(msgspec.Struct, frozen=True):

@@ -23,6 +23,7 @@ class _Block(msgspec.Struct, gc=False):
     content: Raw = ABSENT
     input: Raw = ABSENT
     source: Raw = ABSENT
+    is_error: Raw = ABSENT
 
 
 _Blocks = str | list[_Block] | None
@@ -49,7 +50,8 @@ class _MessagesBody(Body):
             results = [block for block in blocks if block.type == "tool_result"]
             tool_loop = bool(results)
             for block in results:  # vLLM puts tool results before the text of the same message
-                draft.say("tool", _inside(draft, block.content, NESTING_MAX - 1))
+                text = _inside(draft, block.content, NESTING_MAX - 1)
+                draft.say("tool", text, reading.flag(block.is_error) is True)
             text = _text(draft, message.content, NESTING_MAX)
             if text or not results:
                 draft.say(message.role, text)

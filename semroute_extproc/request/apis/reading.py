@@ -127,9 +127,9 @@ class Draft:
         if self.elements > ELEMENTS_MAX:
             raise BadBody(Cause.TOO_MANY_PARTS)
 
-    def say(self, role: str | None, text: str) -> None:
+    def say(self, role: str | None, text: str, failed: bool = False) -> None:
         """Add a turn; `role` is as sent."""
-        self.turns.append(Turn(_ROLES.get(role, "user"), text))
+        self.turns.append(Turn(_ROLES.get(role, "user"), text, failed))
         self.written = self.written or is_written(text)
         self.characters += len(text)
 

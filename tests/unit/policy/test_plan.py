@@ -216,6 +216,7 @@ class TestRules:
             ('domain in ["law", "maths"]', "the domain 'maths'"),
             ('domain_probs["maths"] > 0.2', "the domain 'maths'"),
             ('task == "coding"', "the task 'coding'"),
+            ("request.tool_error > 2", "request has no member 'tool_error' (did you mean 'tool_errors'?)"),
             ('request.headers["X-Tier"] == "a"', "lower case in conditions: 'x-tier', not 'X-Tier'"),
             ("'X-Tier' in request.headers", "lower case in conditions"),
         ],
@@ -227,6 +228,24 @@ class TestRules:
     def test_a_variable_of_a_macro_is_not_a_fact(self) -> None:
         rules = [{"name": "any", "when": '["math", "law"].exists(d, d == domain)', "pool": "small"}]
         assert decided(compiled(rules), facts(signals=signals(domain="law"))).pool == "small"
+
+    @pytest.mark.parametrize(
+        "when",
+        [
+            *("request.approval", "!request.reask", "request.loop_depth == 0", "request.tool_errors == 0"),
+            *('request["repeated_errors"] == 0', "!has(request.failing_tests) || !request.failing_tests"),
+        ],
+    )
+    def test_the_state_of_the_work_is_part_of_the_request(self, when: str) -> None:
+        said = (Turn("user", "Plan it."), Turn("assistant", "1. Read."), Turn("user", "do it"))
+        rules = [{"name": "r", "when": when, "pool": "eyes"}]
+        assert decided(compiled(rules), facts({"turns": said}, signals=signals())).rule == "r"
+
+    def test_an_agent_that_fails_again_and_again_may_get_another_pool(self) -> None:
+        rules = [{"name": "stuck", "when": "request.tool_errors >= 3", "pool": "eyes"}]
+        said = (Turn("user", "Fix it."), *[Turn("tool", "Error: no such file")] * 3)
+        assert decided(compiled(rules), facts({"turns": said}, signals=signals())).rule == "stuck"
+        assert decided(compiled(rules), facts({"turns": said[:-1]}, signals=signals())).rule == ""
 
     @pytest.mark.parametrize("name", [*REQUEST_FACTS, *SIGNAL_FACTS])
     def test_every_fact_can_be_named_in_a_condition(self, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Which turns of a conversation are judged."""
+"""Which turns of a conversation are judged, and the state of the work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from semroute_extproc.request.conversation import READ_CHARACTERS, TURNS_MAX, relevant, spoken
+from semroute_extproc.request.conversation import (
+    READ_CHARACTERS,
+    RESULTS_MAX,
+    TURNS_MAX,
+    approval,
+    failing_tests,
+    reask,
+    relevant,
+    repeated_errors,
+    spoken,
+    tool_errors,
+    tool_results,
+)
 from semroute_extproc.request.view import Turn
 
 TASK = (
@@ -115,4 +127,160 @@ def test_no_conversation_makes_the_selection_slow(unit: str) -> None:
     started = time.process_time()
     relevant(asked, unit * 100_000)
     relevant(asked[:-1], unit * 100_000)
+    assert time.process_time() - started < 0.1
+
+
+ASKED = (Turn("user", TASK), Turn("assistant", PLAN))
+
+
+def loop(*results: str | Turn) -> list[Turn]:
+    """A user's task and the results of the tools that the assistant called since."""
+    turns = [
+        Turn("user", "Fix the parser."),
+        Turn("tool", "Error: of an earlier task"),
+        Turn("user", "Go on."),
+    ]
+    for result in results:
+        turns += [Turn("assistant", ""), result if isinstance(result, Turn) else Turn("tool", result)]
+    return turns
+
+
+@pytest.mark.parametrize("language", SHORT_TURNS)
+def test_approvals_and_rejections_are_told_apart_in_every_language(language: str) -> None:
+    for kind, text in SHORT_TURNS[language].items():
+        turns = [*ASKED, Turn("user", text)]
+        assert (approval(turns), reask(turns)) == (kind == "approval", kind == "rejection"), text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["ok, what is the capital of France?", "yes, but it is wrong", "Sure, write a poem about rain and snow"],
+)
+def test_a_turn_that_asks_for_more_is_no_approval(text: str) -> None:
+    assert not approval([*ASKED, Turn("user", text)])
+
+
+def test_there_is_nothing_to_approve_or_reject_in_a_first_turn() -> None:
+    assert not approval([Turn("user", "go ahead")])
+    assert not reask([Turn("user", "Try again: it still doesn't work")])
+    assert not approval([])
+    assert not reask([])
+
+
+LONG = "Summarize this report. " * 500
+
+
+@pytest.mark.parametrize(
+    ("text", "repeats"),
+    [
+        (LONG, True),
+        (LONG + "Use verse.", False),
+        ("Please, what is the capital of Peru?", True),
+        ("What is the capital of Chile?", False),
+        ("What is 17 times 24?", False),
+        ("ok", False),
+        (TASK, False),  # too long ago
+    ],
+)
+def test_asking_the_same_again_counts_as_asking_again(text: str, repeats: bool) -> None:
+    asked = (TASK, "What is the capital of Peru?", "What is 17 times 23?", "ok", LONG, text)
+    assert reask([Turn("user", each) for each in asked]) is repeats
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        *(
+            "Error: user not found",
+            "<tool_use_error>File not read</tool_use_error>",
+            "bash: foo: command not found",
+        ),
+        *(
+            "ValueError: x",
+            'Traceback (most recent call last):\n  File "a.py"',
+            "cat: a: No such file or directory",
+        ),
+        *("Exit code 1\n", "Process exited with code 127", '{"output": "", "metadata": {"exit_code": 2}}'),
+        "make: done\n" + "x\n" * 50_000 + "subprocess.CalledProcessError: it failed",
+        Turn("tool", "nothing found", failed=True),
+    ],
+)
+def test_a_failed_result_is_told_by_its_flag_its_status_or_its_words(result: str | Turn) -> None:
+    assert len(tool_errors(loop("ok", result))) == 1
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        *("File created.", "def check():\n    raise ValueError(x)", "There are no errors.", "exit 1"),
+        '{"output": "Traceback (most recent call last)", "metadata": {"exit_code": 0}}',
+        "x\n" * 50_000 + "ValueError: in the middle of a long file\n" + "x\n" * 50_000,
+    ],
+)
+def test_other_results_have_not_failed(result: str) -> None:
+    assert tool_errors(loop(result)) == []
+
+
+def test_only_results_since_the_last_user_turn_count() -> None:
+    assert len(tool_results(loop("a", "b"))) == 2
+    assert tool_results([*loop("a"), Turn("user", "Stop.")]) == []
+    assert tool_errors([*loop("Error: a"), Turn("user", "Stop.")]) == []
+
+
+def test_errors_with_the_same_text_are_repeated() -> None:
+    assert repeated_errors(loop("Error: a", "ok", "ok", "Error: b")) == 0
+    assert repeated_errors(loop(*["Error: a"] * 5)) == 4
+
+
+def test_a_bounded_number_of_results_is_looked_at() -> None:
+    assert len(tool_errors(loop(*["Error: a"] * 99))) == RESULTS_MAX
+    assert not failing_tests(loop("1 failed", *["a"] * RESULTS_MAX))
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        *(
+            "=== 3 failed, 10 passed in 0.42s ===",
+            "FAILED tests/test_a.py::test_b",
+            "--- FAIL: TestA (0.00s)",
+        ),
+        *(
+            "FAIL\texample.org/a\t0.01s",
+            "Tests:       1 failed, 4 total",
+            "Tests run: 5, Failures: 1, Errors: 0",
+        ),
+        *(
+            "Ran 3 tests\n\nFAILED (failures=1)",
+            "test result: FAILED. 2 passed; 1 failed",
+            "3 examples, 1 failure",
+        ),
+        *(
+            "error[E0308]: mismatched types",
+            "a.c:3:1: error: expected ';'",
+            "a.ts(3,5): error TS2304: no name",
+        ),
+        *("make[1]: *** [all] Error 2", "BUILD FAILURE", "npm ERR! code 1", "Found 3 errors in 2 files"),
+    ],
+)
+def test_a_report_of_failing_tests_or_a_failing_build_holds_until_the_next_report(report: str) -> None:
+    assert failing_tests(loop(report))
+    assert failing_tests(loop(report, "File created."))
+    assert not failing_tests(loop(report, "=== 13 passed in 0.42s ==="))
+
+
+@pytest.mark.parametrize(
+    "report", ["10 passed, 0 failed", "ok  \texample.org/a", "Ran 3 tests\n\nOK", "a = 3"]
+)
+def test_a_report_without_failures_is_none(report: str) -> None:
+    assert not failing_tests(loop(report))
+
+
+@pytest.mark.parametrize(
+    "unit", ["error", "Error.", "Exit code: ", "1 failed", "FAILED", "\n", "x.", "1", "= "]
+)
+def test_no_result_makes_the_facts_slow(unit: str) -> None:
+    turns = loop(*[unit * 100_000] * 99)
+    started = time.process_time()
+    tool_errors(turns), failing_tests(turns)
     assert time.process_time() - started < 0.1

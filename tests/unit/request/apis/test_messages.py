@@ -59,6 +59,14 @@ def test_a_tool_result_at_the_end_is_a_tool_loop():
     assert not parse(ASK, USE, user(result("etc usr")), {"role": "assistant", "content": "Done."}).tool_loop
 
 
+@pytest.mark.parametrize(
+    ("is_error", "failed"), [(True, True), (False, False), (None, False), ("odd", False)]
+)
+def test_a_tool_result_may_be_marked_as_failed(is_error: Any, failed: bool):
+    view = parse(ASK, USE, user({**result("etc"), "is_error": is_error}))
+    assert [turn.failed for turn in view.turns] == [False, False, failed]
+
+
 def test_text_sent_along_with_results_is_a_turn_of_its_own_after_them():
     view = parse(ASK, USE, user(text("Hurry."), result([text("etc"), IMAGE]), result(None)))
     assert turns(view)[2:] == [("tool", "etc"), ("tool", ""), ("user", "Hurry.")]
