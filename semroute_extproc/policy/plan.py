@@ -178,15 +178,15 @@ def _effort(reasoning: Reasoning, signals: Signals | None) -> tuple[Effort | Non
     """The effort to ask for, and why, in words.
 
     The vLLM Semantic Router (arXiv 2510.08731) enables reasoning by domain; this router uses the
-    calibrated difficulty. An out-of-distribution text gets the last band. Without signals, bands give
-    None, because the model's default is better than a guess.
+    calibrated difficulty. Without signals, and for unknown text, bands give None, because the model's
+    default is better than a guess.
     """
     if reasoning.bands is None:
         return reasoning.effort, "as configured"
     if signals is None:
         return None, "no signals, no effort"
     if signals.unknown:
-        return reasoning.bands[-1].effort, "text is out of distribution"
+        return None, "the text is unknown, no effort"
     found = next(band for band in reasoning.bands if band.below is None or signals.difficulty < band.below)
     place = "is in the last band" if found.below is None else f"< {found.below:.2f}"
     return found.effort, f"difficulty {signals.difficulty:.2f} {place}"

@@ -62,6 +62,8 @@ SIGNAL_FACTS: Mapping[str, tuple[str, Callable[[Signals], Any]]] = {
     "tokens": ("tokens of the classified text", lambda s: s.tokens),
     "truncated": ("the text did not fit the encoder's window", lambda s: s.truncated),
 }
+OF_KNOWN_TEXT = ("domain", "domain_probs", "domain_entropy", "task", "task_probs", "difficulty")
+"""Signal facts without a value for unknown text, unless the condition names `unknown`."""
 MACROS = ("all", "exists", "exists_one", "filter", "map")
 
 
@@ -92,17 +94,22 @@ class CompiledRule:
         """Whether the rule applies, and the reason in words.
 
         A rule whose condition raises an error does not apply: a missing header, an index out of range, a
-        division by zero, a number compared with a string. `needs_signals` requires `context.signals`.
+        division by zero, a number compared with a string, and for unknown text a fact `OF_KNOWN_TEXT`, unless
+        the condition names `unknown`. `needs_signals` requires `context.signals`.
         """
         values = {name: REQUEST_FACTS[name][1](context) for name in self._request_facts}
         if self._work_facts:
             values["request"] |= {name: WORK_FACTS[name][1](context.view.turns) for name in self._work_facts}
-        if context.signals is not None:
-            values.update((name, SIGNAL_FACTS[name][1](context.signals)) for name in self._signal_facts)
+        unknown = False
+        if (signals := context.signals) is not None:
+            unknown = signals.unknown and "unknown" not in self._signal_facts
+            given = (name for name in self._signal_facts if not (unknown and name in OF_KNOWN_TEXT))
+            values.update((name, SIGNAL_FACTS[name][1](signals)) for name in given)
         try:
             result = self._program.execute(values)
         except (RuntimeError, TypeError, ValueError, LookupError, ArithmeticError) as error:
-            return False, f"does not apply: {error}"
+            reason = "the text is unknown" if unknown and "Undefined variable" in str(error) else error
+            return False, f"does not apply: {reason}"
         if not isinstance(result, bool):
             return False, f"does not apply: the condition gives {type(result).__name__}, not a bool"
         if not result:

@@ -232,6 +232,39 @@ class TestRules:
     @pytest.mark.parametrize(
         "when",
         [
+            *('domain == "math"', 'domain != "law"', 'domain_probs["math"] > 0.5', "domain_entropy < 0.5"),
+            *('task == "code"', 'task_probs["code"] > 0.5', "difficulty > 0.7", "!(difficulty < 0.7)"),
+            *('["math"].exists(d, d == domain)', "turns == 1 && difficulty > 0.7"),
+        ],
+    )
+    def test_domain_task_and_difficulty_of_unknown_text_have_no_value(self, when: str) -> None:
+        rules = [{"name": "r", "when": when, "pool": "eyes"}]
+        known, unknown = (facts(signals=signals(difficulty=0.9, unknown=flag)) for flag in (False, True))
+        assert decided(compiled(rules), known).rule == "r"
+        decision = decided(compiled(rules), unknown)
+        assert (decision.rule, decision.trace[0].result) == ("", "does not apply: the text is unknown")
+
+    @pytest.mark.parametrize(
+        "when",
+        [
+            *("unknown", "unknown && difficulty > 0.7", 'domain == "math" && !(unknown && tokens > 999)'),
+            *(
+                "difficulty > 0.7 || turns == 1",
+                "turns == 1 || difficulty > 0.7",
+                "tokens < 999 && !truncated",
+            ),
+        ],
+    )
+    def test_a_rule_applies_to_unknown_text_if_it_names_unknown_or_does_not_depend_on_it(
+        self, when: str
+    ) -> None:
+        rules = [{"name": "r", "when": when, "pool": "eyes"}]
+        context = facts(signals=signals(difficulty=0.9, unknown=True))
+        assert decided(compiled(rules), context).rule == "r"
+
+    @pytest.mark.parametrize(
+        "when",
+        [
             *("request.approval", "!request.reask", "request.loop_depth == 0", "request.tool_errors == 0"),
             *('request["repeated_errors"] == 0', "!has(request.failing_tests) || !request.failing_tests"),
         ],
@@ -479,9 +512,10 @@ class TestReasoning:
         decision = decided(subject, facts(fallback="deadline"))
         assert (decision.pool, decision.reasoning) == ("small", None)
 
-    def test_an_unknown_text_counts_as_the_hardest(self) -> None:
+    def test_for_an_unknown_text_the_models_own_default_is_left(self) -> None:
         subject = compiled(otherwise={"pool": "large", "reasoning": self.BANDS})
-        assert decided(subject, facts(signals=signals(difficulty=0.1, unknown=True))).reasoning == "high"
+        decision = decided(subject, facts(signals=signals(difficulty=0.1, unknown=True)))
+        assert (decision.reasoning, decision.trace[-1].result) == (None, "the text is unknown, no effort")
 
     @pytest.mark.parametrize("plain", ["off", "none", False, {"effort": "off"}])
     def test_one_effort_may_be_said_plainly(self, plain: Any) -> None:
