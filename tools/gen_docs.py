@@ -22,7 +22,7 @@ from semroute_bench import report as bench_report
 from semroute_extproc import cli
 from semroute_extproc.config.models import Config
 from semroute_extproc.encoder import bundle
-from semroute_extproc.policy.rules import REQUEST_FACTS, SIGNAL_FACTS
+from semroute_extproc.policy.rules import REQUEST_FACTS, SIGNAL_FACTS, WORK_FACTS
 from semroute_extproc.request import reasoning
 from semroute_extproc.request.view import Api
 from semroute_extproc.settings import controllers, policies, pools, process
@@ -99,6 +99,7 @@ def _one_line(annotation: Any) -> str:
 def facts() -> str:
     """What a rule's condition may name."""
     rows = [f"| `{name}` | request | {meaning} |" for name, (meaning, _) in REQUEST_FACTS.items()]
+    rows += [f"| `request.{name}` | request | {meaning} |" for name, (meaning, _) in WORK_FACTS.items()]
     rows += [f"| `{name}` | encoder | {meaning} |" for name, (meaning, _) in SIGNAL_FACTS.items()]
     return "\n".join(["| fact | from | meaning |", "|---|---|---|", *rows])
 

@@ -273,7 +273,7 @@ class TestConfiguration:
             (
                 "difficulty > 0.7",
                 "dificulty > 0.7",
-                "policies.main.rules.1.when: there is no fact 'dificulty'",
+                "policies.main.rules.2.when: there is no fact 'dificulty'",
             ),
             ("default_pool: large", "default_pol: large", "did you mean 'default_pool'?"),
         ],
@@ -321,9 +321,10 @@ class TestConfiguration:
         elif "valkey" in added:
             pytest.importorskip("redis", reason="needs the extra valkey")
         example = EXAMPLE.read_text()
-        strategies = "strategies:\n"
-        assert strategies in example
-        text = example.replace(strategies, strategies + added) if added.startswith(" ") else example + added
+        section = "strategies:\n" if added.startswith(" ") else "controllers:"
+        assert section in example
+        before, _, after = example.partition(section)
+        text = before + section + added + after if added.startswith(" ") else before + added
         file = tmp_path / "semroute.yaml"
         file.write_text(text)
         result = run("check", str(file))
@@ -338,7 +339,7 @@ class TestConfiguration:
                 "weak: large, strong: small",
                 "strategies.pair.weak: by their prices large is more expensive than small",
             ),
-            ('domain == "math"', 'domain == "maths"', "policies.main.rules.1.when: no bundle has the domain"),
+            ('domain == "math"', 'domain == "maths"', "policies.main.rules.2.when: no bundle has the domain"),
             ("listen: unix:/run/semroute/", "listen: unix:/no/such/", "server.listen: the directory"),
         ],
     )
