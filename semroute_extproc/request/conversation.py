@@ -2,7 +2,7 @@
 
 A self-contained last turn is judged alone. Any other one ("and why?", "commit it", "that is wrong") is judged
 with the task that it continues. A turn is self-contained if it brings enough words of its own: more if it
-points back, fewer if it asks a question; words of the turns before do not count. The phrases of 16 languages
+points back, fewer if it asks a question; words of the turn before do not count. The phrases of 16 languages
 and the patterns for tool results are in conversation.json.
 """
 
@@ -20,11 +20,12 @@ from semroute_extproc.request.view import Turn
 
 TURNS_MAX = 16  # user turns looked at, from the last
 READ_CHARACTERS = 240  # at the start of a turn; a longer turn is self-contained unless it rejects the answer
+TOKENS_MAX = 64  # the same limit in words, or in characters of scripts without spaces
 KNOWN_CHARACTERS = 1_000  # at each end of an earlier text whose words are not new
 
 KNOWN_LETTERS_MIN = 4  # a shorter word is often part of another word
-WORDS_MIN = 2  # of its own in a self-contained turn; one less in a question without earlier words
-REFERENCE_WORDS, REFERENCES_MAX = 4, 2  # more for each reference to an earlier turn
+WORDS_MIN, ASKING_WORDS_MIN = 4, 2  # of its own in a self-contained turn; in a question or request
+REFERENCE_WORDS, REFERENCES_MAX = 3, 2  # more for each reference to an earlier turn
 APPROVAL_WORDS_MAX = 2  # that an approval adds: "yes, use Postgres"
 
 REPEATS_MAX = 4  # earlier user turns that the last one may repeat
@@ -116,9 +117,11 @@ class _Form:
     def __init__(self, text: str, known: str = "") -> None:
         """`known` is earlier text in lower case; its words are not the turn's own."""
         self.count = count = dict.fromkeys(_LISTS["phrases"], 0)
-        self.words, long = 0.0, len(text) > READ_CHARACTERS
+        self.words = 0.0
         tokens = [_START, *_tokens(text[:READ_CHARACTERS])]
-        at, opens, repeats = 0, False, False
+        long = len(text) > READ_CHARACTERS or len(tokens) > TOKENS_MAX
+        del tokens[TOKENS_MAX:]
+        at, opens = 0, False
         while at < len(tokens):
             for length in range(_LONGEST.get(tokens[at], 0), 0, -1):
                 if kind := _KINDS.get(" ".join(tokens[at : at + length])):
@@ -127,16 +130,14 @@ class _Form:
                     at += length
                     break
             else:
-                if len(tokens[at]) >= KNOWN_LETTERS_MIN and tokens[at] in known:
-                    repeats = True
-                elif at:
+                if at and not (len(tokens[at]) >= KNOWN_LETTERS_MIN and tokens[at] in known):
                     self.words += _weight(tokens[at])
                 at += 1
-        asks = bool(count["question"]) or text.endswith(QUESTION_MARKS)
-        needed = WORDS_MIN - (asks and not repeats)
+        needed = ASKING_WORDS_MIN if count["question"] else WORDS_MIN
         needed += REFERENCE_WORDS * min(count["reference"], REFERENCES_MAX)
         self.self_contained = long or self.words >= needed
-        small = not (long or asks or count["rejection"]) and self.words <= APPROVAL_WORDS_MAX
+        asks = count["question"] or count["rejection"] or text.endswith(QUESTION_MARKS)
+        small = not (long or asks) and self.words <= APPROVAL_WORDS_MAX
         self.approves = opens and small
         others = sum(count.values()) - count["courtesy"] - count["filler"]
         self.only_courtesy = count["courtesy"] > 0 and not (others or self.words)
@@ -157,7 +158,7 @@ def reask(turns: Sequence[Turn]) -> bool:
     """Whether the last user turn says that the answer was wrong, or repeats one of the turns before it."""
     *earlier, last = spoken(turns)[0] or [""]
     form = _Form(last)
-    repeated = form.words >= WORDS_MIN and any(_same(last, text) for text in earlier[-REPEATS_MAX:])
+    repeated = form.words >= ASKING_WORDS_MIN and any(_same(last, text) for text in earlier[-REPEATS_MAX:])
     return bool(earlier) and (repeated or form.count["rejection"] > 0)
 
 

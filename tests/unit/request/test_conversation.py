@@ -83,6 +83,11 @@ def test_after_many_short_turns_the_task_is_still_judged() -> None:
     assert relevant(asked) == [TASK, "and now in blue", "go on"]
 
 
+def test_short_turns_between_do_not_hide_the_task() -> None:
+    between = ["sounds fun", "in two sentences", "wait, what?", "put everything in a table", "go deeper"]
+    assert relevant([TASK, *between, "undo that"])[0] == TASK
+
+
 def test_a_turn_continues_the_nearest_task() -> None:
     asked = [TASK, "what's the capital of France?", "and of Germany?"]
     assert relevant(asked) == asked[1:]
@@ -121,7 +126,7 @@ def test_the_proposal_is_the_assistants_text_right_before_the_last_user_turn() -
     assert spoken([Turn("system", "s")]) == ([], "")
 
 
-@pytest.mark.parametrize("unit", ["it ", "ok, ", "这", "ต", "a", " ", "\n", "^ ", "that is "])
+@pytest.mark.parametrize("unit", ["it ", "ok, ", "这", "ต", "はいもう一度", "a", " ", "\n", "^ ", "that is "])
 def test_no_conversation_makes_the_selection_slow(unit: str) -> None:
     asked = [(unit * READ_CHARACTERS)[:READ_CHARACTERS] for _ in range(TURNS_MAX)] + [unit * 100_000]
     started = time.process_time()
