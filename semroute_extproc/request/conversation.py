@@ -22,7 +22,6 @@ TURNS_MAX = 16  # user turns looked at, from the last
 READ_CHARACTERS = 240  # at the start of a turn; a longer turn is self-contained unless it rejects the answer
 TOKENS_MAX = 64  # the same limit in words, or in characters of scripts without spaces
 KNOWN_CHARACTERS = 1_000  # at each end of an earlier text whose words are not new
-
 KNOWN_LETTERS_MIN = 4  # a shorter word is often part of another word
 WORDS_MIN, ASKING_WORDS_MIN = 4, 2  # of its own in a self-contained turn; in a question or request
 REFERENCE_WORDS, REFERENCES_MAX = 3, 2  # more for each reference to an earlier turn
@@ -42,7 +41,6 @@ _MARKS = {
     for name, marks in _LISTS["marks"].items()
 }
 """Patterns for tool results; a text that a pattern needs is found faster than the pattern."""
-QUESTION_MARKS = ("?", "？", "؟")
 
 
 def _tokens(text: str) -> list[str]:
@@ -136,9 +134,8 @@ class _Form:
         needed = ASKING_WORDS_MIN if count["question"] else WORDS_MIN
         needed += REFERENCE_WORDS * min(count["reference"], REFERENCES_MAX)
         self.self_contained = long or self.words >= needed
-        asks = count["question"] or count["rejection"] or text.endswith(QUESTION_MARKS)
-        small = not (long or asks) and self.words <= APPROVAL_WORDS_MAX
-        self.approves = opens and small
+        asks = count["question"] or count["rejection"] or text.endswith(("?", "？", "؟"))
+        self.approves = opens and not (long or asks) and self.words <= APPROVAL_WORDS_MAX
         others = sum(count.values()) - count["courtesy"] - count["filler"]
         self.only_courtesy = count["courtesy"] > 0 and not (others or self.words)
 
@@ -205,5 +202,4 @@ def _marked(name: str, result: str) -> re.Match[str] | None:
 
 def repeated_errors(turns: Sequence[Turn]) -> int:
     """Number of failed results with the same text as another one of them."""
-    errors = tool_errors(turns)
-    return len(errors) - len(set(errors))
+    return len(errors := tool_errors(turns)) - len(set(errors))
