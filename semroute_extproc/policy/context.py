@@ -130,7 +130,7 @@ class Strategy(Protocol):
 class TraceStep(NamedTuple):
     """One step of a decision, for display."""
 
-    what: str  # `constraint`, `rule`, `judge`, `strategy`, `controller` or `reasoning`.
+    what: str  # `constraint`, `rule`, `judge`, `strategy`, `threshold`, `controller` or `reasoning`.
     name: str
     result: str
 
