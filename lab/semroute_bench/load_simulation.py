@@ -128,6 +128,7 @@ def simulate(burst: float, controlled: bool, seed: int = SEED) -> list[Request]:
     assert not unfit + wrong, unfit + wrong
     controllers, rng = ControllerState(b"simulation"), random.Random(seed)
     controllers.configure(config.pools, config.controllers, config.strategies)
+    controllers.follow(strategies)
     requests: list[Request] = []
     now, scrape_at = 0.0, 0.0
     while now < UNTIL:

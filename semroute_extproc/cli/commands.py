@@ -138,7 +138,7 @@ def serve(config: Path, index: int | None, worker_admin: str) -> None:
 def explain(
     config: Path, text: str | None, body: Any, model: str, headers: tuple[str, ...], path: str, as_json: bool
 ) -> None:
-    """Show the decision for one request, exactly as the server would make it.
+    """Show the decision for one request, exactly as a server without traffic would make it.
 
     Prints pool, cluster, model, reasoning effort, reason, the rules tried, the signals, the header
     and body edits and the time of each stage.

@@ -118,6 +118,8 @@ class Pipeline:
         edited = set_members(body, _members(pool, view, decision))
         stages.mark("edit")
         times = stages.times
+        # Before the controllers learn, so that a shadow sees what the live policy saw.
+        shadows = await self._driver.shadows(policy, context, decision)
         session = self._learn(context, decision, keys)
         cause = Cause.RULE if decision.rule else Cause.STRATEGY if decision.strategy else Cause.POOL
         return Outcome(
@@ -132,7 +134,7 @@ class Pipeline:
             decision=decision,
             policy=policy,
             session=session,
-            shadows=await self._driver.shadows(policy, context, decision),
+            shadows=shadows,
             view=view,
             signals=context.signals,
             text=context.text,

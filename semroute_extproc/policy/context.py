@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from semroute_extproc.outcome import Cause
 from semroute_extproc.request.signals import Signals
@@ -13,13 +13,17 @@ from semroute_extproc.request.view import RequestHead, RequestView
 from semroute_extproc.settings.base import Effort
 from semroute_extproc.settings.pools import Pool
 
+if TYPE_CHECKING:
+    from semroute_extproc.state.live import LiveScores
+
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """A snapshot of the controllers' state."""
+    """The controllers' state: a snapshot, except for `traffic`."""
 
     pressure: Mapping[str, float] = field(default_factory=dict)  # By pool, 0 (quiet or unknown) to 1 (full).
     bias: Mapping[str, float] = field(default_factory=dict)  # By strategy, on the log-odds of its share.
+    traffic: Mapping[str, LiveScores] = field(default_factory=dict)  # By strategy that follows its traffic.
     floor: float = 0.0
     ceiling: float | None = None
     """Bounds of the strong share under pressure; without a ceiling, pressure never raises the share."""
@@ -40,7 +44,7 @@ class Held:
     pool: str
     lock: Lock = Lock.NONE
     margin: float = 0.0
-    """Fraction of the reference traffic above the threshold that does not move the conversation up."""
+    """Fraction of the traffic above the threshold that does not move the conversation up."""
     strategies: Collection[str] | None = None  # Those whose choices may be overruled; None for all.
 
 
@@ -66,6 +70,7 @@ class RoutingContext:
     conditions: Conditions = field(default_factory=Conditions)
     judgements: Mapping[str, Judgement] = field(default_factory=dict)  # By strategy.
     bias: float = 0.0  # `conditions.bias` of the strategy that chooses; set by the policy.
+    traffic: LiveScores | None = None  # `conditions.traffic` of that strategy.
     held: Held | None = None
 
     @property
@@ -97,8 +102,10 @@ class Choice:
     score: float | None = None
     threshold: float | None = None
     share: float | None = None  # The strong share, if controllers changed it.
+    source: str = ""  # Where the threshold comes from, in words.
+    sample: tuple[float, float, bool] | None = None  # For `LiveScores.learn`, if it is to learn.
     rise: float | None = None
-    """Fraction of the reference traffic above the threshold with a lower score; None below it."""
+    """Fraction of the traffic above the threshold with a lower score; None below it."""
     moved: tuple[tuple[str, str], ...] = ()  # Controllers that changed the trade-off, and how, in words.
 
 
@@ -108,6 +115,8 @@ class Strategy(Protocol):
     needs_signals: bool
     hard_preferences: bool
     """Whether a quality of 0 or 1 selects a pool even without signals."""
+    follows: tuple[float, Sequence[float]] | None = None
+    """Strong share and reference quantiles, if the share follows the strategy's own traffic."""
 
     def wants_judgement(self, context: RoutingContext) -> bool:
         """Whether to ask this strategy's judge first; False once the context has its judgement."""
@@ -121,7 +130,7 @@ class Strategy(Protocol):
 class TraceStep(NamedTuple):
     """One step of a decision, for display."""
 
-    what: str  # `constraint`, `rule`, `judge`, `strategy`, `controller` or `reasoning`.
+    what: str  # `constraint`, `rule`, `judge`, `strategy`, `threshold`, `controller` or `reasoning`.
     name: str
     result: str
 
@@ -141,6 +150,7 @@ class Decision:
     judge: str = ""  # `Judgement.result`; empty if no judge was asked.
     override: bool = False  # `reasoning` replaces the client's own setting.
     share: float | None = None  # See `Choice`.
+    sample: tuple[float, float, bool] | None = None
     session: str = ""  # How the conversation's pool affected it: `locked`, `kept` or `moved`; else empty.
     canary: str = ""  # The policy, if a model's canary drew it.
     trace: tuple[TraceStep, ...] = ()

@@ -139,11 +139,14 @@ class _Run:
         judge = context.judgements[name].result if name in context.judgements else ""
         if judge:
             self._note("judge", name, judge)
-        if context.conditions.bias:
-            context = dataclasses.replace(context, bias=context.conditions.bias.get(name, 0.0))
+        if (now := context.conditions).bias or now.traffic:
+            bias, traffic = now.bias.get(name, 0.0), now.traffic.get(name)
+            context = dataclasses.replace(context, bias=bias, traffic=traffic)
         choice = strategy.choose(context, self._candidates)
         pool, reason = self._available(choice)
         self._note("strategy", name, f"{pool}: {reason}")
+        if choice.source:
+            self._note("threshold", name, choice.source)
         for controller, how in choice.moved:
             self._note("controller", controller, how)
         if choice.moved:
@@ -162,6 +165,7 @@ class _Run:
             score=choice.score,
             threshold=choice.threshold,
             share=choice.share,
+            sample=choice.sample,
             session=session,
             judge=judge,
         )

@@ -161,7 +161,8 @@ def _pages(metrics: PrometheusSink, health: Health, servicer: Servicer, live: Li
     def config() -> Page:
         page = {"generation": live.snapshot.number, "sha256": live.loaded.sha256}
         settings = live.loaded.config.model_dump(mode="json")
-        return as_json({**page, "encoders": classifier.describe(), "config": settings})
+        states = {"encoders": classifier.describe(), "traffic": controllers.status()["traffic"]}
+        return as_json({**page, **states, "config": settings})
 
     def worker() -> Page:
         return as_json({"ready": health.ready, "turning": health.alive, "sha256": live.loaded.sha256})
@@ -172,6 +173,8 @@ def _pages(metrics: PrometheusSink, health: Health, servicer: Servicer, live: Li
     metrics.observe("pool_pressure", partial(values, "pools", "pressure"))
     for key in ("leaning", "target", "realised"):
         metrics.observe(f"budget_{key}", partial(values, "budgets", key))
+    for key in ("threshold", "reference", "scores", "realised"):
+        metrics.observe(f"traffic_{key}", partial(values, "traffic", key))
     metrics.observe("session_entries", lambda: (controllers.status()["sessions"] or {}).get("entries", 0))
     return {
         "/livez": lambda: probe(health.alive, "the event loop has stalled"),

@@ -115,6 +115,7 @@ class LiveConfig:
             self.start(self._shared.close())
         self.loaded, self._files, self._shared = loaded, files, shared
         self.controllers.configure(config.pools, config.controllers, config.strategies)
+        self.controllers.follow(next(iter(policies.values())).strategies if policies else {})
         self._judges.adopt(judges)
         self._profiles.adopt()
         self._emit(Reloaded(loaded.sha256, number, notes=loaded.notes))

@@ -113,7 +113,7 @@ class SessionController(Model):
     )
     margin: Share = Field(
         0.3,
-        description="Part of the strong pool's reference traffic, lowest scores first, that does not move a "
+        description="Part of the strong pool's scored traffic, lowest scores first, that does not move a "
         "conversation there. With a strong share of 0.2 and a margin of 0.3, the highest 14 % of scores do.",
     )
     ttl_seconds: float = Field(1_800, gt=0, le=604_800, description="Idle time until a conversation expires.")

@@ -6,12 +6,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from semroute_extproc.policy.context import Conditions, Decision, Held, RoutingContext
+from semroute_extproc.policy.context import Conditions, Decision, Held, RoutingContext, Strategy
 from semroute_extproc.request.view import RequestHead, RequestView
 from semroute_extproc.settings.base import pair_of
 from semroute_extproc.settings.controllers import Controllers
 from semroute_extproc.settings.pools import Pool, cost
 from semroute_extproc.state.budget import BudgetController
+from semroute_extproc.state.live import LiveScores
 from semroute_extproc.state.pressure import PoolPressure
 from semroute_extproc.state.sessions import Keys, Sessions, lock_of, session_keys
 
@@ -29,10 +30,10 @@ class ControllerState:
         self._strategies: Mapping[str, object] = {}
         self._pressures: dict[str, PoolPressure] = {}
         self._budgets: dict[str, BudgetController] = {}
+        self._traffic: dict[str, LiveScores] = {}
         self._sessions: Sessions | None = None
         self._snapshot: Mapping[str, float] = {}
         self._snapshot_at = -math.inf
-        self.active = False
 
     def configure(
         self, pools: Mapping[str, Pool], settings: Controllers, strategies: Mapping[str, object]
@@ -56,7 +57,20 @@ class ControllerState:
         self._pressures, self._budgets = pressures, budgets
         self._pools, self._settings, self._strategies = pools, settings, strategies
         self._snapshot_at = -math.inf
-        self.active = bool(pressures or budgets or session)
+
+    def follow(self, strategies: Mapping[str, Strategy]) -> None:
+        """Keep the live scores of the compiled strategies whose reference is the same, start the others."""
+        traffic = {name: LiveScores(*each.follows) for name, each in strategies.items() if each.follows}
+        for name, fresh in traffic.items():
+            known = self._traffic.get(name)
+            if known is not None and known.reference == fresh.reference:
+                known.share, traffic[name] = fresh.share, known
+        self._traffic = traffic
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is configured."""
+        return bool(self._pressures or self._budgets or self._traffic or self._settings.session)
 
     def observe(self, pool: str, load: Mapping[str, float], now: float) -> None:
         """Update a pool's pressure from its gauges; `load` is empty if they could not be read."""
@@ -71,8 +85,8 @@ class ControllerState:
             self._snapshot_at = now
         biases = {name: budget.bias for name, budget in self._budgets.items()}
         if (load := self._settings.load) is None:
-            return Conditions(bias=biases)
-        return Conditions(self._snapshot, biases, load.floor, load.ceiling)
+            return Conditions(bias=biases, traffic=self._traffic)
+        return Conditions(self._snapshot, biases, self._traffic, load.floor, load.ceiling)
 
     def keys(self, head: RequestHead, view: RequestView) -> Keys:
         """The keys of the request's conversation; empty if it has none or sessions are off."""
@@ -98,6 +112,8 @@ class ControllerState:
         """
         if (budget := self._budgets.get(decision.strategy)) is not None:
             self._pay(budget, context, decision, now)
+        if decision.sample is not None and (traffic := self._traffic.get(decision.strategy)) is not None:
+            traffic.learn(*decision.sample)
         if self._sessions is None:
             return ""
         if key and (pool := home(context, decision)):
@@ -140,8 +156,9 @@ class ControllerState:
             }
             for name, budget in self._budgets.items()
         }
+        traffic = {name: each.status() for name, each in self._traffic.items()}
         sessions = None if self._sessions is None else {"entries": len(self._sessions)}
-        return {"pools": pressures, "budgets": budgets, "sessions": sessions}
+        return {"pools": pressures, "budgets": budgets, "traffic": traffic, "sessions": sessions}
 
 
 def home(context: RoutingContext, decision: Decision) -> str:

@@ -2,7 +2,8 @@
 
 Hybrid LLM (arXiv 2404.14618) section 3 and RouteLLM (arXiv 2406.18665) section 3: the strong model has
 the queries whose score is at least a threshold, which trades cost for quality. The trade-off is kept as
-the strong *share*; the score's quantiles on reference traffic turn it into a threshold.
+the strong *share*; quantiles of the score, on reference traffic or on the strategy's own, turn it into a
+threshold (`state.live`).
 
 Controllers act on the share, s, in this order. A budget's bias b adds to its log-odds:
 logit s' = logit s + b. Then pressure, on the easiest requests: with d = pressure(strong) − pressure(weak),
@@ -13,46 +14,10 @@ logit s' = logit s + b. Then pressure, on the easiest requests: with d = pressur
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
-
 from semroute_extproc.policy.context import Choice, RoutingContext
-
-NO_SHARE = 1e-9  # a share below this is rounding
-SHARE_MIN = 0.005  # a biased share is this far from 0 and 1, where log-odds are infinite
-Quantiles = Sequence[float] | npt.NDArray[np.float64]
-"""A score at 0, 1, … 100 % of the reference traffic, ascending."""
-
-
-def threshold_for_share(quantiles: Quantiles, share: float) -> float:
-    """The lowest score of the top `share` (0..1) of the reference traffic; inf for a share of 0."""
-    if share <= 0.0:
-        return float("inf")
-    if share >= 1.0:
-        return 0.0
-    return float(np.interp(100.0 * (1.0 - share), np.arange(len(quantiles)), quantiles))
-
-
-def share_for_threshold(quantiles: Quantiles, threshold: float) -> float:
-    """The share of the reference traffic whose score is at least `threshold`."""
-    # Evaluate just below the threshold, so that scores equal to it count; there may be many.
-    below = np.interp(np.nextafter(threshold, -1.0), quantiles, np.arange(len(quantiles)), 0.0, 100.0)
-    return float(1.0 - below / 100.0)
-
-
-def rise_above(quantiles: Quantiles, threshold: float, score: float) -> float:
-    """The fraction of the traffic above `threshold` whose score is below `score`."""
-    above = share_for_threshold(quantiles, threshold)
-    return 1.0 - share_for_threshold(quantiles, score) / above if above > NO_SHARE else 1.0
-
-
-def biased(share: float, bias: float) -> float:
-    """The share (0..1) after adding `bias` to its log-odds."""
-    inside = min(max(share, SHARE_MIN), 1.0 - SHARE_MIN)
-    return 1.0 / (1.0 + (1.0 - inside) / inside * math.exp(-bias))
+from semroute_extproc.state.live import biased, rise_above, share_for_threshold, threshold_for_share
 
 
 def pressed(share: float, weak: float, strong: float, floor: float, ceiling: float | None) -> float:
@@ -73,28 +38,34 @@ class Cutoff:
         *,
         share: float | None = None,
         threshold: float | None = None,
+        follow: bool = False,
         what: str = "difficulty",
         digits: int = 2,
     ) -> None:
-        """Exactly one of `share` and `threshold`; the reason shows the score as `what`, with `digits`."""
+        """Exactly one of `share` and `threshold`; the reason shows the score as `what`, with `digits`.
+
+        With `follow`, a share is of the context's traffic, which starts with `quantiles`.
+        """
         assert (share is None) != (threshold is None)
         self.weak, self.strong, self.what, self._digits = weak, strong, what, digits
-        # An array, so that NumPy does not convert the tuple for every choice.
-        self._quantiles = np.asarray(quantiles, dtype=np.float64)
+        self._quantiles = quantiles
         if share is not None:
             self.threshold, self.share = threshold_for_share(quantiles, share), share
         elif threshold is not None:
             self.threshold, self.share = threshold, share_for_threshold(quantiles, threshold)
+        self.follows = (self.share, quantiles) if follow else None
 
     def choose(self, score: float, context: RoutingContext) -> Choice:
         """The pool for a score; a quality set for the request replaces the share."""
-        threshold, share, quality = self.threshold, self.share, context.quality
-        if quality is not None:
-            threshold, share = threshold_for_share(self._quantiles, quality), quality
+        traffic, share = context.traffic if self.follows else None, self.share
+        quantiles, bias = (self._quantiles, 0.0) if traffic is None else (traffic.scores, traffic.bias)
+        if context.quality is not None:
+            share = context.quality
         if context.hard_preference:
-            wanted, other = (self.strong, self.weak) if quality else (self.weak, self.strong)
-            return Choice(wanted, f"quality {quality:g} was asked for", (other,), score, threshold)
-        before, moved, conditions = share, list[tuple[str, str]](), context.conditions
+            wanted, other = (self.strong, self.weak) if share else (self.weak, self.strong)
+            threshold = threshold_for_share(quantiles, share)
+            return Choice(wanted, f"quality {share:g} was asked for", (other,), score, threshold)
+        moved, conditions, threshold = list[tuple[str, str]](), context.conditions, self.threshold
         if context.bias:
             share = biased(share, context.bias)
             moved.append(("budget", f"{context.bias:+.2f}"))
@@ -104,12 +75,16 @@ class Cutoff:
             if left != share:
                 moved.append(("load", f"share {share:.2f} to {left:.2f}"))
             share = left
-        if share != before:
-            threshold = threshold_for_share(self._quantiles, share)
+        if traffic is not None or share != self.share:
+            threshold = threshold_for_share(quantiles, share, bias)
         wanted, other, sign, rise = self.weak, self.strong, "<", None
         if score >= threshold:
             wanted, other, sign = self.strong, self.weak, ">="
-            rise = rise_above(self._quantiles, threshold, score)
+            rise = rise_above(quantiles, threshold, score)
         reason = f"{self.what} {score:.{self._digits}f} {sign} {threshold:.{self._digits}f}"
-        changed = share if moved else None
-        return Choice(wanted, reason, (other,), score, threshold, changed, rise, tuple(moved))
+        changed, sample, source = share if moved else None, None, f"top {share:.0%} of the reference scores"
+        if traffic is not None:
+            parts = f"{traffic.live:,} requests and {len(quantiles) - traffic.live} reference scores"
+            source = f"top {share:.0%} of the last {parts}, bias {bias:+.2f}"
+            sample = (score, share, score >= threshold)
+        return Choice(wanted, reason, (other,), score, threshold, changed, source, sample, rise, tuple(moved))

@@ -103,6 +103,7 @@ class Judge(Strategy):
 
     def __init__(self, name: str, cutoff: Cutoff, fallback: Pair) -> None:
         self.name, self._cutoff, self._fallback = name, cutoff, fallback
+        self.follows = cutoff.follows
 
     def wants_judgement(self, context: RoutingContext) -> bool:
         """Whether to ask the judge: only once, and not if the client has a hard preference."""

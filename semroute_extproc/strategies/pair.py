@@ -36,10 +36,7 @@ class PairSettings(StrategySettings):
 
     weak: str = Field(description="The cheaper pool.")
     strong: str = Field(description="The more expensive pool.")
-    strong_share: Share | None = Field(
-        None,
-        description="Share of the strong pool, on the calibration's prompts or else the reference traffic.",
-    )
+    strong_share: Share | None = Field(None, description="Share of the strong pool; see `follow_traffic`.")
     threshold: Share | None = Field(None, description="Score from which the strong pool is used.")
     max_quality_drop: Share | None = Field(
         None,
@@ -48,6 +45,11 @@ class PairSettings(StrategySettings):
     )
     calibration: FilePath | None = Field(
         None, description="File of `semroute calibrate`: scores and outcomes of your own prompts."
+    )
+    follow_traffic: bool = Field(
+        True,
+        description="Whether `strong_share` is of the strategy's own requests. If false, the threshold is "
+        "fixed by the calibration's prompts or else the reference traffic.",
     )
     on_unknown: str | None = Field(None, description="Pool for unknown texts; default: strong.")
     files: ClassVar[Mapping[str, Callable[[Path], Any]]] = {"calibration": read_calibration}
@@ -92,7 +94,7 @@ class PairSettings(StrategySettings):
     ) -> Cutoff:
         """The cutoff of a score; a calibration's quantiles override `quantiles` of the reference traffic.
 
-        `artifact` is the digest of what scores. Raises Unfit.
+        `artifact` is the digest of what scores. A quality drop is one at a fixed threshold. Raises Unfit.
         """
         share = self.strong_share
         if (calibration := self._calibrated(site, artifact)) is not None:
@@ -100,7 +102,8 @@ class PairSettings(StrategySettings):
             if self.max_quality_drop is not None:
                 share = calibration.share_for_drop(self.max_quality_drop)
         setting = {"share": share, "threshold": self.threshold}
-        return Cutoff(self.weak, self.strong, quantiles, **setting, what=what, digits=digits)
+        follow = self.follow_traffic and self.strong_share is not None
+        return Cutoff(self.weak, self.strong, quantiles, **setting, follow=follow, what=what, digits=digits)
 
 
 class Pair(Strategy):
@@ -110,6 +113,7 @@ class Pair(Strategy):
 
     def __init__(self, score: Score, cutoff: Cutoff, on_unknown: str | None) -> None:
         self._score, self._cutoff, self._on_unknown = score, cutoff, on_unknown or cutoff.strong
+        self.follows = cutoff.follows
 
     def choose(self, context: RoutingContext, candidates: Candidates) -> Choice:
         """Unknown text goes to `on_unknown`, unless the client has a hard preference."""

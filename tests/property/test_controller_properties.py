@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from typing import Any
 
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from semroute_extproc.policy.context import Choice, Conditions, RoutingContext
 from semroute_extproc.request.view import Api, RequestHead, RequestView
 from semroute_extproc.settings.controllers import Budget, LoadController
 from semroute_extproc.state.budget import BudgetController
+from semroute_extproc.state.live import BIAS_MAX, GAIN, WINDOW, LiveScores, biased, threshold_for_share
 from semroute_extproc.state.pressure import PoolPressure, raw_pressure
 from semroute_extproc.state.sessions import Sessions
-from semroute_extproc.strategies.cutoff import Cutoff, biased, pressed
+from semroute_extproc.strategies.cutoff import Cutoff, pressed
 
 shares = st.floats(0.0, 1.0)
 leanings = st.floats(-8.0, 8.0)
@@ -96,6 +99,60 @@ def test_a_higher_leaning_never_takes_a_request_from_the_strong_pool(
 @given(shares, leanings)
 def test_a_leaned_share_is_a_share(share: float, leaning: float) -> None:
     assert 0.0 < biased(share, leaning) < 1.0
+
+
+@given(quantiles, shares, shares, leanings)
+def test_a_larger_share_never_has_a_higher_threshold(
+    quantile: list[float], one: float, other: float, leaning: float
+) -> None:
+    low, high = sorted((one, other))
+    assert threshold_for_share(quantile, low, leaning) >= threshold_for_share(quantile, high, leaning)
+
+
+def follow(live: LiveScores, scores: Sequence[float]) -> tuple[list[bool], list[float]]:
+    """Whether each request is strong, and the bias before the first and after each."""
+    strong, biases = list[bool](), [live.bias]
+    for score in scores:
+        strong.append(score >= threshold_for_share(live.scores, live.share, live.bias))
+        live.learn(score, live.share, strong[-1])
+        biases.append(live.bias)
+    return strong, biases
+
+
+@settings(derandomize=True, max_examples=50)  # Any sample of 500 may miss a share by chance.
+@given(
+    quantiles,
+    st.lists(st.integers(0, 1_000), min_size=3, max_size=20, unique=True).map(sorted),
+    st.sampled_from([0.1, 0.3, 0.5]),
+    st.integers(),
+)
+def test_a_share_is_kept_on_any_distribution_of_scores(
+    quantile: list[float], ends: list[int], share: float, seed: int
+) -> None:
+    """Each range between two ends has as many scores as any other, so narrow ranges are dense."""
+    rng = random.Random(seed)
+    places = [rng.randrange(len(ends) - 1) for _ in range(1_000)]
+    scores = [rng.uniform(ends[place], ends[place + 1]) / 1_000 for place in places]
+    strong, _ = follow(LiveScores(share, quantile), scores)
+    assert abs(sum(strong[:500]) / 500 - share) <= 0.03
+    assert abs(sum(strong[500:]) / 500 - share) <= 0.03
+
+
+@given(quantiles, shares, st.lists(st.tuples(shares, st.integers(1, 400)), min_size=1, max_size=12))
+def test_under_any_drift_the_error_is_bounded_and_so_is_the_window(
+    quantile: list[float], share: float, phases: list[tuple[float, int]]
+) -> None:
+    """Every phase is one score again and again, the hardest case for a threshold."""
+    scores = [score for score, times in phases for _ in range(times)]
+    live = LiveScores(share, quantile)
+    strong, biases = follow(live, scores)
+    assert live.scores == sorted(live.scores)
+    assert live.live <= len(live.scores) <= WINDOW
+    kept = scores[len(scores) - live.live :]
+    assert all(live.scores.count(score) >= kept.count(score) for score in set(kept))
+    assume(max(map(abs, biases)) < BIAS_MAX)
+    error = abs(sum(strong) - share * len(strong))
+    assert error <= (max(biases) - min(biases)) / GAIN + 1e-6
 
 
 @given(st.lists(st.tuples(gauges, st.floats(0.0, 60.0)), max_size=40), st.floats(0.0, 0.4))

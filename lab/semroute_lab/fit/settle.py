@@ -15,9 +15,9 @@ import numpy as np
 from semroute_extproc.config.source import load as load_config
 from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.errors import ArtifactError, ConfigError, DataError, EndpointError
+from semroute_extproc.state.live import threshold_for_share
 from semroute_extproc.strategies.artifact import ArtifactFile
 from semroute_extproc.strategies.calibration import Calibration
-from semroute_extproc.strategies.cutoff import threshold_for_share
 from semroute_extproc.strategies.factorization import read_factorization
 from semroute_extproc.strategies.judge import JudgeSettings
 from semroute_extproc.strategies.judge_client import JudgeClient

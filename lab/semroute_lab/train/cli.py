@@ -14,7 +14,7 @@ import click
 
 from semroute_extproc.cli.exits import exit_statuses
 from semroute_extproc.encoder import bundle as bundles
-from semroute_extproc.strategies.cutoff import threshold_for_share
+from semroute_extproc.state.live import threshold_for_share
 from semroute_lab.common.options import EXISTING_DIRECTORY, option, shown
 from semroute_lab.train import labels as labelling
 from semroute_lab.train import quality as measures

@@ -11,7 +11,7 @@ from semroute_lab.evaluate.strategies import Labeled, domain_errors, judge_score
 from semroute_extproc.encoder.signals import Signals, entropy
 from semroute_extproc.policy.context import Candidates, RoutingContext
 from semroute_extproc.request.view import Api, RequestHead, RequestView
-from semroute_extproc.strategies.cutoff import threshold_for_share
+from semroute_extproc.state.live import threshold_for_share
 from semroute_extproc.strategies.intent import Intent, IntentSettings
 
 LABELS = ("law", "math", "physics")

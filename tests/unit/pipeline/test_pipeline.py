@@ -11,7 +11,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from builders import POOLS, FakeEncoder, classifier, config, controller_state, plans, raw
+from builders import PAIR, POOLS, FakeEncoder, classifier, config, controller_state, plans, raw
 from pydantic import ValidationError
 
 from semroute_extproc.config.models import Config, unresolved
@@ -22,6 +22,7 @@ from semroute_extproc.pipeline.pipeline import Pipeline
 from semroute_extproc.policy.shadow import Agreement, Shadow
 from semroute_extproc.request.reasoning import FAMILIES
 from semroute_extproc.request.view import Api, Decide, RequestHead
+from semroute_extproc.state.controllers import ControllerState
 from semroute_extproc.state.shared_sessions import SharedSessions
 
 
@@ -352,6 +353,70 @@ class TestMoment:
         subject, _ = pipeline(settings, FakeEncoder(lambda _: raw(next(scores))))
         pools = [(await subject.decide(request(chat()))).pool for _ in range(1_500)]
         assert pools[500:].count("large") / 1_000 == pytest.approx(0.2, abs=0.03)
+
+
+class TestTraffic:
+    """The reference scores are uniform; the texts of these requests are all easier than 90 % of them."""
+
+    @staticmethod
+    def following(settings: Config, **more: Any) -> tuple[Pipeline, ControllerState]:
+        controllers, plan = controller_state(settings), plans(settings)
+        controllers.follow(plan["main"].strategies)
+        encoder = FakeEncoder(lambda text: raw(-9.0 + int(text.split()[-1]) % 100 / 20, **more))
+        subject, failures = pipeline(settings, encoder, controllers=controllers, plans=plan)
+        assert failures == []
+        return subject, controllers
+
+    @staticmethod
+    async def pools(subject: Pipeline, numbers: range, **headers: str) -> list[str]:
+        requests = (request(chat(f"question {37 * number}"), **headers) for number in numbers)
+        return [(await subject.decide(each)).pool for each in requests]
+
+    async def test_a_share_is_one_of_the_operators_traffic(self) -> None:
+        subject, controllers = self.following(config())
+        pools = await self.pools(subject, range(1_000))
+        assert pools[:500].count("large") / 500 == pytest.approx(0.3, abs=0.03)
+        assert pools[500:].count("large") / 500 == pytest.approx(0.3, abs=0.03)
+        found = controllers.status()["traffic"]["s"]
+        assert (found["scores"], found["realised"]) == (601, pytest.approx(0.3, abs=0.03))
+
+    async def test_a_strategy_that_does_not_follow_keeps_its_threshold(self) -> None:
+        settings = config(strategies={"s": {**PAIR, "follow_traffic": False}})
+        subject, controllers = self.following(settings)
+        assert set(await self.pools(subject, range(100))) == {"small"}
+        assert controllers.status()["traffic"] == {}
+
+    async def test_a_shadow_decides_as_the_live_policy_does_and_teaches_nothing(self) -> None:
+        settings = config(policies=two_policies(shadow="same"))
+        with_shadow, learnt = self.following(settings)
+        without, alone = self.following(config())
+        for number in range(300):
+            outcome = await with_shadow.decide(request(chat(f"question {37 * number}")))
+            assert [shadow.agreement for shadow in outcome.shadows] == [Agreement.AGREE]
+        await self.pools(without, range(300))
+        assert learnt.status() == alone.status()
+
+    async def test_a_canary_and_the_main_policy_share_what_their_strategy_learns(self) -> None:
+        models = {"auto": {"policy": "main", "canary": {"same": 0.5}}}
+        subject, controllers = self.following(config(models=models, policies=two_policies()))
+        await self.pools(subject, range(50))
+        assert controllers.status()["traffic"]["s"]["scores"] == 50
+
+    @pytest.mark.parametrize(
+        ("headers", "output"), [({"x_semroute_quality": "1"}, {}), ({}, {"unk_share": 1.0})]
+    )
+    async def test_hard_preferences_and_unknown_texts_teach_nothing(
+        self, headers: dict[str, str], output: dict[str, Any]
+    ) -> None:
+        subject, controllers = self.following(config(), **output)
+        assert set(await self.pools(subject, range(20), **headers)) == {"large"}
+        assert controllers.status()["traffic"]["s"]["scores"] == 0
+
+    async def test_a_quality_is_a_share_of_the_operators_traffic_too(self) -> None:
+        subject, _ = self.following(config())
+        await self.pools(subject, range(300))
+        pools = await self.pools(subject, range(300, 800), x_semroute_quality="0.6")
+        assert pools.count("large") / 500 == pytest.approx(0.6, abs=0.03)
 
 
 def two_policies(**main: Any) -> dict[str, Any]:

@@ -71,7 +71,13 @@ class TestDeciding:
         decision = end.value.value
         assert (decision.pool, decision.judge) == ("large", "ok")
         steps = [(step.what, step.name) for step in decision.trace]
-        assert steps == [("rule", "json"), ("rule", "proofs"), ("judge", "s"), ("strategy", "s")]
+        assert steps == [
+            ("rule", "json"),
+            ("rule", "proofs"),
+            ("judge", "s"),
+            ("strategy", "s"),
+            ("threshold", "s"),
+        ]
 
     def test_a_reason_for_no_signals_is_taken_for_all_that_follows(self) -> None:
         bands = {"bands": [{"below": 0.3, "effort": "off"}, {"effort": "high"}]}

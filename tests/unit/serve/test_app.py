@@ -57,8 +57,13 @@ class Sidecar:
         self.file.write_text(
             f"""\
 pools:
+  small: {{cluster: vllm-small, model: org/small}}
   large: {{cluster: {cluster}, model: org/large}}
 default_pool: large
+policies:
+  main: {{otherwise: {{strategy: pair}}}}
+strategies:
+  pair: {{kind: threshold, weak: small, strong: large, strong_share: 0.3}}
 server: {{listen: "{self.socket}", drain_seconds: 0.3}}
 admin: {{listen: "127.0.0.1:{self.port}"}}
 """
@@ -124,6 +129,11 @@ async def test_its_pages_say_what_is_live(sidecar: Sidecar) -> None:
     assert config["generation"] == 1
     assert config["config"]["pools"]["large"]["cluster"] == "vllm-large"
     assert json.loads((await sidecar.get("/controllers"))[1])["pools"] == {}
+    traffic = config["traffic"]["pair"]
+    assert (traffic["scores"], traffic["realised"]) == (0, None)
+    assert f'semroute_traffic_threshold{{strategy="pair"}} {traffic["threshold"]}' in page
+    assert f'semroute_traffic_reference{{strategy="pair"}} {traffic["reference"]}' in page
+    assert 'semroute_traffic_scores{strategy="pair"} 0.0' in page
     worker = json.loads((await sidecar.get("/worker"))[1])
     assert (worker["ready"], worker["turning"], worker["sha256"]) == (True, True, config["sha256"])
     assert (await sidecar.get("/nothing"))[0] == 404

@@ -9,6 +9,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 import pytest_asyncio
@@ -17,6 +18,8 @@ from builders import FakeEncoder, classifier
 from semroute_extproc.config import source as config_source
 from semroute_extproc.config.source import Loaded
 from semroute_extproc.events import Event, Reloaded, ReloadRejected
+from semroute_extproc.policy.context import Decision, RoutingContext
+from semroute_extproc.request.view import Api, RequestHead, RequestView
 from semroute_extproc.serve.reload import LiveConfig
 from semroute_extproc.state.controllers import ControllerState
 
@@ -206,7 +209,8 @@ controllers:
 
 async def test_controllers_come_and_go_with_a_reload_and_keep_what_they_know(subject: Subject) -> None:
     controllers = subject.controllers
-    assert controllers.status() == {"pools": {}, "budgets": {}, "sessions": None}
+    assert controllers.status()["pools"] == controllers.status()["budgets"] == {}
+    assert controllers.status()["sessions"] is None
     await subject.reload(CONTROLLED)
     for now in range(5):
         controllers.observe("large", {"running": 1.0, "waiting": 9.0}, float(now))
@@ -217,6 +221,25 @@ async def test_controllers_come_and_go_with_a_reload_and_keep_what_they_know(sub
     assert after["pools"] == before["pools"]
     assert after["budgets"]["pair"]["target"] == 0.4
     assert subject.number == 3
+
+
+async def test_live_scores_survive_a_reload_of_a_strategy_whose_reference_is_the_same(
+    subject: Subject,
+) -> None:
+    def scores() -> Any:
+        return subject.controllers.status()["traffic"]["pair"]
+
+    await subject.reload(CONTROLLED)
+    context = RoutingContext(RequestHead("POST", "/"), RequestView(Api.CHAT_COMPLETIONS, "auto"), "en", 1)
+    decision = Decision("large", "because", strategy="pair", sample=(0.9, 0.3, True))
+    subject.controllers.decided(context, decision, "", 0.0)
+    before = scores()
+    await subject.reload(CONTROLLED.replace("strong_share: 0.3}\n", "strong_share: 0.4}\n"))
+    assert scores() == {**before, "share": 0.4, "threshold": ANY, "reference": pytest.approx(0.6)}
+    await subject.reload(CONTROLLED.replace("strong_share: 0.3}\n", "threshold: 0.3}\n"))
+    assert subject.controllers.status()["traffic"] == {}
+    await subject.reload(CONTROLLED)
+    assert scores()["scores"] == 0
 
 
 async def test_a_password_that_changed_is_a_change(subject: Subject) -> None:

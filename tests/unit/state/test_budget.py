@@ -18,7 +18,8 @@ from pydantic import ValidationError
 
 from semroute_extproc.settings.controllers import Budget
 from semroute_extproc.state.budget import GAIN, BudgetController
-from semroute_extproc.strategies.cutoff import biased, pressed, threshold_for_share
+from semroute_extproc.state.live import biased, threshold_for_share
+from semroute_extproc.strategies.cutoff import pressed
 
 QUANTILES = tuple(n / 100 for n in range(101))
 SHARE = 0.3

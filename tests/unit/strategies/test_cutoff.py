@@ -6,45 +6,19 @@ import pytest
 
 from semroute_extproc.policy.context import Choice, Conditions, RoutingContext
 from semroute_extproc.request.view import Api, RequestHead, RequestView
-from semroute_extproc.strategies.cutoff import (
-    Cutoff,
-    biased,
-    pressed,
-    rise_above,
-    share_for_threshold,
-    threshold_for_share,
-)
+from semroute_extproc.state.live import LiveScores
+from semroute_extproc.strategies.cutoff import Cutoff, pressed
 
 QUANTILES = tuple(n / 100 for n in range(101))
 
 
-@pytest.mark.parametrize(("share", "threshold"), [(0.0, float("inf")), (1.0, 0.0), (0.3, 0.7), (0.25, 0.75)])
-def test_a_share_of_the_traffic_is_a_quantile(share: float, threshold: float) -> None:
-    assert threshold_for_share(QUANTILES, share) == pytest.approx(threshold)
-
-
-@pytest.mark.parametrize("share", [0.01, 0.3, 0.5, 0.995])
-def test_the_share_of_a_threshold_is_the_share_it_came_from(share: float) -> None:
-    uneven = [q**3 for q in QUANTILES]
-    assert share_for_threshold(uneven, threshold_for_share(uneven, share)) == pytest.approx(share)
-
-
-@pytest.mark.parametrize(
-    ("quantiles", "threshold", "share"),
-    [
-        ([0.5] * 101, 0.5, 1.0),
-        ([0.0] * 40 + [n / 60 for n in range(61)], 0.0, 1.0),
-        ([n / 60 for n in range(61)] + [1.0] * 40, 1.0, 0.4),
-    ],
-)
-def test_scores_that_are_just_the_threshold_count(
-    quantiles: list[float], threshold: float, share: float
-) -> None:
-    assert share_for_threshold(quantiles, threshold) == pytest.approx(share)
-
-
 def choice(
-    score: float, pressure: dict[str, float] | None = None, quality: float | None = None, **more: float
+    score: float,
+    pressure: dict[str, float] | None = None,
+    quality: float | None = None,
+    traffic: LiveScores | None = None,
+    follow: bool = True,
+    **more: float,
 ) -> Choice:
     """What a pair with strong share 0.3 chooses."""
     facts = RoutingContext(
@@ -54,21 +28,13 @@ def choice(
         10,
         quality=quality,
         bias=more.pop("bias", 0.0),
+        traffic=traffic,
         conditions=Conditions(pressure or {}, **more),
     )
-    return Cutoff("small", "large", QUANTILES, share=0.3).choose(score, facts)
+    return Cutoff("small", "large", QUANTILES, share=0.3, follow=follow).choose(score, facts)
 
 
 class TestShares:
-    def test_a_bias_adds_to_the_log_odds(self) -> None:
-        assert biased(0.3, 0.0) == pytest.approx(0.3)
-        assert biased(0.5, 1.0) == pytest.approx(0.731, abs=1e-3)
-        assert biased(biased(0.3, 1.5), -1.5) == pytest.approx(0.3)
-
-    @pytest.mark.parametrize("share", [0.0, 1.0])
-    def test_the_ends_can_be_left(self, share: float) -> None:
-        assert abs(biased(share, 4.0 if share == 0.0 else -4.0) - share) > 0.1
-
     @pytest.mark.parametrize(
         ("weak", "strong", "share"),
         [
@@ -123,15 +89,41 @@ class TestCutoff:
     def test_a_rise_follows_the_share_that_controllers_leave(self) -> None:
         assert choice(0.925, {"large": 0.5}).rise == pytest.approx(0.5)
 
-    @pytest.mark.parametrize("scale", [1.0, 0.03])
-    def test_a_rise_does_not_depend_on_how_far_apart_scores_lie(self, scale: float) -> None:
-        squeezed = [0.6 + scale * (q - 0.6) for q in QUANTILES]
-        threshold, score = (0.6 + scale * (q - 0.6) for q in (0.7, 0.85))
-        assert rise_above(squeezed, threshold, score) == pytest.approx(0.5)
 
-    def test_a_threshold_above_all_reference_traffic_leaves_none_of_it_behind(self) -> None:
-        assert rise_above(QUANTILES, 1.0, 1.0) == 1.0
-        assert rise_above([q / 2 for q in QUANTILES], 0.6, 0.6) == 1.0
+class TestTraffic:
+    """The share of traffic whose scores are all below those of the reference."""
 
-    def test_scores_that_are_tied_at_the_threshold_rise_by_nothing(self) -> None:
-        assert rise_above([0.0] * 60 + [q / 41 for q in range(41)], 0.0, 0.0) == 0.0
+    LIVE = LiveScores(0.3, QUANTILES)
+    for number in range(1_000):
+        LIVE.learn(number * 7 % 100 / 1_000, 0.3, number % 10 < 3)
+
+    def test_a_share_is_of_the_traffic_if_the_cutoff_follows(self) -> None:
+        assert choice(0.08, traffic=self.LIVE).pool == "large"
+        assert choice(0.05, traffic=self.LIVE).pool == "small"
+        assert choice(0.08, traffic=self.LIVE, follow=False).pool == "small"
+
+    def test_a_quality_is_a_share_of_the_traffic_too(self) -> None:
+        assert choice(0.05, traffic=self.LIVE, quality=0.6).pool == "large"
+
+    def test_pressure_and_budget_move_the_share_that_is_asked_for(self) -> None:
+        assert choice(0.08, {"large": 1.0}, floor=0.05, traffic=self.LIVE).pool == "small"
+        assert choice(0.05, bias=2.0, traffic=self.LIVE).pool == "large"
+
+    def test_the_sample_is_what_the_score_decided_and_the_share_asked_for(self) -> None:
+        assert choice(0.08, traffic=self.LIVE).sample == (0.08, 0.3, True)
+        pressed_down = choice(0.05, {"large": 1.0}, floor=0.05, traffic=self.LIVE).sample
+        assert pressed_down == (0.05, pytest.approx(0.05), False)
+        assert choice(0.05, quality=0.6, traffic=self.LIVE).sample == (0.05, 0.6, True)
+        assert choice(0.08).sample is None
+
+    @pytest.mark.parametrize("quality", [0.0, 1.0])
+    def test_a_hard_preference_teaches_nothing(self, quality: float) -> None:
+        assert choice(0.08, quality=quality, traffic=self.LIVE).sample is None
+
+    def test_a_rise_is_within_the_traffic(self) -> None:
+        assert (choice(0.085, traffic=self.LIVE).rise or 0.0) == pytest.approx(0.5, abs=0.1)
+
+    def test_the_source_of_the_threshold_is_in_words(self) -> None:
+        assert choice(0.8).source == "top 30% of the reference scores"
+        live = choice(0.08, traffic=self.LIVE).source
+        assert live.startswith("top 30% of the last 601 requests and 0 reference scores, bias ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from typing import Any
 
@@ -21,6 +22,7 @@ from semroute_extproc.policy.context import Candidates, Choice, Judgement, Routi
 from semroute_extproc.policy.shadow import Agreement, Shadow
 from semroute_extproc.request.view import Api, Decide, RequestHead, RequestView, Turn
 from semroute_extproc.serve import build
+from semroute_extproc.state.live import LiveScores
 from semroute_extproc.strategies.calibration import Calibration
 from semroute_extproc.strategies.idea import Site
 from semroute_extproc.strategies.judge import Judge, JudgeSettings
@@ -94,6 +96,18 @@ def test_without_a_score_the_same_share_is_kept_by_the_difficulty() -> None:
     failed = Judgement(None, "timeout")
     assert chosen(subject, facts(failed, difficulty=0.76)).pool == "large"
     assert chosen(subject, facts(failed, difficulty=0.74)).pool == "small"
+
+
+def test_only_the_judges_own_scores_are_followed() -> None:
+    """The window of the judge's scores must not get a difficulty, which has another scale."""
+    subject = strategy(calibration([0.0, 0.1, 0.2, 0.6, 1.0]), threshold=None, strong_share=0.25)
+    assert subject.follows is not None
+    traffic = LiveScores(*subject.follows)
+    judged = dataclasses.replace(facts(Judgement(0.61, "ok")), traffic=traffic)
+    assert chosen(subject, judged).sample == (0.61, 0.25, True)
+    failed = dataclasses.replace(facts(Judgement(None, "timeout"), difficulty=0.76), traffic=traffic)
+    assert chosen(subject, failed).sample is None
+    assert strategy(threshold=0.5).follows is None
 
 
 def test_a_quality_drop_becomes_a_share() -> None:

@@ -245,10 +245,19 @@ class TestCalibration:
         assert decided(subject, facts(unit(1, 0, 0, 0), difficulty=0.26)).pool == "large"
         assert decided(subject, facts(unit(1, 0, 0, 0), difficulty=0.24)).pool == "small"
 
+    def test_a_share_starts_with_the_calibrations_prompts_and_follows_the_traffic(self) -> None:
+        known = calibration()
+        settings = {**self.SETTINGS, "strong_share": 0.5}
+        subject = compiled(settings, {"s": {"calibration": known}})
+        assert subject.strategies["s"].follows == (0.5, known.quantiles)
+        still = compiled({**settings, "follow_traffic": False}, {"s": {"calibration": known}})
+        assert still.strategies["s"].follows is None
+
     def test_a_quality_drop_becomes_the_share_that_keeps_it(self) -> None:
         known = calibration(quality=tuple(np.linspace(0.6, 0.8, 101).tolist()))
         subject = compiled({**self.SETTINGS, "max_quality_drop": 0.1}, {"s": {"calibration": known}})
         # A share of .6 lies at the 40 % quantile, .2.
+        assert subject.strategies["s"].follows is None, "the quality is known at this threshold only"
         assert decided(subject, facts(unit(1, 0, 0, 0), difficulty=0.21)).threshold == pytest.approx(0.2)
 
     @pytest.mark.parametrize(

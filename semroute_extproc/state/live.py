@@ -1,0 +1,109 @@
+"""A strong share as a threshold: quantiles of reference scores, or of a strategy's own latest scores. Pure.
+
+`LiveScores` keeps the share on the traffic that comes. Its window turns the share into a quantile of the
+latest scores. An integral corrects what quantiles miss, because they are of a sample, late under drift, and
+cannot split equal scores. After each request, with strong = 1 or 0,
+
+    bias += GAIN · (share asked for − strong)        |bias| <= BIAS_MAX
+
+is added to the log-odds of the share (Robbins and Monro 1951; under drift: Gibbs and Candes, arXiv
+2106.00170, section 2). Over N requests with the bias inside its bound, for any traffic,
+
+    |mean of strong − mean of the shares asked for| <= (largest bias − smallest bias) / (GAIN · N)
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right, insort
+from collections import deque
+from collections.abc import Sequence
+
+NO_SHARE = 1e-9  # A share below this is rounding.
+SHARE_MIN = 0.005  # A biased share is this far from 0 and 1, where log-odds are infinite.
+WINDOW = 2_000  # Most scores in a window.
+FADE = 2  # Live scores for each reference score that leaves a window; 101 are gone after 202.
+GAIN = 0.1  # With a share of 0.3, an error shrinks by a factor of e in 1 / (0.1 · 0.21) = 48 requests.
+BIAS_MAX = 4.0  # Log-odds.
+STRIDE = 10  # Reference scores leave in steps of 10 %, so that those that stay cover the whole range.
+
+Quantiles = Sequence[float]
+"""Scores at equal steps of the traffic, ascending: 0, 1, … 100 % of the reference, or a whole window."""
+
+
+def threshold_for_share(quantiles: Quantiles, share: float, bias: float = 0.0) -> float:
+    """The lowest score of the top `share` (0..1), after a `bias` on its log-odds; inf for a share of 0.
+
+    Equal scores cannot be split: all of them are at or above the threshold, or none, whichever is nearer.
+    """
+    if share <= 0.0:
+        return math.inf
+    if share >= 1.0:
+        return 0.0
+    last = len(quantiles) - 1
+    place = (1.0 - (biased(share, bias) if bias else share)) * last
+    low, high = quantiles[int(place)], quantiles[min(int(place) + 1, last)]
+    if low < high and place % 1.0:
+        return max(low + (place % 1.0) * (high - low), math.nextafter(low, math.inf))
+    middle = (bisect_left(quantiles, low) + bisect_right(quantiles, low) - 1) / 2.0
+    return low if place <= middle else math.nextafter(low, math.inf)
+
+
+def share_for_threshold(quantiles: Quantiles, threshold: float) -> float:
+    """The share of the traffic whose score is at least `threshold`."""
+    above = bisect_left(quantiles, threshold)
+    if above in (0, len(quantiles)):
+        return 0.0 if above else 1.0
+    low, high = quantiles[above - 1], quantiles[above]
+    return 1.0 - (above - 1 + (threshold - low) / (high - low)) / (len(quantiles) - 1)
+
+
+def rise_above(quantiles: Quantiles, threshold: float, score: float) -> float:
+    """The fraction of the traffic above `threshold` whose score is below `score`."""
+    above = share_for_threshold(quantiles, threshold)
+    return 1.0 - share_for_threshold(quantiles, score) / above if above > NO_SHARE else 1.0
+
+
+def biased(share: float, bias: float) -> float:
+    """The share (0..1) after adding `bias` to its log-odds."""
+    inside = min(max(share, SHARE_MIN), 1.0 - SHARE_MIN)
+    return 1.0 / (1.0 + (1.0 - inside) / inside * math.exp(-bias))
+
+
+class LiveScores:
+    """The latest scores of one strategy's requests; it starts with the reference, as if from requests."""
+
+    def __init__(self, share: float, reference: Quantiles) -> None:
+        """`share` is the configured one (0..1)."""
+        self.share, self.reference = share, tuple(reference)
+        self.scores = list(reference)
+        self._by_age = deque(score for start in range(STRIDE) for score in reference[start::STRIDE])
+        self.bias = 0.0
+        self.requests = self.live = 0  # All; and those with a score in `scores`, next to the reference's.
+        self.realised: float | None = None
+        """Mean of strong over the last `WINDOW` requests; None before the first."""
+
+    def learn(self, score: float, asked: float, strong: bool) -> None:
+        """Learn from a request that its score (0..1) alone decided, where the share `asked` was aimed at."""
+        self.requests += 1
+        self.bias = min(max(self.bias + GAIN * (asked - strong), -BIAS_MAX), BIAS_MAX)
+        # A plain mean until the window is full, then an exponential moving average.
+        mean = self.realised or 0.0
+        self.realised = mean + (strong - mean) / min(self.requests, WINDOW)
+        insort(self.scores, score)
+        self._by_age.append(score)
+        while len(self.scores) > min(len(self.reference) + self.requests // FADE, WINDOW):
+            del self.scores[bisect_left(self.scores, self._by_age.popleft())]
+        self.live = min(self.requests, len(self.scores))
+
+    def status(self) -> dict[str, float | None]:
+        """The state, for the admin page and the metrics; another thread may call this."""
+        scores = self.scores.copy()  # A copy cannot change meanwhile.
+        return {
+            "share": self.share,
+            "realised": self.realised,
+            "threshold": threshold_for_share(scores, self.share, self.bias),
+            "reference": threshold_for_share(self.reference, self.share),
+            "bias": self.bias,
+            "scores": self.live,
+        }
