@@ -23,7 +23,7 @@ from semroute_lab.common.tables import (
     read_table,
     texts_in,
 )
-from semroute_lab.evaluate.scoring import Scores, Source, open_bundle
+from semroute_lab.evaluate.scoring import SHARE, Scores, Source, open_bundle
 from semroute_lab.train.labels import KINDS
 
 WIDTH = 140  # Columns of a table that does not go to a terminal
@@ -33,7 +33,7 @@ LABELS = KINDS[1:]  # Training labels that `eval pair --labels` accepts: all but
 
 @click.group("eval")
 def evaluate() -> None:
-    """Measure a bundle as a router, as a classifier, with unseen models, and under perturbed prompts."""
+    """Measure a bundle as a router, as a classifier, on unseen models and on changed prompts."""
 
 
 def _writable(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -56,6 +56,11 @@ _bart_help = "With --labels: BART model that scores strong_answer and weak_answe
 _judge_help = "Add the judge of this configuration as a row."
 _judge = stacked(option("--judge", type=EXISTING, help=_judge_help), options.judge_strategy)
 _no_bundle = option("--no-bundle", is_flag=True, help="Measure the baselines only.")
+_share_help = "Strong share on the bundle's reference traffic, which sets the threshold."
+_threshold = stacked(
+    shown("--share", type=click.FloatRange(0.0, 1.0), default=SHARE, help=_share_help),
+    option("--threshold", type=float, help="Difficulty threshold instead of the one of --share."),
+)
 _common = stacked(
     options.bundle,
     options.split,
@@ -202,19 +207,18 @@ def pool(questions: Path, outcomes: Path, models: Path | None, costs: tuple[Path
 @_common
 @options.bootstrap
 @options.options_column
-@shown("--limit", type=click.IntRange(20), default=500, help="Number of prompts sampled from the file.")
-@option("--strong-share", type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True), default=0.3)
-@option("--threshold", type=float, help="Difficulty threshold; default: from --strong-share.")
+@shown("--limit", type=click.IntRange(20), default=200, help="Number of prompts sampled from the file.")
+@_threshold
 def robustness(file: Path, limit: int, **given: Any) -> None:
-    """Measure decision flips under typos, casing, paraphrase, appended text and prompt injection.
+    """Measure decision flips under typos, paraphrase, appended text, injection and clients' envelopes.
 
-    FILE has a text column.
+    FILE has a text column, and optionally `hard` (0 or 1) for the AUROC under each of them.
     """
     from semroute_lab.evaluate.robustness import evaluate_robustness, sample
 
     table = sample(read_table(file).in_splits(given["splits"]), limit, given["seed"])
     texts = texts_in(table, given["text_column"], given["options_column"])
-    settings = {name: given[name] for name in ("seed", "replicates", "strong_share", "threshold")}
+    settings = {name: given[name] for name in ("seed", "replicates", "share", "threshold")}
     _finish(evaluate_robustness(table, texts, open_bundle(given["bundle"]), **settings), given)
 
 

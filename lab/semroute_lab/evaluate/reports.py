@@ -36,8 +36,8 @@ def plain(value: Any) -> Any:
 
 def tables(report: dict[str, Any]) -> list[Table]:
     """The tables of a plain report, for a terminal."""
-    draw = {"pair": _pair, "intent": _intent, "pool": _pool, "robustness": _robustness}[report["kind"]]
-    return draw(report)
+    draw = {"pair": _pair, "intent": _intent, "pool": _pool, "robustness": _robustness}
+    return draw[report["kind"]](report)
 
 
 def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> Table:
@@ -169,13 +169,19 @@ def _pool(report: dict[str, Any]) -> list[Table]:
 def _robustness(report: dict[str, Any]) -> list[Table]:
     caption = f"difficulty threshold {report['threshold']:.4f}, "
     caption += f"strong share {report['strong_share']:.3f} before"
-    flips = ("domain flip", "difficulty flip", "hard → easy", "easy → hard")
-    table = _table(_subject(report), ["perturbation", "changed", *flips, "length flip"], [], caption)
+    names = ["perturbation", "changed", "same domain", "same decision", "strong → weak", "weak → strong"]
+    flips = ("same_domain", "same_decision", "hard_to_easy", "easy_to_hard")
+    found = [_table(_subject(report), [*names, "same by length"], [], caption)]
     rows = report["perturbations"]
+    if rows[0]["auroc"]:
+        names = ["perturbation", "AUROC", "hard to strong", "easy to strong"]
+        found.append(_table("by the column hard", names, []))
     for row, following in zip(rows, [*rows[1:], None], strict=True):
-        figures = (row[k] for k in ("domain_flip", "difficulty_flip", "hard_to_easy", "easy_to_hard"))
-        length = _number(row["length_flip"]["value"])
         ends = following is not None and following["group"] != row["group"]
-        cells = (row["name"], _number(row["changed"], 2), *map(_interval, figures), length)
-        table.add_row(*cells, end_section=ends)
-    return [table]
+        changed, length = (_number(row[key]["value"], 2) for key in ("changed", "length_same_decision"))
+        cells = [changed, *(_interval(row[key]) for key in flips), length]
+        found[0].add_row(row["name"], *cells, end_section=ends)
+        for table in found[1:]:
+            cells = [_interval(row[key]) for key in ("auroc", "hard_strong", "easy_strong")]
+            table.add_row(row["name"], *cells, end_section=ends)
+    return found
