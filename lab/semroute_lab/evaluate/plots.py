@@ -53,7 +53,7 @@ def draw(report: Report, directory: Path) -> list[Path]:
 
     directory.mkdir(parents=True, exist_ok=True)
     stem = report["data"]["file"].split(".")[0]
-    kinds = {"pair": _pair, "intent": _intent, "pool": _pool, "robustness": _robustness}
+    kinds = {"pair": _pair, "intent": _intent, "pool": _pool, "mixed": _mixed, "robustness": _robustness}
     written: list[Path] = []
     with mpl.rc_context(STYLE):
         for name, figure in kinds[report["kind"]](report).items():
@@ -238,6 +238,18 @@ def _dots(names: Sequence[str], panels: Mapping[str, Series]) -> Any:
     both[0].set_yticks(range(len(names)), names)
     both[0].invert_yaxis()
     return figure
+
+
+def _mixed(report: Report) -> dict[str, Any]:
+    """Difficulty, and the share sent to the strong model, by kind and language."""
+    groups = [*report["kinds"], *report["languages"]]
+    score, sent, longest = ([row[key] for row in groups] for key in ("score", "strong_share", "longest"))
+    sides = [(REFERENCES["length"], longest), (OWN[0], sent)]
+    panels = {
+        "mean difficulty": [(OWN[0], score)],
+        "sent to the strong model; red: the same by length": sides,
+    }
+    return {"mixed": _dots([row["name"] or "–" for row in groups], panels)}
 
 
 def _robustness(report: Report) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from openai_server import Act, OpenAIServer, in_a_thread, labelled
 from semroute_lab.evaluate import cli
 from semroute_lab.evaluate.scoring import Scores
 
+MIXED = Path(__file__).resolve().parents[3] / "datasets" / "mixed.jsonl"
 LABELS = ("biology", "law", "math")
 WORDS = {
     "biology": ("cell", "enzyme", "species", "membrane"),
@@ -524,6 +525,29 @@ def test_judged_prompts_show_what_each_envelope_leaves_of_the_order(tmp_path: Pa
         assert tuple(table[name][figure]["value"] for figure in figures) == expected, name
 
 
+def test_mixed_compares_kinds_of_a_file(tmp_path: Path) -> None:
+    kinds = {"contest": 80, "chat": 20, "summary": 90}
+    rows = [[kind, f"{kind} number {i} d{mark}", "en"] for kind, mark in kinds.items() for i in range(10)]
+    file = write(tmp_path / "m.csv", ["kind", "text", "lang"], rows)
+    found = report("mixed", file, "--hard", "contest", "--bootstrap", 20)
+    assert [(row["easy"], row["ours"]["value"]) for row in found["pairs"]] == [
+        ("chat", 1.0),
+        ("summary", 0.0),
+    ]
+    assert (found["kind"], found["bundle"]["name"], found["data"]["rows"]) == ("mixed", "known", 30)
+    assert found["threshold"] == pytest.approx(0.7)
+    assert {row["name"]: row["above"]["value"] for row in found["kinds"]} == {
+        "chat": 0.0,
+        "contest": 1.0,
+        "summary": 1.0,
+    }
+    refused = run("mixed", file, "--hard", "tests")
+    assert (refused.exit_code, refused.stderr) == (
+        65,
+        "tests: expected kinds of the file, each on one side; they are chat, contest, summary\n",
+    )
+
+
 def test_robustness_draws_the_same_rows_for_a_seed(tmp_path: Path) -> None:
     file = write(tmp_path / "r.csv", ["prompt"], [[f"cell number {i} d{i % 100}"] for i in range(200)])
     first = report("robustness", file, "--limit", 40, "--bootstrap", 0)
@@ -542,6 +566,7 @@ def test_every_report_prints_its_tables_writes_json_and_draws_png_and_svg(
         (["pool", *pool_files[:2], "--models", pool_files[2], "--trials", 2],
          {"pool_random_models_clusters_questions", "pool_unseen_family_intent_questions"}),
         (["robustness", pair_file, "--limit", 40, "--bootstrap", 20], {"robustness_pair"}),
+        (["mixed", MIXED, "--bootstrap", 20], {"mixed_mixed"}),
     ]  # fmt: skip
     for command, names in commands:
         result = run(*command, "--plots", plots, "--json", out)
