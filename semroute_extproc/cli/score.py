@@ -58,7 +58,7 @@ def read_line(line: bytes, bytes_max: int = LINE_BYTES_MAX) -> str:
     if not isinstance(value, dict) or ("text" in value) == ("body" in value):
         raise ValueError('expected an object with either "text" or "body"')
     if "body" in value:
-        return _text_of_body(value["body"])
+        return text_of_body(value["body"])
     if not isinstance(value["text"], str):
         raise ValueError('"text" is not a string')
     if not value["text"].strip():
@@ -66,7 +66,8 @@ def read_line(line: bytes, bytes_max: int = LINE_BYTES_MAX) -> str:
     return str(value["text"].encode("utf-8", "replace").decode())
 
 
-def _text_of_body(body: Any) -> str:
+def text_of_body(body: Any) -> str:
+    """The text that the server classifies for a request body; raises ValueError with the problem."""
     if not isinstance(body, dict):
         raise ValueError('"body" is not an object')
     # The member with the text identifies the API.

@@ -6,9 +6,9 @@ replicates of a bootstrap at once: a resample is a vector of counts (how often e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +65,27 @@ def bootstrap(statistic: Callable[[Floats], Floats], rows: int, replicates: int,
     """Samples of a statistic of weighted rows, which maps counts (chunk, rows) to (chunk, ...)."""
     parts = [statistic(counts) for counts in resamples(rows, replicates, seed)]
     return np.concatenate(parts) if parts else np.empty(0)
+
+
+def ratios(parts: Floats, wholes: Floats, replicates: int, seed: int) -> list[Estimate | None]:
+    """Sum of each column of `parts` over that of `wholes`, both (n, k); None where a whole is not above 0."""
+
+    def of(counts: Floats) -> Floats:
+        whole = counts @ wholes
+        return np.divide(counts @ parts, whole, out=np.full_like(whole, np.nan), where=whole > 0)
+
+    values = of(np.ones((1, len(parts))))[0]
+    samples = bootstrap(of, len(parts), replicates, seed).reshape(-1, values.size)
+    rows = zip(values.tolist(), samples.T, strict=True)
+    return [estimate(value, drawn) if np.isfinite(value) else None for value, drawn in rows]
+
+
+def means(figures: Mapping[str, Any], replicates: int, seed: int) -> dict[str, Estimate | None]:
+    """Mean of each figure (n,) over the rows where it is not NaN, with its interval; None without rows."""
+    columns = np.stack([np.asarray(each, dtype=np.float64) for each in figures.values()], axis=1)
+    known = np.isfinite(columns)
+    found = ratios(np.where(known, columns, 0.0), known.astype(np.float64), replicates, seed)
+    return dict(zip(figures, found, strict=True))
 
 
 def macro_f1(truth: Integers, predicted: Integers, counts: Floats | None = None) -> Floats:

@@ -1,4 +1,4 @@
-"""`semroute eval`: pair, intent, pool and robustness."""
+"""`semroute eval`: pair, intent, pool, mixed and robustness."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 
 from semroute_extproc.cli.exits import exit_statuses
+from semroute_extproc.strategies.cutoff import threshold_for_share
 from semroute_lab.common import options
 from semroute_lab.common.metrics import Floats
 from semroute_lab.common.options import DIRECTORY, EXISTING, EXISTING_DIRECTORY, option, shown, stacked
@@ -23,7 +24,7 @@ from semroute_lab.common.tables import (
     read_table,
     texts_in,
 )
-from semroute_lab.evaluate.scoring import Scores, Source, open_bundle
+from semroute_lab.evaluate.scoring import SHARE, Scores, Source, head, open_bundle
 from semroute_lab.train.labels import KINDS
 
 WIDTH = 140  # Columns of a table that does not go to a terminal
@@ -33,7 +34,7 @@ LABELS = KINDS[1:]  # Training labels that `eval pair --labels` accepts: all but
 
 @click.group("eval")
 def evaluate() -> None:
-    """Measure a bundle as a router, as a classifier, with unseen models, and under perturbed prompts."""
+    """Measure a bundle as a router, as a classifier, on unseen models, mixed traffic and changed prompts."""
 
 
 def _writable(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -44,18 +45,28 @@ def _writable(context: click.Context, parameter: click.Parameter, value: str | N
 
 
 def _label_list(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
-    kinds = tuple(part.strip() for part in value.split(",") if part.strip())
+    kinds = _kinds(context, parameter, value)
     if unknown := [kind for kind in kinds if kind not in LABELS]:
         raise click.BadParameter(f"{', '.join(unknown)}: expected some of {', '.join(LABELS)}")
     return kinds
 
 
+def _kinds(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
 _json_help = "Write the report as JSON; - prints it."
 _labels_help = f"With --fit or --cross-fit: add routers fitted to these labels: {', '.join(LABELS)}."
 _bart_help = "With --labels: BART model that scores strong_answer and weak_answer against reference."
+_kinds_help = "default: all others; with neither option, the column hard decides."
 _judge_help = "Add the judge of this configuration as a row."
 _judge = stacked(option("--judge", type=EXISTING, help=_judge_help), options.judge_strategy)
 _no_bundle = option("--no-bundle", is_flag=True, help="Measure the baselines only.")
+_share_help = "Strong share on the bundle's reference traffic, which sets the threshold."
+_threshold = stacked(
+    shown("--share", type=click.FloatRange(0.0, 1.0), default=SHARE, help=_share_help),
+    option("--threshold", type=float, help="Difficulty threshold instead of the one of --share."),
+)
 _common = stacked(
     options.bundle,
     options.split,
@@ -202,20 +213,43 @@ def pool(questions: Path, outcomes: Path, models: Path | None, costs: tuple[Path
 @_common
 @options.bootstrap
 @options.options_column
-@shown("--limit", type=click.IntRange(20), default=500, help="Number of prompts sampled from the file.")
-@option("--strong-share", type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True), default=0.3)
-@option("--threshold", type=float, help="Difficulty threshold; default: from --strong-share.")
+@shown("--limit", type=click.IntRange(20), default=200, help="Number of prompts sampled from the file.")
+@_threshold
 def robustness(file: Path, limit: int, **given: Any) -> None:
-    """Measure decision flips under typos, casing, paraphrase, appended text and prompt injection.
+    """Measure decision flips under typos, paraphrase, appended text, injection and clients' envelopes.
 
-    FILE has a text column.
+    FILE has a text column, and optionally `hard` (0 or 1) for the AUROC under each of them.
     """
     from semroute_lab.evaluate.robustness import evaluate_robustness, sample
 
     table = sample(read_table(file).in_splits(given["splits"]), limit, given["seed"])
     texts = texts_in(table, given["text_column"], given["options_column"])
-    settings = {name: given[name] for name in ("seed", "replicates", "strong_share", "threshold")}
+    settings = {name: given[name] for name in ("seed", "replicates", "share", "threshold")}
     _finish(evaluate_robustness(table, texts, open_bundle(given["bundle"]), **settings), given)
+
+
+@evaluate.command()
+@click.argument("file", type=EXISTING)
+@_common
+@options.bootstrap
+@_threshold
+@option("--hard", metavar="KIND,…", default="", callback=_kinds, help=f"Hard kinds to compare; {_kinds_help}")
+@option("--easy", metavar="KIND,…", default="", callback=_kinds, help=f"Easy kinds to compare; {_kinds_help}")
+def mixed(file: Path, **given: Any) -> None:
+    """Measure how the difficulty orders requests of different kinds and languages.
+
+    FILE has the column kind, a text column or messages, and optionally lang, hard (0 or 1), and the
+    outcomes weak and strong (0..1).
+    """
+    from semroute_lab.evaluate.mixed import evaluate_mixed, read_mixed
+
+    table = read_table(file).in_splits(given["splits"])
+    source, threshold = open_bundle(given["bundle"]), given["threshold"]
+    rows = read_mixed(table, source, given["text_column"])
+    cut = threshold_for_share(source.quantiles, given["share"]) if threshold is None else threshold
+    settings = {name: given[name] for name in ("share", "hard", "easy", "seed", "replicates")}
+    found = evaluate_mixed(rows, threshold=cut, **settings)
+    _finish(head("mixed", table, source.describe(), given["seed"]) | found, given)
 
 
 def _judged(

@@ -53,7 +53,7 @@ def draw(report: Report, directory: Path) -> list[Path]:
 
     directory.mkdir(parents=True, exist_ok=True)
     stem = report["data"]["file"].split(".")[0]
-    kinds = {"pair": _pair, "intent": _intent, "pool": _pool, "robustness": _robustness}
+    kinds = {"pair": _pair, "intent": _intent, "pool": _pool, "mixed": _mixed, "robustness": _robustness}
     written: list[Path] = []
     with mpl.rc_context(STYLE):
         for name, figure in kinds[report["kind"]](report).items():
@@ -217,29 +217,49 @@ def _intent(report: Report) -> dict[str, Any]:
     return {"intent_calibration": figure}
 
 
-def _robustness(report: Report) -> dict[str, Any]:
-    """The share of decisions that each perturbation flips."""
+Series = Sequence[tuple[str, Sequence[Any]]]  # Color, and an estimate (or None) of every row
+
+
+def _dots(names: Sequence[str], panels: Mapping[str, Series]) -> Any:
+    """Two panels with a row for each name: estimates as dots with their intervals, in percent."""
     from matplotlib.figure import Figure
 
-    rows = report["perturbations"]
-    figure = Figure(figsize=(PAGE_INCHES, 0.17 * len(rows) + 0.9), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    for axes, kind, color, group in (
-        (left, "domain_flip", OWN[0], None),
-        (right, "difficulty_flip", OWN[0], None),
-        (right, "hard_to_easy", REFERENCES["length"], "easy"),
-        (right, "easy_to_hard", OWN[1], "hard"),
-    ):
-        for y, row in enumerate(rows):
-            found = row[kind] if group in (None, row["group"]) else None
-            if found and found["value"] is not None:
-                ends = [found["value"] if found[end] is None else found[end] for end in ("low", "high")]
-                axes.plot(ends, [y, y], color=color, lw=0.9, clip_on=False)
-                axes.plot([found["value"]], [y], color=color, marker="o", ms=3.2, clip_on=False)
-    left.set_yticks(range(len(rows)), [row["name"] for row in rows])
-    left.invert_yaxis()
-    left.set_xlabel("domain flips")
-    right.set_xlabel("difficulty flips; red: hard to easy, green: easy to hard")
-    for axes in (left, right):
+    figure = Figure(figsize=(PAGE_INCHES, 0.17 * len(names) + 0.9), layout="constrained")
+    both = figure.subplots(1, 2, sharey=True)
+    for axes, (label, series) in zip(both, panels.items(), strict=True):
+        for color, estimates in series:
+            for y, found in enumerate(estimates):
+                if found and found["value"] is not None:
+                    ends = [found["value"] if found[end] is None else found[end] for end in ("low", "high")]
+                    axes.plot(ends, [y, y], color=color, lw=0.9, clip_on=False)
+                    axes.plot([found["value"]], [y], color=color, marker="o", ms=3.2, clip_on=False)
+        axes.set_xlabel(label)
         _percent(axes, "x")
-    return {"robustness": figure}
+    both[0].set_yticks(range(len(names)), names)
+    both[0].invert_yaxis()
+    return figure
+
+
+def _mixed(report: Report) -> dict[str, Any]:
+    """Difficulty, and the share sent to the strong model, by kind and language."""
+    groups = [*report["kinds"], *report["languages"]]
+    score, sent, longest = ([row[key] for row in groups] for key in ("score", "strong_share", "longest"))
+    sides = [(REFERENCES["length"], longest), (OWN[0], sent)]
+    panels = {
+        "mean difficulty": [(OWN[0], score)],
+        "sent to the strong model; red: the same by length": sides,
+    }
+    return {"mixed": _dots([row["name"] or "–" for row in groups], panels)}
+
+
+def _robustness(report: Report) -> dict[str, Any]:
+    """The share of decisions that each perturbation keeps."""
+    rows = report["perturbations"]
+
+    def of(kind: str, group: str | None = None) -> list[Any]:
+        return [row[kind] if group in (None, row["group"]) else None for row in rows]
+
+    flips = [(REFERENCES["length"], of("hard_to_easy", "easy")), (OWN[1], of("easy_to_hard", "hard"))]
+    said = "same decision; red: strong to weak, green: weak to strong"
+    panels = {"same domain": [(OWN[0], of("same_domain"))], said: [(OWN[0], of("same_decision")), *flips]}
+    return {"robustness": _dots([row["name"] for row in rows], panels)}

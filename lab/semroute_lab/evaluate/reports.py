@@ -18,6 +18,7 @@ NEEDS = {
 }
 """Option to the strategies whose rows it adds."""
 
+PAIRS_SHOWN = 12  # Most pairs of kinds in a table, the worst; the JSON has all
 DECIMALS = 6  # Digits after the point in the JSON: further ones depend on the order of summation
 
 
@@ -36,8 +37,18 @@ def plain(value: Any) -> Any:
 
 def tables(report: dict[str, Any]) -> list[Table]:
     """The tables of a plain report, for a terminal."""
-    draw = {"pair": _pair, "intent": _intent, "pool": _pool, "robustness": _robustness}[report["kind"]]
-    return draw(report)
+    draw = {"pair": _pair, "intent": _intent, "pool": _pool, "mixed": _mixed, "robustness": _robustness}
+    return draw[report["kind"]](report)
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The tables of a plain report as Markdown, for a card."""
+    parts = []
+    for table in tables(report):
+        columns = [[column.header, "---", *column.cells] for column in table.columns]
+        lines = "\n".join(f"| {' | '.join(map(str, row))} |" for row in zip(*columns, strict=True))
+        parts.append(f"{table.title}. {table.caption or ''}".rstrip() + f"\n\n{lines}\n")
+    return "\n".join(parts)
 
 
 def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> Table:
@@ -166,16 +177,81 @@ def _pool(report: dict[str, Any]) -> list[Table]:
     return found
 
 
+def _mixed(report: dict[str, Any]) -> list[Table]:
+    share, between, outcomes = _number(report["share"], 2), report["between"], report["outcomes"]
+    caption = f"above: difficulty from the threshold {_number(report['threshold'], 4)} (share {share}); "
+    caption += "strong: above or unknown; longest: the same share of all rows, by length; "
+    caption += "ECE as a probability that a strong model is needed, in parentheses by chance"
+    names = [
+        "rows",
+        "characters",
+        "difficulty",
+        "above",
+        "unknown",
+        "strong",
+        "longest",
+        "hard",
+        "gain",
+        "ECE",
+    ]
+    kinds = map(_group_cells, (*report["kinds"], report["total"]))
+    title = f"{_subject(report)}, by kind" if "data" in report else "by kind"
+    found = [_table(title, ["kind", *names], kinds, caption)]
+    if report["languages"]:
+        found.append(_table("by language", ["language", *names], map(_group_cells, report["languages"])))
+    if between:
+        worst = sorted(report["pairs"], key=lambda pair: pair["ours"]["value"])[:PAIRS_SHOWN]
+        rows = [
+            [pair["hard"], pair["easy"], "{} / {}".format(*pair["rows"]),
+             _interval(pair["ours"]), _interval(pair["length"])]
+            for pair in worst
+        ]  # fmt: skip
+        caption = "; ".join(
+            f"{name}: mean {_interval(between[name]['mean'])}, least {_number(between[name]['least'])}, "
+            f"{between[name]['below_half']} of {between['pairs']} below .5"
+            for name in ("ours", "length")
+        )
+        names = ["hard", "easy", "rows", "AUROC", "of length"]
+        found.append(_table(f"AUROC between kinds, the lowest {len(rows)}", names, rows, caption))
+    if outcomes:
+        rows = [
+            [f"{row['name']}, {row['rule']} threshold", _interval(row["apgr"]), _number(row["threshold"], 4),
+             _interval(row["strong_share"]), _interval(row["pgr"])]
+            for row in outcomes["routers"]
+        ]  # fmt: skip
+        caption = f"{outcomes['rows']} rows, strong {outcomes['strong']:.4f}, weak {outcomes['weak']:.4f}; "
+        caption += f"a following threshold sends the top {share} of these rows, and unknown text"
+        names = ["router", "APGR", "threshold", "strong share", "PGR"]
+        found.append(_table("with outcomes", names, rows, caption))
+    return found
+
+
+def _group_cells(row: dict[str, Any]) -> list[str]:
+    def short(name: str, digits: int = 2) -> str:
+        return _number((row[name] or {"value": None})["value"], digits)
+
+    ece = "–" if row["ece"] is None else f"{_number(row['ece'])} ({_number(row['ece_if_calibrated'])})"
+    cells = [row["name"] or "–", str(row["rows"]), short("characters", 0), _interval(row["score"])]
+    cells += [short("above"), short("unknown"), _interval(row["strong_share"]), short("longest")]
+    return [*cells, short("hard"), short("gain", 3), ece]
+
+
 def _robustness(report: dict[str, Any]) -> list[Table]:
     caption = f"difficulty threshold {report['threshold']:.4f}, "
     caption += f"strong share {report['strong_share']:.3f} before"
-    flips = ("domain flip", "difficulty flip", "hard → easy", "easy → hard")
-    table = _table(_subject(report), ["perturbation", "changed", *flips, "length flip"], [], caption)
+    names = ["perturbation", "changed", "same domain", "same decision", "strong → weak", "weak → strong"]
+    flips = ("same_domain", "same_decision", "hard_to_easy", "easy_to_hard")
+    found = [_table(_subject(report), [*names, "same by length"], [], caption)]
     rows = report["perturbations"]
+    if rows[0]["auroc"]:
+        names = ["perturbation", "AUROC", "hard to strong", "easy to strong"]
+        found.append(_table("by the column hard", names, []))
     for row, following in zip(rows, [*rows[1:], None], strict=True):
-        figures = (row[k] for k in ("domain_flip", "difficulty_flip", "hard_to_easy", "easy_to_hard"))
-        length = _number(row["length_flip"]["value"])
         ends = following is not None and following["group"] != row["group"]
-        cells = (row["name"], _number(row["changed"], 2), *map(_interval, figures), length)
-        table.add_row(*cells, end_section=ends)
-    return [table]
+        changed, length = (_number(row[key]["value"], 2) for key in ("changed", "length_same_decision"))
+        cells = [changed, *(_interval(row[key]) for key in flips), length]
+        found[0].add_row(row["name"], *cells, end_section=ends)
+        for table in found[1:]:
+            cells = [_interval(row[key]) for key in ("auroc", "hard_strong", "easy_strong")]
+            table.add_row(row["name"], *cells, end_section=ends)
+    return found

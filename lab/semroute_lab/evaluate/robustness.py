@@ -1,9 +1,10 @@
 """`eval robustness`: how often a decision flips when the prompt changes but the task does not.
 
-A decision is the predicted domain, and whether the difficulty reaches the threshold. The baseline of every
-row is a router by prompt length with the same strong share. `noise` and `paraphrase` keep
-the question, `appended` adds unrelated text, `easy` tries to get the weak model for a hard prompt, `hard`
-the strong one for any prompt.
+A decision is made as in the server: strong if the difficulty of the classified text reaches the threshold or
+the text is unknown. The baseline of every row is a router by prompt length with the same strong share.
+`noise` and `paraphrase` keep the question, `appended` adds unrelated text, `easy` tries to get the weak model
+for a hard prompt, `hard` the strong one for any prompt. An `envelope` is a request body that a client puts
+around the prompt; in `housekeeping` the task is another one, and the prompt is only its material.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from semroute_extproc.strategies.cutoff import threshold_for_share
 from semroute_lab.common import metrics
-from semroute_lab.common.metrics import Booleans, Estimate, Floats, estimate
 from semroute_lab.common.tables import Table, require_rows
-from semroute_lab.evaluate.scoring import Report, Source, head
+from semroute_lab.evaluate.scoring import PERCENTILES, SHARE, Report, Source, head, judged
 
 TYPO_SHARE = 0.1  # Share of the longer words that get a typing error
 TYPO_LETTERS_MIN = 4  # Shorter words are left alone: an error would turn them into another word
@@ -35,19 +36,30 @@ _NEIGHBOURS = {
 }
 _WORD = re.compile(r"[A-Za-z]+")
 _OPTION = re.compile(r"^(\s*\(?[A-J][.):]\s+)(.*)$", re.MULTILINE)
+_PLACE = re.compile(r"\{(?:prompt|quoted)\}")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 Change = Callable[[str, random.Random], str]
 
 
+PLAIN_BODY = {"messages": [{"role": "user", "content": "{prompt}"}]}
+
+
 @dataclass(frozen=True, slots=True)
 class Perturbation:
-    """One way to change a text."""
+    """One way to change a prompt."""
 
     name: str
-    group: str  # noise, paraphrase, appended, easy or hard
+    group: str  # noise, paraphrase, appended, easy, hard, envelope or housekeeping
     about: str
     apply: Change
+    body: str  # JSON of the request, with `{prompt}` in strings, or `{quoted}` in a string of JSON
+
+    def request(self, text: str, rng: random.Random) -> Any:
+        """The body of the request with the changed prompt."""
+        inside = json.dumps(self.apply(text, rng))[1:-1]
+        forms = {"{prompt}": inside, "{quoted}": json.dumps(inside)[1:-1]}
+        return json.loads(_PLACE.sub(lambda match: forms[match[0]], self.body))
 
 
 def typos(text: str, rng: random.Random) -> str:
@@ -100,8 +112,9 @@ def reorder(text: str, rng: random.Random) -> str:
 
 
 def unpunctuated(text: str, rng: random.Random) -> str:
-    """Without punctuation at the end of words, as people type in a hurry."""
-    return re.sub(r"[.,;:!?]+(?=\s|$)", "", text)
+    """Without punctuation at the end of words, as people type in a hurry; text of nothing else is kept."""
+    bare = re.sub(r"[.,;:!?]+(?=\s|$)", "", text)
+    return bare if bare.strip() else text
 
 
 def rare_tokens(text: str, rng: random.Random) -> str:
@@ -130,16 +143,20 @@ _FUNCTIONS: dict[str, Change] = {
 }
 
 
-def _perturbation(name: str, group: str, about: str, before: Any = (), after: Any = ()) -> Perturbation:
-    return Perturbation(name, group, about, _FUNCTIONS.get(name) or _around(before, after))
+def _perturbation(
+    name: str, group: str, about: str, before: Any = (), after: Any = (), body: Any = None
+) -> Perturbation:
+    change = _FUNCTIONS.get(name) or _around(before, after)
+    return Perturbation(name, group, about, change, json.dumps(body or PLAIN_BODY))
 
 
+UNCHANGED = _perturbation("unchanged", "none", "the prompt as it is")
 PERTURBATIONS = tuple(_perturbation(**one) for one in _DATA["perturbations"])  # In the order of the report
 
 
-def perturb(one: Perturbation, texts: list[str], seed: int) -> list[str]:
-    """Every text, perturbed; the change depends only on its index, the perturbation and the seed."""
-    return [one.apply(text, random.Random(f"{seed}/{one.name}/{row}")) for row, text in enumerate(texts)]
+def perturb(one: Perturbation, texts: Sequence[str], seed: int) -> list[Any]:
+    """The request body of every changed prompt; it depends only on its row, `one` and the seed."""
+    return [one.request(text, random.Random(f"{seed}/{one.name}/{row}")) for row, text in enumerate(texts)]
 
 
 def sample(table: Table, limit: int, seed: int) -> Table:
@@ -158,58 +175,48 @@ def evaluate_robustness(
     *,
     seed: int,
     replicates: int,
-    strong_share: float,
-    threshold: float | None,
+    share: float = SHARE,
+    threshold: float | None = None,
 ) -> Report:
     """The report of `eval robustness`; its shape is documented in `reports.md`."""
-    changed = [perturb(one, texts, seed) for one in PERTURBATIONS]
-    # One pass over everything: texts that a perturbation leaves alone are scored once.
-    scores = source.score([text for group in (texts, *changed) for text in group])
-    count = len(texts)
-    clean = scores.take(range(count))
-    cut = threshold if threshold is not None else float(np.quantile(clean.difficulty, 1.0 - strong_share))
-    length = np.asarray([len(text) for text in texts])
-    length_cut = float(np.quantile(length, 1.0 - strong_share))
-    before, everything = clean.difficulty >= cut, np.ones(count, dtype=bool)
-
-    def share(event: Booleans, among: Booleans = everything) -> Estimate | None:
-        return _share(event, among, seed, replicates)
-
+    cut = threshold_for_share(source.quantiles, share) if threshold is None else threshold
+    hard = table.numbers_in("hard", 0, 1, blank=True) if table.has("hard") else np.full(len(table), np.nan)
+    everything = (UNCHANGED, *PERTURBATIONS)
+    changed = [judged(table, (("text", body) for body in perturb(one, texts, seed))) for one in everything]
+    # One pass over everything: identical texts are scored once.
+    scores = source.score([text for group in changed for text in group])
+    sent = (scores.unknown | (scores.difficulty >= cut)).reshape(len(everything), -1)
+    domain = np.argmax(scores.domain, axis=1).reshape(sent.shape)
+    difficulty = scores.difficulty.reshape(sent.shape)
+    lengths = np.asarray([[float(len(text)) for text in group] for group in changed])
+    share_before = float(sent[0].mean())
+    longest = lengths >= threshold_for_share(np.quantile(lengths[0], PERCENTILES), share_before)
+    labeled = np.isfinite(hard)
     rows: list[Report] = []
-    for i, (one, other_texts) in enumerate(zip(PERTURBATIONS, changed, strict=True), start=1):
-        other = scores.take(range(i * count, (i + 1) * count))
-        after = other.difficulty >= cut
-        domain = np.argmax(clean.domain, axis=1) != np.argmax(other.domain, axis=1)
-        longer = np.asarray([len(text) >= length_cut for text in other_texts])
+    for i, one in enumerate(everything):
+        figures = {
+            "changed": [a != b for a, b in zip(changed[0], changed[i], strict=True)],
+            "same_domain": domain[0] == domain[i],
+            "same_decision": sent[0] == sent[i],
+            "hard_to_easy": np.where(sent[0], ~sent[i], np.nan),
+            "easy_to_hard": np.where(sent[0], np.nan, sent[i]),
+            "length_same_decision": longest[0] == longest[i],
+            "strong_share": sent[i],
+            "mean_shift": difficulty[i] - difficulty[0],
+            "hard_strong": np.where(hard > 0.5, sent[i], np.nan),
+            "easy_strong": np.where(hard <= 0.5, sent[i], np.nan),
+        }
+        area = (difficulty[i][labeled], hard[labeled] > 0.5, replicates, seed)
         found = {
-            "domain_flip": share(domain),
-            "difficulty_flip": share(before != after),
-            "hard_to_easy": share(before & ~after, before),
-            "easy_to_hard": share(after & ~before, ~before),
-            "strong_share": float(after.mean()),
-            "mean_shift": float(np.mean(other.difficulty - clean.difficulty)),
-            "spearman": metrics.spearman(clean.difficulty, other.difficulty),
-            "changed": float(np.mean([a != b for a, b in zip(texts, other_texts, strict=True)])),
-            "length_flip": share((length >= length_cut) != longer),
+            **metrics.means(figures, replicates, seed),
+            "spearman": metrics.spearman(difficulty[0], difficulty[i]),
+            "auroc": metrics.auroc_estimate(*area) if labeled.any() else None,
         }
         rows.append({"name": one.name, "group": one.group, "about": one.about, **found})
     return {
         **head("robustness", table, source.describe(), seed),
         "bootstrap": replicates,
         "threshold": cut,
-        "strong_share": float(np.mean(before)),
+        "strong_share": share_before,
         "perturbations": rows,
     }
-
-
-def _share(event: Booleans, among: Booleans, seed: int, replicates: int) -> Estimate | None:
-    """Share of `among` that is `event`, with its interval; None where `among` is empty."""
-    if not among.any():
-        return None
-    hits, rows = (event & among).astype(np.float64), among.astype(np.float64)
-
-    def shares(counts: Floats) -> Floats:
-        drawn = counts @ rows
-        return np.divide(counts @ hits, drawn, out=np.full_like(drawn, np.nan), where=drawn > 0)
-
-    return estimate(float(hits.sum() / rows.sum()), metrics.bootstrap(shares, event.size, replicates, seed))

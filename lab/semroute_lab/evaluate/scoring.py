@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from semroute_extproc.cli.score import text_of_body
 from semroute_extproc.encoder.bundle import default_bundle
 from semroute_extproc.encoder.offline import Scorer
 from semroute_lab.common.embedding import signals_of
@@ -17,6 +18,8 @@ from semroute_lab.common.metrics import Booleans, Floats, Integers, Vectors
 from semroute_lab.common.tables import Table
 
 Report = dict[str, Any]
+SHARE = 0.3  # Strong share of the example configuration
+PERCENTILES = np.linspace(0.0, 1.0, 101)
 
 ROWS: dict[str, dict[str, dict[str, str]]] = tomllib.loads(
     Path(__file__).with_name("rows.toml").read_text(encoding="utf-8")
@@ -80,6 +83,20 @@ class Source:
 def open_bundle(directory: Path | None) -> Source:
     """Load the bundle in `directory`, by default the shipped one; raises BundleError."""
     return Source(Scorer.of(directory or default_bundle()))
+
+
+def judged(table: Table, bodies: Iterable[tuple[str, object]]) -> list[str]:
+    """The text that the server classifies for each row, from its column's name and its request body.
+
+    DataError names the row and the column.
+    """
+    texts = []
+    for row, (column, body) in enumerate(bodies):
+        try:
+            texts.append(text_of_body(body))
+        except ValueError as error:
+            raise table.error(column, str(error), row) from None
+    return texts
 
 
 def described(kind: str, name: str) -> dict[str, object]:

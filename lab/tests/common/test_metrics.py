@@ -24,6 +24,17 @@ def test_macro_f1_equals_scikit_learns_also_for_repeated_rows(
         assert value == pytest.approx(reference.f1_score(*repeated, average="macro", zero_division=0.0))
 
 
+def test_ratios_are_those_of_the_sums_with_intervals_and_none_without_a_whole() -> None:
+    parts, wholes = np.asarray([[1.0, 0.0], [0.0, 0.0]] * 50), np.asarray([[1.0, 0.0], [1.0, 0.0]] * 50)
+    first, second = metrics.ratios(parts, wholes, replicates=400, seed=0)
+    assert second is None
+    assert first is not None
+    assert first.value == 0.5
+    assert (first.low, first.high) == (pytest.approx(0.4, abs=0.03), pytest.approx(0.6, abs=0.03))
+    bare = metrics.ratios(parts, wholes, replicates=0, seed=0)[0]
+    assert bare == metrics.Estimate(0.5)
+
+
 def test_calibration_error_of_two_bins_is_the_one_worked_out_by_hand() -> None:
     """Three rows at .9 of which two are right, one at .5 that is right: (3/4)|2/3 - .9| + (1/4)|1 - .5|."""
     confidence = np.asarray([0.9, 0.9, 0.9, 0.5])

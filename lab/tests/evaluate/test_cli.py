@@ -17,6 +17,7 @@ from openai_server import Act, OpenAIServer, in_a_thread, labelled
 from semroute_lab.evaluate import cli
 from semroute_lab.evaluate.scoring import Scores
 
+MIXED = Path(__file__).resolve().parents[3] / "datasets" / "mixed.jsonl"
 LABELS = ("biology", "law", "math")
 WORDS = {
     "biology": ("cell", "enzyme", "species", "membrane"),
@@ -476,17 +477,75 @@ def test_models_with_many_blanks_are_left_out_and_named(pool_files: tuple[Path, 
 def test_robustness_counts_flips_of_domain_difficulty_and_length(tmp_path: Path) -> None:
     """The known source reads marks that typing errors hit and appended text does not."""
     rows = [[f"{WORDS[LABELS[i % 3]][0]} is the word here number {i} d{i}"] for i in range(100)]
-    found = report("robustness", write(tmp_path / "r.csv", ["prompt"], rows), "--bootstrap", 50)
+    found = report("robustness", write(tmp_path / "r.csv", ["prompt"], rows), "--bootstrap", 50, *SHARE)
     table = rows_by_name(found["perturbations"])
     assert found["strong_share"] == pytest.approx(0.3)
-    assert table["signature"]["domain_flip"]["value"] == 0.0
+    assert table["signature"]["same_domain"]["value"] == 1.0
     assert table["signature"]["hard_to_easy"]["value"] == 0.0
-    assert table["upper case"]["domain_flip"]["value"] == 0.0
-    assert table["typos"]["domain_flip"]["value"] > 0.0
+    assert table["upper case"]["same_domain"]["value"] == 1.0
+    assert table["typos"]["same_domain"]["value"] < 1.0
     lengths = [len(row[0]) for row in rows]
-    short = np.mean(np.asarray(lengths) < np.quantile(lengths, 0.7))
-    assert table["small story"]["length_flip"]["value"] == pytest.approx(short)
+    long = np.mean(np.asarray(lengths) >= np.quantile(lengths, 0.7))
+    assert table["small story"]["length_same_decision"]["value"] == pytest.approx(long)
     assert table["signature"]["spearman"] == 1.0
+    assert table["signature"]["auroc"] is table["signature"]["hard_strong"] is None
+
+
+SHARE = ["--share", "0.305"]  # Between two marks of `KnownSource`, whose quantiles are uniform
+
+
+def test_the_threshold_is_the_servers_and_not_the_files(tmp_path: Path) -> None:
+    """All prompts are easy for the bundle, so none is sent to the strong model."""
+    file = write(tmp_path / "r.csv", ["prompt"], [[f"cell number {i} d{i}"] for i in range(40)])
+    found = report("robustness", file, "--bootstrap", 0, *SHARE)
+    assert (found["threshold"], found["strong_share"]) == (pytest.approx(0.695), 0.0)
+    assert found["perturbations"][0]["hard_to_easy"] is None
+    assert report("robustness", file, "--bootstrap", 0, "--threshold", 0.2)["strong_share"] == 0.5
+
+
+def test_unknown_text_is_sent_to_the_strong_model(tmp_path: Path) -> None:
+    rows = [[f"cell number {i} d10" + " gibberish" * (i < 10)] for i in range(40)]
+    assert (
+        report("robustness", write(tmp_path / "r.csv", ["prompt"], rows), "--bootstrap", 0)["strong_share"]
+        == 0.25
+    )
+
+
+def test_judged_prompts_show_what_each_envelope_leaves_of_the_order(tmp_path: Path) -> None:
+    """The known source does not read a mark before a quotation mark."""
+    rows = [[f"cell number {i} d{90 if i % 2 else 10}", i % 2] for i in range(40)]
+    found = report("robustness", write(tmp_path / "r.csv", ["prompt", "hard"], rows), "--bootstrap", 0)
+    table = rows_by_name(found["perturbations"])
+    for name, expected in (
+        ("unchanged", (1.0, 1.0, 0.0)),
+        ("long conversation", (1.0, 1.0, 0.0)),
+        ("quotes", (0.5, 0.0, 0.0)),
+    ):
+        figures = ("auroc", "hard_strong", "easy_strong")
+        assert tuple(table[name][figure]["value"] for figure in figures) == expected, name
+
+
+def test_mixed_compares_kinds_of_a_file(tmp_path: Path) -> None:
+    kinds = {"contest": 80, "chat": 20, "summary": 90}
+    rows = [[kind, f"{kind} number {i} d{mark}", "en"] for kind, mark in kinds.items() for i in range(10)]
+    file = write(tmp_path / "m.csv", ["kind", "text", "lang"], rows)
+    found = report("mixed", file, "--hard", "contest", "--bootstrap", 20)
+    assert [(row["easy"], row["ours"]["value"]) for row in found["pairs"]] == [
+        ("chat", 1.0),
+        ("summary", 0.0),
+    ]
+    assert (found["kind"], found["bundle"]["name"], found["data"]["rows"]) == ("mixed", "known", 30)
+    assert found["threshold"] == pytest.approx(0.7)
+    assert {row["name"]: row["above"]["value"] for row in found["kinds"]} == {
+        "chat": 0.0,
+        "contest": 1.0,
+        "summary": 1.0,
+    }
+    refused = run("mixed", file, "--hard", "tests")
+    assert (refused.exit_code, refused.stderr) == (
+        65,
+        "tests: expected kinds of the file, each on one side; they are chat, contest, summary\n",
+    )
 
 
 def test_robustness_draws_the_same_rows_for_a_seed(tmp_path: Path) -> None:
@@ -507,6 +566,7 @@ def test_every_report_prints_its_tables_writes_json_and_draws_png_and_svg(
         (["pool", *pool_files[:2], "--models", pool_files[2], "--trials", 2],
          {"pool_random_models_clusters_questions", "pool_unseen_family_intent_questions"}),
         (["robustness", pair_file, "--limit", 40, "--bootstrap", 20], {"robustness_pair"}),
+        (["mixed", MIXED, "--bootstrap", 20], {"mixed_mixed"}),
     ]  # fmt: skip
     for command, names in commands:
         result = run(*command, "--plots", plots, "--json", out)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import random
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from semroute_lab.evaluate import robustness as perturbations
 from semroute_lab.evaluate.robustness import PERTURBATIONS, perturb
+
+from semroute_extproc.cli.score import text_of_body
+from semroute_extproc.request.text import is_written
 
 MULTIPLE_CHOICE = "What is the boiling point of water?\nA. 90 °C\nB. 100 °C\nC. 110 °C\nAnswer:"
 
@@ -19,10 +25,44 @@ def test_the_same_seed_changes_texts_the_same_way_wherever_it_runs(one: perturba
     assert perturb(one, texts, seed=7) == perturb(one, texts, seed=7)
 
 
-@given(st.text(max_size=200))
-def test_no_perturbation_fails_on_any_text(text: str) -> None:
+@given(st.text(max_size=200).filter(is_written))
+def test_every_perturbation_of_any_text_is_a_request_with_text(text: str) -> None:
     for one in PERTURBATIONS:
-        assert isinstance(one.apply(text, random.Random(0)), str)
+        assert text_of_body(one.request(text, random.Random(0)))
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Every string in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    else:
+        for item in value.values() if isinstance(value, dict) else value or ():
+            yield from strings(item)
+
+
+ENVELOPES = [one for one in PERTURBATIONS if one.group in ("envelope", "housekeeping")]
+
+
+@pytest.mark.parametrize("one", ENVELOPES, ids=lambda one: one.name)
+def test_an_envelope_has_the_whole_prompt_once(one: perturbations.Perturbation) -> None:
+    """Quotation marks, line breaks and braces do not break out of it."""
+    prompt = 'He said: "{prompt}\n\\frac{1}{2}"'
+    inside = json.dumps(prompt)[1:-1] if one.name == "JSON" else prompt
+    whole = "\n".join(strings(one.request(prompt, random.Random(0))))
+    assert whole.count(inside) == 1
+    assert len(whole) > len(inside) + 20
+
+
+def test_a_json_envelope_is_json() -> None:
+    (one,) = (one for one in ENVELOPES if one.name == "JSON")
+    text = text_of_body(one.request('a "quoted" word', random.Random(0)))
+    assert json.loads(text)["message"] == 'a "quoted" word'
+
+
+def test_names_are_told_apart_and_every_function_has_its_perturbation() -> None:
+    names = [one.name for one in PERTURBATIONS]
+    assert len(set(names)) == len(names)
+    assert set(perturbations._FUNCTIONS) <= set(names)
 
 
 @pytest.mark.parametrize(
@@ -77,3 +117,4 @@ def test_contractions_go_one_way_or_the_other_and_keep_capitals() -> None:
 
 def test_punctuation_inside_numbers_stays() -> None:
     assert perturbations.unpunctuated("It is 3.5, right?", random.Random(0)) == "It is 3.5 right"
+    assert perturbations.unpunctuated("?!", random.Random(0)) == "?!"

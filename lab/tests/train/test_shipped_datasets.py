@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from semroute_lab.train.sources import read_handwritten
 
 from semroute_extproc.encoder import bundle
 
 FOLDER = Path(__file__).resolve().parents[3] / "datasets"
-FILES = sorted(FOLDER.glob("*.jsonl"))
+FILES = sorted(FOLDER.glob("*.*.jsonl"))  # Files of training and of `semroute train`'s evaluation
 SIMILAR = 0.6
 """Jaccard index of two prompts' words (of Chinese, pairs of characters) from which on they are alike."""
 
@@ -68,6 +69,21 @@ def test_no_measuring_prompt_is_alike_a_training_prompt(file: Path) -> None:
     assert list(alike([row["text"] for row in read(file)], training)) == []
 
 
+def test_no_prompt_of_mixed_traffic_is_alike_a_training_prompt() -> None:
+    training = [row["text"] for file in FILES if ".train." in file.name for row in read(file)]
+    rows = read(FOLDER / "mixed.jsonl")
+    said = [
+        row.get("text") or next(t["content"] for t in row["messages"] if t["role"] == "user") for row in rows
+    ]
+    assert list(alike(said, training)) == []
+
+
+def test_training_reads_no_mixed_traffic() -> None:
+    sources = {row.source for row in read_handwritten(FOLDER)}
+    assert "handwritten/languages" in sources
+    assert "handwritten/mixed" not in sources
+
+
 def test_every_language_is_asked_about_every_domain_once() -> None:
     rows = read(FOLDER / "languages.eval.jsonl")
     asked = Counter((row["language"], row["domain"]) for row in rows)
@@ -88,5 +104,5 @@ def test_the_measuring_files_are_large_enough_and_have_every_domain(file: Path) 
 
 def test_the_readme_counts_the_lines() -> None:
     readme = (FOLDER / "README.md").read_text()
-    for file in FILES:
+    for file in FOLDER.glob("*.jsonl"):
         assert f"{len(read(file)):,}" in readme, file.name
