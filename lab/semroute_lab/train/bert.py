@@ -10,24 +10,20 @@ s_j = max|X_j|^a / max|W_j|^(1 - a) and the weights that read it are multiplied 
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from torch.nn.utils.rnn import pad_sequence
 
-from semroute_extproc.encoder.preprocess import Framed, Framer
-from semroute_lab.train.spec import BaseSpec
+from semroute_lab.train.frames import Frames
+from semroute_lab.train.spec import BaseSpec, TunePlan
 
 STRENGTH = 0.8  # The exponent a: of .4 to 1 the one with the smallest error of the embedding
 TEXTS_MAX = 128  # Calibration texts for the ranges
 RANGE_MIN = 1e-5
-LENGTH_JITTER = 4  # Texts within this many tokens count as equally long when batches are drawn
 
 
 class Smoothing(nn.Module):  # type: ignore[misc]
@@ -89,6 +85,14 @@ class Encoder(nn.Module):  # type: ignore[misc]
             x = layer(x, bias)
         weights = mask[:, :, None]
         return (x * weights).sum(1) / weights.sum(1).clamp(min=1.0)
+
+    def groups(self, plan: TunePlan) -> list[dict[str, Any]]:
+        """Parameters with their rates: upper layers slower than the heads, lower ones slower still."""
+        depth = len(self.layers)
+        rates = (plan.encoder_rate * plan.layer_decay ** (depth - 1 - at) for at in range(depth))
+        return [
+            {"params": list(each.parameters()), "lr": r} for each, r in zip(self.layers, rates, strict=True)
+        ]
 
 
 _LAYER_NAMES = {
@@ -169,53 +173,3 @@ def _ranges(encoder: Encoder, frames: Frames, index: Sequence[int]) -> dict[nn.M
     for hook in hooks:
         hook.remove()
     return found
-
-
-@dataclass(frozen=True, slots=True)
-class Frames:
-    """Framed texts, in order."""
-
-    framed: list[Framed]
-    pad_id: int
-
-    @staticmethod
-    def of(texts: Sequence[str], framer: Framer, pad_id: int) -> Frames:
-        """Frame every text."""
-        return Frames([framer.frame(text) for text in texts], pad_id)
-
-    def __len__(self) -> int:
-        return len(self.framed)
-
-    def take(self, index: Sequence[int]) -> Frames:
-        """Some texts, in that order."""
-        return Frames([self.framed[i] for i in index], self.pad_id)
-
-    def spread(self, count: int) -> list[int]:
-        """About `count` indices, evenly over all texts."""
-        return list(range(0, len(self), max(1, len(self) // count)))
-
-    def batch(self, index: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids, mask [batch, longest] and surface [batch, s] of some texts."""
-        own = [torch.tensor(self.framed[i].ids) for i in index]
-        ids = pad_sequence(own, batch_first=True, padding_value=self.pad_id)
-        mask = pad_sequence([torch.ones_like(each) for each in own], batch_first=True)
-        return ids, mask, self.take(index).surface()
-
-    def surface(self) -> Tensor:
-        """Surface features of all texts, [rows, s]."""
-        return torch.tensor([framed.surface for framed in self.framed], dtype=torch.float32)
-
-    def by_length(self, size: int) -> Iterator[list[int]]:
-        """Batches of texts of similar length, so that little is padded; every row once."""
-        order = sorted(range(len(self)), key=lambda i: len(self.framed[i].ids))
-        for start in range(0, len(order), size):
-            yield order[start : start + size]
-
-    def shuffled(self, index: Sequence[int], size: int, rng: random.Random) -> list[list[int]]:
-        """Batches of `index` for one epoch: texts of similar length together, in random order."""
-        order = list(index)
-        rng.shuffle(order)
-        order.sort(key=lambda i: len(self.framed[i].ids) // LENGTH_JITTER)
-        batches = [order[start : start + size] for start in range(0, len(order), size)]
-        rng.shuffle(batches)
-        return batches

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +15,14 @@ from torch import Tensor
 from semroute_extproc.encoder import manifest as form
 from semroute_extproc.encoder.manifest import EncoderSpec, LabelHead, Manifest
 from semroute_extproc.errors import BundleError
-from semroute_extproc.request.language import language_of
 from semroute_extproc.request.text import SURFACE_NAMES
-from semroute_lab.train import fill as calibrate
-from semroute_lab.train import graphs
-from semroute_lab.train.bert import TEXTS_MAX, Frames, smooth
-from semroute_lab.train.datasets import DOMAINS, TASKS, Corpus
+from semroute_lab.train import fill, graphs
+from semroute_lab.train.bert import TEXTS_MAX, Encoder, smooth
+from semroute_lab.train.datasets import DOMAINS, TASKS, Example
 from semroute_lab.train.fit import States
+from semroute_lab.train.frames import Frames
 from semroute_lab.train.graphs import Array, publish
 from semroute_lab.train.model import Heads, Network
-from semroute_lab.train.sources import traffic_of
 from semroute_lab.train.spec import BundleSpec, Say
 
 FP32_GRAPH = "model.fp32.onnx"  # The graph from which the served ones are made; it stays in the work folder
@@ -37,25 +35,29 @@ PARITY_ROWS = 64  # Texts on which the graphs are compared with the network
 
 
 def make_manifest(
-    spec: BundleSpec, base: EncoderSpec, heads: Heads, corpus: Corpus, fit: States, check: States, seed: int
+    spec: BundleSpec,
+    base: EncoderSpec,
+    heads: Heads,
+    rows: Sequence[Example],
+    calibrate: Sequence[Example],
+    fit: States,
+    check: States,
+    seed: int,
 ) -> tuple[Manifest, Tensor]:
     """Calibrate on the calibration rows; the manifest (its files still empty) and the centroids [k, d]."""
     with torch.inference_mode():
         _, domain, difficulty, task, asked = heads(check.pooled, check.surface)
         known = heads.recalled(heads.parts(fit.pooled, fit.surface))
-    balanced = known[_balanced(corpus, spec.known.source_rows_max, seed)]
-    centroids = calibrate.spherical_kmeans(balanced, spec.known.centroids, seed)
-    kinds = [traffic_of(row.source) for row in corpus.calibrate]
-    ordinary = torch.tensor([kind in ("handwritten", "arena", "exam") for kind in kinds])
-    by_hand = torch.tensor([kind == "handwritten" for kind in kinds])
-    # Rows of the user's own logs count where there is no other ordinary text.
-    groups = [rows for rows in (ordinary, by_hand) if bool(rows.any())] or [torch.ones_like(ordinary)]
-    share = spec.known.unknown_share
-    threshold = min(calibrate.unknown_threshold(asked[rows], centroids, share) for rows in groups)
+    balanced = known[_balanced(rows, spec.known.source_rows_max, seed)]
+    centroids = fill.spherical_kmeans(balanced, spec.known.centroids, seed)
+    ordinary = torch.tensor([row.kind not in ("command", "housekeeping") for row in calibrate])
+    threshold = fill.unknown_threshold(asked[ordinary], centroids, spec.known.unknown_share)
+    scale, shift = fill.platt(difficulty, check.targets.difficulty, check.targets.weight)
+    kinds = [row.kind for row in calibrate]
     shares = torch.tensor([spec.traffic.get(kind, 0.0) / max(1, kinds.count(kind)) for kind in kinds])
-    quantiles = calibrate.quantiles(torch.sigmoid(difficulty), shares if bool(shares.any()) else None)
+    scored = torch.sigmoid(scale * difficulty + shift)
+    quantiles = fill.quantiles(scored, shares if bool(shares.any()) else None)
     share = spec.known.unk_share_max
-    unknown = form.UnknownSpec(centroids="centroids.npy", threshold=threshold, unk_share_max=share)
     manifest = Manifest(
         format=form.FORMAT,
         name=spec.name,
@@ -64,29 +66,20 @@ def make_manifest(
         encoder=base,
         graphs={"cpu": graphs.CPU_GRAPH, "cuda": graphs.CUDA_GRAPH},
         surface=SURFACE_NAMES,
-        domain=LabelHead(labels=DOMAINS, temperature=calibrate.temperature(domain, check.targets.domain)),
-        task=LabelHead(labels=TASKS, temperature=calibrate.temperature(task, check.targets.task)),
-        # Each expert is calibrated inside the graph.
-        difficulty=form.DifficultyHead(scale=1.0, shift=0.0, quantiles=tuple(quantiles)),
-        unknown=unknown,
-        languages=languages_of((row.text for row in corpus.fit), spec.known.language_rows_min),
+        domain=LabelHead(labels=DOMAINS, temperature=fill.temperature(domain, check.targets.domain)),
+        task=LabelHead(labels=TASKS, temperature=fill.temperature(task, check.targets.task)),
+        difficulty=form.DifficultyHead(scale=scale, shift=shift, quantiles=tuple(quantiles)),
+        unknown=form.UnknownSpec(centroids="centroids.npy", threshold=threshold, unk_share_max=share),
+        languages=spec.languages,
         files={},
     )
     return manifest, centroids
 
 
-def languages_of(texts: Iterable[str], rows_min: int) -> tuple[str, ...]:
-    """The languages of at least `rows_min` of the texts, or the most frequent one; sorted."""
-    counts = Counter(map(language_of, texts))
-    enough = [language for language, count in counts.items() if count >= rows_min]
-    return tuple(sorted(enough or [language for language, _ in counts.most_common(1)]))
-
-
-def _balanced(corpus: Corpus, most: int, seed: int) -> Tensor:
+def _balanced(rows: Sequence[Example], most: int, seed: int) -> Tensor:
     """Indices of the fit rows for the centroids, at most `most` per source."""
     taken: Counter[str] = Counter()
     chosen = []
-    rows = corpus.fit
     for i in torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist():
         taken[rows[i].source] += 1
         if taken[rows[i].source] <= most:
@@ -99,7 +92,8 @@ def write(
 ) -> None:
     """Export the graphs, compare them with the network, and publish the bundle in `out`."""
     fp32, int8, fp16 = (work / name for name in (FP32_GRAPH, graphs.CPU_GRAPH, graphs.CUDA_GRAPH))
-    smooth(network.encoder, frames, frames.spread(TEXTS_MAX))
+    if isinstance(network.encoder, Encoder):
+        smooth(network.encoder, frames, frames.spread(TEXTS_MAX))
     write_fp32(network, fp32)
     sample = frames.take(frames.spread(PARITY_ROWS))
     reference = _outputs(graph_run(fp32), sample)

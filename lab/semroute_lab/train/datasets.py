@@ -24,8 +24,7 @@ NAMES = tomllib.loads(DECLARED.read_text())
 
 DOMAINS: tuple[str, ...] = tuple(NAMES["domains"])  # The domains, in MMLU-Pro's spelling
 TASKS: tuple[str, ...] = tuple(NAMES["tasks"])  # Kinds of request
-FAMILIES = ("everyday", "mathematics", "exam")  # Families of requests, each with an expert
-EVERYDAY, MATHEMATICS, EXAM = range(len(FAMILIES))
+LEVELS: dict[str, float] = NAMES["levels"]  # Difficulty of kinds without outcomes
 
 CALIBRATION_SHARE = 10  # One in this many fit rows, by the hash of its text, is kept for calibration
 FIT_ROWS_MIN = 200  # A fit on fewer rows is refused
@@ -59,8 +58,7 @@ class Example:
     domain: int | None = None  # Index into `DOMAINS`
     task: int | None = None  # Index into `TASKS`
     difficulty: float | None = None  # Probability that the strong model is needed, 0..1
-    gain: float | None = None  # Value of the exam expert's cluster table, such as s - w; -1..1
-    family: int = EVERYDAY  # Index into `FAMILIES`
+    kind: str = ""  # Kind of request, for the reference traffic and the card
     intent: str | None = None  # Fine label such as `clinc150/card_arrival`; shapes the embedding
     weight: float = 1.0  # Of this row's difficulty in the loss
 
@@ -138,9 +136,8 @@ def _admit(row: Example, reported: dict[str, set[str]]) -> tuple[Example | None,
     stem = stem_key(row.text)
     leaks = [t for t in TARGETS if stem in reported[t] and getattr(row, t) is not None]
     if leaks:
-        gain = None if stem in reported["difficulty"] else row.gain
         nothing: dict[str, Any] = dict.fromkeys(leaks)
-        row, reason = replace(row, gain=gain, **nothing), "also a dev row"
+        row, reason = replace(row, **nothing), "also a dev row"
     if all(getattr(row, target) is None for target in TARGETS):
         return None, reason or "no target"
     return row, reason

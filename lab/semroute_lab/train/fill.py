@@ -1,14 +1,14 @@
 """Parts of the heads that are computed, not trained, once the encoder and the trained networks are fixed.
 
-In order: the recalled base embedding, the exam expert's cluster table, the calibration of every
-expert, and the memory of the domain head.
+In order: the recalled base embedding, the cluster table of exam outcomes, and, after the heads are fitted, the
+memory of the domain head.
 """
 
 from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -19,13 +19,13 @@ from sklearn.linear_model import Ridge
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from semroute_lab.train.datasets import DOMAINS, EXAM, FAMILIES, Example
+from semroute_lab.train.datasets import DOMAINS, Example
 from semroute_lab.train.fit import IGNORE, States
 from semroute_lab.train.model import ClusterTable, HeadOutputs, Heads, Memory
-from semroute_lab.train.sources import HANDWRITTEN
 from semroute_lab.train.spec import FillPlan, Say
 
 LOG_TEMPERATURES = (-5.0, 5.0)  # Bounds of the logarithm of a temperature
+TABLE_ROWS = 4_096  # Rows that the table reads at once
 KMEANS_ROUNDS_MAX = 50  # Bound on Lloyd's iterations
 
 
@@ -41,19 +41,33 @@ def fit_recall(heads: Heads, tuned: Tensor, base: Tensor, plan: FillPlan, say: S
 
 
 def add_table(
-    heads: Heads, rows: Sequence[Example], states: States, source: str, plan: FillPlan, seed: int, say: Say
-) -> None:
-    """Give the exam expert its cluster table from the rows of `source`, calibrated out of fold."""
-    own = [i for i, row in enumerate(rows) if row.source == source and row.gain is not None]
-    if len(own) < plan.clusters * plan.expert_rows_min // 2:
-        say(f"exam expert: {len(own)} rows of {source} are too few for a cluster table")
-        return
+    heads: Heads,
+    rows: Sequence[Example],
+    states: States,
+    sources: Collection[str],
+    plan: FillPlan,
+    seed: int,
+    say: Say,
+) -> Tensor:
+    """Give the heads a cluster table of the difficulty of the rows of `sources`; its values, [rows].
+
+    A row of `sources` gets its value from a table that has not seen it.
+    """
+    own = [i for i, row in enumerate(rows) if row.source in sources and row.difficulty is not None]
     with torch.inference_mode():
-        x = heads.table_inputs(heads.parts(states.pooled[own], states.surface[own]))
-    values = torch.tensor([rows[i].gain for i in own])
-    heads.table = cluster_table(x, values, plan.clusterings, plan, seed)
-    unseen = out_of_fold(x, values, plan, seed)
-    _calibrate(heads, EXAM, unseen, states.targets.difficulty[own], torch.ones(len(own)), say)
+        out = heads.parts(states.pooled, states.surface)
+        x = heads.table_inputs(out.embedding, out.form)
+        if len(own) < plan.clusters * plan.table_rows_min:
+            say(f"{len(own)} rows of {', '.join(sources)} are too few for a cluster table")
+            return heads.table_values(out.embedding, out.form)
+        values = states.targets.difficulty[own]
+        heads.table = cluster_table(x[own], values, plan.clusterings, plan, seed)
+        found = torch.cat([heads.table(part) for part in x.split(TABLE_ROWS)])
+        found[own] = out_of_fold(x[own], values, plan, seed)
+    heads.table_mean.copy_(found[own].mean())
+    heads.table_scale.copy_(found[own].std())
+    say(f"cluster table of {len(own)} rows")
+    return found
 
 
 def cluster_table(x: Tensor, target: Tensor, clusterings: int, plan: FillPlan, seed: int) -> ClusterTable:
@@ -84,31 +98,6 @@ def out_of_fold(x: Tensor, target: Tensor, plan: FillPlan, seed: int) -> Tensor:
         fit, rest = fold != part, fold == part
         found[rest] = cluster_table(x[fit], target[fit], plan.clusterings // 4, plan, seed)(x[rest])
     return found
-
-
-def calibrate_experts(heads: Heads, rows: Sequence[Example], check: States, plan: FillPlan, say: Say) -> None:
-    """Platt scaling of the experts without a table, each on the calibration rows of its family.
-    The everyday expert learns from many kinds of rows, some with a guessed difficulty; it is calibrated on
-    those that a person judged, where there are enough.
-    """
-    with torch.inference_mode():
-        means = heads.parts(check.pooled, check.surface).members.mean(-1)
-    targets = check.targets
-    judged = torch.tensor([row.source.startswith(HANDWRITTEN) for row in rows])
-    for number in range(len(FAMILIES)):
-        own = (targets.family == number) & ~torch.isnan(targets.difficulty)
-        if int((own & judged).sum()) >= plan.expert_rows_min:
-            own &= judged
-        has_table = number == EXAM and heads.table is not None
-        if not has_table and int(own.sum()) >= plan.expert_rows_min:
-            _calibrate(heads, number, means[own, number], targets.difficulty[own], targets.weight[own], say)
-    heads.gate_scale.fill_(plan.gate_sharpness)
-
-
-def _calibrate(heads: Heads, number: int, x: Tensor, target: Tensor, weight: Tensor, say: Say) -> None:
-    scale, shift = platt(x, target, weight)
-    heads.expert_scale[number], heads.expert_shift[number] = scale, shift
-    say(f"{FAMILIES[number]} expert: {len(x)} rows, scale {scale:.2f}, shift {shift:.2f}")
 
 
 def add_memory(

