@@ -67,20 +67,18 @@ def language_of(text: str) -> str:
     """ISO 639-1 code of the language of `text`; "en" without evidence, "und" for an unlisted language."""
     sample = _SILENT.sub(" ", text[:SAMPLE_CHARACTERS])
     plain = _QUOTED.sub(" ", sample).lstrip()
-    clause = _CLAUSE.match(plain)
-    if clause and (clause[0][-1] != "\n" or _asks(clause[0])) and (found := _judged(clause[0], CLAUSE_MIN)):
+    clause = (_CLAUSE.match(plain) or [""])[0]
+    if (clause[-1:] != "\n" or _asks(clause.lower())) and (found := _judged(clause, CLAUSE_MIN)):
         return found
     last = text[-CLAUSE_CHARACTERS:].rstrip().rpartition("\n")[2]
-    asks = len(last) < min(CLAUSE_CHARACTERS, REQUEST_SHARE_MAX * len(text)) and _asks(last)
+    asks = len(last) < min(CLAUSE_CHARACTERS, REQUEST_SHARE_MAX * len(text)) and _asks(last.lower())
     found = _judged(_SILENT.sub(" ", last)) if asks else ""
     found = found or _judged(plain) or (_judged(sample) if plain != sample else "")
-    if not found and len(text) > SAMPLE_CHARACTERS:
-        found = _judged(_SILENT.sub(" ", text[-SAMPLE_CHARACTERS:]))
-    return found or "en"
+    rest = text[max(SAMPLE_CHARACTERS, len(text) - SAMPLE_CHARACTERS) :]
+    return found or _judged(_SILENT.sub(" ", rest)) or "en"
 
 
-def _asks(part: str) -> bool:
-    lower = part.lower()
+def _asks(lower: str) -> bool:
     return any(cue in lower for cue in _REQUESTS)
 
 
@@ -108,7 +106,9 @@ def _judged(part: str, least: float = EVIDENCE_MIN) -> str:
     if foreign > max(english, EVIDENCE_BASE * least + EVIDENCE_PER_WORD * len(words)) and foreign >= least:
         winner = max(votes, key=lambda language: votes[language])
         return winner if votes[winner] > WINNER_SHARE_MIN * foreign else "und"
-    return "en" if english >= EVIDENCE_MIN else "und" if len(words) >= WORDS_UND else ""
+    if english < EVIDENCE_MIN:
+        return "und" if len(words) >= WORDS_UND else ""
+    return "en" if english >= foreign else ""
 
 
 def _script(part: str) -> tuple[str, float]:
