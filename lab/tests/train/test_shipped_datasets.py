@@ -91,6 +91,19 @@ def test_every_language_is_asked_about_every_domain_once() -> None:
     assert len(asked) == 14 * len({language for language, _ in asked})
 
 
+@pytest.mark.parametrize("part", ["train", "eval"])
+def test_half_of_the_prompts_of_each_language_are_hard_and_length_hardly_says_which(part: str) -> None:
+    lengths: dict[str, dict[int, list[int]]] = defaultdict(lambda: {0: [], 1: []})
+    for row in read(FOLDER / f"languages_difficulty.{part}.jsonl"):
+        lengths[row["language"]][row["hard"]].append(len(row["text"]))
+    assert " ".join(sorted(lengths)) == "ar de es fr it ja ko nl pl pt ru th tr zh zh-TW"
+    for language, by_label in lengths.items():
+        easy, hard = by_label[0], by_label[1]
+        assert len(easy) == len(hard) >= 10, language
+        longer = sum((h > e) + 0.5 * (h == e) for h, e in itertools.product(hard, easy))
+        assert longer / len(hard) / len(easy) < 0.7, language
+
+
 MEASURING = [f for f in FILES if ".eval." in f.name and not f.name.startswith("languages")]
 
 
