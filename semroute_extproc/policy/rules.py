@@ -35,7 +35,7 @@ REQUEST_FACTS: Mapping[str, tuple[str, Callable[[RoutingContext], Any]]] = {
         lambda c: c.view.max_output_tokens or 0,
     ),
     "prompt_tokens": ("estimated tokens of the complete prompt", lambda c: c.prompt_tokens),
-    "language": ("ISO 639-1 code of the classified text", lambda c: c.language),
+    "language": ("ISO 639-1 code of the question's language, or und", lambda c: c.language),
     "quality": ("requested quality, -1.0 if none", lambda c: -1.0 if c.quality is None else c.quality),
     "request": (
         "`headers` (map, lower-case names), `path`, `method`, and the following",

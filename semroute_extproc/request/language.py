@@ -1,13 +1,14 @@
-"""The language of a text, from its script and its function words. Pure.
+"""The language of a request's question, from its script and its function words. Pure.
 
-Other scripts identify the language. Within Latin script, each function word votes for its languages. In a
-short text without English function words, typical first words of requests ("Schreib mir ein Gedicht") and
-accented letters decide. Otherwise a text counts as English, the default bundle's language. A statistical
-model would add a second at startup and 100 MB per worker. The word lists are in languages.json.
+Code, formulas and addresses are ignored. A first clause that announces a text ("Translate into English: ...")
+or asks decides, then a short last line that asks, then the start of the text, without quotations if possible.
+Letters of other scripts and listed words vote. A text without evidence is English. A text that is evidently
+not English and in no listed language is "und". A statistical model would add a second and 100 MB per worker.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,83 +16,112 @@ from typing import Any
 
 import msgspec
 
-SAMPLE_CHARACTERS = 400  # read at the start of a text
-SCRIPT_SHARE_MIN = 0.15  # of the letters; a Greek letter in a formula is not Greek
-VOTES_MIN = 1.1  # for another language; fewer votes may come from names and quotations
-ENGLISH_MIN = 0.5  # votes that make a text English; words such as "in" give fewer in other languages
-BRIEF_MIN = 1.0  # weight of another language without function words: one request word, or two halves
-BRIEF_SHARE_MIN = 0.25  # and that weight must exceed this share of the distinct words
-SHORT_WORD = 3  # up to this many letters it may be a name or an abbreviation: half a vote in a short text
-ACCENTED_WEIGHT = 0.4  # of an unlisted accented word; two may be a foreign name in an English text
+SAMPLE_CHARACTERS = 400  # read at the start of a text, and at its end if the start says nothing
+CLAUSE_CHARACTERS = 200  # most of a first clause or a last line
+REQUEST_SHARE_MAX = 0.5  # of a text; a longer last line is its content
+EVIDENCE_MIN, CLAUSE_MIN = 1.0, 1.5  # weight of foreign words, and that in a first clause; less may be names
+EVIDENCE_BASE, EVIDENCE_PER_WORD = 0.6, 0.1  # and more than this, by the number of distinct words
+ENGLISH_SHARE = 0.3  # of the distinct words; if only English has so many, the others are not counted
+WINNER_SHARE_MIN = 0.4  # of the foreign weight that the winner has; else no listed language fits
+WORDS_UND = 15  # distinct words without evidence, not even for English, are in an unlisted language
+SHORT_WORD, SHORT_WEIGHT = 3, 0.6  # letters of a word that may be a name or an abbreviation, and its weight
+HALF_WEIGHT = 0.35  # of a word that English texts or names contain as well
+LETTER_WEIGHT = 0.45  # of an unlisted word with an accented letter; two may be a foreign name
+SCRIPT_LETTERS, SCRIPT_MIN = 4.0, 0.5  # letters of another script that equal one word, and their least weight
+LEADING = 4.0  # factor of the script in which a part starts
+DOMINANT = 3.0  # times the Latin letters: a script with more letters decides alone
+VARIANT_SHARE_MIN = 0.01  # letters of a script that only its other languages have; fewer are names
 
-_LATIN_WORD = re.compile(r"\b[a-zà-ỹ]{2,}\b")
-_LETTER = re.compile(r"[^\W\d_]")
-_LISTS: Mapping[str, Any] = msgspec.json.decode(Path(__file__).with_name("languages.json").read_bytes())
-"""Each list is an array of lines of words; a comment in the file describes it."""
+_DATA: Mapping[str, Any] = msgspec.json.decode(Path(__file__).with_name("languages.json").read_bytes())
+_SILENT, _QUOTED, _WORD, _NOT_LATIN = (re.compile(pattern) for pattern in _DATA["patterns"].values())
+_CLAUSE = re.compile(rf"[^:?：？؟\n]{{1,{CLAUSE_CHARACTERS}}}+(?:[:?](?=\s)|[：？؟\n])")
+_SCRIPT = re.compile("|".join(f"(?P<{name}>{pattern})" for name, pattern in _DATA["scripts"].items()))
+_VARIANTS = {s: {name: re.compile(own) for name, own in v.items()} for s, v in _DATA["variants"].items()}
+_REQUESTS, _HALF = _DATA["requests"].split(), frozenset(" ".join(_DATA["half"]).split())
 
 
-def _languages(lists: Mapping[str, list[str]]) -> dict[str, list[str]]:
-    """Word, or letter, to the languages that have it."""
-    found: dict[str, list[str]] = {}
+def _votes(lists: Mapping[str, list[str]]) -> dict[str, tuple[float, float, dict[str, float]]]:
+    """Word to its weight for English, against English, and for each other language."""
+    languages: dict[str, list[str]] = {}
     for language, lines in lists.items():
-        for entry in " ".join(lines).split():
-            found.setdefault(entry, []).append(language)
-    return found
+        for word in dict.fromkeys(" ".join(lines).split()):
+            languages.setdefault(word, []).append(language)
+    votes = {}
+    for word, names in languages.items():
+        others = [name for name in names if name != "en"]
+        english = len(others) < len(names)
+        weight = SHORT_WEIGHT if len(word) <= SHORT_WORD and word.isascii() else 1.0
+        weight = LETTER_WEIGHT if len(word) == 1 else HALF_WEIGHT if word in _HALF else weight
+        weight *= (HALF_WEIGHT if english else 1.0) * bool(others)
+        shares = dict.fromkeys(others, weight * (0.5 + 0.5 / max(len(others), 1)))
+        votes[word] = (english * (1.0 - HALF_WEIGHT * bool(others)), weight, shares)
+    return votes
 
 
-_SCRIPTS: dict[str, re.Pattern[str]] = {key: re.compile(value) for key, value in _LISTS["scripts"].items()}
-_ENGLISH_TOO = frozenset(" ".join(_LISTS["english_too"]).split())
-_HALF = _ENGLISH_TOO | frozenset(" ".join(_LISTS["in_names"]).split())
-_REQUESTS = _languages(_LISTS["request_words"])
-_ACCENTS = _languages(_LISTS["accents"])
-_VOTES = {
-    word: tuple((language, (0.5 if word in _ENGLISH_TOO else 1.0) / len(speakers)) for language in speakers)
-    for word, speakers in _languages(_LISTS["function_words"]).items()
-}
-"""Function word to its languages; they split one vote, or half a vote."""
+_VOTES, _LETTERS = _votes(_DATA["words"]), _votes(_DATA["letters"])
+_ENGLISH = frozenset(word for word, vote in _VOTES.items() if vote[0] == 1.0)
+_ACCENTED = re.compile(f"[{''.join(_LETTERS)}]")
 
 
 def language_of(text: str) -> str:
-    """ISO 639-1 code of the most likely language of `text`; "en" if there is no evidence."""
-    sample = text[:SAMPLE_CHARACTERS]
-    if not sample.isascii():
-        letters = len(_LETTER.findall(sample)) or 1
-        for language, script in _SCRIPTS.items():
-            if len(script.findall(sample)) / letters >= SCRIPT_SHARE_MIN:
-                return language
-    words = _LATIN_WORD.findall(sample.lower())
+    """ISO 639-1 code of the language of `text`; "en" without evidence, "und" for an unlisted language."""
+    sample = _SILENT.sub(" ", text[:SAMPLE_CHARACTERS])
+    plain = _QUOTED.sub(" ", sample).lstrip()
+    clause = (_CLAUSE.match(plain) or [""])[0]
+    if (clause[-1:] != "\n" or _asks(clause.lower())) and (found := _judged(clause, CLAUSE_MIN)):
+        return found
+    last = text[-CLAUSE_CHARACTERS:].rstrip().rpartition("\n")[2]
+    asks = len(last) < min(CLAUSE_CHARACTERS, REQUEST_SHARE_MAX * len(text)) and _asks(last.lower())
+    found = _judged(_SILENT.sub(" ", last)) if asks else ""
+    found = found or _judged(plain) or (_judged(sample) if plain != sample else "")
+    rest = text[max(SAMPLE_CHARACTERS, len(text) - SAMPLE_CHARACTERS) :]
+    return found or _judged(_SILENT.sub(" ", rest)) or "en"
+
+
+def _asks(lower: str) -> bool:
+    return any(cue in lower for cue in _REQUESTS)
+
+
+def _judged(part: str, least: float = EVIDENCE_MIN) -> str:
+    """The language of a part, or an empty string without evidence; `least` is for foreign words."""
+    script, weight = ("", 0.0) if part.isascii() or not _NOT_LATIN.search(part) else _script(part)
+    if weight == math.inf:
+        return script
+    words = dict.fromkeys(_WORD.findall(part.lower()))  # in order: sums must be the same in every process
+    if not script and len(_ENGLISH.intersection(words)) > ENGLISH_SHARE * len(words):
+        return "en"
+    english = foreign = 0.0
     votes: dict[str, float] = {}
     for word in words:
-        for language, vote in _VOTES.get(word, ()):
-            votes[language] = votes.get(language, 0.0) + vote
-    english, most = votes.get("en", 0.0), max(votes.values(), default=0.0)
-    if most >= VOTES_MIN and most > english:
-        return _winner(votes)
-    return _brief(words) if english < ENGLISH_MIN else "en"
+        vote = _VOTES.get(word)
+        if vote is None and not word.isascii() and (accent := _ACCENTED.search(word)):
+            vote = _LETTERS[accent[0]]
+        if vote is not None:
+            english += vote[0]
+            foreign += vote[1]
+            for language, share in vote[2].items():
+                votes[language] = votes.get(language, 0.0) + share
+    if weight >= SCRIPT_MIN and weight > max(english, foreign):
+        return script
+    if foreign > max(english, EVIDENCE_BASE * least + EVIDENCE_PER_WORD * len(words)) and foreign >= least:
+        winner = max(votes, key=lambda language: votes[language])
+        return winner if votes[winner] > WINNER_SHARE_MIN * foreign else "und"
+    if english < EVIDENCE_MIN:
+        return "und" if len(words) >= WORDS_UND else ""
+    return "en" if english >= foreign else ""
 
 
-def _winner(votes: Mapping[str, float]) -> str:
-    """The language with the most votes; on a tie, the one listed first."""
-    winner: str = max(_LISTS["function_words"], key=lambda language: votes.get(language, 0.0))
-    return winner
-
-
-def _brief(words: list[str]) -> str:
-    """The language of a text without function words, from its distinct words."""
-    different = dict.fromkeys(words)  # in order: sums must be the same in every process
-    total = 0.0
-    votes: dict[str, float] = {}
-    for word in different:
-        languages = [language for language, _ in _VOTES.get(word, ())] + _REQUESTS.get(word, [])
-        if "en" in languages:
-            continue
-        weight = 0.5 if word in _HALF or len(word) <= SHORT_WORD else 1.0
-        if not languages:
-            languages = [each for letter in dict.fromkeys(word) for each in _ACCENTS.get(letter, ())]
-            weight = ACCENTED_WEIGHT
-        if languages:
-            total += weight
-            for language in languages:
-                votes[language] = votes.get(language, 0.0) + weight / len(languages)
-    enough = total >= BRIEF_MIN and total > BRIEF_SHARE_MIN * len(different)
-    return _winner(votes) if enough else "en"
+def _script(part: str) -> tuple[str, float]:
+    """The most frequent other script in `part`, as a language, and its weight: infinite if it dominates."""
+    runs: dict[str, str] = {}
+    for match in _SCRIPT.finditer(part):
+        script = str(match.lastgroup)
+        runs[script] = runs.get(script, "") + match[0]
+    leading, latin = next(iter(runs), ""), len(runs.pop("latin", ""))
+    script = max(runs, key=lambda name: len(runs[name]), default="")
+    letters = runs.get(script, "")
+    weight = len(letters) / SCRIPT_LETTERS * (LEADING if script == leading else 1.0)
+    weight = math.inf if len(letters) > DOMINANT * latin else weight
+    variants = _VARIANTS.get(script, {}).items()
+    found = (name for name, own in variants if len(own.findall(letters)) > VARIANT_SHARE_MIN * len(letters))
+    return next(found, script), weight
