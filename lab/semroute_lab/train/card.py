@@ -26,12 +26,12 @@ from semroute_extproc.encoder.manifest import Manifest
 from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.encoder.signals import Signals
+from semroute_extproc.request.language import language_of
 from semroute_lab.common import metrics
 from semroute_lab.common.metrics import Floats
 from semroute_lab.common.tables import Table, read_table, texts_in
 from semroute_lab.evaluate.cli import evaluate
 from semroute_lab.evaluate.reports import plain
-from semroute_lab.train.bundling import languages_of
 from semroute_lab.train.datasets import TARGETS, Corpus
 from semroute_lab.train.graphs import CARD, publish
 from semroute_lab.train.spec import Say
@@ -110,7 +110,7 @@ def _by_hand(
     """One hand-written file: other languages, or domain and difficulty in a language the bundle knows."""
     name, table = file.name.partition(".")[0], read_table(file)
     texts = table.texts("text")
-    known = set(languages_of(texts, len(texts))) & set(scorer.bundle.manifest.languages)
+    known = {language_of(text) for text in texts} & set(scorer.bundle.manifest.languages)
     if not table.has("language") and not known:
         return
     say(f"evaluating {name}")

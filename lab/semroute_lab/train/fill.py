@@ -1,7 +1,7 @@
 """Parts of the heads that are computed, not trained, once the encoder and the trained networks are fixed.
 
-In order: the recalled base embedding, the cluster table of exam outcomes, and, after the heads are fitted, the
-memory of the domain head.
+In order: the recalled base embedding, the cluster table of exam outcomes, and, after the heads are fitted,
+the memory of the domain head.
 """
 
 from __future__ import annotations

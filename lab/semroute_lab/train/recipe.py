@@ -204,7 +204,8 @@ def _tuned(
 
     # Places are left out: one folder can be written in several ways.
     rows = [replace(row, place="") for row in corpus.fit]
-    key = hashlib.sha256(repr((spec, settings.seed, rows)).encode()).hexdigest()[:16]
+    plan = (spec.base, spec.tune, spec.tune_window, spec.loss, settings.seed, rows)
+    key = hashlib.sha256(repr(plan).encode()).hexdigest()[:16]
     shorter = framed.model_copy(update={"window": spec.tune_window})
     framer = Framer(settings.work / "tokenizer.json", shorter)
     files = (settings.seed, settings.work / f"tune-{key}.pt", say)

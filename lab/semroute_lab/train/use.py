@@ -142,7 +142,7 @@ def tokenizer(checkpoint: Checkpoint) -> Tokenizer:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
-    """Number and bytes of each field of a protobuf message, integers left out (SentencePiece's ModelProto)."""
+    """Number and bytes of each field of a protobuf message, without its integers (SentencePiece's ModelProto)."""
     at = 0
 
     def varint() -> int:
