@@ -1,275 +1,304 @@
 """The question within a user turn, without what an application put around it. Pure.
 
-Coding agents, chat front ends and retrieval templates surround a request with blocks, labels and documents.
-The names and phrases are in envelopes.toml. Work is linear in the text: every loop and pattern is bounded by
-a constant below. If nothing or little would be left, or the structure is not clear, the whole text is kept.
+Coding agents, chat front ends and retrieval templates put blocks, labels and documents around a request. The
+names and phrases that tell them are in envelopes.toml. Work is linear in the text and bounded by the
+constants below. Where the structure is not clear, or little would be left, the whole text is kept.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
-TAGS_MAX = 4_096  # a text with more tags is markup and is not unwrapped
-NESTING_MAX = 3  # levels of blocks that carry the request: `<task>` within `<user_message>`
-READ_MAX = 65_536  # characters that are searched for labels and paragraphs: half at each end
+from semroute_extproc.settings.text import Envelopes
+
+PLAIN_MAX = 200  # characters of a line that has no envelope
+TAGS_MAX = 2_048  # tags that are read
+NESTING_MAX = 3  # levels of blocks with the request: `<task>` within `<user_message>`
+JSON_MAX = 262_144  # characters of JSON that is decoded
+READ_MAX = 65_536  # characters in which labels and paragraphs are looked for, half at each end
 LINES_MAX = 1_024  # and lines of them
-JSON_MAX = 262_144  # longer JSON is not decoded
-LABEL_MAX = 48  # characters of a label with its decoration
-LEAD_MAX = 120  # of a line that introduces the next paragraph ("Here is the question:")
-BLOCK_MIN = 400  # an unknown block is kept unless it is longer than this and stands on its own lines
-DOCUMENT_MIN = 500  # a shorter text without labels is all read
-CODE_MIN = 3_000  # and so is one with code or formulas up to this length
-REQUEST_MAX = 600  # a paragraph that asks for something is not longer
-MATERIAL_MIN = 3  # times its length that the rest must have
-QUESTION_MIN = 8  # characters of a question that may replace the whole text
+LABEL_MAX = 48  # characters of a label
+LEAD_MAX = 120  # of a line before the question ("Here is the question:")
+BLOCK_MIN = 400  # of an unknown block that is left out
+QUESTION_MIN = 8  # of what may replace the whole text
+REQUEST_MAX = 600  # of a paragraph that asks for something
+TAIL_MIN = 40  # of an instruction after a document that does not refer to it
+BRIEF_MAX = 200  # of a request that only the context after it shows
+DOCUMENT_MIN = 500  # of a text that may be a document with a request
+CODE_MIN = 3_000  # the same with code or formulas, or with several questions
+FORMAT_MAX = 2_000  # of a text whose sentences about the answer's form are removed
+MATERIAL_MIN = 3  # times the length of a request that its document has
+CJK_END = 12  # characters at the ends of a Chinese, Japanese or Korean paragraph that show a request
 
 _TAG = re.compile(r"<(/?)([^\W\d][\w.:-]{0,63})(?:\s[^<>]{0,512})?>")
 _BRACKET = re.compile(r"\[(/?)([^\W\d][\w-]{2,31})\]")
 _WORD = re.compile(r"[^\W\d_]+")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
-_FIRST_WORD = re.compile(r"[\W\d_]*([^\W\d_][\w']*)")
-_INLINE = re.compile(r"(\w[\w']*)(?: (?:is|are)(?: as follows| below)?)?[ ]?[:：]\s*(?=\S)")
-_SENTENCE = re.compile(r"[^\n.!?。！？]*(?:[.!?。！？]+(?=\s|$|[^\x00-\x7f])|[.!?]+|[。！？]+|\n+|$)")
+_FIRST_WORD = re.compile(r"[\W\d_]{0,8}([^\W\d_][\w']{0,31})")
+_LAST_WORD = re.compile(r"([^\W\d_]{2,24})(?: (?:is|are)(?: as follows| below)?)?$")
+_LIST_ITEM = re.compile(r"\s*(?:[-*•·]|\(?\d{1,2}[.)、])")
+SENTENCE = re.compile(r"[^\n.!?。！？]+(?:[.!?。！？]+|\n+|$)|[\n.!?。！？]+")
 _DECORATION = " \t>#*=<[({|})]\"'`_~-"
-_OPENERS = ("#", "**", "<<", "<|", "[", "==", "--")
-_QUESTION_MARKS = ("?", "？", "؟", ";")
+_OPENERS = ("#", "**", "<<", "<|", "[", "==", "--", "【")
+_CODE_MARKS = frozenset("_={}<>;")
+_QUESTION_MARKS = ("?", "？", "؟")
+_RANK = {"ask": "ask", "user": "ask", "": "", "instruction": "task", "input": "task"}
 
 
 class LeftOut(NamedTuple):
-    """Text that is not judged: `block`, `template`, `document`, `format` or `unread`, and its characters."""
+    """Text that is not judged."""
 
-    kind: str
+    kind: str  # `block`, `template`, `document`, `format` or `unread`
     characters: int
 
 
 class Unwrapped(NamedTuple):
-    """What is judged of a turn; empty if the turn has context alone."""
+    """A user turn without its envelope."""
 
-    question: str
+    question: str  # empty if the turn has only context
     left_out: tuple[LeftOut, ...] = ()
+    frame: str = ""  # the turn without its blocks of context, if it has blocks or labels at all
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Known:
-    """The names and phrases that mark an envelope."""
+    """The names and phrases that mark an envelope; see envelopes.toml."""
 
-    names: Mapping[str, str]  # of tags, JSON members and labels, to their kind
-    tags_only: frozenset[str]
+    names: dict[str, str]
+    markup: frozenset[str]
     said: frozenset[str]
+    tags_only: frozenset[str]
+    request: frozenset[str]
+    request_inside: tuple[str, ...]
+    refers: tuple[str, ...]
     headings: tuple[str, ...]
     format: tuple[str, ...]
     role: tuple[str, ...]
     rules: tuple[str, ...]
-    request: frozenset[str]
-    request_inside: tuple[str, ...]
-    refers: tuple[str, ...]
+    own: re.Pattern[str]
 
-    def kind(self, name: str) -> str:
-        """The kind of a name: `ask`, `instruction`, `input`, `user`, `answer`, `context`, … or ""."""
+    def kind(self, name: str, tag: bool = False) -> str:
+        """The kind of a name: `ask`, `user`, `instruction`, `input`, `answer`, `assistant`, `context` or ""."""
+        lower = name.lower()
+        if (tag and lower in self.markup) or (not tag and lower in self.tags_only):
+            return ""
+        if kind := self.names.get(lower):
+            return kind
         words = _WORD.findall(_CAMEL.sub(" ", name).lower())
         if kind := self.names.get("_".join(words)):
             return kind
-        if len(words) < 2:
-            return ""
         kinds = [self.names.get(word, "") for word in words]
+        if len(words) < 2:
+            return "" if lower.isascii() else self.names.get(lower[-2:], "")
         if kinds[0] == "user" and words[-1] in self.said:
             return "ask"
-        if "context" in kinds:
+        if tag and "context" in kinds:
             return "context"
-        return kinds[-1] if kinds[-1] not in ("markup", "user", "assistant") else ""
+        return kinds[-1] if kinds[-1] not in ("user", "assistant") else ""
+
+    def extended(self, more: Envelopes) -> Known:
+        """These names and those of the configuration, which take precedence."""
+        added = {name: kind for kind in ("ask", "context") for name in getattr(more, kind)}
+        return dataclasses.replace(self, names={**self.names, **added}) if added else self
 
 
-def _known(data: Mapping[str, Any]) -> Known:
-    names = {}
-    for kind, words in reversed(data["names"].items()):
-        names.update(dict.fromkeys(words.split(), kind))
-    phrases = data["phrases"]
-    return Known(
-        names,
-        frozenset(data["labels"]["tags_only"].split()),
-        frozenset(data["labels"]["said"].split()),
-        *(tuple(phrases[name]) for name in ("headings", "format", "role", "rules")),
-        frozenset(phrases["request"].split()),
-        tuple(phrases["request_inside"].split()),
-        tuple(phrases["refers"]),
-    )
+def _shipped(data: dict[str, Any]) -> Known:
+    lists = {name: words.split() for name, words in data["names"].items()}
+    markup = frozenset(lists.pop("markup"))
+    names = {word: kind for kind, words in reversed(lists.items()) for word in words}
+    phrases = {
+        name: frozenset(value.split()) if isinstance(value, str) else tuple(value)
+        for name, value in data["phrases"].items()
+    }
+    phrases["request_inside"] = tuple(phrases["request_inside"])
+    return Known(names, markup, own=re.compile(data["patterns"]["own"]), **phrases)
 
 
-SHIPPED = _known(tomllib.loads(Path(__file__).with_name("envelopes.toml").read_text("utf-8")))
+SHIPPED = _shipped(tomllib.loads(Path(__file__).with_name("envelopes.toml").read_text("utf-8")))
 
 
 def unwrap(text: str, known: Known = SHIPPED) -> Unwrapped:
     """The question of a user turn's text, and what was left out."""
-    if "\n" not in text and "<" not in text and "[" not in text and text[:1] != "{" and len(text) < DOCUMENT_MIN:
+    if len(text) < PLAIN_MAX and not any(mark in text for mark in "\n<[{"):
         return Unwrapped(text)
-    question, left = _unblocked(text, known, NESTING_MAX)
+    question, frame = _outside(text, known, NESTING_MAX)
+    left, framed = [LeftOut("block", len(text) - len(question))], frame is not text
     if not question:
-        return Unwrapped("", tuple(left))
-    read = question if len(question) <= READ_MAX else f"{question[:READ_MAX // 2]}\n{question[-READ_MAX // 2:]}"
-    if len(read) < len(question):
+        return Unwrapped("", tuple(left), frame)
+    read = question
+    if len(question) > READ_MAX:
+        read = f"{question[: READ_MAX // 2]}\n{question[-READ_MAX // 2 :]}"
         left.append(LeftOut("unread", len(question) - len(read)))
-    for kind, step in (("template", _labelled), ("template", _without_role), ("document", _request), ("format", _plain)):
-        found = step(read, known).strip()
-        if len(found) < len(read.strip()):
-            left.append(LeftOut(kind, len(read) - len(found)))
-            read = found
-    if len(read) < min(QUESTION_MIN, len(text)) and len(text) > 2 * QUESTION_MIN and not left[0].kind == "block":
-        return Unwrapped(text)
-    return Unwrapped(read, tuple(left))
+    labelled, found = _labelled(read, known, framed)
+    left.append(LeftOut("template", len(read) - len(found)))
+    for kind, step in (("template", _without_role), ("document", _request), ("format", _plain)):
+        read, found = found, step(found, known).strip()
+        left.append(LeftOut(kind, len(read) - len(found)))
+    kept = tuple(each for each in left if each.characters > 1)
+    if not (framed or labelled or any(each.kind == "template" for each in kept)):
+        frame = ""
+    if len(found) < min(QUESTION_MIN, len(text) // 2) and not framed and not labelled:
+        return Unwrapped(text, (), frame)
+    return Unwrapped(found, kept, frame)
 
 
-# Blocks: tags and JSON members.
+def _outside(text: str, known: Known, levels: int) -> tuple[str, str]:
+    """The text within its blocks that carry the request, else outside its blocks; and all but context."""
+    pieces = _pieces(text, known)
+    if len(pieces) == 1 and not known.own.match(text):
+        return text, text
+    ranked: dict[str, list[str]] = {"ask": [], "": [], "task": [], "context": []}
+    for kind, piece in pieces:
+        rank = _RANK.get(kind, "context")
+        if not rank:
+            piece = "" if known.own.match(piece) else _without_headings(piece, known)
+        if piece and not piece.isspace():
+            ranked[rank].append(piece.strip("\n"))
+    frame = "\n".join(ranked["task"] + ranked[""] + ranked["ask"])
+    asked = "\n".join(ranked["ask"])
+    if asked and levels > 1:
+        asked = _outside(asked, known, levels - 1)[0]
+    question = asked or "\n\n".join(ranked[""] or ranked["task"])
+    return question.strip(), frame
 
 
-def _unblocked(text: str, known: Known, levels: int) -> tuple[str, list[LeftOut]]:
-    """The text without its blocks of context, or within its blocks that carry the request."""
-    if text[:1] in "{\n\t " and len(text) <= JSON_MAX and text.lstrip()[:1] == "{":
-        if (asked := _of_json(text, known)) is not None:
-            return asked, [LeftOut("block", len(text) - len(asked))]
-    asks: list[str] = []
-    tasks: list[str] = []
-    free: list[str] = []
-    cursor, fenced, end = 0, False, len(text)
-    for start, inside, outside, stop, name in _pairs(text):
+def _without_headings(piece: str, known: Known) -> str:
+    """Text before or after a block, without the lines that introduce the block."""
+    while (start := piece.lstrip()).startswith(known.headings):
+        piece = start.partition("\n")[2]
+    return piece
+
+
+def _pieces(text: str, known: Known) -> list[tuple[str, str]]:
+    """The text in its order: blocks with their kind, and the text between them with the kind ""."""
+    if text[:64].lstrip()[:1] == "{" and len(text) <= JSON_MAX:
+        members = [(known.kind(name, tag=True) or "context", value) for name, value in _json(text)]
+        if any(_RANK.get(kind) for kind, _ in members):
+            return [*members, ("", "")]
+    pieces, cursor, placed, fenced = [], 0, 0, False
+    for start, inside, outside, stop, name in sorted(_pairs(text)):
         if start < cursor:
             continue
-        between = text[cursor:start]
-        fenced ^= between.count("```") % 2 == 1
-        kind = known.kind(name)
-        whole = stop - start >= 0.9 * len(text.strip())
-        own = _alone(text, start, stop) and outside - inside > BLOCK_MIN
-        if fenced or kind == "markup" or not (kind or whole or own):
-            free.append(between)
-            cursor = start
-            continue
-        free.append(between)
-        cursor = stop
-        content = text[inside:outside]
-        if kind in ("ask", "user") or (whole and not kind):
-            asks.append(content)
-        elif kind in ("instruction", "input"):
-            tasks.append(content)
-    free.append(text[cursor:end])
-    rest = _without_headings("".join(free), known)
-    picked = asks or ([rest] if _is_written(rest) else tasks)
-    question = "\n".join(part.strip() for part in picked if _is_written(part))
-    if asks and levels > 1 and ("<" in question or question[:1] == "{"):
-        question = _unblocked(question, known, levels - 1)[0] or question
-    if asks and len(question) < QUESTION_MIN and len(rest) > len(question) and not cursor:
-        question = text
-    left = len(text) - len(question)
-    return question, [LeftOut("block", left)] if cursor and left > 0 else []
+        fenced ^= text.count("```", cursor, start) % 2 == 1
+        cursor = start
+        kind = known.kind(name, tag=True)
+        if not kind and name.lower() not in known.markup:
+            if stop - start >= len(text.strip()):
+                kind = "ask"  # all is in one block: what counts is within it
+            elif outside - inside > BLOCK_MIN and text[start - 1 : start] in "\n" and text[stop : stop + 1] in "\n":
+                kind = "context"
+        if kind and not fenced:
+            pieces += [("", text[placed:start]), (kind, text[inside:outside])]
+            cursor = placed = stop
+    return [*pieces, ("", text[placed:])]
 
 
 def _pairs(text: str) -> Iterator[tuple[int, int, int, int, str]]:
-    """Start of the opening tag, its end, start and end of the closing tag, and the name; outer pairs first."""
-    found: list[tuple[int, int, int, int, str]] = []
-    for pattern, mark in ((_TAG, "</"), (_BRACKET, "[/")):
+    """Start and end of each opening tag, start and end of its closing tag, and the name."""
+    for pattern, closing in ((_TAG, "</"), (_BRACKET, "[/")):
         opened: dict[str, list[tuple[int, int]]] = {}
-        if mark not in text:
-            continue
-        for count, match in enumerate(pattern.finditer(text)):
-            if count == TAGS_MAX:
-                return
-            name = match[2]
+        for match, _ in zip(pattern.finditer(text), range(TAGS_MAX * (closing in text)), strict=False):
             if not match[1]:
-                opened.setdefault(name, []).append(match.span())
-            elif places := opened.get(name):
-                start, inside = places.pop()
-                found.append((start, inside, *match.span(), name))
-    yield from sorted(found)
+                opened.setdefault(match[2], []).append(match.span())
+            elif places := opened.get(match[2]):
+                yield (*places.pop(), *match.span(), match[2])
 
 
-def _alone(text: str, start: int, stop: int) -> bool:
-    """Whether a block begins and ends its lines."""
-    return (start == 0 or text[start - 1] == "\n") and (stop == len(text) or text[stop] == "\n")
-
-
-def _of_json(text: str, known: Known) -> str | None:
-    """The member of a JSON object that carries the request; None if there is none."""
+def _json(text: str) -> Iterable[tuple[str, str]]:
+    """The members of a JSON object that are strings; none if it cannot be read."""
     try:
         members = msgspec.json.decode(text, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
-        return None
-    for wanted in (("ask", "user"), ("instruction", "input")):
-        for name, value in members.items():
-            if isinstance(value, str) and _is_written(value) and known.kind(name) in wanted:
-                return value
-    turns = members.get("messages")
-    for turn in reversed(turns) if isinstance(turns, list) else ():
-        if isinstance(turn, dict) and turn.get("role") == "user" and isinstance(turn.get("content"), str):
-            return str(turn["content"])
-    return None
-
-
-def _without_headings(text: str, known: Known) -> str:
-    """The text without the lines by which an application introduces its blocks."""
-    lines = text.split("\n")
-    if len(lines) > LINES_MAX:
-        return text
-    kept = [line for line in lines if not line[:64].lower().lstrip().startswith(known.headings)]
-    return "\n".join(kept)
-
-
-# Labels: "Question:", "## Context", "User:".
+        return []
+    return [(name, value) for name, value in members.items() if isinstance(value, str)]
 
 
 class _Section(NamedTuple):
+    """A label and the text after it."""
+
     kind: str
     name: str
     lines: list[str]
-    lead: bool  # introduced by a whole line, so it ends with its paragraph
+    lead: bool  # the label is a sentence, so only the paragraph after it belongs to it
 
     @property
     def text(self) -> str:
         return "\n".join(self.lines).strip()
 
 
-def _labelled(text: str, known: Known) -> str:
-    """The question of a text with labels; the text itself if it has none that tell."""
+def _labelled(text: str, known: Known, framed: bool) -> tuple[bool, str]:
+    """Whether a text has labels, and its question; the text itself if the labels do not show it.
+
+    `framed` is whether blocks of context were around it.
+    """
     lines = text.split("\n")
     if len(lines) > LINES_MAX:
         lines = lines[: LINES_MAX // 2] + lines[-LINES_MAX // 2 :]
     sections = _sections(lines, known)
-    labelled = {section.kind for section in sections}
-    asked = [index for index, section in enumerate(sections) if section.kind in ("ask", "user") and section.text]
-    if "user" in labelled and not labelled & {"assistant", "ask", "context", "answer"} and len(asked) > 1:
-        asked = []
-    if asked:
-        open_ = [index for index in asked if not _answered(sections, index)]
-        if not open_:
-            return text
-        if sections[open_[0]].lead:
-            open_ = open_[:1]
-        elif len(open_) < len(asked) or labelled & {"context", "assistant"}:
-            open_ = open_[-1:]
-        return "\n".join(sections[index].text for index in open_)
-    free = "\n".join(section.text for section in sections if not section.kind and section.text)
+    kinds = [section.kind for section in sections if section.kind]
+    found = _asked(sections, kinds, known) if kinds else ""
+    if not found and (framed or _is_document(text) or text[:64].lower().startswith(known.role)):
+        found = _inline(lines, known)
+    if not found and kinds:
+        found = _around(sections, kinds, framed, _is_document(text), known)
+    return bool(kinds), found or text
+
+
+def _asked(sections: Sequence[_Section], kinds: Sequence[str], known: Known) -> str:
+    """What labels say is the question: the last without an answer, or several without any answer."""
+    head, several = sections[0].text, {*kinds}
+    if kinds[0] == "context" and _asks(head, known, at_end=True) > 3:
+        return head
+    asked = [i for i, section in enumerate(sections) if section.kind in ("ask", "user") and section.text]
+    if len(asked) > 1 and "user" in several and several.isdisjoint({"assistant", "ask", "context", "answer"}):
+        asked = []  # notes about users
+    open_ = [i for i in asked if not _answered(sections, i)]
+    if "context" in several:  # a document may have labels too
+        first = [section.kind for section in sections].index("context")
+        open_ = [i for i in open_ if i < first or i >= len(sections) - 3]
+    if plain := [i for i in open_ if not sections[i].lead]:
+        if len(plain) < len(asked) or not several.isdisjoint({"context", "assistant"}):
+            plain = plain[-1:]
+        return "\n".join(sections[i].text for i in plain)
+    if open_:  # the same sentence again introduces the next example
+        return sections[open_[-1 if sections[open_[0]].name == sections[open_[-1]].name else 0]].text
+    if len(asked) == 1 and (not head or head.lower().startswith(known.role + known.rules)):
+        return sections[asked[0]].text
     tasks = [section.text for section in sections if section.kind == "instruction" and section.text]
-    inputs = [index for index, section in enumerate(sections) if section.kind == "input" and section.text]
-    open_ = [index for index in inputs if not _answered(sections, index)]
-    if open_ and (tasks or "answer" in labelled):
-        head = tasks[-1] if tasks else sections[0].text if not sections[0].kind else ""
-        return f"{head}\n{sections[open_[-1]].text}"
-    if tasks:
-        return "\n".join(tasks)
-    if inline := _inline(lines, known):
-        return inline
-    before = [section for section in sections if section.text]
-    if before and before[-1].kind != "answer" and sections[-1].kind == "answer" and not sections[-1].text:
-        return _paragraphs(before[-1].text)[-1]  # what stands before "Answer:"
-    if "context" in labelled and len(free) >= QUESTION_MIN:
-        tail = _paragraphs(before[-1].text)[-1]
-        asks = before[-1].kind == "context" and tail != before[-1].text and _asks(tail, known, at_end=True) > 2
-        return f"{free}\n{tail}" if asks else free
-    return text
+    inputs = [i for i, section in enumerate(sections) if section.kind == "input" and not _answered(sections, i)]
+    if inputs and not asked and (tasks or "answer" in several):
+        return f"{tasks[-1] if tasks else head}\n{sections[inputs[-1]].text}"
+    return ""
+
+
+def _around(
+    sections: Sequence[_Section], kinds: Sequence[str], framed: bool, document: bool, known: Known
+) -> str:
+    """The question outside the labelled sections: after a template, before "Answer:", around context."""
+    written = [section for section in sections if section.text]
+    last = _paragraphs(written[-1].text) if written else [""]
+    if framed and kinds[0] == "instruction" and not sections[0].text and len(last) > 1:
+        return last[-1]
+    free = "\n".join(section.text for section in sections if not section.kind and section.text)
+    if kinds[0] == "context" and sections[0].text == free and QUESTION_MIN <= len(free) <= BRIEF_MAX:
+        if len(free) * MATERIAL_MIN < sum(map(len, sections[-1].lines)):
+            return free
+    if not document:
+        return ""
+    if written and written[-1].kind != "answer" and sections[-1].kind == "answer" and not sections[-1].text:
+        return last[-1]
+    asks = "context" in kinds and any(_asks(part, known, at_end=False) for part in _paragraphs(free))
+    if len(last) > 1 and written[-1].kind == "context" and _asks(last[-1], known, at_end=True) > 3:
+        return f"{free}\n{last[-1]}"
+    return free if asks else ""
 
 
 def _sections(lines: Sequence[str], known: Known) -> list[_Section]:
@@ -288,22 +317,21 @@ def _sections(lines: Sequence[str], known: Known) -> list[_Section]:
 
 
 def _label(line: str, known: Known) -> tuple[str, str, str, bool]:
-    """Kind and name of a line's label, the text after it, and whether the whole line introduces a paragraph."""
-    start = line[:LABEL_MAX].replace("：", ":")
-    head, colon, _ = start.partition(":")
+    """Kind and name of a line's label, the text after it, and whether the label is a sentence."""
     stripped = line.strip()
-    if colon or stripped.startswith(_OPENERS):
-        name = (head if colon else stripped).strip(_DECORATION)
-        if name and len(name) < LABEL_MAX and (colon or len(stripped) < LABEL_MAX):
-            name = name.lower().rstrip("0123456789 #([])")
-            kind = known.kind(name) if name.count(" ") < 4 and name not in known.tags_only else ""
-            if kind and kind != "markup":
-                return kind, name, line[len(head) + 1 :].lstrip(" *_\"") if colon else "", False
-    if stripped[-1:] in (":", "：") and len(stripped) <= LEAD_MAX:
-        words = [word for word in _WORD.findall(stripped.lower()) if word not in known.tags_only]
-        kinds = [known.names[word] for word in words if known.names.get(word) in ("ask", "instruction", "context")]
-        if kinds and len(words) > 2:
-            return kinds[-1], "", "", True
+    if not stripped or line.startswith(("    ", "\t")):  # code is indented
+        return "", "", "", False
+    head, colon, _ = line[:LABEL_MAX].replace("：", ":").partition(":")
+    if colon or (len(stripped) < LABEL_MAX and stripped.startswith(_OPENERS)):
+        name = (head if colon else stripped).strip(_DECORATION + "【】").lower().partition(",")[0]
+        name = name.rstrip("0123456789 #([])")
+        if name and name.count(" ") < 3 and (kind := known.kind(name)):
+            return kind, name, line[len(head) + 1 :].lstrip(' *_"') if colon else "", False
+    if stripped[-1] in ":：" and len(stripped) <= LEAD_MAX and _CODE_MARKS.isdisjoint(stripped):
+        words = _WORD.findall(stripped.lower())
+        kind = known.names.get(words[-1], "") if len(words) > 2 and words[-1] not in known.tags_only else ""
+        if kind in ("ask", "user", "instruction", "context"):
+            return kind, stripped, "", True
     return "", "", "", False
 
 
@@ -316,50 +344,62 @@ def _answered(sections: Sequence[_Section], index: int) -> bool:
 
 
 def _inline(lines: Sequence[str], known: Known) -> str:
-    """The question after a label within one of the first or last lines; empty if there is none."""
-    written = [line for line in lines if line.strip()]
+    """The question after a label within one of the first or last lines; else ""."""
+    written = [line for line in (*lines[:LINES_MAX // 8], *lines[-LINES_MAX // 8 :]) if line.strip()]
     for line in (*reversed(written[-3:]), *written[:3]):
-        for match in _INLINE.finditer(line[: 4 * REQUEST_MAX]):
-            word = match[1].lower()
-            if known.names.get(word) == "ask" and len(word) > 1 and word not in known.tags_only:
-                return line[match.end() :]
+        before, colon, question = line[: 4 * REQUEST_MAX].replace("：", ":").partition(":")
+        word = _LAST_WORD.search(before[-LABEL_MAX:].lower().rstrip()) if colon else None
+        if word and known.kind(word[1]) == "ask" and question.strip():
+            return line[len(before) + 1 :].strip()
     return ""
-
-
-# Paragraphs.
 
 
 def _paragraphs(text: str) -> list[str]:
     """Paragraphs, or lines if the text is a single paragraph."""
     parts = [part for part in text.split("\n\n") if part.strip()]
-    return parts if len(parts) > 1 else [part for part in text.split("\n") if part.strip()]
+    return (parts if len(parts) > 1 else [part for part in text.split("\n") if part.strip()]) or [text]
 
 
 def _without_role(text: str, known: Known) -> str:
     """The text without the paragraphs at its start that give the model a role and rules."""
     if not text[:64].lstrip().lower().startswith(known.role):
         return text
-    parts = _paragraphs(text)
-    first = 1
-    while first < len(parts) - 1 and parts[first][:64].lstrip().lower().startswith(known.rules):
-        first += 1
-    return "\n\n".join(parts[first:]) or text
+    first, *rest = _paragraphs(text)
+    while len(rest) > 1 and rest[0][:64].lstrip().lower().startswith(known.rules):
+        del rest[0]
+    sentences = (sentence[0].strip() for sentence in SENTENCE.finditer(first[: 4 * REQUEST_MAX]))
+    if any(_asks(each, known, at_end=False) for each in sentences if not each.lower().startswith(known.role)):
+        return text  # the role comes with its request
+    asks = sum(map(len, rest)) < BRIEF_MAX or any(_asks(part, known, at_end=False) for part in rest)
+    return "\n\n".join(rest) if rest and asks else text
+
+
+def _is_document(text: str) -> bool:
+    """Whether a text is long enough to be a document with a request, not one problem with its code."""
+    if len(text) < DOCUMENT_MIN:
+        return False
+    coded = "```" in text or "\\" in text or "$" in text or text.count(";\n") + text.count("{\n") > 2
+    return not coded or len(text) >= CODE_MIN
 
 
 def _request(text: str, known: Known) -> str:
-    """The paragraph of a long text that asks for something; the text itself if none or several do."""
-    coded = "```" in text or "\\" in text or "$" in text
-    if len(text) < (CODE_MIN if coded else DOCUMENT_MIN):
+    """The paragraphs of a long text that ask for something; the text itself if none or many do."""
+    if not _is_document(text):
         return text
-    parts = _paragraphs(text)[:LINES_MAX]
-    if len(parts) < 2:
+    parts = _paragraphs(text)
+    if len(parts) > LINES_MAX:
+        parts = parts[: LINES_MAX // 2] + parts[-LINES_MAX // 2 :]
+    scores = [_asks(part, known, index in (0, len(parts) - 1)) for index, part in enumerate(parts)]
+    most = max(scores)
+    best = [index for index, score in enumerate(scores) if score == most]
+    if most < 4 and (most < 3 or best != [len(parts) - 1] or len(parts[-1]) < TAIL_MIN):
         return text
-    scored = [(_asks(part, known, index in (0, len(parts) - 1)), index) for index, part in enumerate(parts)]
-    most = max(scored)[0]
-    best = [parts[index] for score, index in scored if score == most]
-    if most < 3 or len(best) > 2 or sum(map(len, best)) * MATERIAL_MIN > len(text):
+    if len(text) < CODE_MIN and sum(score > 2 for score in scores) > 2:
         return text
-    return "\n".join(best)
+    if any(map(_LIST_ITEM.match, (parts[best[-1]], *parts[1 : 2 * (best[0] == 0)]))):
+        return text  # a list of requirements, not a document
+    found = "\n".join(parts[index] for index in best)
+    return found if len(best) < 3 and len(found) * MATERIAL_MIN <= len(text) else text
 
 
 def _asks(part: str, known: Known, at_end: bool) -> int:
@@ -367,26 +407,20 @@ def _asks(part: str, known: Known, at_end: bool) -> int:
     if len(part) > REQUEST_MAX:
         return 0
     lower = part.strip().lower()
-    first = _FIRST_WORD.match(lower)
-    marked = 2 * lower.endswith(_QUESTION_MARKS)
-    begins = 2 * (bool(first and first[1] in known.request) or (not lower.isascii() and any(map(lower.__contains__, known.request_inside))))
-    refers = any(map(lower.__contains__, known.refers))
-    return (marked + begins + refers + at_end) if marked or begins else 0
+    score = 2 * lower.endswith(_QUESTION_MARKS)
+    if not lower.startswith(known.rules):
+        first = _FIRST_WORD.match(lower)
+        ends = "" if lower.isascii() else f"{lower[:CJK_END]} {lower[-CJK_END:]}"
+        begins = first is not None and first[1] in known.request
+        score += 2 * (begins or any(map(ends.__contains__, known.request_inside)))
+    return score and score + at_end + any(map(lower.__contains__, known.refers))
 
 
 def _plain(text: str, known: Known) -> str:
     """The text without the sentences about the form of the answer."""
-    lower = text[:READ_MAX].lower()
-    if not any(map(lower.__contains__, known.format)):
+    lower = text[:FORMAT_MAX].lower()
+    if len(text) > FORMAT_MAX or not any(map(lower.__contains__, known.format)):
         return text
-    kept = [
-        sentence[0]
-        for sentence in _SENTENCE.finditer(text)
-        if not any(map(sentence[0].lower().__contains__, known.format)) or len(sentence[0]) > REQUEST_MAX
-    ]
-    plain = "".join(kept)
+    sentences = (sentence[0] for sentence in SENTENCE.finditer(text))
+    plain = "".join(each for each in sentences if not any(map(each.lower().__contains__, known.format)))
     return plain if len(plain.strip()) >= QUESTION_MIN else text
-
-
-def _is_written(text: str) -> bool:
-    return bool(text) and not text.isspace()
