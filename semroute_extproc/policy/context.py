@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from semroute_extproc.outcome import Cause
+from semroute_extproc.request.envelope import LeftOut
 from semroute_extproc.request.signals import Signals
 from semroute_extproc.request.view import RequestHead, RequestView
 from semroute_extproc.settings.base import Effort
@@ -67,6 +68,8 @@ class RoutingContext:
     judgements: Mapping[str, Judgement] = field(default_factory=dict)  # By strategy.
     bias: float = 0.0  # `conditions.bias` of the strategy that chooses; set by the policy.
     held: Held | None = None
+    left_out: tuple[LeftOut, ...] = ()  # What is not classified of the turns that were read.
+    housekeeping: str = ""  # What an application asks for by itself, such as a title; else empty.
 
     @property
     def hard_preference(self) -> bool:

@@ -36,8 +36,14 @@ REQUEST_FACTS: Mapping[str, tuple[str, Callable[[RoutingContext], Any]]] = {
     "language": ("ISO 639-1 code of the classified text", lambda c: c.language),
     "quality": ("requested quality, -1.0 if none", lambda c: -1.0 if c.quality is None else c.quality),
     "request": (
-        "request.headers (map, lower-case names), request.path, request.method",
-        lambda c: {"headers": dict(c.head.headers), "path": c.head.path, "method": c.head.method},
+        "request.headers (map, lower-case names), request.path, request.method, request.housekeeping (kind "
+        "of a request that an application makes by itself, '' if none)",
+        lambda c: {
+            "headers": dict(c.head.headers),
+            "path": c.head.path,
+            "method": c.head.method,
+            "housekeeping": c.housekeeping,
+        },
     ),
 }
 SIGNAL_FACTS: Mapping[str, tuple[str, Callable[[Signals], Any]]] = {

@@ -147,7 +147,7 @@ def unwrap(text: str, known: Known = SHIPPED) -> Unwrapped:
         frame = ""
     if len(found) < min(QUESTION_MIN, len(text) // 2) and not framed and not labelled:
         return Unwrapped(text, (), frame)
-    return Unwrapped(found, kept, frame)
+    return Unwrapped(found if kept else text, kept, frame)
 
 
 def _outside(text: str, known: Known, levels: int) -> tuple[str, str]:
@@ -193,7 +193,11 @@ def _pieces(text: str, known: Known) -> list[tuple[str, str]]:
         if not kind and name.lower() not in known.markup:
             if stop - start >= len(text.strip()):
                 kind = "ask"  # all is in one block: what counts is within it
-            elif outside - inside > BLOCK_MIN and text[start - 1 : start] in "\n" and text[stop : stop + 1] in "\n":
+            elif (
+                outside - inside > BLOCK_MIN
+                and text[start - 1 : start] in "\n"
+                and text[stop : stop + 1] in "\n"
+            ):
                 kind = "context"
         if kind and not fenced:
             pieces += [("", text[placed:start]), (kind, text[inside:outside])]
@@ -273,7 +277,9 @@ def _asked(sections: Sequence[_Section], kinds: Sequence[str], known: Known) -> 
     if len(asked) == 1 and (not head or head.lower().startswith(known.role + known.rules)):
         return sections[asked[0]].text
     tasks = [section.text for section in sections if section.kind == "instruction" and section.text]
-    inputs = [i for i, section in enumerate(sections) if section.kind == "input" and not _answered(sections, i)]
+    inputs = [
+        i for i, section in enumerate(sections) if section.kind == "input" and not _answered(sections, i)
+    ]
     if inputs and not asked and (tasks or "answer" in several):
         return f"{tasks[-1] if tasks else head}\n{sections[inputs[-1]].text}"
     return ""
@@ -345,7 +351,7 @@ def _answered(sections: Sequence[_Section], index: int) -> bool:
 
 def _inline(lines: Sequence[str], known: Known) -> str:
     """The question after a label within one of the first or last lines; else ""."""
-    written = [line for line in (*lines[:LINES_MAX // 8], *lines[-LINES_MAX // 8 :]) if line.strip()]
+    written = [line for line in (*lines[: LINES_MAX // 8], *lines[-LINES_MAX // 8 :]) if line.strip()]
     for line in (*reversed(written[-3:]), *written[:3]):
         before, colon, question = line[: 4 * REQUEST_MAX].replace("：", ":").partition(":")
         word = _LAST_WORD.search(before[-LABEL_MAX:].lower().rstrip()) if colon else None

@@ -66,7 +66,9 @@ class Housekeeping:
         if not self._search(ends, lambda _: True):
             return ""
         speakers = (ENVELOPES.names.get(name.lower()) for name in _SPEAKER.findall(turn[:READ_MAX]))
-        logged = (later and len(turn) >= TEMPLATE_MIN) or any(name in ("user", "assistant") for name in speakers)
+        logged = (later and len(turn) >= TEMPLATE_MIN) or any(
+            name in ("user", "assistant") for name in speakers
+        )
         return self._search(ends, lambda task: logged or not task.log)
 
     def _search(self, text: str, counts: Callable[[Task], bool]) -> str:
@@ -91,7 +93,10 @@ def _of_system(known: Housekeeping, start: str) -> str:
 
 def _shipped() -> Housekeeping:
     data = tomllib.loads(Path(__file__).with_name("housekeeping.toml").read_text("utf-8"))
-    tasks = (Task(kind, **{key: tuple(v) if isinstance(v, list) else v for key, v in rule.items()}) for kind, rule in data["kinds"].items())
+    tasks = (
+        Task(kind, **{key: tuple(v) if isinstance(v, list) else v for key, v in rule.items()})
+        for kind, rule in data["kinds"].items()
+    )
     return Housekeeping(re.compile(data["about"]), tuple(tasks))
 
 
