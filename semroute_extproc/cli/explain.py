@@ -120,8 +120,6 @@ def _report(outcome: Outcome, edits: dict[str, Any]) -> dict[str, Any]:
         "text": outcome.text or None,
         "left_out": [each._asdict() for each in outcome.left_out],
         "housekeeping": outcome.housekeeping or None,
-        "left_out": [each._asdict() for each in outcome.left_out],
-        "housekeeping": outcome.housekeeping or None,
         "signals": None,
         "request": None,
         "edits": edits,

@@ -62,14 +62,14 @@ class RoutingContext:
     prompt_tokens: int  # Estimate for the whole prompt, with system prompt and tool declarations.
     text: str = ""  # What is classified.
     quality: float | None = None  # Set by the client or the model's entry, 0 (cheapest) to 1 (best).
+    left_out: tuple[LeftOut, ...] = ()  # What is not classified of the turns that were read.
+    housekeeping: str = ""  # What an application asks for by itself, such as a title; else empty.
     signals: Signals | None = None
     fallback: Cause | None = None  # Why signals cannot be had; None if they are present or can be requested.
     conditions: Conditions = field(default_factory=Conditions)
     judgements: Mapping[str, Judgement] = field(default_factory=dict)  # By strategy.
     bias: float = 0.0  # `conditions.bias` of the strategy that chooses; set by the policy.
     held: Held | None = None
-    left_out: tuple[LeftOut, ...] = ()  # What is not classified of the turns that were read.
-    housekeeping: str = ""  # What an application asks for by itself, such as a title; else empty.
 
     @property
     def hard_preference(self) -> bool:

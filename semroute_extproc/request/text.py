@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from semroute_extproc.request import envelope, housekeeping
-from semroute_extproc.request.envelope import Known, LeftOut, Unwrapped
-from semroute_extproc.request.housekeeping import Housekeeping
+from semroute_extproc.request import housekeeping
+from semroute_extproc.request.envelope import SHIPPED, LeftOut, Marks, unwrap
 from semroute_extproc.request.view import Turn
-from semroute_extproc.settings.text import Envelopes
 
 CLASSIFIED_CHARACTERS_MAX = 8_192  # longer text keeps its head and its tail
+TURNS_MAX = 8  # user turns that are read, from the last
 CONTEXT_CHARACTERS = 240  # a shorter last user turn ("commit it") is read with the user turns before it
 ELISION = " … "  # replaces the middle of a long text
 
@@ -54,68 +53,45 @@ class Judged(NamedTuple):
     """What is judged of a conversation."""
 
     text: str
-    left_out: tuple[LeftOut, ...] = ()  # of the turns that were read
-    housekeeping: str = ""  # what an application asks for by itself, or ""
+    left_out: tuple[LeftOut, ...] = ()  # of the user turns that were read
+    housekeeping: str = ""  # the kind of a request that an application makes by itself, or ""
 
 
-class Reader:
-    """Finds the text to judge, with the names of envelopes that an operator added."""
+def judged(turns: Sequence[Turn], marks: Marks = SHIPPED) -> Judged:
+    """The user's last question, with earlier ones if it is short, without the envelopes around them.
 
-    def __init__(self, envelopes: Envelopes | None = None) -> None:
-        more = envelopes or Envelopes()
-        self._known: Known = envelope.SHIPPED.extended(more)
-        self._housekeeping: Housekeeping = housekeeping.SHIPPED.extended(more)
-
-    def judge(self, turns: Sequence[Turn]) -> Judged:
-        """The user's last question, with earlier ones if it is short, without the envelopes around them.
-
-        System prompts and tool results are left out, because they would obscure the question. In a tool loop
-        the user's last turn still states the task. Without a user turn, all text is judged.
-        """
-        asked = [turn.text for turn in turns if turn.role == "user" and is_written(turn.text)]
-        if not asked:
-            return _clipped("\n".join(turn.text for turn in turns if is_written(turn.text)), [])
-        last = envelope.unwrap(asked[-1], self._known)
-        read: list[Unwrapped] = []
-        text = selected(self._questions(asked, last, read)) or asked[-1]
-        system = next((turn.text for turn in turns if turn.role == "system"), "")
-        later = any(turn.role == "assistant" for turn in turns)
-        kind = self._housekeeping.kind(system, asked[-1], last.frame, later)
-        return _clipped(text, [each for unwrapped in read for each in unwrapped.left_out], kind)
-
-    def _questions(self, asked: Sequence[str], last: Unwrapped, read: list[Unwrapped]) -> Iterable[str]:
-        """The questions of user turns, the last one first; a turn of context alone has none."""
-        for index, text in enumerate(reversed(asked)):
-            unwrapped = envelope.unwrap(text, self._known) if index else last
-            read.append(unwrapped)
-            if unwrapped.question:
-                yield unwrapped.question
-
-
-def selected(questions: Iterable[str]) -> str:
-    """The last question with those before it, until there are `CONTEXT_CHARACTERS`; the last one comes first."""
-    taken: list[str] = []
-    length = 0
-    for question in questions:
-        taken.append(clip(question, 4 * CONTEXT_CHARACTERS) if taken else question)
-        length += len(taken[-1])
-        if length >= CONTEXT_CHARACTERS:
-            break
-    return "\n".join(reversed(taken))
-
-
-def _clipped(text: str, left: list[LeftOut], kind: str = "") -> Judged:
+    System prompts and tool results are left out, because they would obscure the question. In a tool loop the
+    user's last turn still states the task. Without a user turn, all text is judged.
+    """
+    asked = [turn.text for turn in turns if turn.role == "user" and is_written(turn.text)][-TURNS_MAX:]
+    if not asked:
+        return Judged(clip("\n".join(turn.text for turn in turns if is_written(turn.text))))
+    read = [unwrap(text, marks) for text in asked]
+    text = "\n".join(relevant([each.question for each in read if each.question])) or asked[-1]
+    left = [each for unwrapped in read for each in unwrapped.left_out]
     if len(text) > CLASSIFIED_CHARACTERS_MAX:
         left.append(LeftOut("unread", len(text) - CLASSIFIED_CHARACTERS_MAX))
+    system = next((turn.text for turn in turns if turn.role == "system"), "")
+    later = any(turn.role == "assistant" for turn in turns)
+    kind = housekeeping.kind(system, asked[-1], read[-1].frame, later, marks)
     return Judged(clip(text), tuple(left), kind)
 
 
-_READER = Reader()
-
-
 def classified_text(turns: Sequence[Turn]) -> str:
-    """The text to judge, with the built-in names of envelopes."""
-    return _READER.judge(turns).text
+    """The text to judge, with the built-in marks of envelopes."""
+    return judged(turns).text
+
+
+def relevant(questions: Sequence[str]) -> list[str]:
+    """The last question, with those before it until there are `CONTEXT_CHARACTERS`."""
+    taken = list(questions[-1:])
+    length = sum(map(len, taken))
+    for question in reversed(questions[:-1]):
+        if length >= CONTEXT_CHARACTERS:
+            break
+        taken.append(clip(question, 4 * CONTEXT_CHARACTERS))
+        length += len(taken[-1])
+    return taken[::-1]
 
 
 def is_written(text: str) -> bool:
