@@ -39,6 +39,7 @@ _WORD = re.compile(r"[^\W\d_]+")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _FIRST_WORD = re.compile(r"[\W\d_]{0,8}([^\W\d_][\w']{0,31})")
 _LAST_WORD = re.compile(r"([^\W\d_]{2,24})(?: (?:is|are)(?: as follows| below)?)?$")
+_TURN = re.compile(r"<\|(?:im_start|start_header_id)\|>\s?(\w{1,20})(?:<\|end_header_id\|>)?|<\|[\w-]{1,30}\|>")
 _LIST_ITEM = re.compile(r"\s{0,8}(?:[-*•·]\s|\(?\d{1,2}[.)、])")
 _DECORATION = " \t>#*=<[({|})]\"'`_~-【】"
 _OPENERS = ("#", "**", "<<", "<|", "[", "==", "--", "【")
@@ -109,6 +110,8 @@ class Marks(msgspec.Struct, eq=False):
         words = _WORD.findall(_CAMEL.sub(" ", name).lower())
         if (kind := self.kinds.get(lower) or self.kinds.get("_".join(words))) or len(words) < 2:
             return kind or ("" if lower.isascii() else self.kinds.get(lower[-2:], ""))
+        if len(words) > 3:
+            return ""
         kinds = [self.kinds.get(word, "") for word in words]
         if kinds[0] == "user" and words[-1] in self.said:
             return "ask"
@@ -130,6 +133,8 @@ def unwrap(text: str, marks: Marks = SHIPPED) -> Unwrapped:
     if len(question) > READ_MAX:
         found = f"{question[: READ_MAX // 2]}\n{question[-READ_MAX // 2 :]}"
     left = [LeftOut("block", len(text) - len(question)), LeftOut("unread", len(question) - len(found))]
+    if "<|" in found:  # the tokens of a chat template become labels
+        found = _TURN.sub(lambda token: f"\n{token[1]}:\n" if token[1] else "\n", found)
     labelled, shorter = _labelled(found, marks, framed)
     left.append(LeftOut("template", len(found) - len(shorter)))
     for kind, step in (("template", _without_role), ("document", _request), ("format", _plain)):
@@ -255,16 +260,16 @@ def _label(line: str, marks: Marks) -> tuple[str, str, str, bool]:
     head, colon, _ = line[:LABEL_MAX].replace("：", ":").partition(":")
     if colon or (len(stripped) < LABEL_MAX and stripped.startswith(_OPENERS)):
         name = (head if colon else stripped).strip(_DECORATION).partition(",")[0].rstrip("0123456789 #([])")
-        if name and name.count(" ") < 3 and (kind := marks.kind(name)):
+        if name and (kind := marks.kind(name)):
             return kind, name.lower(), line[len(head) + 1 :].lstrip(' *_"') if colon else "", False
     if (
         stripped.endswith((":", "："))
         and len(stripped) <= LEAD_MAX
         and (words := _WORD.findall(stripped)[2:])
     ):
-        kind = marks.kind(words[-1])
-        if kind in ("ask", "user", "instruction", "context"):
-            return kind, stripped, "", True
+        kinds = [marks.kind(word) for word in words]
+        if "context" in kinds or kinds[-1] in ("ask", "user", "instruction"):
+            return "context" if "context" in kinds else kinds[-1], stripped, "", True
     return "", "", "", False
 
 
@@ -277,7 +282,7 @@ def _asked(sections: Sequence[_Section], kinds: Sequence[str], marks: Marks) -> 
         return not answered or (after[0].name == "a" and asked.name != "q")
 
     head = sections[0].text
-    if kinds[0] == "context" and _asks(head, marks, at_end=True) > 3:
+    if kinds[0] == "context" and len(head) <= REQUEST_MAX and head.endswith(QUESTION_MARKS):
         return head
     asked = [i for i, section in enumerate(sections) if section.kind in ("ask", "user") and section.text]
     open_ = [i for i in asked if is_open(i)]
@@ -288,12 +293,15 @@ def _asked(sections: Sequence[_Section], kinds: Sequence[str], marks: Marks) -> 
         open_ = [i for i in open_ if i < first or i >= len(sections) - 3]
     if open_:
         one = len(open_) < len(asked) or sections[open_[0]].lead or "context" in kinds or "assistant" in kinds
-        return "\n".join(sections[i].text for i in (open_[-1:] if one else open_))
+        parts = "\n".join(sections[i].text for i in (open_[-1:] if one else open_)).split("\n\n")
+        while len(parts) > 1 and parts[-1].lower().startswith(marks.rules):
+            del parts[-1]  # "Answer in one sentence."
+        return "\n\n".join(parts)
     tasks = [section.text for section in sections if section.kind == "instruction" and section.text]
     inputs = [i for i, section in enumerate(sections) if section.kind == "input" and is_open(i)]
-    if inputs and not asked and (tasks or "answer" in kinds):
-        return f"{tasks[-1] if tasks else head}\n{sections[inputs[-1]].text}"
-    return ""
+    if asked or not (tasks or inputs) or "answer" not in kinds:
+        return ""
+    return "\n".join((tasks[-1:] or [head]) + [sections[i].text for i in inputs[-1:]])
 
 
 def _inline(lines: Sequence[str], marks: Marks) -> str:

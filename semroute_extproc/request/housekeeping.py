@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-from semroute_extproc.request.envelope import READ_MAX, SENTENCE, SHIPPED, Marks
+from semroute_extproc.request.envelope import READ_MAX, SENTENCE, SHIPPED, Marks, Unwrapped
 
 SYSTEM_MAX = 400  # characters of the system prompt that may say it
 ENDS_MAX = 600  # and at each end of the user turn
@@ -20,23 +20,28 @@ SYSTEMS_MAX = 256  # starts of system prompts whose kind is remembered
 _SPEAKER = re.compile(r"^[^\w\n]{0,6}(\w{2,20})[^\w\n]{0,4}[:：\n]", re.MULTILINE)
 
 
-def kind(system: str, turn: str, frame: str, later: bool, marks: Marks = SHIPPED) -> str:
+def kind(system: str, turn: str, unwrapped: Unwrapped, later: bool, marks: Marks = SHIPPED) -> str:
     """The kind of a request, or "".
 
-    `frame` is the last user turn without its context (`envelope.Unwrapped`). `later` is whether the assistant
-    has answered before; then the system prompt does not speak of this turn alone.
+    `turn` is the last user turn. `later` is whether the assistant has answered before; then the system prompt
+    does not speak of this turn alone.
     """
     if not later and (found := _of_system(system[:SYSTEM_MAX], marks)):
         return found
     unlabelled = later and len(turn) >= TEMPLATE_MIN  # "summarize the conversation so far"
-    frame = frame or (turn if unlabelled else "")
-    ends = frame if len(frame) <= 2 * ENDS_MAX else f"{frame[:ENDS_MAX]}\n{frame[-ENDS_MAX:]}"
-    ends = ends.lower()
-    if not ends or not _search(ends, [True] * len(marks.tasks), marks):
+    frame = unwrapped.frame or (turn if unlabelled else "")
+    if not frame or not _search(_ends(frame), [True] * len(marks.tasks), marks):
         return ""
     speakers = {marks.kinds.get(name.lower()) for name in _SPEAKER.findall(turn[:READ_MAX])}
-    logged = unlabelled or not speakers.isdisjoint({"user", "assistant"})
-    return _search(ends, [logged or not task.log for task in marks.tasks], marks)
+    if unlabelled or not speakers.isdisjoint({"user", "assistant"}):
+        return _search(_ends(frame), [True] * len(marks.tasks), marks)
+    if unwrapped.question != turn:
+        frame = frame.replace(unwrapped.question, "", 1)  # a user may ask for a title
+    return _search(_ends(frame), [not task.log for task in marks.tasks], marks)
+
+
+def _ends(text: str) -> str:
+    return (text if len(text) <= 2 * ENDS_MAX else f"{text[:ENDS_MAX]}\n{text[-ENDS_MAX:]}").lower()
 
 
 @lru_cache(maxsize=SYSTEMS_MAX)

@@ -73,7 +73,7 @@ def judged(turns: Sequence[Turn], marks: Marks = SHIPPED) -> Judged:
         left.append(LeftOut("unread", len(text) - CLASSIFIED_CHARACTERS_MAX))
     system = next((turn.text for turn in turns if turn.role == "system"), "")
     later = any(turn.role == "assistant" for turn in turns)
-    kind = housekeeping.kind(system, asked[-1], read[-1].frame, later, marks)
+    kind = housekeeping.kind(system, asked[-1], read[-1], later, marks)
     return Judged(clip(text), tuple(left), kind)
 
 
