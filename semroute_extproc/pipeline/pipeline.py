@@ -26,8 +26,8 @@ from semroute_extproc.policy.draw import draw_id, drawn
 from semroute_extproc.policy.plan import PolicyPlan
 from semroute_extproc.request import answers, apis, reasoning
 from semroute_extproc.request.body import decode_body, set_members
-from semroute_extproc.request.envelope import SHIPPED, Marks
 from semroute_extproc.request.language import language_of
+from semroute_extproc.request.marks import SHIPPED, Marks
 from semroute_extproc.request.text import estimate_tokens, judged
 from semroute_extproc.request.view import Api, Decide, RequestHead, RequestView
 from semroute_extproc.settings.pools import Pool, VirtualModel

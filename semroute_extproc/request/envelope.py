@@ -1,7 +1,7 @@
 """The question within a user turn, without what an application put around it. Pure.
 
 Coding agents, chat front ends and retrieval templates put blocks, labels and documents around a request. The
-names and phrases that show them are in envelopes.toml. Work is linear in the text and bounded by the
+names and phrases that show them are `marks`. Work is linear in the text and bounded by the
 constants below. Where the structure is not clear, or too little would be left, the whole text is kept.
 """
 
@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
-from semroute_extproc.settings.text import Envelopes
+from semroute_extproc.request.marks import SHIPPED, WORD, Marks
 
 PLAIN_MAX = 200  # characters of a line without an envelope
 TAGS_MAX, OPENERS_MAX = 2_048, 8_192  # tags that are read; text with more "<" has none
@@ -35,11 +34,11 @@ EDGE = 12  # characters at the start and end that show a Chinese, Japanese or Ko
 SENTENCE = re.compile(r"[^\n.!?。！？]+(?:[.!?。！？]+|\n+|$)|[\n.!?。！？]+")
 _TAG = re.compile(r"<(/?)([^\W\d][\w.:-]{0,63})(?:\s[^<>]{0,512})?>")
 _BRACKET = re.compile(r"\[(/?)([^\W\d][\w-]{2,31})\]")
-_WORD = re.compile(r"[^\W\d_]+")
-_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _FIRST_WORD = re.compile(r"[\W\d_]{0,8}([^\W\d_][\w']{0,31})")
 _LAST_WORD = re.compile(r"([^\W\d_]{2,24})(?: (?:is|are)(?: as follows| below)?)?$")
-_TURN = re.compile(r"<\|(?:im_start|start_header_id)\|>\s?(\w{1,20})(?:<\|end_header_id\|>)?|<\|[\w-]{1,30}\|>")
+_TURN = re.compile(
+    r"<\|(?:im_start|start_header_id)\|>\s?(\w{1,20})(?:<\|end_header_id\|>)?|<\|[\w-]{1,30}\|>"
+)
 _LIST_ITEM = re.compile(r"\s{0,8}(?:[-*•·]\s|\(?\d{1,2}[.)、])")
 _DECORATION = " \t>#*=<[({|})]\"'`_~-【】"
 _OPENERS = ("#", "**", "<<", "<|", "[", "==", "--", "【")
@@ -60,65 +59,6 @@ class Unwrapped(NamedTuple):
     question: str  # empty if the turn has only context
     left_out: tuple[LeftOut, ...] = ()
     frame: str = ""  # the turn without its blocks of context, if it has blocks or labels at all
-
-
-class Task(msgspec.Struct, frozen=True):
-    """How to recognize one kind of housekeeping; see envelopes.toml."""
-
-    kind: str
-    alone: tuple[str, ...] = ()
-    task: tuple[str, ...] = ()
-    log: bool = False
-    system: bool = False
-
-
-class Marks(msgspec.Struct, eq=False):
-    """The names and phrases of envelopes.toml."""
-
-    names: dict[str, tuple[str, ...]]
-    said: frozenset[str]
-    tags_only: frozenset[str]
-    markup: frozenset[str]
-    request: frozenset[str]
-    request_inside: tuple[str, ...]
-    refers: tuple[str, ...]
-    headings: tuple[str, ...]
-    format: tuple[str, ...]
-    role: tuple[str, ...]
-    rules: tuple[str, ...]
-    own: str
-    about: str
-    tasks: tuple[Task, ...]
-    kinds: dict[str, str] = msgspec.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for kind, names in self.names.items():
-            for name in names:
-                self.kinds.setdefault(name, kind)
-
-    def extended(self, more: Envelopes) -> Marks:
-        """These marks and those of the configuration, which take precedence."""
-        tasks = tuple(Task(kind, phrases) for kind, phrases in more.housekeeping.items()) + self.tasks
-        added = {name: kind for kind in ("ask", "context") for name in getattr(more, kind)}
-        return msgspec.structs.replace(self, tasks=tasks, kinds=self.kinds | added)
-
-    def kind(self, name: str, tag: bool = False) -> str:
-        """The kind of a name: a key of `names`, or ""."""
-        lower = name.lower()
-        if lower in (self.markup if tag else self.tags_only):
-            return ""
-        words = _WORD.findall(_CAMEL.sub(" ", name).lower())
-        if (kind := self.kinds.get(lower) or self.kinds.get("_".join(words))) or len(words) < 2:
-            return kind or ("" if lower.isascii() else self.kinds.get(lower[-2:], ""))
-        if len(words) > 3:
-            return ""
-        kinds = [self.kinds.get(word, "") for word in words]
-        if kinds[0] == "user" and words[-1] in self.said:
-            return "ask"
-        return "context" if tag and "context" in kinds else kinds[-1]
-
-
-SHIPPED = msgspec.toml.decode(Path(__file__).with_name("envelopes.toml").read_bytes(), type=Marks)
 
 
 def unwrap(text: str, marks: Marks = SHIPPED) -> Unwrapped:
@@ -149,28 +89,37 @@ def unwrap(text: str, marks: Marks = SHIPPED) -> Unwrapped:
 
 def _outside(text: str, marks: Marks, levels: int) -> tuple[str, str]:
     """The text within its blocks that carry the request, else outside its blocks; and all but context."""
-    pieces = _pieces(text, marks)
+    pieces, client = _pieces(text, marks), False
     if len(pieces) == 1 and not re.match(marks.own, text):
         return text, text
     ranked: dict[str, list[str]] = {"ask": [], "": [], "task": [], "context": []}
     for kind, piece in pieces:
         if not kind and re.match(marks.own, piece):
-            continue
+            client, piece = True, ""
         while not kind and (start := piece.lstrip()).startswith(marks.headings):
-            piece = start.partition("\n")[2]
+            client, piece = True, start.partition("\n")[2]
         if piece.strip():
             ranked[_RANK.get(kind, "context")].append(piece.strip("\n"))
-    asked = "\n".join(ranked["ask"])
-    if asked and levels > 1:
-        asked = _outside(asked, marks, levels - 1)[0]
-    question = asked or "\n\n".join(ranked[""] or ranked["task"])
-    return question.strip(), "\n".join(ranked["task"] + ranked[""] + ranked["ask"])
+    outside = "\n".join(ranked["task"] + ranked[""])
+    if ranked["ask"]:
+        asked = "\n".join(ranked["ask"])
+        return (_outside(asked, marks, levels - 1)[0] if levels > 1 else asked).strip(), outside
+    while len(ranked[""]) > 1 and instructs(ranked[""][0], marks):
+        del ranked[""][0]
+    # Instructions are the request if there is no other text, and they are not the client's own.
+    return "\n\n".join(ranked[""] or ranked["task"] * (not client)).strip(), outside
+
+
+def instructs(piece: str, marks: Marks) -> bool:
+    """Whether text before a block is a template: it begins with a role, or with the label of a task."""
+    start = piece[:LEAD_MAX].lstrip()
+    return start.lower().startswith(marks.role) or _label(start.partition("\n")[0], marks)[0] == "instruction"
 
 
 def _pieces(text: str, marks: Marks) -> list[tuple[str, str]]:
     """The text in its order: blocks with their kind, and the text between them with the kind ""."""
     if text[:64].lstrip()[:1] == "{" and len(text) <= JSON_MAX:
-        members = [(marks.kind(name, tag=True) or "context", value) for name, value in _json(text)]
+        members = [(marks.kind(name) or "context", value) for name, value in _json(text)]
         if any(_RANK.get(kind) for kind, _ in members):
             return [*members, ("", "")]
     pieces, cursor, placed, fenced = [], 0, 0, False
@@ -238,17 +187,22 @@ def _labelled(text: str, marks: Marks, framed: bool) -> tuple[bool, str]:
     for line in lines:
         kind, name, rest, lead = _label(line, marks)
         last = sections[-1]
-        if kind or (last.lead and last.text and (not line.strip() or line.rstrip().endswith((":", "：")))):
+        if kind or (
+            last.lead
+            and any(map(str.strip, last.lines))
+            and (not line.strip() or line.rstrip().endswith((":", "：")))
+        ):
             sections.append(_Section(kind, name, [rest if kind else line], lead))
         else:
             last.lines.append(line)
     kinds = [section.kind for section in sections if section.kind]
-    found = _asked(sections, kinds, marks) if kinds else ""
-    document = _is_document(text)
-    if not found and (framed or document or text[:64].lower().startswith(marks.role)):
+    if kinds and (found := _asked(sections, kinds, marks)):
+        return True, found
+    document, found = _is_document(text), ""
+    if framed or document or text[:64].lower().startswith(marks.role):
         found = _inline(lines, marks)
-    if not found and kinds:
-        found = _around(sections, kinds, framed, document, marks)
+    if kinds and not found:
+        found = _around(sections, kinds, document, marks)
     return bool(kinds), found or text
 
 
@@ -262,11 +216,7 @@ def _label(line: str, marks: Marks) -> tuple[str, str, str, bool]:
         name = (head if colon else stripped).strip(_DECORATION).partition(",")[0].rstrip("0123456789 #([])")
         if name and (kind := marks.kind(name)):
             return kind, name.lower(), line[len(head) + 1 :].lstrip(' *_"') if colon else "", False
-    if (
-        stripped.endswith((":", "："))
-        and len(stripped) <= LEAD_MAX
-        and (words := _WORD.findall(stripped)[2:])
-    ):
+    if stripped.endswith((":", "：")) and len(stripped) <= LEAD_MAX and (words := WORD.findall(stripped)[2:]):
         kinds = [marks.kind(word) for word in words]
         if "context" in kinds or kinds[-1] in ("ask", "user", "instruction"):
             return "context" if "context" in kinds else kinds[-1], stripped, "", True
@@ -299,7 +249,8 @@ def _asked(sections: Sequence[_Section], kinds: Sequence[str], marks: Marks) -> 
         return "\n\n".join(parts)
     tasks = [section.text for section in sections if section.kind == "instruction" and section.text]
     inputs = [i for i, section in enumerate(sections) if section.kind == "input" and is_open(i)]
-    if asked or not (tasks or inputs) or "answer" not in kinds:
+    stub = sections[-1].kind == "answer" and not sections[-1].text
+    if asked or not ((inputs and "answer" in kinds) or (tasks and stub)):
         return ""
     return "\n".join((tasks[-1:] or [head]) + [sections[i].text for i in inputs[-1:]])
 
@@ -315,14 +266,10 @@ def _inline(lines: Sequence[str], marks: Marks) -> str:
     return ""
 
 
-def _around(
-    sections: Sequence[_Section], kinds: Sequence[str], framed: bool, document: bool, marks: Marks
-) -> str:
-    """The question outside the labelled sections: after a template, before "Answer:", around context."""
+def _around(sections: Sequence[_Section], kinds: Sequence[str], document: bool, marks: Marks) -> str:
+    """The question outside the labelled sections: around context, or before "Answer:"; else ""."""
     written = [section for section in sections if section.text] or [sections[-1]]
     last = _paragraphs(written[-1].text)
-    if framed and kinds[0] == "instruction" and not sections[0].text and len(last) > 1:
-        return last[-1]
     free = "\n".join(section.text for section in sections if not section.kind and section.text)
     material = sum(map(len, sections[-1].lines))
     if (

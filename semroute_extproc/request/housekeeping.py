@@ -10,13 +10,15 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-from semroute_extproc.request.envelope import READ_MAX, SENTENCE, SHIPPED, Marks, Unwrapped
+from semroute_extproc.request.envelope import READ_MAX, SENTENCE, Unwrapped, instructs
+from semroute_extproc.request.marks import SHIPPED, Marks
 
-SYSTEM_MAX = 400  # characters of the system prompt that may say it
+SYSTEM_MAX, SENTENCES_MAX = 400, 2  # characters and sentences of the system prompt that may say it
 ENDS_MAX = 600  # and at each end of the user turn
-TEMPLATE_MIN = 200  # characters of a template without labels, sent after an answer
+TEMPLATE_MIN = 150  # characters of a template without labels, sent after an answer
 SYSTEMS_MAX = 256  # starts of system prompts whose kind is remembered
 
+_WRAPPED = re.compile(r"\n\s{0,8}(?=[a-z])")  # a line break within a sentence
 _SPEAKER = re.compile(r"^[^\w\n]{0,6}(\w{2,20})[^\w\n]{0,4}[:：\n]", re.MULTILINE)
 
 
@@ -26,35 +28,37 @@ def kind(system: str, turn: str, unwrapped: Unwrapped, later: bool, marks: Marks
     `turn` is the last user turn. `later` is whether the assistant has answered before; then the system prompt
     does not speak of this turn alone.
     """
-    if not later and (found := _of_system(system[:SYSTEM_MAX], marks)):
+    if found := _of_system(system[:SYSTEM_MAX], later, marks):
         return found
-    unlabelled = later and len(turn) >= TEMPLATE_MIN  # "summarize the conversation so far"
+    unlabelled = later and len(unwrapped.question) >= TEMPLATE_MIN  # "summarize the conversation so far"
     frame = unwrapped.frame or (turn if unlabelled else "")
-    if not frame or not _search(_ends(frame), [True] * len(marks.tasks), marks):
+    if not frame:
+        return ""
+    ends = frame if len(frame) <= 2 * ENDS_MAX else f"{frame[:ENDS_MAX]}\n{frame[-ENDS_MAX:]}"
+    sentences = SENTENCE.findall(_WRAPPED.sub(" ", ends).lower())
+    if not _search(sentences, [True] * len(marks.tasks), marks):
         return ""
     speakers = {marks.kinds.get(name.lower()) for name in _SPEAKER.findall(turn[:READ_MAX])}
     if unlabelled or not speakers.isdisjoint({"user", "assistant"}):
-        return _search(_ends(frame), [True] * len(marks.tasks), marks)
-    if unwrapped.question != turn:
-        frame = frame.replace(unwrapped.question, "", 1)  # a user may ask for a title
-    return _search(_ends(frame), [not task.log for task in marks.tasks], marks)
-
-
-def _ends(text: str) -> str:
-    return (text if len(text) <= 2 * ENDS_MAX else f"{text[:ENDS_MAX]}\n{text[-ENDS_MAX:]}").lower()
+        return _search(sentences, [True] * len(marks.tasks), marks)
+    if frame.strip() == unwrapped.question != turn and not instructs(frame, marks):
+        return ""  # a user may ask for a title, and the client added context
+    return _search(sentences, [not task.log for task in marks.tasks], marks)
 
 
 @lru_cache(maxsize=SYSTEMS_MAX)
-def _of_system(start: str, marks: Marks) -> str:
-    return _search(start.lower(), [task.system for task in marks.tasks], marks)
+def _of_system(start: str, later: bool, marks: Marks) -> str:
+    sentences = SENTENCE.findall(_WRAPPED.sub(" ", start.strip()).lower())
+    return _search(sentences[:SENTENCES_MAX], [task.system and not later for task in marks.tasks], marks)
 
 
-def _search(text: str, counts: Sequence[bool], marks: Marks) -> str:
-    """The kind that a sentence of a lower-case text asks for; `task` only where it counts."""
+def _search(sentences: Sequence[str], counts: Sequence[bool], marks: Marks) -> str:
+    """The kind that lower-case sentences ask for; `task` only where it counts."""
+    text = "\n".join(sentences)
     for each, count in zip(marks.tasks, counts, strict=True):
         task = each.task if count else ()
         if any(map(text.__contains__, each.alone + task)):
-            for sentence in SENTENCE.findall(text):
+            for sentence in sentences:
                 if any(map(sentence.__contains__, each.alone)):
                     return each.kind
                 if any(map(sentence.__contains__, task)) and re.search(marks.about, sentence):

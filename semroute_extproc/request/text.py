@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from semroute_extproc.request import housekeeping
-from semroute_extproc.request.envelope import SHIPPED, LeftOut, Marks, unwrap
+from semroute_extproc.request.envelope import LeftOut, unwrap
+from semroute_extproc.request.marks import SHIPPED, Marks
 from semroute_extproc.request.view import Turn
 
 CLASSIFIED_CHARACTERS_MAX = 8_192  # longer text keeps its head and its tail
