@@ -215,7 +215,7 @@ def _label(line: str, marks: Marks) -> tuple[str, str, str, bool]:
     if colon or (len(stripped) < LABEL_MAX and stripped.startswith(_OPENERS)):
         name = (head if colon else stripped).strip(_DECORATION).partition(",")[0].rstrip("0123456789 #([])")
         if name and (kind := marks.kind(name)):
-            return kind, name.lower(), line[len(head) + 1 :].lstrip(' *_"') if colon else "", False
+            return kind, name.lower(), line[len(head) + 1 :].strip(' *_"') if colon else "", False
     if stripped.endswith((":", "：")) and len(stripped) <= LEAD_MAX and (words := WORD.findall(stripped)[2:]):
         kinds = [marks.kind(word) for word in words]
         if "context" in kinds or kinds[-1] in ("ask", "user", "instruction"):

@@ -48,8 +48,9 @@ def kind(system: str, turn: str, unwrapped: Unwrapped, later: bool, marks: Marks
 
 @lru_cache(maxsize=SYSTEMS_MAX)
 def _of_system(start: str, later: bool, marks: Marks) -> str:
-    sentences = SENTENCE.findall(_WRAPPED.sub(" ", start.strip()).lower())
-    return _search(sentences[:SENTENCES_MAX], [task.system and not later for task in marks.tasks], marks)
+    sentences = SENTENCE.findall(_WRAPPED.sub(" ", start.strip()).lower())[:SENTENCES_MAX]
+    orders = [each for each in sentences if any(map(each.__contains__, marks.makes))]
+    return _search(orders, [task.system and not later for task in marks.tasks], marks)
 
 
 def _search(sentences: Sequence[str], counts: Sequence[bool], marks: Marks) -> str:

@@ -37,6 +37,7 @@ class Marks(msgspec.Struct, eq=False):
     format: tuple[str, ...]
     role: tuple[str, ...]
     rules: tuple[str, ...]
+    makes: tuple[str, ...]
     own: str
     about: str
     tasks: tuple[Task, ...]
@@ -51,7 +52,9 @@ class Marks(msgspec.Struct, eq=False):
         """These marks and those of the configuration, which take precedence."""
         tasks = tuple(Task(kind, phrases) for kind, phrases in more.housekeeping.items()) + self.tasks
         added = {name: kind for kind in ("ask", "context") for name in getattr(more, kind)}
-        return msgspec.structs.replace(self, tasks=tasks, kinds=self.kinds | added)
+        markup, tags_only = self.markup - added.keys(), self.tags_only - added.keys()
+        kinds = self.kinds | added
+        return msgspec.structs.replace(self, tasks=tasks, kinds=kinds, markup=markup, tags_only=tags_only)
 
     def kind(self, name: str, tag: bool = False) -> str:
         """The kind of a name: a key of `names`, or ""."""
@@ -64,7 +67,7 @@ class Marks(msgspec.Struct, eq=False):
             return known
         if len(words) < 2:  # a Chinese or Japanese label is one word
             return "" if lower.isascii() else self.kinds.get(lower[-2:], "")
-        if len(words) > 3:
+        if len(words) > 3 and not tag:
             return ""
         kinds = [self.kinds.get(word, "") for word in words]
         if kinds[0] == "user" and words[-1] in self.said:
