@@ -49,12 +49,13 @@ def kind(system: str, turn: str, unwrapped: Unwrapped, later: bool, marks: Marks
 @lru_cache(maxsize=SYSTEMS_MAX)
 def _of_system(start: str, later: bool, marks: Marks) -> str:
     sentences = SENTENCE.findall(_WRAPPED.sub(" ", start.strip()).lower())[:SENTENCES_MAX]
-    orders = [each for each in sentences if any(map(each.__contains__, marks.makes))]
-    return _search(orders, [task.system and not later for task in marks.tasks], marks)
+    return _search(sentences, [task.system and not later for task in marks.tasks], marks, marks.makes)
 
 
-def _search(sentences: Sequence[str], counts: Sequence[bool], marks: Marks) -> str:
-    """The kind that lower-case sentences ask for; `task` only where it counts."""
+def _search(
+    sentences: Sequence[str], counts: Sequence[bool], marks: Marks, verbs: Sequence[str] = ("",)
+) -> str:
+    """The kind that lower-case sentences ask for; `task` only where it counts, with one of `verbs`."""
     text = "\n".join(sentences)
     for each, count in zip(marks.tasks, counts, strict=True):
         task = each.task if count else ()
@@ -62,6 +63,7 @@ def _search(sentences: Sequence[str], counts: Sequence[bool], marks: Marks) -> s
             for sentence in sentences:
                 if any(map(sentence.__contains__, each.alone)):
                     return each.kind
-                if any(map(sentence.__contains__, task)) and re.search(marks.about, sentence):
+                told = any(map(sentence.__contains__, task)) and any(map(sentence.__contains__, verbs))
+                if told and re.search(marks.about, sentence):
                     return each.kind
     return ""

@@ -39,6 +39,6 @@ class Envelopes(Model):
 
 
 class Text(Model):
-    """How the judged text is found. See docs/strategies.md."""
+    """How the judged text is found."""
 
     envelopes: Envelopes = Field(default_factory=Envelopes, description="Names in your own applications.")
