@@ -165,16 +165,11 @@ def _json(text: str) -> list[tuple[str, str]]:
 
 
 class _Section(NamedTuple):
-    """A label and the text after it."""
+    """A label's kind, whether it is a sentence ("Here is the question:"), and the text after it."""
 
     kind: str
-    name: str
-    lines: list[str]
-    lead: bool  # the label is a sentence, so only the paragraph after it belongs to it
-
-    @property
-    def text(self) -> str:
-        return "\n".join(self.lines).strip()
+    lead: bool
+    text: str
 
 
 def _labelled(text: str, marks: Marks, framed: bool) -> tuple[bool, str]:
@@ -183,112 +178,106 @@ def _labelled(text: str, marks: Marks, framed: bool) -> tuple[bool, str]:
     `framed` is whether blocks of context were around it.
     """
     lines = _ends(text.split("\n"))
-    sections = [_Section("", "", [], lead=False)]
+    parts: list[tuple[str, bool, list[str]]] = [("", False, [])]
     for line in lines:
-        kind, name, rest, lead = _label(line, marks)
-        last = sections[-1]
-        if kind or (
-            last.lead
-            and any(map(str.strip, last.lines))
-            and (not line.strip() or line.rstrip().endswith((":", "：")))
-        ):
-            sections.append(_Section(kind, name, [rest if kind else line], lead))
+        kind, rest, lead = _label(line, marks)
+        last, of_paragraph, body = parts[-1]
+        if kind == "option" and last != "q":
+            kind = ""  # "A: …" answers "Q: …" alone
+        ended = (
+            of_paragraph and any(map(str.strip, body)) and (not line.strip() or line.endswith((":", "：")))
+        )
+        if kind or ended:
+            parts.append((kind, lead, [rest if kind else line]))
         else:
-            last.lines.append(line)
+            body.append(line)
+    sections = [_Section(kind, lead, "\n".join(body).strip()) for kind, lead, body in parts]
     kinds = [section.kind for section in sections if section.kind]
-    if kinds and (found := _asked(sections, kinds, marks)):
-        return True, found
-    document, found = _is_document(text), ""
-    if framed or document or text[:64].lower().startswith(marks.role):
+    found, document = _asked(sections, kinds, marks) if kinds else "", _is_document(text)
+    if not found and (framed or document or text[:64].lower().startswith(marks.role)):
         found = _inline(lines, marks)
-    if kinds and not found:
+    if not found and kinds:
         found = _around(sections, kinds, document, marks)
     return bool(kinds), found or text
 
 
-def _label(line: str, marks: Marks) -> tuple[str, str, str, bool]:
-    """Kind and name of a line's label, the text after it, and whether the label is a sentence."""
+def _label(line: str, marks: Marks) -> tuple[str, str, bool]:
+    """The kind of a line's label, the text after it, and whether the label is a sentence."""
     stripped = line.strip()
     if not stripped or line.startswith(("    ", "\t")):  # code is indented
-        return "", "", "", False
+        return "", "", False
     head, colon, _ = line[:LABEL_MAX].replace("：", ":").partition(":")
     if colon or (len(stripped) < LABEL_MAX and stripped.startswith(_OPENERS)):
         name = (head if colon else stripped).strip(_DECORATION).partition(",")[0].rstrip("0123456789 #([])")
         if name and (kind := marks.kind(name)):
-            return kind, name.lower(), line[len(head) + 1 :].strip(' *_"') if colon else "", False
+            return kind, line[len(head) + 1 :].strip(' *_"') if colon else "", False
     if stripped.endswith((":", "：")) and len(stripped) <= LEAD_MAX and (words := WORD.findall(stripped)[2:]):
         kinds = [marks.kind(word) for word in words]
         if "context" in kinds or kinds[-1] in ("ask", "user", "instruction"):
-            return "context" if "context" in kinds else kinds[-1], stripped, "", True
-    return "", "", "", False
+            return "context" if "context" in kinds else kinds[-1], "", True
+    return "", "", False
 
 
 def _asked(sections: Sequence[_Section], kinds: Sequence[str], marks: Marks) -> str:
     """What labels say is the question: the last without an answer, or all of several that have none."""
-
-    def is_open(index: int) -> bool:  # options "A: …", "B: …" are no answer
-        asked, after = sections[index], sections[index + 1 : index + 2]
-        answered = after and after[0].kind in ("answer", "assistant") and after[0].text
-        return not answered or (after[0].name == "a" and asked.name != "q")
-
-    head = sections[0].text
+    head, stub = sections[0].text, sections[-1].kind == "answer" and not sections[-1].text
     if kinds[0] == "context" and len(head) <= REQUEST_MAX and head.endswith(QUESTION_MARKS):
         return head
-    asked = [i for i, section in enumerate(sections) if section.kind in ("ask", "user") and section.text]
-    open_ = [i for i in asked if is_open(i)]
+    answered = [bool(each.text) and each.kind in ("answer", "assistant", "option") for each in sections[1:]]
+    open_ = [not each for each in (*answered, False)]
+    asked = [i for i, section in enumerate(sections) if section.kind in ("ask", "user", "q") and section.text]
+    chosen = [i for i in asked if open_[i]]
     if len(asked) == 1 and head.lower().startswith(marks.rules):
-        open_ = asked  # the application began the answer
+        chosen = asked  # the application began the answer
     if "context" in kinds:  # a document may have labels too
         first = [section.kind for section in sections].index("context")
-        open_ = [i for i in open_ if i < first or i >= len(sections) - 3]
-    if open_:
-        one = len(open_) < len(asked) or sections[open_[0]].lead or "context" in kinds or "assistant" in kinds
-        parts = "\n".join(sections[i].text for i in (open_[-1:] if one else open_)).split("\n\n")
+        chosen = [i for i in chosen if i < first or i >= len(sections) - 3]
+    if chosen:
+        if (
+            len(chosen) < len(asked)
+            or sections[chosen[0]].lead
+            or not {"context", "assistant"}.isdisjoint(kinds)
+        ):
+            chosen = chosen[-1:]
+        parts = "\n".join(sections[i].text for i in chosen).split("\n\n")
         while len(parts) > 1 and parts[-1].lower().startswith(marks.rules):
             del parts[-1]  # "Answer in one sentence."
         return "\n\n".join(parts)
     tasks = [section.text for section in sections if section.kind == "instruction" and section.text]
-    inputs = [i for i, section in enumerate(sections) if section.kind == "input" and is_open(i)]
-    stub = sections[-1].kind == "answer" and not sections[-1].text
+    inputs = [section.text for i, section in enumerate(sections) if section.kind == "input" and open_[i]]
     if asked or not ((inputs and "answer" in kinds) or (tasks and stub)):
         return ""
-    return "\n".join((tasks[-1:] or [head]) + [sections[i].text for i in inputs[-1:]])
+    return "\n".join((tasks[-1:] or [head]) + inputs[-1:])
 
 
 def _inline(lines: Sequence[str], marks: Marks) -> str:
     """The question after a label within one of the first or last lines; else ""."""
     written = [line for line in lines if line.strip()]
     for line in (*reversed(written[-3:]), *written[:3]):
-        before, colon, question = line[: 4 * REQUEST_MAX].replace("：", ":").partition(":")
-        word = _LAST_WORD.search(before[-LABEL_MAX:].lower().rstrip()) if colon else None
-        if word and marks.kind(word[1]) == "ask" and question.strip():
+        before, _, question = line[: 4 * REQUEST_MAX].replace("：", ":").partition(":")
+        word = _LAST_WORD.search(before[-LABEL_MAX:].lower().rstrip())
+        if word and question.strip() and marks.kind(word[1]) == "ask":
             return line[len(before) + 1 :].strip()
     return ""
 
 
 def _around(sections: Sequence[_Section], kinds: Sequence[str], document: bool, marks: Marks) -> str:
     """The question outside the labelled sections: around context, or before "Answer:"; else ""."""
+    free = "\n".join(section.text for section in sections if not section.kind and section.text)
+    brief = QUESTION_MIN <= len(free) <= BRIEF_MAX and len(free) * MATERIAL_MIN < len(sections[-1].text)
+    if not document:
+        return free if brief and kinds == ["context"] else ""
     written = [section for section in sections if section.text] or [sections[-1]]
     last = _paragraphs(written[-1].text)
-    free = "\n".join(section.text for section in sections if not section.kind and section.text)
-    material = sum(map(len, sections[-1].lines))
-    if (
-        kinds == ["context"]
-        and QUESTION_MIN <= len(free) <= BRIEF_MAX
-        and len(free) * MATERIAL_MIN < material
-    ):
-        return free
-    if not document:
-        return ""
     tasks = [section.text for section in written if section.kind == "instruction"]
-    if tasks and "context" in kinds:
-        return tasks[-1]
-    if written[-1].kind != "answer" and sections[-1].kind == "answer" and not sections[-1].text:
-        return last[-1]
+    if sections[-1].kind == "answer" and not sections[-1].text:
+        return last[-1] if written[-1].kind != "answer" else ""
+    if "context" not in kinds or tasks:
+        return tasks[-1] if tasks and "context" in kinds else ""
     if len(last) > 1 and written[-1].kind == "context" and _asks(last[-1], marks, at_end=True) > 3:
         return f"{free}\n{last[-1]}"
-    asks = any(_asks(part, marks, at_end=False) for part in _paragraphs(free))
-    return free if asks and "context" in kinds else ""
+    brief = brief and kinds == ["context"]
+    return free if brief or any(_asks(part, marks, at_end=False) for part in _paragraphs(free)) else ""
 
 
 def _ends(parts: list[str]) -> list[str]:
