@@ -40,6 +40,7 @@ _TURN = re.compile(
     r"<\|(?:im_start|start_header_id)\|>\s?(\w{1,20})(?:<\|end_header_id\|>)?|<\|[\w-]{1,30}\|>"
 )
 _LIST_ITEM = re.compile(r"\s{0,8}(?:[-*•·]\s|\(?\d{1,2}[.)、])")
+_TIME = re.compile(r"[\[(]?[\d:./, T-]{4,24}[])]?\s{0,4}")  # at the start of a line of a log
 _DECORATION = " \t>#*=<[({|})]\"'`_~-【】"
 _OPENERS = ("#", "**", "<<", "<|", "[", "==", "--", "【")
 QUESTION_MARKS = ("?", "？", "؟")
@@ -118,8 +119,9 @@ def instructs(piece: str, marks: Marks) -> bool:
 
 def _pieces(text: str, marks: Marks) -> list[tuple[str, str]]:
     """The text in its order: blocks with their kind, and the text between them with the kind ""."""
-    if text[:64].lstrip()[:1] == "{" and len(text) <= JSON_MAX:
-        members = [(marks.kind(name) or "context", value) for name, value in _json(text)]
+    body = text.partition("\n")[2].rstrip("`\n ") if text.startswith("```") else text
+    if body[:64].lstrip()[:1] == "{" and len(text) <= JSON_MAX:
+        members = [(marks.kind(name) or "context", value) for name, value in _json(body)]
         if any(_RANK.get(kind) for kind, _ in members):
             return [*members, ("", "")]
     pieces, cursor, placed, fenced = [], 0, 0, False
@@ -206,6 +208,8 @@ def _label(line: str, marks: Marks) -> tuple[str, str, bool]:
     stripped = line.strip()
     if not stripped or line.startswith(("    ", "\t")):  # code is indented
         return "", "", False
+    if line[0] in "[(0123456789":
+        line = _TIME.sub("", line)
     head, colon, _ = line[:LABEL_MAX].replace("：", ":").partition(":")
     if colon or (len(stripped) < LABEL_MAX and stripped.startswith(_OPENERS)):
         name = (head if colon else stripped).strip(_DECORATION).partition(",")[0].rstrip("0123456789 #([])")
@@ -244,7 +248,10 @@ def _asked(sections: Sequence[_Section], kinds: Sequence[str], marks: Marks) -> 
             del parts[-1]  # "Answer in one sentence."
         return "\n\n".join(parts)
     tasks = [section.text for section in sections if section.kind == "instruction" and section.text]
-    inputs = [section.text for i, section in enumerate(sections) if section.kind == "input" and open_[i]]
+    kind = "input" if "input" in kinds or not stub else "context"  # "Text: …", "Label: …"
+    inputs = [section.text for i, section in enumerate(sections) if section.kind == kind and open_[i]]
+    if kind == "context" and sum(section.kind == kind for section in sections) < 2 * len(inputs):
+        inputs = []  # no example was answered
     if asked or not ((inputs and "answer" in kinds) or (tasks and stub)):
         return ""
     return "\n".join((tasks[-1:] or [head]) + inputs[-1:])
@@ -327,7 +334,10 @@ def _request(text: str, marks: Marks) -> str:
     scores = [_asks(part, marks, index in (0, len(parts) - 1)) for index, part in enumerate(parts)]
     most = max(scores)
     best = [index for index, score in enumerate(scores) if score == most]
-    if most < 4 and (most < 3 or best != [len(parts) - 1] or len(parts[-1]) < TAIL_MIN):
+    alone = best[0] > 0 and sum(map(bool, scores)) == 1
+    if most < 4 and not (
+        (alone or (most == 3 and best == [len(parts) - 1])) and len(parts[best[0]]) >= TAIL_MIN
+    ):
         return text
     if len(text) < CODE_MIN and sum(score > 2 for score in scores) > 2:
         return text

@@ -91,6 +91,7 @@ def test_a_text_with_too_many_tags_is_not_searched_for_them():
 
 JSON = [
     f'{{"question": "{ASK}", "context": "{FACTS}"}}',
+    f'```json\n{{"question": "{ASK}", "context": "{FACTS}"}}\n```',
     f'{{"task": "qa", "userQuery": "{ASK}", "documents": ["a", "b"]}}',
 ]
 
@@ -134,6 +135,7 @@ def test_the_text_after_a_label_of_the_question_is_the_question(text: str, asked
 
 def test_the_last_example_without_an_answer_is_the_question():
     assert question(f"Q: What is 2+2?\nA: 4\n\nQ: What is 3*3?\nA: 9\n\nQ: {ASK}\nA:") == ASK
+    assert question(f"Text: good\nLabel: 1\n\nText: bad\nLabel: 0\n\nText: {ASK}\nLabel:") == ASK
     assert question(f"Input: good\nOutput: 1\n\nInput: bad\nOutput: 0\n\nInput: {ASK}\nOutput:") == ASK
 
 
@@ -150,7 +152,8 @@ def test_the_last_line_of_the_user_is_the_question_of_a_chat_log():
     tokens = (
         f"<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n{ASK}<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert question(log) == question(tokens) == ASK
+    times = f"[2026-05-01 10:00] User: hello\n[10:01] Assistant: Hello!\n[10:02] User: {ASK}"
+    assert question(log) == question(tokens) == question(times) == ASK
 
 
 def test_an_instruction_with_its_input_is_judged_with_it():
