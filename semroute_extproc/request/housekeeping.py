@@ -64,6 +64,6 @@ def _search(
                 if any(map(sentence.__contains__, each.alone)):
                     return each.kind
                 told = any(map(sentence.__contains__, task)) and any(map(sentence.__contains__, verbs))
-                if told and re.search(marks.about, sentence):
+                if told and re.search(each.about or marks.about, sentence):
                     return each.kind
     return ""

@@ -21,6 +21,7 @@ class Task(msgspec.Struct, frozen=True):
     task: tuple[str, ...] = ()
     log: bool = False
     system: bool = False
+    about: str = ""
 
 
 class Marks(msgspec.Struct, eq=False):
