@@ -1,8 +1,8 @@
 """The question within a user turn, without what an application put around it. Pure.
 
 Coding agents, chat front ends and retrieval templates put blocks, labels and documents around a request. The
-names and phrases that show them are `marks`. Work is linear in the text and bounded by the
-constants below. Where the structure is not clear, or too little would be left, the whole text is kept.
+names and phrases that show them are the `Marks`. Work is linear in the text and bounded by the constants
+below. Where the structure is not clear, or too little would be left, the whole text is kept.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from semroute_extproc.request.marks import SHIPPED, WORD, Marks
 PLAIN_MAX = 200  # characters of a line without an envelope
 TAGS_MAX, OPENERS_MAX = 2_048, 8_192  # tags that are read; text with more "<" has none
 NESTING_MAX = 3  # levels of blocks with the request: `<task>` within `<user_message>`
+HEADINGS_MAX = 4  # lines before or after a block that introduce it
 JSON_MAX = 262_144  # characters of JSON that is decoded
 READ_MAX, LINES_MAX = 65_536, 1_024  # characters and lines searched for labels and requests, half at each end
 LABEL_MAX, LEAD_MAX = 48, 120  # characters of a label, and of a line that introduces the next paragraph
@@ -97,8 +98,9 @@ def _outside(text: str, marks: Marks, levels: int) -> tuple[str, str]:
     for kind, piece in pieces:
         if not kind and re.match(marks.own, piece):
             client, piece = True, ""
-        while not kind and (start := piece.lstrip()).startswith(marks.headings):
-            client, piece = True, start.partition("\n")[2]
+        for _ in range(HEADINGS_MAX * (not kind)):
+            if (start := piece.lstrip()).startswith(marks.headings):
+                client, piece = True, start.partition("\n")[2]
         if piece.strip():
             ranked[_RANK.get(kind, "context")].append(piece.strip("\n"))
     outside = "\n".join(ranked["task"] + ranked[""])
@@ -124,20 +126,17 @@ def _pieces(text: str, marks: Marks) -> list[tuple[str, str]]:
         members = [(marks.kind(name) or "context", value) for name, value in _json(body)]
         if any(_RANK.get(kind) for kind, _ in members):
             return [*members, ("", "")]
-    pieces, cursor, placed, fenced = [], 0, 0, False
+    pieces, cursor, placed, fenced, whole = [], 0, 0, False, len(text.strip())
     for start, inside, outside, stop, name in sorted(_pairs(text)):
         if start < cursor:
             continue
         fenced ^= text.count("```", cursor, start) % 2 == 1
         cursor, kind = start, marks.kind(name, tag=True)
         if not kind and name.lower() not in marks.markup:
-            if stop - start >= len(text.strip()):
+            lines = text[start - 1 : start] in "\n" and text[stop : stop + 1] in "\n"
+            if stop - start >= whole:
                 kind = "ask"  # all is in one block: what counts is within it
-            elif (
-                outside - inside > BLOCK_MIN
-                and text[start - 1 : start] in "\n"
-                and text[stop : stop + 1] in "\n"
-            ):
+            elif lines and outside - inside > BLOCK_MIN:
                 kind = "context"
         if kind and not fenced:
             pieces += [("", text[placed:start]), (kind, text[inside:outside])]

@@ -62,9 +62,10 @@ class Marks(msgspec.Struct, eq=False):
         lower = name.lower()
         if lower in (self.markup if tag else self.tags_only):
             return ""
+        if known := self.kinds.get(f"<{lower}>" * tag) or self.kinds.get(lower):
+            return known
         words = WORD.findall(_CAMEL.sub(" ", name).lower())
-        whole = (f"<{lower}>" * tag, lower, "_".join(words))
-        if known := next(filter(None, map(self.kinds.get, whole)), ""):
+        if known := self.kinds.get("_".join(words)):
             return known
         if len(words) < 2:  # a Chinese or Japanese label is one word
             return "" if lower.isascii() else self.kinds.get(lower[-2:], "")

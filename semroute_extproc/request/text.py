@@ -67,7 +67,9 @@ def judged(turns: Sequence[Turn], marks: Marks = SHIPPED) -> Judged:
     asked = [turn.text for turn in turns if turn.role == "user" and is_written(turn.text)][-TURNS_MAX:]
     if not asked:
         return Judged(clip("\n".join(turn.text for turn in turns if is_written(turn.text))))
-    read = [unwrap(text, marks) for text in asked]
+    read = [unwrap(asked[-1], marks)]
+    if len(read[0].question) < CONTEXT_CHARACTERS:
+        read = [unwrap(text, marks) for text in asked[:-1]] + read
     text = "\n".join(relevant([each.question for each in read if each.question])) or asked[-1]
     left = [each for unwrapped in read for each in unwrapped.left_out]
     if len(text) > CLASSIFIED_CHARACTERS_MAX:

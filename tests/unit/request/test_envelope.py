@@ -238,6 +238,8 @@ HOSTILE = [
     "<|im_start|>user\n",
     "?\n\n",
     "- a\n\n",
+    "Called the \n",
+    "<q1>x</q1>\n",
 ]
 
 
