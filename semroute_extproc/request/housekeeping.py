@@ -63,7 +63,7 @@ def _search(
             for sentence in sentences:
                 if any(map(sentence.__contains__, each.alone)):
                     return each.kind
-                told = any(map(sentence.__contains__, task)) and any(map(sentence.__contains__, verbs))
-                if told and re.search(each.about or marks.about, sentence):
+                matches = any(map(sentence.__contains__, task)) and any(map(sentence.__contains__, verbs))
+                if matches and re.search(each.about or marks.about, sentence):
                     return each.kind
     return ""

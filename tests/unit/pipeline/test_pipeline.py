@@ -257,7 +257,7 @@ async def test_a_rule_sends_what_an_application_asks_for_by_itself_to_a_pool() -
     assert (outcome.pool, outcome.housekeeping) == ("large", "")
 
 
-async def test_the_encoder_reads_the_question_and_what_was_left_out_is_told() -> None:
+async def test_the_encoder_reads_the_question_and_what_was_left_out_is_reported() -> None:
     encoder = FakeEncoder()
     outcome = await outcome_of(request(chat("<notes>long</notes>\nWhy is it so?")), encoder=encoder)
     assert encoder.texts == [outcome.text] == ["Why is it so?"]

@@ -195,7 +195,7 @@ def test_the_request_is_found_at_the_head_the_tail_and_in_the_middle_of_a_docume
     assert question(text) == ASK
 
 
-def test_a_short_paragraph_next_to_one_document_is_the_request_even_without_words_that_tell():
+def test_a_short_paragraph_next_to_one_document_is_the_request_even_without_request_words():
     assert question(f"{FACTS}\n\nShort recap please, no names.") == "Short recap please, no names."
     assert question(f"Same content, as bullet points:\n\n{FACTS}") == "Same content, as bullet points:"
 

@@ -1,4 +1,4 @@
-"""Requests that applications make by themselves, told from a user's own."""
+"""Requests that applications make by themselves, and users' requests for the same things."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ ORDINARY = [
 
 
 @pytest.mark.parametrize("text", ORDINARY)
-def test_a_user_who_asks_for_such_a_thing_is_no_housekeeping(text: str):
+def test_a_user_who_asks_for_such_a_thing_is_not_housekeeping(text: str):
     assert kind(user(text)) == ""
     assert kind(Turn("system", "You are a coding agent. A chat has a title."), user(text)) == ""
 
