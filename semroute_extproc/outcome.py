@@ -14,6 +14,7 @@ import msgspec
 if TYPE_CHECKING:
     from semroute_extproc.policy.context import Decision
     from semroute_extproc.policy.shadow import Shadow
+    from semroute_extproc.request.envelope import LeftOut
     from semroute_extproc.request.signals import Signals
     from semroute_extproc.request.view import RequestView
 
@@ -105,6 +106,8 @@ class Outcome(msgspec.Struct, frozen=True):
     view: RequestView | None = None
     signals: Signals | None = None
     text: str = ""  # the classified text; logged only if the operator asked for it
+    left_out: tuple[LeftOut, ...] = ()  # see `RoutingContext`
+    housekeeping: str = ""  # see `RoutingContext`
     stages: tuple[Stage, ...] = ()
     total_ms: float = 0.0
 
@@ -145,6 +148,8 @@ def facts(outcome: Outcome) -> dict[str, str | float | bool]:
             by_client = outcome.view is not None and outcome.view.reasoning_set and not decision.override
             found["reasoning_from"] = "client" if by_client else "policy"
         found["shadow"] = shadow_summary(outcome.shadows)
+        found["housekeeping"] = outcome.housekeeping
+        found["left_out"] = sum(each.characters for each in outcome.left_out) or ""
     if (signals := outcome.signals) is not None:
         found["domain"] = signals.domain
         found["task"] = signals.task

@@ -26,6 +26,7 @@ from semroute_extproc.policy.rules import REQUEST_FACTS, SIGNAL_FACTS, WORK_FACT
 from semroute_extproc.request import reasoning
 from semroute_extproc.request.view import Api
 from semroute_extproc.settings import controllers, policies, pools, process
+from semroute_extproc.settings.text import Envelopes
 from semroute_extproc.strategies.registry import IDEAS
 from semroute_extproc.telemetry.prom import PrometheusSink
 
@@ -39,6 +40,7 @@ def settings() -> str:
         ("encoder", process.Encoder),
         ("admin", process.Admin),
         ("telemetry", process.Telemetry),
+        ("text.envelopes", Envelopes),
         ("pools.NAME", pools.Pool),
         ("pools.NAME.price", pools.Price),
         ("models.NAME", pools.VirtualModel),

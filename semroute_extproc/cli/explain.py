@@ -23,6 +23,7 @@ from semroute_extproc.envoy.exchange import Exchange
 from semroute_extproc.outcome import Outcome
 from semroute_extproc.policy.context import Decision
 from semroute_extproc.request.body import decode_body
+from semroute_extproc.request.text import clip
 from semroute_extproc.serve import build
 from semroute_extproc.strategies.judge_client import Judges
 
@@ -39,8 +40,14 @@ REQUEST = (
 )
 """Attributes of the signals and of the request to show, in order."""
 
-TOLD = ("outcome", "pool", "cluster", "model", "reasoning", "reason", "rule", "strategy", "fallback")
+TOLD = (
+    *("outcome", "pool", "cluster", "model", "reasoning", "reason", "rule", "strategy", "fallback"),
+    "housekeeping",
+)
 """Members of the report that become table rows unless they are empty."""
+
+SHOWN_MAX = 600
+"""Characters of the judged text in the table; the JSON report has all of it."""
 
 
 def explain(loaded: Loaded, path: str, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
@@ -111,6 +118,8 @@ def _report(outcome: Outcome, edits: dict[str, Any]) -> dict[str, Any]:
         "trace": [step._asdict() for step in decision.trace],
         "shadows": msgspec.to_builtins(outcome.shadows),
         "text": outcome.text or None,
+        "left_out": [each._asdict() for each in outcome.left_out],
+        "housekeeping": outcome.housekeeping or None,
         "signals": None,
         "request": None,
         "edits": edits,
@@ -176,6 +185,11 @@ def _rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "difficulty", f"{signals['difficulty']:.3f}"
         cut, unknown = (f", {name}" if signals[name] else "" for name in ("truncated", "unknown"))
         yield "text", f"{signals['tokens']} tokens{cut}, {signals['language']}{unknown}"
+    if report["text"]:
+        yield "judged", clip(report["text"], SHOWN_MAX)
+    yield from (
+        ("left out", f"{each['kind']}: {each['characters']} characters") for each in report["left_out"]
+    )
     edits = report["edits"]
     yield from ((step["what"], f"{step['name']}: {step['result']}") for step in report["trace"])
     yield from (("set header", f"{key}: {value}") for key, value in edits["headers"]["set"].items())

@@ -16,6 +16,7 @@ from semroute_extproc.settings.controllers import Controllers
 from semroute_extproc.settings.policies import Policy
 from semroute_extproc.settings.pools import Pool, VirtualModel
 from semroute_extproc.settings.process import Admin, Encoder, Server, Telemetry
+from semroute_extproc.settings.text import Text
 from semroute_extproc.strategies.registry import StrategySetting
 
 
@@ -26,6 +27,7 @@ class Config(Model):
     encoder: Encoder = Field(default_factory=Encoder)
     admin: Admin = Field(default_factory=Admin)
     telemetry: Telemetry = Field(default_factory=Telemetry)
+    text: Text = Field(default_factory=Text)
     pools: dict[Name, Pool] = Field(min_length=1, max_length=base.POOLS_MAX)
     default_pool: str = Field(description="Pool of requests that are not routed, and of every fallback.")
     models: dict[Name, VirtualModel] = Field(

@@ -27,7 +27,8 @@ from semroute_extproc.policy.plan import PolicyPlan
 from semroute_extproc.request import answers, apis, reasoning
 from semroute_extproc.request.body import decode_body, set_members
 from semroute_extproc.request.language import language_of
-from semroute_extproc.request.text import classified_text, estimate_tokens
+from semroute_extproc.request.marks import SHIPPED, Marks
+from semroute_extproc.request.text import estimate_tokens, judged
 from semroute_extproc.request.view import Api, Decide, RequestHead, RequestView
 from semroute_extproc.settings.pools import Pool, VirtualModel
 from semroute_extproc.state.controllers import ControllerState, home
@@ -69,6 +70,7 @@ class Pipeline:
         self._emit = emit
         self._controllers, self._shared = controllers or ControllerState(), shared
         self._driver = Driver(settings, plans, classifier, self.judges, emit)
+        self._marks = SHIPPED.extended(settings.text.envelopes)
 
     async def decide(self, request: Decide) -> Outcome:
         """The outcome of a request whose body is complete, within the deadline; never raises."""
@@ -99,7 +101,7 @@ class Pipeline:
         if (virtual := self.config.models.get(model)) is None:
             return self._default(Kind.PASSTHROUGH, Cause.UNKNOWN_MODEL if model else Cause.NO_MODEL, stages)
         view = apis.parse(request.api, body)
-        context = _context(request.head, view, virtual)
+        context = _context(request.head, view, virtual, self._marks)
         policy = _policy_of(model, virtual, context)
         stages.mark("parse")
         keys = Keys()
@@ -138,6 +140,8 @@ class Pipeline:
             view=view,
             signals=context.signals,
             text=context.text,
+            left_out=context.left_out,
+            housekeeping=context.housekeeping,
             **times,
         )
 
@@ -155,14 +159,15 @@ class Pipeline:
         return Outcome(kind, cause, name, pool.cluster, model, reason, **stages.times)
 
 
-def _context(head: RequestHead, view: RequestView, virtual: VirtualModel) -> RoutingContext:
+def _context(head: RequestHead, view: RequestView, virtual: VirtualModel, marks: Marks) -> RoutingContext:
     asked = head.headers.get(QUALITY_HEADER, "")
     quality = float(asked) if _NUMBER.fullmatch(asked) else None
     if quality is None or quality > 1.0:
         quality = virtual.quality
-    text = classified_text(view.turns)
+    text, left_out, housekeeping = judged(view.turns, marks)
     language = language_of(text)
-    return RoutingContext(head, view, language, estimate_tokens(view.characters, language), text, quality)
+    tokens = estimate_tokens(view.characters, language)
+    return RoutingContext(head, view, language, tokens, text, quality, left_out, housekeeping)
 
 
 def _policy_of(model: str, virtual: VirtualModel, context: RoutingContext) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from semroute_extproc.outcome import Cause
+from semroute_extproc.request.envelope import LeftOut
 from semroute_extproc.request.signals import Signals
 from semroute_extproc.request.view import RequestHead, RequestView
 from semroute_extproc.settings.base import Effort
@@ -65,6 +66,8 @@ class RoutingContext:
     prompt_tokens: int  # Estimate for the whole prompt, with system prompt and tool declarations.
     text: str = ""  # What is classified.
     quality: float | None = None  # Set by the client or the model's entry, 0 (cheapest) to 1 (best).
+    left_out: tuple[LeftOut, ...] = ()  # What is not classified of the turns that were read.
+    housekeeping: str = ""  # What an application asks for by itself, such as a title; else empty.
     signals: Signals | None = None
     fallback: Cause | None = None  # Why signals cannot be had; None if they are present or can be requested.
     conditions: Conditions = field(default_factory=Conditions)

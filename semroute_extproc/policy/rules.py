@@ -6,7 +6,7 @@ A condition is compiled once and knows which facts it reads; without signal fact
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import cel
@@ -14,7 +14,6 @@ import cel
 from semroute_extproc.policy.context import Candidates, RoutingContext
 from semroute_extproc.request import conversation
 from semroute_extproc.request.signals import Signals
-from semroute_extproc.request.view import Turn
 from semroute_extproc.settings.base import did_you_mean
 from semroute_extproc.settings.policies import Rule
 
@@ -43,13 +42,35 @@ REQUEST_FACTS: Mapping[str, tuple[str, Callable[[RoutingContext], Any]]] = {
     ),
 }
 # Members of `request` from the conversation; computed only if the condition names them.
-WORK_FACTS: Mapping[str, tuple[str, Callable[[Sequence[Turn]], Any]]] = {
-    "approval": ("the last user turn approves what the assistant proposed", conversation.approval),
-    "reask": ("the last user turn says that the answer was wrong, or repeats a turn", conversation.reask),
-    "loop_depth": ("tool results since the last user turn", lambda t: len(conversation.tool_results(t))),
-    "tool_errors": ("how many of the last 16 of them failed", lambda t: len(conversation.tool_errors(t))),
-    "repeated_errors": ("how many of those repeat another one", conversation.repeated_errors),
-    "failing_tests": ("their last report of tests or a build has failures", conversation.failing_tests),
+WORK_FACTS: Mapping[str, tuple[str, Callable[[RoutingContext], Any]]] = {
+    "housekeeping": (
+        "kind of a request that an application makes by itself (`title`, …), '' if none",
+        lambda c: c.housekeeping,
+    ),
+    "approval": (
+        "the last user turn approves what the assistant proposed",
+        lambda c: conversation.approval(c.view.turns),
+    ),
+    "reask": (
+        "the last user turn says that the answer was wrong, or repeats a turn",
+        lambda c: conversation.reask(c.view.turns),
+    ),
+    "loop_depth": (
+        "tool results since the last user turn",
+        lambda c: len(conversation.tool_results(c.view.turns)),
+    ),
+    "tool_errors": (
+        "how many of the last 16 of them failed",
+        lambda c: len(conversation.tool_errors(c.view.turns)),
+    ),
+    "repeated_errors": (
+        "how many of those repeat another one",
+        lambda c: conversation.repeated_errors(c.view.turns),
+    ),
+    "failing_tests": (
+        "their last report of tests or a build has failures",
+        lambda c: conversation.failing_tests(c.view.turns),
+    ),
 }
 SIGNAL_FACTS: Mapping[str, tuple[str, Callable[[Signals], Any]]] = {
     "domain": ("most likely domain", lambda s: s.domain),
@@ -99,7 +120,7 @@ class CompiledRule:
         """
         values = {name: REQUEST_FACTS[name][1](context) for name in self._request_facts}
         if self._work_facts:
-            values["request"] |= {name: WORK_FACTS[name][1](context.view.turns) for name in self._work_facts}
+            values["request"] |= {name: WORK_FACTS[name][1](context) for name in self._work_facts}
         unknown = False
         if (signals := context.signals) is not None:
             unknown = signals.unknown and "unknown" not in self._signal_facts

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from semroute_extproc.request.envelope import unwrap
 from semroute_extproc.request.view import Turn
 
 TURNS_MAX = 16  # user turns looked at, from the last
@@ -65,6 +66,12 @@ for _phrase in _KINDS:
     _LONGEST[_first] = max(_LONGEST.get(_first, 0), 1 + len(_others))
 
 
+def alone(last: str, before: str, proposed: str = "") -> bool:
+    """Whether the last user turn is judged without the turns before it."""
+    form = _Form(last, _known(before, proposed))
+    return form.only_courtesy or (form.self_contained and not form.count["rejection"])
+
+
 def relevant(asked: Sequence[str], proposed: str = "") -> list[str]:
     """The texts to judge, in order; the last is the last user turn.
 
@@ -74,11 +81,9 @@ def relevant(asked: Sequence[str], proposed: str = "") -> list[str]:
     """
     asked = asked[-TURNS_MAX:]
     last = asked[-1]
-    if len(asked) == 1:
+    if len(asked) == 1 or alone(last, asked[-2], proposed):
         return [last]
-    form = _Form(last, _known(*asked[-2:-1], proposed))
-    if form.only_courtesy or (form.self_contained and not form.count["rejection"]):
-        return [last]
+    form = _Form(last, _known(asked[-2], proposed))
     taken = [last, proposed] if form.approves and proposed else [last]
     length = len(last)
     for index in range(len(asked) - 2, -1, -1):
@@ -92,12 +97,17 @@ def relevant(asked: Sequence[str], proposed: str = "") -> list[str]:
     return taken[::-1]
 
 
-def spoken(turns: Sequence[Turn]) -> tuple[list[str], str]:
-    """The texts of the user's turns, and the assistant's text right before the last one, if any."""
+def proposal(turns: Sequence[Turn]) -> str:
+    """The assistant's text right before the last user turn; empty if there is none."""
     said = [turn for turn in turns if turn.role in ("user", "assistant") and turn.text.strip()]
     last = max((at for at, turn in enumerate(said) if turn.role == "user"), default=0)
-    proposed = said[last - 1].text if last and said[last - 1].role == "assistant" else ""
-    return [turn.text for turn in said if turn.role == "user"], proposed
+    return said[last - 1].text if last and said[last - 1].role == "assistant" else ""
+
+
+def questions(turns: Sequence[Turn], most: int = TURNS_MAX) -> list[str]:
+    """The last questions of the user, without their envelopes, at most `most`."""
+    asked = [turn.text for turn in turns if turn.role == "user" and turn.text.strip()][-most:]
+    return [question for text in asked if (question := unwrap(text).question)]
 
 
 def _known(*texts: str) -> str:
@@ -147,15 +157,15 @@ def _weight(token: str) -> float:
 
 def approval(turns: Sequence[Turn]) -> bool:
     """Whether the last user turn approves what the assistant proposed."""
-    asked, proposed = spoken(turns)
-    return bool(proposed) and _Form(asked[-1]).approves
+    asked = questions(turns, 1)
+    return bool(asked and proposal(turns)) and _Form(asked[-1]).approves
 
 
 def reask(turns: Sequence[Turn]) -> bool:
     """Whether the last user turn says that the answer was wrong, or repeats one of the turns before it."""
-    *earlier, last = spoken(turns)[0] or [""]
+    *earlier, last = questions(turns, REPEATS_MAX + 1) or [""]
     form = _Form(last)
-    repeated = form.words >= ASKING_WORDS_MIN and any(_same(last, text) for text in earlier[-REPEATS_MAX:])
+    repeated = form.words >= ASKING_WORDS_MIN and any(_same(last, text) for text in earlier)
     return bool(earlier) and (repeated or form.count["rejection"] > 0)
 
 
@@ -168,8 +178,13 @@ def _same(text: str, earlier: str) -> bool:
 
 def tool_results(turns: Sequence[Turn]) -> list[Turn]:
     """The tool results since the last user turn, the newest first."""
-    since = itertools.takewhile(lambda turn: turn.role != "user" or not turn.text.strip(), reversed(turns))
+    since = itertools.takewhile(lambda turn: not (turn.role == "user" and _asks(turn.text)), reversed(turns))
     return [turn for turn in since if turn.role == "tool"]
+
+
+def _asks(text: str) -> bool:
+    """Whether a user turn has more than context that a client added."""
+    return bool(text.strip()) and bool(unwrap(text).question)
 
 
 def tool_errors(turns: Sequence[Turn]) -> list[str]:

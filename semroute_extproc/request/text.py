@@ -1,7 +1,7 @@
-"""From conversation turns to the classified text, and its surface features. Pure.
+"""From conversation turns to the text that is judged, and its surface features. Pure.
 
-No tokenizer runs here, and at most `CLASSIFIED_CHARACTERS_MAX` characters are read, so the cost is bounded
-for any prompt.
+No tokenizer runs here. At most `CLASSIFIED_CHARACTERS_MAX` characters are judged, and what `envelope` reads
+is bounded, so the cost is bounded for any prompt.
 """
 
 from __future__ import annotations
@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from semroute_extproc.request.conversation import relevant, spoken
+from semroute_extproc.request import conversation, housekeeping
+from semroute_extproc.request.envelope import LeftOut, unwrap
+from semroute_extproc.request.marks import SHIPPED, Marks
 from semroute_extproc.request.view import Turn
 
 CLASSIFIED_CHARACTERS_MAX = 8_192  # longer text keeps its head and its tail
-CONTEXT_CHARACTERS = 960  # of each text that the last user turn continues
+CONTEXT_CHARACTERS = 960  # of each text that the last question continues
 ELISION = " … "  # replaces the middle of a long text
 
 SURFACE_NAMES = (
@@ -46,17 +49,47 @@ def clip(text: str, limit: int = CLASSIFIED_CHARACTERS_MAX) -> str:
     return text[:half] + ELISION + text[-half:]
 
 
-def classified_text(turns: Sequence[Turn]) -> str:
-    """The text to classify: the last user turn, with the task that it continues (`relevant`).
+class Judged(NamedTuple):
+    """What is judged of a conversation."""
 
-    System prompts and tool results are left out, because they would obscure the question. In a tool loop
-    the user's last turn still states the task. Without a user turn, all text is used.
+    text: str
+    left_out: tuple[LeftOut, ...] = ()  # of the user turns that were read
+    housekeeping: str = ""  # the kind of a request that an application makes by itself, or ""
+
+
+def judged(turns: Sequence[Turn], marks: Marks = SHIPPED) -> Judged:
+    """The user's last question, with earlier ones if it is short, without the envelopes around them.
+
+    System prompts and tool results are left out, because they would obscure the question. In a tool loop the
+    user's last turn still states the task. Without a user turn, all text is judged.
     """
-    asked, proposed = spoken(turns)
+    asked = [turn.text for turn in turns if turn.role == "user" and is_written(turn.text)]
     if not asked:
-        return clip("\n".join(turn.text for turn in turns if is_written(turn.text)))
-    *earlier, last = relevant(asked, proposed)
-    return clip("\n".join([*(clip(text, CONTEXT_CHARACTERS) for text in earlier), last]))
+        return Judged(clip("\n".join(turn.text for turn in turns if is_written(turn.text))))
+    asked = asked[-conversation.TURNS_MAX :]
+    read = [unwrap(asked[-1], marks)]
+    while len(asked) > 1 and not read[0].question:  # a turn that has only context
+        asked.pop()
+        read = [unwrap(asked[-1], marks)]
+    question, proposed = read[0].question or asked[-1], conversation.proposal(turns)
+    texts = [question]
+    if len(asked) > 1 and not conversation.alone(question, asked[-2], proposed):
+        read = [unwrap(text, marks) for text in asked[:-1]] + read
+        before = [each.question for each in read[:-1] if each.question]
+        texts = conversation.relevant([*before, question], proposed)
+    text = "\n".join([*(clip(text, CONTEXT_CHARACTERS) for text in texts[:-1]), texts[-1]])
+    left = [each for unwrapped in read for each in unwrapped.left_out]
+    if len(text) > CLASSIFIED_CHARACTERS_MAX:
+        left.append(LeftOut("unread", len(text) - CLASSIFIED_CHARACTERS_MAX))
+    system = next((turn.text for turn in turns if turn.role == "system"), "")
+    later = any(turn.role == "assistant" for turn in turns)
+    kind = housekeeping.kind(system, asked[-1], read[-1], later, marks)
+    return Judged(clip(text), tuple(left), kind)
+
+
+def classified_text(turns: Sequence[Turn]) -> str:
+    """The text to judge, with the built-in marks of envelopes."""
+    return judged(turns).text
 
 
 def is_written(text: str) -> bool:

@@ -35,6 +35,7 @@ NAMES = {
     **{fact: f"semroute.decision.{fact}" for fact in ("rule", "strategy", "policy", "shadow")},
     "fallback": "semroute.fallback.reason",
     "truncated": "semroute.tokens.truncated",
+    "housekeeping": "semroute.housekeeping",
     "model": "gen_ai.request.model",
 }
 """Key of `outcome.facts` to attribute, except reason and difficulty, which the facts shorten."""

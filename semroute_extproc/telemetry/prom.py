@@ -39,6 +39,8 @@ METRICS: tuple[tuple[Callable[..., MetricWrapperBase], str, str, str], ...] = (
     (Counter, "cache", "result", "Lookups in the signal cache, by result: hit, miss."),
     (Counter, "truncated", "", "Texts that did not fit the encoder's window."),
     (Counter, "unknown", "", "Out-of-distribution texts."),
+    (Counter, "left_out_characters", "kind", "Text that was not judged: block, template, document, …"),
+    (Counter, "housekeeping", "kind", "Requests that applications make by themselves: title, summary, …"),
     (Counter, "internal_errors", "", "Unexpected exceptions."),
     (Counter, "refused_streams", "", "Streams refused because of server.streams_max."),
     (Gauge, "inflight_streams", "", "Open ext_proc streams."),
@@ -147,6 +149,10 @@ class PrometheusSink:
             self._count("sessions", outcome.session)
         for shadow in outcome.shadows:
             self._shadowed(shadow)
+        for kind, characters in outcome.left_out:
+            self._child("left_out_characters", kind).inc(characters)
+        if outcome.housekeeping:
+            self._count("housekeeping", outcome.housekeeping)
         if signals is not None and signals.truncated:
             self._count("truncated")
         if signals is not None and signals.unknown:

@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 
 from semroute_extproc.cli.exits import exit_statuses
-from semroute_extproc.strategies.cutoff import threshold_for_share
+from semroute_extproc.state.live import threshold_for_share
 from semroute_lab.common import options
 from semroute_lab.common.metrics import Floats
 from semroute_lab.common.options import DIRECTORY, EXISTING, EXISTING_DIRECTORY, option, shown, stacked

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from semroute_extproc.errors import DataError
-from semroute_extproc.strategies.cutoff import threshold_for_share
+from semroute_extproc.state.live import threshold_for_share
 from semroute_lab.common import metrics, routing
 from semroute_lab.common.metrics import Booleans, Floats, Integers
 from semroute_lab.common.tables import ROWS_MIN, TEXT_COLUMNS, Table, json_list, pick_column, require_rows
@@ -110,7 +110,7 @@ def evaluate_mixed(
 
 def _following(scores: Floats, share: float) -> float:
     """The threshold that the top `share` of these scores reaches."""
-    return threshold_for_share(np.quantile(scores, PERCENTILES), share)
+    return threshold_for_share(np.quantile(scores, PERCENTILES).tolist(), share)
 
 
 def _groups(names: Sequence[str], figures: Mapping[str, Any], replicates: int, seed: int) -> list[Report]:

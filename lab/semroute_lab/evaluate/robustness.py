@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from semroute_extproc.strategies.cutoff import threshold_for_share
+from semroute_extproc.state.live import threshold_for_share
 from semroute_lab.common import metrics
 from semroute_lab.common.tables import Table, require_rows
 from semroute_lab.evaluate.scoring import PERCENTILES, SHARE, Report, Source, head, judged

@@ -238,9 +238,22 @@ class TestExplain:
         assert explain("--text", "x", "--path", "/v1/unknown")["cause"] == "unknown_path"
         assert explain("--text", "x", "--model", "Qwen/Qwen3-8B")["outcome"] == "named"
 
+    def test_the_judged_text_and_what_was_left_out_are_shown(self) -> None:
+        report = explain("--text", "<notes>long</notes>\nWhy is the sky blue?")
+        assert report["text"] == "Why is the sky blue?"
+        assert report["left_out"] == [{"kind": "block", "characters": 20}]
+        assert report["housekeeping"] is None
+
     def test_people_get_a_table(self) -> None:
-        result = run("explain", "--config", str(EXAMPLE), "--text", "hi")
-        assert "x-semroute-cluster" in result.stdout
+        text = "Name this chat in six words.\n<notes>long</notes>\nUser: hello\nAssistant: Hello!"
+        table = " ".join(run("explain", "--config", str(EXAMPLE), "--text", text).stdout.split())
+        for row in (
+            "set header x-semroute-cluster",
+            "housekeeping title",
+            "judged Name this",
+            "left out block: ",
+        ):
+            assert row in table
 
     @pytest.mark.parametrize(
         "arguments", [[], ["--text", "x", "--body", "-"], ["--text", "x", "--header", "no"]]
@@ -273,7 +286,7 @@ class TestConfiguration:
             (
                 "difficulty > 0.7",
                 "dificulty > 0.7",
-                "policies.main.rules.2.when: there is no fact 'dificulty'",
+                "policies.main.rules.3.when: there is no fact 'dificulty'",
             ),
             ("default_pool: large", "default_pol: large", "did you mean 'default_pool'?"),
         ],
@@ -339,7 +352,7 @@ class TestConfiguration:
                 "weak: large, strong: small",
                 "strategies.pair.weak: by their prices large is more expensive than small",
             ),
-            ('domain == "math"', 'domain == "maths"', "policies.main.rules.2.when: no bundle has the domain"),
+            ('domain == "math"', 'domain == "maths"', "policies.main.rules.3.when: no bundle has the domain"),
             ("listen: unix:/run/semroute/", "listen: unix:/no/such/", "server.listen: the directory"),
         ],
     )

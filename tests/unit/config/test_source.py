@@ -109,6 +109,23 @@ def test_a_name_that_is_not_defined_is_shown_where_it_is_used(file: Path) -> Non
 
 
 @pytest.mark.parametrize(
+    ("envelopes", "message"),
+    [
+        ("{ask: [ticket], context: [Ticket]}", "'ticket' is in both ask and context"),
+        ("{ask: ['<ticket>']}", "text.envelopes.ask.0: string should match pattern"),
+        (f"{{ask: [{', '.join(f't{number}' for number in range(65))}]}}", "at most 64 items"),
+        ("{housekeeping: {mail: [sort]}}", "at least 8 characters"),
+        ("{housekeeping: {'a b': [sort the mail]}}", "pattern"),
+        ("{asks: [ticket]}", "did you mean 'ask'?"),
+    ],
+)
+def test_an_envelope_that_cannot_be_used_is_refused(file: Path, envelopes: str, message: str) -> None:
+    [problem] = problems(file, f"{GOOD}text: {{envelopes: {envelopes}}}\n")
+    assert "text.envelopes" in problem
+    assert message in problem
+
+
+@pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ("default_pool: large", "default_pool: huge", "there is no pool 'huge'"),

@@ -245,6 +245,32 @@ async def test_a_decision_that_needs_no_signal_does_not_ask_the_encoder() -> Non
     assert "encode" not in outcome.milliseconds()
 
 
+HOUSEKEEPING = {"name": "housekeeping", "when": 'request.housekeeping != ""', "pool": "small"}
+
+
+async def test_a_rule_sends_what_an_application_asks_for_by_itself_to_a_pool() -> None:
+    encoder = FakeEncoder(lambda _: raw(9.0))
+    settings = config(policies={"main": {"rules": [HOUSEKEEPING], "otherwise": {"strategy": "s"}}})
+    log = "Name this chat in six words.\n\nUser: hello\nAssistant: Hello!"
+    outcome = await outcome_of(request(chat(log)), settings, encoder)
+    assert (outcome.pool, outcome.housekeeping, encoder.texts) == ("small", "title", [])
+    outcome = await outcome_of(request(chat("Give me a title for my essay.")), settings, encoder)
+    assert (outcome.pool, outcome.housekeeping) == ("large", "")
+
+
+async def test_the_encoder_reads_the_question_and_what_was_left_out_is_reported() -> None:
+    encoder = FakeEncoder()
+    outcome = await outcome_of(request(chat("<notes>long</notes>\nWhy is it so?")), encoder=encoder)
+    assert encoder.texts == [outcome.text] == ["Why is it so?"]
+    assert [left._asdict() for left in outcome.left_out] == [{"kind": "block", "characters": 20}]
+
+
+async def test_the_names_of_the_configuration_are_used() -> None:
+    settings = config(text={"envelopes": {"ask": ["ticket"]}})
+    outcome = await outcome_of(request(chat("<ticket>Why is it so?</ticket>\nBe kind.")), settings)
+    assert outcome.text == "Why is it so?"
+
+
 async def test_the_stages_are_timed_in_order() -> None:
     outcome = await outcome_of(request(chat()))
     assert [stage.name for stage in outcome.stages] == ["parse", "policy", "encode", "policy", "edit"]

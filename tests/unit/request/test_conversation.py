@@ -14,10 +14,11 @@ from semroute_extproc.request.conversation import (
     TURNS_MAX,
     approval,
     failing_tests,
+    proposal,
+    questions,
     reask,
     relevant,
     repeated_errors,
-    spoken,
     tool_errors,
     tool_results,
 )
@@ -120,10 +121,12 @@ def test_the_proposal_is_the_assistants_text_right_before_the_last_user_turn() -
         Turn("assistant", " "),
         Turn("tool", "d"),
     ]
-    assert spoken(turns) == (["a", "c"], "b")
-    assert spoken([*turns, Turn("assistant", "e"), Turn("tool", "f")]) == (["a", "c"], "b")
-    assert spoken([Turn("user", "a"), Turn("user", "b")]) == (["a", "b"], "")
-    assert spoken([Turn("system", "s")]) == ([], "")
+    assert (questions(turns), proposal(turns)) == (["a", "c"], "b")
+    later = [*turns, Turn("assistant", "e"), Turn("tool", "f")]
+    assert (questions(later), proposal(later)) == (["a", "c"], "b")
+    both = [Turn("user", "a"), Turn("user", "b")]
+    assert (questions(both), proposal(both)) == (["a", "b"], "")
+    assert (questions([Turn("system", "s")]), proposal([Turn("system", "s")])) == ([], "")
 
 
 @pytest.mark.parametrize("unit", ["it ", "ok, ", "这", "ต", "はいもう一度", "a", " ", "\n", "^ ", "that is "])

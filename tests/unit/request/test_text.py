@@ -8,6 +8,9 @@ from itertools import pairwise
 
 import pytest
 
+from semroute_extproc.request import conversation
+from semroute_extproc.request.envelope import LeftOut
+from semroute_extproc.request.marks import SHIPPED
 from semroute_extproc.request.text import (
     CLASSIFIED_CHARACTERS_MAX,
     CONTEXT_CHARACTERS,
@@ -16,9 +19,11 @@ from semroute_extproc.request.text import (
     classified_text,
     clip,
     estimate_tokens,
+    judged,
     surface_features,
 )
 from semroute_extproc.request.view import Turn
+from semroute_extproc.settings.text import Envelopes
 
 LONG = "Why is the sky blue? " * 20
 
@@ -73,6 +78,48 @@ def test_system_prompts_tool_results_and_blank_turns_are_left_out():
 def test_without_a_user_turn_all_text_is_read():
     assert classified_text([Turn("system", "s"), Turn("tool", " "), Turn("tool", "etc")]) == "s\netc"
     assert classified_text([]) == ""
+
+
+def test_each_user_turn_is_judged_without_its_envelope():
+    turns = [user("<task>Write a parser.</task>\n<notes>x</notes>"), user("<notes>y</notes>\ncommit it")]
+    found = judged(turns)
+    assert found.text == "Write a parser.\ncommit it"
+    assert [left.kind for left in found.left_out] == ["block", "block"]
+
+
+def test_a_turn_of_context_alone_is_skipped():
+    context = user("<environment_context>bash</environment_context>")
+    assert classified_text([user("hi"), context]) == "hi"
+    assert classified_text([context, user("hi")]) == "hi"
+
+
+def test_context_alone_is_judged_as_a_whole():
+    assert classified_text([user("<notes>bash</notes>")]) == "<notes>bash</notes>"
+
+
+def test_only_the_last_user_turns_are_read():
+    task, more = user("Write a parser in Rust."), [user("and why?")] * conversation.TURNS_MAX
+    assert "Rust" not in classified_text([task, *more])
+    assert classified_text([task, *more[1:]]).startswith("Write a parser in Rust.\n")
+
+
+def test_names_of_the_configuration_are_envelopes_too():
+    text = "<ticket>Reset my password.</ticket>\n<crm>gold</crm>\nBe kind."
+    marks = SHIPPED.extended(Envelopes(ask=("ticket",), context=("CRM",)))
+    assert classified_text([user(text)]) == "<ticket>Reset my password.</ticket>\n<crm>gold</crm>\nBe kind."
+    assert judged([user(text)], marks).text == "Reset my password."
+    assert judged([user("Ticket: Reset my password.\nCRM: gold")], marks).text == "Reset my password."
+
+
+def test_housekeeping_phrases_of_the_configuration_are_found_in_the_system_prompt():
+    marks = SHIPPED.extended(Envelopes(housekeeping={"sort_mail": ("sort the mail into",)}))
+    turns = [Turn("system", "Sort the mail into folders."), user("hello")]
+    assert (judged(turns).housekeeping, judged(turns, marks).housekeeping) == ("", "sort_mail")
+
+
+def test_what_does_not_fit_the_judged_text_is_counted():
+    left = judged([user("x" * (CLASSIFIED_CHARACTERS_MAX + 5))]).left_out
+    assert left == (LeftOut("unread", 5),)
 
 
 def test_the_classified_text_is_bounded():

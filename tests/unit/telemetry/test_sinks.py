@@ -39,6 +39,7 @@ from semroute_extproc.outcome import Kind, Outcome, Stage
 from semroute_extproc.outcome import facts as metadata
 from semroute_extproc.policy.context import Decision
 from semroute_extproc.policy.shadow import Agreement, Shadow
+from semroute_extproc.request.envelope import LeftOut
 from semroute_extproc.request.view import Api, RequestView, Turn
 from semroute_extproc.settings.process import Telemetry
 from semroute_extproc.telemetry import prom
@@ -63,6 +64,8 @@ def event(kind: Kind = Kind.ROUTED, cause: str = "strategy", parents: tuple[str,
         view=RequestView(Api.CHAT_COMPLETIONS, "auto", (Turn("user", SECRET),)),
         signals=calibrate(BUNDLE, raw(truncated=True), "en"),
         text=SECRET,
+        left_out=(LeftOut("block", 40), LeftOut("document", 2)),
+        housekeeping="title",
         stages=(Stage("parse", 0.0, 0.1), Stage("encode", 0.1, 4.0)),
         total_ms=4.2,
     )
@@ -142,6 +145,8 @@ def test_decisions_are_counted_with_their_labels() -> None:
     assert f"semroute_decisions_total{{{labels}}} 1.0" in text
     assert 'semroute_fallbacks_total{reason="deadline"} 1.0' in text
     assert "semroute_truncated_total 2.0" in text
+    assert 'semroute_left_out_characters_total{kind="block"} 80.0' in text
+    assert 'semroute_housekeeping_total{kind="title"} 2.0' in text
     assert 'semroute_stage_duration_seconds_count{stage="encode"} 2.0' in text
 
 
