@@ -58,13 +58,16 @@ def make_manifest(
     scored = torch.sigmoid(scale * difficulty + shift)
     quantiles = fill.quantiles(scored, shares if bool(shares.any()) else None)
     share = spec.known.unk_share_max
+    served: dict[form.Device, str] = {"cpu": graphs.CPU_GRAPH}
+    if spec.base.architecture == "bert":  # the other is cheap enough on a CPU next to a GPU
+        served["cuda"] = graphs.CUDA_GRAPH
     manifest = Manifest(
         format=form.FORMAT,
         name=spec.name,
         version=spec.version,
         description=spec.description,
         encoder=base,
-        graphs={"cpu": graphs.CPU_GRAPH, "cuda": graphs.CUDA_GRAPH},
+        graphs=served,
         surface=SURFACE_NAMES,
         domain=LabelHead(labels=DOMAINS, temperature=fill.temperature(domain, check.targets.domain)),
         task=LabelHead(labels=TASKS, temperature=fill.temperature(task, check.targets.task)),
@@ -104,11 +107,14 @@ def write(
     np.save(work / "centroids.npy", centroids.numpy().astype(np.float32))
     texts = frames.take(frames.spread(graphs.CALIBRATION_TEXTS_MAX))
     graphs.write_int8(fp32, int8, graphs.feeds(texts.framed))
-    graphs.write_fp16(fp32, fp16)
-    for graph in (int8, fp16):
+    if "cuda" in manifest.graphs:
+        graphs.write_fp16(fp32, fp16)
+    files = graphs.move_table(int8)
+    for graph in (int8, *([fp16] if "cuda" in manifest.graphs else [])):
         found = _outputs(graph_run(graph), sample)
         say(f"{graph.name} against fp32: {json.dumps(_difference(reference, found))}")
-    publish(manifest, [work / "tokenizer.json", work / "centroids.npy", int8, fp16], out)
+        files.append(graph)
+    publish(manifest, [work / "tokenizer.json", work / "centroids.npy", *dict.fromkeys(files)], out)
     say(f"published {out}")
 
 

@@ -27,6 +27,7 @@ from semroute_extproc.errors import BundleError, DataError
 from semroute_lab.train.spec import Say
 
 CPU_GRAPH, CUDA_GRAPH = "model.int8.onnx", "model.fp16.onnx"
+TABLE, TABLE_BYTES_MIN = "table.bin", 1 << 25  # File of a graph's large tensors, and their least size
 
 QUANTISED_HEADS = ("/heads/memory/MatMul",)  # The only product of the heads that is as large as the encoder's
 CALIBRATION_TEXTS_MAX = 256  # Texts for the rounding of the weights
@@ -67,6 +68,22 @@ def write_int8(fp32: Path, file: Path, calibration: Sequence[Feed]) -> None:
         settings: Any = {"per_channel": True, "reduce_range": True, "weight_type": QuantType.QInt8}
         settings |= {"nodes_to_exclude": [*small, *renamed], "extra_options": {"MatMulConstBOnly": True}}
         quantize_dynamic(exact, file, **settings)
+
+
+def move_table(file: Path) -> list[Path]:
+    """Move the large tensors of a graph to a file next to it; the files of the graph.
+
+    ONNX Runtime maps that file instead of reading it: only the rows in use take memory, and processes share
+    them.
+    """
+    import onnx
+
+    model = onnx.load(str(file))
+    table = file.with_name(TABLE)
+    table.unlink(missing_ok=True)
+    where: Any = {"save_as_external_data": True, "all_tensors_to_one_file": True, "location": TABLE}
+    onnx.save_model(model, str(file), **where, size_threshold=TABLE_BYTES_MIN)
+    return [file, table] if table.exists() else [file]
 
 
 def _matrix_nodes(fp32: Path) -> list[str]:

@@ -35,6 +35,7 @@ from semroute_lab.train.datasets import (
 CLEAR = 0.04  # Difficulty where the weak model is as good as the strong one
 REWARD_SCALE = 1.3  # Difficulty for each unit of a judge's reward, 0..1, that the weak model lacks
 WORD_PROBLEM = (0.03, 0.13)  # Difficulty of the shortest and of the longest word problem
+RAW_KINDS = ("housekeeping", "template")  # Read as they are: the envelope is what they are about
 HARD_CHAT = (0.45, 0.85)  # Difficulty of the prompts with the smallest and the largest gap of outcomes
 MMLU_PRIOR = 0.25  # Weight of the mean of MMLU's outcomes in a row's difficulty: a single answer is noisy
 LOGS = "logs"  # Source name of a user's own logs
@@ -329,8 +330,9 @@ def _requests(source: Source, table: Table) -> Rows:
         )
         if train not in ("1", "true") or split != "train":
             continue
-        if messages:
-            text = text_of_body({"messages": json.loads(messages)})
+        if messages or kind not in RAW_KINDS:
+            asked = json.loads(messages) if messages else [{"role": "user", "content": text}]
+            text = text_of_body({"messages": asked})
         number = float(level) if level.replace(".", "").isdigit() else 2.0
         difficulty = LEVELS.get(kind)
         if "college_math" in task:
