@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from semroute_extproc.errors import BundleError
 from semroute_extproc.request.signals import FloatArray
 from semroute_extproc.request.text import SURFACE_NAMES
 
-DEFAULT_BUNDLE, LANGUAGE_BUNDLES = "semroute-minilm", {"zh": "semroute-bge-zh"}
-"""The shipped bundles: the default, and those for single languages."""
+DEFAULT_BUNDLE, MULTILINGUAL_BUNDLE = "semroute-minilm", "semroute-use"
+"""The shipped bundles: for English, and for its other languages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +41,20 @@ class Bundle:
 
 
 def default_bundle() -> Path:
-    """The shipped bundle for every language."""
+    """The shipped bundle for languages without one of their own."""
     return _shipped(DEFAULT_BUNDLE)
 
 
 def language_bundles() -> dict[str, Path]:
-    """The shipped bundles for single languages; an image may leave them out."""
-    paths = {language: _shipped(name) for language, name in LANGUAGE_BUNDLES.items()}
-    return {language: path for language, path in paths.items() if path.is_dir()}
+    """Language to the shipped bundle that reads it, the default's languages left out; raises BundleError.
+
+    An image may leave the multilingual bundle out.
+    """
+    path = _shipped(MULTILINGUAL_BUNDLE)
+    if not path.is_dir():
+        return {}
+    default = read_manifest(default_bundle()).languages
+    return {language: path for language in read_manifest(path).languages if language not in default}
 
 
 def _shipped(name: str) -> Path:
@@ -70,6 +77,12 @@ def load(path: Path, devices: tuple[Device, ...] = ("cpu", "cuda")) -> Bundle:
         if name not in unused and (digest := _sha256(path / name)) != entry.sha256:
             raise BundleError(f"{path / name}: sha256 is {digest}, bundle.json says {entry.sha256}")
     return Bundle(path, manifest, _centroids(path / manifest.unknown.centroids, manifest.encoder.dimensions))
+
+
+def load_each(paths: Mapping[str, Path], devices: tuple[Device, ...]) -> dict[str, Bundle]:
+    """Language to checked bundle; a bundle of several languages is loaded once. Raises BundleError."""
+    loaded = {path: load(path, devices) for path in dict.fromkeys(paths.values())}
+    return {language: loaded[path] for language, path in paths.items()}
 
 
 def read_manifest(path: Path) -> Manifest:

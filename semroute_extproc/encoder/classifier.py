@@ -32,6 +32,9 @@ class Classifier:
         """`by_language` is keyed by ISO 639-1 code. An entry of the cache takes about 6 kB."""
         self.bundle = default.bundle
         self._encoders = {"any": default, **by_language}
+        self._languages: dict[EncodeQueue, list[str]] = {}
+        for language, encoder in self._encoders.items():
+            self._languages.setdefault(encoder, []).append(language)
         self._cache = LRUCache[tuple[str, str, bytes], Signals](cache_entries) if cache_entries else None
         self._emit = emit
 
@@ -50,15 +53,18 @@ class Classifier:
     @property
     def waiting(self) -> int:
         """Texts that wait for an encoder."""
-        return sum(encoder.waiting for encoder in self._encoders.values())
+        return sum(encoder.waiting for encoder in self._languages)
 
     def describe(self) -> list[dict[str, str]]:
-        """Each encoder's description, and the language it reads."""
-        return [{**encoder.describe(), "language": language} for language, encoder in self._encoders.items()]
+        """Each encoder's description, and the languages it reads."""
+        return [
+            {**encoder.describe(), "language": " ".join(languages)}
+            for encoder, languages in self._languages.items()
+        ]
 
     async def close(self) -> None:
         """Stop every encoder."""
-        await asyncio.gather(*(encoder.close() for encoder in self._encoders.values()))
+        await asyncio.gather(*(encoder.close() for encoder in self._languages))
 
 
 def cache_key(revision: str, language: str, text: str) -> tuple[str, str, bytes]:

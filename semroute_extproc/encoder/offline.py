@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
-from semroute_extproc.encoder.bundle import default_bundle, language_bundles, load
+from semroute_extproc.encoder.bundle import default_bundle, language_bundles, load, load_each
 from semroute_extproc.encoder.cores import usable_cores
 from semroute_extproc.encoder.cuda import open_model
 from semroute_extproc.encoder.manifest import Device
@@ -33,8 +33,12 @@ class Scorer:
         """The shipped bundles, or `bundle_dir` for every language; raises BundleError or ConfigError."""
         paths = language_bundles() if bundle_dir is None else {}
         default = open_model(load(bundle_dir or default_bundle(), (device,)), device)
-        others = {language: open_model(load(path, ("cpu",)), "cpu") for language, path in paths.items()}
-        return cls(default, others)
+        bundles = load_each(paths, ("cpu",))
+        opened: dict[Path, OnnxModel] = {}
+        for each in bundles.values():
+            if each.path not in opened:
+                opened[each.path] = open_model(each, "cpu")
+        return cls(default, {language: opened[each.path] for language, each in bundles.items()})
 
     def score(self, text: str) -> Signals:
         """Signals of one text."""

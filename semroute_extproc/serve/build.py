@@ -34,26 +34,30 @@ def load_bundles(config: Config) -> dict[str, Bundle]:
     wanted, own = config.encoder, config.encoder.by_language
     default = wanted.bundle or bundle.default_bundle()
     paths = {**(bundle.language_bundles() if own is None else own), DEFAULT: default}
-    return {language: bundle.load(Path(path), (wanted.device, "cpu")) for language, path in paths.items()}
+    return bundle.load_each({key: Path(path) for key, path in paths.items()}, (wanted.device, "cpu"))
 
 
 def make_models(config: Config, bundles: Mapping[str, Bundle]) -> dict[str, OnnxModel]:
     """Language to warm model; raises BundleError or ConfigError."""
     device = config.encoder.device
+    opened: dict[Path, OnnxModel] = {}
     # The default bundle must support the device. Another bundle without a graph for it runs on the CPU.
-    return {
-        language: open_model(each, device if language == DEFAULT or device in each.manifest.graphs else "cpu")
-        for language, each in bundles.items()
-    }
+    for language, each in sorted(bundles.items()):
+        if each.path not in opened:
+            able = language == DEFAULT or device in each.manifest.graphs
+            opened[each.path] = open_model(each, device if able else "cpu")
+    return {language: opened[each.path] for language, each in bundles.items()}
 
 
 def make_classifier(config: Config, models: Mapping[str, OnnxModel], emit: Emit = ignore) -> Classifier:
     """The classifier of the running loop: one thread on a GPU, else the cores divided by the workers."""
     cores = max(1, usable_cores() // config.server.workers)
-    encoders: dict[str, EncodeQueue] = {}
-    for language, model in models.items():
-        threads = config.encoder.threads or (cores if model.device == "cpu" else 1)
-        encoders[language] = EncodeQueue(model, threads, config.encoder.queue_max, emit)
+    queues: dict[Path, EncodeQueue] = {}
+    for model in models.values():
+        if model.bundle.path not in queues:
+            threads = config.encoder.threads or (cores if model.device == "cpu" else 1)
+            queues[model.bundle.path] = EncodeQueue(model, threads, config.encoder.queue_max, emit)
+    encoders = {language: queues[model.bundle.path] for language, model in models.items()}
     return Classifier(encoders.pop(DEFAULT), encoders, config.encoder.cache_entries, emit)
 
 

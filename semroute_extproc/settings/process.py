@@ -47,7 +47,7 @@ class Encoder(Model):
     bundle: str | None = Field(None, description="Directory of a bundle; default: the shipped bundle.")
     by_language: dict[Annotated[str, Field(pattern="^[a-z]{2}$")], str] | None = Field(
         None,
-        max_length=8,
+        max_length=64,
         description="ISO 639-1 language to bundle directory; default: the shipped bundles.",
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="With `cuda`, a GPU is required to start.")

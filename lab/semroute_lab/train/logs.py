@@ -25,11 +25,12 @@ import numpy as np
 from semroute_extproc.errors import DataError
 from semroute_lab.common.metrics import Floats
 from semroute_lab.common.tables import Table, read_table, text_key
-from semroute_lab.train import datasets, labels, quality
-from semroute_lab.train.datasets import Example, Part
+from semroute_lab.train import labels, quality
+from semroute_lab.train.datasets import Example, Part, part_of_fit
 from semroute_lab.train.sources import LOGS, Source, names_in
 
 COST = "cost."  # Start of the name of a column of costs
+LOGS_WEIGHT = 3.0  # Of a row's difficulty in the loss: the operator's own outcomes count most
 ROWS_MIN = 200  # Fewer prompts are too few to train a router
 RARER_MIN = 20  # The rarer of the two classes (strong needed or not) must have this many rows
 ANSWERS_MAX = 64  # Most answers of one model to one prompt
@@ -48,7 +49,7 @@ class LogsPlan:
 
 
 def read_logs(plan: LogsPlan) -> tuple[list[Example], dict[str, Any]]:
-    """The rows on which both models were asked, for the exam expert, and facts about the labels."""
+    """The rows on which both models were asked, and facts about the labels."""
     table = read_table(plan.file)
     texts = table.texts("prompt")
     first: dict[str, int] = {}
@@ -78,14 +79,12 @@ def read_logs(plan: LogsPlan) -> tuple[list[Example], dict[str, Any]]:
         only = f"rows on which only {plan.strong} does well and as many others"
         found = f"found {needed} and {count - needed}: there is nothing to learn"
         raise table.error(column, f"expected at least {RARER_MIN} {only}, {found}")
-    # The exam expert's table holds the labels, or for `only-strong` the signed gain.
-    values = gains if plan.labels == "only-strong" else targets
-    source = Source(LOGS, str(plan.file), "your own")
+    source = Source(LOGS, str(plan.file), "your own", kind="logs", weight=LOGS_WEIGHT)
     rows = []
     for row in np.flatnonzero(asked).tolist():
-        targets_of = {"difficulty": float(targets[row]), "gain": float(values[row]), **names_in(table, row)}
-        part = Part.DEV if dev[row] else None
-        rows.append(source.row(table, row, texts[row], part, family=datasets.EXAM, **targets_of))
+        targets_of = {"difficulty": float(targets[row]), **names_in(table, row)}
+        part = Part.DEV if dev[row] else part_of_fit(texts[row])
+        rows.append(source.row(table, row, texts[row], part, **targets_of))
     return rows, info | {"quality": plan.quality, "strong": plan.strong, "weak": plan.weak}
 
 

@@ -58,7 +58,6 @@ def train(settings: Settings, say: Say) -> Manifest:
     corpus, labels = read_corpus(settings, say)
     checkpoint = obtain(spec.base, settings.base, work)
     encoder_spec, mask_id = framing(spec, checkpoint, work)
-    sets = (corpus.fit, corpus.calibrate)
     framer = Framer(work / "tokenizer.json", encoder_spec)
     # A changed copy of each row: what surrounds a question must not decide.
     augment = Augment([row.text for row in corpus.fit], random.Random(seed))

@@ -294,8 +294,8 @@ def _arena(source: Source, table: Table) -> Rows:
     for row, text in enumerate(table.texts(source.text)):
         split, level = outcomes.get(text.strip(), ("", sum(HARD_CHAT) / 2))
         if kinds[row] == "creative_writing":
-            creative = {"task": TASKS.index("creative"), "difficulty": LEVELS["writing"], "kind": "writing"}
-            yield source.row(table, row, text, **creative)
+            task, level = TASKS.index("creative"), LEVELS["writing"]
+            yield source.row(table, row, text, task=task, difficulty=level, kind="writing")
         elif split != "dev":
             yield source.row(table, row, text, difficulty=level)
 

@@ -142,7 +142,7 @@ def tokenizer(checkpoint: Checkpoint) -> Tokenizer:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
-    """Number and bytes of each field of a protobuf message, without its integers (SentencePiece's ModelProto)."""
+    """Number and bytes of the fields of a protobuf message, without its integers."""
     at = 0
 
     def varint() -> int:
