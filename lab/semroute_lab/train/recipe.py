@@ -92,7 +92,7 @@ def train(settings: Settings, say: Say) -> Manifest:
     write(network.eval(), manifest, centroids, check_frames, settings.out, work, say)
     minutes = (time.process_time() - started) / 60
     facts = {"seed": seed, "epochs": spec.tune.epochs, "minutes": minutes, "threads": settings.threads}
-    facts |= training_facts(corpus, manifest) | {"labels": labels}
+    facts |= training_facts(corpus, manifest) | {"labels": labels, "traffic": spec.traffic}
     write_card(settings.out, work / FP32_GRAPH, settings.data, settings.handwritten, facts, work, say)
     return manifest
 
