@@ -20,9 +20,10 @@ import numpy as np
 from semroute_extproc.errors import DataError
 from semroute_extproc.state.live import threshold_for_share
 from semroute_lab.common import metrics, routing
+from semroute_lab.common.embedding import signals_of
 from semroute_lab.common.metrics import Booleans, Floats, Integers
 from semroute_lab.common.tables import ROWS_MIN, TEXT_COLUMNS, Table, json_list, pick_column, require_rows
-from semroute_lab.evaluate.scoring import PERCENTILES, SHARE, Report, Source, judged, signals_of
+from semroute_lab.evaluate.scoring import PERCENTILES, SHARE, Report, Source, judged
 
 SIDE_ROWS_MIN = 5  # A kind with fewer hard (easy) rows is not compared with the easy (hard) kinds
 

@@ -21,9 +21,10 @@ from semroute_lab.train.bert import TEXTS_MAX, Encoder, smooth
 from semroute_lab.train.datasets import DOMAINS, TASKS, Example
 from semroute_lab.train.fit import States
 from semroute_lab.train.frames import Frames
-from semroute_lab.train.kept import Kept
 from semroute_lab.train.graphs import Array, publish
+from semroute_lab.train.kept import Kept
 from semroute_lab.train.model import Heads, Network
+from semroute_lab.train.sources import LOGS
 from semroute_lab.train.spec import BundleSpec, Say
 
 OPSET = 20  # ONNX operator set: the first with Gelu, which half precision needs as one operator
@@ -54,7 +55,9 @@ def make_manifest(
     threshold = fill.unknown_threshold(asked[ordinary], centroids, spec.known.unknown_share)
     scale, shift = fill.platt(difficulty, check.targets.difficulty, check.targets.weight)
     kinds = [row.kind for row in calibrate]
-    shares = torch.tensor([spec.traffic.get(kind, 0.0) / max(1, kinds.count(kind)) for kind in kinds])
+    # A user's own logs are the user's traffic.
+    traffic = {LOGS: 1.0} if LOGS in kinds else spec.traffic
+    shares = torch.tensor([traffic.get(kind, 0.0) / max(1, kinds.count(kind)) for kind in kinds])
     scored = torch.sigmoid(scale * difficulty + shift)
     quantiles = fill.quantiles(scored, shares if bool(shares.any()) else None)
     share = spec.known.unk_share_max

@@ -88,7 +88,7 @@ def move_table(file: Path) -> list[Path]:
 
 
 def join(encoder: Path, heads: Path, at: str, outputs: Sequence[str], file: Path) -> None:
-    """Write the graph `encoder` up to its output `at`, followed by the graph `heads`, whose first input it is."""
+    """Write the graph `encoder` up to its output `at`, and the graph `heads`, whose first input that is."""
     import onnx
     from onnx import compose, utils
 

@@ -70,7 +70,7 @@ class _Alone(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.heads = heads
 
-    def forward(self, embedding: Tensor, surface: Tensor) -> Outputs:
+    def forward(self, embedding: Tensor, surface: Tensor) -> tuple[Tensor, ...]:
         outputs: Outputs = self.heads(embedding, surface)
         return outputs[1:]
 

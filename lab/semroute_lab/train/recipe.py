@@ -9,10 +9,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from semroute_extproc.encoder.bundle import load
 from semroute_extproc.encoder.manifest import EncoderSpec, Manifest
@@ -60,56 +61,85 @@ def train(settings: Settings, say: Say) -> Manifest:
     settings.work.mkdir(parents=True, exist_ok=True)
     spec, seed, work = settings.spec, settings.seed, settings.work
     corpus, labels = read_corpus(settings, say)
-    kept, checkpoint = None, None
-    if settings.keep is not None:
-        kept = Kept(load(settings.keep), settings.threads)
-        encoder_spec, mask_id = kept.bundle.manifest.encoder, 0
-        shutil.copyfile(settings.keep / "tokenizer.json", work / "tokenizer.json")
-    else:
-        checkpoint = obtain(spec.base, settings.base, work)
-        encoder_spec, mask_id = framing(spec, checkpoint, work)
-    framer = Framer(work / "tokenizer.json", encoder_spec)
     # A changed copy of each row: what surrounds a question must not decide.
     augment = Augment([row.text for row in corpus.fit], random.Random(seed))
     rows = [*corpus.fit, *(augment(row) for row in corpus.fit)]
     rows = list({(row.source, row.text): row for row in rows}.values())
-    frames, check_frames = (
-        Frames.of([row.text for row in part], framer, encoder_spec.pad_id)
-        for part in (rows, corpus.calibrate)
-    )
-    heads = new_heads(encoder_spec.dimensions, frames)
     index = _recall_rows(rows, spec.fill.recall_rows, seed)
-    if kept is not None:
-        say(f"embedding {len(frames)} + {len(check_frames)} rows")
-        (known, base), (asked, _) = kept.read(frames), kept.read(check_frames)
-        network, base = kept, base[index]
+    if settings.keep is not None:
+        read = _kept(settings, settings.keep, rows, index, corpus, say)
     else:
-        network = Network(base_encoder(checkpoint, spec), heads)
-        if spec.tune.epochs:
-            before = time.process_time()
-            tuned, seconds = _tuned(settings, network, corpus, encoder_spec, check_frames, mask_id, say)
-            # The CPU time of an interrupted run counts too.
-            started -= max(0.0, seconds - (time.process_time() - before))
-            # The heads start again on the finished encoder, with every row and the whole window.
-            heads = new_heads(encoder_spec.dimensions, frames)
-            network = Network(tuned.encoder, heads)
-        say(f"embedding {len(frames)} + {len(check_frames)} rows")
-        known, asked = (embed(network.encoder, part, work) for part in (frames, check_frames))
-        base = embed(base_encoder(checkpoint, spec), frames.take(index), work)
-    fit, check = States.of(rows, known, frames), States.of(corpus.calibrate, asked, check_frames)
-    fit_recall(heads, fit.pooled[index], base, spec.fill, say)
+        read = _encoded(settings, rows, index, corpus, say)
+    heads = read.heads
+    started -= read.seconds
+    fit = States.of(rows, read.states, read.frames)
+    check = States.of(corpus.calibrate, read.checked, read.check_frames)
+    fit_recall(heads, fit.pooled[index], read.base, spec.fill, say)
     fit = fit._replace(table=add_table(heads, rows, fit, TABLE_SOURCES, spec.fill, seed, say))
     fit_heads(heads, fit, check, spec.loss, spec.heads, seed, say)
     with torch.inference_mode():
-        parts = [heads.parts(part.pooled, part.surface) for part in (fit, check)]
-    add_memory(heads, rows, *parts, check.targets.domain, spec.fill, seed, say)
-    manifest, centroids = make_manifest(spec, encoder_spec, heads, rows, corpus.calibrate, fit, check, seed)
-    write(network, heads.eval(), manifest, centroids, check_frames, settings.out, work, say)
+        stored, tried = (heads.parts(part.pooled, part.surface) for part in (fit, check))
+    add_memory(heads, rows, stored, tried, check.targets.domain, spec.fill, seed, say)
+    manifest, centroids = make_manifest(spec, read.framing, heads, rows, corpus.calibrate, fit, check, seed)
+    write(read.network, heads.eval(), manifest, centroids, read.check_frames, settings.out, work, say)
     minutes = (time.process_time() - started) / 60
-    facts = {"seed": seed, "epochs": spec.tune.epochs if kept is None else None, "minutes": minutes, "threads": settings.threads}
+    epochs = None if settings.keep is not None else spec.tune.epochs
+    facts = {"seed": seed, "epochs": epochs, "minutes": minutes, "threads": settings.threads}
     facts |= training_facts(corpus, manifest) | {"labels": labels, "traffic": spec.traffic}
     write_card(settings.out, work / graphs.FP32_GRAPH, settings.data, settings.handwritten, facts, work, say)
     return manifest
+
+
+class Read(NamedTuple):
+    """The encoder, and what it makes of the rows."""
+
+    network: Network | Kept
+    heads: Heads  # Fresh
+    framing: EncoderSpec
+    frames: Frames
+    check_frames: Frames
+    states: Tensor  # [rows, d]
+    checked: Tensor  # Of the calibration rows
+    base: Tensor  # The base encoder's states of the rows that recall is fitted on
+    seconds: float = 0.0  # CPU time of an earlier, interrupted run
+
+
+def _kept(
+    settings: Settings, keep: Path, rows: Sequence[Example], index: list[int], corpus: Corpus, say: Say
+) -> Read:
+    """Read the rows with the encoder of a published bundle."""
+    kept = Kept(load(keep), settings.threads)
+    framing = kept.bundle.manifest.encoder
+    shutil.copyfile(keep / "tokenizer.json", settings.work / "tokenizer.json")
+    frames, check = (_frames(part, framing, settings.work) for part in (rows, corpus.calibrate))
+    say(f"embedding {len(frames)} + {len(check)} rows")
+    (states, base), (checked, _) = kept.read(frames), kept.read(check)
+    heads = new_heads(framing.dimensions, frames)
+    return Read(kept, heads, framing, frames, check, states, checked, base[index])
+
+
+def _encoded(settings: Settings, rows: Sequence[Example], index: list[int], corpus: Corpus, say: Say) -> Read:
+    """Fine-tune the base encoder, and read the rows with it."""
+    spec, work = settings.spec, settings.work
+    checkpoint = obtain(spec.base, settings.base, work)
+    framing, mask_id = write_tokenizer(spec, checkpoint, work)
+    frames, check = (_frames(part, framing, work) for part in (rows, corpus.calibrate))
+    network = Network(base_encoder(checkpoint, spec), new_heads(framing.dimensions, frames))
+    earlier = 0.0
+    if spec.tune.epochs:
+        before = time.process_time()
+        network, seconds = _tuned(settings, network, corpus, framing, check, mask_id, say)
+        earlier = max(0.0, seconds - (time.process_time() - before))
+    say(f"embedding {len(frames)} + {len(check)} rows")
+    states, checked = (embed(network.encoder, part, work) for part in (frames, check))
+    base = embed(base_encoder(checkpoint, spec), frames.take(index), work)
+    # The heads start again on the finished encoder, with every row and the whole window.
+    heads = network.heads = new_heads(framing.dimensions, frames)
+    return Read(network, heads, framing, frames, check, states, checked, base, earlier)
+
+
+def _frames(rows: Sequence[Example], framing: EncoderSpec, work: Path) -> Frames:
+    return Frames.of([row.text for row in rows], Framer(work / "tokenizer.json", framing), framing.pad_id)
 
 
 def _recall_rows(rows: Sequence[Example], most: int, seed: int) -> list[int]:
@@ -164,7 +194,7 @@ def _readable(row: Example, spec: BundleSpec, rng: random.Random) -> bool:
     return language in spec.languages
 
 
-def framing(spec: BundleSpec, checkpoint: Checkpoint, work: Path) -> tuple[EncoderSpec, int]:
+def write_tokenizer(spec: BundleSpec, checkpoint: Checkpoint, work: Path) -> tuple[EncoderSpec, int]:
     """Write the tokenizer without its own padding and truncation; how text is framed, and [MASK]'s id."""
     base = spec.base
     if base.architecture == "use":
