@@ -81,7 +81,7 @@ def test_an_envelope_does_not_change_the_decision(rows: Rows) -> None:
 def test_housekeeping_goes_to_the_small_pool_whatever_the_chat_is_about(rows: Rows) -> None:
     *requests, _ = rows
     kinds = [row["housekeeping"] for row in requests if row["rule"] == "housekeeping"]
-    assert kinds == ["title", "follow_ups", "title", "commit_message"]
+    assert kinds == ["title", "title", "follow_ups", "commit_message"]
     assert kinds == [row["housekeeping"] for row in requests if row["housekeeping"]]
 
 
