@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import struct
@@ -17,6 +18,15 @@ PIECES = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("\u2581", -3.0)]
 PIECES += [(f"\u2581{word}", -2.0) for word in WORDS] + [(digit, -4.0) for digit in "0123456789"]
 PIECES += [("co", -2.5), ("urt", -2.5), ("cou", -9.0), ("c", -5.0), ("o", -5.0), ("rt", -3.5)]
 """Pieces of the small SentencePiece model and the logarithms of their probabilities."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tests run side by side, and threads of tiny products would wait for each other."""
+    with contextlib.suppress(ImportError):
+        import torch
+
+        torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -79,6 +79,14 @@ def test_the_table_of_embeddings_stays_in_bytes_and_out_of_the_trained_state(enc
     assert not {"table", "step", "offset"} & set(encoder.state_dict())
 
 
+def test_training_leaves_the_arrays_of_the_checkpoint_alone(encoder, use_tensors):
+    before = {name: np.array(values) for name, values in use_tensors.items()}
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.add_(1.0)
+    assert all(np.array_equal(use_tensors[name], values) for name, values in before.items())
+
+
 @pytest.fixture
 def tuned(encoder):
     """The encoder with added parts that are no longer zero."""
