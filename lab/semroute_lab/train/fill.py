@@ -54,7 +54,7 @@ def add_table(
     A row of `sources` gets its value from a table that has not seen it, nor a changed copy of it.
     """
     own = [i for i, row in enumerate(rows) if row.source in sources and row.difficulty is not None]
-    with torch.inference_mode():
+    with torch.no_grad():
         out = heads.parts(states.pooled, states.surface)
         x = heads.table_inputs(out.embedding, out.form)
         if len(own) < plan.clusters * plan.table_rows_min:

@@ -84,6 +84,8 @@ def test_the_table_is_made_of_the_difficulties_of_its_sources_only(plan, heads):
     assert values[80:].tolist() == pytest.approx([0.1] * 5 + [0.1, 0.9] * 20)
     assert float(heads.table_mean) == pytest.approx(0.5)
     assert float(heads.table_scale) == pytest.approx(0.4, abs=0.01)
+    # The heads are fitted with the table in place, and the best epoch is loaded again.
+    heads.load_state_dict({name: each.clone() for name, each in heads.state_dict().items()})
 
 
 def test_the_rows_of_the_table_get_values_from_tables_that_have_not_seen_them(plan, heads):
