@@ -6,6 +6,7 @@ What applications put around a question, and how people type it, must not decide
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import tomllib
@@ -52,7 +53,7 @@ class Augment:
         found = {"question": question, "passage": self._passage(self.rng.choice(PASSAGES))}
         found |= {"other": self._passage(OTHER), "short": self._passage(SHORT).partition("\n")[0]}
         if template.startswith('{"'):
-            found = {name: text.replace('"', '\\"').replace("\n", "\\n") for name, text in found.items()}
+            found = {name: json.dumps(text, ensure_ascii=False)[1:-1] for name, text in found.items()}
         return _FIELDS.sub(lambda match: found[match[1]], template)
 
     def _passage(self, characters: int) -> str:

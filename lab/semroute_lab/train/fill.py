@@ -51,10 +51,10 @@ def add_table(
 ) -> Tensor:
     """Give the heads a cluster table of the difficulty of the rows of `sources`; its values, [rows].
 
-    A row of `sources` gets its value from a table that has not seen it.
+    A row of `sources` gets its value from a table that has not seen it, nor a changed copy of it.
     """
     own = [i for i, row in enumerate(rows) if row.source in sources and row.difficulty is not None]
-    with torch.inference_mode():
+    with torch.no_grad():
         out = heads.parts(states.pooled, states.surface)
         x = heads.table_inputs(out.embedding, out.form)
         if len(own) < plan.clusters * plan.table_rows_min:
@@ -63,7 +63,7 @@ def add_table(
         values = states.targets.difficulty[own]
         heads.table = cluster_table(x[own], values, plan.clusterings, plan, seed)
         found = torch.cat([heads.table(part) for part in x.split(TABLE_ROWS)])
-        found[own] = out_of_fold(x[own], values, plan, seed)
+        found[own] = out_of_fold(x[own], values, [rows[i].place for i in own], plan, seed)
     heads.table_mean.copy_(found[own].mean())
     heads.table_scale.copy_(found[own].std())
     say(f"cluster table of {len(own)} rows")
@@ -90,9 +90,11 @@ def shrunk_means(cluster: Tensor, target: Tensor, k: int, shrinkage: float) -> T
     return (total + shrinkage * target.mean()) / (torch.bincount(cluster, minlength=k) + shrinkage)
 
 
-def out_of_fold(x: Tensor, target: Tensor, plan: FillPlan, seed: int) -> Tensor:
-    """Each row's table value from a table that has not seen it, for calibration; [rows]."""
-    fold = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)) % plan.folds
+def out_of_fold(x: Tensor, target: Tensor, places: Sequence[str], plan: FillPlan, seed: int) -> Tensor:
+    """Each row's table value from a table that has seen no row of its place; [rows]."""
+    numbers = {place: number for number, place in enumerate(dict.fromkeys(places))}
+    order = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(seed))
+    fold = order[[numbers[place] for place in places]] % plan.folds
     found = torch.zeros(len(x), dtype=target.dtype)
     for part in range(plan.folds):
         fit, rest = fold != part, fold == part

@@ -208,8 +208,8 @@ def _rewards(source: Source, table: Table) -> Rows:
     for row, text in enumerate(table.texts(source.text)):
         if train[row] == "1" and not other[row]:
             kind = "math_school" if origins[row] == "gsm8k" else source.kind
-            level = float(np.clip(CLEAR + REWARD_SCALE * max(gaps[row], 0.0), 0.0, 0.9))
-            yield source.row(table, row, text, difficulty=level, kind=kind)
+            level = np.clip(CLEAR + REWARD_SCALE * np.maximum(gaps[row], 0.0), 0.0, 0.9)
+            yield source.row(table, row, text, difficulty=_known(level), kind=kind)
 
 
 def _tasks(source: Source, table: Table) -> Rows:

@@ -110,7 +110,8 @@ def _grams(x: Tensor, size: int, before: int) -> Tensor:
 
 
 def _parameter(values: Array) -> nn.Parameter:
-    return nn.Parameter(torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)))
+    # A copy: training must not change the arrays that were given.
+    return nn.Parameter(torch.tensor(values, dtype=torch.float32))
 
 
 def _norm(gain: Array, bias: Array) -> nn.LayerNorm:

@@ -70,10 +70,3 @@ def test_a_question_lands_in_the_same_part_with_and_without_its_options():
 def test_about_a_tenth_of_the_fit_rows_is_kept_for_calibration():
     parts = [datasets.part_of_fit(f"question number {n}") for n in range(5000)]
     assert 0.08 < parts.count(Part.CALIBRATE) / len(parts) < 0.12
-
-
-def test_a_gain_leaves_a_row_together_with_its_difficulty():
-    dev = row("q", part=Part.DEV, difficulty=1.0)
-    corpus = assemble([row("a"), row("q", domain=3, difficulty=0.0, gain=-1.0), dev])
-    (kept,) = (one for one in corpus.fit if one.text == "q")
-    assert (kept.difficulty, kept.gain) == (None, None)

@@ -1,9 +1,10 @@
-"""The computed parts of the heads: cluster table, recalled embedding, calibration of experts, memory."""
+"""The computed parts of the heads: cluster table, recalled embedding, memory."""
 
 from __future__ import annotations
 
 import itertools
 import math
+import random
 
 import pytest
 
@@ -35,16 +36,71 @@ def test_a_linear_map_of_the_base_embedding_is_recalled(plan):
     assert "cosine of 1.000 on 500 rows" in said[0]
 
 
-def test_too_few_outcomes_leave_the_expert_as_it_is(plan):
+def outcomes(values, source="exams"):
+    """Rows with a difficulty, and their states: embeddings around two directions, by the difficulty."""
+    rng = torch.Generator().manual_seed(0)
+    rights = Rights("MIT", True)
     rows = [
-        Example("t", "routellm_mmlu", f"f:{n}", Rights("MIT", True), Part.FIT, gain=1.0) for n in range(9)
+        Example("t", source, f"f:{n}", rights, Part.FIT, difficulty=value) for n, value in enumerate(values)
     ]
-    heads = Heads(4, len(SURFACE_NAMES), 14, 10)
-    states = States(torch.randn(9, 4), torch.zeros(9, len(SURFACE_NAMES)), Targets.of(rows))
+    axes = torch.eye(4)[[0 if value is None or value < 0.5 else 1 for value in values]]
+    pooled = axes + 0.1 * torch.randn(len(rows), 4, generator=rng)
+    return rows, States(pooled, torch.zeros(len(rows), len(SURFACE_NAMES)), Targets.of(rows))
+
+
+@pytest.fixture
+def heads():
+    """Heads that recall the tuned embedding as it is."""
+    made = Heads(4, len(SURFACE_NAMES), 14, 10).eval()
+    with torch.no_grad():
+        made.recall.weight.copy_(torch.eye(4))
+        made.recall.bias.zero_()
+    return made
+
+
+def test_too_few_outcomes_give_no_table(plan, heads):
+    rows, states = outcomes([1.0] * 9)
     said = []
-    fill.add_table(heads, rows, states, "routellm_mmlu", plan, 1, said.append)
+    values = fill.add_table(heads, rows, states, ("exams",), plan, 1, said.append)
     assert heads.table is None
-    assert "too few" in said[0]
+    assert values.tolist() == [0.0] * 9
+    assert said == ["9 rows of exams are too few for a cluster table"]
+
+
+def test_the_table_is_made_of_the_difficulties_of_its_sources_only(plan, heads):
+    plan = plan.model_copy(update={"clusters": 2, "shrinkage": 0.0, "clusterings": 4})
+    rows, states = outcomes([0.1, 0.9] * 40 + [None] * 5)
+    others, theirs = outcomes([0.4, 0.6] * 20, "chat")
+    both = States(
+        torch.cat([states.pooled, theirs.pooled]),
+        torch.cat([states.surface, theirs.surface]),
+        Targets.of([*rows, *others]),
+    )
+    said = []
+    values = fill.add_table(heads, [*rows, *others], both, ("exams", "logs"), plan, 1, said.append)
+    assert said == ["cluster table of 80 rows"]
+    # Rows of other sources, and those without a difficulty, get the value of the nearest cluster.
+    assert values[:80].tolist() == pytest.approx([0.1, 0.9] * 40)
+    assert values[80:].tolist() == pytest.approx([0.1] * 5 + [0.1, 0.9] * 20)
+    assert float(heads.table_mean) == pytest.approx(0.5)
+    assert float(heads.table_scale) == pytest.approx(0.4, abs=0.01)
+    # The heads are fitted with the table in place, and the best epoch is loaded again.
+    heads.load_state_dict({name: each.clone() for name, each in heads.state_dict().items()})
+
+
+def test_the_rows_of_the_table_get_values_from_tables_that_have_not_seen_them(plan, heads):
+    # Pure noise: a value that has seen its own target correlates with it.
+    rng = random.Random(0)
+    plan = plan.model_copy(update={"clusterings": 32})
+    rows, states = outcomes([rng.random() for _ in range(400)])
+    states = states._replace(pooled=torch.randn(400, 4, generator=torch.Generator().manual_seed(0)))
+    values = fill.add_table(heads, rows, states, ("exams",), plan, 1, lambda line: None)
+    target = states.targets.difficulty
+    with torch.inference_mode():
+        out = heads.parts(states.pooled, states.surface)
+        seen = heads.table_values(out.embedding, out.form)
+    assert float(torch.corrcoef(torch.stack([values, target]))[0, 1]) < 0.12
+    assert float(torch.corrcoef(torch.stack([seen, target]))[0, 1]) > 0.15
 
 
 @pytest.fixture
@@ -75,14 +131,16 @@ def test_a_table_is_the_same_for_the_same_seed(two_groups, plan):
     assert torch.equal(first.centroids, second.centroids)
 
 
-def test_out_of_fold_values_do_not_know_their_own_target(plan):
-    # Pure noise: an honest value cannot correlate with the target, one that has seen it would.
+def test_a_copy_of_a_row_does_not_tell_the_rows_value(plan):
+    # Noise, each value four times in one place: a table that has seen a copy knows the value.
+    plan = plan.model_copy(update={"clusters": 40, "shrinkage": 0.0, "clusterings": 8})
     rng = torch.Generator().manual_seed(0)
-    x, target = torch.randn(400, 4, generator=rng), torch.randn(400, generator=rng)
-    unseen = fill.out_of_fold(x, target, plan, seed=0)
-    seen = fill.cluster_table(x, target, plan.clusterings, plan, seed=0)(x)
-    assert float(torch.corrcoef(torch.stack([unseen, target]))[0, 1]) < 0.12
-    assert float(torch.corrcoef(torch.stack([seen, target]))[0, 1]) > 0.15
+    x, target = torch.randn(60, 4, generator=rng).repeat(4, 1), torch.randn(60, generator=rng).repeat(4)
+    places = [f"f:{n}" for n in range(60)] * 4
+    unseen = fill.out_of_fold(x, target, places, plan, seed=0)
+    seen = fill.out_of_fold(x, target, [f"f:{n}" for n in range(240)], plan, seed=0)
+    assert float(torch.corrcoef(torch.stack([unseen, target]))[0, 1]) < 0.3
+    assert float(torch.corrcoef(torch.stack([seen, target]))[0, 1]) > 0.8
 
 
 FREE = Rights("MIT", True)
@@ -97,7 +155,7 @@ def row(source, domain, place=None):
 
 def outputs(embedding, domain):
     none = torch.zeros(len(embedding), 1)
-    return HeadOutputs(embedding, domain, none, none, none, none)
+    return HeadOutputs(embedding, domain, none, none, none)
 
 
 def test_votes_are_the_softmax_of_the_cosines():

@@ -107,3 +107,29 @@ def test_float16_and_back_is_the_same_graph_to_half_precision(fp32, tmp_path):
     onnx.checker.check_model(str(tmp_path / "wide.onnx"))
     assert not constants(tmp_path / "wide.onnx", TensorProto.FLOAT16)
     assert np.allclose(outputs(tmp_path / "wide.onnx"), outputs(fp32), atol=0.01)
+
+
+def test_large_tensors_move_to_a_file_next_to_the_graph(fp32, monkeypatch):
+    before, size = outputs(fp32), fp32.stat().st_size
+    # The embedding has 3,200 bytes, the product 2,048 and the head 384.
+    monkeypatch.setattr(graphs, "TABLE_BYTES_MIN", 1_000)
+    for _ in range(2):
+        # The second time the tensors come from that file, which does not grow.
+        assert graphs.move_table(fp32) == [fp32, fp32.with_name("table.bin")]
+        assert 3_200 + 2_048 <= fp32.with_name("table.bin").stat().st_size < 2 * (3_200 + 2_048)
+    assert fp32.stat().st_size < size - 5_000
+    assert np.array_equal(outputs(fp32), before)
+    constants = {
+        t.name: t.data_location for t in onnx.load(str(fp32), load_external_data=False).graph.initializer
+    }
+    assert constants == {
+        "words": TensorProto.EXTERNAL,
+        "wide": TensorProto.EXTERNAL,
+        "head": TensorProto.DEFAULT,
+    }
+
+
+def test_a_graph_without_large_tensors_stays_one_file(fp32):
+    fp32.with_name("table.bin").write_bytes(b"of an earlier run")
+    assert graphs.move_table(fp32) == [fp32]
+    assert not fp32.with_name("table.bin").exists()

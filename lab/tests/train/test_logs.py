@@ -45,7 +45,7 @@ def test_csv_and_json_lines_read_the_same(tmp_path, write):
     found = read(write(tmp_path / f"logs.{write.__name__[6:]}", rows()))
     assert len(found) == 240
     assert [one.difficulty for one in found[:4]] == [1.0, 0.0, 0.0, 1.0]
-    assert [one.gain for one in found[:4]] == [1.0, 0.0, 0.0, 1.0]
+    assert {(one.source, one.kind, one.weight) for one in found} == {("logs", "logs", logs.LOGS_WEIGHT)}
 
 
 def test_several_answers_a_model_become_soft_targets(tmp_path):
@@ -53,7 +53,6 @@ def test_several_answers_a_model_become_soft_targets(tmp_path):
     table[0] |= {"outcome.small": [1, 0], "outcome.large": [1, 1, 1, 0]}
     first = read(write_jsonl(tmp_path / "l.jsonl", table))[0]
     assert first.difficulty == 0.75 * 0.5
-    assert first.gain == 0.25
 
 
 def test_rows_on_which_a_model_was_not_asked_are_left_out(tmp_path):
@@ -137,7 +136,7 @@ def test_labels_by_pairs_of_answers_read_rows_with_different_numbers_of_answers(
     table[0] |= {"outcome.small": [1, 0], "outcome.large": [1, 1, 1, 0]}
     first = read(write_jsonl(tmp_path / "l.jsonl", table), labels="prob")[0]
     # 1 - Pr[weak >= strong]: only the pairs (0, 1), three of eight.
-    assert (first.difficulty, first.gain) == (0.375, 0.375)
+    assert first.difficulty == 0.375
 
 
 def test_t_star_is_chosen_without_the_rows_that_are_reported_on(tmp_path):

@@ -1,13 +1,11 @@
-"""The network: shapes, masking, the mixture of experts."""
-
-import math
+"""The network: shapes, masking, and what the difficulty reads."""
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="the extra `train` is not installed")
 
 from semroute_lab.train.bert import Encoder  # noqa: E402
-from semroute_lab.train.model import ClusterTable, Heads, Network, mixture_logit  # noqa: E402
+from semroute_lab.train.model import DIFFICULTY_WIDTH, MEMBERS, ClusterTable, Heads, Network  # noqa: E402
 
 
 @pytest.fixture
@@ -37,16 +35,12 @@ def test_padding_changes_nothing(network):
         assert torch.allclose(a, b, atol=1e-5)
 
 
-def test_a_mixture_is_the_mean_of_the_experts_probabilities_weighted_by_the_gate():
-    gate = torch.tensor([[math.log(3.0), 0.0]])
-    experts = torch.tensor([[0.0, math.log(4.0)]])
-    # .75 * .5 + .25 * .8 = .575.
-    assert float(torch.sigmoid(mixture_logit(gate, experts))) == pytest.approx(0.575)
-
-
-def test_a_mixture_stays_finite_at_the_ends():
-    found = mixture_logit(torch.zeros(2, 2), torch.tensor([[200.0, 200.0], [-200.0, -200.0]]))
-    assert torch.isfinite(found).all()
+def test_the_difficulty_is_the_mean_of_its_members(network):
+    pooled, surface = torch.randn(3, 8), torch.randn(3, 12)
+    members = network.heads.parts(pooled, surface).members
+    assert members.shape == (3, MEMBERS)
+    assert members.std(1).min() > 0
+    assert torch.allclose(network.heads(pooled, surface)[2], members.mean(1))
 
 
 def test_a_cluster_table_averages_the_means_of_the_nearest_clusters():
@@ -58,16 +52,48 @@ def test_a_cluster_table_averages_the_means_of_the_nearest_clusters():
     assert table(torch.tensor([[0.9]])).tolist() == pytest.approx([(20.0 + 1.0) / 2])
 
 
-def test_the_last_expert_reads_the_table_once_there_is_one(network):
-    pooled, surface = torch.randn(2, 8), torch.zeros(2, 12)
-    heads = network.heads
-    before = heads.expert_logits(heads.parts(pooled, surface))
-    heads.table = ClusterTable(1, 1, 8 + 12)
-    heads.table.means.fill_(0.25)
-    heads.expert_scale[-1], heads.expert_shift[-1] = 2.0, 0.5
-    after = heads.expert_logits(heads.parts(pooled, surface))
-    assert torch.equal(before[:, :-1], after[:, :-1])
-    assert after[:, -1].tolist() == pytest.approx([1.0, 1.0])
+@pytest.fixture
+def tabled():
+    """Heads whose difficulty is the cluster table's value, and a table of two clusters by the embedding."""
+    torch.manual_seed(0)
+    heads = Heads(2, 12, 14, 10).eval()
+    with torch.no_grad():
+        # One hidden unit of each member passes the last input on; for large values GELU is the identity.
+        heads.hidden.weight.zero_()
+        heads.hidden.bias.fill_(100.0)
+        heads.hidden.weight[::DIFFICULTY_WIDTH, -1] = 1.0
+        heads.score.zero_()
+        heads.score[:, 0], heads.offset[:] = 1.0, -100.0
+        heads.recall.weight.copy_(torch.eye(2))
+        heads.recall.bias.zero_()
+    heads.table = ClusterTable(1, 2, 2 + 12)
+    heads.table.centroids[:, :2] = torch.eye(2)
+    heads.table.means.copy_(torch.tensor([[0.2, 0.7]]))
+    heads.table_mean.fill_(0.4)
+    heads.table_scale.fill_(0.1)
+    return heads
+
+
+def difficulty(heads, **given):
+    out = heads.parts(torch.eye(2), torch.zeros(2, 12), **given)
+    return out.members.mean(1).tolist()
+
+
+def test_the_difficulty_reads_the_value_of_the_cluster_table_in_standard_units(tabled):
+    assert difficulty(tabled) == pytest.approx([-2.0, 3.0], abs=1e-4)
+
+
+def test_a_row_of_the_table_is_read_with_the_value_that_is_given_for_it(tabled):
+    assert difficulty(tabled, table=torch.tensor([0.5, 0.3])) == pytest.approx([1.0, -1.0], abs=1e-4)
+
+
+def test_values_far_from_the_tables_mean_are_clipped(tabled):
+    assert difficulty(tabled, table=torch.tensor([9.0, -9.0])) == pytest.approx([3.0, -3.0], abs=1e-4)
+
+
+def test_without_a_table_the_difficulty_reads_its_mean(tabled):
+    tabled.table = None
+    assert difficulty(tabled) == pytest.approx([0.0, 0.0], abs=1e-4)
 
 
 def test_surface_features_are_clipped():

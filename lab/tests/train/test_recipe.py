@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,15 @@ pytest.importorskip("torch", reason="the extra `train` is not installed")
 pytest.importorskip("onnx", reason="the extra `train` is not installed")
 
 from semroute_lab.evaluate.cli import evaluate
-from semroute_lab.train.cli import train
+from semroute_lab.train import graphs
+from semroute_lab.train.cli import bundle, train
+from semroute_lab.train.datasets import Corpus, Example
+from semroute_lab.train.recipe import Settings, read_corpus
+from semroute_lab.train.sources import SOURCES
 
+from semroute_extproc.encoder import bundle as bundles
 from semroute_extproc.encoder.offline import Scorer
+from semroute_extproc.errors import BundleError
 
 RNG = np.random.default_rng(0)
 TOPICS = {"law": "court", "biology": "cell", "business": "tax"}
@@ -169,17 +178,116 @@ def bart(tmp_path: Path) -> Path:
 BART = {"layers": 1, "attention_heads": 2, "ffn_dim": 16}
 
 
+@pytest.mark.parametrize("base", ["tiny_base", "tiny_use"])
 def test_the_encoder_is_fine_tuned_and_a_second_run_continues(
-    tmp_path: Path, tiny_base: tuple[Path, Path], handwritten: Path
+    base: str, tmp_path: Path, handwritten: Path, request: pytest.FixtureRequest
 ) -> None:
+    checkpoint = request.getfixturevalue(base)
     logs = tmp_path / "logs.jsonl"
     hard = write_logs(logs, sampled)
-    out = trained(tmp_path, tiny_base, handwritten, logs, "--epochs", "1")
+    out = trained(tmp_path, checkpoint, handwritten, logs, "--epochs", "1")
     check(out, hard, tmp_path)
     assert "epoch 1 of 1" in (tmp_path / "output.txt").read_text()
-    trained(tmp_path, tiny_base, handwritten, logs, "--epochs", "1")
+    first = {file.name: file.read_bytes() for file in out.iterdir() if file.name != "CARD.md"}
+    trained(tmp_path, checkpoint, handwritten, logs, "--epochs", "1")
     assert "continuing after epoch 1 of 1" in (tmp_path / "output.txt").read_text()
-    check(out, hard, tmp_path)
+    assert {name: (out / name).read_bytes() for name in first} == first
+
+
+@pytest.fixture(scope="module")
+def multilingual(
+    tmp_path_factory: pytest.TempPathFactory, tiny_use: tuple[Path, Path], handwritten: Path
+) -> Path:
+    """A bundle of the convolutional encoder, without fine-tuning; its table of embeddings counts as large."""
+    folder = tmp_path_factory.mktemp("multilingual")
+    write_logs(folder / "logs.jsonl", sampled)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graphs, "TABLE_BYTES_MIN", 512)
+        return trained(folder, tiny_use, handwritten, folder / "logs.jsonl", "--epochs", "0")
+
+
+def test_the_multilingual_bundle_has_one_graph_whose_table_is_a_file(multilingual: Path) -> None:
+    manifest = bundles.read_manifest(multilingual)
+    assert manifest.graphs == {"cpu": "model.int8.onnx"}
+    assert set(manifest.files) == {"tokenizer.json", "centroids.npy", "model.int8.onnx", "table.bin"}
+    assert (multilingual / "table.bin").stat().st_size == manifest.files["table.bin"].bytes > 512
+    assert {"de", "en", "zh"} < set(manifest.languages)
+    assert "| logs |" in (multilingual / "CARD.md").read_text()
+
+
+def test_the_multilingual_bundle_scores_hard_prompts_above_easy_ones(multilingual: Path) -> None:
+    hard = [number % 2 == 1 for number in range(300)]
+    check(multilingual, hard, multilingual.parent)
+
+
+def test_the_multilingual_bundle_is_checked_and_copied_with_its_table(
+    multilingual: Path, tmp_path: Path
+) -> None:
+    for arguments in (["verify", multilingual], ["export", multilingual, tmp_path / "copy"]):
+        run = CliRunner().invoke(bundle, [*map(str, arguments)])
+        assert run.exit_code == 0, run.output
+    copied = tmp_path / "copy" / "table.bin"
+    content = bytearray(copied.read_bytes())
+    assert content == (multilingual / "table.bin").read_bytes()
+    content[7] ^= 1
+    copied.write_bytes(content)
+    with pytest.raises(BundleError, match=r"table\.bin: sha256 is"):
+        bundles.load(tmp_path / "copy")
+
+
+GERMAN = "Wie kann ich meinen Vertrag mit dem Anbieter kündigen, bitte?"
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """600 English rows, 600 German ones, and 100 English ones that are reported on."""
+    english = [{"text": f"how do i cancel my contract number {n}", "domain": "law"} for n in range(600)]
+    german = [{"text": f"{GERMAN} Nummer {n}", "domain": "law", "task": "chat"} for n in range(600)]
+    reported = [{"text": f"what do i owe on my bill number {n}", "domain": "law"} for n in range(100)]
+    for name, rows in (("a.train", [*english, *german]), ("b.eval", reported)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def corpus_of(folder: Path, **spec: Any) -> tuple[Corpus, list[str]]:
+    said: list[str] = []
+    settings = Settings(None, folder / "out", folder / "work", handwritten=folder)
+    settings = replace(settings, spec=settings.spec.model_copy(update=spec))
+    return read_corpus(settings, said.append)[0], said
+
+
+def german_rows(rows: Sequence[Example]) -> int:
+    return sum(row.text.startswith(GERMAN) for row in rows)
+
+
+def test_rows_in_languages_of_another_bundle_are_left_out(mixed: Path) -> None:
+    corpus, said = corpus_of(mixed, languages=("en",))
+    assert german_rows([*corpus.fit, *corpus.calibrate]) == 0
+    assert len(corpus.fit) + len(corpus.calibrate) == 600
+    assert "left out 600 rows: in languages of another bundle" in said
+
+
+def test_a_bundle_for_other_languages_may_take_a_share_of_the_english_rows(mixed: Path) -> None:
+    corpus, _ = corpus_of(mixed, languages=("de", "en"), english_share=0.25)
+    rows = [*corpus.fit, *corpus.calibrate]
+    assert german_rows(rows) == 600
+    assert (len(rows) - 600) / 600 == pytest.approx(0.25, abs=0.05)
+    # What is reported on stays whole, and the draw is the same in each run.
+    assert len(corpus.dev) == 100
+    assert corpus_of(mixed, languages=("de", "en"), english_share=0.25)[0] == corpus
+
+
+def test_of_a_large_source_a_fixed_number_of_rows_is_used(tmp_path: Path, handwritten: Path) -> None:
+    (source,) = (source for source in SOURCES if source.name == "gsm8k_train")
+    assert source.rows_max is not None
+    file = tmp_path / source.file
+    file.parent.mkdir()
+    with gzip.open(file, "wt") as stream:
+        stream.write("question,answer\n")
+        stream.writelines(f"How many apples are {n} apples?,{n}\n" for n in range(source.rows_max + 50))
+    settings = Settings(tmp_path, tmp_path / "out", tmp_path / "work", handwritten=handwritten)
+    corpus, _ = read_corpus(settings, lambda line: None)
+    assert sum(row.source == source.name for row in (*corpus.fit, *corpus.calibrate)) == source.rows_max
 
 
 def test_flags_that_lost_their_meaning_say_what_to_use_instead(tmp_path: Path) -> None:

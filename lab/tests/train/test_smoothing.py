@@ -6,11 +6,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the extra `train` is not installed")
 
-from semroute_lab.train.bert import (  # noqa: E402
-    Encoder,
-    Frames,
-    smooth,
-)
+from semroute_lab.train.bert import Encoder, smooth  # noqa: E402
+from semroute_lab.train.frames import Frames  # noqa: E402
 
 from semroute_extproc.encoder.preprocess import Framed  # noqa: E402
 
