@@ -246,8 +246,8 @@ def _tuned(
             out = now.heads.parts(embed(now.encoder, part), part.surface())
             return float(multitask(out, targets, spec.loss))
 
-    # Places are left out: one folder can be written in several ways.
-    rows = [replace(row, place="") for row in corpus.fit]
+    # Places are left out, since one folder can be written in several ways, and kinds, which train nothing.
+    rows = [replace(row, place="", kind="") for row in corpus.fit]
     plan = (spec.base, spec.tune, spec.tune_window, spec.loss, settings.seed, rows)
     key = hashlib.sha256(repr(plan).encode()).hexdigest()[:16]
     shorter = framed.model_copy(update={"window": spec.tune_window})
