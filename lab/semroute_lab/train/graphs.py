@@ -79,6 +79,13 @@ def move_table(file: Path) -> list[Path]:
     import onnx
 
     model = onnx.load(str(file))
+    nodes, tensors = model.graph.node, model.graph.initializer
+    # The exporter writes a fixed tensor as a node. Only initializers can be in another file.
+    for node in [each for each in nodes if each.op_type == "Constant"]:
+        if len(node.attribute[0].t.raw_data) >= TABLE_BYTES_MIN:
+            tensors.add().CopyFrom(node.attribute[0].t)
+            tensors[-1].name = node.output[0]
+            nodes.remove(node)
     table = file.with_name(TABLE)
     table.unlink(missing_ok=True)
     where: Any = {"save_as_external_data": True, "all_tensors_to_one_file": True, "location": TABLE}
@@ -158,7 +165,7 @@ def _without_casts(graph: Any) -> None:
 
 def round_products(fp32: Path, file: Path, products: Sequence[str], feeds: Iterable[Feed]) -> None:
     """Write `fp32` to `file` with the weights of the nodes `products` rounded; still a float32 graph.
-    `products` are MatMul nodes with a constant second input; `feeds` are inputs of calibration texts.
+    `products` are MatMul or Gemm nodes with a constant second input; `feeds` are inputs of calibration texts.
     """
     import onnx
     from onnx import numpy_helper
@@ -170,8 +177,11 @@ def round_products(fp32: Path, file: Path, products: Sequence[str], feeds: Itera
     correlations = _correlations(fp32, sorted(set(read.values())), feeds)
     for name in products:
         tensor = weights[nodes[name].input[1]]
-        matrix = rounded(numpy_helper.to_array(tensor).T, correlations[read[name]])
-        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(matrix.T), tensor.name))
+        turned = any(each.name == "transB" and each.i for each in nodes[name].attribute)  # [out, in] already
+        weight = numpy_helper.to_array(tensor)
+        matrix = rounded(weight if turned else weight.T, correlations[read[name]])
+        matrix = np.ascontiguousarray(matrix if turned else matrix.T)
+        tensor.CopyFrom(numpy_helper.from_array(matrix, tensor.name))
     onnx.save(model, str(file))
 
 

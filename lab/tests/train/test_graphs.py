@@ -84,6 +84,27 @@ def test_the_weights_of_the_encoder_have_seven_bits_and_a_sign_and_its_heads_sta
     assert [t.name for t in constants(tmp_path / "int8.onnx", TensorProto.FLOAT) if t.name == "head"]
 
 
+def test_a_product_that_is_stored_by_its_outputs_is_rounded_too(fp32, tmp_path):
+    model = onnx.load(str(fp32))
+    node = next(node for node in model.graph.node if node.name == "/heads/domain/MatMul")
+    node.op_type, node.name = "Gemm", "/encoder/add/Gemm"
+    node.attribute.append(helper.make_attribute("transB", 1))
+    head = next(tensor for tensor in model.graph.initializer if tensor.name == "head")
+    turned = np.ascontiguousarray(numpy_helper.to_array(head).T)
+    head.CopyFrom(numpy_helper.from_array(turned, "head"))
+    onnx.save(model, str(fp32))
+    graphs.round_products(fp32, tmp_path / "rounded.onnx", ["/encoder/add/Gemm"], FEEDS)
+    tensors = onnx.load(str(tmp_path / "rounded.onnx")).graph.initializer
+    found = next(numpy_helper.to_array(tensor) for tensor in tensors if tensor.name == "head")
+    steps = found / np.abs(found).max(1, keepdims=True) * graphs.STEPS
+    assert found.shape == turned.shape
+    assert np.allclose(steps, np.rint(steps), atol=1e-3)
+    assert np.abs(outputs(tmp_path / "rounded.onnx") - outputs(fp32)).max() < 0.05
+    graphs.write_int8(fp32, tmp_path / "int8.onnx", FEEDS)
+    exact = outputs(fp32)
+    assert np.abs(outputs(tmp_path / "int8.onnx") - exact).max() < 0.05 * np.abs(exact).max()
+
+
 def test_the_quantiser_takes_the_rounded_weights_as_they_are(fp32, tmp_path):
     rounded = tmp_path / "rounded.onnx"
     graphs.round_products(fp32, rounded, ["/encoder/layers.0/widen/MatMul"], FEEDS)
@@ -127,6 +148,20 @@ def test_large_tensors_move_to_a_file_next_to_the_graph(fp32, monkeypatch):
         "wide": TensorProto.EXTERNAL,
         "head": TensorProto.DEFAULT,
     }
+
+
+def test_a_large_tensor_that_the_exporter_wrote_as_a_node_moves_as_well(fp32, monkeypatch):
+    before, model = outputs(fp32), onnx.load(str(fp32))
+    words = next(tensor for tensor in model.graph.initializer if tensor.name == "words")
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["words"], value=words))
+    model.graph.initializer.remove(words)
+    onnx.save(model, str(fp32))
+    monkeypatch.setattr(graphs, "TABLE_BYTES_MIN", 3_000)
+    assert graphs.move_table(fp32) == [fp32, fp32.with_name("table.bin")]
+    assert np.array_equal(outputs(fp32), before)
+    moved = onnx.load(str(fp32), load_external_data=False).graph
+    assert [tensor.name for tensor in moved.initializer if tensor.external_data] == ["words"]
+    assert "Constant" not in [node.op_type for node in moved.node]
 
 
 def test_a_graph_without_large_tensors_stays_one_file(fp32):
