@@ -10,6 +10,7 @@ VLLM_PYTHON ?= python3.11
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 IMAGE ?= semroute-extproc:latest
 LOCK ?= runtime
+BUNDLE ?= semroute-minilm
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-train test-vllm lint format type gen gen-check bench bench-check docs docs-check image lock train check clean
@@ -81,10 +82,11 @@ bench-check: $(VENV)/.dev  ## fail if a decision is clearly more expensive than 
 image: ## build the container image; LOCK=gpu for one with CUDA
 	docker build --tag $(IMAGE) --build-arg LOCK=$(LOCK) .
 
-train: $(VENV)/.dev  ## retrain the shipped bundle; DATA=DIR is the folder of public data sets
+train: $(VENV)/.dev  ## retrain a shipped bundle; DATA=DIR: public data sets, BUNDLE=semroute-minilm or semroute-use
 	@test -n "$(DATA)" || { echo "DATA is not set: make train DATA=DIR (docs/training.md)"; exit 2; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 onnx safetensors
-	$(BIN)/semroute train --data $(DATA) --handwritten datasets --out models/semroute-minilm
+	$(BIN)/semroute train --data $(DATA) --handwritten datasets --out models/$(BUNDLE) \
+	  --spec lab/semroute_lab/train/bundles/$(BUNDLE).toml
 
 lock: $(VENV)/.dev  ## pin requirements/*.txt again from pyproject.toml
 	$(BIN)/python tools/lock.py

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import re
 import subprocess
@@ -19,8 +20,8 @@ WITHOUT_FONTS = re.sub(r"<!-- .*? -->|@font-face \{\{.*?\}\}", "", CONSOLE_SVG_F
 )
 """The library's picture without fonts from elsewhere: it must draw offline."""
 
-ROWS_MAX = 28
-"""Number of rows in the picture."""
+ROWS_MAX = 8
+"""Number of rows of each group in the picture."""
 
 
 def main() -> int:
@@ -29,7 +30,8 @@ def main() -> int:
     lines = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.splitlines()
     *rows, last = [json.loads(line) for line in lines]
     console = Console(record=True, width=150, file=io.StringIO())
-    console.print(client.table(rows[:ROWS_MAX]))
+    groups = itertools.groupby(rows, lambda row: row["group"])
+    console.print(client.table([row for _, group in groups for row in itertools.islice(group, ROWS_MAX)]))
     console.print(client.summary_text(last))
     picture = console.export_svg(title="make demo", code_format=WITHOUT_FONTS)
     TARGET.write_text("\n".join(line.rstrip() for line in picture.splitlines()) + "\n")

@@ -24,11 +24,6 @@ from semroute_demo.sidecar import CONFIG_PATH, Sidecar
 from semroute_extproc.config import source as config_source
 from semroute_extproc.config.models import Config
 
-RESPONSE_HEADERS = {
-    f"x-semroute-{key.replace('_', '-')}": key for key in ("difficulty", "domain", "rule", "decision_ms")
-}
-"""Response headers of this Envoy in addition to the shipped ones, each with its metadata key."""
-
 SPEEDS = {"small": Speed(0.015, 0.0004), "large": Speed(0.04, 0.001)}
 
 
@@ -99,7 +94,7 @@ async def _stack(folder: Path, settings: Config, port: int) -> AsyncIterator[tup
             environment[f"SEMROUTE__POOLS__{name.upper()}__METRICS"] = page
         # In threads, because waiting for a process blocks, and the pools must answer health checks meanwhile.
         sidecar = Sidecar(CONFIG_PATH, folder, environment)
-        changes = Variant([str(sidecar.socket)], places, port, response_headers=RESPONSE_HEADERS)
+        changes = Variant([str(sidecar.socket)], places, port, response_headers=client.RESPONSE_HEADERS)
         envoy = Envoy(variant(shipped(), changes), folder)
         for process in (sidecar, envoy):
             exits.push_async_callback(asyncio.to_thread, process.stop)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import json
 import statistics
 import time
@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+from rich import box
 from rich.table import Table
 from rich.text import Text
 from ruamel.yaml import YAML
 
 from semroute_extproc.config.models import Config
 
-TITLE_CHARACTERS_MAX = 58  # how much of a prompt the table shows
+TEXTS = ("rule", "domain", "language", "unknown", "housekeeping", "session")
+NUMBERS = ("difficulty", "left_out", "decision_ms")
+RESPONSE_HEADERS = {f"x-semroute-{key.replace('_', '-')}": key for key in (*TEXTS, *NUMBERS)}
+"""Response headers of this Envoy in addition to the shipped ones, each with its metadata key."""
 
 STRONG_STYLE, WEAK_STYLE, ERROR_STYLE = "magenta", "green", "bold red"
 
@@ -39,21 +43,22 @@ Json = dict[str, Any]
 
 
 def prompts() -> list[Json]:
-    """The requests in the order in which they are sent: `kind`, `title`, `path`, `headers` and `body`."""
-    entries = YAML(typ="safe", pure=True).load(Path(__file__).with_name("prompts.yaml").read_text())
-    return [_prompt(**entry) for entry in entries]
+    """The requests in the order in which they are sent, see `_prompt` and the head of prompts.yaml."""
+    groups = YAML(typ="safe", pure=True).load(Path(__file__).with_name("prompts.yaml").read_text())
+    entries = [(group, entry) for group, entries in groups.items() for entry in entries]
+    pools = ("small", "large")
+    return [_prompt(group, pool, **entry) for group, entry in entries for pool in pools if pool in entry]
 
 
-def _prompt(
-    kind: str, text: str = "", title: str = "", path: str = "/v1/chat/completions", **body: Any
-) -> Json:
-    headers = body.pop("headers", {})
-    if text:
-        body = {"messages": [{"role": "user", "content": text}], **body}
-    title = title or " ".join(text.split())
-    if len(title) > TITLE_CHARACTERS_MAX:
-        title = title[: TITLE_CHARACTERS_MAX - 1] + "…"
-    return {"kind": kind, "title": title, "path": path, "headers": headers, "body": {"model": "auto", **body}}
+def _prompt(group: str, pool: str, sender: str = "user", title: str = "", **entry: Any) -> Json:
+    asks = {each: entry.pop(each, "") for each in ("small", "large")}
+    path, headers = entry.pop("path", "/v1/chat/completions"), entry.pop("headers", {})
+    if entry.keys().isdisjoint({"messages", "prompt", "input"}):
+        entry["messages"] = [{"role": "user", "content": "{{ask}}"}]
+    body = json.dumps({"model": "auto", **entry}).replace("{{ask}}", json.dumps(asks[pool])[1:-1])
+    title = " ".join((title or asks[pool]).split())
+    labels = {"group": group, "sender": sender, "prompt": title, "expected": pool}
+    return {"labels": labels, "path": path, "headers": headers, "body": json.loads(body)}
 
 
 async def send(client: httpx2.AsyncClient, number: int, prompt: Mapping[str, Any], settings: Config) -> Json:
@@ -78,24 +83,18 @@ async def send(client: httpx2.AsyncClient, number: int, prompt: Mapping[str, Any
     elif not made:
         error = "the answer reports no tokens"
 
-    def number_in(key: str) -> float | None:
-        with contextlib.suppress(ValueError):
-            return float(headers.get(f"x-semroute-{key}", ""))
-        return None
-
+    stated = {key: headers.get(name, "") for name, key in RESPONSE_HEADERS.items()}
     return {
         "number": number,
-        "kind": prompt["kind"],
-        "prompt": prompt["title"],
+        **prompt["labels"],
         "path": prompt["path"],
         "stream": stream,
         "status": status,
         "pool": pool,  # the pool the decision names
         "answered_by": answered_by,  # the pool that answered, according to itself
-        **{key: headers.get(f"x-semroute-{key}", "") for key in ("model", "reason", "rule")},
-        "difficulty": number_in("difficulty"),  # None if the encoder was not asked
-        "domain": headers.get("x-semroute-domain", ""),
-        "decision_ms": number_in("decision-ms"),
+        **{key: headers.get(f"x-semroute-{key}", "") for key in ("model", "reason")},
+        **stated,  # texts are empty without a value
+        **{key: float(stated[key]) if stated[key] else None for key in NUMBERS},
         "seconds": round(seconds, 4),
         "input_tokens": given,
         "output_tokens": made,
@@ -143,6 +142,7 @@ def summarise(rows: Sequence[Json], settings: Config, envoy_failures: int) -> Js
         "pools": used,
         "strong": strong,
         "strong_share": round(used[strong] / len(rows), 4),
+        "as_expected": sum(row["pool"] == row["expected"] for row in rows),
         "cost": paid,
         "cost_always_strong": always,
         "saved_share": round(1 - paid / always, 4) if always else 0.0,
@@ -153,24 +153,29 @@ def summarise(rows: Sequence[Json], settings: Config, envoy_failures: int) -> Js
 
 
 def table(rows: Sequence[Json]) -> Table:
-    """One line per request."""
-    result = Table("kind", "prompt", "pool", "reason", "difficulty", "domain", "ms", title_justify="left")
-    result.title = "Which pool answered, and why"
-    for column in result.columns:
-        column.no_wrap = column.header != "reason"
-        column.max_width = {"prompt": 44, "reason": 40}.get(str(column.header))
-        column.justify = "right" if column.header in ("difficulty", "ms") else "left"
-    for row in rows:
-        error, style = row["error"], STRONG_STYLE if row["pool"] == "large" else WEAK_STYLE
-        result.add_row(
-            Text(f"{row['kind']} ≈" if row["stream"] else row["kind"]),
-            Text(row["prompt"]),
-            Text(row["pool"] or "-", ERROR_STYLE if error else style),
-            Text(error, ERROR_STYLE) if error else Text(row["reason"]),
-            "-" if row["difficulty"] is None else f"{row['difficulty']:.2f}",
-            row["domain"] or "-",
-            "-" if row["decision_ms"] is None else f"{row['decision_ms']:.1f}",
-        )
+    """One line per request, by group."""
+    result = Table(title="Which pool answered, and why", box=box.SIMPLE_HEAD, pad_edge=False)
+    result.title_justify, result.collapse_padding = "left", True
+    for name in ("asked", "sent by", "pool", "why", "domain", "left out", "ms"):
+        width = {"asked": 40, "why": 42}.get(name)
+        right = name in ("left out", "ms")
+        result.add_column(name, max_width=width, no_wrap=name != "why", justify="right" if right else "left")
+    for group, members in itertools.groupby(rows, lambda row: row["group"]):
+        result.add_section()
+        result.add_row(Text(group.upper(), "bold"))
+        for row in members:
+            why = ": ".join(filter(None, (row["reason"], row["housekeeping"])))
+            pool = (row["pool"] or "-") + " ≠" * (row["pool"] != row["expected"])
+            error, style = row["error"], STRONG_STYLE if row["pool"] == "large" else WEAK_STYLE
+            result.add_row(
+                Text(row["prompt"]),
+                Text(row["sender"]),
+                Text(pool, ERROR_STYLE if error else style),
+                Text(error or why, ERROR_STYLE if error else ""),
+                "-" if row["unknown"] == "true" else row["domain"] or "-",
+                "-" if row["left_out"] is None else f"{row['left_out']:.0f}",
+                "-" if row["decision_ms"] is None else f"{row['decision_ms']:.1f}",
+            )
     return result
 
 
@@ -178,11 +183,12 @@ def summary_text(summary: Json) -> Text:
     """The summary as a few lines."""
     shares = ", ".join(f"{name} {count}" for name, count in summary["pools"].items())
     text = Text(
-        "{requests} requests: {shares}; {strong} answered {strong_share:.0%}.\n"
+        "{requests} requests: {shares}; {strong} answered {strong_share:.0%}. "
+        "{as_expected} went to the pool that we expect; ≠ marks the others.\n"
         "Cost ${cost:.6f} against ${cost_always_strong:.6f} with always {strong}: "
         "{saved_share:.0%} saved, by simulated answers and the prices in the configuration.\n"
         "A decision took {decision_ms_median:.1f} ms (median), "
-        "{decision_ms_max:.1f} ms at most. ≈ marks a streamed answer.".format(shares=shares, **summary)
+        "{decision_ms_max:.1f} ms at most.".format(shares=shares, **summary)
     )
     if not summary["ok"]:
         unused = ", ".join(name for name, count in summary["pools"].items() if not count)

@@ -10,7 +10,7 @@ from pathlib import Path
 from semroute_demo.process import HTTP, Process, free_port
 
 CONFIG_PATH = Path(__file__).with_name("semroute.yaml")
-"""The demo's configuration: two pools, two rules and a strategy."""
+"""The demo's configuration: two pools, four rules, a strategy and sessions."""
 
 
 class Sidecar:

@@ -235,6 +235,10 @@ def robustness(file: Path, limit: int, **given: Any) -> None:
 @_threshold
 @option("--hard", metavar="KIND,…", default="", callback=_kinds, help=f"Hard kinds to compare; {_kinds_help}")
 @option("--easy", metavar="KIND,…", default="", callback=_kinds, help=f"Easy kinds to compare; {_kinds_help}")
+@option("--lang", "languages", metavar="LANG,…", default="", callback=_kinds, help="Only rows of these.")
+@shown("--kind-column", default="kind")
+@shown("--weak-column", default="weak")
+@shown("--strong-column", default="strong")
 def mixed(file: Path, **given: Any) -> None:
     """Measure how the difficulty orders requests of different kinds and languages.
 
@@ -244,8 +248,11 @@ def mixed(file: Path, **given: Any) -> None:
     from semroute_lab.evaluate.mixed import evaluate_mixed, read_mixed
 
     table = read_table(file).in_splits(given["splits"])
-    source, threshold = open_bundle(given["bundle"]), given["threshold"]
-    rows = read_mixed(table, source, given["text_column"])
+    if given["languages"]:
+        table = table.where(language in given["languages"] for language in table.strings("lang"))
+    source, threshold = open_bundle(given["bundle"], every_language=True), given["threshold"]
+    columns = {role: given[f"{role}_column"] for role in ("kind", "weak", "strong")}
+    rows = read_mixed(table, source, given["text_column"], columns)
     cut = threshold_for_share(source.quantiles, given["share"]) if threshold is None else threshold
     settings = {name: given[name] for name in ("share", "hard", "easy", "seed", "replicates")}
     found = evaluate_mixed(rows, threshold=cut, **settings)

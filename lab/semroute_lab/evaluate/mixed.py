@@ -12,6 +12,7 @@ import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import numpy as np
 from semroute_extproc.errors import DataError
 from semroute_extproc.state.live import threshold_for_share
 from semroute_lab.common import metrics, routing
+from semroute_lab.common.embedding import signals_of
 from semroute_lab.common.metrics import Booleans, Floats, Integers
 from semroute_lab.common.tables import ROWS_MIN, TEXT_COLUMNS, Table, json_list, pick_column, require_rows
 from semroute_lab.evaluate.scoring import PERCENTILES, SHARE, Report, Source, judged
@@ -40,10 +42,16 @@ class MixedRows:
     strong: Floats  # The same of the strong model
 
 
-def read_mixed(table: Table, source: Source, text_column: str | None = None) -> MixedRows:
-    """The rows of a file, scored; DataError names a bad field."""
+def read_mixed(
+    table: Table,
+    source: Source,
+    text_column: str | None = None,
+    columns: Mapping[str, str] = MappingProxyType({}),
+) -> MixedRows:
+    """The rows of a file, scored; DataError names a bad field. `columns` renames kind, weak and strong."""
     require_rows(table)
-    kinds, messages = table.texts("kind"), table.columns.get("messages", [""] * len(table))
+    kind, *outcomes = (columns.get(name, name) for name in ("kind", "weak", "strong"))
+    kinds, messages = table.texts(kind), table.columns.get("messages", [""] * len(table))
     texts, column = messages, "messages"
     if not all(messages):
         column = pick_column(table, text_column, TEXT_COLUMNS, "text")
@@ -55,13 +63,16 @@ def read_mixed(table: Table, source: Source, text_column: str | None = None) -> 
     classified = judged(table, ((name, {"messages": each}) for name, each in turns))
     hard, weak, strong = (
         table.numbers_in(name, 0, 1, blank=True) if table.has(name) else np.full(len(table), np.nan)
-        for name in ("hard", "weak", "strong")
+        for name in ("hard", *outcomes)
     )
     better = np.where(np.isnan(strong - weak), np.nan, strong > weak)
     hard = np.where(np.isnan(hard), better, hard > 0.5)
-    scores, languages = source.score(classified), table.columns.get("lang", [""] * len(table))
+    signals, languages = signals_of(source.scorer, classified, "scoring"), table.columns.get("lang")
+    difficulty = np.asarray([one.difficulty for one in signals])
+    unknown = np.asarray([one.unknown for one in signals])
     characters = np.asarray([float(len(text)) for text in classified])
-    return MixedRows(kinds, languages, characters, scores.difficulty, scores.unknown, hard, weak, strong)
+    languages = languages or [""] * len(table)
+    return MixedRows(kinds, languages, characters, difficulty, unknown, hard, weak, strong)
 
 
 def evaluate_mixed(

@@ -80,9 +80,12 @@ class Source:
         return Scores(labels, domain, *(np.asarray(x, types.get(name, np.float64)) for x, name in typed))
 
 
-def open_bundle(directory: Path | None) -> Source:
-    """Load the bundle in `directory`, by default the shipped one; raises BundleError."""
-    return Source(Scorer.of(directory or default_bundle()))
+def open_bundle(directory: Path | None, every_language: bool = False) -> Source:
+    """Load the bundle in `directory`, by default the shipped one; raises BundleError.
+
+    With `every_language`, the shipped bundles score together, each its languages, as in the server.
+    """
+    return Source(Scorer.of(directory or (None if every_language else default_bundle())))
 
 
 def judged(table: Table, bodies: Iterable[tuple[str, object]]) -> list[str]:

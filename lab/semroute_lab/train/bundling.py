@@ -22,10 +22,11 @@ from semroute_lab.train.datasets import DOMAINS, TASKS, Example
 from semroute_lab.train.fit import States
 from semroute_lab.train.frames import Frames
 from semroute_lab.train.graphs import Array, publish
+from semroute_lab.train.kept import Kept
 from semroute_lab.train.model import Heads, Network
+from semroute_lab.train.sources import LOGS
 from semroute_lab.train.spec import BundleSpec, Say
 
-FP32_GRAPH = "model.fp32.onnx"  # The graph from which the served ones are made; it stays in the work folder
 OPSET = 20  # ONNX operator set: the first with Gelu, which half precision needs as one operator
 INPUTS = ("input_ids", "attention_mask", "surface")
 OUTPUTS = ("sentence_embedding", "domain_logits", "difficulty_logit", "task_logits", "neighbour_embedding")
@@ -54,7 +55,9 @@ def make_manifest(
     threshold = fill.unknown_threshold(asked[ordinary], centroids, spec.known.unknown_share)
     scale, shift = fill.platt(difficulty, check.targets.difficulty, check.targets.weight)
     kinds = [row.kind for row in calibrate]
-    shares = torch.tensor([spec.traffic.get(kind, 0.0) / max(1, kinds.count(kind)) for kind in kinds])
+    # A user's own logs are the user's traffic.
+    traffic = {LOGS: 1.0} if LOGS in kinds else spec.traffic
+    shares = torch.tensor([traffic.get(kind, 0.0) / max(1, kinds.count(kind)) for kind in kinds])
     scored = torch.sigmoid(scale * difficulty + shift)
     quantiles = fill.quantiles(scored, shares if bool(shares.any()) else None)
     share = spec.known.unk_share_max
@@ -91,31 +94,48 @@ def _balanced(rows: Sequence[Example], most: int, seed: int) -> Tensor:
 
 
 def write(
-    network: Network, manifest: Manifest, centroids: Tensor, frames: Frames, out: Path, work: Path, say: Say
+    network: Network | Kept,
+    heads: Heads,
+    manifest: Manifest,
+    centroids: Tensor,
+    frames: Frames,
+    out: Path,
+    work: Path,
+    say: Say,
 ) -> None:
-    """Export the graphs, compare them with the network, and publish the bundle in `out`."""
-    fp32, int8, fp16 = (work / name for name in (FP32_GRAPH, graphs.CPU_GRAPH, graphs.CUDA_GRAPH))
+    """Export the graphs, compare them, and publish the bundle in `out`."""
+    fp32, int8, fp16 = (work / name for name in (graphs.FP32_GRAPH, graphs.CPU_GRAPH, graphs.CUDA_GRAPH))
+    sample = frames.take(frames.spread(PARITY_ROWS))
+    served = [int8, *([fp16] if "cuda" in manifest.graphs else [])]
+    if isinstance(network, Kept):
+        list(network.write(heads, work, OUTPUTS, OPSET))
+        reference = _outputs(graph_run(fp32), sample)
+    else:
+        reference = _exported(network, fp32, frames, sample, say)
+        texts = frames.take(frames.spread(graphs.CALIBRATION_TEXTS_MAX))
+        graphs.write_int8(fp32, int8, graphs.feeds(texts.framed))
+        if fp16 in served:
+            graphs.write_fp16(fp32, fp16)
+    np.save(work / "centroids.npy", centroids.numpy().astype(np.float32))
+    files = [*graphs.move_table(int8), *served[1:]]
+    for graph in served:
+        found = _outputs(graph_run(graph), sample)
+        say(f"{graph.name} against fp32: {json.dumps(_difference(reference, found))}")
+    publish(manifest, [work / "tokenizer.json", work / "centroids.npy", *files], out)
+    say(f"published {out}")
+
+
+def _exported(network: Network, fp32: Path, frames: Frames, sample: Frames, say: Say) -> dict[str, Array]:
+    """Write the float32 graph; its outputs on the sample, which must be the network's."""
     if isinstance(network.encoder, Encoder):
         smooth(network.encoder, frames, frames.spread(TEXTS_MAX))
     write_fp32(network, fp32)
-    sample = frames.take(frames.spread(PARITY_ROWS))
     reference = _outputs(graph_run(fp32), sample)
     parity = _difference(_outputs(network.eval(), sample), reference)
     say(f"fp32 graph against torch: {json.dumps(parity)}")
     if max(parity.values()) > PARITY_FP32:
         raise BundleError(f"{fp32}: an output differs from torch by more than {PARITY_FP32:g}: {parity}")
-    np.save(work / "centroids.npy", centroids.numpy().astype(np.float32))
-    texts = frames.take(frames.spread(graphs.CALIBRATION_TEXTS_MAX))
-    graphs.write_int8(fp32, int8, graphs.feeds(texts.framed))
-    if "cuda" in manifest.graphs:
-        graphs.write_fp16(fp32, fp16)
-    files = graphs.move_table(int8)
-    for graph in (int8, *([fp16] if "cuda" in manifest.graphs else [])):
-        found = _outputs(graph_run(graph), sample)
-        say(f"{graph.name} against fp32: {json.dumps(_difference(reference, found))}")
-        files.append(graph)
-    publish(manifest, [work / "tokenizer.json", work / "centroids.npy", *dict.fromkeys(files)], out)
-    say(f"published {out}")
+    return reference
 
 
 def write_fp32(network: Network, file: Path) -> None:

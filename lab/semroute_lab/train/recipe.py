@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import random
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
+from semroute_extproc.encoder.bundle import load
 from semroute_extproc.encoder.manifest import EncoderSpec, Manifest
 from semroute_extproc.encoder.preprocess import Framer
 from semroute_extproc.errors import DataError
 from semroute_extproc.request.language import language_of
 from semroute_extproc.request.text import SURFACE_NAMES
-from semroute_lab.train import bert, use
+from semroute_lab.train import bert, graphs, use
 from semroute_lab.train.augment import Augment
-from semroute_lab.train.bundling import FP32_GRAPH, make_manifest, write
+from semroute_lab.train.bundling import make_manifest, write
 from semroute_lab.train.card import training_facts, write_card
 from semroute_lab.train.datasets import DOMAINS, TASKS, Corpus, Example, Part, assemble
 from semroute_lab.train.fill import add_memory, add_table, fit_recall
 from semroute_lab.train.fit import States, Targets, embed, fine_tune, fit_heads, multitask
 from semroute_lab.train.frames import Frames
+from semroute_lab.train.kept import Kept
 from semroute_lab.train.logs import LogsPlan, read_logs
 from semroute_lab.train.model import Heads, Network
 from semroute_lab.train.sources import SOURCES, TABLE_SOURCES, read_all, read_handwritten
@@ -40,6 +44,7 @@ class Settings:
     out: Path
     work: Path
     base: Path | None = None
+    keep: Path | None = None  # A bundle whose encoder is kept: only the heads are fitted
     handwritten: Path | None = None
     logs: LogsPlan | None = None  # A user's own outcomes, for the cluster table
     spec: BundleSpec = field(default_factory=read_spec)
@@ -56,45 +61,85 @@ def train(settings: Settings, say: Say) -> Manifest:
     settings.work.mkdir(parents=True, exist_ok=True)
     spec, seed, work = settings.spec, settings.seed, settings.work
     corpus, labels = read_corpus(settings, say)
-    checkpoint = obtain(spec.base, settings.base, work)
-    encoder_spec, mask_id = framing(spec, checkpoint, work)
-    framer = Framer(work / "tokenizer.json", encoder_spec)
     # A changed copy of each row: what surrounds a question must not decide.
     augment = Augment([row.text for row in corpus.fit], random.Random(seed))
     rows = [*corpus.fit, *(augment(row) for row in corpus.fit)]
     rows = list({(row.source, row.text): row for row in rows}.values())
-    frames, check_frames = (
-        Frames.of([row.text for row in part], framer, encoder_spec.pad_id)
-        for part in (rows, corpus.calibrate)
-    )
-    network = new_network(checkpoint, spec, frames)
-    if spec.tune.epochs:
-        before = time.process_time()
-        tuned, seconds = _tuned(settings, network, corpus, encoder_spec, check_frames, mask_id, say)
-        # The CPU time of an interrupted run counts too.
-        started -= max(0.0, seconds - (time.process_time() - before))
-        # The heads start again on the finished encoder, with every row and the whole window.
-        network = new_network(checkpoint, spec, frames)
-        network.encoder.load_state_dict(tuned.encoder.state_dict())
-    say(f"embedding {len(frames)} + {len(check_frames)} rows")
-    heads = network.heads
-    sets = ((rows, frames), (corpus.calibrate, check_frames))
-    fit, check = (States.of(own, embed(network.encoder, part, work), part) for own, part in sets)
     index = _recall_rows(rows, spec.fill.recall_rows, seed)
-    base = embed(base_encoder(checkpoint, spec), frames.take(index), work)
-    fit_recall(heads, fit.pooled[index], base, spec.fill, say)
+    if settings.keep is not None:
+        read = _kept(settings, settings.keep, rows, index, corpus, say)
+    else:
+        read = _encoded(settings, rows, index, corpus, say)
+    heads = read.heads
+    started -= read.seconds
+    fit = States.of(rows, read.states, read.frames)
+    check = States.of(corpus.calibrate, read.checked, read.check_frames)
+    fit_recall(heads, fit.pooled[index], read.base, spec.fill, say)
     fit = fit._replace(table=add_table(heads, rows, fit, TABLE_SOURCES, spec.fill, seed, say))
     fit_heads(heads, fit, check, spec.loss, spec.heads, seed, say)
     with torch.inference_mode():
-        known, asked = (heads.parts(part.pooled, part.surface) for part in (fit, check))
-    add_memory(heads, rows, known, asked, check.targets.domain, spec.fill, seed, say)
-    manifest, centroids = make_manifest(spec, encoder_spec, heads, rows, corpus.calibrate, fit, check, seed)
-    write(network.eval(), manifest, centroids, check_frames, settings.out, work, say)
+        stored, tried = (heads.parts(part.pooled, part.surface) for part in (fit, check))
+    add_memory(heads, rows, stored, tried, check.targets.domain, spec.fill, seed, say)
+    manifest, centroids = make_manifest(spec, read.framing, heads, rows, corpus.calibrate, fit, check, seed)
+    write(read.network, heads.eval(), manifest, centroids, read.check_frames, settings.out, work, say)
     minutes = (time.process_time() - started) / 60
-    facts = {"seed": seed, "epochs": spec.tune.epochs, "minutes": minutes, "threads": settings.threads}
-    facts |= training_facts(corpus, manifest) | {"labels": labels}
-    write_card(settings.out, work / FP32_GRAPH, settings.data, settings.handwritten, facts, work, say)
+    epochs = None if settings.keep is not None else spec.tune.epochs
+    facts = {"seed": seed, "epochs": epochs, "minutes": minutes, "threads": settings.threads}
+    facts |= training_facts(corpus, manifest) | {"labels": labels, "traffic": spec.traffic}
+    write_card(settings.out, work / graphs.FP32_GRAPH, settings.data, settings.handwritten, facts, work, say)
     return manifest
+
+
+class Read(NamedTuple):
+    """The encoder, and what it makes of the rows."""
+
+    network: Network | Kept
+    heads: Heads  # Fresh
+    framing: EncoderSpec
+    frames: Frames
+    check_frames: Frames
+    states: Tensor  # [rows, d]
+    checked: Tensor  # Of the calibration rows
+    base: Tensor  # The base encoder's states of the rows that recall is fitted on
+    seconds: float = 0.0  # CPU time of an earlier, interrupted run
+
+
+def _kept(
+    settings: Settings, keep: Path, rows: Sequence[Example], index: list[int], corpus: Corpus, say: Say
+) -> Read:
+    """Read the rows with the encoder of a published bundle."""
+    kept = Kept(load(keep), settings.threads)
+    framing = kept.bundle.manifest.encoder
+    shutil.copyfile(keep / "tokenizer.json", settings.work / "tokenizer.json")
+    frames, check = (_frames(part, framing, settings.work) for part in (rows, corpus.calibrate))
+    say(f"embedding {len(frames)} + {len(check)} rows")
+    (states, base), (checked, _) = kept.read(frames), kept.read(check)
+    heads = new_heads(framing.dimensions, frames)
+    return Read(kept, heads, framing, frames, check, states, checked, base[index])
+
+
+def _encoded(settings: Settings, rows: Sequence[Example], index: list[int], corpus: Corpus, say: Say) -> Read:
+    """Fine-tune the base encoder, and read the rows with it."""
+    spec, work = settings.spec, settings.work
+    checkpoint = obtain(spec.base, settings.base, work)
+    framing, mask_id = write_tokenizer(spec, checkpoint, work)
+    frames, check = (_frames(part, framing, work) for part in (rows, corpus.calibrate))
+    network = Network(base_encoder(checkpoint, spec), new_heads(framing.dimensions, frames))
+    earlier = 0.0
+    if spec.tune.epochs:
+        before = time.process_time()
+        network, seconds = _tuned(settings, network, corpus, framing, check, mask_id, say)
+        earlier = max(0.0, seconds - (time.process_time() - before))
+    say(f"embedding {len(frames)} + {len(check)} rows")
+    states, checked = (embed(network.encoder, part, work) for part in (frames, check))
+    base = embed(base_encoder(checkpoint, spec), frames.take(index), work)
+    # The heads start again on the finished encoder, with every row and the whole window.
+    heads = network.heads = new_heads(framing.dimensions, frames)
+    return Read(network, heads, framing, frames, check, states, checked, base, earlier)
+
+
+def _frames(rows: Sequence[Example], framing: EncoderSpec, work: Path) -> Frames:
+    return Frames.of([row.text for row in rows], Framer(work / "tokenizer.json", framing), framing.pad_id)
 
 
 def _recall_rows(rows: Sequence[Example], most: int, seed: int) -> list[int]:
@@ -149,7 +194,7 @@ def _readable(row: Example, spec: BundleSpec, rng: random.Random) -> bool:
     return language in spec.languages
 
 
-def framing(spec: BundleSpec, checkpoint: Checkpoint, work: Path) -> tuple[EncoderSpec, int]:
+def write_tokenizer(spec: BundleSpec, checkpoint: Checkpoint, work: Path) -> tuple[EncoderSpec, int]:
     """Write the tokenizer without its own padding and truncation; how text is framed, and [MASK]'s id."""
     base = spec.base
     if base.architecture == "use":
@@ -172,13 +217,13 @@ def base_encoder(checkpoint: Checkpoint, spec: BundleSpec) -> torch.nn.Module:
     return bert.from_checkpoint(checkpoint.weights, spec.base)
 
 
-def new_network(checkpoint: Checkpoint, spec: BundleSpec, frames: Frames) -> Network:
-    """The base encoder with fresh heads that know the fit rows' surface features."""
-    heads = Heads(spec.base.dimensions, len(SURFACE_NAMES), len(DOMAINS), len(TASKS))
+def new_heads(dimensions: int, frames: Frames) -> Heads:
+    """Fresh heads that know the fit rows' surface features."""
+    heads = Heads(dimensions, len(SURFACE_NAMES), len(DOMAINS), len(TASKS))
     surface = frames.surface()
     heads.surface_mean.copy_(surface.mean(0))
     heads.surface_scale.copy_(surface.std(0).clamp(min=1e-3))
-    return Network(base_encoder(checkpoint, spec), heads)
+    return heads
 
 
 def _tuned(

@@ -393,7 +393,7 @@ def read_handwritten(folder: Path) -> list[Example]:
 def _handwritten(file: Path, train: bool) -> Rows:
     table = read_table(file)
     name = HANDWRITTEN + file.name.partition(".")[0]
-    source = Source(name, file.name, "Apache-2.0", kind="chat", may_train=train)
+    source = Source(name, file.name, "Apache-2.0", kind="everyday", may_train=train)
     hard = table.numbers_in("hard", 0, 1, blank=True) if table.has("hard") else np.full(len(table), np.nan)
     easy, difficult = LEVELS["everyday_easy"], LEVELS["everyday_hard"]
     for row, text in enumerate(table.texts("text")):
