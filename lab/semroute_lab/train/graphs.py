@@ -101,6 +101,12 @@ def join(encoder: Path, heads: Path, at: str, outputs: Sequence[str], file: Path
 
     model, rest = onnx.load(str(encoder)), onnx.load(str(heads))
     front = utils.Extractor(model).extract_model(["input_ids", "attention_mask"], [at])
+    # Its last nodes are named after the old heads, and names must differ from the new ones.
+    del front.graph.value_info[:]
+    for each in (*front.graph.node, *front.graph.initializer):
+        each.name = each.name.replace("/heads/", "/kept/")
+    for names in (names for node in front.graph.node for names in (node.input, node.output)):
+        names[:] = [name.replace("/heads/", "/kept/") for name in names]
     rest.ir_version = front.ir_version
     versions = {each.domain: each.version for each in front.opset_import}
     for each in rest.opset_import:

@@ -168,3 +168,33 @@ def test_a_graph_without_large_tensors_stays_one_file(fp32):
     fp32.with_name("table.bin").write_bytes(b"of an earlier run")
     assert graphs.move_table(fp32) == [fp32]
     assert not fp32.with_name("table.bin").exists()
+
+
+def test_a_graph_continues_with_other_heads_from_a_tensor(fp32, tmp_path):
+    # Old and new heads have the same names.
+    inside = "/heads/Tanh_output_0"
+    nodes = [
+        helper.make_node("Tanh", ["state"], [inside], name="/heads/Tanh"),
+        helper.make_node("MatMul", [inside, "other"], ["logits"], name="/heads/domain/MatMul"),
+    ]
+    state = helper.make_tensor_value_info("state", TensorProto.FLOAT, ["batch", 32])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2])
+    rest = helper.make_graph(nodes, "h", [state], [logits], [constant("other", 32, 2)])
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(rest, opset_imports=opsets, ir_version=8), str(tmp_path / "heads.onnx"))
+    model = onnx.load(str(fp32))
+    model.graph.output.append(helper.make_tensor_value_info("unit", TensorProto.FLOAT, ["batch", 32]))
+    model.graph.node.append(helper.make_node("Tanh", ["mean"], [inside], name="/heads/Tanh"))
+    model.graph.node.append(helper.make_node("Neg", [inside], ["unit"], name="/heads/Neg"))
+    onnx.save(model, str(fp32))
+    joined = tmp_path / "joined.onnx"
+    graphs.join(fp32, tmp_path / "heads.onnx", "unit", ("unit", "logits"), joined)
+    onnx.checker.check_model(str(joined))
+    other = next(numpy_helper.to_array(t) for t in rest.initializer)
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(joined), providers=["CPUExecutionProvider"])
+    feed = {name.name: FEEDS[0][name.name] for name in session.get_inputs()}
+    unit, found = session.run(["unit", "logits"], feed)
+    assert np.allclose(found, np.tanh(unit) @ other, atol=1e-5)
+    assert not [t for t in onnx.load(str(joined)).graph.initializer if t.name.endswith("head")]
