@@ -127,6 +127,7 @@ class FakeEncoder:
         self.answer = answer or (lambda _: raw())
         self.delay = delay
         self.texts: list[str] = []
+        self.waiting = self.closed = 0
 
     async def encode(self, text: str, deadline: float) -> RawOutput:
         """Answer after the delay, unless the deadline comes first."""
@@ -140,17 +141,13 @@ class FakeEncoder:
             raise self.answer
         return self.answer(text)
 
-    @property
-    def waiting(self) -> int:
-        """None."""
-        return 0
-
     def describe(self) -> dict[str, str]:
         """Nothing of interest."""
         return {"bundle": "test", "revision": "0", "provider": "fake", "graph": "none"}
 
     async def close(self) -> None:
-        """Nothing to close."""
+        """Count the calls."""
+        self.closed += 1
 
 
 def signals(**changes: Any) -> Signals:

@@ -80,6 +80,13 @@ def move_table(file: Path) -> list[Path]:
     import onnx
 
     model = onnx.load(str(file))
+    nodes, tensors = model.graph.node, model.graph.initializer
+    # The exporter writes a fixed tensor as a node. Only initializers can be in another file.
+    for node in [each for each in nodes if each.op_type == "Constant"]:
+        if len(node.attribute[0].t.raw_data) >= TABLE_BYTES_MIN:
+            tensors.add().CopyFrom(node.attribute[0].t)
+            tensors[-1].name = node.output[0]
+            nodes.remove(node)
     table = file.with_name(TABLE)
     table.unlink(missing_ok=True)
     where: Any = {"save_as_external_data": True, "all_tensors_to_one_file": True, "location": TABLE}
@@ -94,6 +101,12 @@ def join(encoder: Path, heads: Path, at: str, outputs: Sequence[str], file: Path
 
     model, rest = onnx.load(str(encoder)), onnx.load(str(heads))
     front = utils.Extractor(model).extract_model(["input_ids", "attention_mask"], [at])
+    # Its last nodes are named after the old heads, and names must differ from the new ones.
+    del front.graph.value_info[:]
+    for each in (*front.graph.node, *front.graph.initializer):
+        each.name = each.name.replace("/heads/", "/kept/")
+    for names in (names for node in front.graph.node for names in (node.input, node.output)):
+        names[:] = [name.replace("/heads/", "/kept/") for name in names]
     rest.ir_version = front.ir_version
     versions = {each.domain: each.version for each in front.opset_import}
     for each in rest.opset_import:
@@ -174,7 +187,7 @@ def _without_casts(graph: Any) -> None:
 
 def round_products(fp32: Path, file: Path, products: Sequence[str], feeds: Iterable[Feed]) -> None:
     """Write `fp32` to `file` with the weights of the nodes `products` rounded; still a float32 graph.
-    `products` are MatMul nodes with a constant second input; `feeds` are inputs of calibration texts.
+    `products` are MatMul or Gemm nodes with a constant second input; `feeds` are inputs of calibration texts.
     """
     import onnx
     from onnx import numpy_helper
@@ -186,8 +199,11 @@ def round_products(fp32: Path, file: Path, products: Sequence[str], feeds: Itera
     correlations = _correlations(fp32, sorted(set(read.values())), feeds)
     for name in products:
         tensor = weights[nodes[name].input[1]]
-        matrix = rounded(numpy_helper.to_array(tensor).T, correlations[read[name]])
-        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(matrix.T), tensor.name))
+        turned = any(each.name == "transB" and each.i for each in nodes[name].attribute)  # [out, in] already
+        weight = numpy_helper.to_array(tensor)
+        matrix = rounded(weight if turned else weight.T, correlations[read[name]])
+        matrix = np.ascontiguousarray(matrix if turned else matrix.T)
+        tensor.CopyFrom(numpy_helper.from_array(matrix, tensor.name))
     onnx.save(model, str(file))
 
 

@@ -114,7 +114,7 @@ def _kept(
     frames, check = (_frames(part, framing, settings.work) for part in (rows, corpus.calibrate))
     say(f"embedding {len(frames)} + {len(check)} rows")
     (states, base), (checked, _) = kept.read(frames), kept.read(check)
-    heads = new_heads(framing.dimensions, frames)
+    heads = new_heads(framing.dimensions, frames, settings.seed)
     return Read(kept, heads, framing, frames, check, states, checked, base[index])
 
 
@@ -124,7 +124,7 @@ def _encoded(settings: Settings, rows: Sequence[Example], index: list[int], corp
     checkpoint = obtain(spec.base, settings.base, work)
     framing, mask_id = write_tokenizer(spec, checkpoint, work)
     frames, check = (_frames(part, framing, work) for part in (rows, corpus.calibrate))
-    network = Network(base_encoder(checkpoint, spec), new_heads(framing.dimensions, frames))
+    network = Network(base_encoder(checkpoint, spec), new_heads(framing.dimensions, frames, settings.seed))
     earlier = 0.0
     if spec.tune.epochs:
         before = time.process_time()
@@ -134,7 +134,7 @@ def _encoded(settings: Settings, rows: Sequence[Example], index: list[int], corp
     states, checked = (embed(network.encoder, part, work) for part in (frames, check))
     base = embed(base_encoder(checkpoint, spec), frames.take(index), work)
     # The heads start again on the finished encoder, with every row and the whole window.
-    heads = network.heads = new_heads(framing.dimensions, frames)
+    heads = network.heads = new_heads(framing.dimensions, frames, settings.seed)
     return Read(network, heads, framing, frames, check, states, checked, base, earlier)
 
 
@@ -217,8 +217,9 @@ def base_encoder(checkpoint: Checkpoint, spec: BundleSpec) -> torch.nn.Module:
     return bert.from_checkpoint(checkpoint.weights, spec.base)
 
 
-def new_heads(dimensions: int, frames: Frames) -> Heads:
-    """Fresh heads that know the fit rows' surface features."""
+def new_heads(dimensions: int, frames: Frames, seed: int) -> Heads:
+    """Fresh heads that know the fit rows' surface features; the same in a run that was resumed."""
+    torch.manual_seed(seed)
     heads = Heads(dimensions, len(SURFACE_NAMES), len(DOMAINS), len(TASKS))
     surface = frames.surface()
     heads.surface_mean.copy_(surface.mean(0))

@@ -78,9 +78,16 @@ def test_the_quantiles_are_those_of_the_traffic_by_kind(shipped):
 
 def test_without_rows_of_the_traffics_kinds_every_row_counts(shipped):
     logits = torch.linspace(-3, 3, 101)
-    rows = [example("logs", value) for value in soft(logits)]
+    rows = [example("planning", value) for value in soft(logits)]
     quantiles = manifest(shipped, rows, states(rows, logits)).difficulty.quantiles
     assert quantiles[50] == pytest.approx(soft(torch.zeros(1))[0], abs=1e-3)
+
+
+def test_a_users_own_logs_are_the_traffic(shipped):
+    logits = torch.tensor([-4.0] * 10 + [4.0] * 90)
+    rows = [example("logs" if n < 10 else "chat", value) for n, value in enumerate(soft(logits))]
+    quantiles = manifest(shipped, rows, states(rows, logits)).difficulty.quantiles
+    assert quantiles[0] == quantiles[100] == pytest.approx(soft(logits)[0], abs=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["command", "housekeeping"])

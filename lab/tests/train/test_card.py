@@ -35,12 +35,14 @@ def pair(difference: dict[str, float]) -> dict[str, Any]:
 def document(**training: Any) -> dict[str, Any]:
     facts = {"seed": 1, "epochs": 3, "minutes": 80.4, "threads": 2}
     facts |= {"base": "b", "base_sha256": "0", "dropped": {}, "sources": [], "labels": {}}
+    facts |= {"traffic": {"chat": 0.9, "rag": 0.1}}
     return {
         "bundle": {"name": "tiny", "version": "1"},
         "bootstrap": 100,
         "training": {**facts, **training},
         "domain": {},
         "difficulty": {},
+        "kinds": {},
         "pairs": {},
         "unseen": {},
         "languages": {},
@@ -50,6 +52,10 @@ def document(**training: Any) -> dict[str, Any]:
 
 def test_the_training_is_told_in_cpu_time() -> None:
     assert "3 epochs of fine-tuning, 80 minutes of CPU time on 2 threads." in render(document())
+
+
+def test_the_reference_traffic_is_told_by_kind() -> None:
+    assert "chat 0.90, rag 0.10." in render(document())
 
 
 def test_a_time_that_nobody_measured_is_not_told() -> None:

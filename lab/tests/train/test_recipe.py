@@ -26,6 +26,7 @@ from semroute_lab.train.sources import SOURCES
 
 from semroute_extproc.encoder import bundle as bundles
 from semroute_extproc.encoder.offline import Scorer
+from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.errors import BundleError
 
 RNG = np.random.default_rng(0)
@@ -75,7 +76,8 @@ def trained(folder: Path, base: tuple[Path, Path], handwritten: Path, logs: Path
 
 def check(out: Path, hard: list[bool], folder: Path) -> None:
     """The bundle scores hard prompts above easy ones, and `eval pair` finds it as good as an oracle."""
-    signals = list(Scorer.of(out).score_all([prompt(n, needs) for n, needs in enumerate(hard)]))
+    texts = [prompt(n, n % 2 == 1) for n in range(len(hard))]
+    signals = list(Scorer.of(out).score_all(texts))
     difficulty = np.array([one.difficulty for one in signals])
     needed = np.array(hard)
     assert difficulty[needed].mean() > difficulty[~needed].mean() + 0.2
@@ -83,7 +85,7 @@ def check(out: Path, hard: list[bool], folder: Path) -> None:
     with rows.open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["prompt", "strong_correct", "weak_correct"])
-        writer.writerows((prompt(n, needs), 1, int(not needs)) for n, needs in enumerate(hard))
+        writer.writerows((text, 1, int(not needs)) for text, needs in zip(texts, hard, strict=True))
     report = folder / "report.json"
     arguments = ["pair", str(rows), "--bundle", str(out), "--bootstrap", "0", "--json", str(report)]
     assert CliRunner().invoke(evaluate, arguments, catch_exceptions=False).exit_code == 0
@@ -233,6 +235,36 @@ def test_the_multilingual_bundle_is_checked_and_copied_with_its_table(
     copied.write_bytes(content)
     with pytest.raises(BundleError, match=r"table\.bin: sha256 is"):
         bundles.load(tmp_path / "copy")
+
+
+def embeddings(bundle: Path, texts: Sequence[str]) -> Any:
+    """What the encoder of a bundle says of texts."""
+    model = OnnxModel(bundles.load(bundle), "cpu")
+    return np.stack([model.run([model.framer.frame(text)])[0].embedding for text in texts])
+
+
+def test_the_encoder_of_a_bundle_is_kept_and_its_heads_learn_other_outcomes(
+    tmp_path: Path, tiny_base: tuple[Path, Path], handwritten: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    hard = write_logs(first / "logs.jsonl", sampled)
+    kept = trained(first, tiny_base, handwritten, first / "logs.jsonl", "--epochs", "0")
+    # The other way round: what was hard is easy now.
+    rows = [json.loads(line) for line in (first / "logs.jsonl").read_text().splitlines()]
+    for row, needs in zip(rows, hard, strict=True):
+        row["outcome.small"] = int(needs)
+    (second / "logs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = trained(second, tiny_base, handwritten, second / "logs.jsonl", "--keep-encoder", str(kept))
+    texts = [prompt(number, bool(number % 2)) for number in range(20)]
+    assert np.allclose(embeddings(out, texts), embeddings(kept, texts), atol=1e-6)
+    check(out, [not needs for needs in hard], second)
+    before, after = bundles.read_manifest(kept), bundles.read_manifest(out)
+    assert (after.encoder, after.graphs) == (before.encoder, before.graphs)
+    assert not list((second / "work").glob("tune-*"))
+    output = (second / "output.txt").read_text()
+    assert "epoch 1" not in output
 
 
 GERMAN = "Wie kann ich meinen Vertrag mit dem Anbieter kündigen, bitte?"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -117,3 +118,60 @@ def test_the_revision_changes_with_any_served_file(copy: Path) -> None:
     before = bundle.load(copy).revision
     edit(copy, lambda m: m["domain"].update(temperature=9.0))
     assert bundle.load(copy).revision != before
+
+
+def named(copy: Path, folder: Path, name: str, *languages: str) -> Path:
+    """A folder with a bundle's manifest alone, for other languages."""
+    target = folder / name
+    target.mkdir(parents=True)
+    shutil.copy(copy / "bundle.json", target)
+    edit(target, lambda m: m.update(name=name, languages=list(languages)))
+    return target
+
+
+@pytest.fixture
+def shipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The folder of the shipped bundles; it is empty."""
+    folder = tmp_path / "models"
+    monkeypatch.setattr(bundle, "_shipped", lambda name: folder / name)
+    return folder
+
+
+def test_an_image_may_leave_the_multilingual_bundle_out(shipped: Path) -> None:
+    named(SHIPPED, shipped, bundle.DEFAULT_BUNDLE, "en")
+    assert bundle.language_bundles() == {}
+
+
+def test_the_multilingual_bundle_reads_its_languages_but_those_of_the_default(shipped: Path) -> None:
+    named(SHIPPED, shipped, bundle.DEFAULT_BUNDLE, "en")
+    path = named(SHIPPED, shipped, bundle.MULTILINGUAL_BUNDLE, "de", "en", "zh")
+    assert bundle.language_bundles() == {"de": path, "zh": path}
+
+
+def test_a_multilingual_bundle_without_a_manifest_is_refused(shipped: Path) -> None:
+    named(SHIPPED, shipped, bundle.DEFAULT_BUNDLE, "en")
+    (shipped / bundle.MULTILINGUAL_BUNDLE).mkdir()
+    with pytest.raises(BundleError, match=r"semroute-use.bundle\.json: no such file"):
+        bundle.language_bundles()
+
+
+def test_a_bundle_of_several_languages_is_loaded_once(copy: Path) -> None:
+    found = bundle.load_each({"de": copy, "": SHIPPED, "fr": copy}, ("cpu",))
+    assert found["de"] is found["fr"]
+    assert [found[language].path for language in ("de", "", "fr")] == [copy, SHIPPED, copy]
+
+
+def test_a_damaged_bundle_of_a_language_is_refused_by_name(copy: Path) -> None:
+    (copy / "centroids.npy").unlink()
+    with pytest.raises(BundleError, match=r"centroids\.npy"):
+        bundle.load_each({"": SHIPPED, "de": copy}, ("cpu",))
+
+
+def test_a_file_that_only_a_graph_reads_is_checked_too(copy: Path) -> None:
+    (copy / "table.bin").write_bytes(b"rows")
+    entry = {"sha256": hashlib.sha256(b"rows").hexdigest(), "bytes": 4}
+    edit(copy, lambda m: m["files"].update({"table.bin": entry}))
+    bundle.load(copy, ("cpu",))
+    (copy / "table.bin").write_bytes(b"sour")
+    with pytest.raises(BundleError, match=r"table\.bin: sha256 is"):
+        bundle.load(copy, ("cpu",))

@@ -26,10 +26,20 @@ async def test_a_language_with_a_bundle_of_its_own_is_read_by_that(language: str
     assert (found.domain, found.language) == (domain, language)
 
 
-async def test_every_encoder_is_described_with_its_language() -> None:
+async def test_every_encoder_is_described_with_its_languages() -> None:
     subject = Classifier(FakeEncoder(), {"zh": FakeEncoder()})
     assert [description["language"] for description in subject.describe()] == ["any", "zh"]
     await subject.close()
+
+
+async def test_an_encoder_of_several_languages_is_one() -> None:
+    other = FakeEncoder()
+    other.waiting = 3
+    subject = Classifier(FakeEncoder(), {"de": other, "fr": other})
+    assert [description["language"] for description in subject.describe()] == ["any", "de fr"]
+    assert subject.waiting == 3
+    await subject.close()
+    assert other.closed == 1
 
 
 async def test_a_text_that_comes_again_costs_no_pass_and_waits_for_nobody() -> None:

@@ -1,0 +1,105 @@
+"""What is built from a configuration: each bundle is loaded, opened and queued once for its languages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import BUNDLE, MANIFEST, config
+from pydantic import ValidationError
+
+from semroute_extproc.encoder import bundle
+from semroute_extproc.encoder.bundle import Bundle
+from semroute_extproc.serve import build
+
+
+class Model:
+    """Enough of a model for a queue that is never asked anything."""
+
+    provider = "fake"
+    emit: Any = None
+
+    def __init__(self, own: Bundle, device: str) -> None:
+        self.bundle, self.device = own, device
+
+
+def bundle_at(path: str, *devices: str) -> Bundle:
+    graphs = {device: f"{device}.onnx" for device in devices}
+    return Bundle(Path(path), MANIFEST.model_copy(update={"graphs": graphs}), BUNDLE.centroids)
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """The bundles and devices of the models that are opened, in order."""
+    found: list[tuple[str, str]] = []
+
+    def open_model(own: Bundle, device: str) -> Model:
+        found.append((own.path.name, device))
+        return Model(own, device)
+
+    monkeypatch.setattr(build, "open_model", open_model)
+    return found
+
+
+BUNDLES = {
+    "de": bundle_at("other", "cpu"),
+    "fr": bundle_at("other", "cpu"),
+    "ko": bundle_at("third", "cpu", "cuda"),
+    build.DEFAULT: bundle_at("default", "cpu", "cuda"),
+}
+
+
+def test_a_bundle_of_several_languages_is_opened_once(opened: list[tuple[str, str]]) -> None:
+    models = build.make_models(config(), BUNDLES)
+    assert list(models) == list(BUNDLES)
+    assert models["de"] is models["fr"]
+    assert sorted(opened) == [("default", "cpu"), ("other", "cpu"), ("third", "cpu")]
+
+
+def test_a_bundle_without_a_graph_for_the_device_runs_on_the_cpu(opened: list[tuple[str, str]]) -> None:
+    build.make_models(config(encoder={"device": "cuda"}), BUNDLES)
+    assert sorted(opened) == [("default", "cuda"), ("other", "cpu"), ("third", "cuda")]
+
+
+def test_the_default_bundle_is_opened_on_the_device_although_a_language_has_it_too(
+    opened: list[tuple[str, str]],
+) -> None:
+    default = bundle_at("default", "cpu")
+    build.make_models(config(encoder={"device": "cuda"}), {"de": default, build.DEFAULT: default})
+    assert opened == [("default", "cuda")]
+
+
+async def test_the_languages_of_a_bundle_share_one_queue(opened: list[tuple[str, str]]) -> None:
+    settings = config()
+    classifier = build.make_classifier(settings, build.make_models(settings, BUNDLES))
+    assert [description["language"] for description in classifier.describe()] == ["any", "de fr", "ko"]
+    assert classifier.bundle is BUNDLES[build.DEFAULT]
+    await classifier.close()
+
+
+def test_the_bundles_of_the_configuration_replace_the_shipped_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[dict[str, Path], tuple[str, ...]]] = []
+
+    def load_each(paths: dict[str, Path], devices: tuple[str, ...]) -> dict[str, Bundle]:
+        asked.append((paths, devices))
+        return {}
+
+    monkeypatch.setattr(bundle, "load_each", load_each)
+    monkeypatch.setattr(bundle, "language_bundles", lambda: {"pl": Path("shipped")})
+    build.load_bundles(config(encoder={"bundle": "d", "by_language": {"de": "x", "fr": "x"}}))
+    build.load_bundles(config(encoder={"by_language": {}}))
+    build.load_bundles(config(encoder={"device": "cuda"}))
+    default = {build.DEFAULT: bundle.default_bundle()}
+    assert asked == [
+        ({"de": Path("x"), "fr": Path("x"), build.DEFAULT: Path("d")}, ("cpu", "cpu")),
+        (default, ("cpu", "cpu")),
+        ({"pl": Path("shipped"), **default}, ("cuda", "cpu")),
+    ]
+
+
+def test_at_most_64_languages_have_a_bundle() -> None:
+    codes = [f"{a}{b}" for a in "abcde" for b in "abcdefghijklm"]
+    assert config(encoder={"by_language": dict.fromkeys(codes[:64], "x")}).encoder.by_language
+    with pytest.raises(ValidationError, match="by_language"):
+        config(encoder={"by_language": dict.fromkeys(codes, "x")})
