@@ -21,7 +21,8 @@ PASSAGES = (200, 600, 1_500, 3_000)  # Characters of a passage around a question
 OTHER, SHORT = 400, 80  # Characters of a second passage, and of a short one
 TYPO_SHARE, TYPO_LETTERS = 0.1, 3  # Share of the words of more letters that get a typing error
 _FIELDS = re.compile(r"\{(question|passage|other|short)\}")
-_DECLARED = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+DECLARED = Path(__file__).with_suffix(".toml")  # The envelopes, chores and phrases
+_DECLARED = tomllib.loads(DECLARED.read_text(encoding="utf-8"))
 _ENVELOPES: list[str] = _DECLARED["envelopes"]
 _CHORES: list[str] = _DECLARED["chores"]
 _BEFORE: list[str] = _DECLARED["phrases"]["before"]

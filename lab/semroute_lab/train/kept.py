@@ -30,6 +30,8 @@ class Kept:
     """A bundle whose encoder is kept."""
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
+        """Raises BundleError for a bundle without the half-precision graph, the most exact one there is."""
+        bundle.graph("cuda")
         self.bundle, self._threads = bundle, threads
 
     def read(self, frames: Frames) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ from semroute_extproc.errors import DataError
 from semroute_extproc.request.language import language_of
 from semroute_extproc.request.text import SURFACE_NAMES
 from semroute_lab.train import bert, graphs, use
+from semroute_lab.train.augment import DECLARED as AUGMENT
 from semroute_lab.train.augment import Augment
 from semroute_lab.train.bundling import make_manifest, write
 from semroute_lab.train.card import training_facts, write_card
@@ -249,7 +250,7 @@ def _tuned(
 
     # Places are left out, since one folder can be written in several ways, and kinds, which train nothing.
     rows = [replace(row, place="", kind="") for row in corpus.fit]
-    plan = (spec.base, spec.tune, spec.tune_window, spec.loss, settings.seed, rows)
+    plan = (spec.base, spec.tune, spec.tune_window, spec.loss, settings.seed, rows, AUGMENT.read_bytes())
     key = hashlib.sha256(repr(plan).encode()).hexdigest()[:16]
     shorter = framed.model_copy(update={"window": spec.tune_window})
     framer = Framer(settings.work / "tokenizer.json", shorter)
