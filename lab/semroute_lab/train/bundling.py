@@ -31,6 +31,9 @@ OPSET = 20  # ONNX operator set: the first with Gelu, which half precision needs
 INPUTS = ("input_ids", "attention_mask", "surface")
 OUTPUTS = ("sentence_embedding", "domain_logits", "difficulty_logit", "task_logits", "neighbour_embedding")
 
+ORDINARY = (("everyday",), ("everyday", "exam", "hard_chat"))
+"""Groups of kinds; of each, at most the share `unknown_share` is called unknown."""
+
 PARITY_FP32 = 1e-4  # Largest difference between torch and its fp32 graph, relative to 1 + its size
 PARITY_ROWS = 64  # Texts on which the graphs are compared with the network
 
@@ -51,8 +54,10 @@ def make_manifest(
         known = heads.recalled(heads.parts(fit.pooled, fit.surface))
     balanced = known[_balanced(rows, spec.known.source_rows_max, seed)]
     centroids = fill.spherical_kmeans(balanced, spec.known.centroids, seed)
-    ordinary = torch.tensor([row.kind not in ("command", "housekeeping") for row in calibrate])
-    threshold = fill.unknown_threshold(asked[ordinary], centroids, spec.known.unknown_share)
+    share = spec.known.unknown_share
+    groups = [torch.tensor([row.kind in kinds for row in calibrate]) for kinds in ORDINARY]
+    groups = [rows for rows in groups if bool(rows.any())] or [torch.ones(len(calibrate), dtype=torch.bool)]
+    threshold = min(fill.unknown_threshold(asked[rows], centroids, share) for rows in groups)
     scale, shift = fill.platt(difficulty, check.targets.difficulty, check.targets.weight)
     kinds = [row.kind for row in calibrate]
     # A user's own logs are the user's traffic.

@@ -6,6 +6,7 @@ up to the embedding, and the new heads behind them.
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -34,8 +35,21 @@ class Kept:
         bundle.graph("cuda")
         self.bundle, self._threads = bundle, threads
 
-    def read(self, frames: Frames) -> tuple[Tensor, Tensor]:
-        """The embedding and the recalled base embedding of every text, one text per pass; [rows, d] each."""
+    def read(self, frames: Frames, work: Path) -> tuple[Tensor, Tensor]:
+        """The embedding and the recalled base embedding of every text, one text per pass; [rows, d] each.
+
+        They are kept in `work` under a digest of the bundle and the ids.
+        """
+        ids = repr([framed.ids for framed in frames.framed])
+        digest = hashlib.sha256(f"{self.bundle.revision} {ids}".encode()).hexdigest()
+        file = work / f"kept-{digest[:24]}.pt"
+        if not file.exists():
+            torch.save(self._read(frames), file.with_suffix(".part"))
+            file.with_suffix(".part").rename(file)
+        first, second = torch.load(file, weights_only=True)
+        return first, second
+
+    def _read(self, frames: Frames) -> tuple[Tensor, Tensor]:
         session = graphs.cpu_session(str(self.bundle.graph("cpu")))
 
         def run(feed: graphs.Feed) -> list[Array]:

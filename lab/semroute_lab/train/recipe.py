@@ -114,7 +114,7 @@ def _kept(
     shutil.copyfile(keep / "tokenizer.json", settings.work / "tokenizer.json")
     frames, check = (_frames(part, framing, settings.work) for part in (rows, corpus.calibrate))
     say(f"embedding {len(frames)} + {len(check)} rows")
-    (states, base), (checked, _) = kept.read(frames), kept.read(check)
+    (states, base), (checked, _) = (kept.read(part, settings.work) for part in (frames, check))
     heads = new_heads(framing.dimensions, frames, settings.seed)
     return Read(kept, heads, framing, frames, check, states, checked, base[index])
 
