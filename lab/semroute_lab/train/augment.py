@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from semroute_lab.train.datasets import LEVELS, Example
 
@@ -41,8 +42,8 @@ class Augment:
         drawn = self.rng.random()
         if drawn < SHARES["chore"]:
             text = self._filled(self.rng.choice(_CHORES), row.text)
-            level = LEVELS["housekeeping"]
-            return replace(row, text=text, difficulty=level, kind="housekeeping", task=None, intent=None)
+            nothing: dict[str, Any] = dict.fromkeys(("domain", "task", "intent", "gain"))
+            return replace(row, text=text, difficulty=LEVELS["housekeeping"], kind="housekeeping", **nothing)
         drawn -= SHARES["chore"]
         if drawn < SHARES["envelope"]:
             return replace(row, text=self._filled(self.rng.choice(_ENVELOPES), row.text), intent=None)

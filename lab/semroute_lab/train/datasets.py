@@ -58,6 +58,7 @@ class Example:
     domain: int | None = None  # Index into `DOMAINS`
     task: int | None = None  # Index into `TASKS`
     difficulty: float | None = None  # Probability that the strong model is needed, 0..1
+    gain: float | None = None  # Value of the cluster table, such as s - w; -1..1
     kind: str = ""  # Kind of request, for the reference traffic and the card
     intent: str | None = None  # Fine label such as `clinc150/card_arrival`; shapes the embedding
     weight: float = 1.0  # Of this row's difficulty in the loss
@@ -137,7 +138,8 @@ def _admit(row: Example, reported: dict[str, set[str]]) -> tuple[Example | None,
     leaks = [t for t in TARGETS if stem in reported[t] and getattr(row, t) is not None]
     if leaks:
         nothing: dict[str, Any] = dict.fromkeys(leaks)
-        row, reason = replace(row, **nothing), "also a dev row"
+        gain = None if stem in reported["difficulty"] else row.gain
+        row, reason = replace(row, gain=gain, **nothing), "also a dev row"
     if all(getattr(row, target) is None for target in TARGETS):
         return None, reason or "no target"
     return row, reason

@@ -1,14 +1,14 @@
 """Parts of the heads that are computed, not trained, once the encoder and the trained networks are fixed.
 
-In order: the recalled base embedding, the cluster table of exam outcomes, and, after the heads are fitted,
-the memory of the domain head.
+In order: the recalled base embedding, the cluster table of exam outcomes or of a user's logs, and the
+memory of the domain head.
 """
 
 from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -25,7 +25,6 @@ from semroute_lab.train.model import ClusterTable, HeadOutputs, Heads, Memory
 from semroute_lab.train.spec import FillPlan, Say
 
 LOG_TEMPERATURES = (-5.0, 5.0)  # Bounds of the logarithm of a temperature
-TABLE_ROWS = 4_096  # Rows that the table reads at once
 KMEANS_ROUNDS_MAX = 50  # Bound on Lloyd's iterations
 
 
@@ -41,33 +40,23 @@ def fit_recall(heads: Heads, tuned: Tensor, base: Tensor, plan: FillPlan, say: S
 
 
 def add_table(
-    heads: Heads,
-    rows: Sequence[Example],
-    states: States,
-    sources: Collection[str],
-    plan: FillPlan,
-    seed: int,
-    say: Say,
-) -> Tensor:
-    """Give the heads a cluster table of the difficulty of the rows of `sources`; its values, [rows].
-
-    A row of `sources` gets its value from a table that has not seen it, nor a changed copy of it.
-    """
-    own = [i for i, row in enumerate(rows) if row.source in sources and row.difficulty is not None]
+    heads: Heads, rows: Sequence[Example], states: States, plan: FillPlan, seed: int, say: Say
+) -> None:
+    """Give the heads a cluster table of the rows with a gain, calibrated on unseen values."""
+    own = [i for i, row in enumerate(rows) if row.gain is not None]
+    if len(own) < plan.clusters * plan.table_rows_min:
+        say(f"{len(own)} rows with a gain are too few for a cluster table")
+        return
     with torch.no_grad():
-        out = heads.parts(states.pooled, states.surface)
+        out = heads.parts(states.pooled[own], states.surface[own])
         x = heads.table_inputs(out.embedding, out.form)
-        if len(own) < plan.clusters * plan.table_rows_min:
-            say(f"{len(own)} rows of {', '.join(sources)} are too few for a cluster table")
-            return heads.table_values(out.embedding, out.form)
-        values = states.targets.difficulty[own]
-        heads.table = cluster_table(x[own], values, plan.clusterings, plan, seed)
-        found = torch.cat([heads.table(part) for part in x.split(TABLE_ROWS)])
-        found[own] = out_of_fold(x[own], values, [rows[i].place for i in own], plan, seed)
-    heads.table_mean.copy_(found[own].mean())
-    heads.table_scale.copy_(found[own].std())
-    say(f"cluster table of {len(own)} rows")
-    return found
+    values = torch.tensor([rows[i].gain for i in own])
+    heads.table = cluster_table(x, values, plan.clusterings, plan, seed)
+    unseen = out_of_fold(x, values, [rows[i].place for i in own], plan, seed)
+    scale, shift = platt(unseen, states.targets.difficulty[own], torch.ones(len(own)))
+    heads.table_scale.fill_(scale)
+    heads.table_shift.fill_(shift)
+    say(f"cluster table of {len(own)} rows, scale {scale:.2f}, shift {shift:.2f}")
 
 
 def cluster_table(x: Tensor, target: Tensor, clusterings: int, plan: FillPlan, seed: int) -> ClusterTable:

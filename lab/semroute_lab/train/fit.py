@@ -24,6 +24,7 @@ from semroute_lab.train.sources import SOURCES
 from semroute_lab.train.spec import HeadPlan, LossWeights, Say, TunePlan
 
 EMBED_BATCH = 32  # Texts of one pass when a whole set is embedded
+TABLED_WEIGHT = torch.tensor(2.0)  # Of rows of the table in the gate's loss: there are few
 IGNORE = -100  # Class index of an unknown target
 QUOTA = {source.name: source.quota for source in SOURCES if source.quota is not None}
 """Rows drawn from a source per epoch, at most all it has; other sources are used whole."""
@@ -38,6 +39,7 @@ class Targets(NamedTuple):
     task: Tensor
     difficulty: Tensor
     weight: Tensor
+    tabled: Tensor  # 1 for a row of the cluster table, else 0
 
     @staticmethod
     def of(rows: Sequence[Example]) -> Targets:
@@ -47,6 +49,7 @@ class Targets(NamedTuple):
             torch.tensor([IGNORE if row.task is None else row.task for row in rows]),
             torch.tensor([float("nan") if row.difficulty is None else row.difficulty for row in rows]),
             torch.tensor([row.weight for row in rows]),
+            torch.tensor([float(row.gain is not None) for row in rows]),
         )
 
     def take(self, index: Tensor) -> Targets:
@@ -58,6 +61,9 @@ def multitask(out: HeadOutputs, targets: Targets, weights: LossWeights) -> Tenso
     """Weighted sum of the heads' losses, each averaged over the rows that have its target."""
     loss = weights.domain * _classes(out.domain, targets.domain, weights.smoothing)
     loss = loss + weights.task * _classes(out.task, targets.task, weights.smoothing)
+    if bool(targets.tabled.any()):
+        gate = F.binary_cross_entropy_with_logits(out.gate, targets.tabled, pos_weight=TABLED_WEIGHT)
+        loss = loss + weights.gate * gate
     return loss + weights.difficulty * soft_binary(out.members, targets.difficulty, targets.weight)
 
 
@@ -104,8 +110,6 @@ class States(NamedTuple):
     pooled: Tensor
     surface: Tensor
     targets: Targets
-    table: Tensor | None = None
-    """The cluster table's value of each row, from a table that has not seen the row; [rows]."""
 
     @staticmethod
     def of(rows: Sequence[Example], pooled: Tensor, frames: Frames) -> States:
@@ -143,8 +147,7 @@ def fit_heads(
 
 
 def _heads_loss(heads: Heads, states: States, index: Tensor, weights: LossWeights) -> Tensor:
-    table = None if states.table is None else states.table[index]
-    out = heads.parts(states.pooled[index], states.surface[index], table)
+    out = heads.parts(states.pooled[index], states.surface[index])
     return multitask(out, states.targets.take(index), weights)
 
 

@@ -79,10 +79,12 @@ def read_logs(plan: LogsPlan) -> tuple[list[Example], dict[str, Any]]:
         only = f"rows on which only {plan.strong} does well and as many others"
         found = f"found {needed} and {count - needed}: there is nothing to learn"
         raise table.error(column, f"expected at least {RARER_MIN} {only}, {found}")
+    # The cluster table holds the labels, or for `only-strong` the signed gain.
+    values = gains if plan.labels == "only-strong" else targets
     source = Source(LOGS, str(plan.file), "your own", kind=LOGS, weight=LOGS_WEIGHT)
     rows = []
     for row in np.flatnonzero(asked).tolist():
-        targets_of = {"difficulty": float(targets[row]), **names_in(table, row)}
+        targets_of = {"difficulty": float(targets[row]), "gain": float(values[row]), **names_in(table, row)}
         part = Part.DEV if dev[row] else part_of_fit(texts[row])
         rows.append(source.row(table, row, texts[row], part, **targets_of))
     return rows, info | {"quality": plan.quality, "strong": plan.strong, "weak": plan.weak}

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 MEMBERS, DIFFICULTY_WIDTH = 4, 64  # Networks that the difficulty is the mean of, and hidden units of each
+GATE_SHARPNESS = 4.0  # Factor of the gate's logit: a soft choice would blur the order of the table's texts
+PROBABILITY_MIN = 1e-4  # Distance of a mixed probability from 0 and 1, for half precision
 TABLE_SURFACE = 0.08  # Weight of the surface features in the cluster table
 SURFACE_MAX = 3.0  # Bound of a normalized feature
 MEMORY_FLOOR = 1e-3  # Least probability that the memory gives a label
@@ -65,27 +67,30 @@ class HeadOutputs(NamedTuple):
     embedding: Tensor  # [batch, d], L2-normalized
     domain: Tensor
     members: Tensor  # Difficulty logit of every member, [batch, members]
+    gate: Tensor  # Logit of text like the table's, [batch]
     task: Tensor
     form: Tensor  # Normalized surface features, [batch, s]
 
 
 class Heads(nn.Module):  # type: ignore[misc]
     """The heads on one pooled state: domain from the embedding, task and difficulty with the surface too.
-    Difficulty is the mean of small networks, which also read the cluster table of exam outcomes: these
-    are by subject, finer than a network of a few rows learns.
+    Difficulty is the mean of small networks. A gate recognizes text like that of the cluster table (exam
+    questions, or a user's logs), which gets the table's value on the same scale: these outcomes depend on the
+    subject, which a network does not learn from so few of them (a mixture of experts, Jacobs et al. 1991).
     """
 
     def __init__(self, dimensions: int, surface: int, domains: int, tasks: int) -> None:
         super().__init__()
         self.register_buffer("surface_mean", torch.zeros(surface))
         self.register_buffer("surface_scale", torch.ones(surface))
-        self.register_buffer("table_mean", torch.zeros(()))
         self.register_buffer("table_scale", torch.ones(()))
+        self.register_buffer("table_shift", torch.zeros(()))
         self.scale = math.sqrt(dimensions)
         self.dropout = nn.Dropout(HEAD_DROPOUT)
         both = dimensions + surface
         self.domain, self.task = nn.Linear(dimensions, domains), nn.Linear(both, tasks)
-        self.hidden = nn.Linear(both + 1, MEMBERS * DIFFICULTY_WIDTH)
+        self.gate = nn.Linear(both, 1)
+        self.hidden = nn.Linear(both, MEMBERS * DIFFICULTY_WIDTH)
         score = torch.randn(MEMBERS, DIFFICULTY_WIDTH) / math.sqrt(DIFFICULTY_WIDTH)
         self.score, self.offset = nn.Parameter(score), nn.Parameter(torch.zeros(MEMBERS))
         self.recall = nn.Linear(dimensions, dimensions)
@@ -95,21 +100,28 @@ class Heads(nn.Module):  # type: ignore[misc]
     def forward(self, pooled: Tensor, surface: Tensor) -> Outputs:
         """The graph's outputs: embedding, domain, difficulty and task logits, recalled base embedding."""
         out = self.parts(pooled, surface)
-        return out.embedding, self.domain_logits(out), out.members.mean(-1), out.task, self.recalled(out)
+        return out.embedding, self.domain_logits(out), self.difficulty(out), out.task, self.recalled(out)
 
-    def parts(self, pooled: Tensor, surface: Tensor, table: Tensor | None = None) -> HeadOutputs:
-        """Everything the losses need; `table` [batch] replaces the table's values, for its own rows."""
+    def parts(self, pooled: Tensor, surface: Tensor) -> HeadOutputs:
+        """Everything the losses need."""
         embedding = F.normalize(pooled, dim=-1)
         form = self.normalized(surface)
         x = self.dropout(embedding * self.scale)
         both = torch.cat([x, form], dim=-1)
-        if table is None:
-            table = self.table_values(embedding, form)
-        read = ((table - self.table_mean) / self.table_scale).clamp(-SURFACE_MAX, SURFACE_MAX)
-        hidden = F.gelu(self.hidden(torch.cat([both, read[:, None]], dim=-1)))
-        hidden = self.dropout(hidden).view(-1, MEMBERS, DIFFICULTY_WIDTH)
+        hidden = self.dropout(F.gelu(self.hidden(both))).view(-1, MEMBERS, DIFFICULTY_WIDTH)
         members = (hidden * self.score).sum(-1) + self.offset
-        return HeadOutputs(embedding, self.domain(x), members, self.task(both), form)
+        return HeadOutputs(embedding, self.domain(x), members, self.gate(both)[:, 0], self.task(both), form)
+
+    def difficulty(self, out: HeadOutputs) -> Tensor:
+        """The logit of the difficulty, of the networks and of the table as the gate says; [batch]."""
+        rest = out.members.mean(-1)
+        if self.table is None:
+            return rest
+        values = self.table_scale * self.table(self.table_inputs(out.embedding, out.form)) + self.table_shift
+        gate = (GATE_SHARPNESS * out.gate).sigmoid()
+        mixed = gate * values.sigmoid() + (1.0 - gate) * rest.sigmoid()
+        p = mixed.clamp(PROBABILITY_MIN, 1.0 - PROBABILITY_MIN)
+        return p.log() - (1.0 - p).log()
 
     def domain_logits(self, out: HeadOutputs) -> Tensor:
         """The linear head's log-probabilities, with the memory's votes if there are any; [batch, domains]."""
@@ -117,13 +129,6 @@ class Heads(nn.Module):  # type: ignore[misc]
             return out.domain
         votes: Tensor = self.memory(self.recalled(out))
         return out.domain.log_softmax(-1) + votes
-
-    def table_values(self, embedding: Tensor, form: Tensor) -> Tensor:
-        """The cluster table's value, its mean without a table; [batch]."""
-        if self.table is None:
-            return self.table_mean + embedding[:, 0] * 0.0
-        values: Tensor = self.table(self.table_inputs(embedding, form))
-        return values
 
     def table_inputs(self, embedding: Tensor, form: Tensor) -> Tensor:
         """Inputs of the table: the recalled base embedding and the surface features; [batch, d + s]."""

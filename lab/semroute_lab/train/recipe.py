@@ -33,7 +33,7 @@ from semroute_lab.train.frames import Frames
 from semroute_lab.train.kept import Kept
 from semroute_lab.train.logs import LogsPlan, read_logs
 from semroute_lab.train.model import Heads, Network
-from semroute_lab.train.sources import SOURCES, TABLE_SOURCES, read_all, read_handwritten
+from semroute_lab.train.sources import SOURCES, read_all, read_handwritten
 from semroute_lab.train.spec import BundleSpec, Checkpoint, Say, obtain, read_spec
 
 
@@ -76,8 +76,8 @@ def train(settings: Settings, say: Say) -> Manifest:
     fit = States.of(rows, read.states, read.frames)
     check = States.of(corpus.calibrate, read.checked, read.check_frames)
     fit_recall(heads, fit.pooled[index], read.base, spec.fill, say)
-    fit = fit._replace(table=add_table(heads, rows, fit, TABLE_SOURCES, spec.fill, seed, say))
     fit_heads(heads, fit, check, spec.loss, spec.heads, seed, say)
+    add_table(heads, rows, fit, spec.fill, seed, say)
     with torch.inference_mode():
         stored, tried = (heads.parts(part.pooled, part.surface) for part in (fit, check))
     add_memory(heads, rows, stored, tried, check.targets.domain, spec.fill, seed, say)

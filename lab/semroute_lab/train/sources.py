@@ -39,7 +39,6 @@ RAW_KINDS = ("housekeeping", "template")  # Read as they are: the envelope is wh
 HARD_CHAT = (0.45, 0.85)  # Difficulty of the prompts with the smallest and the largest gap of outcomes
 MMLU_PRIOR = 0.25  # Weight of the mean of MMLU's outcomes in a row's difficulty: a single answer is noisy
 LOGS = "logs"  # Source name of a user's own logs
-TABLE_SOURCES = ("routellm_mmlu", LOGS)  # Sources of the cluster table: outcomes by subject
 _HANDWRITTEN_ENDS = (".train.jsonl", ".eval.jsonl")
 HANDWRITTEN = "handwritten/"  # Start of the source names of our own files, whose difficulty a person judged
 _SUBJECT_PREFIX = "ori_mmlu-"  # Start of MMLU-Pro's `src` for a question from an MMLU subject
@@ -171,7 +170,8 @@ def _mmlu_pro(source: Source, table: Table) -> Rows:
 def _pair(source: Source, table: Table) -> Rows:
     """Outcomes of two models: `gold` rows train, with their MMLU subject's domain."""
     domains = _domains_of_subjects(table.path.parents[1] / "matrices" / "mmlu_pro_questions.csv.gz")
-    found = difficulty_of(*(table.numbers_in(name, 0, 1) for name in ("strong_correct", "weak_correct")))
+    strong, weak = (table.numbers_in(name, 0, 1) for name in ("strong_correct", "weak_correct"))
+    found = difficulty_of(strong, weak)
     mean = float(found.mean())
     subjects, splits = table.columns.get("subject"), table.strings("split")
     for row, text in enumerate(table.texts(source.text)):
@@ -180,7 +180,8 @@ def _pair(source: Source, table: Table) -> Rows:
         domain = domains.get(subject)
         intent = None if domain is None else f"mmlu_pro/{_SUBJECT_PREFIX}{subject}"
         level = (1.0 - MMLU_PRIOR) * float(found[row]) + MMLU_PRIOR * mean if gold else float(found[row])
-        targets = {"domain": domain, "difficulty": level, "intent": intent}
+        gain = float(strong[row] - weak[row])
+        targets = {"domain": domain, "difficulty": level, "gain": gain, "intent": intent}
         yield source.row(table, row, text, None if gold else Part.DEV, **targets)
 
 

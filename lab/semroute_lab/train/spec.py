@@ -85,6 +85,7 @@ class LossWeights(_Model):
     domain: float
     task: float
     difficulty: float
+    gate: float
     smoothing: float
 
 

@@ -43,9 +43,8 @@ class Encoder(nn.Module):  # type: ignore[misc]
         self.state = self.dimensions + self.channels * len(GRAMS)  # Values of a token's state
         table = np.stack(chunks, axis=1).reshape(-1, self.dimensions)
         self.register_buffer("table", torch.from_numpy(table), persistent=False)
-        part = torch.arange(len(table)) % CHUNKS
         for name, key in (("step", "scale"), ("offset", "lo")):
-            values = torch.from_numpy(tensors[key].astype(np.float32))[part, None]
+            values = torch.from_numpy(tensors[key].astype(np.float32))[:, None]
             self.register_buffer(name, values.contiguous(), persistent=False)
         grams = [str(size) for size, _ in GRAMS]
         self.enter = _parameter(np.concatenate([tensors[f"proj{n}"] for n in grams], axis=1))
@@ -74,7 +73,8 @@ class Encoder(nn.Module):  # type: ignore[misc]
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Ids and mask [batch, tokens] to [batch, d]: the summary, and what weighted means add to it."""
         mask = attention_mask.to(torch.float32)[..., None]
-        words = self.table[input_ids].to(torch.float32) * self.step[input_ids] + self.offset[input_ids]
+        part = input_ids % CHUNKS
+        words = self.table[input_ids].to(torch.float32) * self.step[part] + self.offset[part]
         x = self.enter_norm(words @ self.enter + self.enter_bias) * mask
         states = [words]
         for number, (size, before) in enumerate(GRAMS):
