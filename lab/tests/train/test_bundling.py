@@ -92,7 +92,7 @@ def test_a_users_own_logs_are_the_traffic(shipped):
 
 @pytest.mark.parametrize("kind", ["command", "housekeeping"])
 def test_commands_and_chores_do_not_set_the_threshold_of_the_unknown(shipped, kind):
-    rows = [example("chat", 0.1) for _ in range(20)] + [example(kind, 0.1) for _ in range(20)]
+    rows = [example("everyday", 0.1) for _ in range(20)] + [example(kind, 0.1) for _ in range(20)]
     away = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]).repeat_interleave(20, 0)
     logits = torch.linspace(-1, 1, 40)
     found = manifest(shipped, rows, states(rows, logits, away)).unknown

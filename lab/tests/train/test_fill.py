@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import random
 
 import pytest
 
@@ -37,11 +36,12 @@ def test_a_linear_map_of_the_base_embedding_is_recalled(plan):
 
 
 def outcomes(values, source="exams"):
-    """Rows with a difficulty, and their states: embeddings around two directions, by the difficulty."""
+    """Rows with a gain, and their states: embeddings around two directions, by the gain."""
     rng = torch.Generator().manual_seed(0)
     rights = Rights("MIT", True)
     rows = [
-        Example("t", source, f"f:{n}", rights, Part.FIT, difficulty=value) for n, value in enumerate(values)
+        Example("t", source, f"f:{n}", rights, Part.FIT, gain=value, difficulty=value)
+        for n, value in enumerate(values)
     ]
     axes = torch.eye(4)[[0 if value is None or value < 0.5 else 1 for value in values]]
     pooled = axes + 0.1 * torch.randn(len(rows), 4, generator=rng)
@@ -58,49 +58,26 @@ def heads():
     return made
 
 
-def test_too_few_outcomes_give_no_table(plan, heads):
+def test_too_few_gains_give_no_table(plan, heads):
     rows, states = outcomes([1.0] * 9)
     said = []
-    values = fill.add_table(heads, rows, states, ("exams",), plan, 1, said.append)
+    fill.add_table(heads, rows, states, plan, 1, said.append)
     assert heads.table is None
-    assert values.tolist() == [0.0] * 9
-    assert said == ["9 rows of exams are too few for a cluster table"]
+    assert said == ["9 rows with a gain are too few for a cluster table"]
 
 
-def test_the_table_is_made_of_the_difficulties_of_its_sources_only(plan, heads):
+def test_the_table_is_made_of_the_rows_with_a_gain_and_is_calibrated(plan, heads):
     plan = plan.model_copy(update={"clusters": 2, "shrinkage": 0.0, "clusterings": 4})
     rows, states = outcomes([0.1, 0.9] * 40 + [None] * 5)
-    others, theirs = outcomes([0.4, 0.6] * 20, "chat")
-    both = States(
-        torch.cat([states.pooled, theirs.pooled]),
-        torch.cat([states.surface, theirs.surface]),
-        Targets.of([*rows, *others]),
-    )
     said = []
-    values = fill.add_table(heads, [*rows, *others], both, ("exams", "logs"), plan, 1, said.append)
-    assert said == ["cluster table of 80 rows"]
-    # Rows of other sources, and those without a difficulty, get the value of the nearest cluster.
-    assert values[:80].tolist() == pytest.approx([0.1, 0.9] * 40)
-    assert values[80:].tolist() == pytest.approx([0.1] * 5 + [0.1, 0.9] * 20)
-    assert float(heads.table_mean) == pytest.approx(0.5)
-    assert float(heads.table_scale) == pytest.approx(0.4, abs=0.01)
-    # The heads are fitted with the table in place, and the best epoch is loaded again.
+    fill.add_table(heads, rows, states, plan, 1, said.append)
+    assert said[0].startswith("cluster table of 80 rows")
+    values = heads.table(heads.table_inputs(F.normalize(torch.eye(4)[:2], dim=-1), torch.zeros(2, 12)))
+    assert values.tolist() == pytest.approx([0.1, 0.9], abs=0.02)
+    calibrated = (heads.table_scale * values + heads.table_shift).sigmoid()
+    assert calibrated.tolist() == pytest.approx([0.1, 0.9], abs=0.02)
+    # A state with a table can be loaded again.
     heads.load_state_dict({name: each.clone() for name, each in heads.state_dict().items()})
-
-
-def test_the_rows_of_the_table_get_values_from_tables_that_have_not_seen_them(plan, heads):
-    # Pure noise: a value that has seen its own target correlates with it.
-    rng = random.Random(0)
-    plan = plan.model_copy(update={"clusterings": 32})
-    rows, states = outcomes([rng.random() for _ in range(400)])
-    states = states._replace(pooled=torch.randn(400, 4, generator=torch.Generator().manual_seed(0)))
-    values = fill.add_table(heads, rows, states, ("exams",), plan, 1, lambda line: None)
-    target = states.targets.difficulty
-    with torch.inference_mode():
-        out = heads.parts(states.pooled, states.surface)
-        seen = heads.table_values(out.embedding, out.form)
-    assert float(torch.corrcoef(torch.stack([values, target]))[0, 1]) < 0.12
-    assert float(torch.corrcoef(torch.stack([seen, target]))[0, 1]) > 0.15
 
 
 @pytest.fixture
@@ -155,7 +132,7 @@ def row(source, domain, place=None):
 
 def outputs(embedding, domain):
     none = torch.zeros(len(embedding), 1)
-    return HeadOutputs(embedding, domain, none, none, none)
+    return HeadOutputs(embedding, domain, none, none[:, 0], none, none)
 
 
 def test_votes_are_the_softmax_of_the_cosines():

@@ -43,6 +43,7 @@ def outputs(rows, classes=2):
         "embedding": torch.zeros(rows, 4),
         "domain": torch.zeros(rows, classes, requires_grad=True),
         "members": torch.zeros(rows, MEMBERS, requires_grad=True),
+        "gate": torch.zeros(rows, requires_grad=True),
         "task": torch.zeros(rows, classes, requires_grad=True),
         "form": torch.zeros(rows, 12),
     }
@@ -50,7 +51,9 @@ def outputs(rows, classes=2):
 
 
 def weights(**given):
-    return LossWeights(**({"domain": 1, "task": 0.5, "difficulty": 1, "smoothing": 0.05} | given))
+    return LossWeights(
+        **({"domain": 1, "task": 0.5, "difficulty": 1, "gate": 0.3, "smoothing": 0.05} | given)
+    )
 
 
 def targets(rows, **given):
@@ -59,6 +62,7 @@ def targets(rows, **given):
         "task": torch.full((rows,), IGNORE),
         "difficulty": torch.full((rows,), NAN),
         "weight": torch.ones(rows),
+        "tabled": torch.zeros(rows),
     }
     return Targets(**(nothing | given))
 
@@ -81,6 +85,15 @@ def test_the_difficulty_trains_every_member():
     out = outputs(1)
     multitask(out, targets(1, difficulty=torch.tensor([1.0])), weights()).backward()
     assert out.members.grad.abs().min() > 0
+
+
+def test_the_gate_learns_which_rows_are_of_the_table():
+    out = outputs(2)
+    loss = multitask(out, targets(2, tabled=torch.tensor([1.0, 0.0])), weights(gate=1.0))
+    loss.backward()
+    # A row of the table counts twice.
+    assert float(loss.detach()) == pytest.approx((2 + 1) / 2 * math.log(2))
+    assert out.gate.grad.sign().tolist() == [-1.0, 1.0]
 
 
 def test_targets_that_are_not_known_are_marked():
@@ -228,28 +241,6 @@ def states(rows, table=None):
     frames = Frames.of([row.text for row in rows], framer, 0)
     pooled = torch.randn(len(rows), 8, generator=torch.Generator().manual_seed(0))
     return States.of(rows, pooled, frames)._replace(table=table)
-
-
-def test_the_heads_learn_the_difficulty_from_the_tables_values(shipped):
-    rows = examples(200)
-    # Nothing but the table tells the difficulty of these rows.
-    told = torch.tensor([row.difficulty for row in rows])
-    torch.manual_seed(0)
-    heads = Heads(8, 12, 14, 10)
-    heads.surface_mean.fill_(25.0)
-    heads.surface_scale.fill_(10.0)
-    heads.table_mean.fill_(0.4)
-    heads.table_scale.fill_(0.4)
-    said = []
-    known = states(rows, told)
-    fit.fit_heads(heads, known, known, shipped.loss, shipped.heads, 1, said.append)
-    assert said[0].startswith("heads: loss ")
-    with torch.inference_mode():
-        easy, hard = (
-            heads.parts(known.pooled, known.surface, torch.full((200,), value)).members.mean()
-            for value in (0.0, 0.8)
-        )
-    assert hard > easy + 1.0
 
 
 def test_states_are_stored_for_the_same_weights_and_ids_only(network, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the extra `train` is not installed")
 
 from semroute_lab.train.bert import Encoder  # noqa: E402
-from semroute_lab.train.model import DIFFICULTY_WIDTH, MEMBERS, ClusterTable, Heads, Network  # noqa: E402
+from semroute_lab.train.model import MEMBERS, ClusterTable, Heads, Network  # noqa: E402
 
 
 @pytest.fixture
@@ -54,46 +54,47 @@ def test_a_cluster_table_averages_the_means_of_the_nearest_clusters():
 
 @pytest.fixture
 def tabled():
-    """Heads whose difficulty is the cluster table's value, and a table of two clusters by the embedding."""
+    """Heads whose networks say .5, a table of two clusters by the embedding, and a gate by the surface."""
     torch.manual_seed(0)
     heads = Heads(2, 12, 14, 10).eval()
     with torch.no_grad():
-        # One hidden unit of each member passes the last input on; for large values GELU is the identity.
-        heads.hidden.weight.zero_()
-        heads.hidden.bias.fill_(100.0)
-        heads.hidden.weight[::DIFFICULTY_WIDTH, -1] = 1.0
         heads.score.zero_()
-        heads.score[:, 0], heads.offset[:] = 1.0, -100.0
+        heads.offset.zero_()
+        heads.gate.weight.zero_()
+        heads.gate.weight[0, 2] = 100.0
+        heads.gate.bias.zero_()
         heads.recall.weight.copy_(torch.eye(2))
         heads.recall.bias.zero_()
     heads.table = ClusterTable(1, 2, 2 + 12)
     heads.table.centroids[:, :2] = torch.eye(2)
     heads.table.means.copy_(torch.tensor([[0.2, 0.7]]))
-    heads.table_mean.fill_(0.4)
-    heads.table_scale.fill_(0.1)
+    heads.table_scale.fill_(10.0)
+    heads.table_shift.fill_(-4.0)
     return heads
 
 
-def difficulty(heads, **given):
-    out = heads.parts(torch.eye(2), torch.zeros(2, 12), **given)
-    return out.members.mean(1).tolist()
+def difficulty(heads, feature):
+    surface = torch.zeros(2, 12)
+    surface[:, 0] = feature
+    return heads(torch.eye(2), surface)[2].tolist()
 
 
-def test_the_difficulty_reads_the_value_of_the_cluster_table_in_standard_units(tabled):
-    assert difficulty(tabled) == pytest.approx([-2.0, 3.0], abs=1e-4)
+def test_text_like_the_tables_gets_its_calibrated_value(tabled):
+    assert difficulty(tabled, 1.0) == pytest.approx([-2.0, 3.0], abs=1e-3)
 
 
-def test_a_row_of_the_table_is_read_with_the_value_that_is_given_for_it(tabled):
-    assert difficulty(tabled, table=torch.tensor([0.5, 0.3])) == pytest.approx([1.0, -1.0], abs=1e-4)
+def test_other_text_gets_the_networks_value(tabled):
+    assert difficulty(tabled, -1.0) == pytest.approx([0.0, 0.0], abs=1e-3)
 
 
-def test_values_far_from_the_tables_mean_are_clipped(tabled):
-    assert difficulty(tabled, table=torch.tensor([9.0, -9.0])) == pytest.approx([3.0, -3.0], abs=1e-4)
+def test_between_them_the_probabilities_are_mixed(tabled):
+    mixed = (torch.tensor([-2.0, 3.0]).sigmoid() + 0.5) / 2
+    assert torch.tensor(difficulty(tabled, 0.0)).sigmoid().tolist() == pytest.approx(mixed.tolist(), abs=1e-3)
 
 
-def test_without_a_table_the_difficulty_reads_its_mean(tabled):
+def test_without_a_table_the_gate_decides_nothing(tabled):
     tabled.table = None
-    assert difficulty(tabled) == pytest.approx([0.0, 0.0], abs=1e-4)
+    assert difficulty(tabled, 1.0) == [0.0, 0.0]
 
 
 def test_surface_features_are_clipped():
