@@ -67,7 +67,7 @@ NEW_HARD = (
     "Prove rigorously that every compact operator is norm attaining, "
     "and give a counterexample where compactness fails."
 )
-VAGUE = "¿Y qué pasa con el otro, entonces?"
+VAGUE = "Hvað með hitt þá, og hvers vegna er það öðruvísi?"
 """In a language the bundle does not know: no domain can be right by chance."""
 
 # The model's name, a prompt, and who is to answer it by which strategy for what reason.

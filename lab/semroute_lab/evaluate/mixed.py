@@ -20,7 +20,6 @@ import numpy as np
 from semroute_extproc.errors import DataError
 from semroute_extproc.state.live import threshold_for_share
 from semroute_lab.common import metrics, routing
-from semroute_lab.common.embedding import signals_of
 from semroute_lab.common.metrics import Booleans, Floats, Integers
 from semroute_lab.common.tables import ROWS_MIN, TEXT_COLUMNS, Table, json_list, pick_column, require_rows
 from semroute_lab.evaluate.scoring import PERCENTILES, SHARE, Report, Source, judged
@@ -67,12 +66,10 @@ def read_mixed(
     )
     better = np.where(np.isnan(strong - weak), np.nan, strong > weak)
     hard = np.where(np.isnan(hard), better, hard > 0.5)
-    signals, languages = signals_of(source.scorer, classified, "scoring"), table.columns.get("lang")
-    difficulty = np.asarray([one.difficulty for one in signals])
-    unknown = np.asarray([one.unknown for one in signals])
+    scores, languages = source.score(classified), table.columns.get("lang")
     characters = np.asarray([float(len(text)) for text in classified])
     languages = languages or [""] * len(table)
-    return MixedRows(kinds, languages, characters, difficulty, unknown, hard, weak, strong)
+    return MixedRows(kinds, languages, characters, scores.difficulty, scores.unknown, hard, weak, strong)
 
 
 def evaluate_mixed(

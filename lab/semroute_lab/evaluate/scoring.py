@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -18,6 +19,7 @@ from semroute_lab.common.metrics import Booleans, Floats, Integers, Vectors
 from semroute_lab.common.tables import Table
 
 Report = dict[str, Any]
+NONE = np.zeros(0, dtype=np.float32)  # In place of an embedding
 SHARE = 0.3  # Strong share of the example configuration
 PERCENTILES = np.linspace(0.0, 1.0, 101)
 
@@ -35,7 +37,7 @@ class Scores:
     domain: Floats  # Calibrated probabilities of the labels; shape (n, labels)
     difficulty: Floats  # Calibrated probability that only the strong model answers well; shape (n,)
     similarity: Floats  # Cosine to the nearest centroid of known text, low for unknown text; shape (n,)
-    embedding: Vectors  # Rows of length 1; shape (n, d)
+    embedding: Vectors  # Rows of length 1; shape (n, d), or (n, 0) if several bundles scored
     neighbours: Vectors  # The embedding that artifacts are fitted on, rows of length 1; shape (n, d)
     unknown: Booleans  # Text that is out of distribution for the bundle; shape (n,)
 
@@ -75,6 +77,8 @@ class Source:
         domain = np.asarray([[one.domain_probs[label] for label in labels] for one in found], np.float64)
         types: dict[str, Any] = {"embedding": np.float32, "neighbours": np.float32, "unknown": np.bool_}
         names = [field.name for field in fields(Scores)[2:]]
+        if len({one.revision for one in found}) > 1:  # embeddings of different bundles cannot be compared
+            found = [dataclasses.replace(one, embedding=NONE, neighbours=NONE) for one in found]
         others: Any = ([getattr(one, name) for one in found] for name in names)
         typed = zip(others, names, strict=True)
         return Scores(labels, domain, *(np.asarray(x, types.get(name, np.float64)) for x, name in typed))

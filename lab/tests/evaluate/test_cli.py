@@ -56,7 +56,7 @@ class KnownSource:
 
 @pytest.fixture(autouse=True)
 def known_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "open_bundle", lambda directory: KnownSource())
+    monkeypatch.setattr(cli, "open_bundle", lambda directory, **given: KnownSource())
 
 
 def run(*arguments: object) -> Result:

@@ -22,7 +22,7 @@ CORE = ("pipeline", "policy", "request", "encoder", "envoy", "events.py", "outco
 BUDGETS = {
     "sidecar": ([SIDECAR], 10_550),
     "per-request core": ([SIDECAR / name for name in CORE], 4_880),
-    "lab": ([LAB / "semroute_lab"], 8_300),
+    "lab": ([LAB / "semroute_lab"], 9_350),
     "demo and benchmarks": ([LAB / "semroute_demo", LAB / "semroute_bench", ROOT / "benchmarks"], 2_500),
 }
 """Part to its folders and the most lines of Python it may have (docs/adr/0013-line-budgets.md)."""
