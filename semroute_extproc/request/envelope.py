@@ -29,6 +29,7 @@ BRIEF_MAX = 200  # of a request that only the context after it shows
 TAIL_MIN = 40  # of an instruction after a document that does not refer to it
 DOCUMENT_MIN, CODE_MIN = 500, 3_000  # of a document with a request; with code, formulas or many questions
 MATERIAL_MIN = 3  # times the length of a request that its document has
+OPTION_MAX = 600  # between the starts of the first two options of a question
 FORMAT_MAX = 2_000  # of a text whose sentences about the form of the answer are left out
 EDGE = 12  # characters at the start and end that show a Chinese, Japanese or Korean request
 
@@ -41,6 +42,8 @@ _TURN = re.compile(
     r"<\|(?:im_start|start_header_id)\|>\s?(\w{1,20})(?:<\|end_header_id\|>)?|<\|[\w-]{1,30}\|>"
 )
 _LIST_ITEM = re.compile(r"\s{0,8}(?:[-*•·]\s|\(?\d{1,2}[.)、])")
+_FIRST_OPTION = re.compile(r"(?:\n\s{0,8}|\()(?:A[).:、．]|1\))")  # of a multiple-choice question
+_SECOND_OPTION = re.compile(r"(?:\n\s{0,8}|\()(?:B[).:、．]|2\))")
 _TIME = re.compile(r"[\[(]?[\d:./, T-]{4,24}[])]?\s{0,4}")  # at the start of a line of a log
 _DECORATION = " \t>#*=<[({|})]\"'`_~-【】"
 _OPENERS = ("#", "**", "<<", "<|", "[", "==", "--", "【")
@@ -194,7 +197,7 @@ def _labelled(text: str, marks: Marks, framed: bool) -> tuple[bool, str]:
             body.append(line)
     sections = [_Section(kind, lead, "\n".join(body).strip()) for kind, lead, body in parts]
     kinds = [section.kind for section in sections if section.kind]
-    found, document = _asked(sections, kinds, marks) if kinds else "", _is_document(text)
+    found, document = _asked(sections, kinds, marks) if kinds else "", _is_document(text, marks)
     if not found and (framed or document or text[:64].lower().startswith(marks.role)):
         found = _inline(lines, marks)
     if not found and kinds:
@@ -272,7 +275,7 @@ def _around(sections: Sequence[_Section], kinds: Sequence[str], document: bool, 
     free = "\n".join(section.text for section in sections if not section.kind and section.text)
     brief = QUESTION_MIN <= len(free) <= BRIEF_MAX and len(free) * MATERIAL_MIN < len(sections[-1].text)
     if not document:
-        return free if brief and kinds == ["context"] else ""
+        return free if brief and kinds == ["context"] and not _has_options(sections[-1].text, marks) else ""
     written = [section for section in sections if section.text] or [sections[-1]]
     last = _paragraphs(written[-1].text)
     tasks = [section.text for section in written if section.kind == "instruction"]
@@ -310,17 +313,25 @@ def _without_role(text: str, marks: Marks) -> str:
     return "\n\n".join(rest) if rest and asks else text
 
 
-def _is_document(text: str) -> bool:
-    """Whether a text is long enough to be a document with a request, not one problem with its code."""
+def _is_document(text: str, marks: Marks) -> bool:
+    """Whether a text is long enough to be a document with a request, not one problem with code or options."""
     if len(text) < DOCUMENT_MIN:
         return False
     coded = "```" in text or "\\" in text or "$" in text or text.count(";\n") + text.count("{\n") > 2
-    return not coded or len(text) >= CODE_MIN
+    return len(text) >= CODE_MIN or not (coded or _has_options(text, marks))
+
+
+def _has_options(text: str, marks: Marks) -> bool:
+    """Whether a text offers answers to choose from."""
+    if first := _FIRST_OPTION.search(text):
+        return _SECOND_OPTION.search(text, first.end(), first.end() + OPTION_MAX) is not None
+    lower = text.lower()
+    return any(map(lower.__contains__, marks.options))
 
 
 def _request(text: str, marks: Marks) -> str:
     """The paragraphs of a long text that ask for something; the text itself if none or many do."""
-    if not _is_document(text):
+    if not _is_document(text, marks):
         return text
     parts = _paragraphs(text)
     if len(parts) == 2 and QUESTION_MIN <= len(short := min(parts, key=len)) <= BRIEF_MAX:

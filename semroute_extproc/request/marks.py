@@ -35,6 +35,7 @@ class Marks(msgspec.Struct, eq=False):
     request_inside: tuple[str, ...]
     refers: tuple[str, ...]
     headings: tuple[str, ...]
+    options: tuple[str, ...]
     format: tuple[str, ...]
     role: tuple[str, ...]
     rules: tuple[str, ...]

@@ -39,6 +39,20 @@ def test_a_text_without_an_envelope_is_kept_as_it_is(text: str):
     assert unwrap(text) == Unwrapped(text, (), unwrap(text).frame)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Choose an ending:\n\nContext: {FACTS}\n\nOptions:\n (1) renewed\n (2) expired\n\nGive reasons.",
+        f"[Public law]\n{ASK}\n(A) {FACTS[:300]}\n(B) {FACTS[:300]}\nAnswer with the correct letter.",
+        f"{FACTS}\n{ASK}\nOptions:\n- one year\n- two years",
+        f"{FACTS_ZH}\n{FACTS_ZH}\n{ZH}\n选项：\n- 一年\n- 两年",
+    ],
+)
+def test_a_question_with_options_keeps_what_they_are_about(text: str):
+    assert question(text).startswith(text[:40])
+    assert question(text).endswith(text[-10:])
+
+
 TAGS = [
     f"<system-reminder>\n{FACTS}\n</system-reminder>\n{ASK}",
     f"{ASK}\n<environment_details>\n{FACTS}\n</environment_details>",
