@@ -196,3 +196,19 @@ def spearman(a: Floats, b: Floats) -> float:
     from scipy.stats import spearmanr
 
     return float(spearmanr(a, b).statistic) if np.ptp(a) > 0 and np.ptp(b) > 0 else 0.0
+
+
+def spearman_estimate(a: Floats, b: Floats, replicates: int, seed: int) -> Estimate:
+    """Rank correlation with its interval; the ranks are those of all rows."""
+    from scipy.stats import rankdata
+
+    x, y = rankdata(a), rankdata(b)
+
+    def of(counts: Floats) -> Floats:
+        """Weighted correlation of the ranks, (chunk,)."""
+        n = counts.sum(axis=1)
+        mean_x, mean_y = counts @ x / n, counts @ y / n
+        spread = (counts @ x**2 / n - mean_x**2) * (counts @ y**2 / n - mean_y**2)
+        return (counts @ (x * y) / n - mean_x * mean_y) / np.sqrt(spread)
+
+    return estimate(spearman(a, b), bootstrap(of, len(x), replicates, seed) if spearman(a, b) else None)

@@ -237,8 +237,10 @@ def robustness(file: Path, limit: int, **given: Any) -> None:
 @option("--easy", metavar="KIND,…", default="", callback=_kinds, help=f"Easy kinds to compare; {_kinds_help}")
 @option("--lang", "languages", metavar="LANG,…", default="", callback=_kinds, help="Only rows of these.")
 @shown("--kind-column", default="kind")
+@shown("--lang-column", default="lang")
 @shown("--weak-column", default="weak")
 @shown("--strong-column", default="strong")
+@option("--outcomes", type=EXISTING, help="File of outcomes, as of eval pool; its models are the columns.")
 def mixed(file: Path, **given: Any) -> None:
     """Measure how the difficulty orders requests of different kinds and languages.
 
@@ -249,10 +251,13 @@ def mixed(file: Path, **given: Any) -> None:
 
     table = read_table(file).in_splits(given["splits"])
     if given["languages"]:
-        table = table.where(language in given["languages"] for language in table.strings("lang"))
+        table = table.where(
+            language in given["languages"] for language in table.strings(given["lang_column"])
+        )
     source, threshold = open_bundle(given["bundle"], every_language=True), given["threshold"]
-    columns = {role: given[f"{role}_column"] for role in ("kind", "weak", "strong")}
-    rows = read_mixed(table, source, given["text_column"], columns)
+    columns = {role: given[f"{role}_column"] for role in ("kind", "lang", "weak", "strong")}
+    matrix = read_table(given["outcomes"]) if given["outcomes"] else None
+    rows = read_mixed(table, source, given["text_column"], columns, matrix)
     cut = threshold_for_share(source.quantiles, given["share"]) if threshold is None else threshold
     settings = {name: given[name] for name in ("share", "hard", "easy", "seed", "replicates")}
     found = evaluate_mixed(rows, threshold=cut, **settings)

@@ -23,8 +23,9 @@ from semroute_lab.common import metrics, routing
 from semroute_lab.common.metrics import Booleans, Floats, Integers
 from semroute_lab.common.tables import ROWS_MIN, TEXT_COLUMNS, Table, json_list, pick_column, require_rows
 from semroute_lab.evaluate.scoring import PERCENTILES, SHARE, Report, Source, judged
+from semroute_lab.fit.outcomes import join
 
-SIDE_ROWS_MIN = 5  # A kind with fewer hard (easy) rows is not compared with the easy (hard) kinds
+SIDE_ROWS_MIN = 10  # A kind with fewer hard (easy) rows is not compared with the easy (hard) kinds
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class MixedRows:
     hard: Floats  # 1 if a strong model is needed, 0 if a weak one is enough
     weak: Floats  # Quality of the weak model's answer, 0..1
     strong: Floats  # The same of the strong model
+    error: Floats  # Mean error of all models of an outcomes file
 
 
 def read_mixed(
@@ -46,10 +48,20 @@ def read_mixed(
     source: Source,
     text_column: str | None = None,
     columns: Mapping[str, str] = MappingProxyType({}),
+    matrix: Table | None = None,
 ) -> MixedRows:
-    """The rows of a file, scored; DataError names a bad field. `columns` renames kind, weak and strong."""
+    """The rows of a file, scored; DataError names a bad field. `columns` renames kind, lang, weak and strong.
+
+    With `matrix`, a file of outcomes as of `eval pool`, weak and strong are two of its models.
+    """
+    kind, lang, *outcomes = (columns.get(name, name) for name in ("kind", "lang", "weak", "strong"))
+    pair, error = None, None
+    if matrix is not None:
+        joined, _ = join(table, [""] * len(table), matrix)
+        if missing := [name for name in outcomes if name not in joined.models]:
+            raise matrix.error(missing[0], f"expected one of the models {', '.join(joined.models)}")
+        table, pair, error = joined.table, joined.pair(*outcomes), 1.0 - joined.outcome.mean(axis=1)
     require_rows(table)
-    kind, *outcomes = (columns.get(name, name) for name in ("kind", "weak", "strong"))
     kinds, messages = table.texts(kind), table.columns.get("messages", [""] * len(table))
     texts, column = messages, "messages"
     if not all(messages):
@@ -60,16 +72,17 @@ def read_mixed(
         for given, text in zip(messages, texts, strict=True)
     )
     classified = judged(table, ((name, {"messages": each}) for name, each in turns))
+    none = np.full(len(table), np.nan)
     hard, weak, strong = (
-        table.numbers_in(name, 0, 1, blank=True) if table.has(name) else np.full(len(table), np.nan)
-        for name in ("hard", *outcomes)
+        table.numbers_in(name, 0, 1, blank=True) if table.has(name) else none for name in ("hard", *outcomes)
     )
+    weak, strong = pair or (weak, strong)
     better = np.where(np.isnan(strong - weak), np.nan, strong > weak)
     hard = np.where(np.isnan(hard), better, hard > 0.5)
-    scores, languages = source.score(classified), table.columns.get("lang")
+    scores, languages = source.score(classified), table.columns.get(lang)
     characters = np.asarray([float(len(text)) for text in classified])
-    languages = languages or [""] * len(table)
-    return MixedRows(kinds, languages, characters, scores.difficulty, scores.unknown, hard, weak, strong)
+    found = (characters, scores.difficulty, scores.unknown, hard, weak, strong)
+    return MixedRows(kinds, languages or [""] * len(table), *found, none if error is None else error)
 
 
 def evaluate_mixed(
@@ -129,6 +142,9 @@ def _groups(names: Sequence[str], figures: Mapping[str, Any], replicates: int, s
         known = np.isfinite(own["hard"])
         p, event = own["score"][known], own["hard"][known]
         row: Report = {"name": name, "rows": known.size, **metrics.means(own, replicates, seed)}
+        sides = (event == 1.0).sum(), (event == 0.0).sum()
+        areas = min(sides) >= SIDE_ROWS_MIN
+        row["auroc"] = metrics.auroc_estimate(p, event == 1.0, replicates, seed) if areas else None
         row["ece"] = metrics.binary_ece(p, event) if p.size else None
         row["ece_if_calibrated"] = metrics.ece_if_calibrated(p, seed) if p.size else None
         found.append(row)
@@ -194,4 +210,8 @@ def _outcomes(rows: MixedRows, threshold: float, share: float, replicates: int, 
         pgr = metrics.ratios((sent * gain)[:, None], gain[:, None], replicates, seed)[0]
         apgr = metrics.estimate(values[name], samples[name].get("apgr"))
         table.append({"name": name, "rule": rule, "apgr": apgr, "threshold": cut, **figures, "pgr": pgr})
-    return {"rows": weak.size, "weak": weak.mean(), "strong": strong.mean(), "routers": table}
+    found = {"rows": weak.size, "weak": weak.mean(), "strong": strong.mean(), "routers": table}
+    error = rows.error[known]
+    ranked = np.isfinite(error).all()
+    spearman = metrics.spearman_estimate(scores["ours"], error, replicates, seed) if ranked else None
+    return found | {"spearman": spearman}

@@ -18,6 +18,7 @@ NEEDS = {
 }
 """Option to the strategies whose rows it adds."""
 
+KIND_ROWS_MIN = 10  # Kinds with fewer rows are not in the table
 PAIRS_SHOWN = 12  # Most pairs of kinds in a table, the worst; the JSON has all
 DECIMALS = 6  # Digits after the point in the JSON: further ones depend on the order of summation
 
@@ -194,11 +195,14 @@ def _mixed(report: dict[str, Any]) -> list[Table]:
         "gain",
         "ECE",
     ]
-    kinds = map(_group_cells, (*report["kinds"], report["total"]))
+    shown = [row for row in report["kinds"] if row["rows"] >= KIND_ROWS_MIN] or report["kinds"]
+    caption += f"; kinds of fewer than {KIND_ROWS_MIN} rows count in the total alone"
+    kinds = map(_group_cells, (*shown, report["total"]))
     title = f"{_subject(report)}, by kind" if "data" in report else "by kind"
     found = [_table(title, ["kind", *names], kinds, caption)]
     if report["languages"]:
-        found.append(_table("by language", ["language", *names], map(_group_cells, report["languages"])))
+        cells = [[*_group_cells(row)[:-2], _interval(row["auroc"])] for row in report["languages"]]
+        found.append(_table("by language", ["language", *names[:-2], "AUROC"], cells))
     if between:
         worst = sorted(report["pairs"], key=lambda pair: pair["ours"]["value"])[:PAIRS_SHOWN]
         rows = [
@@ -221,6 +225,8 @@ def _mixed(report: dict[str, Any]) -> list[Table]:
         ]  # fmt: skip
         caption = f"{outcomes['rows']} rows, strong {outcomes['strong']:.4f}, weak {outcomes['weak']:.4f}; "
         caption += f"a following threshold sends the top {share} of these rows, and unknown text"
+        if outcomes["spearman"]:
+            caption += f"; rank correlation with the models' mean error {_interval(outcomes['spearman'])}"
         names = ["router", "APGR", "threshold", "strong share", "PGR"]
         found.append(_table("with outcomes", names, rows, caption))
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import platform
 import re
 import tempfile
@@ -42,10 +43,11 @@ SEED = 0  # Seed of the bootstrap
 INT8_TOLERANCE = 0.005  # A larger loss of any figure by the int8 graph is marked on the card
 CONFUSED_MAX = 6  # Most confusions that the card lists
 CARDS = Path(__file__).parent / "cards"  # Template, evaluations and data of the card
+NOWHERE = Path(os.devnull)  # In place of a folder that is not given
 REPLICATES = 1_000  # Bootstrap replicates of every interval
 LATENCY_TOKENS = (16, 64, 128)  # Lengths in tokens at which a pass is timed
 LATENCY_RUNS = 60  # Timed passes at each length, after a few untimed ones
-SECTIONS = ("domain", "difficulty", "kinds", "pairs", "unseen", "pool", "languages")
+SECTIONS = ("domain", "difficulty", "kinds", "pairs", "unseen", "pool", "robustness", "languages")
 CURVES = ("abstention", "reliability", "confusion", "curves")  # Fields of reports that a card does not need
 
 
@@ -68,10 +70,10 @@ def assess(
     }
     scorer = Scorer.of(directory)
     common = ["--bundle", directory, "--seed", seed]
-    for one in tomllib.loads((CARDS / "evaluations.toml").read_text())["evaluation"] if data else []:
-        file = Path(str(data)) / one["file"]
-        pool = one["section"] == "pool"
-        names = {"data": data, "cards": CARDS, "languages": ",".join(manifest.languages)}
+    names = {"data": data or NOWHERE, "handwritten": handwritten or NOWHERE, "cards": CARDS}
+    names |= {"languages": ",".join(manifest.languages)}
+    for one in tomllib.loads((CARDS / "evaluations.toml").read_text())["evaluation"]:
+        pool, file = one["section"] == "pool", Path(one["file"].format(**names))
         arguments = [argument.format(**names) for argument in one["arguments"]]
         files = [file, *(Path(argument) for argument in arguments if argument.endswith(".csv.gz"))]
         if not all(each.exists() for each in files) or (pool and brief):
@@ -229,7 +231,7 @@ def render(document: Report) -> str:
     found = figures(document)
     changes = [(name, reference[name], value) for name, value in found.items() if name in reference]
     template = environment.get_template("bundle.md.j2")
-    empty: Report = {"training": None, "pool": {}, "trained_languages": []}
+    empty: Report = {"training": None, "pool": {}, "robustness": {}, "trained_languages": []}
     return template.render(empty | document, changes=changes, tolerance=INT8_TOLERANCE)
 
 

@@ -50,7 +50,7 @@ def rows_of(kinds: list[str], difficulty: np.ndarray, **given: Any) -> MixedRows
     """Rows without languages, judgements and outcomes, of growing length, unless they are given."""
     n = len(kinds)
     others = {"languages": [""] * n, "characters": np.arange(n) + 1.0, "unknown": np.zeros(n, dtype=bool)}
-    others |= {name: np.full(n, np.nan) for name in ("hard", "weak", "strong")}
+    others |= {name: np.full(n, np.nan) for name in ("hard", "weak", "strong", "error")}
     return MixedRows(kinds=kinds, difficulty=difficulty, **(others | given))
 
 
@@ -121,12 +121,12 @@ def test_every_hard_kind_is_compared_with_every_easy_kind() -> None:
 
 
 def test_without_named_kinds_judged_rows_are_compared_and_small_sides_left_out() -> None:
-    """Five easy and five hard rows of `code` are compared with each other; one hard row of `chat` is not."""
-    hard = np.array([0.0] * 5 + [1.0] * 5 + [0.0] * 9 + [1.0])
-    kinds = ["code"] * 10 + ["chat"] * 10
+    """Ten easy and ten hard rows of `code` are compared with each other; one hard row of `chat` is not."""
+    hard = np.array([0.0] * 10 + [1.0] * 10 + [0.0] * 19 + [1.0])
+    kinds = ["code"] * 20 + ["chat"] * 20
     found = evaluate_mixed(rows_of(kinds, hard, hard=hard), threshold=0.5)
     assert [(row["hard"], row["easy"], row["rows"]) for row in found["pairs"]] == [
-        ("code", "chat", [5, 9]), ("code", "code", [5, 5]),
+        ("code", "chat", [10, 19]), ("code", "code", [10, 10]),
     ]  # fmt: skip
     unjudged = evaluate_mixed(rows_of(kinds, hard), threshold=0.5)
     assert (unjudged["pairs"], unjudged["between"]) == ([], None)
@@ -229,3 +229,35 @@ def test_length_alone_does_not_order_the_shipped_rows() -> None:
     found = evaluate_mixed(rows, threshold=0.5)["between"]
     assert found["ours"]["mean"].value == 1.0
     assert 0.5 < found["length"]["mean"].value < 0.75
+
+
+def test_outcomes_of_a_matrix_are_joined_by_its_key_and_ordered_by_the_mean_error(tmp_path: Path) -> None:
+    rows = [{"kind": "exam", "id": f"q{i}", "text": "x" * (i + 1)} for i in range(60)]
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    matrix = tmp_path / "outcomes.csv"
+    with matrix.open("w", newline="") as out:
+        lines = csv.writer(out)
+        lines.writerow(["id", "small", "large", "other"])
+        lines.writerows([f"q{i}", int(i < 20), int(i < 40), int(i < 50)] for i in reversed(range(60)))
+    columns = {"weak": "small", "strong": "large"}
+    found = read_mixed(read_table(questions), Source(), columns=columns, matrix=read_table(matrix))
+    assert (found.strong.sum(), found.weak.sum()) == (40, 20)
+    assert found.error[[0, 30, 55]].tolist() == pytest.approx([0.0, 1 / 3, 1.0])
+    found = replace(found, difficulty=found.characters)
+    spearman = evaluate_mixed(found, threshold=0.5, replicates=50)["outcomes"]["spearman"]
+    assert spearman.low < spearman.value <= spearman.high <= 1.0
+    assert spearman.value > 0.9
+    columns = {"weak": "tiny", "strong": "large"}
+    with pytest.raises(
+        DataError, match=r"outcomes\.csv:.*tiny: expected one of the models small, large, other"
+    ):
+        read_mixed(read_table(questions), Source(), columns=columns, matrix=read_table(matrix))
+
+
+def test_a_language_has_its_auroc() -> None:
+    hard = np.array([0.0, 1.0] * 20)
+    rows = rows_of(["chat"] * 40, hard, hard=hard, languages=["de"] * 40)
+    found = evaluate_mixed(rows, threshold=0.5, replicates=20)
+    assert found["languages"][0]["auroc"].value == 1.0
+    assert "AUROC" in markdown(plain(found | {"kind": "mixed"}))

@@ -93,3 +93,48 @@ def test_the_labels_of_the_logs_are_named() -> None:
     assert "Labels of the logs: trans with t* = 0.25, quality: bartscore, l over s" in render(
         document(labels=labels)
     )
+
+
+def test_the_headline_figures_stand_first_with_their_intervals_and_the_baseline() -> None:
+    router = {"apgr": estimate(0.6, 0.5, 0.7), "threshold": 0.2, "strong_share": estimate(0.3, 0.2, 0.4)}
+    ours, length = router | {"pgr": estimate(0.45, 0.4, 0.5)}, router | {"pgr": estimate(0.3, 0.2, 0.4)}
+    rules = {"fixed": ours, "following": ours}
+    named = [{"name": "ours", "rule": rule, **one} for rule, one in rules.items()]
+    named.append({"name": "length", "rule": "following", **length})
+    group = dict.fromkeys(("characters", "score", "above", "unknown", "strong_share", "longest", "hard"))
+    group |= {"name": "all", "rows": 9, "gain": None, "auroc": None, "ece": None, "ece_if_calibrated": None}
+    mixed = {
+        "kind": "mixed", "threshold": 0.2, "share": 0.3, "kinds": [], "total": group, "languages": [],
+        "between": None, "pairs": [],
+        "outcomes": {"rows": 9, "weak": 0.5, "strong": 0.8, "routers": named,
+                     "spearman": estimate(0.4, 0.3, 0.5)},
+    }  # fmt: skip
+    shown = render(document() | {"kinds": {"exams": mixed}})
+    assert "| exams, PGR at a share of 0.3 | 0.450 [0.400, 0.500] | 0.300 [0.200, 0.400] |" in shown
+    assert "| exams, rank correlation with the models' mean error | 0.400 [0.300, 0.500] | |" in shown
+    assert shown.index("## In short") < shown.index("## Data")
+
+
+def test_perturbed_prompts_are_summed_up_by_group() -> None:
+    def row(name: str, group: str, value: float) -> dict[str, Any]:
+        names = (
+            "changed",
+            "same_domain",
+            "same_decision",
+            "hard_to_easy",
+            "easy_to_hard",
+            "length_same_decision",
+        )
+        figures = {
+            key: estimate(value, value, value) for key in (*names, "auroc", "hard_strong", "easy_strong")
+        }
+        return {"name": name, "group": group, **figures}
+
+    rows = [row("unchanged", "none", 1.0), row("typos", "noise", 0.9), row("respaced", "noise", 0.7),
+            row("JSON", "envelope", 0.95), row("title", "housekeeping", 0.1)]  # fmt: skip
+    data = {"file": "prompts.jsonl", "rows": 9, "splits": {}}
+    report = {"kind": "robustness", "threshold": 0.2, "strong_share": 0.3, "perturbations": rows}
+    shown = render(document() | {"robustness": {"everyday": report | {"data": data, "bundle": None}}})
+    assert "| 1 envelopes and conversations, AUROC | 0.950 (least 0.950, most 0.950) | |" in shown
+    assert "| 2 perturbations, same decision | 0.800 (least 0.700, most 0.900) | 0.800 (least" in shown
+    assert "prompts.jsonl" in shown
