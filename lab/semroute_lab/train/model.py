@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 MEMBERS, DIFFICULTY_WIDTH = 4, 64  # Networks that the difficulty is the mean of, and hidden units of each
-GATE_SHARPNESS = 4.0  # Factor of the gate's logit: a soft choice would blur the order of the table's texts
+GATE_SHARPNESS = 8.0  # Factor of the gate's logit: a soft choice would blur the order of the table's texts
 PROBABILITY_MIN = 1e-4  # Distance of a mixed probability from 0 and 1, for half precision
 TABLE_SURFACE = 0.08  # Weight of the surface features in the cluster table
 SURFACE_MAX = 3.0  # Bound of a normalized feature
