@@ -96,8 +96,6 @@ class Reloaded(Event, frozen=True):
     sha256: str
     generation: int
     changed: bool = True
-    notes: Sequence[str] = ()
-    """One sentence for each deprecated setting."""
 
 
 class ReloadRejected(Event, frozen=True):

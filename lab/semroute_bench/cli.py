@@ -51,7 +51,6 @@ OPTIONAL = ("gateway", "gpu")  # parts that are left out where something is miss
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help=f"Folder for {RESULT}.")
 @click.option("--quick", is_flag=True, help="Run for one or two minutes; the figures are less accurate.")
 @click.option("--only", type=click.Choice(list(PARTS)), multiple=True, help=ONLY)
-@click.option("--requests", hidden=True, expose_value=False, deprecated="It has no effect; use --quick.")
 @click.option("--check", "recorded", type=click.File(), metavar="FILE", help=AGAINST)
 def bench(out: Path | None, quick: bool, only: Sequence[str], recorded: TextIO | None) -> None:
     """Measure what a decision costs on this machine.

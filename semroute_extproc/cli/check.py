@@ -31,7 +31,7 @@ def check(loaded: Loaded) -> dict[str, Bundle]:
 
 
 def warnings(loaded: Loaded, bundles: Mapping[str, Bundle]) -> list[str]:
-    """Deprecation notes and likely mistakes, each with its location."""
+    """Likely mistakes, each with its location."""
     problems = list(config.warnings(loaded.config))
     manifests = [each.manifest for each in bundles.values()]
     domains = [label for each in manifests for label in each.domain.labels]
@@ -46,4 +46,4 @@ def warnings(loaded: Loaded, bundles: Mapping[str, Bundle]) -> list[str]:
     if listen.startswith("unix:") and not folder.is_dir():
         message = f"the directory {folder} does not exist, and serve needs it to start"
         problems.append(Problem(("server", "listen"), message))
-    return [*loaded.notes, *(loaded.source.locate(problem) for problem in problems)]
+    return [loaded.source.locate(problem) for problem in problems]

@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from semroute_extproc.config.deprecated import Replaced, matching, rewrite
 from semroute_extproc.config.models import Config, unresolved
 from semroute_extproc.errors import ConfigError
 from semroute_extproc.io.watch import notices
@@ -43,8 +42,6 @@ class Loaded:
     config: Config
     sha256: str
     source: Source
-    notes: list[str] = field(default_factory=list)
-    """One note with its location for each use of a deprecated setting."""
 
     def error(self, problems: list[Problem]) -> ConfigError:
         """The given problems, with their locations in the file."""
@@ -59,8 +56,6 @@ class Source:
     lines: list[str]
     document: CommentedMap
     from_environment: Mapping[tuple[str, ...], str]
-    replaced: Replaced = field(default_factory=dict)
-    """Rewritten keys, and what the operator wrote."""
 
     def locate(self, problem: Problem) -> str:
         """`file:line:col: path: message`, the source line and a caret below it."""
@@ -75,10 +70,12 @@ class Source:
 
     def _masked(self, text: str) -> str:
         """A line with its secrets masked; its length is kept so that the caret still fits."""
-        for *section, name in SECRETS:
-            for _, settings in matching(self.document, section):
-                secret = str(settings.get(name) or "")
-                text = text.replace(secret, "*" * len(secret))
+        for path in SECRETS:
+            node: Any = self.document
+            for part in path:
+                node = node.get(part) if isinstance(node, dict) else None
+            secret = str(node or "")
+            text = text.replace(secret, "*" * len(secret))
         return text
 
     def _place(self, path: tuple[str | int, ...]) -> tuple[int, int, list[str]]:
@@ -91,7 +88,6 @@ class Source:
         shown: list[str] = []
         for index, part in enumerate(path):
             last = index == len(path) - 1 and part != "[key]"
-            part = self.replaced.get((*shown, str(part)), part)
             known = range(len(node)) if isinstance(node, CommentedSeq) else node
             if isinstance(node, CommentedMap | CommentedSeq) and part in known:
                 # Keys that the environment added have no position.
@@ -109,14 +105,12 @@ def load(path: Path, environment: Mapping[str, str] | None = None) -> Loaded:
     variables = _overlay(document, os.environ if environment is None else environment)
     source = Source(str(path), text.splitlines(), document, variables)
     try:
-        plain = _plain(document)
-        notes = rewrite(plain, source.locate, source.replaced)
-        config = Config.model_validate(plain, context={"folder": path.absolute().parent})
+        config = Config.model_validate(_plain(document), context={"folder": path.absolute().parent})
     except ValidationError as error:
         raise ConfigError([source.locate(_problem(detail)) for detail in error.errors()]) from None
     except RecursionError:
         raise ConfigError([f"{path}: nested too deeply"]) from None
-    loaded = Loaded(config, hashlib.sha256(config.model_dump_json().encode()).hexdigest(), source, notes)
+    loaded = Loaded(config, hashlib.sha256(config.model_dump_json().encode()).hexdigest(), source)
     if problems := list(unresolved(config, FAMILIES)):
         raise loaded.error(problems)
     return loaded
@@ -233,7 +227,8 @@ def _problem(detail: Any) -> Problem:
     path = tuple(detail["loc"])
     if detail["type"] == "extra_forbidden":
         names = _setting_names(Config.model_json_schema())
-        return Problem(path, "unknown setting" + did_you_mean(str(path[-1]), names))
+        hint = did_you_mean(str(path[-1]), names) or "; `semroute schema` lists the settings"
+        return Problem(path, "unknown setting" + hint)
     message = "is required" if detail["type"] == "missing" else detail["msg"].removeprefix("Value error, ")
     return Problem(path, message[0].lower() + message[1:])
 

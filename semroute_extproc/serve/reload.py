@@ -118,7 +118,7 @@ class LiveConfig:
         self.controllers.follow(next(iter(policies.values())).strategies if policies else {})
         self._judges.adopt(judges)
         self._profiles.adopt()
-        self._emit(Reloaded(loaded.sha256, number, notes=loaded.notes))
+        self._emit(Reloaded(loaded.sha256, number))
 
     def _profiles_changed(self, strategy: str, directory: ProfileDirectory | None) -> None:
         if directory is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import AliasChoices, Field, model_validator
+from pydantic import Field, model_validator
 
 from semroute_extproc.io.files import read_json
 from semroute_extproc.settings.base import Model
@@ -18,14 +18,14 @@ FORMAT = 1  # of calibrations that this package reads and writes
 FILE_BYTES_MAX = 1024 * 1024  # of a calibration
 
 
-class Calibration(Model, validate_by_name=True):
+class Calibration(Model):
     """A score on the operator's own prompts."""
 
     format: int = FORMAT
     score: str  # kind of the strategy whose score was calibrated
     bundle: str
     revision: str  # of the bundle that scored
-    artifact: str = Field("", validation_alias=AliasChoices("artifact", "artefact"))
+    artifact: str = ""
     """Digest of the artifact that scored, or of the judge; empty for `threshold`."""
     rows: int = Field(gt=0)
     data: str = ""

@@ -120,8 +120,6 @@ def _profiles_read(event: ev.ProfilesRead) -> None:
 
 
 def _reloaded(event: ev.Reloaded) -> None:
-    for note in event.notes:
-        log.warning("config.note", note=note)
     if not event.changed:
         log.info("config.restored", generation=event.generation)
     elif event.generation > 1:

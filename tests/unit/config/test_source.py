@@ -59,6 +59,11 @@ def test_an_unknown_key_is_shown_in_its_line_with_a_caret_and_a_hint(file: Path)
     assert line[caret.index("^") :].startswith("strong_shre")
 
 
+def test_an_unknown_key_like_no_setting_says_where_the_settings_are_listed(file: Path) -> None:
+    [problem] = problems(file, f"{GOOD}encoder: {{unsure: 1}}\n")
+    assert "encoder.unsure: unknown setting; `semroute schema` lists the settings\n" in problem
+
+
 @pytest.mark.parametrize(
     ("remote", "wrong"),
     [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -52,7 +51,7 @@ class Subject:
             self.controllers,
             self.events.append,
         )
-        assert self.events == [Reloaded(loaded.sha256, 1, notes=[])]
+        assert self.events == [Reloaded(loaded.sha256, 1)]
         self.events.clear()
 
     async def reload(self, text: str) -> list[Event]:
@@ -88,7 +87,7 @@ def rejection(events: list[Event]) -> list[str]:
 
 
 async def test_a_change_is_taken_as_a_whole(subject: Subject) -> None:
-    assert await subject.reload(HUGE) == [Reloaded(subject.live.loaded.sha256, 2, notes=[])]
+    assert await subject.reload(HUGE) == [Reloaded(subject.live.loaded.sha256, 2)]
     assert (subject.number, subject.cluster) == (2, "vllm-huge")
 
 
@@ -259,11 +258,3 @@ async def test_a_shared_memory_without_its_library_changes_nothing(
         await subject.reload(CONTROLLED.replace("session: {}", f"session: {{remote: {remote}}}"))
     )
     assert subject.number == 1
-
-
-async def test_a_deprecated_setting_is_noted_with_the_reload(subject: Subject) -> None:
-    load = subject.load
-    subject.load = lambda path: dataclasses.replace(load(path), notes=["old key"])
-    [reloaded] = await subject.reload(HUGE)
-    assert isinstance(reloaded, Reloaded)
-    assert list(reloaded.notes) == ["old key"]
