@@ -1,15 +1,14 @@
-"""Reads the configuration: a YAML file, the environment, and changes of the file.
+"""Reads the configuration: a YAML file and the environment.
 
 An error shows its location: `file:line:col: path: message`, the source line and a caret.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from semroute_extproc.config.models import Config, unresolved
 from semroute_extproc.errors import ConfigError
-from semroute_extproc.io.watch import notices
 from semroute_extproc.request.reasoning import FAMILIES
 from semroute_extproc.settings.base import Problem, did_you_mean
 
@@ -133,19 +131,8 @@ def without_cluster(loaded: Loaded, envoy: Path) -> list[Problem]:
     ]
 
 
-async def changes(path: Path, stop: asyncio.Event) -> AsyncIterator[None]:
-    """Yield at the first read and after every change of the file's content, until `stop`.
-
-    Watches the directory, because a watch on the file misses the symbolic link swap of a ConfigMap.
-    """
-    seen: bytes | None = None
-    async for _ in notices(lambda: [path.absolute().parent], stop):
-        if (digest := _digest(path)) != seen:
-            seen = digest
-            yield
-
-
-def _digest(path: Path) -> bytes:
+def digest(path: Path) -> bytes:
+    """A hash of the file's content; empty if it cannot be read."""
     try:
         return hashlib.sha256(path.read_bytes()).digest()
     except OSError:

@@ -13,13 +13,14 @@ from semroute_extproc.encoder.classifier import Classifier
 from semroute_extproc.envoy.server import ConfigSnapshot
 from semroute_extproc.errors import ConfigError
 from semroute_extproc.events import Emit, Failed, ProfilesRead, Reloaded, ReloadRejected
+from semroute_extproc.io.watch import notices
 from semroute_extproc.pipeline.pipeline import Pipeline
 from semroute_extproc.policy.plan import PolicyPlan
 from semroute_extproc.serve import build
 from semroute_extproc.settings.base import Problem
 from semroute_extproc.state.controllers import ControllerState
 from semroute_extproc.strategies.judge_client import Judges
-from semroute_extproc.strategies.profiles import ProfileDirectories, ProfileDirectory, is_thin, thin_warning
+from semroute_extproc.strategies.profiles import ProfileDirectory, is_thin, thin_warning
 from semroute_extproc.strategies.registry import fingerprint
 
 NOT_RELOADABLE = ("server", "encoder", "admin", "telemetry")
@@ -37,7 +38,7 @@ class LiveConfig:
         """Apply `loaded` now and the file's changes later; raises ConfigError."""
         self._path, self.classifier, self.controllers, self._emit = path, classifier, controllers, emit
         self._judges = Judges()
-        self._profiles = ProfileDirectories(self._profiles_changed)
+        self._profiles: dict[str, ProfileDirectory] = {}  # by strategy
         self._rejected = False
         """Whether the file differs from the live configuration and is invalid."""
         self._reloading = asyncio.Lock()
@@ -45,22 +46,25 @@ class LiveConfig:
         self._shared = build.connect_sessions(loaded.config, emit)
         self.loaded = loaded
         files = fingerprint(loaded.config.strategies)
-        self._adopt(1, loaded, files, build.make_policies(loaded, classifier.bundle, self._profiles.of))
+        self._adopt(1, loaded, files, *self._compile(loaded))
 
     async def watch(self, stop: asyncio.Event) -> None:
-        """Reload when the file or a directory of profiles changes, until `stop`."""
+        """Reload when the file changes, and read profiles again when one changes, until `stop`.
 
-        async def file() -> None:
-            async for _ in config_source.changes(self._path, stop):
-                await self.reload()
-
-        async def guarded(watch: Coroutine[Any, Any, None]) -> None:
-            try:
-                await watch
-            except Exception:
-                self._emit(Failed("watch.failed"))
-
-        await asyncio.gather(guarded(file()), guarded(self._profiles.watch(stop)))
+        Watches the directory, because a watch on the file misses the symbolic link swap of a ConfigMap.
+        """
+        seen: bytes | None = None
+        folder = self._path.absolute().parent
+        try:
+            async for _ in notices(lambda: [folder, *(each.path for each in self._profiles.values())], stop):
+                if (digest := await asyncio.to_thread(config_source.digest, self._path)) != seen:
+                    seen = digest
+                    await self.reload()
+                for strategy, directory in list(self._profiles.items()):
+                    if await asyncio.to_thread(directory.refresh):
+                        self._profiles_changed(strategy, directory)
+        except Exception:
+            self._emit(Failed("watch.failed"))
 
     async def reload(self) -> None:
         """Apply the file's configuration if it changed; if it is invalid, report why and keep the old one."""
@@ -75,7 +79,6 @@ class LiveConfig:
                 self._rejected = False
             except Exception as error:
                 self._rejected = True
-                self._profiles.forget()
                 self._emit(ReloadRejected(error.problems if isinstance(error, ConfigError) else ()))
 
     async def close(self) -> None:
@@ -85,7 +88,7 @@ class LiveConfig:
         if self._shared is not None:
             await self._shared.close()
 
-    def _read(self) -> tuple[Loaded, str, Mapping[str, PolicyPlan]] | None:
+    def _read(self) -> tuple[Loaded, str, Mapping[str, PolicyPlan], dict[str, ProfileDirectory]] | None:
         """The file's configuration, compiled; None if it is the live one. Raises ConfigError."""
         loaded = config_source.load(self._path)
         files = fingerprint(loaded.config.strategies)
@@ -100,9 +103,28 @@ class LiveConfig:
         ]
         if problems:
             raise loaded.error(problems)
-        return loaded, files, build.make_policies(loaded, self.classifier.bundle, self._profiles.of)
+        return loaded, files, *self._compile(loaded)
 
-    def _adopt(self, number: int, loaded: Loaded, files: str, policies: Mapping[str, PolicyPlan]) -> None:
+    def _compile(self, loaded: Loaded) -> tuple[Mapping[str, PolicyPlan], dict[str, ProfileDirectory]]:
+        """The policies and the directories of profiles, reused if they did not change; raises ConfigError."""
+        directories: dict[str, ProfileDirectory] = {}
+
+        def profiles_of(strategy: str, path: Path, clusters: str) -> ProfileDirectory:
+            found = self._profiles.get(strategy)
+            if found is None or (found.path, found.clusters) != (path, clusters):
+                found = ProfileDirectory(path, clusters)
+            return directories.setdefault(strategy, found)
+
+        return build.make_policies(loaded, self.classifier.bundle, profiles_of), directories
+
+    def _adopt(
+        self,
+        number: int,
+        loaded: Loaded,
+        files: str,
+        policies: Mapping[str, PolicyPlan],
+        profiles: dict[str, ProfileDirectory],
+    ) -> None:
         """Make a compiled configuration live; raises ConfigError before anything changes."""
         config, shared = loaded.config, self._shared
         if config.controllers.session != self.loaded.config.controllers.session:
@@ -117,7 +139,10 @@ class LiveConfig:
         self.controllers.configure(config.pools, config.controllers, config.strategies)
         self.controllers.follow(next(iter(policies.values())).strategies if policies else {})
         self._judges.adopt(judges)
-        self._profiles.adopt()
+        before, self._profiles = self._profiles, profiles
+        for strategy in {**profiles, **before}:
+            if profiles.get(strategy) is not before.get(strategy):
+                self._profiles_changed(strategy, profiles.get(strategy))
         self._emit(Reloaded(loaded.sha256, number))
 
     def _profiles_changed(self, strategy: str, directory: ProfileDirectory | None) -> None:

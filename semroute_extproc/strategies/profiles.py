@@ -7,7 +7,6 @@ invalid, its last good content is used until it is fixed or removed.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +15,6 @@ from pydantic import Field, model_validator
 
 from semroute_extproc.errors import ArtifactError
 from semroute_extproc.io.files import read_json
-from semroute_extproc.io.watch import notices
 from semroute_extproc.settings.base import Model
 
 FORMAT = 1  # of profiles that this package reads and writes
@@ -141,52 +139,3 @@ class ProfileDirectory:
             stale = f"uses the clusters {profile.clusters}, but the artifact has {self.clusters}"
             raise ArtifactError(f"{path}: {stale}: profile it again")
         return profile
-
-
-class ProfileDirectories:
-    """The profile directories of a running server by strategy, kept across reloads."""
-
-    def __init__(self, on_change: Callable[[str, ProfileDirectory | None], None]) -> None:
-        """`on_change` gets each strategy whose profiles or problems changed; None if it was removed."""
-        self._on_change = on_change
-        self._live: dict[str, ProfileDirectory] = {}
-        self._staged: dict[str, ProfileDirectory] = {}
-        self._changed = asyncio.Event()
-
-    def of(self, strategy: str, path: Path, clusters: str) -> ProfileDirectory:
-        """A strategy's directory for a configuration being loaded, reused if live; raises ArtifactError."""
-        found = self._live.get(strategy)
-        if found is None or (found.path, found.clusters) != (path, clusters):
-            found = ProfileDirectory(path, clusters)
-        self._staged[strategy] = found
-        return found
-
-    def adopt(self) -> None:
-        """Make the loaded configuration's directories live."""
-        before, self._live, self._staged = self._live, self._staged, {}
-        for strategy in {**self._live, **before}:
-            if self._live.get(strategy) is not before.get(strategy):
-                self._on_change(strategy, self._live.get(strategy))
-        self._changed.set()
-
-    def forget(self) -> None:
-        """Discard the directories of a configuration that was rejected."""
-        self._staged = {}
-
-    async def watch(self, stop: asyncio.Event) -> None:
-        """Read changes until `stop`; a reload may change the directories."""
-        stopping = asyncio.create_task(stop.wait())
-        stopping.add_done_callback(lambda _: self._changed.set())
-        try:
-            while not stop.is_set():
-                self._changed.clear()
-                # A directory that is created again is found by polling.
-                async for _ in notices(self._paths, self._changed):
-                    for strategy, directory in list(self._live.items()):
-                        if await asyncio.to_thread(directory.refresh):
-                            self._on_change(strategy, directory)
-        finally:
-            stopping.cancel()
-
-    def _paths(self) -> set[Path]:
-        return {each.path for each in self._live.values() if each.path.is_dir()}
