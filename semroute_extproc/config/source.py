@@ -18,9 +18,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from semroute_extproc.config.models import Config, unresolved
+from semroute_extproc.config import models
+from semroute_extproc.config.models import Config
 from semroute_extproc.errors import ConfigError
-from semroute_extproc.request.reasoning import FAMILIES
 from semroute_extproc.settings.base import Problem, did_you_mean
 
 ENVIRONMENT_PREFIX = "SEMROUTE__"
@@ -103,13 +103,15 @@ def load(path: Path, environment: Mapping[str, str] | None = None) -> Loaded:
     variables = _overlay(document, os.environ if environment is None else environment)
     source = Source(str(path), text.splitlines(), document, variables)
     try:
-        config = Config.model_validate(_plain(document), context={"folder": path.absolute().parent})
+        plain = _plain(document)
+        context = {**models.names_in(plain), "folder": path.absolute().parent}
+        config = Config.model_validate(plain, context=context)
     except ValidationError as error:
         raise ConfigError([source.locate(_problem(detail)) for detail in error.errors()]) from None
     except RecursionError:
         raise ConfigError([f"{path}: nested too deeply"]) from None
     loaded = Loaded(config, hashlib.sha256(config.model_dump_json().encode()).hexdigest(), source)
-    if problems := list(unresolved(config, FAMILIES)):
+    if problems := list(models.contradictions(config)):
         raise loaded.error(problems)
     return loaded
 

@@ -51,6 +51,25 @@ def several(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+def _reference(kind: str) -> AfterValidator:
+    """Checks a name against the names of its kind in the validation context, if there are any."""
+
+    def check(name: str, info: ValidationInfo) -> str:
+        known = (info.context or {}).get(kind)
+        if known is not None and name not in known:
+            raise ValueError(f"there is no {kind} {name!r}" + did_you_mean(name, known))
+        return name
+
+    return AfterValidator(check)
+
+
+PoolName = Annotated[str, _reference("pool")]
+PolicyName = Annotated[str, _reference("policy")]
+StrategyName = Annotated[str, _reference("strategy")]
+Family = Annotated[str, _reference("reasoning family")]
+"""References to other sections; `config.models.names_in` finds what they may name."""
+
+
 class Model(BaseModel):
     """Immutable; rejects unknown keys and numbers that are not finite."""
 

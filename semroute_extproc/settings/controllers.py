@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from semroute_extproc.settings.base import POOLS_MAX, STRATEGIES_MAX, Model, Share
+from semroute_extproc.settings.base import POOLS_MAX, STRATEGIES_MAX, Model, PoolName, Share, StrategyName
 
 Measure = Literal["queue", "waiting", "running", "kv_cache_usage"]
 """A gauge of a pool, or `queue`: waiting requests per running request."""
@@ -45,7 +45,7 @@ class LoadController(Model):
         min_length=1,
         description="Ramp per measure; the highest pressure is used. `queue` is waiting / running requests.",
     )
-    pools: dict[str, Ramps] = Field({}, max_length=POOLS_MAX, description="Ramps of single pools.")
+    pools: dict[PoolName, Ramps] = Field({}, max_length=POOLS_MAX, description="Ramps of single pools.")
     rise_seconds: float = Field(3, gt=0, le=3_600, description="Time constant of rising pressure.")
     fall_seconds: float = Field(15, gt=0, le=3_600, description="Time constant of falling pressure.")
     dead_band: float = Field(0.05, ge=0, le=0.4, description="Smaller changes of the pressure are ignored.")
@@ -108,7 +108,7 @@ class RemoteSessions(Model):
 class SessionController(Model):
     """A conversation keeps its pool, and with it its prefix cache, unless a request is clearly harder."""
 
-    strategies: tuple[str, ...] | None = Field(
+    strategies: tuple[StrategyName, ...] | None = Field(
         None, max_length=STRATEGIES_MAX, description="Strategies that sessions apply to; default: all."
     )
     margin: Share = Field(
@@ -125,5 +125,5 @@ class Controllers(Model):
     """Controllers change the trade-off at runtime; each one is off unless it is configured."""
 
     load: LoadController | None = Field(None, description="Reduces the load of pools with `metrics`.")
-    budgets: dict[str, Budget] = Field({}, max_length=STRATEGIES_MAX, description="Targets by strategy.")
+    budgets: dict[StrategyName, Budget] = Field({}, max_length=STRATEGIES_MAX, description="By strategy.")
     session: SessionController | None = Field(None, description="Keeps a conversation in its pool.")

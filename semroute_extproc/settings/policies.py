@@ -7,7 +7,16 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from semroute_extproc.settings.base import EFFORTS, RULES_MAX, EffortSetting, Model, Name, Share, several
+from semroute_extproc.settings import base
+from semroute_extproc.settings.base import (
+    EffortSetting,
+    Model,
+    Name,
+    PolicyName,
+    PoolName,
+    Share,
+    StrategyName,
+)
 
 
 class Band(Model):
@@ -20,7 +29,7 @@ class Band(Model):
 def _or_effort(schema: dict[str, Any]) -> None:
     full = schema.copy()
     schema.clear()
-    schema["anyOf"] = [{"enum": ["off", "on", *EFFORTS, False, True]}, full]
+    schema["anyOf"] = [{"enum": ["off", "on", *base.EFFORTS, False, True]}, full]
     schema["description"] = full["description"]
 
 
@@ -57,8 +66,8 @@ ReasoningSetting = Annotated[Reasoning, BeforeValidator(_plain)]
 class Target(Model):
     """Where a request goes: to a pool, or to the pool that a strategy selects."""
 
-    pool: str | None = Field(None, description="Name of a pool.")
-    strategy: str | None = Field(None, description="Name of a strategy.")
+    pool: PoolName | None = Field(None, description="Name of a pool.")
+    strategy: StrategyName | None = Field(None, description="Name of a strategy.")
     reasoning: ReasoningSetting | None = Field(
         None,
         description="Reasoning effort to request if the client set none; `off`: none. Or "
@@ -82,9 +91,9 @@ class Rule(Target):
 class Policy(Model):
     """Rules, where the first match wins, and the target of all other requests."""
 
-    rules: tuple[Rule, ...] = Field((), max_length=RULES_MAX)
+    rules: tuple[Rule, ...] = Field((), max_length=base.RULES_MAX)
     otherwise: Target
-    shadow: Annotated[tuple[str, ...], BeforeValidator(several)] = Field(
+    shadow: Annotated[tuple[PolicyName, ...], BeforeValidator(base.several)] = Field(
         (), max_length=4, description="Shadow policies: their decisions are recorded but have no effect."
     )
     shadow_share: Share = Field(

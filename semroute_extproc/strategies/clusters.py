@@ -16,7 +16,7 @@ exp(−b). Pressure p on a pool (0..1) adds p to its cost c_n. Neither moves the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from semroute_extproc.policy.context import Candidates, Choice, RoutingContext, Strategy
-from semroute_extproc.settings.base import FilePath
+from semroute_extproc.settings.base import FilePath, PoolName
 from semroute_extproc.strategies.artifact import Artifact, ArtifactFile, Floats, digest_of
 from semroute_extproc.strategies.idea import Pools, Site, StrategySettings, Unfit
 from semroute_extproc.strategies.profiles import CLUSTERS_MAX, Profile, Profiles
@@ -89,7 +89,7 @@ class ClustersSettings(StrategySettings):
     kind: Literal["clusters"]
     artifact: FilePath = Field(description="File of `semroute fit clusters`.")
     profiles: FilePath = Field(description="Directory of profiles, one `NAME.json` for each model.")
-    pools: tuple[str, ...] | None = Field(
+    pools: tuple[PoolName, ...] | None = Field(
         None, min_length=1, description="Candidate pools; default: all with a price and a profile."
     )
     estimate: Literal["shrunk", "laplace"] = Field(
@@ -111,18 +111,12 @@ class ClustersSettings(StrategySettings):
     output_tokens: int = Field(
         300, gt=0, description="Answer length in tokens for models whose profile has none."
     )
-    on_unknown: str | None = Field(
+    on_unknown: PoolName | None = Field(
         None, description="Pool for unknown texts; default: the pool with the lowest mean error."
     )
     files: ClassVar = {"artifact": read_clusters}
     directory: ClassVar[str] = "profiles"
     weighs_cost: ClassVar[bool] = True
-
-    def named_pools(self) -> Iterator[tuple[tuple[str, ...], str]]:
-        """The pools to choose from, and the one for unknown text."""
-        yield from ((("pools", pool), pool) for pool in self.pools or ())
-        if self.on_unknown is not None:
-            yield ("on_unknown",), self.on_unknown
 
     def compile(self, site: Site) -> Clusters:
         """Compile with the artifact's clusters and the profiles that match them; raises Unfit."""

@@ -57,6 +57,13 @@ def test_an_unknown_key_is_shown_in_its_line_with_a_caret_and_a_hint(file: Path)
     assert line[caret.index("^") :].startswith("strong_shre")
 
 
+def test_an_undefined_name_is_told_together_with_every_other_problem(file: Path) -> None:
+    text = GOOD.replace("default_pool: large", "default_pool: lage").replace("strong_share", "strong_shre")
+    first, *_, second = problems(file, text)
+    assert "default_pool: there is no pool 'lage' (did you mean 'large'?)" in first
+    assert "strong_shre: unknown setting" in second
+
+
 def test_an_unknown_key_like_no_setting_says_where_the_settings_are_listed(file: Path) -> None:
     [problem] = problems(file, f"{GOOD}encoder: {{unsure: 1}}\n")
     assert "encoder.unsure: unknown setting; `semroute schema` lists the settings\n" in problem
