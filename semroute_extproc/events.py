@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from semroute_extproc.outcome import Outcome
-from semroute_extproc.policy.shadow import Shadow
+from semroute_extproc.policy.context import Shadow
 
 
 class Event(msgspec.Struct, frozen=True):

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 if TYPE_CHECKING:
-    from semroute_extproc.policy.context import Decision
-    from semroute_extproc.policy.shadow import Shadow
+    from semroute_extproc.policy.context import Decision, Shadow
     from semroute_extproc.request.envelope import LeftOut
     from semroute_extproc.request.signals import Signals
     from semroute_extproc.request.view import RequestView

@@ -130,6 +130,26 @@ class Strategy(Protocol):
         ...
 
 
+class Agreement(enum.StrEnum):
+    """How a shadow's decision compares with the live one; a metric label."""
+
+    AGREE = "agree"
+    DIFFER = "differ"
+    UNDECIDED = "undecided"  # Signals or a judgement are missing, or no pool can answer.
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """The decision of the policy `shadow` next to the live one of `policy`, never applied."""
+
+    policy: str
+    shadow: str
+    agreement: Agreement
+    pool: str = ""
+    reason: str = ""
+
+
 class TraceStep(NamedTuple):
     """One step of a decision, for display."""
 

@@ -51,6 +51,19 @@ def several(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+def _ascending(values: tuple[float, ...]) -> tuple[float, ...]:
+    if list(values) != sorted(values):
+        raise ValueError("quantiles must ascend")
+    return values
+
+
+QUANTILES = 101
+Quantiles = Annotated[
+    tuple[float, ...], Field(min_length=QUANTILES, max_length=QUANTILES), AfterValidator(_ascending)
+]
+"""A score at 0, 1, … 100 % of some traffic."""
+
+
 def _reference(kind: str) -> AfterValidator:
     """Checks a name against the names of its kind in the validation context, if there are any."""
 

@@ -14,8 +14,6 @@ Measure = Literal["queue", "waiting", "running", "kv_cache_usage"]
 
 REMOTE_SCHEMES = ("redis://", "rediss://", "valkey://", "valkeys://", "unix://")
 
-KEY_CHARACTERS_MIN = 16
-
 
 class Ramp(Model):
     """The range of a measure over which its pressure rises from 0 to 1."""
@@ -83,7 +81,7 @@ class RemoteSessions(Model):
     """A Valkey or Redis server that the workers share; needs the extra `valkey`."""
 
     url: SecretStr = Field(description="`valkey://host:6379/0`, `rediss://…`, or `unix:///path`.")
-    key: SecretStr = Field(description="Shared key of the conversation hashes; at least 16 characters.")
+    key: SecretStr = Field(min_length=16, description="Shared key of the conversation hashes.")
     timeout_ms: float = Field(2, gt=0, le=10, description="Lookup timeout; then the local memory is used.")
 
     @field_validator("url")
@@ -95,13 +93,6 @@ class RemoteSessions(Model):
             urlsplit(value.get_secret_value()).port  # noqa: B018 - it raises
         except ValueError:
             raise ValueError("has an invalid port; in a password write / as %2F, @ as %40") from None
-        return value
-
-    @field_validator("key")
-    @classmethod
-    def _length(cls, value: SecretStr) -> SecretStr:
-        if len(value.get_secret_value()) < KEY_CHARACTERS_MIN:
-            raise ValueError(f"must have {KEY_CHARACTERS_MIN} characters or more")
         return value
 
 

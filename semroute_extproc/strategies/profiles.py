@@ -74,7 +74,7 @@ def thin_warning(profile: Profile) -> str:
 
 def read_profile(path: Path) -> Profile:
     """Read one profile; raises ArtifactError, naming the file and what is wrong."""
-    return read_json(path, Profile, FILE_BYTES_MAX, "profile")
+    return read_json(path, Profile, FILE_BYTES_MAX, "`semroute profile` writes it")
 
 
 Profiles = Callable[[], Mapping[str, Profile]]

@@ -19,7 +19,7 @@ from semroute_extproc.errors import EncoderUnavailable
 from semroute_extproc.events import Event, Failed, SessionStoreError, Shadowed
 from semroute_extproc.outcome import Cause, Kind, Outcome
 from semroute_extproc.pipeline.pipeline import Pipeline
-from semroute_extproc.policy.shadow import Agreement, Shadow
+from semroute_extproc.policy.context import Agreement, Shadow
 from semroute_extproc.request.view import Api, Decide, RequestHead
 from semroute_extproc.settings.pools import VirtualModel
 from semroute_extproc.state.controllers import ControllerState

@@ -18,8 +18,7 @@ from semroute_extproc.errors import ConfigError, EncoderUnavailable
 from semroute_extproc.events import Decided, Event, Shadowed
 from semroute_extproc.outcome import Cause, Kind, Outcome
 from semroute_extproc.pipeline.pipeline import Pipeline
-from semroute_extproc.policy.context import Candidates, Choice, Judgement, RoutingContext
-from semroute_extproc.policy.shadow import Agreement, Shadow
+from semroute_extproc.policy.context import Agreement, Candidates, Choice, Judgement, RoutingContext, Shadow
 from semroute_extproc.request.view import Api, Decide, RequestHead, RequestView, Turn
 from semroute_extproc.serve import build
 from semroute_extproc.state.live import LiveScores

@@ -37,8 +37,7 @@ from semroute_extproc.events import (
 )
 from semroute_extproc.outcome import Kind, Outcome, Stage
 from semroute_extproc.outcome import facts as metadata
-from semroute_extproc.policy.context import Decision
-from semroute_extproc.policy.shadow import Agreement, Shadow
+from semroute_extproc.policy.context import Agreement, Decision, Shadow
 from semroute_extproc.request.envelope import LeftOut
 from semroute_extproc.request.view import Api, RequestView, Turn
 from semroute_extproc.settings.process import Telemetry
