@@ -43,7 +43,7 @@ def default_model() -> OnnxModel:
 async def decisions(model: OnnxModel, text: str) -> AsyncIterator[Callable[[], Awaitable[object]]]:
     """A decision about a chat completion in this process: the demo's pipeline without a cache."""
     loaded = config_source.load(CONFIG_PATH, {f"SEMROUTE__{key.upper()}": v for key, v in UNHURRIED.items()})
-    classifier = build.make_classifier(loaded.config, {build.DEFAULT: model})
+    classifier = build.make_classifier(loaded.config, {bundle.DEFAULT: model})
     policies = build.make_policies(loaded, classifier.bundle)
     pipeline = build.make_pipeline(loaded, policies, classifier, Judges())
     head = RequestHead("POST", "/v1/chat/completions")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from semroute_extproc.config import models as config
 from semroute_extproc.config.source import Loaded
-from semroute_extproc.encoder.bundle import Bundle
+from semroute_extproc.encoder.bundle import DEFAULT, Bundle
+from semroute_extproc.encoder.cuda import open_each
 from semroute_extproc.encoder.onnx import import_runtime
 from semroute_extproc.policy import rules
 from semroute_extproc.serve import build
@@ -21,12 +22,12 @@ def check(loaded: Loaded) -> dict[str, Bundle]:
     Builds the objects that `serve` builds without the network; on a GPU it also runs a first pass.
     """
     bundles = build.load_bundles(loaded.config)
-    build.make_policies(loaded, bundles[build.DEFAULT])
+    build.make_policies(loaded, bundles[DEFAULT])
     build.make_judges(loaded, Judges())
     build.connect_sessions(loaded.config)
     import_runtime()
     if loaded.config.encoder.device == "cuda":
-        build.make_models(loaded.config, bundles)
+        open_each(bundles, loaded.config.encoder.device)
     return bundles
 
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from semroute_extproc.config.source import Loaded
+from semroute_extproc.encoder.cuda import open_each
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
 from semroute_extproc.envoy.exchange import Exchange
 from semroute_extproc.outcome import Outcome
@@ -55,7 +56,7 @@ def explain(loaded: Loaded, path: str, headers: Mapping[str, str], body: bytes) 
     server = loaded.config.server.model_copy(update={"deadline_ms": DEADLINE_MS})
     config = loaded.config.model_copy(update={"server": server})
     loaded = dataclasses.replace(loaded, config=config)
-    models = build.make_models(config, build.load_bundles(config))
+    models = open_each(build.load_bundles(config), config.encoder.device)
 
     async def run() -> dict[str, Any]:
         classifier, judges = build.make_classifier(config, models), Judges()

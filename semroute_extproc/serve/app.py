@@ -17,6 +17,7 @@ import structlog
 from semroute_extproc import __version__
 from semroute_extproc.config import source as config_source
 from semroute_extproc.config.source import Loaded
+from semroute_extproc.encoder.cuda import open_each
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.envoy.server import GrpcServer, Servicer
 from semroute_extproc.errors import Exit
@@ -194,7 +195,7 @@ def serve(path: Path, worker: int | None = None, admin: str = "") -> Exit:
     log.configure(loaded.config.telemetry)
     if worker is not None:
         structlog.contextvars.bind_contextvars(worker=worker)
-    models = build.make_models(loaded.config, build.load_bundles(loaded.config))
+    models = open_each(build.load_bundles(loaded.config), loaded.config.encoder.device)
 
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(run(path, loaded, models, worker, admin))

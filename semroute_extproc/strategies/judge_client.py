@@ -90,14 +90,6 @@ class JudgeClient:
             await self._endpoint.close()
 
 
-class CannotJudge(Exception):
-    """The judge of a strategy cannot be created."""
-
-    def __init__(self, strategy: str, why: str) -> None:
-        super().__init__(why)
-        self.strategy = strategy
-
-
 class Judges:
     """One client for each `judge` strategy; a reload keeps clients whose settings are unchanged."""
 
@@ -105,17 +97,10 @@ class Judges:
         self._live: Mapping[str, JudgeClient] = {}
         self._retiring: set[asyncio.Task[None]] = set()
 
-    def of(self, strategies: Mapping[str, object]) -> Mapping[str, JudgeClient]:
-        """The judges of a configuration, not live until adopted; raises CannotJudge for the first failure."""
-        judges: dict[str, JudgeClient] = {}
-        for name, settings in strategies.items():
-            if isinstance(settings, JudgeSettings):
-                live = self._live.get(name)
-                try:
-                    judges[name] = live if live and live.settings == settings else JudgeClient(name, settings)
-                except EndpointError as error:
-                    raise CannotJudge(name, str(error)) from None
-        return judges
+    def of(self, name: str, settings: JudgeSettings) -> JudgeClient:
+        """The judge of a strategy, not live until adopted; raises EndpointError (`setup`)."""
+        live = self._live.get(name)
+        return live if live and live.settings == settings else JudgeClient(name, settings)
 
     def adopt(self, judges: Mapping[str, JudgeClient]) -> None:
         """Make these judges live; open streams may use the old ones for `RETIRE_SECONDS`."""

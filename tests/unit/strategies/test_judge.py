@@ -247,7 +247,9 @@ async def shadowed(url: str, share: float) -> tuple[Outcome, list[Shadow]]:
         told.append(event.shadow)
 
     encoder = classifier(FakeEncoder(lambda _: raw(-5.0)))
-    subject = Pipeline(settings_, policies, encoder, emit, judges.of(settings_.strategies))
+    each = settings_.strategies.items()
+    asked = {name: judges.of(name, one) for name, one in each if isinstance(one, JudgeSettings)}
+    subject = Pipeline(settings_, policies, encoder, emit, asked)
     judges.adopt(subject.judges)
     body = json.dumps({"model": "auto", "messages": [{"role": "user", "content": "prove it"}]}).encode()
     head = RequestHead("POST", "/v1/chat/completions", {})
@@ -328,12 +330,12 @@ async def test_a_judge_that_did_not_change_is_kept_over_a_reload(tmp_path: Any) 
     file = tmp_path / "semroute.yaml"
     file.write_text(YAML)
     judges = Judges()
-    live = judges.of(config_source.load(file, {}).config.strategies)
+    live = build.make_judges(config_source.load(file, {}), judges)
     judges.adopt(live)
     file.write_text(YAML.replace("cluster: l", "cluster: x"))
-    assert judges.of(config_source.load(file, {}).config.strategies)["s"] is live["s"]
+    assert build.make_judges(config_source.load(file, {}), judges)["s"] is live["s"]
     file.write_text(YAML.replace("threshold: 0.5", "threshold: 0.6"))
-    other = judges.of(config_source.load(file, {}).config.strategies)
+    other = build.make_judges(config_source.load(file, {}), judges)
     assert other["s"] is not live["s"]
     judges.adopt(other)
     await judges.close()
