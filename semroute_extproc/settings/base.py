@@ -35,7 +35,8 @@ def _effort(value: Any) -> Any:
     return {"off": "none", "on": "medium"}.get(value, value) if isinstance(value, str) else value
 
 
-EffortSetting = Annotated[Effort, BeforeValidator(_effort)]
+EffortInput = Effort | Literal["off", "on"] | bool
+EffortSetting = Annotated[Effort, BeforeValidator(_effort, json_schema_input_type=EffortInput)]
 
 
 def _in_folder(path: Path, info: ValidationInfo) -> Path:

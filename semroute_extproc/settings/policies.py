@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from semroute_extproc.settings import base
 from semroute_extproc.settings.base import (
@@ -26,17 +26,8 @@ class Band(Model):
     effort: EffortSetting = Field(description="Reasoning effort within the band; `off`: none.")
 
 
-def _or_effort(schema: dict[str, Any]) -> None:
-    full = schema.copy()
-    schema.clear()
-    schema["anyOf"] = [{"enum": ["off", "on", *base.EFFORTS, False, True]}, full]
-    schema["description"] = full["description"]
-
-
 class Reasoning(Model):
     """The reasoning effort to request: one value, or a value per band of difficulty."""
-
-    model_config = ConfigDict(json_schema_extra=_or_effort)
 
     effort: EffortSetting | None = Field(None, description="One effort for all requests; `off`: none.")
     bands: tuple[Band, ...] | None = Field(None, max_length=8, description="Efforts by ascending difficulty.")
@@ -59,7 +50,9 @@ def _plain(value: Any) -> Any:
     return {"effort": value} if isinstance(value, str | bool) else value
 
 
-ReasoningSetting = Annotated[Reasoning, BeforeValidator(_plain)]
+ReasoningSetting = Annotated[
+    Reasoning, BeforeValidator(_plain, json_schema_input_type=base.EffortInput | Reasoning)
+]
 """An effort by itself is short for `{effort: …}`."""
 
 
