@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import TextIO
 
 import click
+import uvloop
 from rich.console import Console
 from semroute_demo.process import ProcessError
 
@@ -19,7 +20,6 @@ from semroute_bench import direct, measuring, report, traffic
 from semroute_bench.measuring import CHECK, QUICK, Figures, Size
 from semroute_extproc import __version__
 from semroute_extproc.encoder.cores import usable_cores
-from semroute_extproc.serve.app import loop_factory
 
 SCHEMA = 6
 RESULT = "bench.json"
@@ -63,7 +63,7 @@ def bench(out: Path | None, quick: bool, only: Sequence[str], recorded: TextIO |
     console, size = Console(stderr=True, highlight=False), QUICK if quick else Size()
     with (
         tempfile.TemporaryDirectory(prefix="semroute-bench-") as folder,
-        asyncio.Runner(loop_factory=loop_factory()) as runner,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
         try:
             if recorded is not None:

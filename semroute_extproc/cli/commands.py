@@ -13,8 +13,7 @@ import click
 from semroute_extproc import __version__
 from semroute_extproc.cli.exits import LAB_EXTRA, Exit, exit_statuses, install, missing, refuse
 
-PLUGINS = "semroute.commands"
-"""Entry-point group by which semroute-lab and others add commands."""
+PLUGINS = "semroute.commands"  # Entry-point group by which semroute-lab and others add commands
 
 LAB = {
     "demo": ("demo", "Run Envoy, the sidecar and two simulated pools on this machine."),

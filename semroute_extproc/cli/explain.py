@@ -22,14 +22,14 @@ from semroute_extproc.encoder.cuda import open_each
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
 from semroute_extproc.envoy.exchange import Exchange
 from semroute_extproc.outcome import Outcome
+from semroute_extproc.pipeline.pipeline import Pipeline
 from semroute_extproc.policy.context import Decision
 from semroute_extproc.request.body import decode_body
 from semroute_extproc.request.text import clip
 from semroute_extproc.serve import build
 from semroute_extproc.strategies.judge_client import Judges
 
-DEADLINE_MS = 5_000.0
-"""Long, so that a slow first pass does not cause a fallback."""
+DEADLINE_MS = 5_000.0  # Long, so that a slow first pass does not cause a fallback
 
 SIGNALS = (
     *("domain", "domain_entropy", "task", "difficulty", "unknown"),
@@ -47,8 +47,7 @@ TOLD = (
 )
 """Members of the report that become table rows unless they are empty."""
 
-SHOWN_MAX = 600
-"""Characters of the judged text in the table; the JSON report has all of it."""
+SHOWN_MAX = 600  # Characters of the judged text in the table; the JSON report has all of it
 
 
 def explain(loaded: Loaded, path: str, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
@@ -61,7 +60,7 @@ def explain(loaded: Loaded, path: str, headers: Mapping[str, str], body: bytes) 
     async def run() -> dict[str, Any]:
         classifier, judges = build.make_classifier(config, models), Judges()
         policies = build.make_policies(loaded, classifier.bundle)
-        pipeline = build.make_pipeline(loaded, policies, classifier, judges)
+        pipeline = Pipeline(config, policies, classifier, judges=build.make_judges(loaded, judges))
         judges.adopt(pipeline.judges)
         exchange = Exchange(build.exchange_settings(pipeline))
         try:

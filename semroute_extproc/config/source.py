@@ -26,8 +26,7 @@ from semroute_extproc.settings.base import Problem, did_you_mean
 ENVIRONMENT_PREFIX = "SEMROUTE__"
 """`SEMROUTE__SERVER__LISTEN=unix:/run/x.sock` sets `server.listen`; values are read as YAML."""
 
-FILE_BYTES_MAX = 4 * 1024 * 1024
-"""Largest configuration file."""
+FILE_BYTES_MAX = 4 * 1024 * 1024  # Largest configuration file
 
 SECRETS = (("controllers", "session", "remote", "url"), ("controllers", "session", "remote", "key"))
 """Settings whose values are masked in every source line that an error shows."""

@@ -18,8 +18,7 @@ from semroute_extproc.request.text import SURFACE_NAMES
 DEFAULT_BUNDLE, MULTILINGUAL_BUNDLE = "semroute-minilm", "semroute-use"
 """The shipped bundles: for English, and for its other languages."""
 
-DEFAULT = ""
-"""Key of the bundle for languages without their own."""
+DEFAULT = ""  # Key of the bundle for languages without their own
 
 
 FILE_BYTES_MAX = 16 * 1024 * 1024  # of `bundle.json`

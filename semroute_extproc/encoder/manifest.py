@@ -10,8 +10,7 @@ from pydantic import Field
 
 from semroute_extproc.settings.base import Model, Quantiles
 
-FORMAT = 1
-"""The bundle format this package reads."""
+FORMAT = 1  # The bundle format this package reads
 
 Device = Literal["cpu", "cuda"]
 

@@ -15,8 +15,7 @@ from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.encoder.signals import Signals, calibrate
 from semroute_extproc.request.language import language_of
 
-CHUNK = 256
-"""Texts in flight at once: bounds the memory for any size of input."""
+CHUNK = 256  # Texts in flight at once: bounds the memory for any size of input
 
 
 class Scorer:

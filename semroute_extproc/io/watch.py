@@ -10,8 +10,7 @@ from pathlib import Path
 import structlog
 import watchfiles
 
-POLL_SECONDS = 10.0
-"""Longest time between two yields, in case notifications are missed or not available."""
+POLL_SECONDS = 10.0  # Longest time between two yields, in case notifications are missed or not available
 
 logger = structlog.get_logger("semroute.watching")
 

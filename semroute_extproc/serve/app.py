@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import structlog
+import uvloop
 
 from semroute_extproc import __version__
 from semroute_extproc.config import source as config_source
@@ -197,14 +198,5 @@ def serve(path: Path, worker: int | None = None, admin: str = "") -> Exit:
         structlog.contextvars.bind_contextvars(worker=worker)
     models = open_each(build.load_bundles(loaded.config), loaded.config.encoder.device)
 
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(run(path, loaded, models, worker, admin))
-
-
-def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Create a uvloop event loop if uvloop is installed, else an asyncio one."""
-    try:
-        from uvloop import new_event_loop
-    except ImportError:
-        return None
-    return new_event_loop

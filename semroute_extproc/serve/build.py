@@ -20,8 +20,6 @@ from semroute_extproc.pipeline.pipeline import Pipeline
 from semroute_extproc.policy import plan
 from semroute_extproc.policy.plan import PolicyPlan
 from semroute_extproc.settings.base import Problem
-from semroute_extproc.state import shared_sessions
-from semroute_extproc.state.shared_sessions import SharedSessions
 from semroute_extproc.strategies import registry
 from semroute_extproc.strategies.judge import JudgeSettings
 from semroute_extproc.strategies.judge_client import JudgeClient, Judges
@@ -70,19 +68,6 @@ def make_judges(loaded: Loaded, judges: Judges) -> Mapping[str, JudgeClient]:
         except EndpointError as error:
             raise loaded.error([Problem(("strategies", name), str(error))]) from None
     return found
-
-
-def connect_sessions(config: Config, emit: Emit = ignore) -> SharedSessions | None:
-    """The shared session store, if configured; does not connect yet. Raises ConfigError."""
-    session = config.controllers.session
-    return None if session is None else shared_sessions.connect(session, emit)
-
-
-def make_pipeline(
-    loaded: Loaded, policies: Mapping[str, PolicyPlan], classifier: Classifier, judges: Judges
-) -> Pipeline:
-    """A standalone pipeline, outside a running sidecar; raises ConfigError with locations."""
-    return Pipeline(loaded.config, policies, classifier, judges=make_judges(loaded, judges))
 
 
 def exchange_settings(pipeline: Pipeline) -> ExchangeSettings:

@@ -18,13 +18,13 @@ from semroute_extproc.pipeline.pipeline import Pipeline
 from semroute_extproc.policy.plan import PolicyPlan
 from semroute_extproc.serve import build
 from semroute_extproc.settings.base import Problem
+from semroute_extproc.state import shared_sessions
 from semroute_extproc.state.controllers import ControllerState
 from semroute_extproc.strategies.judge_client import Judges
 from semroute_extproc.strategies.profiles import ProfileDirectory, is_thin, thin_warning
 from semroute_extproc.strategies.registry import fingerprint
 
-NOT_RELOADABLE = ("server", "encoder", "admin", "telemetry")
-"""Sections whose change needs a restart."""
+NOT_RELOADABLE = ("server", "encoder", "admin", "telemetry")  # Sections whose change needs a restart
 
 
 class LiveConfig:
@@ -43,7 +43,7 @@ class LiveConfig:
         """Whether the file differs from the live configuration and is invalid."""
         self._reloading = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._shared = build.connect_sessions(loaded.config, emit)
+        self._shared = shared_sessions.connect(loaded.config.controllers.session, emit)
         self.loaded = loaded
         files = fingerprint(loaded.config.strategies)
         self._adopt(1, loaded, files, *self._compile(loaded))
@@ -128,7 +128,7 @@ class LiveConfig:
         """Make a compiled configuration live; raises ConfigError before anything changes."""
         config, shared = loaded.config, self._shared
         if config.controllers.session != self.loaded.config.controllers.session:
-            shared = build.connect_sessions(config, self._emit)
+            shared = shared_sessions.connect(config.controllers.session, self._emit)
         judges = build.make_judges(loaded, self._judges)
         pipeline = Pipeline(config, policies, self.classifier, self._emit, judges, self.controllers, shared)
         self.snapshot = ConfigSnapshot(number, loaded.sha256, build.exchange_settings(pipeline), pipeline)

@@ -11,8 +11,7 @@ from semroute_extproc.settings.base import Model
 PORT_MAX = 65_535
 WORKERS_MAX = 64
 
-WORKER = "{worker}"
-"""Placeholder in `server.listen` for the index of a worker."""
+WORKER = "{worker}"  # Placeholder in `server.listen` for the index of a worker
 
 
 class Server(Model):

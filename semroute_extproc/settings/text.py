@@ -8,8 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from semroute_extproc.settings.base import Model, Name
 
-NAMES_MAX = 64
-"""Names in one list, and phrases of one kind of housekeeping."""
+NAMES_MAX = 64  # Names in one list, and phrases of one kind of housekeeping
 
 Mark = Annotated[str, Field(pattern=r"^[^\s<>\[\]:：][^<>\[\]:：]{0,63}$"), AfterValidator(str.lower)]
 """A name, compared in lower case, never as a pattern."""
