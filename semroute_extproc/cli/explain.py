@@ -187,10 +187,8 @@ def _rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "text", f"{signals['tokens']} tokens{cut}, {signals['language']}{unknown}"
     if report["text"]:
         yield "judged", clip(report["text"], SHOWN_MAX)
-    yield from (
-        ("left out", f"{each['kind']}: {each['characters']} characters") for each in report["left_out"]
-    )
-    edits = report["edits"]
+    edits, left_out = report["edits"], report["left_out"]
+    yield from (("left out", f"{each['kind']}: {each['characters']} characters") for each in left_out)
     yield from ((step["what"], f"{step['name']}: {step['result']}") for step in report["trace"])
     yield from (("set header", f"{key}: {value}") for key, value in edits["headers"]["set"].items())
     yield from (("remove header", key) for key in edits["headers"]["remove"])

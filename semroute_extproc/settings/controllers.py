@@ -63,9 +63,7 @@ class Budget(Model):
     window_requests: int | None = Field(
         None, ge=50, le=10_000_000, description="Averaging window in requests; default: 1000."
     )
-    window_seconds: float | None = Field(
-        None, ge=1, le=604_800, description="Averaging window as a duration."
-    )
+    window_seconds: float | None = Field(None, ge=1, le=604_800, description="Averaging window, in seconds.")
     bias_max: float = Field(4, gt=0, le=8, description="Largest absolute bias on the log-odds.")
 
     @model_validator(mode="after")

@@ -27,7 +27,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from semroute_extproc.policy.context import Candidates, Choice, RoutingContext, Strategy
-from semroute_extproc.settings.base import FilePath, PoolName
+from semroute_extproc.settings.base import FilePath, PoolName, Share
 from semroute_extproc.strategies.artifact import Artifact, ArtifactFile, Floats, digest_of
 from semroute_extproc.strategies.idea import Pools, Site, StrategySettings, Unfit
 from semroute_extproc.strategies.profiles import CLUSTERS_MAX, Profile, Profiles
@@ -95,12 +95,8 @@ class ClustersSettings(StrategySettings):
     estimate: Literal["shrunk", "laplace"] = Field(
         "shrunk", description="Error estimate of a cluster: shrunk to the model's mean, or by Laplace's rule."
     )
-    shrinkage: float = Field(
-        20.0, gt=0, description="Weight of the model's mean error in each cluster, in answers."
-    )
-    quality: float = Field(
-        0.5, ge=0, le=1, description="Trade-off if neither the client nor the model's entry sets one."
-    )
+    shrinkage: float = Field(20.0, gt=0, description="Weight of the mean error per cluster, in answers.")
+    quality: Share = Field(0.5, description="Trade-off if neither the client nor the model's entry sets one.")
     trade: float = Field(
         0.1,
         gt=0,
@@ -108,9 +104,7 @@ class ClustersSettings(StrategySettings):
         description="Cost weight λ at quality 0.5: the increase in expected error (0..1) that is accepted to "
         "save the cost of a reference request at the most expensive pool.",
     )
-    output_tokens: int = Field(
-        300, gt=0, description="Answer length in tokens for models whose profile has none."
-    )
+    output_tokens: int = Field(300, gt=0, description="Answer length in tokens if a profile has none.")
     on_unknown: PoolName | None = Field(
         None, description="Pool for unknown texts; default: the pool with the lowest mean error."
     )

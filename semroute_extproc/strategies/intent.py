@@ -24,9 +24,7 @@ class IntentSettings(StrategySettings):
     experts: dict[str, PoolName] = Field(min_length=1, description="Pool of each label.")
     otherwise: PoolName = Field(description="Pool for labels without an expert.")
     on_unknown: PoolName = Field(description="Pool for unknown texts and for texts above `max_entropy`.")
-    max_entropy: float = Field(
-        0.6, gt=0, le=1, description="Entropy limit, as a fraction of the maximum entropy."
-    )
+    max_entropy: float = Field(0.6, gt=0, le=1, description="Limit, as a fraction of the maximum entropy.")
 
     def compile(self, site: Site) -> Intent:
         """Compile for a head of the bundle, which must have every label; raises Unfit."""

@@ -35,10 +35,8 @@ class JudgeClient:
         self.name, self.settings, self._clock = name, settings, clock
         switch = reasoning.switch(settings.reasoning, Api.CHAT_COMPLETIONS, "none")
         self._question = Question(settings.model, settings.labels, tuple(switch.items()))
-        url, key, authority = settings.url, settings.api_key_env, settings.ca_file
-        self._endpoint = Endpoint(
-            url, api_key_env=key, ca_file=authority, connections_max=settings.concurrency
-        )
+        url, key, trusted, most = settings.url, settings.api_key_env, settings.ca_file, settings.concurrency
+        self._endpoint = Endpoint(url, api_key_env=key, ca_file=trusted, connections_max=most)
         self._scores = TTLCache[bytes, float](settings.cache_entries, settings.cache_seconds, timer=clock)
         self._breaker = Breaker(settings.breaker_failures, settings.breaker_seconds)
         self._asking = 0
