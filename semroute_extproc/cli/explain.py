@@ -23,7 +23,7 @@ from semroute_extproc.envoy._pb import external_processor_pb2 as pb
 from semroute_extproc.envoy.exchange import Exchange
 from semroute_extproc.outcome import Outcome
 from semroute_extproc.pipeline.pipeline import Pipeline
-from semroute_extproc.policy.context import Decision
+from semroute_extproc.policy.context import Choice, Decision
 from semroute_extproc.request.body import decode_body
 from semroute_extproc.request.text import clip
 from semroute_extproc.serve import build
@@ -99,7 +99,8 @@ def _headers_message(path: str, headers: Mapping[str, str], body: bytes) -> pb.P
 
 def _report(outcome: Outcome, edits: dict[str, Any]) -> dict[str, Any]:
     decision = outcome.decision or Decision("", "")
-    signals, view, threshold = outcome.signals, outcome.view, decision.threshold
+    choice = decision.choice or Choice("", "")
+    signals, view, threshold = outcome.signals, outcome.view, choice.threshold
     report: dict[str, Any] = {
         "outcome": outcome.kind.value,
         "cause": outcome.cause,
@@ -111,7 +112,7 @@ def _report(outcome: Outcome, edits: dict[str, Any]) -> dict[str, Any]:
         "rule": decision.rule or None,
         "policy": outcome.policy or None,
         "strategy": decision.strategy or None,
-        "score": decision.score,
+        "score": choice.score,
         # JSON has no infinity, so an unreachable threshold is shown as 1.
         "threshold": None if threshold is None else min(threshold, 1.0),
         "fallback": decision.fallback,

@@ -166,14 +166,11 @@ class Decision:
     reason: str  # One short ASCII sentence; goes into metadata and from there into a response header.
     rule: str = ""
     strategy: str = ""
+    choice: Choice | None = None  # The strategy's, even if the conversation stays in its pool.
     reasoning: Effort | None = None
-    score: float | None = None
-    threshold: float | None = None
     fallback: Cause | None = None  # Why the needed signals were missing; None if they were not.
     judge: str = ""  # `Judgement.result`; empty if no judge was asked.
     override: bool = False  # `reasoning` replaces the client's own setting.
-    share: float | None = None  # See `Choice`.
-    sample: tuple[float, float, bool] | None = None
     session: str = ""  # How the conversation's pool affected it: `locked`, `kept` or `moved`; else empty.
     canary: str = ""  # The policy, if a model's canary drew it.
     trace: tuple[TraceStep, ...] = ()

@@ -158,17 +158,7 @@ class _Run:
             self._note("controller", "session", f"{session}: conversation was in {held.pool}")
             if session == "kept":
                 pool, reason = held.pool, f"conversation stays in {held.pool}: {reason}"
-        return Decision(
-            pool,
-            reason,
-            strategy=name,
-            score=choice.score,
-            threshold=choice.threshold,
-            share=choice.share,
-            sample=choice.sample,
-            session=session,
-            judge=judge,
-        )
+        return Decision(pool, reason, strategy=name, choice=choice, session=session, judge=judge)
 
     def _available(self, choice: Choice) -> tuple[str, str]:
         """The chosen pool, or its replacement if it is no candidate, and the reason."""

@@ -112,8 +112,9 @@ class ControllerState:
         """
         if (budget := self._budgets.get(decision.strategy)) is not None:
             self._pay(budget, context, decision, now)
-        if decision.sample is not None and (traffic := self._traffic.get(decision.strategy)) is not None:
-            traffic.learn(*decision.sample)
+        sample = decision.choice.sample if decision.choice is not None else None
+        if sample is not None and (traffic := self._traffic.get(decision.strategy)) is not None:
+            traffic.learn(*sample)
         if self._sessions is None:
             return ""
         if key and (pool := home(context, decision)):

@@ -19,7 +19,7 @@ from semroute_lab.common.writing import write_artifact, write_json
 from semroute_extproc.config import source as config_source
 from semroute_extproc.config.source import Loaded
 from semroute_extproc.events import Event, ProfilesRead, Reloaded, ReloadRejected
-from semroute_extproc.policy.context import Decision, RoutingContext
+from semroute_extproc.policy.context import Choice, Decision, RoutingContext
 from semroute_extproc.request.view import Api, RequestHead, RequestView
 from semroute_extproc.serve import reload
 from semroute_extproc.serve.reload import LiveConfig
@@ -359,7 +359,8 @@ async def test_live_scores_survive_a_reload_of_a_strategy_whose_reference_is_the
 
     await subject.reload(CONTROLLED)
     context = RoutingContext(RequestHead("POST", "/"), RequestView(Api.CHAT_COMPLETIONS, "auto"), "en", 1)
-    decision = Decision("large", "because", strategy="pair", sample=(0.9, 0.3, True))
+    choice = Choice("large", "because", sample=(0.9, 0.3, True))
+    decision = Decision("large", "because", strategy="pair", choice=choice)
     subject.controllers.decided(context, decision, "", 0.0)
     before = scores()
     await subject.reload(CONTROLLED.replace("strong_share: 0.3}\n", "strong_share: 0.4}\n"))

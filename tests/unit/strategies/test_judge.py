@@ -171,7 +171,7 @@ async def test_the_judge_decides_and_the_second_time_it_is_remembered(p: float, 
     assert first.decision is not None
     assert second.decision is not None
     assert (first.decision.judge, second.decision.judge) == ("ok", "cache")
-    assert first.decision.score == pytest.approx(p)
+    assert first.decision.choice.score == pytest.approx(p)
     assert [s.name for s in first.stages] == [
         "parse",
         "policy",
