@@ -3,8 +3,6 @@
 The code where an event happens calls `emit`; each sink in `telemetry/` handles the types it needs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec

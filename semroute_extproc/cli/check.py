@@ -1,7 +1,5 @@
 """Check a configuration: compile it as `serve` would, and warn about likely mistakes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The command line: arguments to one call each. Exit statuses: see `exits`."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import sys

@@ -4,8 +4,6 @@ The request is fed to an `Exchange` as Envoy would send it. The edits are decode
 replies, so the explanation cannot differ from the behavior.
 """
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 import json

@@ -4,8 +4,6 @@
 settings of the strategies in `strategies`. Every model rejects unknown keys.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Load and check a bundle: a directory whose `bundle.json` lists the SHA-256 of every file it uses."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass

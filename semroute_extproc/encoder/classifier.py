@@ -3,8 +3,6 @@
 Signals of recent texts are cached. They never expire, because a bundle is deterministic.
 """
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 from collections.abc import Mapping

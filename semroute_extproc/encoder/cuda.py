@@ -5,8 +5,6 @@ memory once per shape. A pass that runs out of memory is halved until it fits, a
 size for `SMALL_PASS_SECONDS`. Every other failure is raised to the caller.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`bundle.json`: the description of a bundle, as pydantic models. Pure."""
 
-from __future__ import annotations
-
 import hashlib
 from functools import cached_property
 from typing import Literal

@@ -1,7 +1,5 @@
 """One ONNX Runtime session on the device that the operator asked for."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Sequence
 from importlib import metadata

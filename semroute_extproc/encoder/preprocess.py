@@ -1,7 +1,5 @@
 """Converts text to framed token ids. A long text keeps its head and its tail."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The gRPC side: streams in, bytes out, health, drain."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import socket

@@ -1,7 +1,5 @@
 """Small JSON files, read with errors that name the file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TypeVar
 

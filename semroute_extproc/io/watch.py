@@ -1,7 +1,5 @@
 """Reports possible changes of directories, by file system notifications and by polling."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection
 from functools import partial

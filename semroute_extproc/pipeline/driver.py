@@ -1,7 +1,5 @@
 """Runs policies: the live one within its deadline, and its shadows, which never delay a request."""
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ A decision is a generator. It yields what it needs: `SIGNALS`, or the name of a 
 be asked. It is sent a context with the result, or, if there are no signals, with `fallback` set.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 A condition is compiled once and knows which facts it reads; without signal facts it needs no encoder.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
 from typing import Any

@@ -1,7 +1,5 @@
 """The composition root: a configuration and its models become a running sidecar."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import secrets

@@ -1,7 +1,5 @@
 """Builds the objects that make decisions from a configuration, for serve, explain and check."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Reloads the configuration: applies a valid one completely and otherwise keeps the last good one."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Coroutine, Mapping
 from pathlib import Path

@@ -6,8 +6,6 @@ backoff, and one that hangs is killed. If a worker exits with status 78 (invalid
 the service stops. If the supervisor is killed, the workers' standard input ends and they drain.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import signal

@@ -1,7 +1,5 @@
 """Types shared by every section of the configuration: names, efforts, bounds, problems. Pure."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass

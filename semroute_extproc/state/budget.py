@@ -23,8 +23,6 @@ Dollars. y is the cost of the request at its pool, from the prices, the prompt a
 length. Errors are divided by the mean cost difference of the two pools, so that the same gain applies.
 """
 
-from __future__ import annotations
-
 import math
 
 from semroute_extproc.settings.controllers import Budget

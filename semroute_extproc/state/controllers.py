@@ -1,7 +1,5 @@
 """Controllers keep state between requests and shift the trade-off. Pure; time and hash key are arguments."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

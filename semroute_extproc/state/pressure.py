@@ -6,8 +6,6 @@ without a jump), so that jitter in the gauges moves no requests. The fall is slo
 the pools' queues is delayed by scrapes and answers: a fast fall would send the next burst straight back.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

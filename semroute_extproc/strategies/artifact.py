@@ -3,8 +3,6 @@
 It holds plain arrays and the string `manifest`, JSON of `ArtifactManifest`. Reading it executes no code.
 """
 
-from __future__ import annotations
-
 import hashlib
 import zipfile
 import zlib

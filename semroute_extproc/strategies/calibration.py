@@ -4,8 +4,6 @@ Hybrid LLM (arXiv 2404.14618), section 4.3: the threshold of a wanted quality is
 hundred validation prompts whose outcome under both models is known.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from pydantic import Field

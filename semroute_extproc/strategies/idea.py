@@ -1,7 +1,5 @@
 """The interface of a routing idea: settings that name their files and compile to a strategy."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path

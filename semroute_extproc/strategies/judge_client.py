@@ -1,7 +1,5 @@
 """Clients of the `judge` strategies' judges, kept across reloads. A judge's failure never fails a request."""
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Base of the strategies with a pair of pools: settings, calibration, cutoff and a pool for unknown text."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

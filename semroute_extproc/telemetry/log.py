@@ -1,7 +1,5 @@
 """Structured logs: console on a terminal, JSON otherwise, one line per decision."""
 
-from __future__ import annotations
-
 import logging
 import re
 import sys

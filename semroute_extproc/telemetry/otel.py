@@ -1,7 +1,5 @@
 """OpenTelemetry spans: one per exchange and one per stage, written when the exchange is over."""
 
-from __future__ import annotations
-
 from threading import Thread
 
 from opentelemetry import trace

@@ -1,7 +1,5 @@
 """Prometheus metrics. Every label has a bounded set of values; docs/metrics.md lists them."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from functools import cache, partial

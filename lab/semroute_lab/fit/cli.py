@@ -1,7 +1,5 @@
 """`semroute fit` and `semroute calibrate`."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
