@@ -12,7 +12,6 @@ from semroute_extproc.policy import rules
 from semroute_extproc.serve import build
 from semroute_extproc.settings.base import Problem
 from semroute_extproc.state import shared_sessions
-from semroute_extproc.strategies.judge_client import Judges
 
 
 def check(loaded: Loaded) -> dict[str, Bundle]:
@@ -22,7 +21,7 @@ def check(loaded: Loaded) -> dict[str, Bundle]:
     """
     bundles = build.load_bundles(loaded.config)
     build.make_policies(loaded, bundles[DEFAULT])
-    build.make_judges(loaded, Judges())
+    build.make_judges(loaded)
     shared_sessions.connect(loaded.config.controllers.session)
     import_runtime()
     if loaded.config.encoder.device == "cuda":

@@ -25,7 +25,6 @@ from semroute_extproc.policy.context import Choice, Decision
 from semroute_extproc.request.body import decode_body
 from semroute_extproc.request.text import clip
 from semroute_extproc.serve import build
-from semroute_extproc.strategies.judge_client import Judges
 
 DEADLINE_MS = 5_000.0  # Long, so that a slow first pass does not cause a fallback
 
@@ -56,10 +55,9 @@ def explain(loaded: Loaded, path: str, headers: Mapping[str, str], body: bytes) 
     models = open_each(build.load_bundles(config), config.encoder.device)
 
     async def run() -> dict[str, Any]:
-        classifier, judges = build.make_classifier(config, models), Judges()
+        classifier, judges = build.make_classifier(config, models), build.make_judges(loaded)
         policies = build.make_policies(loaded, classifier.bundle)
-        pipeline = Pipeline(config, policies, classifier, judges=build.make_judges(loaded, judges))
-        judges.adopt(pipeline.judges)
+        pipeline = Pipeline(config, policies, classifier, judges=judges)
         exchange = Exchange(build.exchange_settings(pipeline))
         try:
             step = exchange.receive(_headers_message(path, headers, body))
@@ -72,7 +70,7 @@ def explain(loaded: Loaded, path: str, headers: Mapping[str, str], body: bytes) 
                 replies = exchange.decided(outcome)
         finally:
             await classifier.close()
-            await judges.close()
+            await asyncio.gather(*(judge.close() for judge in judges.values()))
         assert outcome is not None, "a complete request without an outcome. This is a bug."
         plain = body
         if outcome.body is not None:

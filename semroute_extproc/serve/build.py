@@ -20,7 +20,7 @@ from semroute_extproc.policy.plan import PolicyPlan
 from semroute_extproc.settings.base import Problem
 from semroute_extproc.strategies import registry
 from semroute_extproc.strategies.judge import JudgeSettings
-from semroute_extproc.strategies.judge_client import JudgeClient, Judges
+from semroute_extproc.strategies.judge_client import JudgeClient
 
 
 def load_bundles(config: Config) -> dict[str, Bundle]:
@@ -56,16 +56,17 @@ def make_policies(
     return policies
 
 
-def make_judges(loaded: Loaded, judges: Judges) -> Mapping[str, JudgeClient]:
-    """Strategy to judge; raises ConfigError with the location of the first that cannot be created."""
-    found: dict[str, JudgeClient] = {}
+def make_judges(loaded: Loaded, live: Mapping[str, JudgeClient] = {}) -> dict[str, JudgeClient]:
+    """Strategy to judge, reused from `live` if its settings are unchanged; raises ConfigError."""
+    judges: dict[str, JudgeClient] = {}
     for name, settings in loaded.config.strategies.items():
-        try:
-            if isinstance(settings, JudgeSettings):
-                found[name] = judges.of(name, settings)
-        except EndpointError as error:
-            raise loaded.error([Problem(("strategies", name), str(error))]) from None
-    return found
+        if isinstance(settings, JudgeSettings):
+            judge = live.get(name)
+            try:
+                judges[name] = judge if judge and judge.settings == settings else JudgeClient(name, settings)
+            except EndpointError as error:
+                raise loaded.error([Problem(("strategies", name), str(error))]) from None
+    return judges
 
 
 def exchange_settings(pipeline: Pipeline) -> ExchangeSettings:

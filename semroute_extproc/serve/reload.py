@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from semroute_extproc.serve import build
 from semroute_extproc.settings.base import Problem
 from semroute_extproc.state import shared_sessions
 from semroute_extproc.state.controllers import ControllerState
-from semroute_extproc.strategies.judge_client import Judges
+from semroute_extproc.strategies.judge_client import JudgeClient
 from semroute_extproc.strategies.profiles import ProfileDirectory, is_thin, thin_warning
 from semroute_extproc.strategies.registry import fingerprint
 
+RETIRE_SECONDS = 15.0  # for streams to finish with a judge that a reload removed
 NOT_RELOADABLE = ("server", "encoder", "admin", "telemetry")  # Sections whose change needs a restart
 
 
@@ -35,12 +37,12 @@ class LiveConfig:
     ) -> None:
         """Apply `loaded` now and the file's changes later; raises ConfigError."""
         self._path, self.classifier, self.controllers, self._emit = path, classifier, controllers, emit
-        self._judges = Judges()
+        self._judges: dict[str, JudgeClient] = {}  # by strategy
         self._profiles: dict[str, ProfileDirectory] = {}  # by strategy
         self._rejected = False
         """Whether the file differs from the live configuration and is invalid."""
         self._reloading = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing, self._tasks = asyncio.Event(), set[asyncio.Task[None]]()
         self._shared = shared_sessions.connect(loaded.config.controllers.session, emit)
         self.loaded = loaded
         files = fingerprint(loaded.config.strategies)
@@ -81,8 +83,9 @@ class LiveConfig:
 
     async def close(self) -> None:
         """Finish reloads and close every connection."""
+        self._closing.set()
         await asyncio.gather(*self._tasks)
-        await self._judges.close()
+        await asyncio.gather(*(judge.close() for judge in self._judges.values()))
         if self._shared is not None:
             await self._shared.close()
 
@@ -136,12 +139,21 @@ class LiveConfig:
         self.loaded, self._files, self._shared = loaded, files, shared
         self.controllers.configure(config.pools, config.controllers, config.strategies)
         self.controllers.follow(next(iter(policies.values())).strategies if policies else {})
-        self._judges.adopt(judges)
-        before, self._profiles = self._profiles, profiles
-        for strategy in {**profiles, **before}:
-            if profiles.get(strategy) is not before.get(strategy):
+        before, self._judges = self._judges, judges
+        for strategy, judge in before.items():
+            if judges.get(strategy) is not judge:
+                self.start(self._retire(judge))
+        read, self._profiles = self._profiles, profiles
+        for strategy in {**profiles, **read}:
+            if profiles.get(strategy) is not read.get(strategy):
                 self._profiles_changed(strategy, profiles.get(strategy))
         self._emit(Reloaded(loaded.sha256, number))
+
+    async def _retire(self, judge: JudgeClient) -> None:
+        """Close a judge that open streams may still use for `RETIRE_SECONDS`."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._closing.wait(), RETIRE_SECONDS)
+        await judge.close()
 
     def _profiles_changed(self, strategy: str, directory: ProfileDirectory | None) -> None:
         if directory is None:

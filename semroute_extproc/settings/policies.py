@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from semroute_extproc.settings import base
-from semroute_extproc.settings.base import (
-    EffortSetting,
-    Model,
-    Name,
-    PolicyName,
-    PoolName,
-    Share,
-    StrategyName,
-)
+from semroute_extproc.settings.base import EffortSetting, Model, Name, PolicyName, PoolName, StrategyName
 
 
 class Band(Model):
@@ -89,11 +80,6 @@ class Policy(Model):
     shadow: Annotated[tuple[PolicyName, ...], BeforeValidator(base.several)] = Field(
         (), max_length=4, description="Shadow policies: their decisions are recorded but have no effect."
     )
-    shadow_share: Share = Field(
+    shadow_share: base.Share = Field(
         0.0, description="Share of requests for which signals or judgments are computed only for shadows."
     )
-
-    def targets(self) -> Iterator[tuple[tuple[str | int, ...], Target]]:
-        """Every target with its path in the policy."""
-        yield from ((("rules", index), rule) for index, rule in enumerate(self.rules))
-        yield ("otherwise",), self.otherwise

@@ -26,6 +26,7 @@ from semroute_extproc.serve.reload import LiveConfig
 from semroute_extproc.state.controllers import ControllerState
 from semroute_extproc.strategies.artifact import ArtifactManifest
 from semroute_extproc.strategies.clusters import ClustersArtifact
+from semroute_extproc.strategies.judge_client import JudgeClient
 from semroute_extproc.strategies.profiles import Profile
 
 GOOD = """\
@@ -311,6 +312,28 @@ async def test_a_reload_keeps_a_judge_that_it_does_not_change(subject: Subject) 
     assert subject.judge() is judge
     await subject.reload(GOOD + JUDGED.replace("model: j", "model: k"))
     assert subject.judge() is not judge
+
+
+async def test_a_judge_that_was_replaced_is_closed_when_open_streams_have_finished(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[JudgeClient] = []
+
+    async def close(judge: JudgeClient) -> None:
+        closed.append(judge)
+
+    monkeypatch.setattr(JudgeClient, "close", close)
+    await subject.reload(GOOD + JUDGED)
+    first = subject.judge()
+    await subject.reload(GOOD + JUDGED.replace("model: j", "model: k"))
+    second = subject.judge()
+    await asyncio.sleep(0)
+    assert closed == [], "streams may still use it"
+    monkeypatch.setattr(reload, "RETIRE_SECONDS", 0.01)
+    await subject.reload(GOOD)
+    await until(lambda: closed == [second])
+    await subject.live.close()
+    assert closed == [second, first], "closing waits for none"
 
 
 async def test_a_judge_that_cannot_be_made_is_a_configuration_that_is_refused(subject: Subject) -> None:
