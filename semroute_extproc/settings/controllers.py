@@ -1,8 +1,6 @@
 """Controllers, which change the trade-off of cost and quality at runtime. Pure."""
 
-from __future__ import annotations
-
-from typing import Literal
+from typing import Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -22,7 +20,7 @@ class Ramp(Model):
     full: float = Field(gt=0, description="Lowest value with full pressure.")
 
     @model_validator(mode="after")
-    def _ascending(self) -> Ramp:
+    def _ascending(self) -> Self:
         if self.begin >= self.full:
             raise ValueError("begin must be below full")
         return self
@@ -31,15 +29,11 @@ class Ramp(Model):
 Ramps = dict[Measure, Ramp]
 
 
-def _ramps() -> Ramps:
-    return {"queue": Ramp(begin=0.0, full=1.0), "kv_cache_usage": Ramp(begin=0.9, full=1.0)}
-
-
 class LoadController(Model):
     """Computes pressure from pool gauges; a pool under pressure gets a smaller share of the requests."""
 
     ramps: Ramps = Field(
-        default_factory=_ramps,
+        {"queue": Ramp(begin=0.0, full=1.0), "kv_cache_usage": Ramp(begin=0.9, full=1.0)},
         min_length=1,
         description="Ramp per measure; the highest pressure is used. `queue` is waiting / running requests.",
     )
@@ -67,7 +61,7 @@ class Budget(Model):
     bias_max: float = Field(4, gt=0, le=8, description="Largest absolute bias on the log-odds.")
 
     @model_validator(mode="after")
-    def _one_of_each(self) -> Budget:
+    def _one_of_each(self) -> Self:
         if (self.strong_share is None) == (self.dollars_per_thousand is None):
             raise ValueError("give exactly one of strong_share and dollars_per_thousand")
         if self.window_requests is not None and self.window_seconds is not None:

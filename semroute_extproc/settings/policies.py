@@ -1,8 +1,6 @@
 """Policies: rules, first match wins, and the target of all other requests. Pure."""
 
-from __future__ import annotations
-
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -25,7 +23,7 @@ class Reasoning(Model):
     override: bool = Field(False, description="Replace the effort of the client, if it set one.")
 
     @model_validator(mode="after")
-    def _one_way(self) -> Reasoning:
+    def _one_way(self) -> Self:
         if (self.effort is None) == (self.bands is None):
             raise ValueError("give exactly one of effort and bands")
         if self.bands is not None:
@@ -59,7 +57,7 @@ class Target(Model):
     )
 
     @model_validator(mode="after")
-    def _one_target(self) -> Target:
+    def _one_target(self) -> Self:
         if (self.pool is None) == (self.strategy is None):
             raise ValueError("give exactly one of pool and strategy")
         return self

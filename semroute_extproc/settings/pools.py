@@ -1,8 +1,6 @@
 """Pools, and the model names that are routed to them. Pure."""
 
-from __future__ import annotations
-
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -52,7 +50,7 @@ class VirtualModel(Model):
     )
 
     @model_validator(mode="after")
-    def _shares(self) -> VirtualModel:
+    def _shares(self) -> Self:
         if sum(self.canary.values()) > 1.0 + 1e-9:
             raise ValueError("the canary shares add up to more than 1")
         return self

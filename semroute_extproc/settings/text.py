@@ -1,8 +1,6 @@
 """How requests are read: names and phrases of an operator's own applications. Pure."""
 
-from __future__ import annotations
-
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -31,7 +29,7 @@ class Envelopes(Model):
     )
 
     @model_validator(mode="after")
-    def _one_meaning(self) -> Envelopes:
+    def _one_meaning(self) -> Self:
         if both := sorted({*self.ask} & {*self.context}):
             raise ValueError(f"{both[0]!r} is in both ask and context")
         return self

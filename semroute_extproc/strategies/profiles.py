@@ -5,11 +5,10 @@ every cluster. A profile stores counts instead, so that the strategy can shrink 
 invalid, its last good content is used until it is fixed or removed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Self
 
 from pydantic import Field, model_validator
 
@@ -39,7 +38,7 @@ class Profile(Model):
     source: str = ""  # the file or endpoint it was made from
 
     @model_validator(mode="after")
-    def _fits(self) -> Profile:
+    def _fits(self) -> Self:
         k = len(self.answers)
         for name, least in (("errors", k), ("output_tokens", 0), ("intervals", 0)):
             if (length := len(getattr(self, name))) not in (least, k):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -19,7 +19,7 @@ class WeightedSettings(StrategySettings):
     weights: dict[PoolName, Annotated[float, Field(ge=0)]] = Field(min_length=1, description="By pool.")
 
     @model_validator(mode="after")
-    def _positive(self) -> WeightedSettings:
+    def _positive(self) -> Self:
         if sum(self.weights.values()) <= 0:
             raise ValueError("at least one weight must be positive")
         return self
