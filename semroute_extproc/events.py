@@ -27,8 +27,7 @@ class Decided(Event, frozen=True):
     decided_ns: int
     ended_ns: int
     """Nanoseconds since the epoch of the stream's start, the complete body and the outcome."""
-    observed: bool
-    """Envoy runs in observability mode: the decision was recorded but not applied."""
+    observed: bool  # Envoy runs in observability mode: the decision was recorded but not applied.
 
 
 class Shadowed(Event, frozen=True):
@@ -79,11 +78,9 @@ class ProfilesRead(Event, frozen=True):
     """The profiles of a `clusters` strategy changed; each problem or thin profile is one sentence."""
 
     strategy: str
-    used: int | None
-    """How many profiles are used; None for a strategy that was removed."""
+    used: int | None  # How many profiles are used; None for a strategy that was removed.
     problems: Sequence[str] = ()
-    models: Sequence[str] = ()
-    """Profiled models that a pool serves; `without_pool` lists the others."""
+    models: Sequence[str] = ()  # Profiled models that a pool serves; `without_pool` lists the others.
     without_pool: Sequence[str] = ()
     thin: Sequence[str] = ()
 

@@ -28,10 +28,7 @@ from semroute_extproc.serve import build
 
 DEADLINE_MS = 5_000.0  # Long, so that a slow first pass does not cause a fallback
 
-SIGNALS = (
-    *("domain", "domain_entropy", "task", "difficulty", "unknown"),
-    *("similarity", "tokens", "truncated", "language"),
-)
+SIGNALS = ("domain_entropy", "difficulty", "unknown", "similarity", "tokens", "truncated", "language")
 REQUEST = (
     *("api", "model", "stream", "turns", "images", "tools", "tool_loop", "json_mode", "effort"),
     *("max_output_tokens", "characters"),
@@ -124,9 +121,10 @@ def _report(outcome: Outcome, edits: dict[str, Any]) -> dict[str, Any]:
         "total_ms": round(outcome.total_ms, 3),
     }
     if signals is not None:
-        report["signals"] = {name: getattr(signals, name) for name in SIGNALS} | {
+        report["signals"] = {
             "domain": {"label": signals.domain, "probs": signals.domain_probs},
             "task": {"label": signals.task, "probs": signals.task_probs} if signals.task else None,
+            **{name: getattr(signals, name) for name in SIGNALS},
         }
     if view is not None:
         changed = {"turns": len(view.turns), "effort": view.effort or None}

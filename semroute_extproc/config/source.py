@@ -3,8 +3,6 @@
 An error shows its location: `file:line:col: path: message`, the source line and a caret.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re
@@ -30,19 +28,6 @@ FILE_BYTES_MAX = 4 * 1024 * 1024  # Largest configuration file
 
 SECRETS = (("controllers", "session", "remote", "url"), ("controllers", "session", "remote", "key"))
 """Settings whose values are masked in every source line that an error shows."""
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """A checked configuration, with the positions of its settings."""
-
-    config: Config
-    sha256: str
-    source: Source
-
-    def error(self, problems: list[Problem]) -> ConfigError:
-        """The given problems, with their locations in the file."""
-        return ConfigError([self.source.locate(problem) for problem in problems])
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +79,19 @@ class Source:
                 continue
             shown.append(str(part))
         return position[0], position[1], shown
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A checked configuration, with the positions of its settings."""
+
+    config: Config
+    sha256: str
+    source: Source
+
+    def error(self, problems: list[Problem]) -> ConfigError:
+        """The given problems, with their locations in the file."""
+        return ConfigError([self.source.locate(problem) for problem in problems])
 
 
 def load(path: Path, environment: Mapping[str, str] | None = None) -> Loaded:

@@ -41,7 +41,6 @@ class ConfigSnapshot:
     """One live configuration: replaced as a whole; a stream keeps the one it started with."""
 
     number: int
-    sha256: str
     settings: ExchangeSettings
     pipeline: Pipeline
 

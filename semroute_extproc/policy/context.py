@@ -44,8 +44,7 @@ class Held:
 
     pool: str
     lock: Lock = Lock.NONE
-    margin: float = 0.0
-    """Fraction of the traffic above the threshold that does not move the conversation up."""
+    margin: float = 0.0  # Fraction of the traffic above the threshold that does not move the conversation up.
     strategies: Collection[str] | None = None  # Those whose choices may be overruled; None for all.
 
 
@@ -98,8 +97,7 @@ class Candidates:
 class Choice:
     """A strategy's choice."""
 
-    pool: str
-    """If it is not a candidate, the first candidate in `stand_ins` replaces it."""
+    pool: str  # If it is not a candidate, the first candidate in `stand_ins` replaces it.
     reason: str
     stand_ins: tuple[str, ...] = ()
     score: float | None = None
@@ -116,8 +114,7 @@ class Strategy(Protocol):
     """Chooses one of the candidate pools."""
 
     needs_signals: bool
-    hard_preferences: bool
-    """Whether a quality of 0 or 1 selects a pool even without signals."""
+    hard_preferences: bool  # Whether a quality of 0 or 1 selects a pool even without signals.
     follows: tuple[float, Sequence[float]] | None = None
     """Strong share and reference quantiles, if the share follows the strategy's own traffic."""
 

@@ -26,6 +26,8 @@ from semroute_extproc.strategies.registry import fingerprint
 RETIRE_SECONDS = 15.0  # for streams to finish with a judge that a reload removed
 NOT_RELOADABLE = ("server", "encoder", "admin", "telemetry")  # Sections whose change needs a restart
 
+Compiled = tuple[Mapping[str, PolicyPlan], dict[str, ProfileDirectory]]  # by policy, and by strategy
+
 
 class LiveConfig:
     """The live configuration and everything built from it; belongs to one event loop."""
@@ -39,14 +41,13 @@ class LiveConfig:
         self._path, self.classifier, self.controllers, self._emit = path, classifier, controllers, emit
         self._judges: dict[str, JudgeClient] = {}  # by strategy
         self._profiles: dict[str, ProfileDirectory] = {}  # by strategy
-        self._rejected = False
-        """Whether the file differs from the live configuration and is invalid."""
+        self._rejected = False  # Whether the file differs from the live configuration and is invalid.
         self._reloading = asyncio.Lock()
         self._closing, self._tasks = asyncio.Event(), set[asyncio.Task[None]]()
         self._shared = shared_sessions.connect(loaded.config.controllers.session, emit)
         self.loaded = loaded
         files = fingerprint(loaded.config.strategies)
-        self._adopt(1, loaded, files, *self._compile(loaded))
+        self._adopt(1, loaded, files, self._compile(loaded))
 
     async def watch(self, stop: asyncio.Event) -> None:
         """Reload when the file changes, and read profiles again when one changes, until `stop`.
@@ -89,7 +90,7 @@ class LiveConfig:
         if self._shared is not None:
             await self._shared.close()
 
-    def _read(self) -> tuple[Loaded, str, Mapping[str, PolicyPlan], dict[str, ProfileDirectory]] | None:
+    def _read(self) -> tuple[Loaded, str, Compiled] | None:
         """The file's configuration, compiled; None if it is the live one. Raises ConfigError."""
         loaded = config_source.load(self._path)
         files = fingerprint(loaded.config.strategies)
@@ -104,9 +105,9 @@ class LiveConfig:
         ]
         if problems:
             raise loaded.error(problems)
-        return loaded, files, *self._compile(loaded)
+        return loaded, files, self._compile(loaded)
 
-    def _compile(self, loaded: Loaded) -> tuple[Mapping[str, PolicyPlan], dict[str, ProfileDirectory]]:
+    def _compile(self, loaded: Loaded) -> Compiled:
         """The policies and the directories of profiles, reused if they did not change; raises ConfigError."""
         directories: dict[str, ProfileDirectory] = {}
 
@@ -118,21 +119,14 @@ class LiveConfig:
 
         return build.make_policies(loaded, self.classifier.bundle, profiles_of), directories
 
-    def _adopt(
-        self,
-        number: int,
-        loaded: Loaded,
-        files: str,
-        policies: Mapping[str, PolicyPlan],
-        profiles: dict[str, ProfileDirectory],
-    ) -> None:
+    def _adopt(self, number: int, loaded: Loaded, files: str, compiled: Compiled) -> None:
         """Make a compiled configuration live; raises ConfigError before anything changes."""
-        config, shared = loaded.config, self._shared
+        config, shared, (policies, profiles) = loaded.config, self._shared, compiled
         if config.controllers.session != self.loaded.config.controllers.session:
             shared = shared_sessions.connect(config.controllers.session, self._emit)
         judges = build.make_judges(loaded, self._judges)
         pipeline = Pipeline(config, policies, self.classifier, self._emit, judges, self.controllers, shared)
-        self.snapshot = ConfigSnapshot(number, loaded.sha256, build.exchange_settings(pipeline), pipeline)
+        self.snapshot = ConfigSnapshot(number, build.exchange_settings(pipeline), pipeline)
         if self._shared is not None and self._shared is not shared:
             # Open streams still use the old store; their lookups now fail and are counted.
             self.start(self._shared.close())

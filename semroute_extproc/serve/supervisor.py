@@ -64,8 +64,7 @@ class Worker:
     sha256: str = ""
     restarts: int = 0
     hangs: int = 0
-    answered: bool = False
-    """Whether it has answered since its start; until then it is starting, not hung."""
+    answered: bool = False  # Whether it has answered since its start; until then it is starting, not hung.
     failed_probes: int = 0
 
     def send(self, number: signal.Signals) -> None:

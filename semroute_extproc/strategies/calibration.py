@@ -22,8 +22,7 @@ class Calibration(Model):
     score: str  # kind of the strategy whose score was calibrated
     bundle: str
     revision: str  # of the bundle that scored
-    artifact: str = ""
-    """Digest of the artifact that scored, or of the judge; empty for `threshold`."""
+    artifact: str = ""  # Digest of the artifact that scored, or of the judge; empty for `threshold`.
     rows: int = Field(gt=0)
     data: str = ""
     data_sha256: str = ""

@@ -13,8 +13,6 @@ the least error, at 0 the least price. A budget's bias b adds to the log-odds of
 exp(−b). Pressure p on a pool (0..1) adds p to its cost c_n. Neither moves the ends of q.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -112,7 +110,7 @@ class ClustersSettings(StrategySettings):
     directory: ClassVar[str] = "profiles"
     weighs_cost: ClassVar[bool] = True
 
-    def compile(self, site: Site) -> Clusters:
+    def compile(self, site: Site) -> Strategy:
         """Compile with the artifact's clusters and the profiles that match them; raises Unfit."""
         artifact, profiles = site.artifact(ClustersArtifact), site.files.get("profiles")
         if profiles is None:

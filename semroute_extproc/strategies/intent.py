@@ -4,8 +4,6 @@ Samba-CoE v0.3 routes to experts by embedding and sends a query whose router con
 strong generalist; here the confidence is the entropy of the calibrated head, H(p) / log k.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field
@@ -26,7 +24,7 @@ class IntentSettings(StrategySettings):
     on_unknown: PoolName = Field(description="Pool for unknown texts and for texts above `max_entropy`.")
     max_entropy: float = Field(0.6, gt=0, le=1, description="Limit, as a fraction of the maximum entropy.")
 
-    def compile(self, site: Site) -> Intent:
+    def compile(self, site: Site) -> Strategy:
         """Compile for a head of the bundle, which must have every label; raises Unfit."""
         bundle, head = site.manifest.name, site.manifest.task if self.by == "task" else site.manifest.domain
         if head is None:

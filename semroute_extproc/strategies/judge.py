@@ -13,8 +13,6 @@ prompt injection can change the score and nothing else. Without a score the bund
 at the same strong share.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Collection
@@ -83,7 +81,7 @@ class JudgeSettings(PairSettings):
         if self.timeout_ms >= deadline_ms:
             yield "timeout_ms", f"must be below server.deadline_ms ({deadline_ms:g})"
 
-    def compile(self, site: Site) -> Judge:
+    def compile(self, site: Site) -> Strategy:
         """Compile for the judge's score, with the bundle's difficulty as fallback; raises Unfit."""
         cutoff = self.cutoff(site, UNIFORM, "judge's score", self.digest)
         # Both scores estimate the same probability, so without a calibration they share the threshold.

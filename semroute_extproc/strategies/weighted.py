@@ -1,7 +1,5 @@
 """Weighted: draws a pool by weight and request id, independent of the content (`policy.draw`)."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -24,7 +22,7 @@ class WeightedSettings(StrategySettings):
             raise ValueError("at least one weight must be positive")
         return self
 
-    def compile(self, site: Site) -> Weighted:
+    def compile(self, site: Site) -> Strategy:
         """Compile; no file is needed."""
         return Weighted(site.name, self.weights)
 
