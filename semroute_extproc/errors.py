@@ -12,8 +12,6 @@ SemrouteError
 └── DataError              a training or evaluation file cannot be used
 """
 
-from __future__ import annotations
-
 import enum
 
 from semroute_extproc.outcome import Cause

@@ -3,14 +3,12 @@
 The code where an event happens calls `emit`; each sink in `telemetry/` handles the types it needs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
 from semroute_extproc.outcome import Outcome
-from semroute_extproc.policy.shadow import Shadow
+from semroute_extproc.policy.context import Shadow
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -29,8 +27,7 @@ class Decided(Event, frozen=True):
     decided_ns: int
     ended_ns: int
     """Nanoseconds since the epoch of the stream's start, the complete body and the outcome."""
-    observed: bool
-    """Envoy runs in observability mode: the decision was recorded but not applied."""
+    observed: bool  # Envoy runs in observability mode: the decision was recorded but not applied.
 
 
 class Shadowed(Event, frozen=True):
@@ -81,11 +78,9 @@ class ProfilesRead(Event, frozen=True):
     """The profiles of a `clusters` strategy changed; each problem or thin profile is one sentence."""
 
     strategy: str
-    used: int | None
-    """How many profiles are used; None for a strategy that was removed."""
+    used: int | None  # How many profiles are used; None for a strategy that was removed.
     problems: Sequence[str] = ()
-    models: Sequence[str] = ()
-    """Profiled models that a pool serves; `without_pool` lists the others."""
+    models: Sequence[str] = ()  # Profiled models that a pool serves; `without_pool` lists the others.
     without_pool: Sequence[str] = ()
     thin: Sequence[str] = ()
 
@@ -96,8 +91,6 @@ class Reloaded(Event, frozen=True):
     sha256: str
     generation: int
     changed: bool = True
-    notes: Sequence[str] = ()
-    """One sentence for each deprecated setting."""
 
 
 class ReloadRejected(Event, frozen=True):

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 if TYPE_CHECKING:
-    from semroute_extproc.policy.context import Decision
-    from semroute_extproc.policy.shadow import Shadow
+    from semroute_extproc.policy.context import Decision, Shadow
     from semroute_extproc.request.envelope import LeftOut
     from semroute_extproc.request.signals import Signals
     from semroute_extproc.request.view import RequestView
@@ -141,8 +140,8 @@ def facts(outcome: Outcome) -> dict[str, str | float | bool]:
         found["fallback"] = decision.fallback or ""
         found["judge"] = decision.judge
         found["session"] = outcome.session
-        if decision.share is not None:
-            found["share"] = round(decision.share, 4)
+        if decision.choice is not None and decision.choice.share is not None:
+            found["share"] = round(decision.choice.share, 4)
         if decision.reasoning is not None:
             found["reasoning"] = decision.reasoning
             by_client = outcome.view is not None and outcome.view.reasoning_set and not decision.override

@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import TextIO
 
 import click
+import uvloop
 from rich.console import Console
 from semroute_demo.process import ProcessError
 
@@ -19,7 +20,6 @@ from semroute_bench import direct, measuring, report, traffic
 from semroute_bench.measuring import CHECK, QUICK, Figures, Size
 from semroute_extproc import __version__
 from semroute_extproc.encoder.cores import usable_cores
-from semroute_extproc.serve.app import loop_factory
 
 SCHEMA = 6
 RESULT = "bench.json"
@@ -51,7 +51,6 @@ OPTIONAL = ("gateway", "gpu")  # parts that are left out where something is miss
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help=f"Folder for {RESULT}.")
 @click.option("--quick", is_flag=True, help="Run for one or two minutes; the figures are less accurate.")
 @click.option("--only", type=click.Choice(list(PARTS)), multiple=True, help=ONLY)
-@click.option("--requests", hidden=True, expose_value=False, deprecated="It has no effect; use --quick.")
 @click.option("--check", "recorded", type=click.File(), metavar="FILE", help=AGAINST)
 def bench(out: Path | None, quick: bool, only: Sequence[str], recorded: TextIO | None) -> None:
     """Measure what a decision costs on this machine.
@@ -64,7 +63,7 @@ def bench(out: Path | None, quick: bool, only: Sequence[str], recorded: TextIO |
     console, size = Console(stderr=True, highlight=False), QUICK if quick else Size()
     with (
         tempfile.TemporaryDirectory(prefix="semroute-bench-") as folder,
-        asyncio.Runner(loop_factory=loop_factory()) as runner,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
         try:
             if recorded is not None:

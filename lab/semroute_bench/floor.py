@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc.aio
+import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
@@ -22,7 +23,6 @@ from semroute_extproc.encoder.cores import usable_cores
 from semroute_extproc.envoy import replies
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
 from semroute_extproc.envoy.server import GRPC_EXPERIMENTS, SERVICE
-from semroute_extproc.serve.app import loop_factory
 
 REPLIES = (replies.ask_for_body(0), replies.CONTINUE["request_body"])
 
@@ -70,5 +70,5 @@ if __name__ == "__main__":
 
         model = default_model()
         arguments.append(Bare(model, load.prompt_of(model.framer, 64)).once)
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(*arguments))

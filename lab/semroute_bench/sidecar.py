@@ -16,10 +16,10 @@ from semroute_extproc.config import source as config_source
 from semroute_extproc.encoder import bundle
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.encoder.signals import Signals
+from semroute_extproc.pipeline.pipeline import Pipeline
 from semroute_extproc.policy.context import RoutingContext
 from semroute_extproc.request.view import Api, Decide, RequestHead, RequestView, Turn
 from semroute_extproc.serve import build
-from semroute_extproc.strategies.judge_client import Judges
 
 
 class Bare:
@@ -43,9 +43,9 @@ def default_model() -> OnnxModel:
 async def decisions(model: OnnxModel, text: str) -> AsyncIterator[Callable[[], Awaitable[object]]]:
     """A decision about a chat completion in this process: the demo's pipeline without a cache."""
     loaded = config_source.load(CONFIG_PATH, {f"SEMROUTE__{key.upper()}": v for key, v in UNHURRIED.items()})
-    classifier = build.make_classifier(loaded.config, {build.DEFAULT: model})
+    classifier = build.make_classifier(loaded.config, {bundle.DEFAULT: model})
     policies = build.make_policies(loaded, classifier.bundle)
-    pipeline = build.make_pipeline(loaded, policies, classifier, Judges())
+    pipeline = Pipeline(loaded.config, policies, classifier)
     head = RequestHead("POST", "/v1/chat/completions")
     request = Decide(head, Api.CHAT_COMPLETIONS, load.chat(load.ROUTED, text))
     try:

@@ -1,18 +1,17 @@
 """Check a configuration: compile it as `serve` would, and warn about likely mistakes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 
 from semroute_extproc.config import models as config
 from semroute_extproc.config.source import Loaded
-from semroute_extproc.encoder.bundle import Bundle
+from semroute_extproc.encoder.bundle import DEFAULT, Bundle
+from semroute_extproc.encoder.cuda import open_each
 from semroute_extproc.encoder.onnx import import_runtime
 from semroute_extproc.policy import rules
 from semroute_extproc.serve import build
 from semroute_extproc.settings.base import Problem
-from semroute_extproc.strategies.judge_client import Judges
+from semroute_extproc.state import shared_sessions
 
 
 def check(loaded: Loaded) -> dict[str, Bundle]:
@@ -21,17 +20,17 @@ def check(loaded: Loaded) -> dict[str, Bundle]:
     Builds the objects that `serve` builds without the network; on a GPU it also runs a first pass.
     """
     bundles = build.load_bundles(loaded.config)
-    build.make_policies(loaded, bundles[build.DEFAULT])
-    build.make_judges(loaded, Judges())
-    build.connect_sessions(loaded.config)
+    build.make_policies(loaded, bundles[DEFAULT])
+    build.make_judges(loaded)
+    shared_sessions.connect(loaded.config.controllers.session)
     import_runtime()
     if loaded.config.encoder.device == "cuda":
-        build.make_models(loaded.config, bundles)
+        open_each(bundles, loaded.config.encoder.device)
     return bundles
 
 
 def warnings(loaded: Loaded, bundles: Mapping[str, Bundle]) -> list[str]:
-    """Deprecation notes and likely mistakes, each with its location."""
+    """Likely mistakes, each with its location."""
     problems = list(config.warnings(loaded.config))
     manifests = [each.manifest for each in bundles.values()]
     domains = [label for each in manifests for label in each.domain.labels]
@@ -46,4 +45,4 @@ def warnings(loaded: Loaded, bundles: Mapping[str, Bundle]) -> list[str]:
     if listen.startswith("unix:") and not folder.is_dir():
         message = f"the directory {folder} does not exist, and serve needs it to start"
         problems.append(Problem(("server", "listen"), message))
-    return [*loaded.notes, *(loaded.source.locate(problem) for problem in problems)]
+    return [loaded.source.locate(problem) for problem in problems]

@@ -1,7 +1,5 @@
 """The command line: arguments to one call each. Exit statuses: see `exits`."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import sys
@@ -13,8 +11,7 @@ import click
 from semroute_extproc import __version__
 from semroute_extproc.cli.exits import LAB_EXTRA, Exit, exit_statuses, install, missing, refuse
 
-PLUGINS = "semroute.commands"
-"""Entry-point group by which semroute-lab and others add commands."""
+PLUGINS = "semroute.commands"  # Entry-point group by which semroute-lab and others add commands
 
 LAB = {
     "demo": ("demo", "Run Envoy, the sidecar and two simulated pools on this machine."),
@@ -42,8 +39,7 @@ class Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Every command, most used first."""
         plugins = importlib.metadata.entry_points(group=PLUGINS).names
-        own = (name for name, command in self.commands.items() if not command.hidden)
-        return [*own, *LAB, *sorted(plugins - LAB.keys())]
+        return [*self.commands, *LAB, *sorted(plugins - LAB.keys())]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command, imported now if it is a plug-in; one that cannot be imported says what to install."""
@@ -63,7 +59,7 @@ class Commands(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """As click does, but without importing plug-ins."""
-        rows = [(key, each.get_short_help_str(63)) for key, each in self.commands.items() if not each.hidden]
+        rows = [(key, each.get_short_help_str(63)) for key, each in self.commands.items()]
         installed = importlib.metadata.entry_points(group=PLUGINS).names
         for name, (extra, line) in LAB.items():
             rows.append((name, line if name in installed else f"(not installed: {install(extra)})"))
@@ -251,9 +247,3 @@ def dump_config(config: Path) -> None:
     from semroute_extproc.config import source as config_source
 
     YAML().dump(config_source.load(config).config.model_dump(mode="json"), sys.stdout)
-
-
-@main.command("train-zh", hidden=True, context_settings=ANY_ARGUMENTS)
-def train_zh() -> None:
-    """Stand-in for a removed command."""
-    raise click.UsageError("train-zh was removed: use `semroute train --data ...`")

@@ -1,7 +1,5 @@
 """The one place where errors become exit statuses, for every command."""
 
-from __future__ import annotations
-
 import functools
 import sys
 from collections.abc import Callable, Iterable

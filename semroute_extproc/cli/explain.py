@@ -4,8 +4,6 @@ The request is fed to an `Exchange` as Envoy would send it. The edits are decode
 replies, so the explanation cannot differ from the behavior.
 """
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 import json
@@ -18,22 +16,19 @@ from rich.console import Console
 from rich.table import Table
 
 from semroute_extproc.config.source import Loaded
+from semroute_extproc.encoder.cuda import open_each
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
 from semroute_extproc.envoy.exchange import Exchange
 from semroute_extproc.outcome import Outcome
-from semroute_extproc.policy.context import Decision
+from semroute_extproc.pipeline.pipeline import Pipeline
+from semroute_extproc.policy.context import Choice, Decision
 from semroute_extproc.request.body import decode_body
 from semroute_extproc.request.text import clip
 from semroute_extproc.serve import build
-from semroute_extproc.strategies.judge_client import Judges
 
-DEADLINE_MS = 5_000.0
-"""Long, so that a slow first pass does not cause a fallback."""
+DEADLINE_MS = 5_000.0  # Long, so that a slow first pass does not cause a fallback
 
-SIGNALS = (
-    *("domain", "domain_entropy", "task", "difficulty", "unknown"),
-    *("similarity", "tokens", "truncated", "language"),
-)
+SIGNALS = ("domain_entropy", "difficulty", "unknown", "similarity", "tokens", "truncated", "language")
 REQUEST = (
     *("api", "model", "stream", "turns", "images", "tools", "tool_loop", "json_mode", "effort"),
     *("max_output_tokens", "characters"),
@@ -46,8 +41,7 @@ TOLD = (
 )
 """Members of the report that become table rows unless they are empty."""
 
-SHOWN_MAX = 600
-"""Characters of the judged text in the table; the JSON report has all of it."""
+SHOWN_MAX = 600  # Characters of the judged text in the table; the JSON report has all of it
 
 
 def explain(loaded: Loaded, path: str, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
@@ -55,13 +49,12 @@ def explain(loaded: Loaded, path: str, headers: Mapping[str, str], body: bytes) 
     server = loaded.config.server.model_copy(update={"deadline_ms": DEADLINE_MS})
     config = loaded.config.model_copy(update={"server": server})
     loaded = dataclasses.replace(loaded, config=config)
-    models = build.make_models(config, build.load_bundles(config))
+    models = open_each(build.load_bundles(config), config.encoder.device)
 
     async def run() -> dict[str, Any]:
-        classifier, judges = build.make_classifier(config, models), Judges()
+        classifier, judges = build.make_classifier(config, models), build.make_judges(loaded)
         policies = build.make_policies(loaded, classifier.bundle)
-        pipeline = build.make_pipeline(loaded, policies, classifier, judges)
-        judges.adopt(pipeline.judges)
+        pipeline = Pipeline(config, policies, classifier, judges=judges)
         exchange = Exchange(build.exchange_settings(pipeline))
         try:
             step = exchange.receive(_headers_message(path, headers, body))
@@ -74,7 +67,7 @@ def explain(loaded: Loaded, path: str, headers: Mapping[str, str], body: bytes) 
                 replies = exchange.decided(outcome)
         finally:
             await classifier.close()
-            await judges.close()
+            await asyncio.gather(*(judge.close() for judge in judges.values()))
         assert outcome is not None, "a complete request without an outcome. This is a bug."
         plain = body
         if outcome.body is not None:
@@ -99,7 +92,8 @@ def _headers_message(path: str, headers: Mapping[str, str], body: bytes) -> pb.P
 
 def _report(outcome: Outcome, edits: dict[str, Any]) -> dict[str, Any]:
     decision = outcome.decision or Decision("", "")
-    signals, view, threshold = outcome.signals, outcome.view, decision.threshold
+    choice = decision.choice or Choice("", "")
+    signals, view, threshold = outcome.signals, outcome.view, choice.threshold
     report: dict[str, Any] = {
         "outcome": outcome.kind.value,
         "cause": outcome.cause,
@@ -111,7 +105,7 @@ def _report(outcome: Outcome, edits: dict[str, Any]) -> dict[str, Any]:
         "rule": decision.rule or None,
         "policy": outcome.policy or None,
         "strategy": decision.strategy or None,
-        "score": decision.score,
+        "score": choice.score,
         # JSON has no infinity, so an unreachable threshold is shown as 1.
         "threshold": None if threshold is None else min(threshold, 1.0),
         "fallback": decision.fallback,
@@ -127,9 +121,10 @@ def _report(outcome: Outcome, edits: dict[str, Any]) -> dict[str, Any]:
         "total_ms": round(outcome.total_ms, 3),
     }
     if signals is not None:
-        report["signals"] = {name: getattr(signals, name) for name in SIGNALS} | {
+        report["signals"] = {
             "domain": {"label": signals.domain, "probs": signals.domain_probs},
             "task": {"label": signals.task, "probs": signals.task_probs} if signals.task else None,
+            **{name: getattr(signals, name) for name in SIGNALS},
         }
     if view is not None:
         changed = {"turns": len(view.turns), "effort": view.effort or None}
@@ -187,10 +182,8 @@ def _rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "text", f"{signals['tokens']} tokens{cut}, {signals['language']}{unknown}"
     if report["text"]:
         yield "judged", clip(report["text"], SHOWN_MAX)
-    yield from (
-        ("left out", f"{each['kind']}: {each['characters']} characters") for each in report["left_out"]
-    )
-    edits = report["edits"]
+    edits, left_out = report["edits"], report["left_out"]
+    yield from (("left out", f"{each['kind']}: {each['characters']} characters") for each in left_out)
     yield from ((step["what"], f"{step['name']}: {step['result']}") for step in report["trace"])
     yield from (("set header", f"{key}: {value}") for key, value in edits["headers"]["set"].items())
     yield from (("remove header", key) for key in edits["headers"]["remove"])

@@ -1,7 +1,5 @@
 """Signals for a stream of JSON lines, for `semroute score`."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator
 from typing import IO, Any

@@ -4,14 +4,14 @@
 settings of the strategies in `strategies`. Every model rejects unknown keys.
 """
 
-from __future__ import annotations
-
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 from pydantic import Field
 
+from semroute_extproc.request.reasoning import FAMILIES
 from semroute_extproc.settings import base
-from semroute_extproc.settings.base import Model, Name, Problem, did_you_mean, pair_of
+from semroute_extproc.settings.base import Model, Name, PoolName, Problem, pair_of
 from semroute_extproc.settings.controllers import Controllers
 from semroute_extproc.settings.policies import Policy
 from semroute_extproc.settings.pools import Pool, VirtualModel
@@ -29,7 +29,7 @@ class Config(Model):
     telemetry: Telemetry = Field(default_factory=Telemetry)
     text: Text = Field(default_factory=Text)
     pools: dict[Name, Pool] = Field(min_length=1, max_length=base.POOLS_MAX)
-    default_pool: str = Field(description="Pool of requests that are not routed, and of every fallback.")
+    default_pool: PoolName = Field(description="Pool of requests that are not routed, and of every fallback.")
     models: dict[Name, VirtualModel] = Field(
         default_factory=dict, max_length=base.MODELS_MAX, description="Model names that are routed."
     )
@@ -38,57 +38,38 @@ class Config(Model):
     controllers: Controllers = Field(default_factory=Controllers)
 
 
-def unresolved(config: Config, families: Collection[str]) -> Iterator[Problem]:
-    """Undefined names, and settings of different sections that contradict each other."""
-    known: dict[str, Collection[str]] = {"reasoning family": families, "pool": config.pools}
-    known |= {"policy": config.policies, "strategy": config.strategies}
+def names_in(document: Mapping[str, Any]) -> dict[str, Collection[str]]:
+    """Kind to the names that settings may refer to, for the validation context of a document."""
+    sections = {"pool": "pools", "policy": "policies", "strategy": "strategies"}
+    found = {kind: document.get(section, {}) for kind, section in sections.items()}
+    names = {kind: [*map(str, section)] for kind, section in found.items() if isinstance(section, dict)}
+    return {**names, "reasoning family": FAMILIES}
 
-    def unknown(kind: str, name: str | None, *path: str | int) -> Iterator[Problem]:
-        if name is not None and name not in known[kind]:
-            yield Problem(path, f"there is no {kind} {name!r}" + did_you_mean(name, known[kind]))
 
-    yield from unknown("pool", config.default_pool, "default_pool")
-    for name, pool in config.pools.items():
-        yield from unknown("reasoning family", pool.reasoning, "pools", name, "reasoning")
+def contradictions(config: Config) -> Iterator[Problem]:
+    """Settings of different sections that contradict each other."""
     for name, virtual in config.models.items():
-        yield from unknown("policy", virtual.policy, "models", name, "policy")
-        for drawn in virtual.canary:
-            yield from unknown("policy", drawn, "models", name, "canary", drawn)
         if virtual.policy in virtual.canary:
             yield Problem(("models", name, "canary", virtual.policy), "is already the model's main policy")
         if any(name == pool.model for pool in config.pools.values()):
             yield Problem(("models", name), "is also a pool's model: clients could not request that model")
     for name, policy in config.policies.items():
-        for path, target in policy.targets():
-            yield from unknown("pool", target.pool, "policies", name, *path, "pool")
-            yield from unknown("strategy", target.strategy, "policies", name, *path, "strategy")
         for index, shadow in enumerate(policy.shadow):
-            yield from unknown("policy", shadow, "policies", name, "shadow", index)
             if shadow == name:
                 yield Problem(("policies", name, "shadow", index), "is the policy itself")
     for name, strategy in config.strategies.items():
-        for place, used in strategy.named_pools():
-            yield from unknown("pool", used, "strategies", name, *place)
-        for setting, message in strategy.check(config.models, config.server.deadline_ms, families):
+        for setting, message in strategy.check(config.models, config.server.deadline_ms):
             yield Problem(("strategies", name, setting), message)
-    load, budgets, session = config.controllers.load, config.controllers.budgets, config.controllers.session
-    for name in budgets:
-        yield from unknown("strategy", name, "controllers", "budgets", name)
+    for name in config.controllers.budgets:
         yield from _budget(config, name)
-    for index, name in enumerate(session.strategies or () if session else ()):
-        yield from unknown("strategy", name, "controllers", "session", "strategies", index)
-    if load is not None:
-        for name in load.pools:
-            yield from unknown("pool", name, "controllers", "load", "pools", name)
-        if not any(pool.metrics for pool in config.pools.values()):
-            yield Problem(("controllers", "load"), "no pool has metrics, so the load is never known")
+    if config.controllers.load is not None and not any(pool.metrics for pool in config.pools.values()):
+        yield Problem(("controllers", "load"), "no pool has metrics, so the load is never known")
 
 
 def _budget(config: Config, name: str) -> Iterator[Problem]:
     """Settings that keep the budget of a strategy from ever having an effect."""
-    if (strategy := config.strategies.get(name)) is None:
-        return
-    budget, pair = config.controllers.budgets[name], pair_of(strategy)
+    strategy, budget = config.strategies[name], config.controllers.budgets[name]
+    pair = pair_of(strategy)
     path = ("controllers", "budgets", name)
     if pair is None and budget.strong_share is not None:
         yield Problem(path, "this strategy has no weak and strong pool, so it has no strong share to control")
@@ -97,7 +78,7 @@ def _budget(config: Config, name: str) -> Iterator[Problem]:
     if budget.dollars_per_thousand is None or pair is None:
         return
     for pool in pair:
-        if pool in config.pools and config.pools[pool].price is None:
+        if config.pools[pool].price is None:
             yield Problem((*path, "dollars_per_thousand"), f"pool {pool} has no price")
     if _costs_as_much(config, *pair):
         message = f"the weak pool {pair[0]} is not cheaper than {pair[1]}, so no share saves money"

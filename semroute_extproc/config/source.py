@@ -1,16 +1,13 @@
-"""Reads the configuration: a YAML file, the environment, and changes of the file.
+"""Reads the configuration: a YAML file and the environment.
 
 An error shows its location: `file:line:col: path: message`, the source line and a caret.
 """
 
-from __future__ import annotations
-
-import asyncio
 import hashlib
 import os
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,36 +16,18 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from semroute_extproc.config.deprecated import Replaced, matching, rewrite
-from semroute_extproc.config.models import Config, unresolved
+from semroute_extproc.config import models
+from semroute_extproc.config.models import Config
 from semroute_extproc.errors import ConfigError
-from semroute_extproc.io.watch import notices
-from semroute_extproc.request.reasoning import FAMILIES
 from semroute_extproc.settings.base import Problem, did_you_mean
 
 ENVIRONMENT_PREFIX = "SEMROUTE__"
 """`SEMROUTE__SERVER__LISTEN=unix:/run/x.sock` sets `server.listen`; values are read as YAML."""
 
-FILE_BYTES_MAX = 4 * 1024 * 1024
-"""Largest configuration file."""
+FILE_BYTES_MAX = 4 * 1024 * 1024  # Largest configuration file
 
 SECRETS = (("controllers", "session", "remote", "url"), ("controllers", "session", "remote", "key"))
 """Settings whose values are masked in every source line that an error shows."""
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """A checked configuration, with the positions of its settings."""
-
-    config: Config
-    sha256: str
-    source: Source
-    notes: list[str] = field(default_factory=list)
-    """One note with its location for each use of a deprecated setting."""
-
-    def error(self, problems: list[Problem]) -> ConfigError:
-        """The given problems, with their locations in the file."""
-        return ConfigError([self.source.locate(problem) for problem in problems])
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +38,6 @@ class Source:
     lines: list[str]
     document: CommentedMap
     from_environment: Mapping[tuple[str, ...], str]
-    replaced: Replaced = field(default_factory=dict)
-    """Rewritten keys, and what the operator wrote."""
 
     def locate(self, problem: Problem) -> str:
         """`file:line:col: path: message`, the source line and a caret below it."""
@@ -75,10 +52,12 @@ class Source:
 
     def _masked(self, text: str) -> str:
         """A line with its secrets masked; its length is kept so that the caret still fits."""
-        for *section, name in SECRETS:
-            for _, settings in matching(self.document, section):
-                secret = str(settings.get(name) or "")
-                text = text.replace(secret, "*" * len(secret))
+        for path in SECRETS:
+            node: Any = self.document
+            for part in path:
+                node = node.get(part) if isinstance(node, dict) else None
+            secret = str(node or "")
+            text = text.replace(secret, "*" * len(secret))
         return text
 
     def _place(self, path: tuple[str | int, ...]) -> tuple[int, int, list[str]]:
@@ -91,7 +70,6 @@ class Source:
         shown: list[str] = []
         for index, part in enumerate(path):
             last = index == len(path) - 1 and part != "[key]"
-            part = self.replaced.get((*shown, str(part)), part)
             known = range(len(node)) if isinstance(node, CommentedSeq) else node
             if isinstance(node, CommentedMap | CommentedSeq) and part in known:
                 # Keys that the environment added have no position.
@@ -103,6 +81,19 @@ class Source:
         return position[0], position[1], shown
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A checked configuration, with the positions of its settings."""
+
+    config: Config
+    sha256: str
+    source: Source
+
+    def error(self, problems: list[Problem]) -> ConfigError:
+        """The given problems, with their locations in the file."""
+        return ConfigError([self.source.locate(problem) for problem in problems])
+
+
 def load(path: Path, environment: Mapping[str, str] | None = None) -> Loaded:
     """Read the file, merge the environment and validate; raises ConfigError with every problem."""
     text, document = _read(path)
@@ -110,14 +101,14 @@ def load(path: Path, environment: Mapping[str, str] | None = None) -> Loaded:
     source = Source(str(path), text.splitlines(), document, variables)
     try:
         plain = _plain(document)
-        notes = rewrite(plain, source.locate, source.replaced)
-        config = Config.model_validate(plain, context={"folder": path.absolute().parent})
+        context = {**models.names_in(plain), "folder": path.absolute().parent}
+        config = Config.model_validate(plain, context=context)
     except ValidationError as error:
         raise ConfigError([source.locate(_problem(detail)) for detail in error.errors()]) from None
     except RecursionError:
         raise ConfigError([f"{path}: nested too deeply"]) from None
-    loaded = Loaded(config, hashlib.sha256(config.model_dump_json().encode()).hexdigest(), source, notes)
-    if problems := list(unresolved(config, FAMILIES)):
+    loaded = Loaded(config, hashlib.sha256(config.model_dump_json().encode()).hexdigest(), source)
+    if problems := list(models.contradictions(config)):
         raise loaded.error(problems)
     return loaded
 
@@ -139,19 +130,8 @@ def without_cluster(loaded: Loaded, envoy: Path) -> list[Problem]:
     ]
 
 
-async def changes(path: Path, stop: asyncio.Event) -> AsyncIterator[None]:
-    """Yield at the first read and after every change of the file's content, until `stop`.
-
-    Watches the directory, because a watch on the file misses the symbolic link swap of a ConfigMap.
-    """
-    seen: bytes | None = None
-    async for _ in notices(lambda: [path.absolute().parent], stop):
-        if (digest := _digest(path)) != seen:
-            seen = digest
-            yield
-
-
-def _digest(path: Path) -> bytes:
+def digest(path: Path) -> bytes:
+    """A hash of the file's content; empty if it cannot be read."""
     try:
         return hashlib.sha256(path.read_bytes()).digest()
     except OSError:
@@ -233,7 +213,8 @@ def _problem(detail: Any) -> Problem:
     path = tuple(detail["loc"])
     if detail["type"] == "extra_forbidden":
         names = _setting_names(Config.model_json_schema())
-        return Problem(path, "unknown setting" + did_you_mean(str(path[-1]), names))
+        hint = did_you_mean(str(path[-1]), names) or "; `semroute schema` lists the settings"
+        return Problem(path, "unknown setting" + hint)
     message = "is required" if detail["type"] == "missing" else detail["msg"].removeprefix("Value error, ")
     return Problem(path, message[0].lower() + message[1:])
 

@@ -1,22 +1,25 @@
 """Load and check a bundle: a directory whose `bundle.json` lists the SHA-256 of every file it uses."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pydantic import ValidationError
 
-from semroute_extproc.encoder.manifest import FORMAT, Device, Manifest
+from semroute_extproc.encoder.manifest import Device, Manifest
 from semroute_extproc.errors import BundleError
+from semroute_extproc.io.files import read_json
 from semroute_extproc.request.signals import FloatArray
 from semroute_extproc.request.text import SURFACE_NAMES
 
 DEFAULT_BUNDLE, MULTILINGUAL_BUNDLE = "semroute-minilm", "semroute-use"
 """The shipped bundles: for English, and for its other languages."""
+
+DEFAULT = ""  # Key of the bundle for languages without their own
+
+
+FILE_BYTES_MAX = 16 * 1024 * 1024  # of `bundle.json`
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +91,7 @@ def load_each(paths: Mapping[str, Path], devices: tuple[Device, ...]) -> dict[st
 def read_manifest(path: Path) -> Manifest:
     """Read `bundle.json` alone; raises BundleError."""
     file = path / "bundle.json"
-    try:
-        manifest = Manifest.model_validate_json(file.read_bytes())
-    except FileNotFoundError:
-        raise BundleError(f"{file}: no such file (is {path} a bundle?)") from None
-    except OSError as error:
-        raise BundleError(f"{file}: {error.strerror}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise BundleError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    if manifest.format != FORMAT:
-        raise BundleError(f"{file}: format {manifest.format} is not {FORMAT}, the one this version reads")
+    manifest = read_json(file, Manifest, FILE_BYTES_MAX, f"is {path} a bundle?", BundleError)
     if manifest.surface != SURFACE_NAMES:
         raise BundleError(f"{file}: surface: the features must be {SURFACE_NAMES}")
     return manifest

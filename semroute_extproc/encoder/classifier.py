@@ -3,8 +3,6 @@
 Signals of recent texts are cached. They never expire, because a bundle is deterministic.
 """
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 from collections.abc import Mapping
@@ -15,8 +13,7 @@ from semroute_extproc.encoder.queue import EncodeQueue
 from semroute_extproc.encoder.signals import Signals, calibrate
 from semroute_extproc.events import CacheLookup, Emit, ignore
 
-DIGEST_BYTES = 16
-"""128 bits: the probability that two of a billion texts share a digest is about 10^-21."""
+DIGEST_BYTES = 16  # 128 bits: the probability that two of a billion texts share a digest is about 10^-21
 
 
 class Classifier:

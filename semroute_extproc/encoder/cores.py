@@ -1,7 +1,5 @@
 """The number of cores this process may use, from its CPU affinity and its cgroups' quotas."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

@@ -5,16 +5,15 @@ memory once per shape. A pass that runs out of memory is halved until it fits, a
 size for `SMALL_PASS_SECONDS`. Every other failure is raised to the caller.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import structlog
 
-from semroute_extproc.encoder.bundle import Bundle
+from semroute_extproc.encoder.bundle import DEFAULT, Bundle
 from semroute_extproc.encoder.manifest import Device
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.encoder.preprocess import Framed
@@ -88,6 +87,17 @@ def open_model(bundle: Bundle, device: Device) -> OnnxModel:
     model = CudaModel(bundle) if device == "cuda" else OnnxModel(bundle, device)
     model.warm_up()
     return model
+
+
+def open_each(bundles: Mapping[str, Bundle], device: Device) -> dict[str, OnnxModel]:
+    """Language to model, warmed up, of `load_each`'s bundles; raises BundleError or ConfigError."""
+    opened: dict[Path, OnnxModel] = {}
+    # The default bundle must support the device. Another bundle without a graph for it runs on the CPU.
+    for language, each in sorted(bundles.items()):
+        if each.path not in opened:
+            able = language == DEFAULT or device in each.manifest.graphs
+            opened[each.path] = open_model(each, device if able else "cpu")
+    return {language: opened[each.path] for language, each in bundles.items()}
 
 
 def padded_lengths(window: int) -> list[int]:

@@ -1,24 +1,19 @@
 """`bundle.json`: the description of a bundle, as pydantic models. Pure."""
 
-from __future__ import annotations
-
 import hashlib
 from functools import cached_property
 from typing import Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field
 
-FORMAT = 1
-"""The bundle format this package reads."""
+from semroute_extproc.settings.base import Model, Quantiles
+
+FORMAT = 1  # The bundle format this package reads
 
 Device = Literal["cpu", "cuda"]
 
 
-class ManifestPart(BaseModel, frozen=True, extra="forbid"):
-    """Base of the models: frozen, no unknown keys."""
-
-
-class EncoderSpec(ManifestPart):
+class EncoderSpec(Model):
     """Where the weights come from, and how text is framed for them."""
 
     base: str
@@ -31,28 +26,22 @@ class EncoderSpec(ManifestPart):
     unk_id: int
 
 
-class LabelHead(ManifestPart):
+class LabelHead(Model):
     """A classification head: its labels, and the temperature its logits are divided by."""
 
     labels: tuple[str, ...] = Field(min_length=2)
     temperature: float = Field(gt=0)
 
 
-class DifficultyHead(ManifestPart):
+class DifficultyHead(Model):
     """p = sigmoid(scale · logit + shift); `quantiles` are p at 0, 1, … 100 % of reference traffic."""
 
     scale: float = Field(gt=0)
     shift: float
-    quantiles: tuple[float, ...] = Field(min_length=101, max_length=101)
-
-    @model_validator(mode="after")
-    def _ascending(self) -> DifficultyHead:
-        if list(self.quantiles) != sorted(self.quantiles):
-            raise ValueError("quantiles must ascend")
-        return self
+    quantiles: Quantiles
 
 
-class UnknownSpec(ManifestPart):
+class UnknownSpec(Model):
     """When the bundle abstains."""
 
     centroids: str
@@ -60,17 +49,17 @@ class UnknownSpec(ManifestPart):
     unk_share_max: float = Field(ge=0, le=1)
 
 
-class FileEntry(ManifestPart):
+class FileEntry(Model):
     """One file of the bundle."""
 
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     bytes: int = Field(ge=0)
 
 
-class Manifest(ManifestPart):
+class Manifest(Model):
     """`bundle.json`."""
 
-    format: int
+    format: int = FORMAT
     name: str
     version: str
     description: str = ""

@@ -7,16 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
-from semroute_extproc.encoder.bundle import default_bundle, language_bundles, load, load_each
+from semroute_extproc.encoder.bundle import DEFAULT, default_bundle, language_bundles, load_each
 from semroute_extproc.encoder.cores import usable_cores
-from semroute_extproc.encoder.cuda import open_model
+from semroute_extproc.encoder.cuda import open_each
 from semroute_extproc.encoder.manifest import Device
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.encoder.signals import Signals, calibrate
 from semroute_extproc.request.language import language_of
 
-CHUNK = 256
-"""Texts in flight at once: bounds the memory for any size of input."""
+CHUNK = 256  # Texts in flight at once: bounds the memory for any size of input
 
 
 class Scorer:
@@ -32,13 +31,9 @@ class Scorer:
     def of(cls, bundle_dir: Path | None = None, device: Device = "cpu") -> Scorer:
         """The shipped bundles, or `bundle_dir` for every language; raises BundleError or ConfigError."""
         paths = language_bundles() if bundle_dir is None else {}
-        default = open_model(load(bundle_dir or default_bundle(), (device,)), device)
-        bundles = load_each(paths, ("cpu",))
-        opened: dict[Path, OnnxModel] = {}
-        for each in bundles.values():
-            if each.path not in opened:
-                opened[each.path] = open_model(each, "cpu")
-        return cls(default, {language: opened[each.path] for language, each in bundles.items()})
+        paths[DEFAULT] = bundle_dir or default_bundle()
+        models = open_each(load_each(paths, (device, "cpu")), device)
+        return cls(models.pop(DEFAULT), models)
 
     def score(self, text: str) -> Signals:
         """Signals of one text."""

@@ -1,7 +1,5 @@
 """One ONNX Runtime session on the device that the operator asked for."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -16,8 +14,7 @@ from semroute_extproc.encoder.signals import RawOutput
 from semroute_extproc.errors import BundleError, ConfigError
 from semroute_extproc.events import Emit, ignore
 
-WARMUP_LENGTHS = (8, 32, 64)
-"""Lengths in tokens of the warm-up passes, so that the first request is not slow."""
+WARMUP_LENGTHS = (8, 32, 64)  # Lengths in tokens of the warm-up passes, so that the first request is not slow
 
 
 class OnnxModel:

@@ -1,7 +1,5 @@
 """Converts text to framed token ids. A long text keeps its head and its tail."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +9,7 @@ from semroute_extproc.encoder.manifest import EncoderSpec
 from semroute_extproc.errors import BundleError
 from semroute_extproc.request.text import clip, surface_features
 
-HEAD_SHARE = 2 / 3
-"""Share of the window that the head of a truncated text gets; the tail gets the rest."""
+HEAD_SHARE = 2 / 3  # Share of the window that the head of a truncated text gets; the tail gets the rest
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,6 @@ becomes late while it waits is dropped. If no pass is running, a text runs regar
 otherwise the estimate could stay too high forever after a slow period.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections import deque
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The gRPC side: streams in, bytes out, health, drain."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import socket
@@ -43,7 +41,6 @@ class ConfigSnapshot:
     """One live configuration: replaced as a whole; a stream keeps the one it started with."""
 
     number: int
-    sha256: str
     settings: ExchangeSettings
     pipeline: Pipeline
 

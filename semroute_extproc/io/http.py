@@ -1,7 +1,5 @@
 """A JSON client of one OpenAI-compatible endpoint, with persistent connections and without retries."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import ssl

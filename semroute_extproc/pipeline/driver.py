@@ -1,7 +1,5 @@
 """Runs policies: the live one within its deadline, and its shadows, which never delay a request."""
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -15,10 +13,9 @@ from semroute_extproc.errors import EncoderUnavailable
 from semroute_extproc.events import Emit, Failed, Shadowed
 from semroute_extproc.outcome import Cause, Stage
 from semroute_extproc.policy.constraints import NoCandidate
-from semroute_extproc.policy.context import Decision, RoutingContext
+from semroute_extproc.policy.context import Agreement, Decision, RoutingContext, Shadow
 from semroute_extproc.policy.draw import draw_id, unit_interval
 from semroute_extproc.policy.plan import SIGNALS, PolicyPlan
-from semroute_extproc.policy.shadow import Agreement, Shadow
 from semroute_extproc.strategies.judge_client import JudgeClient
 
 PASSES_MAX = 32  # Concurrent encoder passes for shadows alone; beyond that, shadows stay undecided.

@@ -4,8 +4,6 @@ A request may wait, within one deadline, for the encoder, a judge that a policy 
 conversation's pool in Valkey. Any failure still gives an outcome, from the default pool.
 """
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 import re

@@ -44,8 +44,7 @@ class Held:
 
     pool: str
     lock: Lock = Lock.NONE
-    margin: float = 0.0
-    """Fraction of the traffic above the threshold that does not move the conversation up."""
+    margin: float = 0.0  # Fraction of the traffic above the threshold that does not move the conversation up.
     strategies: Collection[str] | None = None  # Those whose choices may be overruled; None for all.
 
 
@@ -98,8 +97,7 @@ class Candidates:
 class Choice:
     """A strategy's choice."""
 
-    pool: str
-    """If it is not a candidate, the first candidate in `stand_ins` replaces it."""
+    pool: str  # If it is not a candidate, the first candidate in `stand_ins` replaces it.
     reason: str
     stand_ins: tuple[str, ...] = ()
     score: float | None = None
@@ -116,8 +114,7 @@ class Strategy(Protocol):
     """Chooses one of the candidate pools."""
 
     needs_signals: bool
-    hard_preferences: bool
-    """Whether a quality of 0 or 1 selects a pool even without signals."""
+    hard_preferences: bool  # Whether a quality of 0 or 1 selects a pool even without signals.
     follows: tuple[float, Sequence[float]] | None = None
     """Strong share and reference quantiles, if the share follows the strategy's own traffic."""
 
@@ -128,6 +125,26 @@ class Strategy(Protocol):
     def choose(self, context: RoutingContext, candidates: Candidates) -> Choice:
         """Choose a pool; with `needs_signals`, signals are missing only if a hard preference decides."""
         ...
+
+
+class Agreement(enum.StrEnum):
+    """How a shadow's decision compares with the live one; a metric label."""
+
+    AGREE = "agree"
+    DIFFER = "differ"
+    UNDECIDED = "undecided"  # Signals or a judgement are missing, or no pool can answer.
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """The decision of the policy `shadow` next to the live one of `policy`, never applied."""
+
+    policy: str
+    shadow: str
+    agreement: Agreement
+    pool: str = ""
+    reason: str = ""
 
 
 class TraceStep(NamedTuple):
@@ -146,14 +163,11 @@ class Decision:
     reason: str  # One short ASCII sentence; goes into metadata and from there into a response header.
     rule: str = ""
     strategy: str = ""
+    choice: Choice | None = None  # The strategy's, even if the conversation stays in its pool.
     reasoning: Effort | None = None
-    score: float | None = None
-    threshold: float | None = None
     fallback: Cause | None = None  # Why the needed signals were missing; None if they were not.
     judge: str = ""  # `Judgement.result`; empty if no judge was asked.
     override: bool = False  # `reasoning` replaces the client's own setting.
-    share: float | None = None  # See `Choice`.
-    sample: tuple[float, float, bool] | None = None
     session: str = ""  # How the conversation's pool affected it: `locked`, `kept` or `moved`; else empty.
     canary: str = ""  # The policy, if a model's canary drew it.
     trace: tuple[TraceStep, ...] = ()

@@ -4,8 +4,6 @@ A draw depends on the request id. Without an id (Envoy sends one by default) it 
 the conversation, so the same request still gets the same draw and different requests spread out.
 """
 
-from __future__ import annotations
-
 import bisect
 import hashlib
 import itertools

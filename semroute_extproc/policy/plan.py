@@ -4,8 +4,6 @@ A decision is a generator. It yields what it needs: `SIGNALS`, or the name of a 
 be asked. It is sent a context with the result, or, if there are no signals, with `fallback` set.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -158,17 +156,7 @@ class _Run:
             self._note("controller", "session", f"{session}: conversation was in {held.pool}")
             if session == "kept":
                 pool, reason = held.pool, f"conversation stays in {held.pool}: {reason}"
-        return Decision(
-            pool,
-            reason,
-            strategy=name,
-            score=choice.score,
-            threshold=choice.threshold,
-            share=choice.share,
-            sample=choice.sample,
-            session=session,
-            judge=judge,
-        )
+        return Decision(pool, reason, strategy=name, choice=choice, session=session, judge=judge)
 
     def _available(self, choice: Choice) -> tuple[str, str]:
         """The chosen pool, or its replacement if it is no candidate, and the reason."""

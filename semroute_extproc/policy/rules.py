@@ -3,10 +3,8 @@
 A condition is compiled once and knows which facts it reads; without signal facts it needs no encoder.
 """
 
-from __future__ import annotations
-
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import cel
@@ -14,6 +12,7 @@ import cel
 from semroute_extproc.policy.context import Candidates, RoutingContext
 from semroute_extproc.request import conversation
 from semroute_extproc.request.signals import Signals
+from semroute_extproc.request.view import Turn
 from semroute_extproc.settings.base import did_you_mean
 from semroute_extproc.settings.policies import Rule
 
@@ -29,10 +28,7 @@ REQUEST_FACTS: Mapping[str, tuple[str, Callable[[RoutingContext], Any]]] = {
     "json_mode": ("JSON output was requested", lambda c: c.view.json_mode),
     "effort": ("requested reasoning effort, '' if none", lambda c: c.view.effort),
     "stateful": ("continues state that one server stores", lambda c: c.view.stateful),
-    "max_output_tokens": (
-        "requested limit of answer tokens, 0 if none",
-        lambda c: c.view.max_output_tokens or 0,
-    ),
+    "max_output_tokens": ("limit of answer tokens, 0 if none", lambda c: c.view.max_output_tokens or 0),
     "prompt_tokens": ("estimated tokens of the complete prompt", lambda c: c.prompt_tokens),
     "language": ("ISO 639-1 code of the question's language, or und", lambda c: c.language),
     "quality": ("requested quality, -1.0 if none", lambda c: -1.0 if c.quality is None else c.quality),
@@ -41,36 +37,28 @@ REQUEST_FACTS: Mapping[str, tuple[str, Callable[[RoutingContext], Any]]] = {
         lambda c: {"headers": dict(c.head.headers), "path": c.head.path, "method": c.head.method},
     ),
 }
+
+
+def _of(read: Callable[[Sequence[Turn]], Any]) -> Callable[[RoutingContext], Any]:
+    return lambda context: read(context.view.turns)
+
+
+def _count(read: Callable[[Sequence[Turn]], Sized]) -> Callable[[RoutingContext], int]:
+    return lambda context: len(read(context.view.turns))
+
+
 # Members of `request` from the conversation; computed only if the condition names them.
 WORK_FACTS: Mapping[str, tuple[str, Callable[[RoutingContext], Any]]] = {
     "housekeeping": (
         "kind of a request that an application makes by itself (`title`, …), '' if none",
         lambda c: c.housekeeping,
     ),
-    "approval": (
-        "the last user turn approves what the assistant proposed",
-        lambda c: conversation.approval(c.view.turns),
-    ),
-    "reask": (
-        "the last user turn says that the answer was wrong, or repeats a turn",
-        lambda c: conversation.reask(c.view.turns),
-    ),
-    "loop_depth": (
-        "tool results since the last user turn",
-        lambda c: len(conversation.tool_results(c.view.turns)),
-    ),
-    "tool_errors": (
-        "how many of the last 16 of them failed",
-        lambda c: len(conversation.tool_errors(c.view.turns)),
-    ),
-    "repeated_errors": (
-        "how many of those repeat another one",
-        lambda c: conversation.repeated_errors(c.view.turns),
-    ),
-    "failing_tests": (
-        "their last report of tests or a build has failures",
-        lambda c: conversation.failing_tests(c.view.turns),
-    ),
+    "approval": ("the last user turn approves what the assistant proposed", _of(conversation.approval)),
+    "reask": ("the last user turn says the answer was wrong, or repeats a turn", _of(conversation.reask)),
+    "loop_depth": ("tool results since the last user turn", _count(conversation.tool_results)),
+    "tool_errors": ("how many of the last 16 of them failed", _count(conversation.tool_errors)),
+    "repeated_errors": ("how many of those repeat another one", _of(conversation.repeated_errors)),
+    "failing_tests": ("their last report of tests or a build has failures", _of(conversation.failing_tests)),
 }
 SIGNAL_FACTS: Mapping[str, tuple[str, Callable[[Signals], Any]]] = {
     "domain": ("most likely domain", lambda s: s.domain),

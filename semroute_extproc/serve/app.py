@@ -1,7 +1,5 @@
 """The composition root: a configuration and its models become a running sidecar."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import secrets
@@ -13,10 +11,12 @@ from functools import partial
 from pathlib import Path
 
 import structlog
+import uvloop
 
 from semroute_extproc import __version__
 from semroute_extproc.config import source as config_source
 from semroute_extproc.config.source import Loaded
+from semroute_extproc.encoder.cuda import open_each
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.envoy.server import GrpcServer, Servicer
 from semroute_extproc.errors import Exit
@@ -194,16 +194,7 @@ def serve(path: Path, worker: int | None = None, admin: str = "") -> Exit:
     log.configure(loaded.config.telemetry)
     if worker is not None:
         structlog.contextvars.bind_contextvars(worker=worker)
-    models = build.make_models(loaded.config, build.load_bundles(loaded.config))
+    models = open_each(build.load_bundles(loaded.config), loaded.config.encoder.device)
 
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(run(path, loaded, models, worker, admin))
-
-
-def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Create a uvloop event loop if uvloop is installed, else an asyncio one."""
-    try:
-        from uvloop import new_event_loop
-    except ImportError:
-        return None
-    return new_event_loop

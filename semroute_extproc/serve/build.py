@@ -1,32 +1,26 @@
 """Builds the objects that make decisions from a configuration, for serve, explain and check."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 
 from semroute_extproc.config.models import Config
 from semroute_extproc.config.source import Loaded
 from semroute_extproc.encoder import bundle
-from semroute_extproc.encoder.bundle import Bundle
+from semroute_extproc.encoder.bundle import DEFAULT, Bundle
 from semroute_extproc.encoder.classifier import Classifier
 from semroute_extproc.encoder.cores import usable_cores
-from semroute_extproc.encoder.cuda import open_model
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.encoder.queue import EncodeQueue
 from semroute_extproc.envoy.exchange import ExchangeSettings
+from semroute_extproc.errors import EndpointError
 from semroute_extproc.events import Emit, ignore
 from semroute_extproc.pipeline.pipeline import Pipeline
 from semroute_extproc.policy import plan
 from semroute_extproc.policy.plan import PolicyPlan
 from semroute_extproc.settings.base import Problem
-from semroute_extproc.state import shared_sessions
-from semroute_extproc.state.shared_sessions import SharedSessions
 from semroute_extproc.strategies import registry
-from semroute_extproc.strategies.judge_client import CannotJudge, JudgeClient, Judges
-
-DEFAULT = ""
-"""Key of the bundle for languages without their own."""
+from semroute_extproc.strategies.judge import JudgeSettings
+from semroute_extproc.strategies.judge_client import JudgeClient
 
 
 def load_bundles(config: Config) -> dict[str, Bundle]:
@@ -35,18 +29,6 @@ def load_bundles(config: Config) -> dict[str, Bundle]:
     default = wanted.bundle or bundle.default_bundle()
     paths = {**(bundle.language_bundles() if own is None else own), DEFAULT: default}
     return bundle.load_each({key: Path(path) for key, path in paths.items()}, (wanted.device, "cpu"))
-
-
-def make_models(config: Config, bundles: Mapping[str, Bundle]) -> dict[str, OnnxModel]:
-    """Language to warm model; raises BundleError or ConfigError."""
-    device = config.encoder.device
-    opened: dict[Path, OnnxModel] = {}
-    # The default bundle must support the device. Another bundle without a graph for it runs on the CPU.
-    for language, each in sorted(bundles.items()):
-        if each.path not in opened:
-            able = language == DEFAULT or device in each.manifest.graphs
-            opened[each.path] = open_model(each, device if able else "cpu")
-    return {language: opened[each.path] for language, each in bundles.items()}
 
 
 def make_classifier(config: Config, models: Mapping[str, OnnxModel], emit: Emit = ignore) -> Classifier:
@@ -74,25 +56,17 @@ def make_policies(
     return policies
 
 
-def make_judges(loaded: Loaded, judges: Judges) -> Mapping[str, JudgeClient]:
-    """Strategy to judge; raises ConfigError with the location of the first that cannot be created."""
-    try:
-        return judges.of(loaded.config.strategies)
-    except CannotJudge as error:
-        raise loaded.error([Problem(("strategies", error.strategy), str(error))]) from None
-
-
-def connect_sessions(config: Config, emit: Emit = ignore) -> SharedSessions | None:
-    """The shared session store, if configured; does not connect yet. Raises ConfigError."""
-    session = config.controllers.session
-    return None if session is None else shared_sessions.connect(session, emit)
-
-
-def make_pipeline(
-    loaded: Loaded, policies: Mapping[str, PolicyPlan], classifier: Classifier, judges: Judges
-) -> Pipeline:
-    """A standalone pipeline, outside a running sidecar; raises ConfigError with locations."""
-    return Pipeline(loaded.config, policies, classifier, judges=make_judges(loaded, judges))
+def make_judges(loaded: Loaded, live: Mapping[str, JudgeClient] = {}) -> dict[str, JudgeClient]:
+    """Strategy to judge, reused from `live` if its settings are unchanged; raises ConfigError."""
+    judges: dict[str, JudgeClient] = {}
+    for name, settings in loaded.config.strategies.items():
+        if isinstance(settings, JudgeSettings):
+            judge = live.get(name)
+            try:
+                judges[name] = judge if judge and judge.settings == settings else JudgeClient(name, settings)
+            except EndpointError as error:
+                raise loaded.error([Problem(("strategies", name), str(error))]) from None
+    return judges
 
 
 def exchange_settings(pipeline: Pipeline) -> ExchangeSettings:

@@ -1,9 +1,8 @@
 """Reloads the configuration: applies a valid one completely and otherwise keeps the last good one."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Coroutine, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,21 @@ from semroute_extproc.encoder.classifier import Classifier
 from semroute_extproc.envoy.server import ConfigSnapshot
 from semroute_extproc.errors import ConfigError
 from semroute_extproc.events import Emit, Failed, ProfilesRead, Reloaded, ReloadRejected
+from semroute_extproc.io.watch import notices
 from semroute_extproc.pipeline.pipeline import Pipeline
 from semroute_extproc.policy.plan import PolicyPlan
 from semroute_extproc.serve import build
 from semroute_extproc.settings.base import Problem
+from semroute_extproc.state import shared_sessions
 from semroute_extproc.state.controllers import ControllerState
-from semroute_extproc.strategies.judge_client import Judges
-from semroute_extproc.strategies.profiles import ProfileDirectories, ProfileDirectory, is_thin, thin_warning
+from semroute_extproc.strategies.judge_client import JudgeClient
+from semroute_extproc.strategies.profiles import ProfileDirectory, is_thin, thin_warning
 from semroute_extproc.strategies.registry import fingerprint
 
-NOT_RELOADABLE = ("server", "encoder", "admin", "telemetry")
-"""Sections whose change needs a restart."""
+RETIRE_SECONDS = 15.0  # for streams to finish with a judge that a reload removed
+NOT_RELOADABLE = ("server", "encoder", "admin", "telemetry")  # Sections whose change needs a restart
+
+Compiled = tuple[Mapping[str, PolicyPlan], dict[str, ProfileDirectory]]  # by policy, and by strategy
 
 
 class LiveConfig:
@@ -36,31 +39,33 @@ class LiveConfig:
     ) -> None:
         """Apply `loaded` now and the file's changes later; raises ConfigError."""
         self._path, self.classifier, self.controllers, self._emit = path, classifier, controllers, emit
-        self._judges = Judges()
-        self._profiles = ProfileDirectories(self._profiles_changed)
-        self._rejected = False
-        """Whether the file differs from the live configuration and is invalid."""
+        self._judges: dict[str, JudgeClient] = {}  # by strategy
+        self._profiles: dict[str, ProfileDirectory] = {}  # by strategy
+        self._rejected = False  # Whether the file differs from the live configuration and is invalid.
         self._reloading = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._shared = build.connect_sessions(loaded.config, emit)
+        self._closing, self._tasks = asyncio.Event(), set[asyncio.Task[None]]()
+        self._shared = shared_sessions.connect(loaded.config.controllers.session, emit)
         self.loaded = loaded
         files = fingerprint(loaded.config.strategies)
-        self._adopt(1, loaded, files, build.make_policies(loaded, classifier.bundle, self._profiles.of))
+        self._adopt(1, loaded, files, self._compile(loaded))
 
     async def watch(self, stop: asyncio.Event) -> None:
-        """Reload when the file or a directory of profiles changes, until `stop`."""
+        """Reload when the file changes, and read profiles again when one changes, until `stop`.
 
-        async def file() -> None:
-            async for _ in config_source.changes(self._path, stop):
-                await self.reload()
-
-        async def guarded(watch: Coroutine[Any, Any, None]) -> None:
-            try:
-                await watch
-            except Exception:
-                self._emit(Failed("watch.failed"))
-
-        await asyncio.gather(guarded(file()), guarded(self._profiles.watch(stop)))
+        Watches the directory, because a watch on the file misses the symbolic link swap of a ConfigMap.
+        """
+        seen: bytes | None = None
+        folder = self._path.absolute().parent
+        try:
+            async for _ in notices(lambda: [folder, *(each.path for each in self._profiles.values())], stop):
+                if (digest := await asyncio.to_thread(config_source.digest, self._path)) != seen:
+                    seen = digest
+                    await self.reload()
+                for strategy, directory in list(self._profiles.items()):
+                    if await asyncio.to_thread(directory.refresh):
+                        self._profiles_changed(strategy, directory)
+        except Exception:
+            self._emit(Failed("watch.failed"))
 
     async def reload(self) -> None:
         """Apply the file's configuration if it changed; if it is invalid, report why and keep the old one."""
@@ -75,17 +80,17 @@ class LiveConfig:
                 self._rejected = False
             except Exception as error:
                 self._rejected = True
-                self._profiles.forget()
                 self._emit(ReloadRejected(error.problems if isinstance(error, ConfigError) else ()))
 
     async def close(self) -> None:
         """Finish reloads and close every connection."""
+        self._closing.set()
         await asyncio.gather(*self._tasks)
-        await self._judges.close()
+        await asyncio.gather(*(judge.close() for judge in self._judges.values()))
         if self._shared is not None:
             await self._shared.close()
 
-    def _read(self) -> tuple[Loaded, str, Mapping[str, PolicyPlan]] | None:
+    def _read(self) -> tuple[Loaded, str, Compiled] | None:
         """The file's configuration, compiled; None if it is the live one. Raises ConfigError."""
         loaded = config_source.load(self._path)
         files = fingerprint(loaded.config.strategies)
@@ -100,25 +105,49 @@ class LiveConfig:
         ]
         if problems:
             raise loaded.error(problems)
-        return loaded, files, build.make_policies(loaded, self.classifier.bundle, self._profiles.of)
+        return loaded, files, self._compile(loaded)
 
-    def _adopt(self, number: int, loaded: Loaded, files: str, policies: Mapping[str, PolicyPlan]) -> None:
+    def _compile(self, loaded: Loaded) -> Compiled:
+        """The policies and the directories of profiles, reused if they did not change; raises ConfigError."""
+        directories: dict[str, ProfileDirectory] = {}
+
+        def profiles_of(strategy: str, path: Path, clusters: str) -> ProfileDirectory:
+            found = self._profiles.get(strategy)
+            if found is None or (found.path, found.clusters) != (path, clusters):
+                found = ProfileDirectory(path, clusters)
+            return directories.setdefault(strategy, found)
+
+        return build.make_policies(loaded, self.classifier.bundle, profiles_of), directories
+
+    def _adopt(self, number: int, loaded: Loaded, files: str, compiled: Compiled) -> None:
         """Make a compiled configuration live; raises ConfigError before anything changes."""
-        config, shared = loaded.config, self._shared
+        config, shared, (policies, profiles) = loaded.config, self._shared, compiled
         if config.controllers.session != self.loaded.config.controllers.session:
-            shared = build.connect_sessions(config, self._emit)
+            shared = shared_sessions.connect(config.controllers.session, self._emit)
         judges = build.make_judges(loaded, self._judges)
         pipeline = Pipeline(config, policies, self.classifier, self._emit, judges, self.controllers, shared)
-        self.snapshot = ConfigSnapshot(number, loaded.sha256, build.exchange_settings(pipeline), pipeline)
+        self.snapshot = ConfigSnapshot(number, build.exchange_settings(pipeline), pipeline)
         if self._shared is not None and self._shared is not shared:
             # Open streams still use the old store; their lookups now fail and are counted.
             self.start(self._shared.close())
         self.loaded, self._files, self._shared = loaded, files, shared
         self.controllers.configure(config.pools, config.controllers, config.strategies)
         self.controllers.follow(next(iter(policies.values())).strategies if policies else {})
-        self._judges.adopt(judges)
-        self._profiles.adopt()
-        self._emit(Reloaded(loaded.sha256, number, notes=loaded.notes))
+        before, self._judges = self._judges, judges
+        for strategy, judge in before.items():
+            if judges.get(strategy) is not judge:
+                self.start(self._retire(judge))
+        read, self._profiles = self._profiles, profiles
+        for strategy in {**profiles, **read}:
+            if profiles.get(strategy) is not read.get(strategy):
+                self._profiles_changed(strategy, profiles.get(strategy))
+        self._emit(Reloaded(loaded.sha256, number))
+
+    async def _retire(self, judge: JudgeClient) -> None:
+        """Close a judge that open streams may still use for `RETIRE_SECONDS`."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._closing.wait(), RETIRE_SECONDS)
+        await judge.close()
 
     def _profiles_changed(self, strategy: str, directory: ProfileDirectory | None) -> None:
         if directory is None:

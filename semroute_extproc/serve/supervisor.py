@@ -6,8 +6,6 @@ backoff, and one that hangs is killed. If a worker exits with status 78 (invalid
 the service stops. If the supervisor is killed, the workers' standard input ends and they drain.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import signal
@@ -66,8 +64,7 @@ class Worker:
     sha256: str = ""
     restarts: int = 0
     hangs: int = 0
-    answered: bool = False
-    """Whether it has answered since its start; until then it is starting, not hung."""
+    answered: bool = False  # Whether it has answered since its start; until then it is starting, not hung.
     failed_probes: int = 0
 
     def send(self, number: signal.Signals) -> None:

@@ -1,7 +1,5 @@
 """Types shared by every section of the configuration: names, efforts, bounds, problems. Pure."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -35,7 +33,8 @@ def _effort(value: Any) -> Any:
     return {"off": "none", "on": "medium"}.get(value, value) if isinstance(value, str) else value
 
 
-EffortSetting = Annotated[Effort, BeforeValidator(_effort)]
+EffortInput = Effort | Literal["off", "on"] | bool
+EffortSetting = Annotated[Effort, BeforeValidator(_effort, json_schema_input_type=EffortInput)]
 
 
 def _in_folder(path: Path, info: ValidationInfo) -> Path:
@@ -49,6 +48,38 @@ FilePath = Annotated[Path, AfterValidator(_in_folder)]
 def several(value: Any) -> Any:
     """Accept a single name instead of a list."""
     return (value,) if isinstance(value, str) else value
+
+
+def _ascending(values: tuple[float, ...]) -> tuple[float, ...]:
+    if list(values) != sorted(values):
+        raise ValueError("quantiles must ascend")
+    return values
+
+
+QUANTILES = 101
+Quantiles = Annotated[
+    tuple[float, ...], Field(min_length=QUANTILES, max_length=QUANTILES), AfterValidator(_ascending)
+]
+"""A score at 0, 1, … 100 % of some traffic."""
+
+
+def _reference(kind: str) -> AfterValidator:
+    """Checks a name against the names of its kind in the validation context, if there are any."""
+
+    def check(name: str, info: ValidationInfo) -> str:
+        known = (info.context or {}).get(kind)
+        if known is not None and name not in known:
+            raise ValueError(f"there is no {kind} {name!r}" + did_you_mean(name, known))
+        return name
+
+    return AfterValidator(check)
+
+
+PoolName = Annotated[str, _reference("pool")]
+PolicyName = Annotated[str, _reference("policy")]
+StrategyName = Annotated[str, _reference("strategy")]
+Family = Annotated[str, _reference("reasoning family")]
+"""References to other sections; `config.models.names_in` finds what they may name."""
 
 
 class Model(BaseModel):

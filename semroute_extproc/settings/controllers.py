@@ -1,20 +1,16 @@
 """Controllers, which change the trade-off of cost and quality at runtime. Pure."""
 
-from __future__ import annotations
-
-from typing import Literal
+from typing import Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from semroute_extproc.settings.base import POOLS_MAX, STRATEGIES_MAX, Model, Share
+from semroute_extproc.settings.base import POOLS_MAX, STRATEGIES_MAX, Model, PoolName, Share, StrategyName
 
 Measure = Literal["queue", "waiting", "running", "kv_cache_usage"]
 """A gauge of a pool, or `queue`: waiting requests per running request."""
 
 REMOTE_SCHEMES = ("redis://", "rediss://", "valkey://", "valkeys://", "unix://")
-
-KEY_CHARACTERS_MIN = 16
 
 
 class Ramp(Model):
@@ -24,7 +20,7 @@ class Ramp(Model):
     full: float = Field(gt=0, description="Lowest value with full pressure.")
 
     @model_validator(mode="after")
-    def _ascending(self) -> Ramp:
+    def _ascending(self) -> Self:
         if self.begin >= self.full:
             raise ValueError("begin must be below full")
         return self
@@ -33,19 +29,15 @@ class Ramp(Model):
 Ramps = dict[Measure, Ramp]
 
 
-def _ramps() -> Ramps:
-    return {"queue": Ramp(begin=0.0, full=1.0), "kv_cache_usage": Ramp(begin=0.9, full=1.0)}
-
-
 class LoadController(Model):
     """Computes pressure from pool gauges; a pool under pressure gets a smaller share of the requests."""
 
     ramps: Ramps = Field(
-        default_factory=_ramps,
+        {"queue": Ramp(begin=0.0, full=1.0), "kv_cache_usage": Ramp(begin=0.9, full=1.0)},
         min_length=1,
         description="Ramp per measure; the highest pressure is used. `queue` is waiting / running requests.",
     )
-    pools: dict[str, Ramps] = Field({}, max_length=POOLS_MAX, description="Ramps of single pools.")
+    pools: dict[PoolName, Ramps] = Field({}, max_length=POOLS_MAX, description="Ramps of single pools.")
     rise_seconds: float = Field(3, gt=0, le=3_600, description="Time constant of rising pressure.")
     fall_seconds: float = Field(15, gt=0, le=3_600, description="Time constant of falling pressure.")
     dead_band: float = Field(0.05, ge=0, le=0.4, description="Smaller changes of the pressure are ignored.")
@@ -65,13 +57,11 @@ class Budget(Model):
     window_requests: int | None = Field(
         None, ge=50, le=10_000_000, description="Averaging window in requests; default: 1000."
     )
-    window_seconds: float | None = Field(
-        None, ge=1, le=604_800, description="Averaging window as a duration."
-    )
+    window_seconds: float | None = Field(None, ge=1, le=604_800, description="Averaging window, in seconds.")
     bias_max: float = Field(4, gt=0, le=8, description="Largest absolute bias on the log-odds.")
 
     @model_validator(mode="after")
-    def _one_of_each(self) -> Budget:
+    def _one_of_each(self) -> Self:
         if (self.strong_share is None) == (self.dollars_per_thousand is None):
             raise ValueError("give exactly one of strong_share and dollars_per_thousand")
         if self.window_requests is not None and self.window_seconds is not None:
@@ -83,7 +73,7 @@ class RemoteSessions(Model):
     """A Valkey or Redis server that the workers share; needs the extra `valkey`."""
 
     url: SecretStr = Field(description="`valkey://host:6379/0`, `rediss://…`, or `unix:///path`.")
-    key: SecretStr = Field(description="Shared key of the conversation hashes; at least 16 characters.")
+    key: SecretStr = Field(min_length=16, description="Shared key of the conversation hashes.")
     timeout_ms: float = Field(2, gt=0, le=10, description="Lookup timeout; then the local memory is used.")
 
     @field_validator("url")
@@ -97,18 +87,11 @@ class RemoteSessions(Model):
             raise ValueError("has an invalid port; in a password write / as %2F, @ as %40") from None
         return value
 
-    @field_validator("key")
-    @classmethod
-    def _length(cls, value: SecretStr) -> SecretStr:
-        if len(value.get_secret_value()) < KEY_CHARACTERS_MIN:
-            raise ValueError(f"must have {KEY_CHARACTERS_MIN} characters or more")
-        return value
-
 
 class SessionController(Model):
     """A conversation keeps its pool, and with it its prefix cache, unless a request is clearly harder."""
 
-    strategies: tuple[str, ...] | None = Field(
+    strategies: tuple[StrategyName, ...] | None = Field(
         None, max_length=STRATEGIES_MAX, description="Strategies that sessions apply to; default: all."
     )
     margin: Share = Field(
@@ -125,5 +108,5 @@ class Controllers(Model):
     """Controllers change the trade-off at runtime; each one is off unless it is configured."""
 
     load: LoadController | None = Field(None, description="Reduces the load of pools with `metrics`.")
-    budgets: dict[str, Budget] = Field({}, max_length=STRATEGIES_MAX, description="Targets by strategy.")
+    budgets: dict[StrategyName, Budget] = Field({}, max_length=STRATEGIES_MAX, description="By strategy.")
     session: SessionController | None = Field(None, description="Keeps a conversation in its pool.")

@@ -1,13 +1,11 @@
 """Policies: rules, first match wins, and the target of all other requests. Pure."""
 
-from __future__ import annotations
+from typing import Annotated, Any, Self
 
-from collections.abc import Iterator
-from typing import Annotated, Any
+from pydantic import BeforeValidator, Field, model_validator
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
-
-from semroute_extproc.settings.base import EFFORTS, RULES_MAX, EffortSetting, Model, Name, Share, several
+from semroute_extproc.settings import base
+from semroute_extproc.settings.base import EffortSetting, Model, Name, PolicyName, PoolName, StrategyName
 
 
 class Band(Model):
@@ -17,24 +15,15 @@ class Band(Model):
     effort: EffortSetting = Field(description="Reasoning effort within the band; `off`: none.")
 
 
-def _or_effort(schema: dict[str, Any]) -> None:
-    full = schema.copy()
-    schema.clear()
-    schema["anyOf"] = [{"enum": ["off", "on", *EFFORTS, False, True]}, full]
-    schema["description"] = full["description"]
-
-
 class Reasoning(Model):
     """The reasoning effort to request: one value, or a value per band of difficulty."""
-
-    model_config = ConfigDict(json_schema_extra=_or_effort)
 
     effort: EffortSetting | None = Field(None, description="One effort for all requests; `off`: none.")
     bands: tuple[Band, ...] | None = Field(None, max_length=8, description="Efforts by ascending difficulty.")
     override: bool = Field(False, description="Replace the effort of the client, if it set one.")
 
     @model_validator(mode="after")
-    def _one_way(self) -> Reasoning:
+    def _one_way(self) -> Self:
         if (self.effort is None) == (self.bands is None):
             raise ValueError("give exactly one of effort and bands")
         if self.bands is not None:
@@ -50,15 +39,17 @@ def _plain(value: Any) -> Any:
     return {"effort": value} if isinstance(value, str | bool) else value
 
 
-ReasoningSetting = Annotated[Reasoning, BeforeValidator(_plain)]
+ReasoningSetting = Annotated[
+    Reasoning, BeforeValidator(_plain, json_schema_input_type=base.EffortInput | Reasoning)
+]
 """An effort by itself is short for `{effort: …}`."""
 
 
 class Target(Model):
     """Where a request goes: to a pool, or to the pool that a strategy selects."""
 
-    pool: str | None = Field(None, description="Name of a pool.")
-    strategy: str | None = Field(None, description="Name of a strategy.")
+    pool: PoolName | None = Field(None, description="Name of a pool.")
+    strategy: StrategyName | None = Field(None, description="Name of a strategy.")
     reasoning: ReasoningSetting | None = Field(
         None,
         description="Reasoning effort to request if the client set none; `off`: none. Or "
@@ -66,7 +57,7 @@ class Target(Model):
     )
 
     @model_validator(mode="after")
-    def _one_target(self) -> Target:
+    def _one_target(self) -> Self:
         if (self.pool is None) == (self.strategy is None):
             raise ValueError("give exactly one of pool and strategy")
         return self
@@ -82,16 +73,11 @@ class Rule(Target):
 class Policy(Model):
     """Rules, where the first match wins, and the target of all other requests."""
 
-    rules: tuple[Rule, ...] = Field((), max_length=RULES_MAX)
+    rules: tuple[Rule, ...] = Field((), max_length=base.RULES_MAX)
     otherwise: Target
-    shadow: Annotated[tuple[str, ...], BeforeValidator(several)] = Field(
+    shadow: Annotated[tuple[PolicyName, ...], BeforeValidator(base.several)] = Field(
         (), max_length=4, description="Shadow policies: their decisions are recorded but have no effect."
     )
-    shadow_share: Share = Field(
+    shadow_share: base.Share = Field(
         0.0, description="Share of requests for which signals or judgments are computed only for shadows."
     )
-
-    def targets(self) -> Iterator[tuple[tuple[str | int, ...], Target]]:
-        """Every target with its path in the policy."""
-        yield from ((("rules", index), rule) for index, rule in enumerate(self.rules))
-        yield ("otherwise",), self.otherwise

@@ -1,12 +1,10 @@
 """Pools, and the model names that are routed to them. Pure."""
 
-from __future__ import annotations
-
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from semroute_extproc.settings.base import POLICIES_MAX, Model, Name, Share, several
+from semroute_extproc.settings.base import POLICIES_MAX, Family, Model, Name, PolicyName, Share, several
 
 ApiName = Literal["chat_completions", "completions", "responses", "messages", "embeddings"]
 """The values of `request.view.Api`."""
@@ -35,7 +33,7 @@ class Pool(Model):
     apis: tuple[ApiName, ...] = Field(
         ("chat_completions", "completions", "responses", "messages"), min_length=1, description="APIs served."
     )
-    reasoning: str = Field("none", description="Reasoning family of the model; see docs/configuration.md.")
+    reasoning: Family = Field("none", description="Reasoning family of the model; see docs/configuration.md.")
     metrics: str | None = Field(None, pattern=r"^https?://", description="URL of the vLLM metrics to scrape.")
     gauges: dict[Gauge, GaugeNames] = Field(
         {}, description="Metric names of each gauge; the first one found is used. Default: vLLM's names."
@@ -45,14 +43,14 @@ class Pool(Model):
 class VirtualModel(Model):
     """A model name that clients request and that is routed."""
 
-    policy: str = Field(description="Name of the policy that decides.")
+    policy: PolicyName = Field(description="Name of the policy that decides.")
     quality: Share | None = Field(None, description="Default quality, from 0 (cheapest) to 1 (best).")
-    canary: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(
+    canary: dict[PolicyName, Annotated[float, Field(gt=0, le=1)]] = Field(
         {}, max_length=POLICIES_MAX, description="Other policies and their shares, selected by request ID."
     )
 
     @model_validator(mode="after")
-    def _shares(self) -> VirtualModel:
+    def _shares(self) -> Self:
         if sum(self.canary.values()) > 1.0 + 1e-9:
             raise ValueError("the canary shares add up to more than 1")
         return self

@@ -1,18 +1,14 @@
 """Process settings: gRPC server, encoder, admin page, telemetry. Changes need a restart. Pure."""
 
-from __future__ import annotations
-
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from semroute_extproc.settings.base import Model
 
 PORT_MAX = 65_535
-WORKERS_MAX = 64
 
-WORKER = "{worker}"
-"""Placeholder in `server.listen` for the index of a worker."""
+WORKER = "{worker}"  # Placeholder in `server.listen` for the index of a worker
 
 
 class Server(Model):
@@ -23,7 +19,7 @@ class Server(Model):
         pattern=r"^(unix:.+|unix-abstract:.+|.+:[0-9]{1,5})$",
         description="`unix:/path` or `host:port` for Envoy; `{worker}` is replaced with the worker index.",
     )
-    workers: int = Field(1, ge=1, le=WORKERS_MAX, description="Processes; each has its own socket and model.")
+    workers: int = Field(1, ge=1, le=64, description="Processes; each has its own socket and model.")
     deadline_ms: float = Field(100, gt=0, le=10_000, description="Decision deadline, queue time included.")
     body_bytes_max: int = Field(32 * 1024**2, ge=1_024, le=1024**3, description="Larger bodies get HTTP 413.")
     streams_max: int = Field(4_096, ge=1, le=1_048_576, description="Maximum number of concurrent requests.")
@@ -31,7 +27,7 @@ class Server(Model):
     allow_mode_override: bool = Field(True, description="Whether Envoy's filter has `allow_mode_override`.")
 
     @model_validator(mode="after")
-    def _sockets(self) -> Server:
+    def _sockets(self) -> Self:
         if self.workers > 1 and WORKER not in self.listen:
             raise ValueError(f"several workers need a socket each: write {WORKER} in listen")
         return self
@@ -68,7 +64,7 @@ class Admin(Model):
     )
 
     @model_validator(mode="after")
-    def _port(self) -> Admin:
+    def _port(self) -> Self:
         if self.listen is not None and int(self.listen.rpartition(":")[2]) > PORT_MAX:
             raise ValueError(f"the port is above {PORT_MAX}")
         return self

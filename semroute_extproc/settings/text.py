@@ -1,15 +1,12 @@
 """How requests are read: names and phrases of an operator's own applications. Pure."""
 
-from __future__ import annotations
-
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from semroute_extproc.settings.base import Model, Name
 
-NAMES_MAX = 64
-"""Names in one list, and phrases of one kind of housekeeping."""
+NAMES_MAX = 64  # Names in one list, and phrases of one kind of housekeeping
 
 Mark = Annotated[str, Field(pattern=r"^[^\s<>\[\]:：][^<>\[\]:：]{0,63}$"), AfterValidator(str.lower)]
 """A name, compared in lower case, never as a pattern."""
@@ -32,7 +29,7 @@ class Envelopes(Model):
     )
 
     @model_validator(mode="after")
-    def _one_meaning(self) -> Envelopes:
+    def _one_meaning(self) -> Self:
         if both := sorted({*self.ask} & {*self.context}):
             raise ValueError(f"{both[0]!r} is in both ask and context")
         return self

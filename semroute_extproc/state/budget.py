@@ -23,8 +23,6 @@ Dollars. y is the cost of the request at its pool, from the prices, the prompt a
 length. Errors are divided by the mean cost difference of the two pools, so that the same gain applies.
 """
 
-from __future__ import annotations
-
 import math
 
 from semroute_extproc.settings.controllers import Budget
@@ -48,8 +46,7 @@ class BudgetController:
         self._spread = 0.0
         self._recent, self._last = 0.0, -math.inf
         """Requests within a window of seconds, with exponential decay, and the time of the last one."""
-        self._top: float | None = None
-        """The bias when the current pressure began; None without pressure."""
+        self._top: float | None = None  # The bias when the current pressure began; None without pressure.
 
     def decided(self, spent: float, now: float, *, spread: float = 1.0, pressed: bool = False) -> None:
         """Learn from one decision of the strategy.

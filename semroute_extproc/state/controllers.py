@@ -1,7 +1,5 @@
 """Controllers keep state between requests and shift the trade-off. Pure; time and hash key are arguments."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -112,8 +110,9 @@ class ControllerState:
         """
         if (budget := self._budgets.get(decision.strategy)) is not None:
             self._pay(budget, context, decision, now)
-        if decision.sample is not None and (traffic := self._traffic.get(decision.strategy)) is not None:
-            traffic.learn(*decision.sample)
+        sample = decision.choice.sample if decision.choice is not None else None
+        if sample is not None and (traffic := self._traffic.get(decision.strategy)) is not None:
+            traffic.learn(*sample)
         if self._sessions is None:
             return ""
         if key and (pool := home(context, decision)):

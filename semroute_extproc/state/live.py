@@ -12,8 +12,6 @@ is added to the log-odds of the share (Robbins and Monro 1951; under drift: Gibb
     |mean of strong − mean of the shares asked for| <= (largest bias − smallest bias) / (GAIN · N)
 """
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_left, bisect_right, insort
 from collections import deque

@@ -6,8 +6,6 @@ without a jump), so that jitter in the gauges moves no requests. The fall is slo
 the pools' queues is delayed by scrapes and answers: a fast fall would send the next burst straight back.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 
@@ -36,8 +34,7 @@ class PoolPressure:
     def __init__(self, settings: LoadController, pool: str) -> None:
         self._settings = settings
         self._ramps = settings.pools.get(pool, settings.ramps)
-        self._target, self._seen = 0.0, -math.inf
-        """The latest raw pressure, and the time of its load."""
+        self._target, self._seen = 0.0, -math.inf  # The latest raw pressure, and the time of its load.
         self.level, self._updated = 0.0, -math.inf
         """The filtered pressure before the dead band, and the time of the last update."""
         self._held = 0.0  # The middle of the dead band.

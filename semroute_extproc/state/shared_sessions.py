@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from cachetools import TTLCache
 
 from semroute_extproc.errors import ConfigError
-from semroute_extproc.events import Emit, SessionStoreError
+from semroute_extproc.events import Emit, SessionStoreError, ignore
 from semroute_extproc.settings.controllers import SessionController
 from semroute_extproc.state.breaker import Breaker
 
@@ -97,9 +97,9 @@ class SharedSessions:
             self._emit(SessionStoreError("write_error"))
 
 
-def connect(settings: SessionController, emit: Emit) -> SharedSessions | None:
-    """The shared store, if configured. Raises ConfigError for a missing library or an invalid URL."""
-    if (remote := settings.remote) is None:
+def connect(settings: SessionController | None, emit: Emit = ignore) -> SharedSessions | None:
+    """The shared store, if configured; raises ConfigError for a missing library or an invalid URL."""
+    if settings is None or (remote := settings.remote) is None:
         return None
     try:
         from redis import asyncio as library

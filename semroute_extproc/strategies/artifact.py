@@ -3,8 +3,6 @@
 It holds plain arrays and the string `manifest`, JSON of `ArtifactManifest`. Reading it executes no code.
 """
 
-from __future__ import annotations
-
 import hashlib
 import zipfile
 import zlib
@@ -18,11 +16,10 @@ from pydantic import Field, ValidationError
 
 from semroute_extproc.encoder.signals import Signals
 from semroute_extproc.errors import ArtifactError
-from semroute_extproc.settings.base import Model
+from semroute_extproc.settings.base import QUANTILES, Model
 
 FORMAT = 1  # of artifacts that this package reads and writes
 FILE_BYTES_MAX = 1024**3  # of an artifact
-QUANTILES = 101  # of a score on reference prompts: at 0, 1, … 100 %
 # What numpy and zipfile raise for damaged bytes, and for formats or encryption they cannot read.
 DAMAGED = (ValueError, AttributeError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 Floats = npt.NDArray[np.float32]

@@ -4,43 +4,32 @@ Hybrid LLM (arXiv 2404.14618), section 4.3: the threshold of a wanted quality is
 hundred validation prompts whose outcome under both models is known.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
-from pydantic import AliasChoices, Field, model_validator
+from pydantic import Field
 
 from semroute_extproc.io.files import read_json
-from semroute_extproc.settings.base import Model
-from semroute_extproc.strategies.artifact import QUANTILES
+from semroute_extproc.settings.base import QUANTILES, Model, Quantiles
 
 FORMAT = 1  # of calibrations that this package reads and writes
 FILE_BYTES_MAX = 1024 * 1024  # of a calibration
 
 
-class Calibration(Model, validate_by_name=True):
+class Calibration(Model):
     """A score on the operator's own prompts."""
 
     format: int = FORMAT
     score: str  # kind of the strategy whose score was calibrated
     bundle: str
     revision: str  # of the bundle that scored
-    artifact: str = Field("", validation_alias=AliasChoices("artifact", "artefact"))
-    """Digest of the artifact that scored, or of the judge; empty for `threshold`."""
+    artifact: str = ""  # Digest of the artifact that scored, or of the judge; empty for `threshold`.
     rows: int = Field(gt=0)
     data: str = ""
     data_sha256: str = ""
-    quantiles: tuple[float, ...] = Field(min_length=QUANTILES, max_length=QUANTILES)
-    """The score at 0, 1, … 100 % of the prompts."""
+    quantiles: Quantiles  # of the score on the prompts
     quality: tuple[float, ...] | None = Field(None, min_length=QUANTILES, max_length=QUANTILES)
     """Mean outcome with 0, 1, … 100 % of the prompts at the strong model, those of the highest scores;
     None where the outcomes are not known."""
-
-    @model_validator(mode="after")
-    def _ascending(self) -> Calibration:
-        if list(self.quantiles) != sorted(self.quantiles):
-            raise ValueError("quantiles must ascend")
-        return self
 
     def share_for_drop(self, most: float) -> float:
         """The lowest strong share from which on every share loses at most `most` of the strong quality."""
@@ -54,4 +43,4 @@ class Calibration(Model, validate_by_name=True):
 
 def read_calibration(path: Path) -> Calibration:
     """Read a calibration; raises ArtifactError, naming the file and what is wrong."""
-    return read_json(path, Calibration, FILE_BYTES_MAX, "calibrate")
+    return read_json(path, Calibration, FILE_BYTES_MAX, "`semroute calibrate` writes it")

@@ -13,10 +13,8 @@ the least error, at 0 the least price. A budget's bias b adds to the log-odds of
 exp(−b). Pressure p on a pool (0..1) adds p to its cost c_n. Neither moves the ends of q.
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +25,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from semroute_extproc.policy.context import Candidates, Choice, RoutingContext, Strategy
-from semroute_extproc.settings.base import FilePath
+from semroute_extproc.settings.base import FilePath, PoolName, Share
 from semroute_extproc.strategies.artifact import Artifact, ArtifactFile, Floats, digest_of
 from semroute_extproc.strategies.idea import Pools, Site, StrategySettings, Unfit
 from semroute_extproc.strategies.profiles import CLUSTERS_MAX, Profile, Profiles
@@ -89,18 +87,14 @@ class ClustersSettings(StrategySettings):
     kind: Literal["clusters"]
     artifact: FilePath = Field(description="File of `semroute fit clusters`.")
     profiles: FilePath = Field(description="Directory of profiles, one `NAME.json` for each model.")
-    pools: tuple[str, ...] | None = Field(
+    pools: tuple[PoolName, ...] | None = Field(
         None, min_length=1, description="Candidate pools; default: all with a price and a profile."
     )
     estimate: Literal["shrunk", "laplace"] = Field(
         "shrunk", description="Error estimate of a cluster: shrunk to the model's mean, or by Laplace's rule."
     )
-    shrinkage: float = Field(
-        20.0, gt=0, description="Weight of the model's mean error in each cluster, in answers."
-    )
-    quality: float = Field(
-        0.5, ge=0, le=1, description="Trade-off if neither the client nor the model's entry sets one."
-    )
+    shrinkage: float = Field(20.0, gt=0, description="Weight of the mean error per cluster, in answers.")
+    quality: Share = Field(0.5, description="Trade-off if neither the client nor the model's entry sets one.")
     trade: float = Field(
         0.1,
         gt=0,
@@ -108,23 +102,15 @@ class ClustersSettings(StrategySettings):
         description="Cost weight λ at quality 0.5: the increase in expected error (0..1) that is accepted to "
         "save the cost of a reference request at the most expensive pool.",
     )
-    output_tokens: int = Field(
-        300, gt=0, description="Answer length in tokens for models whose profile has none."
-    )
-    on_unknown: str | None = Field(
+    output_tokens: int = Field(300, gt=0, description="Answer length in tokens if a profile has none.")
+    on_unknown: PoolName | None = Field(
         None, description="Pool for unknown texts; default: the pool with the lowest mean error."
     )
     files: ClassVar = {"artifact": read_clusters}
     directory: ClassVar[str] = "profiles"
     weighs_cost: ClassVar[bool] = True
 
-    def named_pools(self) -> Iterator[tuple[tuple[str, ...], str]]:
-        """The pools to choose from, and the one for unknown text."""
-        yield from ((("pools", pool), pool) for pool in self.pools or ())
-        if self.on_unknown is not None:
-            yield ("on_unknown",), self.on_unknown
-
-    def compile(self, site: Site) -> Clusters:
+    def compile(self, site: Site) -> Strategy:
         """Compile with the artifact's clusters and the profiles that match them; raises Unfit."""
         artifact, profiles = site.artifact(ClustersArtifact), site.files.get("profiles")
         if profiles is None:

@@ -12,8 +12,6 @@ logit s' = logit s + b. Then pressure, on the easiest requests: with d = pressur
     d < 0:  s'' = s' + |d| · (ceiling − s')    only if there is a ceiling; never down
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from semroute_extproc.policy.context import Choice, RoutingContext

@@ -7,8 +7,6 @@ RouteLLM (arXiv 2406.18665) section 4.2, matrix factorization:
 For two models of a fitted artifact the difference is one vector and one number, folded once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

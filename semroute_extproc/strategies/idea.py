@@ -1,7 +1,5 @@
 """The interface of a routing idea: settings that name their files and compile to a strategy."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,12 +58,8 @@ class StrategySettings(Model):
     directory: ClassVar[str] = ""  # the setting of the profiles for the artifact's clusters, if there is one
     weighs_cost: ClassVar[bool] = False  # a budget can move its choices
 
-    def named_pools(self) -> Iterator[tuple[tuple[str, ...], str]]:
-        """Every pool that the settings name, with its path in them."""
-        return iter(())
-
-    def check(self, models: Collection[str], deadline_ms: float, families: Collection[str]) -> Conflicts:
-        """Conflicts with routed models, the deadline or reasoning families."""
+    def check(self, models: Collection[str], deadline_ms: float) -> Conflicts:
+        """Conflicts with routed models or the deadline."""
         return iter(())
 
     def compile(self, site: Site) -> Strategy:

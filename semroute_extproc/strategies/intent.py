@@ -4,16 +4,13 @@ Samba-CoE v0.3 routes to experts by embedding and sends a query whose router con
 strong generalist; here the confidence is the entropy of the calibrated head, H(p) / log k.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field
 
 from semroute_extproc.encoder.signals import entropy
 from semroute_extproc.policy.context import Candidates, Choice, RoutingContext, Strategy
-from semroute_extproc.settings.base import did_you_mean
+from semroute_extproc.settings.base import PoolName, did_you_mean
 from semroute_extproc.strategies.idea import Site, StrategySettings, Unfit
 
 
@@ -22,20 +19,12 @@ class IntentSettings(StrategySettings):
 
     kind: Literal["intent"]
     by: Literal["domain", "task"] = Field("domain", description="Bundle head that selects the expert.")
-    experts: dict[str, str] = Field(min_length=1, description="Pool of each label.")
-    otherwise: str = Field(description="Pool for labels without an expert.")
-    on_unknown: str = Field(description="Pool for unknown texts and for texts above `max_entropy`.")
-    max_entropy: float = Field(
-        0.6, gt=0, le=1, description="Entropy limit, as a fraction of the maximum entropy."
-    )
+    experts: dict[str, PoolName] = Field(min_length=1, description="Pool of each label.")
+    otherwise: PoolName = Field(description="Pool for labels without an expert.")
+    on_unknown: PoolName = Field(description="Pool for unknown texts and for texts above `max_entropy`.")
+    max_entropy: float = Field(0.6, gt=0, le=1, description="Limit, as a fraction of the maximum entropy.")
 
-    def named_pools(self) -> Iterator[tuple[tuple[str, ...], str]]:
-        """The experts' pools and the two others."""
-        yield from ((("experts", label), pool) for label, pool in self.experts.items())
-        yield ("otherwise",), self.otherwise
-        yield ("on_unknown",), self.on_unknown
-
-    def compile(self, site: Site) -> Intent:
+    def compile(self, site: Site) -> Strategy:
         """Compile for a head of the bundle, which must have every label; raises Unfit."""
         bundle, head = site.manifest.name, site.manifest.task if self.by == "task" else site.manifest.domain
         if head is None:

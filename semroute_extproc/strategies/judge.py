@@ -13,8 +13,6 @@ prompt injection can change the score and nothing else. Without a score the bund
 at the same strong share.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Collection
@@ -28,7 +26,7 @@ from pydantic import Field, model_validator
 from semroute_extproc.errors import EndpointError
 from semroute_extproc.policy.context import Candidates, Choice, RoutingContext, Strategy
 from semroute_extproc.request.text import clip
-from semroute_extproc.settings.base import FilePath, Name, did_you_mean
+from semroute_extproc.settings.base import Family, FilePath, Name
 from semroute_extproc.strategies.cutoff import Cutoff
 from semroute_extproc.strategies.idea import Conflicts, Site
 from semroute_extproc.strategies.pair import Pair, PairSettings
@@ -63,7 +61,7 @@ class JudgeSettings(PairSettings):
         None, pattern="^[A-Za-z_][A-Za-z0-9_]*$", description="Environment variable with the bearer token."
     )
     ca_file: FilePath | None = Field(None, description="Certificates to trust instead of the system's.")
-    reasoning: str = Field("none", description="Reasoning family, used to disable reasoning; see pools.")
+    reasoning: Family = Field("none", description="Reasoning family, used to disable reasoning; see pools.")
 
     @model_validator(mode="after")
     def _calibrated_share(self) -> Self:
@@ -76,17 +74,14 @@ class JudgeSettings(PairSettings):
         """Twelve hexadecimal digits that change with everything the judge's scores depend on."""
         return hashlib.sha256(f"{self.model} {self.labels} {self.reasoning}".encode()).hexdigest()[:12]
 
-    def check(self, models: Collection[str], deadline_ms: float, families: Collection[str]) -> Conflicts:
-        """The judge must be asked directly and within the deadline, and its reasoning family must exist."""
-        if self.reasoning not in families:
-            hint = did_you_mean(self.reasoning, families)
-            yield "reasoning", f"there is no reasoning family {self.reasoning!r}{hint}"
+    def check(self, models: Collection[str], deadline_ms: float) -> Conflicts:
+        """The judge must be asked directly and within the deadline."""
         if self.model in models:
             yield "model", "is a routed name: call the judge at its own server, not through the router"
         if self.timeout_ms >= deadline_ms:
             yield "timeout_ms", f"must be below server.deadline_ms ({deadline_ms:g})"
 
-    def compile(self, site: Site) -> Judge:
+    def compile(self, site: Site) -> Strategy:
         """Compile for the judge's score, with the bundle's difficulty as fallback; raises Unfit."""
         cutoff = self.cutoff(site, UNIFORM, "judge's score", self.digest)
         # Both scores estimate the same probability, so without a calibration they share the threshold.

@@ -1,10 +1,8 @@
-"""Clients of the `judge` strategies' judges, kept across reloads. A judge's failure never fails a request."""
-
-from __future__ import annotations
+"""Clients of the `judge` strategies' judges. A judge's failure never fails a request."""
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from time import monotonic
 
 import structlog
@@ -22,7 +20,6 @@ from semroute_extproc.strategies.judge import JudgeSettings, Question, probabili
 RESULTS = {"timeout": "timeout", "connection": "connection", "http": "http", "unreadable": "unparsable"}
 # A judge that got less than this fraction of `timeout_ms` before the deadline is not blamed for a timeout.
 TIME_MIN = 0.5
-RETIRE_SECONDS = 15.0  # for a judge that a reload removed to finish its requests
 
 logger = structlog.get_logger("semroute.judge")
 
@@ -35,10 +32,8 @@ class JudgeClient:
         self.name, self.settings, self._clock = name, settings, clock
         switch = reasoning.switch(settings.reasoning, Api.CHAT_COMPLETIONS, "none")
         self._question = Question(settings.model, settings.labels, tuple(switch.items()))
-        url, key, authority = settings.url, settings.api_key_env, settings.ca_file
-        self._endpoint = Endpoint(
-            url, api_key_env=key, ca_file=authority, connections_max=settings.concurrency
-        )
+        url, key, trusted, most = settings.url, settings.api_key_env, settings.ca_file, settings.concurrency
+        self._endpoint = Endpoint(url, api_key_env=key, ca_file=trusted, connections_max=most)
         self._scores = TTLCache[bytes, float](settings.cache_entries, settings.cache_seconds, timer=clock)
         self._breaker = Breaker(settings.breaker_failures, settings.breaker_seconds)
         self._asking = 0
@@ -82,54 +77,6 @@ class JudgeClient:
             logger.warning("judge.breaker", strategy=self.name, open=is_open, last=result)
         return Judgement(score, result)
 
-    async def close(self, after: float = 0.0) -> None:
-        """Wait for `after` seconds, then close the connections, even if cancelled while waiting."""
-        try:
-            await asyncio.sleep(after)
-        finally:
-            await self._endpoint.close()
-
-
-class CannotJudge(Exception):
-    """The judge of a strategy cannot be created."""
-
-    def __init__(self, strategy: str, why: str) -> None:
-        super().__init__(why)
-        self.strategy = strategy
-
-
-class Judges:
-    """One client for each `judge` strategy; a reload keeps clients whose settings are unchanged."""
-
-    def __init__(self) -> None:
-        self._live: Mapping[str, JudgeClient] = {}
-        self._retiring: set[asyncio.Task[None]] = set()
-
-    def of(self, strategies: Mapping[str, object]) -> Mapping[str, JudgeClient]:
-        """The judges of a configuration, not live until adopted; raises CannotJudge for the first failure."""
-        judges: dict[str, JudgeClient] = {}
-        for name, settings in strategies.items():
-            if isinstance(settings, JudgeSettings):
-                live = self._live.get(name)
-                try:
-                    judges[name] = live if live and live.settings == settings else JudgeClient(name, settings)
-                except EndpointError as error:
-                    raise CannotJudge(name, str(error)) from None
-        return judges
-
-    def adopt(self, judges: Mapping[str, JudgeClient]) -> None:
-        """Make these judges live; open streams may use the old ones for `RETIRE_SECONDS`."""
-        for name, judge in self._live.items():
-            if judges.get(name) is not judge:
-                task = asyncio.create_task(judge.close(after=RETIRE_SECONDS))
-                self._retiring.add(task)
-                task.add_done_callback(self._retiring.discard)
-        self._live = judges
-
     async def close(self) -> None:
-        """Close every connection."""
-        retiring = list(self._retiring)
-        for task in retiring:
-            task.cancel()
-        await asyncio.gather(*retiring, return_exceptions=True)
-        await asyncio.gather(*(judge.close() for judge in self._live.values()))
+        """Close the connections."""
+        await self._endpoint.close()

@@ -1,9 +1,7 @@
 """Base of the strategies with a pair of pools: settings, calibration, cutoff and a pool for unknown text."""
 
-from __future__ import annotations
-
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -11,7 +9,7 @@ from pydantic import Field, model_validator
 
 from semroute_extproc.encoder.signals import Signals
 from semroute_extproc.policy.context import Candidates, Choice, RoutingContext, Strategy
-from semroute_extproc.settings.base import FilePath, Share
+from semroute_extproc.settings.base import FilePath, PoolName, Share
 from semroute_extproc.strategies.artifact import ArtifactManifest, Floats
 from semroute_extproc.strategies.calibration import Calibration, read_calibration
 from semroute_extproc.strategies.cutoff import Cutoff
@@ -34,8 +32,8 @@ def of_embedding(manifest: ArtifactManifest, score: Callable[[Floats], float]) -
 class PairSettings(StrategySettings):
     """Selects weak or strong by one score; exactly one of three settings sets the strong share."""
 
-    weak: str = Field(description="The cheaper pool.")
-    strong: str = Field(description="The more expensive pool.")
+    weak: PoolName = Field(description="The cheaper pool.")
+    strong: PoolName = Field(description="The more expensive pool.")
     strong_share: Share | None = Field(None, description="Share of the strong pool; see `follow_traffic`.")
     threshold: Share | None = Field(None, description="Score from which the strong pool is used.")
     max_quality_drop: Share | None = Field(
@@ -51,7 +49,7 @@ class PairSettings(StrategySettings):
         description="Whether `strong_share` is of the strategy's own requests. If false, the threshold is "
         "fixed by the calibration's prompts or else the reference traffic.",
     )
-    on_unknown: str | None = Field(None, description="Pool for unknown texts; default: strong.")
+    on_unknown: PoolName | None = Field(None, description="Pool for unknown texts; default: strong.")
     files: ClassVar[Mapping[str, Callable[[Path], Any]]] = {"calibration": read_calibration}
     weighs_cost: ClassVar[bool] = True
 
@@ -64,11 +62,6 @@ class PairSettings(StrategySettings):
         if self.weak == self.strong:
             raise ValueError("weak and strong are the same pool")
         return self
-
-    def named_pools(self) -> Iterator[tuple[tuple[str, ...], str]]:
-        """The two pools, and the one for unknown text."""
-        pools = {"weak": self.weak, "strong": self.strong, "on_unknown": self.on_unknown}
-        return (((setting,), pool) for setting, pool in pools.items() if pool is not None)
 
     def _calibrated(self, site: Site, artifact: str) -> Calibration | None:
         """The calibration, which must be of this score and digest; None if not set. Raises Unfit."""

@@ -5,18 +5,15 @@ every cluster. A profile stores counts instead, so that the strategy can shrink 
 invalid, its last good content is used until it is fixed or removed.
 """
 
-from __future__ import annotations
-
-import asyncio
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Self
 
 from pydantic import Field, model_validator
 
 from semroute_extproc.errors import ArtifactError
 from semroute_extproc.io.files import read_json
-from semroute_extproc.io.watch import notices
 from semroute_extproc.settings.base import Model
 
 FORMAT = 1  # of profiles that this package reads and writes
@@ -41,7 +38,7 @@ class Profile(Model):
     source: str = ""  # the file or endpoint it was made from
 
     @model_validator(mode="after")
-    def _fits(self) -> Profile:
+    def _fits(self) -> Self:
         k = len(self.answers)
         for name, least in (("errors", k), ("output_tokens", 0), ("intervals", 0)):
             if (length := len(getattr(self, name))) not in (least, k):
@@ -76,7 +73,7 @@ def thin_warning(profile: Profile) -> str:
 
 def read_profile(path: Path) -> Profile:
     """Read one profile; raises ArtifactError, naming the file and what is wrong."""
-    return read_json(path, Profile, FILE_BYTES_MAX, "profile")
+    return read_json(path, Profile, FILE_BYTES_MAX, "`semroute profile` writes it")
 
 
 Profiles = Callable[[], Mapping[str, Profile]]
@@ -141,52 +138,3 @@ class ProfileDirectory:
             stale = f"uses the clusters {profile.clusters}, but the artifact has {self.clusters}"
             raise ArtifactError(f"{path}: {stale}: profile it again")
         return profile
-
-
-class ProfileDirectories:
-    """The profile directories of a running server by strategy, kept across reloads."""
-
-    def __init__(self, on_change: Callable[[str, ProfileDirectory | None], None]) -> None:
-        """`on_change` gets each strategy whose profiles or problems changed; None if it was removed."""
-        self._on_change = on_change
-        self._live: dict[str, ProfileDirectory] = {}
-        self._staged: dict[str, ProfileDirectory] = {}
-        self._changed = asyncio.Event()
-
-    def of(self, strategy: str, path: Path, clusters: str) -> ProfileDirectory:
-        """A strategy's directory for a configuration being loaded, reused if live; raises ArtifactError."""
-        found = self._live.get(strategy)
-        if found is None or (found.path, found.clusters) != (path, clusters):
-            found = ProfileDirectory(path, clusters)
-        self._staged[strategy] = found
-        return found
-
-    def adopt(self) -> None:
-        """Make the loaded configuration's directories live."""
-        before, self._live, self._staged = self._live, self._staged, {}
-        for strategy in {**self._live, **before}:
-            if self._live.get(strategy) is not before.get(strategy):
-                self._on_change(strategy, self._live.get(strategy))
-        self._changed.set()
-
-    def forget(self) -> None:
-        """Discard the directories of a configuration that was rejected."""
-        self._staged = {}
-
-    async def watch(self, stop: asyncio.Event) -> None:
-        """Read changes until `stop`; a reload may change the directories."""
-        stopping = asyncio.create_task(stop.wait())
-        stopping.add_done_callback(lambda _: self._changed.set())
-        try:
-            while not stop.is_set():
-                self._changed.clear()
-                # A directory that is created again is found by polling.
-                async for _ in notices(self._paths, self._changed):
-                    for strategy, directory in list(self._live.items()):
-                        if await asyncio.to_thread(directory.refresh):
-                            self._on_change(strategy, directory)
-        finally:
-            stopping.cancel()
-
-    def _paths(self) -> set[Path]:
-        return {each.path for each in self._live.values() if each.path.is_dir()}

@@ -13,8 +13,6 @@ a weighted mean in closed form; the paper's router solves it by iteration:
 with y_i = 1 where the strong model won, 0 where the weak one did and ½ for a tie.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

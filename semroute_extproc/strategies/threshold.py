@@ -4,8 +4,6 @@ Hybrid LLM (arXiv 2404.14618) section 3; RouteLLM (arXiv 2406.18665) section 4.2
 classifier: strong if difficulty(q) ≥ t, where t is given or a quantile of the reference traffic.
 """
 
-from __future__ import annotations
-
 from operator import attrgetter
 from typing import Literal
 

@@ -1,14 +1,12 @@
 """Weighted: draws a pool by weight and request id, independent of the content (`policy.draw`)."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from semroute_extproc.policy.context import Candidates, Choice, RoutingContext, Strategy
 from semroute_extproc.policy.draw import draw_id, drawn
+from semroute_extproc.settings.base import PoolName
 from semroute_extproc.strategies.idea import Site, StrategySettings
 
 
@@ -16,19 +14,15 @@ class WeightedSettings(StrategySettings):
     """Selects a pool at random by weight; the same pool for the same request ID."""
 
     kind: Literal["weighted"]
-    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(min_length=1, description="Weights by pool.")
+    weights: dict[PoolName, Annotated[float, Field(ge=0)]] = Field(min_length=1, description="By pool.")
 
     @model_validator(mode="after")
-    def _positive(self) -> WeightedSettings:
+    def _positive(self) -> Self:
         if sum(self.weights.values()) <= 0:
             raise ValueError("at least one weight must be positive")
         return self
 
-    def named_pools(self) -> Iterator[tuple[tuple[str, ...], str]]:
-        """Every pool with a weight."""
-        return ((("weights", pool), pool) for pool in self.weights)
-
-    def compile(self, site: Site) -> Weighted:
+    def compile(self, site: Site) -> Strategy:
         """Compile; no file is needed."""
         return Weighted(site.name, self.weights)
 

@@ -1,7 +1,5 @@
 """The admin port: read-only pages for health, metrics and the live configuration, served by a thread."""
 
-from __future__ import annotations
-
 import json
 import socket
 import sys

@@ -1,7 +1,5 @@
 """Dispatches events: from `emit` to every sink, and in a sink by type to a handler."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any

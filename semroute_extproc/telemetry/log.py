@@ -1,7 +1,5 @@
 """Structured logs: console on a terminal, JSON otherwise, one line per decision."""
 
-from __future__ import annotations
-
 import logging
 import re
 import sys
@@ -120,8 +118,6 @@ def _profiles_read(event: ev.ProfilesRead) -> None:
 
 
 def _reloaded(event: ev.Reloaded) -> None:
-    for note in event.notes:
-        log.warning("config.note", note=note)
     if not event.changed:
         log.info("config.restored", generation=event.generation)
     elif event.generation > 1:

@@ -1,7 +1,5 @@
 """OpenTelemetry spans: one per exchange and one per stage, written when the exchange is over."""
 
-from __future__ import annotations
-
 from threading import Thread
 
 from opentelemetry import trace
@@ -17,11 +15,8 @@ from semroute_extproc.envoy.server import SERVICE
 from semroute_extproc.events import Decided, Event
 from semroute_extproc.outcome import Outcome, facts
 
-QUEUE_SPANS_MAX = 2_048
-"""Spans that may wait for the exporter; more are dropped."""
-
-CLOSE_SECONDS_MAX = 2.0
-"""Time to send the last spans; an unreachable collector must not delay a restart."""
+QUEUE_SPANS_MAX = 2_048  # Spans that may wait for the exporter; more are dropped
+CLOSE_SECONDS_MAX = 2.0  # Time to send the last spans; an unreachable collector must not delay a restart
 
 OPERATIONS = {
     **dict.fromkeys(("chat_completions", "responses", "messages"), "chat"),

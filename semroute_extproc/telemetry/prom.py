@@ -1,7 +1,5 @@
 """Prometheus metrics. Every label has a bounded set of values; docs/metrics.md lists them."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from functools import cache, partial
@@ -14,7 +12,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from semroute_extproc import __version__
 from semroute_extproc import events as ev
 from semroute_extproc.outcome import Kind
-from semroute_extproc.policy.shadow import Shadow
+from semroute_extproc.policy.context import Shadow
 from semroute_extproc.telemetry.bus import by_type
 
 MODEL_LABELS = ("bundle", "revision", "provider", "graph", "language")

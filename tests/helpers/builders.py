@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
-from semroute_extproc.config.models import Config, Problem
+from semroute_extproc.config.models import Config, Problem, contradictions, names_in
 from semroute_extproc.encoder.bundle import Bundle
 from semroute_extproc.encoder.classifier import Classifier
 from semroute_extproc.encoder.manifest import (
@@ -63,7 +64,16 @@ def config(**changes: Any) -> Config:
         "policies": {"main": {"otherwise": {"strategy": "s"}}},
         "strategies": {"s": PAIR},
     }
-    return Config.model_validate({**settings, **changes})
+    document = {**settings, **changes}
+    return Config.model_validate(document, context=names_in(document))
+
+
+def wrong(**changes: Any) -> list[str]:
+    """What is wrong with such a configuration."""
+    try:
+        return [problem.message for problem in contradictions(config(**changes))]
+    except ValidationError as error:
+        return [detail["msg"] for detail in error.errors()]
 
 
 def build_policies(settings: Config, *artifacts: Any) -> tuple[dict[str, plan.PolicyPlan], list[Problem]]:

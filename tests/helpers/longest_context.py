@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field
 
 from semroute_extproc.policy.context import Candidates, Choice, RoutingContext, Strategy
+from semroute_extproc.settings.base import PoolName
 from semroute_extproc.strategies.idea import Site, StrategySettings
 
 
@@ -15,11 +15,7 @@ class LongestContextSettings(StrategySettings):
     """The pool with the longest context window."""
 
     kind: Literal["longest-context"]
-    pools: tuple[str, ...] = Field(min_length=1, description="Pools to choose from.")
-
-    def named_pools(self) -> Iterator[tuple[tuple[str, ...], str]]:
-        """The pools to choose from."""
-        return ((("pools", pool), pool) for pool in self.pools)
+    pools: tuple[PoolName, ...] = Field(min_length=1, description="Pools to choose from.")
 
     def compile(self, site: Site) -> LongestContext:
         """Needs no file."""

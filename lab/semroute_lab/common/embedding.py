@@ -1,7 +1,5 @@
 """Signals and embeddings of many texts, each distinct text read once."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -4,8 +4,6 @@ scikit-learn and scipy are used where they have the metric. Functions that take 
 replicates of a bootstrap at once: a resample is a vector of counts (how often each row was drawn).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias

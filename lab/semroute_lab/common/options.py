@@ -1,7 +1,5 @@
 """Shared by the commands: options, and progress bars on standard error, shown on a terminal only."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager

@@ -6,8 +6,6 @@ evals/benchmarks.py and evaluate.py), so figures compare with its tables. The me
 budgets and the first crossing, which are well defined with ties and where quality is not monotone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 

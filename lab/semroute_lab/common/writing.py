@@ -1,7 +1,5 @@
 """Writes the files that strategies read, atomically."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

@@ -1,7 +1,5 @@
 """`semroute eval`: pair, intent, pool, mixed and robustness."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Sequence

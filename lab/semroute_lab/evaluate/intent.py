@@ -5,8 +5,6 @@ otherwise they are cross-fitted in five folds of the evaluated rows. Out-of-dist
 `ood` label: they are never fitted on and have no class.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

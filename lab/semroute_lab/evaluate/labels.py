@@ -9,8 +9,6 @@ one sample:
     strong_correct, weak_correct           one outcome per model
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -5,8 +5,6 @@ labels from the evaluated file, unlike `ours`. Intervals are percentile bootstra
 requests with the scores held fixed; differences are paired.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

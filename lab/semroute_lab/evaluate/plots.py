@@ -3,8 +3,6 @@
 Needs matplotlib (extra `train`). Everything is drawn from the plain report. Colors: Okabe and Ito (2008).
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -8,8 +8,6 @@ cheapest model and the one that is most accurate on the validation prompts. Rout
 mean validation cost and are charged the true cost.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Reports as JSON and as tables. `reports.md` documents the JSON, which is stable for scripts."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence

@@ -5,8 +5,6 @@ the outcomes of the training models; a new model is known only by its outcomes o
 validation set. All estimates have shape (test prompts, test models).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

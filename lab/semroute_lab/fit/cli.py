@@ -1,7 +1,5 @@
 """`semroute fit` and `semroute calibrate`."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -151,7 +149,6 @@ def _finish(common: dict[str, Any], manifest: ArtifactManifest, found: dict[str,
 @click.argument("file", type=EXISTING)
 @options.bundle
 @option("--artifact", type=EXISTING, help="Calibrate the score of this similarity or factorization artifact.")
-@option("--artefact", type=EXISTING, hidden=True)
 @option("--strong-share", type=click.FloatRange(0.0, 1.0), help="Target share of the strong model.")
 @option("--max-quality-drop", type=click.FloatRange(0.0, 1.0), help=_drop_help)
 @option("--out", "-o", type=FILE, help="Calibration file to write; use it as a strategy's `calibration`.")
@@ -176,9 +173,6 @@ def calibrate(file: Path, as_json: bool, **given: Any) -> None:
     """
     from semroute_lab.fit.settle import calibrate as run
 
-    if (old := given.pop("artefact")) is not None:
-        click.echo("--artefact is now called --artifact; the next release will not read it", err=True)
-        given["artifact"] = given["artifact"] or old
     if (given["strong_share"] is None) == (given["max_quality_drop"] is None):
         raise click.UsageError("give exactly one of --strong-share and --max-quality-drop")
     if given["judge"] is not None and given["artifact"] is not None:

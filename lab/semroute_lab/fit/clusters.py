@@ -1,7 +1,5 @@
 """Fitting for the clusters strategy: K-means, UniRoute's learned map, and readable names."""
 
-from __future__ import annotations
-
 import re
 import warnings
 from collections import Counter

@@ -5,8 +5,6 @@ all pairs of models, an L2 weight on V and W, by Adam on mini-batches. The weigh
 loss on held-out folds is chosen.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any

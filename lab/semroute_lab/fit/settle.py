@@ -1,7 +1,5 @@
 """`semroute calibrate`: from scores on the operator's own prompts to a threshold, with intervals."""
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 from collections import Counter

@@ -4,8 +4,6 @@ Principal axes keep the differences between prompts and save time: on the pair d
 128 of 384 route as well as all, and reading a prompt costs proportionally less.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

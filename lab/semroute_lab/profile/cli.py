@@ -1,7 +1,5 @@
 """`semroute profile`: run, fit, import, show."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import re

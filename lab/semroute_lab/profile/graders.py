@@ -5,8 +5,6 @@ last one declared, since models correct themselves. An answer that cannot be rea
 separately: a model that does not declare its answer gets no credit for one somewhere in its text.
 """
 
-from __future__ import annotations
-
 import ast
 import math
 import re

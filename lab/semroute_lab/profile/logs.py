@@ -6,8 +6,6 @@ its choices as lettered lines; without one it is the first argument of the reque
 Several answers to one prompt (repeats, epochs) count as one, by their mean quality.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

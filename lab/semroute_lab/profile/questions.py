@@ -13,8 +13,6 @@ CSV or JSON Lines, optionally gzip-compressed. Further columns are ignored.
     id        optional name for reports; default: the row
 """
 
-from __future__ import annotations
-
 import ast
 import asyncio
 import re

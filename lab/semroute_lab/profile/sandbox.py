@@ -6,8 +6,6 @@ can read your files. Where the kernel allows it (`unshare` with user namespaces)
 number of processes is limited, and children die with the process.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import json

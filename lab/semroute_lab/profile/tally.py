@@ -1,7 +1,5 @@
 """From graded answers to a profile, and how certain a profile is."""
 
-from __future__ import annotations
-
 import datetime
 import math
 from collections.abc import Mapping, Sequence

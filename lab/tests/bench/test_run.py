@@ -68,12 +68,6 @@ def test_a_part_needs_a_recorded_run(where: list[str]) -> None:
     assert "recorded run" in done.output
 
 
-def test_the_removed_number_of_requests_says_what_selects_it() -> None:
-    done = CliRunner().invoke(bench, ["--requests", "5000", "--only", "growth"])
-    assert "It has no effect; use --quick." in done.output
-    assert "recorded run" in done.output, "the command itself goes on"
-
-
 async def test_a_real_run_passes_against_itself_and_fails_against_half_of_its_ratios(tmp_path: Path) -> None:
     samples, more = await direct.rounds(Size(rounds=2, passes=2, streams=64), tmp_path, 1)
     assert more["tokens"] == 64

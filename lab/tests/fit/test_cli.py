@@ -279,13 +279,6 @@ class TestCalibrate:
         assert report["score"] == kind
         assert len(report["artifact"]) == 12
 
-    def test_the_old_name_of_the_artifact_works_with_a_note(self, pair_file: Path, tmp_path: Path) -> None:
-        run("fit", "similarity", pair_file, "-o", tmp_path / "a.npz")
-        options = (tmp_path / "a.npz", "--strong-share", 0.5, "--json")
-        old = run("calibrate", pair_file, "--artefact", *options)
-        assert "--artefact is now called --artifact" in old.stderr
-        assert old.stdout == run("calibrate", pair_file, "--artifact", *options).stdout
-
     def test_clusters_have_no_score_of_a_pair(self, pair_file: Path, tmp_path: Path) -> None:
         run("fit", "clusters", pair_file, "-o", tmp_path / "c.npz")
         result = run("calibrate", pair_file, "--artifact", tmp_path / "c.npz", "--strong-share", 0.5)

@@ -61,13 +61,6 @@ def test_the_help_imports_no_command() -> None:
     assert "Measure what a decision costs" in shown
 
 
-def test_a_command_that_was_removed_says_what_to_use() -> None:
-    result = run("train-zh", "out", "--epochs", "1")
-    assert result.exit_code == 2
-    assert "semroute train --data" in result.stderr
-    assert "train-zh" not in run("--help").stdout
-
-
 def test_a_command_that_is_not_installed_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def none(**_: Any) -> importlib.metadata.EntryPoints:
         return importlib.metadata.EntryPoints()

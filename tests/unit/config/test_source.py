@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import get_args
 
@@ -57,6 +55,18 @@ def test_an_unknown_key_is_shown_in_its_line_with_a_caret_and_a_hint(file: Path)
     assert head.startswith(f"{file}:11:55: strategies.pair.strong_shre: unknown setting")
     assert "did you mean 'strong_share'?" in head
     assert line[caret.index("^") :].startswith("strong_shre")
+
+
+def test_an_undefined_name_is_told_together_with_every_other_problem(file: Path) -> None:
+    text = GOOD.replace("default_pool: large", "default_pool: lage").replace("strong_share", "strong_shre")
+    first, *_, second = problems(file, text)
+    assert "default_pool: there is no pool 'lage' (did you mean 'large'?)" in first
+    assert "strong_shre: unknown setting" in second
+
+
+def test_an_unknown_key_like_no_setting_says_where_the_settings_are_listed(file: Path) -> None:
+    [problem] = problems(file, f"{GOOD}encoder: {{unsure: 1}}\n")
+    assert "encoder.unsure: unknown setting; `semroute schema` lists the settings\n" in problem
 
 
 @pytest.mark.parametrize(
@@ -204,26 +214,6 @@ def test_equal_configurations_have_equal_digests(file: Path) -> None:
     assert config_source.load(file, {}).sha256 != first
 
 
-async def test_a_swap_of_a_mounted_directory_is_noticed(tmp_path: Path) -> None:
-    """As Kubernetes does: the file is a link into `..data`, which is replaced by a rename."""
-    for name, share in (("v1", "0.3"), ("v2", "0.5")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "semroute.yaml").write_text(GOOD.replace("0.3", share))
-    (tmp_path / "..data").symlink_to("v1")
-    file = tmp_path / "semroute.yaml"
-    file.symlink_to("..data/semroute.yaml")
-    stop = asyncio.Event()
-    watching = config_source.changes(file, stop)
-    notice = asyncio.ensure_future(anext(watching))
-    await asyncio.sleep(0.3)
-    (tmp_path / "..new").symlink_to("v2")
-    (tmp_path / "..new").rename(tmp_path / "..data")
-    await asyncio.wait_for(notice, timeout=5)
-    assert "strong_share=0.5" in str(config_source.load(file, {}).config)
-    stop.set()
-    await watching.aclose()  # type: ignore[attr-defined]
-
-
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -266,28 +256,6 @@ def test_the_variable_is_named_whatever_is_wrong_with_it(
     text = GOOD.replace("main:\n", "main:\n    rules: [{name: r, when: 'true', pool: small}]\n")
     [problem] = problems(file, text, {variable: value})
     assert problem.startswith(f"{variable} (environment): {message}")
-
-
-async def test_what_stands_beside_the_file_is_no_change(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each write is followed by one notice of its directory."""
-    writes = [
-        (file, GOOD),
-        (file.parent / "other", "x"),
-        (file, GOOD),
-        (file, GOOD + "# changed\n"),
-    ]
-    noticed: list[int] = []
-
-    async def notices(*_: object) -> AsyncIterator[None]:
-        for number, (path, text) in enumerate(writes):
-            noticed.append(number)
-            path.write_text(text)
-            yield
-
-    monkeypatch.setattr(config_source, "notices", notices)
-    changed = [noticed[-1] async for _ in config_source.changes(file, asyncio.Event())]
-    assert noticed == [0, 1, 2, 3]
-    assert changed == [0, 3]
 
 
 def test_a_pool_may_serve_every_api_that_is_understood() -> None:

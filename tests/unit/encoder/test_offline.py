@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from builders import BUNDLE, MANIFEST, raw
 
-from semroute_extproc.encoder import offline
+from semroute_extproc.encoder import cuda, offline
 from semroute_extproc.encoder.bundle import Bundle
 from semroute_extproc.encoder.offline import CHUNK, Scorer
 from semroute_extproc.encoder.preprocess import Framed
@@ -43,14 +43,11 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         found.append((own.path.name, device))
         return Model(own)
 
-    def load(path: Path, devices: tuple[str, ...]) -> Bundle:
-        return Bundle(path, MANIFEST, BUNDLE.centroids)
-
     def load_each(paths: dict[str, Path], devices: tuple[str, ...]) -> dict[str, Bundle]:
-        return {language: load(path, devices) for language, path in paths.items()}
+        return {language: Bundle(path, MANIFEST, BUNDLE.centroids) for language, path in paths.items()}
 
-    for name, replacement in (("open_model", open_model), ("load", load), ("load_each", load_each)):
-        monkeypatch.setattr(offline, name, replacement)
+    monkeypatch.setattr(cuda, "open_model", open_model)
+    monkeypatch.setattr(offline, "load_each", load_each)
     monkeypatch.setattr(offline, "default_bundle", lambda: Path("default"))
     monkeypatch.setattr(offline, "language_bundles", lambda: {"de": Path("other"), "fr": Path("other")})
     return found

@@ -63,7 +63,7 @@ async def running(
         server={"listen": listen, "drain_seconds": drain, "streams_max": streams_max}, pools=pools
     )
     pipeline = Pipeline(settings, plans(settings), classifier(encoder or FakeEncoder()))
-    live = ConfigSnapshot(1, "0", ExchangeSettings("large", "l", 33_554_432, True, ("auto",)), pipeline)
+    live = ConfigSnapshot(1, ExchangeSettings("large", "l", 33_554_432, True, ("auto",)), pipeline)
     seen: list[Event] = []
     servicer = Servicer(lambda: live, seen.append)
     server = GrpcServer(settings.server, servicer)

@@ -41,9 +41,9 @@ def test_a_file_is_read_only_up_to_its_bound_and_of_its_format(tmp_path: Path) -
     file = tmp_path / "a.json"
     write_json(file, Note(text="x" * 50))
     with pytest.raises(ArtifactError, match="more than 40 bytes"):
-        read_json(file, Note, 40, "x")
+        read_json(file, Note, 40, "write it")
     write_json(file, Note(format=4, text="x"))
     with pytest.raises(ArtifactError, match="format 4 is not 3"):
-        read_json(file, Note, 100, "x")
-    with pytest.raises(ArtifactError, match="no such file; `semroute x` writes it"):
-        read_json(tmp_path / "b.json", Note, 100, "x")
+        read_json(file, Note, 100, "write it")
+    with pytest.raises(ArtifactError, match="no such file; write it"):
+        read_json(tmp_path / "b.json", Note, 100, "write it")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import watchfiles
 
-from semroute_extproc.config import source as config_source
 from semroute_extproc.io.watch import notices
 
 
@@ -55,18 +53,19 @@ async def test_with_nothing_to_watch_the_clock_gives_notices() -> None:
         await anext(notices(list, asyncio.Event(), 0.05))
 
 
-@pytest.mark.usefixtures("no_inotify")
-async def test_a_configuration_is_reloaded_without_a_watch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(config_source, "notices", partial(notices, poll_seconds=0.05))
-    file = tmp_path / "semroute.yaml"
-    file.write_text("a")
-    stop = asyncio.Event()
-    subject = config_source.changes(file, stop)
+async def test_directories_that_come_and_go_are_watched_from_the_next_notice_on(tmp_path: Path) -> None:
+    watched = [tmp_path / "a", tmp_path / "b"]
+    watched[0].mkdir()
+    subject = notices(lambda: watched, asyncio.Event(), 0.2)
     async with asyncio.timeout(5):
+        await anext(subject)  # by the clock
+        watched[1].mkdir()
         await anext(subject)
-        file.write_text("b")
+        notice = asyncio.ensure_future(anext(subject))
+        await asyncio.sleep(0.05)
+        (watched[1] / "file").touch()
+        await notice
+        watched[1].joinpath("file").unlink()
+        watched[1].rmdir()
         await anext(subject)
-        stop.set()
-        assert [change async for change in subject] == []
+    await subject.aclose()  # type: ignore[attr-defined]

@@ -11,17 +11,17 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from builders import PAIR, POOLS, FakeEncoder, classifier, config, controller_state, plans, raw
+from builders import PAIR, POOLS, FakeEncoder, classifier, config, controller_state, plans, raw, wrong
 from pydantic import ValidationError
 
-from semroute_extproc.config.models import Config, unresolved
+from semroute_extproc.config.models import Config
 from semroute_extproc.errors import EncoderUnavailable
 from semroute_extproc.events import Event, Failed, SessionStoreError, Shadowed
 from semroute_extproc.outcome import Cause, Kind, Outcome
 from semroute_extproc.pipeline.pipeline import Pipeline
-from semroute_extproc.policy.shadow import Agreement, Shadow
-from semroute_extproc.request.reasoning import FAMILIES
+from semroute_extproc.policy.context import Agreement, Shadow
 from semroute_extproc.request.view import Api, Decide, RequestHead
+from semroute_extproc.settings.pools import VirtualModel
 from semroute_extproc.state.controllers import ControllerState
 from semroute_extproc.state.shared_sessions import SharedSessions
 
@@ -559,9 +559,9 @@ class TestCanary:
     def test_a_canary_that_is_none_is_a_configuration_error(
         self, canary: dict[str, float], message: str
     ) -> None:
-        settings = config(policies=two_policies(), models={"auto": {"policy": "main", "canary": canary}})
-        assert any(message in problem.message for problem in unresolved(settings, FAMILIES))
+        models = {"auto": {"policy": "main", "canary": canary}}
+        assert any(message in each for each in wrong(policies=two_policies(), models=models))
 
     def test_shares_beyond_the_whole_are_refused(self) -> None:
         with pytest.raises(ValidationError, match="add up to more than 1"):
-            config(models={"auto": {"policy": "main", "canary": {"other": 0.6, "same": 0.6}}})
+            VirtualModel(policy="main", canary={"other": 0.6, "same": 0.6})

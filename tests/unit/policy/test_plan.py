@@ -301,8 +301,8 @@ class TestThreshold:
     ) -> None:
         decision = decided(compiled(), facts(signals=signals(difficulty=difficulty)))
         assert decision.pool == pool
-        assert decision.threshold == pytest.approx(0.7)
-        assert decision.score == difficulty
+        assert decision.choice.threshold == pytest.approx(0.7)
+        assert decision.choice.score == difficulty
 
     @pytest.mark.parametrize(
         ("quality", "pool"), [(0.0, "small"), (0.4, "small"), (0.6, "large"), (1.0, "large")]
@@ -337,7 +337,7 @@ class TestThreshold:
     def test_without_the_encoder_a_promise_is_kept(self, quality: float, pool: str) -> None:
         decision = decided(compiled(), facts(fallback="deadline", quality=quality))
         assert (decision.pool, decision.fallback) == (pool, "deadline")
-        assert decision.score is None
+        assert decision.choice.score is None
 
     def test_without_the_encoder_rules_over_the_request_still_hold(self) -> None:
         rules = [
@@ -425,7 +425,7 @@ class TestControllers:
         assert decision.pool == "small"
         assert decision.reason == "difficulty 0.80 < 0.82 (load share 0.30 to 0.17)"
         assert ("controller", "load") in [(step.what, step.name) for step in decision.trace]
-        assert decision.share == pytest.approx(0.175)
+        assert decision.choice.share == pytest.approx(0.175)
 
 
 class TestSession:
@@ -453,7 +453,7 @@ class TestSession:
     def test_what_was_kept_says_so_and_shows_what_the_strategy_thought(self) -> None:
         decision = decided(compiled(), self.held("small", 0.75))
         assert decision.reason == "conversation stays in small: difficulty 0.75 >= 0.70"
-        assert (decision.score, decision.strategy) == (0.75, "s")
+        assert (decision.choice.score, decision.strategy) == (0.75, "s")
 
     @pytest.mark.parametrize("lock", [Lock.TOOL_LOOP, Lock.STATEFUL])
     def test_a_lock_holds_whatever_the_score_and_asks_no_encoder(self, lock: Lock) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from semroute_extproc.outcome import shadow_summary
-from semroute_extproc.policy.shadow import Agreement, Shadow
+from semroute_extproc.policy.context import Agreement, Shadow
 
 
 def test_a_summary_is_a_few_words() -> None:

@@ -24,9 +24,10 @@ from semroute_demo.process import free_port
 from structlog.testing import capture_logs
 
 from semroute_extproc.config import source as config_source
+from semroute_extproc.encoder.bundle import DEFAULT
 from semroute_extproc.errors import ConfigError, Exit
 from semroute_extproc.events import CacheLookup, EncoderLost, Scraped
-from semroute_extproc.serve import app, build
+from semroute_extproc.serve import app
 from semroute_extproc.serve.app import Health, Reactions
 from semroute_extproc.state.controllers import ControllerState
 
@@ -50,7 +51,7 @@ class Sidecar:
         self.port = free_port()
         self.model = Model()
         self.write("vllm-large")
-        models: Any = {build.DEFAULT: self.model}
+        models: Any = {DEFAULT: self.model}
         self.task = asyncio.create_task(app.run(self.file, config_source.load(self.file, {}), models))
 
     def write(self, cluster: str) -> None:

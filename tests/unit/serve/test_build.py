@@ -9,8 +9,8 @@ import pytest
 from builders import BUNDLE, MANIFEST, config
 from pydantic import ValidationError
 
-from semroute_extproc.encoder import bundle
-from semroute_extproc.encoder.bundle import Bundle
+from semroute_extproc.encoder import bundle, cuda
+from semroute_extproc.encoder.bundle import DEFAULT, Bundle
 from semroute_extproc.serve import build
 
 
@@ -38,7 +38,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         found.append((own.path.name, device))
         return Model(own, device)
 
-    monkeypatch.setattr(build, "open_model", open_model)
+    monkeypatch.setattr(cuda, "open_model", open_model)
     return found
 
 
@@ -46,19 +46,19 @@ BUNDLES = {
     "de": bundle_at("other", "cpu"),
     "fr": bundle_at("other", "cpu"),
     "ko": bundle_at("third", "cpu", "cuda"),
-    build.DEFAULT: bundle_at("default", "cpu", "cuda"),
+    DEFAULT: bundle_at("default", "cpu", "cuda"),
 }
 
 
 def test_a_bundle_of_several_languages_is_opened_once(opened: list[tuple[str, str]]) -> None:
-    models = build.make_models(config(), BUNDLES)
+    models = cuda.open_each(BUNDLES, "cpu")
     assert list(models) == list(BUNDLES)
     assert models["de"] is models["fr"]
     assert sorted(opened) == [("default", "cpu"), ("other", "cpu"), ("third", "cpu")]
 
 
 def test_a_bundle_without_a_graph_for_the_device_runs_on_the_cpu(opened: list[tuple[str, str]]) -> None:
-    build.make_models(config(encoder={"device": "cuda"}), BUNDLES)
+    cuda.open_each(BUNDLES, "cuda")
     assert sorted(opened) == [("default", "cuda"), ("other", "cpu"), ("third", "cuda")]
 
 
@@ -66,15 +66,15 @@ def test_the_default_bundle_is_opened_on_the_device_although_a_language_has_it_t
     opened: list[tuple[str, str]],
 ) -> None:
     default = bundle_at("default", "cpu")
-    build.make_models(config(encoder={"device": "cuda"}), {"de": default, build.DEFAULT: default})
+    cuda.open_each({"de": default, DEFAULT: default}, "cuda")
     assert opened == [("default", "cuda")]
 
 
 async def test_the_languages_of_a_bundle_share_one_queue(opened: list[tuple[str, str]]) -> None:
     settings = config()
-    classifier = build.make_classifier(settings, build.make_models(settings, BUNDLES))
+    classifier = build.make_classifier(settings, cuda.open_each(BUNDLES, "cpu"))
     assert [description["language"] for description in classifier.describe()] == ["any", "de fr", "ko"]
-    assert classifier.bundle is BUNDLES[build.DEFAULT]
+    assert classifier.bundle is BUNDLES[DEFAULT]
     await classifier.close()
 
 
@@ -90,9 +90,9 @@ def test_the_bundles_of_the_configuration_replace_the_shipped_ones(monkeypatch: 
     build.load_bundles(config(encoder={"bundle": "d", "by_language": {"de": "x", "fr": "x"}}))
     build.load_bundles(config(encoder={"by_language": {}}))
     build.load_bundles(config(encoder={"device": "cuda"}))
-    default = {build.DEFAULT: bundle.default_bundle()}
+    default = {DEFAULT: bundle.default_bundle()}
     assert asked == [
-        ({"de": Path("x"), "fr": Path("x"), build.DEFAULT: Path("d")}, ("cpu", "cpu")),
+        ({"de": Path("x"), "fr": Path("x"), DEFAULT: Path("d")}, ("cpu", "cpu")),
         (default, ("cpu", "cpu")),
         ({"pl": Path("shipped"), **default}, ("cuda", "cpu")),
     ]

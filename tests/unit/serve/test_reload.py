@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -11,17 +10,24 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import ANY
 
+import numpy as np
 import pytest
 import pytest_asyncio
-from builders import FakeEncoder, classifier
+from builders import MANIFEST, FakeEncoder, classifier
+from semroute_lab.common.writing import write_artifact, write_json
 
 from semroute_extproc.config import source as config_source
 from semroute_extproc.config.source import Loaded
-from semroute_extproc.events import Event, Reloaded, ReloadRejected
-from semroute_extproc.policy.context import Decision, RoutingContext
+from semroute_extproc.events import Event, ProfilesRead, Reloaded, ReloadRejected
+from semroute_extproc.policy.context import Choice, Decision, RoutingContext
 from semroute_extproc.request.view import Api, RequestHead, RequestView
+from semroute_extproc.serve import reload
 from semroute_extproc.serve.reload import LiveConfig
 from semroute_extproc.state.controllers import ControllerState
+from semroute_extproc.strategies.artifact import ArtifactManifest
+from semroute_extproc.strategies.clusters import ClustersArtifact
+from semroute_extproc.strategies.judge_client import JudgeClient
+from semroute_extproc.strategies.profiles import Profile
 
 GOOD = """\
 pools:
@@ -31,6 +37,13 @@ default_pool: large
 """
 
 HUGE = GOOD.replace("vllm-large", "vllm-huge")
+
+CLUSTERS = ClustersArtifact(
+    ArtifactManifest(kind="clusters", bundle="test", revision=MANIFEST.revision, dimensions=4, rows=10),
+    np.eye(1, 4, dtype=np.float32),
+    None,
+    ("a",),
+)
 
 
 class Subject:
@@ -52,7 +65,7 @@ class Subject:
             self.controllers,
             self.events.append,
         )
-        assert self.events == [Reloaded(loaded.sha256, 1, notes=[])]
+        assert self.events == [Reloaded(loaded.sha256, 1)]
         self.events.clear()
 
     async def reload(self, text: str) -> list[Event]:
@@ -88,7 +101,7 @@ def rejection(events: list[Event]) -> list[str]:
 
 
 async def test_a_change_is_taken_as_a_whole(subject: Subject) -> None:
-    assert await subject.reload(HUGE) == [Reloaded(subject.live.loaded.sha256, 2, notes=[])]
+    assert await subject.reload(HUGE) == [Reloaded(subject.live.loaded.sha256, 2)]
     assert (subject.number, subject.cluster) == (2, "vllm-huge")
 
 
@@ -165,6 +178,122 @@ async def test_the_file_is_watched_until_it_stops(subject: Subject) -> None:
         await watch
 
 
+async def until(met: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not met():
+            await asyncio.sleep(0.02)
+
+
+@pytest_asyncio.fixture
+async def watched(subject: Subject) -> AsyncIterator[Subject]:
+    """The same while it watches."""
+    stop = asyncio.Event()
+    watch = asyncio.create_task(subject.live.watch(stop))
+    await asyncio.sleep(0.3)
+    yield subject
+    stop.set()
+    await asyncio.wait_for(watch, 10)
+
+
+async def test_a_swap_of_a_mounted_directory_is_noticed(watched: Subject) -> None:
+    """As Kubernetes does: the file is a link into `..data`, which is replaced by a rename."""
+    folder = watched.file.parent
+    for name, text in (("v1", GOOD), ("v2", HUGE)):
+        (folder / name).mkdir()
+        (folder / name / "semroute.yaml").write_text(text)
+    (folder / "..data").symlink_to("v1")
+    (folder / "new").symlink_to("..data/semroute.yaml")
+    (folder / "new").rename(watched.file)
+    await asyncio.sleep(0.3)
+    assert watched.number == 1
+    (folder / "..new").symlink_to("v2")
+    (folder / "..new").rename(folder / "..data")
+    await until(lambda: watched.number == 2)
+
+
+async def test_only_another_content_is_read_again(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each write is followed by one notice of its directory."""
+    file, reads = subject.file, list[int]()
+    writes = [(file, GOOD), (file.parent / "other", "x"), (file, GOOD), (file, GOOD + "# changed\n")]
+    noticed: list[int] = []
+
+    async def notices(*_: object) -> AsyncIterator[None]:
+        for number, (path, text) in enumerate(writes):
+            noticed.append(number)
+            path.write_text(text)
+            yield
+
+    load = subject.load
+    subject.load = lambda path: reads.append(noticed[-1]) or load(path)  # type: ignore[func-returns-value]
+    monkeypatch.setattr(reload, "notices", notices)
+    await subject.live.watch(asyncio.Event())
+    assert noticed == [0, 1, 2, 3]
+    assert reads == [0, 3]
+
+
+CLUSTERED = """\
+models:
+  auto: {policy: main}
+policies:
+  main: {otherwise: {strategy: s}}
+strategies:
+  s: {kind: clusters, artifact: c.npz, profiles: first, pools: [small]}
+"""
+
+
+@pytest.fixture
+def folders(subject: Subject) -> list[Path]:
+    """Two directories of profiles, and an artifact next to them."""
+    folder = subject.file.parent
+    write_artifact(folder / "c.npz", CLUSTERS)
+    folders = [folder / "first", folder / "second"]
+    for each in folders:
+        each.mkdir()
+    return folders
+
+
+def write_profile(folder: Path, model: str) -> None:
+    profile = Profile(model=model, clusters=CLUSTERS.digest, answers=(20,), errors=(1,))
+    write_json(folder / f"{model}.json", profile)
+
+
+PRICED = GOOD.replace("org/small", "small, price: {input: 1, output: 1}") + CLUSTERED
+
+
+def profiled(events: list[Event]) -> list[int | None]:
+    return [event.used for event in events if isinstance(event, ProfilesRead)]
+
+
+async def test_profiles_that_come_while_it_watches_are_used(watched: Subject, folders: list[Path]) -> None:
+    first, second = folders
+    await watched.reload(PRICED)
+    await until(lambda: profiled(watched.events) == [0])
+    write_profile(first, "m")
+    await until(lambda: profiled(watched.events) == [0, 1])
+    # A mounted ConfigMap is replaced by a swap of a link to another directory.
+    (first / "..data").mkdir()
+    write_profile(first / "..data", "n")
+    (first / "n.json").symlink_to("..data/n.json")
+    await until(lambda: profiled(watched.events) == [0, 1, 2])
+    watched.events.clear()
+    watched.file.write_text(PRICED.replace("first", "second"))
+    await until(lambda: profiled(watched.events) == [0])
+    write_profile(second, "m")
+    await until(lambda: profiled(watched.events) == [0, 1])
+
+
+async def test_a_reload_keeps_a_directory_of_profiles_and_its_last_good_content(
+    subject: Subject, folders: list[Path]
+) -> None:
+    write_profile(folders[0], "m")
+    assert profiled(await subject.reload(PRICED)) == [1]
+    (folders[0] / "m.json").write_text("{")
+    assert profiled(await subject.reload(PRICED.replace("vllm-large", "vllm-huge"))) == []
+    rejection(await subject.reload(PRICED.replace("first", "nowhere")))
+    assert profiled(await subject.reload(PRICED.replace("first", "second"))) == [0]
+    assert profiled(await subject.reload(GOOD)) == [None]
+
+
 JUDGED = """\
 models:
   auto: {policy: main}
@@ -183,6 +312,28 @@ async def test_a_reload_keeps_a_judge_that_it_does_not_change(subject: Subject) 
     assert subject.judge() is judge
     await subject.reload(GOOD + JUDGED.replace("model: j", "model: k"))
     assert subject.judge() is not judge
+
+
+async def test_a_judge_that_was_replaced_is_closed_when_open_streams_have_finished(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[JudgeClient] = []
+
+    async def close(judge: JudgeClient) -> None:
+        closed.append(judge)
+
+    monkeypatch.setattr(JudgeClient, "close", close)
+    await subject.reload(GOOD + JUDGED)
+    first = subject.judge()
+    await subject.reload(GOOD + JUDGED.replace("model: j", "model: k"))
+    second = subject.judge()
+    await asyncio.sleep(0)
+    assert closed == [], "streams may still use it"
+    monkeypatch.setattr(reload, "RETIRE_SECONDS", 0.01)
+    await subject.reload(GOOD)
+    await until(lambda: closed == [second])
+    await subject.live.close()
+    assert closed == [second, first], "closing waits for none"
 
 
 async def test_a_judge_that_cannot_be_made_is_a_configuration_that_is_refused(subject: Subject) -> None:
@@ -231,7 +382,8 @@ async def test_live_scores_survive_a_reload_of_a_strategy_whose_reference_is_the
 
     await subject.reload(CONTROLLED)
     context = RoutingContext(RequestHead("POST", "/"), RequestView(Api.CHAT_COMPLETIONS, "auto"), "en", 1)
-    decision = Decision("large", "because", strategy="pair", sample=(0.9, 0.3, True))
+    choice = Choice("large", "because", sample=(0.9, 0.3, True))
+    decision = Decision("large", "because", strategy="pair", choice=choice)
     subject.controllers.decided(context, decision, "", 0.0)
     before = scores()
     await subject.reload(CONTROLLED.replace("strong_share: 0.3}\n", "strong_share: 0.4}\n"))
@@ -259,11 +411,3 @@ async def test_a_shared_memory_without_its_library_changes_nothing(
         await subject.reload(CONTROLLED.replace("session: {}", f"session: {{remote: {remote}}}"))
     )
     assert subject.number == 1
-
-
-async def test_a_deprecated_setting_is_noted_with_the_reload(subject: Subject) -> None:
-    load = subject.load
-    subject.load = lambda path: dataclasses.replace(load(path), notes=["old key"])
-    [reloaded] = await subject.reload(HUGE)
-    assert isinstance(reloaded, Reloaded)
-    assert list(reloaded.notes) == ["old key"]

@@ -18,15 +18,14 @@ from semroute_extproc.errors import ConfigError, EncoderUnavailable
 from semroute_extproc.events import Decided, Event, Shadowed
 from semroute_extproc.outcome import Cause, Kind, Outcome
 from semroute_extproc.pipeline.pipeline import Pipeline
-from semroute_extproc.policy.context import Candidates, Choice, Judgement, RoutingContext
-from semroute_extproc.policy.shadow import Agreement, Shadow
+from semroute_extproc.policy.context import Agreement, Candidates, Choice, Judgement, RoutingContext, Shadow
 from semroute_extproc.request.view import Api, Decide, RequestHead, RequestView, Turn
 from semroute_extproc.serve import build
 from semroute_extproc.state.live import LiveScores
 from semroute_extproc.strategies.calibration import Calibration
 from semroute_extproc.strategies.idea import Site
 from semroute_extproc.strategies.judge import Judge, JudgeSettings
-from semroute_extproc.strategies.judge_client import JudgeClient, Judges
+from semroute_extproc.strategies.judge_client import JudgeClient
 from semroute_extproc.telemetry.prom import PrometheusSink
 
 SETTINGS: dict[str, Any] = {
@@ -172,7 +171,7 @@ async def test_the_judge_decides_and_the_second_time_it_is_remembered(p: float, 
     assert first.decision is not None
     assert second.decision is not None
     assert (first.decision.judge, second.decision.judge) == ("ok", "cache")
-    assert first.decision.score == pytest.approx(p)
+    assert first.decision.choice.score == pytest.approx(p)
     assert [s.name for s in first.stages] == [
         "parse",
         "policy",
@@ -240,7 +239,6 @@ async def shadowed(url: str, share: float) -> tuple[Outcome, list[Shadow]]:
         server={"deadline_ms": 2_000},
     )
     policies, _ = build_policies(settings_)
-    judges = Judges()
     told: list[Shadow] = []
 
     def emit(event: Event) -> None:
@@ -248,15 +246,17 @@ async def shadowed(url: str, share: float) -> tuple[Outcome, list[Shadow]]:
         told.append(event.shadow)
 
     encoder = classifier(FakeEncoder(lambda _: raw(-5.0)))
-    subject = Pipeline(settings_, policies, encoder, emit, judges.of(settings_.strategies))
-    judges.adopt(subject.judges)
+    each = settings_.strategies.items()
+    asked = {name: JudgeClient(name, one) for name, one in each if isinstance(one, JudgeSettings)}
+    subject = Pipeline(settings_, policies, encoder, emit, asked)
     body = json.dumps({"model": "auto", "messages": [{"role": "user", "content": "prove it"}]}).encode()
     head = RequestHead("POST", "/v1/chat/completions", {})
     found = await subject.decide(Decide(head, Api.CHAT_COMPLETIONS, body))
     async with asyncio.timeout(5):
         while share and not told:
             await asyncio.sleep(0.01)
-    await judges.close()
+    for judge in asked.values():
+        await judge.close()
     return found, told
 
 
@@ -298,7 +298,7 @@ def problems(tmp_path: Any, text: str) -> list[str]:
     file = tmp_path / "semroute.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError) as caught:
-        build.make_judges(config_source.load(file, {}), Judges())
+        build.make_judges(config_source.load(file, {}))
     return caught.value.problems
 
 
@@ -328,13 +328,11 @@ def test_what_is_wrong_is_said_at_its_place(tmp_path: Any, old: str, new: str, m
 async def test_a_judge_that_did_not_change_is_kept_over_a_reload(tmp_path: Any) -> None:
     file = tmp_path / "semroute.yaml"
     file.write_text(YAML)
-    judges = Judges()
-    live = judges.of(config_source.load(file, {}).config.strategies)
-    judges.adopt(live)
+    live = build.make_judges(config_source.load(file, {}))
     file.write_text(YAML.replace("cluster: l", "cluster: x"))
-    assert judges.of(config_source.load(file, {}).config.strategies)["s"] is live["s"]
+    assert build.make_judges(config_source.load(file, {}), live)["s"] is live["s"]
     file.write_text(YAML.replace("threshold: 0.5", "threshold: 0.6"))
-    other = judges.of(config_source.load(file, {}).config.strategies)
+    other = build.make_judges(config_source.load(file, {}), live)
     assert other["s"] is not live["s"]
-    judges.adopt(other)
-    await judges.close()
+    for judge in (live["s"], other["s"]):
+        await judge.close()

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +14,6 @@ from semroute_extproc.strategies.artifact import ArtifactManifest
 from semroute_extproc.strategies.clusters import ClustersArtifact
 from semroute_extproc.strategies.profiles import (
     Profile,
-    ProfileDirectories,
     ProfileDirectory,
     is_thin,
     read_profile,
@@ -127,66 +123,6 @@ def test_a_removed_file_takes_its_model_away_and_a_lost_directory_nobody(folder:
 def test_a_directory_that_is_not_there_is_an_error(folder: Path) -> None:
     with pytest.raises(ArtifactError, match="no such directory"):
         ProfileDirectory(folder / "nowhere", CLUSTERS.digest)
-
-
-async def until(met: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not met():
-            await asyncio.sleep(0.02)
-
-
-async def test_what_is_put_there_while_it_is_watched_is_told(folder: Path) -> None:
-    told: list[tuple[str, set[str] | None]] = []
-    subject = ProfileDirectories(lambda name, d: told.append((name, None if d is None else set(d()))))
-    live = subject.of("s", folder, CLUSTERS.digest)
-    subject.adopt()
-    stop = asyncio.Event()
-    watching = asyncio.create_task(subject.watch(stop))
-    await asyncio.sleep(0.3)
-    write_json(folder / "a.json", profile())
-    await until(lambda: "m" in live())
-    # A mounted ConfigMap is replaced by a swap of a link to another directory.
-    (folder / "..data").mkdir()
-    write_json(folder / "..data" / "n.json", profile("n"))
-    os.symlink("..data/n.json", folder / "n.json")
-    await until(lambda: "n" in live())
-    await until(lambda: ("s", {"m", "n"}) in told)
-    stop.set()
-    await asyncio.wait_for(watching, 10)
-    assert told[0] == ("s", set())
-
-
-async def test_a_reload_keeps_a_directory_and_its_last_good_profiles(folder: Path) -> None:
-    told: list[tuple[str, bool]] = []
-    subject = ProfileDirectories(lambda name, d: told.append((name, d is not None)))
-    write_json(folder / "a.json", profile())
-    first = subject.of("s", folder, CLUSTERS.digest)
-    subject.adopt()
-    assert subject.of("s", folder, CLUSTERS.digest) is first
-    subject.forget()
-    other = subject.of("s", folder, OTHERS.digest)
-    assert other is not first
-    subject.adopt()
-    subject.adopt()
-    assert told == [("s", True), ("s", True), ("s", False)]
-
-
-async def test_a_reload_brings_another_directory_under_watch(folder: Path) -> None:
-    second = folder.parent / "second"
-    second.mkdir()
-    subject = ProfileDirectories(lambda *_: None)
-    subject.of("s", folder, CLUSTERS.digest)
-    subject.adopt()
-    stop = asyncio.Event()
-    watching = asyncio.create_task(subject.watch(stop))
-    await asyncio.sleep(0.2)
-    live = subject.of("s", second, CLUSTERS.digest)
-    subject.adopt()
-    await asyncio.sleep(0.4)
-    write_json(second / "a.json", profile())
-    await until(lambda: "m" in live())
-    stop.set()
-    await asyncio.wait_for(watching, 10)
 
 
 def test_a_thin_profile_says_how_thin() -> None:

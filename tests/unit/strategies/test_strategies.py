@@ -138,7 +138,7 @@ class TestSimilarity:
         decision = decided(subject, facts(unit(0, 1, 0, 0)))
         assert decision.pool == "small"
         assert decision.reason.startswith("similarity 0.")
-        assert decision.score == pytest.approx((10 * 1 + 50.9457 * 0.5) / 160.9457, abs=1e-4)
+        assert decision.choice.score == pytest.approx((10 * 1 + 50.9457 * 0.5) / 160.9457, abs=1e-4)
 
     def test_nothing_similar_is_no_division_by_zero(self) -> None:
         assert 0.0 <= STORED.score()(unit(0, 0, 0, 1)) <= 1.0
@@ -147,7 +147,7 @@ class TestSimilarity:
     def test_text_of_another_bundle_or_unknown_text_goes_to_the_unsure(self) -> None:
         subject = compiled({**SIMILARITY, "on_unknown": "eyes"}, {"s": {"artifact": STORED}})
         other = decided(subject, facts(unit(0, 1, 0, 0), revision="f" * 12))
-        assert (other.pool, other.reason, other.score) == (
+        assert (other.pool, other.reason, other.choice.score) == (
             "eyes",
             "similarity is unknown in its language",
             None,
@@ -258,7 +258,9 @@ class TestCalibration:
         subject = compiled({**self.SETTINGS, "max_quality_drop": 0.1}, {"s": {"calibration": known}})
         # A share of .6 lies at the 40 % quantile, .2.
         assert subject.strategies["s"].follows is None, "the quality is known at this threshold only"
-        assert decided(subject, facts(unit(1, 0, 0, 0), difficulty=0.21)).threshold == pytest.approx(0.2)
+        assert decided(subject, facts(unit(1, 0, 0, 0), difficulty=0.21)).choice.threshold == pytest.approx(
+            0.2
+        )
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -330,7 +332,7 @@ class TestClusters:
         subject = clusters()
         first, second = decided(subject, facts(FIRST)), decided(subject, facts(SECOND))
         assert (first.pool, second.pool) == ("small", "large")
-        assert first.score == pytest.approx(0.1, abs=1e-3)
+        assert first.choice.score == pytest.approx(0.1, abs=1e-3)
         assert first.reason.startswith("error 0.10 at cost 0.1")
 
     def test_both_ends_of_quality_are_promises(self) -> None:
@@ -349,7 +351,9 @@ class TestClusters:
 
     def test_a_higher_quality_never_raises_the_expected_error(self) -> None:
         subject = clusters()
-        scores = [decided(subject, facts(SECOND, quality=q)).score or 0.0 for q in np.linspace(0, 1, 21)]
+        scores = [
+            decided(subject, facts(SECOND, quality=q)).choice.score or 0.0 for q in np.linspace(0, 1, 21)
+        ]
         assert scores == sorted(scores, reverse=True)
         assert len(set(scores)) == 3
 
@@ -428,7 +432,7 @@ class TestEveryPairUnderControllers:
     def test_pressure_takes_its_requests_and_says_so(self, settings: dict[str, Any], material: Any) -> None:
         subject = compiled(settings, {"s": {"artifact": material}})
         # The prompt's own score is made the threshold, so that any pressure moves it.
-        score = decided(subject, facts(unit(1, 0, 0, 0))).score
+        score = decided(subject, facts(unit(1, 0, 0, 0))).choice.score
         assert score is not None
         subject = compiled(
             {**settings, "strong_share": None, "threshold": score - 0.01}, {"s": {"artifact": material}}
@@ -437,7 +441,7 @@ class TestEveryPairUnderControllers:
         pressed = decided(subject, facts(unit(1, 0, 0, 0), conditions=Conditions({"large": 0.9})))
         assert pressed.pool == "small"
         assert "(load share " in pressed.reason
-        assert pressed.share is not None
+        assert pressed.choice.share is not None
 
     def test_a_leaning_moves_it_both_ways(self, settings: dict[str, Any], material: Any) -> None:
         subject = compiled(settings, {"s": {"artifact": material}})
