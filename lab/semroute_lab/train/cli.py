@@ -23,12 +23,6 @@ from semroute_lab.train.spec import SHIPPED, read_spec
 _FILE = click.Path(exists=True, path_type=Path)
 _ANY = click.Path(path_type=Path)
 
-GONE = {
-    "track": "leave pairs/routellm_mmlu.csv.gz out of --data for what was the track zero",
-    "beside": "compare the evaluation.json of the two work folders",
-}
-"""Flags without effect, and what to use instead."""
-
 _labels_help = (
     "Targets from --logs: Hybrid LLM's det, prob or trans; RouteLLM's win probability; or only-strong: "
     "the strong model is right and the weak one wrong."
@@ -45,12 +39,6 @@ _texts_help = (
 )
 
 
-def _gone(context: click.Context, parameter: click.Parameter, value: object) -> None:
-    """Accept a flag that no longer has an effect, and say what to use instead."""
-    if value:
-        click.echo(f"--{parameter.name} has no effect: {GONE[parameter.name or '']}", err=True)
-
-
 @click.command()
 @option("--data", type=EXISTING_DIRECTORY, help="Folder of the declared data sets.")
 @option("--handwritten", type=EXISTING_DIRECTORY, help="Folder of *.train.jsonl and *.eval.jsonl files.")
@@ -65,8 +53,6 @@ def _gone(context: click.Context, parameter: click.Parameter, value: object) -> 
 @option("--base", type=_FILE, help="Base checkpoint: a wheel, directory or .safetensors file.")
 @option("--keep-encoder", "keep", type=EXISTING_DIRECTORY, help=_keep_help)
 @option("--spec", type=_FILE, default=SHIPPED, help=_spec_help)
-@option("--track", hidden=True, expose_value=False, callback=_gone)
-@option("--beside", hidden=True, expose_value=False, multiple=True, callback=_gone)
 @option("--epochs", type=click.IntRange(0, 100), help="Fine-tuning epochs; 0: no fine-tuning.")
 @shown("--seed", type=int, default=1)
 @shown("--threads", type=click.IntRange(1, 64), default=2)

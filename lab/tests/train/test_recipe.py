@@ -322,13 +322,6 @@ def test_of_a_large_source_a_fixed_number_of_rows_is_used(tmp_path: Path, handwr
     assert sum(row.source == source.name for row in (*corpus.fit, *corpus.calibrate)) == source.rows_max
 
 
-def test_flags_that_lost_their_meaning_say_what_to_use_instead(tmp_path: Path) -> None:
-    run = CliRunner().invoke(train, ["--track", "zero", "--beside", str(tmp_path)])
-    assert "--track has no effect: leave pairs/routellm_mmlu.csv.gz out of --data" in run.output
-    assert "--beside has no effect: compare the evaluation.json" in run.output
-    assert run.exit_code == 2
-
-
 def test_bartscore_needs_its_model(tmp_path: Path) -> None:
     logs = tmp_path / "logs.jsonl"
     logs.write_text("{}\n")
