@@ -13,8 +13,9 @@ from pydantic import Field
 from semroute_extproc.settings import base
 from semroute_extproc.settings.base import Model, Name, Problem, did_you_mean, pair_of
 from semroute_extproc.settings.controllers import Controllers
+from semroute_extproc.settings.names import ambiguous
 from semroute_extproc.settings.policies import Policy
-from semroute_extproc.settings.pools import Pool, VirtualModel
+from semroute_extproc.settings.pools import Pool, ReasoningFamily, VirtualModel
 from semroute_extproc.settings.process import Admin, Encoder, Server, Telemetry
 from semroute_extproc.settings.text import Text
 from semroute_extproc.strategies.registry import StrategySetting
@@ -35,12 +36,16 @@ class Config(Model):
     )
     policies: dict[Name, Policy] = Field(default_factory=dict, max_length=base.POLICIES_MAX)
     strategies: dict[Name, StrategySetting] = Field(default_factory=dict, max_length=base.STRATEGIES_MAX)
+    reasoning_families: dict[Name, ReasoningFamily] = Field(
+        default_factory=dict, max_length=base.POOLS_MAX, description="Reasoning switches of your own models."
+    )
     controllers: Controllers = Field(default_factory=Controllers)
 
 
 def unresolved(config: Config, families: Collection[str]) -> Iterator[Problem]:
     """Undefined names, and settings of different sections that contradict each other."""
-    known: dict[str, Collection[str]] = {"reasoning family": families, "pool": config.pools}
+    known: dict[str, Collection[str]] = {"pool": config.pools}
+    known["reasoning family"] = {**dict.fromkeys(families), **config.reasoning_families}
     known |= {"policy": config.policies, "strategy": config.strategies}
 
     def unknown(kind: str, name: str | None, *path: str | int) -> Iterator[Problem]:
@@ -50,6 +55,8 @@ def unresolved(config: Config, families: Collection[str]) -> Iterator[Problem]:
     yield from unknown("pool", config.default_pool, "default_pool")
     for name, pool in config.pools.items():
         yield from unknown("reasoning family", pool.reasoning, "pools", name, "reasoning")
+        yield from unknown("policy", pool.policy, "pools", name, "policy")
+    yield from ambiguous(config.models, config.pools)
     for name, virtual in config.models.items():
         yield from unknown("policy", virtual.policy, "models", name, "policy")
         for drawn in virtual.canary:

@@ -25,6 +25,7 @@ from semroute_extproc.outcome import Cause
 from semroute_extproc.policy import plan
 from semroute_extproc.policy.context import Decision, RoutingContext
 from semroute_extproc.request.text import SURFACE_NAMES
+from semroute_extproc.settings.names import Names
 from semroute_extproc.state.controllers import ControllerState
 from semroute_extproc.strategies.registry import compile_all
 
@@ -64,6 +65,11 @@ def config(**changes: Any) -> Config:
         "strategies": {"s": PAIR},
     }
     return Config.model_validate({**settings, **changes})
+
+
+def names(settings: Config) -> Names:
+    """What clients may ask for."""
+    return Names(settings.models, settings.policies, settings.pools, settings.default_pool)
 
 
 def build_policies(settings: Config, *artifacts: Any) -> tuple[dict[str, plan.PolicyPlan], list[Problem]]:
