@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from semroute_extproc.policy import rules
 from semroute_extproc.serve import build
 from semroute_extproc.settings.base import Problem
 from semroute_extproc.strategies.judge_client import Judges
+
+ENVOY_MIN = (1, 37)  # 1.36 takes the shipped file, and then refuses or holds up large and chunked bodies
 
 
 def check(loaded: Loaded) -> dict[str, Bundle]:
@@ -28,6 +31,19 @@ def check(loaded: Loaded) -> dict[str, Bundle]:
     if loaded.config.encoder.device == "cuda":
         build.make_models(loaded.config, bundles)
     return bundles
+
+
+def old_envoy(version: str) -> str:
+    """What is wrong with the Envoy that `envoy --version` describes; empty if it is new enough."""
+    found = re.search(r"\b(\d+)\.(\d+)\.\d+", version)
+    if found is None:
+        return f"no version of Envoy in {version!r}: give what `envoy --version` prints"
+    is_old = (int(found[1]), int(found[2])) < ENVOY_MIN
+    return (
+        f"Envoy {found[0]} is too old: {ENVOY_MIN[0]}.{ENVOY_MIN[1]} is the lowest that works"
+        if is_old
+        else ""
+    )
 
 
 def warnings(loaded: Loaded, bundles: Mapping[str, Bundle]) -> list[str]:
