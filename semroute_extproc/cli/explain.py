@@ -35,8 +35,8 @@ SIGNALS = (
     *("similarity", "tokens", "truncated", "language"),
 )
 REQUEST = (
-    *("api", "model", "stream", "turns", "images", "tools", "tool_loop", "json_mode", "effort"),
-    *("max_output_tokens", "characters"),
+    *("api", "model", "stream", "turns", "images", "audio", "video", "files", "tools", "tool_loop"),
+    *("json_mode", "effort", "max_output_tokens", "characters"),
 )
 """Attributes of the signals and of the request to show, in order."""
 

@@ -759,6 +759,14 @@ class TestPoliciesOfNamedModels:
         asked = request(chat(model="m-s"), x_semroute_tenant="interns")
         assert (await outcome_of(asked, self.GUARDED)).kind is Kind.NAMED
 
+    async def test_a_shadow_that_would_deny_is_undecided(self) -> None:
+        policies = {
+            "main": {"otherwise": {"pool": "large"}, "shadow": "no"},
+            "no": {"otherwise": {"deny": "No"}},
+        }
+        outcome = await outcome_of(request(chat()), config(policies=policies))
+        assert (outcome.pool, outcome.shadows) == ("large", (Shadow("main", "no", Agreement.UNDECIDED),))
+
     def test_an_unknown_policy_is_a_configuration_error(self) -> None:
         settings = config(pools={**POOLS, "large": {**POOLS["large"], "policy": "gard"}})
         assert any("there is no policy 'gard'" in each.message for each in unresolved(settings, FAMILIES))
