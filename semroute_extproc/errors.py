@@ -6,7 +6,7 @@ SemrouteError
 ├── ArtifactError          a strategy's artifact, calibration or profile cannot be used
 ├── BadBody                a request body cannot be read as its API says
 ├── BodyTooLarge           a body is over its limit, as sent or once decompressed
-├── UnsupportedEncoding    a content-encoding other than gzip
+├── UnsupportedEncoding    a content-encoding that cannot be decoded
 ├── EncoderUnavailable     no signals in time
 ├── EndpointError          a model's endpoint gave no usable answer
 └── DataError              a training or evaluation file cannot be used
@@ -69,10 +69,12 @@ class BodyTooLarge(SemrouteError):
 
 
 class UnsupportedEncoding(SemrouteError):
-    """A content-encoding other than identity and gzip."""
+    """A content-encoding that cannot be decoded."""
 
     def __init__(self, encoding: str) -> None:
-        super().__init__(f"content-encoding {encoding!r} is not supported; send gzip or none")
+        super().__init__(
+            f"content-encoding {encoding!r} is not supported; send gzip, deflate, zstd, br or none"
+        )
 
 
 class EncoderUnavailable(SemrouteError):

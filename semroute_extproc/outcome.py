@@ -42,6 +42,7 @@ class Cause(enum.StrEnum):
     UNKNOWN_PATH = "unknown_path"
     CONTENT_TYPE = "content_type"
     UPGRADE = "upgrade"
+    UPLOAD = "upload"
     EMPTY_BODY = "empty_body"
     NO_BODY = "no_body"
     STREAMED_BODY = "streamed_body"
@@ -51,7 +52,7 @@ class Cause(enum.StrEnum):
     TOO_MANY_PARTS = "too_many_parts"
     TOO_MANY_MEMBERS = "too_many_members"
     NO_TEXT = "no_text"
-    BAD_GZIP = "bad_gzip"
+    BAD_ENCODING = "bad_encoding"
     NO_MODEL = "no_model"
     UNKNOWN_MODEL = "unknown_model"
     DEADLINE = "deadline"
@@ -62,6 +63,7 @@ class Cause(enum.StrEnum):
     BODY_TOO_LARGE = "body_too_large"
     UNSUPPORTED_ENCODING = "unsupported_encoding"
     NO_POOL = "no_pool"
+    DENIED = "denied"
     MODELS = "models"
 
     @property

@@ -24,6 +24,8 @@ from semroute_extproc.config.models import Config
 from semroute_extproc.encoder import bundle
 from semroute_extproc.policy.rules import REQUEST_FACTS, SIGNAL_FACTS, WORK_FACTS
 from semroute_extproc.request import reasoning
+from semroute_extproc.request.apis import TEXT_APIS
+from semroute_extproc.request.paths import PATHS
 from semroute_extproc.request.view import Api
 from semroute_extproc.settings import controllers, policies, pools, process
 from semroute_extproc.settings.text import Envelopes
@@ -44,6 +46,7 @@ def settings() -> str:
         ("pools.NAME", pools.Pool),
         ("pools.NAME.price", pools.Price),
         ("models.NAME", pools.VirtualModel),
+        ("reasoning_families.NAME", pools.ReasoningFamily),
         ("policies.NAME", policies.Policy),
         ("policies.NAME.rules[]", policies.Rule),
         ("policies.NAME.otherwise", policies.Target),
@@ -116,7 +119,7 @@ def families() -> str:
 
 
 def _written(family: str, effort: str) -> str:
-    members = reasoning.switch(family, Api.CHAT_COMPLETIONS, effort)
+    members = reasoning.switch(reasoning.FAMILIES[family], Api.CHAT_COMPLETIONS, effort)
     return ", ".join(f"`{'.'.join(path)}: {json.dumps(value)}`" for path, value in members.items()) or "–"
 
 
@@ -346,10 +349,21 @@ def bench_load() -> str:
     return "\n".join(lines)
 
 
+def paths() -> str:
+    """Every known path, its API, and what its routed requests are routed by."""
+    own = {name: f"`{name}`" for name in get_args(pools.ApiName)} | {Api.COUNT_TOKENS.value: "`messages`"}
+    rows = ["| path | API | routed by |", "|---|---|---|"]
+    for path, api in PATHS.items():
+        facts = "text and facts" if api in TEXT_APIS else "rules without text, or a fixed pool"
+        rows.append(f"| `{path}` | {own.get(api.value, '')} | {facts} |")
+    return "\n".join(rows)
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "settings": settings,
     "facts": facts,
     "families": families,
+    "paths": paths,
     "labels": labels,
     "metrics": metrics,
     "commands": commands,

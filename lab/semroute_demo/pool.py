@@ -22,6 +22,9 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from semroute_demo import shapes
+from semroute_extproc.request import forms
+from semroute_extproc.request.apis import TEXT_APIS
+from semroute_extproc.request.paths import PATHS
 from semroute_extproc.request.view import Api
 
 BODY_BYTES_MAX = 64 * 1024 * 1024  # larger than the gateway's limit, which therefore applies first
@@ -29,7 +32,6 @@ RECORDED_MAX = 256  # how many requests are remembered
 RECORDED_BYTES_MAX = 1024 * 1024  # of larger bodies only length and hash are remembered
 CACHE_TOKENS = 32_768  # tokens the simulated KV cache holds
 
-PATHS = {f"/v1/{api.replace('chat_', 'chat/')}": api for api in Api}  # the generating endpoints
 TYPES = {400: "BadRequestError", 404: "NotFoundError", 500: "InternalServerError", 503: "Service Unavailable"}
 
 
@@ -55,6 +57,7 @@ class Fault:
 class Received:
     """A request as it arrived."""
 
+    path: str  # with the query
     headers: Mapping[str, str]  # lower-case names; of a repeated header the last value
     length: int
     sha256: str
@@ -132,8 +135,10 @@ class Pool:
         api = PATHS[request.path]
         if fault.status:
             return _error(fault.status, "This failure was requested.", headers)
+        kind = request.headers.get("content-type", "")
         try:
-            body = json.loads(content)
+            form = kind.startswith(forms.FORM)
+            body = {"model": forms.model_of(content, kind)} if form else json.loads(content)
         except (ValueError, RecursionError) as error:
             return _error(400, f"The body is not JSON: {error}", headers)
         if not isinstance(body, dict):
@@ -142,6 +147,8 @@ class Pool:
         if model not in self.models:
             text = f"The model `{model}` does not exist. Valid names: {', '.join(self.models)}"
             return _error(404, text, headers, wrapped=api is Api.MESSAGES)
+        if api not in TEXT_APIS:
+            return web.json_response({"model": self.models[0], "object": api}, headers=headers)
         if self._waiting >= self.speed.queue_max:
             return _error(503, "The engine is currently busy. Try again later.", headers)
         name = f"chatcmpl-{request.headers.get('x-request-id') or uuid.uuid4().hex}"
@@ -188,7 +195,7 @@ class Pool:
         headers = {name.lower(): value for name, value in request.headers.items()}
         digest = hashlib.sha256(content).hexdigest()
         kept = content if len(content) <= RECORDED_BYTES_MAX else b""
-        self.received.append(Received(headers, len(content), digest, kept))
+        self.received.append(Received(request.path_qs, headers, len(content), digest, kept))
         return digest
 
 

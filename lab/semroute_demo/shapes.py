@@ -99,7 +99,7 @@ def body(answer: Answer) -> Json:
             return _response(answer, "incomplete" if answer.truncated else "completed", [item])
         case Api.MESSAGES:
             return _message(answer, [{"type": "text", "text": text}])
-        case Api.EMBEDDINGS:
+        case _:
             digest = hashlib.sha256(answer.id.encode()).digest()[:EMBEDDING_DIMENSIONS]
             data = [{"object": "embedding", "index": 0, "embedding": [byte / 255 - 0.5 for byte in digest]}]
             return {"object": "list", "model": answer.model, "data": data, "usage": usage(answer)}

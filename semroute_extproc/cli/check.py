@@ -1,5 +1,6 @@
 """Check a configuration: compile it as `serve` would, and warn about likely mistakes."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from semroute_extproc.policy import rules
 from semroute_extproc.serve import build
 from semroute_extproc.settings.base import Problem
 from semroute_extproc.state import shared_sessions
+
+ENVOY_MIN = (1, 37)  # 1.36 takes the shipped file, and then refuses or holds up large and chunked bodies
 
 
 def check(loaded: Loaded) -> dict[str, Bundle]:
@@ -27,6 +30,19 @@ def check(loaded: Loaded) -> dict[str, Bundle]:
     if loaded.config.encoder.device == "cuda":
         open_each(bundles, loaded.config.encoder.device)
     return bundles
+
+
+def old_envoy(version: str) -> str:
+    """What is wrong with the Envoy that `envoy --version` describes; empty if it is new enough."""
+    found = re.search(r"\b(\d+)\.(\d+)\.\d+", version)
+    if found is None:
+        return f"no version of Envoy in {version!r}: give what `envoy --version` prints"
+    is_old = (int(found[1]), int(found[2])) < ENVOY_MIN
+    return (
+        f"Envoy {found[0]} is too old: {ENVOY_MIN[0]}.{ENVOY_MIN[1]} is the lowest that works"
+        if is_old
+        else ""
+    )
 
 
 def warnings(loaded: Loaded, bundles: Mapping[str, Bundle]) -> list[str]:

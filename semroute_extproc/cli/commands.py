@@ -194,8 +194,11 @@ def score(bundle: Path | None, device: Any, embedding: bool) -> None:
 @click.argument("config_path", type=PATH, required=False)
 @click.option("--config", "-c", "option_path", type=PATH, envvar="SEMROUTE_CONFIG")
 @click.option("--envoy", type=PATH, help="Envoy bootstrap file; check that it has a cluster for every pool.")
+@click.option("--envoy-version", help="What `envoy --version` prints; check that this Envoy is new enough.")
 @exit_statuses
-def check(config_path: Path | None, option_path: Path | None, envoy: Path | None) -> None:
+def check(
+    config_path: Path | None, option_path: Path | None, envoy: Path | None, envoy_version: str | None
+) -> None:
     """Check a configuration, its conditions, its bundle and its requirements on this machine.
 
     Also checks API keys in the environment, optional libraries and the GPU, so run it on the machine
@@ -214,6 +217,8 @@ def check(config_path: Path | None, option_path: Path | None, envoy: Path | None
     bundles = checking.check(loaded)
     if envoy is not None and (problems := config_source.without_cluster(loaded, envoy)):
         raise loaded.error(problems)
+    if envoy_version is not None and (problem := checking.old_envoy(envoy_version)):
+        refuse([problem], Exit.CONFIG)
     for warning in checking.warnings(loaded, bundles):
         click.echo(f"note: {warning}", err=True)
     sections = ("pools", "policies", "strategies")

@@ -30,8 +30,8 @@ DEADLINE_MS = 5_000.0  # Long, so that a slow first pass does not cause a fallba
 
 SIGNALS = ("domain_entropy", "difficulty", "unknown", "similarity", "tokens", "truncated", "language")
 REQUEST = (
-    *("api", "model", "stream", "turns", "images", "tools", "tool_loop", "json_mode", "effort"),
-    *("max_output_tokens", "characters"),
+    *("api", "model", "stream", "turns", "images", "audio", "video", "files", "tools", "tool_loop"),
+    *("json_mode", "effort", "max_output_tokens", "characters"),
 )
 """Attributes of the signals and of the request to show, in order."""
 

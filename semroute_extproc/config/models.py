@@ -13,8 +13,9 @@ from semroute_extproc.request.reasoning import FAMILIES
 from semroute_extproc.settings import base
 from semroute_extproc.settings.base import Model, Name, PoolName, Problem, pair_of
 from semroute_extproc.settings.controllers import Controllers
+from semroute_extproc.settings.names import ambiguous
 from semroute_extproc.settings.policies import Policy
-from semroute_extproc.settings.pools import Pool, VirtualModel
+from semroute_extproc.settings.pools import Pool, ReasoningFamily, VirtualModel
 from semroute_extproc.settings.process import Admin, Encoder, Server, Telemetry
 from semroute_extproc.settings.text import Text
 from semroute_extproc.strategies.registry import StrategySetting
@@ -35,19 +36,24 @@ class Config(Model):
     )
     policies: dict[Name, Policy] = Field(default_factory=dict, max_length=base.POLICIES_MAX)
     strategies: dict[Name, StrategySetting] = Field(default_factory=dict, max_length=base.STRATEGIES_MAX)
+    reasoning_families: dict[Name, ReasoningFamily] = Field(
+        default_factory=dict, max_length=base.POOLS_MAX, description="Reasoning switches of your own models."
+    )
     controllers: Controllers = Field(default_factory=Controllers)
 
 
 def names_in(document: Mapping[str, Any]) -> dict[str, Collection[str]]:
     """Kind to the names that settings may refer to, for the validation context of a document."""
     sections = {"pool": "pools", "policy": "policies", "strategy": "strategies"}
+    sections["reasoning family"] = "reasoning_families"
     found = {kind: document.get(section, {}) for kind, section in sections.items()}
     names = {kind: [*map(str, section)] for kind, section in found.items() if isinstance(section, dict)}
-    return {**names, "reasoning family": FAMILIES}
+    return {**names, "reasoning family": [*FAMILIES, *names.get("reasoning family", [])]}
 
 
 def contradictions(config: Config) -> Iterator[Problem]:
     """Settings of different sections that contradict each other."""
+    yield from ambiguous(config.models, config.pools)
     for name, virtual in config.models.items():
         if virtual.policy in virtual.canary:
             yield Problem(("models", name, "canary", virtual.policy), "is already the model's main policy")

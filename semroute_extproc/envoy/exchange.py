@@ -34,8 +34,11 @@ from semroute_extproc.envoy._pb import external_processor_pb2 as pb
 from semroute_extproc.envoy.replies import CONTINUE
 from semroute_extproc.outcome import Cause, DirectAnswer, Kind, Outcome
 from semroute_extproc.request import answers
-from semroute_extproc.request.apis import PATHS
+from semroute_extproc.request.apis import TEXT_APIS
+from semroute_extproc.request.forms import FORM
+from semroute_extproc.request.paths import Place, place_of
 from semroute_extproc.request.view import Api, Decide, RequestHead
+from semroute_extproc.settings.names import Names
 
 _Mode = pb.ProcessingMode
 
@@ -50,7 +53,8 @@ class ExchangeSettings:
     default_cluster: str
     body_bytes_max: int
     allow_mode_override: bool
-    models: tuple[str, ...]  # names that GET /v1/models lists
+    names: Names
+    path_prefixes: tuple[str, ...] = ()
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -85,7 +89,7 @@ class Exchange:
         self._mode: int | None = None
         self._response_mode = 0
         self._duplex = False
-        self._api = Api.CHAT_COMPLETIONS
+        self._place = Place("")
         self._pieces: list[bytes] = []
         self._collected = 0
         self._trailers = False
@@ -133,12 +137,13 @@ class Exchange:
         outcome = self._passthrough(Cause.INTERNAL_ERROR)
         new = None if state in (_State.PASSED, _State.DONE) else outcome
         if at_headers:
-            return Step((replies.headers_reply(outcome),), outcome=new)
+            return Step((replies.headers_reply(outcome, self._place.rewritten),), outcome=new)
         if self._duplex and state in (_State.HELD, _State.DECIDING):
             written = self._written(outcome)
             self._pieces.clear()
             return Step(written, outcome=new)
-        reply = replies.body_reply(outcome) if kind == "request_body" else CONTINUE[kind]
+        is_body, path = kind == "request_body", self._place.rewritten
+        reply = replies.body_reply(outcome, path) if is_body else CONTINUE[kind]
         return Step((reply,), outcome=new)
 
     def _transition(self, kind: str, message: pb.ProcessingRequest) -> Step:
@@ -168,13 +173,16 @@ class Exchange:
     def _headers(self, message: pb.HttpHeaders) -> Step:
         self.head = head = read_head(message.headers)
         settings = self._settings
-        if head.method == "GET" and (answer := answers.models(head.bare_path, settings.models)):
+        self._place = place = place_of(head.path, settings.path_prefixes)
+        anthropic = "anthropic-version" in head.headers
+        if head.method == "GET" and (answer := answers.models(place.path, settings.names, anthropic)):
             return self._answer(Kind.ANSWERED, Cause.MODELS, answer)
-        if cause := _unroutable(head) or (Cause.EMPTY_BODY if message.end_of_stream else None):
+        length, most = head.headers.get("content-length", ""), settings.body_bytes_max
+        fits = length.isdigit() and int(length) <= most
+        cause = _unroutable(head, place.api, fits) or (Cause.EMPTY_BODY if message.end_of_stream else None)
+        if cause is not None:
             return self._pass_headers(cause)
-        self._api = PATHS[head.bare_path]
-        length = head.headers.get("content-length", "")
-        if length.isdigit() and int(length) > settings.body_bytes_max:
+        if length.isdigit() and not fits:
             return self._too_large()
         if self.observed or self._duplex:
             self._state = _State.HELD
@@ -186,9 +194,15 @@ class Exchange:
         return Step((replies.ask_for_body(self._response_mode if override else None),))
 
     def _pass_headers(self, cause: Cause) -> Step:
-        outcome = self._passthrough(cause)
+        outcome, names = self._passthrough(cause), self._settings.names
+        named = names.find(self._place.model)
+        pool = names.pools.get(named.pool) if named else None
+        if named and pool and pool.policy is None:
+            cause = Cause.NAMED_MODEL
+            outcome = Outcome(Kind.NAMED, cause, named.pool, pool.cluster, pool.model, cause.words)
         skip = self._settings.allow_mode_override and self._mode in (_Mode.BUFFERED, _Mode.BUFFERED_PARTIAL)
-        reply = replies.headers_reply(outcome, self._response_mode if skip else None)
+        mode = self._response_mode if skip else None
+        reply = replies.headers_reply(outcome, self._place.rewritten, mode)
         self._state = _State.PASSED
         return Step((reply,), outcome=outcome)
 
@@ -211,7 +225,8 @@ class Exchange:
         self._state = _State.DECIDING
         body = b"".join(self._pieces)
         self._pieces = [body]
-        return Step(decide=Decide(self.head, self._api, body))
+        assert self._place.api is not None
+        return Step(decide=Decide(self.head, self._place.api, body, self._place.model))
 
     def _pass(self, cause: Cause, reply: bytes | None = None) -> Step:
         """Pass the request through at its body; without `reply`, set the routing header."""
@@ -225,15 +240,16 @@ class Exchange:
         if outcome.answer is not None:
             return (replies.immediate(outcome),)
         if self._duplex:
-            return replies.duplex_replies(outcome, b"".join(self._pieces), self._trailers)
-        return (replies.body_reply(outcome),)
+            body = b"".join(self._pieces)
+            return replies.duplex_replies(outcome, body, self._trailers, self._place.rewritten)
+        return (replies.body_reply(outcome, self._place.rewritten),)
 
     def _passthrough(self, cause: Cause) -> Outcome:
         pool, cluster = self._settings.default_pool, self._settings.default_cluster
         return Outcome(Kind.PASSTHROUGH, cause, pool, cluster, reason=f"passed through: {cause.words}")
 
     def _too_large(self) -> Step:
-        answer = answers.too_large(self._settings.body_bytes_max, self._api)
+        answer = answers.too_large(self._settings.body_bytes_max, self._place.api or Api.OTHER)
         return self._answer(Kind.REJECTED, Cause.BODY_TOO_LARGE, answer)
 
     def _answer(self, kind: Kind, cause: Cause, answer: DirectAnswer) -> Step:
@@ -259,15 +275,17 @@ def read_head(headers: pb.HeaderMap) -> RequestHead:
     return RequestHead(method, path, fields)
 
 
-def _unroutable(head: RequestHead) -> Cause | None:
-    """Why a request is not routed; None if it is."""
+def _unroutable(head: RequestHead, api: Api | None, fits: bool) -> Cause | None:
+    """Why a request's body is not asked for; None if it is. `fits`: its length is declared and allowed."""
     if head.method != "POST":
         return Cause.METHOD
-    if head.bare_path not in PATHS:
+    if api is None:
         return Cause.UNKNOWN_PATH
     if "upgrade" in head.headers:
         return Cause.UPGRADE
     media = head.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media == FORM and api not in TEXT_APIS:
+        return None if fits else Cause.UPLOAD
     if media != "application/json" and not media.endswith("+json"):
         return Cause.CONTENT_TYPE
     return None

@@ -48,42 +48,42 @@ def ask_for_body(response_body_mode: int | None) -> bytes:
     return _serialize(response)
 
 
-def headers_reply(outcome: Outcome, response_body_mode: int | None = None) -> bytes:
+def headers_reply(outcome: Outcome, path: str = "", response_body_mode: int | None = None) -> bytes:
     """Decide at the headers; given the response side's mode, tell Envoy not to send the body."""
-    response, _ = _routed("request_headers", outcome)
+    response, _ = _routed("request_headers", outcome, path)
     if response_body_mode is not None:
         _override(response, _Mode.NONE, response_body_mode)
     return _serialize(response)
 
 
-def body_reply(outcome: Outcome) -> bytes:
+def body_reply(outcome: Outcome, path: str = "") -> bytes:
     """Decide at the buffered body: headers, body, metadata and the route in one reply."""
-    if outcome.decision is None and outcome.body is None:
+    if outcome.decision is None and outcome.body is None and not path:
         plain = (outcome.kind, outcome.cause, outcome.pool, outcome.cluster, outcome.model, outcome.reason)
         return _plain_body_reply(*plain)
-    return _body_reply(outcome)
+    return _body_reply(outcome, path)
 
 
 @lru_cache(maxsize=REPLIES_MAX)
 def _plain_body_reply(*plain: Any) -> bytes:
     """The reply without a decision or a new body: the same for every such request."""
-    return _body_reply(Outcome(*plain))
+    return _body_reply(Outcome(*plain), "")
 
 
-def _body_reply(outcome: Outcome) -> bytes:
-    response, common = _routed("request_body", outcome)
+def _body_reply(outcome: Outcome, path: str) -> bytes:
+    response, common = _routed("request_body", outcome, path)
     if outcome.body is not None:
         _set(common.header_mutation, "content-length", str(len(outcome.body)))
         common.body_mutation.body = outcome.body
     return _serialize(response)
 
 
-def duplex_replies(outcome: Outcome, body: bytes, trailers: bool) -> tuple[bytes, ...]:
+def duplex_replies(outcome: Outcome, body: bytes, trailers: bool, path: str = "") -> tuple[bytes, ...]:
     """Decide in full duplex: the held headers reply, then the body in pieces, then the trailers.
 
     Removes `content-length`: Envoy would keep the client's value and truncate the new body to it.
     """
-    response, common = _routed("request_headers", outcome)
+    response, common = _routed("request_headers", outcome, path)
     common.header_mutation.remove_headers.append("content-length")
     head = _serialize(response)
     new = body if outcome.body is None else outcome.body
@@ -118,11 +118,13 @@ def immediate(outcome: Outcome) -> bytes:
     return _serialize(response)
 
 
-def _routed(kind: str, outcome: Outcome) -> tuple[pb.ProcessingResponse, pb.CommonResponse]:
-    """A reply that routes: the routing header, the route evaluated again, and the metadata."""
+def _routed(kind: str, outcome: Outcome, path: str) -> tuple[pb.ProcessingResponse, pb.CommonResponse]:
+    """A reply that routes: the routing header, a new path, the route evaluated again, and the metadata."""
     response = pb.ProcessingResponse()
     common: pb.CommonResponse = getattr(response, kind).response
     _set(common.header_mutation, CLUSTER_HEADER, outcome.cluster)
+    if path:
+        _set(common.header_mutation, ":path", path)
     if outcome.body is not None and outcome.decoded:
         common.header_mutation.remove_headers.append("content-encoding")
     common.clear_route_cache = True

@@ -107,7 +107,7 @@ class Servicer:
         except Exception:
             self._emit(Failed("telemetry.failed", head.request_id))
             return
-        observed, path = exchange.observed, head.bare_path
+        observed, path = exchange.observed, head.path.partition("?")[0]
         self._emit(Decided(outcome, head.request_id, path, tuple(parents), *times, observed=observed))
 
 

@@ -18,16 +18,18 @@ from semroute_extproc.errors import BadBody, BodyTooLarge, UnsupportedEncoding
 from semroute_extproc.events import Emit, Failed, ignore
 from semroute_extproc.outcome import Cause, Kind, Outcome
 from semroute_extproc.pipeline.driver import Driver, Stages
-from semroute_extproc.policy.constraints import NoCandidate
+from semroute_extproc.policy.constraints import Denied, NoCandidate
 from semroute_extproc.policy.context import Decision, RoutingContext
 from semroute_extproc.policy.draw import draw_id, drawn
 from semroute_extproc.policy.plan import PolicyPlan
-from semroute_extproc.request import answers, apis, reasoning
+from semroute_extproc.request import answers, apis, forms, reasoning
 from semroute_extproc.request.body import decode_body, set_members
 from semroute_extproc.request.language import language_of
 from semroute_extproc.request.marks import SHIPPED, Marks
+from semroute_extproc.request.reasoning import Family
 from semroute_extproc.request.text import estimate_tokens, judged
 from semroute_extproc.request.view import Api, Decide, RequestHead, RequestView
+from semroute_extproc.settings.names import Named, Names
 from semroute_extproc.settings.pools import Pool, VirtualModel
 from semroute_extproc.state.controllers import ControllerState, home
 from semroute_extproc.state.sessions import Keys
@@ -43,6 +45,7 @@ _REFUSED = {
     BodyTooLarge: (413, Cause.BODY_TOO_LARGE, "request_too_large"),
     UnsupportedEncoding: (415, Cause.UNSUPPORTED_ENCODING, "unsupported_content_encoding"),
     NoCandidate: (400, Cause.NO_POOL, "no_pool_for_request"),
+    Denied: (403, Cause.DENIED, "denied"),
 }
 
 
@@ -61,10 +64,11 @@ class Pipeline:
     ) -> None:
         """`judges` maps a strategy to its judge; `shared` stores conversations for several processes."""
         self.config, self.judges = settings, judges or {}
-        self._serving: dict[str, str] = {}  # Model to pool; of several pools, the default or the first.
-        for name in (settings.default_pool, *settings.pools):
-            self._serving.setdefault(settings.pools[name].model, name)
-        self.names = (*settings.models, *self._serving)  # What clients may ask for, routed ones first.
+        self.names = Names(settings.models, settings.policies, settings.pools, settings.default_pool)
+        self._routed = {Named(model=name): each for name, each in settings.models.items()}
+        guarded = ((name, pool.policy) for name, pool in settings.pools.items() if pool.policy)
+        self._routed |= {Named(pool=name): VirtualModel(policy=policy) for name, policy in guarded}
+        self._families = reasoning.families(settings.reasoning_families)
         self._emit = emit
         self._controllers, self._shared = controllers or ControllerState(), shared
         self._driver = Driver(settings, plans, classifier, self.judges, emit)
@@ -92,15 +96,23 @@ class Pipeline:
             return outcome
 
     async def _route(self, request: Decide, body: bytes, stages: Stages) -> Outcome:
-        model = apis.model_of(body)
-        if (named := self._serving.get(model)) is not None:
+        content_type = request.head.headers.get("content-type", "")
+        form = content_type if content_type.lower().startswith(forms.FORM) else ""
+        asked = request.model or (forms.model_of(body, form) if form else apis.model_of(body))
+        if (named := self.names.find(asked)) is None:
+            return self._default(Kind.PASSTHROUGH, Cause.UNKNOWN_MODEL if asked else Cause.NO_MODEL, stages)
+        if (virtual := self._routed.get(named)) is None:
             stages.mark("parse")
-            return self._default(Kind.NAMED, Cause.NAMED_MODEL, stages, named)
-        if (virtual := self.config.models.get(model)) is None:
-            return self._default(Kind.PASSTHROUGH, Cause.UNKNOWN_MODEL if model else Cause.NO_MODEL, stages)
-        view = apis.parse(request.api, body)
+            outcome = self._default(Kind.NAMED, Cause.NAMED_MODEL, stages, named.pool)
+            if body is request.body and asked == outcome.model and not request.model:
+                return outcome
+            edited = _edited(body, form, {("model",): outcome.model})
+            return msgspec.structs.replace(outcome, body=edited, decoded=body is not request.body)
+        view = RequestView(request.api, asked) if form else apis.parse(request.api, body)
+        if view.model != asked:
+            view = dataclasses.replace(view, model=asked)
         context = _context(request.head, view, virtual, self._marks)
-        policy = _policy_of(model, virtual, context)
+        policy = _policy_of(named.model, virtual, context)
         stages.mark("parse")
         keys = Keys()
         if self._controllers.active:
@@ -115,7 +127,7 @@ class Pipeline:
         if policy != virtual.policy:
             decision = dataclasses.replace(decision, canary=policy)
         pool = self.config.pools[decision.pool]
-        edited = set_members(body, _members(pool, view, decision))
+        edited = _edited(body, form, _members(pool, self._families[pool.reasoning], view, decision))
         stages.mark("edit")
         times = stages.times
         # Before the controllers learn, so that a shadow sees what the live policy saw.
@@ -176,17 +188,29 @@ def _policy_of(model: str, virtual: VirtualModel, context: RoutingContext) -> st
     return drawn({**virtual.canary, virtual.policy: rest}, model, draw_id(context))
 
 
-def _members(pool: Pool, view: RequestView, decision: Decision) -> reasoning.Members:
-    """The members a decision sets: the model, and reasoning if the client set none or `override` is on."""
-    switches: reasoning.Members = {}
-    if (effort := decision.reasoning) is not None and (decision.override or not view.reasoning_set):
-        switches = reasoning.override(pool.reasoning, view.api, effort, view.reasoning_paths)
-    return {("model",): pool.model, **switches}
+def _edited(body: bytes, form: str, members: reasoning.Members) -> bytes:
+    """The body with members set; `form` is the content type of a multipart form, which has only the model."""
+    return forms.set_model(body, form, str(members["model",])) if form else set_members(body, members)
+
+
+def _members(pool: Pool, family: Family, view: RequestView, decision: Decision) -> reasoning.Members:
+    """The members a decision sets: the model, and reasoning in the words of the pool's family.
+
+    The client's own effort stays if it set one, unless `override` is on.
+    """
+    members: reasoning.Members = {("model",): pool.model}
+    effort = decision.reasoning if decision.override or not view.reasoning_set else view.effort
+    if effort:
+        members |= reasoning.override(family, view.api, effort, view.reasoning_paths)
+    if view.thinking_tokens:
+        members |= reasoning.budget(family, view.api, view.thinking_tokens)
+    return members
 
 
 def _rejected(error: BodyTooLarge | UnsupportedEncoding | NoCandidate, api: Api, stages: Stages) -> Outcome:
     status, cause, code = _REFUSED[type(error)]
-    answer = answers.error(status, "invalid_request_error", code, f"{error}.", api is Api.MESSAGES)
+    kind = "permission_error" if isinstance(error, Denied) else "invalid_request_error"
+    answer = answers.error(status, kind, code, str(error).rstrip(".") + ".", api)
     if isinstance(error, BodyTooLarge):
         answer = answers.too_large(error.limit, api)
     # The answer names the client's encoding, but logs must not repeat a client's header.

@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from semroute_extproc.policy.context import Candidates, RoutingContext
+from semroute_extproc.request.view import Api
 from semroute_extproc.settings.pools import Pool
+
+_OF_EVERY_POOL = (Api.TOKENIZE, Api.OTHER)
+_MEDIA = {"images": "image", "audio": "audio", "video": "video", "files": "file"}
 
 
 class NoCandidate(Exception):
     """No pool can serve the request; the message says what it needs."""
+
+
+class Denied(NoCandidate):
+    """A policy refuses the request; the message is the operator's."""
 
 
 def candidates(pools: Mapping[str, Pool], default_pool: str, context: RoutingContext) -> Candidates:
@@ -25,10 +33,14 @@ def candidates(pools: Mapping[str, Pool], default_pool: str, context: RoutingCon
 def _missing(pool: Pool, context: RoutingContext) -> str:
     """What the request needs and the pool lacks, in words; empty if nothing is missing."""
     view = context.view
-    if view.api not in pool.apis:
-        return f"the {view.api} API"
-    if view.images and not pool.images:
-        return "image input"
+    api = Api.MESSAGES if view.api is Api.COUNT_TOKENS else view.api
+    if api.value not in pool.apis and api not in _OF_EVERY_POOL:
+        return f"the {api} API"
+    for flag, medium in _MEDIA.items():
+        if getattr(view, flag) and not getattr(pool, flag):
+            return f"{medium} input"
+    if view.foreign and not pool.foreign_history:
+        return "a history with tool calls of other models"
     if view.tools and not pool.tools:
         return "tool calls"
     needed = context.prompt_tokens + (view.max_output_tokens or 0)

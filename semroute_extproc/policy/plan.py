@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 
-from semroute_extproc.policy.constraints import candidates
+from semroute_extproc.policy.constraints import Denied, candidates
 from semroute_extproc.policy.context import Choice, Decision, Held, Lock, RoutingContext, Strategy, TraceStep
 from semroute_extproc.policy.rules import CompiledRule
 from semroute_extproc.request.signals import Signals
@@ -31,7 +31,7 @@ class PolicyPlan:
     strategies: Mapping[str, Strategy]
 
     def decide(self, context: RoutingContext) -> Deciding:
-        """Decide one request; if `context.fallback` is set, without signals. Raises NoCandidate."""
+        """Decide one request; if `context.fallback` is set, without signals. Raises NoCandidate or Denied."""
         return _Run(self, context).decide()
 
     def decide_now(self, context: RoutingContext) -> Decision | None:
@@ -74,6 +74,8 @@ class _Run:
         return self._context.signals is not None
 
     def _to(self, target: Target, rule: str = "") -> Deciding:
+        if target.deny is not None:
+            raise Denied(target.deny)
         reasoning = target.reasoning
         if reasoning is not None and reasoning.bands is not None:
             yield from self._signals()

@@ -12,16 +12,30 @@ import cel
 from semroute_extproc.policy.context import Candidates, RoutingContext
 from semroute_extproc.request import conversation
 from semroute_extproc.request.signals import Signals
-from semroute_extproc.request.view import Turn
+from semroute_extproc.request.view import Api, Turn
 from semroute_extproc.settings.base import did_you_mean
 from semroute_extproc.settings.policies import Rule
 
+TENANT_HEADER = "x-semroute-tenant"
+NOT_FORWARDED = (
+    "authorization",
+    "proxy-authorization",
+    "cookie",
+    "x-api-key",
+    "api-key",
+    "x-semroute-cluster",
+)
+"""Headers of clients that the shipped Envoy keeps from the sidecar."""
+
 # Facts of the request and from the encoder: name, meaning, how to read it.
 REQUEST_FACTS: Mapping[str, tuple[str, Callable[[RoutingContext], Any]]] = {
-    "api": ("API: chat_completions, completions, responses, messages, embeddings", lambda c: str(c.view.api)),
+    "api": ("API: " + ", ".join(Api), lambda c: str(c.view.api)),
     "model": ("requested model name", lambda c: c.view.model),
     "stream": ("the client requested streaming", lambda c: c.view.stream),
     "images": ("number of images", lambda c: c.view.images),
+    "audio": ("number of audio parts", lambda c: c.view.audio),
+    "video": ("number of video parts", lambda c: c.view.video),
+    "files": ("number of files, such as PDF documents", lambda c: c.view.files),
     "tools": ("number of declared tools", lambda c: c.view.tools),
     "tool_loop": ("the last turn is a tool result", lambda c: c.view.tool_loop),
     "turns": ("number of turns, system prompt included", lambda c: len(c.view.turns)),
@@ -47,8 +61,12 @@ def _count(read: Callable[[Sequence[Turn]], Sized]) -> Callable[[RoutingContext]
     return lambda context: len(read(context.view.turns))
 
 
-# Members of `request` from the conversation; computed only if the condition names them.
+# More members of `request`; computed only if the condition names them.
 WORK_FACTS: Mapping[str, tuple[str, Callable[[RoutingContext], Any]]] = {
+    "text": ("the judged text, at most 8,192 characters", lambda c: c.text),
+    "user": ("`user` of the body, else `metadata.user_id`, '' if none", lambda c: c.view.user),
+    "metadata": ("`metadata` of the body (map of strings)", lambda c: dict(c.view.metadata)),
+    "tenant": (f"the header `{TENANT_HEADER}`, '' if none", lambda c: c.head.headers.get(TENANT_HEADER, "")),
     "housekeeping": (
         "kind of a request that an application makes by itself (`title`, …), '' if none",
         lambda c: c.housekeeping,
@@ -73,6 +91,8 @@ SIGNAL_FACTS: Mapping[str, tuple[str, Callable[[Signals], Any]]] = {
 }
 OF_KNOWN_TEXT = ("domain", "domain_probs", "domain_entropy", "task", "task_probs", "difficulty")
 """Signal facts without a value for unknown text, unless the condition names `unknown`."""
+REPEATS_MAX = 64  # of `{n}` in a regular expression, which the library compiles for every request
+_PATTERN = re.compile(r"""\.matches\s*\(\s*(r?"(?:[^"\\]|\\.)*"|r?'(?:[^'\\]|\\.)*')""")
 MACROS = ("all", "exists", "exists_one", "filter", "map")
 
 
@@ -88,6 +108,7 @@ class CompiledRule:
             # The library's first line; the others repeat the source.
             line = str(error).splitlines()[0]
             raise ValueError("not a CEL expression: " + (line.partition("ERROR: ")[2] or line)) from None
+        _check_patterns(rule.when)
         names = self._program.variables()
         self._request_facts = [name for name in names if name in REQUEST_FACTS]
         self._signal_facts = [name for name in names if name in SIGNAL_FACTS]
@@ -128,12 +149,24 @@ class CompiledRule:
         return True, "matched"
 
 
+def _check_patterns(expression: str) -> None:
+    """Raise ValueError for a regular expression that is refused or slow; none needs more than linear time."""
+    for literal in _PATTERN.findall(expression):
+        if any(int(count) > REPEATS_MAX for count in re.findall(r"\{(?:\d+,)?(\d{1,9})", literal)):
+            raise ValueError(f"the regular expression {literal} repeats more than {REPEATS_MAX} times")
+        try:
+            cel.compile(f'"".matches({literal})').execute({})
+        except (ValueError, RuntimeError):
+            raise ValueError(f"{literal} is not a regular expression, or a very large one") from None
+
+
 # A string literal without escapes, and a fact that has labels.
 _TEXT = r"""(?P<quote>["'])(?P<text>(?:(?!(?P=quote))[^\\])*)(?P=quote)"""
 _FACT = r"(?<![\w.])(?P<fact>domain|task)"
 _NAMED = (
     rf"\brequest\.(?P<fact>headers)\s*\[\s*{_TEXT}\s*\]",
     rf"{_TEXT}\s+in\s+request\.(?P<fact>headers)\b",
+    r"\brequest\.(?P<fact>headers)\.(?P<text>\w+)",
     rf"{_FACT}\s*[!=]=\s*{_TEXT}(?!\s*[+.])",
     rf"(?<!\+)\s*{_TEXT}\s*[!=]=\s*{_FACT}\b",
     rf"{_FACT}_probs\s*\[\s*{_TEXT}\s*\]",
@@ -156,6 +189,8 @@ def warnings(expression: str, labels: Mapping[str, Collection[str]]) -> Iterator
     for fact, text in named:
         if fact == "headers" and text != text.lower():
             yield f"header names are lower case in conditions: {text.lower()!r}, not {text!r}"
+        if fact == "headers" and text.lower() in NOT_FORWARDED:
+            yield f"the shipped Envoy does not forward {text.lower()!r}: behind it, this never holds"
         # Without a task head, `task` is the empty string.
         if text and (known := labels.get(fact)) is not None and text not in known:
             hint = did_you_mean(text, known)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from semroute_extproc.outcome import DirectAnswer
+from semroute_extproc.request.paths import MODELS
 from semroute_extproc.request.view import Api
+from semroute_extproc.settings.names import Card, Names
 
 
-def error(status: int, kind: str, code: str, message: str, anthropic: bool = False) -> DirectAnswer:
-    """An error in OpenAI's format; `anthropic` adds the member that Anthropic's API needs."""
+def error(status: int, kind: str, code: str, message: str, api: Api) -> DirectAnswer:
+    """An error in OpenAI's format; Anthropic's API gets the member that it needs too."""
     body: dict[str, Any] = {"error": {"message": message, "type": kind, "param": None, "code": code}}
-    if anthropic:
+    if api in (Api.MESSAGES, Api.COUNT_TOKENS):
         body = {"type": "error", **body}
     return DirectAnswer(status, json.dumps(body).encode(), f"semroute_{code}")
 
@@ -21,14 +22,32 @@ def error(status: int, kind: str, code: str, message: str, anthropic: bool = Fal
 def too_large(limit: int, api: Api) -> DirectAnswer:
     """413 for a body over `limit` bytes."""
     message = f"The request body is larger than {limit} bytes."
-    return error(413, "invalid_request_error", "request_too_large", message, api is Api.MESSAGES)
+    return error(413, "invalid_request_error", "request_too_large", message, api)
 
 
-def models(path: str, names: Sequence[str]) -> DirectAnswer | None:
-    """The list of models or one of them, in OpenAI's shape; None if `path` is neither."""
-    each = {name: {"id": name, "object": "model", "created": 0, "owned_by": "semroute"} for name in names}
-    name = path.removeprefix("/v1/models/")
-    body: Mapping[str, Any] | None = each.get(name) if name != path else None
-    if path == "/v1/models":
-        body = {"object": "list", "data": list(each.values())}
-    return DirectAnswer(200, json.dumps(body).encode(), "semroute_models") if body else None
+def models(path: str, names: Names, anthropic: bool = False) -> DirectAnswer | None:
+    """The list of models or one of them, in OpenAI's or Anthropic's shape; None if `path` is neither.
+
+    A single model may be asked for by any name that has a meaning.
+    """
+    shape, asked = _anthropic if anthropic else _openai, path.removeprefix(MODELS + "/")
+    if path == MODELS:
+        data = [shape(card, card.id) for card in names.cards]
+        pages = {"has_more": False, "first_id": data[0]["id"], "last_id": data[-1]["id"]}
+        body = {"data": data, **(pages if anthropic else {"object": "list"})}
+    elif asked != path and (named := names.find(asked)) is not None:
+        wanted = named.model or names.pools[named.pool].model
+        body = shape(next(card for card in names.cards if card.id == wanted), asked)
+    else:
+        return None
+    return DirectAnswer(200, json.dumps(body).encode(), "semroute_models")
+
+
+def _openai(card: Card, name: str) -> dict[str, Any]:
+    owned = {"id": name, "object": "model", "created": 0, "owned_by": card.owner}
+    return {**owned, "max_model_len": card.context}
+
+
+def _anthropic(card: Card, name: str) -> dict[str, Any]:
+    dated = {"type": "model", "id": name, "display_name": name, "created_at": "1970-01-01T00:00:00Z"}
+    return {**dated, "max_input_tokens": card.context}

@@ -6,42 +6,77 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
+import brotli
 import msgspec
+import zstandard
 from msgspec import Raw
 
 from semroute_extproc.errors import BadBody, BodyTooLarge, UnsupportedEncoding
 from semroute_extproc.outcome import Cause
 
-GZIP_MEMBERS_MAX = 1_024  # per body; bounds the CPU time of many empty 20-byte members
+STREAMS_MAX = 1_024  # gzip members or zstd frames per body; bounds the CPU time of many empty ones
+ZSTD_WINDOW_MAX = 8 * 1024**2  # bytes; senders must not use a larger window (RFC 9659)
 MEMBERS_MAX = 4_096  # per edited object; each member becomes a Python object
 _CHUNK_BYTES = 65_536  # input per call of zlib; bounds the copy it makes of the data after a gzip member
-_GZIP_WINDOW = 16 + zlib.MAX_WBITS
+_GZIP, _ZLIB, _RAW = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS, -zlib.MAX_WBITS  # formats, as zlib's `wbits`
+_ZSTD_FRAMES = (b"\xb5\x2f\xfd", b"\x2a\x4d\x18")  # within the magic numbers of data and of skippable frames
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _MEMBERS = msgspec.json.Decoder(dict[str, Raw])
 _encode = msgspec.json.Encoder().encode
 
 
 def decode_body(body: bytes, content_encoding: str, limit: int) -> bytes:
-    """Decode the content-encoding (identity or gzip); returns `body` itself if there is none.
+    """Decode the content-encoding (identity, gzip, deflate, zstd or br) and remove a byte order mark.
 
-    Raises BodyTooLarge if the result is longer than `limit` bytes (decoding stops one byte over it),
-    UnsupportedEncoding for other encodings, and BadBody `bad_gzip` for corrupt or truncated gzip data.
+    Returns `body` itself if it has neither. Raises BodyTooLarge if the result is longer than `limit` bytes
+    (decoding stops one byte over it), UnsupportedEncoding for other encodings, and BadBody `bad_encoding`
+    for corrupt or truncated data.
     """
     if len(body) > limit:
         raise BodyTooLarge(limit)
     codings = [coding.strip().lower() for coding in content_encoding.split(",")] if content_encoding else []
     codings = [coding for coding in codings if coding not in ("", "identity")]
-    if not codings:
-        return body
-    if codings in (["gzip"], ["x-gzip"]):
-        return _gunzip(body, limit)
-    raise UnsupportedEncoding(content_encoding)
+    match codings:
+        case []:
+            plain = body
+        case ["gzip" | "x-gzip"]:
+            plain = _inflate(body, limit, _GZIP)
+        case ["deflate"]:  # the format of zlib, but some clients send its content without the header
+            is_zlib = body[:1] == b"\x78" and int.from_bytes(body[:2]) % 31 == 0
+            plain = _inflate(body, limit, _ZLIB if is_zlib else _RAW)
+        case ["zstd" | "br" as coding]:
+            plain = _decompress(body, limit, coding)
+        case _:
+            raise UnsupportedEncoding(content_encoding)
+    return plain.removeprefix(_BYTE_ORDER_MARK)
 
 
-def _gunzip(body: bytes, limit: int) -> bytes:
-    """The data of all gzip members; zeros after the last member are padding."""
+def _decompress(body: bytes, limit: int, coding: str) -> bytes:
+    whole = True  # zstd's reader does not tell; its data is cut short too
+    try:
+        if coding == "br":
+            brotli_decoder = brotli.Decompressor()
+            plain: bytes = brotli_decoder.process(body, output_buffer_limit=limit + 1)
+            whole = brotli_decoder.is_finished()
+        elif sum(map(body.count, _ZSTD_FRAMES)) > STREAMS_MAX:
+            raise BadBody(Cause.BAD_ENCODING, "too many frames")
+        else:
+            decoder = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_MAX)
+            plain = decoder.stream_reader(body, read_across_frames=True).read(limit + 1)
+    except (brotli.error, zstandard.ZstdError):
+        raise BadBody(Cause.BAD_ENCODING) from None
+    if len(plain) > limit:
+        raise BodyTooLarge(limit)
+    if not whole:
+        raise BadBody(Cause.BAD_ENCODING, "cut short")
+    return plain
+
+
+def _inflate(body: bytes, limit: int, wbits: int) -> bytes:
+    """The data of all members; zeros after the last member are padding."""
     pieces: list[bytes] = []
     room = limit
-    member, members = zlib.decompressobj(_GZIP_WINDOW), 1
+    member, members = zlib.decompressobj(wbits), 1
     pending, position = b"", 0
     while pending or position < len(body):
         if not pending:
@@ -51,20 +86,20 @@ def _gunzip(body: bytes, limit: int) -> bytes:
             if not pending.strip(b"\0") and not body[position:].strip(b"\0"):
                 break
             members += 1
-            if members > GZIP_MEMBERS_MAX:
-                raise BadBody(Cause.BAD_GZIP, "too many members")
-            member = zlib.decompressobj(_GZIP_WINDOW)
+            if members > STREAMS_MAX:
+                raise BadBody(Cause.BAD_ENCODING, "too many members")
+            member = zlib.decompressobj(wbits)
         try:
             piece = member.decompress(pending, room + 1)
         except zlib.error:
-            raise BadBody(Cause.BAD_GZIP) from None
+            raise BadBody(Cause.BAD_ENCODING) from None
         room -= len(piece)
         if room < 0:
             raise BodyTooLarge(limit)
         pieces.append(piece)
         pending = member.unused_data if member.eof else member.unconsumed_tail
     if not member.eof:
-        raise BadBody(Cause.BAD_GZIP, "cut short")
+        raise BadBody(Cause.BAD_ENCODING, "cut short")
     return b"".join(pieces)
 
 

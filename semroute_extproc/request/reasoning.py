@@ -13,9 +13,11 @@ from dataclasses import dataclass
 
 from semroute_extproc.request.view import Api
 from semroute_extproc.settings.base import EFFORTS
+from semroute_extproc.settings.pools import ReasoningFamily
 
 Members = dict[tuple[str, ...], object]  # paths in the body to the values to set there
 
+BUDGET = ("thinking_token_budget",)  # the member with vLLM's limit of reasoning tokens
 KWARGS = "chat_template_kwargs"  # the member with a client's arguments to the template
 TEMPLATE_SWITCHES = ("enable_thinking", "thinking", "thinking_mode", "reasoning_effort")  # its switches
 
@@ -41,6 +43,7 @@ class Family:
     on: object = None  # None: `argument` only disables reasoning, and an effort enables it
     off: object = False
     efforts: Mapping[str, str] | None = None  # efforts that the family spells differently; None: no efforts
+    budget: bool | None = None  # the server takes BUDGET; None: it depends on its `--reasoning-parser`
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -59,27 +62,39 @@ FAMILIES: Mapping[str, Family] = {
     "effort": Family("any server that takes efforts as they are", "-", efforts={}),
     # `thinking_token_budget` would bound them, but vLLM refuses it without a reasoning parser.
     "always": Family("DeepSeek-R1, QwQ, MiniMax M2, Qwen3 Thinking", "always"),
-    "none": Family("models that do not reason, such as Llama 3 or Qwen3 Instruct", "never"),
+    "none": Family("models that do not reason, such as Llama 3 or Qwen3 Instruct", "never", budget=False),
 }
 """Names for `reasoning` in a pool's configuration."""
 
 
-def switch(family: str, api: Api, effort: str) -> Members:
-    """The members that ask a model of `family` for `effort`, empty without a switch; raises ValueError."""
-    traits = FAMILIES.get(family)
-    if traits is None:
-        raise ValueError(f"{family!r} is not a reasoning family")
+def families(own: Mapping[str, ReasoningFamily]) -> Mapping[str, Family]:
+    """The built-in families and the operator's."""
+    return {**FAMILIES, **{name: Family("", "-", **each.model_dump()) for name, each in own.items()}}
+
+
+def switch(traits: Family, api: Api, effort: str) -> Members:
+    """The members that ask a model of a family for `effort`, empty without a switch; raises ValueError."""
     if effort not in EFFORTS:
         raise ValueError(f"{effort!r} is not a reasoning effort")
     if api not in _EFFORT:
         return {}
     wanted = traits.off if effort == "none" else traits.on
+    switches: Members = {}
     if traits.argument and wanted is not None:
-        return {(KWARGS, traits.argument): wanted}
-    return {} if traits.efforts is None else _by_effort(api, traits.efforts.get(effort, effort))
+        switches[KWARGS, traits.argument] = wanted
+    if traits.efforts is not None and not (switches and effort == "none"):
+        switches |= _by_effort(api, traits.efforts.get(effort, effort))
+    return switches
 
 
-def override(family: str, api: Api, effort: str, clients: Iterable[tuple[str, ...]]) -> Members:
+def budget(traits: Family, api: Api, tokens: int) -> Members:
+    """The members that limit the reasoning to a client's `tokens`; removes a limit that would be refused."""
+    if api is not Api.CHAT_COMPLETIONS or traits.budget is None:
+        return {}
+    return {BUDGET: tokens if traits.budget else None}
+
+
+def override(family: Family, api: Api, effort: str, clients: Iterable[tuple[str, ...]]) -> Members:
     """Like `switch`, and also set the client's own switches at the paths `clients` to the same effort.
 
     An unchanged switch could win, because in vLLM a template argument takes precedence over the effort.
@@ -87,7 +102,7 @@ def override(family: str, api: Api, effort: str, clients: Iterable[tuple[str, ..
     """
     written = switch(family, api, effort)
     if written:
-        effort = (FAMILIES[family].efforts or {}).get(effort, effort)
+        effort = (family.efforts or {}).get(effort, effort)
         for path in clients:
             if path not in written:
                 written.update(_agreeing(path, effort))

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
 
 class Api(enum.StrEnum):
-    """An API whose requests are routed by content."""
+    """An API of vLLM or of a server that extends it; requests of the first five are routed by content."""
 
     CHAT_COMPLETIONS = "chat_completions"
     COMPLETIONS = "completions"
     RESPONSES = "responses"
     MESSAGES = "messages"
     EMBEDDINGS = "embeddings"
+    RERANK = "rerank"
+    SCORE = "score"
+    POOLING = "pooling"
+    CLASSIFY = "classify"
+    TRANSCRIPTIONS = "transcriptions"
+    TRANSLATIONS = "translations"
+    SPEECH = "speech"
+    IMAGES = "images"
+    COUNT_TOKENS = "count_tokens"
+    TOKENIZE = "tokenize"
+    OTHER = "other"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +48,6 @@ class RequestHead(msgspec.Struct, frozen=True):
     """Lower-case names to values; pseudo-headers (`:method`, …) are left out."""
 
     @property
-    def bare_path(self) -> str:
-        """The path without its query."""
-        return self.path.partition("?")[0]
-
-    @property
     def request_id(self) -> str:
         """`x-request-id`; not unique, because retries and some clients repeat it."""
         return self.headers.get("x-request-id", "")
@@ -55,7 +61,10 @@ class RequestView:
     model: str  # the one the client asked for; empty if it named none
     turns: tuple[Turn, ...] = ()
     stream: bool = False
-    images: int = 0  # parts that are not text: images, audio, video, documents
+    images: int = 0  # parts that are images, or of an unknown kind
+    audio: int = 0
+    video: int = 0
+    files: int = 0  # documents that are not text
     tools: int = 0  # tools that the client declared
     tool_loop: bool = False  # the last turn is a tool's result: the model is in the middle of a task
     json_mode: bool = False  # the output format is a JSON object or schema
@@ -63,7 +72,13 @@ class RequestView:
     effort: str = ""  # the reasoning effort the client asked for; empty if none
     reasoning_set: bool = False  # the client set any reasoning switch (effort, thinking, template kwargs)
     reasoning_paths: tuple[tuple[str, ...], ...] = ()  # the client's switches that a policy can replace
+    thinking_tokens: int | None = None  # the client's limit of reasoning tokens
     stateful: bool = False  # continues state that is kept on one server (`previous_response_id`)
+    foreign: bool = False  # the history has tool calls with IDs that Mistral's templates refuse
+    user: str = ""  # the end user that the client names
+    metadata: Mapping[str, str] = field(
+        default_factory=dict
+    )  # the client's, without values that are not strings
     characters: int = 0
     """Characters of all text in the request, tool declarations included; the longest prompt of a batch."""
 
@@ -74,3 +89,4 @@ class Decide(msgspec.Struct, frozen=True):
     head: RequestHead
     api: Api
     body: bytes
+    model: str = ""  # named outside of the body, by the path or the query

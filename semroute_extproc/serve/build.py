@@ -73,6 +73,5 @@ def exchange_settings(pipeline: Pipeline) -> ExchangeSettings:
     """What the exchange with Envoy needs to know of a pipeline's configuration."""
     config, server = pipeline.config, pipeline.config.server
     cluster = config.pools[config.default_pool].cluster
-    return ExchangeSettings(
-        config.default_pool, cluster, server.body_bytes_max, server.allow_mode_override, models=pipeline.names
-    )
+    own = (server.body_bytes_max, server.allow_mode_override, pipeline.names, server.path_prefixes)
+    return ExchangeSettings(config.default_pool, cluster, *own)

@@ -46,10 +46,13 @@ ReasoningSetting = Annotated[
 
 
 class Target(Model):
-    """Where a request goes: to a pool, or to the pool that a strategy selects."""
+    """Where a request goes: to a pool, or to the pool that a strategy selects; or that it is refused."""
 
     pool: PoolName | None = Field(None, description="Name of a pool.")
     strategy: StrategyName | None = Field(None, description="Name of a strategy.")
+    deny: Annotated[str, Field(min_length=1, max_length=500)] | None = Field(
+        None, description="Refuse the request with HTTP 403 and this message."
+    )
     reasoning: ReasoningSetting | None = Field(
         None,
         description="Reasoning effort to request if the client set none; `off`: none. Or "
@@ -58,8 +61,8 @@ class Target(Model):
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:
-        if (self.pool is None) == (self.strategy is None):
-            raise ValueError("give exactly one of pool and strategy")
+        if [self.pool, self.strategy, self.deny].count(None) != 2:
+            raise ValueError("give exactly one of pool, strategy and deny")
         return self
 
 

@@ -4,10 +4,28 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from semroute_extproc.settings.base import POLICIES_MAX, Family, Model, Name, PolicyName, Share, several
+from semroute_extproc.settings.base import (
+    POLICIES_MAX,
+    Effort,
+    Family,
+    Model,
+    Name,
+    PolicyName,
+    Share,
+    several,
+)
 
-ApiName = Literal["chat_completions", "completions", "responses", "messages", "embeddings"]
-"""The values of `request.view.Api`."""
+_TextApi = Literal["chat_completions", "completions", "responses", "messages", "embeddings"]
+_OtherApi = Literal[
+    "rerank", "score", "pooling", "classify", "transcriptions", "translations", "speech", "images"
+]
+ApiName = Literal[_TextApi, _OtherApi]
+"""The values of `request.view.Api` that only some models serve."""
+
+Alias = Annotated[str, Field(pattern=r"^[!-)+-~]*(\*[!-)+-~]*){0,2}$", min_length=1, max_length=128)]
+"""A name in ASCII without spaces, or a pattern with one or two `*`."""
+
+Aliases = Annotated[tuple[Alias, ...], BeforeValidator(several), Field(max_length=64)]
 
 Gauge = Literal["running", "waiting", "kv_cache_usage"]
 MetricName = Annotated[str, Field(pattern=r"^[A-Za-z_:][A-Za-z0-9_:]{0,199}$")]
@@ -30,8 +48,17 @@ class Pool(Model):
     context: int = Field(32_768, gt=0, description="Context window in tokens, for prompt and answer.")
     tools: bool = Field(True, description="The model can call tools.")
     images: bool = Field(False, description="The model can read images.")
+    audio: bool = Field(False, description="The model can read audio.")
+    video: bool = Field(False, description="The model can read video.")
+    files: bool = Field(False, description="The model can read files, such as PDF documents.")
+    foreign_history: bool = Field(True, description="Accepts tool calls of other models; Mistral's do not.")
     apis: tuple[ApiName, ...] = Field(
         ("chat_completions", "completions", "responses", "messages"), min_length=1, description="APIs served."
+    )
+    aliases: Aliases = Field((), description="Other names of this model, with `*` for any text.")
+    owned_by: str = Field("vllm", max_length=128, description="`owned_by` in the list of models.")
+    policy: PolicyName | None = Field(
+        None, description="Policy of requests that name this model; default: none."
     )
     reasoning: Family = Field("none", description="Reasoning family of the model; see docs/configuration.md.")
     metrics: str | None = Field(None, pattern=r"^https?://", description="URL of the vLLM metrics to scrape.")
@@ -40,10 +67,25 @@ class Pool(Model):
     )
 
 
+class ReasoningFamily(Model):
+    """The reasoning switches of models that no built-in family describes."""
+
+    argument: str = Field("", max_length=64, description="Argument of the chat template that is the switch.")
+    on: bool | str | None = Field(None, description="Its value with reasoning; null: an effort enables it.")
+    off: bool | str = Field(False, description="Its value without reasoning.")
+    efforts: dict[Effort, Name] | None = Field(
+        None, description="Efforts with another name, such as `{minimal: low}`; `{}`: none; null: no efforts."
+    )
+    budget: bool | None = Field(
+        None, description="Takes `thinking_token_budget`; null: depends on the server."
+    )
+
+
 class VirtualModel(Model):
     """A model name that clients request and that is routed."""
 
     policy: PolicyName = Field(description="Name of the policy that decides.")
+    aliases: Aliases = Field((), description="Other names of this model, with `*` for any text.")
     quality: Share | None = Field(None, description="Default quality, from 0 (cheapest) to 1 (best).")
     canary: dict[PolicyName, Annotated[float, Field(gt=0, le=1)]] = Field(
         {}, max_length=POLICIES_MAX, description="Other policies and their shares, selected by request ID."

@@ -22,6 +22,9 @@ class Server(Model):
     workers: int = Field(1, ge=1, le=64, description="Processes; each has its own socket and model.")
     deadline_ms: float = Field(100, gt=0, le=10_000, description="Decision deadline, queue time included.")
     body_bytes_max: int = Field(32 * 1024**2, ge=1_024, le=1024**3, description="Larger bodies get HTTP 413.")
+    path_prefixes: tuple[Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)+$")], ...] = Field(
+        ("/openai", "/anthropic", "/api"), max_length=64, description="Removed in front of a known path."
+    )
     streams_max: int = Field(4_096, ge=1, le=1_048_576, description="Maximum number of concurrent requests.")
     drain_seconds: float = Field(5, ge=0, le=600, description="Time to serve as NOT_SERVING after SIGTERM.")
     allow_mode_override: bool = Field(True, description="Whether Envoy's filter has `allow_mode_override`.")

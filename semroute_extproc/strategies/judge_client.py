@@ -30,7 +30,7 @@ class JudgeClient:
     def __init__(self, name: str, settings: JudgeSettings, clock: Callable[[], float] = monotonic) -> None:
         """`clock` returns seconds for the cache and the breaker. Raises EndpointError (`setup`)."""
         self.name, self.settings, self._clock = name, settings, clock
-        switch = reasoning.switch(settings.reasoning, Api.CHAT_COMPLETIONS, "none")
+        switch = reasoning.switch(reasoning.FAMILIES[settings.reasoning], Api.CHAT_COMPLETIONS, "none")
         self._question = Question(settings.model, settings.labels, tuple(switch.items()))
         url, key, trusted, most = settings.url, settings.api_key_env, settings.ca_file, settings.concurrency
         self._endpoint = Endpoint(url, api_key_env=key, ca_file=trusted, connections_max=most)

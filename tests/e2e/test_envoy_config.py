@@ -12,6 +12,7 @@ from semroute_demo import envoy
 from semroute_demo.sidecar import CONFIG_PATH
 
 from semroute_extproc.config.models import Config
+from semroute_extproc.policy.rules import NOT_FORWARDED, TENANT_HEADER
 
 
 def _validate(path: Path) -> None:
@@ -99,3 +100,11 @@ def test_the_shipped_bootstrap_fits_the_demos_configuration() -> None:
     (check,) = envoy.clusters(shipped)["semroute"]["health_checks"]
     noticed = check["unhealthy_threshold"] * float(check["interval"].removesuffix("s"))
     assert noticed < config.server.drain_seconds
+
+
+def test_the_headers_that_rules_cannot_read_are_removed_or_not_forwarded() -> None:
+    manager = envoy.connection_manager(envoy.shipped())
+    early = manager["early_header_mutation_extensions"][0]["typed_config"]["mutations"]
+    patterns = envoy.ext_proc(envoy.shipped())["forward_rules"]["disallowed_headers"]["patterns"]
+    assert {*NOT_FORWARDED} == {"x-semroute-cluster", *(each["exact"] for each in patterns)}
+    assert {"x-semroute-cluster", TENANT_HEADER} <= {each["remove"] for each in early}

@@ -87,7 +87,7 @@ async def test_a_mode_that_shows_the_whole_body_routes_by_it(routed: Gateway) ->
         async with client.post("/v1/chat/completions", data=b"{not json", headers=JSON) as response:
             assert response.headers["x-sim-pool"] == "large"
         assert routed.large.received[-1].body == b"{not json"
-        async with client.post("/tokenize", data=b"x" * 200_000) as response:
+        async with client.post("/v1/unheard-of", data=b"x" * 200_000) as response:
             assert response.status == 404
         async with client.get("/health") as response:
             assert response.status == 200

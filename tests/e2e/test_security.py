@@ -17,6 +17,7 @@ from gateway import (
     send_until_answered,
     wait_for,
 )
+from semroute_demo.envoy import Bootstrap, connection_manager
 from semroute_demo.sidecar import Sidecar
 
 SPOOFED = {"x-semroute-cluster": "vllm-small", "x-gateway-destination-endpoint": "10.0.0.1:80"}
@@ -53,13 +54,61 @@ async def test_a_spoofed_routing_header_changes_nothing_while_the_sidecar_is_dea
     assert not gateway.small.received
 
 
-def test_a_header_with_underscores_cannot_stand_for_ours(gateway: Gateway) -> None:
-    head = ["GET /v1/models HTTP/1.1", "host: x", "x_semroute_cluster: vllm-small"]
+async def test_a_header_with_underscores_is_accepted_and_cannot_stand_for_ours(
+    client: aiohttp.ClientSession, gateway: Gateway
+) -> None:
+    headers = {"session_id": "s1", "x_semroute_cluster": "vllm-small", "x_semroute_tenant": "acme"}
+    async with client.post(
+        "/v1/chat/completions", json=chat(model="auto-strong"), headers=headers
+    ) as response:
+        assert response.status == 200
+        assert response.headers["x-sim-pool"] == "large"
+    received = gateway.large.received[-1].headers
+    assert received["session_id"] == "s1"
+    assert not {"x_semroute_cluster", "x_semroute_tenant"} & set(received)
+
+
+async def test_the_tenant_comes_from_an_authentication_filter_and_not_from_the_client(
+    make_gateway: Callable[..., Gateway], make_sidecar: Callable[..., Sidecar]
+) -> None:
+    """A key is replaced with its owner's name before the sidecar is asked; the shipped file has no keys."""
+
+    def with_keys(bootstrap: Bootstrap) -> None:
+        package = "type.googleapis.com/envoy.extensions.filters.http.api_key_auth.v3"
+        keys = {
+            "@type": f"{package}.ApiKeyAuth",
+            "credentials": [{"key": "k1", "client": "acme"}, {"key": "k2", "client": "other"}],
+            "key_sources": [{"header": "x-api-key"}],
+            "forwarding": {"header": "x-semroute-tenant"},
+        }
+        filters = connection_manager(bootstrap)["http_filters"]
+        filters.insert(0, {"name": "envoy.filters.http.api_key_auth", "typed_config": keys})
+
+    rules = '[{name: acme, when: \'request.tenant == "acme"\', deny: "acme has no access"}]'
+    sidecar = make_sidecar(POLICIES__STRONG__RULES=rules)
+    gateway = make_gateway([sidecar], edit=with_keys, answering=False)
+    async with aiohttp.ClientSession(gateway.url) as session:
+        for key, status in (("k1", 403), ("k2", 200), ("k3", 401)):
+            for spoofed in ({}, {"x-semroute-tenant": "acme"}):
+                headers = {"x-api-key": key, **spoofed}
+                body = chat(model="auto-strong")
+                async with session.post("/v1/messages", json=body, headers=headers) as response:
+                    answer = await response.json()
+                assert response.status == status, (key, spoofed)
+                if status == 403:
+                    assert answer["type"] == "error"
+                    assert answer["error"]["message"] == "acme has no access."
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+def test_envoys_own_errors_have_the_shape_of_both_apis(gateway: Gateway, path: str) -> None:
+    head = [f"POST {path} HTTP/1.1", "host: x", *(f"x-{number}: y" for number in range(200))]
     with connect(gateway) as connection:
         connection.sendall(raw_request(head))
         response = read_response(connection)
-    assert response.status == 400
-    assert response.json["error"]["type"] == "invalid_request_error"
+    assert response.status == 431
+    assert response.json["type"] == "error"
+    assert set(response.json["error"]) == {"message", "type", "param", "code"}
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])

@@ -26,6 +26,7 @@ from semroute_extproc.outcome import Cause
 from semroute_extproc.policy import plan
 from semroute_extproc.policy.context import Decision, RoutingContext
 from semroute_extproc.request.text import SURFACE_NAMES
+from semroute_extproc.settings.names import Names
 from semroute_extproc.state.controllers import ControllerState
 from semroute_extproc.strategies.registry import compile_all
 
@@ -74,6 +75,11 @@ def wrong(**changes: Any) -> list[str]:
         return [problem.message for problem in contradictions(config(**changes))]
     except ValidationError as error:
         return [detail["msg"] for detail in error.errors()]
+
+
+def names(settings: Config) -> Names:
+    """What clients may ask for."""
+    return Names(settings.models, settings.policies, settings.pools, settings.default_pool)
 
 
 def build_policies(settings: Config, *artifacts: Any) -> tuple[dict[str, plan.PolicyPlan], list[Problem]]:

@@ -35,6 +35,7 @@ FIELDS = (
         "output_config",
         "previous_response_id",
     ),
+    *("user", "metadata", "thinking_token_budget"),
 )
 INNER = (
     *(
@@ -50,6 +51,7 @@ INNER = (
         "input",
     ),
     *("source", "data", "format", "effort", "json", "enable_thinking", "image_url"),
+    *("tool_call_id", "tool_use_id", "call_id", "budget_tokens", "enabled"),
 )
 WORDS = (
     *(
@@ -75,7 +77,7 @@ WORDS = (
     ),
     *("high", "none", "hello world", "", " ", "é法\n"),
 )
-REASONS = {"not_json", "too_deep", "wrong_type", "too_many_parts", "no_text"}
+REASONS = {"not_json", "too_deep", "wrong_type", "too_many_parts"}
 ROLES = {"system", "user", "assistant", "tool"}
 
 scalars = st.one_of(
@@ -116,7 +118,9 @@ def view_of(api: Api, body: bytes) -> RequestView | None:
         return None if error.cause in REASONS else pytest.fail(f"unknown reason {error.cause}")
     assert view.api is api
     assert {turn.role for turn in view.turns} <= ROLES
-    assert view.images > 0 or view.stateful or any(turn.text.strip() for turn in view.turns)
+    assert min(view.images, view.audio, view.video, view.files, view.tools) >= 0
+    assert view.thinking_tokens is None or view.thinking_tokens > 0
+    assert all(isinstance(value, str) for value in (view.user, *view.metadata.values()))
     assert view.max_output_tokens is None or view.max_output_tokens > 0
     assert view.reasoning_set or not view.effort
     if api not in (Api.COMPLETIONS, Api.EMBEDDINGS):

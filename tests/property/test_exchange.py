@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from builders import config, names
 from hypothesis import given
 from hypothesis import strategies as st
 
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
 from semroute_extproc.envoy.exchange import Exchange, ExchangeSettings
 from semroute_extproc.outcome import Kind, Outcome
+from semroute_extproc.request.paths import PATHS
 
 MODE = pb.ProcessingMode
-SETTINGS = ExchangeSettings("large", "vllm-large", 5_000, True, ("auto",))
+SETTINGS = ExchangeSettings("large", "vllm-large", 5_000, True, names(config()), ("/openai",))
 OUTCOME = Outcome(Kind.ROUTED, "strategy", pool="small", cluster="vllm-small", body=b'{"model":"small"}')
 MODES = st.sampled_from(
     [MODE.NONE, MODE.STREAMED, MODE.BUFFERED, MODE.BUFFERED_PARTIAL, MODE.FULL_DUPLEX_STREAMED]
 )
 HEADERS = st.one_of(
-    st.just(
-        {":method": "POST", ":path": "/v1/chat/completions", "content-type": "application/json"},
+    st.builds(
+        lambda prefix, path, kind: {":method": "POST", ":path": prefix + path, "content-type": kind},
+        st.sampled_from(["", "/openai", "/openai/deployments/auto"]),
+        st.sampled_from([*PATHS, "/v1/chat/completions/?model=auto", "/chat/completions"]),
+        st.sampled_from(["application/json", "multipart/form-data; boundary=x"]),
     ),
     st.dictionaries(
         st.sampled_from(

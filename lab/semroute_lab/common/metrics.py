@@ -207,6 +207,7 @@ def spearman_estimate(a: Floats, b: Floats, replicates: int, seed: int) -> Estim
         n = counts.sum(axis=1)
         mean_x, mean_y = counts @ x / n, counts @ y / n
         spread = (counts @ x**2 / n - mean_x**2) * (counts @ y**2 / n - mean_y**2)
-        return (counts @ (x * y) / n - mean_x * mean_y) / np.sqrt(spread)
+        found: Floats = (counts @ (x * y) / n - mean_x * mean_y) / np.sqrt(spread)
+        return found
 
     return estimate(spearman(a, b), bootstrap(of, len(x), replicates, seed) if spearman(a, b) else None)

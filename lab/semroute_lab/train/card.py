@@ -70,8 +70,8 @@ def assess(
     }
     scorer = Scorer.of(directory)
     common = ["--bundle", directory, "--seed", seed]
-    names = {"data": data or NOWHERE, "handwritten": handwritten or NOWHERE, "cards": CARDS}
-    names |= {"languages": ",".join(manifest.languages)}
+    folders = {"data": data or NOWHERE, "handwritten": handwritten or NOWHERE, "cards": CARDS}
+    names = {**folders, "languages": ",".join(manifest.languages)}
     for one in tomllib.loads((CARDS / "evaluations.toml").read_text())["evaluation"]:
         pool, file = one["section"] == "pool", Path(one["file"].format(**names))
         arguments = [argument.format(**names) for argument in one["arguments"]]

@@ -88,7 +88,7 @@ def test_a_blank_hard_is_read_from_the_outcomes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"kind": "a", "text": " "}, r"mixed.jsonl:1:text: .*no_text"),
+        ({"kind": "a", "text": " "}, r"mixed.jsonl:1:text: .*no text"),
         (
             {"kind": "a", "messages": [{"role": "user", "content": 5}]},
             r"mixed.jsonl:1:messages: .*chat_completions",

@@ -1,14 +1,14 @@
-"""The APIs whose requests are routed by content. Pure.
+"""The bodies of the APIs. Pure.
 
 A body's struct declares only the fields that are needed, so msgspec skips the rest, such as base64 images,
 without decoding. An optional field of the wrong type counts as absent. An unreadable body raises BadBody:
-`not_json` (also for a byte order mark, invalid UTF-8 or lone surrogates), `too_deep`, `wrong_type`,
-`too_many_parts` or `no_text`. Of duplicate keys the last one counts, as in vLLM.
+`not_json` (also for invalid UTF-8 or lone surrogates), `too_deep`, `wrong_type` or `too_many_parts`. Of
+duplicate keys the last one counts, as in vLLM.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
@@ -20,10 +20,10 @@ from semroute_extproc.request.view import Api, RequestView
 
 T = TypeVar("T")
 
-PATHS: Mapping[str, Api] = {f"/v1/{api.replace('_', '/')}": api for api in Api}
-"""Path without query to its API. `/v1/messages/count_tokens` is not included: it runs no model."""
-
 _BODIES = {**openai.BODIES, **anthropic.BODIES}
+TEXT_APIS = frozenset(_BODIES)
+"""The APIs whose requests have text to route by."""
+
 _MODEL = msgspec.json.Decoder[Any](msgspec.defstruct("OnlyModel", [("model", str, "")]))
 
 
@@ -33,7 +33,12 @@ def model_of(body: bytes) -> str:
 
 
 def parse(api: Api, body: bytes) -> RequestView:
-    """The facts of a request's body; raises only BadBody, for any bytes."""
+    """The facts of a request's body; raises only BadBody, for any bytes.
+
+    Of an API without text to route by, such as `rerank`, only the model is read.
+    """
+    if api not in _BODIES:
+        return RequestView(api, model_of(body))
     return _read(lambda raw: _BODIES[api].decode(raw).view(api), body)
 
 

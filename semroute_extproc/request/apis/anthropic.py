@@ -24,6 +24,7 @@ class _Block(msgspec.Struct, gc=False):
     input: Raw = ABSENT
     source: Raw = ABSENT
     is_error: Raw = ABSENT
+    tool_use_id: Raw = ABSENT
 
 
 _Blocks = str | list[_Block] | None
@@ -50,6 +51,7 @@ class _MessagesBody(Body):
             results = [block for block in blocks if block.type == "tool_result"]
             tool_loop = bool(results)
             for block in results:  # vLLM puts tool results before the text of the same message
+                draft.answer(block.tool_use_id)
                 text = _inside(draft, block.content, NESTING_MAX - 1)
                 draft.say("tool", text, reading.flag(block.is_error) is True)
             text = _text(draft, message.content, NESTING_MAX)
@@ -88,7 +90,7 @@ def _text(draft: Draft, content: _Blocks, nesting: int) -> str:
             case "text":
                 texts.append(block.text or "")
             case "image":
-                draft.images += 1
+                draft.attach("image")
             case "document":
                 source = inner(block.source)
                 kind = string(source.type)
@@ -97,7 +99,7 @@ def _text(draft: Draft, content: _Blocks, nesting: int) -> str:
                 elif kind == "content":
                     texts.append(_inside(draft, source.content, nesting - 1))
                 else:
-                    draft.images += 1  # a PDF, a URL, a file
+                    draft.attach("document")  # a PDF, a URL, a file
             case "search_result":
                 texts.append(_inside(draft, block.content, nesting - 1))
             case "tool_use" | "server_tool_use":

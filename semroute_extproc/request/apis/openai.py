@@ -9,8 +9,6 @@ import msgspec
 from msgspec import Raw
 from msgspec.json import Decoder
 
-from semroute_extproc.errors import BadBody
-from semroute_extproc.outcome import Cause
 from semroute_extproc.request.apis import reading
 from semroute_extproc.request.apis.reading import ABSENT, Body, Draft, flag, given, inner, positive, string
 from semroute_extproc.request.view import Api
@@ -23,6 +21,7 @@ class _ChatMessage(msgspec.Struct, gc=False):
     role: str | None = None
     content: reading.Content = None
     tool_calls: Raw = ABSENT
+    tool_call_id: Raw = ABSENT
     function_call: Raw = ABSENT  # the older form of `tool_calls`
 
 
@@ -39,12 +38,15 @@ class _ChatBody(Body):
         draft.declare(self.functions)
         # vLLM ignores `thinking` and `reasoning`, other vendors' spellings; they show the client's intent.
         other = given(self.thinking_token_budget) or given(self.thinking) or given(self.reasoning)
+        switches = self.switches({("reasoning_effort",): self.reasoning_effort}, other)
+        tokens = positive(self.thinking_token_budget) or switches["thinking_tokens"]
         return {
             "stream": flag(self.stream) is True,
             "tool_loop": bool(draft.turns) and draft.turns[-1].role == "tool",
             "json_mode": reading.asks_for_json(self.response_format, self.structured_outputs),
             "max_output_tokens": positive(self.max_completion_tokens) or positive(self.max_tokens),
-            **self.switches({("reasoning_effort",): self.reasoning_effort}, other),
+            **switches,
+            "thinking_tokens": tokens,
         }
 
 
@@ -81,6 +83,7 @@ class _Item(msgspec.Struct, gc=False):
     output: Raw = ABSENT
     arguments: Raw = ABSENT
     input: Raw = ABSENT
+    call_id: Raw = ABSENT
 
 
 class _ResponsesBody(Body):
@@ -117,17 +120,21 @@ def _converse(draft: Draft, messages: Sequence[_ChatMessage]) -> None:
     draft.take(messages)
     for message in messages:
         draft.say(message.role, draft.read(message.content))
+        draft.answer(message.tool_call_id)
         draft.count(message.tool_calls)
         draft.count(message.function_call)
 
 
 def _prompt(draft: Draft, raw: Raw) -> None:
-    """Add a prompt's turn: a string or a batch; each prompt of a batch must fit, so the longest counts."""
+    """Add a prompt's turn: a string or a batch; each prompt of a batch must fit, so the longest counts.
+
+    Token ids have no text, and neither have prompt embeddings, which replace the prompt.
+    """
     try:
         texts = (_TEXTS.decode(raw) if raw else None) or []
     except msgspec.ValidationError:
         if reading.optional(raw, _TOKEN_IDS) is not None:
-            raise BadBody(Cause.NO_TEXT, "the prompt is token ids") from None
+            return  # token ids
         raise
     if isinstance(texts, str):
         draft.say("user", texts)
@@ -149,9 +156,10 @@ def _follow(draft: Draft, items: str | list[_Item] | None) -> bool:
         if kind == "message":
             draft.say(item.role, draft.read(reading.CONTENT.decode(item.content) if item.content else None))
         elif tool_loop:
+            draft.answer(item.call_id)
             content = reading.optional(item.output, reading.CONTENT)
-            if content is None and string(inner(item.output).type):
-                draft.images += 1  # a single object is a screenshot or another medium
+            if content is None and (medium := string(inner(item.output).type)):
+                draft.attach(medium)  # a single object is a screenshot or another medium
             draft.say("tool", draft.read(content))
         elif kind.endswith("_call"):
             draft.count(item.arguments)

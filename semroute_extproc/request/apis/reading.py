@@ -6,6 +6,8 @@ value of the wrong type cannot fail the request.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,15 +20,16 @@ from msgspec.json import Decoder
 from semroute_extproc.errors import BadBody
 from semroute_extproc.outcome import Cause
 from semroute_extproc.request.reasoning import KWARGS, TEMPLATE_SWITCHES
-from semroute_extproc.request.text import is_written
 from semroute_extproc.request.view import Api, RequestView, Turn
 from semroute_extproc.settings.base import EFFORTS
 
 T = TypeVar("T")
 
 ELEMENTS_MAX = 16_384  # messages, items and parts of one request together
+METADATA_MAX = 64  # members of `metadata` that are read
 ABSENT = Raw()  # default of an optional field
 
+_MODES = {"disabled": False, "enabled": True, "adaptive": True}  # of `thinking` and `thinking_mode`
 _NULL = Raw(b"null")
 _INTEGER = Decoder(int, strict=False)
 _STRING = Decoder(str)
@@ -38,6 +41,8 @@ _ROLES |= dict.fromkeys(("tool", "function", "ipython", "observation"), "tool")
 """Roles in the body to roles of a Turn; every other role counts as the user's."""
 
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal"})
+_MEDIA = {"audio": "audio", "video": "video", "file": "files", "document": "files"}
+_NATIVE_ID = re.compile("[A-Za-z0-9]{9}")  # of a tool call: the only form that Mistral's templates accept
 _SILENT_PARTS = frozenset({"thinking", "redacted_thinking", "reasoning_text", "tool_reference"})
 
 
@@ -46,6 +51,8 @@ class Inner(msgspec.Struct, gc=False):
 
     type: Raw = ABSENT
     effort: Raw = ABSENT
+    enabled: Raw = ABSENT
+    budget_tokens: Raw = ABSENT
     format: Raw = ABSENT
     data: Raw = ABSENT
     content: Raw = ABSENT
@@ -115,9 +122,9 @@ class Draft:
     """The draft of a RequestView: its turns, and counts."""
 
     turns: list[Turn] = field(default_factory=list)
-    written: bool = False  # a turn has text
     characters: int = 0
-    images: int = 0
+    media: Counter[str] = field(default_factory=Counter)  # kind, as in a RequestView, to number of parts
+    foreign: bool = False
     tools: int = 0
     elements: int = 0
 
@@ -130,11 +137,20 @@ class Draft:
     def say(self, role: str | None, text: str, failed: bool = False) -> None:
         """Add a turn; `role` is as sent."""
         self.turns.append(Turn(_ROLES.get(role, "user"), text, failed))
-        self.written = self.written or is_written(text)
         self.characters += len(text)
 
+    def attach(self, kind: str | None) -> None:
+        """Count a part that is not text; one of an unknown kind counts as an image."""
+        found = (name for part, name in _MEDIA.items() if part in (kind or ""))
+        self.media[next(found, "images")] += 1
+
+    def answer(self, call_id: Raw) -> None:
+        """Note the ID of the tool call that a tool's result answers."""
+        if given(call_id):
+            self.foreign = self.foreign or not _NATIVE_ID.fullmatch(string(call_id))
+
     def read(self, content: Any) -> str:
-        """The text of a message's Content; all media count as images, since a text pool serves none."""
+        """The text of a message's Content; media are counted."""
         if content is None or isinstance(content, str):
             return content or ""
         self.take(content)
@@ -147,7 +163,7 @@ class Draft:
             if part.type in _TEXT_PARTS or (part.type is None and text is not None):
                 texts.append(text or "")
             elif part.type not in _SILENT_PARTS:  # these hold neither conversation text nor media
-                self.images += 1
+                self.attach(part.type)
         return "\n".join(texts)
 
     def count(self, raw: Raw) -> None:
@@ -174,19 +190,22 @@ class Body(msgspec.Struct, gc=False):
     reasoning: Raw = ABSENT
     thinking: Raw = ABSENT
     chat_template_kwargs: Raw = ABSENT
+    user: Raw = ABSENT
+    metadata: Raw = ABSENT
 
     def read(self, draft: Draft) -> dict[str, Any]:
         """Fill the draft; returns the other facts of an API. Raises msgspec's errors and BadBody."""
         raise NotImplementedError
 
     def view(self, api: Api) -> RequestView:
-        """The facts of the request; raises also BadBody `no_text`."""
+        """The facts of the request."""
         draft = Draft()
         facts = self.read(draft)
-        if not (draft.images or draft.written or facts.get("stateful")):
-            raise BadBody(Cause.NO_TEXT)
-        facts["images"], facts["tools"], facts["characters"] = draft.images, draft.tools, draft.characters
-        return RequestView(api, self.model or "", tuple(draft.turns), **facts)
+        facts |= {**draft.media, "tools": draft.tools, "foreign": draft.foreign}
+        if pairs := list((optional(self.metadata, _OBJECT) or {}).items()):
+            facts["metadata"] = {key: text for key, raw in pairs[:METADATA_MAX] if (text := string(raw))}
+        facts["user"] = string(self.user) or facts.get("metadata", {}).get("user_id", "")
+        return RequestView(api, self.model or "", tuple(draft.turns), characters=draft.characters, **facts)
 
     def switches(self, fields: Mapping[tuple[str, ...], Raw], other: bool = False) -> dict[str, Any]:
         """The facts `effort`, `reasoning_set` and `reasoning_paths` of a RequestView.
@@ -197,7 +216,8 @@ class Body(msgspec.Struct, gc=False):
         """
         paths = [path for path, raw in fields.items() if given(raw)]
         *_, field = fields.values()
-        effort, off = string(field), False
+        effort = string(field)
+        flags: list[bool | None] = []
         if given(self.chat_template_kwargs):
             arguments = optional(self.chat_template_kwargs, _OBJECT) or {}
             switches = {name: raw for name, raw in arguments.items() if given(raw)}
@@ -205,8 +225,13 @@ class Body(msgspec.Struct, gc=False):
             paths += [(KWARGS, name) for name in TEMPLATE_SWITCHES if name in switches]
             if effort not in EFFORTS:  # vLLM prefers a field to the template argument (build_chat_params)
                 effort = string(switches.get("reasoning_effort", ABSENT))
-            if effort not in EFFORTS:
-                off = any(flag(switches.get(key, ABSENT)) is False for key in ("enable_thinking", "thinking"))
+            flags += [flag(switches.get(key, ABSENT)) for key in ("enable_thinking", "thinking")]
+            flags.append(_MODES.get(string(switches.get("thinking_mode", ABSENT))))
+        thinking, asked = inner(self.thinking), inner(self.reasoning)
         if effort not in EFFORTS:
-            effort = "none" if off else ""
-        return {"effort": effort, "reasoning_set": other or bool(paths), "reasoning_paths": tuple(paths)}
+            flags += [_MODES.get(string(thinking.type)), flag(asked.enabled)]
+            effort = string(asked.effort)
+        if effort not in EFFORTS:
+            effort = "none" if False in flags else "medium" if True in flags else ""
+        found = {"effort": effort, "reasoning_set": other or bool(paths), "reasoning_paths": tuple(paths)}
+        return {**found, "thinking_tokens": positive(thinking.budget_tokens)}

@@ -373,6 +373,24 @@ class TestConfiguration:
         assert "pools.small.cluster" in result.stderr
         assert "has no cluster 'vllm-smal' (did you mean 'vllm-small'?)" in result.stderr
 
+    @pytest.mark.parametrize(
+        ("version", "message"),
+        [
+            ("envoy  version: 0a1b/1.37.0/Clean/RELEASE/BoringSSL", ""),
+            ("1.40.1", ""),
+            ("2.0.0", ""),
+            (
+                "envoy  version: 0a1b/1.36.12/Clean/RELEASE/BoringSSL",
+                "Envoy 1.36.12 is too old: 1.37 is the lowest",
+            ),
+            ("latest", "no version of Envoy in 'latest'"),
+        ],
+    )
+    def test_an_envoy_that_is_too_old_is_status_78(self, version: str, message: str) -> None:
+        result = run("check", str(EXAMPLE), "--envoy-version", version)
+        assert result.exit_code == (78 if message else 0)
+        assert message in result.stderr
+
     def test_clusters_that_are_dynamic_cannot_be_told(self, tmp_path: Path) -> None:
         (tmp_path / "envoy.yaml").write_text("dynamic_resources: {cds_config: {ads: {}}}\n")
         result = run("check", str(EXAMPLE), "--envoy", str(tmp_path / "envoy.yaml"))

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
 import pytest
+from builders import config, names
 from msgspec import structs
 
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
 from semroute_extproc.envoy.exchange import Exchange, ExchangeSettings, Step
 from semroute_extproc.outcome import Kind, Outcome
+from semroute_extproc.request.paths import PATHS
 from semroute_extproc.request.view import Api, Decide
 
 MODE = pb.ProcessingMode
+POOLS = {
+    "large": {"cluster": "vllm-large", "model": "big-model", "context": 4_096},
+    "small": {"cluster": "vllm-small", "model": "org/small", "aliases": "mini-*"},
+}
 SETTINGS = ExchangeSettings(
     default_pool="large",
     default_cluster="vllm-large",
     body_bytes_max=1_000_000,
     allow_mode_override=True,
-    models=("auto", "big-model", "org/small"),
+    names=names(config(pools=POOLS)),
+    path_prefixes=("/openai", "/llm/gw"),
 )
 CHAT = {":method": "POST", ":path": "/v1/chat/completions", "content-type": "application/json"}
 ROUTED = Outcome(
@@ -199,7 +207,7 @@ def test_full_duplex_ignores_a_second_end_of_stream() -> None:
 
 def test_full_duplex_passes_pieces_of_an_unroutable_request_through() -> None:
     exchange = Exchange(SETTINGS)
-    upload = {**CHAT, ":path": "/v1/audio/transcriptions"}
+    upload = {**CHAT, ":path": "/v1/uploads/1/parts"}
     assert only(exchange.receive(headers(upload, mode=MODE.FULL_DUPLEX_STREAMED)))
     piece = only(exchange.receive(body(b"abc", end=False)))
     streamed = piece.request_body.response.body_mutation.streamed_response
@@ -427,3 +435,120 @@ def test_a_reason_becomes_one_printable_ascii_line() -> None:
     outcome = Outcome(Kind.ROUTED, "strategy", cluster="c", reason="naïve\r\nx-evil: 1\x00" + "y" * 500)
     fields = only(exchange.decided(outcome)).dynamic_metadata.fields["semroute"].struct_value.fields
     assert fields["reason"].string_value == ("na?ve x-evil: 1" + "y" * 500)[:160]
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/openai/v1/models", "/v1/models/"])
+def test_the_list_has_owners_and_the_length_of_the_context(path: str) -> None:
+    reply = only(Exchange(SETTINGS).receive(headers({":method": "GET", ":path": path}, end=True)))
+    listed = json.loads(reply.immediate_response.body)
+    assert listed["object"] == "list"
+    assert listed["data"][0] == {
+        "id": "auto",
+        "object": "model",
+        "created": 0,
+        "owned_by": "semroute",
+        "max_model_len": 32_768,
+    }
+    assert [(each["owned_by"], each["max_model_len"]) for each in listed["data"][1:]] == [
+        ("vllm", 4_096),
+        ("vllm", 32_768),
+    ]
+
+
+def test_anthropic_clients_get_the_list_in_their_shape() -> None:
+    fields = {":method": "GET", ":path": "/anthropic/v1/models?limit=20", "anthropic-version": "2023-06-01"}
+    exchange = Exchange(dataclasses.replace(SETTINGS, path_prefixes=("/anthropic",)))
+    listed = json.loads(only(exchange.receive(headers(fields, end=True))).immediate_response.body)
+    assert (listed["has_more"], listed["first_id"], listed["last_id"]) == (False, "auto", "org/small")
+    assert listed["data"][1] == {
+        "type": "model",
+        "id": "big-model",
+        "display_name": "big-model",
+        "created_at": "1970-01-01T00:00:00Z",
+        "max_input_tokens": 4_096,
+    }
+
+
+@pytest.mark.parametrize(
+    ("asked", "context"),
+    [("org/small", 32_768), ("org%2Fsmall", 32_768), ("Big-Model", 4_096), ("mini-4", 32_768)],
+)
+def test_one_model_is_described_under_any_of_its_names(asked: str, context: int) -> None:
+    fields = {":method": "GET", ":path": f"/v1/models/{asked}"}
+    card = json.loads(only(Exchange(SETTINGS).receive(headers(fields, end=True))).immediate_response.body)
+    assert (card["id"], card["max_model_len"]) == (asked.replace("%2F", "/"), context)
+
+
+@pytest.mark.parametrize("mode", [MODE.NONE, MODE.BUFFERED, MODE.FULL_DUPLEX_STREAMED])
+@pytest.mark.parametrize(
+    ("sent", "pools"),
+    [
+        ("/llm/gw/v1/chat/completions?a=b", b"/v1/chat/completions?a=b"),
+        ("/v1/chat/completions/", b"/v1/chat/completions"),
+        ("/openai/deployments/auto/chat/completions", b"/v1/chat/completions"),
+    ],
+)
+def test_the_pool_gets_the_path_that_it_knows(mode: int, sent: str, pools: bytes) -> None:
+    exchange = Exchange(SETTINGS)
+    exchange.receive(headers({**CHAT, ":path": sent}, mode=mode))
+    assert decide(exchange.receive(body(b"{}"))).model == ("auto" if "deployments" in sent else "")
+    reply = replies(exchange.decided(ROUTED))[0]
+    common = getattr(reply, reply.WhichOneof("response") or "").response
+    assert sets(common.header_mutation)[":path"] == pools
+
+
+def test_a_request_that_is_not_read_keeps_its_body_and_gets_its_path_too() -> None:
+    fields = {**CHAT, ":path": "/openai/v1/chat/completions", "content-type": "text/plain"}
+    common = only(Exchange(SETTINGS).receive(headers(fields))).request_headers.response
+    assert sets(common.header_mutation) == {
+        "x-semroute-cluster": b"vllm-large",
+        ":path": b"/v1/chat/completions",
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "end"),
+    [
+        ({":method": "GET", ":path": "/v1/realtime?model=org/small", "upgrade": "websocket"}, True),
+        (
+            {":path": "/v1/uploads?model=org%2Fsmall", "content-type": "multipart/form-data; boundary=x"},
+            False,
+        ),
+        ({":path": "/v1/audio/transcriptions?model=mini-asr", "content-type": "multipart/form-data"}, False),
+        ({":method": "DELETE", ":path": "/openai/deployments/org%2Fsmall/files"}, True),
+    ],
+)
+def test_a_path_or_a_query_names_the_pool_of_a_request_whose_body_is_not_read(
+    fields: dict[str, str], end: bool
+) -> None:
+    step = Exchange(SETTINGS).receive(headers({**CHAT, **fields}, end=end))
+    assert step.outcome is not None
+    assert (step.outcome.kind, step.outcome.pool) == (Kind.NAMED, "small")
+    assert sets(only(step).request_headers.response.header_mutation)["x-semroute-cluster"] == b"vllm-small"
+
+
+def test_a_pool_with_a_policy_cannot_be_named_past_its_policy() -> None:
+    guarded = {**POOLS, "small": {**POOLS["small"], "policy": "main"}}
+    exchange = Exchange(dataclasses.replace(SETTINGS, names=names(config(pools=guarded))))
+    fields = {":method": "GET", ":path": "/v1/realtime?model=org/small"}
+    step = exchange.receive(headers(fields, end=True))
+    assert step.outcome is not None
+    assert (step.outcome.kind, step.outcome.pool) == (Kind.PASSTHROUGH, "large")
+
+
+@pytest.mark.parametrize(
+    ("length", "cause"), [("1000000", ""), ("1000001", "upload"), ("", "upload"), ("odd", "upload")]
+)
+def test_a_form_is_read_if_its_declared_length_fits_and_else_passes_unread(length: str, cause: str) -> None:
+    """A large or chunked upload is not held up, and not refused."""
+    form = {":path": "/v1/audio/transcriptions", "content-type": "Multipart/Form-Data; boundary=x"}
+    step = Exchange(SETTINGS).receive(headers({**CHAT, **form, "content-length": length}))
+    assert (step.outcome.cause if step.outcome else "") == cause
+    assert only(step).mode_override.request_body_mode == (MODE.NONE if cause else MODE.BUFFERED)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_the_body_of_every_known_path_is_asked_for(path: str) -> None:
+    exchange = Exchange(SETTINGS)
+    exchange.receive(headers({**CHAT, ":path": path}))
+    assert decide(exchange.receive(body(b"{}"))).api is PATHS[path]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections import Counter
 from typing import Any
 
@@ -11,7 +12,7 @@ from builders import LABELS, PAIR, build_policies, config, decided, plans, signa
 from pydantic import ValidationError
 
 from semroute_extproc.outcome import Cause
-from semroute_extproc.policy.constraints import NoCandidate
+from semroute_extproc.policy.constraints import Denied, NoCandidate
 from semroute_extproc.policy.context import Conditions, Held, Judgement, Lock, RoutingContext
 from semroute_extproc.policy.draw import unit_interval
 from semroute_extproc.policy.plan import SIGNALS, PolicyPlan
@@ -189,6 +190,9 @@ class TestRules:
             ("difficulty >", "not a CEL expression"),
             ("dificulty > 0.5", "there is no fact 'dificulty' (did you mean 'difficulty'?)"),
             ("foo.bar == 1", "there is no fact 'foo'"),
+            ('request.text.matches("(")', "is not a regular expression"),
+            ("request.text.matches(r'a{1,999}{1,9}')", "repeats more than 64 times"),
+            ('request.text.matches("[a-z]{65}")', "repeats more than 64 times"),
         ],
     )
     def test_a_condition_that_cannot_hold_is_a_configuration_error(self, when: str, message: str) -> None:
@@ -225,11 +229,49 @@ class TestRules:
             ("request.tool_error > 2", "request has no member 'tool_error' (did you mean 'tool_errors'?)"),
             ('request.headers["X-Tier"] == "a"', "lower case in conditions: 'x-tier', not 'X-Tier'"),
             ("'X-Tier' in request.headers", "lower case in conditions"),
+            ('request.headers["authorization"] == "Bearer x"', "does not forward 'authorization'"),
+            ('"cookie" in request.headers && json_mode', "does not forward 'cookie'"),
+            ('request.headers.authorization.startsWith("Bearer")', "does not forward 'authorization'"),
         ],
     )
     def test_a_label_or_a_header_that_there_cannot_be_gives_a_warning(self, when: str, warning: str) -> None:
         [found] = warnings(when, {"domain": LABELS, "task": ("code", "chat")})
         assert warning in found
+
+    @pytest.mark.parametrize(
+        "when",
+        [
+            'request.text.contains("secret")',
+            'request.text.matches("(?i)SECRET\\\\b")',
+            'request.user == "ann"',
+            'request.metadata["team"] == "a" && request.metadata.size() == 1',
+            'request.tenant == "acme"',
+            "audio == 1 && video == 2 && files == 3",
+        ],
+    )
+    def test_a_condition_may_read_the_text_the_user_the_metadata_and_the_tenant(self, when: str) -> None:
+        rules = [{"name": "r", "when": when, "pool": "eyes"}]
+        turns = (Turn("system", "You are a bot."), Turn("user", "a secret"))
+        media = {"audio": 1, "video": 2, "files": 3}
+        pools = {"eyes": {"cluster": "e", "model": "m", **dict.fromkeys(media, True)}}
+        policies = {"main": {"rules": rules, "otherwise": {"pool": "eyes"}}}
+        plan = plans(config(pools=pools, default_pool="eyes", policies=policies, strategies={}))["main"]
+        view = {"turns": turns, "user": "ann", "metadata": {"team": "a"}, **media}
+        assert decided(plan, facts(view, {"x-semroute-tenant": "acme"}, text="a secret")).rule == "r"
+        assert decided(plan, facts({"video": 2})).rule == ""
+
+    def test_a_regular_expression_needs_linear_time(self) -> None:
+        rules = [{"name": "r", "when": 'request.text.matches("(a+)+$")', "pool": "eyes"}]
+        started = time.perf_counter()
+        assert decided(compiled(rules, otherwise={"pool": "large"}), facts(text="a" * 8_192 + "b")).rule == ""
+        assert time.perf_counter() - started < 1
+
+    @pytest.mark.parametrize("target", ["rule", "otherwise"])
+    def test_a_denied_request_has_the_operators_message(self, target: str) -> None:
+        refusal = {"deny": "Ask the team for access."}
+        rules = [{"name": "r", "when": "turns == 1", **refusal}] if target == "rule" else []
+        with pytest.raises(Denied, match="Ask the team for access"):
+            compiled(rules, otherwise=refusal if target == "otherwise" else None).decide_now(facts())
 
     def test_a_variable_of_a_macro_is_not_a_fact(self) -> None:
         rules = [{"name": "any", "when": '["math", "law"].exists(d, d == domain)', "pool": "small"}]

@@ -6,9 +6,18 @@ from typing import Any
 
 import pytest
 
-from semroute_extproc.request.reasoning import FAMILIES, KWARGS, TEMPLATE_SWITCHES, override, switch
+from semroute_extproc.request.reasoning import (
+    FAMILIES,
+    KWARGS,
+    TEMPLATE_SWITCHES,
+    budget,
+    families,
+    override,
+    switch,
+)
 from semroute_extproc.request.view import Api
 from semroute_extproc.settings.base import EFFORTS
+from semroute_extproc.settings.pools import ReasoningFamily
 
 CHAT, RESPONSES, MESSAGES = Api.CHAT_COMPLETIONS, Api.RESPONSES, Api.MESSAGES
 DISABLED = {("thinking",): {"type": "disabled"}}
@@ -62,13 +71,13 @@ def test_the_table_below_covers_every_family():
 @pytest.mark.parametrize("family", TABLE)
 def test_every_family_is_switched_in_its_own_way(family: str, api: Api):
     for effort, expected in zip(("none", "low", "high"), TABLE[family], strict=True):
-        assert switch(family, api, effort) == expected[api], effort
+        assert switch(FAMILIES[family], api, effort) == expected[api], effort
 
 
 @pytest.mark.parametrize("api", [Api.COMPLETIONS, Api.EMBEDDINGS])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_apis_without_a_chat_template_have_no_switch(family: str, api: Api):
-    assert all(switch(family, api, effort) == {} for effort in EFFORTS)
+    assert all(switch(FAMILIES[family], api, effort) == {} for effort in EFFORTS)
 
 
 @pytest.mark.parametrize(
@@ -79,26 +88,24 @@ def test_apis_without_a_chat_template_have_no_switch(family: str, api: Api):
     ],
 )
 def test_efforts_are_written_as_the_family_accepts_them(family: str, written: list[str]):
-    assert [switch(family, CHAT, effort)[("reasoning_effort",)] for effort in EFFORTS] == written
+    assert [switch(FAMILIES[family], CHAT, effort)[("reasoning_effort",)] for effort in EFFORTS] == written
 
 
 def test_kimi_k3_is_only_given_the_three_efforts_it_accepts():
-    written = [switch("kimi-k3", CHAT, effort)[("reasoning_effort",)] for effort in EFFORTS[1:]]
+    written = [switch(FAMILIES["kimi-k3"], CHAT, effort)[("reasoning_effort",)] for effort in EFFORTS[1:]]
     assert written == ["low", "low", "high", "high", "high", "max"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_messages_are_only_given_efforts_that_their_api_knows(family: str):
     for effort in EFFORTS:
-        written = switch(family, MESSAGES, effort).get(("output_config", "effort"), "low")
+        written = switch(FAMILIES[family], MESSAGES, effort).get(("output_config", "effort"), "low")
         assert written in ("low", "medium", "high", "xhigh", "max")
 
 
-def test_unknown_families_and_efforts_are_mistakes_of_the_caller():
-    with pytest.raises(ValueError, match="family"):
-        switch("gpt-4", CHAT, "low")
+def test_an_unknown_effort_is_a_mistake_of_the_caller():
     with pytest.raises(ValueError, match="effort"):
-        switch("qwen3", CHAT, "enormous")
+        switch(FAMILIES["qwen3"], CHAT, "enormous")
 
 
 CLIENTS: dict[Api, list[tuple[str, ...]]] = {
@@ -114,11 +121,11 @@ CLIENTS: dict[Api, list[tuple[str, ...]]] = {
 def test_an_override_writes_the_switch_and_leaves_no_other_that_disagrees(family: str, api: Api, effort: str):
     """Afterwards every member that the client set agrees with the policy."""
     paths = [*CLIENTS[api], *((KWARGS, name) for name in TEMPLATE_SWITCHES)]
-    written = override(family, api, effort, paths)
-    if not switch(family, api, effort):
+    written = override(FAMILIES[family], api, effort, paths)
+    if not switch(FAMILIES[family], api, effort):
         assert written == {}
         return
-    assert switch(family, api, effort).items() <= written.items()
+    assert switch(FAMILIES[family], api, effort).items() <= written.items()
     off = (FAMILIES[family].efforts or {}).get(effort, effort) == "none"
     for path in paths:
         value = written[path]
@@ -136,9 +143,42 @@ def test_an_override_writes_the_switch_and_leaves_no_other_that_disagrees(family
 
 
 def test_a_family_that_cannot_be_switched_off_is_not_told_off_by_another_member():
-    written = override("gpt-oss", MESSAGES, "none", [("thinking",)])
+    written = override(FAMILIES["gpt-oss"], MESSAGES, "none", [("thinking",)])
     assert written == {("output_config", "effort"): "low", ("thinking",): {"type": "adaptive"}}
 
 
 def test_what_the_client_did_not_set_is_not_added():
-    assert override("qwen3", CHAT, "none", []) == switch("qwen3", CHAT, "none")
+    assert override(FAMILIES["qwen3"], CHAT, "none", []) == switch(FAMILIES["qwen3"], CHAT, "none")
+
+
+def own(**settings: Any):
+    return families({"own": ReasoningFamily.model_validate(settings)})["own"]
+
+
+def test_a_family_of_the_operators_own_is_added_to_the_built_in_ones():
+    found = families({"own": ReasoningFamily(argument="deep")})
+    assert found.keys() == {*FAMILIES, "own"}
+    assert switch(found["own"], CHAT, "none") == template("deep", False)
+    assert switch(found["own"], CHAT, "high") == {}, "it has no way to ask for an effort"
+
+
+def test_a_family_may_have_a_switch_and_efforts():
+    family = own(argument="enable_thinking", on=True, efforts={"minimal": "low", "max": "ultra"})
+    assert switch(family, CHAT, "none") == template("enable_thinking", False)
+    assert switch(family, CHAT, "minimal") == {
+        **template("enable_thinking", True),
+        ("reasoning_effort",): "low",
+    }
+    assert switch(family, CHAT, "max")[("reasoning_effort",)] == "ultra"
+    assert switch(family, Api.EMBEDDINGS, "high") == {}
+
+
+@pytest.mark.parametrize(
+    ("takes", "written"),
+    [(True, {("thinking_token_budget",): 512}), (False, {("thinking_token_budget",): None}), (None, {})],
+)
+def test_a_budget_is_written_where_it_is_taken_and_removed_where_it_is_refused(
+    takes: bool | None, written: Any
+):
+    assert budget(own(budget=takes), CHAT, 512) == written
+    assert budget(own(budget=takes), MESSAGES, 512) == {}, "the API has no such member"

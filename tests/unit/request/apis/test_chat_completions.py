@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from semroute_extproc.request import apis
+from semroute_extproc.request.apis.reading import METADATA_MAX
 from semroute_extproc.request.view import Api, RequestView
 
 
@@ -72,20 +73,38 @@ def test_text_parts_are_joined_and_media_counted():
 
 
 @pytest.mark.parametrize(
-    "part",
+    ("part", "medium"),
     [
-        {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}},
-        {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
-        {"type": "audio_url", "audio_url": {"url": "https://example.org/a.wav"}},
-        {"type": "video_url", "video_url": {"url": "https://example.org/a.mp4"}},
-        {"type": "file", "file": {"file_data": "AAAA"}},
-        {"type": "image_embeds", "image_embeds": "AAAA"},
-        {"image_url": "https://example.org/a.png"},
-        {"type": "something_new", "payload": [1]},
+        ({"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}, "images"),
+        ({"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}, "audio"),
+        ({"type": "audio_url", "audio_url": {"url": "https://example.org/a.wav"}}, "audio"),
+        ({"type": "video_url", "video_url": {"url": "https://example.org/a.mp4"}}, "video"),
+        ({"type": "file", "file": {"file_data": "AAAA"}}, "files"),
+        ({"type": "image_embeds", "image_embeds": "AAAA"}, "images"),
+        ({"image_url": "https://example.org/a.png"}, "images"),
+        ({"type": "something_new", "payload": [1]}, "images"),
     ],
 )
-def test_every_medium_counts_as_what_a_text_pool_cannot_read(part: dict[str, Any]):
-    assert parse(user([part, {"type": "text", "text": "?"}])).images == 1
+def test_every_medium_is_counted_by_its_kind(part: dict[str, Any], medium: str):
+    view = parse(user([part, {"type": "text", "text": "?"}]))
+    counts = {name: getattr(view, name) for name in ("images", "audio", "video", "files")}
+    assert counts == {**dict.fromkeys(counts, 0), medium: 1}
+
+
+@pytest.mark.parametrize(
+    ("call", "foreign"), [("aB3dE6gH9", False), ("call_abc123", True), ("toolu_01A", True)]
+)
+def test_tool_calls_whose_ids_mistral_would_refuse_are_foreign(call: str, foreign: bool):
+    assert parse(user("x"), {"role": "tool", "tool_call_id": call, "content": "4"}).foreign is foreign
+    assert not parse(user("x"), {"role": "tool", "tool_call_id": None, "content": "4"}).foreign
+
+
+def test_the_user_and_the_metadata_are_read():
+    view = parse(user("x"), user="ann", metadata={"team": "a", "n": 7})
+    assert (view.user, view.metadata) == ("ann", {"team": "a"})
+    assert parse(user("x"), user=7, metadata="odd").metadata == {}
+    many = {str(number): "x" for number in range(METADATA_MAX + 1)}
+    assert len(parse(user("x"), metadata=many).metadata) == METADATA_MAX
 
 
 @pytest.mark.parametrize(
@@ -168,7 +187,10 @@ def test_the_newer_output_limit_beats_the_older_one():
         ({"reasoning_effort": "enormous"}, "", True),
         ({"reasoning_effort": None}, "", False),
         ({"thinking_token_budget": 512}, "", True),
-        ({"thinking": {"type": "disabled"}}, "", True),
+        ({"thinking": {"type": "disabled"}}, "none", True),
+        ({"thinking": {"type": "enabled", "budget_tokens": 512}}, "medium", True),
+        ({"reasoning": {"effort": "high"}}, "high", True),
+        ({"reasoning": {"enabled": False}}, "none", True),
         ({"reasoning": {"max_tokens": 5}}, "", True),
         ({"reasoning_effort": "low", "chat_template_kwargs": {"reasoning_effort": "high"}}, "low", True),
         ({}, "", False),

@@ -82,7 +82,7 @@ def test_thinking_is_not_text():
 
 
 @pytest.mark.parametrize(
-    ("source", "expected", "images"),
+    ("source", "expected", "files"),
     [
         ({"type": "text", "media_type": "text/plain", "data": "Chapter one."}, "Chapter one.", 0),
         ({"type": "content", "content": [text("Chapter two.")]}, "Chapter two.", 0),
@@ -91,9 +91,9 @@ def test_thinking_is_not_text():
         ("odd", "", 1),
     ],
 )
-def test_documents_are_read_if_they_are_text(source: Any, expected: str, images: int):
+def test_documents_are_read_if_they_are_text(source: Any, expected: str, files: int):
     view = parse(user({"type": "document", "source": source}), ASK)
-    assert (turns(view)[0], view.images) == (("user", expected), images)
+    assert (turns(view)[0], view.files) == (("user", expected), files)
 
 
 def test_search_results_are_read():
@@ -114,7 +114,7 @@ def test_blocks_nested_without_end_are_read_only_so_deep():
     ("fields", "effort", "is_set"),
     [
         ({"thinking": {"type": "disabled"}}, "none", True),
-        ({"thinking": {"type": "enabled", "budget_tokens": 2048}}, "", True),
+        ({"thinking": {"type": "enabled", "budget_tokens": 2048}}, "medium", True),
         ({"thinking": {"type": "adaptive"}, "output_config": {"effort": "high"}}, "high", True),
         ({"thinking": {"type": "disabled"}, "output_config": {"effort": "high"}}, "none", True),
         ({"output_config": {"effort": "max"}}, "max", True),

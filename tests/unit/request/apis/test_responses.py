@@ -48,12 +48,12 @@ def test_message_items_keep_their_order_and_their_roles():
     assert turns(view) == [("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello."), ("user", "Bye")]
 
 
-def test_images_among_the_parts_are_counted():
+def test_images_and_files_among_the_parts_are_counted():
     item = message("What is this?")
     item["content"].append({"type": "input_image", "image_url": "data:image/png;base64," + "A" * 50_000})
     item["content"].append({"type": "input_file", "file_data": "A" * 50_000})
     view = parse([item])
-    assert (view.images, view.characters) == (2, len("What is this?"))
+    assert (view.images, view.files, view.characters) == (1, 1, len("What is this?"))
 
 
 def test_a_function_result_at_the_end_is_a_tool_loop():

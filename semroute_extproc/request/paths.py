@@ -1,0 +1,52 @@
+"""Which API a path belongs to (paths.toml), and the model that a path or a query names. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from string import punctuation
+from typing import NamedTuple
+from urllib.parse import parse_qs, quote, unquote
+
+import msgspec
+
+from semroute_extproc.request.view import Api
+
+_PATHS = msgspec.toml.decode(Path(__file__).with_name("paths.toml").read_bytes(), type=dict[Api, list[str]])
+PATHS: Mapping[str, Api] = {path: api for api, paths in _PATHS.items() for path in paths}
+MODELS = "/v1/models"
+DEPLOYMENTS = "/openai/deployments/"  # Azure's paths: the name of the model follows
+PLACES_MAX = 256  # cached paths
+
+
+class Place(NamedTuple):
+    """What a request's path means."""
+
+    path: str  # as vLLM spells it if it is known, without the query
+    api: Api | None = None
+    model: str = ""  # named by the path, or else by the query
+    rewritten: str = ""  # the path and query for the pool; empty if they stay as sent
+
+
+@lru_cache(maxsize=PLACES_MAX)
+def place_of(path: str, prefixes: tuple[str, ...] = ()) -> Place:
+    """Read a path with its query; an escaped slash, a prefix or a final slash does not hide a known path."""
+    sent, mark, query = path.partition("?")
+    bare = "/" + unquote(sent).strip("/")
+    named = parse_qs(query).get("model", [""])[0] if "model=" in query else ""
+    known = next((rest for prefix in ("", *prefixes) if (rest := _known(bare, prefix))), "")
+    if not known and bare.startswith(DEPLOYMENTS):
+        ends = (each for each in PATHS if each.startswith("/v1/") and bare.endswith(each[3:]))
+        known = max(ends, key=len, default="")
+        deployment = bare[len(DEPLOYMENTS) : 3 - len(known)] if known else ""
+        known, named = (known, deployment) if deployment else ("", named)
+    rewritten = quote(known + mark + query, safe=punctuation) if known and known != sent else ""
+    return Place(known or sent, PATHS.get(known), named, rewritten)
+
+
+def _known(path: str, prefix: str) -> str:
+    """The path behind the prefix if it is known; else empty."""
+    rest = path.removeprefix(prefix)
+    is_known = rest in PATHS or rest == MODELS or rest.startswith(MODELS + "/")
+    return rest if is_known and path == prefix + rest else ""
