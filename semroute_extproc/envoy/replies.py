@@ -13,6 +13,7 @@ from typing import Any
 
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
 from semroute_extproc.outcome import Outcome, facts
+from semroute_extproc.request.handover import HANDOVER_HEADER
 
 CLUSTER_HEADER = "x-semroute-cluster"  # set only by us: Envoy's route reads the cluster from it
 METADATA_NAMESPACE = "semroute"  # of the dynamic metadata; Envoy must list it in `receiving_namespaces`
@@ -58,7 +59,7 @@ def headers_reply(outcome: Outcome, response_body_mode: int | None = None) -> by
 
 def body_reply(outcome: Outcome) -> bytes:
     """Decide at the buffered body: headers, body, metadata and the route in one reply."""
-    if outcome.decision is None and outcome.body is None:
+    if outcome.decision is None and outcome.body is None and outcome.handover is None:
         plain = (outcome.kind, outcome.cause, outcome.pool, outcome.cluster, outcome.model, outcome.reason)
         return _plain_body_reply(*plain)
     return _body_reply(outcome)
@@ -71,7 +72,10 @@ def _plain_body_reply(*plain: Any) -> bytes:
 
 
 def _body_reply(outcome: Outcome) -> bytes:
-    response, common = _routed("request_body", outcome)
+    handover = outcome.handover
+    response, common = _routed("request_body", outcome, handover.cluster if handover else "")
+    if handover is not None:
+        _set(common.header_mutation, HANDOVER_HEADER, handover.header)
     if outcome.body is not None:
         _set(common.header_mutation, "content-length", str(len(outcome.body)))
         common.body_mutation.body = outcome.body
@@ -80,6 +84,8 @@ def _body_reply(outcome: Outcome) -> bytes:
 
 def duplex_replies(outcome: Outcome, body: bytes, trailers: bool) -> tuple[bytes, ...]:
     """Decide in full duplex: the held headers reply, then the body in pieces, then the trailers.
+
+    Without a handover, because Envoy cannot repeat a request whose body it streamed.
 
     Removes `content-length`: Envoy would keep the client's value and truncate the new body to it.
     """
@@ -118,11 +124,13 @@ def immediate(outcome: Outcome) -> bytes:
     return _serialize(response)
 
 
-def _routed(kind: str, outcome: Outcome) -> tuple[pb.ProcessingResponse, pb.CommonResponse]:
-    """A reply that routes: the routing header, the route evaluated again, and the metadata."""
+def _routed(
+    kind: str, outcome: Outcome, cluster: str = ""
+) -> tuple[pb.ProcessingResponse, pb.CommonResponse]:
+    """A reply that routes, to `cluster` if given: the header, the route evaluated again, and the metadata."""
     response = pb.ProcessingResponse()
     common: pb.CommonResponse = getattr(response, kind).response
-    _set(common.header_mutation, CLUSTER_HEADER, outcome.cluster)
+    _set(common.header_mutation, CLUSTER_HEADER, cluster or outcome.cluster)
     if outcome.body is not None and outcome.decoded:
         common.header_mutation.remove_headers.append("content-encoding")
     common.clear_route_cache = True

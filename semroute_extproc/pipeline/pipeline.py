@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 import msgspec
@@ -24,8 +24,9 @@ from semroute_extproc.policy.constraints import NoCandidate
 from semroute_extproc.policy.context import Decision, RoutingContext
 from semroute_extproc.policy.draw import draw_id, drawn
 from semroute_extproc.policy.plan import PolicyPlan
-from semroute_extproc.request import answers, apis, reasoning
-from semroute_extproc.request.body import decode_body, set_members
+from semroute_extproc.request import answers, apis, handover, reasoning
+from semroute_extproc.request.body import decode_body, members_of, set_members
+from semroute_extproc.request.handover import Handover
 from semroute_extproc.request.language import language_of
 from semroute_extproc.request.marks import SHIPPED, Marks
 from semroute_extproc.request.text import estimate_tokens, judged
@@ -94,14 +95,23 @@ class Pipeline:
             return outcome
 
     async def _route(self, request: Decide, body: bytes, stages: Stages) -> Outcome:
+        failover = self.config.controllers.failover
+        failed = handover.read(request.head, self.config.pools) if failover else None
+        if failed is not None:
+            body = msgspec.json.encode(handover.restored(members_of(body), failed))
+            now = asyncio.get_running_loop().time()
+            self._controllers.failed(failed.tried[-1], failed.failure, now)
         model = apis.model_of(body)
         if (named := self._serving.get(model)) is not None:
             stages.mark("parse")
-            return self._default(Kind.NAMED, Cause.NAMED_MODEL, stages, named)
+            return self._named(named, body, failed, stages)
         if (virtual := self.config.models.get(model)) is None:
             return self._default(Kind.PASSTHROUGH, Cause.UNKNOWN_MODEL if model else Cause.NO_MODEL, stages)
         view = apis.parse(request.api, body)
         context = _context(request.head, view, virtual, self._marks)
+        if failed is not None:
+            tried = {**dict.fromkeys(failed.tried, "failed"), failed.tried[-1]: failed.failure}
+            context = dataclasses.replace(context, tried=tried)
         policy = _policy_of(model, virtual, context)
         stages.mark("parse")
         keys = Keys()
@@ -117,11 +127,13 @@ class Pipeline:
         if policy != virtual.policy:
             decision = dataclasses.replace(decision, canary=policy)
         pool = self.config.pools[decision.pool]
-        edited = set_members(body, _members(pool, view, decision))
+        members = _members(pool, view, decision)
+        edited = set_members(body, members)
+        plan = self._hand_over(decision.pool, decision.others, body, failed, [path[0] for path in members])
         stages.mark("edit")
         times = stages.times
         # Before the controllers learn, so that a shadow sees what the live policy saw.
-        shadows = await self._driver.shadows(policy, context, decision)
+        shadows = () if failed else await self._driver.shadows(policy, context, decision)
         session = self._learn(context, decision, keys)
         cause = Cause.RULE if decision.rule else Cause.STRATEGY if decision.strategy else Cause.POOL
         return Outcome(
@@ -130,7 +142,7 @@ class Pipeline:
             pool=decision.pool,
             cluster=pool.cluster,
             model=pool.model,
-            reason=decision.reason,
+            reason=_after(failed, decision.reason),
             body=edited,
             decoded=body is not request.body,
             decision=decision,
@@ -142,8 +154,42 @@ class Pipeline:
             text=context.text,
             left_out=context.left_out,
             housekeeping=context.housekeeping,
+            failed=failed,
+            handover=plan,
             **times,
         )
+
+    def _named(self, name: str, body: bytes, failed: Handover | None, stages: Stages) -> Outcome:
+        """Send the request unchanged to the named pool; if that fails, to another one with the same model."""
+        if self.config.controllers.failover is None:
+            return self._default(Kind.NAMED, Cause.NAMED_MODEL, stages, name)
+        pools, failing = self.config.pools, self._controllers.failing(asyncio.get_running_loop().time())
+        same = [each for each in pools if each != name and pools[each].model == pools[name].model]
+        untried = [each for each in (name, *same) if failed is None or each not in failed.tried] or [name]
+        chosen = next((each for each in untried if each not in failing), untried[0])
+        outcome = self._default(Kind.NAMED, Cause.NAMED_MODEL, stages, chosen)
+        plan = self._hand_over(chosen, [each for each in untried if each != chosen], body, failed)
+        return msgspec.structs.replace(
+            outcome, reason=_after(failed, outcome.reason), failed=failed, handover=plan
+        )
+
+    def _hand_over(
+        self,
+        pool: str,
+        others: Sequence[str],
+        body: bytes,
+        failed: Handover | None,
+        edited: Sequence[str] = (),
+    ) -> Handover | None:
+        """The plan if `pool` fails; None if that is final. `edited` are the members that we set."""
+        settings, tried = self.config.controllers.failover, (*(failed.tried if failed else ()), pool)
+        if settings is None or not others or len(tried) >= settings.pools_max:
+            return None
+        cluster = self.config.pools[pool].cluster + settings.cluster_suffix
+        plan = handover.plan(tried, cluster, members_of(body), edited, settings.stored)
+        if plan is not None:
+            self._controllers.sent(pool, asyncio.get_running_loop().time())
+        return plan
 
     def _learn(self, context: RoutingContext, decision: Decision, keys: Keys) -> str:
         """Tell the controllers about a live decision; returns the effect of the conversation's pool."""
@@ -157,6 +203,11 @@ class Pipeline:
         pool, reason = self.config.pools[name], _SPOKEN.get(kind, "") + cause.words
         model = pool.model if kind is Kind.NAMED else ""
         return Outcome(kind, cause, name, pool.cluster, model, reason, **stages.times)
+
+
+def _after(failed: Handover | None, reason: str) -> str:
+    """The reason, after the failure that came before it."""
+    return reason if failed is None else f"{failed.tried[-1]} failed ({failed.failure}): {reason}"
 
 
 def _context(head: RequestHead, view: RequestView, virtual: VirtualModel, marks: Marks) -> RoutingContext:

@@ -11,6 +11,7 @@ from msgspec import structs
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
 from semroute_extproc.envoy.exchange import Exchange, ExchangeSettings, Step
 from semroute_extproc.outcome import Kind, Outcome
+from semroute_extproc.request.handover import Handover
 from semroute_extproc.request.view import Api, Decide
 
 MODE = pb.ProcessingMode
@@ -427,3 +428,25 @@ def test_a_reason_becomes_one_printable_ascii_line() -> None:
     outcome = Outcome(Kind.ROUTED, "strategy", cluster="c", reason="naïve\r\nx-evil: 1\x00" + "y" * 500)
     fields = only(exchange.decided(outcome)).dynamic_metadata.fields["semroute"].struct_value.fields
     assert fields["reason"].string_value == ("na?ve x-evil: 1" + "y" * 500)[:160]
+
+
+def test_a_decision_that_may_be_handed_back_goes_to_the_cluster_that_does_it() -> None:
+    plan = Handover(("small",), {}, cluster="vllm-small-or-next")
+    for outcome in (ROUTED, structs.replace(ROUTED, kind=Kind.NAMED, body=None)):
+        subject = Exchange(SETTINGS)
+        subject.receive(headers(CHAT))
+        subject.receive(body(b"{}"))
+        mutation = only(subject.decided(structs.replace(outcome, handover=plan))).request_body.response
+        found = sets(mutation.header_mutation)
+        assert found["x-semroute-cluster"] == b"vllm-small-or-next"
+        assert found["x-semroute-failover"] == plan.header.encode()
+
+
+def test_in_full_duplex_nothing_is_handed_back() -> None:
+    """Envoy does not keep a body that it streams, so it could not repeat the request."""
+    subject = Exchange(SETTINGS)
+    subject.receive(headers(CHAT, mode=MODE.FULL_DUPLEX_STREAMED))
+    subject.receive(body(b"{}"))
+    plan = Handover(("small",), {}, cluster="vllm-small-or-next")
+    head, _ = replies(subject.decided(structs.replace(ROUTED, handover=plan)))
+    assert sets(head.request_headers.response.header_mutation) == {"x-semroute-cluster": b"vllm-small"}
