@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import io
 import json
 import signal
@@ -11,7 +12,20 @@ from typing import Any
 
 import aiohttp
 import pytest
-from gateway import Gateway, Pools, chat, dump, start_gateway, start_sidecar, wait_for
+from gateway import (
+    Gateway,
+    Pools,
+    RawResponse,
+    chat,
+    chunked,
+    connect,
+    dump,
+    raw_request,
+    read_response,
+    start_gateway,
+    start_sidecar,
+    wait_for,
+)
 from msgspec import Raw
 from semroute_demo.envoy import clusters
 from semroute_demo.pool import Fault
@@ -103,6 +117,38 @@ async def test_another_error_of_a_request_is_its_answer(
     response, _ = await _post(client, chat())
     assert response.status == 400
     assert not failing.large.received
+
+
+async def test_a_pools_own_redirect_is_a_failure_and_is_not_followed(
+    client: aiohttp.ClientSession, failing: Gateway
+) -> None:
+    failing.small.faults.append(Fault(status=307))
+    response, _ = await _post(client, chat())
+    assert response.headers["x-semroute-reason"].startswith("small failed (other): ")
+    assert response.headers["x-sim-pool"] == "large"
+
+
+async def test_a_compressed_body_fails_over_unpacked(client: aiohttp.ClientSession, failing: Gateway) -> None:
+    failing.small.faults.append(Fault(status=500))
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    data = gzip.compress(dump(chat()))
+    async with client.post("/v1/chat/completions", data=data, headers=headers) as response:
+        assert response.headers["x-sim-pool"] == "large"
+    assert json.loads(failing.large.received[0].body) == chat(model="large-model")
+
+
+async def test_a_chunked_body_with_trailers_fails_over(failing: Gateway) -> None:
+    failing.small.faults.append(Fault(status=500))
+    head = ["POST /v1/chat/completions HTTP/1.1", "host: x", "content-type: application/json"]
+    head += ["transfer-encoding: chunked", "trailer: x-sum"]
+
+    def send() -> RawResponse:
+        with connect(failing) as connection:
+            connection.sendall(raw_request(head) + chunked([dump(chat())], ["x-sum: 1"]))
+            return read_response(connection)
+
+    response = await asyncio.to_thread(send)
+    assert (response.status, response.headers["x-sim-pool"]) == (200, "large")
 
 
 async def test_one_busy_replica_is_no_failure_of_its_pool(
@@ -239,6 +285,16 @@ async def test_a_dead_pool_costs_little_and_is_then_left_out(
     assert response.status == 200
     assert 'semroute_pool_excluded{pool="small"} 1.0' in sidecar.read_admin("/metrics")[1]
     assert json.loads(sidecar.read_admin("/config")[1])["excluded"] == {"small": "unreachable", "large": ""}
+
+
+async def test_every_request_to_a_dead_pool_is_answered_however_many_there_are(
+    make_gateway: MakeGateway, sidecar: Sidecar
+) -> None:
+    gateway = make_gateway([sidecar], addresses=DEAD, down=["vllm-small"])
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(gateway.url, connector=connector) as client:
+        answers = await asyncio.gather(*[_post(client, chat()) for _ in range(200)])
+    assert {response.headers["x-sim-pool"] for response, _ in answers} == {"large"}
 
 
 async def test_envoys_health_check_spares_the_attempts_where_panic_routing_is_off(
