@@ -72,10 +72,7 @@ def _plain_body_reply(*plain: Any) -> bytes:
 
 
 def _body_reply(outcome: Outcome) -> bytes:
-    handover = outcome.handover
-    response, common = _routed("request_body", outcome, handover.cluster if handover else "")
-    if handover is not None:
-        _set(common.header_mutation, HANDOVER_HEADER, handover.header)
+    response, common = _routed("request_body", outcome)
     if outcome.body is not None:
         _set(common.header_mutation, "content-length", str(len(outcome.body)))
         common.body_mutation.body = outcome.body
@@ -84,8 +81,6 @@ def _body_reply(outcome: Outcome) -> bytes:
 
 def duplex_replies(outcome: Outcome, body: bytes, trailers: bool) -> tuple[bytes, ...]:
     """Decide in full duplex: the held headers reply, then the body in pieces, then the trailers.
-
-    Without a handover, because Envoy cannot repeat a request whose body it streamed.
 
     Removes `content-length`: Envoy would keep the client's value and truncate the new body to it.
     """
@@ -124,13 +119,15 @@ def immediate(outcome: Outcome) -> bytes:
     return _serialize(response)
 
 
-def _routed(
-    kind: str, outcome: Outcome, cluster: str = ""
-) -> tuple[pb.ProcessingResponse, pb.CommonResponse]:
-    """A reply that routes, to `cluster` if given: the header, the route evaluated again, and the metadata."""
+def _routed(kind: str, outcome: Outcome) -> tuple[pb.ProcessingResponse, pb.CommonResponse]:
+    """A reply that routes: the routing header, the route evaluated again, and the metadata."""
     response = pb.ProcessingResponse()
     common: pb.CommonResponse = getattr(response, kind).response
-    _set(common.header_mutation, CLUSTER_HEADER, cluster or outcome.cluster)
+    # In full duplex there is no handover: Envoy cannot repeat a request whose body it streamed.
+    handover = outcome.handover if kind == "request_body" else None
+    _set(common.header_mutation, CLUSTER_HEADER, handover.cluster if handover else outcome.cluster)
+    if handover is not None:
+        _set(common.header_mutation, HANDOVER_HEADER, handover.header)
     if outcome.body is not None and outcome.decoded:
         common.header_mutation.remove_headers.append("content-encoding")
     common.clear_route_cache = True

@@ -162,7 +162,7 @@ def _pages(metrics: PrometheusSink, health: Health, servicer: Servicer, live: Li
         page = {"generation": live.snapshot.number, "sha256": live.loaded.sha256}
         settings = live.loaded.config.model_dump(mode="json")
         status = controllers.status()
-        states = {"encoders": classifier.describe(), **{key: status[key] for key in ("traffic", "excluded")}}
+        states = {"encoders": classifier.describe(), **{key: status[key] for key in ("traffic", "health")}}
         return as_json({**page, **states, "config": settings})
 
     def worker() -> Page:
@@ -176,10 +176,7 @@ def _pages(metrics: PrometheusSink, health: Health, servicer: Servicer, live: Li
         metrics.observe(f"budget_{key}", partial(values, "budgets", key))
     for key in ("threshold", "reference", "scores", "realised"):
         metrics.observe(f"traffic_{key}", partial(values, "traffic", key))
-    metrics.observe(
-        "pool_excluded",
-        lambda: {(name,): float(bool(why)) for name, why in controllers.status()["excluded"].items()},
-    )
+    metrics.observe("pool_excluded", partial(values, "health", "excluded"))
     metrics.observe("session_entries", lambda: (controllers.status()["sessions"] or {}).get("entries", 0))
     return {
         "/livez": lambda: probe(health.alive, "the event loop has stalled"),

@@ -186,9 +186,9 @@ class ControllerState:
         }
         traffic = {name: each.status() for name, each in self._traffic.items()}
         sessions = None if self._sessions is None else {"entries": len(self._sessions)}
-        excluded = {name: each.why for name, each in self._health.items()}
+        health = {name: {"excluded": bool(each.why), "why": each.why} for name, each in self._health.items()}
         states = {"pools": pressures, "budgets": budgets, "traffic": traffic, "sessions": sessions}
-        return {**states, "excluded": excluded}
+        return {**states, "health": health}
 
 
 def home(context: RoutingContext, decision: Decision) -> str:

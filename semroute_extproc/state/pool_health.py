@@ -24,30 +24,25 @@ class PoolHealth:
     def __init__(self, settings: Failover) -> None:
         self._settings = settings
         self._breaker = Breaker(1, settings.exclude_seconds)
-        self._why = ""
+        self.why = ""  # Why the pool is excluded, or is being tested; empty if it is not.
         self._sent = self._failures = 0
         self._window = -math.inf  # Start of the counts' window, which is as long as an exclusion.
         self._tested = math.inf  # When a request began to test the excluded pool.
         self._scraped, self._misses = False, 0
         """Whether the metrics page was readable; only then the misses after it have a meaning."""
 
-    @property
-    def why(self) -> str:
-        """Why the pool is excluded, or is being tested; empty if it is not."""
-        return self._why
-
     def excluded(self, now: float) -> str:
         """Why a request should not go to the pool; empty if it may."""
-        if not self._why:
+        if not self.why:
             return ""
         if now - self._tested >= TEST_SECONDS:
             self._readmit()
         paused = self._breaker.paused(now) or self._tested <= now
-        return self._why if paused else ""
+        return self.why if paused else ""
 
     def sent(self, now: float) -> None:
         """Record a request whose failure would be reported; if the pause is over, it is the test."""
-        if self._why:
+        if self.why:
             if self._breaker.allows(now):
                 self._tested = now
             return
@@ -59,14 +54,14 @@ class PoolHealth:
         self._roll(now)
         self._failures += 1
         enough = self._failures >= max(self._settings.failures, FAILED_SHARE_MIN * self._sent)
-        if self._why or enough:
+        if self.why or enough:
             self._exclude(failure, now)
 
     def scraped(self, read: bool, now: float) -> None:
         """Record whether the metrics page could be read; only a page that was readable can be missed."""
         if read:
             self._scraped, self._misses = True, 0
-            if self._why == NO_METRICS:
+            if self.why == NO_METRICS:
                 self._readmit()
         elif self._scraped:
             self._misses += 1
@@ -75,11 +70,11 @@ class PoolHealth:
                 self._exclude(NO_METRICS, now)
 
     def _exclude(self, why: str, now: float) -> None:
-        self._why, self._tested = why, math.inf
+        self.why, self._tested = why, math.inf
         self._breaker.failed(now)
 
     def _readmit(self) -> None:
-        self._why, self._tested, self._window = "", math.inf, -math.inf
+        self.why, self._tested, self._window = "", math.inf, -math.inf
         self._breaker.succeeded()
 
     def _roll(self, now: float) -> None:

@@ -284,7 +284,9 @@ async def test_a_dead_pool_costs_little_and_is_then_left_out(
     assert "small lacks a working server (unreachable)" in response.headers["x-semroute-reason"]
     assert response.status == 200
     assert 'semroute_pool_excluded{pool="small"} 1.0' in sidecar.read_admin("/metrics")[1]
-    assert json.loads(sidecar.read_admin("/config")[1])["excluded"] == {"small": "unreachable", "large": ""}
+    health = json.loads(sidecar.read_admin("/config")[1])["health"]
+    assert health["small"] == {"excluded": True, "why": "unreachable"}
+    assert not health["large"]["excluded"]
 
 
 async def test_every_request_to_a_dead_pool_is_answered_however_many_there_are(
@@ -358,8 +360,8 @@ async def test_a_pool_whose_metrics_page_is_gone_is_left_out(
     gateway = make_gateway([sidecar])
 
     def excluded() -> bool:
-        found: dict[str, str] = json.loads(sidecar.read_admin("/config")[1])["excluded"]
-        return found["small"] == "metrics page unreachable"
+        health = json.loads(sidecar.read_admin("/config")[1])["health"]
+        return bool(health["small"]["why"] == "metrics page unreachable")
 
     wait_for(lambda: "semroute_pool_load" in sidecar.read_admin("/metrics")[1], 10, "the first scrape")
     pools.small.exposes = False

@@ -130,7 +130,7 @@ async def test_its_pages_say_what_is_live(sidecar: Sidecar) -> None:
     assert config["generation"] == 1
     assert config["config"]["pools"]["large"]["cluster"] == "vllm-large"
     assert json.loads((await sidecar.get("/controllers"))[1])["pools"] == {}
-    assert config["excluded"] == {"small": "", "large": ""}
+    assert config["health"] == {name: {"excluded": False, "why": ""} for name in ("small", "large")}
     assert 'semroute_pool_excluded{pool="small"} 0.0' in page
     traffic = config["traffic"]["pair"]
     assert (traffic["scores"], traffic["realised"]) == (0, None)

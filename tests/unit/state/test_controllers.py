@@ -288,7 +288,9 @@ class TestFailover:
         assert subject.conditions(0.0).failing == {}
         subject.failed("small", "500", 1.0)
         assert subject.conditions(1.0).failing == subject.failing(1.0) == {"small": "500"}
-        assert subject.status()["excluded"] == {"small": "500", "large": "", "eyes": ""}
+        status = subject.status()["health"]
+        assert status["small"] == {"excluded": True, "why": "500"}
+        assert status["large"] == {"excluded": False, "why": ""}
 
     def test_a_prompt_that_is_too_long_is_not_the_pools_fault(self) -> None:
         subject = controllers(failover={"failures": 1})
