@@ -14,6 +14,7 @@ import msgspec
 if TYPE_CHECKING:
     from semroute_extproc.policy.context import Decision, Shadow
     from semroute_extproc.request.envelope import LeftOut
+    from semroute_extproc.request.handover import Handover
     from semroute_extproc.request.signals import Signals
     from semroute_extproc.request.view import RequestView
 
@@ -109,6 +110,8 @@ class Outcome(msgspec.Struct, frozen=True):
     text: str = ""  # the classified text; logged only if the operator asked for it
     left_out: tuple[LeftOut, ...] = ()  # see `RoutingContext`
     housekeeping: str = ""  # see `RoutingContext`
+    failed: Handover | None = None  # the pools that failed this request before
+    handover: Handover | None = None  # the plan if `pool` fails; None if that is final
     stages: tuple[Stage, ...] = ()
     total_ms: float = 0.0
 
@@ -151,6 +154,8 @@ def facts(outcome: Outcome) -> dict[str, str | float | bool]:
         found["shadow"] = shadow_summary(outcome.shadows)
         found["housekeeping"] = outcome.housekeeping
         found["left_out"] = sum(each.characters for each in outcome.left_out) or ""
+    if (failed := outcome.failed) is not None:
+        found["failed_pools"], found["failure"] = " ".join(failed.tried), failed.failure
     if (signals := outcome.signals) is not None:
         found["domain"] = signals.domain
         found["task"] = signals.task

@@ -60,6 +60,7 @@ def settings() -> str:
         ("controllers.load", controllers.LoadController),
         ("controllers.load.ramps.MEASURE", controllers.Ramp),
         ("controllers.budgets.STRATEGY", controllers.Budget),
+        ("controllers.failover", controllers.Failover),
         ("controllers.session", controllers.SessionController),
         ("controllers.session.remote", controllers.RemoteSessions),
     ]

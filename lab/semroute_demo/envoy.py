@@ -22,6 +22,7 @@ from semroute_demo.process import HTTP, Process, ProcessError, wait_until
 START_SECONDS_MAX = 20.0  # for its listener to open, and then for it to reach the sidecar
 
 EXT_PROC = "envoy.filters.http.ext_proc"  # name of the filter
+OR_NEXT = "-or-next"  # ends the name of the cluster that hands a pool's failures back
 
 Bootstrap = dict[str, Any]
 """A parsed Envoy bootstrap."""
@@ -88,11 +89,14 @@ def variant(bootstrap: Bootstrap, changes: Variant) -> Bootstrap:
     _set_endpoints(clusters(result)["semroute"], [{"pipe": {"path": str(path)}} for path in changes.sockets])
     for name, place in changes.pools.items():
         if name not in clusters(result):
-            resources["clusters"].append({**copy.deepcopy(clusters(result)["vllm-small"]), "name": name})
+            for suffix in ("", OR_NEXT):
+                added = json.dumps(clusters(result)[f"vllm-small{suffix}"]).replace("vllm-small", name)
+                resources["clusters"].append(json.loads(added))
         _set_endpoints(clusters(result)[name], [_tcp(*place)])
     if (interval := changes.health_interval) is not None:
-        for check in (check for cluster in resources["clusters"] for check in cluster["health_checks"]):
-            check.update(interval=interval, no_traffic_interval=interval)
+        for cluster in resources["clusters"]:
+            for check in cluster.get("health_checks", ()):
+                check.update(interval=interval, no_traffic_interval=interval)
     # The allowed overrides repeat the filter's mode, but request or decline the body.
     mode = ext_proc(result)["processing_mode"]
     mode.update(changes.processing_mode)
@@ -181,5 +185,6 @@ class Envoy:
         if not self.admin or self.read_admin("/ready").strip() != "LIVE":
             return False
         listeners = json.loads(self.read_admin("/listeners", format="json"))["listener_statuses"]
-        self.port = listeners[0]["local_address"]["socket_address"]["port_value"]
+        ingress = next(listener for listener in listeners if listener["name"] == "ingress")
+        self.port = ingress["local_address"]["socket_address"]["port_value"]
         return self.port > 0

@@ -50,6 +50,8 @@ class Fault:
     """A failure of one request."""
 
     status: int = 0  # answer this error instead
+    message: str = "This failure was requested."  # of the error
+    silent: bool = False  # close the connection instead of answering
     drop_after: int | None = None  # close the connection after this many events of a stream
 
 
@@ -75,6 +77,7 @@ class Pool:
         self.received: deque[Received] = deque(maxlen=RECORDED_MAX)
         self.faults: deque[Fault] = deque()
         """Each request to a generating endpoint takes the next one."""
+        self.exposes = True  # whether it has a metrics page
         self.port = 0
         self._slots = asyncio.Semaphore(speed.slots)
         self._running = self._waiting = self._cached_tokens = 0
@@ -121,7 +124,8 @@ class Pool:
         return web.Response()
 
     async def _expose(self, request: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(self._registry), content_type="text/plain")
+        page = generate_latest(self._registry) if self.exposes else b""
+        return web.Response(status=200 if page else 404, body=page, content_type="text/plain")
 
     async def _list_models(self, request: web.Request) -> web.Response:
         self._record(request, b"")
@@ -133,8 +137,10 @@ class Pool:
         headers = {"x-sim-pool": self.name, "x-sim-sha256": self._record(request, content)}
         fault = self.faults.popleft() if self.faults else Fault()
         api = PATHS[request.path]
+        if fault.silent and request.transport is not None:
+            request.transport.abort()
         if fault.status:
-            return _error(fault.status, "This failure was requested.", headers)
+            return _error(fault.status, fault.message, headers)
         kind = request.headers.get("content-type", "")
         try:
             form = kind.startswith(forms.FORM)

@@ -109,6 +109,7 @@ def _report(outcome: Outcome, edits: dict[str, Any]) -> dict[str, Any]:
         # JSON has no infinity, so an unreachable threshold is shown as 1.
         "threshold": None if threshold is None else min(threshold, 1.0),
         "fallback": decision.fallback,
+        "others": list(decision.others),
         "trace": [step._asdict() for step in decision.trace],
         "shadows": msgspec.to_builtins(outcome.shadows),
         "text": outcome.text or None,
@@ -170,6 +171,8 @@ def print_report(report: Mapping[str, Any]) -> None:
 
 def _rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield from ((key, str(report[key])) for key in TOLD if report[key])
+    if report["others"]:
+        yield "others", ", ".join(report["others"])
     for shadow in report["shadows"]:
         yield "shadow", f"{shadow['shadow']}: {shadow['pool'] or shadow['agreement']}"
     if signals := report["signals"]:

@@ -114,7 +114,7 @@ def load(path: Path, environment: Mapping[str, str] | None = None) -> Loaded:
 
 
 def without_cluster(loaded: Loaded, envoy: Path) -> list[Problem]:
-    """Pools whose cluster is not in Envoy's bootstrap; raises ConfigError if that cannot be read."""
+    """Pools without their clusters in Envoy's bootstrap; raises ConfigError if that cannot be read."""
     _, bootstrap = _read(envoy)
     static, dynamic = bootstrap.get("static_resources"), bootstrap.get("dynamic_resources")
     if isinstance(dynamic, dict) and ("cds_config" in dynamic or "ads_config" in dynamic):
@@ -123,10 +123,13 @@ def without_cluster(loaded: Loaded, envoy: Path) -> list[Problem]:
     if not isinstance(clusters, list):
         raise ConfigError([f"{envoy}: not a bootstrap: it has no static_resources.clusters"])
     names = [str(cluster.get("name")) for cluster in clusters if isinstance(cluster, dict)]
-    missing = {name: pool.cluster for name, pool in loaded.config.pools.items() if pool.cluster not in names}
+    failover = loaded.config.controllers.failover
+    suffixes = ("", failover.cluster_suffix) if failover else ("",)
+    wanted = [(name, pool.cluster + end) for name, pool in loaded.config.pools.items() for end in suffixes]
     return [
         Problem(("pools", name, "cluster"), f"{envoy} has no cluster {each!r}" + did_you_mean(each, names))
-        for name, each in missing.items()
+        for name, each in wanted
+        if each not in names
     ]
 
 

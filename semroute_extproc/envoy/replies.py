@@ -13,6 +13,7 @@ from typing import Any
 
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
 from semroute_extproc.outcome import Outcome, facts
+from semroute_extproc.request.handover import HANDOVER_HEADER
 
 CLUSTER_HEADER = "x-semroute-cluster"  # set only by us: Envoy's route reads the cluster from it
 METADATA_NAMESPACE = "semroute"  # of the dynamic metadata; Envoy must list it in `receiving_namespaces`
@@ -58,7 +59,8 @@ def headers_reply(outcome: Outcome, path: str = "", response_body_mode: int | No
 
 def body_reply(outcome: Outcome, path: str = "") -> bytes:
     """Decide at the buffered body: headers, body, metadata and the route in one reply."""
-    if outcome.decision is None and outcome.body is None and not path:
+    plain_reply = outcome.decision is None and outcome.body is None and outcome.handover is None
+    if plain_reply and not path:
         plain = (outcome.kind, outcome.cause, outcome.pool, outcome.cluster, outcome.model, outcome.reason)
         return _plain_body_reply(*plain)
     return _body_reply(outcome, path)
@@ -122,7 +124,11 @@ def _routed(kind: str, outcome: Outcome, path: str) -> tuple[pb.ProcessingRespon
     """A reply that routes: the routing header, a new path, the route evaluated again, and the metadata."""
     response = pb.ProcessingResponse()
     common: pb.CommonResponse = getattr(response, kind).response
-    _set(common.header_mutation, CLUSTER_HEADER, outcome.cluster)
+    # In full duplex there is no handover: Envoy cannot repeat a request whose body it streamed.
+    handover = outcome.handover if kind == "request_body" else None
+    _set(common.header_mutation, CLUSTER_HEADER, handover.cluster if handover else outcome.cluster)
+    if handover is not None:
+        _set(common.header_mutation, HANDOVER_HEADER, handover.header)
     if path:
         _set(common.header_mutation, ":path", path)
     if outcome.body is not None and outcome.decoded:

@@ -7,8 +7,9 @@ conversation's pool in Valkey. Any failure still gives an outcome, from the defa
 import asyncio
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import NamedTuple
 
 import msgspec
 
@@ -22,8 +23,9 @@ from semroute_extproc.policy.constraints import Denied, NoCandidate
 from semroute_extproc.policy.context import Decision, RoutingContext
 from semroute_extproc.policy.draw import draw_id, drawn
 from semroute_extproc.policy.plan import PolicyPlan
-from semroute_extproc.request import answers, apis, forms, reasoning
-from semroute_extproc.request.body import decode_body, set_members
+from semroute_extproc.request import answers, apis, forms, handover, reasoning
+from semroute_extproc.request.body import decode_body, members_of, set_members
+from semroute_extproc.request.handover import Handover
 from semroute_extproc.request.language import language_of
 from semroute_extproc.request.marks import SHIPPED, Marks
 from semroute_extproc.request.reasoning import Family
@@ -47,6 +49,27 @@ _REFUSED = {
     NoCandidate: (400, Cause.NO_POOL, "no_pool_for_request"),
     Denied: (403, Cause.DENIED, "denied"),
 }
+
+
+class _Asked(NamedTuple):
+    """A request as its client sent it."""
+
+    request: Decide
+    body: bytes  # decoded
+    form: str  # content type of a multipart form, else ""
+    model: str  # that the path, the query or the body names
+    failed: Handover | None  # pools that failed before
+
+    @property
+    def decoded(self) -> bool:
+        """Whether `body` is not what Envoy has."""
+        return self.body is not self.request.body
+
+    def edited(self, members: reasoning.Members) -> bytes:
+        """The body with members set; a form has only the model."""
+        if self.form:
+            return forms.set_model(self.body, self.form, str(members["model",]))
+        return set_members(self.body, members)
 
 
 class Pipeline:
@@ -96,22 +119,21 @@ class Pipeline:
             return outcome
 
     async def _route(self, request: Decide, body: bytes, stages: Stages) -> Outcome:
-        content_type = request.head.headers.get("content-type", "")
-        form = content_type if content_type.lower().startswith(forms.FORM) else ""
-        asked = request.model or (forms.model_of(body, form) if form else apis.model_of(body))
-        if (named := self.names.find(asked)) is None:
-            return self._default(Kind.PASSTHROUGH, Cause.UNKNOWN_MODEL if asked else Cause.NO_MODEL, stages)
+        asked = self._asked(request, body)
+        if (named := self.names.find(asked.model)) is None:
+            cause = Cause.UNKNOWN_MODEL if asked.model else Cause.NO_MODEL
+            return self._default(Kind.PASSTHROUGH, cause, stages)
         if (virtual := self._routed.get(named)) is None:
             stages.mark("parse")
-            outcome = self._default(Kind.NAMED, Cause.NAMED_MODEL, stages, named.pool)
-            if body is request.body and asked == outcome.model and not request.model:
-                return outcome
-            edited = _edited(body, form, {("model",): outcome.model})
-            return msgspec.structs.replace(outcome, body=edited, decoded=body is not request.body)
-        view = RequestView(request.api, asked) if form else apis.parse(request.api, body)
-        if view.model != asked:
-            view = dataclasses.replace(view, model=asked)
+            return self._named(named.pool, asked, stages)
+        failed = asked.failed
+        view = RequestView(request.api, asked.model) if asked.form else apis.parse(request.api, asked.body)
+        if view.model != asked.model:
+            view = dataclasses.replace(view, model=asked.model)
         context = _context(request.head, view, virtual, self._marks)
+        if failed is not None:
+            tried = {**dict.fromkeys(failed.tried, "failed"), failed.tried[-1]: failed.failure}
+            context = dataclasses.replace(context, tried=tried)
         policy = _policy_of(named.model, virtual, context)
         stages.mark("parse")
         keys = Keys()
@@ -127,11 +149,13 @@ class Pipeline:
         if policy != virtual.policy:
             decision = dataclasses.replace(decision, canary=policy)
         pool = self.config.pools[decision.pool]
-        edited = _edited(body, form, _members(pool, self._families[pool.reasoning], view, decision))
+        members = _members(pool, self._families[pool.reasoning], view, decision)
+        edited = asked.edited(members)
+        plan = self._hand_over(decision.pool, decision.others, asked, [path[0] for path in members])
         stages.mark("edit")
         times = stages.times
         # Before the controllers learn, so that a shadow sees what the live policy saw.
-        shadows = await self._driver.shadows(policy, context, decision)
+        shadows = () if failed else await self._driver.shadows(policy, context, decision)
         session = self._learn(context, decision, keys)
         cause = Cause.RULE if decision.rule else Cause.STRATEGY if decision.strategy else Cause.POOL
         return Outcome(
@@ -140,9 +164,9 @@ class Pipeline:
             pool=decision.pool,
             cluster=pool.cluster,
             model=pool.model,
-            reason=decision.reason,
+            reason=_after(failed, decision.reason),
             body=edited,
-            decoded=body is not request.body,
+            decoded=asked.decoded,
             decision=decision,
             policy=policy,
             session=session,
@@ -152,8 +176,58 @@ class Pipeline:
             text=context.text,
             left_out=context.left_out,
             housekeeping=context.housekeeping,
+            failed=failed,
+            handover=plan,
             **times,
         )
+
+    def _asked(self, request: Decide, body: bytes) -> _Asked:
+        """What the client asked for; of a request that Envoy hands back, as it was before our edits."""
+        failover = self.config.controllers.failover
+        failed = handover.read(request.head, self.config.pools) if failover else None
+        if failed is not None:
+            body = msgspec.json.encode(handover.restored(members_of(body), failed))
+            self._controllers.failed(failed.tried[-1], failed.failure, asyncio.get_running_loop().time())
+        content_type = request.head.headers.get("content-type", "")
+        form = content_type if content_type.lower().startswith(forms.FORM) else ""
+        model = request.model or (forms.model_of(body, form) if form else apis.model_of(body))
+        return _Asked(request, body, form, model, failed)
+
+    def _named(self, name: str, asked: _Asked, stages: Stages) -> Outcome:
+        """Send the request to the named pool; if that fails, to another one with the same model."""
+        pools, others = self.config.pools, [name]
+        if self.config.controllers.failover is not None:
+            failing = self._controllers.failing(asyncio.get_running_loop().time())
+            others += [each for each in pools if each != name and pools[each].model == pools[name].model]
+            tried = asked.failed.tried if asked.failed else ()
+            others = [each for each in others if each not in tried] or [name]
+            name = next((each for each in others if each not in failing), others[0])
+        outcome = self._default(Kind.NAMED, Cause.NAMED_MODEL, stages, name)
+        changed = asked.model != outcome.model or bool(asked.request.model)
+        members: reasoning.Members = {("model",): outcome.model} if changed else {}
+        others.remove(name)
+        plan = self._hand_over(name, others, asked, [path[0] for path in members])
+        body = asked.edited({("model",): outcome.model}) if changed or asked.decoded else None
+        changes = {"body": body, "decoded": asked.decoded, "failed": asked.failed, "handover": plan}
+        return msgspec.structs.replace(outcome, reason=_after(asked.failed, outcome.reason), **changes)
+
+    def _hand_over(
+        self, pool: str, others: Sequence[str], asked: _Asked, edited: Sequence[str]
+    ) -> Handover | None:
+        """The plan if `pool` fails; None if that is final. `edited` are the members that we set."""
+        failed, settings = asked.failed, self.config.controllers.failover
+        tried = (*(failed.tried if failed else ()), pool)
+        if settings is None or not others or len(tried) >= settings.pools_max:
+            return None
+        if asked.form or asked.request.api is Api.OTHER:
+            return None  # a file or a batch would be there twice
+        members, cluster = members_of(asked.body), self.config.pools[pool].cluster + settings.cluster_suffix
+        if asked.request.model:  # the path that named it is gone when the request comes back
+            members = {**members, "model": msgspec.Raw(msgspec.json.encode(asked.model))}
+        plan = handover.plan(tried, cluster, members, edited, settings.stored)
+        if plan is not None:
+            self._controllers.sent(pool, asyncio.get_running_loop().time())
+        return plan
 
     def _learn(self, context: RoutingContext, decision: Decision, keys: Keys) -> str:
         """Tell the controllers about a live decision; returns the effect of the conversation's pool."""
@@ -167,6 +241,11 @@ class Pipeline:
         pool, reason = self.config.pools[name], _SPOKEN.get(kind, "") + cause.words
         model = pool.model if kind is Kind.NAMED else ""
         return Outcome(kind, cause, name, pool.cluster, model, reason, **stages.times)
+
+
+def _after(failed: Handover | None, reason: str) -> str:
+    """The reason, after the failure that came before it."""
+    return reason if failed is None else f"{failed.tried[-1]} failed ({failed.failure}): {reason}"
 
 
 def _context(head: RequestHead, view: RequestView, virtual: VirtualModel, marks: Marks) -> RoutingContext:
@@ -186,11 +265,6 @@ def _policy_of(model: str, virtual: VirtualModel, context: RoutingContext) -> st
         return virtual.policy
     rest = max(1.0 - sum(virtual.canary.values()), 0.0)
     return drawn({**virtual.canary, virtual.policy: rest}, model, draw_id(context))
-
-
-def _edited(body: bytes, form: str, members: reasoning.Members) -> bytes:
-    """The body with members set; `form` is the content type of a multipart form, which has only the model."""
-    return forms.set_model(body, form, str(members["model",])) if form else set_members(body, members)
 
 
 def _members(pool: Pool, family: Family, view: RequestView, decision: Decision) -> reasoning.Members:

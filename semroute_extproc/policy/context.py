@@ -28,6 +28,7 @@ class Conditions:
     floor: float = 0.0
     ceiling: float | None = None
     """Bounds of the strong share under pressure; without a ceiling, pressure never raises the share."""
+    failing: Mapping[str, str] = field(default_factory=dict)  # Pools excluded after failures, and why.
 
 
 class Lock(enum.StrEnum):
@@ -74,6 +75,7 @@ class RoutingContext:
     bias: float = 0.0  # `conditions.bias` of the strategy that chooses; set by the policy.
     traffic: LiveScores | None = None  # `conditions.traffic` of that strategy.
     held: Held | None = None
+    tried: Mapping[str, str] = field(default_factory=dict)  # Pools that failed this request, and how.
 
     @property
     def hard_preference(self) -> bool:
@@ -83,10 +85,14 @@ class RoutingContext:
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """The pools that can serve a request, the default pool first, and what the others lack."""
+    """The pools that can serve a request, the default pool first, and what the others lack.
+
+    If pools failed, the others are ordered by cost.
+    """
 
     pools: Mapping[str, Pool]
     excluded: Mapping[str, str] = field(default_factory=dict)
+    untried: tuple[str, ...] = ()  # Those in `pools`, and the pools that are excluded after failures.
 
     def first_of(self, *preferred: str) -> str:
         """The first of `preferred` that is a candidate, else the first candidate."""
@@ -170,4 +176,5 @@ class Decision:
     override: bool = False  # `reasoning` replaces the client's own setting.
     session: str = ""  # How the conversation's pool affected it: `locked`, `kept` or `moved`; else empty.
     canary: str = ""  # The policy, if a model's canary drew it.
+    others: tuple[str, ...] = ()  # Pools that could serve the request if `pool` fails.
     trace: tuple[TraceStep, ...] = ()

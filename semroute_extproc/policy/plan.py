@@ -100,6 +100,7 @@ class _Run:
             reasoning=effort,
             override=effort is not None and reasoning is not None and reasoning.override,
             fallback=self._context.fallback,
+            others=tuple(name for name in self._candidates.untried if name != decision.pool),
             trace=tuple(self._trace),
         )
 

@@ -112,7 +112,7 @@ def set_members(body: bytes, members: Mapping[tuple[str, ...], object]) -> bytes
     `not_json` if the body is not exactly one JSON object, or `too_many_members`.
     """
     try:
-        edited: dict[str, Any] = _members(body)
+        edited: dict[str, Any] = members_of(body)
         for path, value in members.items():
             inner = edited
             for key in path[:-1]:
@@ -124,7 +124,8 @@ def set_members(body: bytes, members: Mapping[tuple[str, ...], object]) -> bytes
     return _encode(edited)
 
 
-def _members(text: bytes | Raw) -> dict[str, Raw]:
+def members_of(text: bytes | Raw) -> dict[str, Raw]:
+    """The members of a JSON object, undecoded; raises BadBody `too_many_members`, or msgspec's errors."""
     found = _MEMBERS.decode(text)
     if len(found) > MEMBERS_MAX:
         raise BadBody(Cause.TOO_MANY_MEMBERS)
@@ -136,6 +137,6 @@ def _object(value: object) -> dict[str, Any]:
     if isinstance(value, dict):
         return value
     try:
-        return _members(value) if isinstance(value, Raw) else {}
+        return members_of(value) if isinstance(value, Raw) else {}
     except msgspec.ValidationError:
         return {}

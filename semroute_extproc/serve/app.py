@@ -75,7 +75,7 @@ class Reactions:
     def handle(self, event: Event) -> None:
         """Handle an event; most types are ignored."""
         if isinstance(event, Scraped):
-            self._controllers.observe(event.pool, event.load, self._loop.time())
+            self._controllers.observe(event.pool, event.load, self._loop.time(), event.failed)
         elif isinstance(event, EncoderLost):
             # Only a new process can open the device again, so report NOT_SERVING and drain.
             self.status = Exit.UNAVAILABLE
@@ -161,7 +161,8 @@ def _pages(metrics: PrometheusSink, health: Health, servicer: Servicer, live: Li
     def config() -> Page:
         page = {"generation": live.snapshot.number, "sha256": live.loaded.sha256}
         settings = live.loaded.config.model_dump(mode="json")
-        states = {"encoders": classifier.describe(), "traffic": controllers.status()["traffic"]}
+        status = controllers.status()
+        states = {"encoders": classifier.describe(), **{key: status[key] for key in ("traffic", "health")}}
         return as_json({**page, **states, "config": settings})
 
     def worker() -> Page:
@@ -175,6 +176,7 @@ def _pages(metrics: PrometheusSink, health: Health, servicer: Servicer, live: Li
         metrics.observe(f"budget_{key}", partial(values, "budgets", key))
     for key in ("threshold", "reference", "scores", "realised"):
         metrics.observe(f"traffic_{key}", partial(values, "traffic", key))
+    metrics.observe("pool_excluded", partial(values, "health", "excluded"))
     metrics.observe("session_entries", lambda: (controllers.status()["sessions"] or {}).get("entries", 0))
     return {
         "/livez": lambda: probe(health.alive, "the event loop has stalled"),

@@ -104,9 +104,33 @@ class SessionController(Model):
     remote: RemoteSessions | None = None
 
 
+class Failover(Model):
+    """A request goes to the policy's next pool if its pool fails; needs clusters as in envoy/envoy.yaml."""
+
+    cluster_suffix: str = Field(
+        "-or-next",
+        pattern=r"^[A-Za-z0-9_.:/@-]{1,32}$",
+        description="A pool's `cluster` with this suffix is the Envoy cluster that hands its failures back.",
+    )
+    pools_max: int = Field(3, ge=1, le=8, description="Most pools for one request; 1: failures are final.")
+    stored: bool = Field(
+        False, description="Also repeat requests that ask a server to keep something: `store`, `background`."
+    )
+    failures: int = Field(
+        3, ge=1, le=1_000, description="Failed requests, at least half of all, that exclude a pool."
+    )
+    exclude_seconds: float = Field(
+        15,
+        gt=0,
+        le=3_600,
+        description="Window of the failures, and pause until a request tests the pool.",
+    )
+
+
 class Controllers(Model):
     """Controllers change the trade-off at runtime; each one is off unless it is configured."""
 
     load: LoadController | None = Field(None, description="Reduces the load of pools with `metrics`.")
     budgets: dict[StrategyName, Budget] = Field({}, max_length=STRATEGIES_MAX, description="By strategy.")
     session: SessionController | None = Field(None, description="Keeps a conversation in its pool.")
+    failover: Failover | None = Field(None, description="Sends requests to another pool if one fails.")

@@ -5,12 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from semroute_extproc.policy.context import Conditions, Decision, Held, RoutingContext, Strategy
+from semroute_extproc.request.handover import CONTEXT
 from semroute_extproc.request.view import RequestHead, RequestView
 from semroute_extproc.settings.base import pair_of
 from semroute_extproc.settings.controllers import Controllers
 from semroute_extproc.settings.pools import Pool, cost
 from semroute_extproc.state.budget import BudgetController
 from semroute_extproc.state.live import LiveScores
+from semroute_extproc.state.pool_health import PoolHealth
 from semroute_extproc.state.pressure import PoolPressure
 from semroute_extproc.state.sessions import Keys, Sessions, lock_of, session_keys
 
@@ -30,6 +32,7 @@ class ControllerState:
         self._budgets: dict[str, BudgetController] = {}
         self._traffic: dict[str, LiveScores] = {}
         self._sessions: Sessions | None = None
+        self._health: dict[str, PoolHealth] = {}
         self._snapshot: Mapping[str, float] = {}
         self._snapshot_at = -math.inf
 
@@ -43,6 +46,11 @@ class ControllerState:
             for name, pool in pools.items():
                 same = load == before.load and self._pools.get(name) == pool
                 pressures[name] = self._pressures[name] if same else PoolPressure(load, name)
+        health: dict[str, PoolHealth] = {}
+        if (failover := settings.failover) is not None:
+            for name, pool in pools.items():
+                same = failover == before.failover and self._pools.get(name) == pool
+                health[name] = self._health[name] if same else PoolHealth(failover)
         budgets: dict[str, BudgetController] = {}
         for name, budget in settings.budgets.items():
             same = before.budgets.get(name) == budget and self._strategies.get(name) == strategies[name]
@@ -52,7 +60,7 @@ class ControllerState:
             shared = session.remote.key.get_secret_value() if session and session.remote else ""
             self._secret = shared.encode()[:64] or self._own_secret
         # Replaced, not changed in place, because the admin thread may be reading the old ones.
-        self._pressures, self._budgets = pressures, budgets
+        self._pressures, self._budgets, self._health = pressures, budgets, health
         self._pools, self._settings, self._strategies = pools, settings, strategies
         self._snapshot_at = -math.inf
 
@@ -68,10 +76,28 @@ class ControllerState:
     @property
     def active(self) -> bool:
         """Whether anything is configured."""
-        return bool(self._pressures or self._budgets or self._traffic or self._settings.session)
+        return bool(
+            self._pressures or self._budgets or self._traffic or self._settings.session or self._health
+        )
 
-    def observe(self, pool: str, load: Mapping[str, float], now: float) -> None:
-        """Update a pool's pressure from its gauges; `load` is empty if they could not be read."""
+    def failing(self, now: float) -> Mapping[str, str]:
+        """The pools that are excluded after failures, and why."""
+        return {name: why for name, each in self._health.items() if (why := each.excluded(now))}
+
+    def sent(self, pool: str, now: float) -> None:
+        """A request goes to `pool`, and will be handed back if it fails."""
+        if (health := self._health.get(pool)) is not None:
+            health.sent(now)
+
+    def failed(self, pool: str, failure: str, now: float) -> None:
+        """A request was handed back because `pool` failed; a prompt that is too long is not its fault."""
+        if (health := self._health.get(pool)) is not None and failure != CONTEXT:
+            health.failed(failure, now)
+
+    def observe(self, pool: str, load: Mapping[str, float], now: float, failed: bool = False) -> None:
+        """Take a pool's gauges; `load` is empty, and `failed`, if they could not be read."""
+        if (health := self._health.get(pool)) is not None:
+            health.scraped(not failed, now)
         if (pressure := self._pressures.get(pool)) is not None:
             pressure.observe(load, now)
 
@@ -82,9 +108,10 @@ class ControllerState:
             self._snapshot = {name: value for name, value in values if value > 0.0}
             self._snapshot_at = now
         biases = {name: budget.bias for name, budget in self._budgets.items()}
+        failing = self.failing(now)
         if (load := self._settings.load) is None:
-            return Conditions(bias=biases, traffic=self._traffic)
-        return Conditions(self._snapshot, biases, self._traffic, load.floor, load.ceiling)
+            return Conditions(bias=biases, traffic=self._traffic, failing=failing)
+        return Conditions(self._snapshot, biases, self._traffic, load.floor, load.ceiling, failing)
 
     def keys(self, head: RequestHead, view: RequestView) -> Keys:
         """The keys of the request's conversation; empty if it has none or sessions are off."""
@@ -108,11 +135,12 @@ class ControllerState:
         unknown), `new` (it begins, or its pool is not stored), `same`, `kept` (the strategy chose another
         pool), `locked`, `moved`, or `lost` (it must not move, but its pool is not stored).
         """
-        if (budget := self._budgets.get(decision.strategy)) is not None:
-            self._pay(budget, context, decision, now)
-        sample = decision.choice.sample if decision.choice is not None else None
-        if sample is not None and (traffic := self._traffic.get(decision.strategy)) is not None:
-            traffic.learn(*sample)
+        if not context.tried:  # A request counts once, however many pools fail.
+            if (budget := self._budgets.get(decision.strategy)) is not None:
+                self._pay(budget, context, decision, now)
+            sample = decision.choice.sample if decision.choice is not None else None
+            if sample is not None and (traffic := self._traffic.get(decision.strategy)) is not None:
+                traffic.learn(*sample)
         if self._sessions is None:
             return ""
         if key and (pool := home(context, decision)):
@@ -157,7 +185,9 @@ class ControllerState:
         }
         traffic = {name: each.status() for name, each in self._traffic.items()}
         sessions = None if self._sessions is None else {"entries": len(self._sessions)}
-        return {"pools": pressures, "budgets": budgets, "traffic": traffic, "sessions": sessions}
+        health = {name: {"excluded": bool(each.why), "why": each.why} for name, each in self._health.items()}
+        states = {"pools": pressures, "budgets": budgets, "traffic": traffic, "sessions": sessions}
+        return {**states, "health": health}
 
 
 def home(context: RoutingContext, decision: Decision) -> str:

@@ -52,6 +52,8 @@ METRICS: tuple[tuple[Callable[..., MetricWrapperBase], str, str, str], ...] = (
     (Gauge, "profiles_rejected", "strategy", "Unusable profile files; their last good content is used."),
     (Counter, "pool_scrape_failures", "pool", "Failed scrapes of a pool's metrics page."),
     (Gauge, "pool_pressure", "pool", "A pool's pressure in the load controller, 0 to 1 (full)."),
+    (Gauge, "pool_excluded", "pool", "1 while a pool is excluded after failures or being tested, else 0."),
+    (Counter, "failovers", "pool to failure", "Requests that `pool` failed, and that went to another pool."),
     (Gauge, "budget_leaning", "strategy", "Bias of the budget on the log-odds of the strong share."),
     (Gauge, "budget_target", "strategy", "The budget's target: strong share, or dollars per request."),
     (Gauge, "budget_realised", "strategy", "Mean over the budget's window, in the target's unit."),
@@ -145,6 +147,8 @@ class PrometheusSink:
             self._child("stage_duration_seconds", name).observe(ms / 1e3)
         if outcome.session:
             self._count("sessions", outcome.session)
+        if (failed := outcome.failed) is not None:
+            self._count("failovers", failed.tried[-1], outcome.pool, failed.failure)
         for shadow in outcome.shadows:
             self._shadowed(shadow)
         for kind, characters in outcome.left_out:

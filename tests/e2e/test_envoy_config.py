@@ -13,6 +13,7 @@ from semroute_demo.sidecar import CONFIG_PATH
 
 from semroute_extproc.config.models import Config
 from semroute_extproc.policy.rules import NOT_FORWARDED, TENANT_HEADER
+from semroute_extproc.settings.controllers import Failover
 
 
 def _validate(path: Path) -> None:
@@ -65,7 +66,8 @@ def test_a_variant_without_changes_differs_in_addresses_only() -> None:
     pools = {"vllm-small": ("127.0.0.1", 1), "vllm-large": ("127.0.0.1", 2)}
     changed = envoy.variant(shipped, envoy.Variant(["/s"], pools, port=3))
     for cluster in envoy.clusters(changed).values():
-        cluster["load_assignment"] = envoy.clusters(shipped)[cluster["name"]]["load_assignment"]
+        if "load_assignment" in cluster:
+            cluster["load_assignment"] = envoy.clusters(shipped)[cluster["name"]]["load_assignment"]
     changed["admin"] = shipped["admin"]
     changed["static_resources"]["listeners"][0]["address"] = shipped["static_resources"]["listeners"][0][
         "address"
@@ -92,7 +94,25 @@ def test_the_shipped_bootstrap_fits_the_demos_configuration() -> None:
     shipped = envoy.shipped()
     host = envoy.connection_manager(shipped)["route_config"]["virtual_hosts"][0]
     assert host["routes"][-1]["route"]["cluster"] == config.pools[config.default_pool].cluster
-    assert {pool.cluster for pool in config.pools.values()} <= set(envoy.clusters(shipped))
+    failover = config.controllers.failover
+    assert failover is not None
+    ends = ("", failover.cluster_suffix)
+    assert {pool.cluster + end for pool in config.pools.values() for end in ends} <= set(
+        envoy.clusters(shipped)
+    )
+    handing = host["routes"][0]
+    assert handing["match"]["headers"][0]["string_match"] == {"suffix": failover.cluster_suffix}
+    redirects = handing["route"]["internal_redirect_policy"]["max_internal_redirects"]
+    assert [field.le for field in Failover.model_fields["pools_max"].metadata if hasattr(field, "le")] == [
+        redirects + 1
+    ]
+    named = [route for route in host["routes"] if route["name"].startswith("named-")]
+    led = {
+        route["match"]["dynamic_metadata"][0]["value"]["string_match"]["exact"]: route["route"]["cluster"]
+        for route in named
+    }
+    others = {name: pool for name, pool in config.pools.items() if name != config.default_pool}
+    assert led == {pool.model: pool.cluster for pool in others.values()}
     filter_config = envoy.ext_proc(shipped)
     received_max = filter_config["grpc_service"]["envoy_grpc"]["max_receive_message_length"]
     assert config.server.body_bytes_max < host["request_body_buffer_limit"] < received_max

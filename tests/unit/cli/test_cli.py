@@ -175,7 +175,8 @@ class TestExplain:
         assert (report["pool"], report["cluster"]) == ("large", "vllm-large")
         assert report["model"] == "deepseek-ai/DeepSeek-V3.2"
         assert report["signals"]["domain"]["label"] == "math"
-        assert report["edits"]["headers"]["set"]["x-semroute-cluster"] == "vllm-large"
+        assert report["edits"]["headers"]["set"]["x-semroute-cluster"] == "vllm-large-or-next"
+        assert report["others"] == ["small"], "who answers if the pool fails"
         assert report["edits"]["body"]["changed"]["model"] == "deepseek-ai/DeepSeek-V3.2"
         assert {"parse", "policy", "encode", "edit"} == set(report["stages_ms"])
         for key in ("reasoning", "reason", "rule", "trace"):
@@ -390,6 +391,12 @@ class TestConfiguration:
         result = run("check", str(EXAMPLE), "--envoy-version", version)
         assert result.exit_code == (78 if message else 0)
         assert message in result.stderr
+
+    def test_a_cluster_that_hands_failures_back_is_needed_for_failover(self, tmp_path: Path) -> None:
+        (tmp_path / "envoy.yaml").write_text(ENVOY.read_text().replace("vllm-small-or-next", "gone"))
+        result = run("check", str(EXAMPLE), "--envoy", str(tmp_path / "envoy.yaml"))
+        assert result.exit_code == 78
+        assert "has no cluster 'vllm-small-or-next'" in result.stderr
 
     def test_clusters_that_are_dynamic_cannot_be_told(self, tmp_path: Path) -> None:
         (tmp_path / "envoy.yaml").write_text("dynamic_resources: {cds_config: {ads: {}}}\n")

@@ -13,6 +13,7 @@ from msgspec import structs
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
 from semroute_extproc.envoy.exchange import Exchange, ExchangeSettings, Step
 from semroute_extproc.outcome import Kind, Outcome
+from semroute_extproc.request.handover import Handover
 from semroute_extproc.request.paths import PATHS
 from semroute_extproc.request.view import Api, Decide
 
@@ -552,3 +553,25 @@ def test_the_body_of_every_known_path_is_asked_for(path: str) -> None:
     exchange = Exchange(SETTINGS)
     exchange.receive(headers({**CHAT, ":path": path}))
     assert decide(exchange.receive(body(b"{}"))).api is PATHS[path]
+
+
+def test_a_decision_that_may_be_handed_back_goes_to_the_cluster_that_does_it() -> None:
+    plan = Handover(("small",), {}, cluster="vllm-small-or-next")
+    for outcome in (ROUTED, structs.replace(ROUTED, kind=Kind.NAMED, body=None)):
+        subject = Exchange(SETTINGS)
+        subject.receive(headers(CHAT))
+        subject.receive(body(b"{}"))
+        mutation = only(subject.decided(structs.replace(outcome, handover=plan))).request_body.response
+        found = sets(mutation.header_mutation)
+        assert found["x-semroute-cluster"] == b"vllm-small-or-next"
+        assert found["x-semroute-failover"] == plan.header.encode()
+
+
+def test_in_full_duplex_nothing_is_handed_back() -> None:
+    """Envoy does not keep a body that it streams, so it could not repeat the request."""
+    subject = Exchange(SETTINGS)
+    subject.receive(headers(CHAT, mode=MODE.FULL_DUPLEX_STREAMED))
+    subject.receive(body(b"{}"))
+    plan = Handover(("small",), {}, cluster="vllm-small-or-next")
+    head, _ = replies(subject.decided(structs.replace(ROUTED, handover=plan)))
+    assert sets(head.request_headers.response.header_mutation) == {"x-semroute-cluster": b"vllm-small"}

@@ -65,6 +65,7 @@ policies:
   main: {{otherwise: {{strategy: pair}}}}
 strategies:
   pair: {{kind: threshold, weak: small, strong: large, strong_share: 0.3}}
+controllers: {{failover: {{}}}}
 server: {{listen: "{self.socket}", drain_seconds: 0.3}}
 admin: {{listen: "127.0.0.1:{self.port}"}}
 """
@@ -130,6 +131,8 @@ async def test_its_pages_say_what_is_live(sidecar: Sidecar) -> None:
     assert config["generation"] == 1
     assert config["config"]["pools"]["large"]["cluster"] == "vllm-large"
     assert json.loads((await sidecar.get("/controllers"))[1])["pools"] == {}
+    assert config["health"] == {name: {"excluded": False, "why": ""} for name in ("small", "large")}
+    assert 'semroute_pool_excluded{pool="small"} 0.0' in page
     traffic = config["traffic"]["pair"]
     assert (traffic["scores"], traffic["realised"]) == (0, None)
     assert f'semroute_traffic_threshold{{strategy="pair"}} {traffic["threshold"]}' in page
@@ -174,13 +177,14 @@ async def test_an_encoder_may_be_lost_in_any_thread_and_load_reaches_the_control
         def __init__(self) -> None:
             pass
 
-        def observe(self, pool: str, load: Any, now: float) -> None:
-            seen.append((pool, load))
+        def observe(self, pool: str, load: Any, now: float, failed: bool = False) -> None:
+            seen.append((pool, load, failed))
 
     reactions = Reactions(Seen())
     reactions.handle(Scraped("large", {"running": 1.0}, False))
     reactions.handle(CacheLookup(True))
-    assert seen == [("large", {"running": 1.0})]
+    reactions.handle(Scraped("large", {}, True))
+    assert seen == [("large", {"running": 1.0}, False), ("large", {}, True)]
     assert reactions.status == Exit.OK
     Thread(target=reactions.handle, args=[EncoderLost("b")]).start()
     await asyncio.wait_for(reactions.stop.wait(), 5)

@@ -12,6 +12,7 @@ from semroute_extproc.config.models import Config
 from semroute_extproc.policy.context import Conditions, Decision, Held, RoutingContext
 from semroute_extproc.request.view import Api, RequestHead, RequestView, Turn
 from semroute_extproc.state.controllers import ControllerState
+from semroute_extproc.state.pool_health import NO_METRICS
 from semroute_extproc.state.sessions import Keys
 
 METRICS = {name: {**pool, "metrics": f"http://{name}/metrics"} for name, pool in POOLS.items()}
@@ -273,3 +274,50 @@ def test_secrets_of_the_shared_memory_are_not_shown() -> None:
     shown = str(config(controllers={"session": {"remote": remote}}).model_dump(mode="json"))
     assert "hunter2" not in shown
     assert "a shared key" not in shown
+
+
+class TestFailover:
+    def test_a_pool_that_keeps_failing_is_in_the_conditions_and_the_status(self) -> None:
+        subject = controllers(failover={"failures": 2})
+        assert subject.active
+        subject.failed("small", "500", 0.0)
+        assert subject.conditions(0.0).failing == {}
+        subject.failed("small", "500", 1.0)
+        assert subject.conditions(1.0).failing == subject.failing(1.0) == {"small": "500"}
+        status = subject.status()["health"]
+        assert status["small"] == {"excluded": True, "why": "500"}
+        assert status["large"] == {"excluded": False, "why": ""}
+
+    def test_a_prompt_that_is_too_long_is_not_the_pools_fault(self) -> None:
+        subject = controllers(failover={"failures": 1})
+        subject.failed("small", "context", 0.0)
+        assert subject.failing(0.0) == {}
+
+    def test_a_metrics_page_that_disappears_counts(self) -> None:
+        subject = controllers(failover={})
+        subject.observe("small", FULL, 0.0)
+        for second in range(3):
+            subject.observe("small", {}, float(second), failed=True)
+        assert subject.failing(2.0) == {"small": NO_METRICS}
+
+    def test_a_reload_forgets_a_pools_failures_only_if_the_pool_or_the_settings_change(self) -> None:
+        subject = controllers(failover={"failures": 1})
+        subject.failed("small", "500", 0.0)
+        reload(subject, settings_of(failover={"failures": 1}, session={}))
+        assert subject.failing(0.0) == {"small": "500"}
+        reload(subject, settings_of(POOLS, failover={"failures": 1}))
+        assert subject.failing(0.0) == {}
+
+    def test_without_failover_nothing_is_recorded(self) -> None:
+        subject = controllers(session={})
+        subject.sent("small", 0.0)
+        subject.failed("small", "500", 0.0)
+        subject.observe("small", {}, 0.0, failed=True)
+        assert subject.conditions(0.0) == QUIET
+
+    def test_a_request_that_another_pool_failed_counts_for_no_budget_twice(self) -> None:
+        subject = controllers(budgets={"s": {"strong_share": 0.3}}, failover={})
+        subject.decided(facts(), decision("small"), "", 0.0)
+        handed = dataclasses.replace(facts(), tried={"small": "500"})
+        subject.decided(handed, decision("large"), "", 0.1)
+        assert subject.status()["budgets"]["s"]["requests"] == 1

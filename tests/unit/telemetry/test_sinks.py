@@ -39,6 +39,7 @@ from semroute_extproc.outcome import Kind, Outcome, Stage
 from semroute_extproc.outcome import facts as metadata
 from semroute_extproc.policy.context import Agreement, Decision, Shadow
 from semroute_extproc.request.envelope import LeftOut
+from semroute_extproc.request.handover import Handover
 from semroute_extproc.request.view import Api, RequestView, Turn
 from semroute_extproc.settings.process import Telemetry
 from semroute_extproc.telemetry import prom
@@ -147,6 +148,18 @@ def test_decisions_are_counted_with_their_labels() -> None:
     assert 'semroute_left_out_characters_total{kind="block"} 80.0' in text
     assert 'semroute_housekeeping_total{kind="title"} 2.0' in text
     assert 'semroute_stage_duration_seconds_count{stage="encode"} 2.0' in text
+
+
+def test_a_failover_is_counted_by_pools_and_failure_and_told() -> None:
+    failed = Handover(("large", "eyes"), {}, "503")
+    decided = event()
+    decided = structs.replace(decided, outcome=structs.replace(decided.outcome, failed=failed))
+    sink = PrometheusSink()
+    sink.handle(decided)
+    counted = 'semroute_failovers_total{failure="503",pool="eyes",to="small"} 1.0'
+    assert counted in sink.exposition().decode()
+    told = metadata(decided.outcome)
+    assert (told["failed_pools"], told["failure"]) == ("large eyes", "503")
 
 
 def spans(*parents: str) -> list[ReadableSpan]:

@@ -1,0 +1,83 @@
+"""Excludes a pool after failures, for a bounded time. Pure; the time is an argument, in seconds.
+
+Failures are known from requests that Envoy hands back and from the pool's metrics page. Successes are not
+reported, so requests are counted when they are sent: a pool is excluded once enough of them, and at least
+half, have failed. After a pause one request tests the pool, and no failure for a while is a success.
+"""
+
+from __future__ import annotations
+
+import math
+
+from semroute_extproc.settings.controllers import Failover
+from semroute_extproc.state.breaker import Breaker
+
+FAILED_SHARE_MIN = 0.5  # Of the requests since the window began, that failed; below it, no exclusion.
+TEST_SECONDS = 5.0  # Without a failure of the request that tests the pool, which is then used again.
+SCRAPES_MAX = 3  # Scrapes in a row that fail until the pool is excluded.
+NO_METRICS = "metrics page unreachable"
+
+
+class PoolHealth:
+    """The health of one pool."""
+
+    def __init__(self, settings: Failover) -> None:
+        self._settings = settings
+        self._breaker = Breaker(1, settings.exclude_seconds)
+        self.why = ""  # Why the pool is excluded, or is being tested; empty if it is not.
+        self._sent = self._failures = 0
+        self._window = -math.inf  # Start of the counts' window, which is as long as an exclusion.
+        self._tested = math.inf  # When a request began to test the excluded pool.
+        self._scraped, self._misses = False, 0
+        """Whether the metrics page was readable; only then the misses after it have a meaning."""
+
+    def excluded(self, now: float) -> str:
+        """Why a request should not go to the pool; empty if it may."""
+        if not self.why:
+            return ""
+        if now - self._tested >= TEST_SECONDS:
+            self._readmit()
+        paused = self._breaker.paused(now) or self._tested <= now
+        return self.why if paused else ""
+
+    def sent(self, now: float) -> None:
+        """Record a request whose failure would be reported; if the pause is over, it is the test."""
+        if self.why:
+            if self._breaker.allows(now):
+                self._tested = now
+            return
+        self._roll(now)
+        self._sent += 1
+
+    def failed(self, failure: str, now: float) -> None:
+        """Record a request that the pool failed to answer."""
+        self._roll(now)
+        self._failures += 1
+        enough = self._failures >= max(self._settings.failures, FAILED_SHARE_MIN * self._sent)
+        if self.why or enough:
+            self._exclude(failure, now)
+
+    def scraped(self, read: bool, now: float) -> None:
+        """Record whether the metrics page could be read; only a page that was readable can be missed."""
+        if read:
+            self._scraped, self._misses = True, 0
+            if self.why == NO_METRICS:
+                self._readmit()
+        elif self._scraped:
+            self._misses += 1
+            if self._misses >= SCRAPES_MAX:
+                self._scraped, self._misses = False, 0
+                self._exclude(NO_METRICS, now)
+
+    def _exclude(self, why: str, now: float) -> None:
+        self.why, self._tested = why, math.inf
+        self._breaker.failed(now)
+
+    def _readmit(self) -> None:
+        self.why, self._tested, self._window = "", math.inf, -math.inf
+        self._breaker.succeeded()
+
+    def _roll(self, now: float) -> None:
+        """Begin a new window if the last one is over."""
+        if now - self._window > self._settings.exclude_seconds:
+            self._window, self._sent, self._failures = now, 0, 0
