@@ -76,7 +76,8 @@ def assess(
         pool, file = one["section"] == "pool", Path(one["file"].format(**names))
         arguments = [argument.format(**names) for argument in one["arguments"]]
         files = [file, *(Path(argument) for argument in arguments if argument.endswith(".csv.gz"))]
-        if not all(each.exists() for each in files) or (pool and brief):
+        unread = one.get("other_languages", False) and manifest.languages == ("en",)
+        if not all(each.exists() for each in files) or unread or (pool and brief):
             continue
         say(f"evaluating {one['section']}: {one['name']}")
         bootstrap = [] if pool else ["--bootstrap", min(replicates, one.get("replicates", replicates))]
