@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -63,9 +63,20 @@ class RequestView:
     effort: str = ""  # the reasoning effort the client asked for; empty if none
     reasoning_set: bool = False  # the client set any reasoning switch (effort, thinking, template kwargs)
     reasoning_paths: tuple[tuple[str, ...], ...] = ()  # the client's switches that a policy can replace
+    output_member: str = ""  # the member of the body that says `max_output_tokens`
+    prompt_limit: int | None = None  # the server cuts the prompt to so many tokens; 0: to what fits
+    media_tokens: int = 0  # likely tokens of `images`
+    ids: Mapping[str, str] = field(default_factory=dict)
+    """What identifies its conversation or response: `prompt_cache_key`, `metadata.NAME`, …"""
     stateful: bool = False  # continues state that is kept on one server (`previous_response_id`)
+    printed: tuple[bytes, ...] = ()  # JSON that the chat template prints: tool declarations and calls
     characters: int = 0
     """Characters of all text in the request, tool declarations included; the longest prompt of a batch."""
+
+    @property
+    def texts(self) -> list[str | bytes]:
+        """All text of the prompt."""
+        return [*(turn.text for turn in self.turns), *self.printed]
 
 
 class Decide(msgspec.Struct, frozen=True):

@@ -64,7 +64,7 @@ class _MessagesBody(Body):
             "stream": reading.flag(self.stream) is True,
             "tool_loop": tool_loop,
             "json_mode": reading.asks_for_json(output.format),
-            "max_output_tokens": reading.positive(self.max_tokens),
+            **self.limit(max_tokens=self.max_tokens),
             **reasoning,
         }
 
@@ -88,7 +88,7 @@ def _text(draft: Draft, content: _Blocks, nesting: int) -> str:
             case "text":
                 texts.append(block.text or "")
             case "image":
-                draft.images += 1
+                draft.show("image")
             case "document":
                 source = inner(block.source)
                 kind = string(source.type)
@@ -97,7 +97,7 @@ def _text(draft: Draft, content: _Blocks, nesting: int) -> str:
                 elif kind == "content":
                     texts.append(_inside(draft, source.content, nesting - 1))
                 else:
-                    draft.images += 1  # a PDF, a URL, a file
+                    draft.show("document")  # a PDF, a URL, a file
             case "search_result":
                 texts.append(_inside(draft, block.content, nesting - 1))
             case "tool_use" | "server_tool_use":

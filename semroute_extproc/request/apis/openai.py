@@ -12,7 +12,7 @@ from msgspec.json import Decoder
 from semroute_extproc.errors import BadBody
 from semroute_extproc.outcome import Cause
 from semroute_extproc.request.apis import reading
-from semroute_extproc.request.apis.reading import ABSENT, Body, Draft, flag, given, inner, positive, string
+from semroute_extproc.request.apis.reading import ABSENT, Body, Draft, flag, given, inner, string
 from semroute_extproc.request.view import Api
 
 _TEXTS = Decoder(str | list[str] | None)
@@ -43,7 +43,7 @@ class _ChatBody(Body):
             "stream": flag(self.stream) is True,
             "tool_loop": bool(draft.turns) and draft.turns[-1].role == "tool",
             "json_mode": reading.asks_for_json(self.response_format, self.structured_outputs),
-            "max_output_tokens": positive(self.max_completion_tokens) or positive(self.max_tokens),
+            **self.limit(max_completion_tokens=self.max_completion_tokens, max_tokens=self.max_tokens),
             **self.switches({("reasoning_effort",): self.reasoning_effort}, other),
         }
 
@@ -56,7 +56,7 @@ class _CompletionBody(Body):
         return {
             "stream": flag(self.stream) is True,
             "json_mode": reading.asks_for_json(self.response_format, self.structured_outputs),
-            "max_output_tokens": positive(self.max_tokens),
+            **self.limit(max_tokens=self.max_tokens),
         }
 
 
@@ -88,7 +88,6 @@ class _ResponsesBody(Body):
     instructions: Raw = ABSENT
     text: Raw = ABSENT
     max_output_tokens: Raw = ABSENT
-    previous_response_id: Raw = ABSENT
 
     def read(self, draft: Draft) -> dict[str, Any]:
         if instructions := string(self.instructions):
@@ -99,7 +98,7 @@ class _ResponsesBody(Body):
             "stream": flag(self.stream) is True,
             "tool_loop": tool_loop,
             "json_mode": reading.asks_for_json(inner(self.text).format, self.structured_outputs),
-            "max_output_tokens": positive(self.max_output_tokens),
+            **self.limit(max_output_tokens=self.max_output_tokens),
             "stateful": bool(string(self.previous_response_id)),
             **self.switches({("reasoning", "effort"): inner(self.reasoning).effort}),
         }
@@ -151,7 +150,7 @@ def _follow(draft: Draft, items: str | list[_Item] | None) -> bool:
         elif tool_loop:
             content = reading.optional(item.output, reading.CONTENT)
             if content is None and string(inner(item.output).type):
-                draft.images += 1  # a single object is a screenshot or another medium
+                draft.show(string(inner(item.output).type))  # a screenshot or another medium
             draft.say("tool", draft.read(content))
         elif kind.endswith("_call"):
             draft.count(item.arguments)

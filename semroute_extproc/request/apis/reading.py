@@ -25,7 +25,12 @@ from semroute_extproc.settings.base import EFFORTS
 T = TypeVar("T")
 
 ELEMENTS_MAX = 16_384  # messages, items and parts of one request together
+METADATA_MAX = 16  # members of `metadata` that are read, as many as OpenAI allows
 ABSENT = Raw()  # default of an optional field
+IMAGE_TOKENS = 1_000
+MEDIA_TOKENS = {"audio": 750, "video": 6_000, "document": 3_000, "file": 3_000}
+"""Likely tokens of a medium by a word in its type, as an image of a megapixel, 30 s of sound at 25 a second,
+10 s of video, a document of four pages; of any other `IMAGE_TOKENS`."""
 
 _NULL = Raw(b"null")
 _INTEGER = Decoder(int, strict=False)
@@ -51,6 +56,7 @@ class Inner(msgspec.Struct, gc=False):
     content: Raw = ABSENT
     json: Raw = ABSENT
     json_object: Raw = ABSENT
+    id: Raw = ABSENT
 
 
 _INNER = Decoder(Inner)
@@ -118,8 +124,10 @@ class Draft:
     written: bool = False  # a turn has text
     characters: int = 0
     images: int = 0
+    media_tokens: int = 0
     tools: int = 0
     elements: int = 0
+    printed: list[bytes] = field(default_factory=list)
 
     def take(self, elements: Sized) -> None:
         """Count messages, items or parts before they are read; raises BadBody if they are too many."""
@@ -147,13 +155,20 @@ class Draft:
             if part.type in _TEXT_PARTS or (part.type is None and text is not None):
                 texts.append(text or "")
             elif part.type not in _SILENT_PARTS:  # these hold neither conversation text nor media
-                self.images += 1
+                self.show(part.type)
         return "\n".join(texts)
+
+    def show(self, kind: str | None) -> None:
+        """Count one medium; `kind` is the type of its part or block."""
+        self.images += 1
+        named = (tokens for name, tokens in MEDIA_TOKENS.items() if name in (kind or ""))
+        self.media_tokens += next(named, IMAGE_TOKENS)
 
     def count(self, raw: Raw) -> None:
         """Count the length of JSON that the chat template prints, such as a tool call's arguments."""
         if given(raw):
-            self.characters += memoryview(raw).nbytes
+            self.printed.append(bytes(raw))
+            self.characters += len(self.printed[-1])
 
     def declare(self, tools: Raw) -> None:
         """Count the tools of an array of declarations, and their length."""
@@ -174,6 +189,13 @@ class Body(msgspec.Struct, gc=False):
     reasoning: Raw = ABSENT
     thinking: Raw = ABSENT
     chat_template_kwargs: Raw = ABSENT
+    truncate_prompt_tokens: Raw = ABSENT
+    truncation: Raw = ABSENT
+    prompt_cache_key: Raw = ABSENT
+    conversation: Raw = ABSENT
+    previous_response_id: Raw = ABSENT
+    request_id: Raw = ABSENT
+    metadata: Raw = ABSENT
 
     def read(self, draft: Draft) -> dict[str, Any]:
         """Fill the draft; returns the other facts of an API. Raises msgspec's errors and BadBody."""
@@ -185,8 +207,31 @@ class Body(msgspec.Struct, gc=False):
         facts = self.read(draft)
         if not (draft.images or draft.written or facts.get("stateful")):
             raise BadBody(Cause.NO_TEXT)
-        facts["images"], facts["tools"], facts["characters"] = draft.images, draft.tools, draft.characters
+        for name in ("images", "media_tokens", "tools", "characters"):
+            facts[name] = getattr(draft, name)
+        limit = optional(self.truncate_prompt_tokens, _INTEGER)
+        if limit == -1 or string(self.truncation) == "auto":
+            limit = 0
+        facts["prompt_limit"] = None if limit is None or limit < 0 else limit
+        facts["printed"], facts["ids"] = tuple(draft.printed), self.ids()
         return RequestView(api, self.model or "", tuple(draft.turns), **facts)
+
+    def ids(self) -> dict[str, str]:
+        """The names that the client gave the conversation, by the member's path; empty ones are left out."""
+        found = {"prompt_cache_key": string(self.prompt_cache_key)}
+        found["conversation"] = string(self.conversation) or string(inner(self.conversation).id)
+        found["previous_response_id"] = string(self.previous_response_id)
+        found["request_id"] = string(self.request_id)
+        if given(self.metadata):
+            members = list((optional(self.metadata, _OBJECT) or {}).items())[:METADATA_MAX]
+            found |= {f"metadata.{name}": string(raw) for name, raw in members}
+        return {path: name for path, name in found.items() if name}
+
+    def limit(self, **members: Raw) -> dict[str, Any]:
+        """The facts of the first member that is a positive number: the most tokens of the answer."""
+        found = ((name, positive(raw)) for name, raw in members.items())
+        name, most = next(((name, most) for name, most in found if most), ("", None))
+        return {"output_member": name, "max_output_tokens": most}
 
     def switches(self, fields: Mapping[tuple[str, ...], Raw], other: bool = False) -> dict[str, Any]:
         """The facts `effort`, `reasoning_set` and `reasoning_paths` of a RequestView.
