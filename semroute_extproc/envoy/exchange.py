@@ -25,7 +25,8 @@ decide; the caller then passes the outcome to `decided`, which returns the rest 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -36,6 +37,7 @@ from semroute_extproc.outcome import Cause, DirectAnswer, Kind, Outcome
 from semroute_extproc.request import answers
 from semroute_extproc.request.apis import PATHS
 from semroute_extproc.request.view import Api, Decide, RequestHead
+from semroute_extproc.state.sessions import stored_at, stored_in
 
 _Mode = pb.ProcessingMode
 
@@ -51,6 +53,8 @@ class ExchangeSettings:
     body_bytes_max: int
     allow_mode_override: bool
     models: tuple[str, ...]  # names that GET /v1/models lists
+    stores: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Tag of a pool in the IDs of responses to its name and cluster; empty without sessions."""
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -186,7 +190,11 @@ class Exchange:
         return Step((replies.ask_for_body(self._response_mode if override else None),))
 
     def _pass_headers(self, cause: Cause) -> Step:
+        tag, affinity = stored_in(stored_at(self.head.bare_path))
         outcome = self._passthrough(cause)
+        if (store := self._settings.stores.get(tag)) is not None:
+            cause = Cause.STORED_RESPONSE
+            outcome = Outcome(Kind.PASSTHROUGH, cause, *store, reason=cause.words, affinity=affinity)
         skip = self._settings.allow_mode_override and self._mode in (_Mode.BUFFERED, _Mode.BUFFERED_PARTIAL)
         reply = replies.headers_reply(outcome, self._response_mode if skip else None)
         self._state = _State.PASSED

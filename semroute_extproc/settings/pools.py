@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from semroute_extproc.settings.base import POLICIES_MAX, Model, Name, Share, several
+from semroute_extproc.settings.base import POLICIES_MAX, FilePath, Model, Name, Share, several
 
 ApiName = Literal["chat_completions", "completions", "responses", "messages", "embeddings"]
 """The values of `request.view.Api`."""
@@ -30,6 +30,10 @@ class Pool(Model):
     model: Name = Field(description="Model name at that cluster; replaces the model name in the body.")
     price: Price | None = Field(None, description="Token prices; used to order pools by cost.")
     context: int = Field(32_768, gt=0, description="Context window in tokens, for prompt and answer.")
+    clamp: bool = Field(False, description="Lower the answer's token limit to what the prompt leaves.")
+    tokenizer: FilePath | None = Field(
+        None, description="The model's tokenizer.json; counts the tokens of prompts near the context limit."
+    )
     tools: bool = Field(True, description="The model can call tools.")
     images: bool = Field(False, description="The model can read images.")
     apis: tuple[ApiName, ...] = Field(
