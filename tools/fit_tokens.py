@@ -18,8 +18,9 @@ from scipy.linalg import cholesky, solve_triangular
 from scipy.optimize import nnls
 from tokenizers import Tokenizer
 
-from semroute_extproc.request.tokens import CLASSES_MAX, DATA, class_pairs
+from semroute_extproc.request.tokens import CLASSES_MAX, DATA, RUN, class_pairs
 
+# Letters first: `class_pairs` compares.
 GROUPS = (
     *"abcdefghijklmnopqrstuvwxyz",
     *("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "0123456789", " ", "\n\r", "\t", "-=_*#~", ".,", ":;", "\"'`"),
@@ -36,6 +37,7 @@ TEXT_CHARACTERS = 2_500
 TEXTS_MAX = 40  # of one kind
 SEEN_MIN = 12  # texts that a pair must be in to get a weight of its own
 UNSEEN = (250, 500, 1000)  # the weights of any other pair
+RUN_WEIGHTS = (125, 160, 500)  # of `RUN`, measured: eight, six or two letters are one token
 RIDGE = 3e-7
 COMMON, COMMON_WEIGHT, RARE, RARE_WEIGHT = ("prose-en", "code", "chat-en"), 2.5, "po-", 0.5
 
@@ -87,6 +89,7 @@ def main() -> None:
     table = bytes(next(i for i, group in enumerate(groups) if byte in group) for byte in range(256))
     counts = np.array([class_pairs(text.encode(), table) for text in texts], float)
     used = np.flatnonzero((counts > 0).sum(0) >= SEEN_MIN)
+    used = used[used != RUN]
     counts, unseen = counts[:, used], counts.sum(1) - counts[:, used].sum(1)
     weight = np.array([1.0 / np.sqrt((kinds == kind).sum()) for kind in kinds])
     weight *= [
@@ -104,6 +107,7 @@ def main() -> None:
         [*divmod(int(pair), CLASSES_MAX), *column]
         for pair, column in zip(used, fitted.T.tolist(), strict=True)
     ]
+    rows.append([*divmod(RUN, CLASSES_MAX), *RUN_WEIGHTS])
     data = {"tokenizers": list(named), "unit": UNIT, "unseen": UNSEEN, "classes": groups, "weights": rows}
     DATA.write_text(json.dumps(data, separators=(",", ":")).replace("],[", "],\n[") + "\n")
 

@@ -20,6 +20,7 @@ from semroute_extproc.request.view import RequestView
 
 DATA = Path(__file__).with_name("tokens.json")
 CLASSES_MAX = 64  # of bytes
+RUN = CLASSES_MAX**2 - 1  # a pair that UTF-8 does not have
 ERROR = 0.2  # the bounds are this much below the fewest and above the most
 READ_CHARACTERS_MAX = 524_288  # of a longer prompt, blocks at equal distances are read: 2 ms
 BLOCK_CHARACTERS = 4_096
@@ -36,9 +37,15 @@ class Tokens(NamedTuple):
 
 
 def class_pairs(data: bytes, table: bytes) -> NDArray[np.int64]:
-    """How often each pair of classes occurs in `data`, at `first * CLASSES_MAX + second`."""
-    classes = np.frombuffer(data.translate(table), np.uint8)
-    return np.bincount(classes[:-1].astype(np.uint16) * CLASSES_MAX + classes[1:], minlength=CLASSES_MAX**2)
+    """How often each pair of classes occurs in `data`, at `first * CLASSES_MAX + second`.
+
+    A letter after two equal ones counts at `RUN`, because tokenizers take several of them at once.
+    """
+    read, classes = (np.frombuffer(each, np.uint8) for each in (data, data.translate(table)))
+    pairs = classes[:-1].astype(np.uint16) * CLASSES_MAX + classes[1:]
+    same = read[1:] == read[:-1]
+    pairs[1:][same[1:] & same[:-1] & (classes[2:] <= table[ord("A")])] = RUN
+    return np.bincount(pairs, minlength=CLASSES_MAX**2)
 
 
 def _weights(data: Any) -> tuple[bytes, NDArray[np.float64]]:

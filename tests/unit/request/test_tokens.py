@@ -67,6 +67,14 @@ def test_a_long_table_and_long_json(text: str, qwen3: int, llama3: int) -> None:
     assert found.low <= llama3 <= qwen3 <= found.high
 
 
+@pytest.mark.parametrize(
+    ("letter", "qwen3", "most"), [("x", 0.125, 0.25), ("a", 0.125, 0.5), ("z", 0.5, 0.5)]
+)
+def test_the_bounds_hold_for_a_repeated_letter(letter: str, qwen3: float, most: float) -> None:
+    low, _, high = of(letter * 100_000)
+    assert low <= qwen3 * 100_000 <= most * 100_000 <= high
+
+
 def test_the_language_of_the_last_turn_does_not_decide_for_the_others() -> None:
     document = next(row for row in COUNTED if row["kind"].startswith("Chinese"))
     alone = of(document["text"] * 20)
