@@ -66,6 +66,7 @@ class Cause(enum.StrEnum):
     NO_POOL = "no_pool"
     DENIED = "denied"
     MODELS = "models"
+    STORED_RESPONSE = "stored_response"
 
     @property
     def words(self) -> str:
@@ -103,6 +104,8 @@ class Outcome(msgspec.Struct, frozen=True):
     answer: DirectAnswer | None = None
     decision: Decision | None = None
     policy: str = ""  # the policy that decided
+    max_output_tokens: int | None = None  # the answer's limit, if the pool's `clamp` lowered it
+    affinity: str = ""  # a hash of the conversation, by which Envoy chooses a replica
     session: str = ""  # how the conversation's pool affected the decision, see `ControllerState.decided`
     shadows: tuple[Shadow, ...] = ()  # what the shadow policies would have done
     view: RequestView | None = None
@@ -151,6 +154,7 @@ def facts(outcome: Outcome) -> dict[str, str | float | bool]:
             found["reasoning"] = decision.reasoning
             by_client = outcome.view is not None and outcome.view.reasoning_set and not decision.override
             found["reasoning_from"] = "client" if by_client else "policy"
+        found["clamped"] = outcome.max_output_tokens or ""
         found["shadow"] = shadow_summary(outcome.shadows)
         found["housekeeping"] = outcome.housekeeping
         found["left_out"] = sum(each.characters for each in outcome.left_out) or ""

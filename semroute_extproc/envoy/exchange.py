@@ -25,7 +25,8 @@ decide; the caller then passes the outcome to `decided`, which returns the rest 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -39,6 +40,7 @@ from semroute_extproc.request.forms import FORM
 from semroute_extproc.request.paths import Place, place_of
 from semroute_extproc.request.view import Api, Decide, RequestHead
 from semroute_extproc.settings.names import Names
+from semroute_extproc.state.sessions import stored_at, stored_in
 
 _Mode = pb.ProcessingMode
 
@@ -55,6 +57,8 @@ class ExchangeSettings:
     allow_mode_override: bool
     names: Names
     path_prefixes: tuple[str, ...] = ()
+    stores: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Tag of a pool in the IDs of responses to its name and cluster; empty without sessions."""
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -197,7 +201,11 @@ class Exchange:
         outcome, names = self._passthrough(cause), self._settings.names
         named = names.find(self._place.model)
         pool = names.pools.get(named.pool) if named else None
-        if named and pool and pool.policy is None:
+        tag, affinity = stored_in(stored_at(self._place.path))
+        if (store := self._settings.stores.get(tag)) is not None:
+            cause = Cause.STORED_RESPONSE
+            outcome = Outcome(Kind.PASSTHROUGH, cause, *store, reason=cause.words, affinity=affinity)
+        elif named and pool and pool.policy is None:
             cause = Cause.NAMED_MODEL
             outcome = Outcome(Kind.NAMED, cause, named.pool, pool.cluster, pool.model, cause.words)
         skip = self._settings.allow_mode_override and self._mode in (_Mode.BUFFERED, _Mode.BUFFERED_PARTIAL)

@@ -16,6 +16,7 @@ from semroute_extproc.outcome import Outcome, facts
 from semroute_extproc.request.handover import HANDOVER_HEADER
 
 CLUSTER_HEADER = "x-semroute-cluster"  # set only by us: Envoy's route reads the cluster from it
+AFFINITY_HEADER = "x-semroute-affinity"  # set only by us: Envoy chooses a replica of the cluster by it
 METADATA_NAMESPACE = "semroute"  # of the dynamic metadata; Envoy must list it in `receiving_namespaces`
 CHUNK_BYTES = 62_000  # of a body in full duplex; Envoy takes at most 64 KiB in one message
 REPLIES_MAX = 256  # cached replies to requests without a decision; one for each pool and cause
@@ -42,7 +43,8 @@ def ask_for_body(response_body_mode: int | None) -> bytes:
     """Ask for the buffered body and keep the response side's mode; None if Envoy already buffers."""
     response = pb.ProcessingResponse()
     common = response.request_headers.response
-    common.header_mutation.remove_headers.append(CLUSTER_HEADER)  # for a gateway that does not strip it early
+    # For a gateway that does not strip them early.
+    common.header_mutation.remove_headers.extend((CLUSTER_HEADER, AFFINITY_HEADER))
     common.clear_route_cache = True
     if response_body_mode is not None:
         _override(response, _Mode.BUFFERED, response_body_mode)
@@ -59,8 +61,8 @@ def headers_reply(outcome: Outcome, path: str = "", response_body_mode: int | No
 
 def body_reply(outcome: Outcome, path: str = "") -> bytes:
     """Decide at the buffered body: headers, body, metadata and the route in one reply."""
-    plain_reply = outcome.decision is None and outcome.body is None and outcome.handover is None
-    if plain_reply and not path:
+    is_plain = outcome.decision is None and outcome.body is None and outcome.handover is None
+    if is_plain and not (path or outcome.affinity):
         plain = (outcome.kind, outcome.cause, outcome.pool, outcome.cluster, outcome.model, outcome.reason)
         return _plain_body_reply(*plain)
     return _body_reply(outcome, path)
@@ -131,6 +133,10 @@ def _routed(kind: str, outcome: Outcome, path: str) -> tuple[pb.ProcessingRespon
         _set(common.header_mutation, HANDOVER_HEADER, handover.header)
     if path:
         _set(common.header_mutation, ":path", path)
+    if outcome.affinity:
+        _set(common.header_mutation, AFFINITY_HEADER, outcome.affinity)
+    else:
+        common.header_mutation.remove_headers.append(AFFINITY_HEADER)
     if outcome.body is not None and outcome.decoded:
         common.header_mutation.remove_headers.append("content-encoding")
     common.clear_route_cache = True

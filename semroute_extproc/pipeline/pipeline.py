@@ -7,6 +7,7 @@ conversation's pool in Valkey. Any failure still gives an outcome, from the defa
 import asyncio
 import dataclasses
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
@@ -15,11 +16,12 @@ import msgspec
 
 from semroute_extproc.config.models import Config
 from semroute_extproc.encoder.classifier import Classifier
+from semroute_extproc.encoder.counting import TokenCounter
 from semroute_extproc.errors import BadBody, BodyTooLarge, UnsupportedEncoding
 from semroute_extproc.events import Emit, Failed, ignore
 from semroute_extproc.outcome import Cause, Kind, Outcome
 from semroute_extproc.pipeline.driver import Driver, Stages
-from semroute_extproc.policy.constraints import Denied, NoCandidate
+from semroute_extproc.policy.constraints import Denied, NoCandidate, clamped, near
 from semroute_extproc.policy.context import Decision, RoutingContext
 from semroute_extproc.policy.draw import draw_id, drawn
 from semroute_extproc.policy.plan import PolicyPlan
@@ -29,15 +31,17 @@ from semroute_extproc.request.handover import Handover
 from semroute_extproc.request.language import language_of
 from semroute_extproc.request.marks import SHIPPED, Marks
 from semroute_extproc.request.reasoning import Family
-from semroute_extproc.request.text import estimate_tokens, judged
+from semroute_extproc.request.text import judged
+from semroute_extproc.request.tokens import estimate
 from semroute_extproc.request.view import Api, Decide, RequestHead, RequestView
 from semroute_extproc.settings.names import Named, Names
 from semroute_extproc.settings.pools import Pool, VirtualModel
 from semroute_extproc.state.controllers import ControllerState, home
-from semroute_extproc.state.sessions import Keys
+from semroute_extproc.state.sessions import Keys, response_id
 from semroute_extproc.state.shared_sessions import SharedSessions
 from semroute_extproc.strategies.judge_client import JudgeClient
 
+COUNT_SHARE = 0.5  # of the time until the deadline that counting tokens may take
 QUALITY_HEADER = "x-semroute-quality"  # The client's trade-off, 0 (cheapest) to 1 (best), or ignored.
 
 # Decimal digits only: `float` accepts much more.
@@ -84,6 +88,7 @@ class Pipeline:
         judges: Mapping[str, JudgeClient] | None = None,
         controllers: ControllerState | None = None,
         shared: SharedSessions | None = None,
+        counter: TokenCounter | None = None,
     ) -> None:
         """`judges` maps a strategy to its judge; `shared` stores conversations for several processes."""
         self.config, self.judges = settings, judges or {}
@@ -94,6 +99,7 @@ class Pipeline:
         self._families = reasoning.families(settings.reasoning_families)
         self._emit = emit
         self._controllers, self._shared = controllers or ControllerState(), shared
+        self._counter = counter or TokenCounter({})
         self._driver = Driver(settings, plans, classifier, self.judges, emit)
         self._marks = SHIPPED.extended(settings.text.envelopes)
 
@@ -145,11 +151,17 @@ class Pipeline:
             held = self._controllers.held(keys.find, shared, view, now)
             context = dataclasses.replace(context, conditions=self._controllers.conditions(now), held=held)
             stages.mark("controllers")
+        context = await self._counted(context, stages)
         decision, context = await self._driver.decide(policy, context, stages)
         if policy != virtual.policy:
             decision = dataclasses.replace(decision, canary=policy)
         pool = self.config.pools[decision.pool]
+        most = clamped(decision.pool, pool, context)
         members = _members(pool, self._families[pool.reasoning], view, decision)
+        if most is not None:
+            members[(view.output_member,)] = most
+        if self._controllers.issues(view):
+            members[("request_id",)] = response_id(decision.pool, keys.affinity, secrets.token_hex(8))
         edited = asked.edited(members)
         plan = self._hand_over(decision.pool, decision.others, asked, [path[0] for path in members])
         stages.mark("edit")
@@ -169,6 +181,8 @@ class Pipeline:
             decoded=asked.decoded,
             decision=decision,
             policy=policy,
+            max_output_tokens=most,
+            affinity=keys.affinity,
             session=session,
             shadows=shadows,
             view=view,
@@ -208,8 +222,11 @@ class Pipeline:
         others.remove(name)
         plan = self._hand_over(name, others, asked, [path[0] for path in members])
         body = asked.edited({("model",): outcome.model}) if changed or asked.decoded else None
-        changes = {"body": body, "decoded": asked.decoded, "failed": asked.failed, "handover": plan}
-        return msgspec.structs.replace(outcome, reason=_after(asked.failed, outcome.reason), **changes)
+        view = RequestView(asked.request.api, asked.model)
+        affinity = self._controllers.keys(asked.request.head, view).affinity
+        reason = _after(asked.failed, outcome.reason)
+        outcome = msgspec.structs.replace(outcome, body=body, decoded=asked.decoded, affinity=affinity)
+        return msgspec.structs.replace(outcome, reason=reason, failed=asked.failed, handover=plan)
 
     def _hand_over(
         self, pool: str, others: Sequence[str], asked: _Asked, edited: Sequence[str]
@@ -228,6 +245,17 @@ class Pipeline:
         if plan is not None:
             self._controllers.sent(pool, asyncio.get_running_loop().time())
         return plan
+
+    async def _counted(self, context: RoutingContext, stages: Stages) -> RoutingContext:
+        """Count the prompt's tokens for pools whose tokenizer must say whether it fits."""
+        tokenizers = self._counter.tokenizers
+        unsure = [name for name in tokenizers if near(name, self.config.pools[name], context)]
+        if not unsure:
+            return context
+        seconds = (stages.deadline - asyncio.get_running_loop().time()) * COUNT_SHARE
+        counted = await self._counter.bounds(unsure, context.view, seconds)
+        stages.mark("count")
+        return dataclasses.replace(context, counted=counted)
 
     def _learn(self, context: RoutingContext, decision: Decision, keys: Keys) -> str:
         """Tell the controllers about a live decision; returns the effect of the conversation's pool."""
@@ -254,9 +282,9 @@ def _context(head: RequestHead, view: RequestView, virtual: VirtualModel, marks:
     if quality is None or quality > 1.0:
         quality = virtual.quality
     text, left_out, housekeeping = judged(view.turns, marks)
-    language = language_of(text)
-    tokens = estimate_tokens(view.characters, language)
-    return RoutingContext(head, view, language, tokens, text, quality, left_out, housekeeping)
+    low, likely, high = estimate(view)
+    about = left_out, housekeeping
+    return RoutingContext(head, view, language_of(text), likely, text, quality, *about, bounds=(low, high))
 
 
 def _policy_of(model: str, virtual: VirtualModel, context: RoutingContext) -> str:

@@ -12,6 +12,8 @@ from semroute_extproc.settings.pools import Pool, cost
 _OF_EVERY_POOL = (Api.TOKENIZE, Api.OTHER)
 _MEDIA = {"images": "image", "audio": "audio", "video": "video", "files": "file"}
 
+ANSWER_TOKENS_MIN = 256  # that a prompt must leave in a pool with `clamp`
+
 
 class NoCandidate(Exception):
     """No pool can serve the request; the message says what it needs."""
@@ -24,33 +26,55 @@ class Denied(NoCandidate):
 def candidates(pools: Mapping[str, Pool], default_pool: str, context: RoutingContext) -> Candidates:
     """The pools that can serve the request, the default pool first; raises NoCandidate.
 
-    Pools that failed are left out, but never all of them.
+    Pools that failed are left out, and pools that the prompt may not fit, but never all of them.
     """
-    lacks = {name: _missing(pools[name], context) for name in dict.fromkeys((default_pool, *pools))}
-    kept = {name: pools[name] for name, missing in lacks.items() if not missing}
-    if not kept:
+    lacks = {name: _missing(name, pools[name], context) for name in dict.fromkeys((default_pool, *pools))}
+    possible = tuple(name for name, missing in lacks.items() if not missing)
+    if not possible:
         wanted = " and ".join(sorted(set(lacks.values())))
         raise NoCandidate(f"no pool can serve this request: it needs {wanted}")
     lacking = {name: missing for name, missing in lacks.items() if missing}
-    failed = {**context.conditions.failing, **context.tried}
-    if not failed:
-        return Candidates(kept, lacking, tuple(kept))
-    refused = (pools[name].context for name, why in context.tried.items() if why == CONTEXT and name in pools)
-    largest = max(refused, default=0)  # The prompt is longer, whatever we estimate.
-    failed |= {name: CONTEXT for name in kept if pools[name].context <= largest}
-    if (held := context.held) is not None and held.lock is Lock.STATEFUL:
-        failed.pop(held.pool, None)  # Another pool would not know the conversation.
-    untried = tuple(name for name in kept if name not in context.tried) or tuple(kept)
-    working = [name for name in untried if name not in failed] or untried
-    output = context.view.max_output_tokens or 1
-    working = sorted(working, key=lambda name: cost(pools[name], context.prompt_tokens, output))
-    lacking |= {name: f"a working server ({why})" for name, why in failed.items() if name in kept}
-    usable = {name: kept[name] for name in working}
-    return Candidates(usable, {name: why for name, why in lacking.items() if name not in usable}, untried)
+    usable, untried = possible, possible
+    if failed := {**context.conditions.failing, **context.tried}:
+        too_small = (name for name, why in context.tried.items() if why == CONTEXT and name in pools)
+        # The prompt is longer than these, whatever we estimate.
+        largest = max((pools[name].context for name in too_small), default=0)
+        failed |= {name: CONTEXT for name in possible if pools[name].context <= largest}
+        if (held := context.held) is not None and held.lock is Lock.STATEFUL:
+            failed.pop(held.pool, None)  # Another pool would not know the conversation.
+        untried = tuple(name for name in possible if name not in context.tried) or possible
+        output = context.view.max_output_tokens or 1
+        working = [name for name in untried if name not in failed] or untried
+        usable = tuple(sorted(working, key=lambda name: cost(pools[name], context.prompt_tokens, output)))
+        why = {name: f"a working server ({how})" for name, how in failed.items()}
+        lacking |= {name: why[name] for name in possible if name in failed and name not in usable}
+    unsure = {name: may for name in usable if (may := _missing(name, pools[name], context, most=True))}
+    if len(unsure) == len(usable):
+        largest = max(pools[name].context for name in usable)
+        unsure = {name: may for name, may in unsure.items() if pools[name].context < largest}
+    kept = {name: pools[name] for name in usable if name not in unsure}
+    return Candidates(kept, lacking, untried, unsure)
 
 
-def _missing(pool: Pool, context: RoutingContext) -> str:
-    """What the request needs and the pool lacks, in words; empty if nothing is missing."""
+def near(name: str, pool: Pool, context: RoutingContext) -> bool:
+    """Whether only an exact number of tokens says if the request fits a pool."""
+    return not _missing(name, pool, context) and bool(_missing(name, pool, context, most=True))
+
+
+def clamped(name: str, pool: Pool, context: RoutingContext) -> int | None:
+    """The limit of the answer's tokens that a pool with `clamp` gets; None if the client's own fits."""
+    asked = context.view.max_output_tokens
+    if not pool.clamp or asked is None:
+        return None
+    left = max(pool.context - context.bounds_in(name)[1], ANSWER_TOKENS_MIN)
+    return left if left < asked else None
+
+
+def _missing(name: str, pool: Pool, context: RoutingContext, most: bool = False) -> str:
+    """What the request needs and the pool lacks, in words; empty if nothing is missing.
+
+    The prompt has the fewest tokens that it can have, or the most.
+    """
     view = context.view
     api = Api.MESSAGES if view.api is Api.COUNT_TOKENS else view.api
     if api.value not in pool.apis and api not in _OF_EVERY_POOL:
@@ -62,6 +86,7 @@ def _missing(pool: Pool, context: RoutingContext) -> str:
         return "a history with tool calls of other models"
     if view.tools and not pool.tools:
         return "tool calls"
-    needed = context.prompt_tokens + (view.max_output_tokens or 0)
+    answer = view.max_output_tokens or 0
+    needed = context.bounds_in(name)[most] + (min(answer, ANSWER_TOKENS_MIN) if pool.clamp else answer)
     # Rounded, because the count is an estimate.
     return f"a context of about {round(needed, -2)} tokens" if needed > pool.context else ""

@@ -63,7 +63,7 @@ class RoutingContext:
     head: RequestHead
     view: RequestView
     language: str
-    prompt_tokens: int  # Estimate for the whole prompt, with system prompt and tool declarations.
+    prompt_tokens: int  # Likely tokens of the whole prompt, with system prompt and tool declarations.
     text: str = ""  # What is classified.
     quality: float | None = None  # Set by the client or the model's entry, 0 (cheapest) to 1 (best).
     left_out: tuple[LeftOut, ...] = ()  # What is not classified of the turns that were read.
@@ -76,6 +76,12 @@ class RoutingContext:
     traffic: LiveScores | None = None  # `conditions.traffic` of that strategy.
     held: Held | None = None
     tried: Mapping[str, str] = field(default_factory=dict)  # Pools that failed this request, and how.
+    bounds: tuple[int, int] | None = None  # Fewest and most tokens of the prompt; None if exact.
+    counted: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # The same by a pool's tokenizer.
+
+    def bounds_in(self, pool: str) -> tuple[int, int]:
+        """Fewest and most tokens of the prompt in a pool."""
+        return self.counted.get(pool) or self.bounds or (self.prompt_tokens, self.prompt_tokens)
 
     @property
     def hard_preference(self) -> bool:
@@ -93,6 +99,8 @@ class Candidates:
     pools: Mapping[str, Pool]
     excluded: Mapping[str, str] = field(default_factory=dict)
     untried: tuple[str, ...] = ()  # Those in `pools`, and the pools that are excluded after failures.
+    doubtful: Mapping[str, str] = field(default_factory=dict)
+    """Pools that the prompt may not fit although it fits another: only a target or a state keeps them."""
 
     def first_of(self, *preferred: str) -> str:
         """The first of `preferred` that is a candidate, else the first candidate."""

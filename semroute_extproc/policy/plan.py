@@ -52,6 +52,8 @@ class _Run:
         self._candidates = candidates(plan.pools, plan.default_pool, context)
         excluded = self._candidates.excluded.items()
         self._trace = [TraceStep("constraint", pool, f"needs {why}") for pool, why in excluded]
+        unsure = self._candidates.doubtful.items()
+        self._trace += [TraceStep("constraint", pool, f"may need {why}") for pool, why in unsure]
 
     def decide(self) -> Deciding:
         for rule in self._plan.rules:
@@ -85,7 +87,8 @@ class _Run:
         else:
             assert target.pool is not None
             choice = Choice(target.pool, f"rule {rule}" if rule else f"always {target.pool}")
-            pool, reason = self._available(choice)
+            doubtful = choice.pool in self._candidates.doubtful
+            pool, reason = (choice.pool, choice.reason) if doubtful else self._available(choice)
             decision = Decision(pool, reason)
         effort: Effort | None = None
         if reasoning is not None:
@@ -130,7 +133,9 @@ class _Run:
         """
         held = self._context.held
         if held is None or held.pool not in self._candidates.pools:
-            return None
+            doubtful = held is not None and held.pool in self._candidates.doubtful
+            if held is None or not (doubtful and held.lock is Lock.STATEFUL):
+                return None
         free = held.strategies is not None and strategy not in held.strategies
         return None if free or (self._context.hard_preference and held.lock is not Lock.STATEFUL) else held
 
@@ -166,6 +171,8 @@ class _Run:
         pool = self._candidates.first_of(choice.pool, *choice.stand_ins)
         if pool == choice.pool:
             return pool, choice.reason
+        if may := self._candidates.doubtful.get(choice.pool):
+            return pool, f"{choice.reason}, but {choice.pool} may lack {may}"
         return pool, f"{choice.reason}, but {choice.pool} lacks {self._candidates.excluded[choice.pool]}"
 
 

@@ -16,6 +16,7 @@ from semroute_extproc.request.view import Api
 _PATHS = msgspec.toml.decode(Path(__file__).with_name("paths.toml").read_bytes(), type=dict[Api, list[str]])
 PATHS: Mapping[str, Api] = {path: api for api, paths in _PATHS.items() for path in paths}
 MODELS = "/v1/models"
+RESPONSES = "/v1/responses/"  # the ID of a stored response follows
 DEPLOYMENTS = "/openai/deployments/"  # Azure's paths: the name of the model follows
 PLACES_MAX = 256  # cached paths
 
@@ -48,5 +49,5 @@ def place_of(path: str, prefixes: tuple[str, ...] = ()) -> Place:
 def _known(path: str, prefix: str) -> str:
     """The path behind the prefix if it is known; else empty."""
     rest = path.removeprefix(prefix)
-    is_known = rest in PATHS or rest == MODELS or rest.startswith(MODELS + "/")
+    is_known = rest in PATHS or rest == MODELS or rest.startswith((MODELS + "/", RESPONSES))
     return rest if is_known and path == prefix + rest else ""

@@ -130,8 +130,3 @@ def surface_features(text: str) -> list[float]:
 def _count(text: bytes, characters: bytes) -> int:
     """Number of bytes of `text` that are among `characters`."""
     return len(text) - len(text.translate(None, characters))
-
-
-def estimate_tokens(characters: int, language: str) -> int:
-    """Estimated tokens of a prompt. Errs low, because a high estimate would exclude a pool that fits."""
-    return math.ceil(characters / (1.5 if language in ("zh", "ja", "ko") else 4.0))

@@ -73,14 +73,23 @@ class RequestView:
     reasoning_set: bool = False  # the client set any reasoning switch (effort, thinking, template kwargs)
     reasoning_paths: tuple[tuple[str, ...], ...] = ()  # the client's switches that a policy can replace
     thinking_tokens: int | None = None  # the client's limit of reasoning tokens
+    output_member: str = ""  # the member of the body that says `max_output_tokens`
+    prompt_limit: int | None = None  # the server cuts the prompt to so many tokens; 0: to what fits
+    media_tokens: int = 0  # likely tokens of all media
+    ids: Mapping[str, str] = field(default_factory=dict)
+    """What identifies its conversation or response: `prompt_cache_key`, `metadata.NAME`, …"""
     stateful: bool = False  # continues state that is kept on one server (`previous_response_id`)
     foreign: bool = False  # the history has tool calls with IDs that Mistral's templates refuse
+    printed: tuple[bytes, ...] = ()  # JSON that the chat template prints: tool declarations and calls
     user: str = ""  # the end user that the client names
-    metadata: Mapping[str, str] = field(
-        default_factory=dict
-    )  # the client's, without values that are not strings
+    metadata: Mapping[str, str] = field(default_factory=dict)  # the client's strings
     characters: int = 0
     """Characters of all text in the request, tool declarations included; the longest prompt of a batch."""
+
+    @property
+    def texts(self) -> list[str | bytes]:
+        """All text of the prompt."""
+        return [*(turn.text for turn in self.turns), *self.printed]
 
 
 class Decide(msgspec.Struct, frozen=True):

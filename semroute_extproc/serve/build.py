@@ -1,7 +1,10 @@
 """Builds the objects that make decisions from a configuration, for serve, explain and check."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
+
+from tokenizers import Tokenizer
 
 from semroute_extproc.config.models import Config
 from semroute_extproc.config.source import Loaded
@@ -9,6 +12,7 @@ from semroute_extproc.encoder import bundle
 from semroute_extproc.encoder.bundle import DEFAULT, Bundle
 from semroute_extproc.encoder.classifier import Classifier
 from semroute_extproc.encoder.cores import usable_cores
+from semroute_extproc.encoder.counting import TokenCounter
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.encoder.queue import EncodeQueue
 from semroute_extproc.envoy.exchange import ExchangeSettings
@@ -17,7 +21,8 @@ from semroute_extproc.events import Emit, ignore
 from semroute_extproc.pipeline.pipeline import Pipeline
 from semroute_extproc.policy import plan
 from semroute_extproc.policy.plan import PolicyPlan
-from semroute_extproc.settings.base import Problem
+from semroute_extproc.settings.base import POOLS_MAX, Problem
+from semroute_extproc.state.sessions import tag
 from semroute_extproc.strategies import registry
 from semroute_extproc.strategies.judge import JudgeSettings
 from semroute_extproc.strategies.judge_client import JudgeClient
@@ -49,6 +54,7 @@ def make_policies(
     """Compile every policy with its strategies' files; raises ConfigError with every problem's location."""
     config = loaded.config
     files, unreadable = registry.read_files(config.strategies, profiles_of)
+    make_counter(loaded)
     strategies, unfit = registry.compile_all(config, default.manifest, files)
     policies, wrong = plan.build(config.pools, config.default_pool, config.policies, strategies)
     if problems := [*unreadable, *unfit, *wrong]:
@@ -69,9 +75,36 @@ def make_judges(loaded: Loaded, live: Mapping[str, JudgeClient] = {}) -> dict[st
     return judges
 
 
+def make_counter(loaded: Loaded) -> TokenCounter:
+    """The tokenizers of the pools; raises ConfigError with every problem's location."""
+    tokenizers: dict[str, Tokenizer] = {}
+    problems: list[Problem] = []
+    for name, pool in loaded.config.pools.items():
+        if pool.tokenizer is not None:
+            try:
+                tokenizers[name] = _tokenizer(pool.tokenizer, pool.tokenizer.stat().st_mtime_ns)
+            except Exception as error:  # the library raises Exception itself
+                problems.append(Problem(("pools", name, "tokenizer"), f"cannot be read: {error}"))
+    if problems:
+        raise loaded.error(problems)
+    return TokenCounter(tokenizers)
+
+
+@lru_cache(maxsize=POOLS_MAX)
+def _tokenizer(path: Path, _changed: int) -> Tokenizer:
+    """A large tokenizer takes a second to read and 100 MB, so that pools and reloads share it."""
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
 def exchange_settings(pipeline: Pipeline) -> ExchangeSettings:
     """What the exchange with Envoy needs to know of a pipeline's configuration."""
     config, server = pipeline.config, pipeline.config.server
     cluster = config.pools[config.default_pool].cluster
+    session = config.controllers.session
+    issued = config.pools if session is not None and session.response_ids else {}
+    stores = {tag(name): (name, pool.cluster) for name, pool in issued.items()}
     own = (server.body_bytes_max, server.allow_mode_override, pipeline.names, server.path_prefixes)
-    return ExchangeSettings(config.default_pool, cluster, *own)
+    return ExchangeSettings(config.default_pool, cluster, *own, stores)

@@ -125,7 +125,8 @@ class LiveConfig:
         if config.controllers.session != self.loaded.config.controllers.session:
             shared = shared_sessions.connect(config.controllers.session, self._emit)
         judges = build.make_judges(loaded, self._judges)
-        pipeline = Pipeline(config, policies, self.classifier, self._emit, judges, self.controllers, shared)
+        parts = judges, self.controllers, shared, build.make_counter(loaded)
+        pipeline = Pipeline(config, policies, self.classifier, self._emit, *parts)
         self.snapshot = ConfigSnapshot(number, build.exchange_settings(pipeline), pipeline)
         if self._shared is not None and self._shared is not shared:
             # Open streams still use the old store; their lookups now fail and are counted.

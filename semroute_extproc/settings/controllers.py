@@ -1,6 +1,6 @@
 """Controllers, which change the trade-off of cost and quality at runtime. Pure."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -11,6 +11,19 @@ Measure = Literal["queue", "waiting", "running", "kv_cache_usage"]
 """A gauge of a pool, or `queue`: waiting requests per running request."""
 
 REMOTE_SCHEMES = ("redis://", "rediss://", "valkey://", "valkeys://", "unix://")
+
+NAMES_MAX = 32  # headers or members in one list
+SESSION_HEADERS = (
+    *("x-semroute-session", "x-claude-code-session-id", "session-id", "session_id", "x-session-id"),
+    "x-conversation-id",
+)
+SESSION_MEMBERS = (
+    *("conversation", "prompt_cache_key", "metadata.session_id", "metadata.conversation_id"),
+    "metadata.user_id",
+)
+
+HeaderName = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
+MemberName = Annotated[str, Field(pattern=r"^(conversation|prompt_cache_key|metadata\..{1,64})$")]
 
 
 class Ramp(Model):
@@ -93,6 +106,25 @@ class SessionController(Model):
 
     strategies: tuple[StrategyName, ...] | None = Field(
         None, max_length=STRATEGIES_MAX, description="Strategies that sessions apply to; default: all."
+    )
+    headers: tuple[HeaderName, ...] = Field(
+        SESSION_HEADERS,
+        max_length=NAMES_MAX,
+        description="Headers that name a conversation; the first one in the request counts.",
+    )
+    members: tuple[MemberName, ...] = Field(
+        SESSION_MEMBERS,
+        max_length=NAMES_MAX,
+        description="Members of the body that do, after the headers: `conversation`, `prompt_cache_key` or "
+        "`metadata.NAME`. In `metadata.user_id` only a session's ID counts, as Claude Code writes it.",
+    )
+    identity: tuple[HeaderName, ...] = Field(
+        ("authorization", "x-api-key"),
+        max_length=NAMES_MAX,
+        description="Headers that tell clients apart, if Envoy forwards them.",
+    )
+    response_ids: bool = Field(
+        True, description="Choose the ID of each response (vLLM's `request_id`), so that it names its pool."
     )
     margin: Share = Field(
         0.3,

@@ -8,6 +8,7 @@ from semroute_extproc.settings.base import (
     POLICIES_MAX,
     Effort,
     Family,
+    FilePath,
     Model,
     Name,
     PolicyName,
@@ -46,6 +47,10 @@ class Pool(Model):
     model: Name = Field(description="Model name at that cluster; replaces the model name in the body.")
     price: Price | None = Field(None, description="Token prices; used to order pools by cost.")
     context: int = Field(32_768, gt=0, description="Context window in tokens, for prompt and answer.")
+    clamp: bool = Field(False, description="Lower the answer's token limit to what the prompt leaves.")
+    tokenizer: FilePath | None = Field(
+        None, description="The model's tokenizer.json; counts the tokens of prompts near the context limit."
+    )
     tools: bool = Field(True, description="The model can call tools.")
     images: bool = Field(False, description="The model can read images.")
     audio: bool = Field(False, description="The model can read audio.")

@@ -6,7 +6,7 @@ from typing import Any
 
 from semroute_extproc.policy.context import Conditions, Decision, Held, RoutingContext, Strategy
 from semroute_extproc.request.handover import CONTEXT
-from semroute_extproc.request.view import RequestHead, RequestView
+from semroute_extproc.request.view import Api, RequestHead, RequestView
 from semroute_extproc.settings.base import pair_of
 from semroute_extproc.settings.controllers import Controllers
 from semroute_extproc.settings.pools import Pool, cost
@@ -14,7 +14,7 @@ from semroute_extproc.state.budget import BudgetController
 from semroute_extproc.state.live import LiveScores
 from semroute_extproc.state.pool_health import PoolHealth
 from semroute_extproc.state.pressure import PoolPressure
-from semroute_extproc.state.sessions import Keys, Sessions, lock_of, session_keys
+from semroute_extproc.state.sessions import Keys, Sessions, lock_of, session_keys, stored_in, tag
 
 REFRESH_SECONDS = 0.25  # Lifetime of a snapshot of the pressures, which change over seconds.
 
@@ -25,6 +25,8 @@ class ControllerState:
     def __init__(self, secret: bytes = b"") -> None:
         """`secret`, at most 64 bytes, keys the hashes of conversations if no shared key is configured."""
         self._own_secret = self._secret = secret
+        self._shared_secret = b""  # the same in every process; replicas are chosen by it
+        self._tags: Mapping[str, str] = {}
         self._pools: Mapping[str, Pool] = {}
         self._settings = Controllers()
         self._strategies: Mapping[str, object] = {}
@@ -58,7 +60,9 @@ class ControllerState:
         if session != before.session:
             self._sessions = Sessions(session.entries_max, session.ttl_seconds) if session else None
             shared = session.remote.key.get_secret_value() if session and session.remote else ""
-            self._secret = shared.encode()[:64] or self._own_secret
+            self._shared_secret = shared.encode()[:64]
+            self._secret = self._shared_secret or self._own_secret
+        self._tags = {tag(name): name for name in pools}
         # Replaced, not changed in place, because the admin thread may be reading the old ones.
         self._pressures, self._budgets, self._health = pressures, budgets, health
         self._pools, self._settings, self._strategies = pools, settings, strategies
@@ -115,7 +119,17 @@ class ControllerState:
 
     def keys(self, head: RequestHead, view: RequestView) -> Keys:
         """The keys of the request's conversation; empty if it has none or sessions are off."""
-        return session_keys(head, view, self._secret) if self._sessions is not None else Keys()
+        if (settings := self._settings.session) is None:
+            return Keys()
+        keys = session_keys(head, view, self._secret, settings, self._shared_secret)
+        _, issued = stored_in(view.ids.get("previous_response_id", ""))
+        return keys._replace(affinity=issued or keys.affinity)
+
+    def issues(self, view: RequestView) -> bool:
+        """Whether to choose the ID of the request's response: no client asked for another."""
+        session = self._settings.session
+        on = session is not None and session.response_ids
+        return on and view.api is Api.RESPONSES and "request_id" not in view.ids
 
     def held(self, key: str, shared: str, view: RequestView, now: float) -> Held | None:
         """The pool stored under `key` (`Keys.find`): `shared`, from the shared store, or this process's.
@@ -123,9 +137,11 @@ class ControllerState:
         The fallback to this process keeps tool loops intact if the store was flushed or is unreachable.
         """
         settings = self._settings.session
-        if not key or settings is None or self._sessions is None:
+        if settings is None or self._sessions is None:
             return None
-        pool = shared or self._sessions.find(key, now)
+        # An issued ID says which pool stores the earlier turns; any other name may be of a later pool.
+        pool = self._tags.get(stored_in(view.ids.get("previous_response_id", ""))[0])
+        pool = pool or shared or (self._sessions.find(key, now) if key else None)
         return Held(pool, lock_of(view), settings.margin, settings.strategies) if pool else None
 
     def decided(self, context: RoutingContext, decision: Decision, key: str, now: float) -> str:

@@ -1,13 +1,15 @@
 """Sessions: which pool a conversation is in. Pure; the time and the hash key are arguments.
 
-A conversation is identified by the client's header, or else by its turns. Each request stores its pool
-under the hash of all its turns. The next request repeats those turns and adds an answer and new turns, so
-the hash of its first turns finds the pool. Only conversations with identical turns are confused.
+A conversation is identified by a name that the client gives, or else by its turns, but for the system's.
+Each request stores its pool under the hash of all its turns. The next request repeats those turns and adds
+an answer and new turns, so the hash of its first turns finds the pool. Only conversations with identical
+turns are confused.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,11 +17,16 @@ from cachetools import LRUCache
 
 from semroute_extproc.policy.context import Lock
 from semroute_extproc.request.view import RequestHead, RequestView, Turn
+from semroute_extproc.settings.controllers import SessionController
 
-SESSION_HEADER = "x-semroute-session"  # The client's ID of a conversation; any bytes.
-CREDENTIALS = ("authorization", "x-api-key")  # Headers that tell clients apart.
 DIGEST_BYTES = 16
+AFFINITY_BYTES = 8  # Of the key that Envoy chooses a replica by.
+TAG_BYTES = 4  # Of a pool's name in a response's ID.
 HASHED_CHARACTERS_MAX = 8_192  # Per turn; of a longer one, the head, the tail and the length are hashed.
+
+_RESPONSE_ID = re.compile(r"resp_([0-9a-f]{8})([0-9a-f]{16})[0-9a-f]{16}")
+_STORED = re.compile(r"/v1/responses/([^/]+)(?:/(?:cancel|input_items))?")
+_SESSION_WITHIN = re.compile(r"session_(?:id\W+)?([\w-]{8,})")  # In Claude Code's `metadata.user_id`.
 
 
 class Keys(NamedTuple):
@@ -27,30 +34,75 @@ class Keys(NamedTuple):
 
     find: str = ""
     keep: str = ""
+    affinity: str = ""  # The same for every request of a conversation, in every process.
 
 
-def session_keys(head: RequestHead, view: RequestView, secret: bytes) -> Keys:
-    """The keys of a request's conversation; `secret` is at most 64 bytes.
+def session_keys(
+    head: RequestHead, view: RequestView, secret: bytes, settings: SessionController, shared: bytes = b""
+) -> Keys:
+    """The keys of a request's conversation; `secret` and `shared`, of `affinity`, are at most 64 bytes.
 
-    They depend on the model's name, because each model has its own trade-off, and on the credentials that
+    They depend on the model's name, because each model has its own trade-off, and on the identity that
     Envoy forwards, so that no client joins another client's conversation.
     """
     digest = hashlib.blake2b(key=secret, digest_size=DIGEST_BYTES)
-    _add(digest, view.model, *(head.headers.get(name, "") for name in CREDENTIALS))
-    if given := head.headers.get(SESSION_HEADER, ""):
-        _add(digest, "header", given)
-        return Keys(digest.hexdigest(), digest.hexdigest())
+    affinity = hashlib.blake2b(key=shared, digest_size=AFFINITY_BYTES)
+    given = _name(head, view, settings)
+    for each in (digest, affinity):
+        _add(each, view.model, *(head.headers.get(name, "") for name in settings.identity))
+        _add(each, *(("name", given) if given else ()))
+    if given:
+        return Keys(digest.hexdigest(), digest.hexdigest(), affinity.hexdigest())
     turns = view.turns
     if view.stateful or not any(turn.role == "user" for turn in turns):
         # A stateful request has only the last turns of its conversation.
         return Keys()
-    before = len_before(turns)
-    for turn in turns[:before]:
+    before, answered = len_before(turns), False
+    find = ""
+    for index, turn in enumerate(turns):
+        if index == before and any(each.role == "user" for each in turns[:before]):
+            find = digest.hexdigest()
+        answered = answered or turn.role in ("assistant", "tool")
+        if turn.role == "system":  # Clients change it in every request.
+            continue
         _add(digest, turn.role, turn.text)
-    find = digest.hexdigest() if any(turn.role == "user" for turn in turns[:before]) else ""
-    for turn in turns[before:]:
-        _add(digest, turn.role, turn.text)
-    return Keys(find, digest.hexdigest())
+        if not answered:
+            _add(affinity, turn.role, turn.text)
+    return Keys(find, digest.hexdigest(), affinity.hexdigest())
+
+
+def _name(head: RequestHead, view: RequestView, settings: SessionController) -> str:
+    """The client's name of the conversation; empty without one."""
+    found = [(name, head.headers.get(name, "")) for name in settings.headers]
+    found += [(path, view.ids.get(path, "")) for path in settings.members]
+    for place, name in found:
+        if place == "metadata.user_id":  # A user has many conversations.
+            name = within[1] if (within := _SESSION_WITHIN.search(name)) else ""
+        if name:
+            return name
+    return ""
+
+
+def response_id(pool: str, affinity: str, nonce: str) -> str:
+    """A response's ID that says where it is stored; `nonce` is 16 random hexadecimal digits."""
+    return f"resp_{tag(pool)}{affinity:0>16}{nonce}"
+
+
+def stored_in(response: str) -> tuple[str, str]:
+    """The tag of the pool in a `response_id`, and the affinity; empty for any other ID."""
+    found = _RESPONSE_ID.fullmatch(response)
+    return (found[1], found[2].removeprefix("0" * 16)) if found else ("", "")
+
+
+def stored_at(path: str) -> str:
+    """The ID in a path `/v1/responses/{id}`, or one below it; else empty."""
+    found = _STORED.fullmatch(path)
+    return found[1] if found else ""
+
+
+def tag(pool: str) -> str:
+    """A pool's name in a response's ID."""
+    return hashlib.blake2b(pool.encode(), digest_size=TAG_BYTES).hexdigest()
 
 
 def len_before(turns: Sequence[Turn]) -> int:

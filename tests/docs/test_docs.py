@@ -15,7 +15,7 @@ from semroute_extproc.config.models import Config
 from semroute_extproc.envoy import replies as mutations
 from semroute_extproc.outcome import Cause
 from semroute_extproc.pipeline import pipeline
-from semroute_extproc.state import sessions as session
+from semroute_extproc.settings.controllers import SESSION_HEADERS
 from semroute_extproc.strategies.registry import IDEAS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,7 +61,8 @@ def test_every_metadata_key_is_documented() -> None:
 
 def test_every_header_of_ours_is_documented() -> None:
     page = (DOCS / "configuration.md").read_text()
-    for header in (mutations.CLUSTER_HEADER, pipeline.QUALITY_HEADER, session.SESSION_HEADER):
+    ours = (mutations.CLUSTER_HEADER, mutations.AFFINITY_HEADER)
+    for header in (*ours, pipeline.QUALITY_HEADER, SESSION_HEADERS[0]):
         assert f"`{header}`" in page
 
 

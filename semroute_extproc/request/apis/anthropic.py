@@ -66,7 +66,7 @@ class _MessagesBody(Body):
             "stream": reading.flag(self.stream) is True,
             "tool_loop": tool_loop,
             "json_mode": reading.asks_for_json(output.format),
-            "max_output_tokens": reading.positive(self.max_tokens),
+            **self.limit(max_tokens=self.max_tokens),
             **reasoning,
         }
 

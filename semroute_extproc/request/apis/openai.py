@@ -44,7 +44,7 @@ class _ChatBody(Body):
             "stream": flag(self.stream) is True,
             "tool_loop": bool(draft.turns) and draft.turns[-1].role == "tool",
             "json_mode": reading.asks_for_json(self.response_format, self.structured_outputs),
-            "max_output_tokens": positive(self.max_completion_tokens) or positive(self.max_tokens),
+            **self.limit(max_completion_tokens=self.max_completion_tokens, max_tokens=self.max_tokens),
             **switches,
             "thinking_tokens": tokens,
         }
@@ -58,7 +58,7 @@ class _CompletionBody(Body):
         return {
             "stream": flag(self.stream) is True,
             "json_mode": reading.asks_for_json(self.response_format, self.structured_outputs),
-            "max_output_tokens": positive(self.max_tokens),
+            **self.limit(max_tokens=self.max_tokens),
         }
 
 
@@ -91,7 +91,6 @@ class _ResponsesBody(Body):
     instructions: Raw = ABSENT
     text: Raw = ABSENT
     max_output_tokens: Raw = ABSENT
-    previous_response_id: Raw = ABSENT
 
     def read(self, draft: Draft) -> dict[str, Any]:
         if instructions := string(self.instructions):
@@ -102,7 +101,7 @@ class _ResponsesBody(Body):
             "stream": flag(self.stream) is True,
             "tool_loop": tool_loop,
             "json_mode": reading.asks_for_json(inner(self.text).format, self.structured_outputs),
-            "max_output_tokens": positive(self.max_output_tokens),
+            **self.limit(max_output_tokens=self.max_output_tokens),
             "stateful": bool(string(self.previous_response_id)),
             **self.switches({("reasoning", "effort"): inner(self.reasoning).effort}),
         }

@@ -26,8 +26,12 @@ from semroute_extproc.settings.base import EFFORTS
 T = TypeVar("T")
 
 ELEMENTS_MAX = 16_384  # messages, items and parts of one request together
-METADATA_MAX = 64  # members of `metadata` that are read
+METADATA_MAX = 16  # members of `metadata` that are read, as many as OpenAI allows
 ABSENT = Raw()  # default of an optional field
+IMAGE_TOKENS = 1_000
+MEDIA_TOKENS = {"audio": 750, "video": 6_000, "document": 3_000, "file": 3_000}
+"""Likely tokens of a medium by a word in its type, as an image of a megapixel, 30 s of sound at 25 a second,
+10 s of video, a document of four pages; of any other `IMAGE_TOKENS`."""
 
 _MODES = {"disabled": False, "enabled": True, "adaptive": True}  # of `thinking` and `thinking_mode`
 _NULL = Raw(b"null")
@@ -58,6 +62,7 @@ class Inner(msgspec.Struct, gc=False):
     content: Raw = ABSENT
     json: Raw = ABSENT
     json_object: Raw = ABSENT
+    id: Raw = ABSENT
 
 
 _INNER = Decoder(Inner)
@@ -124,9 +129,11 @@ class Draft:
     turns: list[Turn] = field(default_factory=list)
     characters: int = 0
     media: Counter[str] = field(default_factory=Counter)  # kind, as in a RequestView, to number of parts
+    media_tokens: int = 0
     foreign: bool = False
     tools: int = 0
     elements: int = 0
+    printed: list[bytes] = field(default_factory=list)
 
     def take(self, elements: Sized) -> None:
         """Count messages, items or parts before they are read; raises BadBody if they are too many."""
@@ -143,6 +150,8 @@ class Draft:
         """Count a part that is not text; one of an unknown kind counts as an image."""
         found = (name for part, name in _MEDIA.items() if part in (kind or ""))
         self.media[next(found, "images")] += 1
+        tokens = (tokens for name, tokens in MEDIA_TOKENS.items() if name in (kind or ""))
+        self.media_tokens += next(tokens, IMAGE_TOKENS)
 
     def answer(self, call_id: Raw) -> None:
         """Note the ID of the tool call that a tool's result answers."""
@@ -169,7 +178,8 @@ class Draft:
     def count(self, raw: Raw) -> None:
         """Count the length of JSON that the chat template prints, such as a tool call's arguments."""
         if given(raw):
-            self.characters += memoryview(raw).nbytes
+            self.printed.append(bytes(raw))
+            self.characters += len(self.printed[-1])
 
     def declare(self, tools: Raw) -> None:
         """Count the tools of an array of declarations, and their length."""
@@ -191,6 +201,12 @@ class Body(msgspec.Struct, gc=False):
     thinking: Raw = ABSENT
     chat_template_kwargs: Raw = ABSENT
     user: Raw = ABSENT
+    truncate_prompt_tokens: Raw = ABSENT
+    truncation: Raw = ABSENT
+    prompt_cache_key: Raw = ABSENT
+    conversation: Raw = ABSENT
+    previous_response_id: Raw = ABSENT
+    request_id: Raw = ABSENT
     metadata: Raw = ABSENT
 
     def read(self, draft: Draft) -> dict[str, Any]:
@@ -201,11 +217,33 @@ class Body(msgspec.Struct, gc=False):
         """The facts of the request."""
         draft = Draft()
         facts = self.read(draft)
-        facts |= {**draft.media, "tools": draft.tools, "foreign": draft.foreign}
-        if pairs := list((optional(self.metadata, _OBJECT) or {}).items()):
-            facts["metadata"] = {key: text for key, raw in pairs[:METADATA_MAX] if (text := string(raw))}
-        facts["user"] = string(self.user) or facts.get("metadata", {}).get("user_id", "")
-        return RequestView(api, self.model or "", tuple(draft.turns), characters=draft.characters, **facts)
+        facts |= {**draft.media, "printed": tuple(draft.printed)}
+        for name in ("media_tokens", "tools", "foreign", "characters"):
+            facts[name] = getattr(draft, name)
+        limit = optional(self.truncate_prompt_tokens, _INTEGER)
+        if limit == -1 or string(self.truncation) == "auto":
+            limit = 0
+        facts["prompt_limit"] = None if limit is None or limit < 0 else limit
+        pairs = list((optional(self.metadata, _OBJECT) or {}).items())[:METADATA_MAX]
+        metadata = {key: text for key, raw in pairs if (text := string(raw))}
+        facts |= {"metadata": metadata, "ids": self.ids(metadata)}
+        facts["user"] = string(self.user) or metadata.get("user_id", "")
+        return RequestView(api, self.model or "", tuple(draft.turns), **facts)
+
+    def ids(self, metadata: Mapping[str, str]) -> dict[str, str]:
+        """The names that the client gave the conversation, by the member's path; empty ones are left out."""
+        found = {"prompt_cache_key": string(self.prompt_cache_key)}
+        found["conversation"] = string(self.conversation) or string(inner(self.conversation).id)
+        found["previous_response_id"] = string(self.previous_response_id)
+        found["request_id"] = string(self.request_id)
+        found |= {f"metadata.{name}": value for name, value in metadata.items()}
+        return {path: name for path, name in found.items() if name}
+
+    def limit(self, **members: Raw) -> dict[str, Any]:
+        """The facts of the first member that is a positive number: the most tokens of the answer."""
+        found = ((name, positive(raw)) for name, raw in members.items())
+        name, most = next(((name, most) for name, most in found if most), ("", None))
+        return {"output_member": name, "max_output_tokens": most}
 
     def switches(self, fields: Mapping[tuple[str, ...], Raw], other: bool = False) -> dict[str, Any]:
         """The facts `effort`, `reasoning_set` and `reasoning_paths` of a RequestView.

@@ -16,6 +16,7 @@ from semroute_extproc.outcome import Kind, Outcome
 from semroute_extproc.request.handover import Handover
 from semroute_extproc.request.paths import PATHS
 from semroute_extproc.request.view import Api, Decide
+from semroute_extproc.state.sessions import response_id, tag
 
 MODE = pb.ProcessingMode
 POOLS = {
@@ -29,6 +30,7 @@ SETTINGS = ExchangeSettings(
     allow_mode_override=True,
     names=names(config(pools=POOLS)),
     path_prefixes=("/openai", "/llm/gw"),
+    stores={tag("small"): ("small", "vllm-small")},
 )
 CHAT = {":method": "POST", ":path": "/v1/chat/completions", "content-type": "application/json"}
 ROUTED = Outcome(
@@ -93,7 +95,7 @@ def test_the_response_side_of_the_mode_stays_as_configured() -> None:
 
 def test_a_spoofed_routing_header_is_removed_while_the_body_is_awaited() -> None:
     common = only(Exchange(SETTINGS).receive(headers(CHAT))).request_headers.response
-    assert list(common.header_mutation.remove_headers) == ["x-semroute-cluster"]
+    assert list(common.header_mutation.remove_headers) == ["x-semroute-cluster", "x-semroute-affinity"]
     assert common.clear_route_cache
 
 
@@ -420,13 +422,33 @@ def test_every_header_value_is_written_raw_and_overwrites() -> None:
         assert option.append_action == pb.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 
 
+@pytest.mark.parametrize(("method", "below"), [("GET", ""), ("DELETE", ""), ("POST", "/cancel")])
+def test_a_stored_response_is_at_the_pool_and_replica_of_its_id(method: str, below: str) -> None:
+    issued = response_id("small", "00ff00ff00ff00ff", "0" * 16)
+    sent = {":method": method, ":path": f"/v1/responses/{issued}{below}"}
+    step = Exchange(SETTINGS).receive(headers(sent, end=True))
+    assert step.outcome is not None
+    assert (step.outcome.cause, step.outcome.pool) == ("stored_response", "small")
+    given = sets(only(step).request_headers.response.header_mutation)
+    assert given == {"x-semroute-cluster": b"vllm-small", "x-semroute-affinity": b"00ff00ff00ff00ff"}
+
+
+def test_a_response_of_another_pool_or_server_goes_to_the_default_pool() -> None:
+    for name in (response_id("gone", "", "0" * 16), "resp_1"):
+        step = Exchange(SETTINGS).receive(
+            headers({":method": "GET", ":path": f"/v1/responses/{name}"}, end=True)
+        )
+        assert step.outcome is not None
+        assert (step.outcome.cause, step.outcome.pool) == ("method", "large")
+
+
 def test_a_decompressed_body_loses_its_content_encoding() -> None:
     exchange = Exchange(SETTINGS)
     exchange.receive(headers(CHAT))
     exchange.receive(body(b"\x1f\x8b"))
     outcome = Outcome(Kind.ROUTED, "strategy", cluster="c", body=b"{}", decoded=True)
     removed = only(exchange.decided(outcome)).request_body.response.header_mutation.remove_headers
-    assert list(removed) == ["content-encoding"]
+    assert list(removed) == ["x-semroute-affinity", "content-encoding"]
 
 
 def test_a_reason_becomes_one_printable_ascii_line() -> None:

@@ -8,17 +8,20 @@ import gzip
 import json
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from builders import PAIR, POOLS, FakeEncoder, classifier, config, controller_state, plans, raw, wrong
 from pydantic import ValidationError
+from tokenizers import Tokenizer
 
 from semroute_extproc.config.models import Config
+from semroute_extproc.encoder.counting import TokenCounter
 from semroute_extproc.errors import EncoderUnavailable
 from semroute_extproc.events import Event, Failed, SessionStoreError, Shadowed
-from semroute_extproc.outcome import Cause, Kind, Outcome
+from semroute_extproc.outcome import Cause, Kind, Outcome, facts
 from semroute_extproc.pipeline.pipeline import Pipeline
 from semroute_extproc.policy.context import Agreement, Shadow
 from semroute_extproc.request.handover import FAILURE_HEADER, HANDOVER_HEADER
@@ -26,6 +29,8 @@ from semroute_extproc.request.view import Api, Decide, RequestHead
 from semroute_extproc.settings.pools import VirtualModel
 from semroute_extproc.state.controllers import ControllerState
 from semroute_extproc.state.shared_sessions import SharedSessions
+
+TOKENIZER = Path(__file__).parents[3] / "models" / "semroute-minilm" / "tokenizer.json"
 
 
 def pipeline(
@@ -313,7 +318,80 @@ def conversation(messages: list[dict[str, Any]]) -> dict[str, Any]:
     return {"model": "auto", "messages": messages}
 
 
+class TestContext:
+    """A prompt near the limit of a pool's context."""
+
+    TEXT = "word " * 1_000  # about 1,000 tokens
+
+    @staticmethod
+    def pools(**small: Any) -> dict[str, Any]:
+        return {**POOLS, "small": {**POOLS["small"], **small}}
+
+    async def test_a_pool_that_the_prompt_may_not_fit_is_not_chosen(self) -> None:
+        subject, _ = pipeline(config(pools=self.pools(context=1_050)), FakeEncoder(lambda _: raw(-5.0)))
+        outcome = await subject.decide(request(chat(self.TEXT)))
+        assert outcome.pool == "large"
+        assert "small may lack a context of about" in outcome.reason
+
+    async def test_its_tokenizer_says_whether_it_fits(self) -> None:
+        settings = config(pools=self.pools(context=1_050), server={"deadline_ms": 5_000})
+        counter = TokenCounter({"small": Tokenizer.from_file(str(TOKENIZER))})
+        counter.tokenizers["small"].no_truncation()
+        subject, _ = pipeline(settings, FakeEncoder(lambda _: raw(-5.0)), counter=counter)
+        outcome = await subject.decide(request(chat(self.TEXT)))
+        assert outcome.pool == "small"
+        assert "count" in outcome.milliseconds()
+        far = await subject.decide(request(chat("hello")))
+        assert "count" not in far.milliseconds()
+
+    async def test_a_limit_of_the_answer_is_lowered_to_what_is_left_and_that_is_told(self) -> None:
+        settings = config(pools=self.pools(context=8_000, clamp=True))
+        subject, _ = pipeline(settings, FakeEncoder(lambda _: raw(-5.0)))
+        outcome = await subject.decide(request(chat(self.TEXT, max_tokens=32_000)))
+        assert outcome.pool == "small"
+        assert 6_000 < edited(outcome)["max_tokens"] < 7_000
+        assert facts(outcome)["clamped"] == edited(outcome)["max_tokens"]
+        short = await subject.decide(request(chat(self.TEXT, max_tokens=100)))
+        assert edited(short)["max_tokens"] == 100
+        assert "clamped" not in facts(short)
+
+
 class TestConversations:
+    async def test_an_id_that_we_issued_finds_the_pool_and_the_replica_again(self) -> None:
+        settings = config(controllers={"session": {}})
+        subject, _ = pipeline(settings, FakeEncoder(lambda text: raw(5.0 if "prove" in text else -5.0)))
+        first = await subject.decide(request({"model": "auto", "input": "hello"}, Api.RESPONSES))
+        issued = edited(first)["request_id"]
+        later = {"model": "auto", "input": "prove it", "previous_response_id": issued}
+        outcome = await subject.decide(request(later, Api.RESPONSES))
+        assert (outcome.pool, outcome.session) == ("small", "locked")
+        assert outcome.affinity == first.affinity != ""
+        assert edited(outcome)["request_id"] != issued
+
+    @pytest.mark.parametrize(
+        ("session", "body", "api"),
+        [
+            ({}, {"input": "hello", "request_id": "resp_mine"}, Api.RESPONSES),
+            ({"response_ids": False}, {"input": "hello"}, Api.RESPONSES),
+            ({}, {"messages": TURNS[:1]}, Api.CHAT_COMPLETIONS),
+            (None, {"input": "hello"}, Api.RESPONSES),
+        ],
+    )
+    async def test_no_id_is_issued_otherwise(
+        self, session: dict[str, Any] | None, body: dict[str, Any], api: Api
+    ) -> None:
+        settings = config(controllers={} if session is None else {"session": session})
+        subject, _ = pipeline(settings, FakeEncoder())
+        outcome = await subject.decide(request({"model": "auto", **body}, api))
+        assert edited(outcome).get("request_id") == body.get("request_id")
+
+    async def test_a_named_pool_keeps_the_replica_of_a_named_conversation(self) -> None:
+        subject, _ = pipeline(config(controllers={"session": {}}), FakeEncoder())
+        named = config().pools["small"].model
+        outcome = await subject.decide(request(chat(model=named), session_id="7"))
+        assert (outcome.kind, len(outcome.affinity)) == (Kind.NAMED, 16)
+        assert (await subject.decide(request(chat(model=named)))).affinity == ""
+
     async def test_a_conversation_keeps_its_pool_and_a_tool_loop_asks_no_encoder(self) -> None:
         encoder = FakeEncoder(lambda text: raw(3.0 if "prove" in text else -3.0))
         settings = config(controllers={"session": {"margin": 0.9}})
@@ -883,7 +961,7 @@ class TestFailover:
 
     async def test_only_pools_that_can_serve_the_request_are_left(self) -> None:
         tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
-        first = await self.first(chat(tools=tools, messages=[{"role": "user", "content": "x" * 40_000}]))
+        first = await self.first(chat(tools=tools, messages=[{"role": "user", "content": "some words " * 8_000}]))
         assert first.pool == "large"
         assert first.handover is None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from itertools import pairwise
 
 import pytest
 
@@ -18,7 +17,6 @@ from semroute_extproc.request.text import (
     SURFACE_NAMES,
     classified_text,
     clip,
-    estimate_tokens,
     judged,
     surface_features,
 )
@@ -197,10 +195,3 @@ def test_no_text_makes_the_features_slow(unit: str):
         surface_features(text)
         best = min(best, time.perf_counter() - started)
     assert best < 0.1
-
-
-def test_the_estimate_grows_with_the_text_and_is_higher_in_dense_scripts():
-    estimates = [estimate_tokens(characters, "en") for characters in (0, 1, 4, 5, 4_000)]
-    assert estimates == [0, 1, 1, 2, 1_000]
-    assert all(earlier <= later for earlier, later in pairwise(estimates))
-    assert estimate_tokens(300, "zh") == 200

@@ -9,8 +9,10 @@ import pytest
 from builders import BUNDLE, MANIFEST, config
 from pydantic import ValidationError
 
+from semroute_extproc.config import source
 from semroute_extproc.encoder import bundle, cuda
 from semroute_extproc.encoder.bundle import DEFAULT, Bundle
+from semroute_extproc.errors import ConfigError
 from semroute_extproc.serve import build
 
 
@@ -103,3 +105,27 @@ def test_at_most_64_languages_have_a_bundle() -> None:
     assert config(encoder={"by_language": dict.fromkeys(codes[:64], "x")}).encoder.by_language
     with pytest.raises(ValidationError, match="by_language"):
         config(encoder={"by_language": dict.fromkeys(codes, "x")})
+
+
+def loaded_with(tmp_path: Path, tokenizer: Path) -> source.Loaded:
+    file = tmp_path / "semroute.yaml"
+    pool = f"{{cluster: c, model: m, tokenizer: {tokenizer}}}"
+    file.write_text(f"pools:\n  small: {pool}\n  large: {pool}\ndefault_pool: small\n")
+    return source.load(file)
+
+
+def test_pools_with_one_tokenizer_share_it_and_read_it_without_its_own_limit(tmp_path: Path) -> None:
+    path = Path(__file__).parents[3] / "models" / "semroute-minilm" / "tokenizer.json"
+    found = build.make_counter(loaded_with(tmp_path, path)).tokenizers
+    assert found["small"] is found["large"]
+    assert len(found["small"].encode("word " * 1_000)) > 1_000
+
+
+@pytest.mark.parametrize("content", [None, "{}"])
+def test_a_tokenizer_that_cannot_be_read_is_told_with_its_place(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        build.make_counter(loaded_with(tmp_path, Path("tokenizer.json")))
+    assert len(caught.value.problems) == 2
+    assert all("tokenizer: cannot be read" in problem for problem in caught.value.problems)

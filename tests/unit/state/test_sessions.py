@@ -1,20 +1,28 @@
-"""Which conversation a request belongs to, and which pool that one is in."""
+"""Which conversation a request belongs to, which pool that one is in, and where responses are stored."""
 
 from __future__ import annotations
 
 import itertools
+import json
+from typing import Any
 
 import pytest
 
 from semroute_extproc.policy.context import Lock
+from semroute_extproc.request.apis import parse
 from semroute_extproc.request.view import Api, RequestHead, RequestView, Turn
+from semroute_extproc.settings.controllers import SESSION_HEADERS, SessionController
 from semroute_extproc.state.sessions import (
     HASHED_CHARACTERS_MAX,
     Keys,
     Sessions,
     len_before,
     lock_of,
+    response_id,
     session_keys,
+    stored_at,
+    stored_in,
+    tag,
 )
 
 SECRET = b"a key of this process"
@@ -40,8 +48,12 @@ def head(**headers: str) -> RequestHead:
     )
 
 
+def found(given: RequestHead, request: RequestView, secret: bytes = SECRET, **settings: Any) -> Keys:
+    return session_keys(given, request, secret, SessionController(**settings))
+
+
 def keys(turns: tuple[Turn, ...] = FIRST, **headers: str) -> Keys:
-    return session_keys(head(**headers), view(turns), SECRET)
+    return found(head(**headers), view(turns))
 
 
 class TestByTurns:
@@ -84,15 +96,18 @@ class TestByTurns:
     @pytest.mark.parametrize(
         "other",
         [
-            said("s:Be long.", "u:What is a monad?"),
             said("s:Be brief.", "u:What is a monoid?"),
-            said("u:What is a monad?"),
-            said("s:Be brief.What is", "u: a monad?"),
+            said("s:Be brief.", "u:What is", "u: a monad?"),
             said("u:Be brief.", "s:What is a monad?"),
         ],
     )
     def test_another_beginning_is_another_conversation(self, other: tuple[Turn, ...]) -> None:
         assert keys(other).keep != keys(FIRST).keep
+
+    @pytest.mark.parametrize("system", [("s:Be long.",), (), ("s:Be brief.", "s:cch=2")])
+    def test_what_the_system_says_may_change_in_every_request(self, system: tuple[str, ...]) -> None:
+        assert keys((*said(*system), *FIRST[1:])) == keys(FIRST)
+        assert keys((*said(*system), *LATER[1:])).find == keys(FIRST).keep
 
     @pytest.mark.parametrize("turns", [(), said("s:Be brief."), said("a:x")])
     def test_where_the_user_said_nothing_there_is_none(self, turns: tuple[Turn, ...]) -> None:
@@ -115,10 +130,99 @@ class TestByHeader:
         assert named != keys(FIRST, x_semroute_session="8")
         assert named.keep != keys(FIRST).keep
 
-    def test_a_request_that_shows_only_its_end_needs_the_header(self) -> None:
+    def test_a_request_that_shows_only_its_end_needs_a_name(self) -> None:
         stateful = view(said("u:And a comonad?"), stateful=True)
-        assert session_keys(head(), stateful, SECRET) == Keys()
-        assert session_keys(head(x_semroute_session="7"), stateful, SECRET).find != ""
+        assert found(head(), stateful) == Keys()
+        assert found(head(x_semroute_session="7"), stateful).find != ""
+
+    @pytest.mark.parametrize("name", SESSION_HEADERS)
+    def test_clients_have_headers_of_their_own(self, name: str) -> None:
+        given = RequestHead("POST", "/v1/chat/completions", {name: "7"})
+        assert found(given, view(FIRST)) == found(given, view(LATER)) == keys(x_semroute_session="7")
+
+    def test_the_operator_may_list_others(self) -> None:
+        request = view(FIRST, ids={"metadata.chat": "7"})
+        named = keys(x_semroute_session="7")
+        assert found(head(x_chat="7"), view(FIRST), headers=("x-chat",)) == named
+        assert found(head(), request, members=("metadata.chat",)) == named
+        assert found(head(), request) == keys()
+
+
+class TestByBody:
+    @pytest.mark.parametrize(
+        "body",
+        [
+            {"prompt_cache_key": "7"},
+            {"conversation": "7"},
+            {"conversation": {"id": "7"}},
+            {"metadata": {"session_id": "7"}},
+            {"metadata": {"conversation_id": "7", "tier": "free"}},
+        ],
+    )
+    def test_members_of_the_body_name_a_conversation(self, body: dict[str, Any]) -> None:
+        request = parse(Api.RESPONSES, json.dumps({"model": "auto", "input": "hi", **body}).encode())
+        assert found(head(), request) == keys(x_semroute_session="7")
+
+    @pytest.mark.parametrize(
+        "user",
+        ["user_0af_account__session_8d7e0af1-11", '{"device_id": "d", "session_id": "8d7e-1110"}'],
+    )
+    def test_claude_code_names_its_session_in_the_users_id(self, user: str) -> None:
+        given = [found(head(), view(turns, ids={"metadata.user_id": user})) for turns in (FIRST, LATER)]
+        assert given[0] == given[1]
+        assert given[0] != found(head(), view(FIRST, ids={"metadata.user_id": user.replace("-11", "-12")}))
+
+    def test_a_user_is_no_conversation(self) -> None:
+        assert found(head(), view(FIRST, ids={"metadata.user_id": "alice"})) == keys()
+
+    @pytest.mark.parametrize("body", [{"metadata": 7}, {"metadata": {"session_id": 7}}, {"conversation": []}])
+    def test_members_of_another_type_name_none(self, body: dict[str, Any]) -> None:
+        request = parse(Api.RESPONSES, json.dumps({"model": "auto", "input": "hi", **body}).encode())
+        assert found(head(), request) == keys(said("u:hi"))
+
+
+class TestAffinity:
+    def test_every_request_of_a_conversation_has_the_same(self) -> None:
+        more = (*LATER, *said("a:So.", "t:42"))
+        assert len({keys(turns).affinity for turns in (FIRST, LATER, more)}) == 1
+        assert len(keys().affinity) == 16
+
+    def test_other_conversations_and_clients_have_others(self) -> None:
+        given = [keys(), keys(said("u:?")), keys(authorization="alice"), keys(x_semroute_session="7")]
+        assert len({each.affinity for each in given}) == len(given)
+
+    def test_every_process_has_the_same_unless_a_shared_key_changes_it(self) -> None:
+        named, request = head(x_semroute_session="0123456789abcdef"), view()
+        one, other = (found(named, request, secret) for secret in (SECRET, b"another key"))
+        assert one.affinity == other.affinity != "0123456789abcdef"
+        shared = session_keys(named, request, SECRET, SessionController(), b"a shared key")
+        assert shared.affinity != one.affinity
+
+    def test_a_request_without_a_conversation_has_none(self) -> None:
+        assert keys(said("s:Be brief.")).affinity == ""
+
+
+class TestStoredResponses:
+    NONCE = "0123456789abcdef"
+
+    @pytest.mark.parametrize("affinity", ["00ff00ff00ff00ff", ""])
+    def test_an_issued_id_says_where_the_response_is_stored(self, affinity: str) -> None:
+        issued = response_id("large", affinity, self.NONCE)
+        assert stored_in(issued) == (tag("large"), affinity)
+        assert issued.startswith("resp_")
+        assert tag("large") != tag("small")
+
+    @pytest.mark.parametrize("other", ["", "resp_1", f"resp_{NONCE}{NONCE}", f"resp_{NONCE * 3}", "x" * 45])
+    def test_any_other_id_says_nothing(self, other: str) -> None:
+        assert stored_in(other) == ("", "")
+
+    @pytest.mark.parametrize("below", ["", "/cancel", "/input_items"])
+    def test_its_path_has_the_id(self, below: str) -> None:
+        assert stored_at(f"/v1/responses/resp_1{below}") == "resp_1"
+
+    @pytest.mark.parametrize("path", ["/v1/responses", "/v1/responses/", "/v1/responses/a/b", "/v1/models/a"])
+    def test_other_paths_have_none(self, path: str) -> None:
+        assert stored_at(path) == ""
 
 
 class TestWhose:
@@ -128,11 +232,18 @@ class TestWhose:
         assert keys(**session, **{name: "alice"}) != keys(**session, **{name: "bob"})
         assert keys(**{name: "alice"}) != keys(**{name: "bob"})
 
+    def test_the_operator_may_name_the_header_with_the_identity(self) -> None:
+        given = [
+            found(head(x_tenant=tenant, session_id="7"), view(), identity=("x-tenant",))
+            for tenant in ("alice", "bob")
+        ]
+        assert given[0] != given[1]
+
     def test_another_model_is_another_trade_off(self) -> None:
-        assert session_keys(head(), view(model="auto-fast"), SECRET) != keys()
+        assert found(head(), view(model="auto-fast")) != keys()
 
     def test_another_process_hashes_otherwise(self) -> None:
-        assert session_keys(head(), view(), b"another key") != keys()
+        assert found(head(), view(), b"another key").keep != keys().keep
 
 
 @pytest.mark.parametrize(
