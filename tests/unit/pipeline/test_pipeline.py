@@ -961,7 +961,8 @@ class TestFailover:
 
     async def test_only_pools_that_can_serve_the_request_are_left(self) -> None:
         tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
-        first = await self.first(chat(tools=tools, messages=[{"role": "user", "content": "some words " * 8_000}]))
+        long = [{"role": "user", "content": "some words " * 8_000}]
+        first = await self.first(chat(tools=tools, messages=long))
         assert first.pool == "large"
         assert first.handover is None
 
