@@ -116,11 +116,12 @@ def _by_hand(
     name, table = file.name.partition(".")[0], read_table(file)
     texts = table.texts("text")
     known = {language_of(text) for text in texts} & set(scorer.bundle.manifest.languages)
-    if not table.has("language") and not known:
-        return
+    by_language = table.has("language")
+    if (by_language and table.has("hard")) or not (by_language or known):
+        return  # difficulty by language is among the declared evaluations
     say(f"evaluating {name}")
     signals = list(scorer.score_all(texts))
-    if table.has("language"):
+    if by_language:
         found["languages"] = _languages(table, signals)
         return
     if table.has("domain"):
