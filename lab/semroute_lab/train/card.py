@@ -55,7 +55,7 @@ def assess(
     directory: Path, data: Path | None, handwritten: Path | None, seed: int, say: Say, brief: bool = False
 ) -> Report:
     """Score the dev rows of every set with the bundle's CPU graph, as the server would.
-    Missing files are left out. `brief` leaves out intervals, pool and latency: enough for `figures`.
+    Missing files are left out. `brief` leaves out intervals, latency and what `figures` does not need.
     """
     manifest = bundles.read_manifest(directory)
     replicates = 0 if brief else REPLICATES
@@ -77,7 +77,8 @@ def assess(
         arguments = [argument.format(**names) for argument in one["arguments"]]
         files = [file, *(Path(argument) for argument in arguments if argument.endswith(".csv.gz"))]
         unread = one.get("other_languages", False) and manifest.languages == ("en",)
-        if not all(each.exists() for each in files) or unread or (pool and brief):
+        skipped = brief and one["section"] in ("kinds", "robustness", "pool")
+        if unread or skipped or not all(each.exists() for each in files):
             continue
         say(f"evaluating {one['section']}: {one['name']}")
         bootstrap = [] if pool else ["--bootstrap", min(replicates, one.get("replicates", replicates))]
