@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from scipy.optimize import minimize, minimize_scalar
+from scipy.special import expit
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import Ridge
@@ -178,7 +179,7 @@ def platt(logits: Tensor, target: Tensor, weight: Tensor) -> tuple[float, float]
     def loss(parameters: np.ndarray[tuple[int], np.dtype[np.float64]]) -> tuple[float, list[float]]:
         scale = np.exp(parameters[0])
         z = scale * x + parameters[1]
-        slope = w * (1.0 / (1.0 + np.exp(-z)) - y)
+        slope = w * (expit(z) - y)
         return float(w @ (np.logaddexp(0.0, z) - y * z)), [float(slope @ (scale * x)), float(slope.sum())]
 
     found = minimize(loss, [0.0, 0.0], jac=True, method="BFGS", options={"gtol": 1e-9})
