@@ -1,7 +1,5 @@
 """Counts the tokens of a prompt with the tokenizers of the pools, in a thread and for a limited time."""
 
-from __future__ import annotations
-
 import asyncio
 import re
 from collections.abc import Collection, Iterator, Mapping

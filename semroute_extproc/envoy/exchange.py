@@ -22,8 +22,6 @@ mode (`protocol_config` of the first message):
 decide; the caller then passes the outcome to `decided`, which returns the rest of the replies.
 """
 
-from __future__ import annotations
-
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -6,8 +6,6 @@ if `clear_route_cache` comes with a header mutation, and a changed body needs it
 (in full duplex, none).
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Constraints: the pools that can serve a request at all, before rules and strategies choose. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from semroute_extproc.policy.context import Candidates, Lock, RoutingContext

@@ -6,8 +6,6 @@ points back, fewer if it asks a question; words of the turn before do not count.
 and the patterns for tool results are in conversation.json.
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Mapping, Sequence

@@ -5,8 +5,6 @@ names and phrases that show them are the `Marks`. Work is linear in the text and
 below. Where the structure is not clear, or too little would be left, the whole text is kept.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple

@@ -4,8 +4,6 @@ A user may ask for such things too, so words are not enough: the system prompt o
 or the user turn has the structure of a template. The phrases are in envelopes.toml.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from functools import lru_cache

@@ -6,8 +6,6 @@ passed to the chat template and sets `enable_thinking` (ChatCompletionRequest.bu
 Text completions and embeddings use no chat template, so they have no switch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 

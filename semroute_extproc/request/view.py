@@ -1,7 +1,5 @@
 """The frozen facts of one request, read once from its headers and body. Pure: no parsing, no policy."""
 
-from __future__ import annotations
-
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field

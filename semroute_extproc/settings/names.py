@@ -1,7 +1,5 @@
 """The model names that clients may use: routed models, pools' models, their aliases and patterns. Pure."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache

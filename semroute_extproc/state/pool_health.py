@@ -5,8 +5,6 @@ reported, so requests are counted when they are sent: a pool is excluded once en
 half, have failed. After a pause one request tests the pool, and no failure for a while is a success.
 """
 
-from __future__ import annotations
-
 import math
 
 from semroute_extproc.settings.controllers import Failover

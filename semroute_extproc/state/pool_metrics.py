@@ -1,7 +1,5 @@
 """The load of the pools: vLLM's own gauges, read from each pool's metrics page."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -58,7 +56,7 @@ def read_page(text: str, own: Mapping[Gauge, Sequence[str]] = {}) -> Load:
 
 
 @cache
-def _client() -> httpx2.Client:
+def _client() -> "httpx2.Client":
     """A client that ignores proxies in the environment and follows no redirects."""
     import httpx2  # Imported only if used, because it takes 60 ms.
 

@@ -6,8 +6,6 @@ without decoding. An optional field of the wrong type counts as absent. An unrea
 duplicate keys the last one counts, as in vLLM.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, TypeVar
 

@@ -1,7 +1,5 @@
 """OpenAI's chat completions, completions, responses and embeddings, with vLLM's extensions."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

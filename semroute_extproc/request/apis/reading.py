@@ -4,8 +4,6 @@ An optional field is a `msgspec.Raw`, an undecoded span of the body, and is deco
 value of the wrong type cannot fail the request.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping, Sized
