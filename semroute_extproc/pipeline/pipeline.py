@@ -30,12 +30,11 @@ from semroute_extproc.request.body import decode_body, members_of, set_members
 from semroute_extproc.request.handover import Handover
 from semroute_extproc.request.language import language_of
 from semroute_extproc.request.marks import SHIPPED, Marks
-from semroute_extproc.request.reasoning import Family
 from semroute_extproc.request.text import judged
 from semroute_extproc.request.tokens import estimate
 from semroute_extproc.request.view import Api, Decide, RequestHead, RequestView
 from semroute_extproc.settings.names import Named, Names
-from semroute_extproc.settings.pools import Pool, VirtualModel
+from semroute_extproc.settings.pools import Pool, ReasoningFamily, VirtualModel
 from semroute_extproc.state.controllers import ControllerState, home
 from semroute_extproc.state.sessions import Keys, response_id
 from semroute_extproc.state.shared_sessions import SharedSessions
@@ -295,7 +294,7 @@ def _policy_of(model: str, virtual: VirtualModel, context: RoutingContext) -> st
     return drawn({**virtual.canary, virtual.policy: rest}, model, draw_id(context))
 
 
-def _members(pool: Pool, family: Family, view: RequestView, decision: Decision) -> reasoning.Members:
+def _members(pool: Pool, family: ReasoningFamily, view: RequestView, decision: Decision) -> reasoning.Members:
     """The members a decision sets: the model, and reasoning in the words of the pool's family.
 
     The client's own effort stays if it set one, unless `override` is on.
