@@ -8,6 +8,7 @@ Text completions and embeddings use no chat template, so they have no switch.
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -57,7 +58,7 @@ def switch(family: ReasoningFamily, api: Api, effort: str) -> Members:
     if family.argument and wanted is not None:
         switches[KWARGS, family.argument] = wanted
     if family.efforts is not None and not (switches and effort == "none"):
-        switches |= _by_effort(api, family.efforts.get(effort, effort))
+        switches |= _by_effort(api, _spelled(family, effort))
     return switches
 
 
@@ -76,11 +77,17 @@ def override(family: ReasoningFamily, api: Api, effort: str, clients: Iterable[t
     """
     written = switch(family, api, effort)
     if written:
-        effort = (family.efforts or {}).get(effort, effort)
+        effort = _spelled(family, effort)
         for path in clients:
             if path not in written:
                 written.update(_agreeing(path, effort))
     return written
+
+
+def _spelled(family: ReasoningFamily, effort: str) -> str:
+    """An effort as the family names it."""
+    names: Mapping[Any, str] = family.efforts or {}
+    return names.get(effort, effort)
 
 
 def _agreeing(path: tuple[str, ...], effort: str) -> Members:
