@@ -137,7 +137,7 @@ def _prompt(draft: Draft, raw: Raw) -> None:
         draft.say("user", texts)
     else:
         draft.say("user", "\n".join(texts))
-        draft.characters = max(map(len, texts), default=0)
+        draft.counts["characters"] = max(map(len, texts), default=0)
 
 
 def _follow(draft: Draft, items: str | list[_Item] | None) -> bool:
