@@ -5,7 +5,6 @@ import os
 import ssl
 from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from email.utils import parsedate_to_datetime
-from typing import Any
 
 import msgspec
 
@@ -90,11 +89,3 @@ def _retry_after(value: str, date: str) -> float | None:
     with suppress(ValueError, TypeError):
         return max((parsedate_to_datetime(value) - parsedate_to_datetime(date)).total_seconds(), 0.0)
     return None
-
-
-def decode(answer: bytes, shape: type[Any]) -> Any:
-    """An answer as `shape`, a msgspec Struct; raises EndpointError with reason `unreadable`."""
-    try:
-        return msgspec.json.decode(answer, type=shape)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise EndpointError("unreadable", str(error)[:DETAIL_CHARACTERS_MAX]) from None
