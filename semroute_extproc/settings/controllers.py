@@ -148,14 +148,9 @@ class Failover(Model):
     stored: bool = Field(
         False, description="Also repeat requests that ask a server to keep something: `store`, `background`."
     )
-    failures: int = Field(
-        3, ge=1, le=1_000, description="Failed requests, at least half of all, that exclude a pool."
-    )
+    failures: int = Field(3, ge=1, le=1_000, description="Failures, at least half of all, to exclude a pool.")
     exclude_seconds: float = Field(
-        15,
-        gt=0,
-        le=3_600,
-        description="Window of the failures, and pause until a request tests the pool.",
+        15, gt=0, le=3_600, description="Window of the failures, and pause until a request tests the pool."
     )
 
 

@@ -10,6 +10,7 @@ from semroute_extproc.settings.policies import Policy
 from semroute_extproc.settings.pools import Pool, VirtualModel
 
 Models = Mapping[str, VirtualModel]
+Policies = Mapping[str, Policy]
 Pools = Mapping[str, Pool]
 MATCHED_CHARACTERS_MAX = 256  # longer names match no pattern, which bounds the time of a match
 _FLAGS = re.IGNORECASE | re.DOTALL
@@ -33,13 +34,10 @@ class Card(NamedTuple):
 class Names:
     """Finds what a name means. An exact name wins, then one in another case, then the longest pattern."""
 
-    def __init__(
-        self, models: Models, policies: Mapping[str, Policy], pools: Pools, default_pool: str
-    ) -> None:
+    def __init__(self, models: Models, policies: Policies, pools: Pools, default_pool: str) -> None:
         self.pools = pools
-        self.cards = [
-            Card(name, "semroute", _context(policies[each.policy], pools)) for name, each in models.items()
-        ]
+        routed = ((name, policies[each.policy]) for name, each in models.items())
+        self.cards = [Card(name, "semroute", _context(policy, pools)) for name, policy in routed]
         self._exact = {name: Named(model=name) for name in models}
         # Of several pools with one model, the default pool or the first one.
         for name in (default_pool, *pools):

@@ -62,9 +62,7 @@ class Pool(Model):
     )
     aliases: Aliases = Field((), description="Other names of this model, with `*` for any text.")
     owned_by: str = Field("vllm", max_length=128, description="`owned_by` in the list of models.")
-    policy: PolicyName | None = Field(
-        None, description="Policy of requests that name this model; default: none."
-    )
+    policy: PolicyName | None = Field(None, description="Policy of requests for this model; default: none.")
     reasoning: Family = Field("none", description="Reasoning family of the model; see docs/configuration.md.")
     metrics: str | None = Field(None, pattern=r"^https?://", description="URL of the vLLM metrics to scrape.")
     gauges: dict[Gauge, GaugeNames] = Field(
@@ -81,9 +79,7 @@ class ReasoningFamily(Model):
     efforts: dict[Effort, Name] | None = Field(
         None, description="Efforts with another name, such as `{minimal: low}`; `{}`: none; null: no efforts."
     )
-    budget: bool | None = Field(
-        None, description="Takes `thinking_token_budget`; null: depends on the server."
-    )
+    budget: bool | None = Field(None, description="Takes `thinking_token_budget`; null: depends on server.")
 
 
 class VirtualModel(Model):
