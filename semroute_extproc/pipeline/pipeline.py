@@ -29,6 +29,7 @@ from semroute_extproc.request.body import decode_body, members_of, set_members
 from semroute_extproc.request.handover import Handover
 from semroute_extproc.request.language import language_of
 from semroute_extproc.request.marks import SHIPPED, Marks
+from semroute_extproc.request.reasoning import Members
 from semroute_extproc.request.text import judged
 from semroute_extproc.request.tokens import estimate
 from semroute_extproc.request.view import Api, Decide, RequestHead, RequestView
@@ -78,7 +79,7 @@ class _Asked(NamedTuple):
         view = RequestView(api, self.model) if self.form else apis.parse(api, self.body)
         return view if view.model == self.model else dataclasses.replace(view, model=self.model)
 
-    def edited(self, members: reasoning.Members) -> bytes | None:
+    def edited(self, members: Members) -> bytes | None:
         """The body with members set; None if Envoy has it. A form has only the model."""
         if members == {("model",): self.model} and not (self.decoded or self.request.model):
             return None
@@ -220,7 +221,7 @@ class Pipeline:
         return Outcome(Kind.NAMED, cause, reason=reason, affinity=affinity, **sent, **stages.times)
 
     def _sent(
-        self, asked: _Asked, name: str, others: Sequence[str], members: reasoning.Members, stages: Stages
+        self, asked: _Asked, name: str, others: Sequence[str], members: Members, stages: Stages
     ) -> dict[str, Any]:
         """The fields of an outcome that sends a request to a pool with members set, or else to `others`."""
         pool, plan = self.config.pools[name], self._plan(asked, name, others, members)
@@ -229,9 +230,7 @@ class Pipeline:
         found = {"pool": name, "cluster": pool.cluster, "model": pool.model, "body": asked.edited(members)}
         return {**found, "decoded": asked.decoded, "failed": asked.failed, "handover": plan}
 
-    def _plan(
-        self, asked: _Asked, name: str, others: Sequence[str], members: reasoning.Members
-    ) -> Handover | None:
+    def _plan(self, asked: _Asked, name: str, others: Sequence[str], members: Members) -> Handover | None:
         """The plan if a pool fails; None if that is final."""
         settings, tried = self.config.controllers.failover, (*asked.tried, name)
         if settings is None or not others or len(tried) >= settings.pools_max:
@@ -294,12 +293,12 @@ def _policy_of(model: str, virtual: VirtualModel, context: RoutingContext) -> st
     return drawn({**virtual.canary, virtual.policy: rest}, model, draw_id(context))
 
 
-def _members(pool: Pool, family: ReasoningFamily, view: RequestView, decision: Decision) -> reasoning.Members:
+def _members(pool: Pool, family: ReasoningFamily, view: RequestView, decision: Decision) -> Members:
     """The members a decision sets: the model, and reasoning in the words of the pool's family.
 
     The client's own effort stays if it set one, unless `override` is on.
     """
-    members: reasoning.Members = {("model",): pool.model}
+    members: Members = {("model",): pool.model}
     effort = decision.reasoning if decision.override or not view.reasoning_set else view.effort
     if effort:
         members |= reasoning.override(family, view.api, effort, view.reasoning_paths)

@@ -80,9 +80,7 @@ class ControllerState:
     @property
     def active(self) -> bool:
         """Whether anything is configured."""
-        return bool(
-            self._pressures or self._budgets or self._traffic or self._settings.session or self._health
-        )
+        return any((self._pressures, self._budgets, self._traffic, self._settings.session, self._health))
 
     def failing(self, now: float) -> Mapping[str, str]:
         """The pools that are excluded after failures, and why."""
