@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from semroute_extproc.request.envelope import unwrap
+from semroute_extproc.request.envelope import both_ends, unwrap
 from semroute_extproc.request.view import Turn
 
 TURNS_MAX = 16  # user turns looked at, from the last
@@ -110,11 +110,7 @@ def questions(turns: Sequence[Turn], most: int = TURNS_MAX) -> list[str]:
 
 def _known(*texts: str) -> str:
     """The ends of earlier texts, in lower case, to look up words in."""
-    return "\n".join(_ends(text, KNOWN_CHARACTERS) for text in texts).lower()
-
-
-def _ends(text: str, characters: int) -> str:
-    return text if len(text) <= 2 * characters else f"{text[:characters]}\n{text[-characters:]}"
+    return "\n".join(both_ends(text, KNOWN_CHARACTERS) for text in texts).lower()
 
 
 class _Form:
@@ -192,7 +188,7 @@ def tool_errors(turns: Sequence[Turn]) -> list[str]:
     """
     failed = []
     for turn in tool_results(turns)[:RESULTS_MAX]:
-        text = _ends(turn.text, MARK_CHARACTERS)
+        text = both_ends(turn.text, MARK_CHARACTERS)
         status = _marked("exit", text)
         if turn.failed or (int(status[1]) != 0 if status else _marked("error", text)):
             failed.append(text)
@@ -202,7 +198,7 @@ def tool_errors(turns: Sequence[Turn]) -> list[str]:
 def failing_tests(turns: Sequence[Turn]) -> bool:
     """Whether the last report of tests or a build since the last user turn has failures."""
     for turn in tool_results(turns)[:RESULTS_MAX]:
-        text = _ends(turn.text, MARK_CHARACTERS)
+        text = both_ends(turn.text, MARK_CHARACTERS)
         if (failing := _marked("failing", text)) or _marked("passing", text):
             return failing is not None
     return False

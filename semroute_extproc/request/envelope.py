@@ -72,9 +72,7 @@ def unwrap(text: str, marks: Marks = SHIPPED) -> Unwrapped:
     framed = frame is not text
     if not question:
         return Unwrapped("", (LeftOut("block", len(text)),), frame)
-    found = question
-    if len(question) > READ_MAX:
-        found = f"{question[: READ_MAX // 2]}\n{question[-READ_MAX // 2 :]}"
+    found = both_ends(question, READ_MAX // 2)
     left = [LeftOut("block", len(text) - len(question)), LeftOut("unread", len(question) - len(found))]
     if "<|" in found:  # the tokens of a chat template become labels
         found = _TURN.sub(lambda token: f"\n{token[1]}:\n" if token[1] else "\n", found)
@@ -280,6 +278,11 @@ def _around(sections: Sequence[_Section], kinds: Sequence[str], document: bool, 
         return f"{free}\n{last[-1]}"
     brief = brief and kinds == ["context"]
     return free if brief or any(_asks(part, marks, at_end=False) for part in _paragraphs(free)) else ""
+
+
+def both_ends(text: str, characters: int) -> str:
+    """A text, or of a longer one so many characters at each end."""
+    return text if len(text) <= 2 * characters else f"{text[:characters]}\n{text[-characters:]}"
 
 
 def _ends(parts: list[str]) -> list[str]:
