@@ -8,7 +8,7 @@ from msgspec import Raw
 from msgspec.json import Decoder
 
 from semroute_extproc.request.apis import reading
-from semroute_extproc.request.apis.reading import ABSENT, Body, Draft, flag, given, inner, positive, string
+from semroute_extproc.request.apis.reading import ABSENT, Body, Draft, given, inner, positive, string
 from semroute_extproc.request.view import Api
 
 _TEXTS = Decoder(str | list[str] | None)
@@ -39,7 +39,6 @@ class _ChatBody(Body):
         switches = self.switches({("reasoning_effort",): self.reasoning_effort}, other)
         tokens = positive(self.thinking_token_budget) or switches["thinking_tokens"]
         return {
-            "stream": flag(self.stream) is True,
             "tool_loop": bool(draft.turns) and draft.turns[-1].role == "tool",
             "json_mode": reading.asks_for_json(self.response_format, self.structured_outputs),
             **self.limit(max_completion_tokens=self.max_completion_tokens, max_tokens=self.max_tokens),
@@ -54,7 +53,6 @@ class _CompletionBody(Body):
     def read(self, draft: Draft) -> dict[str, Any]:
         _prompt(draft, self.prompt)
         return {
-            "stream": flag(self.stream) is True,
             "json_mode": reading.asks_for_json(self.response_format, self.structured_outputs),
             **self.limit(max_tokens=self.max_tokens),
         }
@@ -96,7 +94,6 @@ class _ResponsesBody(Body):
         tool_loop = _follow(draft, self.input)
         draft.declare(self.tools)
         return {
-            "stream": flag(self.stream) is True,
             "tool_loop": tool_loop,
             "json_mode": reading.asks_for_json(inner(self.text).format, self.structured_outputs),
             **self.limit(max_output_tokens=self.max_output_tokens),

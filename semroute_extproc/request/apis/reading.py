@@ -212,6 +212,7 @@ class Body(msgspec.Struct, gc=False):
         draft = Draft()
         facts = self.read(draft)
         facts |= {**draft.counts, "printed": tuple(draft.printed), "foreign": draft.foreign}
+        facts["stream"] = flag(self.stream) is True
         limit = optional(self.truncate_prompt_tokens, _INTEGER)
         if limit == -1 or string(self.truncation) == "auto":
             limit = 0
