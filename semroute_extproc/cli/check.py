@@ -37,12 +37,9 @@ def old_envoy(version: str) -> str:
     found = re.search(r"\b(\d+)\.(\d+)\.\d+", version)
     if found is None:
         return f"no version of Envoy in {version!r}: give what `envoy --version` prints"
-    is_old = (int(found[1]), int(found[2])) < ENVOY_MIN
-    return (
-        f"Envoy {found[0]} is too old: {ENVOY_MIN[0]}.{ENVOY_MIN[1]} is the lowest that works"
-        if is_old
-        else ""
-    )
+    if (int(found[1]), int(found[2])) >= ENVOY_MIN:
+        return ""
+    return f"Envoy {found[0]} is too old: {ENVOY_MIN[0]}.{ENVOY_MIN[1]} is the lowest that works"
 
 
 def warnings(loaded: Loaded, bundles: Mapping[str, Bundle]) -> list[str]:

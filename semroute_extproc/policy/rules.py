@@ -21,12 +21,7 @@ from semroute_extproc.settings.policies import Rule
 
 TENANT_HEADER = "x-semroute-tenant"
 NOT_FORWARDED = (
-    "authorization",
-    "proxy-authorization",
-    "cookie",
-    "x-api-key",
-    "api-key",
-    "x-semroute-cluster",
+    *("authorization", "proxy-authorization", "cookie", "x-api-key", "api-key", "x-semroute-cluster"),
 )
 """Headers of clients that the shipped Envoy keeps from the sidecar."""
 
