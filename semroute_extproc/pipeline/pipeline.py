@@ -207,17 +207,17 @@ class Pipeline:
 
     def _named(self, name: str, asked: _Asked, stages: Stages) -> Outcome:
         """Send the request to the named pool; if that fails, to another one with the same model."""
-        pools, usable = self.config.pools, [name]
+        pools, others = self.config.pools, list[str]()
         if self.config.controllers.failover is not None:
             alike = [name, *(each for each in pools if pools[each].model == pools[name].model)]
-            usable = [each for each in dict.fromkeys(alike) if each not in asked.tried] or usable
-        failing = self._controllers.failing(stages.now)
-        chosen = next((each for each in usable if each not in failing), usable[0])
-        others = [each for each in usable if each != chosen]
-        cause, view = Cause.NAMED_MODEL, RequestView(asked.request.api, asked.model)
+            usable = [each for each in dict.fromkeys(alike) if each not in asked.tried] or [name]
+            failing = self._controllers.failing(stages.now)
+            name = next((each for each in usable if each not in failing), usable[0])
+            others = [each for each in usable if each != name]
+        view = RequestView(asked.request.api, asked.model)
         affinity = self._controllers.keys(asked.request.head, view).affinity
-        sent = self._sent(asked, chosen, others, {("model",): pools[chosen].model}, stages)
-        reason = _after(asked.failed, cause.words)
+        sent = self._sent(asked, name, others, {("model",): pools[name].model}, stages)
+        cause, reason = Cause.NAMED_MODEL, _after(asked.failed, Cause.NAMED_MODEL.words)
         return Outcome(Kind.NAMED, cause, reason=reason, affinity=affinity, **sent, **stages.times)
 
     def _sent(
@@ -227,8 +227,15 @@ class Pipeline:
         pool, plan = self.config.pools[name], self._plan(asked, name, others, members)
         if plan is not None:
             self._controllers.sent(name, stages.now)
-        found = {"pool": name, "cluster": pool.cluster, "model": pool.model, "body": asked.edited(members)}
-        return {**found, "decoded": asked.decoded, "failed": asked.failed, "handover": plan}
+        return {
+            "pool": name,
+            "cluster": pool.cluster,
+            "model": pool.model,
+            "body": asked.edited(members),
+            "decoded": asked.decoded,
+            "failed": asked.failed,
+            "handover": plan,
+        }
 
     def _plan(self, asked: _Asked, name: str, others: Sequence[str], members: Members) -> Handover | None:
         """The plan if a pool fails; None if that is final."""
