@@ -4,7 +4,7 @@ A condition is compiled once and knows which facts it reads; without signal fact
 """
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import fields
 from operator import attrgetter
 from pathlib import Path
@@ -20,10 +20,6 @@ from semroute_extproc.settings.base import did_you_mean
 from semroute_extproc.settings.policies import Rule
 
 TENANT_HEADER = "x-semroute-tenant"
-NOT_FORWARDED = (
-    *("authorization", "proxy-authorization", "cookie", "x-api-key", "api-key", "x-semroute-cluster"),
-)
-"""Headers of clients that the shipped Envoy keeps from the sidecar."""
 
 _FACTS = msgspec.toml.decode(Path(__file__).with_name("facts.toml").read_bytes())
 REQUEST_FACTS, WORK_FACTS, SIGNAL_FACTS = (_FACTS[of] for of in ("request", "work", "signals"))
@@ -126,40 +122,3 @@ def _check_patterns(expression: str) -> None:
             cel.compile(f'"".matches({literal})').execute({})
         except (ValueError, RuntimeError):
             raise ValueError(f"{literal} is not a regular expression, or a very large one") from None
-
-
-# A string literal without escapes, and a fact that has labels.
-_TEXT = r"""(?P<quote>["'])(?P<text>(?:(?!(?P=quote))[^\\])*)(?P=quote)"""
-_FACT = r"(?<![\w.])(?P<fact>domain|task)"
-_NAMED = (
-    rf"\brequest\.(?P<fact>headers)\s*\[\s*{_TEXT}\s*\]",
-    rf"{_TEXT}\s+in\s+request\.(?P<fact>headers)\b",
-    r"\brequest\.(?P<fact>headers)\.(?P<text>\w+)",
-    rf"{_FACT}\s*[!=]=\s*{_TEXT}(?!\s*[+.])",
-    rf"(?<!\+)\s*{_TEXT}\s*[!=]=\s*{_FACT}\b",
-    rf"{_FACT}_probs\s*\[\s*{_TEXT}\s*\]",
-)
-_LISTED = rf"{_FACT}\s+in\s*\[(?P<list>(?:\s*(?:\"[^\"\\]*\"|'[^'\\]*')\s*,?)*)\]"
-
-
-def warnings(expression: str, labels: Mapping[str, Collection[str]]) -> Iterator[str]:
-    """Members of `request` and headers that cannot exist; values of `domain` and `task` not in `labels`.
-
-    These are warnings only: the library exposes no syntax tree, so this searches the source text.
-    """
-    members = ("headers", "path", "method", *WORK_FACTS)
-    for member in re.findall(r"(?<![\w.])request\.(\w+)", expression):
-        if member not in members:
-            yield f"request has no member {member!r}{did_you_mean(member, members)}"
-    named = [(m["fact"], m["text"]) for pattern in _NAMED for m in re.finditer(pattern, expression)]
-    for match in re.finditer(_LISTED, expression):
-        named.extend((match["fact"], text["text"]) for text in re.finditer(_TEXT, match["list"]))
-    for fact, text in named:
-        if fact == "headers" and text != text.lower():
-            yield f"header names are lower case in conditions: {text.lower()!r}, not {text!r}"
-        if fact == "headers" and text.lower() in NOT_FORWARDED:
-            yield f"the shipped Envoy does not forward {text.lower()!r}: behind it, this never holds"
-        # Without a task head, `task` is the empty string.
-        if text and (known := labels.get(fact)) is not None and text not in known:
-            hint = did_you_mean(text, known)
-            yield f"no bundle has the {fact} {text!r}{hint}: {', '.join(known) or 'it has none at all'}"
