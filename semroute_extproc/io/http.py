@@ -12,9 +12,7 @@ from semroute_extproc.errors import EndpointError
 
 ANSWER_BYTES_MAX, DETAIL_CHARACTERS_MAX = 8 * 1024 * 1024, 200
 """Limits on the bytes read from an answer and on the characters shown of an error's body."""
-
-KEEP_ALIVE_SECONDS = 4.0
-"""Below vLLM's idle timeout of five seconds, so that no request is sent on a connection being closed."""
+KEEP_ALIVE_SECONDS = 4.0  # Below vLLM's idle timeout of 5 s: no request meets a connection being closed.
 
 
 class Endpoint(AbstractAsyncContextManager["Endpoint"]):

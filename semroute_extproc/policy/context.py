@@ -117,8 +117,7 @@ class Choice:
     share: float | None = None  # The strong share, if controllers changed it.
     source: str = ""  # Where the threshold comes from, in words.
     sample: tuple[float, float, bool] | None = None  # For `LiveScores.learn`, if it is to learn.
-    rise: float | None = None
-    """Fraction of the traffic above the threshold with a lower score; None below it."""
+    rise: float | None = None  # Fraction of the traffic above the threshold with a lower score.
     moved: tuple[tuple[str, str], ...] = ()  # Controllers that changed the trade-off, and how, in words.
 
 

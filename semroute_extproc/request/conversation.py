@@ -57,8 +57,7 @@ def _phrases(kinds: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[str, str]
 
 
 _KINDS = _phrases(_LISTS["phrases"])
-_LONGEST: dict[str, int] = {}
-"""The first token of phrases to the most tokens of one."""
+_LONGEST: dict[str, int] = {}  # the first token of phrases to the most tokens of one
 for _phrase in _KINDS:
     _first, *_others = _phrase.split(" ")
     _LONGEST[_first] = max(_LONGEST.get(_first, 0), 1 + len(_others))

@@ -81,8 +81,7 @@ class RequestView:
     printed: tuple[bytes, ...] = ()  # JSON that the chat template prints: tool declarations and calls
     user: str = ""  # the end user that the client names
     metadata: Mapping[str, str] = field(default_factory=dict)  # the client's strings
-    characters: int = 0
-    """Characters of all text in the request, tool declarations included; the longest prompt of a batch."""
+    characters: int = 0  # of all text, tool declarations included; of a batch, those of the longest prompt
 
     @property
     def texts(self) -> list[str | bytes]:

@@ -20,8 +20,7 @@ _TextApi = Literal["chat_completions", "completions", "responses", "messages", "
 _OtherApi = Literal[
     "rerank", "score", "pooling", "classify", "transcriptions", "translations", "speech", "images"
 ]
-ApiName = Literal[_TextApi, _OtherApi]
-"""The values of `request.view.Api` that only some models serve."""
+ApiName = Literal[_TextApi, _OtherApi]  # the values of `request.view.Api` that only some models serve
 
 Alias = Annotated[str, Field(pattern=r"^[!-)+-~]*(\*[!-)+-~]*){0,2}$", min_length=1, max_length=128)]
 """A name in ASCII without spaces, or a pattern with one or two `*`."""

@@ -19,8 +19,7 @@ from semroute_extproc.request.view import Api, RequestView
 T = TypeVar("T")
 
 _BODIES = {**openai.BODIES, **anthropic.BODIES}
-TEXT_APIS = frozenset(_BODIES)
-"""The APIs whose requests have text to route by."""
+TEXT_APIS = frozenset(_BODIES)  # whose requests have text to route by
 
 _MODEL = msgspec.json.Decoder[Any](msgspec.defstruct("OnlyModel", [("model", str, "")]))
 

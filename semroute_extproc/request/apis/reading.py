@@ -87,8 +87,7 @@ def optional(raw: Raw, decoder: Decoder[T]) -> T | None:
         return None
 
 
-flag = partial(optional, decoder=Decoder(bool, strict=False))
-"""A boolean, parsed as leniently as the upstream does; None if absent."""
+flag = partial(optional, decoder=Decoder(bool, strict=False))  # as lenient as the upstream; None if absent
 
 
 def given(raw: Raw) -> bool:
