@@ -104,9 +104,10 @@ def _one_line(annotation: Any) -> str:
 
 def facts() -> str:
     """What a rule's condition may name."""
-    rows = [f"| `{name}` | request | {meaning} |" for name, (meaning, _) in REQUEST_FACTS.items()]
-    rows += [f"| `request.{name}` | request | {meaning} |" for name, (meaning, _) in WORK_FACTS.items()]
-    rows += [f"| `{name}` | encoder | {meaning} |" for name, (meaning, _) in SIGNAL_FACTS.items()]
+    request = {**REQUEST_FACTS, "api": REQUEST_FACTS["api"].format(apis=", ".join(Api))}
+    rows = [f"| `{name}` | request | {meaning} |" for name, meaning in request.items()]
+    rows += [f"| `request.{name}` | request | {meaning} |" for name, meaning in WORK_FACTS.items()]
+    rows += [f"| `{name}` | encoder | {meaning} |" for name, meaning in SIGNAL_FACTS.items()]
     return "\n".join(["| fact | from | meaning |", "|---|---|---|", *rows])
 
 

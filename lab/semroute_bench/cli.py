@@ -1,7 +1,5 @@
 """`semroute bench`: one run, in parts that can also be measured alone."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import sys

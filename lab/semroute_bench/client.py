@@ -4,8 +4,6 @@ HTTP/2 is libnghttp2's (`ngh2`): a stream costs a fifth of what a gRPC client in
 are the server's. h2load does not fit: it sends both messages at once, and does not read replies.
 """
 
-from __future__ import annotations
-
 import asyncio
 import random
 import struct

@@ -1,7 +1,5 @@
 """The session alone, the pipeline in process and the server without Envoy, in turn."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path

@@ -5,8 +5,6 @@
 With `passes` it runs the encoder for each body: the least that a decision can cost on this transport.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import sys

@@ -1,7 +1,5 @@
 """The whole path through Envoy, against Envoy without a processor and with do-nothing processors."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack

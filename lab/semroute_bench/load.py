@@ -1,7 +1,5 @@
 """Requests as Envoy sends them to an external processor."""
 
-from __future__ import annotations
-
 import base64
 import json
 import random

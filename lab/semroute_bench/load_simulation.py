@@ -12,8 +12,6 @@ The controller, the policy and the strategy are the server's. Assumptions, none 
     python -m semroute_bench.load_simulation > benchmarks/results/load_simulation.json
 """
 
-from __future__ import annotations
-
 import dataclasses
 import heapq
 import json

@@ -1,7 +1,5 @@
 """How much a run measures, on which machine, and the samples of its rounds."""
 
-from __future__ import annotations
-
 import os
 import platform
 import statistics

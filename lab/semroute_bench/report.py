@@ -1,7 +1,5 @@
 """The aims and whether they hold, a comparison with recorded ratios, and the run as tables. Pure."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from math import sqrt

@@ -1,7 +1,5 @@
 """The servers that are measured, as child processes, each with a client per worker."""
 
-from __future__ import annotations
-
 import asyncio
 import sys
 from collections.abc import Sequence
@@ -9,6 +7,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import Self
 
 from semroute_demo.process import Process
 from semroute_demo.sidecar import CONFIG_PATH, Sidecar
@@ -60,7 +59,7 @@ class Target:
     pids: Sequence[int]
 
     @classmethod
-    async def of(cls, server: DoNothing | Measured, exits: AsyncExitStack) -> Target:
+    async def of(cls, server: DoNothing | Measured, exits: AsyncExitStack) -> Self:
         """Connect to `server`; `exits` disconnects and stops it."""
         exits.callback(server.stop)
         clients = [await exits.enter_async_context(connect(socket)) for socket in server.sockets]

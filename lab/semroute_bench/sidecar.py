@@ -1,7 +1,5 @@
 """Parts of the sidecar in this process: its session and its pipeline; only this module builds them."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager

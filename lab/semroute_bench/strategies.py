@@ -6,8 +6,6 @@ left out: its cost is an HTTP request.
     python -m semroute_bench.strategies > benchmarks/results/strategies.json
 """
 
-from __future__ import annotations
-
 import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the cost of a decision, not its spread over cores

@@ -1,7 +1,5 @@
 """A server under load: arrivals at fixed rates up to far above the saturation point, and memory over time."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """`semroute demo`: everything on one machine, and requests through it."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

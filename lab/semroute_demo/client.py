@@ -1,7 +1,5 @@
 """The demo's requests, from prompts.yaml, what each answer states about its decision, and the output."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import statistics

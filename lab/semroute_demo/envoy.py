@@ -4,8 +4,6 @@ The bootstrap is `envoy/envoy.yaml`, changed as a parsed document: Envoy runs he
 that operators get, except for the values marked `MACHINE` in that file and those a test asks for.
 """
 
-from __future__ import annotations
-
 import copy
 import importlib.util
 import json

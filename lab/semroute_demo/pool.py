@@ -4,8 +4,6 @@ Everything that routing can see is realistic (names, errors, usage, streaming, q
 rest is invented. Run one with `python -m semroute_demo.pool --name small`.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import hashlib
@@ -15,7 +13,7 @@ import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import click
 from aiohttp import web
@@ -113,7 +111,7 @@ class Pool:
             await self._runner.cleanup()
             self._runner = None
 
-    async def __aenter__(self) -> Pool:
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 

@@ -1,7 +1,5 @@
 """A child process with a log file: start it, wait until it is ready, and stop it."""
 
-from __future__ import annotations
-
 import contextlib
 import signal
 import socket

@@ -4,8 +4,6 @@ Pure. Shapes follow vLLM 0.32 (OpenAI's chat completions, completions, responses
 Anthropic's messages), reduced to the members that clients read.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator, Sequence

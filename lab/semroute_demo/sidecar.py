@@ -1,7 +1,5 @@
 """The sidecar as a child process, run as an operator would: `semroute serve` and a configuration."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """Check a configuration: compile it as `serve` would, and warn about likely mistakes."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from semroute_extproc.config import models as config
@@ -9,12 +9,30 @@ from semroute_extproc.config.source import Loaded
 from semroute_extproc.encoder.bundle import DEFAULT, Bundle
 from semroute_extproc.encoder.cuda import open_each
 from semroute_extproc.encoder.onnx import import_runtime
-from semroute_extproc.policy import rules
+from semroute_extproc.policy.rules import WORK_FACTS
 from semroute_extproc.serve import build
-from semroute_extproc.settings.base import Problem
+from semroute_extproc.settings.base import Problem, did_you_mean
 from semroute_extproc.state import shared_sessions
 
 ENVOY_MIN = (1, 37)  # 1.36 takes the shipped file, and then refuses or holds up large and chunked bodies
+
+NOT_FORWARDED = (
+    *("authorization", "proxy-authorization", "cookie", "x-api-key", "api-key", "x-semroute-cluster"),
+)
+"""Headers of clients that the shipped Envoy keeps from the sidecar."""
+
+# A string literal without escapes, and a fact that has labels.
+_TEXT = r"""(?P<quote>["'])(?P<text>(?:(?!(?P=quote))[^\\])*)(?P=quote)"""
+_FACT = r"(?<![\w.])(?P<fact>domain|task)"
+_NAMED = (
+    rf"\brequest\.(?P<fact>headers)\s*\[\s*{_TEXT}\s*\]",
+    rf"{_TEXT}\s+in\s+request\.(?P<fact>headers)\b",
+    r"\brequest\.(?P<fact>headers)\.(?P<text>\w+)",
+    rf"{_FACT}\s*[!=]=\s*{_TEXT}(?!\s*[+.])",
+    rf"(?<!\+)\s*{_TEXT}\s*[!=]=\s*{_FACT}\b",
+    rf"{_FACT}_probs\s*\[\s*{_TEXT}\s*\]",
+)
+_LISTED = rf"{_FACT}\s+in\s*\[(?P<list>(?:\s*(?:\"[^\"\\]*\"|'[^'\\]*')\s*,?)*)\]"
 
 
 def check(loaded: Loaded) -> dict[str, Bundle]:
@@ -37,12 +55,9 @@ def old_envoy(version: str) -> str:
     found = re.search(r"\b(\d+)\.(\d+)\.\d+", version)
     if found is None:
         return f"no version of Envoy in {version!r}: give what `envoy --version` prints"
-    is_old = (int(found[1]), int(found[2])) < ENVOY_MIN
-    return (
-        f"Envoy {found[0]} is too old: {ENVOY_MIN[0]}.{ENVOY_MIN[1]} is the lowest that works"
-        if is_old
-        else ""
-    )
+    if (int(found[1]), int(found[2])) >= ENVOY_MIN:
+        return ""
+    return f"Envoy {found[0]} is too old: {ENVOY_MIN[0]}.{ENVOY_MIN[1]} is the lowest that works"
 
 
 def warnings(loaded: Loaded, bundles: Mapping[str, Bundle]) -> list[str]:
@@ -55,10 +70,33 @@ def warnings(loaded: Loaded, bundles: Mapping[str, Bundle]) -> list[str]:
     for name, settings in loaded.config.policies.items():
         for index, rule in enumerate(settings.rules):
             path = ("policies", name, "rules", index, "when")
-            problems.extend(Problem(path, each) for each in rules.warnings(rule.when, labels))
+            problems.extend(Problem(path, each) for each in suspicious(rule.when, labels))
     listen = loaded.config.server.address(0)
     folder = Path(listen.removeprefix("unix:")).parent
     if listen.startswith("unix:") and not folder.is_dir():
         message = f"the directory {folder} does not exist, and serve needs it to start"
         problems.append(Problem(("server", "listen"), message))
     return [loaded.source.locate(problem) for problem in problems]
+
+
+def suspicious(expression: str, labels: Mapping[str, Collection[str]]) -> Iterator[str]:
+    """Members of `request` and headers that cannot exist; values of `domain` and `task` not in `labels`.
+
+    These are warnings only: the library exposes no syntax tree, so this searches the source text.
+    """
+    members = ("headers", "path", "method", *WORK_FACTS)
+    for member in re.findall(r"(?<![\w.])request\.(\w+)", expression):
+        if member not in members:
+            yield f"request has no member {member!r}{did_you_mean(member, members)}"
+    named = [(m["fact"], m["text"]) for pattern in _NAMED for m in re.finditer(pattern, expression)]
+    for match in re.finditer(_LISTED, expression):
+        named.extend((match["fact"], text["text"]) for text in re.finditer(_TEXT, match["list"]))
+    for fact, text in named:
+        if fact == "headers" and text != text.lower():
+            yield f"header names are lower case in conditions: {text.lower()!r}, not {text!r}"
+        if fact == "headers" and text.lower() in NOT_FORWARDED:
+            yield f"the shipped Envoy does not forward {text.lower()!r}: behind it, this never holds"
+        # Without a task head, `task` is the empty string.
+        if text and (known := labels.get(fact)) is not None and text not in known:
+            hint = did_you_mean(text, known)
+            yield f"no bundle has the {fact} {text!r}{hint}: {', '.join(known) or 'it has none at all'}"

@@ -177,7 +177,7 @@ def score(bundle: Path | None, device: Any, embedding: bool) -> None:
     from rich.progress import track
 
     from semroute_extproc.cli.score import read_lines, score_lines
-    from semroute_extproc.encoder.offline import Scorer
+    from semroute_extproc.serve.offline import Scorer
 
     lines = score_lines(Scorer.of(bundle, device), read_lines(sys.stdin.buffer), embedding)
     console = Console(stderr=True)

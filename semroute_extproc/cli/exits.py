@@ -16,8 +16,7 @@ R = TypeVar("R")
 STATUS = {ConfigError: Exit.CONFIG, BundleError: Exit.CONFIG, EndpointError: Exit.UNAVAILABLE}
 """Error to exit status; every other error gives `Exit.DATA`."""
 
-LAB_EXTRA = "semroute.lab-extra"
-"""Key in click's context under which a command names the extra of semroute-lab that it needs."""
+LAB_EXTRA = "semroute.lab-extra"  # in click's context: the extra of semroute-lab that a command needs
 
 
 def exit_statuses(command: Callable[P, R]) -> Callable[P, R]:

@@ -19,7 +19,7 @@ from semroute_extproc.config.source import Loaded
 from semroute_extproc.encoder.cuda import open_each
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
 from semroute_extproc.envoy.exchange import Exchange
-from semroute_extproc.outcome import Outcome
+from semroute_extproc.outcome import Outcome, facts
 from semroute_extproc.pipeline.pipeline import Pipeline
 from semroute_extproc.policy.context import Choice, Decision
 from semroute_extproc.request.body import decode_body
@@ -36,10 +36,10 @@ REQUEST = (
 """Attributes of the signals and of the request to show, in order."""
 
 TOLD = (
-    *("outcome", "pool", "cluster", "model", "reasoning", "reason", "rule", "strategy", "fallback"),
-    "housekeeping",
+    *("outcome", "cause", "pool", "cluster", "model", "reasoning", "reason", "rule", "policy", "strategy"),
+    *("fallback", "housekeeping"),
 )
-"""Members of the report that become table rows unless they are empty."""
+"""Facts of the outcome in the report, in order."""
 
 SHOWN_MAX = 600  # Characters of the judged text in the table; the JSON report has all of it
 
@@ -94,27 +94,18 @@ def _report(outcome: Outcome, edits: dict[str, Any]) -> dict[str, Any]:
     decision = outcome.decision or Decision("", "")
     choice = decision.choice or Choice("", "")
     signals, view, threshold = outcome.signals, outcome.view, choice.threshold
+    told = facts(outcome)
     report: dict[str, Any] = {
-        "outcome": outcome.kind.value,
-        "cause": outcome.cause,
-        "pool": outcome.pool or None,
-        "cluster": outcome.cluster or None,
-        "model": outcome.model or None,
-        "reasoning": decision.reasoning,
-        "reason": outcome.reason,
-        "rule": decision.rule or None,
-        "policy": outcome.policy or None,
-        "strategy": decision.strategy or None,
+        **{name: told.get(name) for name in TOLD},
+        "reason": outcome.reason,  # not cut
         "score": choice.score,
         # JSON has no infinity, so an unreachable threshold is shown as 1.
         "threshold": None if threshold is None else min(threshold, 1.0),
-        "fallback": decision.fallback,
         "others": list(decision.others),
         "trace": [step._asdict() for step in decision.trace],
         "shadows": msgspec.to_builtins(outcome.shadows),
         "text": outcome.text or None,
         "left_out": [each._asdict() for each in outcome.left_out],
-        "housekeeping": outcome.housekeeping or None,
         "signals": None,
         "request": None,
         "edits": edits,
@@ -170,7 +161,7 @@ def print_report(report: Mapping[str, Any]) -> None:
 
 
 def _rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    yield from ((key, str(report[key])) for key in TOLD if report[key])
+    yield from ((key, str(report[key])) for key in TOLD if report[key] and key not in ("cause", "policy"))
     if report["others"]:
         yield "others", ", ".join(report["others"])
     for shadow in report["shadows"]:

@@ -4,15 +4,14 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
-from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.encoder.signals import Signals
 from semroute_extproc.errors import BadBody
 from semroute_extproc.request import apis
 from semroute_extproc.request.text import classified_text
 from semroute_extproc.request.view import Api
+from semroute_extproc.serve.offline import Scorer
 
-LINE_BYTES_MAX = 32 * 1024 * 1024
-"""Longest line; a longer line gives an error object, and the rest of it is skipped."""
+LINE_BYTES_MAX = 32 * 1024 * 1024  # of a line; a longer one gives an error object and is skipped
 
 
 def score_lines(scorer: Scorer, lines: Iterable[bytes], embedding: bool) -> Iterator[dict[str, Any]]:

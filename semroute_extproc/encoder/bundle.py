@@ -17,8 +17,6 @@ DEFAULT_BUNDLE, MULTILINGUAL_BUNDLE = "semroute-minilm", "semroute-use"
 """The shipped bundles: for English, and for its other languages."""
 
 DEFAULT = ""  # Key of the bundle for languages without their own
-
-
 FILE_BYTES_MAX = 16 * 1024 * 1024  # of `bundle.json`
 
 

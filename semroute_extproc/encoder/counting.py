@@ -1,7 +1,5 @@
 """Counts the tokens of a prompt with the tokenizers of the pools, in a thread and for a limited time."""
 
-from __future__ import annotations
-
 import asyncio
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -18,6 +16,8 @@ BATCH_BLOCKS = 8  # of `BLOCK_CHARACTERS`, between two looks at the clock: about
 PASSES = 8  # over a text, each of every eighth block, so that what was read in time represents it
 SAMPLE_ERROR = 0.05  # of a count that ran out of time
 
+Bounds = dict[str, tuple[int, int]]  # pool to the fewest and the most tokens
+
 _BORDER = re.compile(r"\n(?=\S)|(?<=\S)(?= \w)")
 
 
@@ -29,9 +29,7 @@ class TokenCounter:
         self.tokenizers = tokenizers
         self._running = 0
 
-    async def bounds(
-        self, pools: Collection[str], view: RequestView, seconds: float
-    ) -> dict[str, tuple[int, int]]:
+    async def bounds(self, pools: Collection[str], view: RequestView, seconds: float) -> Bounds:
         """The fewest and most tokens of a request in pools; those without a tokenizer are left out.
 
         The two are equal, but for media, if `seconds` were enough. Nothing is counted if too many counts run.

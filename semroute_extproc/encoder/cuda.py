@@ -21,15 +21,9 @@ from semroute_extproc.encoder.signals import RawOutput
 from semroute_extproc.errors import ConfigError
 from semroute_extproc.events import OutOfMemory
 
-BATCH_MAX, BATCH_TOKENS_MAX = 128, 16_384
-"""Most texts per pass, and most tokens with padding (texts x padded length)."""
-
-LENGTH_MIN = 16
-"""Shortest padded length; the others are 24, 32, 48, 64, 96 … so that at most a third is padding."""
-
-SMALL_PASS_SECONDS = 30.0
-"""How long passes stay small after running out of memory; then a large one is tried again."""
-
+BATCH_MAX, BATCH_TOKENS_MAX = 128, 16_384  # texts per pass, and tokens with padding (texts x padded length)
+LENGTH_MIN = 16  # padded length; the others are 24, 32, 48, 64, 96 … so that at most a third is padding
+SMALL_PASS_SECONDS = 30.0  # that passes stay small after running out of memory
 OUT_OF_MEMORY = ("out of memory", "failed to allocate memory", "alloc_failed", "memoryallocation")
 """In the messages of ONNX Runtime's arena, CUDA and cuBLAS; their exceptions share no class."""
 

@@ -25,8 +25,7 @@ from semroute_extproc.outcome import Cause
 FAILURES_MAX, STALL_SECONDS_MAX = 3, 10.0
 """A GPU is lost after this many failed passes in a row, or if no pass ends for this long (docs/adr/0011)."""
 
-CLOSE_SECONDS_MAX = 5.0
-"""How long closing waits for a thread's last pass; a thread in a hung driver is abandoned."""
+CLOSE_SECONDS_MAX = 5.0  # for a thread's last pass; a thread in a hung driver is abandoned
 
 CHARACTERS_PER_TOKEN, PASS_UNITS = 4.0, 16.0
 """In alphabetic scripts (with others, a unit takes longer), and the fixed cost of a pass in tokens."""
@@ -43,8 +42,7 @@ class PassTime:
     """Seconds per unit of work: mean and deviation as in TCP (Jacobson 1988; RFC 6298, section 2)."""
 
     def __init__(self) -> None:
-        self.mean = self.high = self._deviation = 0.0
-        """Seconds on average and in a slow pass; 0 before the first pass."""
+        self.mean = self.high = self._deviation = 0.0  # 0 before the first pass; `high` is of a slow pass
 
     def learn(self, seconds: float, units_done: float) -> None:
         """A pass of `units_done` units took `seconds`."""

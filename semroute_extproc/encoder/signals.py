@@ -1,7 +1,5 @@
 """From the encoder's raw outputs to signals, calibrated by the bundle's own values. Pure."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -29,7 +27,7 @@ class RawOutput:
     unk_share: float  # share of the tokens read that are not in the vocabulary
 
 
-def calibrate(bundle: Bundle, raw: RawOutput, language: str) -> Signals:
+def calibrate(bundle: "Bundle", raw: RawOutput, language: str) -> Signals:
     """Turn one raw output into signals; the difficulty has a scale and a shift (Platt 1999)."""
     manifest = bundle.manifest
     domain_probs = _probabilities(manifest.domain, raw.domain_logits)

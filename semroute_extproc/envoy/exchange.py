@@ -22,8 +22,6 @@ mode (`protocol_config` of the first message):
 decide; the caller then passes the outcome to `decided`, which returns the rest of the replies.
 """
 
-from __future__ import annotations
-
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -140,15 +138,15 @@ class Exchange:
         self._state = _State.PASSED if at_headers or state is _State.PASSED else _State.DONE
         outcome = self._passthrough(Cause.INTERNAL_ERROR)
         new = None if state in (_State.PASSED, _State.DONE) else outcome
+        written: tuple[bytes, ...] = (CONTINUE[kind],)
         if at_headers:
-            return Step((replies.headers_reply(outcome, self._place.rewritten),), outcome=new)
-        if self._duplex and state in (_State.HELD, _State.DECIDING):
+            written = (replies.headers_reply(outcome, self._place.rewritten),)
+        elif self._duplex and state in (_State.HELD, _State.DECIDING):
             written = self._written(outcome)
             self._pieces.clear()
-            return Step(written, outcome=new)
-        is_body, path = kind == "request_body", self._place.rewritten
-        reply = replies.body_reply(outcome, path) if is_body else CONTINUE[kind]
-        return Step((reply,), outcome=new)
+        elif kind == "request_body":
+            written = (replies.body_reply(outcome, self._place.rewritten),)
+        return Step(written, outcome=new)
 
     def _transition(self, kind: str, message: pb.ProcessingRequest) -> Step:
         match self._state, kind:

@@ -6,8 +6,6 @@ if `clear_route_cache` comes with a header mutation, and a changed body needs it
 (in full duplex, none).
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 from typing import Any
 
@@ -24,17 +22,9 @@ REPLIES_MAX = 256  # cached replies to requests without a decision; one for each
 _Mode = pb.ProcessingMode
 _OVERWRITE = pb.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 
-
-def _serialize(response: pb.ProcessingResponse) -> bytes:
-    """An empty ProcessingResponse counts as spurious and fails the request, so it is never sent."""
-    if response.WhichOneof("response") is None:
-        raise AssertionError("a reply without a kind. This is a bug.")
-    return response.SerializeToString()
-
-
 _KINDS = [f"{side}_{part}" for side in ("request", "response") for part in ("headers", "body", "trailers")]
 _EMPTY: Any = {}
-CONTINUE = {kind: _serialize(pb.ProcessingResponse(**{kind: _EMPTY})) for kind in _KINDS}
+CONTINUE = {kind: pb.ProcessingResponse(**{kind: _EMPTY}).SerializeToString() for kind in _KINDS}
 """The reply that changes nothing, for each kind of message."""
 
 
@@ -48,7 +38,7 @@ def ask_for_body(response_body_mode: int | None) -> bytes:
     common.clear_route_cache = True
     if response_body_mode is not None:
         _override(response, _Mode.BUFFERED, response_body_mode)
-    return _serialize(response)
+    return response.SerializeToString()
 
 
 def headers_reply(outcome: Outcome, path: str = "", response_body_mode: int | None = None) -> bytes:
@@ -56,7 +46,7 @@ def headers_reply(outcome: Outcome, path: str = "", response_body_mode: int | No
     response, _ = _routed("request_headers", outcome, path)
     if response_body_mode is not None:
         _override(response, _Mode.NONE, response_body_mode)
-    return _serialize(response)
+    return response.SerializeToString()
 
 
 def body_reply(outcome: Outcome, path: str = "") -> bytes:
@@ -79,7 +69,7 @@ def _body_reply(outcome: Outcome, path: str) -> bytes:
     if outcome.body is not None:
         _set(common.header_mutation, "content-length", str(len(outcome.body)))
         common.body_mutation.body = outcome.body
-    return _serialize(response)
+    return response.SerializeToString()
 
 
 def duplex_replies(outcome: Outcome, body: bytes, trailers: bool, path: str = "") -> tuple[bytes, ...]:
@@ -89,7 +79,7 @@ def duplex_replies(outcome: Outcome, body: bytes, trailers: bool, path: str = ""
     """
     response, common = _routed("request_headers", outcome, path)
     common.header_mutation.remove_headers.append("content-length")
-    head = _serialize(response)
+    head = response.SerializeToString()
     new = body if outcome.body is None else outcome.body
     if not trailers:
         return (head, *pieces("request_body", new, last=True))
@@ -104,7 +94,7 @@ def pieces(kind: str, body: bytes, last: bool) -> tuple[bytes, ...]:
         streamed = getattr(response, kind).response.body_mutation.streamed_response
         streamed.body = body[start : start + CHUNK_BYTES]
         streamed.end_of_stream = last and start + CHUNK_BYTES >= len(body)
-        replies.append(_serialize(response))
+        replies.append(response.SerializeToString())
     return tuple(replies)
 
 
@@ -119,7 +109,7 @@ def immediate(outcome: Outcome) -> bytes:
     reply.details = outcome.answer.details
     _set(reply.headers, "content-type", "application/json")
     _write_metadata(response, outcome)
-    return _serialize(response)
+    return response.SerializeToString()
 
 
 def _routed(kind: str, outcome: Outcome, path: str) -> tuple[pb.ProcessingResponse, pb.CommonResponse]:

@@ -29,8 +29,7 @@ HEALTH_RPCS_MAX = 16  # calls accepted on top of the streams, so that a busy ser
 SOCKET_MODE = 0o660  # a Unix socket is for the sidecar's user and group; Envoy runs in the group
 STOP_GRACE_SECONDS = 5.0  # for open streams to end after the drain; then they are cancelled
 PROBE_SECONDS = 1.0  # timeout of the check whether a process serves on an existing socket file
-TRACEPARENT = "traceparent"
-"""W3C header with a trace's parent: Envoy's in the stream's metadata, the client's in the request."""
+TRACEPARENT = "traceparent"  # W3C header: Envoy's in the stream's metadata, the client's in the request
 GRPC_EXPERIMENTS = "-event_engine_listener"
 """Use gRPC's own poller instead of an extra thread pool: a third less CPU per stream
 (docs/performance.md). Unknown names are only logged; the environment variable overrides this."""

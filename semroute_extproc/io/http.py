@@ -5,7 +5,6 @@ import os
 import ssl
 from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from email.utils import parsedate_to_datetime
-from typing import Any
 
 import msgspec
 
@@ -13,9 +12,7 @@ from semroute_extproc.errors import EndpointError
 
 ANSWER_BYTES_MAX, DETAIL_CHARACTERS_MAX = 8 * 1024 * 1024, 200
 """Limits on the bytes read from an answer and on the characters shown of an error's body."""
-
-KEEP_ALIVE_SECONDS = 4.0
-"""Below vLLM's idle timeout of five seconds, so that no request is sent on a connection being closed."""
+KEEP_ALIVE_SECONDS = 4.0  # Below vLLM's idle timeout of 5 s: no request meets a connection being closed.
 
 
 class Endpoint(AbstractAsyncContextManager["Endpoint"]):
@@ -90,11 +87,3 @@ def _retry_after(value: str, date: str) -> float | None:
     with suppress(ValueError, TypeError):
         return max((parsedate_to_datetime(value) - parsedate_to_datetime(date)).total_seconds(), 0.0)
     return None
-
-
-def decode(answer: bytes, shape: type[Any]) -> Any:
-    """An answer as `shape`, a msgspec Struct; raises EndpointError with reason `unreadable`."""
-    try:
-        return msgspec.json.decode(answer, type=shape)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise EndpointError("unreadable", str(error)[:DETAIL_CHARACTERS_MAX]) from None

@@ -25,9 +25,15 @@ class Stages:
     """The deadline of one decision, on the running loop's clock, and its stages, timed."""
 
     def __init__(self, deadline_ms: float) -> None:
-        self.deadline = asyncio.get_running_loop().time() + deadline_ms / 1e3
+        self._clock = asyncio.get_running_loop().time
+        self.deadline = self.now + deadline_ms / 1e3
         self._done: list[Stage] = []
         self._started = self._last = perf_counter()
+
+    @property
+    def now(self) -> float:
+        """The time on the loop's clock."""
+        return self._clock()
 
     def mark(self, name: str) -> None:
         """Record that the stage `name` ends now."""

@@ -4,13 +4,12 @@ A request may wait, within one deadline, for the encoder, a judge that a policy 
 conversation's pool in Valkey. Any failure still gives an outcome, from the default pool.
 """
 
-import asyncio
 import dataclasses
 import re
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -30,12 +29,12 @@ from semroute_extproc.request.body import decode_body, members_of, set_members
 from semroute_extproc.request.handover import Handover
 from semroute_extproc.request.language import language_of
 from semroute_extproc.request.marks import SHIPPED, Marks
-from semroute_extproc.request.reasoning import Family
+from semroute_extproc.request.reasoning import Members
 from semroute_extproc.request.text import judged
 from semroute_extproc.request.tokens import estimate
 from semroute_extproc.request.view import Api, Decide, RequestHead, RequestView
 from semroute_extproc.settings.names import Named, Names
-from semroute_extproc.settings.pools import Pool, VirtualModel
+from semroute_extproc.settings.pools import Pool, ReasoningFamily, VirtualModel
 from semroute_extproc.state.controllers import ControllerState, home
 from semroute_extproc.state.sessions import Keys, response_id
 from semroute_extproc.state.shared_sessions import SharedSessions
@@ -69,8 +68,21 @@ class _Asked(NamedTuple):
         """Whether `body` is not what Envoy has."""
         return self.body is not self.request.body
 
-    def edited(self, members: reasoning.Members) -> bytes:
-        """The body with members set; a form has only the model."""
+    @property
+    def tried(self) -> tuple[str, ...]:
+        """The pools that failed before."""
+        return self.failed.tried if self.failed else ()
+
+    def view(self) -> RequestView:
+        """The facts of the body, and of a form the model; raises BadBody."""
+        api = self.request.api
+        view = RequestView(api, self.model) if self.form else apis.parse(api, self.body)
+        return view if view.model == self.model else dataclasses.replace(view, model=self.model)
+
+    def edited(self, members: Members) -> bytes | None:
+        """The body with members set; None if Envoy has it. A form has only the model."""
+        if members == {("model",): self.model} and not (self.decoded or self.request.model):
+            return None
         if self.form:
             return forms.set_model(self.body, self.form, str(members["model",]))
         return set_members(self.body, members)
@@ -125,21 +137,15 @@ class Pipeline:
             return outcome
 
     async def _route(self, request: Decide, body: bytes, stages: Stages) -> Outcome:
-        asked = self._asked(request, body)
+        asked = self._asked(request, body, stages)
         if (named := self.names.find(asked.model)) is None:
             cause = Cause.UNKNOWN_MODEL if asked.model else Cause.NO_MODEL
             return self._default(Kind.PASSTHROUGH, cause, stages)
         if (virtual := self._routed.get(named)) is None:
             stages.mark("parse")
             return self._named(named.pool, asked, stages)
-        failed = asked.failed
-        view = RequestView(request.api, asked.model) if asked.form else apis.parse(request.api, asked.body)
-        if view.model != asked.model:
-            view = dataclasses.replace(view, model=asked.model)
-        context = _context(request.head, view, virtual, self._marks)
-        if failed is not None:
-            tried = {**dict.fromkeys(failed.tried, "failed"), failed.tried[-1]: failed.failure}
-            context = dataclasses.replace(context, tried=tried)
+        view = asked.view()
+        context = _context(request.head, view, virtual, self._marks, asked.failed)
         policy = _policy_of(named.model, virtual, context)
         stages.mark("parse")
         keys = Keys()
@@ -147,38 +153,31 @@ class Pipeline:
             keys = self._controllers.keys(request.head, view)
             # Look up the conversation's pool in the shared store or this process, and the pools' load.
             shared = await self._shared.find(keys.find, stages.deadline) if self._shared and keys.find else ""
-            now = asyncio.get_running_loop().time()
-            held = self._controllers.held(keys.find, shared, view, now)
-            context = dataclasses.replace(context, conditions=self._controllers.conditions(now), held=held)
+            held = self._controllers.held(keys.find, shared, view, stages.now)
+            conditions = self._controllers.conditions(stages.now)
+            context = dataclasses.replace(context, conditions=conditions, held=held)
             stages.mark("controllers")
         context = await self._counted(context, stages)
         decision, context = await self._driver.decide(policy, context, stages)
         if policy != virtual.policy:
             decision = dataclasses.replace(decision, canary=policy)
         pool = self.config.pools[decision.pool]
-        most = clamped(decision.pool, pool, context)
         members = _members(pool, self._families[pool.reasoning], view, decision)
-        if most is not None:
+        if (most := clamped(decision.pool, pool, context)) is not None:
             members[(view.output_member,)] = most
         if self._controllers.issues(view):
             members[("request_id",)] = response_id(decision.pool, keys.affinity, secrets.token_hex(8))
-        edited = asked.edited(members)
-        plan = self._hand_over(decision.pool, decision.others, asked, [path[0] for path in members])
+        sent = self._sent(asked, decision.pool, decision.others, members, stages)
         stages.mark("edit")
         times = stages.times
         # Before the controllers learn, so that a shadow sees what the live policy saw.
-        shadows = () if failed else await self._driver.shadows(policy, context, decision)
-        session = self._learn(context, decision, keys)
+        shadows = () if asked.failed else await self._driver.shadows(policy, context, decision)
+        session = self._learn(context, decision, keys, stages)
         cause = Cause.RULE if decision.rule else Cause.STRATEGY if decision.strategy else Cause.POOL
         return Outcome(
             Kind.FALLBACK if decision.fallback else Kind.ROUTED,
             decision.fallback or cause,
-            pool=decision.pool,
-            cluster=pool.cluster,
-            model=pool.model,
-            reason=_after(failed, decision.reason),
-            body=edited,
-            decoded=asked.decoded,
+            reason=_after(asked.failed, decision.reason),
             decision=decision,
             policy=policy,
             max_output_tokens=most,
@@ -190,18 +189,17 @@ class Pipeline:
             text=context.text,
             left_out=context.left_out,
             housekeeping=context.housekeeping,
-            failed=failed,
-            handover=plan,
+            **sent,
             **times,
         )
 
-    def _asked(self, request: Decide, body: bytes) -> _Asked:
+    def _asked(self, request: Decide, body: bytes, stages: Stages) -> _Asked:
         """What the client asked for; of a request that Envoy hands back, as it was before our edits."""
         failover = self.config.controllers.failover
         failed = handover.read(request.head, self.config.pools) if failover else None
         if failed is not None:
             body = msgspec.json.encode(handover.restored(members_of(body), failed))
-            self._controllers.failed(failed.tried[-1], failed.failure, asyncio.get_running_loop().time())
+            self._controllers.failed(failed.tried[-1], failed.failure, stages.now)
         content_type = request.head.headers.get("content-type", "")
         form = content_type if content_type.lower().startswith(forms.FORM) else ""
         model = request.model or (forms.model_of(body, form) if form else apis.model_of(body))
@@ -209,42 +207,48 @@ class Pipeline:
 
     def _named(self, name: str, asked: _Asked, stages: Stages) -> Outcome:
         """Send the request to the named pool; if that fails, to another one with the same model."""
-        pools, others = self.config.pools, [name]
+        pools, others = self.config.pools, list[str]()
         if self.config.controllers.failover is not None:
-            failing = self._controllers.failing(asyncio.get_running_loop().time())
-            others += [each for each in pools if each != name and pools[each].model == pools[name].model]
-            tried = asked.failed.tried if asked.failed else ()
-            others = [each for each in others if each not in tried] or [name]
-            name = next((each for each in others if each not in failing), others[0])
-        outcome = self._default(Kind.NAMED, Cause.NAMED_MODEL, stages, name)
-        changed = asked.model != outcome.model or bool(asked.request.model)
-        members: reasoning.Members = {("model",): outcome.model} if changed else {}
-        others.remove(name)
-        plan = self._hand_over(name, others, asked, [path[0] for path in members])
-        body = asked.edited({("model",): outcome.model}) if changed or asked.decoded else None
+            alike = [name, *(each for each in pools if pools[each].model == pools[name].model)]
+            usable = [each for each in dict.fromkeys(alike) if each not in asked.tried] or [name]
+            failing = self._controllers.failing(stages.now)
+            name = next((each for each in usable if each not in failing), usable[0])
+            others = [each for each in usable if each != name]
         view = RequestView(asked.request.api, asked.model)
         affinity = self._controllers.keys(asked.request.head, view).affinity
-        reason = _after(asked.failed, outcome.reason)
-        outcome = msgspec.structs.replace(outcome, body=body, decoded=asked.decoded, affinity=affinity)
-        return msgspec.structs.replace(outcome, reason=reason, failed=asked.failed, handover=plan)
+        sent = self._sent(asked, name, others, {("model",): pools[name].model}, stages)
+        cause, reason = Cause.NAMED_MODEL, _after(asked.failed, Cause.NAMED_MODEL.words)
+        return Outcome(Kind.NAMED, cause, reason=reason, affinity=affinity, **sent, **stages.times)
 
-    def _hand_over(
-        self, pool: str, others: Sequence[str], asked: _Asked, edited: Sequence[str]
-    ) -> Handover | None:
-        """The plan if `pool` fails; None if that is final. `edited` are the members that we set."""
-        failed, settings = asked.failed, self.config.controllers.failover
-        tried = (*(failed.tried if failed else ()), pool)
+    def _sent(
+        self, asked: _Asked, name: str, others: Sequence[str], members: Members, stages: Stages
+    ) -> dict[str, Any]:
+        """The fields of an outcome that sends a request to a pool with members set, or else to `others`."""
+        pool, plan = self.config.pools[name], self._plan(asked, name, others, members)
+        if plan is not None:
+            self._controllers.sent(name, stages.now)
+        return {
+            "pool": name,
+            "cluster": pool.cluster,
+            "model": pool.model,
+            "body": asked.edited(members),
+            "decoded": asked.decoded,
+            "failed": asked.failed,
+            "handover": plan,
+        }
+
+    def _plan(self, asked: _Asked, name: str, others: Sequence[str], members: Members) -> Handover | None:
+        """The plan if a pool fails; None if that is final."""
+        settings, tried = self.config.controllers.failover, (*asked.tried, name)
         if settings is None or not others or len(tried) >= settings.pools_max:
             return None
         if asked.form or asked.request.api is Api.OTHER:
             return None  # a file or a batch would be there twice
-        members, cluster = members_of(asked.body), self.config.pools[pool].cluster + settings.cluster_suffix
+        original = members_of(asked.body)
         if asked.request.model:  # the path that named it is gone when the request comes back
-            members = {**members, "model": msgspec.Raw(msgspec.json.encode(asked.model))}
-        plan = handover.plan(tried, cluster, members, edited, settings.stored)
-        if plan is not None:
-            self._controllers.sent(pool, asyncio.get_running_loop().time())
-        return plan
+            original["model"] = msgspec.Raw(msgspec.json.encode(asked.model))
+        cluster = self.config.pools[name].cluster + settings.cluster_suffix
+        return handover.plan(tried, cluster, original, [path[0] for path in members], settings.stored)
 
     async def _counted(self, context: RoutingContext, stages: Stages) -> RoutingContext:
         """Count the prompt's tokens for pools whose tokenizer must say whether it fits."""
@@ -252,23 +256,21 @@ class Pipeline:
         unsure = [name for name in tokenizers if near(name, self.config.pools[name], context)]
         if not unsure:
             return context
-        seconds = (stages.deadline - asyncio.get_running_loop().time()) * COUNT_SHARE
+        seconds = (stages.deadline - stages.now) * COUNT_SHARE
         counted = await self._counter.bounds(unsure, context.view, seconds)
         stages.mark("count")
         return dataclasses.replace(context, counted=counted)
 
-    def _learn(self, context: RoutingContext, decision: Decision, keys: Keys) -> str:
+    def _learn(self, context: RoutingContext, decision: Decision, keys: Keys, stages: Stages) -> str:
         """Tell the controllers about a live decision; returns the effect of the conversation's pool."""
         if keys.keep and self._shared is not None and (pool := home(context, decision)):
             self._shared.keep(keys.keep, pool)
-        return self._controllers.decided(context, decision, keys.keep, asyncio.get_running_loop().time())
+        return self._controllers.decided(context, decision, keys.keep, stages.now)
 
-    def _default(self, kind: Kind, cause: Cause, stages: Stages, name: str = "") -> Outcome:
-        """Send the request unchanged to the default pool, unless another pool is given."""
-        name = name or self.config.default_pool
-        pool, reason = self.config.pools[name], _SPOKEN.get(kind, "") + cause.words
-        model = pool.model if kind is Kind.NAMED else ""
-        return Outcome(kind, cause, name, pool.cluster, model, reason, **stages.times)
+    def _default(self, kind: Kind, cause: Cause, stages: Stages) -> Outcome:
+        """Send the request unchanged to the default pool."""
+        name, reason = self.config.default_pool, _SPOKEN[kind] + cause.words
+        return Outcome(kind, cause, name, self.config.pools[name].cluster, reason=reason, **stages.times)
 
 
 def _after(failed: Handover | None, reason: str) -> str:
@@ -276,15 +278,18 @@ def _after(failed: Handover | None, reason: str) -> str:
     return reason if failed is None else f"{failed.tried[-1]} failed ({failed.failure}): {reason}"
 
 
-def _context(head: RequestHead, view: RequestView, virtual: VirtualModel, marks: Marks) -> RoutingContext:
+def _context(
+    head: RequestHead, view: RequestView, virtual: VirtualModel, marks: Marks, failed: Handover | None
+) -> RoutingContext:
     asked = head.headers.get(QUALITY_HEADER, "")
     quality = float(asked) if _NUMBER.fullmatch(asked) else None
     if quality is None or quality > 1.0:
         quality = virtual.quality
     text, left_out, housekeeping = judged(view.turns, marks)
     low, likely, high = estimate(view)
-    about = left_out, housekeeping
-    return RoutingContext(head, view, language_of(text), likely, text, quality, *about, bounds=(low, high))
+    tried = {**dict.fromkeys(failed.tried, "failed"), failed.tried[-1]: failed.failure} if failed else {}
+    known = language_of(text), likely, text, quality, left_out, housekeeping
+    return RoutingContext(head, view, *known, bounds=(low, high), tried=tried)
 
 
 def _policy_of(model: str, virtual: VirtualModel, context: RoutingContext) -> str:
@@ -295,12 +300,12 @@ def _policy_of(model: str, virtual: VirtualModel, context: RoutingContext) -> st
     return drawn({**virtual.canary, virtual.policy: rest}, model, draw_id(context))
 
 
-def _members(pool: Pool, family: Family, view: RequestView, decision: Decision) -> reasoning.Members:
+def _members(pool: Pool, family: ReasoningFamily, view: RequestView, decision: Decision) -> Members:
     """The members a decision sets: the model, and reasoning in the words of the pool's family.
 
     The client's own effort stays if it set one, unless `override` is on.
     """
-    members: reasoning.Members = {("model",): pool.model}
+    members: Members = {("model",): pool.model}
     effort = decision.reasoning if decision.override or not view.reasoning_set else view.effort
     if effort:
         members |= reasoning.override(family, view.api, effort, view.reasoning_paths)

@@ -1,7 +1,5 @@
 """Constraints: the pools that can serve a request at all, before rules and strategies choose. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from semroute_extproc.policy.context import Candidates, Lock, RoutingContext
@@ -28,12 +26,13 @@ def candidates(pools: Mapping[str, Pool], default_pool: str, context: RoutingCon
 
     Pools that failed are left out, and pools that the prompt may not fit, but never all of them.
     """
-    lacks = {name: _missing(name, pools[name], context) for name in dict.fromkeys((default_pool, *pools))}
-    possible = tuple(name for name, missing in lacks.items() if not missing)
+    lacking = {name: _missing(name, pools[name], context) for name in dict.fromkeys((default_pool, *pools))}
+    possible = tuple(name for name, missing in lacking.items() if not missing)
     if not possible:
-        wanted = " and ".join(sorted(set(lacks.values())))
+        wanted = " and ".join(sorted(set(lacking.values())))
         raise NoCandidate(f"no pool can serve this request: it needs {wanted}")
-    lacking = {name: missing for name, missing in lacks.items() if missing}
+    for name in possible:
+        del lacking[name]
     usable, untried = possible, possible
     if failed := {**context.conditions.failing, **context.tried}:
         too_small = (name for name, why in context.tried.items() if why == CONTEXT and name in pools)

@@ -1,7 +1,5 @@
 """What a policy and its strategies see of a request, and what they return. Pure."""
 
-from __future__ import annotations
-
 import enum
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +22,7 @@ class Conditions:
 
     pressure: Mapping[str, float] = field(default_factory=dict)  # By pool, 0 (quiet or unknown) to 1 (full).
     bias: Mapping[str, float] = field(default_factory=dict)  # By strategy, on the log-odds of its share.
-    traffic: Mapping[str, LiveScores] = field(default_factory=dict)  # By strategy that follows its traffic.
+    traffic: "Mapping[str, LiveScores]" = field(default_factory=dict)  # By strategy that follows its traffic.
     floor: float = 0.0
     ceiling: float | None = None
     """Bounds of the strong share under pressure; without a ceiling, pressure never raises the share."""
@@ -73,7 +71,7 @@ class RoutingContext:
     conditions: Conditions = field(default_factory=Conditions)
     judgements: Mapping[str, Judgement] = field(default_factory=dict)  # By strategy.
     bias: float = 0.0  # `conditions.bias` of the strategy that chooses; set by the policy.
-    traffic: LiveScores | None = None  # `conditions.traffic` of that strategy.
+    traffic: "LiveScores | None" = None  # `conditions.traffic` of that strategy.
     held: Held | None = None
     tried: Mapping[str, str] = field(default_factory=dict)  # Pools that failed this request, and how.
     bounds: tuple[int, int] | None = None  # Fewest and most tokens of the prompt; None if exact.
@@ -119,8 +117,7 @@ class Choice:
     share: float | None = None  # The strong share, if controllers changed it.
     source: str = ""  # Where the threshold comes from, in words.
     sample: tuple[float, float, bool] | None = None  # For `LiveScores.learn`, if it is to learn.
-    rise: float | None = None
-    """Fraction of the traffic above the threshold with a lower score; None below it."""
+    rise: float | None = None  # Fraction of the traffic above the threshold with a lower score.
     moved: tuple[tuple[str, str], ...] = ()  # Controllers that changed the trade-off, and how, in words.
 
 

@@ -50,10 +50,9 @@ class _Run:
     def __init__(self, plan: PolicyPlan, context: RoutingContext) -> None:
         self._plan, self._context = plan, context
         self._candidates = candidates(plan.pools, plan.default_pool, context)
-        excluded = self._candidates.excluded.items()
+        excluded, doubtful = self._candidates.excluded.items(), self._candidates.doubtful.items()
         self._trace = [TraceStep("constraint", pool, f"needs {why}") for pool, why in excluded]
-        unsure = self._candidates.doubtful.items()
-        self._trace += [TraceStep("constraint", pool, f"may need {why}") for pool, why in unsure]
+        self._trace += [TraceStep("constraint", pool, f"may need {why}") for pool, why in doubtful]
 
     def decide(self) -> Deciding:
         for rule in self._plan.rules:
@@ -131,13 +130,12 @@ class _Run:
         That pool holds the prefix cache, the work of a tool loop, or the turns behind a
         `previous_response_id`. Only the last overrides a hard preference: another pool would fail.
         """
-        held = self._context.held
-        if held is None or held.pool not in self._candidates.pools:
-            doubtful = held is not None and held.pool in self._candidates.doubtful
-            if held is None or not (doubtful and held.lock is Lock.STATEFUL):
-                return None
-        free = held.strategies is not None and strategy not in held.strategies
-        return None if free or (self._context.hard_preference and held.lock is not Lock.STATEFUL) else held
+        held, possible = self._context.held, self._candidates
+        if held is None or (held.strategies is not None and strategy not in held.strategies):
+            return None
+        if held.lock is Lock.STATEFUL:
+            return held if held.pool in possible.pools or held.pool in possible.doubtful else None
+        return held if held.pool in possible.pools and not self._context.hard_preference else None
 
     def _chosen(self, name: str, strategy: Strategy, held: Held | None) -> Decision:
         """Apply the strategy's choice, subject to the candidates and the conversation's pool."""

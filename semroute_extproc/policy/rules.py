@@ -4,53 +4,26 @@ A condition is compiled once and knows which facts it reads; without signal fact
 """
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Sequence, Sized
+from dataclasses import fields
+from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import cel
+import msgspec
 
 from semroute_extproc.policy.context import Candidates, RoutingContext
 from semroute_extproc.request import conversation
-from semroute_extproc.request.signals import Signals
-from semroute_extproc.request.view import Api, Turn
+from semroute_extproc.request.view import Turn
 from semroute_extproc.settings.base import did_you_mean
 from semroute_extproc.settings.policies import Rule
 
 TENANT_HEADER = "x-semroute-tenant"
-NOT_FORWARDED = (
-    "authorization",
-    "proxy-authorization",
-    "cookie",
-    "x-api-key",
-    "api-key",
-    "x-semroute-cluster",
-)
-"""Headers of clients that the shipped Envoy keeps from the sidecar."""
 
-# Facts of the request and from the encoder: name, meaning, how to read it.
-REQUEST_FACTS: Mapping[str, tuple[str, Callable[[RoutingContext], Any]]] = {
-    "api": ("API: " + ", ".join(Api), lambda c: str(c.view.api)),
-    "model": ("requested model name", lambda c: c.view.model),
-    "stream": ("the client requested streaming", lambda c: c.view.stream),
-    "images": ("number of images", lambda c: c.view.images),
-    "audio": ("number of audio parts", lambda c: c.view.audio),
-    "video": ("number of video parts", lambda c: c.view.video),
-    "files": ("number of files, such as PDF documents", lambda c: c.view.files),
-    "tools": ("number of declared tools", lambda c: c.view.tools),
-    "tool_loop": ("the last turn is a tool result", lambda c: c.view.tool_loop),
-    "turns": ("number of turns, system prompt included", lambda c: len(c.view.turns)),
-    "json_mode": ("JSON output was requested", lambda c: c.view.json_mode),
-    "effort": ("requested reasoning effort, '' if none", lambda c: c.view.effort),
-    "stateful": ("continues state that one server stores", lambda c: c.view.stateful),
-    "max_output_tokens": ("limit of answer tokens, 0 if none", lambda c: c.view.max_output_tokens or 0),
-    "prompt_tokens": ("estimated tokens of the complete prompt", lambda c: c.prompt_tokens),
-    "language": ("ISO 639-1 code of the question's language, or und", lambda c: c.language),
-    "quality": ("requested quality, -1.0 if none", lambda c: -1.0 if c.quality is None else c.quality),
-    "request": (
-        "`headers` (map, lower-case names), `path`, `method`, and the following",
-        lambda c: {"headers": dict(c.head.headers), "path": c.head.path, "method": c.head.method},
-    ),
-}
+_FACTS = msgspec.toml.decode(Path(__file__).with_name("facts.toml").read_bytes())
+REQUEST_FACTS, WORK_FACTS, SIGNAL_FACTS = (_FACTS[of] for of in ("request", "work", "signals"))
+"""Fact to its meaning: of the request, of its member `request` if a condition names it, of the signals."""
 
 
 def _of(read: Callable[[Sequence[Turn]], Any]) -> Callable[[RoutingContext], Any]:
@@ -61,33 +34,24 @@ def _count(read: Callable[[Sequence[Turn]], Sized]) -> Callable[[RoutingContext]
     return lambda context: len(read(context.view.turns))
 
 
-# More members of `request`; computed only if the condition names them.
-WORK_FACTS: Mapping[str, tuple[str, Callable[[RoutingContext], Any]]] = {
-    "text": ("the judged text, at most 8,192 characters", lambda c: c.text),
-    "user": ("`user` of the body, else `metadata.user_id`, '' if none", lambda c: c.view.user),
-    "metadata": ("`metadata` of the body (map of strings)", lambda c: dict(c.view.metadata)),
-    "tenant": (f"the header `{TENANT_HEADER}`, '' if none", lambda c: c.head.headers.get(TENANT_HEADER, "")),
-    "housekeeping": (
-        "kind of a request that an application makes by itself (`title`, …), '' if none",
-        lambda c: c.housekeeping,
-    ),
-    "approval": ("the last user turn approves what the assistant proposed", _of(conversation.approval)),
-    "reask": ("the last user turn says the answer was wrong, or repeats a turn", _of(conversation.reask)),
-    "loop_depth": ("tool results since the last user turn", _count(conversation.tool_results)),
-    "tool_errors": ("how many of the last 16 of them failed", _count(conversation.tool_errors)),
-    "repeated_errors": ("how many of those repeat another one", _of(conversation.repeated_errors)),
-    "failing_tests": ("their last report of tests or a build has failures", _of(conversation.failing_tests)),
+_ATTRIBUTES = {field.name for field in fields(RoutingContext)}
+_READ: dict[str, Callable[[RoutingContext], Any]] = {
+    name: attrgetter(name if name in _ATTRIBUTES else f"view.{name}")
+    for name in (*REQUEST_FACTS, *WORK_FACTS)
 }
-SIGNAL_FACTS: Mapping[str, tuple[str, Callable[[Signals], Any]]] = {
-    "domain": ("most likely domain", lambda s: s.domain),
-    "domain_probs": ("domain to probability", lambda s: dict(s.domain_probs)),
-    "domain_entropy": ("0 (certain) to 1 (uniform)", lambda s: s.domain_entropy),
-    "task": ("most likely task, '' without a task head", lambda s: s.task),
-    "task_probs": ("task to probability", lambda s: dict(s.task_probs)),
-    "difficulty": ("0 (easy for any model) to 1 (needs a strong model)", lambda s: s.difficulty),
-    "unknown": ("out of the bundle's distribution", lambda s: s.unknown),
-    "tokens": ("tokens of the classified text", lambda s: s.tokens),
-    "truncated": ("the text did not fit the encoder's window", lambda s: s.truncated),
+_READ |= {
+    "api": lambda c: str(c.view.api),
+    "turns": lambda c: len(c.view.turns),
+    "max_output_tokens": lambda c: c.view.max_output_tokens or 0,
+    "quality": lambda c: -1.0 if c.quality is None else c.quality,
+    "request": lambda c: {"headers": c.head.headers, "path": c.head.path, "method": c.head.method},
+    "tenant": lambda c: c.head.headers.get(TENANT_HEADER, ""),
+    "approval": _of(conversation.approval),
+    "reask": _of(conversation.reask),
+    "loop_depth": _count(conversation.tool_results),
+    "tool_errors": _count(conversation.tool_errors),
+    "repeated_errors": _of(conversation.repeated_errors),
+    "failing_tests": _of(conversation.failing_tests),
 }
 OF_KNOWN_TEXT = ("domain", "domain_probs", "domain_entropy", "task", "task_probs", "difficulty")
 """Signal facts without a value for unknown text, unless the condition names `unknown`."""
@@ -127,14 +91,14 @@ class CompiledRule:
         division by zero, a number compared with a string, and for unknown text a fact `OF_KNOWN_TEXT`, unless
         the condition names `unknown`. `needs_signals` requires `context.signals`.
         """
-        values = {name: REQUEST_FACTS[name][1](context) for name in self._request_facts}
+        values = {name: _READ[name](context) for name in self._request_facts}
         if self._work_facts:
-            values["request"] |= {name: WORK_FACTS[name][1](context) for name in self._work_facts}
+            values["request"] |= {name: _READ[name](context) for name in self._work_facts}
         unknown = False
         if (signals := context.signals) is not None:
             unknown = signals.unknown and "unknown" not in self._signal_facts
             given = (name for name in self._signal_facts if not (unknown and name in OF_KNOWN_TEXT))
-            values.update((name, SIGNAL_FACTS[name][1](signals)) for name in given)
+            values.update((name, getattr(signals, name)) for name in given)
         try:
             result = self._program.execute(values)
         except (RuntimeError, TypeError, ValueError, LookupError, ArithmeticError) as error:
@@ -158,40 +122,3 @@ def _check_patterns(expression: str) -> None:
             cel.compile(f'"".matches({literal})').execute({})
         except (ValueError, RuntimeError):
             raise ValueError(f"{literal} is not a regular expression, or a very large one") from None
-
-
-# A string literal without escapes, and a fact that has labels.
-_TEXT = r"""(?P<quote>["'])(?P<text>(?:(?!(?P=quote))[^\\])*)(?P=quote)"""
-_FACT = r"(?<![\w.])(?P<fact>domain|task)"
-_NAMED = (
-    rf"\brequest\.(?P<fact>headers)\s*\[\s*{_TEXT}\s*\]",
-    rf"{_TEXT}\s+in\s+request\.(?P<fact>headers)\b",
-    r"\brequest\.(?P<fact>headers)\.(?P<text>\w+)",
-    rf"{_FACT}\s*[!=]=\s*{_TEXT}(?!\s*[+.])",
-    rf"(?<!\+)\s*{_TEXT}\s*[!=]=\s*{_FACT}\b",
-    rf"{_FACT}_probs\s*\[\s*{_TEXT}\s*\]",
-)
-_LISTED = rf"{_FACT}\s+in\s*\[(?P<list>(?:\s*(?:\"[^\"\\]*\"|'[^'\\]*')\s*,?)*)\]"
-
-
-def warnings(expression: str, labels: Mapping[str, Collection[str]]) -> Iterator[str]:
-    """Members of `request` and headers that cannot exist; values of `domain` and `task` not in `labels`.
-
-    These are warnings only: the library exposes no syntax tree, so this searches the source text.
-    """
-    members = ("headers", "path", "method", *WORK_FACTS)
-    for member in re.findall(r"(?<![\w.])request\.(\w+)", expression):
-        if member not in members:
-            yield f"request has no member {member!r}{did_you_mean(member, members)}"
-    named = [(m["fact"], m["text"]) for pattern in _NAMED for m in re.finditer(pattern, expression)]
-    for match in re.finditer(_LISTED, expression):
-        named.extend((match["fact"], text["text"]) for text in re.finditer(_TEXT, match["list"]))
-    for fact, text in named:
-        if fact == "headers" and text != text.lower():
-            yield f"header names are lower case in conditions: {text.lower()!r}, not {text!r}"
-        if fact == "headers" and text.lower() in NOT_FORWARDED:
-            yield f"the shipped Envoy does not forward {text.lower()!r}: behind it, this never holds"
-        # Without a task head, `task` is the empty string.
-        if text and (known := labels.get(fact)) is not None and text not in known:
-            hint = did_you_mean(text, known)
-            yield f"no bundle has the {fact} {text!r}{hint}: {', '.join(known) or 'it has none at all'}"

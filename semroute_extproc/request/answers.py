@@ -1,7 +1,5 @@
 """Responses that the sidecar sends to clients itself: errors and the list of models. Pure."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

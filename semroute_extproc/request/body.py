@@ -1,7 +1,5 @@
 """Decodes and edits request bodies. Pure."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Mapping
 from typing import Any

@@ -6,8 +6,6 @@ points back, fewer if it asks a question; words of the turn before do not count.
 and the patterns for tool results are in conversation.json.
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from semroute_extproc.request.envelope import unwrap
+from semroute_extproc.request.envelope import both_ends, unwrap
 from semroute_extproc.request.view import Turn
 
 TURNS_MAX = 16  # user turns looked at, from the last
@@ -59,8 +57,7 @@ def _phrases(kinds: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[str, str]
 
 
 _KINDS = _phrases(_LISTS["phrases"])
-_LONGEST: dict[str, int] = {}
-"""The first token of phrases to the most tokens of one."""
+_LONGEST: dict[str, int] = {}  # the first token of phrases to the most tokens of one
 for _phrase in _KINDS:
     _first, *_others = _phrase.split(" ")
     _LONGEST[_first] = max(_LONGEST.get(_first, 0), 1 + len(_others))
@@ -112,11 +109,7 @@ def questions(turns: Sequence[Turn], most: int = TURNS_MAX) -> list[str]:
 
 def _known(*texts: str) -> str:
     """The ends of earlier texts, in lower case, to look up words in."""
-    return "\n".join(_ends(text, KNOWN_CHARACTERS) for text in texts).lower()
-
-
-def _ends(text: str, characters: int) -> str:
-    return text if len(text) <= 2 * characters else f"{text[:characters]}\n{text[-characters:]}"
+    return "\n".join(both_ends(text, KNOWN_CHARACTERS) for text in texts).lower()
 
 
 class _Form:
@@ -194,7 +187,7 @@ def tool_errors(turns: Sequence[Turn]) -> list[str]:
     """
     failed = []
     for turn in tool_results(turns)[:RESULTS_MAX]:
-        text = _ends(turn.text, MARK_CHARACTERS)
+        text = both_ends(turn.text, MARK_CHARACTERS)
         status = _marked("exit", text)
         if turn.failed or (int(status[1]) != 0 if status else _marked("error", text)):
             failed.append(text)
@@ -204,7 +197,7 @@ def tool_errors(turns: Sequence[Turn]) -> list[str]:
 def failing_tests(turns: Sequence[Turn]) -> bool:
     """Whether the last report of tests or a build since the last user turn has failures."""
     for turn in tool_results(turns)[:RESULTS_MAX]:
-        text = _ends(turn.text, MARK_CHARACTERS)
+        text = both_ends(turn.text, MARK_CHARACTERS)
         if (failing := _marked("failing", text)) or _marked("passing", text):
             return failing is not None
     return False

@@ -5,8 +5,6 @@ names and phrases that show them are the `Marks`. Work is linear in the text and
 below. Where the structure is not clear, or too little would be left, the whole text is kept.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -74,9 +72,7 @@ def unwrap(text: str, marks: Marks = SHIPPED) -> Unwrapped:
     framed = frame is not text
     if not question:
         return Unwrapped("", (LeftOut("block", len(text)),), frame)
-    found = question
-    if len(question) > READ_MAX:
-        found = f"{question[: READ_MAX // 2]}\n{question[-READ_MAX // 2 :]}"
+    found = both_ends(question, READ_MAX // 2)
     left = [LeftOut("block", len(text) - len(question)), LeftOut("unread", len(question) - len(found))]
     if "<|" in found:  # the tokens of a chat template become labels
         found = _TURN.sub(lambda token: f"\n{token[1]}:\n" if token[1] else "\n", found)
@@ -188,10 +184,8 @@ def _labelled(text: str, marks: Marks, framed: bool) -> tuple[bool, str]:
         last, of_paragraph, body = parts[-1]
         if kind == "option" and last != "q":
             kind = ""  # "A: …" answers "Q: …" alone
-        ended = (
-            of_paragraph and any(map(str.strip, body)) and (not line.strip() or line.endswith((":", "：")))
-        )
-        if kind or ended:
+        ends = not line.strip() or line.endswith((":", "："))
+        if kind or (ends and of_paragraph and any(map(str.strip, body))):
             parts.append((kind, lead, [rest if kind else line]))
         else:
             body.append(line)
@@ -239,11 +233,8 @@ def _asked(sections: Sequence[_Section], kinds: Sequence[str], marks: Marks) -> 
         first = [section.kind for section in sections].index("context")
         chosen = [i for i in chosen if i < first or i >= len(sections) - 3]
     if chosen:
-        if (
-            len(chosen) < len(asked)
-            or sections[chosen[0]].lead
-            or not {"context", "assistant"}.isdisjoint(kinds)
-        ):
+        others = len(chosen) < len(asked) or not {"context", "assistant"}.isdisjoint(kinds)
+        if others or sections[chosen[0]].lead:
             chosen = chosen[-1:]
         parts = "\n".join(sections[i].text for i in chosen).split("\n\n")
         while len(parts) > 1 and parts[-1].lower().startswith(marks.rules):
@@ -287,6 +278,11 @@ def _around(sections: Sequence[_Section], kinds: Sequence[str], document: bool, 
         return f"{free}\n{last[-1]}"
     brief = brief and kinds == ["context"]
     return free if brief or any(_asks(part, marks, at_end=False) for part in _paragraphs(free)) else ""
+
+
+def both_ends(text: str, characters: int) -> str:
+    """A text, or of a longer one so many characters at each end."""
+    return text if len(text) <= 2 * characters else f"{text[:characters]}\n{text[-characters:]}"
 
 
 def _ends(parts: list[str]) -> list[str]:
@@ -336,18 +332,15 @@ def _request(text: str, marks: Marks) -> str:
     parts = _paragraphs(text)
     if len(parts) == 2 and QUESTION_MIN <= len(short := min(parts, key=len)) <= BRIEF_MAX:
         long = max(parts, key=len)
-        whole = _LIST_ITEM.match(long) or (
-            long.rstrip().endswith(QUESTION_MARKS) and not _asks(short, marks, at_end=True)
-        )
-        if not whole:
+        asks = long.rstrip().endswith(QUESTION_MARKS) and not _asks(short, marks, at_end=True)
+        if not (asks or _LIST_ITEM.match(long)):
             return short
     scores = [_asks(part, marks, index in (0, len(parts) - 1)) for index, part in enumerate(parts)]
     most = max(scores)
     best = [index for index, score in enumerate(scores) if score == most]
     alone = best[0] > 0 and sum(map(bool, scores)) == 1
-    if most < 4 and not (
-        (alone or (most == 3 and best == [len(parts) - 1])) and len(parts[best[0]]) >= TAIL_MIN
-    ):
+    last = most == 3 and best == [len(parts) - 1]
+    if most < 4 and (not (alone or last) or len(parts[best[0]]) < TAIL_MIN):
         return text
     if len(text) < CODE_MIN and sum(score > 2 for score in scores) > 2:
         return text

@@ -1,7 +1,5 @@
 """The field `model` of a multipart form, read and replaced without reading the files. Pure."""
 
-from __future__ import annotations
-
 import re
 
 FORM = "multipart/form-data"

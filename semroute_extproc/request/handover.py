@@ -6,8 +6,6 @@ decides again without the pools that failed (docs/adr/0016-envoy-hands-a-failed-
 removes both headers from clients' requests.
 """
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Collection, Iterable, Mapping
 

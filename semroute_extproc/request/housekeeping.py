@@ -4,13 +4,11 @@ A user may ask for such things too, so words are not enough: the system prompt o
 or the user turn has the structure of a template. The phrases are in envelopes.toml.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-from semroute_extproc.request.envelope import READ_MAX, SENTENCE, Unwrapped, instructs
+from semroute_extproc.request.envelope import READ_MAX, SENTENCE, Unwrapped, both_ends, instructs
 from semroute_extproc.request.marks import SHIPPED, Marks
 
 SYSTEM_MAX, SENTENCES_MAX = 400, 2  # characters and sentences of the system prompt that may say it
@@ -34,8 +32,7 @@ def kind(system: str, turn: str, unwrapped: Unwrapped, later: bool, marks: Marks
     frame = unwrapped.frame or (turn if unlabelled else "")
     if not frame:
         return ""
-    ends = frame if len(frame) <= 2 * ENDS_MAX else f"{frame[:ENDS_MAX]}\n{frame[-ENDS_MAX:]}"
-    sentences = SENTENCE.findall(_WRAPPED.sub(" ", ends).lower())
+    sentences = SENTENCE.findall(_WRAPPED.sub(" ", both_ends(frame, ENDS_MAX)).lower())
     if not _search(sentences, [True] * len(marks.tasks), marks):
         return ""
     speakers = {marks.kinds.get(name.lower()) for name in _SPEAKER.findall(turn[:READ_MAX])}

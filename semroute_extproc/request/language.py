@@ -6,8 +6,6 @@ Letters of other scripts and listed words vote. A text without evidence is Engli
 not English and in no listed language is "und". A statistical model would add a second and 100 MB per worker.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping

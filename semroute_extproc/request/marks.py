@@ -1,9 +1,8 @@
 """Names and phrases that show what surrounds a request, read from envelopes.toml. Pure."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
+from typing import Self
 
 import msgspec
 
@@ -50,7 +49,7 @@ class Marks(msgspec.Struct, eq=False):
             for name in names:
                 self.kinds.setdefault(name, kind)
 
-    def extended(self, more: Envelopes) -> Marks:
+    def extended(self, more: Envelopes) -> Self:
         """These marks and those of the configuration, which take precedence."""
         tasks = tuple(Task(kind, phrases) for kind, phrases in more.housekeeping.items()) + self.tasks
         added = {name: kind for kind in ("ask", "context") for name in getattr(more, kind)}

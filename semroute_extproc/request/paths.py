@@ -1,7 +1,5 @@
 """Which API a path belongs to (paths.toml), and the model that a path or a query names. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path

@@ -6,10 +6,11 @@ passed to the chat template and sets `enable_thinking` (ChatCompletionRequest.bu
 Text completions and embeddings use no chat template, so they have no switch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from semroute_extproc.request.view import Api
 from semroute_extproc.settings.base import EFFORTS
@@ -28,73 +29,47 @@ _EFFORT = {
 }
 """The member in which an API takes an effort."""
 
-# Efforts that a family refuses, to the ones that are written instead.
-_HARMONY = {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"}
-_KIMI_K3 = {"minimal": "low", "medium": "high", "xhigh": "high"}
 
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """The switches of a family; a field stays empty if the family lacks that switch."""
+class _BuiltIn(ReasoningFamily):
+    """A family of reasoning.toml."""
 
     models: str
-    thinks: str  # by default: `yes`, `no`, `always` or `never`; `-` where it depends
-    argument: str = ""  # template argument, set to `off` to disable reasoning and to `on` otherwise
-    on: object = None  # None: `argument` only disables reasoning, and an effort enables it
-    off: object = False
-    efforts: Mapping[str, str] | None = None  # efforts that the family spells differently; None: no efforts
-    budget: bool | None = None  # the server takes BUDGET; None: it depends on its `--reasoning-parser`
+    thinks: str
 
 
-FAMILIES: Mapping[str, Family] = {
-    "qwen3": Family("Qwen3 with both modes", "yes", "enable_thinking", on=True),
-    "deepseek-v3": Family("DeepSeek V3.1 and V3.2", "no", "thinking", on=True),  # tokenizers/deepseek_v32.py
-    "deepseek-v4": Family("DeepSeek V4", "yes", "thinking", efforts={}),  # tokenizers/deepseek_v4.py
-    "gpt-oss": Family("gpt-oss", "always", efforts=_HARMONY),  # others are a 400 (harmony_utils); no off
-    "granite-3": Family("Granite 3.2", "no", "thinking", on=True),
-    "granite-4": Family("Granite 4.2", "yes", "enable_thinking", on=True),  # parser/granite_thinking.py
-    "glm-4.5": Family("GLM-4.5 and later", "yes", "enable_thinking", on=True),  # parser/glm47_moe.py
-    "gemma-4": Family("Gemma 4", "no", "enable_thinking", on=True),  # parser/gemma4.py
-    "holo2": Family("Holo2", "yes", "thinking", on=True),  # DeepSeekV3ReasoningWithThinkingParser
-    "kimi-k3": Family("Kimi K3", "yes", "thinking", efforts=_KIMI_K3),  # renderers/kimi_k3.py refuses others
-    # minimax_m3_reasoning_parser.py; the template also has "adaptive".
-    "minimax-m3": Family("MiniMax M3", "-", "thinking_mode", on="enabled", off="disabled"),
-    "effort": Family("any server that takes efforts as they are", "-", efforts={}),
-    # `thinking_token_budget` would bound them, but vLLM refuses it without a reasoning parser.
-    "always": Family("DeepSeek-R1, QwQ, MiniMax M2, Qwen3 Thinking", "always"),
-    "none": Family("models that do not reason, such as Llama 3 or Qwen3 Instruct", "never", budget=False),
-}
+_DATA = msgspec.toml.decode(Path(__file__).with_name("reasoning.toml").read_bytes())
+FAMILIES: Mapping[str, _BuiltIn] = {name: _BuiltIn(**family) for name, family in _DATA.items()}
 """Names for `reasoning` in a pool's configuration."""
 
 
-def families(own: Mapping[str, ReasoningFamily]) -> Mapping[str, Family]:
+def families(own: Mapping[str, ReasoningFamily]) -> Mapping[str, ReasoningFamily]:
     """The built-in families and the operator's."""
-    return {**FAMILIES, **{name: Family("", "-", **each.model_dump()) for name, each in own.items()}}
+    return {**FAMILIES, **own}
 
 
-def switch(traits: Family, api: Api, effort: str) -> Members:
+def switch(family: ReasoningFamily, api: Api, effort: str) -> Members:
     """The members that ask a model of a family for `effort`, empty without a switch; raises ValueError."""
     if effort not in EFFORTS:
         raise ValueError(f"{effort!r} is not a reasoning effort")
     if api not in _EFFORT:
         return {}
-    wanted = traits.off if effort == "none" else traits.on
+    wanted = family.off if effort == "none" else family.on
     switches: Members = {}
-    if traits.argument and wanted is not None:
-        switches[KWARGS, traits.argument] = wanted
-    if traits.efforts is not None and not (switches and effort == "none"):
-        switches |= _by_effort(api, traits.efforts.get(effort, effort))
+    if family.argument and wanted is not None:
+        switches[KWARGS, family.argument] = wanted
+    if family.efforts is not None and not (switches and effort == "none"):
+        switches |= _by_effort(api, _spelled(family, effort))
     return switches
 
 
-def budget(traits: Family, api: Api, tokens: int) -> Members:
+def budget(family: ReasoningFamily, api: Api, tokens: int) -> Members:
     """The members that limit the reasoning to a client's `tokens`; removes a limit that would be refused."""
-    if api is not Api.CHAT_COMPLETIONS or traits.budget is None:
+    if api is not Api.CHAT_COMPLETIONS or family.budget is None:
         return {}
-    return {BUDGET: tokens if traits.budget else None}
+    return {BUDGET: tokens if family.budget else None}
 
 
-def override(family: Family, api: Api, effort: str, clients: Iterable[tuple[str, ...]]) -> Members:
+def override(family: ReasoningFamily, api: Api, effort: str, clients: Iterable[tuple[str, ...]]) -> Members:
     """Like `switch`, and also set the client's own switches at the paths `clients` to the same effort.
 
     An unchanged switch could win, because in vLLM a template argument takes precedence over the effort.
@@ -102,11 +77,17 @@ def override(family: Family, api: Api, effort: str, clients: Iterable[tuple[str,
     """
     written = switch(family, api, effort)
     if written:
-        effort = (family.efforts or {}).get(effort, effort)
+        effort = _spelled(family, effort)
         for path in clients:
             if path not in written:
                 written.update(_agreeing(path, effort))
     return written
+
+
+def _spelled(family: ReasoningFamily, effort: str) -> str:
+    """An effort as the family names it."""
+    names: Mapping[Any, str] = family.efforts or {}
+    return names.get(effort, effort)
 
 
 def _agreeing(path: tuple[str, ...], effort: str) -> Members:

@@ -1,7 +1,5 @@
 """What the encoder predicts about a request's text. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 

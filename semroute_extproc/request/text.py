@@ -4,8 +4,6 @@ No tokenizer runs here. At most `CLASSIFIED_CHARACTERS_MAX` characters are judge
 is bounded, so the cost is bounded for any prompt.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence

@@ -6,8 +6,6 @@ measured tokenizers: fewest, likely (one token per digit, as Qwen has) and most.
 them; docs/configuration.md has the errors.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """The frozen facts of one request, read once from its headers and body. Pure: no parsing, no policy."""
 
-from __future__ import annotations
-
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -83,8 +81,7 @@ class RequestView:
     printed: tuple[bytes, ...] = ()  # JSON that the chat template prints: tool declarations and calls
     user: str = ""  # the end user that the client names
     metadata: Mapping[str, str] = field(default_factory=dict)  # the client's strings
-    characters: int = 0
-    """Characters of all text in the request, tool declarations included; the longest prompt of a batch."""
+    characters: int = 0  # of all text, tool declarations included; of a batch, those of the longest prompt
 
     @property
     def texts(self) -> list[str | bytes]:

@@ -1,1 +1,1 @@
-"""The running sidecar: composition, reload, and several workers as one service."""
+"""The running sidecar: composition, reload, and several workers as one service; scoring without a server."""

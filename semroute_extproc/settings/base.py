@@ -57,9 +57,8 @@ def _ascending(values: tuple[float, ...]) -> tuple[float, ...]:
 
 
 QUANTILES = 101
-Quantiles = Annotated[
-    tuple[float, ...], Field(min_length=QUANTILES, max_length=QUANTILES), AfterValidator(_ascending)
-]
+_EACH = Field(min_length=QUANTILES, max_length=QUANTILES)
+Quantiles = Annotated[tuple[float, ...], _EACH, AfterValidator(_ascending)]
 """A score at 0, 1, … 100 % of some traffic."""
 
 

@@ -23,6 +23,7 @@ SESSION_MEMBERS = (
 )
 
 HeaderName = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
+HeaderNames = Annotated[tuple[HeaderName, ...], Field(max_length=NAMES_MAX)]
 MemberName = Annotated[str, Field(pattern=r"^(conversation|prompt_cache_key|metadata\..{1,64})$")]
 
 
@@ -107,10 +108,8 @@ class SessionController(Model):
     strategies: tuple[StrategyName, ...] | None = Field(
         None, max_length=STRATEGIES_MAX, description="Strategies that sessions apply to; default: all."
     )
-    headers: tuple[HeaderName, ...] = Field(
-        SESSION_HEADERS,
-        max_length=NAMES_MAX,
-        description="Headers that name a conversation; the first one in the request counts.",
+    headers: HeaderNames = Field(
+        SESSION_HEADERS, description="Headers that name a conversation; the first one in the request counts."
     )
     members: tuple[MemberName, ...] = Field(
         SESSION_MEMBERS,
@@ -118,10 +117,8 @@ class SessionController(Model):
         description="Members of the body that do, after the headers: `conversation`, `prompt_cache_key` or "
         "`metadata.NAME`. In `metadata.user_id` only a session's ID counts, as Claude Code writes it.",
     )
-    identity: tuple[HeaderName, ...] = Field(
-        ("authorization", "x-api-key"),
-        max_length=NAMES_MAX,
-        description="Headers that tell clients apart, if Envoy forwards them.",
+    identity: HeaderNames = Field(
+        ("authorization", "x-api-key"), description="Headers that tell clients apart, if Envoy forwards them."
     )
     response_ids: bool = Field(
         True, description="Choose the ID of each response (vLLM's `request_id`), so that it names its pool."
@@ -148,14 +145,9 @@ class Failover(Model):
     stored: bool = Field(
         False, description="Also repeat requests that ask a server to keep something: `store`, `background`."
     )
-    failures: int = Field(
-        3, ge=1, le=1_000, description="Failed requests, at least half of all, that exclude a pool."
-    )
+    failures: int = Field(3, ge=1, le=1_000, description="Failures, at least half of all, to exclude a pool.")
     exclude_seconds: float = Field(
-        15,
-        gt=0,
-        le=3_600,
-        description="Window of the failures, and pause until a request tests the pool.",
+        15, gt=0, le=3_600, description="Window of the failures, and pause until a request tests the pool."
     )
 
 

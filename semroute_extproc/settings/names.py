@@ -1,7 +1,5 @@
 """The model names that clients may use: routed models, pools' models, their aliases and patterns. Pure."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -12,6 +10,7 @@ from semroute_extproc.settings.policies import Policy
 from semroute_extproc.settings.pools import Pool, VirtualModel
 
 Models = Mapping[str, VirtualModel]
+Policies = Mapping[str, Policy]
 Pools = Mapping[str, Pool]
 MATCHED_CHARACTERS_MAX = 256  # longer names match no pattern, which bounds the time of a match
 _FLAGS = re.IGNORECASE | re.DOTALL
@@ -35,18 +34,13 @@ class Card(NamedTuple):
 class Names:
     """Finds what a name means. An exact name wins, then one in another case, then the longest pattern."""
 
-    def __init__(
-        self, models: Models, policies: Mapping[str, Policy], pools: Pools, default_pool: str
-    ) -> None:
+    def __init__(self, models: Models, policies: Policies, pools: Pools, default_pool: str) -> None:
         self.pools = pools
-        self.cards = [
-            Card(name, "semroute", _context(policies[each.policy], pools)) for name, each in models.items()
-        ]
+        routed = ((name, policies[each.policy]) for name, each in models.items())
+        self.cards = [Card(name, "semroute", _context(policy, pools)) for name, policy in routed]
         self._exact = {name: Named(model=name) for name in models}
-        for name in (
-            default_pool,
-            *pools,
-        ):  # of several pools with one model, the default pool or the first one
+        # Of several pools with one model, the default pool or the first one.
+        for name in (default_pool, *pools):
             if (model := pools[name].model) not in self._exact:
                 self._exact[model] = Named(pool=name)
                 self.cards.append(Card(model, pools[name].owned_by, pools[name].context))
@@ -79,20 +73,17 @@ def ambiguous(models: Models, pools: Pools) -> Iterator[Problem]:
             equal = "*" in alias and "*" in other and _literals(alias) == _literals(other)
             if equal and owner != named and _overlap(alias.lower(), other):
                 whose = owner.model or f"pool {owner.pool}"
-                yield Problem(
-                    path, f"{alias!r} and {other!r} of {whose} match the same names: make one longer"
-                )
+                both = f"{alias!r} and {other!r} of {whose} match the same names"
+                yield Problem(path, f"{both}: make one longer")
         owners[alias.lower()] = named
 
 
 def _aliases(models: Models, pools: Pools) -> Iterator[tuple[tuple[str | int, ...], str, Named]]:
     """Every alias with its path in the configuration and its meaning."""
-    for name, model in models.items():
-        yield from (
-            (("models", name, "aliases", i), a, Named(model=name)) for i, a in enumerate(model.aliases)
-        )
-    for name, pool in pools.items():
-        yield from ((("pools", name, "aliases", i), a, Named(pool=name)) for i, a in enumerate(pool.aliases))
+    owners = [(("models", name), each.aliases, Named(model=name)) for name, each in models.items()]
+    owners += [(("pools", name), each.aliases, Named(pool=name)) for name, each in pools.items()]
+    for path, aliases, named in owners:
+        yield from (((*path, "aliases", index), alias, named) for index, alias in enumerate(aliases))
 
 
 def _context(policy: Policy, pools: Pools) -> int:

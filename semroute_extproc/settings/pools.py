@@ -20,8 +20,7 @@ _TextApi = Literal["chat_completions", "completions", "responses", "messages", "
 _OtherApi = Literal[
     "rerank", "score", "pooling", "classify", "transcriptions", "translations", "speech", "images"
 ]
-ApiName = Literal[_TextApi, _OtherApi]
-"""The values of `request.view.Api` that only some models serve."""
+ApiName = Literal[_TextApi, _OtherApi]  # the values of `request.view.Api` that only some models serve
 
 Alias = Annotated[str, Field(pattern=r"^[!-)+-~]*(\*[!-)+-~]*){0,2}$", min_length=1, max_length=128)]
 """A name in ASCII without spaces, or a pattern with one or two `*`."""
@@ -62,9 +61,7 @@ class Pool(Model):
     )
     aliases: Aliases = Field((), description="Other names of this model, with `*` for any text.")
     owned_by: str = Field("vllm", max_length=128, description="`owned_by` in the list of models.")
-    policy: PolicyName | None = Field(
-        None, description="Policy of requests that name this model; default: none."
-    )
+    policy: PolicyName | None = Field(None, description="Policy of requests for this model; default: none.")
     reasoning: Family = Field("none", description="Reasoning family of the model; see docs/configuration.md.")
     metrics: str | None = Field(None, pattern=r"^https?://", description="URL of the vLLM metrics to scrape.")
     gauges: dict[Gauge, GaugeNames] = Field(
@@ -81,9 +78,7 @@ class ReasoningFamily(Model):
     efforts: dict[Effort, Name] | None = Field(
         None, description="Efforts with another name, such as `{minimal: low}`; `{}`: none; null: no efforts."
     )
-    budget: bool | None = Field(
-        None, description="Takes `thinking_token_budget`; null: depends on the server."
-    )
+    budget: bool | None = Field(None, description="Takes `thinking_token_budget`; null: depends on server.")
 
 
 class VirtualModel(Model):

@@ -1,7 +1,5 @@
 """A circuit breaker. Pure; the time is an argument, in seconds of any monotonic clock."""
 
-from __future__ import annotations
-
 
 class Breaker:
     """Open after `failures_max` failures in a row, then one probe at a time.

@@ -40,8 +40,7 @@ class BudgetController:
         dollars = settings.dollars_per_thousand or 0.0
         self.target = dollars / 1e3 if settings.strong_share is None else settings.strong_share
         self.bias = 0.0
-        self.realised: float | None = None
-        """Mean cost of a request over the window, in the target's unit; None before the first."""
+        self.realised: float | None = None  # Mean cost of a request over the window, in the target's unit.
         self.requests = 0
         self._spread = 0.0
         self._recent, self._last = 0.0, -math.inf

@@ -42,17 +42,17 @@ class ControllerState:
         self, pools: Mapping[str, Pool], settings: Controllers, strategies: Mapping[str, object]
     ) -> None:
         """Apply new settings, including those of the strategies."""
-        before, load, session = self._settings, settings.load, settings.session
+        before, load, session, failover = self._settings, settings.load, settings.session, settings.failover
         pressures: dict[str, PoolPressure] = {}
-        if load is not None:
-            for name, pool in pools.items():
-                same = load == before.load and self._pools.get(name) == pool
-                pressures[name] = self._pressures[name] if same else PoolPressure(load, name)
         health: dict[str, PoolHealth] = {}
-        if (failover := settings.failover) is not None:
-            for name, pool in pools.items():
-                same = failover == before.failover and self._pools.get(name) == pool
-                health[name] = self._health[name] if same else PoolHealth(failover)
+        for name, pool in pools.items():
+            same = self._pools.get(name) == pool
+            if load is not None:
+                kept = same and load == before.load
+                pressures[name] = self._pressures[name] if kept else PoolPressure(load, name)
+            if failover is not None:
+                kept = same and failover == before.failover
+                health[name] = self._health[name] if kept else PoolHealth(failover)
         budgets: dict[str, BudgetController] = {}
         for name, budget in settings.budgets.items():
             same = before.budgets.get(name) == budget and self._strategies.get(name) == strategies[name]
@@ -80,9 +80,7 @@ class ControllerState:
     @property
     def active(self) -> bool:
         """Whether anything is configured."""
-        return bool(
-            self._pressures or self._budgets or self._traffic or self._settings.session or self._health
-        )
+        return any((self._pressures, self._budgets, self._traffic, self._settings.session, self._health))
 
     def failing(self, now: float) -> Mapping[str, str]:
         """The pools that are excluded after failures, and why."""

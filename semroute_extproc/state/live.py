@@ -78,8 +78,7 @@ class LiveScores:
         self._by_age = deque(score for start in range(STRIDE) for score in reference[start::STRIDE])
         self.bias = 0.0
         self.requests = self.live = 0  # All; and those with a score in `scores`, next to the reference's.
-        self.realised: float | None = None
-        """Mean of strong over the last `WINDOW` requests; None before the first."""
+        self.realised: float | None = None  # Mean of strong over the last `WINDOW` requests.
 
     def learn(self, score: float, asked: float, strong: bool) -> None:
         """Learn from a request that its score (0..1) alone decided, where the share `asked` was aimed at."""

@@ -5,12 +5,9 @@ reported, so requests are counted when they are sent: a pool is excluded once en
 half, have failed. After a pause one request tests the pool, and no failure for a while is a success.
 """
 
-from __future__ import annotations
-
 import math
 
 from semroute_extproc.settings.controllers import Failover
-from semroute_extproc.state.breaker import Breaker
 
 FAILED_SHARE_MIN = 0.5  # Of the requests since the window began, that failed; below it, no exclusion.
 TEST_SECONDS = 5.0  # Without a failure of the request that tests the pool, which is then used again.
@@ -23,7 +20,7 @@ class PoolHealth:
 
     def __init__(self, settings: Failover) -> None:
         self._settings = settings
-        self._breaker = Breaker(1, settings.exclude_seconds)
+        self._until = -math.inf  # End of the pause after which a request tests the excluded pool.
         self.why = ""  # Why the pool is excluded, or is being tested; empty if it is not.
         self._sent = self._failures = 0
         self._window = -math.inf  # Start of the counts' window, which is as long as an exclusion.
@@ -37,17 +34,15 @@ class PoolHealth:
             return ""
         if now - self._tested >= TEST_SECONDS:
             self._readmit()
-        paused = self._breaker.paused(now) or self._tested <= now
-        return self.why if paused else ""
+        return self.why if now < self._until or self._tested <= now else ""
 
     def sent(self, now: float) -> None:
         """Record a request whose failure would be reported; if the pause is over, it is the test."""
-        if self.why:
-            if self._breaker.allows(now):
-                self._tested = now
-            return
-        self._roll(now)
-        self._sent += 1
+        if not self.why:
+            self._roll(now)
+            self._sent += 1
+        elif now >= self._until and self._tested == math.inf:
+            self._tested = now
 
     def failed(self, failure: str, now: float) -> None:
         """Record a request that the pool failed to answer."""
@@ -70,12 +65,10 @@ class PoolHealth:
                 self._exclude(NO_METRICS, now)
 
     def _exclude(self, why: str, now: float) -> None:
-        self.why, self._tested = why, math.inf
-        self._breaker.failed(now)
+        self.why, self._tested, self._until = why, math.inf, now + self._settings.exclude_seconds
 
     def _readmit(self) -> None:
         self.why, self._tested, self._window = "", math.inf, -math.inf
-        self._breaker.succeeded()
 
     def _roll(self, now: float) -> None:
         """Begin a new window if the last one is over."""

@@ -1,7 +1,5 @@
 """The load of the pools: vLLM's own gauges, read from each pool's metrics page."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,14 +22,11 @@ TIMEOUT_SECONDS = 1.0  # Timeout of a page.
 PROBE_SECONDS_MAX = 2 * TIMEOUT_SECONDS  # Longest wait for a pool in a round: name lookup has no timeout.
 PAGE_BYTES_MAX = 8 * 1024 * 1024  # Only this much of a page is read.
 
-# Our name of a gauge to vLLM's names; the first one on the page is used.
+# Our name of a gauge to vLLM's names; the first one on the page is used, the last is of vLLM before 0.10.
 GAUGES: Mapping[Gauge, Sequence[str]] = {
     "running": ("vllm:num_requests_running",),
     "waiting": ("vllm:num_requests_waiting",),
-    "kv_cache_usage": (
-        "vllm:kv_cache_usage_perc",
-        "vllm:gpu_cache_usage_perc",
-    ),  # The second: before vLLM 0.10.
+    "kv_cache_usage": ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
 }
 Load = Mapping[str, float]  # Gauge to value; a missing gauge is unknown, never zero.
 
@@ -58,7 +53,7 @@ def read_page(text: str, own: Mapping[Gauge, Sequence[str]] = {}) -> Load:
 
 
 @cache
-def _client() -> httpx2.Client:
+def _client() -> "httpx2.Client":
     """A client that ignores proxies in the environment and follows no redirects."""
     import httpx2  # Imported only if used, because it takes 60 ms.
 

@@ -6,8 +6,6 @@ an answer and new turns, so the hash of its first turns finds the pool. Only con
 turns are confused.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Sequence

@@ -97,9 +97,8 @@ class ArtifactFile:
         if name not in self.arrays:
             raise self.error(f"has no array {name!r}")
         found = np.asarray(self.arrays[name])
-        fits = found.ndim == len(shape) and all(
-            a in (None, b) for a, b in zip(shape, found.shape, strict=True)
-        )
+        lengths = zip(shape, found.shape, strict=False)
+        fits = found.ndim == len(shape) and all(wanted in (None, length) for wanted, length in lengths)
         if found.dtype.kind != "f" or not fits:
             expected = " x ".join("any" if length is None else str(length) for length in shape)
             raise self.error(f"{name} is {found.dtype} of shape {found.shape}, expected {expected}")

@@ -76,8 +76,7 @@ def read_profile(path: Path) -> Profile:
     return read_json(path, Profile, FILE_BYTES_MAX, "`semroute profile` writes it")
 
 
-Profiles = Callable[[], Mapping[str, Profile]]
-"""Returns the current profiles by model; a new mapping object after every change."""
+Profiles = Callable[[], Mapping[str, Profile]]  # The current ones by model; a new object after a change.
 
 # A profile as of one version of its file; an error is not cached.
 _read_version = lru_cache(PROFILES_MAX)(lambda path, *version: read_profile(path))

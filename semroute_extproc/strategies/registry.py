@@ -1,7 +1,5 @@
 """Every routing idea in one table: a new one is a file (see `idea`) and one line here."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 from collections.abc import Callable, Mapping
@@ -91,7 +89,7 @@ def fingerprint(strategies: Settings) -> str:
 
 
 def compile_all(
-    config: Config, manifest: Manifest, artifacts: Files | None = None
+    config: "Config", manifest: Manifest, artifacts: Files | None = None
 ) -> tuple[dict[str, Strategy], list[Problem]]:
     """Compile the strategies with the bundle and their files (`read_files`); returns them and problems."""
     problems: list[Problem] = []

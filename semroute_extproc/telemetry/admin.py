@@ -23,8 +23,7 @@ class Page(NamedTuple):
     body: bytes
 
 
-Pages = Mapping[str, Callable[[], Page]]
-"""Path to page."""
+Pages = Mapping[str, Callable[[], Page]]  # by path
 
 
 def text(status: int, body: str) -> Page:

@@ -88,7 +88,7 @@ def attributes(outcome: Outcome, request_id: str) -> dict[str, AttributeValue]:
     common = facts(outcome)
     values.update((name, common[fact]) for fact, name in NAMES.items() if fact in common)
     if outcome.view is not None:
-        values["gen_ai.operation.name"] = OPERATIONS[outcome.view.api]
+        values["gen_ai.operation.name"] = OPERATIONS.get(outcome.view.api, "")
         values["gen_ai.original.model"] = outcome.view.model
     if outcome.signals is not None:
         values["semroute.difficulty"] = outcome.signals.difficulty

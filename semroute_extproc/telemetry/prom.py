@@ -3,9 +3,11 @@
 import time
 from collections.abc import Callable, Mapping
 from functools import cache, partial
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
 
@@ -15,64 +17,19 @@ from semroute_extproc.outcome import Kind
 from semroute_extproc.policy.context import Shadow
 from semroute_extproc.telemetry.bus import by_type
 
-MODEL_LABELS = ("bundle", "revision", "provider", "graph", "language")
-"""Labels of `semroute_model_info`, keys of `Classifier.describe`."""
-
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-Durations = partial(Histogram, buckets=tuple(0.00025 * 2**n for n in range(13)))
-"""Seconds, from a quarter of a millisecond to one second, doubling."""
+KINDS: Mapping[str, Callable[..., MetricWrapperBase]] = {
+    "counter": Counter,
+    "gauge": Gauge,
+    "duration": partial(Histogram, buckets=tuple(0.00025 * 2**n for n in range(13))),
+}
+"""Kind of a metric in metrics.toml; a duration's buckets double from a quarter of a millisecond to 1 s."""
 
-JUDGE_CALLS = "Judge calls: ok, cache, timeout, breaker, busy, connection, http, unparsable, error."
-STORE_ERRORS = "Shared session store: timeout, error, paused, write_error, write_dropped."
-SHADOWS = "Shadow policies' decisions, compared with the live policy's."
+METRICS = msgspec.toml.decode(Path(__file__).with_name("metrics.toml").read_bytes())
+MODEL_LABELS = METRICS["model_info"][1].split()  # keys of `Classifier.describe`
 
-METRICS: tuple[tuple[Callable[..., MetricWrapperBase], str, str, str], ...] = (
-    (Counter, "decisions", "pool rule strategy domain outcome", "Requests handled."),
-    (Counter, "outcomes", "outcome cause", "Requests handled, by cause."),
-    (Counter, "fallbacks", "reason", "Requests that fell back, by reason."),
-    (Counter, "judge", "strategy result", JUDGE_CALLS),
-    (Durations, "decision_duration_seconds", "", "Time from the complete body to the decision."),
-    (Durations, "stage_duration_seconds", "stage", "Time of one stage of a decision."),
-    (Counter, "cache", "result", "Lookups in the signal cache, by result: hit, miss."),
-    (Counter, "truncated", "", "Texts that did not fit the encoder's window."),
-    (Counter, "unknown", "", "Out-of-distribution texts."),
-    (Counter, "left_out_characters", "kind", "Text that was not judged: block, template, document, …"),
-    (Counter, "housekeeping", "kind", "Requests that applications make by themselves: title, summary, …"),
-    (Counter, "internal_errors", "", "Unexpected exceptions."),
-    (Counter, "refused_streams", "", "Streams refused because of server.streams_max."),
-    (Gauge, "inflight_streams", "", "Open ext_proc streams."),
-    (Gauge, "queue_depth", "", "Texts waiting for the encoder."),
-    (Gauge, "build_info", "version", "Always 1."),
-    (Gauge, "model_info", " ".join(MODEL_LABELS), "Always 1."),
-    (Counter, "gpu_events", "bundle event", "GPU failures: out_of_memory, lost."),
-    (Gauge, "gpu_lost", "bundle", "1 after the GPU is lost, until the process exits; else absent."),
-    (Gauge, "pool_load", "pool gauge", "A pool's running, waiting, kv_cache_usage; absent if unknown."),
-    (Gauge, "profiles", "strategy", "Profiles that a clusters strategy uses."),
-    (Gauge, "profiles_rejected", "strategy", "Unusable profile files; their last good content is used."),
-    (Counter, "pool_scrape_failures", "pool", "Failed scrapes of a pool's metrics page."),
-    (Gauge, "pool_pressure", "pool", "A pool's pressure in the load controller, 0 to 1 (full)."),
-    (Gauge, "pool_excluded", "pool", "1 while a pool is excluded after failures or being tested, else 0."),
-    (Counter, "failovers", "pool to failure", "Requests that `pool` failed, and that went to another pool."),
-    (Gauge, "budget_leaning", "strategy", "Bias of the budget on the log-odds of the strong share."),
-    (Gauge, "budget_target", "strategy", "The budget's target: strong share, or dollars per request."),
-    (Gauge, "budget_realised", "strategy", "Mean over the budget's window, in the target's unit."),
-    (Gauge, "traffic_threshold", "strategy", "Score from which its own traffic goes to the strong pool."),
-    (Gauge, "traffic_reference", "strategy", "The same threshold for the reference traffic or calibration."),
-    (Gauge, "traffic_scores", "strategy", "Scores of its requests that set the threshold, at most 2000."),
-    (Gauge, "traffic_realised", "strategy", "Strong share of the last 2000 requests that scores decided."),
-    (Counter, "sessions", "result", "Requests by conversation: new, same, kept, locked, moved, lost, none."),
-    (Gauge, "session_entries", "", "Entries in the memory of conversations."),
-    (Counter, "session_remote_errors", "what", STORE_ERRORS),
-    (Counter, "shadow_decisions", "policy shadow pool agreement", SHADOWS),
-    (Gauge, "config_info", "sha256 generation", "Always 1."),
-    (Gauge, "config_last_reload_successful", "", "1 if the last reload succeeded, else 0."),
-    (Gauge, "config_last_reload_success_timestamp_seconds", "", "Unix time of the last good reload."),
-)
-"""Kind, name without `semroute_` and `_total`, labels separated by spaces, and meaning."""
-
-Reading = float | Mapping[tuple[str, ...], float]
-"""A gauge's value, or label values to value."""
+Reading = float | Mapping[tuple[str, ...], float]  # a gauge's value, or label values to value
 
 
 class PrometheusSink:
@@ -81,8 +38,8 @@ class PrometheusSink:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._metrics: dict[str, Any] = {
-            name: kind(f"semroute_{name}", text, labels.split(), registry=self.registry)
-            for kind, name, labels, text in METRICS
+            name: KINDS[kind](f"semroute_{name}", text, labels.split(), registry=self.registry)
+            for name, (kind, labels, text) in METRICS.items()
         }
         # Cache of children, bounded by configuration and bundle; a lookup takes a tenth of `labels`' time.
         self._child = cache(self._uncached_child)
@@ -107,7 +64,7 @@ class PrometheusSink:
         self._child("build_info", __version__).set(1)
 
     def observe(self, name: str, read: Callable[[], Reading]) -> None:
-        """Read a gauge of `METRICS` at each scrape; label values that `read` does not return disappear."""
+        """Read a gauge at each scrape; label values that `read` does not return disappear."""
         self._observed[name] = read
 
     def exposition(self) -> bytes:

@@ -11,8 +11,9 @@ from ruamel.yaml import YAML
 from semroute_demo import envoy
 from semroute_demo.sidecar import CONFIG_PATH
 
+from semroute_extproc.cli.check import NOT_FORWARDED
 from semroute_extproc.config.models import Config
-from semroute_extproc.policy.rules import NOT_FORWARDED, TENANT_HEADER
+from semroute_extproc.policy.rules import TENANT_HEADER
 from semroute_extproc.settings.controllers import Failover
 
 

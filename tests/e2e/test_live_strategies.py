@@ -17,7 +17,7 @@ from semroute_lab.common.writing import write_json
 from semroute_lab.profile.tally import tally
 
 from semroute_extproc.cli import main
-from semroute_extproc.encoder.offline import Scorer
+from semroute_extproc.serve.offline import Scorer
 from semroute_extproc.strategies.clusters import read_clusters
 
 SUMS = [f"What is {a} plus {b} times {a + 3}?" for a in range(2, 7) for b in range(11, 15)]

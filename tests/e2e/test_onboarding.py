@@ -17,7 +17,7 @@ from semroute_demo.sidecar import Sidecar
 from semroute_lab.common.writing import write_artifact
 
 from semroute_extproc.cli import main
-from semroute_extproc.encoder.offline import Scorer
+from semroute_extproc.serve.offline import Scorer
 from semroute_extproc.strategies.artifact import ArtifactManifest
 from semroute_extproc.strategies.clusters import ClustersArtifact
 

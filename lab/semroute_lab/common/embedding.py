@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.encoder.signals import Signals
 from semroute_extproc.errors import DataError
+from semroute_extproc.serve.offline import Scorer
 from semroute_lab.common.metrics import Integers, Vectors
 from semroute_lab.common.options import tracked
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from semroute_extproc.cli.score import text_of_body
 from semroute_extproc.encoder.bundle import default_bundle
-from semroute_extproc.encoder.offline import Scorer
+from semroute_extproc.serve.offline import Scorer
 from semroute_lab.common.embedding import signals_of
 from semroute_lab.common.metrics import Booleans, Floats, Integers, Vectors
 from semroute_lab.common.tables import Table

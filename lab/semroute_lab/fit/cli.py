@@ -8,7 +8,7 @@ import click
 import numpy as np
 
 from semroute_extproc.cli.exits import exit_statuses
-from semroute_extproc.encoder.offline import Scorer
+from semroute_extproc.serve.offline import Scorer
 from semroute_extproc.strategies.artifact import ArtifactManifest
 from semroute_lab.common import options
 from semroute_lab.common.metrics import Floats, Vectors

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.errors import DataError
+from semroute_extproc.serve.offline import Scorer
 from semroute_extproc.strategies.artifact import ArtifactManifest as Manifest
 from semroute_lab.common.embedding import embed
 from semroute_lab.common.metrics import Floats, Integers, Vectors

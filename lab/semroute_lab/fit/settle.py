@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from semroute_extproc.config.source import load as load_config
-from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.errors import ArtifactError, ConfigError, DataError, EndpointError
+from semroute_extproc.serve.offline import Scorer
 from semroute_extproc.state.live import threshold_for_share
 from semroute_extproc.strategies.artifact import ArtifactFile
 from semroute_extproc.strategies.calibration import Calibration

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from semroute_extproc.errors import DataError, EndpointError
-from semroute_extproc.io.http import Endpoint, decode
+from semroute_extproc.io.http import DETAIL_CHARACTERS_MAX, Endpoint
 
 BACKOFF_SECONDS = 0.5  # Longest pause before the second try; it doubles with every further one
 BACKOFF_SECONDS_MAX = 30.0  # Longest pause without Retry-After
@@ -98,7 +98,10 @@ class Model:
 
 
 def _reply(answer: bytes, seconds: float) -> Reply:
-    completion: _Completion = decode(answer, _Completion)
+    try:
+        completion = msgspec.json.decode(answer, type=_Completion)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise EndpointError("unreadable", str(error)[:DETAIL_CHARACTERS_MAX]) from None
     if not completion.choices:
         raise EndpointError("unreadable", "an answer without choices")
     first, usage = completion.choices[0], completion.usage or _Usage()

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.errors import ArtifactError
+from semroute_extproc.serve.offline import Scorer
 from semroute_extproc.strategies.artifact import Floats
 from semroute_extproc.strategies.clusters import ClustersArtifact, read_clusters
 from semroute_extproc.strategies.profiles import FEW_ANSWERS, Profile, is_thin

@@ -24,10 +24,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from semroute_extproc.encoder import bundle as bundles
 from semroute_extproc.encoder.manifest import Manifest
-from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.encoder.signals import Signals
 from semroute_extproc.request.language import language_of
+from semroute_extproc.serve.offline import Scorer
 from semroute_lab.common import metrics
 from semroute_lab.common.metrics import Floats
 from semroute_lab.common.tables import Table, read_table, texts_in

@@ -15,8 +15,8 @@ from click.testing import CliRunner, Result
 from semroute_lab.fit.clusters import cluster_names, k_means
 
 from semroute_extproc.cli import main
-from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.encoder.signals import Signals
+from semroute_extproc.serve.offline import Scorer
 from semroute_extproc.strategies.calibration import read_calibration
 from semroute_extproc.strategies.clusters import read_clusters
 from semroute_extproc.strategies.factorization import read_factorization

@@ -14,8 +14,8 @@ from openai_server import Act, OpenAIServer, in_a_thread, labelled
 from semroute_lab.fit.settle import FAILURES_MAX, score_all
 
 from semroute_extproc.cli import main
-from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.errors import EndpointError
+from semroute_extproc.serve.offline import Scorer
 from semroute_extproc.strategies.calibration import read_calibration
 from semroute_extproc.strategies.judge import JudgeSettings
 

@@ -17,7 +17,7 @@ from openai_server import Act, OpenAIServer, completion
 from semroute_lab.common.writing import write_artifact
 
 from semroute_extproc.cli import main
-from semroute_extproc.encoder.offline import Scorer
+from semroute_extproc.serve.offline import Scorer
 from semroute_extproc.strategies.artifact import ArtifactManifest
 from semroute_extproc.strategies.clusters import ClustersArtifact
 from semroute_extproc.strategies.profiles import read_profile

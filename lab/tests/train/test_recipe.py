@@ -25,9 +25,9 @@ from semroute_lab.train.recipe import Settings, read_corpus
 from semroute_lab.train.sources import SOURCES
 
 from semroute_extproc.encoder import bundle as bundles
-from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.errors import BundleError
+from semroute_extproc.serve.offline import Scorer
 
 RNG = np.random.default_rng(0)
 TOPICS = {"law": "court", "biology": "cell", "business": "tax"}

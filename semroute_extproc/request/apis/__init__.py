@@ -6,8 +6,6 @@ without decoding. An optional field of the wrong type counts as absent. An unrea
 duplicate keys the last one counts, as in vLLM.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -21,8 +19,7 @@ from semroute_extproc.request.view import Api, RequestView
 T = TypeVar("T")
 
 _BODIES = {**openai.BODIES, **anthropic.BODIES}
-TEXT_APIS = frozenset(_BODIES)
-"""The APIs whose requests have text to route by."""
+TEXT_APIS = frozenset(_BODIES)  # whose requests have text to route by
 
 _MODEL = msgspec.json.Decoder[Any](msgspec.defstruct("OnlyModel", [("model", str, "")]))
 

@@ -1,7 +1,5 @@
 """Anthropic's messages."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import msgspec
@@ -63,7 +61,6 @@ class _MessagesBody(Body):
         if string(inner(self.thinking).type) == "disabled":
             reasoning["effort"] = "none"  # vLLM reads `thinking` after the effort, so switching it off wins
         return {
-            "stream": reading.flag(self.stream) is True,
             "tool_loop": tool_loop,
             "json_mode": reading.asks_for_json(output.format),
             **self.limit(max_tokens=self.max_tokens),

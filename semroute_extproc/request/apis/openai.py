@@ -1,7 +1,5 @@
 """OpenAI's chat completions, completions, responses and embeddings, with vLLM's extensions."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +8,7 @@ from msgspec import Raw
 from msgspec.json import Decoder
 
 from semroute_extproc.request.apis import reading
-from semroute_extproc.request.apis.reading import ABSENT, Body, Draft, flag, given, inner, positive, string
+from semroute_extproc.request.apis.reading import ABSENT, Body, Draft, given, inner, positive, string
 from semroute_extproc.request.view import Api
 
 _TEXTS = Decoder(str | list[str] | None)
@@ -41,7 +39,6 @@ class _ChatBody(Body):
         switches = self.switches({("reasoning_effort",): self.reasoning_effort}, other)
         tokens = positive(self.thinking_token_budget) or switches["thinking_tokens"]
         return {
-            "stream": flag(self.stream) is True,
             "tool_loop": bool(draft.turns) and draft.turns[-1].role == "tool",
             "json_mode": reading.asks_for_json(self.response_format, self.structured_outputs),
             **self.limit(max_completion_tokens=self.max_completion_tokens, max_tokens=self.max_tokens),
@@ -56,7 +53,6 @@ class _CompletionBody(Body):
     def read(self, draft: Draft) -> dict[str, Any]:
         _prompt(draft, self.prompt)
         return {
-            "stream": flag(self.stream) is True,
             "json_mode": reading.asks_for_json(self.response_format, self.structured_outputs),
             **self.limit(max_tokens=self.max_tokens),
         }
@@ -98,7 +94,6 @@ class _ResponsesBody(Body):
         tool_loop = _follow(draft, self.input)
         draft.declare(self.tools)
         return {
-            "stream": flag(self.stream) is True,
             "tool_loop": tool_loop,
             "json_mode": reading.asks_for_json(inner(self.text).format, self.structured_outputs),
             **self.limit(max_output_tokens=self.max_output_tokens),
@@ -139,7 +134,7 @@ def _prompt(draft: Draft, raw: Raw) -> None:
         draft.say("user", texts)
     else:
         draft.say("user", "\n".join(texts))
-        draft.characters = max(map(len, texts), default=0)
+        draft.counts["characters"] = max(map(len, texts), default=0)
 
 
 def _follow(draft: Draft, items: str | list[_Item] | None) -> bool:

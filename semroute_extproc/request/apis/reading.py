@@ -4,8 +4,6 @@ An optional field is a `msgspec.Raw`, an undecoded span of the body, and is deco
 value of the wrong type cannot fail the request.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping, Sized
@@ -28,10 +26,11 @@ T = TypeVar("T")
 ELEMENTS_MAX = 16_384  # messages, items and parts of one request together
 METADATA_MAX = 16  # members of `metadata` that are read, as many as OpenAI allows
 ABSENT = Raw()  # default of an optional field
-IMAGE_TOKENS = 1_000
-MEDIA_TOKENS = {"audio": 750, "video": 6_000, "document": 3_000, "file": 3_000}
-"""Likely tokens of a medium by a word in its type, as an image of a megapixel, 30 s of sound at 25 a second,
-10 s of video, a document of four pages; of any other `IMAGE_TOKENS`."""
+
+_IMAGE = ("images", 1_000)  # of a megapixel, or a part of an unknown kind
+_MEDIA = {"audio": ("audio", 750), "video": ("video", 6_000)}  # 30 s at 25 tokens a second, 10 s
+_MEDIA |= dict.fromkeys(("document", "file"), ("files", 3_000))  # of four pages
+"""A word in the type of a part to its member of a RequestView, and its likely tokens."""
 
 _MODES = {"disabled": False, "enabled": True, "adaptive": True}  # of `thinking` and `thinking_mode`
 _NULL = Raw(b"null")
@@ -45,7 +44,6 @@ _ROLES |= dict.fromkeys(("tool", "function", "ipython", "observation"), "tool")
 """Roles in the body to roles of a Turn; every other role counts as the user's."""
 
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal"})
-_MEDIA = {"audio": "audio", "video": "video", "file": "files", "document": "files"}
 _NATIVE_ID = re.compile("[A-Za-z0-9]{9}")  # of a tool call: the only form that Mistral's templates accept
 _SILENT_PARTS = frozenset({"thinking", "redacted_thinking", "reasoning_text", "tool_reference"})
 
@@ -89,8 +87,7 @@ def optional(raw: Raw, decoder: Decoder[T]) -> T | None:
         return None
 
 
-flag = partial(optional, decoder=Decoder(bool, strict=False))
-"""A boolean, parsed as leniently as the upstream does; None if absent."""
+flag = partial(optional, decoder=Decoder(bool, strict=False))  # as lenient as the upstream; None if absent
 
 
 def given(raw: Raw) -> bool:
@@ -124,16 +121,13 @@ def asks_for_json(response_format: Raw, structured_outputs: Raw = ABSENT) -> boo
 
 @dataclass(slots=True)
 class Draft:
-    """The draft of a RequestView: its turns, and counts."""
+    """The draft of a RequestView."""
 
     turns: list[Turn] = field(default_factory=list)
-    characters: int = 0
-    media: Counter[str] = field(default_factory=Counter)  # kind, as in a RequestView, to number of parts
-    media_tokens: int = 0
-    foreign: bool = False
-    tools: int = 0
-    elements: int = 0
     printed: list[bytes] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)  # by member of a RequestView
+    foreign: bool = False
+    elements: int = 0
 
     def take(self, elements: Sized) -> None:
         """Count messages, items or parts before they are read; raises BadBody if they are too many."""
@@ -144,14 +138,13 @@ class Draft:
     def say(self, role: str | None, text: str, failed: bool = False) -> None:
         """Add a turn; `role` is as sent."""
         self.turns.append(Turn(_ROLES.get(role, "user"), text, failed))
-        self.characters += len(text)
+        self.counts["characters"] += len(text)
 
     def attach(self, kind: str | None) -> None:
         """Count a part that is not text; one of an unknown kind counts as an image."""
-        found = (name for part, name in _MEDIA.items() if part in (kind or ""))
-        self.media[next(found, "images")] += 1
-        tokens = (tokens for name, tokens in MEDIA_TOKENS.items() if name in (kind or ""))
-        self.media_tokens += next(tokens, IMAGE_TOKENS)
+        name, tokens = next((each for word, each in _MEDIA.items() if word in (kind or "")), _IMAGE)
+        self.counts[name] += 1
+        self.counts["media_tokens"] += tokens
 
     def answer(self, call_id: Raw) -> None:
         """Note the ID of the tool call that a tool's result answers."""
@@ -179,12 +172,12 @@ class Draft:
         """Count the length of JSON that the chat template prints, such as a tool call's arguments."""
         if given(raw):
             self.printed.append(bytes(raw))
-            self.characters += len(self.printed[-1])
+            self.counts["characters"] += len(raw)
 
     def declare(self, tools: Raw) -> None:
         """Count the tools of an array of declarations, and their length."""
         if declared := optional(tools, _ARRAY):
-            self.tools += len(declared)
+            self.counts["tools"] += len(declared)
             self.count(tools)
 
 
@@ -217,9 +210,8 @@ class Body(msgspec.Struct, gc=False):
         """The facts of the request."""
         draft = Draft()
         facts = self.read(draft)
-        facts |= {**draft.media, "printed": tuple(draft.printed)}
-        for name in ("media_tokens", "tools", "foreign", "characters"):
-            facts[name] = getattr(draft, name)
+        facts |= {**draft.counts, "printed": tuple(draft.printed), "foreign": draft.foreign}
+        facts["stream"] = flag(self.stream) is True
         limit = optional(self.truncate_prompt_tokens, _INTEGER)
         if limit == -1 or string(self.truncation) == "auto":
             limit = 0

@@ -18,11 +18,11 @@ from semroute_extproc.encoder.cuda import (
     is_out_of_memory,
     padded_lengths,
 )
-from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.encoder.preprocess import Framed
 from semroute_extproc.encoder.signals import calibrate
 from semroute_extproc.errors import BundleError, ConfigError
 from semroute_extproc.events import Event, OutOfMemory
+from semroute_extproc.serve.offline import Scorer
 
 SHIPPED = bundle.load(bundle.default_bundle())
 WINDOW = SHIPPED.manifest.encoder.window

@@ -10,10 +10,10 @@ import pytest
 from semroute_extproc.encoder import bundle
 from semroute_extproc.encoder.cuda import CudaModel
 from semroute_extproc.encoder.manifest import LabelHead
-from semroute_extproc.encoder.offline import Scorer
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.encoder.preprocess import Framer
 from semroute_extproc.errors import BundleError, ConfigError
+from semroute_extproc.serve.offline import Scorer
 
 SHIPPED = bundle.load(bundle.default_bundle())
 

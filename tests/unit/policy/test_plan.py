@@ -11,12 +11,13 @@ import pytest
 from builders import LABELS, PAIR, build_policies, config, decided, plans, signals
 from pydantic import ValidationError
 
+from semroute_extproc.cli.check import suspicious
 from semroute_extproc.outcome import Cause
 from semroute_extproc.policy.constraints import Denied, NoCandidate
 from semroute_extproc.policy.context import Conditions, Held, Judgement, Lock, RoutingContext
 from semroute_extproc.policy.draw import unit_interval
 from semroute_extproc.policy.plan import SIGNALS, PolicyPlan
-from semroute_extproc.policy.rules import REQUEST_FACTS, SIGNAL_FACTS, warnings
+from semroute_extproc.policy.rules import REQUEST_FACTS, SIGNAL_FACTS
 from semroute_extproc.request.view import Api, RequestHead, RequestView, Turn
 
 
@@ -213,7 +214,7 @@ class TestRules:
         ],
     )
     def test_texts_that_are_no_labels_and_labels_that_there_are_give_no_warning(self, when: str) -> None:
-        assert not list(warnings(when, {"domain": LABELS, "task": ("code", "chat")}))
+        assert not list(suspicious(when, {"domain": LABELS, "task": ("code", "chat")}))
 
     @pytest.mark.parametrize(
         ("when", "warning"),
@@ -235,7 +236,7 @@ class TestRules:
         ],
     )
     def test_a_label_or_a_header_that_there_cannot_be_gives_a_warning(self, when: str, warning: str) -> None:
-        [found] = warnings(when, {"domain": LABELS, "task": ("code", "chat")})
+        [found] = suspicious(when, {"domain": LABELS, "task": ("code", "chat")})
         assert warning in found
 
     @pytest.mark.parametrize(

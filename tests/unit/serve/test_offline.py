@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from builders import BUNDLE, MANIFEST, raw
 
-from semroute_extproc.encoder import cuda, offline
+from semroute_extproc.encoder import cuda
 from semroute_extproc.encoder.bundle import Bundle
-from semroute_extproc.encoder.offline import CHUNK, Scorer
 from semroute_extproc.encoder.preprocess import Framed
 from semroute_extproc.encoder.signals import RawOutput
+from semroute_extproc.serve import offline
+from semroute_extproc.serve.offline import CHUNK, Scorer
 
 GERMAN, FRENCH = "Was ist der Unterschied zwischen Tee und Kaffee?", "Quelle est la capitale de la France ?"
 ENGLISH = "What is the capital of France?"

@@ -1,11 +1,10 @@
 """Signals for many texts without a server: for `semroute score` and for evaluation."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import Self
 
 from semroute_extproc.encoder.bundle import DEFAULT, default_bundle, language_bundles, load_each
 from semroute_extproc.encoder.cores import usable_cores
@@ -28,7 +27,7 @@ class Scorer:
         self.bundle, self._default, self._by_language = default.bundle, default, by_language
 
     @classmethod
-    def of(cls, bundle_dir: Path | None = None, device: Device = "cpu") -> Scorer:
+    def of(cls, bundle_dir: Path | None = None, device: Device = "cpu") -> Self:
         """The shipped bundles, or `bundle_dir` for every language; raises BundleError or ConfigError."""
         paths = language_bundles() if bundle_dir is None else {}
         paths[DEFAULT] = bundle_dir or default_bundle()
