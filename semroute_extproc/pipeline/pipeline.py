@@ -8,7 +8,7 @@ import asyncio
 import dataclasses
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -64,11 +64,6 @@ class _Asked(NamedTuple):
     model: str  # that the path, the query or the body names
     failed: Handover | None  # pools that failed before
 
-    @property
-    def decoded(self) -> bool:
-        """Whether `body` is not what Envoy has."""
-        return self.body is not self.request.body
-
     def edited(self, members: reasoning.Members) -> bytes:
         """The body with members set; a form has only the model."""
         if self.form:
@@ -105,13 +100,13 @@ class Pipeline:
 
     async def decide(self, request: Decide) -> Outcome:
         """The outcome of a request whose body is complete, within the deadline; never raises."""
-        stages, body = Stages(self.config.server.deadline_ms), b""
+        stages, body = Stages(self.config.server.deadline_ms), request.body
         try:
             encoding = request.head.headers.get("content-encoding", "")
             body = decode_body(request.body, encoding, self.config.server.body_bytes_max)
-            return await self._route(request, body, stages)
+            outcome = await self._route(request, body, stages)
         except BadBody as error:
-            return self._default(Kind.PASSTHROUGH, error.cause, stages)
+            outcome = self._default(Kind.PASSTHROUGH, error.cause, stages)
         except (BodyTooLarge, UnsupportedEncoding, NoCandidate) as error:
             return _rejected(error, request.api, stages)
         except Exception:
@@ -121,8 +116,11 @@ class Pipeline:
             with suppress(Exception):
                 model = self.config.pools[outcome.pool].model
                 edited = set_members(body, {("model",): model})
-                outcome = msgspec.structs.replace(outcome, body=edited, decoded=True, model=model)
-            return outcome
+                outcome = msgspec.structs.replace(outcome, body=edited, model=model)
+        if body is not request.body:  # Whatever the outcome, a pool reads no content-encoding.
+            decoded = body if outcome.body is None else outcome.body
+            outcome = msgspec.structs.replace(outcome, body=decoded, decoded=True)
+        return outcome
 
     async def _route(self, request: Decide, body: bytes, stages: Stages) -> Outcome:
         asked = self._asked(request, body)
@@ -178,7 +176,6 @@ class Pipeline:
             model=pool.model,
             reason=_after(failed, decision.reason),
             body=edited,
-            decoded=asked.decoded,
             decision=decision,
             policy=policy,
             max_output_tokens=most,
@@ -209,24 +206,24 @@ class Pipeline:
 
     def _named(self, name: str, asked: _Asked, stages: Stages) -> Outcome:
         """Send the request to the named pool; if that fails, to another one with the same model."""
-        pools, others = self.config.pools, [name]
-        if self.config.controllers.failover is not None:
-            failing = self._controllers.failing(asyncio.get_running_loop().time())
-            others += [each for each in pools if each != name and pools[each].model == pools[name].model]
-            tried = asked.failed.tried if asked.failed else ()
-            others = [each for each in others if each not in tried] or [name]
-            name = next((each for each in others if each not in failing), others[0])
+        name, *others = self._same_model(name, self.config.pools, asked.failed)
         outcome = self._default(Kind.NAMED, Cause.NAMED_MODEL, stages, name)
         changed = asked.model != outcome.model or bool(asked.request.model)
         members: reasoning.Members = {("model",): outcome.model} if changed else {}
-        others.remove(name)
         plan = self._hand_over(name, others, asked, [path[0] for path in members])
-        body = asked.edited({("model",): outcome.model}) if changed or asked.decoded else None
+        body = asked.edited(members) if changed else None
         view = RequestView(asked.request.api, asked.model)
         affinity = self._controllers.keys(asked.request.head, view).affinity
         reason = _after(asked.failed, outcome.reason)
-        outcome = msgspec.structs.replace(outcome, body=body, decoded=asked.decoded, affinity=affinity)
-        return msgspec.structs.replace(outcome, reason=reason, failed=asked.failed, handover=plan)
+        outcome = msgspec.structs.replace(outcome, body=body, affinity=affinity, reason=reason)
+        return msgspec.structs.replace(outcome, failed=asked.failed, handover=plan)
+
+    def _same_model(self, name: str, among: Iterable[str], failed: Handover | None) -> list[str]:
+        """Pools to send a named model's request to, in order: `name` and those with its model, never none."""
+        pools, tried = self.config.pools, failed.tried if failed else ()
+        same = [name, *(each for each in among if each != name and pools[each].model == pools[name].model)]
+        left = [each for each in same if each not in tried] or [name]
+        return sorted(left, key=self._controllers.failing(asyncio.get_running_loop().time()).__contains__)
 
     def _hand_over(
         self, pool: str, others: Sequence[str], asked: _Asked, edited: Sequence[str]

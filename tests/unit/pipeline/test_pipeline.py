@@ -139,6 +139,14 @@ async def test_a_compressed_body_of_a_named_model_leaves_uncompressed_because_vl
     assert edited(outcome) == chat(model="m-s")
 
 
+@pytest.mark.parametrize(
+    "plain", [b'{"messages":[]}', b'{"model":"gpt-9"}', b'{"model":null}', b"not json"], ids=bytes.decode
+)
+async def test_a_compressed_body_that_names_no_known_model_leaves_uncompressed_too(plain: bytes) -> None:
+    outcome = await outcome_of(request(gzip.compress(plain), content_encoding="gzip"))
+    assert (outcome.kind, outcome.body, outcome.decoded) == (Kind.PASSTHROUGH, plain, True)
+
+
 async def test_a_compressed_body_that_is_too_large_is_refused() -> None:
     settings = config(server={"body_bytes_max": 10_000})
     outcome = await outcome_of(request(gzip.compress(b" " * 1_000_000), content_encoding="gzip"), settings)
