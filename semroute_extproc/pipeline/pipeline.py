@@ -135,9 +135,7 @@ class Pipeline:
         if view.model != asked.model:
             view = dataclasses.replace(view, model=asked.model)
         context = _context(request.head, view, virtual, self._marks)
-        if failed is not None:
-            tried = {**dict.fromkeys(failed.tried, "failed"), failed.tried[-1]: failed.failure}
-            context = dataclasses.replace(context, tried=tried)
+        tried = {**dict.fromkeys(failed.tried, "failed"), failed.tried[-1]: failed.failure} if failed else {}
         policy = _policy_of(named.model, virtual, context)
         stages.mark("parse")
         keys = Keys()
@@ -150,7 +148,16 @@ class Pipeline:
             context = dataclasses.replace(context, conditions=self._controllers.conditions(now), held=held)
             stages.mark("controllers")
         context = await self._counted(context, stages)
-        decision, context = await self._driver.decide(policy, context, stages)
+        if not named.pool:
+            context = dataclasses.replace(context, tried=tried)
+            decision, context = await self._driver.decide(policy, context, stages)
+        else:  # No other model may answer, so the policy decides as if no pool had failed.
+            conditions = dataclasses.replace(context.conditions, failing={})
+            context = dataclasses.replace(context, conditions=conditions)
+            decision, context = await self._driver.decide(policy, context, stages)
+            context = dataclasses.replace(context, tried=tried)
+            first, *others = self._same_model(decision.pool, decision.others, failed)
+            decision = dataclasses.replace(decision, pool=first, others=tuple(others))
         if policy != virtual.policy:
             decision = dataclasses.replace(decision, canary=policy)
         pool = self.config.pools[decision.pool]

@@ -994,6 +994,21 @@ class TestFailover:
         second = await self.handed_back(sent, settings=settings)
         assert (second.kind, second.pool, second.handover) == (Kind.NAMED, "twin", None)
 
+    async def test_a_named_model_with_a_policy_goes_to_no_other_model(self) -> None:
+        guarded = {name: {**pool, "policy": "guard"} for name, pool in POOLS.items()}
+        policies = {"main": {"otherwise": {"pool": "small"}}, "guard": {"otherwise": {"pool": "large"}}}
+        twin = {**guarded["large"], "cluster": "t"}
+        alone = config(pools=guarded, policies=policies, controllers={"failover": {"failures": 1}})
+        assert (await self.first(chat(model="m-l"), alone)).handover is None
+        two = config(pools={**guarded, "twin": twin}, policies=policies, controllers=alone.controllers)
+        state = controller_state(two)
+        first = await self.first(chat(model="m-l"), two)
+        second = await self.handed_back(first, settings=two, controllers=state)
+        assert (first.pool, second.pool, second.handover) == ("large", "twin", None)
+        assert second.reason == "large failed (500): always large"
+        subject, _ = pipeline(two, controllers=state)
+        assert (await subject.decide(request(chat(model="m-l")))).pool == "twin"
+
     async def test_a_failing_pool_is_left_out_before_it_is_asked(self) -> None:
         state = controller_state(config(controllers={"failover": {"failures": 1}}))
         second = await self.handed_back(await self.first(), controllers=state)
