@@ -118,6 +118,17 @@ async def test_the_next_pool_gets_the_clients_own_limit_and_not_the_clamped_one(
     assert second["max_tokens"] == 100_000
 
 
+async def test_a_prompt_that_is_too_long_for_the_largest_pool_gets_that_pools_error(
+    client: aiohttp.ClientSession, failing: Gateway
+) -> None:
+    error = "This model's maximum context length is 10000000 tokens."
+    failing.large.faults.extend([Fault(status=400, message=error)] * 2)
+    response = await send(client, "/v1/chat/completions", chat(model="auto-strong"))
+    assert (response.status, response.headers["x-semroute-pool"]) == (400, "large")
+    assert len(failing.large.received) == 2
+    assert not failing.small.received
+
+
 @pytest.mark.parametrize("prefix", ["", "/openai"])
 async def test_a_response_gets_an_id_of_the_pool_that_answers(
     client: aiohttp.ClientSession, failing: Gateway, prefix: str
