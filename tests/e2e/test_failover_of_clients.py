@@ -195,3 +195,25 @@ async def test_a_guarded_pool_is_replaced_by_another_one_with_its_model(
         response = await send(client, "/v1/chat/completions", chat(model="large-model"))
     assert (response.status, response.headers["x-semroute-pool"]) == (200, "twin")
     assert response.headers["x-semroute-reason"] == "large failed (500): always large"
+
+
+@pytest.mark.parametrize(
+    ("mode", "answers"),
+    {
+        "BUFFERED": "large",
+        "BUFFERED_PARTIAL": "large",
+        "STREAMED": "large",
+        "FULL_DUPLEX_STREAMED": "small",
+    }.items(),
+)
+async def test_a_body_is_repeated_in_every_mode_in_which_envoy_keeps_it(
+    make_gateway: Callable[..., Gateway], make_sidecar: Callable[..., Sidecar], mode: str, answers: str
+) -> None:
+    trailers = {"request_trailer_mode": "SEND"} if mode == "FULL_DUPLEX_STREAMED" else {}
+    changes = {"processing_mode": {"request_body_mode": mode, **trailers}}
+    gateway = make_gateway([make_sidecar(**SETTINGS)], **changes)
+    gateway.small.faults.append(Fault(status=500))
+    async with aiohttp.ClientSession(gateway.url) as client:
+        response = await send(client, "/openai/deployments/claude-x/chat/completions", chat(model="x"))
+    assert response.headers["x-sim-pool"] == answers
+    assert {each.path for each in gateway.small.received} == {"/v1/chat/completions"}
