@@ -7,7 +7,7 @@ conversation's pool in Valkey. Any failure still gives an outcome, from the defa
 import dataclasses
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -117,13 +117,13 @@ class Pipeline:
 
     async def decide(self, request: Decide) -> Outcome:
         """The outcome of a request whose body is complete, within the deadline; never raises."""
-        stages, body = Stages(self.config.server.deadline_ms), b""
+        stages, body = Stages(self.config.server.deadline_ms), request.body
         try:
             encoding = request.head.headers.get("content-encoding", "")
             body = decode_body(request.body, encoding, self.config.server.body_bytes_max)
-            return await self._route(request, body, stages)
+            outcome = await self._route(request, body, stages)
         except BadBody as error:
-            return self._default(Kind.PASSTHROUGH, error.cause, stages)
+            outcome = self._default(Kind.PASSTHROUGH, error.cause, stages)
         except (BodyTooLarge, UnsupportedEncoding, NoCandidate) as error:
             return _rejected(error, request.api, stages)
         except Exception:
@@ -133,8 +133,11 @@ class Pipeline:
             with suppress(Exception):
                 model = self.config.pools[outcome.pool].model
                 edited = set_members(body, {("model",): model})
-                outcome = msgspec.structs.replace(outcome, body=edited, decoded=True, model=model)
-            return outcome
+                outcome = msgspec.structs.replace(outcome, body=edited, model=model)
+        if body is not request.body:  # Whatever the outcome, a pool reads no content-encoding.
+            decoded = body if outcome.body is None else outcome.body
+            outcome = msgspec.structs.replace(outcome, body=decoded, decoded=True)
+        return outcome
 
     async def _route(self, request: Decide, body: bytes, stages: Stages) -> Outcome:
         asked = self._asked(request, body, stages)
@@ -144,8 +147,8 @@ class Pipeline:
         if (virtual := self._routed.get(named)) is None:
             stages.mark("parse")
             return self._named(named.pool, asked, stages)
-        view = asked.view()
-        context = _context(request.head, view, virtual, self._marks, asked.failed)
+        context = _context(request.head, asked.view(), virtual, self._marks, asked.failed)
+        view = context.view
         policy = _policy_of(named.model, virtual, context)
         stages.mark("parse")
         keys = Keys()
@@ -158,7 +161,15 @@ class Pipeline:
             context = dataclasses.replace(context, conditions=conditions, held=held)
             stages.mark("controllers")
         context = await self._counted(context, stages)
-        decision, context = await self._driver.decide(policy, context, stages)
+        if named.pool:  # No other model may answer, so the policy decides as if no pool had failed.
+            tried, conditions = context.tried, dataclasses.replace(context.conditions, failing={})
+            context = dataclasses.replace(context, conditions=conditions, tried={})
+            decision, context = await self._driver.decide(policy, context, stages)
+            context = dataclasses.replace(context, tried=tried)
+            first, *others = self._same_model(decision.pool, decision.others, asked, stages)
+            decision = dataclasses.replace(decision, pool=first, others=tuple(others))
+        else:
+            decision, context = await self._driver.decide(policy, context, stages)
         if policy != virtual.policy:
             decision = dataclasses.replace(decision, canary=policy)
         pool = self.config.pools[decision.pool]
@@ -207,18 +218,19 @@ class Pipeline:
 
     def _named(self, name: str, asked: _Asked, stages: Stages) -> Outcome:
         """Send the request to the named pool; if that fails, to another one with the same model."""
-        pools, others = self.config.pools, list[str]()
-        if self.config.controllers.failover is not None:
-            alike = [name, *(each for each in pools if pools[each].model == pools[name].model)]
-            usable = [each for each in dict.fromkeys(alike) if each not in asked.tried] or [name]
-            failing = self._controllers.failing(stages.now)
-            name = next((each for each in usable if each not in failing), usable[0])
-            others = [each for each in usable if each != name]
+        name, *others = self._same_model(name, self.config.pools, asked, stages)
         view = RequestView(asked.request.api, asked.model)
         affinity = self._controllers.keys(asked.request.head, view).affinity
-        sent = self._sent(asked, name, others, {("model",): pools[name].model}, stages)
+        sent = self._sent(asked, name, others, {("model",): self.config.pools[name].model}, stages)
         cause, reason = Cause.NAMED_MODEL, _after(asked.failed, Cause.NAMED_MODEL.words)
         return Outcome(Kind.NAMED, cause, reason=reason, affinity=affinity, **sent, **stages.times)
+
+    def _same_model(self, name: str, among: Iterable[str], asked: _Asked, stages: Stages) -> list[str]:
+        """Pools to send a named model's request to, in order: `name` and those with its model, never none."""
+        pools = self.config.pools
+        same = [name, *(each for each in among if each != name and pools[each].model == pools[name].model)]
+        left = [each for each in same if each not in asked.tried] or [name]
+        return sorted(left, key=self._controllers.failing(stages.now).__contains__)
 
     def _sent(
         self, asked: _Asked, name: str, others: Sequence[str], members: Members, stages: Stages
@@ -232,7 +244,6 @@ class Pipeline:
             "cluster": pool.cluster,
             "model": pool.model,
             "body": asked.edited(members),
-            "decoded": asked.decoded,
             "failed": asked.failed,
             "handover": plan,
         }

@@ -26,7 +26,12 @@ def candidates(pools: Mapping[str, Pool], default_pool: str, context: RoutingCon
 
     Pools that failed are left out, and pools that the prompt may not fit, but never all of them.
     """
+    too_small = (name for name, why in context.tried.items() if why == CONTEXT and name in pools)
+    # The prompt is longer than these, whatever we estimate.
+    largest = max((pools[name].context for name in too_small), default=0)
     lacking = {name: _missing(name, pools[name], context) for name in dict.fromkeys((default_pool, *pools))}
+    longer = f"a context of more than {largest} tokens"
+    lacking |= {name: longer for name, pool in pools.items() if pool.context < largest}
     possible = tuple(name for name, missing in lacking.items() if not missing)
     if not possible:
         wanted = " and ".join(sorted(set(lacking.values())))
@@ -35,9 +40,6 @@ def candidates(pools: Mapping[str, Pool], default_pool: str, context: RoutingCon
         del lacking[name]
     usable, untried = possible, possible
     if failed := {**context.conditions.failing, **context.tried}:
-        too_small = (name for name, why in context.tried.items() if why == CONTEXT and name in pools)
-        # The prompt is longer than these, whatever we estimate.
-        largest = max((pools[name].context for name in too_small), default=0)
         failed |= {name: CONTEXT for name in possible if pools[name].context <= largest}
         if (held := context.held) is not None and held.lock is Lock.STATEFUL:
             failed.pop(held.pool, None)  # Another pool would not know the conversation.

@@ -1,5 +1,6 @@
 """Which API a path belongs to (paths.toml), and the model that a path or a query names. Pure."""
 
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from semroute_extproc.request.view import Api
 _PATHS = msgspec.toml.decode(Path(__file__).with_name("paths.toml").read_bytes(), type=dict[Api, list[str]])
 PATHS: Mapping[str, Api] = {path: api for api, paths in _PATHS.items() for path in paths}
 MODELS = "/v1/models"
-RESPONSES = "/v1/responses/"  # the ID of a stored response follows
+STORED = re.compile(r"/v1/responses/([\w-]+)(?:/(?:cancel|input_items))?", re.ASCII)  # the ID of a response
 DEPLOYMENTS = "/openai/deployments/"  # Azure's paths: the name of the model follows
 PLACES_MAX = 256  # cached paths
 
@@ -30,7 +31,7 @@ class Place(NamedTuple):
 
 @lru_cache(maxsize=PLACES_MAX)
 def place_of(path: str, prefixes: tuple[str, ...] = ()) -> Place:
-    """Read a path with its query; an escaped slash, a prefix or a final slash does not hide a known path."""
+    """Read a path with its query; escaped slashes, a prefix, a final slash or no `/v1` do not hide it."""
     sent, mark, query = path.partition("?")
     bare = "/" + unquote(sent).strip("/")
     named = parse_qs(query).get("model", [""])[0] if "model=" in query else ""
@@ -40,12 +41,15 @@ def place_of(path: str, prefixes: tuple[str, ...] = ()) -> Place:
         known = max(ends, key=len, default="")
         deployment = bare[len(DEPLOYMENTS) : 3 - len(known)] if known else ""
         known, named = (known, deployment) if deployment else ("", named)
-    rewritten = quote(known + mark + query, safe=punctuation) if known and known != sent else ""
+    own = known in (sent, "") or known.startswith(MODELS)  # the sidecar answers for the models that it knows
+    rewritten = "" if own else quote(known + mark + query, safe=punctuation)
     return Place(known or sent, PATHS.get(known), named, rewritten)
 
 
 def _known(path: str, prefix: str) -> str:
-    """The path behind the prefix if it is known; else empty."""
-    rest = path.removeprefix(prefix)
-    is_known = rest in PATHS or rest == MODELS or rest.startswith((MODELS + "/", RESPONSES))
-    return rest if is_known and path == prefix + rest else ""
+    """The path behind the prefix if it is known, also without its `/v1`; else empty."""
+    rest = path[len(prefix) :] if path.startswith(prefix) else ""
+    for each in (rest, "/v1" + rest):
+        if each in PATHS or each == MODELS or each.startswith(MODELS + "/") or STORED.fullmatch(each):
+            return each
+    return ""

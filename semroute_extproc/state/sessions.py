@@ -14,6 +14,7 @@ from typing import NamedTuple
 from cachetools import LRUCache
 
 from semroute_extproc.policy.context import Lock
+from semroute_extproc.request.paths import STORED
 from semroute_extproc.request.view import RequestHead, RequestView, Turn
 from semroute_extproc.settings.controllers import SessionController
 
@@ -23,7 +24,6 @@ TAG_BYTES = 4  # Of a pool's name in a response's ID.
 HASHED_CHARACTERS_MAX = 8_192  # Per turn; of a longer one, the head, the tail and the length are hashed.
 
 _RESPONSE_ID = re.compile(r"resp_([0-9a-f]{8})([0-9a-f]{16})[0-9a-f]{16}")
-_STORED = re.compile(r"/v1/responses/([^/]+)(?:/(?:cancel|input_items))?")
 _SESSION_WITHIN = re.compile(r"session_(?:id\W+)?([\w-]{8,})")  # In Claude Code's `metadata.user_id`.
 
 
@@ -94,7 +94,7 @@ def stored_in(response: str) -> tuple[str, str]:
 
 def stored_at(path: str) -> str:
     """The ID in a path `/v1/responses/{id}`, or one below it; else empty."""
-    found = _STORED.fullmatch(path)
+    found = STORED.fullmatch(path)
     return found[1] if found else ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -20,25 +21,36 @@ Make = Callable[..., Any]
 
 
 @pytest.fixture
-def replicas() -> Iterator[Sequence[Pool]]:
-    background = Background()
+def background() -> Iterator[Background]:
+    running = Background()
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def replicas(background: Background) -> Iterator[Sequence[Pool]]:
     running = [Pool(f"large-{n}", ("large-model",), Speed(0.005, 0.0, slots=64)) for n in range(2)]
     for pool in running:
         background.run(pool.start())
     yield running
     for pool in running:
         background.run(pool.stop())
-    background.close()
 
 
-@pytest.fixture
-def gateway(make_gateway: Make, make_sidecar: Callable[..., Sidecar], replicas: Sequence[Pool]) -> Gateway:
+@pytest.fixture(params=["the pool's cluster", "the cluster with failover"])
+def gateway(
+    request: pytest.FixtureRequest,
+    make_gateway: Make,
+    make_sidecar: Callable[..., Sidecar],
+    replicas: Sequence[Pool],
+) -> Gateway:
     def both(bootstrap: Bootstrap) -> None:
         places = [{"address": "127.0.0.1", "port_value": pool.port} for pool in replicas]
         ends = [{"endpoint": {"address": {"socket_address": place}}} for place in places]
         clusters(bootstrap)["vllm-large"]["load_assignment"]["endpoints"] = [{"lb_endpoints": ends}]
 
-    started: Gateway = make_gateway([make_sidecar(CONTROLLERS__SESSION="{}")], edit=both)
+    failover = {"CONTROLLERS__FAILOVER": "{}"} if "failover" in request.param else {}
+    started: Gateway = make_gateway([make_sidecar(CONTROLLERS__SESSION="{}", **failover)], edit=both)
     return started
 
 
@@ -77,6 +89,19 @@ async def test_a_conversation_keeps_its_replica_by_its_words_or_its_name(
         assert {first for first, _ in kept} == {"large-0", "large-1"}
     sent = [each.headers.get("x-semroute-affinity", "") for pool in replicas for each in pool.received]
     assert {len(key) for key in sent if key} == {16}
+
+
+async def test_a_conversation_of_a_dead_replica_goes_to_another_one_of_its_pool(
+    gateway: Gateway, background: Background, replicas: Sequence[Pool]
+) -> None:
+    bodies = [chat(f"Question {n}?", "auto-strong", max_tokens=1) for n in range(CONVERSATIONS)]
+    dead, alive = replicas
+    async with aiohttp.ClientSession(gateway.url) as session:
+        before = [await replica(session, "/v1/chat/completions", each) for each in bodies]
+        await asyncio.to_thread(background.run, dead.stop())
+        after = [await replica(session, "/v1/chat/completions", each) for each in bodies]
+    assert dead.name in before
+    assert set(after) == {alive.name}
 
 
 async def test_a_client_cannot_choose_a_replica(gateway: Gateway) -> None:

@@ -35,7 +35,8 @@ FIELDS = (
         "output_config",
         "previous_response_id",
     ),
-    *("user", "metadata", "thinking_token_budget"),
+    *("user", "metadata", "thinking_token_budget", "prompt_cache_key", "conversation", "request_id"),
+    *("truncate_prompt_tokens", "truncation", "texts"),
 )
 INNER = (
     *(

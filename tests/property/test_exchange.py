@@ -12,9 +12,13 @@ from semroute_extproc.envoy._pb import external_processor_pb2 as pb
 from semroute_extproc.envoy.exchange import Exchange, ExchangeSettings
 from semroute_extproc.outcome import Kind, Outcome
 from semroute_extproc.request.paths import PATHS
+from semroute_extproc.state.sessions import response_id, tag
 
 MODE = pb.ProcessingMode
-SETTINGS = ExchangeSettings("large", "vllm-large", 5_000, True, names(config()), ("/openai",))
+STORED = f"/v1/responses/{response_id('small', '1', '0' * 16)}/cancel"
+PREFIXES = ("/openai", "/anthropic", "/api")
+STORES = {tag("small"): ("small", "vllm-small")}
+SETTINGS = ExchangeSettings("large", "vllm-large", 5_000, True, names(config()), PREFIXES, STORES)
 OUTCOME = Outcome(Kind.ROUTED, "strategy", pool="small", cluster="vllm-small", body=b'{"model":"small"}')
 MODES = st.sampled_from(
     [MODE.NONE, MODE.STREAMED, MODE.BUFFERED, MODE.BUFFERED_PARTIAL, MODE.FULL_DUPLEX_STREAMED]
@@ -22,9 +26,9 @@ MODES = st.sampled_from(
 HEADERS = st.one_of(
     st.builds(
         lambda prefix, path, kind: {":method": "POST", ":path": prefix + path, "content-type": kind},
-        st.sampled_from(["", "/openai", "/openai/deployments/auto"]),
-        st.sampled_from([*PATHS, "/v1/chat/completions/?model=auto", "/chat/completions"]),
-        st.sampled_from(["application/json", "multipart/form-data; boundary=x"]),
+        st.sampled_from(["", *PREFIXES, "/openai/deployments/auto"]),
+        st.sampled_from([*PATHS, "/v1/chat/completions/?model=auto", "/chat/completions", STORED]),
+        st.sampled_from(["application/json", "text/json, x", "multipart/form-data; boundary=x"]),
     ),
     st.dictionaries(
         st.sampled_from(

@@ -60,13 +60,14 @@ class _CompletionBody(Body):
 
 class _EmbeddingBody(Body):
     input: Raw = ABSENT
+    texts: Raw = ABSENT  # Cohere's spelling
     messages: list[_ChatMessage] | None = None  # vLLM also accepts a conversation here
 
     def read(self, draft: Draft) -> dict[str, Any]:
         if self.messages:
             _converse(draft, self.messages)
         else:
-            _prompt(draft, self.input)
+            _prompt(draft, self.input or self.texts)
         return {}
 
 

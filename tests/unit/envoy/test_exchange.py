@@ -250,12 +250,9 @@ def test_an_empty_chunked_body_goes_to_the_default_pool() -> None:
     assert sets(only(step).request_body.response.header_mutation)["x-semroute-cluster"] == b"vllm-large"
 
 
-def test_a_query_and_a_charset_do_not_hide_a_known_path() -> None:
-    fields = {
-        **CHAT,
-        ":path": "/v1/chat/completions?api-version=1",
-        "content-type": "application/json; charset=utf-8",
-    }
+@pytest.mark.parametrize("media", ["application/json; charset=utf-8", "application/json, application/json"])
+def test_a_query_and_a_charset_or_a_repeated_header_do_not_hide_a_known_path(media: str) -> None:
+    fields = {**CHAT, ":path": "/v1/chat/completions?api-version=1", "content-type": media}
     assert only(Exchange(SETTINGS).receive(headers(fields))).mode_override.request_body_mode == MODE.BUFFERED
 
 

@@ -139,6 +139,14 @@ async def test_a_compressed_body_of_a_named_model_leaves_uncompressed_because_vl
     assert edited(outcome) == chat(model="m-s")
 
 
+@pytest.mark.parametrize(
+    "plain", [b'{"messages":[]}', b'{"model":"gpt-9"}', b'{"model":null}', b"not json"], ids=bytes.decode
+)
+async def test_a_compressed_body_that_names_no_known_model_leaves_uncompressed_too(plain: bytes) -> None:
+    outcome = await outcome_of(request(gzip.compress(plain), content_encoding="gzip"))
+    assert (outcome.kind, outcome.body, outcome.decoded) == (Kind.PASSTHROUGH, plain, True)
+
+
 async def test_a_compressed_body_that_is_too_large_is_refused() -> None:
     settings = config(server={"body_bytes_max": 10_000})
     outcome = await outcome_of(request(gzip.compress(b" " * 1_000_000), content_encoding="gzip"), settings)
@@ -985,6 +993,21 @@ class TestFailover:
         sent = msgspec.structs.replace(first, body=json.dumps(chat(model="m-s")).encode())
         second = await self.handed_back(sent, settings=settings)
         assert (second.kind, second.pool, second.handover) == (Kind.NAMED, "twin", None)
+
+    async def test_a_named_model_with_a_policy_goes_to_no_other_model(self) -> None:
+        guarded = {name: {**pool, "policy": "guard"} for name, pool in POOLS.items()}
+        policies = {"main": {"otherwise": {"pool": "small"}}, "guard": {"otherwise": {"pool": "large"}}}
+        twin = {**guarded["large"], "cluster": "t"}
+        alone = config(pools=guarded, policies=policies, controllers={"failover": {"failures": 1}})
+        assert (await self.first(chat(model="m-l"), alone)).handover is None
+        two = config(pools={**guarded, "twin": twin}, policies=policies, controllers=alone.controllers)
+        state = controller_state(two)
+        first = await self.first(chat(model="m-l"), two)
+        second = await self.handed_back(first, settings=two, controllers=state)
+        assert (first.pool, second.pool, second.handover) == ("large", "twin", None)
+        assert second.reason == "large failed (500): always large"
+        subject, _ = pipeline(two, controllers=state)
+        assert (await subject.decide(request(chat(model="m-l")))).pool == "twin"
 
     async def test_a_failing_pool_is_left_out_before_it_is_asked(self) -> None:
         state = controller_state(config(controllers={"failover": {"failures": 1}}))

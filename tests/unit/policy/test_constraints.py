@@ -79,7 +79,11 @@ def test_if_all_pools_were_tried_all_are_left() -> None:
 def test_a_prompt_that_one_pool_found_too_long_goes_to_a_longer_context() -> None:
     found = left(tried={"eyes": "context"})
     assert list(found.pools) == ["large"]
-    assert found.excluded["small"] == "a working server (context)"
+    assert found.excluded["small"] == "a context of more than 8000 tokens"
+
+
+def test_a_prompt_that_the_largest_pool_found_too_long_gets_that_pools_answer() -> None:
+    assert list(left(tried={"large": "context"}).pools) == ["large"]
 
 
 def test_a_conversation_that_a_pool_stores_stays_there() -> None:

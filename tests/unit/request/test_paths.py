@@ -31,6 +31,8 @@ def test_a_known_path_stays_as_it_is(path: str):
         ("/api/v1/responses/?x=/", "/v1/responses", "/v1/responses?x=/"),
         ("/openai/rerank", "/rerank", "/rerank"),
         ("/v1%2Fchat%2fcompletions", "/v1/chat/completions", "/v1/chat/completions"),
+        ("/chat/completions", "/v1/chat/completions", "/v1/chat/completions"),
+        ("/openai/responses?api-version=1", "/v1/responses", "/v1/responses?api-version=1"),
         (
             "/v1/mess%61ges/count_tokens?q=\u00e9",
             "/v1/messages/count_tokens",
@@ -56,12 +58,32 @@ def test_an_unknown_path_is_left_alone(path: str):
     [
         ("/v1/models/", ""),
         ("/openai/v1/models", ""),
+        ("/openai/models?api-version=1", ""),
         ("/v1/models/org%2Fname", "/org/name"),
         ("/v1/models/a/b/", "/a/b"),
     ],
 )
 def test_the_list_of_models_and_its_entries_are_known(path: str, name: str):
     assert place(path).path == MODELS + name
+
+
+@pytest.mark.parametrize(
+    ("sent", "pools"),
+    [
+        ("/openai/v1/responses/resp_1?stream=true", "/v1/responses/resp_1?stream=true"),
+        ("/api/v1/responses/resp_1/cancel/", "/v1/responses/resp_1/cancel"),
+        ("/v1/responses/resp_1/input_items", ""),
+    ],
+)
+def test_a_stored_response_has_a_path(sent: str, pools: str):
+    assert place(sent).path.startswith("/v1/responses/resp_1")
+    assert place(sent).rewritten == pools
+
+
+@pytest.mark.parametrize("name", ["..%2fchat%2fcompletions", "%2e%2e%2fcancel", "a%3Fb", "a%23b", "%2525"])
+@pytest.mark.parametrize("folder", ["/v1/responses/", "/openai/v1/responses/", "/v1/models/"])
+def test_what_is_escaped_in_a_name_stays_escaped_for_the_pool(folder: str, name: str):
+    assert place(folder + name).rewritten == ""
 
 
 @pytest.mark.parametrize(

@@ -38,3 +38,8 @@ def test_a_conversation_is_read_like_a_chat():
     )
     assert [turn.role for turn in view.turns] == ["system", "user"]
     assert view.images == 1
+
+
+def test_the_texts_of_coheres_api_are_read():
+    view = parse(texts=["hello", "what is it"], input_type="search_query")
+    assert ([turn.text for turn in view.turns], view.characters) == (["hello\nwhat is it"], 10)
