@@ -21,6 +21,7 @@ from semroute_extproc.events import Emit, ignore
 from semroute_extproc.pipeline.pipeline import Pipeline
 from semroute_extproc.policy import plan
 from semroute_extproc.policy.plan import PolicyPlan
+from semroute_extproc.request import reasoning
 from semroute_extproc.settings.base import POOLS_MAX, Problem
 from semroute_extproc.state.sessions import tag
 from semroute_extproc.strategies import registry
@@ -65,11 +66,13 @@ def make_policies(
 def make_judges(loaded: Loaded, live: Mapping[str, JudgeClient] = {}) -> dict[str, JudgeClient]:
     """Strategy to judge, reused from `live` if its settings are unchanged; raises ConfigError."""
     judges: dict[str, JudgeClient] = {}
+    families = reasoning.families(loaded.config.reasoning_families)
     for name, settings in loaded.config.strategies.items():
         if isinstance(settings, JudgeSettings):
-            judge = live.get(name)
+            judge, wanted = live.get(name), (settings, families[settings.reasoning])
             try:
-                judges[name] = judge if judge and judge.settings == settings else JudgeClient(name, settings)
+                same = judge is not None and (judge.settings, judge.family) == wanted
+                judges[name] = judge if judge and same else JudgeClient(name, settings, families=families)
             except EndpointError as error:
                 raise loaded.error([Problem(("strategies", name), str(error))]) from None
     return judges

@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import monotonic
 
 import structlog
@@ -13,6 +13,7 @@ from semroute_extproc.io.http import Endpoint
 from semroute_extproc.policy.context import Judgement
 from semroute_extproc.request import reasoning
 from semroute_extproc.request.view import Api
+from semroute_extproc.settings.pools import ReasoningFamily
 from semroute_extproc.state.breaker import Breaker
 from semroute_extproc.strategies.judge import JudgeSettings, Question, probability
 
@@ -27,10 +28,17 @@ logger = structlog.get_logger("semroute.judge")
 class JudgeClient:
     """Asks one judge. Use within one event loop, and close it."""
 
-    def __init__(self, name: str, settings: JudgeSettings, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(
+        self,
+        name: str,
+        settings: JudgeSettings,
+        clock: Callable[[], float] = monotonic,
+        families: Mapping[str, ReasoningFamily] = reasoning.FAMILIES,
+    ) -> None:
         """`clock` returns seconds for the cache and the breaker. Raises EndpointError (`setup`)."""
         self.name, self.settings, self._clock = name, settings, clock
-        switch = reasoning.switch(reasoning.FAMILIES[settings.reasoning], Api.CHAT_COMPLETIONS, "none")
+        self.family = families[settings.reasoning]
+        switch = reasoning.switch(self.family, Api.CHAT_COMPLETIONS, "none")
         self._question = Question(settings.model, settings.labels, tuple(switch.items()))
         url, key, trusted, most = settings.url, settings.api_key_env, settings.ca_file, settings.concurrency
         self._endpoint = Endpoint(url, api_key_env=key, ca_file=trusted, connections_max=most)

@@ -12,7 +12,9 @@ import numpy as np
 
 from semroute_extproc.config.source import load as load_config
 from semroute_extproc.errors import ArtifactError, ConfigError, DataError, EndpointError
+from semroute_extproc.request.reasoning import FAMILIES, families
 from semroute_extproc.serve.offline import Scorer
+from semroute_extproc.settings.pools import ReasoningFamily
 from semroute_extproc.state.live import threshold_for_share
 from semroute_extproc.strategies.artifact import ArtifactFile
 from semroute_extproc.strategies.calibration import Calibration
@@ -199,7 +201,7 @@ def judge(path: Path, strategy: str | None, texts: Sequence[str]) -> Judged:
     settings = judges[names[0]]
     distinct = list(dict.fromkeys(texts))
     with progress("judged", len(distinct)) as advance:
-        scores, why = score_all(settings, distinct, advance)
+        scores, why = score_all(settings, distinct, advance, families(config.reasoning_families))
     if why and len(why) == len(distinct):
         raise EndpointError(why[0], f"{settings.url}: no scores, the judge's answers were: {why[0]}")
     failed = dict(Counter(why).most_common())
@@ -207,7 +209,10 @@ def judge(path: Path, strategy: str | None, texts: Sequence[str]) -> Judged:
 
 
 def score_all(
-    settings: JudgeSettings, texts: Sequence[str], advance: Callable[[], None] = lambda: None
+    settings: JudgeSettings,
+    texts: Sequence[str],
+    advance: Callable[[], None] = lambda: None,
+    known: Mapping[str, ReasoningFamily] = FAMILIES,
 ) -> tuple[list[float | None], list[str]]:
     """The score of every text, None where there is none, and why not.
     Runs as many requests at once as the settings allow. Raises EndpointError if the judge cannot be set up,
@@ -218,7 +223,7 @@ def score_all(
     why: list[str] = []
 
     async def run() -> list[float | None]:
-        judge = JudgeClient("calibrate", patient)
+        judge = JudgeClient("calibrate", patient, families=known)
         gate = asyncio.Semaphore(patient.concurrency)
         in_a_row = 0
 

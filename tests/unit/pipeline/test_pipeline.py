@@ -1003,7 +1003,9 @@ class TestFailover:
         two = config(pools={**guarded, "twin": twin}, policies=policies, controllers=alone.controllers)
         state = controller_state(two)
         first = await self.first(chat(model="m-l"), two)
-        second = await self.handed_back(first, settings=two, controllers=state)
+        assert first.body is None, "Envoy has it as it is"
+        sent = msgspec.structs.replace(first, body=json.dumps(chat(model="m-l")).encode())
+        second = await self.handed_back(sent, settings=two, controllers=state)
         assert (first.pool, second.pool, second.handover) == ("large", "twin", None)
         assert second.reason == "large failed (500): always large"
         subject, _ = pipeline(two, controllers=state)

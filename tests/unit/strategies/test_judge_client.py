@@ -18,6 +18,8 @@ from pydantic import ValidationError
 from semroute_extproc.errors import EndpointError
 from semroute_extproc.io.http import Endpoint
 from semroute_extproc.policy.context import Judgement
+from semroute_extproc.request.reasoning import families
+from semroute_extproc.settings.pools import ReasoningFamily
 from semroute_extproc.strategies.judge import (
     TEXT_CHARACTERS_MAX,
     JudgeSettings,
@@ -166,6 +168,14 @@ async def test_the_family_of_the_judge_decides_how_its_reasoning_is_switched_off
     await ask(judge)
     await judge.close()
     assert server.requests[0]["chat_template_kwargs"] == {"enable_thinking": False}
+
+
+async def test_a_judge_may_be_of_the_operators_own_family(server: OpenAIServer) -> None:
+    own = families({"mine": ReasoningFamily(argument="deep")})
+    judge = JudgeClient("s", settings(server.url, reasoning="mine"), families=own)
+    await ask(judge)
+    await judge.close()
+    assert server.requests[0]["chat_template_kwargs"] == {"deep": False}
 
 
 # Asking.
