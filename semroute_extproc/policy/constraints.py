@@ -1,10 +1,10 @@
 """Constraints: the pools that can serve a request at all, before rules and strategies choose. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from semroute_extproc.policy.context import Candidates, Lock, RoutingContext
 from semroute_extproc.request.handover import CONTEXT
-from semroute_extproc.request.view import Api
+from semroute_extproc.request.view import Api, RequestView
 from semroute_extproc.settings.pools import Pool, cost
 
 _OF_EVERY_POOL = (Api.TOKENIZE, Api.OTHER)
@@ -29,10 +29,12 @@ def candidates(pools: Mapping[str, Pool], default_pool: str, context: RoutingCon
     too_small = (name for name, why in context.tried.items() if why == CONTEXT and name in pools)
     # The prompt is longer than these, whatever we estimate.
     largest = max((pools[name].context for name in too_small), default=0)
-    lacking = {name: _missing(name, pools[name], context) for name in dict.fromkeys((default_pool, *pools))}
+    ordered = {default_pool: pools[default_pool], **pools}
+    missing = _needs(context.view)
+    lacking = {name: missing(pool) or _too_long(name, pool, context) for name, pool in ordered.items()}
     longer = f"a context of more than {largest} tokens"
     lacking |= {name: longer for name, pool in pools.items() if pool.context < largest}
-    possible = tuple(name for name, missing in lacking.items() if not missing)
+    possible = tuple(name for name, lacks in lacking.items() if not lacks)
     if not possible:
         wanted = " and ".join(sorted(set(lacking.values())))
         raise NoCandidate(f"no pool can serve this request: it needs {wanted}")
@@ -49,7 +51,7 @@ def candidates(pools: Mapping[str, Pool], default_pool: str, context: RoutingCon
         usable = tuple(sorted(working, key=lambda name: cost(pools[name], context.prompt_tokens, output)))
         why = {name: f"a working server ({how})" for name, how in failed.items()}
         lacking |= {name: why[name] for name in possible if name in failed and name not in usable}
-    unsure = {name: may for name in usable if (may := _missing(name, pools[name], context, most=True))}
+    unsure = {name: may for name in usable if (may := _too_long(name, pools[name], context, most=True))}
     if len(unsure) == len(usable):
         largest = max(pools[name].context for name in usable)
         unsure = {name: may for name, may in unsure.items() if pools[name].context < largest}
@@ -59,7 +61,8 @@ def candidates(pools: Mapping[str, Pool], default_pool: str, context: RoutingCon
 
 def near(name: str, pool: Pool, context: RoutingContext) -> bool:
     """Whether only an exact number of tokens says if the request fits a pool."""
-    return not _missing(name, pool, context) and bool(_missing(name, pool, context, most=True))
+    fits = not (_needs(context.view)(pool) or _too_long(name, pool, context))
+    return fits and bool(_too_long(name, pool, context, most=True))
 
 
 def clamped(name: str, pool: Pool, context: RoutingContext) -> int | None:
@@ -71,23 +74,24 @@ def clamped(name: str, pool: Pool, context: RoutingContext) -> int | None:
     return left if left < asked else None
 
 
-def _missing(name: str, pool: Pool, context: RoutingContext, most: bool = False) -> str:
-    """What the request needs and the pool lacks, in words; empty if nothing is missing.
-
-    The prompt has the fewest tokens that it can have, or the most.
-    """
-    view = context.view
+def _needs(view: RequestView) -> Callable[[Pool], str]:
+    """What the request needs besides a context and a pool lacks, in words; empty if nothing is missing."""
     api = Api.MESSAGES if view.api is Api.COUNT_TOKENS else view.api
-    if api.value not in pool.apis and api not in _OF_EVERY_POOL:
-        return f"the {api} API"
-    for flag, medium in _MEDIA.items():
-        if getattr(view, flag) and not getattr(pool, flag):
-            return f"{medium} input"
-    if view.foreign and not pool.foreign_history:
-        return "a history with tool calls of other models"
-    if view.tools and not pool.tools:
-        return "tool calls"
-    answer = view.max_output_tokens or 0
+    flags = {flag: f"{medium} input" for flag, medium in _MEDIA.items() if getattr(view, flag)}
+    flags |= {"foreign_history": "a history with tool calls of other models"} if view.foreign else {}
+    flags |= {"tools": "tool calls"} if view.tools else {}
+
+    def missing(pool: Pool) -> str:
+        if api.value not in pool.apis and api not in _OF_EVERY_POOL:
+            return f"the {api} API"
+        return next((words for flag, words in flags.items() if not getattr(pool, flag)), "") if flags else ""
+
+    return missing
+
+
+def _too_long(name: str, pool: Pool, context: RoutingContext, most: bool = False) -> str:
+    """The context that a pool lacks if the prompt has the fewest tokens that it can have, or the most."""
+    answer = context.view.max_output_tokens or 0
     needed = context.bounds_in(name)[most] + (min(answer, ANSWER_TOKENS_MIN) if pool.clamp else answer)
     # Rounded, because the count is an estimate.
     return f"a context of about {round(needed, -2)} tokens" if needed > pool.context else ""

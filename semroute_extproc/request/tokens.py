@@ -22,6 +22,7 @@ RUN = CLASSES_MAX**2 - 1  # a pair that UTF-8 does not have
 ERROR = 0.2  # the bounds are this much below the fewest and above the most
 READ_CHARACTERS_MAX = 524_288  # of a longer prompt, blocks at equal distances are read: 2 ms
 BLOCK_CHARACTERS = 4_096
+PAIRS_MIN = 2_000  # counting fewer takes longer than adding their weights
 TURN_TOKENS = 5  # what a chat template adds to each turn, and for the answer
 MEDIA_LOW, MEDIA_HIGH = 0.25, 2.0  # bounds of `view.media_tokens`, as factors
 
@@ -34,8 +35,8 @@ class Tokens(NamedTuple):
     high: int
 
 
-def class_pairs(data: bytes, table: bytes) -> NDArray[np.int64]:
-    """How often each pair of classes occurs in `data`, at `first * CLASSES_MAX + second`.
+def class_pairs(data: bytes, table: bytes) -> NDArray[np.uint16]:
+    """The pairs of classes in `data`, each as `first * CLASSES_MAX + second`.
 
     A letter after two equal ones counts at `RUN`, because tokenizers take several of them at once.
     """
@@ -43,6 +44,11 @@ def class_pairs(data: bytes, table: bytes) -> NDArray[np.int64]:
     pairs = classes[:-1].astype(np.uint16) * CLASSES_MAX + classes[1:]
     same = read[1:] == read[:-1]
     pairs[1:][same[1:] & same[:-1] & (classes[2:] <= table[ord("A")])] = RUN
+    return pairs
+
+
+def occurrences(pairs: NDArray[np.uint16]) -> NDArray[np.int64]:
+    """How often each pair of classes occurs."""
     return np.bincount(pairs, minlength=CLASSES_MAX**2)
 
 
@@ -65,10 +71,13 @@ def estimate(view: RequestView) -> Tokens:
     """The tokens of a request, in time linear in what is read of it."""
     texts = view.texts
     characters = max(sum(map(len, texts)), 1)
-    read = list(blocks(texts, -(-characters // READ_CHARACTERS_MAX)))
+    step = -(-characters // READ_CHARACTERS_MAX)
+    read = texts if step == 1 else list(blocks(texts, step))
     # Of a batch only the longest prompt counts.
     scale = min(view.characters, characters) / max(sum(map(len, read)), 1)
-    low, likely, high = _WEIGHTS @ class_pairs(b"\n".join(map(_encoded, read)), _TABLE) * scale
+    pairs = class_pairs(b"\n".join(map(_encoded, read)), _TABLE)
+    added = _WEIGHTS[:, pairs].sum(axis=1) if len(pairs) < PAIRS_MIN else _WEIGHTS @ occurrences(pairs)
+    low, likely, high = (added * scale).tolist()
     return with_template(view, low * (1.0 - ERROR), likely, high * (1.0 + ERROR))
 
 
@@ -84,9 +93,6 @@ def with_template(view: RequestView, low: float, likely: float, high: float) -> 
 
 def blocks(texts: Sequence[str | bytes], step: int) -> Iterator[str | bytes]:
     """Every `step`-th block of the texts' characters; with a step of 1 the texts themselves."""
-    if step == 1:
-        yield from texts
-        return
     at, stride = 0, step * BLOCK_CHARACTERS
     for text in texts:  # A block may go on in the next text.
         for start in range(-at, len(text), stride):
