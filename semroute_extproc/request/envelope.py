@@ -44,6 +44,7 @@ _FIRST_OPTION = re.compile(r"(?:\n\s{0,8}|\()(?:A[).:、．]|1\))")  # of a mult
 _SECOND_OPTION = re.compile(r"(?:\n\s{0,8}|\()(?:B[).:、．]|2\))")
 _TIME = re.compile(r"[\[(]?[\d:./, T-]{4,24}[])]?\s{0,4}")  # at the start of a line of a log
 _DECORATION = " \t>#*=<[({|})]\"'`_~-【】"
+_COURTEOUS = " \t\n.!?:;()-_*~'\"…，！。？^"  # around the words of a courtesy
 _OPENERS = ("#", "**", "<<", "<|", "[", "==", "--", "【")
 QUESTION_MARKS = ("?", "？", "؟")
 _RANK = {"ask": "ask", "user": "ask", "": "", "instruction": "task", "input": "task"}
@@ -76,7 +77,7 @@ def unwrap(text: str, marks: Marks = SHIPPED) -> Unwrapped:
     left = [LeftOut("block", len(text) - len(question)), LeftOut("unread", len(question) - len(found))]
     if "<|" in found:  # the tokens of a chat template become labels
         found = _TURN.sub(lambda token: f"\n{token[1]}:\n" if token[1] else "\n", found)
-    labelled, shorter = _labelled(found, marks, framed)
+    labelled, shorter = _labelled(re.sub(marks.mail, "", found), marks, framed)
     left.append(LeftOut("template", len(found) - len(shorter)))
     for kind, step in (("template", _without_role), ("document", _request), ("format", _plain)):
         found, shorter = shorter, step(shorter, marks).strip()
@@ -365,10 +366,19 @@ def _asks(part: str, marks: Marks, at_end: bool) -> int:
 
 
 def _plain(text: str, marks: Marks) -> str:
-    """The text without the sentences about the form of the answer."""
-    lower = text[:FORMAT_MAX].lower()
-    if len(text) > FORMAT_MAX or not any(map(lower.__contains__, marks.format)):
+    """The text without the sentences about the form of the answer, and without courtesies around it."""
+    if len(text) > FORMAT_MAX:
         return text
-    sentences = (sentence[0] for sentence in SENTENCE.finditer(text))
-    plain = "".join(each for each in sentences if not any(map(each.lower().__contains__, marks.format)))
+    sentences = SENTENCE.findall(text)
+    for edge in (0, -1):
+        while sentences and _courteous(sentences[edge], marks):
+            del sentences[edge]
+    if any(map(text.lower().__contains__, marks.format)):
+        sentences = [each for each in sentences if not any(map(each.lower().__contains__, marks.format))]
+    plain = "".join(sentences)
     return plain if len(plain.strip()) >= QUESTION_MIN else text
+
+
+def _courteous(sentence: str, marks: Marks) -> bool:
+    """Whether a sentence is a greeting, thanks or a signature and nothing else."""
+    return all(part.strip(_COURTEOUS) in marks.courtesy for part in sentence.lower().split(","))

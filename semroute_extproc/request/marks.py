@@ -36,6 +36,8 @@ class Marks(msgspec.Struct, eq=False):
     headings: tuple[str, ...]
     options: tuple[str, ...]
     format: tuple[str, ...]
+    courtesy: frozenset[str]
+    mail: str
     role: tuple[str, ...]
     rules: tuple[str, ...]
     makes: tuple[str, ...]

@@ -53,6 +53,42 @@ def test_a_question_with_options_keeps_what_they_are_about(text: str):
     assert question(text).endswith(text[-10:])
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("Hi there!\nI hope you are well. ", "\nThank you very much."),
+        ("", "\n\nThanks, have a great day :)"),
+        ("", "\n\n--\nSent from my phone. Please excuse typos."),
+        ("Guten Tag,\n\n", "\n\nVielen Dank im Voraus!"),
+        ("您好，\n", "\n谢谢！"),
+    ],
+)
+def test_courtesies_around_a_request_are_left_out(before: str, after: str):
+    found = unwrap(f"{before}{ASK}{after}")
+    assert found.question == ASK
+    assert [each.kind for each in found.left_out] == ["format"]
+
+
+@pytest.mark.parametrize(
+    "text", ["Hello!\nHow are you?", "Hi,\n\nthanks!", "Say hello.\nSay thanks."]
+)
+def test_a_turn_of_courtesies_and_requests_about_them_are_kept(text: str):
+    assert question(text) == text
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "From: kim@example.com\nTo: desk@example.com\nSubject: passport\nDate: Tue, 6 May 09:14\n\n",
+        "-----Original Message-----\nFrom: Kim\nSent: Monday\nTo: Lee\nSubject: RE: passport\n\n",
+        "Von: Kim\nGesendet: Montag\nAn: Lee\nBetreff: Reisepass\n\n",
+    ],
+)
+def test_the_header_of_a_mail_is_left_out(header: str):
+    assert question(header + ASK) == ASK
+    assert question("From: Oslo\nTo: Rome\n\n" + ASK).startswith("From: Oslo"), "two lines may be anything"
+
+
 TAGS = [
     f"<system-reminder>\n{FACTS}\n</system-reminder>\n{ASK}",
     f"{ASK}\n<environment_details>\n{FACTS}\n</environment_details>",
