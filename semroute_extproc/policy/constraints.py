@@ -27,7 +27,7 @@ def candidates(pools: Mapping[str, Pool], default_pool: str, context: RoutingCon
     Pools that failed are left out, and pools that the prompt may not fit, but never all of them.
     """
     too_small = (name for name, why in context.tried.items() if why == CONTEXT and name in pools)
-    # The prompt is longer than these, whatever we estimate.
+    # A pool refused the prompt as too long, so it is longer than this, whatever the estimate says.
     largest = max((pools[name].context for name in too_small), default=0)
     lacking = {name: _missing(name, pools[name], context) for name in dict.fromkeys((default_pool, *pools))}
     longer = f"a context of more than {largest} tokens"
@@ -58,7 +58,7 @@ def candidates(pools: Mapping[str, Pool], default_pool: str, context: RoutingCon
 
 
 def near(name: str, pool: Pool, context: RoutingContext) -> bool:
-    """Whether only an exact number of tokens says if the request fits a pool."""
+    """Whether only an exact count can decide if the request fits a pool."""
     return not _missing(name, pool, context) and bool(_missing(name, pool, context, most=True))
 
 
@@ -74,7 +74,7 @@ def clamped(name: str, pool: Pool, context: RoutingContext) -> int | None:
 def _missing(name: str, pool: Pool, context: RoutingContext, most: bool = False) -> str:
     """What the request needs and the pool lacks, in words; empty if nothing is missing.
 
-    The prompt has the fewest tokens that it can have, or the most.
+    `most` takes the upper bound of the prompt's tokens instead of the lower one.
     """
     view = context.view
     api = Api.MESSAGES if view.api is Api.COUNT_TOKENS else view.api
