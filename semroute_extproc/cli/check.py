@@ -14,12 +14,12 @@ from semroute_extproc.serve import build
 from semroute_extproc.settings.base import Problem, did_you_mean
 from semroute_extproc.state import shared_sessions
 
-ENVOY_MIN = (1, 37)  # 1.36 takes the shipped file, and then refuses or holds up large and chunked bodies
+ENVOY_MIN = (1, 37)  # 1.36 accepts the shipped file, but refuses large bodies and delays chunked ones
 
 NOT_FORWARDED = (
     *("authorization", "proxy-authorization", "cookie", "x-api-key", "api-key", "x-semroute-cluster"),
 )
-"""Headers of clients that the shipped Envoy keeps from the sidecar."""
+"""Client headers that the shipped Envoy does not forward to the sidecar."""
 
 # A string literal without escapes, and a fact that has labels.
 _TEXT = r"""(?P<quote>["'])(?P<text>(?:(?!(?P=quote))[^\\])*)(?P=quote)"""

@@ -12,7 +12,7 @@ from semroute_extproc.request import tokens
 from semroute_extproc.request.view import RequestView
 
 COUNTS_MAX = 2  # at once; beyond that the estimate has to do
-BATCH_BLOCKS = 8  # of `BLOCK_CHARACTERS`, between two looks at the clock: about 10 ms
+BATCH_BLOCKS = 8  # of `BLOCK_CHARACTERS`, between two checks of the time: about 10 ms
 PASSES = 8  # over a text, each of every eighth block, so that what was read in time represents it
 SAMPLE_ERROR = 0.05  # of a count that ran out of time
 
@@ -25,14 +25,14 @@ class TokenCounter:
     """The tokenizers of pools; belongs to one event loop."""
 
     def __init__(self, tokenizers: Mapping[str, Tokenizer]) -> None:
-        """`tokenizers` maps the pools that have one to it."""
+        """`tokenizers` maps a pool to its tokenizer; pools without one are left out."""
         self.tokenizers = tokenizers
         self._running = 0
 
     async def bounds(self, pools: Collection[str], view: RequestView, seconds: float) -> Bounds:
         """The fewest and most tokens of a request in pools; those without a tokenizer are left out.
 
-        The two are equal, but for media, if `seconds` were enough. Nothing is counted if too many counts run.
+        Both are exact, except for media, if `seconds` suffice. Empty if too many counts are running.
         """
         wanted = {id(each): each for pool, each in self.tokenizers.items() if pool in pools}
         if not wanted or self._running >= COUNTS_MAX:
@@ -65,7 +65,7 @@ def _bounds(tokenizer: Tokenizer, view: RequestView, until: float) -> tuple[int,
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """Cut a text where no token crosses; where there is no such place, at twice `BLOCK_CHARACTERS`."""
+    """Cut a text at borders that no token crosses; without one, at twice `BLOCK_CHARACTERS`."""
     start, least = 0, tokens.BLOCK_CHARACTERS
     while len(text) - start > least:
         end = start + 2 * least

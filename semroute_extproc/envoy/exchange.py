@@ -283,7 +283,7 @@ def read_head(headers: pb.HeaderMap) -> RequestHead:
 
 
 def _unroutable(head: RequestHead, api: Api | None, fits: bool) -> Cause | None:
-    """Why a request's body is not asked for; None if it is. `fits`: its length is declared and allowed."""
+    """Why the body is not asked for; None if it is. `fits`: its length is declared and within the limit."""
     if head.method != "POST":
         return Cause.METHOD
     if api is None:

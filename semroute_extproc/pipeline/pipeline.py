@@ -59,7 +59,7 @@ class _Asked(NamedTuple):
 
     request: Decide
     body: bytes  # decoded
-    form: str  # content type of a multipart form, else ""
+    form: str  # content type of a multipart form, or ""
     model: str  # that the path, the query or the body names
     failed: Handover | None  # pools that failed before
 
@@ -80,7 +80,7 @@ class _Asked(NamedTuple):
         return view if view.model == self.model else dataclasses.replace(view, model=self.model)
 
     def edited(self, members: Members) -> bytes | None:
-        """The body with members set; None if Envoy has it. A form has only the model."""
+        """The body with members set; None if it equals Envoy's. In a form only the model is set."""
         if members == {("model",): self.model} and not (self.decoded or self.request.model):
             return None
         if self.form:
@@ -134,7 +134,7 @@ class Pipeline:
                 model = self.config.pools[outcome.pool].model
                 edited = set_members(body, {("model",): model})
                 outcome = msgspec.structs.replace(outcome, body=edited, model=model)
-        if body is not request.body:  # Whatever the outcome, a pool reads no content-encoding.
+        if body is not request.body:  # Whatever the outcome: pools ignore content-encoding.
             decoded = body if outcome.body is None else outcome.body
             outcome = msgspec.structs.replace(outcome, body=decoded, decoded=True)
         return outcome
@@ -205,7 +205,7 @@ class Pipeline:
         )
 
     def _asked(self, request: Decide, body: bytes, stages: Stages) -> _Asked:
-        """What the client asked for; of a request that Envoy hands back, as it was before our edits."""
+        """The client's request; if Envoy hands it back, without the edits of the attempt before."""
         failover = self.config.controllers.failover
         failed = handover.read(request.head, self.config.pools) if failover else None
         if failed is not None:
@@ -226,7 +226,7 @@ class Pipeline:
         return Outcome(Kind.NAMED, cause, reason=reason, affinity=affinity, **sent, **stages.times)
 
     def _same_model(self, name: str, among: Iterable[str], asked: _Asked, stages: Stages) -> list[str]:
-        """Pools to send a named model's request to, in order: `name` and those with its model, never none."""
+        """Pools for a named model's request, in order: `name` and those with its model; never empty."""
         pools = self.config.pools
         same = [name, *(each for each in among if each != name and pools[each].model == pools[name].model)]
         left = [each for each in same if each not in asked.tried] or [name]
@@ -235,7 +235,7 @@ class Pipeline:
     def _sent(
         self, asked: _Asked, name: str, others: Sequence[str], members: Members, stages: Stages
     ) -> dict[str, Any]:
-        """The fields of an outcome that sends a request to a pool with members set, or else to `others`."""
+        """The fields of an outcome that sends the request to a pool; `others` may follow if that fails."""
         pool, plan = self.config.pools[name], self._plan(asked, name, others, members)
         if plan is not None:
             self._controllers.sent(name, stages.now)
@@ -249,14 +249,14 @@ class Pipeline:
         }
 
     def _plan(self, asked: _Asked, name: str, others: Sequence[str], members: Members) -> Handover | None:
-        """The plan if a pool fails; None if that is final."""
+        """The plan for when the pool fails; None if a failure is final."""
         settings, tried = self.config.controllers.failover, (*asked.tried, name)
         if settings is None or not others or len(tried) >= settings.pools_max:
             return None
         if asked.form or asked.request.api is Api.OTHER:
-            return None  # a file or a batch would be there twice
+            return None  # a repeated file or batch would be stored twice
         original = members_of(asked.body)
-        if asked.request.model:  # the path that named it is gone when the request comes back
+        if asked.request.model:  # Envoy hands the request back with the new path, which names no model
             original["model"] = msgspec.Raw(msgspec.json.encode(asked.model))
         cluster = self.config.pools[name].cluster + settings.cluster_suffix
         return handover.plan(tried, cluster, original, [path[0] for path in members], settings.stored)
@@ -285,7 +285,7 @@ class Pipeline:
 
 
 def _after(failed: Handover | None, reason: str) -> str:
-    """The reason, after the failure that came before it."""
+    """The reason, with the failure before it in front."""
     return reason if failed is None else f"{failed.tried[-1]} failed ({failed.failure}): {reason}"
 
 
@@ -312,7 +312,7 @@ def _policy_of(model: str, virtual: VirtualModel, context: RoutingContext) -> st
 
 
 def _members(pool: Pool, family: ReasoningFamily, view: RequestView, decision: Decision) -> Members:
-    """The members a decision sets: the model, and reasoning in the words of the pool's family.
+    """The members a decision sets: the model, and reasoning in the terms of the pool's family.
 
     The client's own effort stays if it set one, unless `override` is on.
     """

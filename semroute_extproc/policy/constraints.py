@@ -27,7 +27,7 @@ def candidates(pools: Mapping[str, Pool], default_pool: str, context: RoutingCon
     Pools that failed are left out, and pools that the prompt may not fit, but never all of them.
     """
     too_small = (name for name, why in context.tried.items() if why == CONTEXT and name in pools)
-    # The prompt is longer than these, whatever we estimate.
+    # A pool refused the prompt as too long, so it is longer than this, whatever the estimate says.
     largest = max((pools[name].context for name in too_small), default=0)
     ordered = {default_pool: pools[default_pool], **pools}
     missing = _needs(context.view)
@@ -60,7 +60,7 @@ def candidates(pools: Mapping[str, Pool], default_pool: str, context: RoutingCon
 
 
 def near(name: str, pool: Pool, context: RoutingContext) -> bool:
-    """Whether only an exact number of tokens says if the request fits a pool."""
+    """Whether only an exact count can decide if the request fits a pool."""
     fits = not (_needs(context.view)(pool) or _too_long(name, pool, context))
     return fits and bool(_too_long(name, pool, context, most=True))
 

@@ -10,7 +10,7 @@ from semroute_extproc.settings.names import Card, Names
 
 
 def error(status: int, kind: str, code: str, message: str, api: Api) -> DirectAnswer:
-    """An error in OpenAI's format; Anthropic's API gets the member that it needs too."""
+    """An error in OpenAI's format, with the additional member of Anthropic's for its API."""
     body: dict[str, Any] = {"error": {"message": message, "type": kind, "param": None, "code": code}}
     if api in (Api.MESSAGES, Api.COUNT_TOKENS):
         body = {"type": "error", **body}
@@ -24,9 +24,9 @@ def too_large(limit: int, api: Api) -> DirectAnswer:
 
 
 def models(path: str, names: Names, anthropic: bool = False) -> DirectAnswer | None:
-    """The list of models or one of them, in OpenAI's or Anthropic's shape; None if `path` is neither.
+    """The list of models or one of them, in OpenAI's or Anthropic's format; None for other paths.
 
-    A single model may be asked for by any name that has a meaning.
+    A single model has any name that `Names` finds.
     """
     shape, asked = _anthropic if anthropic else _openai, path.removeprefix(MODELS + "/")
     if path == MODELS:

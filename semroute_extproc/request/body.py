@@ -50,7 +50,7 @@ def decode_body(body: bytes, content_encoding: str, limit: int) -> bytes:
 
 
 def _decompress(body: bytes, limit: int, coding: str) -> bytes:
-    whole = True  # zstd's reader does not tell; its data is cut short too
+    whole = True  # zstd's reader does not report truncated data
     try:
         if coding == "br":
             brotli_decoder = brotli.Decompressor()

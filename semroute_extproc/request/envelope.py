@@ -282,7 +282,7 @@ def _around(sections: Sequence[_Section], kinds: Sequence[str], document: bool, 
 
 
 def both_ends(text: str, characters: int) -> str:
-    """A text, or of a longer one so many characters at each end."""
+    """The text, or if it is longer, this many characters at each end."""
     return text if len(text) <= 2 * characters else f"{text[:characters]}\n{text[-characters:]}"
 
 

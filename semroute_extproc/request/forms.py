@@ -22,7 +22,7 @@ def set_model(form: bytes, content_type: str, model: str) -> bytes:
 
 
 def _span(form: bytes, content_type: str) -> tuple[int, int] | None:
-    """Start and end of the model's name; None if neither end of the form has the whole field."""
+    """Start and end of the model's name; None if neither end of the form contains the whole field."""
     if (found := _BOUNDARY.search(content_type)) is None:
         return None
     delimiter = b"--" + (found[1] or found[2]).encode("utf-8", "replace")

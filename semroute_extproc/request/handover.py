@@ -47,7 +47,7 @@ def plan(
 ) -> Handover | None:
     """The plan for a body with `members`, of which `edited` are set; None if it must not be repeated.
 
-    Not repeated is a body that continues state of a server or, without `stored`, that asks for it. A response
+    A body is not repeated if it continues stored state or, without `stored`, asks to store some. A response
     that leaves `store` out is repeated, because vLLM stores none unless its operator turns that on.
     """
     if members.get("previous_response_id", _NULL) not in (_NULL, _EMPTY):

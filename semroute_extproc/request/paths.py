@@ -31,7 +31,7 @@ class Place(NamedTuple):
 
 @lru_cache(maxsize=PLACES_MAX)
 def place_of(path: str, prefixes: tuple[str, ...] = ()) -> Place:
-    """Read a path with its query; escaped slashes, a prefix, a final slash or no `/v1` do not hide it."""
+    """Read a path with its query, also with escapes, a prefix, a final slash, or without `/v1`."""
     sent, mark, query = path.partition("?")
     bare = "/" + unquote(sent).strip("/")
     named = parse_qs(query).get("model", [""])[0] if "model=" in query else ""
@@ -47,7 +47,7 @@ def place_of(path: str, prefixes: tuple[str, ...] = ()) -> Place:
 
 
 def _known(path: str, prefix: str) -> str:
-    """The path behind the prefix if it is known, also without its `/v1`; else empty."""
+    """The path without the prefix if it is known, with `/v1` added if missing; else empty."""
     rest = path[len(prefix) :] if path.startswith(prefix) else ""
     for each in (rest, "/v1" + rest):
         if each in PATHS or each == MODELS or each.startswith(MODELS + "/") or STORED.fullmatch(each):

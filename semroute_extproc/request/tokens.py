@@ -82,7 +82,7 @@ def estimate(view: RequestView) -> Tokens:
 
 
 def with_template(view: RequestView, low: float, likely: float, high: float) -> Tokens:
-    """The tokens of a prompt whose text has so many; the server keeps `view.prompt_limit` of them."""
+    """Add the template and the media to the tokens of the text, and apply `view.prompt_limit`."""
     added, media = TURN_TOKENS * (len(view.turns) + 1), view.media_tokens
     low, high = int(low + added + MEDIA_LOW * media), int(high + added + MEDIA_HIGH * media)
     likely, limit = int(likely + added + media), view.prompt_limit

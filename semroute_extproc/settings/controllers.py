@@ -114,14 +114,14 @@ class SessionController(Model):
     members: tuple[MemberName, ...] = Field(
         SESSION_MEMBERS,
         max_length=NAMES_MAX,
-        description="Members of the body that do, after the headers: `conversation`, `prompt_cache_key` or "
-        "`metadata.NAME`. In `metadata.user_id` only a session's ID counts, as Claude Code writes it.",
+        description="Members of the body that name it if no header does: `conversation`, `prompt_cache_key`, "
+        "or `metadata.NAME`. In `metadata.user_id` only a session's ID counts, as Claude Code writes it.",
     )
     identity: HeaderNames = Field(
-        ("authorization", "x-api-key"), description="Headers that tell clients apart, if Envoy forwards them."
+        ("authorization", "x-api-key"), description="Headers that identify a client, if Envoy forwards them."
     )
     response_ids: bool = Field(
-        True, description="Choose the ID of each response (vLLM's `request_id`), so that it names its pool."
+        True, description="Set the ID of each response (vLLM's `request_id`), so that it identifies its pool."
     )
     margin: Share = Field(
         0.3,
@@ -139,15 +139,15 @@ class Failover(Model):
     cluster_suffix: str = Field(
         "-or-next",
         pattern=r"^[A-Za-z0-9_.:/@-]{1,32}$",
-        description="A pool's `cluster` with this suffix is the Envoy cluster that hands its failures back.",
+        description="A pool's `cluster` with this suffix is the Envoy cluster that reports its failures.",
     )
-    pools_max: int = Field(3, ge=1, le=8, description="Most pools for one request; 1: failures are final.")
+    pools_max: int = Field(3, ge=1, le=8, description="Most pools per request; 1: failures are final.")
     stored: bool = Field(
-        False, description="Also repeat requests that ask a server to keep something: `store`, `background`."
+        False, description="Also repeat requests that ask a server to store something: `store`, `background`."
     )
-    failures: int = Field(3, ge=1, le=1_000, description="Failures, at least half of all, to exclude a pool.")
+    failures: int = Field(3, ge=1, le=1_000, description="Failures that exclude a pool, if half of all.")
     exclude_seconds: float = Field(
-        15, gt=0, le=3_600, description="Window of the failures, and pause until a request tests the pool."
+        15, gt=0, le=3_600, description="Window of the failures, and time until a request tests the pool."
     )
 
 

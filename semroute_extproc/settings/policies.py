@@ -46,7 +46,7 @@ ReasoningSetting = Annotated[
 
 
 class Target(Model):
-    """Where a request goes: to a pool, or to the pool that a strategy selects; or that it is refused."""
+    """Where a request goes: a pool, or the pool that a strategy selects; or that it is refused."""
 
     pool: PoolName | None = Field(None, description="Name of a pool.")
     strategy: StrategyName | None = Field(None, description="Name of a strategy.")

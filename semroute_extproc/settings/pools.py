@@ -55,13 +55,13 @@ class Pool(Model):
     audio: bool = Field(False, description="The model can read audio.")
     video: bool = Field(False, description="The model can read video.")
     files: bool = Field(False, description="The model can read files, such as PDF documents.")
-    foreign_history: bool = Field(True, description="Accepts tool calls of other models; Mistral's do not.")
+    foreign_history: bool = Field(True, description="Accepts tool calls of other models; Mistral does not.")
     apis: tuple[ApiName, ...] = Field(
         ("chat_completions", "completions", "responses", "messages"), min_length=1, description="APIs served."
     )
     aliases: Aliases = Field((), description="Other names of this model, with `*` for any text.")
     owned_by: str = Field("vllm", max_length=128, description="`owned_by` in the list of models.")
-    policy: PolicyName | None = Field(None, description="Policy of requests for this model; default: none.")
+    policy: PolicyName | None = Field(None, description="Policy for requests that name this model.")
     reasoning: Family = Field("none", description="Reasoning family of the model; see docs/configuration.md.")
     metrics: str | None = Field(None, pattern=r"^https?://", description="URL of the vLLM metrics to scrape.")
     gauges: dict[Gauge, GaugeNames] = Field(
@@ -73,12 +73,12 @@ class ReasoningFamily(Model):
     """The reasoning switches of models that no built-in family describes."""
 
     argument: str = Field("", max_length=64, description="Argument of the chat template that is the switch.")
-    on: bool | str | None = Field(None, description="Its value with reasoning; null: an effort enables it.")
+    on: bool | str | None = Field(None, description="Its value with reasoning; null: the effort enables it.")
     off: bool | str = Field(False, description="Its value without reasoning.")
     efforts: dict[Effort, Name] | None = Field(
-        None, description="Efforts with another name, such as `{minimal: low}`; `{}`: none; null: no efforts."
+        None, description="Efforts to rename, such as `{minimal: low}`; `{}`: rename none; null: no efforts."
     )
-    budget: bool | None = Field(None, description="Takes `thinking_token_budget`; null: depends on server.")
+    budget: bool | None = Field(None, description="Accepts `thinking_token_budget`; null: leave it as sent.")
 
 
 class VirtualModel(Model):

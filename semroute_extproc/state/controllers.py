@@ -92,7 +92,7 @@ class ControllerState:
             health.sent(now)
 
     def failed(self, pool: str, failure: str, now: float) -> None:
-        """A request was handed back because `pool` failed; a prompt that is too long is not its fault."""
+        """A request was handed back because `pool` failed; a prompt that is too long does not count."""
         if (health := self._health.get(pool)) is not None and failure != CONTEXT:
             health.failed(failure, now)
 
@@ -124,7 +124,7 @@ class ControllerState:
         return keys._replace(affinity=issued or keys.affinity)
 
     def issues(self, view: RequestView) -> bool:
-        """Whether to choose the ID of the request's response: no client asked for another."""
+        """Whether to set the ID of the request's response: the client did not set one."""
         session = self._settings.session
         on = session is not None and session.response_ids
         return on and view.api is Api.RESPONSES and "request_id" not in view.ids

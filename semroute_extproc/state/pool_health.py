@@ -9,9 +9,9 @@ import math
 
 from semroute_extproc.settings.controllers import Failover
 
-FAILED_SHARE_MIN = 0.5  # Of the requests since the window began, that failed; below it, no exclusion.
-TEST_SECONDS = 5.0  # Without a failure of the request that tests the pool, which is then used again.
-SCRAPES_MAX = 3  # Scrapes in a row that fail until the pool is excluded.
+FAILED_SHARE_MIN = 0.5  # Share of the window's requests that must have failed for an exclusion.
+TEST_SECONDS = 5.0  # If the testing request has not failed after this time, the pool is used again.
+SCRAPES_MAX = 3  # Failed scrapes in a row that exclude the pool.
 NO_METRICS = "metrics page unreachable"
 
 
@@ -26,7 +26,7 @@ class PoolHealth:
         self._window = -math.inf  # Start of the counts' window, which is as long as an exclusion.
         self._tested = math.inf  # When a request began to test the excluded pool.
         self._scraped, self._misses = False, 0
-        """Whether the metrics page was readable; only then the misses after it have a meaning."""
+        """Whether the metrics page was readable before; otherwise failed scrapes do not count."""
 
     def excluded(self, now: float) -> str:
         """Why a request should not go to the pool; empty if it may."""

@@ -38,7 +38,7 @@ class Keys(NamedTuple):
 def session_keys(
     head: RequestHead, view: RequestView, secret: bytes, settings: SessionController, shared: bytes = b""
 ) -> Keys:
-    """The keys of a request's conversation; `secret` and `shared`, of `affinity`, are at most 64 bytes.
+    """The keys of a conversation. `secret` keys the hashes, `shared` the affinity; at most 64 bytes each.
 
     They depend on the model's name, because each model has its own trade-off, and on the identity that
     Envoy forwards, so that no client joins another client's conversation.

@@ -14,7 +14,7 @@ class WeightedSettings(StrategySettings):
     """Selects a pool at random by weight; the same pool for the same request ID."""
 
     kind: Literal["weighted"]
-    weights: dict[PoolName, Annotated[float, Field(ge=0)]] = Field(min_length=1, description="By pool.")
+    weights: dict[PoolName, Annotated[float, Field(ge=0)]] = Field(min_length=1, description="Pool weights.")
 
     @model_validator(mode="after")
     def _positive(self) -> Self:

@@ -69,9 +69,7 @@ def test_courtesies_around_a_request_are_left_out(before: str, after: str):
     assert [each.kind for each in found.left_out] == ["format"]
 
 
-@pytest.mark.parametrize(
-    "text", ["Hello!\nHow are you?", "Hi,\n\nthanks!", "Say hello.\nSay thanks."]
-)
+@pytest.mark.parametrize("text", ["Hello!\nHow are you?", "Hi,\n\nthanks!", "Say hello.\nSay thanks."])
 def test_a_turn_of_courtesies_and_requests_about_them_are_kept(text: str):
     assert question(text) == text
 
