@@ -44,6 +44,7 @@ _FIRST_OPTION = re.compile(r"(?:\n\s{0,8}|\()(?:A[).:、．]|1\))")  # of a mult
 _SECOND_OPTION = re.compile(r"(?:\n\s{0,8}|\()(?:B[).:、．]|2\))")
 _TIME = re.compile(r"[\[(]?[\d:./, T-]{4,24}[])]?\s{0,4}")  # at the start of a line of a log
 _DECORATION = " \t>#*=<[({|})]\"'`_~-【】"
+_BOXED = re.compile(r"\\boxed\{[^{}\n]{0,80}\}")  # its dots do not end a sentence
 _COURTEOUS = " \t\n.!?:;()-_*~'\"…，！。？^"  # around the words of a courtesy
 _OPENERS = ("#", "**", "<<", "<|", "[", "==", "--", "【")
 QUESTION_MARKS = ("?", "？", "؟")
@@ -123,7 +124,7 @@ def _pieces(text: str, marks: Marks) -> list[tuple[str, str]]:
     """The text in its order: blocks with their kind, and the text between them with the kind ""."""
     body = text.partition("\n")[2].rstrip("`\n ") if text.startswith("```") else text
     if body[:64].lstrip()[:1] == "{" and len(text) <= JSON_MAX:
-        members = [(marks.kind(name) or "context", value) for name, value in _json(body)]
+        members = [(marks.kind(name, json=True) or "context", value) for name, value in _json(body)]
         if any(_RANK.get(kind) for kind, _ in members):
             return [*members, ("", "")]
     pieces, cursor, placed, fenced, whole = [], 0, 0, False, len(text.strip())
@@ -369,7 +370,7 @@ def _plain(text: str, marks: Marks) -> str:
     """The text without the sentences about the form of the answer, and without courtesies around it."""
     if len(text) > FORMAT_MAX:
         return text
-    sentences = SENTENCE.findall(text)
+    sentences = SENTENCE.findall(_BOXED.sub(r"\\boxed", text))
     for edge in (0, -1):
         while sentences and _courteous(sentences[edge], marks):
             del sentences[edge]

@@ -59,12 +59,12 @@ class Marks(msgspec.Struct, eq=False):
         kinds = self.kinds | added
         return msgspec.structs.replace(self, tasks=tasks, kinds=kinds, markup=markup, tags_only=tags_only)
 
-    def kind(self, name: str, tag: bool = False) -> str:
-        """The kind of a name: a key of `names`, or ""."""
+    def kind(self, name: str, tag: bool = False, json: bool = False) -> str:
+        """The kind of a name of a tag, of a member of JSON, or of a label: a key of `names`, or ""."""
         lower = name.lower()
         if lower in (self.markup if tag else self.tags_only):
             return ""
-        if known := self.kinds.get(f"<{lower}>" * tag) or self.kinds.get(lower):
+        if known := self.kinds.get(f"<{lower}>" * tag or f"{{{lower}}}" * json) or self.kinds.get(lower):
             return known
         words = WORD.findall(_CAMEL.sub(" ", name).lower())
         if known := self.kinds.get("_".join(words)):

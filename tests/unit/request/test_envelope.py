@@ -59,6 +59,7 @@ def test_a_question_with_options_keeps_what_they_are_about(text: str):
         ("Hi there!\nI hope you are well. ", "\nThank you very much."),
         ("", "\n\nThanks, have a great day :)"),
         ("", "\n\n--\nSent from my phone. Please excuse typos."),
+        ("Solve the problem below. Put the result into \\boxed{...}.\n\n", "\n\nEnd with \\boxed{}."),
         ("Guten Tag,\n\n", "\n\nVielen Dank im Voraus!"),
         ("您好，\n", "\n谢谢！"),
     ],
@@ -141,6 +142,7 @@ JSON = [
     f'{{"question": "{ASK}", "context": "{FACTS}"}}',
     f'```json\n{{"question": "{ASK}", "context": "{FACTS}"}}\n```',
     f'{{"task": "qa", "userQuery": "{ASK}", "documents": ["a", "b"]}}',
+    f'{{"id": "a81f", "locale": "en-US", "message": "{ASK}"}}',
 ]
 
 
