@@ -50,7 +50,7 @@ def decode_body(body: bytes, content_encoding: str, limit: int) -> bytes:
 
 
 def _decompress(body: bytes, limit: int, coding: str) -> bytes:
-    whole = True  # zstd's reader does not report truncated data
+    whole = True
     try:
         if coding == "br":
             brotli_decoder = brotli.Decompressor()
@@ -61,6 +61,8 @@ def _decompress(body: bytes, limit: int, coding: str) -> bytes:
         else:
             decoder = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_MAX)
             plain = decoder.stream_reader(body, read_across_frames=True).read(limit + 1)
+            # The reader accepts data that is cut short; most senders write the size (else it is -1).
+            whole = not body or len(plain) >= zstandard.frame_content_size(body)
     except (brotli.error, zstandard.ZstdError):
         raise BadBody(Cause.BAD_ENCODING) from None
     if len(plain) > limit:

@@ -100,7 +100,7 @@ def test_a_broken_body_is_refused_whatever_its_encoding(name: str, broken: bytes
     assert caught.value.cause == "bad_encoding"
 
 
-@pytest.mark.parametrize("name", ["br", "deflate"])
+@pytest.mark.parametrize("name", ["br", "deflate", "zstd"])
 def test_a_body_that_is_cut_short_is_refused(name: str):
     with pytest.raises(BadBody):
         decode_body(ENCODED[name][:-9], name, LIMIT)
