@@ -110,6 +110,24 @@ async def test_the_next_pool_answers_under_its_own_models_name(
     assert counted in sidecar.read_admin("/metrics")[1]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "This model's maximum context length is 4096 tokens. However, your prompt contains at least 4097.",
+        "The decoder prompt (length 4097) is longer than the maximum model length of 4096.",
+        "The engine prompt length 4097 exceeds the max_model_len 4096. Please reduce prompt.",
+        "max_tokens=9000 cannot be greater than max_model_len=4096. Please request fewer output tokens.",
+    ],
+)
+async def test_each_of_vllms_words_for_a_full_context_is_known(
+    client: aiohttp.ClientSession, failing: Gateway, words: str
+) -> None:
+    failing.small.faults.append(Fault(status=400, message=words))
+    response, _ = await _post(client, chat())
+    assert response.headers["x-semroute-reason"].startswith("small failed (context): ")
+    assert response.headers["x-sim-pool"] == "large"
+
+
 async def test_another_error_of_a_request_is_its_answer(
     client: aiohttp.ClientSession, failing: Gateway
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
 import aiohttp
@@ -12,7 +12,7 @@ import pytest
 from gateway import Gateway, start_gateway, start_sidecar
 from semroute_demo.sidecar import Sidecar
 from servers import Pools, build_model
-from settings import settings
+from settings import settings, settings_of_clients
 
 PYTHON = os.environ.get("SEMROUTE_VLLM_PYTHON", "")
 """The interpreter of the environment that has vLLM."""
@@ -49,22 +49,46 @@ def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
 
 @pytest.fixture(scope="session")
 def sidecar(tmp_path_factory: pytest.TempPathFactory, pools: Pools) -> Iterator[Sidecar]:
-    folder = tmp_path_factory.mktemp("shared")
-    config = folder / "semroute.yaml"
-    config.write_text(json.dumps(settings({server.name: server.metrics for server in pools})))
-    running = start_sidecar(folder, config=config)
+    running = _sidecar(tmp_path_factory.mktemp("shared"), settings(pools.metrics))
     yield running
     running.stop()
 
 
 @pytest.fixture(scope="session")
 def standard(tmp_path_factory: pytest.TempPathFactory, sidecar: Sidecar, pools: Pools) -> Iterator[Gateway]:
-    # How fast a decision is on a machine that also runs two models is not what is asked here.
-    patient = {"message_timeout": "30s"}
-    folder = tmp_path_factory.mktemp("envoy")
-    running = start_gateway(folder, [sidecar], pools, ext_proc=patient)  # type: ignore[arg-type]
+    running = _gateway(tmp_path_factory.mktemp("envoy"), sidecar, pools)
     yield running
     running.envoy.stop()
+
+
+@pytest.fixture(scope="session")
+def sidecar_of_clients(tmp_path_factory: pytest.TempPathFactory, pools: Pools) -> Iterator[Sidecar]:
+    running = _sidecar(tmp_path_factory.mktemp("clients"), settings_of_clients(pools.metrics))
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def gateway_of_clients(
+    tmp_path_factory: pytest.TempPathFactory, sidecar_of_clients: Sidecar, pools: Pools
+) -> Iterator[Gateway]:
+    """A second gateway, in front of the same servers, with failover, sessions and clamped limits."""
+    running = _gateway(tmp_path_factory.mktemp("envoy"), sidecar_of_clients, pools)
+    yield running
+    running.envoy.stop()
+
+
+def _sidecar(folder: Path, written: Mapping[str, object]) -> Sidecar:
+    config = folder / "semroute.yaml"
+    config.write_text(json.dumps(written))
+    return start_sidecar(folder, config=config)
+
+
+def _gateway(folder: Path, sidecar: Sidecar, pools: Pools) -> Gateway:
+    pools.ensure()
+    # How fast a decision is on a machine that also runs two models is not what is asked here.
+    patient = {"message_timeout": "30s"}
+    return start_gateway(folder, [sidecar], pools, ext_proc=patient)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -32,6 +32,9 @@ QUEUE = 12
 KV_BLOCKS = 64
 """Of 128 tokens: a cache so small that a few requests show in its gauge."""
 
+CONTEXTS = {"small": 4_096, "large": CONTEXT}
+"""The small server has room for less, so that a prompt may fit the other one alone."""
+
 SWITCHES = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -42,6 +45,8 @@ SWITCHES = {
     # Without both, workers wait for each other in busy loops and starve whoever shares the cores.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "OMP_NUM_THREADS": "1",
+    # Otherwise vLLM keeps no response, and `previous_response_id` finds none.
+    "VLLM_ENABLE_RESPONSES_API_STORE": "1",
 }
 """Environment of a server on few cores without a network."""
 
@@ -56,7 +61,7 @@ class Server:
             *(python, "-m", "vllm.entrypoints.openai.api_server"),
             *("--model", str(model), "--served-model-name", f"{name}-model"),
             *("--host", "127.0.0.1", "--port", str(self.port)),
-            *("--dtype", "bfloat16", "--enforce-eager", "--max-model-len", str(CONTEXT)),
+            *("--dtype", "bfloat16", "--enforce-eager", "--max-model-len", str(CONTEXTS[name])),
             *("--max-num-seqs", str(SEQUENCES), "--max-num-queued-reqs", str(QUEUE)),
             *("--num-gpu-blocks-override", str(KV_BLOCKS), "--distributed-executor-backend", "uni"),
             "--disable-uvicorn-access-log",
@@ -145,6 +150,10 @@ class Pools:
     @property
     def addresses(self) -> dict[str, tuple[str, int]]:
         return {f"vllm-{server.name}": ("127.0.0.1", server.port) for server in self}
+
+    @property
+    def metrics(self) -> dict[str, str]:
+        return {server.name: server.metrics for server in self}
 
     def ensure(self) -> None:
         for server in self:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tiny_model import CONTEXT, EFFORTS
+from servers import CONTEXTS
+from tiny_model import EFFORTS
 
 from semroute_extproc.request.reasoning import FAMILIES
 
@@ -33,8 +34,7 @@ def settings(metrics: Mapping[str, str]) -> dict[str, Any]:
         url = metrics["large"].removesuffix("/metrics") + "/v1"
         judge = {"kind": "judge", "url": url, "model": "large-model", "timeout_ms": 9_000}
         strategies["judge"] = {**pair, **judge, "threshold": 0.5}
-    large = {"cluster": "vllm-large", "model": "large-model", "context": CONTEXT}
-    small = {**large, "cluster": "vllm-small", "model": "small-model"}
+    small, large = _pool("small"), _pool("large")
     return {
         "server": {"deadline_ms": 10_000, "drain_seconds": 0},
         "telemetry": {"log_format": "json"},
@@ -61,6 +61,38 @@ def settings(metrics: Mapping[str, str]) -> dict[str, Any]:
         "strategies": strategies,
         **optional,
     }
+
+
+def settings_of_clients(metrics: Mapping[str, str]) -> dict[str, Any]:
+    """Two pools with failover, sessions and clamped limits, and names as clients have them."""
+    small = {"aliases": "gpt-4o-mini", "clamp": True, "price": {"input": 0.05, "output": 0.15}}
+    large = {"price": {"input": 0.6, "output": 1.7}}
+    return {
+        "server": {"deadline_ms": 10_000, "drain_seconds": 0},
+        "telemetry": {"log_format": "json"},
+        "pools": {
+            "small": {**_pool("small"), **small, "metrics": metrics["small"]},
+            "large": {**_pool("large"), **large, "metrics": metrics["large"]},
+        },
+        "default_pool": "large",
+        "models": {
+            "auto": {"policy": "main"},
+            "auto-weak": {"policy": "weak", "aliases": "claude-*"},
+            "org/auto-weak": {"policy": "weak"},
+            "auto-strong": {"policy": "strong"},
+        },
+        "policies": {
+            "main": {"otherwise": {"strategy": "pair"}},
+            "weak": {"otherwise": {"pool": "small"}},
+            "strong": {"otherwise": {"pool": "large"}},
+        },
+        "strategies": {"pair": {"kind": "threshold", "weak": "small", "strong": "large", "threshold": 0.5}},
+        "controllers": {"failover": {"exclude_seconds": 2}, "session": {}},
+    }
+
+
+def _pool(name: str) -> dict[str, Any]:
+    return {"cluster": f"vllm-{name}", "model": f"{name}-model", "context": CONTEXTS[name]}
 
 
 def _policy(pool: str) -> dict[str, Any]:

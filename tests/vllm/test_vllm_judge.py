@@ -19,7 +19,7 @@ from settings import HAS_JUDGE
 from tiny_model import LABELS
 
 from semroute_extproc.io.http import Endpoint
-from semroute_extproc.request.reasoning import switch
+from semroute_extproc.request.reasoning import FAMILIES, switch
 from semroute_extproc.request.view import Api
 from semroute_extproc.strategies.judge import JudgeSettings, Question, probability
 from semroute_extproc.strategies.judge_client import JudgeClient
@@ -83,7 +83,8 @@ async def test_they_come_through_the_gateway_unchanged(client: aiohttp.ClientSes
 
 
 def test_the_judges_own_question_is_taken_and_its_answer_can_be_read(pools: Pools) -> None:
-    question = Question("small-model", "score", tuple(switch("qwen3", Api.CHAT_COMPLETIONS, "none").items()))
+    switches = switch(FAMILIES["qwen3"], Api.CHAT_COMPLETIONS, "none")
+    question = Question("small-model", "score", tuple(switches.items()))
     answer = pools.small.ask("/v1/chat/completions", question.body("Prove that 2 is prime."))
     assert 0.0 < probability(json.dumps(answer).encode(), "score") < 1.0
 

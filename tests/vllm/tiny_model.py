@@ -20,7 +20,7 @@ VOCABULARY = 1_024
 TEXT_CHARACTERS = 400_000
 """Of the standard library's sources, on which the tokenizer is trained."""
 
-CONTEXT = 4_096
+CONTEXT = 6_144
 END, BEGIN, PAD, MARK = "<|end|>", "<|begin|>", "<|pad|>", "<|mark|>"
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")

@@ -55,8 +55,9 @@ def test_an_envelope_has_the_whole_prompt_once(one: perturbations.Perturbation) 
 
 def test_a_json_envelope_is_json() -> None:
     (one,) = (one for one in ENVELOPES if one.name == "JSON")
-    text = text_of_body(one.request('a "quoted" word', random.Random(0)))
-    assert json.loads(text)["message"] == 'a "quoted" word'
+    body = one.request('a "quoted" word', random.Random(0))
+    assert json.loads(body["messages"][0]["content"])["message"] == 'a "quoted" word'
+    assert text_of_body(body) == 'a "quoted" word'
 
 
 def test_names_are_told_apart_and_every_function_has_its_perturbation() -> None:
