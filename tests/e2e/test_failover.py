@@ -6,7 +6,9 @@ import asyncio
 import gzip
 import io
 import json
+import re
 import signal
+import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
@@ -27,7 +29,7 @@ from gateway import (
     wait_for,
 )
 from msgspec import Raw
-from semroute_demo.envoy import clusters
+from semroute_demo.envoy import clusters, find_envoy
 from semroute_demo.pool import Fault
 from semroute_demo.sidecar import Sidecar
 
@@ -36,6 +38,9 @@ from semroute_extproc.request.handover import FAILURE_HEADER, HANDOVER_HEADER, H
 MakeGateway = Callable[..., Gateway]
 MakeSidecar = Callable[..., Sidecar]
 
+ENVOY = re.search(r"/(\d+)\.(\d+)\.", subprocess.check_output([find_envoy(), "--version"], text=True))
+assert ENVOY is not None
+OLD_ENVOY = (int(ENVOY[1]), int(ENVOY[2])) < (1, 40)
 TOO_LONG = "This model's maximum context length is 32768 tokens. However, you requested 40000 tokens."
 FAILURES = {
     "500": [Fault(status=500)],
@@ -317,6 +322,7 @@ async def test_every_request_to_a_dead_pool_is_answered_however_many_there_are(
     assert {response.headers["x-sim-pool"] for response, _ in answers} == {"large"}
 
 
+@pytest.mark.skipif(OLD_ENVOY, reason="Envoy before 1.40 answers 503 here: envoy/README.md")
 async def test_envoys_health_check_spares_the_attempts_where_panic_routing_is_off(
     make_gateway: MakeGateway, sidecar: Sidecar
 ) -> None:
