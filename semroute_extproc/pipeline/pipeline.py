@@ -219,11 +219,11 @@ class Pipeline:
     def _named(self, name: str, asked: _Asked, stages: Stages) -> Outcome:
         """Send the request to the named pool; if that fails, to another one with the same model."""
         name, *others = self._same_model(name, self.config.pools, asked, stages)
-        view = RequestView(asked.request.api, asked.model)
-        affinity = self._controllers.keys(asked.request.head, view).affinity
+        request, state = asked.request, self._controllers
+        keys = state.keys(request.head, RequestView(request.api, asked.model)) if state.active else Keys()
         sent = self._sent(asked, name, others, {("model",): self.config.pools[name].model}, stages)
         cause, reason = Cause.NAMED_MODEL, _after(asked.failed, Cause.NAMED_MODEL.words)
-        return Outcome(Kind.NAMED, cause, reason=reason, affinity=affinity, **sent, **stages.times)
+        return Outcome(Kind.NAMED, cause, reason=reason, affinity=keys.affinity, **sent, **stages.times)
 
     def _same_model(self, name: str, among: Iterable[str], asked: _Asked, stages: Stages) -> list[str]:
         """Pools for a named model's request, in order: `name` and those with its model; never empty."""
