@@ -150,12 +150,13 @@ def _weight(token: str) -> float:
 
 def approval(turns: Sequence[Turn]) -> bool:
     """Whether the last user turn approves what the assistant proposed."""
-    asked = questions(turns, 1)
-    return bool(asked and proposal(turns)) and _Form(asked[-1]).approves
+    return bool(proposal(turns)) and any(_Form(asked).approves for asked in questions(turns, 1))
 
 
 def reask(turns: Sequence[Turn]) -> bool:
     """Whether the last user turn says that the answer was wrong, or repeats one of the turns before it."""
+    if sum(turn.role == "user" for turn in turns) < 2:
+        return False
     *earlier, last = questions(turns, REPEATS_MAX + 1) or [""]
     form = _Form(last)
     repeated = form.words >= ASKING_WORDS_MIN and any(_same(last, text) for text in earlier)
@@ -171,6 +172,8 @@ def _same(text: str, earlier: str) -> bool:
 
 def tool_results(turns: Sequence[Turn]) -> list[Turn]:
     """The tool results since the last user turn, the newest first."""
+    if all(turn.role != "tool" for turn in turns):
+        return []
     since = itertools.takewhile(lambda turn: not (turn.role == "user" and _asks(turn.text)), reversed(turns))
     return [turn for turn in since if turn.role == "tool"]
 

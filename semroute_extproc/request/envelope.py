@@ -78,7 +78,7 @@ def unwrap(text: str, marks: Marks = SHIPPED) -> Unwrapped:
     left = [LeftOut("block", len(text) - len(question)), LeftOut("unread", len(question) - len(found))]
     if "<|" in found:  # the tokens of a chat template become labels
         found = _TURN.sub(lambda token: f"\n{token[1]}:\n" if token[1] else "\n", found)
-    shorter = re.sub(marks.mail, "", found) if found.count("\n") < LINES_MAX else found
+    shorter = re.sub(marks.mail, "", found) if 0 < found.count("\n") < LINES_MAX else found
     labelled, shorter = _labelled(shorter, marks, framed)
     left.append(LeftOut("template", len(found) - len(shorter)))
     for kind, step in (("template", _without_role), ("document", _request), ("format", _plain)):

@@ -61,7 +61,7 @@ def _weights(data: Any) -> tuple[bytes, NDArray[np.float64]]:
     weights = np.tile(np.array(data["unseen"], float)[:, None], CLASSES_MAX**2)
     for first, second, *each in data["weights"]:
         weights[:, first * CLASSES_MAX + second] = each
-    return bytes(table), weights / data["unit"]
+    return bytes(table), np.ascontiguousarray(weights.T) / data["unit"]  # rows, which `take` copies whole
 
 
 _TABLE, _WEIGHTS = _weights(msgspec.json.decode(DATA.read_bytes()))
@@ -76,7 +76,7 @@ def estimate(view: RequestView) -> Tokens:
     # Of a batch only the longest prompt counts.
     scale = min(view.characters, characters) / max(sum(map(len, read)), 1)
     pairs = class_pairs(b"\n".join(map(_encoded, read)), _TABLE)
-    added = _WEIGHTS[:, pairs].sum(axis=1) if len(pairs) < PAIRS_MIN else _WEIGHTS @ occurrences(pairs)
+    added = _WEIGHTS.take(pairs, 0).sum(0) if len(pairs) < PAIRS_MIN else occurrences(pairs) @ _WEIGHTS
     low, likely, high = (added * scale).tolist()
     return with_template(view, low * (1.0 - ERROR), likely, high * (1.0 + ERROR))
 
