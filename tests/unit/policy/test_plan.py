@@ -263,9 +263,9 @@ class TestRules:
 
     def test_a_regular_expression_needs_linear_time(self) -> None:
         rules = [{"name": "r", "when": 'request.text.matches("(a+)+$")', "pool": "eyes"}]
-        started = time.perf_counter()
+        started = time.process_time()
         assert decided(compiled(rules, otherwise={"pool": "large"}), facts(text="a" * 8_192 + "b")).rule == ""
-        assert time.perf_counter() - started < 1
+        assert time.process_time() - started < 1
 
     @pytest.mark.parametrize("target", ["rule", "otherwise"])
     def test_a_denied_request_has_the_operators_message(self, target: str) -> None:

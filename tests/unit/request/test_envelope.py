@@ -299,9 +299,9 @@ def test_hostile_text_takes_time_in_proportion_to_its_length(unit: str):
         text = unit * (characters // len(unit)) + "\n</a> [/a]"
         best = float("inf")
         for _ in range(3):
-            start = time.perf_counter()
+            start = time.process_time()
             unwrap(text)
-            best = min(best, time.perf_counter() - start)
+            best = min(best, time.process_time() - start)
         return best
 
     assert seconds(800_000) < max(16 * seconds(100_000), 0.05)

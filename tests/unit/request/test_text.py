@@ -191,7 +191,7 @@ def test_no_text_makes_the_features_slow(unit: str):
     text = (unit * CLASSIFIED_CHARACTERS_MAX)[:CLASSIFIED_CHARACTERS_MAX]
     best = math.inf
     for _ in range(5):
-        started = time.perf_counter()
+        started = time.process_time()
         surface_features(text)
-        best = min(best, time.perf_counter() - started)
+        best = min(best, time.process_time() - started)
     assert best < 0.1

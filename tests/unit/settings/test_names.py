@@ -119,10 +119,10 @@ def test_an_alias_is_a_name_with_at_most_two_stars(alias: str):
 
 def test_a_pattern_needs_little_time_for_any_name():
     found = names(settings(auto="*a*a"))
-    started = time.perf_counter()
+    started = time.process_time()
     assert found.find("a" * MATCHED_CHARACTERS_MAX + "b") is None
     assert found.find("a" * 1_000_000) is None
-    assert time.perf_counter() - started < 0.1
+    assert time.process_time() - started < 0.1
 
 
 @given(st.text("ab", max_size=4), st.text("ab*", max_size=4), st.text("ab*", max_size=4))
