@@ -71,9 +71,9 @@ def test_the_load_is_exported_and_disappears_when_it_is_unknown() -> None:
 
 def test_a_page_full_of_other_metrics_costs_next_to_nothing() -> None:
     others = "".join(f'vllm:h_bucket{{le="{n}.0",model_name="m"}} {n}.0\n' for n in range(20_000))
-    started = time.perf_counter()
+    started = time.process_time()
     assert read_page(others + PAGE) == read_page(PAGE)
-    assert time.perf_counter() - started < 0.1
+    assert time.process_time() - started < 0.1
 
 
 @asynccontextmanager
