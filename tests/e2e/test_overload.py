@@ -21,10 +21,16 @@ async def test_an_overload_is_answered_in_time_counted_and_soon_forgotten(make_s
     sidecar = make_sidecar(SERVER__DEADLINE_MS=f"{DEADLINE_MS}", ENCODER__CACHE_ENTRIES="0")
     request = load.exchange(load.chat("auto-weak"))
     async with connect(sidecar.socket) as client:
-        started = perf_counter()
-        await client.closed([request] * 60, 2)
-        rate = 60 / (perf_counter() - started)
+
+        async def saturation() -> float:
+            """Decisions per second now: other work on the machine comes and goes."""
+            started = perf_counter()
+            await client.closed([request] * 60, 2)
+            return 60 / (perf_counter() - started)
+
+        rate = await saturation()
         over = traffic.row(3.0, rate, await client.open(request, 3 * rate, 4.0))
+        rate = min(rate, await saturation())
         after = traffic.row(0.3, rate, await client.open(request, 0.3 * rate, 3.0))
     assert over["answered"] == 1.0
     assert over["decided"] + over["fallen back"] == 1.0
