@@ -74,6 +74,13 @@ class Scraped(Event, frozen=True):
     failed: bool
 
 
+class EnvoyChecked(Event, frozen=True):
+    """Envoy's view of its clusters was read: each name, and why it takes no request or an empty string."""
+
+    clusters: Mapping[str, str]  # empty if unknown
+    failed: bool
+
+
 class ProfilesRead(Event, frozen=True):
     """The profiles of a `clusters` strategy changed; each problem or thin profile is one sentence."""
 

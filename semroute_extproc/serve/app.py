@@ -20,10 +20,11 @@ from semroute_extproc.encoder.cuda import open_each
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.envoy.server import GrpcServer, Servicer
 from semroute_extproc.errors import Exit
-from semroute_extproc.events import Emit, EncoderLost, Event, Scraped
+from semroute_extproc.events import Emit, EncoderLost, EnvoyChecked, Event, Scraped
 from semroute_extproc.serve import build
 from semroute_extproc.serve.reload import LiveConfig
 from semroute_extproc.state.controllers import ControllerState
+from semroute_extproc.state.envoy_health import watch as watch_envoy
 from semroute_extproc.state.pool_metrics import scrape as scrape_pools
 from semroute_extproc.telemetry import log
 from semroute_extproc.telemetry.admin import AdminServer, Page, Pages, as_json, probe
@@ -76,6 +77,8 @@ class Reactions:
         """Handle an event; most types are ignored."""
         if isinstance(event, Scraped):
             self._controllers.observe(event.pool, event.load, self._loop.time(), event.failed)
+        elif isinstance(event, EnvoyChecked):
+            self._controllers.envoy_checked(event.clusters)
         elif isinstance(event, EncoderLost):
             # Only a new process can open the device again, so report NOT_SERVING and drain.
             self.status = Exit.UNAVAILABLE
@@ -127,6 +130,7 @@ async def run(
     logger.info("server.serving", version=__version__, listen=address, admin=listen, encoders=encoders)
     beat = asyncio.create_task(health.beat())
     scrape = asyncio.create_task(scrape_pools(lambda: live.loaded.config.pools, emit))
+    envoy = asyncio.create_task(watch_envoy(lambda: _envoy_admin(live), emit))
     watch = asyncio.create_task(live.watch(reactions.stop))
     try:
         await reactions.stop.wait()
@@ -135,6 +139,7 @@ async def run(
         logger.info("server.draining", seconds=config.server.drain_seconds)
         await server.drain()
         scrape.cancel()
+        envoy.cancel()
         await watch
         await classifier.close()
         await live.close()
@@ -145,6 +150,11 @@ async def run(
             admin_server.close()
         logger.info("server.stopped")
     return reactions.status
+
+
+def _envoy_admin(live: LiveConfig) -> str | None:
+    failover = live.loaded.config.controllers.failover
+    return failover.envoy_admin if failover else None
 
 
 def _pages(metrics: PrometheusSink, health: Health, servicer: Servicer, live: LiveConfig) -> Pages:

@@ -149,6 +149,13 @@ class Failover(Model):
     exclude_seconds: float = Field(
         15, gt=0, le=3_600, description="Window of the failures, and time until a request tests the pool."
     )
+    envoy_admin: str | None = Field(
+        None,
+        pattern=r"^http://[^\s/@]+/?$",
+        max_length=256,
+        description="Envoy's admin address, such as `http://127.0.0.1:9901`: a pool whose cluster has no "
+        "healthy host there is excluded.",
+    )
 
 
 class Controllers(Model):

@@ -11,6 +11,7 @@ from semroute_extproc.settings.base import pair_of
 from semroute_extproc.settings.controllers import Controllers
 from semroute_extproc.settings.pools import Pool, cost
 from semroute_extproc.state.budget import BudgetController
+from semroute_extproc.state.envoy_health import NO_CLUSTER
 from semroute_extproc.state.live import LiveScores
 from semroute_extproc.state.pool_health import PoolHealth
 from semroute_extproc.state.pressure import PoolPressure
@@ -102,6 +103,12 @@ class ControllerState:
             health.scraped(not failed, now)
         if (pressure := self._pressures.get(pool)) is not None:
             pressure.observe(load, now)
+
+    def envoy_checked(self, clusters: Mapping[str, str]) -> None:
+        """Take Envoy's view of its clusters, which is empty if unknown."""
+        for name, health in self._health.items():
+            missing = NO_CLUSTER if clusters else ""
+            health.in_envoy = clusters.get(self._pools[name].cluster, missing)
 
     def conditions(self, now: float) -> Conditions:
         """The conditions for one request."""
@@ -199,7 +206,8 @@ class ControllerState:
         }
         traffic = {name: each.status() for name, each in self._traffic.items()}
         sessions = None if self._sessions is None else {"entries": len(self._sessions)}
-        health = {name: {"excluded": bool(each.why), "why": each.why} for name, each in self._health.items()}
+        whys = {name: each.in_envoy or each.why for name, each in self._health.items()}
+        health = {name: {"excluded": bool(why), "why": why} for name, why in whys.items()}
         states = {"pools": pressures, "budgets": budgets, "traffic": traffic, "sessions": sessions}
         return {**states, "health": health}
 

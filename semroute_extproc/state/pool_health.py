@@ -1,8 +1,9 @@
 """Excludes a pool after failures, for a bounded time. Pure; the time is an argument, in seconds.
 
-Failures are known from requests that Envoy hands back and from the pool's metrics page. Successes are not
-reported, so requests are counted when they are sent: a pool is excluded once enough of them, and at least
-half, have failed. After a pause one request tests the pool, and no failure for a while is a success.
+Failures are known from requests that Envoy hands back, from the pool's metrics page and from Envoy's view of
+the cluster. Successes are not reported, so requests are counted when they are sent: a pool is excluded once
+enough of them, and at least half, have failed. After a pause one request tests the pool, and no failure for a
+while is a success. Envoy tests its hosts itself, so a pool is excluded as long as Envoy has no healthy host.
 """
 
 import math
@@ -22,6 +23,7 @@ class PoolHealth:
         self._settings = settings
         self._until = -math.inf  # End of the pause after which a request tests the excluded pool.
         self.why = ""  # Why the pool is excluded, or is being tested; empty if it is not.
+        self.in_envoy = ""  # Why Envoy sends no request to the pool's cluster; empty if it does.
         self._sent = self._failures = 0
         self._window = -math.inf  # Start of the counts' window, which is as long as an exclusion.
         self._tested = math.inf  # When a request began to test the excluded pool.
@@ -30,8 +32,8 @@ class PoolHealth:
 
     def excluded(self, now: float) -> str:
         """Why a request should not go to the pool; empty if it may."""
-        if not self.why:
-            return ""
+        if self.in_envoy or not self.why:
+            return self.in_envoy
         if now - self._tested >= TEST_SECONDS:
             self._readmit()
         return self.why if now < self._until or self._tested <= now else ""

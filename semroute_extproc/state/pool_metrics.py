@@ -60,8 +60,8 @@ def _client() -> "httpx2.Client":
     return httpx2.Client(trust_env=False, headers={"accept-encoding": "identity"})
 
 
-def fetch(url: str, own: Mapping[Gauge, Sequence[str]]) -> Load:
-    """The load in the page at `url`; raises an exception if it cannot be read in time."""
+def read(url: str) -> bytes:
+    """At most `PAGE_BYTES_MAX` of the page at `url`; raises an exception if it cannot be read in time."""
     deadline = monotonic() + TIMEOUT_SECONDS
     page = bytearray()
     with _client().stream("GET", url, timeout=TIMEOUT_SECONDS) as response:
@@ -73,7 +73,12 @@ def fetch(url: str, own: Mapping[Gauge, Sequence[str]]) -> Load:
                 raise TimeoutError(f"no page within {TIMEOUT_SECONDS} s")
             if len(page) >= PAGE_BYTES_MAX:
                 break
-    return read_page(page.decode("utf-8", "replace"), own)
+    return bytes(page)
+
+
+def fetch(url: str, own: Mapping[Gauge, Sequence[str]]) -> Load:
+    """The load in the page at `url`; raises what `read` and `read_page` raise."""
+    return read_page(read(url).decode("utf-8", "replace"), own)
 
 
 async def scrape(pools: Callable[[], Mapping[str, Pool]], emit: Emit) -> None:

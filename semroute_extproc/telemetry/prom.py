@@ -55,6 +55,7 @@ class PrometheusSink:
             ev.OutOfMemory: lambda event: self._count("gpu_events", event.bundle, "out_of_memory"),
             ev.EncoderLost: self._lost,
             ev.Scraped: self._scraped,
+            ev.EnvoyChecked: lambda event: self._child("envoy_check_failures").inc(event.failed),
             ev.ProfilesRead: self._profiles_read,
             ev.Reloaded: self._reloaded,
             ev.ReloadRejected: lambda _: self._child("config_last_reload_successful").set(0),

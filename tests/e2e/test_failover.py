@@ -31,6 +31,7 @@ from gateway import (
 from msgspec import Raw
 from semroute_demo.envoy import clusters, find_envoy
 from semroute_demo.pool import Fault
+from semroute_demo.process import free_port
 from semroute_demo.sidecar import Sidecar
 
 from semroute_extproc.request.handover import FAILURE_HEADER, HANDOVER_HEADER, Handover
@@ -336,6 +337,27 @@ async def test_envoys_health_check_spares_the_attempts_where_panic_routing_is_of
         response, _ = await _post(client, chat())
     assert response.headers["x-semroute-reason"].startswith("small failed (unreachable): ")
     assert gateway.envoy.stats("^cluster.vllm-small.upstream_cx_total$").popitem()[1] == 0
+
+
+async def test_a_pool_without_a_healthy_host_in_envoy_is_excluded_before_a_request_meets_it(
+    make_gateway: MakeGateway, make_sidecar: MakeSidecar
+) -> None:
+    """The pool refuses connections, and no request was sent to it."""
+    port = free_port()
+
+    def admin(bootstrap: dict[str, Any]) -> None:
+        bootstrap["admin"]["address"]["socket_address"]["port_value"] = port
+
+    own = make_sidecar(CONTROLLERS__FAILOVER__ENVOY_ADMIN=f"http://127.0.0.1:{port}")
+    changes: dict[str, Any] = {"addresses": DEAD, "down": ["vllm-small"], "edit": admin}
+    gateway = make_gateway([own], health_interval="0.3s", **changes)
+    excluded = 'semroute_pool_excluded{pool="small"} 1.0'
+    wait_for(lambda: excluded in own.read_admin("/metrics")[1], 15, "the pool to be excluded")
+    async with aiohttp.ClientSession(gateway.url) as client:
+        response, _ = await _post(client, chat())
+    assert (response.status, response.headers["x-semroute-pool"]) == (200, "large")
+    assert "failed" not in response.headers["x-semroute-reason"]
+    assert gateway.envoy.stats("^cluster.vllm-small.upstream_rq_total$").popitem()[1] == 0
 
 
 async def test_when_all_pools_are_dead_the_answer_is_a_503_in_openais_shape(

@@ -1,0 +1,81 @@
+"""The clusters that Envoy cannot send a request to, read from its admin address.
+
+Envoy checks hosts, ejects those that fail and resolves their names; with its view a pool is excluded before
+a request meets the failure. The page is that of `/clusters?format=json` (envoy.admin.v3.Clusters).
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+import msgspec
+import structlog
+
+from semroute_extproc.events import Emit, EnvoyChecked
+from semroute_extproc.state.pool_metrics import INTERVAL_SECONDS, read
+
+PAGE = "/clusters?format=json"
+NO_CLUSTER, NO_HOST, UNHEALTHY = (
+    "Envoy has no such cluster",
+    "Envoy has no host",
+    "Envoy: hosts are unhealthy",
+)
+
+logger = structlog.get_logger("semroute.envoy")
+
+
+class _Health(msgspec.Struct):
+    """Each true flag keeps requests away from a host (envoy.admin.v3.HostHealthStatus)."""
+
+    failed_active_health_check: bool = False
+    failed_outlier_check: bool = False
+    pending_active_hc: bool = False
+    excluded_via_immediate_hc_fail: bool = False
+    eds_health_status: str = "HEALTHY"
+
+    @property
+    def healthy(self) -> bool:
+        failed = self.failed_active_health_check or self.failed_outlier_check
+        waits = self.pending_active_hc or self.excluded_via_immediate_hc_fail
+        return not (failed or waits) and self.eds_health_status in ("HEALTHY", "UNKNOWN", "DEGRADED")
+
+
+class _Host(msgspec.Struct):
+    health_status: _Health = msgspec.field(default_factory=_Health)
+
+
+class _Cluster(msgspec.Struct):
+    name: str
+    host_statuses: list[_Host] = []
+
+
+class _Clusters(msgspec.Struct):
+    cluster_statuses: list[_Cluster] = []
+
+
+def problems(page: bytes) -> dict[str, str]:
+    """Every cluster of Envoy, and why it takes no request; empty if it does. Raises msgspec.DecodeError."""
+    found = {}
+    for cluster in msgspec.json.decode(page, type=_Clusters).cluster_statuses:
+        hosts = [host.health_status.healthy for host in cluster.host_statuses]
+        found[cluster.name] = "" if any(hosts) else UNHEALTHY if hosts else NO_HOST
+    return found
+
+
+async def watch(address: Callable[[], str | None], emit: Emit) -> None:
+    """Read the page in each interval, until cancelled, and emit `EnvoyChecked`.
+
+    `address` is called each time, so that a reload takes effect. While the page cannot be read, nothing is
+    known of any cluster; a change is logged.
+    """
+    readable = True
+    while True:
+        clusters: Mapping[str, str] | None = None
+        if (url := address()) is not None:
+            try:
+                clusters = problems(await asyncio.to_thread(read, url.rstrip("/") + PAGE))
+            except Exception as error:  # any failure of the client, or another page
+                if readable:
+                    logger.warning("envoy.unreadable", problem=f"{type(error).__name__}: {error}")
+            readable = clusters is not None
+        emit(EnvoyChecked(clusters or {}, failed=url is not None and clusters is None))
+        await asyncio.sleep(INTERVAL_SECONDS)
