@@ -151,7 +151,7 @@ def commands() -> str:
 
     def add(command: click.Command, path: str, parent: click.Context | None) -> None:
         context = click.Context(
-            command, info_name=path.rpartition(" ")[2], parent=parent, max_content_width=100
+            command, info_name=path.rpartition(" ")[2], parent=parent, max_content_width=80
         )
         parts.append(f"## `{path}`\n\n```text\n{command.get_help(context).rstrip()}\n```\n")
         if isinstance(command, click.Group):

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ LAB = {
 """Commands of semroute-lab: the extra that each needs, and its line in --help.
 
 A copy, because --help must be fast and the plug-ins may import heavy libraries."""
+
+HEADER = re.compile(r"([\w-]+)\s*[:=]\s*(.*)", re.DOTALL)  # `NAME=VALUE` is an older form
 
 ANY_ARGUMENTS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
@@ -68,17 +71,28 @@ class Commands(click.Group):
             formatter.write_dl(rows)
 
 
+CONFIG_FILE = Path("semroute.yaml")  # in the current folder, if no other configuration is given
+
+
+def _found(context: click.Context, _: click.Parameter, given: Path | None) -> Path:
+    given = context.params.get("config_path") or given
+    if given is None and not CONFIG_FILE.is_file():
+        raise click.UsageError(f"give a configuration with -c: there is no {CONFIG_FILE} here")
+    return given or CONFIG_FILE
+
+
 config_option = click.option(
     "--config",
     "-c",
     type=click.Path(path_type=Path, dir_okay=False),
     envvar="SEMROUTE_CONFIG",
-    required=True,
-    help="Configuration (YAML); default: SEMROUTE_CONFIG. SEMROUTE__SECTION__KEY overrides one value.",
+    callback=_found,
+    help="Configuration (YAML); default: SEMROUTE_CONFIG, else semroute.yaml in the current folder. "
+    "SEMROUTE__SECTION__KEY overrides one value.",
 )
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
 @click.version_option(__version__, prog_name="semroute")
 def main() -> None:
     """Route LLM requests to the cheapest vLLM pool that will answer them well.
@@ -88,7 +102,7 @@ def main() -> None:
 
     \b
     First steps:
-      semroute demo                      run everything on this machine, with simulated pools
+      semroute demo                      try it here, with simulated pools
       semroute example > semroute.yaml   write a sample configuration
       semroute check -c semroute.yaml    check it
       semroute explain -c semroute.yaml --text "Prove that sqrt(2) is irrational."
@@ -124,10 +138,12 @@ def serve(config: Path, index: int | None, worker_admin: str) -> None:
 
 @main.command()
 @config_option
-@click.option("--text", help="A prompt, sent as one user turn of a chat completion.")
+@click.option("--text", help="A prompt, sent as one user turn of a chat completion; - reads standard input.")
 @click.option("--body", type=BYTES, help="Request body file, or - for standard input, instead of --text.")
 @click.option("--model", help="Model name in the body made from --text; default: the first routed name.")
-@click.option("--header", "headers", multiple=True, metavar="K=V", help="A request header; repeatable.")
+@click.option(
+    "--header", "-H", "headers", multiple=True, metavar="'NAME: VALUE'", help="As curl's; repeatable."
+)
 @click.option("--path", default="/v1/chat/completions", show_default=True, help="Path of the request.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 @exit_statuses
@@ -144,10 +160,12 @@ def explain(
 
     if (text is None) == (body is None):
         raise click.UsageError("give either --text or --body")
+    pairs = {}
     for header in headers:
-        if header.find("=") < 1:
-            raise click.UsageError(f"--header {header!r}: expected K=V")
-    pairs = dict(header.split("=", 1) for header in headers)
+        if (found := HEADER.fullmatch(header)) is None:
+            raise click.UsageError(f"--header {header!r}: expected 'NAME: VALUE'")
+        pairs[found[1]] = found[2]
+    text = sys.stdin.read() if text == "-" else text
     loaded = config_source.load(config)
     name = model or next(iter(loaded.config.models), "")
     prompt = {"model": name, "messages": [{"role": "user", "content": text}]}
@@ -169,7 +187,8 @@ def score(bundle: Path | None, device: Any, embedding: bool) -> None:
 
     \b
     in   {"text": "…"} or {"body": {…}} (a request body)
-    out  {"domain": {"label", "probs"}, "difficulty", "unknown", "tokens", "truncated", "language"}
+    out  {"domain": {"label", "probs"}, "difficulty", "unknown", "tokens",
+          "truncated", "language"}
 
     For a bad line, prints {"error": …} in its place; the exit status is then 1.
     """
@@ -191,14 +210,12 @@ def score(bundle: Path | None, device: Any, embedding: bool) -> None:
 
 
 @main.command()
-@click.argument("config_path", type=PATH, required=False)
-@click.option("--config", "-c", "option_path", type=PATH, envvar="SEMROUTE_CONFIG")
+@click.argument("config_path", type=PATH, required=False, is_eager=True)  # before --config, which it replaces
+@config_option
 @click.option("--envoy", type=PATH, help="Envoy bootstrap file; check that it has a cluster for every pool.")
 @click.option("--envoy-version", help="What `envoy --version` prints; check that this Envoy is new enough.")
 @exit_statuses
-def check(
-    config_path: Path | None, option_path: Path | None, envoy: Path | None, envoy_version: str | None
-) -> None:
+def check(config: Path, envoy: Path | None, envoy_version: str | None, **_: object) -> None:
     """Check a configuration, its conditions, its bundle and its requirements on this machine.
 
     Also checks API keys in the environment, optional libraries and the GPU, so run it on the machine
@@ -210,10 +227,7 @@ def check(
     from semroute_extproc.cli import check as checking
     from semroute_extproc.config import source as config_source
 
-    path = config_path or option_path
-    if path is None:
-        raise click.UsageError("give a configuration")
-    loaded = config_source.load(path)
+    loaded = config_source.load(config)
     bundles = checking.check(loaded)
     if envoy is not None and (problems := config_source.without_cluster(loaded, envoy)):
         raise loaded.error(problems)
@@ -224,7 +238,7 @@ def check(
     sections = ("pools", "policies", "strategies")
     counts = ", ".join(f"{len(getattr(loaded.config, each))} {each}" for each in sections)
     names = ", ".join(sorted(each.manifest.name for each in bundles.values()))
-    click.echo(f"{path}: ok ({counts}, bundles {names})")
+    click.echo(f"{config}: ok ({counts}, bundles {names})")
 
 
 @main.command()

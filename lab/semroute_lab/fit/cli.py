@@ -168,8 +168,9 @@ def calibrate(file: Path, as_json: bool, **given: Any) -> None:
     """Choose a threshold on your own prompts, for a strong share or a maximum quality drop.
 
     \b
-    FILE is .csv, .jsonl (each optionally .gz) with a text column, or .txt with one prompt per line.
-    With strong_correct and weak_correct (0..1), the report also has the quality at that share.
+    FILE is .csv or .jsonl (each optionally .gz) with a text column, or .txt with
+    one prompt per line. With the columns strong_correct and weak_correct (0..1),
+    the report also has the quality at that share.
     """
     from semroute_lab.fit.settle import calibrate as run
 

@@ -34,8 +34,9 @@ def profile() -> None:
     """Measure and show the quality of a model by cluster of prompts.
 
     \b
-    A profile holds a model's error rate in each cluster. Copy it into the directory `profiles` of a
-    `clusters` strategy. The pool that serves the model is then a candidate; no training is needed.
+    A profile holds a model's error rate in each cluster. Copy it into the folder
+    `profiles` of a `clusters` strategy. The pool that serves the model is then a
+    candidate; no training is needed.
     """
 
 

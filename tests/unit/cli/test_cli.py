@@ -52,6 +52,13 @@ def test_every_command_says_what_it_is_for() -> None:
         assert len(run(name, "--help").stdout.splitlines()) >= 3
 
 
+@pytest.mark.parametrize("command", [[], *([name] for name in [*main.commands, *commands.LAB])])
+def test_the_help_fits_eighty_columns(command: list[str]) -> None:
+    shown = CliRunner().invoke(main, [*command, "--help"], terminal_width=80).stdout
+    assert shown
+    assert all(len(line) <= 80 for line in shown.splitlines())
+
+
 def test_the_help_imports_no_command() -> None:
     heavy = {"numpy", "grpc", "torch", "sklearn", "matplotlib", "semroute_demo"}
     code = "import sys; from semroute_extproc.cli import main; main(['--help'], standalone_mode=False); "
@@ -183,12 +190,12 @@ class TestExplain:
             assert key in report
 
     def test_a_header_decides(self) -> None:
-        report = explain("--text", "Prove the four colour theorem.", "--header", "X-Tier=internal")
+        report = explain("--text", "Prove the four colour theorem.", "-H", "X-Tier: internal")
         assert (report["pool"], report["rule"], report["signals"]) == ("small", "internal", None)
 
     def test_quality_is_a_header_too(self) -> None:
         text = "What is the derivative of x squared?"
-        assert explain("--text", text, "--header", "x-semroute-quality=1")["pool"] == "large"
+        assert explain("--text", text, "--header", "x-semroute-quality: 1")["pool"] == "large"
         assert explain("--text", text, "--header", "x-semroute-quality=0")["pool"] == "small"
 
     def test_what_the_client_sends_is_not_markup(self) -> None:
@@ -238,6 +245,11 @@ class TestExplain:
         assert report["left_out"] == [{"kind": "block", "characters": 20}]
         assert report["housekeeping"] is None
 
+    def test_a_prompt_from_standard_input_and_a_header_as_curl_writes_it(self) -> None:
+        report = explain("--text", "-", "-H", "X-Tier:  internal", stdin="Prove that 2 is even.\n")
+        assert (report["text"].strip(), report["rule"]) == ("Prove that 2 is even.", "internal")
+        assert explain("--text", "x", "--header", "X-Tier=internal")["rule"] == "internal"
+
     def test_people_get_a_table(self) -> None:
         text = "Name this chat in six words.\n<notes>long</notes>\nUser: hello\nAssistant: Hello!"
         table = " ".join(run("explain", "--config", str(EXAMPLE), "--text", text).stdout.split())
@@ -265,6 +277,16 @@ class TestConfiguration:
         assert "127.0.0.1:9090" not in dumped
         assert "deadline_ms: 42" in dumped
         assert run("dump-config", "-c", str(tmp_path / "dumped.yaml")).stdout == dumped
+
+    def test_semroute_yaml_in_the_current_folder_is_the_default(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        for command in ("check", "dump-config", "serve"):
+            assert "there is no semroute.yaml here" in run(command).stderr
+        Path("semroute.yaml").write_text(EXAMPLE.read_text())
+        assert run("check").stdout.startswith("semroute.yaml: ok")
+        assert run("dump-config").exit_code == 0
 
     def test_the_example_is_right(self, tmp_path: Path) -> None:
         file = tmp_path / "semroute.yaml"
