@@ -31,7 +31,9 @@ def main() -> int:
     *rows, last = [json.loads(line) for line in lines]
     console = Console(record=True, width=150, file=io.StringIO())
     groups = itertools.groupby(rows, lambda row: row["group"])
-    console.print(client.table([row for _, group in groups for row in itertools.islice(group, ROWS_MAX)]))
+    console.print(
+        client.table([row for _, group in groups for row in itertools.islice(group, ROWS_MAX)], 150)
+    )
     console.print(client.summary_text(last))
     picture = console.export_svg(title="make demo", code_format=WITHOUT_FONTS)
     TARGET.write_text("\n".join(line.rstrip() for line in picture.splitlines()) + "\n")

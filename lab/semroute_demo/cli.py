@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import click
@@ -56,15 +56,19 @@ async def _run(folder: Path, once: bool, as_json: bool, port: int | None) -> int
     # SIGTERM ends the demo as Ctrl-C does, so that every child ends before it.
     loop.add_signal_handler(signal.SIGTERM, main.cancel)
     settings = config_source.load(CONFIG_PATH).config
-    console = Console() if Console().is_terminal else Console(width=150)
+    console = Console() if Console().is_terminal else Console(width=80)
+    say = Console(stderr=True, highlight=False).print
+    say("Starting two simulated pools, the sidecar and Envoy on this machine …", style="dim")
     async with _stack(folder, settings, port or free_port(preferred=10_000)) as (envoy, sidecar):
-        rows = await _send_all(envoy.url, settings, as_json)
+        prompts = client.prompts()
+        say(f"Sending {len(prompts)} requests to {envoy.url}, one after the other …", style="dim")
+        rows = await _send_all(envoy.url, prompts, settings, as_json)
         failures = envoy.stats("failure_mode_allowed$|spurious_msgs_received$")
         summary = client.summarise(rows, settings, sum(failures.values()))
         if as_json:
             click.echo(json.dumps({"summary": True, **summary}, ensure_ascii=False))
         else:
-            console.print(client.table(rows))
+            console.print(client.table(rows, console.width))
             console.print(client.summary_text(summary))
         if not once:
             loop.add_signal_handler(signal.SIGINT, stop.set)
@@ -101,11 +105,13 @@ async def _stack(folder: Path, settings: Config, port: int) -> AsyncIterator[tup
         yield envoy, sidecar
 
 
-async def _send_all(url: str, settings: Config, as_json: bool) -> list[client.Json]:
+async def _send_all(
+    url: str, prompts: Sequence[client.Json], settings: Config, as_json: bool
+) -> list[client.Json]:
     """Send every prompt, one after the other so that decision times include no queue."""
     rows: list[client.Json] = []
     async with httpx2.AsyncClient(base_url=url, timeout=60.0) as http:
-        for number, prompt in enumerate(client.prompts(), 1):
+        for number, prompt in enumerate(prompts, 1):
             rows.append(await client.send(http, number, prompt, settings))
             if as_json:
                 click.echo(json.dumps(rows[-1], ensure_ascii=False))

@@ -21,15 +21,21 @@ NUMBERS = ("difficulty", "left_out", "decision_ms")
 RESPONSE_HEADERS = {f"x-semroute-{key.replace('_', '-')}": key for key in (*TEXTS, *NUMBERS)}
 """Response headers of this Envoy in addition to the shipped ones, each with its metadata key."""
 
+WIDE = {"asked": 40, "sent by": 14, "pool": 7, "why": 42, "domain": 16, "left out": 8, "ms": 6}
+NARROW = {"asked": 27, "pool": 7, "why": 36, "ms": 5}
+"""Columns of the table to their widest text; the narrow table fits 80 columns."""
+
 STRONG_STYLE, WEAK_STYLE, ERROR_STYLE = "magenta", "green", "bold red"
 
 COMMANDS = """
 Everything stays up. Try:
 
   curl -si {url}/v1/chat/completions -H 'content-type: application/json' \\
-    -d '{{"model": "auto", "messages": [{{"role": "user", "content": "Where is Lima?"}}]}}'
-  curl -sN {url}/v1/chat/completions -H 'content-type: application/json' -H 'x-semroute-quality: 1' \\
-    -d '{{"model": "auto", "stream": true, "messages": [{{"role": "user", "content": "Hi!"}}]}}'
+    -d '{{"model": "auto", "messages":
+         [{{"role": "user", "content": "Where is Lima?"}}]}}'
+  curl -sN {url}/v1/chat/completions -H 'content-type: application/json' \\
+    -H 'x-semroute-quality: 1' -d '{{"model": "auto", "stream": true,
+         "messages": [{{"role": "user", "content": "Hi!"}}]}}'
   curl -s {url}/v1/models
   curl -s http://{sidecar}/metrics | grep ^semroute
   curl -s 'http://{envoy}/stats?filter=ext_proc'
@@ -150,14 +156,14 @@ def summarise(rows: Sequence[Json], settings: Config, envoy_failures: int) -> Js
     }
 
 
-def table(rows: Sequence[Json]) -> Table:
-    """One line per request, by group."""
+def table(rows: Sequence[Json], width: int) -> Table:
+    """One line per request, by group; on a terminal of less than 150 columns the narrow table."""
+    columns = WIDE if width >= 150 else NARROW
     result = Table(title="Which pool answered, and why", box=box.SIMPLE_HEAD, pad_edge=False)
     result.title_justify, result.collapse_padding = "left", True
-    for name in ("asked", "sent by", "pool", "why", "domain", "left out", "ms"):
-        width = {"asked": 40, "why": 42}.get(name)
+    for name, most in columns.items():
         right = name in ("left out", "ms")
-        result.add_column(name, max_width=width, no_wrap=name != "why", justify="right" if right else "left")
+        result.add_column(name, max_width=most, no_wrap=name != "why", justify="right" if right else "left")
     for group, members in itertools.groupby(rows, lambda row: row["group"]):
         result.add_section()
         result.add_row(Text(group.upper(), "bold"))
@@ -165,15 +171,16 @@ def table(rows: Sequence[Json]) -> Table:
             why = ": ".join(filter(None, (row["reason"], row["housekeeping"])))
             pool = (row["pool"] or "-") + " ≠" * (row["pool"] != row["expected"])
             error, style = row["error"], STRONG_STYLE if row["pool"] == "large" else WEAK_STYLE
-            result.add_row(
-                Text(row["prompt"]),
-                Text(row["sender"]),
-                Text(pool, ERROR_STYLE if error else style),
-                Text(error or why, ERROR_STYLE if error else ""),
-                "-" if row["unknown"] == "true" else row["domain"] or "-",
-                "-" if row["left_out"] is None else f"{row['left_out']:.0f}",
-                "-" if row["decision_ms"] is None else f"{row['decision_ms']:.1f}",
-            )
+            cells = {
+                "asked": Text(row["prompt"]),
+                "sent by": Text(row["sender"]),
+                "pool": Text(pool, ERROR_STYLE if error else style),
+                "why": Text(error or why, ERROR_STYLE if error else ""),
+                "domain": "-" if row["unknown"] == "true" else row["domain"] or "-",
+                "left out": "-" if row["left_out"] is None else f"{row['left_out']:.0f}",
+                "ms": "-" if row["decision_ms"] is None else f"{row['decision_ms']:.1f}",
+            }
+            result.add_row(*(cells[name] for name in columns))
     return result
 
 

@@ -20,6 +20,8 @@ EMBEDDING_DIMENSIONS = 32
 ANSWER_TOKENS_MAX = 2_048  # no simulated answer is longer, whatever the client allows
 
 PROMPT = ("messages", "prompt", "input", "system", "tools")  # members of a request that hold its prompt
+INSTANCE_DEPTH_MAX = 8  # of the objects in an answer that follows a schema
+SIMPLE = {"string": "text", "integer": 1, "number": 0.5, "boolean": True, "null": None}  # by type
 LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")  # of its answer; the first set applies
 
 
@@ -34,8 +36,9 @@ class Answer:
     stream: bool
     include_usage: bool
     prompt_tokens: int
-    pieces: Sequence[str]  # its tokens, each with the space before it
+    pieces: Sequence[str]  # its tokens, each with the space before it; of a call, those of its arguments
     truncated: bool  # it ended because of the client's limit
+    tool: str = ""  # the tool that it calls
 
 
 def answer(api: Api, request: Json, pool: str, model: str, name: str, created: int) -> Answer:
@@ -50,9 +53,54 @@ def answer(api: Api, request: Json, pool: str, model: str, name: str, created: i
     count = 0 if embeds else min(wanted, allowed, ANSWER_TOKENS_MAX)
     words = f"This text comes from the simulated {pool} pool and stands for an answer.".split()
     pieces = [" " * (index > 0) + words[index % len(words)] for index in range(count)]
+    tool, schema = ("", None) if embeds else _wanted(request)
+    content = "" if schema is None else json.dumps(instance(schema))
+    parts = [content[at : at + CHARACTERS_PER_TOKEN] for at in range(0, len(content), CHARACTERS_PER_TOKEN)]
+    if parts and (allowed == wanted or len(parts) <= allowed):
+        pieces, allowed = parts, wanted
+    else:
+        tool = ""  # a client that allows too few tokens gets text
     stream, options = request.get("stream") is True and not embeds, request.get("stream_options")
     with_usage = isinstance(options, dict) and options.get("include_usage") is True
-    return Answer(api, name, model, created, stream, with_usage, tokens, pieces, allowed < wanted)
+    return Answer(api, name, model, created, stream, with_usage, tokens, pieces, allowed < wanted, tool)
+
+
+def _wanted(request: Json) -> tuple[str, Any]:
+    """The tool to call, if any, and the schema of its arguments or of the answer; None for plain text."""
+    said = request.get("messages") or request.get("input")
+    last = said[-1] if isinstance(said, list) and isinstance(said[-1], dict) else {}
+    kinds = [last.get("role"), last.get("type")]
+    content = last.get("content")
+    kinds += (
+        [part.get("type") for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+    )
+    tools = [tool for tool in request.get("tools") or () if isinstance(tool, dict)]
+    answered = not {"tool", "function_call_output", "tool_result"}.isdisjoint(kinds)
+    if tools and not answered and request.get("tool_choice") != "none":
+        called = tools[0].get("function") or tools[0]
+        schema = called.get("parameters") or called.get("input_schema") or {}
+        return str(called.get("name", "tool")), {"type": "object", **schema}
+    form = request.get("response_format") or (request.get("text") or {}).get("format") or {}
+    if form.get("type") == "json_object":
+        return "", {"type": "object"}
+    return "", (form.get("json_schema") or form).get("schema")
+
+
+def instance(schema: Any, depth: int = 0) -> Any:
+    """A small value of a JSON Schema: the first choice, and every property of an object."""
+    schema = schema if isinstance(schema, dict) and depth < INSTANCE_DEPTH_MAX else {}
+    for key in ("anyOf", "oneOf", "allOf"):
+        if schema.get(key):
+            return instance(schema[key][0], depth + 1)
+    if "const" in schema or schema.get("enum"):
+        return schema.get("const", (schema.get("enum") or [None])[0])
+    kind = schema.get("type", "object" if "properties" in schema else "string")
+    kind = kind[0] if isinstance(kind, list) else kind
+    if kind == "object":
+        return {key: instance(each, depth + 1) for key, each in schema.get("properties", {}).items()}
+    if kind == "array":
+        return [instance(schema.get("items"), depth + 1)]
+    return SIMPLE.get(kind, "text")
 
 
 def _measure(value: Any) -> tuple[int, int]:
@@ -86,7 +134,10 @@ def body(answer: Answer) -> Json:
     text = "".join(answer.pieces)
     match answer.api:
         case Api.CHAT_COMPLETIONS:
-            message = {"message": {"role": "assistant", "content": text}}
+            said: Json = {"content": text}
+            if answer.tool:
+                said = {"content": None, "tool_calls": [_call(answer, text)]}
+            message = {"message": {"role": "assistant", **said}}
             return _choice(answer, "chat.completion", message, last=True) | {"usage": usage(answer)}
         case Api.COMPLETIONS:
             whole = _choice(answer, "text_completion", {"text": text}, last=True)
@@ -94,9 +145,12 @@ def body(answer: Answer) -> Json:
         case Api.RESPONSES:
             content = [{"type": "output_text", "text": text, "annotations": []}]
             item = {"id": f"msg_{answer.id}", "type": "message", "role": "assistant", "content": content}
+            if answer.tool:
+                call = {"type": "function_call", "call_id": f"call_{answer.id}", "arguments": text}
+                item = {"id": f"fc_{answer.id}", "name": answer.tool, **call}
             return _response(answer, "incomplete" if answer.truncated else "completed", [item])
         case Api.MESSAGES:
-            return _message(answer, [{"type": "text", "text": text}])
+            return _message(answer, [{**_block(answer), **({} if answer.tool else {"text": text})}])
         case _:
             digest = hashlib.sha256(answer.id.encode()).digest()[:EMBEDDING_DIMENSIONS]
             data = [{"object": "embedding", "index": 0, "embedding": [byte / 255 - 0.5 for byte in digest]}]
@@ -115,13 +169,30 @@ def events(answer: Answer) -> Iterator[tuple[bytes, bool]]:
         yield f"event: {kind}\ndata: {data}\n\n".encode(), "delta" in members and "usage" not in members
 
 
+def _call(answer: Answer, arguments: str) -> Json:
+    function = {"name": answer.tool, "arguments": arguments}
+    return {"index": 0, "id": f"call_{answer.id}", "type": "function", "function": function}
+
+
+def _block(answer: Answer) -> Json:
+    """The one part of an answer of Anthropic's API, as it begins; a call has its input."""
+    if not answer.tool:
+        return {"type": "text", "text": ""}
+    given = json.loads("".join(answer.pieces))
+    return {"type": "tool_use", "id": f"toolu_{answer.id}", "name": answer.tool, "input": given}
+
+
 def _chunks(answer: Answer) -> Iterator[tuple[Json, bool]]:
     chat = answer.api is Api.CHAT_COMPLETIONS
     kind = "chat.completion.chunk" if chat else "text_completion"
     if chat:
         yield _choice(answer, kind, {"delta": {"role": "assistant", "content": ""}}), False
-    for piece in answer.pieces:
-        yield _choice(answer, kind, {"delta": {"content": piece}} if chat else {"text": piece}), True
+    for number, piece in enumerate(answer.pieces):
+        said: Json = {"content": piece}
+        if answer.tool:
+            call = {"index": 0, "function": {"arguments": piece}} if number else _call(answer, piece)
+            said = {"tool_calls": [call]}
+        yield _choice(answer, kind, {"delta": said} if chat else {"text": piece}), True
     last = _choice(answer, kind, {"delta": {}} if chat else {"text": ""}, last=True)
     yield last, False
     if answer.include_usage:
@@ -131,6 +202,17 @@ def _chunks(answer: Answer) -> Iterator[tuple[Json, bool]]:
 def _response_events(answer: Answer) -> Iterator[tuple[str, Json]]:
     whole = body(answer)
     item, begun = whole["output"][0], {"response": _response(answer, "in_progress", [])}
+    if answer.tool:
+        yield "response.created", begun
+        place = {"output_index": 0, "item_id": item["id"]}
+        yield "response.output_item.added", {"output_index": 0, "item": {**item, "arguments": ""}}
+        for piece in answer.pieces:
+            yield "response.function_call_arguments.delta", {**place, "delta": piece}
+        done = {"arguments": item["arguments"], "name": answer.tool}
+        yield "response.function_call_arguments.done", {**place, **done}
+        yield "response.output_item.done", {"output_index": 0, "item": item}
+        yield "response.completed", {"response": whole}
+        return
     part = item["content"][0]
     place = {"item_id": item["id"], "output_index": 0, "content_index": 0}
     yield "response.created", begun
@@ -150,16 +232,19 @@ def _message_events(answer: Answer) -> Iterator[tuple[str, Json]]:
     counts, stop = whole["usage"], {key: whole[key] for key in ("stop_reason", "stop_sequence")}
     begun = {**whole, "stop_reason": None, "usage": {**counts, "output_tokens": 0}}
     yield "message_start", {"message": begun}
-    yield "content_block_start", {"index": 0, "content_block": {"type": "text", "text": ""}}
+    block = {**_block(answer), **({"input": {}} if answer.tool else {})}
+    yield "content_block_start", {"index": 0, "content_block": block}
+    kind, member = ("input_json_delta", "partial_json") if answer.tool else ("text_delta", "text")
     for piece in answer.pieces:
-        yield "content_block_delta", {"index": 0, "delta": {"type": "text_delta", "text": piece}}
+        yield "content_block_delta", {"index": 0, "delta": {"type": kind, member: piece}}
     yield "content_block_stop", {"index": 0}
     yield "message_delta", {"delta": stop, "usage": counts}
     yield "message_stop", {}
 
 
 def _choice(answer: Answer, kind: str, content: Json, last: bool = False) -> Json:
-    finish = ("length" if answer.truncated else "stop") if last else None
+    reason = "tool_calls" if answer.tool else "length" if answer.truncated else "stop"
+    finish = reason if last else None
     choice = {"index": 0, **content, "logprobs": None, "finish_reason": finish}
     head = {"id": answer.id, "object": kind, "created": answer.created, "model": answer.model}
     return {**head, "choices": [choice]}
@@ -167,7 +252,7 @@ def _choice(answer: Answer, kind: str, content: Json, last: bool = False) -> Jso
 
 def _message(answer: Answer, content: list[Json]) -> Json:
     head = {"id": answer.id, "type": "message", "role": "assistant", "model": answer.model}
-    stop = "max_tokens" if answer.truncated else "end_turn"
+    stop = "tool_use" if answer.tool else "max_tokens" if answer.truncated else "end_turn"
     end = {"stop_reason": stop, "stop_sequence": None, "usage": usage(answer)}
     return {**head, "content": content, **end}
 

@@ -27,7 +27,7 @@ ROW: client.Json = {
 def printed(*rows: client.Json) -> list[str]:
     """The table's lines, with single spaces."""
     console = Console(width=150, file=io.StringIO())
-    console.print(client.table(rows))
+    console.print(client.table(rows, 150))
     assert isinstance(console.file, io.StringIO)
     return [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
 
@@ -63,6 +63,22 @@ def test_the_table_has_a_line_per_request_under_its_group() -> None:
     assert lines[first + 1] == "hi user small difficulty 0.00 < 0.36 other - 4.0"
     assert lines[first + 2].startswith("bye user small")
     assert lines[lines.index("ENVELOPES") + 1] == "hi Open WebUI small rule housekeeping: title - 200 4.0"
+
+
+def test_a_narrow_table_keeps_pool_and_reason_of_every_request() -> None:
+    long = ROW | {
+        "prompt": "a long question " * 9,
+        "reason": "rule proofs: matched, and the pool could answer",
+    }
+    console = Console(width=80, file=io.StringIO())
+    console.print(client.table([long, long | {"pool": "large", "error": "HTTP 503: busy " * 5}], 80))
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert max(map(len, shown.splitlines())) <= 80
+    words = " ".join(shown.split())
+    assert "small rule proofs: matched, and the pool 4.0" in words
+    assert "large ≠" in words
+    assert "HTTP 503: busy" in words
 
 
 def test_the_table_marks_a_row_in_the_other_pool_and_names_no_domain_of_unknown_text() -> None:

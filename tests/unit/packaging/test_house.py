@@ -23,7 +23,7 @@ BUDGETS = {
     "sidecar": ([SIDECAR], 11_550),
     "per-request core": ([SIDECAR / name for name in CORE], 5_550),
     "lab": ([LAB / "semroute_lab"], 9_350),
-    "demo and benchmarks": ([LAB / "semroute_demo", LAB / "semroute_bench", ROOT / "benchmarks"], 2_500),
+    "demo and benchmarks": ([LAB / "semroute_demo", LAB / "semroute_bench", ROOT / "benchmarks"], 2_620),
 }
 """Part to its folders and the most lines of Python it may have (docs/adr/0013-line-budgets.md)."""
 
