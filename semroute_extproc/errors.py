@@ -56,7 +56,7 @@ class BadBody(SemrouteError):
     """A body that cannot be read as a request of its API."""
 
     def __init__(self, cause: Cause, detail: str = "") -> None:
-        super().__init__(f"{cause.value}: {detail}" if detail else cause.value)
+        super().__init__(f"the request body cannot be read: {cause.value} {detail}".rstrip())
         self.cause = cause
 
 

@@ -51,7 +51,6 @@ class Cause(enum.StrEnum):
     TOO_DEEP = "too_deep"
     WRONG_TYPE = "wrong_type"
     TOO_MANY_PARTS = "too_many_parts"
-    TOO_MANY_MEMBERS = "too_many_members"
     NO_TEXT = "no_text"
     BAD_ENCODING = "bad_encoding"
     NO_MODEL = "no_model"

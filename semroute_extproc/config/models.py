@@ -5,7 +5,7 @@ settings of the strategies in `strategies`. Every model rejects unknown keys.
 """
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -31,6 +31,10 @@ class Config(Model):
     text: Text = Field(default_factory=Text)
     pools: dict[Name, Pool] = Field(min_length=1, max_length=base.POOLS_MAX)
     default_pool: PoolName = Field(description="Pool of requests that are not routed, and of every fallback.")
+    unreadable: Literal["pass", "refuse"] = Field(
+        "pass",
+        description="Bodies that cannot be read: `pass` applies rules that need none; `refuse`: HTTP 400.",
+    )
     models: dict[Name, VirtualModel] = Field(
         default_factory=dict, max_length=base.MODELS_MAX, description="Model names that are routed."
     )

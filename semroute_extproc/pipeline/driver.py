@@ -2,22 +2,27 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 from semroute_extproc.config.models import Config
 from semroute_extproc.encoder.classifier import Classifier
-from semroute_extproc.errors import EncoderUnavailable
+from semroute_extproc.errors import BadBody, EncoderUnavailable
 from semroute_extproc.events import Emit, Failed, Shadowed
 from semroute_extproc.outcome import Cause, Stage
 from semroute_extproc.policy.constraints import NoCandidate
 from semroute_extproc.policy.context import Agreement, Decision, RoutingContext, Shadow
 from semroute_extproc.policy.draw import draw_id, unit_interval
-from semroute_extproc.policy.plan import SIGNALS, PolicyPlan
+from semroute_extproc.policy.plan import SIGNALS, Deciding, PolicyPlan
 from semroute_extproc.strategies.judge_client import JudgeClient
 
+T = TypeVar("T")
+
+LARGE = 32_768  # Bytes of a body, or characters of a prompt, up to which the event loop does the work.
+WAITING_MAX = 16  # Larger requests in this process; of others, nothing that takes long is read.
 PASSES_MAX = 32  # Concurrent encoder passes for shadows alone; beyond that, shadows stay undecided.
 
 
@@ -47,6 +52,32 @@ class Stages:
         return {"stages": tuple(self._done), "total_ms": (perf_counter() - self._started) * 1e3}
 
 
+class LargeRequests:
+    """One thread, so that large requests neither stop the event loop nor use much memory at a time."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "large-requests")
+        self._waiting = 0
+
+    async def run(self, size: int, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function, for a large request in the thread, unless it is cancelled before its turn.
+
+        Raises BadBody `overloaded` if too many wait.
+        """
+        if size <= LARGE:
+            return function(*arguments)
+        if self._waiting >= WAITING_MAX:
+            raise BadBody(Cause.OVERLOADED)
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+        finally:
+            self._waiting -= 1
+
+
+LARGE_REQUESTS = LargeRequests()
+
+
 @dataclass
 class Driver:
     """Decides by policies, with an encoder and the judges of the `judge` strategies."""
@@ -62,23 +93,23 @@ class Driver:
         self, policy: str, context: RoutingContext, stages: Stages
     ) -> tuple[Decision, RoutingContext]:
         """The decision, and the context that it was based on; raises NoCandidate."""
-        deciding = self.plans[policy].decide(context)
-        try:
-            wanted = next(deciding)
-            while True:
-                stages.mark("policy")
-                if wanted == SIGNALS:
-                    context = await self._read(context, stages.deadline)
-                    stages.mark("encode")
-                else:
-                    judgement = await self.judges[wanted].ask(context.text, stages.deadline)
-                    judgements = {**context.judgements, wanted: judgement}
-                    context = dataclasses.replace(context, judgements=judgements)
-                    stages.mark("judge")
-                wanted = deciding.send(context)
-        except StopIteration as end:
+        plan = self.plans[policy]
+        size = context.view.work if any(rule.reads_turns for rule in plan.rules) else 0
+        deciding = plan.decide(context)
+        wanted = await LARGE_REQUESTS.run(size, _advanced, deciding, None)
+        while not isinstance(wanted, Decision):
             stages.mark("policy")
-            return end.value, context
+            if wanted == SIGNALS:
+                context = await self._read(context, stages.deadline)
+                stages.mark("encode")
+            else:
+                judgement = await self.judges[wanted].ask(context.text, stages.deadline)
+                judgements = {**context.judgements, wanted: judgement}
+                context = dataclasses.replace(context, judgements=judgements)
+                stages.mark("judge")
+            wanted = await LARGE_REQUESTS.run(size, _advanced, deciding, context)
+        stages.mark("policy")
+        return wanted, context
 
     async def _read(self, context: RoutingContext, deadline: float) -> RoutingContext:
         """The context with the encoder's signals, or with the cause of their absence."""
@@ -129,10 +160,11 @@ class Driver:
         """The decision of one shadow; its failures are contained. Waits only if `stages` is given."""
         try:
             if stages is None:
-                decision = self.plans[asked.shadow].decide_now(context)
+                size, shadow = context.view.work, self.plans[asked.shadow]
+                decision = await LARGE_REQUESTS.run(size, shadow.decide_now, context)
             else:
                 decision, _ = await self.decide(asked.shadow, context, stages)
-        except NoCandidate:
+        except (NoCandidate, BadBody):
             decision = None
         except Exception:
             self.emit(Failed("decision.failed", context.head.request_id))
@@ -141,3 +173,12 @@ class Driver:
             return asked
         agreement = Agreement.AGREE if decision.pool == live.pool else Agreement.DIFFER
         return dataclasses.replace(asked, agreement=agreement, pool=decision.pool, reason=decision.reason)
+
+
+def _advanced(deciding: Deciding, context: Any) -> str | Decision:
+    """What a decision needs next, or its result."""
+    try:
+        return deciding.send(context)
+    except StopIteration as end:
+        decision: Decision = end.value
+        return decision

@@ -8,7 +8,7 @@ import dataclasses
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any, NamedTuple
 
 import msgspec
@@ -19,20 +19,20 @@ from semroute_extproc.encoder.counting import TokenCounter
 from semroute_extproc.errors import BadBody, BodyTooLarge, UnsupportedEncoding
 from semroute_extproc.events import Emit, Failed, ignore
 from semroute_extproc.outcome import Cause, Kind, Outcome
-from semroute_extproc.pipeline.driver import Driver, Stages
+from semroute_extproc.pipeline.driver import LARGE, LARGE_REQUESTS, Driver, Stages
 from semroute_extproc.policy.constraints import Denied, NoCandidate, clamped, near
 from semroute_extproc.policy.context import Decision, RoutingContext
 from semroute_extproc.policy.draw import draw_id, drawn
 from semroute_extproc.policy.plan import PolicyPlan
 from semroute_extproc.request import answers, apis, forms, handover, reasoning
-from semroute_extproc.request.body import decode_body, members_of, set_members
+from semroute_extproc.request.body import as_python, check_structure, decode_body, members_of, set_members
 from semroute_extproc.request.handover import Handover
 from semroute_extproc.request.language import language_of
 from semroute_extproc.request.marks import SHIPPED, Marks
 from semroute_extproc.request.reasoning import Members
 from semroute_extproc.request.text import judged
 from semroute_extproc.request.tokens import estimate
-from semroute_extproc.request.view import Api, Decide, RequestHead, RequestView
+from semroute_extproc.request.view import Api, Decide, RequestView
 from semroute_extproc.settings.names import Named, Names
 from semroute_extproc.settings.pools import Pool, ReasoningFamily, VirtualModel
 from semroute_extproc.state.controllers import ControllerState, home
@@ -40,6 +40,7 @@ from semroute_extproc.state.sessions import Keys, response_id
 from semroute_extproc.state.shared_sessions import SharedSessions
 from semroute_extproc.strategies.judge_client import JudgeClient
 
+EDIT_SPEED = 8  # times that of reading a body
 COUNT_SHARE = 0.5  # of the time until the deadline that counting tokens may take
 QUALITY_HEADER = "x-semroute-quality"  # The client's trade-off, 0 (cheapest) to 1 (best), or ignored.
 
@@ -47,6 +48,7 @@ QUALITY_HEADER = "x-semroute-quality"  # The client's trade-off, 0 (cheapest) to
 _NUMBER = re.compile(r"(?:[0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20})(?:[eE][-+]?[0-9]{1,3})?")
 _SPOKEN = {Kind.PASSTHROUGH: "passed through: ", Kind.FALLBACK: "fallback: "}
 _REFUSED = {
+    BadBody: (400, Cause.NOT_JSON, "unreadable_body"),
     BodyTooLarge: (413, Cause.BODY_TOO_LARGE, "request_too_large"),
     UnsupportedEncoding: (415, Cause.UNSUPPORTED_ENCODING, "unsupported_content_encoding"),
     NoCandidate: (400, Cause.NO_POOL, "no_pool_for_request"),
@@ -59,14 +61,27 @@ class _Asked(NamedTuple):
 
     request: Decide
     body: bytes  # decoded
-    form: str  # content type of a multipart form, or ""
-    model: str  # that the path, the query or the body names
-    failed: Handover | None  # pools that failed before
+    model: str = ""  # that the path, the query or the body names
+    form: str = ""  # content type of a multipart form
+    failed: Handover | None = None  # pools that failed before
+    document: dict[str, Any] | None = None  # of a body that only Python reads: what to edit, see `as_python`
+    unread: Cause | None = None  # why the body cannot be used
+    fixed: bool = False  # the body stays as it is
 
     @property
     def decoded(self) -> bool:
         """Whether `body` is not what Envoy has."""
         return self.body is not self.request.body
+
+    @property
+    def size(self) -> int:
+        """What `LARGE_REQUESTS` needs to know; nothing waits for it if it is overloaded."""
+        return 0 if self.unread is Cause.OVERLOADED else len(self.body)
+
+    @property
+    def encoded(self) -> bool:
+        """Whether the body has a content-encoding that was not decoded."""
+        return not self.decoded and "content-encoding" in self.request.head.headers
 
     @property
     def tried(self) -> tuple[str, ...]:
@@ -81,11 +96,11 @@ class _Asked(NamedTuple):
 
     def edited(self, members: Members) -> bytes | None:
         """The body with members set; None if it equals Envoy's. In a form only the model is set."""
-        if members == {("model",): self.model} and not (self.decoded or self.request.model):
+        if self.fixed or (members == {("model",): self.model} and not (self.decoded or self.request.model)):
             return None
         if self.form:
             return forms.set_model(self.body, self.form, str(members["model",]))
-        return set_members(self.body, members)
+        return set_members(self.body if self.document is None else self.document, members)
 
 
 class Pipeline:
@@ -117,14 +132,20 @@ class Pipeline:
 
     async def decide(self, request: Decide) -> Outcome:
         """The outcome of a request whose body is complete, within the deadline; never raises."""
-        stages, body = Stages(self.config.server.deadline_ms), request.body
+        stages, body, unread = Stages(self.config.server.deadline_ms), request.body, None
         try:
-            encoding = request.head.headers.get("content-encoding", "")
-            body = decode_body(request.body, encoding, self.config.server.body_bytes_max)
-            outcome = await self._route(request, body, stages)
-        except BadBody as error:
-            outcome = self._default(Kind.PASSTHROUGH, error.cause, stages)
-        except (BodyTooLarge, UnsupportedEncoding, NoCandidate) as error:
+            try:
+                body = await self._decoded(request)
+            except BadBody as error:
+                # Pools ignore content-encoding, so the body may be plain.
+                unread = error.cause if error.cause is Cause.OVERLOADED else None
+            failed = (
+                handover.read(request.head, self.config.pools) if self.config.controllers.failover else None
+            )
+            if failed is not None:
+                self._controllers.failed(failed.tried[-1], failed.failure, stages.now)
+            outcome = await self._decided(_Asked(request, body, failed=failed, unread=unread), stages)
+        except (BadBody, BodyTooLarge, UnsupportedEncoding, NoCandidate) as error:
             return _rejected(error, request.api, stages)
         except Exception:
             self._emit(Failed("decision.failed", request.head.request_id))
@@ -139,21 +160,48 @@ class Pipeline:
             outcome = msgspec.structs.replace(outcome, body=decoded, decoded=True)
         return outcome
 
-    async def _route(self, request: Decide, body: bytes, stages: Stages) -> Outcome:
-        asked = self._asked(request, body, stages)
-        if (named := self.names.find(asked.model)) is None:
-            cause = Cause.UNKNOWN_MODEL if asked.model else Cause.NO_MODEL
-            return self._default(Kind.PASSTHROUGH, cause, stages)
+    async def _decoded(self, request: Decide) -> bytes:
+        """The body without its content-encoding."""
+        encoding, most = request.head.headers.get("content-encoding", ""), self.config.server.body_bytes_max
+        try:
+            return decode_body(request.body, encoding, min(LARGE, most) if encoding else most)
+        except BodyTooLarge:
+            return await LARGE_REQUESTS.run(
+                len(request.body) + LARGE, decode_body, request.body, encoding, most
+            )
+
+    async def _decided(self, asked: _Asked, stages: Stages) -> Outcome:
+        """Decide by a body that is JSON, or what Python takes for it; else by what is known without it."""
+        if asked.unread and (self.config.unreadable == "refuse" or (asked.size == 0 and asked.encoded)):
+            raise BadBody(asked.unread)
+        try:
+            try:
+                return await self._route(asked, stages)
+            except BadBody as error:
+                if error.cause not in (Cause.NOT_JSON, Cause.WRONG_TYPE):
+                    raise
+            strict, document = await LARGE_REQUESTS.run(asked.size, as_python, asked.body)
+            asked = asked._replace(body=strict, document=document)
+            return await self._route(asked, stages)
+        except BadBody as error:
+            bad = error.cause is Cause.NOT_JSON and asked.encoded
+            cause = Cause.BAD_ENCODING if bad else error.cause
+        # A body that cannot be edited either stays as it is.
+        return await self._decided(asked._replace(unread=cause, fixed=asked.unread is not None), stages)
+
+    async def _route(self, asked: _Asked, stages: Stages) -> Outcome:
+        asked, named, view, context = await LARGE_REQUESTS.run(asked.size, self._read, asked)
+        if named is None:
+            return self._default(Kind.PASSTHROUGH, asked.unread or Cause.UNKNOWN_MODEL, stages)
         if (virtual := self._routed.get(named)) is None:
             stages.mark("parse")
-            return self._named(named.pool, asked, stages)
-        context = _context(request.head, asked.view(), virtual, self._marks, asked.failed)
-        view = context.view
-        policy = _policy_of(named.model, virtual, context)
+            return await self._named(named.pool, asked, stages)
+        if context is None:
+            context = await LARGE_REQUESTS.run(view.work, _context, asked, view, virtual, self._marks)
         stages.mark("parse")
-        keys = Keys()
+        policy, keys = _policy_of(named.model, virtual, context), Keys()
         if self._controllers.active:
-            keys = self._controllers.keys(request.head, view)
+            keys = await LARGE_REQUESTS.run(view.work, self._controllers.keys, asked.request.head, view)
             # Look up the conversation's pool in the shared store or this process, and the pools' load.
             shared = await self._shared.find(keys.find, stages.deadline) if self._shared and keys.find else ""
             held = self._controllers.held(keys.find, shared, view, stages.now)
@@ -178,15 +226,16 @@ class Pipeline:
             members[(view.output_member,)] = most
         if self._controllers.issues(view):
             members[("request_id",)] = response_id(decision.pool, keys.affinity, secrets.token_hex(8))
-        sent = self._sent(asked, decision.pool, decision.others, members, stages)
+        sent = await self._sent(asked, decision.pool, decision.others, members, stages)
         stages.mark("edit")
         times = stages.times
         # Before the controllers learn, so that a shadow sees what the live policy saw.
         shadows = () if asked.failed else await self._driver.shadows(policy, context, decision)
         session = self._learn(context, decision, keys, stages)
         cause = Cause.RULE if decision.rule else Cause.STRATEGY if decision.strategy else Cause.POOL
+        kind = Kind.FALLBACK if decision.fallback else Kind.ROUTED
         return Outcome(
-            Kind.FALLBACK if decision.fallback else Kind.ROUTED,
+            Kind.PASSTHROUGH if asked.fixed else kind,
             decision.fallback or cause,
             reason=_after(asked.failed, decision.reason),
             decision=decision,
@@ -204,24 +253,42 @@ class Pipeline:
             **times,
         )
 
-    def _asked(self, request: Decide, body: bytes, stages: Stages) -> _Asked:
-        """The client's request; if Envoy hands it back, without the edits of the attempt before."""
-        failover = self.config.controllers.failover
-        failed = handover.read(request.head, self.config.pools) if failover else None
-        if failed is not None:
-            body = msgspec.json.encode(handover.restored(members_of(body), failed))
-            self._controllers.failed(failed.tried[-1], failed.failure, stages.now)
+    def _read(self, asked: _Asked) -> tuple[_Asked, Named | None, RequestView, RoutingContext | None]:
+        """The client's request without the edits of the attempt before, what its model means, and its facts.
+
+        The default pool's policy decides about a body that names no known model.
+        """
+        request, body, failed, document = asked.request, asked.body, asked.failed, asked.document
         content_type = request.head.headers.get("content-type", "")
         form = content_type if content_type.lower().startswith(forms.FORM) else ""
-        model = request.model or (forms.model_of(body, form) if form else apis.model_of(body))
-        return _Asked(request, body, form, model, failed)
+        model, fixed = request.model, asked.unread is not None
+        with suppress(BadBody) if fixed else nullcontext():
+            model = model or (forms.model_of(body, form) if form else apis.model_of(body))
+            if not form:
+                check_structure(body)
+            fixed = asked.fixed
+        if failed is not None and not fixed:
+            body = msgspec.json.encode(handover.restored(members_of(body), failed))
+            document = document and handover.restored(document, failed)
+            model = apis.model_of(body)
+        named, unread = self.names.find(model), asked.unread
+        if named is None:
+            unread, fixed = unread or (Cause.UNKNOWN_MODEL if model else Cause.NO_MODEL), True
+            default = Named(pool=self.config.default_pool)
+            named = default if default in self._routed else None
+        asked = _Asked(request, body, model, form, failed, document, unread, fixed)
+        virtual = self._routed.get(named) if named else None
+        view = asked.view() if virtual and unread is None else RequestView(request.api, model)
+        if virtual is None or asked.size <= LARGE:
+            return asked, named, view, None
+        return asked, named, view, _context(asked, view, virtual, self._marks)  # this is the thread
 
-    def _named(self, name: str, asked: _Asked, stages: Stages) -> Outcome:
+    async def _named(self, name: str, asked: _Asked, stages: Stages) -> Outcome:
         """Send the request to the named pool; if that fails, to another one with the same model."""
         name, *others = self._same_model(name, self.config.pools, asked, stages)
         request, state = asked.request, self._controllers
         keys = state.keys(request.head, RequestView(request.api, asked.model)) if state.active else Keys()
-        sent = self._sent(asked, name, others, {("model",): self.config.pools[name].model}, stages)
+        sent = await self._sent(asked, name, others, {("model",): self.config.pools[name].model}, stages)
         cause, reason = Cause.NAMED_MODEL, _after(asked.failed, Cause.NAMED_MODEL.words)
         return Outcome(Kind.NAMED, cause, reason=reason, affinity=keys.affinity, **sent, **stages.times)
 
@@ -232,18 +299,20 @@ class Pipeline:
         left = [each for each in same if each not in asked.tried] or [name]
         return sorted(left, key=self._controllers.failing(stages.now).__contains__)
 
-    def _sent(
+    async def _sent(
         self, asked: _Asked, name: str, others: Sequence[str], members: Members, stages: Stages
     ) -> dict[str, Any]:
         """The fields of an outcome that sends the request to a pool; `others` may follow if that fails."""
-        pool, plan = self.config.pools[name], self._plan(asked, name, others, members)
+        pool = self.config.pools[name]
+        size = asked.size // EDIT_SPEED
+        plan = await LARGE_REQUESTS.run(size, self._plan, asked, name, others, members)
         if plan is not None:
             self._controllers.sent(name, stages.now)
         return {
             "pool": name,
             "cluster": pool.cluster,
-            "model": pool.model,
-            "body": asked.edited(members),
+            "model": "" if asked.fixed else pool.model,
+            "body": await LARGE_REQUESTS.run(size, asked.edited, members),
             "failed": asked.failed,
             "handover": plan,
         }
@@ -253,7 +322,7 @@ class Pipeline:
         settings, tried = self.config.controllers.failover, (*asked.tried, name)
         if settings is None or not others or len(tried) >= settings.pools_max:
             return None
-        if asked.form or asked.request.api is Api.OTHER:
+        if asked.fixed or asked.form or asked.request.api is Api.OTHER:
             return None  # a repeated file or batch would be stored twice
         original = members_of(asked.body)
         if asked.request.model:  # Envoy hands the request back with the new path, which names no model
@@ -289,18 +358,17 @@ def _after(failed: Handover | None, reason: str) -> str:
     return reason if failed is None else f"{failed.tried[-1]} failed ({failed.failure}): {reason}"
 
 
-def _context(
-    head: RequestHead, view: RequestView, virtual: VirtualModel, marks: Marks, failed: Handover | None
-) -> RoutingContext:
-    asked = head.headers.get(QUALITY_HEADER, "")
-    quality = float(asked) if _NUMBER.fullmatch(asked) else None
+def _context(asked: _Asked, view: RequestView, virtual: VirtualModel, marks: Marks) -> RoutingContext:
+    head, failed, unread = asked.request.head, asked.failed, asked.unread
+    wanted = head.headers.get(QUALITY_HEADER, "")
+    quality = float(wanted) if _NUMBER.fullmatch(wanted) else None
     if quality is None or quality > 1.0:
         quality = virtual.quality
     text, left_out, housekeeping = judged(view.turns, marks)
     low, likely, high = estimate(view)
     tried = {**dict.fromkeys(failed.tried, "failed"), failed.tried[-1]: failed.failure} if failed else {}
-    known = language_of(text), likely, text, quality, left_out, housekeeping
-    return RoutingContext(head, view, *known, bounds=(low, high), tried=tried)
+    known = language_of(text), likely, text, quality, left_out, housekeeping, None, unread
+    return RoutingContext(head, view, *known, bounds=(low, high), tried=tried, unread=unread is not None)
 
 
 def _policy_of(model: str, virtual: VirtualModel, context: RoutingContext) -> str:
@@ -325,8 +393,13 @@ def _members(pool: Pool, family: ReasoningFamily, view: RequestView, decision: D
     return members
 
 
-def _rejected(error: BodyTooLarge | UnsupportedEncoding | NoCandidate, api: Api, stages: Stages) -> Outcome:
+def _rejected(
+    error: BadBody | BodyTooLarge | UnsupportedEncoding | NoCandidate, api: Api, stages: Stages
+) -> Outcome:
     status, cause, code = _REFUSED[type(error)]
+    if isinstance(error, BadBody):
+        cause = error.cause
+        status, code = (503, cause.value) if cause is Cause.OVERLOADED else (status, code)
     kind = "permission_error" if isinstance(error, Denied) else "invalid_request_error"
     answer = answers.error(status, kind, code, str(error).rstrip(".") + ".", api)
     if isinstance(error, BodyTooLarge):

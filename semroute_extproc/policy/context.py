@@ -76,6 +76,7 @@ class RoutingContext:
     tried: Mapping[str, str] = field(default_factory=dict)  # Pools that failed this request, and how.
     bounds: tuple[int, int] | None = None  # Fewest and most tokens of the prompt; None if exact.
     counted: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # The same by a pool's tokenizer.
+    unread: bool = False  # The body cannot be read: facts of it are not known.
 
     def bounds_in(self, pool: str) -> tuple[int, int]:
         """Fewest and most tokens of the prompt in a pool."""

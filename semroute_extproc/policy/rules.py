@@ -53,6 +53,7 @@ _READ |= {
     "repeated_errors": _of(conversation.repeated_errors),
     "failing_tests": _of(conversation.failing_tests),
 }
+OF_HEAD = ("api", "model", "quality", "request", "tenant")  # known even if the body cannot be read
 OF_KNOWN_TEXT = ("domain", "domain_probs", "domain_entropy", "task", "task_probs", "difficulty")
 """Signal facts without a value for unknown text, unless the condition names `unknown`."""
 REPEATS_MAX = 64  # of `{n}` in a regular expression, which the library compiles for every request
@@ -77,7 +78,7 @@ class CompiledRule:
         self._request_facts = [name for name in names if name in REQUEST_FACTS]
         self._signal_facts = [name for name in names if name in SIGNAL_FACTS]
         self._work_facts = [name for name in WORK_FACTS if name in rule.when and "request" in names]
-        self.needs_signals = bool(self._signal_facts)
+        self.needs_signals, self.reads_turns = bool(self._signal_facts), bool(self._work_facts)
         plain, facts = rule.when.replace(" ", ""), [*REQUEST_FACTS, *SIGNAL_FACTS]
         for name in names:
             # The library also lists the variables of macros such as `xs.exists(name, …)`.
@@ -88,12 +89,14 @@ class CompiledRule:
         """Whether the rule applies, and the reason in words.
 
         A rule whose condition raises an error does not apply: a missing header, an index out of range, a
-        division by zero, a number compared with a string, and for unknown text a fact `OF_KNOWN_TEXT`, unless
-        the condition names `unknown`. `needs_signals` requires `context.signals`.
+        division by zero, a number compared with a string, a fact of an unreadable body, and for unknown text
+        a fact `OF_KNOWN_TEXT`, unless the condition names `unknown`. `needs_signals` requires signals.
         """
-        values = {name: _READ[name](context) for name in self._request_facts}
+        read = not context.unread
+        values = {name: _READ[name](context) for name in self._request_facts if read or name in OF_HEAD}
         if self._work_facts:
-            values["request"] |= {name: _READ[name](context) for name in self._work_facts}
+            members = (name for name in self._work_facts if read or name in OF_HEAD)
+            values["request"] |= {name: _READ[name](context) for name in members}
         unknown = False
         if (signals := context.signals) is not None:
             unknown = signals.unknown and "unknown" not in self._signal_facts

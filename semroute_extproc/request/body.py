@@ -1,11 +1,18 @@
-"""Decodes and edits request bodies. Pure."""
+"""Decodes and edits request bodies. Pure.
 
+Servers in Python read more than JSON: UTF-16 and UTF-32, NaN, Infinity and lone surrogates. A body that
+msgspec refuses is read as they do (`as_python`).
+"""
+
+import json
+import math
 import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import brotli
 import msgspec
+import numpy as np
 import zstandard
 from msgspec import Raw
 
@@ -14,8 +21,12 @@ from semroute_extproc.outcome import Cause
 
 STREAMS_MAX = 1_024  # gzip members or zstd frames per body; bounds the CPU time of many empty ones
 ZSTD_WINDOW_MAX = 8 * 1024**2  # bytes; senders must not use a larger window (RFC 9659)
-MEMBERS_MAX = 4_096  # per edited object; each member becomes a Python object
+EXPANDED_MIN, RATIO_MAX = 2 * 1024**2, 64  # bytes that any compressed body may have, or so many per byte
+STRUCTURE_MAX = 98_304  # brackets, colons and strings of a body, which bounds the Python objects it becomes
+PYTHON_MAX = 32_768  # the same and commas, of a body that is read as Python does, which costs more
+UNCOUNTED_BYTES = 65_536  # a body of at most so many bytes cannot have much more
 _CHUNK_BYTES = 65_536  # input per call of zlib; bounds the copy it makes of the data after a gzip member
+_COUNTED_BYTES = 1024**2  # per step of counting
 _GZIP, _ZLIB, _RAW = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS, -zlib.MAX_WBITS  # formats, as zlib's `wbits`
 _ZSTD_FRAMES = (b"\xb5\x2f\xfd", b"\x2a\x4d\x18")  # within the magic numbers of data and of skippable frames
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -26,12 +37,13 @@ _encode = msgspec.json.Encoder().encode
 def decode_body(body: bytes, content_encoding: str, limit: int) -> bytes:
     """Decode the content-encoding (identity, gzip, deflate, zstd or br) and remove a byte order mark.
 
-    Returns `body` itself if it has neither. Raises BodyTooLarge if the result is longer than `limit` bytes
-    (decoding stops one byte over it), UnsupportedEncoding for other encodings, and BadBody `bad_encoding`
-    for corrupt or truncated data.
+    Returns `body` itself if it has neither. Raises BodyTooLarge if the result is longer than `limit` or than
+    `RATIO_MAX` allows (decoding stops one byte over it), UnsupportedEncoding for other encodings, and BadBody
+    `bad_encoding` for corrupt or truncated data.
     """
     if len(body) > limit:
         raise BodyTooLarge(limit)
+    limit = min(limit, max(EXPANDED_MIN, RATIO_MAX * len(body)))
     codings = [coding.strip().lower() for coding in content_encoding.split(",")] if content_encoding else []
     codings = [coding for coding in codings if coding not in ("", "identity")]
     match codings:
@@ -103,40 +115,85 @@ def _inflate(body: bytes, limit: int, wbits: int) -> bytes:
     return b"".join(pieces)
 
 
-def set_members(body: bytes, members: Mapping[tuple[str, ...], object]) -> bytes:
+def check_structure(body: bytes, most: int = STRUCTURE_MAX, commas: bool = False) -> None:
+    """Raise BadBody `too_many_parts`, before anything is built, if a body has more structure than `most`."""
+    if len(body) > UNCOUNTED_BYTES:
+        marks = b'[{":' + b"," * commas
+        # Text has such characters too, so only many of them are counted exactly.
+        if sum(map(body.count, marks)) > most and structure(body, marks) > most:
+            raise BadBody(Cause.TOO_MANY_PARTS)
+
+
+def structure(body: bytes, marks: bytes, step: int = _COUNTED_BYTES) -> int:
+    """How many strings, and `marks` outside of strings, a body has; exact as far as it is JSON."""
+    counted = np.zeros(256, bool)
+    counted[list(marks)] = True
+    found, start, inside = 0, 0, False
+    while start < len(body):
+        piece = body[start : start + step]
+        start += len(piece)
+        if (len(piece) - len(piece.rstrip(b"\\"))) % 2 and start < len(body):
+            piece, start = piece[:-1], start - 1  # an escape goes on in the next piece
+        read = np.frombuffer(piece.replace(b"\\\\", b"").replace(b'\\"', b""), np.uint8)
+        within = np.logical_xor.accumulate(read == ord('"')) ^ inside  # with the opening quotes
+        found += int(np.count_nonzero(counted[read] & ~within))
+        inside = bool(within[-1]) if len(within) else inside
+    return found
+
+
+def as_python(body: bytes) -> tuple[bytes, dict[str, Any]]:
+    """A body as `json.loads` reads it: as JSON for msgspec, and the object, for edits; raises BadBody.
+
+    The JSON has `?` for lone surrogates and null for numbers that are not finite.
+    """
+    try:
+        text = body.decode(json.detect_encoding(body), "surrogatepass")
+        check_structure(text.encode("utf-8", "surrogatepass"), PYTHON_MAX, commas=True)
+        found = json.loads(text)
+        number = lambda text: value if math.isfinite(value := float(text)) else None  # noqa: E731
+        finite = json.loads(text, parse_constant=lambda _: None, parse_float=number)
+        strict = json.dumps(finite, ensure_ascii=False).encode("utf-8", "replace")
+    except RecursionError:
+        raise BadBody(Cause.TOO_DEEP) from None
+    except ValueError:
+        raise BadBody(Cause.NOT_JSON) from None
+    if not isinstance(found, dict):
+        raise BadBody(Cause.WRONG_TYPE)
+    return strict, found
+
+
+def set_members(body: bytes | dict[str, Any], members: Mapping[tuple[str, ...], object]) -> bytes:
     """Encode the JSON object `body` again with the member at each path set to its value, in order.
 
     A value on a path that is not an object is replaced with one. New members come last. A value is any
     JSON value or `msgspec.Raw`. Other values keep their bytes; white space between members is dropped,
-    and of duplicate keys the last stays (docs/adr/0012-edits-reencode-the-top-level.md). Raises BadBody:
-    `not_json` if the body is not exactly one JSON object, or `too_many_members`.
+    and of duplicate keys the last stays (docs/adr/0012-edits-reencode-the-top-level.md). A body from
+    `as_python` is encoded as Python does. Raises BadBody if the body is not exactly one JSON object.
     """
-    try:
-        edited: dict[str, Any] = members_of(body)
-        for path, value in members.items():
-            inner = edited
-            for key in path[:-1]:
-                inner[key] = _object(inner.get(key))
-                inner = inner[key]
-            inner[path[-1]] = value
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise BadBody(Cause.NOT_JSON) from None
+    edited: dict[str, Any] = {**body} if isinstance(body, dict) else members_of(body)
+    for path, value in members.items():
+        inner = edited
+        for key in path[:-1]:
+            inner[key] = _object(inner.get(key))
+            inner = inner[key]
+        inner[path[-1]] = value
+    if isinstance(body, dict):
+        return json.dumps(edited, default=lambda raw: json.loads(bytes(raw))).encode()
     return _encode(edited)
 
 
-def members_of(text: bytes | Raw) -> dict[str, Raw]:
-    """The members of a JSON object, undecoded; raises BadBody `too_many_members`, or msgspec's errors."""
-    found = _MEMBERS.decode(text)
-    if len(found) > MEMBERS_MAX:
-        raise BadBody(Cause.TOO_MANY_MEMBERS)
-    return found
+def members_of(text: bytes | Raw) -> dict[str, Any]:
+    """The members of a JSON object, undecoded; raises BadBody."""
+    try:
+        return _MEMBERS.decode(text)
+    except msgspec.ValidationError:
+        raise BadBody(Cause.WRONG_TYPE) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise BadBody(Cause.NOT_JSON) from None
 
 
 def _object(value: object) -> dict[str, Any]:
-    """The members of an object on a path, which is either raw or already decoded by an earlier path."""
+    """The members of an object on a path, which is either raw or already decoded; empty for other values."""
     if isinstance(value, dict):
         return value
-    try:
-        return members_of(value) if isinstance(value, Raw) else {}
-    except msgspec.ValidationError:
-        return {}
+    return members_of(value) if isinstance(value, Raw) and bytes(value).startswith(b"{") else {}

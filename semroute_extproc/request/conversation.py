@@ -27,6 +27,7 @@ REFERENCE_WORDS, REFERENCES_MAX = 3, 2  # more for each reference to an earlier 
 APPROVAL_WORDS_MAX = 2  # that an approval adds: "yes, use Postgres"
 
 REPEATS_MAX = 4  # earlier user turns that the last one may repeat
+LOOP_MAX = 1_024  # turns since the last user turn that count
 RESULTS_MAX = 16  # tool results looked at, from the last
 MARK_CHARACTERS = 300  # read at each end of a tool result
 
@@ -174,7 +175,9 @@ def tool_results(turns: Sequence[Turn]) -> list[Turn]:
     """The tool results since the last user turn, the newest first."""
     if all(turn.role != "tool" for turn in turns):
         return []
-    since = itertools.takewhile(lambda turn: not (turn.role == "user" and _asks(turn.text)), reversed(turns))
+    since = itertools.takewhile(
+        lambda turn: not (turn.role == "user" and _asks(turn.text)), reversed(turns[-LOOP_MAX:])
+    )
     return [turn for turn in since if turn.role == "tool"]
 
 

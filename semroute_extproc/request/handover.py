@@ -8,6 +8,7 @@ removes both headers from clients' requests.
 
 import base64
 from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 import msgspec
 from msgspec import Raw
@@ -72,7 +73,7 @@ def read(head: RequestHead, pools: Collection[str]) -> Handover | None:
     return Handover(tried, members, failure if failure in FAILURES else OTHER)
 
 
-def restored(members: Mapping[str, Raw], failed: Handover) -> dict[str, Raw]:
+def restored(members: Mapping[str, Any], failed: Handover) -> dict[str, Any]:
     """The members of a body as the client sent them."""
     merged = {**members, **failed.original}
     return {key: value for key, value in merged.items() if key not in failed.original or value != _NULL}

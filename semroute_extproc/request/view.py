@@ -51,6 +51,10 @@ class RequestHead(msgspec.Struct, frozen=True):
         return self.headers.get("x-request-id", "")
 
 
+LINE_WORK = 128  # characters that take as long as what is done for each line or turn
+SHORT = 4_096  # characters of a text whose lines do not matter
+
+
 @dataclass(frozen=True, slots=True)
 class RequestView:
     """The facts of a parsed body that constraints, rules and strategies use."""
@@ -82,6 +86,14 @@ class RequestView:
     user: str = ""  # the end user that the client names
     metadata: Mapping[str, str] = field(default_factory=dict)  # the client's strings
     characters: int = 0  # of all text, tool declarations included; of a batch, those of the longest prompt
+
+    @property
+    def work(self) -> int:
+        """How long its text takes to judge, in characters."""
+        size = max(self.characters, len(self.turns[0].text) if self.turns else 0)  # of a batch, all prompts
+        if size <= SHORT and len(self.turns) * LINE_WORK <= SHORT:
+            return size
+        return size + sum((turn.text.count("\n") + 1) * LINE_WORK for turn in self.turns)
 
     @property
     def texts(self) -> list[str | bytes]:

@@ -37,6 +37,8 @@ OTLP_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDP
 BEAT_SECONDS, STALLED_SECONDS_MAX = 1.0, 10.0
 """Interval of the event loop's heartbeat, and the time without one after which the loop has stalled."""
 
+SWITCH_SECONDS = 0.001  # that the event loop waits for the thread of large requests; by default 5 ms
+
 logger = structlog.get_logger("semroute")
 
 
@@ -99,6 +101,7 @@ async def run(
     `worker` is the number of a process that is one of several; the supervisor reads its pages on `admin`.
     """
     config, loop = loaded.config, asyncio.get_running_loop()
+    sys.setswitchinterval(SWITCH_SECONDS)
     metrics, controllers = PrometheusSink(), ControllerState(secrets.token_bytes())
     reactions = Reactions(controllers)
     sinks: list[Emit] = [metrics.handle, log.LogSink(config.telemetry).handle, reactions.handle]

@@ -21,12 +21,14 @@ T = TypeVar("T")
 _BODIES = {**openai.BODIES, **anthropic.BODIES}
 TEXT_APIS = frozenset(_BODIES)  # whose requests have text to route by
 
-_MODEL = msgspec.json.Decoder[Any](msgspec.defstruct("OnlyModel", [("model", str, "")]))
+_MODEL = msgspec.json.Decoder[Any](msgspec.defstruct("OnlyModel", [("model", msgspec.Raw, msgspec.Raw())]))
+_NAME = msgspec.json.Decoder(str | None)
 
 
 def model_of(body: bytes) -> str:
     """The model that a body names, or ""; decodes nothing else. Raises BadBody."""
-    return str(_read(_MODEL.decode, body).model)
+    raw = _read(_MODEL.decode, body).model
+    return (_read(_NAME.decode, raw) if raw else None) or ""
 
 
 def parse(api: Api, body: bytes) -> RequestView:
@@ -39,7 +41,7 @@ def parse(api: Api, body: bytes) -> RequestView:
     return _read(lambda raw: _BODIES[api].decode(raw).view(api), body)
 
 
-def _read(reader: Callable[[bytes], T], body: bytes) -> T:
+def _read(reader: Callable[[Any], T], body: bytes | msgspec.Raw) -> T:
     try:
         return reader(body)
     except msgspec.ValidationError as error:

@@ -12,7 +12,7 @@ from semroute_extproc.request.apis.reading import ABSENT, Body, Draft, given, in
 from semroute_extproc.request.view import Api
 
 _TEXTS = Decoder(str | list[str] | None)
-_TOKEN_IDS = Decoder(list[int | list[int]])
+_TOKEN_IDS = b"[0123456789, \t\r\n]"  # of one prompt or a batch; they are never decoded
 
 
 class _ChatMessage(msgspec.Struct, gc=False):
@@ -128,9 +128,10 @@ def _prompt(draft: Draft, raw: Raw) -> None:
     try:
         texts = (_TEXTS.decode(raw) if raw else None) or []
     except msgspec.ValidationError:
-        if reading.optional(raw, _TOKEN_IDS) is not None:
-            return  # token ids
-        raise
+        ids = bytes(raw)
+        if ids[:1] != b"[" or ids.translate(None, _TOKEN_IDS):
+            raise
+        return
     if isinstance(texts, str):
         draft.say("user", texts)
     else:

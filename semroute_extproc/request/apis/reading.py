@@ -36,7 +36,6 @@ _MODES = {"disabled": False, "enabled": True, "adaptive": True}  # of `thinking`
 _NULL = Raw(b"null")
 _INTEGER = Decoder(int, strict=False)
 _STRING = Decoder(str)
-_ARRAY = Decoder(list[Raw])
 _OBJECT = Decoder(dict[str, Raw])
 
 _ROLES: dict[str | None, str] = {"system": "system", "developer": "system", "assistant": "assistant"}
@@ -63,6 +62,7 @@ class Inner(msgspec.Struct, gc=False):
     id: Raw = ABSENT
 
 
+_TOOLS = Decoder(list[Inner])
 _INNER = Decoder(Inner)
 _NO_MEMBERS = Inner()
 
@@ -176,7 +176,7 @@ class Draft:
 
     def declare(self, tools: Raw) -> None:
         """Count the tools of an array of declarations, and their length."""
-        if declared := optional(tools, _ARRAY):
+        if declared := optional(tools, _TOOLS):
             self.counts["tools"] += len(declared)
             self.count(tools)
 

@@ -22,6 +22,7 @@ from semroute_extproc.encoder.counting import TokenCounter
 from semroute_extproc.errors import EncoderUnavailable
 from semroute_extproc.events import Event, Failed, SessionStoreError, Shadowed
 from semroute_extproc.outcome import Cause, Kind, Outcome, facts
+from semroute_extproc.pipeline.driver import WAITING_MAX
 from semroute_extproc.pipeline.pipeline import Pipeline
 from semroute_extproc.policy.context import Agreement, Shadow
 from semroute_extproc.request.handover import FAILURE_HEADER, HANDOVER_HEADER
@@ -107,7 +108,7 @@ async def test_a_named_model_goes_to_its_pool_unread() -> None:
         (b'"auto"', "wrong_type"),
         (b"\xff\xfe", "not_json"),
         (b'{"model": 7}', "wrong_type"),
-        (b'{"model": "auto", "messages": "hi"}', "wrong_type"),
+        (gzip.compress(b'{"model": "auto", "messages": []}'), "not_json"),
         (b'{"messages": []}', "no_model"),
         (b'{"model": "gpt-9", "messages": []}', "unknown_model"),
         (b'{"model": "auto", "messages": ' + b"[" * 100_000, "too_deep"),
@@ -121,6 +122,173 @@ async def test_what_cannot_be_read_passes_through_untouched(body: bytes, cause: 
         "large",
         None,
     )
+
+
+LONELY = b'{"model": "auto", "messages": [{"role": "user", "content": "hi \\ud83d"}], "top_p": NaN}'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        LONELY,
+        LONELY.decode().encode("utf-8-sig"),
+        LONELY.decode().encode("utf-16"),
+        LONELY.decode().encode("utf-16-be"),
+        LONELY.decode().encode("utf-32-le"),
+        b'{"model": 7, "model": null,' + LONELY[1:],
+        b'{"messages": 7,' + LONELY[1:],
+    ],
+)
+async def test_what_only_python_reads_is_routed_and_leaves_as_python_reads_it(body: bytes) -> None:
+    outcome = await outcome_of(request(body), encoder=FakeEncoder(lambda _: raw(5.0)))
+    assert (outcome.kind, outcome.pool, outcome.text) == (Kind.ROUTED, "large", "hi ?")
+    sent = json.loads(outcome.body or b"")
+    assert (sent["model"], sent["messages"][0]["content"], repr(sent["top_p"])) == ("m-l", "hi \ud83d", "nan")
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "zstd", "br"])
+async def test_a_plain_body_that_is_declared_as_compressed_is_read_because_vllm_reads_it(
+    encoding: str,
+) -> None:
+    outcome = await outcome_of(request(chat(model="m-s", n=1), content_encoding=encoding))
+    assert (outcome.kind, outcome.pool, outcome.body) == (Kind.NAMED, "small", None)
+    outcome = await outcome_of(request(b"\x1f\x8b nonsense", content_encoding=encoding))
+    assert (outcome.kind, outcome.cause) == (Kind.PASSTHROUGH, "bad_encoding")
+
+
+MANY = chat(model="auto", tools=[], messages=[{"content": "x"}] * 16_500)
+DEEP = b'{"model": "auto", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+UNREADABLE = [
+    (json.dumps(MANY).encode(), "too_many_parts"),
+    (json.dumps(chat(pad=[""] * 200_000)).encode(), "too_many_parts"),
+    (json.dumps(chat()).encode() + b"]", "not_json"),
+    (b'{"model": "auto", "messages": "hi"}', "wrong_type"),
+    (DEEP, "too_deep"),
+    (b"nonsense", "not_json"),
+]
+FREE = {"name": "free", "when": '"x-tier" in request.headers', "pool": "small"}
+BY_TEXT = {"name": "short", "when": "turns < 5 || request.text == ''", "pool": "eyes"}
+NOBODY = {"name": "nobody", "when": 'request.tenant == "mallory"', "deny": "Go away."}
+GUARDED = {"main": {"rules": [BY_TEXT, NOBODY, FREE], "otherwise": {"strategy": "s"}}}
+
+
+@pytest.mark.parametrize(("body", "cause"), UNREADABLE[:4:3])
+async def test_rules_that_need_no_body_decide_about_an_unreadable_one(body: bytes, cause: str) -> None:
+    settings = config(policies=GUARDED)
+    outcome = await outcome_of(request(body, x_tier="free"), settings)
+    assert (outcome.kind, outcome.cause, outcome.pool) == (Kind.FALLBACK, cause, "small")
+    assert edited(outcome) == {**json.loads(body), "model": "m-s"}
+    assert facts(outcome)["rule"] == "free"
+    outcome = await outcome_of(request(body), settings)
+    assert (outcome.kind, outcome.cause, outcome.pool) == (Kind.FALLBACK, cause, "large")
+    assert edited(outcome)["model"] == "m-l"
+    outcome = await outcome_of(request(body, x_semroute_tenant="mallory"), settings)
+    assert (outcome.kind, outcome.cause) == (Kind.REJECTED, "denied")
+
+
+@pytest.mark.parametrize("more", [{}, {"controllers": {"failover": {}}}])
+async def test_a_body_that_only_we_could_read_goes_where_the_rules_say(more: dict[str, Any]) -> None:
+    """No server in Python reads it, and it cannot be edited."""
+    body = b'{"model":"auto","messages":[],"\xff":1}'
+    outcome = await outcome_of(request(body, x_tier="free"), config(policies=GUARDED, **more))
+    assert (outcome.kind, outcome.cause, outcome.pool) == (Kind.PASSTHROUGH, "not_json", "small")
+    assert (outcome.body, outcome.handover) == (None, None)
+
+
+async def test_a_body_that_is_too_much_to_edit_still_goes_where_the_rules_say() -> None:
+    outcome = await outcome_of(request(UNREADABLE[1][0], x_tier="free"), config(policies=GUARDED))
+    assert (outcome.kind, outcome.cause, outcome.pool) == (Kind.PASSTHROUGH, "too_many_parts", "small")
+    assert outcome.body is None
+
+
+@pytest.mark.parametrize(
+    "body", [*(each for each, _ in UNREADABLE[2:]), json.dumps(chat(model="gpt-9")).encode(), b'{"n": 1}']
+)
+async def test_without_a_known_model_the_rules_of_the_default_pool_decide(body: bytes) -> None:
+    pools = {**POOLS, "large": {**POOLS["large"], "policy": "main"}}
+    settings = config(pools=pools, policies=GUARDED)
+    if body == UNREADABLE[3][0]:
+        return  # its model is known
+    assert (await outcome_of(request(body, x_tier="free"), settings)).pool == "small"
+    assert (await outcome_of(request(body), settings)).pool == "large"
+    denied = await outcome_of(request(body, x_semroute_tenant="mallory"), settings)
+    assert (denied.kind, denied.cause) == (Kind.REJECTED, "denied")
+    unguarded = await outcome_of(request(body, x_semroute_tenant="mallory"), config(policies=GUARDED))
+    assert (unguarded.kind, unguarded.pool) == (Kind.PASSTHROUGH, "large")
+
+
+@pytest.mark.parametrize(("body", "cause"), UNREADABLE)
+async def test_unreadable_bodies_are_refused_if_the_operator_wants_it(body: bytes, cause: str) -> None:
+    outcome = await outcome_of(request(body), config(unreadable="refuse"))
+    assert (outcome.kind, outcome.cause) == (Kind.REJECTED, cause)
+    assert outcome.answer is not None
+    error = json.loads(outcome.answer.body)["error"]
+    assert (outcome.answer.status, error["code"]) == (400, "unreadable_body")
+    assert cause in error["message"]
+    assert (await outcome_of(request(chat()), config(unreadable="refuse"))).kind is Kind.ROUTED
+    unknown = await outcome_of(request(chat(model="gpt-9")), config(unreadable="refuse"))
+    assert unknown.kind is Kind.PASSTHROUGH, "it can be read"
+
+
+async def test_a_request_that_is_handed_back_is_restored_though_only_python_reads_it() -> None:
+    settings = config(controllers={"failover": {}}, policies={"main": {"otherwise": {"pool": "small"}}})
+    subject, _ = pipeline(settings)
+    first = await subject.decide(request(LONELY))
+    assert first.pool == "small"
+    assert first.handover is not None
+    back = {HANDOVER_HEADER: first.handover.header, FAILURE_HEADER: "503"}
+    second = await subject.decide(request(first.body, **back))
+    assert (second.pool, second.failed and second.failed.tried) == ("large", ("small",))
+    expected = {**json.loads(LONELY), "model": "m-l"}
+    assert repr(json.loads(second.body or b"")) == repr(expected)
+
+
+def large_chat(**members: Any) -> bytes:
+    return json.dumps(chat("word " * 20_000, **members)).encode()
+
+
+async def test_a_large_request_does_not_hold_the_event_loop() -> None:
+    subject, _ = pipeline()
+    ran: list[str] = []
+
+    def small() -> None:
+        ran.append("small")
+
+    asyncio.get_running_loop().call_soon(small)
+    await subject.decide(request(chat(model="m-l")))
+    assert ran == [], "a small request is decided at once"
+    await subject.decide(request(large_chat(model="m-l")))
+    assert ran == ["small"]
+
+
+async def test_large_requests_beyond_a_bound_are_decided_by_rules_that_need_no_body() -> None:
+    pools = {**POOLS, "small": {**POOLS["small"], "context": 100_000}}
+    policies = {"main": {"rules": [FREE], "otherwise": {"strategy": "s"}}}
+    subject, failures = pipeline(config(pools=pools, policies=policies))
+    bodies = [request(large_chat(), x_tier="free") for _ in range(3 * WAITING_MAX)]
+    outcomes = await asyncio.gather(*map(subject.decide, bodies))
+    causes = Counter(outcome.cause for outcome in outcomes)
+    assert causes["overloaded"] > 0
+    assert causes["overloaded"] + causes["rule"] == len(bodies)
+    assert {outcome.pool for outcome in outcomes} == {"small"}
+    assert {edited(outcome)["model"] for outcome in outcomes} == {"m-s"}
+    compressed = request(gzip.compress(large_chat()), content_encoding="gzip", x_tier="free")
+    outcomes = await asyncio.gather(*(subject.decide(compressed) for _ in range(3 * WAITING_MAX)))
+    refused = [outcome.answer.status for outcome in outcomes if outcome.answer]
+    assert refused, "a pool could not decode it"
+    assert set(refused) == {503}
+    assert failures == []
+
+
+async def test_a_cancelled_large_request_leaves_no_work_behind() -> None:
+    subject, _ = pipeline()
+    tasks = [asyncio.create_task(subject.decide(request(large_chat()))) for _ in range(WAITING_MAX)]
+    await asyncio.sleep(0)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    outcome = await subject.decide(request(large_chat()))
+    assert outcome.kind is Kind.ROUTED, "those that were cancelled wait no longer"
 
 
 async def test_a_compressed_body_is_read_and_leaves_uncompressed() -> None:

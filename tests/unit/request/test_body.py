@@ -10,15 +10,18 @@ import zlib
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import brotli
 import pytest
 import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec import Raw
 
 from semroute_extproc.errors import BadBody, BodyTooLarge, UnsupportedEncoding
 from semroute_extproc.request import body as bodies
-from semroute_extproc.request.body import decode_body, set_members
+from semroute_extproc.request.body import as_python, check_structure, decode_body, set_members, structure
 
 LIMIT = 1_000_000
 BODY = b'{"model":"auto","messages":[]}' * 100
@@ -317,15 +320,91 @@ def test_raw_values_are_written_as_they_are():
     ],
 )
 def test_what_is_not_exactly_one_json_object_is_refused(body: bytes):
-    assert reason(body) == "not_json"
+    assert reason(body) == ("wrong_type" if body in (b"[]", b'"model"', b"null") else "not_json")
 
 
-def test_more_members_than_the_bound_are_refused():
-    def members(count: int) -> bytes:
-        return b"{" + b",".join(b'"%d":1' % n for n in range(count)) + b"}"
+def test_a_body_that_only_python_reads_is_edited_as_python_writes_it():
+    strict, document = as_python('{"a":"\\ud800","n":[NaN,-Infinity,1e999,1],"é":{"x":1}}'.encode("utf-16"))
+    assert json.loads(strict) == {"a": "?", "n": [None, None, None, 1], "é": {"x": 1}}
+    sent = set_members(document, {("model",): "qwen", ("é", "y"): Raw(b"2"), ("z",): {"b": Raw(b"[1]")}})
+    assert sent == (
+        b'{"a": "\\ud800", "n": [NaN, -Infinity, Infinity, 1], "\\u00e9": {"x": 1, "y": 2}, '
+        b'"model": "qwen", "z": {"b": [1]}}'
+    )
 
-    assert reason(members(bodies.MEMBERS_MAX + 1)) == "too_many_members"
-    assert set_members(members(bodies.MEMBERS_MAX), {("0",): 1}) == members(bodies.MEMBERS_MAX)
-    inside = b'{"chat_template_kwargs":%s}' % members(bodies.MEMBERS_MAX + 1)
-    with pytest.raises(BadBody, match="too_many_members"):
-        set_members(inside, SWITCH)
+
+@pytest.mark.parametrize(
+    ("body", "cause"),
+    [
+        (b"", "not_json"),
+        (b"[1]", "wrong_type"),
+        (b'{"a":"\n"}', "not_json"),
+        (b'{"a":01}', "not_json"),
+        (b'{"a":' + b"9" * 5_000 + b"}", "not_json"),
+        (b'{"a":"\xff"}', "not_json"),
+        (gzip.compress(b'{"model":"auto"}'), "not_json"),
+        (b'{"a":' + b"[" * 30_000 + b"]" * 30_000 + b"}", "too_deep"),
+    ],
+)
+def test_what_python_refuses_is_refused(body: bytes, cause: str):
+    with pytest.raises(BadBody) as caught:
+        as_python(body)
+    assert caught.value.cause == cause
+
+
+@given(
+    values=st.lists(
+        st.recursive(st.text('\\"[{:,x', max_size=3) | st.integers(), st.lists, max_leaves=9), max_size=3
+    ),
+    step=st.integers(2, 40),
+)
+def test_structure_is_counted_outside_of_strings_alone(values: list[Any], step: int):
+    body = json.dumps({"model": "x", "values": values}).encode()
+    expected = [0]
+
+    def count(value: Any) -> None:
+        if isinstance(value, dict):
+            expected[0] += 1 + 2 * len(value)
+            for inner in value.values():
+                count(inner)
+        elif isinstance(value, list):
+            expected[0] += 1
+            for inner in value:
+                count(inner)
+        expected[0] += isinstance(value, str)
+
+    count(json.loads(body))
+    assert structure(body, b'[{":', step) == expected[0]
+
+
+@pytest.mark.parametrize("element", [b"[]", b"{}", b'""', b'{"a":0}'])
+def test_more_structure_than_the_bound_is_refused(element: bytes):
+    def body(count: int) -> bytes:
+        return b'{"x":[' + b",".join([element] * count) + b"]}"
+
+    units = {b"[]": 1, b"{}": 1, b'""': 1, b'{"a":0}': 3}[element]
+    most = (bodies.STRUCTURE_MAX - 4) // units  # the rest is the object around it
+    check_structure(body(most))
+    with pytest.raises(BadBody, match="too_many_parts"):
+        check_structure(body(most + 1))
+
+
+def test_a_long_text_with_much_punctuation_is_not_structure():
+    text = json.dumps({"content": '[{"a": 1}, {"b": "\\\\"}] ' * 100_000}).encode()
+    check_structure(text)
+    check_structure(b'{"prompt":[' + b"1," * 500_000 + b"1]}")  # nor are token ids
+    with pytest.raises(BadBody, match="too_many_parts"):  # which Python would build
+        as_python(b'{"x":NaN,"prompt":[' + b"1," * 500_000 + b"1]}")
+
+
+@pytest.mark.parametrize("name", ["gzip", "deflate", "zstd", "br"])
+def test_a_small_body_may_not_grow_without_bounds(name: str):
+    compress = {"gzip": gzip.compress, "deflate": zlib.compress, "zstd": zstandard.compress}.get(name)
+    compress = compress or partial(brotli.compress, quality=3)
+    assert len(decode_body(compress(bytes(bodies.EXPANDED_MIN)), name, 10**9)) == bodies.EXPANDED_MIN
+    small = compress(bytes(16 * 1024**2))
+    with pytest.raises(BodyTooLarge) as caught:
+        decode_body(small, name, 10**9)
+    assert caught.value.limit == max(bodies.EXPANDED_MIN, bodies.RATIO_MAX * len(small))
+    noise = compress(os.urandom(3 * 1024**2))
+    assert len(decode_body(noise, name, 10**9)) == 3 * 1024**2
