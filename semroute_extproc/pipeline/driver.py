@@ -22,7 +22,7 @@ from semroute_extproc.strategies.judge_client import JudgeClient
 T = TypeVar("T")
 
 LARGE = 32_768  # Bytes of a body, or characters of a prompt, up to which the event loop does the work.
-WAITING_MAX = 16  # Larger requests in this process; of others, nothing that takes long is read.
+WAITING_MAX = 64  # Larger requests in this process; of others, nothing that takes long is read.
 PASSES_MAX = 32  # Concurrent encoder passes for shadows alone; beyond that, shadows stay undecided.
 
 
