@@ -49,7 +49,7 @@ class Traffic:
     def __init__(self, url: Callable[[], str], per_second: float = PER_SECOND) -> None:
         """`url` is called for each request, as a load balancer chooses a gateway."""
         self._url, self._pause = url, 1.0 / per_second
-        self._answers: list[Answer] = []
+        self.answers: list[Answer] = []  # in the order of their ends
         self._tasks: set[asyncio.Task[None]] = set()
         self.started = time.monotonic()
 
@@ -72,7 +72,7 @@ class Traffic:
         self._loop.cancel()
         await asyncio.gather(self._loop, *self._tasks, return_exceptions=True)
         await self._session.close()
-        return sorted(self._answers, key=lambda answer: answer.sent)
+        return sorted(self.answers, key=lambda answer: answer.sent)
 
     async def _run(self) -> None:
         for number, kind in enumerate(itertools.cycle(KINDS)):
@@ -93,4 +93,4 @@ class Traffic:
                 status = response.status if whole else 0
         except (aiohttp.ClientError, TimeoutError):
             pass
-        self._answers.append(Answer(sent, self.now - sent, status, outcome, pool))
+        self.answers.append(Answer(sent, self.now - sent, status, outcome, pool))
