@@ -25,7 +25,7 @@ from structlog.testing import capture_logs
 
 from semroute_extproc.config import source as config_source
 from semroute_extproc.encoder.bundle import DEFAULT
-from semroute_extproc.errors import ConfigError, Exit
+from semroute_extproc.errors import Exit
 from semroute_extproc.events import CacheLookup, EncoderLost, Scraped
 from semroute_extproc.serve import app
 from semroute_extproc.serve.app import Health, Reactions
@@ -205,18 +205,3 @@ async def test_an_event_loop_that_stands_still_is_not_alive(monkeypatch: pytest.
     await asyncio.sleep(0)
     assert (health.alive, health.ready) == (True, True)
     beat.cancel()
-
-
-def test_a_reload_that_is_asked_for_before_it_serves_does_not_end_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    handlers: list[Any] = []
-
-    def refused(*_: Any) -> None:
-        handlers.append(signal.getsignal(signal.SIGHUP))
-        raise ConfigError(["enough"])
-
-    monkeypatch.setattr(config_source, "load", refused)
-    with pytest.raises(ConfigError):
-        app.serve(tmp_path / "semroute.yaml")
-    assert handlers == [signal.SIG_IGN]
