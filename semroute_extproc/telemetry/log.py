@@ -10,6 +10,7 @@ import re
 import select
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from queue import SimpleQueue
@@ -29,8 +30,8 @@ from semroute_extproc.telemetry.bus import by_type
 PARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 """W3C Trace Context, section 3.2; a client's value in any other format is not logged."""
 
-LINES_MAX = 4_096  # Lines that wait for the log's reader; more are dropped and counted
-BATCH_SECONDS = 0.05  # Delay of a line, so that one write has many
+LINES_MAX = 2_048  # Lines that wait for the log's reader; more are dropped and counted
+BATCH_SECONDS = 0.05  # Delay of a line, so that a write has many
 FLUSH_SECONDS_MAX = 2.0  # Time to write the last lines when the process ends
 VALUE_CHARACTERS_MAX = 256  # of a path or a request ID; Envoy accepts 60 kB of them
 
@@ -76,17 +77,28 @@ class LineWriter:
             batch += [self._lines.get() for _ in range(self._lines.qsize())]
             lines = [each for each in batch if isinstance(each, bytes)]
             try:
-                data = memoryview(b"".join(lines))
-                while data:
-                    try:
-                        data = data[os.write(self._descriptor, data) :]
-                    except BlockingIOError:
-                        select.select([], [self._descriptor], [])
+                for data in _writes(lines):
+                    while data:
+                        try:
+                            data = data[os.write(self._descriptor, data) :]
+                        except BlockingIOError:
+                            select.select([], [self._descriptor], [])
             except OSError:
                 self.emit(ev.LogDropped(len(lines)))
             for each in batch:
                 if isinstance(each, Event):
                     each.set()
+
+
+def _writes(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Whole lines, together as long as a pipe takes at once: other processes may write to it too."""
+    data = b""
+    for line in lines:
+        if data and len(data) + len(line) > select.PIPE_BUF:
+            yield data
+            data = b""
+        data += line
+    yield data
 
 
 WRITER = LineWriter(2)

@@ -70,6 +70,19 @@ def test_a_full_pipe_drops_and_counts_lines_and_the_others_are_written_later(pip
     assert writer.drain()
 
 
+def test_lines_of_two_writers_of_one_pipe_are_not_mixed(pipe: tuple[int, int]) -> None:
+    """Workers share standard error, and only writes of up to `PIPE_BUF` bytes are whole."""
+    lines = [name * 300 + b"\n" for name in (b"a", b"b") for _ in range(100)]
+    writers = [started(pipe[1], lines_max=1_000)[0] for _ in range(2)]
+    for writer, half in zip(writers, (lines[:100], lines[100:]), strict=True):
+        for line in half:
+            writer.put(line)
+    written = b""
+    while len(written) < sum(map(len, lines)):
+        written += os.read(pipe[0], PAGE)
+    assert sorted(written.splitlines(keepends=True)) == lines
+
+
 def test_a_reader_that_is_gone_is_counted_and_the_thread_goes_on(pipe: tuple[int, int]) -> None:
     writer, seen = started(pipe[1])
     os.close(pipe[0])
