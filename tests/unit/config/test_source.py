@@ -171,11 +171,11 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         ),
         ("a: &a [1, *a]\n", ":1:11: "),
         ("a: &a\n  <<: *a\n", ":2:7: "),
-        ("a: " + "[" * 100_000, ":1:6"),
-        ("a: " + "{a: " * 100_000, ":1:"),
+        ("a: " + "[" * 100_000 + "\n", ":1:6"),
+        ("a: " + "{a: " * 100_000 + "\n", ":1:"),
         ("".join(" " * depth + "a:\n" for depth in range(1_000)), ":6"),
         ("a: " + "x" * 100_000 + "\n", ":1:4: a value of more than 32768 characters"),
-        ("%YAML 1.1\n---\na: " + "1:" * 50_000 + "1\n", ":3:4: a value of more than"),
+        ("%YAML 1.1\n---\na: " + "1:" * 50_000 + "1\n...\n", ":3:4: a value of more than"),
         ("a: [" + "0," * 50_000 + "0]\n", ":1:"),
         ("".join(f"a{number}: 1\n" for number in range(30_000)), ":100"),
         ("#" * 2_000_000 + "\n", ": more than 1048576 bytes"),
@@ -189,7 +189,9 @@ def test_a_document_that_would_take_for_ever_is_refused_with_its_place(
 ) -> None:
     started = time.process_time()
     [*_, problem] = problems(file, text)
-    assert f"{file}{place}" in problem or place in problem
+    assert problem.startswith(str(file))
+    assert place in problem
+    assert "cut off" not in problem
     assert len(problem) < 1_000
     assert time.process_time() - started < 20
 
