@@ -112,6 +112,12 @@ class SessionStoreError(Event, frozen=True):
     what: str
 
 
+class LogDropped(Event, frozen=True):
+    """Log lines could not be written: their reader is slow or gone. Emitted from any thread."""
+
+    lines: int
+
+
 Emit = Callable[[Event], None]
 """A function that takes any event and returns quickly: the bus, and each sink behind it."""
 

@@ -169,7 +169,11 @@ def explain(
     loaded = config_source.load(config)
     name = model or next(iter(loaded.config.models), "")
     prompt = {"model": name, "messages": [{"role": "user", "content": text}]}
-    raw = body.read() if body is not None else json.dumps(prompt).encode()
+    raw = (
+        body.read(loaded.config.server.body_bytes_max + 1)
+        if body is not None
+        else json.dumps(prompt).encode()
+    )
     report = explaining.explain(loaded, path, pairs, raw)
     if as_json:
         click.echo(json.dumps(report, ensure_ascii=False))

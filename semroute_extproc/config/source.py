@@ -6,28 +6,68 @@ An error shows its location: `file:line:col: path: message`, the source line and
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.composer import Composer
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent, ScalarEvent
 
 from semroute_extproc.config import models
 from semroute_extproc.config.models import Config
 from semroute_extproc.errors import ConfigError
-from semroute_extproc.settings.base import Problem, did_you_mean
+from semroute_extproc.io.files import read_file
+from semroute_extproc.settings.base import Problem, did_you_mean, redacted
 
 ENVIRONMENT_PREFIX = "SEMROUTE__"
 """`SEMROUTE__SERVER__LISTEN=unix:/run/x.sock` sets `server.listen`; values are read as YAML."""
 
-FILE_BYTES_MAX = 4 * 1024 * 1024  # Largest configuration file
+FILE_BYTES_MAX = 1024 * 1024  # Largest file; a ConfigMap has the same limit
+NODES_MAX = 20_000  # Values in a file, counted wherever an alias repeats them; takes seconds to read
+DEPTH_MAX = 64  # Levels of a value within values
+SCALAR_CHARACTERS_MAX = 32_768  # Longest single value
+PROBLEMS_MAX = 100  # Problems of one file that are reported
+LINE_CHARACTERS_MAX = 500  # Longest source line that an error shows
 
-SECRETS = (("controllers", "session", "remote", "url"), ("controllers", "session", "remote", "key"))
-"""Settings whose values are masked in every source line that an error shows."""
+SECRETS = (("controllers", "session", "remote"), ("admin", "token"))
+"""Settings whose values, at any level, are masked in every source line that an error shows."""
+
+
+class _BoundedComposer(Composer):
+    """Refuses a document that is too large or too deep before it is built."""
+
+    warn_double_anchors = False  # The warning would print lines of the file.
+
+    def __init__(self, loader: Any = None) -> None:
+        super().__init__(loader)
+        self.nodes = self.level = 0
+        self.sizes: dict[str, int] = {}  # by anchor
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event, before, problem = self.parser.peek_event(), self.nodes, ""
+        # An alias without a size is within the value that it repeats.
+        alias = isinstance(event, AliasEvent)
+        self.nodes += self.sizes.get(event.anchor, NODES_MAX) if alias else 1
+        self.level += 1
+        if self.nodes > NODES_MAX:
+            problem = f"more than {NODES_MAX} values, counted wherever an alias repeats them"
+        elif self.level > DEPTH_MAX:
+            problem = "nested too deeply"
+        elif isinstance(event, ScalarEvent) and len(event.value) > SCALAR_CHARACTERS_MAX:
+            problem = f"a value of more than {SCALAR_CHARACTERS_MAX} characters"
+        if problem:
+            raise MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+        node = super().compose_node(parent, index)
+        self.level -= 1
+        if event.anchor is not None and not alias:
+            self.sizes[event.anchor] = self.nodes - before
+        return node
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +78,7 @@ class Source:
     lines: list[str]
     document: CommentedMap
     from_environment: Mapping[tuple[str, ...], str]
+    unknown: Collection[tuple[str | int, ...]] = ()  # Paths that are no settings: a secret may be misplaced
 
     def locate(self, problem: Problem) -> str:
         """`file:line:col: path: message`, the source line and a caret below it."""
@@ -45,20 +86,24 @@ class Source:
         path = ".".join(shown)
         for end in range(len(shown), 0, -1):
             if variable := self.from_environment.get(tuple(shown[:end])):
-                return f"{variable} (environment): {path}: {problem.message}"
+                return redacted(f"{variable} (environment): {path}: {problem.message}")
         text = self._masked(self.lines[line]) if line < len(self.lines) else ""
-        head = f"{self.name}:{line + 1}:{column + 1}: {path or 'configuration'}: {problem.message}"
-        return f"{head}\n    {text}\n    {' ' * column}^" if text.strip() else head
+        if problem.path in self.unknown or any(problem.path[: len(path)] == path for path in SECRETS):
+            end = column + len(shown[-1])
+            text = text[:end] + re.sub(r"\w", "*", text[end:])
+        head = redacted(f"{self.name}:{line + 1}:{column + 1}: {path or 'configuration'}: {problem.message}")
+        shows = text.strip() and len(text) <= LINE_CHARACTERS_MAX
+        return f"{head}\n    {text}\n    {' ' * column}^" if shows else head
 
     def _masked(self, text: str) -> str:
         """A line with its secrets masked; its length is kept so that the caret still fits."""
-        for path in SECRETS:
+        for path in (*SECRETS, *self.unknown):
             node: Any = self.document
             for part in path:
                 node = node.get(part) if isinstance(node, dict) else None
-            secret = str(node or "")
-            text = text.replace(secret, "*" * len(secret))
-        return text
+            for secret in _scalars(node):
+                text = text.replace(secret, "*" * len(secret))
+        return redacted(text)
 
     def _place(self, path: tuple[str | int, ...]) -> tuple[int, int, list[str]]:
         """Line and column of the deepest node of `path` in the file, and the path as it was written.
@@ -96,7 +141,7 @@ class Loaded:
 
 def load(path: Path, environment: Mapping[str, str] | None = None) -> Loaded:
     """Read the file, merge the environment and validate; raises ConfigError with every problem."""
-    text, document = _read(path)
+    text, document = _read(path, whole=True)
     variables = _overlay(document, os.environ if environment is None else environment)
     source = Source(str(path), text.splitlines(), document, variables)
     try:
@@ -104,9 +149,10 @@ def load(path: Path, environment: Mapping[str, str] | None = None) -> Loaded:
         context = {**models.names_in(plain), "folder": path.absolute().parent}
         config = Config.model_validate(plain, context=context)
     except ValidationError as error:
-        raise ConfigError([source.locate(_problem(detail)) for detail in error.errors()]) from None
-    except RecursionError:
-        raise ConfigError([f"{path}: nested too deeply"]) from None
+        found = error.errors(include_input=False)[:PROBLEMS_MAX]
+        unknown = {tuple(detail["loc"]) for detail in found if detail["type"] == "extra_forbidden"}
+        source = replace(source, unknown=unknown)
+        raise ConfigError([source.locate(_problem(detail)) for detail in found]) from None
     loaded = Loaded(config, hashlib.sha256(config.model_dump_json().encode()).hexdigest(), source)
     if problems := list(models.contradictions(config)):
         raise loaded.error(problems)
@@ -136,33 +182,46 @@ def without_cluster(loaded: Loaded, envoy: Path) -> list[Problem]:
 def digest(path: Path) -> bytes:
     """A hash of the file's content; empty if it cannot be read."""
     try:
-        return hashlib.sha256(path.read_bytes()).digest()
+        return hashlib.sha256(read_file(path, FILE_BYTES_MAX)).digest()
     except OSError:
         return b""
 
 
-def _read(path: Path) -> tuple[str, CommentedMap]:
-    """The text of a file, and its YAML mapping with positions."""
+def _read(path: Path, whole: bool = False) -> tuple[str, CommentedMap]:
+    """The text of a file, and its YAML mapping with positions; `whole` refuses a file that was cut off."""
     try:
-        if len(raw := path.read_bytes()) > FILE_BYTES_MAX:
-            raise ConfigError([f"{path}: larger than {FILE_BYTES_MAX} bytes"])
-        text = raw.decode()
-        document = YAML(typ="rt").load(raw)
+        text = (raw := read_file(path, FILE_BYTES_MAX)).decode()
+        if whole and (cut := _cut_off(text)):
+            raise ConfigError([f"{path}:{text.count(chr(10)) + 1}: {cut}: is the file cut off?"])
+        document = _parser("rt").load(raw)
     except OSError as error:
         raise ConfigError([f"{path}: {error.strerror}"]) from None
     except UnicodeDecodeError as error:
         raise ConfigError([f"{path}: not UTF-8 at byte {error.start}"]) from None
-    except RecursionError:
-        raise ConfigError([f"{path}: nested too deeply"]) from None
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise ConfigError([f"{path}{place}: {error.problem or error.context or 'not YAML'}"]) from None
-    except (YAMLError, ValueError) as error:
-        raise ConfigError([f"{path}: not YAML: {str(error).splitlines()[0]}"]) from None
+        # The library quotes keys, values and aliases, of which any may be a secret.
+        problem = re.split(r""" ?["'].{2}""", error.problem or error.context or "not YAML", maxsplit=1)[0]
+        raise ConfigError([f"{path}{place}: {problem}"]) from None
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError([f"{path}: not YAML: {type(error).__name__}"]) from None
     if not isinstance(document, CommentedMap):
         raise ConfigError([f"{path}:1:1: expected a mapping of settings"])
     return text, document
+
+
+def _parser(kind: str) -> YAML:
+    yaml = YAML(typ=kind, pure=True)
+    yaml.Composer = _BoundedComposer
+    return yaml
+
+
+def _cut_off(text: str) -> str:
+    """What the end of a complete file has and this one lacks; empty if nothing is missing."""
+    if re.search(r"^---(\s|$)", text, re.MULTILINE) and text.split("\n")[-2:] != ["...", ""]:
+        return "begins with a line `---` and does not end with a line `...`"
+    return "" if text.endswith("\n") else "does not end with a line break"
 
 
 def _overlay(document: CommentedMap, environment: Mapping[str, str]) -> dict[tuple[str, ...], str]:
@@ -189,7 +248,7 @@ def _overlay(document: CommentedMap, environment: Mapping[str, str]) -> dict[tup
             node = node[key]
         key = _existing_key(node, last)
         try:
-            node[key] = YAML(typ="safe").load(text)
+            node[key] = _parser("safe").load(text)
         except (YAMLError, ValueError, RecursionError):
             node[key] = text
         written[*path, str(key)] = variable
@@ -210,6 +269,16 @@ def _plain(node: Any) -> Any:
     if isinstance(node, list):
         return [_plain(value) for value in node]
     return node
+
+
+def _scalars(node: Any) -> Iterator[str]:
+    """Every value at or below a node, as text."""
+    if isinstance(node, dict | list):
+        for inner in node.values() if isinstance(node, dict) else node:
+            yield from _scalars(inner)
+    elif node is not None:
+        with suppress(ValueError):  # of an integer with too many digits
+            yield str(node)
 
 
 def _problem(detail: Any) -> Problem:

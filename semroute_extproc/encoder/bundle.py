@@ -1,6 +1,7 @@
 """Load and check a bundle: a directory whose `bundle.json` lists the SHA-256 of every file it uses."""
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 
 from semroute_extproc.encoder.manifest import Device, Manifest
 from semroute_extproc.errors import BundleError
-from semroute_extproc.io.files import read_json
+from semroute_extproc.io.files import read_arrays, read_file, read_json
 from semroute_extproc.request.signals import FloatArray
 from semroute_extproc.request.text import SURFACE_NAMES
 
@@ -18,6 +19,9 @@ DEFAULT_BUNDLE, MULTILINGUAL_BUNDLE = "semroute-minilm", "semroute-use"
 
 DEFAULT = ""  # Key of the bundle for languages without their own
 FILE_BYTES_MAX = 16 * 1024 * 1024  # of `bundle.json`
+PART_BYTES_MAX = 2 * 1024**3  # of any other file of a bundle; protobuf, and so ONNX, has the same limit
+_LOCATION = re.compile(rb"\x0a\x08location\x12(.)(.{0,127})", re.DOTALL)
+"""In an ONNX file (protobuf): the length and the path of a file that has the values of a tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +79,14 @@ def load(path: Path, devices: tuple[Device, ...] = ("cpu", "cuda")) -> Bundle:
         if name not in manifest.files and name not in unused:
             raise BundleError(f"{path / 'bundle.json'}: {name} has no checksum in files")
     for name, entry in manifest.files.items():
-        if name not in unused and (digest := _sha256(path / name)) != entry.sha256:
+        if name in unused:
+            continue
+        content = _read(path / name)
+        if (digest := hashlib.sha256(content).hexdigest()) != entry.sha256:
             raise BundleError(f"{path / name}: sha256 is {digest}, bundle.json says {entry.sha256}")
+        for found in _LOCATION.finditer(content) if name in manifest.graphs.values() else ():
+            if (part := found[2][: found[1][0]].decode("utf-8", "replace")) not in manifest.files:
+                raise BundleError(f"{path / name}: reads {part}, which has no checksum in bundle.json")
     return Bundle(path, manifest, _centroids(path / manifest.unknown.centroids, manifest.encoder.dimensions))
 
 
@@ -95,18 +105,17 @@ def read_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def _sha256(file: Path) -> str:
+def _read(file: Path) -> bytes:
     try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return read_file(file, PART_BYTES_MAX)
     except OSError as error:
         raise BundleError(f"{file}: {error.strerror}") from None
 
 
 def _centroids(file: Path, dimensions: int) -> FloatArray:
     try:
-        centroids = np.load(file, allow_pickle=False)
-    except (OSError, ValueError) as error:
+        [centroids] = read_arrays(file, PART_BYTES_MAX).values()
+    except (OSError, ValueError, EOFError) as error:
         raise BundleError(f"{file}: {error}") from None
     if centroids.ndim != 2 or centroids.shape[1] != dimensions:
         raise BundleError(f"{file}: shape {centroids.shape} is not (k, {dimensions})")

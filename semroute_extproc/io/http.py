@@ -5,13 +5,16 @@ import os
 import ssl
 from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 
 import msgspec
 
 from semroute_extproc.errors import EndpointError
+from semroute_extproc.io.files import open_file
 
 ANSWER_BYTES_MAX, DETAIL_CHARACTERS_MAX = 8 * 1024 * 1024, 200
 """Limits on the bytes read from an answer and on the characters shown of an error's body."""
+CA_BYTES_MAX = 16 * 1024 * 1024  # of the file of trusted certificates
 KEEP_ALIVE_SECONDS = 4.0  # Below vLLM's idle timeout of 5 s: no request meets a connection being closed.
 
 
@@ -42,6 +45,8 @@ class Endpoint(AbstractAsyncContextManager["Endpoint"]):
             self._headers["authorization"] = f"Bearer {key}"
         try:
             secure = ca_file is not None or url.startswith("https:")
+            if ca_file is not None:
+                open_file(Path(ca_file), CA_BYTES_MAX).close()
             verify = ssl.create_default_context(cafile=ca_file) if secure else False
         except OSError as error:
             raise EndpointError("setup", f"{ca_file}: {error.strerror or error}") from None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from semroute_extproc.policy.constraints import Denied, candidates
 from semroute_extproc.policy.context import Choice, Decision, Held, Lock, RoutingContext, Strategy, TraceStep
+from semroute_extproc.policy.cost import COST_MAX
 from semroute_extproc.policy.rules import CompiledRule
 from semroute_extproc.request.signals import Signals
 from semroute_extproc.settings.base import Effort, Problem
@@ -206,6 +207,8 @@ def build(
         for index, rule in enumerate(policy.rules):
             try:
                 rules.append(CompiledRule(rule))
+                if sum(each.cost for each in rules) > COST_MAX:
+                    raise ValueError(f"with it, the conditions of the policy take over {COST_MAX / 1e6} s")
             except ValueError as error:
                 problems.append(Problem(("policies", name, "rules", index, "when"), str(error)))
         plans[name] = PolicyPlan(pools, default_pool, rules, policy.otherwise, strategies)

@@ -3,7 +3,6 @@
 A condition is compiled once and knows which facts it reads; without signal facts it needs no encoder.
 """
 
-import re
 from collections.abc import Callable, Sequence, Sized
 from dataclasses import fields
 from operator import attrgetter
@@ -14,6 +13,7 @@ import cel
 import msgspec
 
 from semroute_extproc.policy.context import Candidates, RoutingContext
+from semroute_extproc.policy.cost import COST_MAX, MACROS, microseconds
 from semroute_extproc.request import conversation
 from semroute_extproc.request.view import Turn
 from semroute_extproc.settings.base import did_you_mean
@@ -56,9 +56,6 @@ _READ |= {
 OF_HEAD = ("api", "model", "quality", "request", "tenant")  # known even if the body cannot be read
 OF_KNOWN_TEXT = ("domain", "domain_probs", "domain_entropy", "task", "task_probs", "difficulty")
 """Signal facts without a value for unknown text, unless the condition names `unknown`."""
-REPEATS_MAX = 64  # of `{n}` in a regular expression, which the library compiles for every request
-_PATTERN = re.compile(r"""\.matches\s*\(\s*(r?"(?:[^"\\]|\\.)*"|r?'(?:[^'\\]|\\.)*')""")
-MACROS = ("all", "exists", "exists_one", "filter", "map")
 
 
 class CompiledRule:
@@ -73,7 +70,13 @@ class CompiledRule:
             # The library's first line; the others repeat the source.
             line = str(error).splitlines()[0]
             raise ValueError("not a CEL expression: " + (line.partition("ERROR: ")[2] or line)) from None
-        _check_patterns(rule.when)
+        self.cost = microseconds(rule.when)
+        if self.cost > COST_MAX:
+            problem = f"takes up to {self.cost / 1e6:.2g} s; all of a policy may take {COST_MAX / 1e6} s"
+            raise ValueError(f"{problem}: use shorter lists, simpler patterns, fewer macros within macros")
+        if "map" in rule.when:
+            # The library would convert any result to Python, however large.
+            self._program = cel.compile(f"({rule.when}\n) ? true : false")
         names = self._program.variables()
         self._request_facts = [name for name in names if name in REQUEST_FACTS]
         self._signal_facts = [name for name in names if name in SIGNAL_FACTS]
@@ -114,14 +117,3 @@ class CompiledRule:
         if needed := candidates.excluded.get(self.target.pool or ""):
             return False, f"matched, but {self.target.pool} could not answer: needs {needed}"
         return True, "matched"
-
-
-def _check_patterns(expression: str) -> None:
-    """Raise ValueError for a regular expression that is refused or slow; none needs more than linear time."""
-    for literal in _PATTERN.findall(expression):
-        if any(int(count) > REPEATS_MAX for count in re.findall(r"\{(?:\d+,)?(\d{1,9})", literal)):
-            raise ValueError(f"the regular expression {literal} repeats more than {REPEATS_MAX} times")
-        try:
-            cel.compile(f'"".matches({literal})').execute({})
-        except (ValueError, RuntimeError):
-            raise ValueError(f"{literal} is not a regular expression, or a very large one") from None

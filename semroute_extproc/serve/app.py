@@ -5,7 +5,6 @@ import contextlib
 import ctypes
 import os
 import secrets
-import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +22,7 @@ from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.envoy.server import GrpcServer, Servicer
 from semroute_extproc.errors import Exit
 from semroute_extproc.events import Emit, EncoderLost, EnvoyChecked, Event, Scraped
-from semroute_extproc.serve import build
+from semroute_extproc.serve import build, signals
 from semroute_extproc.serve.reload import LiveConfig
 from semroute_extproc.state.controllers import ControllerState
 from semroute_extproc.state.envoy_health import watch as watch_envoy
@@ -116,22 +115,20 @@ async def run(
 
         tracing = otel.OtelSink(otel.exporter(endpoint))
         sinks.append(tracing.handle)
-    emit = to_all(*sinks)
+    log.WRITER.emit = emit = to_all(*sinks)
     classifier = build.make_classifier(config, models, emit)
     live = LiveConfig(path, loaded, classifier, controllers, emit)
     servicer, health = Servicer(lambda: live.snapshot, emit), Health()
     server = GrpcServer(config.server, servicer, worker or 0)
     pages = _pages(metrics, health, servicer, live)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, reactions.stop.set)
-    loop.add_signal_handler(signal.SIGHUP, lambda: live.start(live.reload()))
+    signals.handle(reactions.stop.set, lambda: None if reactions.stop.is_set() else live.start(live.reload()))
     if worker is not None:
         # The supervisor holds the other end and never writes, so it becomes readable at its exit.
         loop.add_reader(sys.stdin.fileno(), reactions.orphaned)
     listen = admin or config.admin.listen
     await server.start()
     # After binding the server, so that a second process does not take over the first one's admin socket.
-    admin_server = AdminServer(listen, pages) if listen is not None else None
+    admin_server = AdminServer(listen, pages, **config.admin.guards()) if listen is not None else None
     await server.ready()
     health.serving = True
     address, encoders = config.server.address(worker or 0), classifier.describe()
@@ -208,8 +205,6 @@ def _pages(metrics: PrometheusSink, health: Health, servicer: Servicer, live: Li
 
 def serve(path: Path, worker: int | None = None, admin: str = "") -> Exit:
     """Load, warm up and `run`; raises ConfigError, BundleError or OSError."""
-    # SIGHUP would end the process by default. The file is read again when serving starts anyway.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     loaded = config_source.load(path)
     log.configure(loaded.config.telemetry)
     if worker is not None:

@@ -18,6 +18,7 @@ from semroute_extproc.encoder.queue import EncodeQueue
 from semroute_extproc.envoy.exchange import ExchangeSettings
 from semroute_extproc.errors import EndpointError
 from semroute_extproc.events import Emit, ignore
+from semroute_extproc.io.files import read_file
 from semroute_extproc.pipeline.pipeline import Pipeline
 from semroute_extproc.policy import plan
 from semroute_extproc.policy.plan import PolicyPlan
@@ -27,6 +28,8 @@ from semroute_extproc.state.sessions import tag
 from semroute_extproc.strategies import registry
 from semroute_extproc.strategies.judge import JudgeSettings
 from semroute_extproc.strategies.judge_client import JudgeClient
+
+TOKENIZER_BYTES_MAX = 256 * 1024 * 1024  # of a pool's tokenizer.json
 
 
 def load_bundles(config: Config) -> dict[str, Bundle]:
@@ -87,7 +90,8 @@ def make_counter(loaded: Loaded) -> TokenCounter:
             try:
                 tokenizers[name] = _tokenizer(pool.tokenizer, pool.tokenizer.stat().st_mtime_ns)
             except Exception as error:  # the library raises Exception itself
-                problems.append(Problem(("pools", name, "tokenizer"), f"cannot be read: {error}"))
+                problem = getattr(error, "strerror", None) or error
+                problems.append(Problem(("pools", name, "tokenizer"), f"cannot be read: {problem}"))
     if problems:
         raise loaded.error(problems)
     return TokenCounter(tokenizers)
@@ -96,7 +100,7 @@ def make_counter(loaded: Loaded) -> TokenCounter:
 @lru_cache(maxsize=POOLS_MAX)
 def _tokenizer(path: Path, _changed: int) -> Tokenizer:
     """A large tokenizer takes a second to read and 100 MB, so that pools and reloads share it."""
-    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer = Tokenizer.from_buffer(read_file(path, TOKENIZER_BYTES_MAX))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

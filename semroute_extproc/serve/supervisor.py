@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from semroute_extproc import __version__
 from semroute_extproc.config import source as config_source
 from semroute_extproc.config.models import Config
 from semroute_extproc.errors import Exit
+from semroute_extproc.serve import signals
 from semroute_extproc.settings.process import WORKER
 from semroute_extproc.telemetry import log
 from semroute_extproc.telemetry.admin import AdminServer, Page, as_json, probe, text
@@ -117,11 +119,7 @@ class Supervisor(Collector):
 
     async def run(self) -> Exit:
         """Serve until SIGTERM or SIGINT, then drain; the exit status."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop.set)
-        # SIGHUP would end a worker that is starting, and that worker reads the file anyway.
-        loop.add_signal_handler(signal.SIGHUP, lambda: self._send(signal.SIGHUP, only_ready=True))
+        signals.handle(self.stop.set, lambda: self._send(signal.SIGHUP))
         listen = self._config.admin.listen
         pages = {
             "/livez": lambda: text(200, "ok\n"),
@@ -129,7 +127,8 @@ class Supervisor(Collector):
             "/metrics": lambda: Page(200, CONTENT_TYPE, generate_latest(self)),
             "/workers": self._list,
         }
-        admin = AdminServer(listen, pages, self._forward) if listen is not None else None
+        guards = self._config.admin.guards()
+        admin = AdminServer(listen, pages, self._forward, **guards) if listen is not None else None
         logger.info("supervisor.started", version=__version__, workers=len(self.workers), admin=listen)
         keepers = [asyncio.create_task(self._keep(worker)) for worker in self.workers]
         watch = asyncio.create_task(self._watch())
@@ -151,10 +150,9 @@ class Supervisor(Collector):
             logger.info("supervisor.stopped", status=int(self._status))
         return self._status
 
-    def _send(self, number: signal.Signals, only_ready: bool = False) -> None:
+    def _send(self, number: signal.Signals) -> None:
         for worker in self.workers:
-            if worker.ready or not only_ready:
-                worker.send(number)
+            worker.send(number)
 
     async def _keep(self, worker: Worker) -> None:
         """Run the worker and restart it until the supervisor stops."""
@@ -164,9 +162,7 @@ class Supervisor(Collector):
         while not self.stop.is_set():
             started, status, worker.failed_probes = loop.time(), None, 0
             try:
-                # Its standard input is our pipe, which closes when we exit, even if we are killed.
-                pipe = asyncio.subprocess.PIPE
-                worker.process = await asyncio.create_subprocess_exec(*self._command, *own, stdin=pipe)
+                worker.process = await self._start(*own)
                 if self.stop.is_set():
                     # The stop signal arrived before there was a process to forward it to.
                     worker.send(signal.SIGTERM)
@@ -187,6 +183,16 @@ class Supervisor(Collector):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.stop.wait(), pause)
             pause = min(2 * pause, timing.backoff_max)
+
+    async def _start(self, *own: str) -> asyncio.subprocess.Process:
+        # Its standard input is our pipe, which closes when we exit, even if we are killed. Signals to our
+        # group are for us. The worker inherits the mask, so that SIGHUP waits until it has a handler.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+        try:
+            start = partial(asyncio.create_subprocess_exec, stdin=asyncio.subprocess.PIPE)
+            return await start(*self._command, *own, start_new_session=True)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
     async def _watch(self) -> None:
         """Probe the workers periodically."""

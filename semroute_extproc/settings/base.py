@@ -1,12 +1,21 @@
 """Types shared by every section of the configuration: names, efforts, bounds, problems. Pure."""
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationInfo,
+)
 
 POOLS_MAX = 64
 RULES_MAX = 128
@@ -43,6 +52,20 @@ def _in_folder(path: Path, info: ValidationInfo) -> Path:
 
 FilePath = Annotated[Path, AfterValidator(_in_folder)]
 """A file or directory, relative to the folder of the configuration (the validation context)."""
+
+
+_USER = re.compile(r"""(?<=://)[^\s"']+(?=@)""")
+_QUERY = re.compile(r"""(://[^\s"'?]*\?)([^\s"']+)""")
+
+
+def redacted(text: str) -> str:
+    """Mask the user, password and query of every URL in a text; the length is kept."""
+    text = _USER.sub(lambda found: "*" * len(found[0]), text)
+    return _QUERY.sub(lambda found: found[1] + "*" * len(found[2]), text)
+
+
+Url = Annotated[str, PlainSerializer(redacted)]
+"""A URL that is shown without its user, password and query."""
 
 
 def several(value: Any) -> Any:

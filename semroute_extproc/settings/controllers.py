@@ -5,7 +5,15 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from semroute_extproc.settings.base import POOLS_MAX, STRATEGIES_MAX, Model, PoolName, Share, StrategyName
+from semroute_extproc.settings.base import (
+    POOLS_MAX,
+    STRATEGIES_MAX,
+    Model,
+    PoolName,
+    Share,
+    StrategyName,
+    Url,
+)
 
 Measure = Literal["queue", "waiting", "running", "kv_cache_usage"]
 """A gauge of a pool, or `queue`: waiting requests per running request."""
@@ -149,7 +157,7 @@ class Failover(Model):
     exclude_seconds: float = Field(
         15, gt=0, le=3_600, description="Window of the failures, and time until a request tests the pool."
     )
-    envoy_admin: str | None = Field(
+    envoy_admin: Url | None = Field(
         None,
         pattern=r"^http://[^\s/@]+/?$",
         max_length=256,

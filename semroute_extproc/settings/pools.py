@@ -13,6 +13,7 @@ from semroute_extproc.settings.base import (
     Name,
     PolicyName,
     Share,
+    Url,
     several,
 )
 
@@ -63,7 +64,7 @@ class Pool(Model):
     owned_by: str = Field("vllm", max_length=128, description="`owned_by` in the list of models.")
     policy: PolicyName | None = Field(None, description="Policy for requests that name this model.")
     reasoning: Family = Field("none", description="Reasoning family of the model; see docs/configuration.md.")
-    metrics: str | None = Field(None, pattern=r"^https?://", description="URL of the vLLM metrics to scrape.")
+    metrics: Url | None = Field(None, pattern=r"^https?://", description="URL of the vLLM metrics to scrape.")
     gauges: dict[Gauge, GaugeNames] = Field(
         {}, description="Metric names of each gauge; the first one found is used. Default: vLLM's names."
     )

@@ -1,10 +1,10 @@
 """Process settings: gRPC server, encoder, admin page, telemetry. Changes need a restart. Pure."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, model_validator
 
-from semroute_extproc.settings.base import Model
+from semroute_extproc.settings.base import Model, Url
 
 PORT_MAX = 65_535
 
@@ -62,13 +62,29 @@ class Admin(Model):
 
     listen: str | None = Field(
         "127.0.0.1:9090",
-        pattern=r"^(\[[0-9A-Fa-f:.]+\]|[^:\s]*):[0-9]{1,5}$",
-        description="`host:port` for health checks, metrics and configuration; null: no HTTP server.",
+        pattern=r"^(unix:/.+|(\[[0-9A-Fa-f:.]+\]|[^:\s]*):[0-9]{1,5})$",
+        description="`host:port` or `unix:/path` for health, metrics and configuration; null: no server.",
     )
+    hosts: tuple[Annotated[str, Field(pattern=r"^[a-z0-9.-]{1,253}$")], ...] = Field(
+        (), max_length=64, description="DNS names that clients may use besides localhost and IP addresses."
+    )
+    token: SecretStr | None = Field(
+        None,
+        min_length=16,
+        description="Bearer token of every page but `/livez` and `/readyz`: set SEMROUTE__ADMIN__TOKEN.",
+    )
+
+    def guards(self) -> dict[str, Any]:
+        """Keyword arguments of the admin server: who may read its pages."""
+        return {"hosts": self.hosts, "token": self.token.get_secret_value() if self.token else ""}
 
     @model_validator(mode="after")
     def _port(self) -> Self:
-        if self.listen is not None and int(self.listen.rpartition(":")[2]) > PORT_MAX:
+        if (
+            self.listen
+            and not self.listen.startswith("unix:")
+            and int(self.listen.rpartition(":")[2]) > PORT_MAX
+        ):
             raise ValueError(f"the port is above {PORT_MAX}")
         return self
 
@@ -80,6 +96,6 @@ class Telemetry(Model):
     log_format: Literal["auto", "console", "json"] = Field("auto", description="`auto`: console on a TTY.")
     log_decisions: bool = Field(True, description="Write one log line per decision.")
     log_prompts: bool = Field(False, description="Add the classified text to the log line of a decision.")
-    otlp_endpoint: str | None = Field(
+    otlp_endpoint: Url | None = Field(
         None, description="OTLP/gRPC collector for spans; default: OTEL_EXPORTER_OTLP_ENDPOINT."
     )

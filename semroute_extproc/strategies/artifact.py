@@ -16,12 +16,14 @@ from pydantic import Field, ValidationError
 
 from semroute_extproc.encoder.signals import Signals
 from semroute_extproc.errors import ArtifactError
+from semroute_extproc.io.files import read_arrays
 from semroute_extproc.settings.base import QUANTILES, Model
 
 FORMAT = 1  # of artifacts that this package reads and writes
-FILE_BYTES_MAX = 1024**3  # of an artifact
+FILE_BYTES_MAX = 1024**3  # of an artifact, also when decompressed
 # What numpy and zipfile raise for damaged bytes, and for formats or encryption they cannot read.
-DAMAGED = (ValueError, AttributeError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+_BROKEN = (ValueError, AttributeError, TypeError, EOFError, RuntimeError, MemoryError)
+DAMAGED = (*_BROKEN, zipfile.BadZipFile, zlib.error)
 Floats = npt.NDArray[np.float32]
 
 
@@ -70,10 +72,7 @@ class ArtifactFile:
         """Read `path`; if `kind` is given, the artifact must be of that kind."""
         self._path = path
         try:
-            if (size := path.stat().st_size) > FILE_BYTES_MAX:
-                raise self.error(f"{size} bytes, the limit is {FILE_BYTES_MAX}")
-            with np.load(path, allow_pickle=False) as file:
-                self.arrays = {name: file[name] for name in file.files}
+            self.arrays = read_arrays(path, FILE_BYTES_MAX)
             self.manifest = ArtifactManifest.model_validate_json(str(self.arrays.pop("manifest")))
         except FileNotFoundError:
             raise self.error(f"no such file; `semroute fit {kind or 'KIND'}` writes it") from None

@@ -27,7 +27,7 @@ from pydantic import Field, model_validator
 from semroute_extproc.errors import EndpointError
 from semroute_extproc.policy.context import Candidates, Choice, RoutingContext, Strategy
 from semroute_extproc.request.text import clip
-from semroute_extproc.settings.base import Family, FilePath, Name
+from semroute_extproc.settings.base import Family, FilePath, Name, Url
 from semroute_extproc.strategies.cutoff import Cutoff
 from semroute_extproc.strategies.idea import Conflicts, Site
 from semroute_extproc.strategies.pair import Pair, PairSettings
@@ -45,7 +45,7 @@ class JudgeSettings(PairSettings):
     """Selects the strong pool by one token of a judge model (RouteLLM, causal LLM classifier)."""
 
     kind: Literal["judge"]
-    url: str = Field(
+    url: Url = Field(
         pattern=r"^https?://[^\s/@]+(/|$)",
         description="Base URL of the judge, without `/chat/completions`: `http://judge:8000/v1`. Do not use "
         "the gateway, which would route the judge's requests again.",

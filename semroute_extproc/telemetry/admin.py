@@ -1,16 +1,28 @@
 """The admin port: read-only pages for health, metrics and the live configuration, served by a thread."""
 
+import hmac
 import json
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from http.server import BaseHTTPRequestHandler
+from ipaddress import ip_address
 from pathlib import Path
 from socketserver import ThreadingTCPServer
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import structlog
+
+OPEN = ("/livez", "/readyz")
+"""Pages for probes: they need no token and answer any host name."""
+HEADERS = {
+    "cache-control": "no-store",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+}
+"""On every answer: a browser must not keep, interpret or embed it."""
 
 log = structlog.get_logger("semroute.admin")
 
@@ -46,14 +58,23 @@ class AdminServer(ThreadingTCPServer):
 
     daemon_threads = allow_reuse_address = True
 
-    def __init__(self, listen: str, pages: Pages, otherwise: Callable[[str], Page] | None = None) -> None:
+    def __init__(
+        self,
+        listen: str,
+        pages: Pages,
+        otherwise: Callable[[str], Page] | None = None,
+        hosts: Collection[str] = (),
+        token: str = "",
+    ) -> None:
         """`listen` is `host:port`, where port 0 takes a free one, or `unix:/path`.
 
-        `otherwise` makes the pages that are not in `pages`. Raises OSError if the address is taken.
+        `otherwise` makes the pages that are not in `pages`. On a port, clients must use one of `hosts`,
+        localhost or an IP address, and send `token`. Raises OSError if the address is taken.
         """
         index = f"there is {' '.join(sorted(pages))}\n"
         self.pages, self.otherwise = pages, otherwise or (lambda _: text(404, index))
         host, _, port = listen.rpartition(":")
+        self._hosts, self._token = {*hosts, host, "localhost"}, token
         self._path = Path(listen.removeprefix("unix:")) if listen.startswith("unix:") else None
         inet = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
         self.address_family = inet if self._path is None else socket.AF_UNIX
@@ -78,6 +99,24 @@ class AdminServer(ThreadingTCPServer):
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 
+    def refusal(self, host: str, authorization: str) -> Page | None:
+        """Why a request with these headers is refused, if it is."""
+        if self._path is not None:
+            return None  # The socket is for our user only.
+        # A page of another site can resolve its own name to our address: DNS rebinding.
+        try:
+            name = urlsplit(f"//{host}").hostname or "localhost"
+            known = name in self._hosts or bool(ip_address(name))
+        except ValueError:
+            known = False
+        if not known:
+            return text(
+                421, "not a name of this server: use its IP address, or add the name to admin.hosts\n"
+            )
+        if self._token and not hmac.compare_digest(authorization.encode(), f"Bearer {self._token}".encode()):
+            return text(401, "needs the bearer token of admin.token\n")
+        return None
+
     def server_bind(self) -> None:
         """Bind a Unix socket for our user only; replace one that a crash left behind."""
         if self._path is not None:
@@ -98,9 +137,15 @@ class _PageHandler(BaseHTTPRequestHandler):
     server_version, sys_version = "semroute", ""
 
     def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        page = self.server.pages[path]() if path in self.server.pages else self.server.otherwise(path)
+        path, headers = self.path.partition("?")[0], self.headers
+        page = None
+        if path not in OPEN:
+            page = self.server.refusal(headers.get("host", ""), headers.get("authorization", ""))
+        if page is None:
+            page = self.server.pages[path]() if path in self.server.pages else self.server.otherwise(path)
         self.send_response(page.status)
+        if page.status == 401:
+            self.send_header("www-authenticate", "Bearer")
         self.send_header("content-type", page.content_type)
         self.send_header("content-length", str(len(page.body)))
         self.end_headers()
@@ -108,6 +153,11 @@ class _PageHandler(BaseHTTPRequestHandler):
             self.wfile.write(page.body)
 
     do_HEAD = do_GET  # noqa: N815
+
+    def end_headers(self) -> None:
+        for name, value in HEADERS.items():
+            self.send_header(name, value)
+        super().end_headers()
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Probes and scrapes are not logged."""

@@ -1,10 +1,20 @@
-"""Structured logs: console on a terminal, JSON otherwise, one line per decision."""
+"""Structured logs: console on a terminal, JSON otherwise, one line per decision.
 
+A thread writes them, so that a reader that stops reading (a full pipe) never blocks the server.
+"""
+
+import atexit
 import logging
+import os
 import re
+import select
 import sys
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
+from queue import SimpleQueue
+from threading import Event, Thread
 from typing import Any
 
 import msgspec
@@ -13,13 +23,86 @@ from structlog.stdlib import ProcessorFormatter
 
 from semroute_extproc import events as ev
 from semroute_extproc import outcome as outcomes
+from semroute_extproc.settings.base import redacted
 from semroute_extproc.settings.process import Telemetry
 from semroute_extproc.telemetry.bus import by_type
 
 PARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 """W3C Trace Context, section 3.2; a client's value in any other format is not logged."""
 
+LINES_MAX = 2_048  # Lines that wait for the log's reader; more are dropped and counted
+BATCH_SECONDS = 0.05  # Delay of a line, so that a write has many
+FLUSH_SECONDS_MAX = 2.0  # Time to write the last lines when the process ends
+VALUE_CHARACTERS_MAX = 256  # of a path or a request ID; Envoy accepts 60 kB of them
+
 log = structlog.get_logger("semroute")
+
+
+class LineWriter:
+    """Writes lines to a file descriptor from a thread of its own; no method waits for the reader."""
+
+    def __init__(self, descriptor: int, lines_max: int = LINES_MAX) -> None:
+        self.emit: ev.Emit = ev.ignore
+        self._descriptor, self._lines_max = descriptor, lines_max
+        self._lines = SimpleQueue[bytes | Event]()
+        self._thread: Thread | None = None
+
+    def start(self) -> None:
+        """Begin to write, unless it has begun."""
+        if self._thread is None:
+            self._thread = Thread(target=self._run, name="log", daemon=True)
+            self._thread.start()
+
+    def put(self, line: bytes) -> None:
+        """Write a line soon, or count it if too many wait."""
+        if self._lines.qsize() < self._lines_max:
+            self._lines.put(line)
+        else:
+            self.emit(ev.LogDropped(1))
+
+    def write(self, text: str) -> None:
+        """As a text stream, for `logging`; URLs are shown without their secrets."""
+        self.put(redacted(text).encode("utf-8", "backslashreplace"))
+
+    def drain(self, seconds: float = FLUSH_SECONDS_MAX) -> bool:
+        """Wait until every line is written, for at most `seconds`; returns whether that is so."""
+        written = Event()
+        self._lines.put(written)
+        return self._thread is None or written.wait(seconds)
+
+    def _run(self) -> None:
+        while True:
+            batch = [self._lines.get()]
+            time.sleep(BATCH_SECONDS)
+            batch += [self._lines.get() for _ in range(self._lines.qsize())]
+            lines = [each for each in batch if isinstance(each, bytes)]
+            try:
+                for data in _writes(lines):
+                    while data:
+                        try:
+                            data = data[os.write(self._descriptor, data) :]
+                        except BlockingIOError:
+                            select.select([], [self._descriptor], [])
+            except OSError:
+                self.emit(ev.LogDropped(len(lines)))
+            for each in batch:
+                if isinstance(each, Event):
+                    each.set()
+
+
+def _writes(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Whole lines, together as long as a pipe takes at once: other processes may write to it too."""
+    data = b""
+    for line in lines:
+        if data and len(data) + len(line) > select.PIPE_BUF:
+            yield data
+            data = b""
+        data += line
+    yield data
+
+
+WRITER = LineWriter(2)
+"""Standard error, for the whole process."""
 
 
 def configure(settings: Telemetry) -> None:
@@ -43,7 +126,10 @@ def configure(settings: Telemetry) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
-    handler, root = logging.StreamHandler(sys.stderr), logging.getLogger()
+    handler, root = logging.StreamHandler(WRITER), logging.getLogger()
+    logging.captureWarnings(True)
+    WRITER.start()
+    atexit.register(WRITER.drain)
     processors = [ProcessorFormatter.remove_processors_meta, *renderer]
     handler.setFormatter(ProcessorFormatter(foreign_pre_chain=shared, processors=processors))
     root.handlers[:] = [handler]
@@ -70,7 +156,9 @@ class LogSink:
         self._context = structlog.contextvars.get_contextvars()
         self._encode = msgspec.json.Encoder().encode
         handlers: dict[type[ev.Event], Any] = {
-            ev.Failed: lambda event: log.exception(event.where, request_id=event.request_id),
+            ev.Failed: lambda event: log.exception(
+                event.where, request_id=event.request_id[:VALUE_CHARACTERS_MAX]
+            ),
             ev.EncoderLost: lambda event: log.error("gpu.lost", bundle=event.bundle, reason=event.reason),
             ev.ProfilesRead: _profiles_read,
             ev.Reloaded: _reloaded,
@@ -85,8 +173,8 @@ class LogSink:
     def _decided(self, event: ev.Decided) -> None:
         outcome = event.outcome
         facts: dict[str, Any] = outcomes.facts(outcome)
-        facts["request_id"] = event.request_id
-        facts["path"] = event.path
+        facts["request_id"] = event.request_id[:VALUE_CHARACTERS_MAX]
+        facts["path"] = event.path[:VALUE_CHARACTERS_MAX]
         facts["decision_ms"] = round(outcome.total_ms, 3)
         if event.observed:
             facts["observed"] = True
@@ -104,7 +192,7 @@ class LogSink:
         ended = datetime.fromtimestamp(event.ended_ns / 1e9, UTC).isoformat(timespec="microseconds")
         timestamp = ended.replace("+00:00", "Z")
         facts.update(self._context, event="route.decided", level="info", timestamp=timestamp)
-        sys.stderr.write(self._encode(facts).decode() + "\n")
+        WRITER.put(self._encode(facts) + b"\n")
 
 
 def _profiles_read(event: ev.ProfilesRead) -> None:

@@ -14,6 +14,7 @@ from semroute_extproc import __version__
 from semroute_extproc.envoy.server import SERVICE
 from semroute_extproc.events import Decided, Event
 from semroute_extproc.outcome import Outcome, facts
+from semroute_extproc.telemetry.log import VALUE_CHARACTERS_MAX
 
 QUEUE_SPANS_MAX = 2_048  # Spans that may wait for the exporter; more are dropped
 CLOSE_SECONDS_MAX = 2.0  # Time to send the last spans; an unreachable collector must not delay a restart
@@ -82,7 +83,7 @@ def attributes(outcome: Outcome, request_id: str) -> dict[str, AttributeValue]:
         "rpc.system": "grpc",
         "rpc.service": SERVICE,
         "rpc.method": "Process",
-        "http.request.header.x-request-id": request_id,
+        "http.request.header.x-request-id": request_id[:VALUE_CHARACTERS_MAX],
         "semroute.decision.reason": outcome.reason,
     }
     common = facts(outcome)

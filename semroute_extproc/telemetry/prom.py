@@ -58,7 +58,8 @@ class PrometheusSink:
             ev.EnvoyChecked: lambda event: self._child("envoy_check_failures").inc(event.failed),
             ev.ProfilesRead: self._profiles_read,
             ev.Reloaded: self._reloaded,
-            ev.ReloadRejected: lambda _: self._child("config_last_reload_successful").set(0),
+            ev.ReloadRejected: self._reload_rejected,
+            ev.LogDropped: lambda event: self._child("log_lines_dropped").inc(event.lines),
             ev.SessionStoreError: lambda event: self._count("session_remote_errors", event.what),
         }
         self.handle = by_type(handlers)
@@ -137,6 +138,10 @@ class PrometheusSink:
                 self._metrics[name].remove_by_labels({"strategy": event.strategy})
             else:
                 self._metrics[name].labels(event.strategy).set(count)
+
+    def _reload_rejected(self, _: ev.ReloadRejected) -> None:
+        self._count("config_reloads_rejected")
+        self._child("config_last_reload_successful").set(0)
 
     def _reloaded(self, event: ev.Reloaded) -> None:
         self._child("config_last_reload_successful").set(1)

@@ -101,7 +101,7 @@ def test_the_shipped_bootstrap_fits_the_demos_configuration() -> None:
     assert {pool.cluster + end for pool in config.pools.values() for end in ends} <= set(
         envoy.clusters(shipped)
     )
-    handing = host["routes"][0]
+    [handing] = [route for route in host["routes"] if route["name"] == "picked-or-next"]
     assert handing["match"]["headers"][0]["string_match"] == {"suffix": failover.cluster_suffix}
     redirects = handing["route"]["internal_redirect_policy"]["max_internal_redirects"]
     assert [field.le for field in Failover.model_fields["pools_max"].metadata if hasattr(field, "le")] == [

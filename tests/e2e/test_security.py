@@ -20,6 +20,8 @@ from gateway import (
 from semroute_demo.envoy import Bootstrap, connection_manager
 from semroute_demo.sidecar import Sidecar
 
+from semroute_extproc.request.paths import PATHS
+
 SPOOFED = {"x-semroute-cluster": "vllm-small", "x-gateway-destination-endpoint": "10.0.0.1:80"}
 CAP = 32 * 1024 * 1024
 
@@ -164,3 +166,57 @@ def test_a_body_just_below_the_cap_is_routed(gateway: Gateway) -> None:
     assert response.status == 200
     assert response.headers["x-sim-pool"] == "small"
     assert gateway.small.received[-1].length == len(body) + len("small-model") - len("auto-weak")
+
+
+CONTROL = [
+    *(
+        "/sleep?level=2",
+        "/wake_up",
+        "/is_sleeping",
+        "/pause",
+        "/resume",
+        "/abort_requests",
+        "/update_weights",
+    ),
+    *("/reset_prefix_cache", "/reset_mm_cache", "/collective_rpc", "/server_info", "/scale_elastic_ep"),
+    *("/start_profile", "/stop_profile", "/metrics", "/load", "/docs", "/openapi.json", "/redoc", "/", ""),
+    *("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/load_lora_adapter/", "/load_lora_adapter"),
+    *("/sleep/", "//sleep", "/v1/../sleep", "/v1/%2e%2e/sleep", "/%73leep", "/v1x/sleep", "/%2fsleep"),
+    *("/v1/%6coad_lora_adapter", "/v1/load%5Flora_adapter", "/v1%2fload_lora_adapter?a=/v1/models"),
+    *("/v1//load_lora_adapter", "/v1/./load_lora_adapter", "/V1/../collective_rpc"),
+]
+
+
+@pytest.mark.parametrize("path", CONTROL)
+def test_a_path_that_controls_a_server_does_not_reach_it(gateway: Gateway, path: str) -> None:
+    for method in ("GET", "POST"):
+        with connect(gateway) as client:
+            client.sendall(
+                f"{method} {path or '/'} HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n".encode()
+            )
+            response = read_response(client)
+        assert response.status == 404, path
+        assert response.json["error"]["message"] == "This gateway does not serve this path."
+    assert not gateway.small.received
+    assert not gateway.large.received
+
+
+def test_every_path_that_the_sidecar_knows_is_served(gateway: Gateway) -> None:
+    known = [*PATHS]
+    others = [
+        "/v1/models",
+        "/v1/realtime",
+        "/v1/embeddings?a=1",
+        "/health",
+        "/chat/completions",
+        "/v1%2Fmodels",
+    ]
+    for path in (
+        *known,
+        *(f"/openai{path}" for path in known),
+        *others,
+        "/openai/deployments/a/chat/completions",
+    ):
+        with connect(gateway) as client:
+            client.sendall(f"GET {path} HTTP/1.1\r\nhost: a\r\n\r\n".encode())
+            assert b"does not serve this path" not in read_response(client).body, path

@@ -353,7 +353,7 @@ class TestConfiguration:
         section = "strategies:\n" if added.startswith(" ") else "controllers:"
         assert section in example
         before, _, after = example.partition(section)
-        text = before + section + added + after if added.startswith(" ") else before + added
+        text = before + section + added + after if added.startswith(" ") else f"{before}{added}...\n"
         file = tmp_path / "semroute.yaml"
         file.write_text(text)
         result = run("check", str(file))

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 
 from semroute_extproc.config import source as config_source
+from semroute_extproc.config.models import Config
 from semroute_extproc.errors import ConfigError
 from semroute_extproc.request.view import Api
-from semroute_extproc.settings.controllers import RemoteSessions
 from semroute_extproc.settings.policies import Reasoning
 from semroute_extproc.settings.pools import ApiName
 
+ROOT = Path(__file__).resolve().parents[3]
 GOOD = """\
 pools:
   small: {cluster: vllm-small, model: org/small}
@@ -85,9 +90,180 @@ def test_no_error_shows_a_secret(file: Path, remote: str, wrong: str) -> None:
     assert "s3cret" not in problem
 
 
-def test_the_settings_that_no_error_shows_are_those_that_are_secret() -> None:
-    secret = {name for name, each in RemoteSessions.model_fields.items() if each.annotation is SecretStr}
-    assert {path[-1] for path in config_source.SECRETS} == secret
+@pytest.mark.parametrize(
+    "misplaced",
+    [
+        "controllers: {session: {remote: {ur: 'redis://:s3cret-pw@host/0', key: s3cret-pw-0123456}}}",
+        "controllers: {session: {remote: {url: 'redis://:s3cret-pw@h/0', kye: s3cret-pw-0123456, x: 1}}}",
+        "controllers: {session: {remot: {url: 'redis://:s3cret-pw@h/0', key: s3cret-pw-0123456}}}",
+        "controllers: {session: {remote: 'redis://:s3cret-pw@host/0', ttl_seconds: -1}}",
+        "controllers: {session: 'redis://:s3cret-pw@host/0'}",
+        "controler: {session: {remote: {url: 'redis://:s3cret-pw@h/0', key: s3cret-pw-0123456}}}",
+        "controllers: {session: {remote: {'redis://:s3cret-pw@h/0', key: s3cret-pw-0123456}}}",
+        "key: s3cret-pw-0123456",
+        'kye: "\\x733cret-pw s3cret-pw"',
+        "kye:\n  deep: [{er: s3cret-pw}]",
+        "admin: {token: s3cret-pw}",
+        "admin: {tokn: s3cret-pw-0123456}",
+        "admin: {token: s3cret-pw-0123456, listen: 9}",
+        "telemetry: {otlp_endpoint: 'http://ann:s3cret-pw@host?x=s3cret-pw', log_level: loud}",
+        # What the library says about the syntax quotes the file.
+        "admin: {token: s3cret-pw-1, token: s3cret-pw-2}",
+        "admin: {token: *s3cret-pw-0123456}",
+        "admin: {token: !s3cret-pw x}",
+        "admin: {token: 's3cret-pw}",
+        "admin: {token: s3cret-pw: s3cret-pw}",
+    ],
+)
+def test_no_error_shows_a_secret_with_a_wrong_key_or_at_a_wrong_place(file: Path, misplaced: str) -> None:
+    for problem in problems(file, f"{GOOD}{misplaced}\n"):
+        assert problem.startswith(str(file))
+        assert "s3cret" not in problem
+
+
+def test_every_secret_setting_is_one_that_no_error_shows() -> None:
+    assert set(secret_settings(Config)) == {
+        ("controllers", "session", "remote", "url"),
+        ("controllers", "session", "remote", "key"),
+        ("admin", "token"),
+    }
+    assert all(
+        any(path[: len(prefix)] == prefix for prefix in config_source.SECRETS)
+        for path in secret_settings(Config)
+    )
+
+
+def secret_settings(model: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The paths of the settings of type SecretStr, in nested models too."""
+    for name, field in model.model_fields.items():
+        for each in (field.annotation, *get_args(field.annotation)):
+            if each is SecretStr:
+                yield (*path, name)
+            elif isinstance(each, type) and issubclass(each, BaseModel):
+                yield from secret_settings(each, (*path, name))
+
+
+def test_no_dump_shows_the_password_or_the_query_of_a_url(file: Path) -> None:
+    url = "http://ann:s3cret@host:8000/metrics?token=s3cret"
+    text = GOOD.replace("model: org/small", f"model: org/small, metrics: '{url}'")
+    file.write_text(f"{text}telemetry: {{otlp_endpoint: '{url}'}}\nadmin: {{token: s3cret-0123456789}}\n")
+    loaded = config_source.load(file, {})
+    assert loaded.config.pools["small"].metrics == url, "it is used as it is"
+    for dump in (loaded.config.model_dump_json(), str(loaded.config.model_dump(mode="json"))):
+        assert "s3cret" not in dump
+        assert "@host:8000/metrics?" in dump
+
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{name}: &{name} [{','.join(f'*{before}' for _ in range(9))}]\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        (BOMB, ":5:"),
+        (
+            "a: &a {x: 1}\n"
+            + BOMB.replace("[x,", "[*a,").replace("a: &a", "b0: &b0", 1).replace("*a,", "*b0,"),
+            ":",
+        ),
+        ("a: &a [1, *a]\n", ":1:11: "),
+        ("a: &a\n  <<: *a\n", ":2:7: "),
+        ("a: " + "[" * 100_000 + "\n", ":1:6"),
+        ("a: " + "{a: " * 100_000 + "\n", ":1:"),
+        ("".join(" " * depth + "a:\n" for depth in range(1_000)), ":6"),
+        ("a: " + "x" * 100_000 + "\n", ":1:4: a value of more than 32768 characters"),
+        ("%YAML 1.1\n---\na: " + "1:" * 50_000 + "1\n...\n", ":3:4: a value of more than"),
+        ("a: [" + "0," * 50_000 + "0]\n", ":1:"),
+        ("".join(f"a{number}: 1\n" for number in range(30_000)), ":100"),
+        ("#" * 2_000_000 + "\n", ": more than 1048576 bytes"),
+        ("a: 0x" + "f" * 30_000 + "\n", "a: unknown setting"),
+        ("a: " + "9" * 30_000 + "\n", "not YAML"),
+    ],
+    ids=lambda value: value[:20] if value.startswith(":") else "",
+)
+def test_a_document_that_would_take_for_ever_is_refused_with_its_place(
+    file: Path, text: str, place: str
+) -> None:
+    started = time.process_time()
+    [*_, problem] = problems(file, text)
+    assert problem.startswith(str(file))
+    assert place in problem
+    assert "cut off" not in problem
+    assert len(problem) < 1_000
+    assert time.process_time() - started < 20
+
+
+def test_a_value_in_the_environment_is_no_bomb_either(file: Path) -> None:
+    for problem in problems(file, GOOD, {"SEMROUTE__POLICIES": "{" + BOMB.replace("\n", ", ") + "}"}):
+        assert problem.startswith("SEMROUTE__POLICIES (environment)")
+
+
+def test_an_alias_may_repeat_a_value(file: Path) -> None:
+    file.write_text(
+        GOOD.replace("small: {", "small: &one {").replace("large: {cluster", "large: {<<: *one, cluster")
+    )
+    assert config_source.load(file, {}).config.pools["large"].model == "org/large"
+
+
+def test_problems_have_a_bound(file: Path) -> None:
+    text = GOOD + "".join(f"x{number}: 1\n" for number in range(1_000))
+    assert len(problems(file, text)) == config_source.PROBLEMS_MAX
+
+
+MARKED = f"# a comment\n---\n{GOOD}# the end\n...\n"
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        MARKED,
+        (ROOT / "semroute_extproc" / "cli" / "example.yaml").read_text(),
+        (ROOT / "lab" / "semroute_demo" / "semroute.yaml").read_text(),
+    ],
+    ids=["small", "example", "demo"],
+)
+def test_a_file_that_is_cut_off_anywhere_is_refused(file: Path, whole: str) -> None:
+    """The mark of the beginning requires the mark of the end, so that every cut is found."""
+    file.write_text(whole)
+    assert config_source.load(file, {}).config.models
+    accepted = [size for size in range(len(whole)) if not refused(file, whole[:size])]
+    assert accepted == []
+
+
+def refused(file: Path, text: str) -> bool:
+    file.write_text(text)
+    try:
+        config_source.load(file, {})
+    except ConfigError:
+        return True
+    return False
+
+
+def test_without_the_marks_a_file_that_ends_within_a_line_is_refused(file: Path) -> None:
+    assert refused(file, GOOD[:-1])
+    assert not refused(file, GOOD)
+    [problem] = problems(file, GOOD[:-1])
+    assert problem == f"{file}:11: does not end with a line break: is the file cut off?"
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "directory", "socket"])
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        server = socket.socket(socket.AF_UNIX)
+        server.bind(str(path))
+    with pytest.raises(ConfigError, match="not a regular file"):
+        config_source.load(path, {})
+    assert config_source.digest(path) == b""
 
 
 @pytest.mark.parametrize("number", [".inf", "-.inf", ".nan"])
@@ -162,8 +338,8 @@ def test_what_does_not_fit_together_is_refused(file: Path, old: str, new: str, m
         ("a: [1, 2", ":1:"),
         ("a: 1\na: 2\n", ":2:1"),
         ("- 1\n", "expected a mapping"),
-        ("", "expected a mapping"),
-        ("\t", ":1:1"),
+        ("\n", "expected a mapping"),
+        ("\t\n", ":1:1"),
     ],
 )
 def test_what_is_not_a_mapping_in_yaml_is_refused_with_its_place(file: Path, text: str, message: str) -> None:

@@ -175,3 +175,46 @@ def test_a_file_that_only_a_graph_reads_is_checked_too(copy: Path) -> None:
     (copy / "table.bin").write_bytes(b"sour")
     with pytest.raises(BundleError, match=r"table\.bin: sha256 is"):
         bundle.load(copy, ("cpu",))
+
+
+def with_graph(copy: Path, location: str) -> None:
+    """Replace the graph with one whose weights are in another file, with the right checksum of its own."""
+    onnx = pytest.importorskip("onnx", reason="writes a graph, which the sidecar never does")
+    helper, numpy_helper = onnx.helper, onnx.numpy_helper
+    weights = numpy_helper.from_array(np.ones(300, dtype=np.float32), "w")
+    weights.ClearField("raw_data")
+    weights.data_location = onnx.TensorProto.EXTERNAL
+    weights.external_data.add(key="location", value=location)
+    out = helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [300])
+    model = helper.make_model(helper.make_graph([], "g", [], [out], [weights]))
+    name = bundle.read_manifest(copy).graphs["cpu"]
+    (copy / name).unlink()
+    (copy / name).write_bytes(model.SerializeToString())
+    digest = hashlib.sha256((copy / name).read_bytes()).hexdigest()
+    edit(copy, lambda manifest: manifest["files"][name].update(sha256=digest))
+
+
+@pytest.mark.parametrize("location", ["weights.bin", "../weights.bin", "w" * 200])
+def test_weights_in_a_file_without_a_checksum_are_refused(copy: Path, location: str) -> None:
+    with_graph(copy, location)
+    with pytest.raises(BundleError, match=r"reads .*w.*, which has no checksum in bundle\.json"):
+        bundle.load(copy, ("cpu",))
+
+
+def test_weights_in_a_file_with_a_checksum_are_accepted_unless_they_are_altered(copy: Path) -> None:
+    with_graph(copy, "weights.bin")
+    weights = np.ones(300, dtype=np.float32).tobytes()
+    (copy / "weights.bin").write_bytes(weights)
+    entry = {"sha256": hashlib.sha256(weights).hexdigest(), "bytes": len(weights)}
+    edit(copy, lambda manifest: manifest["files"].update({"weights.bin": entry}))
+    bundle.load(copy, ("cpu",))
+    (copy / "weights.bin").write_bytes(weights[::-1])
+    with pytest.raises(BundleError, match=r"weights\.bin: sha256 is"):
+        bundle.load(copy, ("cpu",))
+
+
+def test_a_file_that_is_a_device_is_refused_at_once(copy: Path) -> None:
+    (copy / "tokenizer.json").unlink()
+    (copy / "tokenizer.json").symlink_to("/dev/zero")
+    with pytest.raises(BundleError, match=r"tokenizer\.json: not a regular file"):
+        bundle.load(copy, ("cpu",))

@@ -21,6 +21,7 @@ from semroute_extproc.config import source as config_source
 from semroute_extproc.config.models import Config
 from semroute_extproc.envoy import replies as mutations
 from semroute_extproc.envoy import server
+from semroute_extproc.errors import ConfigError
 from semroute_extproc.serve import app
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -78,6 +79,7 @@ def test_helm_finds_nothing_to_complain_about() -> None:
 @pytest.mark.parametrize("template", sorted(path.name for path in (CHART / "templates").glob("*.yaml")))
 def test_every_template_makes_an_object_named_after_the_release(template: str) -> None:
     values = {**VALUES, "podMonitor": {"enabled": True, "interval": "15s"}, "podLabels": {"team": "a"}}
+    values |= {"config": {**VALUES["config"], "admin": {"listen": "0.0.0.0:9090"}}}
     values |= {"podAnnotations": {"b": "c"}, "nodeSelector": {"d": "e"}, "tolerations": [{"key": "f"}]}
     made = render(template, values)
     assert made["metadata"]["name"] == RELEASE
@@ -102,7 +104,7 @@ def test_selectors_find_the_pods_of_the_deployment() -> None:
 def test_the_configuration_is_right_and_listens_where_the_service_leads(config: Config) -> None:
     ports = {port["name"]: port["containerPort"] for port in container()["ports"]}
     assert config.server.listen == f"0.0.0.0:{ports['grpc']}"
-    assert config.admin.listen == f"0.0.0.0:{ports['metrics']}"
+    assert config.admin.listen == f"127.0.0.1:{ports['metrics']}", "other pods must not reach it"
     [port] = render("service.yaml", VALUES)["spec"]["ports"]
     assert (port["port"], port["targetPort"]) == (ports["grpc"], "grpc")
 
@@ -128,15 +130,42 @@ def test_the_container_calls_a_command_that_exists_with_the_mounted_file() -> No
     assert "subPath" not in mount, "a reload would never come"
 
 
-def test_the_probes_ask_for_pages_that_there_are() -> None:
-    source = Path(app.__file__).read_text()
+def test_the_probes_ask_the_service_that_reports_its_health() -> None:
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        asked = container()[probe]["httpGet"]
-        assert f'"{asked["path"]}"' in source
-        assert asked["port"] == "metrics"
-    monitor = render("podmonitor.yaml", {**VALUES, "podMonitor": {"enabled": True, "interval": "1s"}})
-    [endpoint] = monitor["spec"]["podMetricsEndpoints"]
-    assert f'"{endpoint["path"]}"' in source
+        assert container()[probe]["grpc"] == {"port": VALUES["service"]["port"], "service": server.SERVICE}
+
+
+def test_metrics_are_scraped_only_where_they_are_offered_and_with_the_token() -> None:
+    monitored = {**VALUES, "podMonitor": {"enabled": True, "interval": "1s"}}
+    with pytest.raises(Exception, match=r"needs config\.admin\.listen"):
+        render("podmonitor.yaml", monitored)
+    monitored |= {"config": {**VALUES["config"], "admin": {"listen": "0.0.0.0:9090"}}}
+    [endpoint] = render("podmonitor.yaml", monitored)["spec"]["podMetricsEndpoints"]
+    assert f'"{endpoint["path"]}"' in Path(app.__file__).read_text()
+    assert "authorization" not in endpoint
+    secured = {**monitored, "adminToken": {"secret": "s", "key": "k"}}
+    [endpoint] = render("podmonitor.yaml", secured)["spec"]["podMetricsEndpoints"]
+    assert endpoint["authorization"] == {"credentials": {"name": "s", "key": "k"}}
+    [pod] = render("deployment.yaml", secured)["spec"]["template"]["spec"]["containers"]
+    [variable] = pod["env"]
+    assert variable["valueFrom"] == {"secretKeyRef": {"name": "s", "key": "k"}}
+    with pytest.raises(ConfigError, match=r"admin\.token"):
+        config_source.load(ROOT / "semroute_extproc/cli/example.yaml", {variable["name"]: "short"})
+
+
+def test_other_pods_reach_the_gateways_port_and_no_other_unless_they_are_named() -> None:
+    policy = render("networkpolicy.yaml", VALUES)["spec"]
+    assert policy["podSelector"]["matchLabels"] == render("service.yaml", VALUES)["spec"]["selector"]
+    assert policy["policyTypes"] == ["Ingress"]
+    assert policy["ingress"] == [{"ports": [{"port": "grpc"}]}]
+    gateways, metrics = [{"namespaceSelector": {}}], [{"podSelector": {"matchLabels": {"a": "b"}}}]
+    named = {**VALUES, "networkPolicy": {"enabled": True, "gateways": gateways, "metrics": metrics}}
+    assert render("networkpolicy.yaml", named)["spec"]["ingress"] == [
+        {"ports": [{"port": "grpc"}], "from": gateways},
+        {"ports": [{"port": "metrics"}], "from": metrics},
+    ]
+    assert {"grpc", "metrics"} == {port["name"] for port in container()["ports"]}
+    assert render("networkpolicy.yaml", {**VALUES, "networkPolicy": {"enabled": False}}) is None
 
 
 def test_a_pod_has_time_to_drain(config: Config) -> None:

@@ -192,8 +192,8 @@ class TestRules:
             ("dificulty > 0.5", "there is no fact 'dificulty' (did you mean 'difficulty'?)"),
             ("foo.bar == 1", "there is no fact 'foo'"),
             ('request.text.matches("(")', "is not a regular expression"),
-            ("request.text.matches(r'a{1,999}{1,9}')", "repeats more than 64 times"),
-            ('request.text.matches("[a-z]{65}")', "repeats more than 64 times"),
+            ("request.text.matches(r'a{1,999}{1,9}')", "repeats {1,999}, more than 64 times"),
+            ('request.text.matches("[a-z]{65}")', "repeats {65}, more than 64 times"),
         ],
     )
     def test_a_condition_that_cannot_hold_is_a_configuration_error(self, when: str, message: str) -> None:

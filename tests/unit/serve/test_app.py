@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import os
@@ -25,10 +26,11 @@ from structlog.testing import capture_logs
 
 from semroute_extproc.config import source as config_source
 from semroute_extproc.encoder.bundle import DEFAULT
-from semroute_extproc.errors import ConfigError, Exit
+from semroute_extproc.errors import Exit
 from semroute_extproc.events import CacheLookup, EncoderLost, Scraped
 from semroute_extproc.serve import app
 from semroute_extproc.serve.app import Health, Reactions
+from semroute_extproc.settings.process import Admin
 from semroute_extproc.state.controllers import ControllerState
 
 
@@ -152,6 +154,31 @@ async def test_sighup_reads_the_file_and_a_change_is_noticed_without_it(sidecar:
     await sidecar.until("/config", "vllm-gigantic")
 
 
+async def test_a_yaml_bomb_is_refused_and_counted_and_the_next_good_file_is_taken(sidecar: Sidecar) -> None:
+    names = "abcdefgh"
+    bomb = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+        f"{name}: &{name} [{','.join(f'*{before}' for _ in range(9))}]\n"
+        for before, name in itertools.pairwise(names)
+    )
+    await asyncio.to_thread(sidecar.file.write_text, bomb)
+    await sidecar.until("/metrics", "semroute_config_reloads_rejected_total 1.0")
+    assert "semroute_config_last_reload_successful 0.0" in (await sidecar.get("/metrics"))[1]
+    assert "vllm-large" in (await sidecar.get("/config"))[1]
+    await asyncio.to_thread(sidecar.write, "vllm-next")
+    await sidecar.until("/config", "vllm-next")
+    assert "semroute_config_last_reload_successful 1.0" in (await sidecar.get("/metrics"))[1]
+
+
+async def test_its_pages_are_guarded_as_configured(sidecar: Sidecar) -> None:
+    page = urllib.request.Request(f"http://127.0.0.1:{sidecar.port}/config", headers={"host": "evil.example"})
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        await asyncio.to_thread(urllib.request.urlopen, page)
+    assert refused.value.code == 421
+    refused.value.close()
+    guards = Admin.model_validate({"token": "t0ken-0123456789", "hosts": ["a.b"]}).guards()
+    assert guards == {"token": "t0ken-0123456789", "hosts": ("a.b",)}
+
+
 async def test_a_lost_encoder_ends_it_after_a_drain_with_69(sidecar: Sidecar) -> None:
     with capture_logs() as logs:
         sidecar.model.emit(EncoderLost("b", "three passes failed"))
@@ -205,18 +232,3 @@ async def test_an_event_loop_that_stands_still_is_not_alive(monkeypatch: pytest.
     await asyncio.sleep(0)
     assert (health.alive, health.ready) == (True, True)
     beat.cancel()
-
-
-def test_a_reload_that_is_asked_for_before_it_serves_does_not_end_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    handlers: list[Any] = []
-
-    def refused(*_: Any) -> None:
-        handlers.append(signal.getsignal(signal.SIGHUP))
-        raise ConfigError(["enough"])
-
-    monkeypatch.setattr(config_source, "load", refused)
-    with pytest.raises(ConfigError):
-        app.serve(tmp_path / "semroute.yaml")
-    assert handlers == [signal.SIG_IGN]

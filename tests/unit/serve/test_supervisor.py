@@ -37,6 +37,8 @@ WORKER = textwrap.dedent(
         sys.exit(int((folder / f"refuse{index}").read_text()))
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGHUP, lambda *_: (folder / f"reloaded{index}").touch())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])
     threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
     sha256 = (folder / "sha").read_text() if index == "1" else "a" * 64
     def worker():
@@ -212,15 +214,24 @@ async def test_it_drains_its_workers_before_it_ends(tmp_path: Path) -> None:
     assert (tmp_path / "ended1").exists()
 
 
-async def test_a_reload_does_not_end_a_worker_that_is_still_starting(tmp_path: Path) -> None:
-    """The stand-ins do not listen for SIGHUP, as a worker does not until it serves."""
-    (tmp_path / "slow0").touch()
+async def test_a_reload_reaches_every_worker_and_ends_none_however_early_it_comes(tmp_path: Path) -> None:
     async with running(tmp_path) as (subject, _):
-        await until(lambda: subject.workers[1].ready)
-        await until(lambda: subject.workers[0].answered)
+        await until(lambda: all(worker.process for worker in subject.workers))
         os.kill(os.getpid(), signal.SIGHUP)
-        await until(lambda: subject.starts(1) == 2)
-        assert subject.starts(0) == 1
+        # To the workers themselves too, before Python has run a line of theirs.
+        for worker in (0, 1):
+            os.kill(subject.pid(worker), signal.SIGHUP)
+        await until(lambda: all((tmp_path / f"reloaded{worker}").exists() for worker in (0, 1)))
+        await subject.ready()
+        assert (subject.starts(0), subject.starts(1)) == (1, 1)
+
+
+async def test_a_signal_to_its_process_group_is_not_for_the_workers(tmp_path: Path) -> None:
+    async with running(tmp_path) as (subject, _):
+        await subject.ready()
+        groups = {os.getpgid(subject.pid(worker)) for worker in (0, 1)}
+        assert os.getpgrp() not in groups
+        assert len(groups) == 2
 
 
 async def test_a_worker_that_cannot_even_be_started_is_tried_again(

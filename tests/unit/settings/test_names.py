@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
@@ -134,3 +135,11 @@ def test_two_patterns_that_both_match_a_name_and_are_equally_long_are_refused(na
     longer = len(one.replace("*", "")) != len(two.replace("*", ""))
     if all(found) and not longer:
         assert list(ambiguous(changed.models, changed.pools))
+
+
+@given(st.text("aAb", max_size=6), st.text("aB*", min_size=1, max_size=5))
+def test_a_pattern_matches_what_its_regular_expression_would(name: str, pattern: str):
+    if pattern.count("*") > 2 or not name:
+        return
+    expected = re.fullmatch(re.escape(pattern).replace(r"\*", ".*"), name, re.IGNORECASE | re.DOTALL)
+    assert bool(names(settings(auto=pattern)).find(name)) == bool(expected)

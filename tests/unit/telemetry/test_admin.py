@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import http.client
 import socket
+import stat
 import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
+import httpx2
 import pytest
 
-from semroute_extproc.telemetry.admin import AdminServer, text
+from semroute_extproc.telemetry.admin import HEADERS, AdminServer, text
 
 
 def test_a_port_that_is_taken_is_told_with_its_address() -> None:
@@ -35,3 +42,70 @@ def test_a_client_that_goes_away_leaves_no_traceback(capfd: pytest.CaptureFixtur
         response.read()
     server.close()
     assert "Traceback" not in capfd.readouterr().err
+
+
+@contextmanager
+def serving(**guards: Any) -> Iterator[Callable[..., Any]]:
+    """A server with two pages, and a client that can send any header."""
+    pages = {"/livez": lambda: text(200, "ok\n"), "/config": lambda: text(200, "all of it\n")}
+    server = AdminServer("127.0.0.1:0", pages, **guards)
+
+    def get(path: str, method: str = "GET", **headers: str) -> Any:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)
+        connection.putrequest(method, path, skip_host=True)
+        for name, value in headers.items():
+            connection.putheader(name, value)
+        connection.endheaders()
+        answer = connection.getresponse()
+        answer.read()
+        connection.close()
+        return answer
+
+    yield get
+    server.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        *(("127.0.0.1:9090", 200), ("10.1.2.3", 200), ("[::1]:9090", 200), ("localhost:9090", 200)),
+        *(("LOCALHOST", 200), ("semroute.internal:9090", 200), ("", 200)),
+        *(("evil.example:9090", 421), ("127.0.0.1.evil.example", 421), ("[::1", 421), ("a@127.0.0.1:x", 200)),
+        *(("localhost.evil.example", 421), ("semroute", 421)),
+    ],
+)
+def test_a_name_that_is_not_the_servers_is_refused(host: str, status: int) -> None:
+    """A page of another site can resolve its own name to this address (DNS rebinding)."""
+    with serving(hosts=("semroute.internal",)) as get:
+        headers = {"host": host} if host else {}
+        assert get("/config", **headers).status == status
+        assert get("/livez", **headers).status == 200, "probes ask by any name"
+
+
+def test_a_token_is_needed_for_every_page_but_those_of_probes() -> None:
+    with serving(token="t0ken-0123456789") as get:
+        assert get("/livez").status == 200
+        for path in ("/config", "/unknown", "/config?x=1"):
+            refused = get(path)
+            assert (refused.status, refused.headers["www-authenticate"]) == (401, "Bearer")
+        for wrong in ("Bearer x", "t0ken-0123456789", "Bearer t0ken-0123456789 ", "Bearer \xff", "Basic a"):
+            assert get("/config", authorization=wrong).status in (401, 200 if wrong.endswith(" ") else 401)
+        assert get("/config", authorization="Bearer t0ken-0123456789").status == 200
+        assert get("/config", authorization="Bearer t0ken-0123456789", host="evil.example").status == 421
+
+
+def test_every_answer_tells_a_browser_not_to_use_it() -> None:
+    with serving(token="t0ken-0123456789") as get:
+        answers = [get("/livez"), get("/config"), get("/livez", "HEAD"), get("/livez", "POST"), get("/none")]
+        answers.append(get("/config", host="evil.example"))
+    for answer in answers:
+        assert {name: answer.headers[name] for name in HEADERS} == HEADERS
+
+
+def test_a_unix_socket_is_for_its_user_and_needs_no_name_and_no_token(tmp_path: Path) -> None:
+    path = tmp_path / "admin.sock"
+    server = AdminServer(f"unix:{path}", {"/config": lambda: text(200, "x")}, token="t0ken-0123456789")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with httpx2.Client(transport=httpx2.HTTPTransport(uds=str(path))) as client:
+        assert client.get("http://any/config").status_code == 200
+    server.close()

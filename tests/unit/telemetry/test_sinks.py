@@ -7,7 +7,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -44,7 +44,7 @@ from semroute_extproc.request.view import Api, RequestView, Turn
 from semroute_extproc.settings.process import Telemetry
 from semroute_extproc.telemetry import prom
 from semroute_extproc.telemetry.bus import to_all
-from semroute_extproc.telemetry.log import LogSink, configure
+from semroute_extproc.telemetry.log import VALUE_CHARACTERS_MAX, WRITER, LogSink, configure
 from semroute_extproc.telemetry.otel import OtelSink
 from semroute_extproc.telemetry.prom import PrometheusSink
 
@@ -80,12 +80,22 @@ def unconfigured() -> Iterator[None]:
 
 
 @pytest.fixture
-def logged(capsys: pytest.CaptureFixture[str]) -> Any:
+def written(capfd: pytest.CaptureFixture[str]) -> Callable[[], str]:
+    def read() -> str:
+        WRITER.start()
+        assert WRITER.drain()
+        return capfd.readouterr().err
+
+    return read
+
+
+@pytest.fixture
+def logged(written: Callable[[], str]) -> Any:
     def run(prompts: bool) -> str:
         settings = Telemetry(log_format="json", log_prompts=prompts)
         configure(settings)
         LogSink(settings).handle(event())
-        return capsys.readouterr().err
+        return written()
 
     return run
 
@@ -104,14 +114,31 @@ def test_no_prompt_is_logged_unless_it_was_asked_for(logged: Any) -> None:
 
 
 def test_the_watch_on_the_configuration_does_not_log_every_change_it_sees(
-    logged: Any, capsys: pytest.CaptureFixture[str]
+    logged: Any, written: Callable[[], str]
 ) -> None:
     """A log in the watched directory is such a change."""
     logged(prompts=False)
     logging.getLogger("watchfiles.main").info("1 change detected")
-    assert capsys.readouterr().err == ""
+    assert written() == ""
     logging.getLogger("watchfiles.main").warning("something is wrong")
-    assert "something is wrong" in capsys.readouterr().err
+    assert "something is wrong" in written()
+
+
+def test_a_path_and_a_request_id_have_a_bound_in_the_log(written: Callable[[], str]) -> None:
+    """Envoy accepts 60 kB of them."""
+    long = structs.replace(event(), request_id="i" * 60_000, path="/" + "p" * 60_000)
+    LogSink(Telemetry(log_format="json")).handle(long)
+    facts = json.loads(written())
+    assert (len(facts["request_id"]), len(facts["path"])) == (VALUE_CHARACTERS_MAX, VALUE_CHARACTERS_MAX)
+
+
+def test_no_line_shows_the_secrets_of_a_url(written: Callable[[], str]) -> None:
+    configure(Telemetry(log_format="json"))
+    logging.getLogger("opentelemetry").warning("cannot export to http://ann:pw1@host:4317/x?token=pw2")
+    structlog.get_logger("test").info("x", url="http://pw3@host/")
+    shown = written()
+    assert "host:4317/x?" in shown
+    assert "pw" not in shown
 
 
 @pytest.mark.parametrize(
@@ -124,10 +151,10 @@ def test_the_watch_on_the_configuration_does_not_log_every_change_it_sees(
     ],
 )
 def test_the_trace_is_that_of_a_well_formed_parent_and_nothing_else_a_client_sent(
-    parents: tuple[str, ...], trace_id: str | None, capsys: pytest.CaptureFixture[str]
+    parents: tuple[str, ...], trace_id: str | None, written: Callable[[], str]
 ) -> None:
     LogSink(Telemetry(log_format="json")).handle(event(parents=parents))
-    assert json.loads(capsys.readouterr().err).get("trace_id") == trace_id
+    assert json.loads(written()).get("trace_id") == trace_id
 
 
 def test_no_prompt_is_in_a_metric() -> None:
@@ -211,7 +238,7 @@ def test_a_collector_that_is_gone_does_not_hold_up_the_end() -> None:
 
 
 @pytest.mark.parametrize("style", ["json", "console"])
-def test_a_traceback_shows_no_variables(style: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_traceback_shows_no_variables(style: str, written: Callable[[], str]) -> None:
     """The frames of a failed decision hold the prompt."""
     configure(Telemetry.model_validate({"log_format": style}))
 
@@ -222,7 +249,7 @@ def test_a_traceback_shows_no_variables(style: str, capsys: pytest.CaptureFixtur
         fail(SECRET)
     except RuntimeError:
         structlog.get_logger("test").exception("decision.failed")
-    shown = capsys.readouterr().err
+    shown = written()
     assert "failed on 25 characters" in shown
     assert "Ada" not in shown
 
@@ -392,10 +419,10 @@ def test_a_sink_that_fails_is_reported_once_and_stops_no_other() -> None:
     assert last == [Failed("telemetry.failed", "id-1"), told]
 
 
-def test_a_failure_of_a_sink_is_logged_with_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failure_of_a_sink_is_logged_with_its_traceback(written: Callable[[], str]) -> None:
     settings = Telemetry(log_format="json")
     configure(settings)
     to_all(broken, LogSink(settings).handle)(CacheLookup(True))
-    [line] = capsys.readouterr().err.splitlines()
+    [line] = written().splitlines()
     assert json.loads(line)["event"] == "telemetry.failed"
     assert "ZeroDivisionError" in line
