@@ -272,7 +272,7 @@ def read_head(headers: pb.HeaderMap) -> RequestHead:
     fields: dict[str, str] = {}
     for header in headers.headers[:HEADERS_MAX]:
         key, raw = header.key, header.raw_value  # protobuf builds a new object on every access
-        value = raw.decode("utf-8", "replace") if raw else header.value  # older Envoys fill `value`
+        value = (raw or header.value).decode("utf-8", "replace")  # some proxies fill `value`
         if key[:1] != ":":
             fields[key] = f"{fields[key]}, {value}" if key in fields else value
         elif key == ":method":
