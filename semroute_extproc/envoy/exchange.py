@@ -91,6 +91,7 @@ class Exchange:
         self._state = _State.START
         self._mode: int | None = None
         self._response_mode = 0
+        self._override = False  # Envoy honors a mode override
         self._duplex = False
         self._place = Place("")
         self._pieces: list[bytes] = []
@@ -102,6 +103,8 @@ class Exchange:
         if self._mode is None:
             self._mode = message.protocol_config.request_body_mode
             self._response_mode = message.protocol_config.response_body_mode
+            eager = message.protocol_config.send_body_without_waiting_for_header_response
+            self._override = self._settings.allow_mode_override and not eager
             self._duplex = self._mode == _Mode.FULL_DUPLEX_STREAMED
         self.observed = self.observed or message.observability_mode
         kind = message.WhichOneof("request")
@@ -190,10 +193,10 @@ class Exchange:
         if self.observed or self._duplex:
             self._state = _State.HELD
             return _NOTHING
-        if not settings.allow_mode_override and self._mode in (_Mode.NONE, _Mode.STREAMED):
+        if not self._override and self._mode in (_Mode.NONE, _Mode.STREAMED):
             return self._pass_headers(Cause.NO_BODY)
         self._state = _State.BODY
-        override = settings.allow_mode_override and self._mode != _Mode.BUFFERED
+        override = self._override and self._mode != _Mode.BUFFERED
         return Step((replies.ask_for_body(self._response_mode if override else None),))
 
     def _pass_headers(self, cause: Cause) -> Step:
@@ -207,7 +210,7 @@ class Exchange:
         elif named and pool and pool.policy is None:
             cause = Cause.NAMED_MODEL
             outcome = Outcome(Kind.NAMED, cause, named.pool, pool.cluster, pool.model, cause.words)
-        skip = self._settings.allow_mode_override and self._mode in (_Mode.BUFFERED, _Mode.BUFFERED_PARTIAL)
+        skip = self._override and self._mode in (_Mode.BUFFERED, _Mode.BUFFERED_PARTIAL)
         mode = self._response_mode if skip else None
         reply = replies.headers_reply(outcome, self._place.rewritten, mode)
         self._state = _State.PASSED
@@ -217,8 +220,10 @@ class Exchange:
         """A whole body, or in state HELD a piece of one."""
         whole, body = self._state is _State.BODY, message.body
         if whole and not message.end_of_stream and self._mode in (_Mode.STREAMED, _Mode.BUFFERED_PARTIAL):
-            # Envoy ignored the override: this is a piece, and the headers are already forwarded.
-            return self._pass(Cause.STREAMED_BODY, CONTINUE["request_body"])
+            # Trailers follow; or Envoy ignored the override: a piece, whose headers are already forwarded.
+            ends = body.rstrip(b" \t\r\n\0").endswith((b"}", b"--"))  # as a JSON object or a form does
+            if not ends and "content-encoding" not in self.head.headers:
+                return self._pass(Cause.STREAMED_BODY, CONTINUE["request_body"])
         self._collected += len(body)
         if self._collected > self._settings.body_bytes_max:
             self._pieces.clear()

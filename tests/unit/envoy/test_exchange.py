@@ -145,11 +145,49 @@ def test_trailers_without_a_body_are_continued_to_the_default_pool() -> None:
     assert step.outcome.cause == "empty_body"
 
 
+WHOLE = {
+    "JSON": (b'{"model":"auto"}\r\n', {}),
+    "UTF-16": ('{"model":"auto"} '.encode("utf-16-le"), {}),
+    "a form": (b"--x--\r\n", {"content-type": "multipart/form-data; boundary=x", "content-length": "7"}),
+    "compressed": (b"\x1f\x8b...", {"content-encoding": "gzip"}),
+}
+
+
+@pytest.mark.parametrize("mode", [MODE.NONE, MODE.BUFFERED, MODE.BUFFERED_PARTIAL, MODE.STREAMED])
+@pytest.mark.parametrize(("data", "fields"), WHOLE.values(), ids=WHOLE)
+def test_a_whole_body_that_trailers_follow_is_decided_in_every_mode(
+    mode: int, data: bytes, fields: dict[str, str]
+) -> None:
+    exchange = Exchange(SETTINGS)
+    path = "/v1/audio/transcriptions" if "content-type" in fields else CHAT[":path"]
+    exchange.receive(headers({**CHAT, ":path": path, **fields}, mode=mode))
+    assert decide(exchange.receive(body(data, end=False))).body == data
+    common = only(exchange.decided(ROUTED)).request_body.response
+    assert sets(common.header_mutation)["x-semroute-cluster"] == b"vllm-small"
+    assert only(exchange.receive(bare("request_trailers"))).WhichOneof("response") == "request_trailers"
+
+
+@pytest.mark.parametrize("mode", [MODE.STREAMED, MODE.NONE])
+def test_an_envoy_that_sends_the_body_at_once_is_not_asked_for_it_another_way(mode: int) -> None:
+    """It ignores mode overrides then, and the headers have left before the body has been read."""
+    exchange = Exchange(SETTINGS)
+    message = headers(CHAT, mode=mode)
+    message.protocol_config.send_body_without_waiting_for_header_response = True
+    step = exchange.receive(message)
+    reply = only(step)
+    assert not reply.HasField("mode_override")
+    assert sets(reply.request_headers.response.header_mutation)["x-semroute-cluster"] == b"vllm-large"
+    assert step.outcome is not None
+    assert step.outcome.cause == "no_body"
+    for end in (False, True):
+        assert only(exchange.receive(body(b"{}", end=end))).WhichOneof("response") == "request_body"
+
+
 @pytest.mark.parametrize("mode", [MODE.STREAMED, MODE.BUFFERED_PARTIAL])
 def test_pieces_of_a_streamed_body_pass_through_untouched(mode: int) -> None:
     exchange = Exchange(SETTINGS)
     exchange.receive(headers(CHAT, mode=mode))
-    first = exchange.receive(body(b"{", end=False))
+    first = exchange.receive(body(b'{"model":"auto","messages":[{"content":"{', end=False))
     assert first.outcome is not None
     assert first.outcome.cause == "streamed_body"
     for step in (first, exchange.receive(body(b"}", end=True))):
