@@ -31,7 +31,7 @@ import msgspec
 
 from semroute_extproc.envoy import replies
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
-from semroute_extproc.envoy.replies import CONTINUE
+from semroute_extproc.envoy.replies import CLUSTER_HEADER, CONTINUE
 from semroute_extproc.outcome import Cause, DirectAnswer, Kind, Outcome
 from semroute_extproc.request import answers
 from semroute_extproc.request.apis import TEXT_APIS
@@ -44,6 +44,9 @@ from semroute_extproc.state.sessions import stored_at, stored_in
 _Mode = pb.ProcessingMode
 
 HEADERS_MAX = 256  # request headers read; more are ignored
+HEADERS_SPARE, HEADER_BYTES_SPARE = 16, 24 * 1024
+"""Room below Envoy's limits that a request needs to be changed: for our headers, of which a handover's may
+have 8 KiB, and for those that Envoy hides. Envoy refuses a request that a change takes over a limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,8 @@ class ExchangeSettings:
     path_prefixes: tuple[str, ...] = ()
     stores: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """Tag of a pool in the IDs of responses to its name and cluster; empty without sessions."""
+    headers_max: int = HEADERS_MAX  # of a request that is changed
+    header_bytes_max: int = 64 * 1024
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -94,12 +99,14 @@ class Exchange:
         self._override = False  # Envoy honors a mode override
         self._duplex = False
         self._place = Place("")
+        self._size = 0
         self._pieces: list[bytes] = []
         self._collected = 0
         self._trailers = False
 
-    def receive(self, message: pb.ProcessingRequest) -> Step:
-        """Take one message from Envoy."""
+    def receive(self, message: pb.ProcessingRequest, size: int = 0) -> Step:
+        """Take one message from Envoy; `size` is its length in bytes."""
+        self._size = size
         if self._mode is None:
             self._mode = message.protocol_config.request_body_mode
             self._response_mode = message.protocol_config.response_body_mode
@@ -120,13 +127,19 @@ class Exchange:
         self._pieces.clear()
         return written
 
-    def ended(self) -> Outcome | None:
-        """The stream ended: the outcome of a request without one, whose body never arrived."""
-        # The client disconnected while sending, or Envoy's filter does not allow the mode override.
-        if self._state not in (_State.BODY, _State.HELD):
+    @property
+    def waiting(self) -> bool:
+        """Whether nothing of a body that was asked for has arrived."""
+        return self._state in (_State.BODY, _State.HELD) and not self._collected
+
+    def ended(self, cause: Cause = Cause.NO_BODY) -> Outcome | None:
+        """The stream ended because of `cause`: the outcome of a request without one."""
+        # NO_BODY: the client disconnected while sending, or Envoy's filter does not allow the mode override.
+        begun = self._state in (_State.BODY, _State.HELD)
+        if not begun and (self._state is not _State.START or cause is Cause.NO_BODY):
             return None
         self._state = _State.DONE
-        return self._passthrough(Cause.NO_BODY)
+        return self._passthrough(cause)
 
     def rescue(self, kind: str | None) -> Step:
         """The replies that pass a request through after we failed on a message of `kind`.
@@ -183,6 +196,11 @@ class Exchange:
         anthropic = "anthropic-version" in head.headers
         if head.method == "GET" and (answer := answers.models(place.path, settings.names, anthropic)):
             return self._answer(Kind.ANSWERED, Cause.MODELS, answer)
+        near = len(message.headers.headers) > settings.headers_max or self._size > settings.header_bytes_max
+        if near and CLUSTER_HEADER not in head.headers:  # a client's must be removed all the same
+            self._state = _State.PASSED
+            outcome = self._passthrough(Cause.TOO_MANY_HEADERS)
+            return Step((CONTINUE["request_headers"],), outcome=outcome)
         length, most = head.headers.get("content-length", ""), settings.body_bytes_max
         fits = length.isdigit() and int(length) <= most
         cause = _unroutable(head, place.api, fits) or (Cause.EMPTY_BODY if message.end_of_stream else None)

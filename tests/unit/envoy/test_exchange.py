@@ -31,6 +31,8 @@ SETTINGS = ExchangeSettings(
     names=names(config(pools=POOLS)),
     path_prefixes=("/openai", "/llm/gw"),
     stores={tag("small"): ("small", "vllm-small")},
+    headers_max=112,
+    header_bytes_max=72 * 1024,
 )
 CHAT = {":method": "POST", ":path": "/v1/chat/completions", "content-type": "application/json"}
 ROUTED = Outcome(
@@ -445,6 +447,33 @@ def test_an_outcome_that_cannot_be_written_is_rescued_with_the_whole_body() -> N
     first, piece = replies(exchange.rescue("request_body"))
     assert sets(first.request_headers.response.header_mutation)["x-semroute-cluster"] == b"vllm-large"
     assert piece.request_body.response.body_mutation.streamed_response.body == b"abc"
+
+
+@pytest.mark.parametrize("mode", [MODE.NONE, MODE.BUFFERED, MODE.STREAMED, MODE.FULL_DUPLEX_STREAMED])
+@pytest.mark.parametrize(("more", "size"), [(110, 0), (0, 72 * 1024 + 1)])
+def test_a_request_close_to_envoys_limits_on_headers_is_not_changed(mode: int, more: int, size: int) -> None:
+    """Envoy refuses a request that our headers take over a limit, whatever its failure mode."""
+    exchange = Exchange(SETTINGS)
+    fields = {**CHAT, **{f"x-{number}": "y" for number in range(more)}}
+    step = exchange.receive(headers(fields, mode=mode), size)
+    assert only(step) == pb.ProcessingResponse(request_headers={})
+    assert step.outcome is not None
+    assert (step.outcome.kind, step.outcome.cause) == (Kind.PASSTHROUGH, "too_many_headers")
+    reply = only(exchange.receive(body(b"{}")))
+    assert not reply.request_body.response.HasField("header_mutation")
+
+
+@pytest.mark.parametrize(("more", "size"), [(109, 0), (0, 72 * 1024)])
+def test_a_request_that_leaves_room_for_our_headers_is_decided(more: int, size: int) -> None:
+    exchange = Exchange(SETTINGS)
+    exchange.receive(headers({**CHAT, **{f"x-{number}": "y" for number in range(more)}}), size)
+    assert exchange.receive(body(b"{}")).decide is not None
+
+
+def test_a_spoofed_routing_header_is_removed_also_from_a_request_with_many_headers() -> None:
+    fields = {**CHAT, **{f"x-{number}": "y" for number in range(110)}, "x-semroute-cluster": "vllm-small"}
+    common = only(Exchange(SETTINGS).receive(headers(fields))).request_headers.response
+    assert "x-semroute-cluster" in common.header_mutation.remove_headers
 
 
 def test_every_header_value_is_written_raw_and_overwrites() -> None:
