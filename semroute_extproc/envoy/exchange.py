@@ -36,10 +36,11 @@ from semroute_extproc.outcome import Cause, DirectAnswer, Kind, Outcome
 from semroute_extproc.request import answers
 from semroute_extproc.request.apis import TEXT_APIS
 from semroute_extproc.request.forms import FORM
-from semroute_extproc.request.paths import Place, place_of
+from semroute_extproc.request.paths import RESPONSES, Place, place_of
 from semroute_extproc.request.view import Api, Decide, RequestHead
 from semroute_extproc.settings.names import Names
-from semroute_extproc.state.sessions import stored_at, stored_in
+from semroute_extproc.settings.process import Server
+from semroute_extproc.state.sessions import stored_in
 
 _Mode = pb.ProcessingMode
 
@@ -55,14 +56,10 @@ class ExchangeSettings:
 
     default_pool: str
     default_cluster: str
-    body_bytes_max: int
-    allow_mode_override: bool
+    server: Server
     names: Names
-    path_prefixes: tuple[str, ...] = ()
     stores: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """Tag of a pool in the IDs of responses to its name and cluster; empty without sessions."""
-    headers_max: int = HEADERS_MAX  # of a request that is changed
-    header_bytes_max: int = 64 * 1024
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -71,6 +68,7 @@ class Step(msgspec.Struct, frozen=True):
     replies: tuple[bytes, ...] = ()
     decide: Decide | None = None
     outcome: Outcome | None = None
+    waits: bool = False  # for the first piece of a body that was asked for
 
 
 _NOTHING = Step()
@@ -111,13 +109,13 @@ class Exchange:
             self._mode = message.protocol_config.request_body_mode
             self._response_mode = message.protocol_config.response_body_mode
             eager = message.protocol_config.send_body_without_waiting_for_header_response
-            self._override = self._settings.allow_mode_override and not eager
+            self._override = self._settings.server.allow_mode_override and not eager
             self._duplex = self._mode == _Mode.FULL_DUPLEX_STREAMED
         self.observed = self.observed or message.observability_mode
         kind = message.WhichOneof("request")
         # A message kind of a newer Envoy reads as None: any reply to it would be spurious.
         step = _NOTHING if kind is None else self._transition(kind, message)
-        return Step((), step.decide, step.outcome) if self.observed else step
+        return Step((), step.decide, step.outcome, step.waits) if self.observed else step
 
     def decided(self, outcome: Outcome) -> tuple[bytes, ...]:
         """The replies that carry the outcome of a `Decide`."""
@@ -126,11 +124,6 @@ class Exchange:
         self._state = _State.DONE if outcome.answer is None else _State.CLOSED
         self._pieces.clear()
         return written
-
-    @property
-    def waiting(self) -> bool:
-        """Whether nothing of a body that was asked for has arrived."""
-        return self._state in (_State.BODY, _State.HELD) and not self._collected
 
     def ended(self, cause: Cause = Cause.NO_BODY) -> Outcome | None:
         """The stream ended because of `cause`: the outcome of a request without one."""
@@ -191,17 +184,18 @@ class Exchange:
 
     def _headers(self, message: pb.HttpHeaders) -> Step:
         self.head = head = read_head(message.headers)
-        settings = self._settings
-        self._place = place = place_of(head.path, settings.path_prefixes)
+        server = self._settings.server
+        self._place = place = place_of(head.path, server.path_prefixes)
         anthropic = "anthropic-version" in head.headers
-        if head.method == "GET" and (answer := answers.models(place.path, settings.names, anthropic)):
+        if head.method == "GET" and (answer := answers.models(place.path, self._settings.names, anthropic)):
             return self._answer(Kind.ANSWERED, Cause.MODELS, answer)
-        near = len(message.headers.headers) > settings.headers_max or self._size > settings.header_bytes_max
+        near = len(message.headers.headers) > server.max_headers_count - HEADERS_SPARE
+        near = near or self._size > server.max_request_headers_kb * 1024 - HEADER_BYTES_SPARE
         if near and CLUSTER_HEADER not in head.headers:  # a client's must be removed all the same
             self._state = _State.PASSED
             outcome = self._passthrough(Cause.TOO_MANY_HEADERS)
             return Step((CONTINUE["request_headers"],), outcome=outcome)
-        length, most = head.headers.get("content-length", ""), settings.body_bytes_max
+        length, most = head.headers.get("content-length", ""), server.body_bytes_max
         fits = length.isdigit() and int(length) <= most
         cause = _unroutable(head, place.api, fits) or (Cause.EMPTY_BODY if message.end_of_stream else None)
         if cause is not None:
@@ -210,18 +204,18 @@ class Exchange:
             return self._too_large()
         if self.observed or self._duplex:
             self._state = _State.HELD
-            return _NOTHING
+            return Step(waits=True)
         if not self._override and self._mode in (_Mode.NONE, _Mode.STREAMED):
             return self._pass_headers(Cause.NO_BODY)
         self._state = _State.BODY
         override = self._override and self._mode != _Mode.BUFFERED
-        return Step((replies.ask_for_body(self._response_mode if override else None),))
+        return Step((replies.ask_for_body(self._response_mode if override else None),), waits=True)
 
     def _pass_headers(self, cause: Cause) -> Step:
         outcome, names = self._passthrough(cause), self._settings.names
         named = names.find(self._place.model)
         pool = names.pools.get(named.pool) if named else None
-        tag, affinity = stored_in(stored_at(self._place.path))
+        tag, affinity = stored_in(self._place.path.removeprefix(RESPONSES).partition("/")[0])
         if (store := self._settings.stores.get(tag)) is not None:
             cause = Cause.STORED_RESPONSE
             outcome = Outcome(Kind.PASSTHROUGH, cause, *store, reason=cause.words, affinity=affinity)
@@ -243,7 +237,7 @@ class Exchange:
             if not ends and "content-encoding" not in self.head.headers:
                 return self._pass(Cause.STREAMED_BODY, CONTINUE["request_body"])
         self._collected += len(body)
-        if self._collected > self._settings.body_bytes_max:
+        if self._collected > self._settings.server.body_bytes_max:
             self._pieces.clear()
             return self._too_large()
         self._pieces.append(body)
@@ -279,7 +273,7 @@ class Exchange:
         return Outcome(Kind.PASSTHROUGH, cause, pool, cluster, reason=f"passed through: {cause.words}")
 
     def _too_large(self) -> Step:
-        answer = answers.too_large(self._settings.body_bytes_max, self._place.api or Api.OTHER)
+        answer = answers.too_large(self._settings.server.body_bytes_max, self._place.api or Api.OTHER)
         return self._answer(Kind.REJECTED, Cause.BODY_TOO_LARGE, answer)
 
     def _answer(self, kind: Kind, cause: Cause, answer: DirectAnswer) -> Step:

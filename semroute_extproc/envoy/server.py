@@ -77,7 +77,7 @@ class Servicer:
                     return await self._end(
                         context, grpc.StatusCode.INVALID_ARGUMENT, Cause.UNREADABLE_MESSAGE
                     )
-                times = (started_ns, decided_ns, time.time_ns())
+                times = started_ns, decided_ns, time.time_ns()
                 try:
                     for reply in step.replies:
                         await context.write(reply)
@@ -85,7 +85,7 @@ class Servicer:
                     # After the write, so Envoy does not wait for telemetry; also if it is cancelled.
                     if step.outcome is not None:
                         self._report(exchange, step.outcome, context, times)
-                if exchange.waiting:
+                if step.waits:
                     self.waiting[context] = None
                     if len(self.waiting) > UPLOADS_SHARE_MAX * streams_max:
                         # So that clients that send no bodies keep nobody else from being routed.

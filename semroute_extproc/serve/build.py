@@ -15,7 +15,7 @@ from semroute_extproc.encoder.cores import usable_cores
 from semroute_extproc.encoder.counting import TokenCounter
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.encoder.queue import EncodeQueue
-from semroute_extproc.envoy.exchange import HEADER_BYTES_SPARE, HEADERS_SPARE, ExchangeSettings
+from semroute_extproc.envoy.exchange import ExchangeSettings
 from semroute_extproc.errors import EndpointError
 from semroute_extproc.events import Emit, ignore
 from semroute_extproc.io.files import read_file
@@ -108,14 +108,9 @@ def _tokenizer(path: Path, _changed: int) -> Tokenizer:
 
 def exchange_settings(pipeline: Pipeline) -> ExchangeSettings:
     """What the exchange with Envoy needs to know of a pipeline's configuration."""
-    config, server = pipeline.config, pipeline.config.server
+    config = pipeline.config
     cluster = config.pools[config.default_pool].cluster
     session = config.controllers.session
     issued = config.pools if session is not None and session.response_ids else {}
     stores = {tag(name): (name, pool.cluster) for name, pool in issued.items()}
-    own = (server.body_bytes_max, server.allow_mode_override, pipeline.names, server.path_prefixes)
-    count, size = (
-        server.max_headers_count - HEADERS_SPARE,
-        server.max_request_headers_kb * 1024 - HEADER_BYTES_SPARE,
-    )
-    return ExchangeSettings(config.default_pool, cluster, *own, stores, count, size)
+    return ExchangeSettings(config.default_pool, cluster, config.server, pipeline.names, stores)

@@ -14,7 +14,6 @@ from typing import NamedTuple
 from cachetools import LRUCache
 
 from semroute_extproc.policy.context import Lock
-from semroute_extproc.request.paths import STORED
 from semroute_extproc.request.view import RequestHead, RequestView, Turn
 from semroute_extproc.settings.controllers import SessionController
 
@@ -90,12 +89,6 @@ def stored_in(response: str) -> tuple[str, str]:
     """The tag of the pool in a `response_id`, and the affinity; empty for any other ID."""
     found = _RESPONSE_ID.fullmatch(response)
     return (found[1], found[2].removeprefix("0" * 16)) if found else ("", "")
-
-
-def stored_at(path: str) -> str:
-    """The ID in a path `/v1/responses/{id}`, or one below it; else empty."""
-    found = STORED.fullmatch(path)
-    return found[1] if found else ""
 
 
 def tag(pool: str) -> str:

@@ -12,13 +12,15 @@ from semroute_extproc.envoy._pb import external_processor_pb2 as pb
 from semroute_extproc.envoy.exchange import Exchange, ExchangeSettings
 from semroute_extproc.outcome import Kind, Outcome
 from semroute_extproc.request.paths import PATHS
+from semroute_extproc.settings.process import Server
 from semroute_extproc.state.sessions import response_id, tag
 
 MODE = pb.ProcessingMode
 STORED = f"/v1/responses/{response_id('small', '1', '0' * 16)}/cancel"
 PREFIXES = ("/openai", "/anthropic", "/api")
 STORES = {tag("small"): ("small", "vllm-small")}
-SETTINGS = ExchangeSettings("large", "vllm-large", 5_000, True, names(config()), PREFIXES, STORES)
+SERVER = Server(body_bytes_max=5_000, path_prefixes=PREFIXES)
+SETTINGS = ExchangeSettings("large", "vllm-large", SERVER, names(config()), STORES)
 OUTCOME = Outcome(Kind.ROUTED, "strategy", pool="small", cluster="vllm-small", body=b'{"model":"small"}')
 MODES = st.sampled_from(
     [MODE.NONE, MODE.STREAMED, MODE.BUFFERED, MODE.BUFFERED_PARTIAL, MODE.FULL_DUPLEX_STREAMED]

@@ -16,6 +16,7 @@ from semroute_extproc.outcome import Kind, Outcome
 from semroute_extproc.request.handover import Handover
 from semroute_extproc.request.paths import PATHS
 from semroute_extproc.request.view import Api, Decide
+from semroute_extproc.settings.process import Server
 from semroute_extproc.state.sessions import response_id, tag
 
 MODE = pb.ProcessingMode
@@ -26,13 +27,9 @@ POOLS = {
 SETTINGS = ExchangeSettings(
     default_pool="large",
     default_cluster="vllm-large",
-    body_bytes_max=1_000_000,
-    allow_mode_override=True,
+    server=Server(body_bytes_max=1_000_000, path_prefixes=("/openai", "/llm/gw")),
     names=names(config(pools=POOLS)),
-    path_prefixes=("/openai", "/llm/gw"),
     stores={tag("small"): ("small", "vllm-small")},
-    headers_max=112,
-    header_bytes_max=72 * 1024,
 )
 CHAT = {":method": "POST", ":path": "/v1/chat/completions", "content-type": "application/json"}
 ROUTED = Outcome(
@@ -544,7 +541,7 @@ def test_the_list_has_owners_and_the_length_of_the_context(path: str) -> None:
 
 def test_anthropic_clients_get_the_list_in_their_shape() -> None:
     fields = {":method": "GET", ":path": "/anthropic/v1/models?limit=20", "anthropic-version": "2023-06-01"}
-    exchange = Exchange(dataclasses.replace(SETTINGS, path_prefixes=("/anthropic",)))
+    exchange = Exchange(dataclasses.replace(SETTINGS, server=Server(path_prefixes=("/anthropic",))))
     listed = json.loads(only(exchange.receive(headers(fields, end=True))).immediate_response.body)
     assert (listed["has_more"], listed["first_id"], listed["last_id"]) == (False, "auto", "org/small")
     assert listed["data"][1] == {

@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc
 import pytest
-from builders import POOLS, FakeEncoder, classifier, config, plans
+from builders import POOLS, FakeEncoder, classifier, config, names, plans
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from semroute_extproc import events
@@ -64,7 +64,7 @@ async def running(
         server={"listen": listen, "drain_seconds": drain, "streams_max": streams_max}, pools=pools
     )
     pipeline = Pipeline(settings, plans(settings), classifier(encoder or FakeEncoder()))
-    live = ConfigSnapshot(1, ExchangeSettings("large", "l", 33_554_432, True, ("auto",)), pipeline)
+    live = ConfigSnapshot(1, ExchangeSettings("large", "l", settings.server, names(settings)), pipeline)
     seen: list[Event] = []
     servicer = Servicer(lambda: live, seen.append)
     server = GrpcServer(settings.server, servicer)

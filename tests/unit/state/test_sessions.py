@@ -20,7 +20,6 @@ from semroute_extproc.state.sessions import (
     lock_of,
     response_id,
     session_keys,
-    stored_at,
     stored_in,
     tag,
 )
@@ -215,14 +214,6 @@ class TestStoredResponses:
     @pytest.mark.parametrize("other", ["", "resp_1", f"resp_{NONCE}{NONCE}", f"resp_{NONCE * 3}", "x" * 45])
     def test_any_other_id_says_nothing(self, other: str) -> None:
         assert stored_in(other) == ("", "")
-
-    @pytest.mark.parametrize("below", ["", "/cancel", "/input_items"])
-    def test_its_path_has_the_id(self, below: str) -> None:
-        assert stored_at(f"/v1/responses/resp_1{below}") == "resp_1"
-
-    @pytest.mark.parametrize("path", ["/v1/responses", "/v1/responses/", "/v1/responses/a/b", "/v1/models/a"])
-    def test_other_paths_have_none(self, path: str) -> None:
-        assert stored_at(path) == ""
 
 
 class TestWhose:
