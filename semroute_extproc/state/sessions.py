@@ -40,13 +40,14 @@ def session_keys(
     """The keys of a conversation. `secret` keys the hashes, `shared` the affinity; at most 64 bytes each.
 
     They depend on the model's name, because each model has its own trade-off, and on the identity that
-    Envoy forwards, so that no client joins another client's conversation.
+    Envoy forwards, so that no client joins another client's conversation: the first header that is present.
     """
     digest = hashlib.blake2b(key=secret, digest_size=DIGEST_BYTES)
     affinity = hashlib.blake2b(key=shared, digest_size=AFFINITY_BYTES)
     given = _name(head, view, settings)
+    identity = next((name for name in settings.identity if name in head.headers), "")
     for each in (digest, affinity):
-        _add(each, view.model, *(head.headers.get(name, "") for name in settings.identity))
+        _add(each, view.model, identity, head.headers.get(identity, ""))
         _add(each, *(("name", given) if given else ()))
     if given:
         return Keys(digest.hexdigest(), digest.hexdigest(), affinity.hexdigest())
