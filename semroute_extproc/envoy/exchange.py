@@ -24,7 +24,7 @@ decide; the caller then passes the outcome to `decided`, which returns the rest 
 
 import enum
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -106,9 +106,9 @@ class Exchange:
         """Take one message from Envoy; `size` is its length in bytes."""
         self._size = size
         if self._mode is None:
-            self._mode = message.protocol_config.request_body_mode
-            self._response_mode = message.protocol_config.response_body_mode
-            eager = message.protocol_config.send_body_without_waiting_for_header_response
+            config = message.protocol_config  # protobuf builds a new object on every access
+            self._mode, self._response_mode = config.request_body_mode, config.response_body_mode
+            eager = config.send_body_without_waiting_for_header_response
             self._override = self._settings.server.allow_mode_override and not eager
             self._duplex = self._mode == _Mode.FULL_DUPLEX_STREAMED
         self.observed = self.observed or message.observability_mode
@@ -127,7 +127,6 @@ class Exchange:
 
     def ended(self, cause: Cause = Cause.NO_BODY) -> Outcome | None:
         """The stream ended because of `cause`: the outcome of a request without one."""
-        # NO_BODY: the client disconnected while sending, or Envoy's filter does not allow the mode override.
         begun = self._state in (_State.BODY, _State.HELD)
         if not begun and (self._state is not _State.START or cause is Cause.NO_BODY):
             return None
@@ -183,18 +182,17 @@ class Exchange:
                 return Step((CONTINUE[kind],))
 
     def _headers(self, message: pb.HttpHeaders) -> Step:
-        self.head = head = read_head(message.headers)
+        self.head = head = read_head(fields := message.headers.headers)
         server = self._settings.server
         self._place = place = place_of(head.path, server.path_prefixes)
         anthropic = "anthropic-version" in head.headers
         if head.method == "GET" and (answer := answers.models(place.path, self._settings.names, anthropic)):
             return self._answer(Kind.ANSWERED, Cause.MODELS, answer)
-        near = len(message.headers.headers) > server.max_headers_count - HEADERS_SPARE
+        near = len(fields) > server.max_headers_count - HEADERS_SPARE
         near = near or self._size > server.max_request_headers_kb * 1024 - HEADER_BYTES_SPARE
         if near and CLUSTER_HEADER not in head.headers:  # a client's must be removed all the same
             self._state = _State.PASSED
-            outcome = self._passthrough(Cause.TOO_MANY_HEADERS)
-            return Step((CONTINUE["request_headers"],), outcome=outcome)
+            return Step((CONTINUE["request_headers"],), outcome=self._passthrough(Cause.TOO_MANY_HEADERS))
         length, most = head.headers.get("content-length", ""), server.body_bytes_max
         fits = length.isdigit() and int(length) <= most
         cause = _unroutable(head, place.api, fits) or (Cause.EMPTY_BODY if message.end_of_stream else None)
@@ -283,12 +281,12 @@ class Exchange:
         return Step((reply,), outcome=outcome)
 
 
-def read_head(headers: pb.HeaderMap) -> RequestHead:
+def read_head(headers: Sequence[pb.HeaderValue]) -> RequestHead:
     """The request's headers; repeated ones are joined with a comma (RFC 9110, 5.3)."""
     method = path = ""
     fields: dict[str, str] = {}
-    for header in headers.headers[:HEADERS_MAX]:
-        key, raw = header.key, header.raw_value  # protobuf builds a new object on every access
+    for header in headers[:HEADERS_MAX]:
+        key, raw = header.key, header.raw_value
         value = (raw or header.value).decode("utf-8", "replace")  # some proxies fill `value`
         if key[:1] != ":":
             fields[key] = f"{fields[key]}, {value}" if key in fields else value
