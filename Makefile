@@ -13,7 +13,7 @@ LOCK ?= runtime
 BUNDLE ?= semroute-minilm
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-train test-vllm lint format type gen gen-check bench bench-check docs docs-check image lock train check clean
+.PHONY: help setup demo test conformance test-train test-vllm lint format type gen gen-check bench bench-check docs docs-check image lock train check clean
 
 help:  ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ demo: $(VENV)/.demo  ## run a real Envoy, the sidecar and two simulated pools; D
 
 test: $(VENV)/.dev  ## run all tests, including those with a real Envoy
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(TEST_ARGS)
+
+conformance: $(VENV)/.dev  ## run every case of the protocol, raw and at a real Envoy, and write docs/conformance.md
+	$(BIN)/python -m pytest tests/conformance --messages 500000 --conformance-page docs/conformance.md $(TEST_ARGS)
 
 test-train: $(VENV)/.dev  ## run the training tests; installs torch if it is missing
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0

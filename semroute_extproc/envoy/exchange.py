@@ -24,26 +24,30 @@ decide; the caller then passes the outcome to `decided`, which returns the rest 
 
 import enum
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
 from semroute_extproc.envoy import replies
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
-from semroute_extproc.envoy.replies import CONTINUE
+from semroute_extproc.envoy.replies import CLUSTER_HEADER, CONTINUE
 from semroute_extproc.outcome import Cause, DirectAnswer, Kind, Outcome
 from semroute_extproc.request import answers
 from semroute_extproc.request.apis import TEXT_APIS
 from semroute_extproc.request.forms import FORM
-from semroute_extproc.request.paths import Place, place_of
+from semroute_extproc.request.paths import RESPONSES, Place, place_of
 from semroute_extproc.request.view import Api, Decide, RequestHead
 from semroute_extproc.settings.names import Names
-from semroute_extproc.state.sessions import stored_at, stored_in
+from semroute_extproc.settings.process import Server
+from semroute_extproc.state.sessions import stored_in
 
 _Mode = pb.ProcessingMode
 
 HEADERS_MAX = 256  # request headers read; more are ignored
+HEADERS_SPARE, HEADER_BYTES_SPARE = 16, 24 * 1024
+"""Room below Envoy's limits that a request needs to be changed: for our headers, of which a handover's may
+have 8 KiB, and for those that Envoy hides. Envoy refuses a request that a change takes over a limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +56,8 @@ class ExchangeSettings:
 
     default_pool: str
     default_cluster: str
-    body_bytes_max: int
-    allow_mode_override: bool
+    server: Server
     names: Names
-    path_prefixes: tuple[str, ...] = ()
     stores: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """Tag of a pool in the IDs of responses to its name and cluster; empty without sessions."""
 
@@ -66,6 +68,7 @@ class Step(msgspec.Struct, frozen=True):
     replies: tuple[bytes, ...] = ()
     decide: Decide | None = None
     outcome: Outcome | None = None
+    waits: bool = False  # for the first piece of a body that was asked for
 
 
 _NOTHING = Step()
@@ -91,23 +94,28 @@ class Exchange:
         self._state = _State.START
         self._mode: int | None = None
         self._response_mode = 0
+        self._override = False  # Envoy honors a mode override
         self._duplex = False
         self._place = Place("")
+        self._size = 0
         self._pieces: list[bytes] = []
         self._collected = 0
         self._trailers = False
 
-    def receive(self, message: pb.ProcessingRequest) -> Step:
-        """Take one message from Envoy."""
+    def receive(self, message: pb.ProcessingRequest, size: int = 0) -> Step:
+        """Take one message from Envoy; `size` is its length in bytes."""
+        self._size = size
         if self._mode is None:
-            self._mode = message.protocol_config.request_body_mode
-            self._response_mode = message.protocol_config.response_body_mode
+            config = message.protocol_config  # protobuf builds a new object on every access
+            self._mode, self._response_mode = config.request_body_mode, config.response_body_mode
+            eager = config.send_body_without_waiting_for_header_response
+            self._override = self._settings.server.allow_mode_override and not eager
             self._duplex = self._mode == _Mode.FULL_DUPLEX_STREAMED
         self.observed = self.observed or message.observability_mode
         kind = message.WhichOneof("request")
         # A message kind of a newer Envoy reads as None: any reply to it would be spurious.
         step = _NOTHING if kind is None else self._transition(kind, message)
-        return Step((), step.decide, step.outcome) if self.observed else step
+        return Step((), step.decide, step.outcome, step.waits) if self.observed else step
 
     def decided(self, outcome: Outcome) -> tuple[bytes, ...]:
         """The replies that carry the outcome of a `Decide`."""
@@ -117,13 +125,13 @@ class Exchange:
         self._pieces.clear()
         return written
 
-    def ended(self) -> Outcome | None:
-        """The stream ended: the outcome of a request without one, whose body never arrived."""
-        # The client disconnected while sending, or Envoy's filter does not allow the mode override.
-        if self._state not in (_State.BODY, _State.HELD):
+    def ended(self, cause: Cause = Cause.NO_BODY) -> Outcome | None:
+        """The stream ended because of `cause`: the outcome of a request without one."""
+        begun = self._state in (_State.BODY, _State.HELD)
+        if not begun and (self._state is not _State.START or cause is Cause.NO_BODY):
             return None
         self._state = _State.DONE
-        return self._passthrough(Cause.NO_BODY)
+        return self._passthrough(cause)
 
     def rescue(self, kind: str | None) -> Step:
         """The replies that pass a request through after we failed on a message of `kind`.
@@ -174,13 +182,18 @@ class Exchange:
                 return Step((CONTINUE[kind],))
 
     def _headers(self, message: pb.HttpHeaders) -> Step:
-        self.head = head = read_head(message.headers)
-        settings = self._settings
-        self._place = place = place_of(head.path, settings.path_prefixes)
+        self.head = head = read_head(fields := message.headers.headers)
+        server = self._settings.server
+        self._place = place = place_of(head.path, server.path_prefixes)
         anthropic = "anthropic-version" in head.headers
-        if head.method == "GET" and (answer := answers.models(place.path, settings.names, anthropic)):
+        if head.method == "GET" and (answer := answers.models(place.path, self._settings.names, anthropic)):
             return self._answer(Kind.ANSWERED, Cause.MODELS, answer)
-        length, most = head.headers.get("content-length", ""), settings.body_bytes_max
+        near = len(fields) > server.max_headers_count - HEADERS_SPARE
+        near = near or self._size > server.max_request_headers_kb * 1024 - HEADER_BYTES_SPARE
+        if near and CLUSTER_HEADER not in head.headers:  # a client's must be removed all the same
+            self._state = _State.PASSED
+            return Step((CONTINUE["request_headers"],), outcome=self._passthrough(Cause.TOO_MANY_HEADERS))
+        length, most = head.headers.get("content-length", ""), server.body_bytes_max
         fits = length.isdigit() and int(length) <= most
         cause = _unroutable(head, place.api, fits) or (Cause.EMPTY_BODY if message.end_of_stream else None)
         if cause is not None:
@@ -189,25 +202,25 @@ class Exchange:
             return self._too_large()
         if self.observed or self._duplex:
             self._state = _State.HELD
-            return _NOTHING
-        if not settings.allow_mode_override and self._mode in (_Mode.NONE, _Mode.STREAMED):
+            return Step(waits=True)
+        if not self._override and self._mode in (_Mode.NONE, _Mode.STREAMED):
             return self._pass_headers(Cause.NO_BODY)
         self._state = _State.BODY
-        override = settings.allow_mode_override and self._mode != _Mode.BUFFERED
-        return Step((replies.ask_for_body(self._response_mode if override else None),))
+        override = self._override and self._mode != _Mode.BUFFERED
+        return Step((replies.ask_for_body(self._response_mode if override else None),), waits=True)
 
     def _pass_headers(self, cause: Cause) -> Step:
         outcome, names = self._passthrough(cause), self._settings.names
         named = names.find(self._place.model)
         pool = names.pools.get(named.pool) if named else None
-        tag, affinity = stored_in(stored_at(self._place.path))
+        tag, affinity = stored_in(self._place.path.removeprefix(RESPONSES).partition("/")[0])
         if (store := self._settings.stores.get(tag)) is not None:
             cause = Cause.STORED_RESPONSE
             outcome = Outcome(Kind.PASSTHROUGH, cause, *store, reason=cause.words, affinity=affinity)
         elif named and pool and pool.policy is None:
             cause = Cause.NAMED_MODEL
             outcome = Outcome(Kind.NAMED, cause, named.pool, pool.cluster, pool.model, cause.words)
-        skip = self._settings.allow_mode_override and self._mode in (_Mode.BUFFERED, _Mode.BUFFERED_PARTIAL)
+        skip = self._override and self._mode in (_Mode.BUFFERED, _Mode.BUFFERED_PARTIAL)
         mode = self._response_mode if skip else None
         reply = replies.headers_reply(outcome, self._place.rewritten, mode)
         self._state = _State.PASSED
@@ -217,10 +230,12 @@ class Exchange:
         """A whole body, or in state HELD a piece of one."""
         whole, body = self._state is _State.BODY, message.body
         if whole and not message.end_of_stream and self._mode in (_Mode.STREAMED, _Mode.BUFFERED_PARTIAL):
-            # Envoy ignored the override: this is a piece, and the headers are already forwarded.
-            return self._pass(Cause.STREAMED_BODY, CONTINUE["request_body"])
+            # Trailers follow; or Envoy ignored the override: a piece, whose headers are already forwarded.
+            ends = body.rstrip(b" \t\r\n\0").endswith((b"}", b"--"))  # as a JSON object or a form does
+            if not ends and "content-encoding" not in self.head.headers:
+                return self._pass(Cause.STREAMED_BODY, CONTINUE["request_body"])
         self._collected += len(body)
-        if self._collected > self._settings.body_bytes_max:
+        if self._collected > self._settings.server.body_bytes_max:
             self._pieces.clear()
             return self._too_large()
         self._pieces.append(body)
@@ -256,7 +271,7 @@ class Exchange:
         return Outcome(Kind.PASSTHROUGH, cause, pool, cluster, reason=f"passed through: {cause.words}")
 
     def _too_large(self) -> Step:
-        answer = answers.too_large(self._settings.body_bytes_max, self._place.api or Api.OTHER)
+        answer = answers.too_large(self._settings.server.body_bytes_max, self._place.api or Api.OTHER)
         return self._answer(Kind.REJECTED, Cause.BODY_TOO_LARGE, answer)
 
     def _answer(self, kind: Kind, cause: Cause, answer: DirectAnswer) -> Step:
@@ -266,13 +281,13 @@ class Exchange:
         return Step((reply,), outcome=outcome)
 
 
-def read_head(headers: pb.HeaderMap) -> RequestHead:
+def read_head(headers: Sequence[pb.HeaderValue]) -> RequestHead:
     """The request's headers; repeated ones are joined with a comma (RFC 9110, 5.3)."""
     method = path = ""
     fields: dict[str, str] = {}
-    for header in headers.headers[:HEADERS_MAX]:
-        key, raw = header.key, header.raw_value  # protobuf builds a new object on every access
-        value = raw.decode("utf-8", "replace") if raw else header.value  # older Envoys fill `value`
+    for header in headers[:HEADERS_MAX]:
+        key, raw = header.key, header.raw_value
+        value = (raw or header.value).decode("utf-8", "replace")  # some proxies fill `value`
         if key[:1] != ":":
             fields[key] = f"{fields[key]}, {value}" if key in fields else value
         elif key == ":method":

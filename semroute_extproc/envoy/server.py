@@ -5,27 +5,30 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
 from semroute_extproc.envoy.exchange import Exchange, ExchangeSettings, Step
 from semroute_extproc.events import Decided, Emit, Failed, StreamRefused
-from semroute_extproc.outcome import Outcome
+from semroute_extproc.outcome import Cause, Outcome
 from semroute_extproc.pipeline.pipeline import Pipeline
 from semroute_extproc.settings.process import Server
 
 SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"  # on the wire only the method's path has it
 MESSAGE_SLACK_BYTES = 128 * 1024
-"""Room in a gRPC message for headers, attributes and metadata, and for the 64 KiB by which Envoy's limit
+"""Room in a gRPC message for headers and attributes, and for the 64 KiB by which Envoy's limit
 on a body is above ours (envoy/envoy.yaml)."""
-HEALTH_RPCS_MAX = 16  # calls accepted on top of the streams, so that a busy server passes health checks
+UPLOADS_SHARE_MAX = 0.75  # of `server.streams_max` that may wait for bodies; then the oldest one is passed on
+SPARE_RPCS_MAX = 1_024  # besides the streams, so that a full server answers health checks and counts refusals
 SOCKET_MODE = 0o660  # a Unix socket is for the sidecar's user and group; Envoy runs in the group
 STOP_GRACE_SECONDS = 5.0  # for open streams to end after the drain; then they are cancelled
 PROBE_SECONDS = 1.0  # timeout of the check whether a process serves on an existing socket file
@@ -52,24 +55,29 @@ class Servicer:
     """Serves ext_proc streams, each with the config snapshot that is live when it begins."""
 
     def __init__(self, snapshot: Callable[[], ConfigSnapshot], emit: Emit) -> None:
-        self.open_streams = 0
+        self.open: dict[_Context, tuple[Exchange, int]] = {}  # streams, and when they began
+        self.waiting: dict[_Context, None] = {}  # those whose body has not begun to arrive, the oldest first
         self._snapshot = snapshot
         self._emit = emit
 
     async def process(self, _: Any, context: _Context) -> None:
         """Handle one stream to its end; cancellation is not an error."""
         snapshot = self._snapshot()
-        if self.open_streams >= snapshot.pipeline.config.server.streams_max:
+        streams_max = snapshot.pipeline.config.server.streams_max
+        if len(self.open) >= streams_max:
             self._emit(StreamRefused())
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many streams")
-        exchange = Exchange(snapshot.settings)
-        started_ns = time.time_ns()
-        self.open_streams += 1
+        exchange, started_ns = Exchange(snapshot.settings), time.time_ns()
+        self.open[context] = exchange, started_ns
         try:
-            while (message := await context.read()) is not grpc.aio.EOF:
+            while (data := await context.read()) is not grpc.aio.EOF:
+                self.waiting.pop(context, None)
                 decided_ns = time.time_ns()
-                step = await self._step(snapshot, exchange, message)
-                times = (started_ns, decided_ns, time.time_ns())
+                if (step := await self._step(snapshot, exchange, data)) is None:
+                    return await self._end(
+                        context, grpc.StatusCode.INVALID_ARGUMENT, Cause.UNREADABLE_MESSAGE
+                    )
+                times = started_ns, decided_ns, time.time_ns()
                 try:
                     for reply in step.replies:
                         await context.write(reply)
@@ -77,17 +85,43 @@ class Servicer:
                     # After the write, so Envoy does not wait for telemetry; also if it is cancelled.
                     if step.outcome is not None:
                         self._report(exchange, step.outcome, context, times)
+                if step.waits:
+                    self.waiting[context] = None
+                    if len(self.waiting) > UPLOADS_SHARE_MAX * streams_max:
+                        # So that clients that send no bodies keep nobody else from being routed.
+                        oldest, full = next(iter(self.waiting)), grpc.StatusCode.RESOURCE_EXHAUSTED
+                        await self._end(oldest, full, Cause.TOO_MANY_UPLOADS)
         finally:
-            self.open_streams -= 1
-            # Envoy half-closes a stream or resets it, which cancels the read.
-            if (outcome := exchange.ended()) is not None:
-                now_ns = time.time_ns()
-                self._report(exchange, outcome, context, (started_ns, now_ns, now_ns))
+            self._ended(
+                context, Cause.NO_BODY
+            )  # Envoy half-closes a stream or resets it, which cancels the read
 
-    async def _step(self, live: ConfigSnapshot, exchange: Exchange, message: pb.ProcessingRequest) -> Step:
-        """The replies to a message, and the outcome once there is one."""
+    async def _end(self, context: _Context, code: grpc.StatusCode, cause: Cause) -> None:
+        """End a stream; Envoy's `failure_mode_allow` says what becomes of a request that is undecided."""
+        # Counted now: the stream's own task may go on only when Envoy has closed the stream.
+        if self._ended(context, cause):
+            with suppress(grpc.aio.AbortError):
+                await context.abort(code, cause.words)
+
+    def _ended(self, context: _Context, cause: Cause) -> bool:
+        """Forget a stream, and report its request if that has no outcome yet; may be called twice."""
+        self.waiting.pop(context, None)
+        exchange, started_ns = self.open.pop(context, (None, 0))
+        if exchange is None or (outcome := exchange.ended(cause)) is None:
+            return False
+        now_ns = time.time_ns()
+        self._report(exchange, outcome, context, (started_ns, now_ns, now_ns))
+        return True
+
+    async def _step(self, live: ConfigSnapshot, exchange: Exchange, data: bytes) -> Step | None:
+        """The replies to a message, and the outcome once there is one; None if it cannot be read."""
         try:
-            step = exchange.receive(message)
+            message = pb.ProcessingRequest.FromString(data)
+        except DecodeError:  # for example, the name of a header is not UTF-8
+            self._emit(Failed("message.unreadable", exchange.head.request_id))
+            return None
+        try:
+            step = exchange.receive(message, len(data))
             if step.decide is None:
                 return step
             outcome = await live.pipeline.decide(step.decide)
@@ -120,18 +154,18 @@ class GrpcServer:
         os.environ.setdefault("GRPC_EXPERIMENTS", GRPC_EXPERIMENTS)
         limit = settings.body_bytes_max + MESSAGE_SLACK_BYTES  # gRPC's own 4 MiB would refuse a long prompt
         self._server = grpc.aio.server(
-            maximum_concurrent_rpcs=settings.streams_max + HEALTH_RPCS_MAX,
+            maximum_concurrent_rpcs=settings.streams_max + SPARE_RPCS_MAX,
             options=[
                 ("grpc.max_receive_message_length", limit),
                 ("grpc.max_send_message_length", limit),
-                ("grpc.max_concurrent_streams", settings.streams_max),
+                ("grpc.max_concurrent_streams", settings.streams_max + SPARE_RPCS_MAX),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.so_reuseport", 0),
             ],
         )
-        read = pb.ProcessingRequest.FromString
-        method: Any = grpc.stream_stream_rpc_method_handler(servicer.process, request_deserializer=read)
+        # Without a deserializer: if it failed, gRPC would end the stream before we could count it.
+        method: Any = grpc.stream_stream_rpc_method_handler(servicer.process)
         handler = grpc.method_handlers_generic_handler(SERVICE, {"Process": method})
         self._server.add_generic_rpc_handlers((handler,))
         self._health = health.HealthServicer()

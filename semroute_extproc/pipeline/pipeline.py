@@ -128,7 +128,9 @@ class Pipeline:
         self._controllers, self._shared = controllers or ControllerState(), shared
         self._counter = counter or TokenCounter({})
         self._driver = Driver(settings, plans, classifier, self.judges, emit)
-        self._marks = SHIPPED.extended(settings.text.envelopes)
+        secret = settings.server.secret
+        key = secret.get_secret_value().encode()[:64] if secret else self._controllers.own_secret
+        self._given = SHIPPED.extended(settings.text.envelopes), key  # the same for every context
 
     async def decide(self, request: Decide) -> Outcome:
         """The outcome of a request whose body is complete, within the deadline; never raises."""
@@ -197,7 +199,7 @@ class Pipeline:
             stages.mark("parse")
             return await self._named(named.pool, asked, stages)
         if context is None:
-            context = await LARGE_REQUESTS.run(view.work, _context, asked, view, virtual, self._marks)
+            context = await LARGE_REQUESTS.run(view.work, _context, asked, view, virtual, *self._given)
         stages.mark("parse")
         policy, keys = _policy_of(named.model, virtual, context), Keys()
         if self._controllers.active:
@@ -281,7 +283,7 @@ class Pipeline:
         view = asked.view() if virtual and unread is None else RequestView(request.api, model)
         if virtual is None or asked.size <= LARGE:
             return asked, named, view, None
-        return asked, named, view, _context(asked, view, virtual, self._marks)  # this is the thread
+        return asked, named, view, _context(asked, view, virtual, *self._given)  # this is the thread
 
     async def _named(self, name: str, asked: _Asked, stages: Stages) -> Outcome:
         """Send the request to the named pool; if that fails, to another one with the same model."""
@@ -358,16 +360,18 @@ def _after(failed: Handover | None, reason: str) -> str:
     return reason if failed is None else f"{failed.tried[-1]} failed ({failed.failure}): {reason}"
 
 
-def _context(asked: _Asked, view: RequestView, virtual: VirtualModel, marks: Marks) -> RoutingContext:
+def _context(
+    asked: _Asked, view: RequestView, model: VirtualModel, marks: Marks, key: bytes
+) -> RoutingContext:
     head, failed, unread = asked.request.head, asked.failed, asked.unread
     wanted = head.headers.get(QUALITY_HEADER, "")
     quality = float(wanted) if _NUMBER.fullmatch(wanted) else None
     if quality is None or quality > 1.0:
-        quality = virtual.quality
+        quality = model.quality
     text, left_out, housekeeping = judged(view.turns, marks)
     low, likely, high = estimate(view)
     tried = {**dict.fromkeys(failed.tried, "failed"), failed.tried[-1]: failed.failure} if failed else {}
-    known = language_of(text), likely, text, quality, left_out, housekeeping, None, unread
+    known = language_of(text), likely, text, quality, left_out, housekeeping, None, unread, key
     return RoutingContext(head, view, *known, bounds=(low, high), tried=tried, unread=unread is not None)
 
 

@@ -68,6 +68,7 @@ class RoutingContext:
     housekeeping: str = ""  # What an application asks for by itself, such as a title; else empty.
     signals: Signals | None = None
     fallback: Cause | None = None  # Why signals cannot be had; None if they are present or can be requested.
+    draw_key: bytes = b""  # Keys the draws, see `policy.draw`.
     conditions: Conditions = field(default_factory=Conditions)
     judgements: Mapping[str, Judgement] = field(default_factory=dict)  # By strategy.
     bias: float = 0.0  # `conditions.bias` of the strategy that chooses; set by the policy.

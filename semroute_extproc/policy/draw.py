@@ -1,7 +1,7 @@
-"""Weighted draws that give a retried request the same result. Pure.
+"""Weighted draws that give a retried request the same result, which its client cannot choose. Pure.
 
-A draw depends on the request id. Without an id (Envoy sends one by default) it depends on the last turn of
-the conversation, so the same request still gets the same draw and different requests spread out.
+A draw is a keyed hash of the request id and the last turn. With the id alone, a client could find an id with
+the result that it wants, and use it for every request.
 """
 
 import bisect
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from semroute_extproc.policy.context import RoutingContext
 
-DRAWN_CHARACTERS_MAX = 4_096  # Characters of the last turn that are hashed if there is no request id.
+DRAWN_CHARACTERS_MAX = 4_096  # Characters of the last turn that are hashed.
 
 
 def drawn(weights: Mapping[str, float], name: str, request: str) -> str:
@@ -22,12 +22,11 @@ def drawn(weights: Mapping[str, float], name: str, request: str) -> str:
 
 
 def draw_id(context: RoutingContext) -> str:
-    """The request id, or a hash of the last turn if there is none."""
-    if given := context.head.request_id:
-        return given
+    """A hash of the request, the same for its repetitions."""
     view, half = context.view, DRAWN_CHARACTERS_MAX // 2
     last = view.turns[-1].text if view.turns else ""
-    return _digest(last[:half], last[-half:], str(view.characters), str(len(view.turns))).hex()
+    size = str(view.characters), str(len(view.turns))
+    return _digest(context.head.request_id, last[:half], last[-half:], *size, key=context.draw_key).hex()
 
 
 def unit_interval(*parts: str) -> float:
@@ -35,5 +34,5 @@ def unit_interval(*parts: str) -> float:
     return (int.from_bytes(_digest(*parts)) >> 11) / (1 << 53)
 
 
-def _digest(*parts: str) -> bytes:
-    return hashlib.blake2b("\x00".join(parts).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+def _digest(*parts: str, key: bytes = b"") -> bytes:
+    return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), key=key, digest_size=8).digest()

@@ -15,7 +15,8 @@ from semroute_extproc.request.view import Api
 _PATHS = msgspec.toml.decode(Path(__file__).with_name("paths.toml").read_bytes(), type=dict[Api, list[str]])
 PATHS: Mapping[str, Api] = {path: api for api, paths in _PATHS.items() for path in paths}
 MODELS = "/v1/models"
-STORED = re.compile(r"/v1/responses/([\w-]+)(?:/(?:cancel|input_items))?", re.ASCII)  # the ID of a response
+RESPONSES = "/v1/responses/"
+STORED = re.compile(RESPONSES + r"[\w-]+(?:/(?:cancel|input_items))?", re.ASCII)  # a response, by its ID
 DEPLOYMENTS = "/openai/deployments/"  # Azure's paths: the name of the model follows
 PLACES_MAX = 256  # cached paths
 

@@ -183,7 +183,8 @@ def _pages(metrics: PrometheusSink, health: Health, servicer: Servicer, live: Li
     def worker() -> Page:
         return as_json({"ready": health.ready, "turning": health.alive, "sha256": live.loaded.sha256})
 
-    metrics.observe("inflight_streams", lambda: servicer.open_streams)
+    metrics.observe("inflight_streams", lambda: len(servicer.open))
+    metrics.observe("waiting_uploads", lambda: len(servicer.waiting))
     metrics.observe("queue_depth", lambda: classifier.waiting)
     metrics.observe("model_info", models)
     metrics.observe("pool_pressure", partial(values, "pools", "pressure"))

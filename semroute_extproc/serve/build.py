@@ -108,10 +108,9 @@ def _tokenizer(path: Path, _changed: int) -> Tokenizer:
 
 def exchange_settings(pipeline: Pipeline) -> ExchangeSettings:
     """What the exchange with Envoy needs to know of a pipeline's configuration."""
-    config, server = pipeline.config, pipeline.config.server
+    config = pipeline.config
     cluster = config.pools[config.default_pool].cluster
     session = config.controllers.session
     issued = config.pools if session is not None and session.response_ids else {}
     stores = {tag(name): (name, pool.cluster) for name, pool in issued.items()}
-    own = (server.body_bytes_max, server.allow_mode_override, pipeline.names, server.path_prefixes)
-    return ExchangeSettings(config.default_pool, cluster, *own, stores)
+    return ExchangeSettings(config.default_pool, cluster, config.server, pipeline.names, stores)

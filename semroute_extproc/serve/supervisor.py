@@ -8,6 +8,8 @@ the service stops. If the supervisor is killed, the workers' standard input ends
 
 import asyncio
 import contextlib
+import os
+import secrets
 import signal
 import sys
 import tempfile
@@ -261,6 +263,8 @@ def serve(path: Path) -> Exit:
     """Run the workers of a configuration; raises ConfigError, or OSError if the admin port is taken."""
     loaded = config_source.load(path)
     log.configure(loaded.config.telemetry)
+    if loaded.config.server.secret is None:  # The workers must draw alike.
+        os.environ["SEMROUTE__SERVER__SECRET"] = secrets.token_hex()
     command = [sys.executable, "-m", "semroute_extproc", "serve", "--config", str(path)]
     listen = loaded.config.server.listen
     if listen.startswith("unix:"):

@@ -126,7 +126,8 @@ class SessionController(Model):
         "or `metadata.NAME`. In `metadata.user_id` only a session's ID counts, as Claude Code writes it.",
     )
     identity: HeaderNames = Field(
-        ("authorization", "x-api-key"), description="Headers that identify a client, if Envoy forwards them."
+        ("x-semroute-tenant", "authorization", "x-api-key", "x-envoy-external-address"),
+        description="Headers that identify a client; the first that Envoy forwards counts.",
     )
     response_ids: bool = Field(
         True, description="Set the ID of each response (vLLM's `request_id`), so that it identifies its pool."

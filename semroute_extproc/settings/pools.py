@@ -89,7 +89,7 @@ class VirtualModel(Model):
     aliases: Aliases = Field((), description="Other names of this model, with `*` for any text.")
     quality: Share | None = Field(None, description="Default quality, from 0 (cheapest) to 1 (best).")
     canary: dict[PolicyName, Annotated[float, Field(gt=0, le=1)]] = Field(
-        {}, max_length=POLICIES_MAX, description="Other policies and their shares, selected by request ID."
+        {}, max_length=POLICIES_MAX, description="Other policies and their shares, selected at random."
     )
 
     @model_validator(mode="after")

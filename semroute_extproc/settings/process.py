@@ -27,6 +27,9 @@ class Server(Model):
     )
     streams_max: int = Field(4_096, ge=1, le=1_048_576, description="Maximum number of concurrent requests.")
     drain_seconds: float = Field(5, ge=0, le=600, description="Time to serve as NOT_SERVING after SIGTERM.")
+    secret: SecretStr | None = Field(None, min_length=16, description="Key of draws; default: a random one.")
+    max_headers_count: int = Field(128, ge=32, le=65_536, description="As in Envoy's connection manager.")
+    max_request_headers_kb: int = Field(96, ge=32, le=8_192, description="As in Envoy's connection manager.")
     allow_mode_override: bool = Field(True, description="Whether Envoy's filter has `allow_mode_override`.")
 
     @model_validator(mode="after")

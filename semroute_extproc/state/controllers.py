@@ -24,8 +24,8 @@ class ControllerState:
     """The controllers of one process, inactive until configured. A reload keeps unchanged parts."""
 
     def __init__(self, secret: bytes = b"") -> None:
-        """`secret`, at most 64 bytes, keys the hashes of conversations if no shared key is configured."""
-        self._own_secret = self._secret = secret
+        """`secret`, at most 64 bytes, keys conversations and draws if no shared key is configured."""
+        self.own_secret = self._secret = secret
         self._shared_secret = b""  # the same in every process; replicas are chosen by it
         self._tags: Mapping[str, str] = {}
         self._pools: Mapping[str, Pool] = {}
@@ -62,7 +62,7 @@ class ControllerState:
             self._sessions = Sessions(session.entries_max, session.ttl_seconds) if session else None
             shared = session.remote.key.get_secret_value() if session and session.remote else ""
             self._shared_secret = shared.encode()[:64]
-            self._secret = self._shared_secret or self._own_secret
+            self._secret = self._shared_secret or self.own_secret
         self._tags = {tag(name): name for name in pools}
         # Replaced, not changed in place, because the admin thread may be reading the old ones.
         self._pressures, self._budgets, self._health = pressures, budgets, health

@@ -14,7 +14,6 @@ from typing import NamedTuple
 from cachetools import LRUCache
 
 from semroute_extproc.policy.context import Lock
-from semroute_extproc.request.paths import STORED
 from semroute_extproc.request.view import RequestHead, RequestView, Turn
 from semroute_extproc.settings.controllers import SessionController
 
@@ -41,13 +40,14 @@ def session_keys(
     """The keys of a conversation. `secret` keys the hashes, `shared` the affinity; at most 64 bytes each.
 
     They depend on the model's name, because each model has its own trade-off, and on the identity that
-    Envoy forwards, so that no client joins another client's conversation.
+    Envoy forwards, so that no client joins another client's conversation: the first header that is present.
     """
     digest = hashlib.blake2b(key=secret, digest_size=DIGEST_BYTES)
     affinity = hashlib.blake2b(key=shared, digest_size=AFFINITY_BYTES)
     given = _name(head, view, settings)
+    identity = next((name for name in settings.identity if name in head.headers), "")
     for each in (digest, affinity):
-        _add(each, view.model, *(head.headers.get(name, "") for name in settings.identity))
+        _add(each, view.model, identity, head.headers.get(identity, ""))
         _add(each, *(("name", given) if given else ()))
     if given:
         return Keys(digest.hexdigest(), digest.hexdigest(), affinity.hexdigest())
@@ -90,12 +90,6 @@ def stored_in(response: str) -> tuple[str, str]:
     """The tag of the pool in a `response_id`, and the affinity; empty for any other ID."""
     found = _RESPONSE_ID.fullmatch(response)
     return (found[1], found[2].removeprefix("0" * 16)) if found else ("", "")
-
-
-def stored_at(path: str) -> str:
-    """The ID in a path `/v1/responses/{id}`, or one below it; else empty."""
-    found = STORED.fullmatch(path)
-    return found[1] if found else ""
 
 
 def tag(pool: str) -> str:

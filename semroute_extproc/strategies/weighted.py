@@ -1,4 +1,4 @@
-"""Weighted: draws a pool by weight and request id, independent of the content (`policy.draw`)."""
+"""Weighted: draws a pool by weight, however difficult the request is (`policy.draw`)."""
 
 from typing import Annotated, Literal, Self
 
@@ -11,7 +11,7 @@ from semroute_extproc.strategies.idea import Site, StrategySettings
 
 
 class WeightedSettings(StrategySettings):
-    """Selects a pool at random by weight; the same pool for the same request ID."""
+    """Selects a pool at random by weight; the same pool for a repeated request."""
 
     kind: Literal["weighted"]
     weights: dict[PoolName, Annotated[float, Field(ge=0)]] = Field(min_length=1, description="Pool weights.")
@@ -28,7 +28,7 @@ class WeightedSettings(StrategySettings):
 
 
 class Weighted(Strategy):
-    """Draws a pool by weight; deterministic for a request id and a strategy name."""
+    """Draws a pool by weight; the same for a repeated request and a strategy name."""
 
     needs_signals = hard_preferences = False
 

@@ -227,9 +227,9 @@ def read_response(connection: socket.socket) -> RawResponse:
 
 def read_message(stream: Any) -> RawResponse:
     """One HTTP/1.1 message, request or response; of a request the status is 0."""
-    first = stream.readline().decode().split(" ")
+    first = stream.readline().decode("latin-1").split(" ")
     headers: dict[str, str] = {}
-    while (line := stream.readline().decode().strip()) != "":
+    while (line := stream.readline().decode("latin-1").strip()) != "":
         name, _, value = line.partition(":")
         headers[name.lower()] = value.strip()
     body = b""
@@ -237,7 +237,7 @@ def read_message(stream: Any) -> RawResponse:
         while size := int(stream.readline(), 16):
             body += stream.read(size)
             stream.readline()
-        while (line := stream.readline().decode().strip()) != "":
+        while (line := stream.readline().decode("latin-1").strip()) != "":
             name, _, value = line.partition(":")
             headers[f"trailer:{name.lower()}"] = value.strip()
     elif "content-length" in headers:

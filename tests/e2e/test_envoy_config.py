@@ -13,6 +13,7 @@ from semroute_demo.sidecar import CONFIG_PATH
 
 from semroute_extproc.cli.check import NOT_FORWARDED
 from semroute_extproc.config.models import Config
+from semroute_extproc.envoy.exchange import HEADERS_SPARE
 from semroute_extproc.policy.rules import TENANT_HEADER
 from semroute_extproc.settings.controllers import Failover
 
@@ -121,6 +122,20 @@ def test_the_shipped_bootstrap_fits_the_demos_configuration() -> None:
     (check,) = envoy.clusters(shipped)["semroute"]["health_checks"]
     noticed = check["unhealthy_threshold"] * float(check["interval"].removesuffix("s"))
     assert noticed < config.server.drain_seconds
+
+
+def test_the_limits_of_envoy_leave_room_for_the_sidecars_own() -> None:
+    server, shipped = Config.model_fields["server"].annotation(), envoy.shipped()  # type: ignore[misc]
+    manager = envoy.connection_manager(shipped)
+    assert manager["common_http_protocol_options"]["max_headers_count"] == server.max_headers_count
+    assert manager["max_request_headers_kb"] == server.max_request_headers_kb
+    listener = shipped["static_resources"]["listeners"][1]
+    handover = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    more = handover["common_http_protocol_options"]["max_headers_count"] - server.max_headers_count
+    assert more >= HEADERS_SPARE, "a request that is handed over has the sidecar's headers and Envoy's"
+    assert handover["max_request_headers_kb"] > server.max_request_headers_kb
+    [limits] = envoy.clusters(shipped)["semroute"]["circuit_breakers"]["thresholds"]
+    assert min(limits["max_requests"], limits["max_pending_requests"]) > server.streams_max
 
 
 def test_the_headers_that_rules_cannot_read_are_removed_or_not_forwarded() -> None:

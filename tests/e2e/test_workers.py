@@ -10,9 +10,13 @@ from collections import Counter
 from collections.abc import Callable
 
 import aiohttp
+import grpc
 import pytest
 from gateway import Gateway, chat, wait_for
 from semroute_demo.sidecar import Sidecar
+
+from semroute_extproc.envoy._pb import external_processor_pb2 as pb
+from semroute_extproc.envoy.server import SERVICE
 
 MakeGateway = Callable[..., Gateway]
 MakeSidecar = Callable[..., Sidecar]
@@ -30,6 +34,37 @@ def _decided(sidecar: Sidecar, worker: int) -> float:
         for line in lines
         if line.startswith("semroute_decisions_total{") and label in line
     )
+
+
+async def test_workers_without_a_configured_secret_draw_alike(make_sidecar: MakeSidecar) -> None:
+    """A request that Envoy hands back may reach another worker, and must meet the same arm of the canary."""
+    models = "{auto: {policy: fixed, canary: {other: 0.5}}}"
+    sidecar = make_sidecar(SERVER__WORKERS="2", MODELS=models, POLICIES__OTHER="{otherwise: {pool: large}}")
+    drawn = []
+    for path in sidecar.sockets:
+        async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
+            drawn.append([await _pool(channel, str(number)) for number in range(64)])
+    assert drawn[0] == drawn[1]
+    assert {"vllm-small", "vllm-large"} == set(drawn[0])
+
+
+async def _pool(channel: grpc.aio.Channel, request_id: str) -> str:
+    """The cluster that a worker chooses for a request."""
+    read = pb.ProcessingResponse.FromString
+    call = channel.stream_stream(f"/{SERVICE}/Process", response_deserializer=read)()
+    first, second = pb.ProcessingRequest(), pb.ProcessingRequest()
+    fields = {":method": "POST", ":path": "/v1/chat/completions", "content-type": "application/json"}
+    for key, value in {**fields, "x-request-id": request_id}.items():
+        first.request_headers.headers.headers.add(key=key, raw_value=value.encode())
+    second.request_body.body, second.request_body.end_of_stream = (
+        json.dumps(chat(model="auto")).encode(),
+        True,
+    )
+    for message in (first, second):
+        await call.write(message.SerializeToString())
+        reply = await call.read()
+    await call.done_writing()
+    return str(reply.request_body.response.header_mutation.set_headers[0].header.raw_value.decode())
 
 
 @pytest.mark.failure

@@ -16,6 +16,7 @@ from semroute_extproc.outcome import Kind, Outcome
 from semroute_extproc.request.handover import Handover
 from semroute_extproc.request.paths import PATHS
 from semroute_extproc.request.view import Api, Decide
+from semroute_extproc.settings.process import Server
 from semroute_extproc.state.sessions import response_id, tag
 
 MODE = pb.ProcessingMode
@@ -26,10 +27,8 @@ POOLS = {
 SETTINGS = ExchangeSettings(
     default_pool="large",
     default_cluster="vllm-large",
-    body_bytes_max=1_000_000,
-    allow_mode_override=True,
+    server=Server(body_bytes_max=1_000_000, path_prefixes=("/openai", "/llm/gw")),
     names=names(config(pools=POOLS)),
-    path_prefixes=("/openai", "/llm/gw"),
     stores={tag("small"): ("small", "vllm-small")},
 )
 CHAT = {":method": "POST", ":path": "/v1/chat/completions", "content-type": "application/json"}
@@ -145,11 +144,49 @@ def test_trailers_without_a_body_are_continued_to_the_default_pool() -> None:
     assert step.outcome.cause == "empty_body"
 
 
+WHOLE = {
+    "JSON": (b'{"model":"auto"}\r\n', {}),
+    "UTF-16": ('{"model":"auto"} '.encode("utf-16-le"), {}),
+    "a form": (b"--x--\r\n", {"content-type": "multipart/form-data; boundary=x", "content-length": "7"}),
+    "compressed": (b"\x1f\x8b...", {"content-encoding": "gzip"}),
+}
+
+
+@pytest.mark.parametrize("mode", [MODE.NONE, MODE.BUFFERED, MODE.BUFFERED_PARTIAL, MODE.STREAMED])
+@pytest.mark.parametrize(("data", "fields"), WHOLE.values(), ids=WHOLE)
+def test_a_whole_body_that_trailers_follow_is_decided_in_every_mode(
+    mode: int, data: bytes, fields: dict[str, str]
+) -> None:
+    exchange = Exchange(SETTINGS)
+    path = "/v1/audio/transcriptions" if "content-type" in fields else CHAT[":path"]
+    exchange.receive(headers({**CHAT, ":path": path, **fields}, mode=mode))
+    assert decide(exchange.receive(body(data, end=False))).body == data
+    common = only(exchange.decided(ROUTED)).request_body.response
+    assert sets(common.header_mutation)["x-semroute-cluster"] == b"vllm-small"
+    assert only(exchange.receive(bare("request_trailers"))).WhichOneof("response") == "request_trailers"
+
+
+@pytest.mark.parametrize("mode", [MODE.STREAMED, MODE.NONE])
+def test_an_envoy_that_sends_the_body_at_once_is_not_asked_for_it_another_way(mode: int) -> None:
+    """It ignores mode overrides then, and the headers have left before the body has been read."""
+    exchange = Exchange(SETTINGS)
+    message = headers(CHAT, mode=mode)
+    message.protocol_config.send_body_without_waiting_for_header_response = True
+    step = exchange.receive(message)
+    reply = only(step)
+    assert not reply.HasField("mode_override")
+    assert sets(reply.request_headers.response.header_mutation)["x-semroute-cluster"] == b"vllm-large"
+    assert step.outcome is not None
+    assert step.outcome.cause == "no_body"
+    for end in (False, True):
+        assert only(exchange.receive(body(b"{}", end=end))).WhichOneof("response") == "request_body"
+
+
 @pytest.mark.parametrize("mode", [MODE.STREAMED, MODE.BUFFERED_PARTIAL])
 def test_pieces_of_a_streamed_body_pass_through_untouched(mode: int) -> None:
     exchange = Exchange(SETTINGS)
     exchange.receive(headers(CHAT, mode=mode))
-    first = exchange.receive(body(b"{", end=False))
+    first = exchange.receive(body(b'{"model":"auto","messages":[{"content":"{', end=False))
     assert first.outcome is not None
     assert first.outcome.cause == "streamed_body"
     for step in (first, exchange.receive(body(b"}", end=True))):
@@ -409,6 +446,33 @@ def test_an_outcome_that_cannot_be_written_is_rescued_with_the_whole_body() -> N
     assert piece.request_body.response.body_mutation.streamed_response.body == b"abc"
 
 
+@pytest.mark.parametrize("mode", [MODE.NONE, MODE.BUFFERED, MODE.STREAMED, MODE.FULL_DUPLEX_STREAMED])
+@pytest.mark.parametrize(("more", "size"), [(110, 0), (0, 72 * 1024 + 1)])
+def test_a_request_close_to_envoys_limits_on_headers_is_not_changed(mode: int, more: int, size: int) -> None:
+    """Envoy refuses a request that our headers take over a limit, whatever its failure mode."""
+    exchange = Exchange(SETTINGS)
+    fields = {**CHAT, **{f"x-{number}": "y" for number in range(more)}}
+    step = exchange.receive(headers(fields, mode=mode), size)
+    assert only(step) == pb.ProcessingResponse(request_headers={})
+    assert step.outcome is not None
+    assert (step.outcome.kind, step.outcome.cause) == (Kind.PASSTHROUGH, "too_many_headers")
+    reply = only(exchange.receive(body(b"{}")))
+    assert not reply.request_body.response.HasField("header_mutation")
+
+
+@pytest.mark.parametrize(("more", "size"), [(109, 0), (0, 72 * 1024)])
+def test_a_request_that_leaves_room_for_our_headers_is_decided(more: int, size: int) -> None:
+    exchange = Exchange(SETTINGS)
+    exchange.receive(headers({**CHAT, **{f"x-{number}": "y" for number in range(more)}}), size)
+    assert exchange.receive(body(b"{}")).decide is not None
+
+
+def test_a_spoofed_routing_header_is_removed_also_from_a_request_with_many_headers() -> None:
+    fields = {**CHAT, **{f"x-{number}": "y" for number in range(110)}, "x-semroute-cluster": "vllm-small"}
+    common = only(Exchange(SETTINGS).receive(headers(fields))).request_headers.response
+    assert "x-semroute-cluster" in common.header_mutation.remove_headers
+
+
 def test_every_header_value_is_written_raw_and_overwrites() -> None:
     exchange = Exchange(SETTINGS)
     exchange.receive(headers(CHAT))
@@ -477,7 +541,7 @@ def test_the_list_has_owners_and_the_length_of_the_context(path: str) -> None:
 
 def test_anthropic_clients_get_the_list_in_their_shape() -> None:
     fields = {":method": "GET", ":path": "/anthropic/v1/models?limit=20", "anthropic-version": "2023-06-01"}
-    exchange = Exchange(dataclasses.replace(SETTINGS, path_prefixes=("/anthropic",)))
+    exchange = Exchange(dataclasses.replace(SETTINGS, server=Server(path_prefixes=("/anthropic",))))
     listed = json.loads(only(exchange.receive(headers(fields, end=True))).immediate_response.body)
     assert (listed["has_more"], listed["first_id"], listed["last_id"]) == (False, "auto", "org/small")
     assert listed["data"][1] == {

@@ -26,7 +26,9 @@ PROTO = ROOT / "protos" / "semroute" / "extproc" / "v1" / "external_processor.pr
 NOT_USED = {
     "HttpHeaders.attributes = 2 is left out": "deprecated; Envoy never fills it",
     "CommonResponse.trailers = 4 is left out": "not implemented in Envoy",
-    "Metadata.typed_filter_metadata = 2 is left out": "not read by this server",
+    "ProcessingRequest.metadata_context = 8 is left out": "not read, and may hold strings of a client",
+    "ProcessingRequest.attributes = 9 is left out": "not read, and may hold strings of a client",
+    "HeaderValue.value is (2, 9, '', 1, False, '', False) there": "bytes here: a value need not be UTF-8",
 }
 NOT_USED_BUT_NEW = {
     "ProcessingRequest.flow_control_init = 12": "flow control is not used",

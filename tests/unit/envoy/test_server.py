@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc
 import pytest
-from builders import POOLS, FakeEncoder, classifier, config, plans
+from builders import POOLS, FakeEncoder, classifier, config, names, plans
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from semroute_extproc import events
@@ -21,7 +21,7 @@ from semroute_extproc.envoy._pb import external_processor_pb2 as pb
 from semroute_extproc.envoy.exchange import Exchange, ExchangeSettings
 from semroute_extproc.envoy.server import SERVICE, ConfigSnapshot, GrpcServer, Servicer
 from semroute_extproc.events import Decided, Event, Failed, StreamRefused
-from semroute_extproc.outcome import Kind
+from semroute_extproc.outcome import Cause, Kind
 from semroute_extproc.pipeline.pipeline import Pipeline
 
 CHAT = {":method": "POST", ":path": "/v1/chat/completions", "content-type": "application/json"}
@@ -42,7 +42,8 @@ class Running:
     def process(self, **options: Any) -> Any:
         call = self.channel.stream_stream(
             f"/{SERVICE}/Process",
-            request_serializer=pb.ProcessingRequest.SerializeToString,
+            # Bytes are sent as they are.
+            request_serializer=lambda sent: sent if isinstance(sent, bytes) else sent.SerializeToString(),
             response_deserializer=pb.ProcessingResponse.FromString,
         )
         return call(**options)
@@ -63,7 +64,7 @@ async def running(
         server={"listen": listen, "drain_seconds": drain, "streams_max": streams_max}, pools=pools
     )
     pipeline = Pipeline(settings, plans(settings), classifier(encoder or FakeEncoder()))
-    live = ConfigSnapshot(1, ExchangeSettings("large", "l", 33_554_432, True, ("auto",)), pipeline)
+    live = ConfigSnapshot(1, ExchangeSettings("large", "l", settings.server, names(settings)), pipeline)
     seen: list[Event] = []
     servicer = Servicer(lambda: live, seen.append)
     server = GrpcServer(settings.server, servicer)
@@ -88,6 +89,12 @@ def body(data: bytes = BODY) -> pb.ProcessingRequest:
     message.request_body.body = data
     message.request_body.end_of_stream = True
     return message
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.01)
 
 
 async def test_a_stream_is_answered_message_by_message(tmp_path: Path) -> None:
@@ -134,14 +141,9 @@ async def test_a_stream_that_is_cancelled_while_it_is_decided_frees_its_place(tm
         await call.write(headers())
         await call.read()
         await call.write(body())
-        while not encoder.texts:
-            await asyncio.sleep(0.01)
+        await until(lambda: bool(encoder.texts))
         call.cancel()
-        for _ in range(200):
-            if subject.servicer.open_streams == 0:
-                break
-            await asyncio.sleep(0.01)
-        assert subject.servicer.open_streams == 0
+        await until(lambda: len(subject.servicer.open) == 0)
         assert subject.decided == []
 
 
@@ -149,7 +151,7 @@ class Context:
     """Envoy's side of one stream: its messages, and a function for its writes."""
 
     def __init__(self, write: Callable[[bytes], Awaitable[None]], *messages: pb.ProcessingRequest) -> None:
-        self._messages = [*messages, grpc.aio.EOF]
+        self._messages = [*(message.SerializeToString() for message in messages), grpc.aio.EOF]
         self.write = write
 
     async def read(self) -> Any:
@@ -173,7 +175,7 @@ async def test_a_stream_that_is_reset_before_its_body_is_counted(tmp_path: Path)
         with pytest.raises(asyncio.CancelledError):
             await subject.servicer.process(None, Reset(write, headers()))  # type: ignore[arg-type]
         assert [event.outcome.cause for event in subject.decided] == ["no_body"]
-        assert subject.servicer.open_streams == 0
+        assert len(subject.servicer.open) == 0
 
 
 async def test_the_reply_goes_before_the_telling(tmp_path: Path) -> None:
@@ -203,7 +205,7 @@ async def test_a_decision_whose_reply_cannot_be_written_is_told_once(
             await subject.servicer.process(None, context)
         [event] = subject.decided
         assert event.outcome.kind is Kind.ROUTED
-        assert subject.servicer.open_streams == 0
+        assert len(subject.servicer.open) == 0
 
 
 async def test_a_failure_in_the_exchange_is_counted_and_still_answered(
@@ -300,12 +302,15 @@ async def test_a_decision_that_cannot_be_told_is_still_carried_out(
 
 
 async def test_a_server_with_all_its_streams_in_use_is_not_dead(tmp_path: Path) -> None:
-    async with running(tmp_path, streams_max=2) as subject:
+    encoder = FakeEncoder(delay=30)
+    async with running(tmp_path, encoder, streams_max=2) as subject:
         await subject.server.ready()
         calls = [subject.process() for _ in range(2)]
         for call in calls:
             await call.write(headers())
             await call.read()
+            await call.write(body())
+        await until(lambda: len(encoder.texts) == 2)
         async with grpc.aio.insecure_channel(
             f"unix:{tmp_path}/w0.sock", options=[("grpc.use_local_subchannel_pool", 1)]
         ) as channel:
@@ -315,6 +320,125 @@ async def test_a_server_with_all_its_streams_in_use_is_not_dead(tmp_path: Path) 
                 await refused.read()
             assert subject.events == [StreamRefused()]
             assert await other.health() == health_pb2.HealthCheckResponse.SERVING
+        for call in calls:
+            call.cancel()
+
+
+NOT_UTF_8 = pb.ProcessingRequest(
+    request_headers={"headers": {"headers": [{"key": "XX", "raw_value": b"1"}]}}
+).SerializeToString()
+NOT_UTF_8 = NOT_UTF_8.replace(b"XX", b"\xff\xfe")
+
+
+async def test_a_value_that_is_not_utf_8_does_not_keep_a_request_from_its_pool(tmp_path: Path) -> None:
+    """In the headers, the attributes (as Envoy sends `request.id`), the metadata and the trailers."""
+    entry = b"\x0a\x02id\x12\x00".replace(b"id", b"\xff\xfe")
+    attributes = b"".join(bytes([tag, len(entry)]) + entry for tag in (0x42, 0x4A))
+    message = headers()
+    for name in ("x-request-id", ":path", "x-semroute-session", "traceparent"):
+        message.request_headers.headers.headers.add(key=name, raw_value=b"\xff\xfe\xc3")
+        message.request_headers.headers.headers.add(key=name, value=b"\xff\xfe\xc3")
+    message.request_headers.headers.headers.add(key=":path", raw_value=b"/v1/chat/completions?x=\xff")
+    async with running(tmp_path) as subject:
+        call = subject.process()
+        await call.write(message.SerializeToString() + attributes)
+        assert (await call.read()).WhichOneof("response") == "request_headers"
+        await call.write(body().SerializeToString() + attributes)
+        assert (await call.read()).request_body.response.clear_route_cache
+        trailers = pb.ProcessingRequest()
+        trailers.request_trailers.trailers.headers.add(key="x-check", value=b"\xff")
+        await call.write(trailers.SerializeToString() + attributes)
+        assert (await call.read()).WhichOneof("response") == "request_trailers"
+        await call.done_writing()
+        assert await call.code() == grpc.StatusCode.OK
+        [event] = subject.decided
+        assert event.outcome.kind is Kind.ROUTED
+
+
+@pytest.mark.parametrize("before", [0, 1])
+async def test_a_message_that_cannot_be_read_ends_an_undecided_stream_with_an_outcome(
+    tmp_path: Path, before: int
+) -> None:
+    """Envoy then does what its `failure_mode_allow` says, and the sidecar's metrics show the request."""
+    async with running(tmp_path) as subject:
+        call = subject.process()
+        for _ in range(before):
+            await call.write(headers())
+            await call.read()
+        await call.write(NOT_UTF_8)
+        with pytest.raises(grpc.aio.AioRpcError, match="unreadable message"):
+            await call.read()
+        assert await call.code() == grpc.StatusCode.INVALID_ARGUMENT
+        failed, event = subject.events
+        assert failed == Failed("message.unreadable")
+        assert isinstance(event, Decided)
+        assert (event.outcome.kind, event.outcome.cause) == (Kind.PASSTHROUGH, Cause.UNREADABLE_MESSAGE)
+        assert len(subject.servicer.open) == 0
+
+
+async def test_a_message_that_cannot_be_read_after_the_decision_does_not_undo_it(tmp_path: Path) -> None:
+    async with running(tmp_path) as subject:
+        call = subject.process()
+        for message in (headers(), body()):
+            await call.write(message)
+            await call.read()
+        await call.write(NOT_UTF_8)
+        assert await call.read() is grpc.aio.EOF
+        assert await call.code() == grpc.StatusCode.OK
+        assert [event.outcome.kind for event in subject.decided] == [Kind.ROUTED]
+        assert Failed("message.unreadable") in subject.events
+
+
+async def test_when_most_streams_wait_for_a_body_the_oldest_are_passed_through(tmp_path: Path) -> None:
+    async with running(tmp_path, streams_max=8) as subject:
+        calls = []
+        for number in range(20):
+            calls.append(call := subject.process())
+            await call.write(headers({**CHAT, "x-request-id": str(number)}))
+            assert (await call.read()).WhichOneof("response") == "request_headers"
+        await until(lambda: len(subject.servicer.open) == 6)
+        passed = [(event.request_id, event.outcome.cause) for event in subject.decided]
+        assert passed == [(str(number), Cause.TOO_MANY_UPLOADS) for number in range(14)]
+        for call in calls[:14]:
+            assert await call.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        for call in calls[14:]:
+            await call.write(body())
+            assert (await call.read()).request_body.response.clear_route_cache
+            await call.done_writing()
+        await until(lambda: not subject.servicer.open)
+        assert not subject.servicer.waiting
+        assert StreamRefused() not in subject.events
+
+
+async def test_a_stream_whose_body_has_begun_to_arrive_is_not_passed_through(tmp_path: Path) -> None:
+    """In full duplex Envoy has given the piece away, and the request could not be sent on without it."""
+    async with running(tmp_path, streams_max=8) as subject:
+        calls = [subject.process() for _ in range(8)]
+        for call in calls:
+            message = headers()
+            message.protocol_config.request_body_mode = pb.ProcessingMode.FULL_DUPLEX_STREAMED
+            await call.write(message)
+            piece = body(b"{")
+            piece.request_body.end_of_stream = False
+            await call.write(piece)
+        await until(lambda: len(subject.servicer.open) == 8 and not subject.servicer.waiting)
+        assert subject.decided == []
+        for call in calls:
+            call.cancel()
+
+
+async def test_more_refusals_at_once_than_streams_are_all_counted(tmp_path: Path) -> None:
+    encoder = FakeEncoder(delay=30)
+    async with running(tmp_path, encoder, streams_max=2) as subject:
+        calls = [subject.process() for _ in range(2)]
+        for call in calls:
+            await call.write(headers())
+            await call.read()
+            await call.write(body())
+        await until(lambda: len(encoder.texts) == 2)
+        refused = [subject.process() for _ in range(100)]
+        assert {await call.code() for call in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert subject.events.count(StreamRefused()) == 100
         for call in calls:
             call.cancel()
 

@@ -190,6 +190,27 @@ def test_envoy_gateway_asks_the_charts_service(config: Config) -> None:
     assert "response" not in mode
 
 
+def test_no_gateway_refuses_streams_before_the_sidecar_does(config: Config) -> None:
+    """Envoy's circuit breaker would count them where the sidecar's metrics cannot."""
+    [extension] = GATEWAY["EnvoyExtensionPolicy"]["spec"]["extProc"]
+    breaker = extension["backendSettings"]["circuitBreaker"]
+    rules = documents(ROOT / "envoy" / "istio.yaml")
+    [own] = [
+        rule for rule in rules if rule["metadata"]["name"] == RELEASE and rule["kind"] == "DestinationRule"
+    ]
+    pool = own["spec"]["trafficPolicy"]["connectionPool"]["http"]
+    assert min(*breaker.values(), *pool.values()) > config.server.streams_max
+    assert own["spec"]["host"] == f"{RELEASE}.{NAMESPACE}.svc.cluster.local"
+
+
+def test_the_chart_knows_the_gateways_limits_on_headers(config: Config) -> None:
+    merged = PATCHES["NETWORK_FILTER"]["patch"]["value"]["typed_config"]
+    assert (
+        config.server.max_headers_count == merged["common_http_protocol_options"]["max_headers_count"] == 100
+    )
+    assert config.server.max_request_headers_kb == merged["max_request_headers_kb"] == 60
+
+
 def test_envoy_gateway_removes_what_the_shipped_envoy_removes() -> None:
     removed = GATEWAY["ClientTrafficPolicy"]["spec"]["headers"]["earlyRequestHeaders"]["remove"]
     assert [{"remove": name} for name in removed] == early_mutations(

@@ -795,6 +795,23 @@ class TestShadows:
 
 
 class TestCanary:
+    @pytest.mark.parametrize(("secrets", "alike"), [((None, None), False), (("x" * 16,) * 2, True)])
+    async def test_replicas_draw_alike_if_they_have_the_same_secret(
+        self, secrets: tuple[str | None, str | None], alike: bool
+    ) -> None:
+        """Without a configured secret each process has a random one, which no client can know."""
+        drawn = []
+        for number, secret in enumerate(secrets):
+            models = {"auto": {"policy": "main", "canary": {"other": 0.5}}}
+            server = {"secret": secret} if secret else {}
+            settings = config(
+                policies=two_policies(otherwise={"pool": "small"}), models=models, server=server
+            )
+            subject, _ = pipeline(settings, controllers=ControllerState(b"random %d" % number))
+            ids = [f"id-{n}" for n in range(64)]
+            drawn.append([(await subject.decide(request(chat(), x_request_id=i))).policy for i in ids])
+        assert (drawn[0] == drawn[1]) is alike
+
     async def test_a_share_of_the_requests_is_decided_by_another_policy(self) -> None:
         models = {"auto": {"policy": "main", "canary": {"other": 0.25}}}
         settings = config(policies=two_policies(otherwise={"pool": "small"}), models=models)

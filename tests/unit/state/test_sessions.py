@@ -20,7 +20,6 @@ from semroute_extproc.state.sessions import (
     lock_of,
     response_id,
     session_keys,
-    stored_at,
     stored_in,
     tag,
 )
@@ -216,21 +215,29 @@ class TestStoredResponses:
     def test_any_other_id_says_nothing(self, other: str) -> None:
         assert stored_in(other) == ("", "")
 
-    @pytest.mark.parametrize("below", ["", "/cancel", "/input_items"])
-    def test_its_path_has_the_id(self, below: str) -> None:
-        assert stored_at(f"/v1/responses/resp_1{below}") == "resp_1"
-
-    @pytest.mark.parametrize("path", ["/v1/responses", "/v1/responses/", "/v1/responses/a/b", "/v1/models/a"])
-    def test_other_paths_have_none(self, path: str) -> None:
-        assert stored_at(path) == ""
-
 
 class TestWhose:
-    @pytest.mark.parametrize("name", ["authorization", "x_api_key"])
+    @pytest.mark.parametrize("name", SessionController().identity)
     def test_nobody_joins_the_conversation_of_another_client(self, name: str) -> None:
         session = {"x_semroute_session": "7"}
-        assert keys(**session, **{name: "alice"}) != keys(**session, **{name: "bob"})
-        assert keys(**{name: "alice"}) != keys(**{name: "bob"})
+        for given in (session, {}):
+            alice, bob = keys(**given, **{name: "alice"}), keys(**given, **{name: "bob"})
+            assert len({alice.keep, bob.keep, keys(**given).keep}) == 3
+            assert alice.affinity != bob.affinity
+
+    def test_a_client_that_the_gateway_knows_keeps_its_conversation_at_another_address(self) -> None:
+        """The first header that is present counts: the tenant, before the address."""
+        given = [
+            keys(x_semroute_session="7", x_semroute_tenant="acme", x_envoy_external_address=address)
+            for address in ("192.0.2.1", "192.0.2.2")
+        ]
+        assert given[0] == given[1]
+
+    def test_a_value_in_one_header_is_not_the_same_in_another(self) -> None:
+        """A client can send any `authorization`, but not the address that Envoy saw."""
+        session = {"x_semroute_session": "7"}
+        given = [keys(**session, **{name: "192.0.2.1"}) for name in SessionController().identity]
+        assert len({each.keep for each in given}) == len(given)
 
     def test_the_operator_may_name_the_header_with_the_identity(self) -> None:
         given = [
