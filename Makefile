@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 DEMO_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
+FUZZ_SECONDS ?= 1800
+FUZZ_ARGS ?=
 VLLM := .venv-vllm
 VLLM_PYTHON ?= python3.11
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -13,7 +15,7 @@ LOCK ?= runtime
 BUNDLE ?= semroute-minilm
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-train test-vllm lint format type gen gen-check bench bench-check docs docs-check image lock train check clean
+.PHONY: help setup demo test test-train test-vllm lint format type gen gen-check bench bench-check fuzz docs docs-check image lock train check clean
 
 help:  ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +77,9 @@ docs-check: $(VENV)/.dev  ## fail if the generated parts of docs/ are stale
 
 bench: $(VENV)/.dev  ## measure the cost of a decision on this machine in about eight minutes; BENCH_ARGS=--quick for two
 	$(BIN)/semroute bench --out $(or $(OUT),build/bench) $(BENCH_ARGS)
+
+fuzz: $(VENV)/.dev  ## fuzz every target for 30 minutes in all and record it; FUZZ_SECONDS=60 FUZZ_ARGS=edits for less
+	nice -n 10 $(BIN)/python tests/fuzz/fuzz.py --seconds $(FUZZ_SECONDS) $(or $(FUZZ_ARGS),--record)
 
 bench-check: $(VENV)/.dev  ## fail if a decision is clearly more expensive than recorded; takes half a minute
 	$(BIN)/semroute bench --check benchmarks/results/bench.json
