@@ -7,6 +7,8 @@ TEST_ARGS ?=
 BENCH_ARGS ?=
 FUZZ_SECONDS ?= 1800
 FUZZ_ARGS ?=
+AUDIT_ARGS ?=
+AUDIT := .venv-audit
 VLLM := .venv-vllm
 VLLM_PYTHON ?= python3.11
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -15,7 +17,7 @@ LOCK ?= runtime
 BUNDLE ?= semroute-minilm
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-train test-vllm lint format type gen gen-check bench bench-check fuzz docs docs-check image lock train check clean
+.PHONY: help setup demo test test-train test-vllm lint format type gen gen-check bench bench-check fuzz docs docs-check image audit sbom licenses lock train check clean
 
 help:  ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,6 +89,20 @@ bench-check: $(VENV)/.dev  ## fail if a decision is clearly more expensive than 
 image: ## build the container image; LOCK=gpu for one with CUDA
 	docker build --tag $(IMAGE) --build-arg LOCK=$(LOCK) .
 
+$(AUDIT)/.ready: requirements/audit.txt
+	@$(PYTHON) -m venv $(AUDIT)
+	@$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/audit.txt
+	@touch $@
+
+audit: $(AUDIT)/.ready  ## look for known vulnerabilities in every pinned package; AUDIT_ARGS=--or-skip
+	$(AUDIT)/bin/python tools/supply.py audit $(AUDIT_ARGS)
+
+sbom: $(AUDIT)/.ready  ## write what the image installs, and its licenses, to build/sbom
+	$(AUDIT)/bin/python tools/supply.py sbom $(or $(OUT),build/sbom)
+
+licenses: $(AUDIT)/.ready  ## record the license of every pinned package after `make lock`
+	$(AUDIT)/bin/python tools/supply.py licenses
+
 train: $(VENV)/.dev  ## retrain a shipped bundle; DATA=DIR: public data sets, BUNDLE=semroute-minilm or semroute-use
 	@test -n "$(DATA)" || { echo "DATA is not set: make train DATA=DIR (docs/training.md)"; exit 2; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 onnx safetensors
@@ -99,4 +115,4 @@ lock: $(VENV)/.dev  ## pin requirements/*.txt again from pyproject.toml
 check: lint type gen-check docs-check test  ## run everything that CI runs
 
 clean:  ## remove everything that the other targets created
-	rm -rf $(VENV) $(VLLM) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VLLM) $(AUDIT) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

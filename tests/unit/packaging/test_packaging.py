@@ -99,7 +99,7 @@ def test_the_image_copies_paths_that_exist() -> None:
 
 def test_every_lock_that_is_used_exists_and_names_no_index() -> None:
     used = set(re.findall(r"\$\(VENV\)/\.(\w+)", (ROOT / "Makefile").read_text()))
-    used |= {"runtime", "gpu", "vllm", COMPOSE["services"]["vllm-small"]["build"]["args"]["LOCK"]}
+    used |= {"runtime", "gpu", "vllm", "audit", COMPOSE["services"]["vllm-small"]["build"]["args"]["LOCK"]}
     for name in used:
         text = (ROOT / "requirements" / f"{name}.txt").read_text()
         assert "--hash=sha256:" in text
