@@ -275,6 +275,7 @@ def decisions(data: bytes) -> None:
 
     An input is Envoy's body mode in the first byte, then the path, the headers, an empty line and the body.
     """
+    FAILURES.clear()
     head, _, body = data[1:].partition(b"\n\n")
     path, *fields = head.split(b"\n")
     opening = pb.ProcessingRequest()
