@@ -79,6 +79,7 @@ def test_helm_finds_nothing_to_complain_about() -> None:
 @pytest.mark.parametrize("template", sorted(path.name for path in (CHART / "templates").glob("*.yaml")))
 def test_every_template_makes_an_object_named_after_the_release(template: str) -> None:
     values = {**VALUES, "podMonitor": {"enabled": True, "interval": "15s"}, "podLabels": {"team": "a"}}
+    values |= {"prometheusRule": {"enabled": True, "labels": {}}}
     values |= {"config": {**VALUES["config"], "admin": {"listen": "0.0.0.0:9090"}}}
     values |= {"podAnnotations": {"b": "c"}, "nodeSelector": {"d": "e"}, "tolerations": [{"key": "f"}]}
     made = render(template, values)
