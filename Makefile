@@ -5,6 +5,10 @@ BIN := $(VENV)/bin
 DEMO_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
+FUZZ_SECONDS ?= 1800
+FUZZ_ARGS ?=
+AUDIT_ARGS ?=
+AUDIT := .venv-audit
 VLLM := .venv-vllm
 VLLM_PYTHON ?= python3.11
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -13,7 +17,7 @@ LOCK ?= runtime
 BUNDLE ?= semroute-minilm
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test conformance test-train test-vllm lint format type gen gen-check bench bench-check docs docs-check image lock train check clean
+.PHONY: help setup demo test conformance test-train test-vllm lint format type gen gen-check bench bench-check fuzz docs docs-check image audit sbom licenses lock train check clean
 
 help:  ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,11 +83,28 @@ docs-check: $(VENV)/.dev  ## fail if the generated parts of docs/ are stale
 bench: $(VENV)/.dev  ## measure the cost of a decision on this machine in about eight minutes; BENCH_ARGS=--quick for two
 	$(BIN)/semroute bench --out $(or $(OUT),build/bench) $(BENCH_ARGS)
 
+fuzz: $(VENV)/.dev  ## fuzz every target for 30 minutes in all and record it; FUZZ_SECONDS=60 FUZZ_ARGS=edits for less
+	nice -n 10 $(BIN)/python tests/fuzz/fuzz.py --seconds $(FUZZ_SECONDS) $(or $(FUZZ_ARGS),--record)
+
 bench-check: $(VENV)/.dev  ## fail if a decision is clearly more expensive than recorded; takes half a minute
 	$(BIN)/semroute bench --check benchmarks/results/bench.json
 
 image: ## build the container image; LOCK=gpu for one with CUDA
 	docker build --tag $(IMAGE) --build-arg LOCK=$(LOCK) .
+
+$(AUDIT)/.ready: requirements/audit.txt
+	@$(PYTHON) -m venv $(AUDIT)
+	@$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/audit.txt
+	@touch $@
+
+audit: $(AUDIT)/.ready  ## look for known vulnerabilities in every pinned package; AUDIT_ARGS=--or-skip
+	$(AUDIT)/bin/python tools/supply.py audit $(AUDIT_ARGS)
+
+sbom: $(AUDIT)/.ready  ## write what the image installs, and its licenses, to build/sbom
+	$(AUDIT)/bin/python tools/supply.py sbom $(or $(OUT),build/sbom)
+
+licenses: $(AUDIT)/.ready  ## record the license of every pinned package after `make lock`
+	$(AUDIT)/bin/python tools/supply.py licenses
 
 train: $(VENV)/.dev  ## retrain a shipped bundle; DATA=DIR: public data sets, BUNDLE=semroute-minilm or semroute-use
 	@test -n "$(DATA)" || { echo "DATA is not set: make train DATA=DIR (docs/training.md)"; exit 2; }
@@ -97,4 +118,4 @@ lock: $(VENV)/.dev  ## pin requirements/*.txt again from pyproject.toml
 check: lint type gen-check docs-check test  ## run everything that CI runs
 
 clean:  ## remove everything that the other targets created
-	rm -rf $(VENV) $(VLLM) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VLLM) $(AUDIT) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

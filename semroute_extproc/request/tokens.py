@@ -77,7 +77,7 @@ def estimate(view: RequestView) -> Tokens:
     scale = min(view.characters, characters) / max(sum(map(len, read)), 1)
     pairs = class_pairs(b"\n".join(map(_encoded, read)), _TABLE)
     added = _WEIGHTS.take(pairs, 0).sum(0) if len(pairs) < PAIRS_MIN else occurrences(pairs) @ _WEIGHTS
-    low, likely, high = (added * scale).tolist()
+    low, likely, high = sorted((added * scale).tolist())  # a few pairs have more in `fewest` than in `most`
     return with_template(view, low * (1.0 - ERROR), likely, high * (1.0 + ERROR))
 
 

@@ -41,6 +41,23 @@ def test_the_generated_parts_are_fresh() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_threat_model_names_tests_that_exist() -> None:
+    """Every threat has a measure, and a test that proves it."""
+    tests = {
+        name
+        for file in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^ *(?:async )?def (test_\w+)", file.read_text(), re.M)
+    }
+    threats = (DOCS / "security.md").read_text().partition("\n## Threats\n")[2].partition("\n## ")[0]
+    rows = [line.strip("|").split(" | ") for line in threats.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 30
+    for row in rows:
+        assert len(row) == 4, row
+        named = set(re.findall(r"`(test_\w+)`", row[3]))
+        assert named, row
+        assert named <= tests, named - tests
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):

@@ -79,6 +79,7 @@ def test_helm_finds_nothing_to_complain_about() -> None:
 @pytest.mark.parametrize("template", sorted(path.name for path in (CHART / "templates").glob("*.yaml")))
 def test_every_template_makes_an_object_named_after_the_release(template: str) -> None:
     values = {**VALUES, "podMonitor": {"enabled": True, "interval": "15s"}, "podLabels": {"team": "a"}}
+    values |= {"prometheusRule": {"enabled": True, "labels": {}}}
     values |= {"config": {**VALUES["config"], "admin": {"listen": "0.0.0.0:9090"}}}
     values |= {"podAnnotations": {"b": "c"}, "nodeSelector": {"d": "e"}, "tolerations": [{"key": "f"}]}
     made = render(template, values)
@@ -125,7 +126,7 @@ def test_the_container_calls_a_command_that_exists_with_the_mounted_file() -> No
     found = main.get_command(click.Context(main), command[0])
     assert found is not None
     found.make_context(command[0], list(command[1:]))
-    [mount] = container()["volumeMounts"]
+    mount, _ = container()["volumeMounts"]
     assert command[-1] == f"{mount['mountPath']}/semroute.yaml"
     assert "subPath" not in mount, "a reload would never come"
 
@@ -174,6 +175,48 @@ def test_a_pod_has_time_to_drain(config: Config) -> None:
     assert spec["terminationGracePeriodSeconds"] > needed
     assert spec["securityContext"]["runAsUser"] == 65532
     assert "--uid 65532" in (ROOT / "Dockerfile").read_text()
+
+
+# --- Privileges ---
+
+
+def test_the_pod_runs_without_root_and_under_the_runtimes_seccomp_profile() -> None:
+    pod = render("deployment.yaml", VALUES)["spec"]["template"]["spec"]
+    context = pod["securityContext"]
+    assert context["runAsNonRoot"] is True
+    assert min(context["runAsUser"], context["runAsGroup"]) > 10_000, "no user of the node"
+    assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not pod.keys() & {"hostNetwork", "hostPID", "hostIPC"}
+
+
+def test_the_pod_gets_neither_a_token_nor_the_addresses_of_other_services() -> None:
+    pod = render("deployment.yaml", VALUES)["spec"]["template"]["spec"]
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["enableServiceLinks"] is False
+    assert "serviceAccountName" not in pod
+
+
+def test_no_container_may_gain_privileges_or_write_to_its_image() -> None:
+    pod = render("deployment.yaml", VALUES)["spec"]["template"]["spec"]
+    for each in (*pod["containers"], *pod.get("initContainers", ())):
+        assert each["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+
+
+def test_only_the_folder_for_temporary_files_can_be_written_and_it_is_small() -> None:
+    pod = render("deployment.yaml", VALUES)["spec"]["template"]["spec"]
+    volumes = {volume.pop("name"): volume for volume in pod["volumes"]}
+    assert {kind for volume in volumes.values() for kind in volume} == {"configMap", "emptyDir"}
+    writable = [mount for mount in container()["volumeMounts"] if not mount.get("readOnly")]
+    assert [mount["mountPath"] for mount in writable] == ["/tmp"]
+    assert volumes[writable[0]["name"]]["emptyDir"]["sizeLimit"] == "1Mi"
+
+
+def test_the_pod_has_a_limit_on_its_memory() -> None:
+    assert container()["resources"]["limits"]["memory"]
 
 
 # --- Envoy Gateway ---

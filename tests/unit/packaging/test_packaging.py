@@ -38,6 +38,42 @@ def test_compose_mounts_files_that_exist() -> None:
             assert source in COMPOSE["volumes"] or (ROOT / source).is_file(), source
 
 
+@pytest.mark.parametrize("name", COMPOSE["services"])
+def test_every_container_of_compose_is_without_privileges(name: str) -> None:
+    service = COMPOSE["services"][name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"], "and so the default seccomp profile applies"
+    assert service["tmpfs"] == ["/tmp"]
+    assert not service.keys() & {
+        "privileged",
+        "cap_add",
+        "network_mode",
+        "pid",
+        "ipc",
+        "devices",
+        "userns_mode",
+    }
+    assert not any("docker.sock" in volume for volume in service.get("volumes", ()))
+    for volume in service.get("volumes", ()):
+        assert volume.startswith("sockets:") or volume.endswith(":ro"), volume
+
+
+def test_the_admin_port_of_compose_is_published_to_the_host_alone() -> None:
+    [published] = COMPOSE["services"]["semroute"]["ports"]
+    assert published.startswith("127.0.0.1:")
+
+
+def test_the_image_runs_as_a_user_with_a_number_and_contains_no_tests_or_history() -> None:
+    *_, last = re.split(r"^FROM ", DOCKERFILE, flags=re.M)
+    users = re.findall(r"^USER (\d+):(\d+)$", last, re.M)
+    assert users == [("65532", "65532")], "Kubernetes cannot tell whether a name is root"
+    assert not re.search(r"^ADD |curl|wget|--mount=type=secret", DOCKERFILE, re.M)
+    assert "--require-hashes" in DOCKERFILE
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    assert {".git", "tests", "datasets"} <= set(ignored)
+
+
 def test_compose_and_envoy_agree_on_hosts_ports_and_the_socket() -> None:
     services = COMPOSE["services"]
     for name in ("vllm-small", "vllm-large"):
@@ -99,7 +135,7 @@ def test_the_image_copies_paths_that_exist() -> None:
 
 def test_every_lock_that_is_used_exists_and_names_no_index() -> None:
     used = set(re.findall(r"\$\(VENV\)/\.(\w+)", (ROOT / "Makefile").read_text()))
-    used |= {"runtime", "gpu", "vllm", COMPOSE["services"]["vllm-small"]["build"]["args"]["LOCK"]}
+    used |= {"runtime", "gpu", "vllm", "audit", COMPOSE["services"]["vllm-small"]["build"]["args"]["LOCK"]}
     for name in used:
         text = (ROOT / "requirements" / f"{name}.txt").read_text()
         assert "--hash=sha256:" in text

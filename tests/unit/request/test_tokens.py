@@ -75,6 +75,12 @@ def test_the_bounds_hold_for_a_repeated_letter(letter: str, qwen3: float, most: 
     assert low <= qwen3 * 100_000 <= most * 100_000 <= high
 
 
+@pytest.mark.parametrize("text", ["\nt" * 5_000, "x\ntruncation\ntruncation\nthinking"])
+def test_the_bounds_are_in_order_for_text_of_lines_with_a_letter(text: str) -> None:
+    found = of(text)
+    assert found.low <= found.likely <= found.high
+
+
 def test_the_language_of_the_last_turn_does_not_decide_for_the_others() -> None:
     document = next(row for row in COUNTED if row["kind"].startswith("Chinese"))
     alone = of(document["text"] * 20)
