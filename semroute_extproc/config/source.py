@@ -35,7 +35,7 @@ SCALAR_CHARACTERS_MAX = 32_768  # Longest single value
 PROBLEMS_MAX = 100  # Problems of one file that are reported
 LINE_CHARACTERS_MAX = 500  # Longest source line that an error shows
 
-SECRETS = (("controllers", "session", "remote"), ("admin", "token"))
+SECRETS = (("controllers", "session", "remote"), ("admin", "token"), ("server", "secret"))
 """Settings whose values, at any level, are masked in every source line that an error shows."""
 
 
@@ -221,7 +221,8 @@ def _cut_off(text: str) -> str:
     """What the end of a complete file has and this one lacks; empty if nothing is missing."""
     if re.search(r"^---(\s|$)", text, re.MULTILINE) and text.split("\n")[-2:] != ["...", ""]:
         return "begins with a line `---` and does not end with a line `...`"
-    return "" if text.endswith("\n") else "does not end with a line break"
+    # A JSON document that is cut off cannot be read.
+    return "" if text.endswith("\n") or text.lstrip().startswith("{") else "does not end with a line break"
 
 
 def _overlay(document: CommentedMap, environment: Mapping[str, str]) -> dict[tuple[str, ...], str]:

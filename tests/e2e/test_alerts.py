@@ -175,12 +175,12 @@ async def test_a_sidecar_that_does_not_answer_in_time_shows_in_envoys_metrics(
 
 
 @contextlib.contextmanager
-def upload(gateway: Gateway, sidecar: Sidecar) -> Iterator[None]:
-    """A request whose body does not arrive, so that its stream stays open."""
+def upload(gateway: Gateway, sidecar: Sidecar, open_: int = 1) -> Iterator[None]:
+    """A request whose body does not arrive, so that its stream stays open, as the last of `open_`."""
     head = [f"POST {PATH} HTTP/1.1", "host: x", *(f"{key}: {value}" for key, value in JSON.items())]
     with connect(gateway) as connection:
-        connection.sendall(raw_request([*head, "transfer-encoding: chunked"]))
-        shown = "semroute_inflight_streams 1.0"
+        connection.sendall(raw_request([*head, "transfer-encoding: chunked"]) + b"1\r\n{\r\n")
+        shown = f"semroute_inflight_streams {open_}.0"
         wait_for(lambda: shown in sidecar.read_admin("/metrics")[1], 5, "the upload to hold its stream")
         yield
 
@@ -189,14 +189,16 @@ def upload(gateway: Gateway, sidecar: Sidecar) -> Iterator[None]:
 async def test_streams_beyond_the_sidecars_limit_are_counted_where_the_alert_looks(
     make_gateway: MakeGateway, make_sidecar: MakeSidecar
 ) -> None:
-    sidecar = make_sidecar(SERVER__STREAMS_MAX="1")
-    gateway = make_gateway([sidecar])
-    with upload(gateway, sidecar):
+    sidecar = make_sidecar(SERVER__STREAMS_MAX="2")
+    # Only in this mode does a body arrive in pieces: a stream that waits for a whole one is passed on.
+    duplex = {"request_body_mode": "FULL_DUPLEX_STREAMED", "request_trailer_mode": "SEND"}
+    gateway = make_gateway([sidecar], processing_mode=duplex)
+    with upload(gateway, sidecar), upload(gateway, sidecar, 2):
         async with (
             aiohttp.ClientSession(gateway.url) as client,
             client.post(PATH, json=chat(model="large-model")) as response,
         ):
-            assert response.status == 200
+            assert response.status == 503, "in this mode Envoy cannot send a refused request on"
         wait_for(lambda: counted(sidecar, "SemrouteStreamsRefused") >= 1, 5, "the refusal to be counted")
 
 

@@ -125,7 +125,7 @@ def test_it_stays_up_serves_and_stops_cleanly(tmp_path: Path) -> None:
             assert process.poll() is None, output.read_text()
             assert time.monotonic() < deadline, output.read_text()
             time.sleep(0.1)
-        assert "/v1/chat/completions -H 'content-type: application/json' -H" in output.read_text()
+        assert "/v1/chat/completions -H 'content-type: application/json' \\\n" in output.read_text()
         address = output.read_text().split("curl -s ")[1].split("/v1/models")[0]
         with urllib.request.urlopen(f"{address}/v1/models", timeout=5) as response:
             assert "auto" in response.read().decode()

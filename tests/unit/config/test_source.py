@@ -126,6 +126,7 @@ def test_every_secret_setting_is_one_that_no_error_shows() -> None:
         ("controllers", "session", "remote", "url"),
         ("controllers", "session", "remote", "key"),
         ("admin", "token"),
+        ("server", "secret"),
     }
     assert all(
         any(path[: len(prefix)] == prefix for prefix in config_source.SECRETS)
