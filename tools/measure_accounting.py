@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -99,10 +100,11 @@ def _cpu(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
-async def ask(client: aiohttp.ClientSession, url: str, stream: bool) -> tuple[float, int]:
+async def ask(client: aiohttp.ClientSession, url: str, stream: bool, tokens: int = 200) -> tuple[float, int]:
     """Seconds to the first byte of the body, and the number of pieces in which it came."""
     messages = [{"role": "user", "content": "Where is Lima?"}]
-    body = {"model": MODEL, "messages": messages, "stream": stream, **(USAGE if stream else {})}
+    body = {"model": MODEL, "messages": messages, "stream": stream, "max_tokens": tokens}
+    body |= USAGE if stream else {}
     started, first, pieces = time.perf_counter(), 0.0, 0
     async with client.post(f"{url}/v1/chat/completions", json=body) as response:
         async for _ in response.content.iter_any():
@@ -117,7 +119,7 @@ async def first_bytes(gateways: dict[str, Gateway], requests: int) -> dict[str, 
     async with aiohttp.ClientSession() as client:
         for number in range(WARM_UP + requests):
             for name, gateway in gateways.items():
-                seconds, _ = await ask(client, gateway.envoy.url, stream=True)
+                seconds, _ = await ask(client, gateway.envoy.url, stream=True, tokens=2)
                 if number >= WARM_UP:
                     found[name].append(seconds)
     return {name: statistics.median(seconds) * 1e3 for name, seconds in found.items()}
@@ -169,6 +171,7 @@ async def run(requests: int) -> None:
 
 def main() -> None:
     """Run the command line."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no process is left behind
     parser = argparse.ArgumentParser(description="Measure what accounting costs behind a real Envoy.")
     parser.add_argument("--requests", type=int, default=1_280, help="requests for each variant and figure")
     asyncio.run(run(parser.parse_args().requests))
