@@ -9,6 +9,8 @@ import msgspec
 
 from semroute_extproc.outcome import Outcome
 from semroute_extproc.policy.context import Shadow
+from semroute_extproc.request.usage import Usage
+from semroute_extproc.request.view import Api
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -28,6 +30,30 @@ class Decided(Event, frozen=True):
     ended_ns: int
     """Nanoseconds since the epoch of the stream's start, the complete body and the outcome."""
     observed: bool  # Envoy runs in observability mode: the decision was recorded but not applied.
+
+
+class Accounted(Event, frozen=True):
+    """A pool has answered."""
+
+    request_id: str
+    api: Api | None
+    pool: str
+    rule: str
+    model: str  # the routed model that the client named, else the pool's
+    tenant: str  # bounded, for metrics
+    served: str  # the pool's model
+    finish: str  # as the pool wrote it; `error` for a status that is not 2xx
+    problem: str  # why the usage is missing or estimated: `no_usage`, `cut`, `encoding`, …
+    usage: Usage
+    dollars: float
+    baseline_dollars: float
+    cache_saved_dollars: float
+    first_token_seconds: float | None  # from the request's last byte, of a stream
+    tokens_per_second: float | None  # after the first, of a stream
+    parents: tuple[str, ...]  # as in `Decided`
+    started_ns: int
+    ended_ns: int
+    """Nanoseconds since the epoch of the request's first byte and the answer's last."""
 
 
 class Shadowed(Event, frozen=True):

@@ -107,6 +107,9 @@ class Outcome(msgspec.Struct, frozen=True):
     decision: Decision | None = None
     policy: str = ""  # the policy that decided
     max_output_tokens: int | None = None  # the answer's limit, if the pool's `clamp` lowered it
+    alias: str = ""  # the routed model that the client named
+    candidates: tuple[str, ...] = ()  # with accounting, the pools that could have answered
+    prompt_tokens: int = 0  # likely tokens of the whole prompt; 0 if unknown
     affinity: str = ""  # a hash of the conversation, by which Envoy chooses a replica
     session: str = ""  # how the conversation's pool affected the decision, see `ControllerState.decided`
     shadows: tuple[Shadow, ...] = ()  # what the shadow policies would have done
@@ -160,6 +163,9 @@ def facts(outcome: Outcome) -> dict[str, str | float | bool]:
         found["shadow"] = shadow_summary(outcome.shadows)
         found["housekeeping"] = outcome.housekeeping
         found["left_out"] = sum(each.characters for each in outcome.left_out) or ""
+    if outcome.candidates:
+        found["candidates"], found["alias"] = " ".join(outcome.candidates), outcome.alias
+        found["prompt_tokens"] = outcome.prompt_tokens or ""
     if (failed := outcome.failed) is not None:
         found["failed_pools"], found["failure"] = " ".join(failed.tried), failed.failure
     if (signals := outcome.signals) is not None:

@@ -43,6 +43,7 @@ def settings() -> str:
         ("encoder", process.Encoder),
         ("admin", process.Admin),
         ("telemetry", process.Telemetry),
+        ("accounting", process.Accounting),
         ("text.envelopes", Envelopes),
         ("pools.NAME", pools.Pool),
         ("pools.NAME.price", pools.Price),

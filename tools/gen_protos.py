@@ -24,8 +24,8 @@ shut out users that are held back by other packages."""
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTO_DIR = ROOT / "protos"
-PROTO = "semroute/extproc/v1/external_processor.proto"
-"""Path below `PROTO_DIR`. protobuf registers the file under this name, so it must be ours alone."""
+PROTOS = ("semroute/extproc/v1/external_processor.proto", "semroute/accesslog/v1/access_log.proto")
+"""Paths below `PROTO_DIR`. protobuf registers the files under these names, so they must be ours alone."""
 
 PACKAGE = "semroute_extproc.envoy._pb"
 OUTPUT_DIR = ROOT / "semroute_extproc" / "envoy" / "_pb"
@@ -54,13 +54,13 @@ def require_compiler() -> None:
         )
 
 
-def relocate(source: str, module: str) -> str:
+def relocate(source: str, proto: str, module: str) -> str:
     """Give generated Python code its flat module name.
 
     protoc derives the module from the path of the .proto file. Nothing is imported under that name, but it
     becomes `__module__` of every message class, which pickling relies on.
     """
-    derived = PROTO.removesuffix(".proto").replace("/", ".") + "_pb2"
+    derived = proto.removesuffix(".proto").replace("/", ".") + "_pb2"
     if source.count(f"'{derived}'") != 1:
         raise GenerationError(f"expected the module name '{derived}' once in the compiler's output")
     return source.replace(f"'{derived}'", f"'{PACKAGE}.{module}'")
@@ -69,20 +69,20 @@ def relocate(source: str, module: str) -> str:
 def generate() -> dict[str, str]:
     """Return the contents of the package by file name."""
     require_compiler()
-    stem = Path(PROTO).stem
+    files = {"__init__.py": INIT}
     with tempfile.TemporaryDirectory() as directory:
         command = [sys.executable, "-m", "grpc_tools.protoc", f"--proto_path={PROTO_DIR}"]
-        command += [f"--python_out={directory}", f"--pyi_out={directory}", PROTO]
+        command += [f"--python_out={directory}", f"--pyi_out={directory}", *PROTOS]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise GenerationError(f"protoc failed:\n{done.stderr}")
-        compiled = Path(directory, PROTO).parent
-        module = f"{stem}_pb2"
-        return {
-            "__init__.py": INIT,
-            f"{module}.py": relocate((compiled / f"{module}.py").read_text(encoding="utf-8"), module),
-            f"{module}.pyi": STUB_HEAD + (compiled / f"{module}.pyi").read_text(encoding="utf-8"),
-        }
+        for proto in PROTOS:
+            compiled, module = Path(directory, proto).parent, f"{Path(proto).stem}_pb2"
+            source = (compiled / f"{module}.py").read_text(encoding="utf-8")
+            files[f"{module}.py"] = relocate(source, proto, module)
+            stub = (compiled / f"{module}.pyi").read_text(encoding="utf-8")
+            files[f"{module}.pyi"] = STUB_HEAD + stub
+    return files
 
 
 def stale_files(wanted: dict[str, str], directory: Path) -> list[str]:

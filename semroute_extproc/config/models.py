@@ -16,7 +16,7 @@ from semroute_extproc.settings.controllers import Controllers
 from semroute_extproc.settings.names import ambiguous
 from semroute_extproc.settings.policies import Policy
 from semroute_extproc.settings.pools import Pool, ReasoningFamily, VirtualModel
-from semroute_extproc.settings.process import Admin, Encoder, Server, Telemetry
+from semroute_extproc.settings.process import AccountingSetting, Admin, Encoder, Server, Telemetry
 from semroute_extproc.settings.text import Text
 from semroute_extproc.strategies.registry import StrategySetting
 
@@ -28,6 +28,9 @@ class Config(Model):
     encoder: Encoder = Field(default_factory=Encoder)
     admin: Admin = Field(default_factory=Admin)
     telemetry: Telemetry = Field(default_factory=Telemetry)
+    accounting: AccountingSetting = Field(
+        None, description="Count tokens and dollars of answers: `true`, `false` or settings."
+    )
     text: Text = Field(default_factory=Text)
     pools: dict[Name, Pool] = Field(min_length=1, max_length=base.POOLS_MAX)
     default_pool: PoolName = Field(description="Pool of requests that are not routed, and of every fallback.")
@@ -108,3 +111,6 @@ def warnings(config: Config) -> Iterator[Problem]:
         if _costs_as_much(config, weak, strong) and not _costs_as_much(config, strong, weak):
             message = f"by their prices {weak} is more expensive than {strong}: are weak and strong swapped?"
             yield Problem(("strategies", name, "weak"), message)
+    unpriced = [name for name, pool in config.pools.items() if pool.price is None]
+    if config.accounting is not None and unpriced:
+        yield Problem(("accounting",), f"without a price, answers cost nothing: {', '.join(unpriced)}")

@@ -9,6 +9,8 @@ if `clear_route_cache` comes with a header mutation, and a changed body needs it
 from functools import lru_cache
 from typing import Any
 
+import msgspec
+
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
 from semroute_extproc.outcome import Outcome, facts
 from semroute_extproc.request.handover import HANDOVER_HEADER
@@ -54,14 +56,14 @@ def body_reply(outcome: Outcome, path: str = "") -> bytes:
     is_plain = outcome.decision is None and outcome.body is None and outcome.handover is None
     if is_plain and not (path or outcome.affinity):
         plain = (outcome.kind, outcome.cause, outcome.pool, outcome.cluster, outcome.model, outcome.reason)
-        return _plain_body_reply(*plain)
+        return _plain_body_reply(outcome.candidates, *plain)
     return _body_reply(outcome, path)
 
 
 @lru_cache(maxsize=REPLIES_MAX)
-def _plain_body_reply(*plain: Any) -> bytes:
+def _plain_body_reply(candidates: tuple[str, ...], *plain: Any) -> bytes:
     """The reply without a decision or a new body: the same for every such request."""
-    return _body_reply(Outcome(*plain), "")
+    return _body_reply(msgspec.structs.replace(Outcome(*plain), candidates=candidates), "")
 
 
 def _body_reply(outcome: Outcome, path: str) -> bytes:

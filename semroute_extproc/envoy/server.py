@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
+from semroute_extproc.envoy.accounting import Accountant
 from semroute_extproc.envoy.exchange import Exchange, ExchangeSettings, Step
 from semroute_extproc.events import Decided, Emit, Failed, StreamRefused
 from semroute_extproc.outcome import Cause, Outcome
@@ -147,8 +148,10 @@ class Servicer:
 class GrpcServer:
     """A bound server with health; SERVING once `ready` is called."""
 
-    def __init__(self, settings: Server, servicer: Servicer, worker: int = 0) -> None:
-        self._settings = settings
+    def __init__(
+        self, settings: Server, servicer: Servicer, worker: int = 0, accountant: Accountant | None = None
+    ) -> None:
+        self._settings, self._accountant = settings, accountant
         self._listen = settings.address(worker)
         # Read by gRPC when the process makes its first server or channel.
         os.environ.setdefault("GRPC_EXPERIMENTS", GRPC_EXPERIMENTS)
@@ -167,7 +170,8 @@ class GrpcServer:
         # Without a deserializer: if it failed, gRPC would end the stream before we could count it.
         method: Any = grpc.stream_stream_rpc_method_handler(servicer.process)
         handler = grpc.method_handlers_generic_handler(SERVICE, {"Process": method})
-        self._server.add_generic_rpc_handlers((handler,))
+        others = (accountant.handler(),) if accountant else ()
+        self._server.add_generic_rpc_handlers((handler, *others))
         self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 
@@ -194,6 +198,8 @@ class GrpcServer:
         """Report NOT_SERVING, wait for the drain time so that Envoy stops sending, then stop."""
         await self._health.enter_graceful_shutdown()
         await asyncio.sleep(self._settings.drain_seconds)
+        if self._accountant is not None:
+            self._accountant.close()
         await self._server.stop(STOP_GRACE_SECONDS)
 
     async def _set_health(self, status: Any) -> None:

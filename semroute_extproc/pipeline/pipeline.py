@@ -32,6 +32,7 @@ from semroute_extproc.request.marks import SHIPPED, Marks
 from semroute_extproc.request.reasoning import Members
 from semroute_extproc.request.text import judged
 from semroute_extproc.request.tokens import estimate
+from semroute_extproc.request.usage import asks_for_usage
 from semroute_extproc.request.view import Api, Decide, RequestView
 from semroute_extproc.settings.names import Named, Names
 from semroute_extproc.settings.pools import Pool, ReasoningFamily, VirtualModel
@@ -243,6 +244,8 @@ class Pipeline:
             decision=decision,
             policy=policy,
             max_output_tokens=most,
+            alias=named.model,
+            prompt_tokens=context.prompt_tokens,
             affinity=keys.affinity,
             session=session,
             shadows=shadows,
@@ -305,8 +308,11 @@ class Pipeline:
         self, asked: _Asked, name: str, others: Sequence[str], members: Members, stages: Stages
     ) -> dict[str, Any]:
         """The fields of an outcome that sends the request to a pool; `others` may follow if that fails."""
-        pool = self.config.pools[name]
+        pool, accounting = self.config.pools[name], self.config.accounting
         size = asked.size // EDIT_SPEED
+        wanted = accounting is not None and accounting.include_usage
+        if wanted and await LARGE_REQUESTS.run(size, asks_for_usage, asked.request.api, asked.body):
+            members = {**members, ("stream_options", "include_usage"): True}
         plan = await LARGE_REQUESTS.run(size, self._plan, asked, name, others, members)
         if plan is not None:
             self._controllers.sent(name, stages.now)
@@ -317,6 +323,7 @@ class Pipeline:
             "body": await LARGE_REQUESTS.run(size, asked.edited, members),
             "failed": asked.failed,
             "handover": plan,
+            "candidates": (name, *others) if accounting else (),
         }
 
     def _plan(self, asked: _Asked, name: str, others: Sequence[str], members: Members) -> Handover | None:
@@ -352,7 +359,8 @@ class Pipeline:
     def _default(self, kind: Kind, cause: Cause, stages: Stages) -> Outcome:
         """Send the request unchanged to the default pool."""
         name, reason = self.config.default_pool, _SPOKEN[kind] + cause.words
-        return Outcome(kind, cause, name, self.config.pools[name].cluster, reason=reason, **stages.times)
+        found = {"reason": reason, "candidates": (name,) if self.config.accounting else (), **stages.times}
+        return Outcome(kind, cause, name, self.config.pools[name].cluster, **found)
 
 
 def _after(failed: Handover | None, reason: str) -> str:

@@ -19,6 +19,7 @@ from semroute_extproc.config import source as config_source
 from semroute_extproc.config.source import Loaded
 from semroute_extproc.encoder.cuda import open_each
 from semroute_extproc.encoder.onnx import OnnxModel
+from semroute_extproc.envoy.accounting import Accountant
 from semroute_extproc.envoy.server import GrpcServer, Servicer
 from semroute_extproc.errors import Exit
 from semroute_extproc.events import Emit, EncoderLost, EnvoyChecked, Event, Scraped
@@ -119,7 +120,8 @@ async def run(
     classifier = build.make_classifier(config, models, emit)
     live = LiveConfig(path, loaded, classifier, controllers, emit)
     servicer, health = Servicer(lambda: live.snapshot, emit), Health()
-    server = GrpcServer(config.server, servicer, worker or 0)
+    accountant = Accountant(lambda: live.snapshot.pipeline.config, emit)
+    server = GrpcServer(config.server, servicer, worker or 0, accountant)
     pages = _pages(metrics, health, servicer, live)
     signals.handle(reactions.stop.set, lambda: None if reactions.stop.is_set() else live.start(live.reload()))
     if worker is not None:

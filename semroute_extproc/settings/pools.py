@@ -38,6 +38,9 @@ class Price(Model):
 
     input: float = Field(ge=0, description="Dollars per million prompt tokens.")
     output: float = Field(ge=0, description="Dollars per million completion tokens.")
+    cached: float | None = Field(
+        None, ge=0, description="Dollars per million prompt tokens from the prefix cache; default: `input`."
+    )
 
 
 class Pool(Model):
@@ -99,8 +102,10 @@ class VirtualModel(Model):
         return self
 
 
-def cost(pool: Pool, input_tokens: float, output_tokens: float) -> float:
-    """Dollars for a request; 0 if the pool has no price."""
-    if pool.price is None:
+def cost(pool: Pool, input_tokens: float, output_tokens: float, cached_tokens: float = 0) -> float:
+    """Dollars for a request, of whose input some tokens were cached; 0 if the pool has no price."""
+    if (price := pool.price) is None:
         return 0.0
-    return (pool.price.input * input_tokens + pool.price.output * output_tokens) / 1e6
+    cached = price.input if price.cached is None else price.cached
+    of_input = price.input * (input_tokens - cached_tokens) + cached * cached_tokens
+    return (of_input + price.output * output_tokens) / 1e6

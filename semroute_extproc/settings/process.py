@@ -1,10 +1,10 @@
-"""Process settings: gRPC server, encoder, admin page, telemetry. Changes need a restart. Pure."""
+"""Process settings: gRPC server, encoder, admin page, telemetry, accounting. Pure."""
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
-from semroute_extproc.settings.base import Model, Url
+from semroute_extproc.settings.base import Model, PoolName, Url
 
 PORT_MAX = 65_535
 
@@ -102,3 +102,25 @@ class Telemetry(Model):
     otlp_endpoint: Url | None = Field(
         None, description="OTLP/gRPC collector for spans; default: OTEL_EXPORTER_OTLP_ENDPOINT."
     )
+
+
+class Accounting(Model):
+    """Tokens and dollars of the pools' answers. Reads what the filter `accounting` of Envoy keeps."""
+
+    include_usage: bool = Field(
+        False,
+        description="Have streams of OpenAI's completions state their usage.",
+    )
+    baseline: PoolName | None = Field(
+        None, description="Pool that savings compare with; default: the most expensive candidate."
+    )
+
+
+def _switch(value: Any) -> Any:
+    """`true` is every default, `false` is none."""
+    return ({} if value else None) if isinstance(value, bool) else value
+
+
+AccountingSetting = Annotated[
+    Accounting | None, BeforeValidator(_switch, json_schema_input_type=Accounting | bool | None)
+]

@@ -165,6 +165,7 @@ class LogSink:
             ev.ReloadRejected: _rejected,
         }
         if settings.log_decisions:
+            handlers[ev.Accounted] = _accounted
             handlers[ev.Shadowed] = lambda event: log.info("shadow.decided", **asdict(event.shadow))
             if settings.log_level not in ("warning", "error"):
                 handlers[ev.Decided] = self._decided
@@ -193,6 +194,11 @@ class LogSink:
         timestamp = ended.replace("+00:00", "Z")
         facts.update(self._context, event="route.decided", level="info", timestamp=timestamp)
         WRITER.put(self._encode(facts) + b"\n")
+
+
+def _accounted(event: ev.Accounted) -> None:
+    facts = msgspec.to_builtins(event)
+    log.info("route.answered", **{key: value for key, value in facts.items() if value})
 
 
 def _profiles_read(event: ev.ProfilesRead) -> None:

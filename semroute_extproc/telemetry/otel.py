@@ -1,6 +1,7 @@
 """OpenTelemetry spans: one per exchange and one per stage, written when the exchange is over."""
 
 from threading import Thread
+from typing import Any
 
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -8,11 +9,11 @@ from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from opentelemetry.util.types import AttributeValue
+from opentelemetry.util.types import Attributes, AttributeValue
 
 from semroute_extproc import __version__
 from semroute_extproc.envoy.server import SERVICE
-from semroute_extproc.events import Decided, Event
+from semroute_extproc.events import Accounted, Decided, Event
 from semroute_extproc.outcome import Outcome, facts
 from semroute_extproc.telemetry.log import VALUE_CHARACTERS_MAX
 
@@ -36,6 +37,9 @@ NAMES = {
 }
 """Key of `outcome.facts` to attribute, except reason and difficulty, which the facts shorten."""
 
+ANSWER_FIELDS = ("problem", "dollars", "baseline_dollars", "first_token_seconds", "tokens_per_second")
+"""Fields of `Accounted` without a name in the conventions."""
+
 
 def exporter(endpoint: str | None) -> SpanExporter:
     """An OTLP exporter to `endpoint`, or as OpenTelemetry's own variables say."""
@@ -54,13 +58,13 @@ class OtelSink:
 
     def handle(self, event: Event) -> None:
         """Write the spans of a decision."""
+        if isinstance(event, Accounted):
+            name, values = f"{OPERATIONS.get(event.api or '', 'generate')} {event.served}", answered(event)
+            self._started(event, name, trace.SpanKind.CLIENT, values).end(event.ended_ns)
         if not isinstance(event, Decided):
             return
-        given = (self._propagator.extract({"traceparent": each}) for each in event.parents)
-        valid = (each for each in given if trace.get_current_span(each).get_span_context().is_valid)
-        values, kind = attributes(event.outcome, event.request_id), trace.SpanKind.SERVER
-        name, start = f"{SERVICE}/Process", event.started_ns
-        span = self._tracer.start_span(name, next(valid, None), kind, values, start_time=start)
+        values = attributes(event.outcome, event.request_id)
+        span = self._started(event, f"{SERVICE}/Process", trace.SpanKind.SERVER, values)
         if not span.is_recording():
             return
         inside = trace.set_span_in_context(span)
@@ -69,6 +73,12 @@ class OtelSink:
             child = self._tracer.start_span(f"semroute.{stage.name}", context=inside, start_time=start)
             child.end(start + int(stage.ms * 1e6))
         span.end(event.ended_ns)
+
+    def _started(self, event: Any, name: str, kind: trace.SpanKind, values: Attributes) -> trace.Span:
+        """A span of the event's time; its parent is the first valid one."""
+        given = (self._propagator.extract({"traceparent": each}) for each in event.parents)
+        valid = (each for each in given if trace.get_current_span(each).get_span_context().is_valid)
+        return self._tracer.start_span(name, next(valid, None), kind, values, start_time=event.started_ns)
 
     def close(self, seconds: float = CLOSE_SECONDS_MAX) -> None:
         """Send the remaining spans, for at most `seconds`."""
@@ -95,3 +105,23 @@ def attributes(outcome: Outcome, request_id: str) -> dict[str, AttributeValue]:
         values["semroute.difficulty"] = outcome.signals.difficulty
         values["semroute.tokens.count"] = outcome.signals.tokens
     return {key: value for key, value in values.items() if value != ""}
+
+
+def answered(event: Accounted) -> dict[str, AttributeValue]:
+    """The attributes of an answer's span, by the GenAI conventions where they have a name."""
+    usage = event.usage
+    values: dict[str, AttributeValue | None] = {
+        "http.request.header.x-request-id": event.request_id,
+        "gen_ai.operation.name": OPERATIONS.get(event.api or ""),
+        "gen_ai.request.model": event.served,
+        "gen_ai.original.model": event.model,
+        "gen_ai.response.finish_reasons": [event.finish],
+        "gen_ai.usage.input_tokens": usage.input,
+        "gen_ai.usage.output_tokens": usage.output,
+        "gen_ai.usage.cache_read.input_tokens": usage.cached,
+        "gen_ai.usage.reasoning.output_tokens": usage.reasoning,
+        "semroute.pool": event.pool,
+        "semroute.decision.rule": event.rule,
+        **{f"semroute.answer.{name}": getattr(event, name) for name in ANSWER_FIELDS},
+    }
+    return {key: value for key, value in values.items() if value not in ("", None)}

@@ -15,6 +15,7 @@ from semroute_extproc import __version__
 from semroute_extproc import events as ev
 from semroute_extproc.outcome import Kind
 from semroute_extproc.policy.context import Shadow
+from semroute_extproc.request.usage import FINISHES
 from semroute_extproc.telemetry.bus import by_type
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -23,8 +24,10 @@ KINDS: Mapping[str, Callable[..., MetricWrapperBase]] = {
     "counter": Counter,
     "gauge": Gauge,
     "duration": partial(Histogram, buckets=tuple(0.00025 * 2**n for n in range(13))),
+    "latency": partial(Histogram, buckets=tuple(0.001 * 2**n for n in range(18))),
 }
-"""Kind of a metric in metrics.toml; a duration's buckets double from a quarter of a millisecond to 1 s."""
+"""Kind of a metric in metrics.toml. The buckets of a duration double from a quarter of a millisecond to 1 s,
+those of a latency from a millisecond to 131 s."""
 
 METRICS = msgspec.toml.decode(Path(__file__).with_name("metrics.toml").read_bytes())
 MODEL_LABELS = METRICS["model_info"][1].split()  # keys of `Classifier.describe`
@@ -48,6 +51,7 @@ class PrometheusSink:
         self._scraping = Lock()
         handlers: dict[type[ev.Event], Any] = {
             ev.Decided: self._decided,
+            ev.Accounted: self._accounted,
             ev.Shadowed: lambda event: self._shadowed(event.shadow),
             ev.Failed: lambda _: self._count("internal_errors"),
             ev.StreamRefused: lambda _: self._count("refused_streams"),
@@ -118,6 +122,22 @@ class PrometheusSink:
             self._count("truncated")
         if signals is not None and signals.unknown:
             self._count("unknown")
+
+    def _accounted(self, event: ev.Accounted) -> None:
+        self._count("answers", event.pool, FINISHES.get(event.finish, "other"))
+        if event.problem:
+            self._count("answers_unread", event.pool, event.problem)
+        labels, usage = (event.pool, event.rule, event.model, event.tenant), event.usage
+        counts = {"input": usage.input, "cached_input": usage.cached, "output": usage.output}
+        counts |= {"reasoning_output": usage.reasoning, "estimated_output": usage.output * usage.estimated}
+        for kind, count in counts.items():
+            self._child("tokens", *labels, kind).inc(count)
+        for name in ("dollars", "baseline_dollars", "cache_saved_dollars"):
+            self._child(name, *labels).inc(max(0.0, getattr(event, name)))
+        if (seconds := event.first_token_seconds) is not None:
+            self._child("time_to_first_token_seconds", event.pool).observe(seconds)
+        if event.tokens_per_second:
+            self._child("time_per_output_token_seconds", event.pool).observe(1 / event.tokens_per_second)
 
     def _shadowed(self, shadow: Shadow) -> None:
         self._count("shadow_decisions", shadow.policy, shadow.shadow, shadow.pool, shadow.agreement.value)

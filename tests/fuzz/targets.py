@@ -47,6 +47,7 @@ from semroute_extproc.request.language import language_of
 from semroute_extproc.request.paths import place_of
 from semroute_extproc.request.text import CLASSIFIED_CHARACTERS_MAX, SURFACE_NAMES, judged, surface_features
 from semroute_extproc.request.tokens import estimate
+from semroute_extproc.request.usage import TOKENS_MAX, parts_of, usage_of
 from semroute_extproc.request.view import Api, Decide, RequestHead, RequestView, Turn
 from semroute_extproc.serve.build import exchange_settings
 from semroute_extproc.settings.process import Telemetry
@@ -156,7 +157,17 @@ def texts(data: bytes) -> None:
 
 
 def upstream_answers(data: bytes) -> None:
-    """A judge's answer gives a probability or EndpointError, and a metrics page numbers or ValueError."""
+    """A judge's answer gives a probability or EndpointError, a metrics page numbers or ValueError.
+
+    From 128 on, the first byte means an answer to a client, whose usage is possible or missing.
+    """
+    if data[0] >= 128:
+        stream = data[0] % 2 == 1
+        found = usage_of(parts_of(data[1:], stream), APIS[data[0] % len(APIS)], ended=data[0] < 192)
+        assert found is None or 0 <= found.cached <= found.input <= 3 * TOKENS_MAX
+        assert found is None or 0 <= found.reasoning <= found.output
+        assert found is None or found.estimated <= stream
+        return
     scheme, answer = ("score", "choice", "page")[data[0] % 3], data[1:]
     if scheme == "page":
         with contextlib.suppress(ValueError):

@@ -27,6 +27,8 @@ ENVOY_FILES = (
     "envoy/extensions/filters/http/ext_proc/v3/processing_mode.proto",
     "envoy/config/core/v3/base.proto",
     "envoy/type/v3/http_status.proto",
+    "envoy/service/accesslog/v3/als.proto",
+    "envoy/data/accesslog/v3/accesslog.proto",
 )
 
 

@@ -21,6 +21,8 @@ MODULES = (
     "envoy.extensions.filters.http.ext_proc.v3.processing_mode_pb2",
     "envoy.config.core.v3.base_pb2",
     "envoy.type.v3.http_status_pb2",
+    "envoy.service.accesslog.v3.als_pb2",
+    "envoy.data.accesslog.v3.accesslog_pb2",
 )
 
 

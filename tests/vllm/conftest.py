@@ -78,6 +78,17 @@ def gateway_of_clients(
     running.envoy.stop()
 
 
+@pytest.fixture(scope="session")
+def accounting(tmp_path_factory: pytest.TempPathFactory, pools: Pools) -> Iterator[Gateway]:
+    """A third gateway, that accounts for answers and has streams state their usage."""
+    written = {**settings(pools.metrics), "accounting": {"include_usage": True}}
+    sidecar = _sidecar(tmp_path_factory.mktemp("accounting"), written)
+    running = _gateway(tmp_path_factory.mktemp("envoy"), sidecar, pools)
+    yield running
+    running.envoy.stop()
+    sidecar.stop()
+
+
 def _sidecar(folder: Path, written: Mapping[str, object]) -> Sidecar:
     config = folder / "semroute.yaml"
     config.write_text(json.dumps(written))

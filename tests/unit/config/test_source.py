@@ -12,6 +12,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel, SecretStr
 
+from semroute_extproc.config import models
 from semroute_extproc.config import source as config_source
 from semroute_extproc.config.models import Config
 from semroute_extproc.errors import ConfigError
@@ -437,3 +438,25 @@ def test_the_variable_is_named_whatever_is_wrong_with_it(
 
 def test_a_pool_may_serve_every_api_that_only_some_models_serve() -> None:
     assert set(get_args(ApiName)) == set(Api) - {Api.COUNT_TOKENS, Api.TOKENIZE, Api.OTHER}
+
+
+@pytest.mark.parametrize(
+    ("written", "on", "baseline"),
+    [("true", True, None), ("false", False, None), ("{}", True, None), ("{baseline: large}", True, "large")],
+)
+def test_accounting_is_a_switch_or_its_settings(
+    file: Path, written: str, on: bool, baseline: str | None
+) -> None:
+    file.write_text(f"{GOOD}accounting: {written}\n")
+    found = config_source.load(file, {}).config.accounting
+    assert (found is not None, found and found.baseline) == (on, baseline)
+
+
+def test_the_baseline_is_a_pool_and_pools_without_a_price_are_a_warning(file: Path) -> None:
+    [problem] = problems(file, f"{GOOD}accounting: {{baseline: lrge}}\n")
+    assert "there is no pool 'lrge' (did you mean 'large'?)" in problem
+    file.write_text(f"{GOOD}accounting: true\n")
+    loaded = config_source.load(file, {})
+    [warning] = models.warnings(loaded.config)
+    assert warning.path == ("accounting",)
+    assert "small, large" in warning.message

@@ -19,6 +19,8 @@ from google.protobuf.descriptor_pb2 import (
 )
 from protocol_reference import ROOT, envoy_files, xds_files
 
+from semroute_extproc.envoy import accounting
+from semroute_extproc.envoy._pb import access_log_pb2 as access_log
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
 
 PROTO = ROOT / "protos" / "semroute" / "extproc" / "v1" / "external_processor.proto"
@@ -206,3 +208,38 @@ def test_the_readme_lists_every_message_with_its_fields_and_numbers() -> None:
     for message in our_file().message_type:
         numbered = sorted((field.number, field.name) for field in message.field)
         assert listed.get(message.name) == ", ".join(f"`{name}` {number}" for number, name in numbered)
+
+
+AS_BYTES = {"HTTPRequestProperties.path", "HTTPRequestProperties.request_id", "RequestHeadersEntry.value"}
+"""Strings of Envoy that are bytes here: a client wrote them, and they may not be UTF-8."""
+
+
+def test_the_access_log_is_a_subset_of_the_references(
+    reference: tuple[str, list[FileDescriptorProto]],
+) -> None:
+    files = reference[1]
+    theirs = {name.rpartition(".")[2]: message for file in files for name, message in messages(file)}
+    packages, as_bytes = [file.package for file in files], set()
+    ours = FileDescriptorProto.FromString(access_log.DESCRIPTOR.serialized_pb)
+    for full_name, message in messages(ours):
+        name = full_name.rpartition(".")[2]
+        other = fields(theirs[name], packages)
+        for field, (number, kind, *rest) in fields(message, [ours.package]).items():
+            if kind == FieldDescriptorProto.TYPE_BYTES:
+                as_bytes.add(f"{name}.{field}")
+                kind = FieldDescriptorProto.TYPE_STRING
+            type_name, *more = rest
+            found = (number, kind, *more)
+            assert (other[field][0], other[field][1], *other[field][3:]) == found, (name, field)
+            assert str(other[field][2]).rpartition(".")[2] == str(type_name).rpartition(".")[2]
+    assert as_bytes == AS_BYTES
+
+
+def test_the_service_of_the_access_log_is_the_references(
+    reference: tuple[str, list[FileDescriptorProto]],
+) -> None:
+    [file] = [file for file in reference[1] if file.name.endswith("als.proto")]
+    [service] = file.service
+    [method] = service.method
+    assert (f"{file.package}.{service.name}", method.name) == (accounting.SERVICE, "StreamAccessLogs")
+    assert (method.client_streaming, method.server_streaming) == (True, False)

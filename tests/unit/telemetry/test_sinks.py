@@ -21,6 +21,7 @@ from structlog.testing import capture_logs
 
 from semroute_extproc.encoder.signals import calibrate
 from semroute_extproc.events import (
+    Accounted,
     CacheLookup,
     Decided,
     EncoderLost,
@@ -40,6 +41,7 @@ from semroute_extproc.outcome import facts as metadata
 from semroute_extproc.policy.context import Agreement, Decision, Shadow
 from semroute_extproc.request.envelope import LeftOut
 from semroute_extproc.request.handover import Handover
+from semroute_extproc.request.usage import Usage
 from semroute_extproc.request.view import Api, RequestView, Turn
 from semroute_extproc.settings.process import Telemetry
 from semroute_extproc.telemetry import prom
@@ -426,3 +428,106 @@ def test_a_failure_of_a_sink_is_logged_with_its_traceback(written: Callable[[], 
     [line] = written().splitlines()
     assert json.loads(line)["event"] == "telemetry.failed"
     assert "ZeroDivisionError" in line
+
+
+def answer(**changes: Any) -> Accounted:
+    told = Accounted(
+        "id-1",
+        Api.CHAT_COMPLETIONS,
+        pool="small",
+        rule="r",
+        model="auto",
+        tenant="acme",
+        served="org/small",
+        finish="tool_calls",
+        problem="",
+        usage=Usage(input=120, output=7, cached=100, reasoning=3),
+        dollars=0.25,
+        baseline_dollars=1.0,
+        cache_saved_dollars=0.125,
+        first_token_seconds=0.5,
+        tokens_per_second=40.0,
+        parents=(f"00-{'a' * 32}-{'1' * 16}-01",),
+        started_ns=1_000,
+        ended_ns=9_000,
+    )
+    return structs.replace(told, **changes)
+
+
+def test_an_answer_is_counted_by_pool_rule_model_and_tenant() -> None:
+    sink = PrometheusSink()
+    sink.handle(answer())
+    sink.handle(answer(usage=Usage(input=10, output=5, estimated=True), problem="cut", finish=""))
+    page = sink.exposition().decode()
+    labels = 'model="auto",pool="small",rule="r",tenant="acme"'
+    counts = {"input": 130, "cached_input": 100, "output": 12, "reasoning_output": 3, "estimated_output": 5}
+    for kind, count in counts.items():
+        assert f'semroute_tokens_total{{{labels},type="{kind}"}} {count}.0' in page
+    assert f"semroute_dollars_total{{{labels}}} 0.5" in page
+    assert f"semroute_baseline_dollars_total{{{labels}}} 2.0" in page
+    assert f"semroute_cache_saved_dollars_total{{{labels}}} 0.25" in page
+    assert 'semroute_answers_total{finish="tool_calls",pool="small"} 1.0' in page
+    assert 'semroute_answers_total{finish="unknown",pool="small"} 1.0' in page
+    assert 'semroute_answers_unread_total{pool="small",reason="cut"} 1.0' in page
+    assert 'semroute_time_to_first_token_seconds_sum{pool="small"} 1.0' in page
+    assert 'semroute_time_per_output_token_seconds_sum{pool="small"} 0.05' in page
+
+
+@pytest.mark.parametrize(
+    ("finish", "label"),
+    {
+        "end_turn": "stop",
+        "max_tokens": "length",
+        "incomplete": "length",
+        "tool_use": "tool_calls",
+        "refusal": "content_filter",
+        "failed": "error",
+        "a reason of tomorrow": "other",
+    }.items(),
+)
+def test_finish_reasons_of_every_api_share_a_few_labels(finish: str, label: str) -> None:
+    sink = PrometheusSink()
+    sink.handle(answer(finish=finish))
+    assert f'semroute_answers_total{{finish="{label}",pool="small"}} 1.0' in sink.exposition().decode()
+
+
+def test_an_answer_that_is_no_stream_has_no_times() -> None:
+    sink = PrometheusSink()
+    sink.handle(answer(first_token_seconds=None, tokens_per_second=None))
+    assert "token_seconds_count{" not in sink.exposition().decode()
+
+
+def test_an_answer_is_a_span_with_the_names_of_the_conventions() -> None:
+    exporter = InMemorySpanExporter()
+    sink = OtelSink(exporter)
+    sink.handle(answer())
+    sink.close()
+    [span] = exporter.get_finished_spans()
+    assert (span.name, span.start_time, span.end_time) == ("chat org/small", 1_000, 9_000)
+    assert span.parent is not None
+    assert dict(span.attributes or {}) == {
+        "http.request.header.x-request-id": "id-1",
+        "gen_ai.operation.name": "chat",
+        "gen_ai.request.model": "org/small",
+        "gen_ai.original.model": "auto",
+        "gen_ai.response.finish_reasons": ("tool_calls",),
+        "gen_ai.usage.input_tokens": 120,
+        "gen_ai.usage.output_tokens": 7,
+        "gen_ai.usage.cache_read.input_tokens": 100,
+        "gen_ai.usage.reasoning.output_tokens": 3,
+        "semroute.pool": "small",
+        "semroute.decision.rule": "r",
+        "semroute.answer.dollars": 0.25,
+        "semroute.answer.baseline_dollars": 1.0,
+        "semroute.answer.first_token_seconds": 0.5,
+        "semroute.answer.tokens_per_second": 40.0,
+    }
+
+
+def test_an_answer_is_logged_with_what_it_used_and_cost() -> None:
+    with capture_logs() as logs:
+        LogSink(Telemetry(log_format="json")).handle(answer())
+        LogSink(Telemetry(log_format="json", log_decisions=False)).handle(answer())
+    [entry] = logs
+    assert (entry["event"], entry["request_id"], entry["tenant"]) == ("route.answered", "id-1", "acme")
+    assert (entry["usage"]["input"], entry["dollars"], entry["tokens_per_second"]) == (120, 0.25, 40.0)
