@@ -108,7 +108,7 @@ async def test_a_named_model_goes_to_its_pool_unread() -> None:
         (b'"auto"', "wrong_type"),
         (b"\xff\xfe", "not_json"),
         (b'{"model": 7}', "wrong_type"),
-        (gzip.compress(b'{"model": "auto", "messages": []}'), "not_json"),
+        (gzip.compress(b'{"model": "auto", "messages": []}', mtime=0), "not_json"),
         (b'{"messages": []}', "no_model"),
         (b'{"model": "gpt-9", "messages": []}', "unknown_model"),
         (b'{"model": "auto", "messages": ' + b"[" * 100_000, "too_deep"),
