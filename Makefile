@@ -17,7 +17,7 @@ LOCK ?= runtime
 BUNDLE ?= semroute-minilm
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test conformance test-train test-vllm lint format type gen gen-check bench bench-check fuzz docs docs-check image audit sbom licenses lock train check clean
+.PHONY: help setup demo test conformance faults soak test-train test-vllm lint format type gen gen-check bench bench-check fuzz docs docs-check image audit sbom licenses lock train check clean
 
 help:  ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,15 @@ test: $(VENV)/.dev  ## run all tests, including those with a real Envoy
 
 conformance: $(VENV)/.dev  ## run every case of the protocol, raw and at a real Envoy, and write docs/conformance.md
 	$(BIN)/python -m pytest tests/conformance --messages 500000 --conformance-page docs/conformance.md $(TEST_ARGS)
+
+faults: $(VENV)/.dev  ## break every part under load, behind a real Envoy, and write docs/reliability.md; five minutes
+	rm -f benchmarks/results/faults.jsonl
+	SEMROUTE_FAULTS=$(CURDIR)/benchmarks/results/faults.jsonl $(BIN)/python -m pytest tests/faults/test_faults.py
+	$(BIN)/python tools/gen_docs.py
+
+soak: $(VENV)/.dev  ## send honest requests among hostile ones for half an hour; writes build/soak.jsonl
+	mkdir -p build
+	SEMROUTE_SOAK=$(CURDIR)/build/soak.jsonl SEMROUTE_SOAK_SECONDS=1800 $(BIN)/python -m pytest tests/faults/test_soak.py
 
 test-train: $(VENV)/.dev  ## run the training tests; installs torch if it is missing
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0

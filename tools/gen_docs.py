@@ -229,6 +229,16 @@ def bench_spreads() -> str:
     return "\n".join(_markdown(("ratio", "median of the rounds", "their standard deviation"), rows))
 
 
+def faults() -> str:
+    """The last run of every fault."""
+    lines = (DOCS.parent / "benchmarks/results/faults.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    names = {"fault": "fault", "requests": "requests", "lost": "lost", "undecided": "undecided"}
+    names |= {"counted": "counted by Envoy", "recovery": "recovered after s", "p50": "p50 s", "p99": "p99 s"}
+    table = _markdown(list(names.values()), [[str(row[key]) for key in names] for row in rows])
+    return "\n".join([f"Run on {max(row['at'] for row in rows)}.", "", *table])
+
+
 def _markdown(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
     """A table; fractions with two digits, rates without."""
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
@@ -402,6 +412,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "strategies-pair": strategies_pair,
     "strategies-pool": strategies_pool,
     "load-simulation": load_simulation,
+    "faults": faults,
     "bench aims": bench_aims,
     "bench costs": bench_costs,
     "bench load": bench_load,
