@@ -61,6 +61,9 @@ def names_in(document: Mapping[str, Any]) -> dict[str, Collection[str]]:
 def contradictions(config: Config) -> Iterator[Problem]:
     """Settings of different sections that contradict each other."""
     yield from ambiguous(config.models, config.pools)
+    for name, pool in config.pools.items():
+        if pool.canary and not pool.policy:
+            yield Problem(("pools", name, "canary"), "needs a policy, which the other requests get")
     for name, virtual in config.models.items():
         if virtual.policy in virtual.canary:
             yield Problem(("models", name, "canary", virtual.policy), "is already the model's main policy")
