@@ -105,6 +105,7 @@ def main() -> None:
       semroute demo                      try it here, with simulated pools
       semroute example > semroute.yaml   write a sample configuration
       semroute check -c semroute.yaml    check it
+      semroute envoy > envoy.yaml        write Envoy's configuration for it
       semroute explain -c semroute.yaml --text "Prove that sqrt(2) is irrational."
       semroute serve -c semroute.yaml    serve requests behind your Envoy
     """
@@ -243,6 +244,30 @@ def check(config: Path, envoy: Path | None, envoy_version: str | None, **_: obje
     counts = ", ".join(f"{len(getattr(loaded.config, each))} {each}" for each in sections)
     names = ", ".join(sorted(each.manifest.name for each in bundles.values()))
     click.echo(f"{config}: ok ({counts}, bundles {names})")
+
+
+@main.command()
+@config_option
+@click.option("--for", "target", type=click.Choice(["envoy", "envoy-gateway", "istio"]), default="envoy")
+@click.option(
+    "--pool", "given", multiple=True, metavar="NAME=HOST:PORT", help="A server of a pool; repeatable."
+)
+@click.option("--listen", default="0.0.0.0:10000", show_default=True, help="Where clients connect to Envoy.")
+@exit_statuses
+def envoy(config: Path, target: str, given: tuple[str, ...], listen: str) -> None:
+    """Print the whole Envoy side of a configuration.
+
+    The servers of each pool come from its `endpoints`, or from --pool. The result is the shipped
+    file of envoy/ with your pools, sockets, limits and timeouts.
+    """
+    from semroute_extproc.cli import envoy_file
+    from semroute_extproc.config import source as config_source
+
+    places: dict[str, list[str]] = {}
+    for each in given:
+        name, _, address = each.partition("=")
+        places.setdefault(name, []).append(f"http://{address}")
+    click.echo(envoy_file.render(config_source.load(config), target, places, listen), nl=False)
 
 
 @main.command()

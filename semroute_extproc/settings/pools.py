@@ -28,6 +28,11 @@ Alias = Annotated[str, Field(pattern=r"^[!-)+-~]*(\*[!-)+-~]*){0,2}$", min_lengt
 
 Aliases = Annotated[tuple[Alias, ...], BeforeValidator(several), Field(max_length=64)]
 
+ServerUrl = Annotated[
+    str, Field(pattern=r"^http://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}/?$", max_length=300)
+]
+"""The address of a vLLM server, as in `http://host:8000`."""
+
 
 def _at_most_one(shares: dict[str, float]) -> dict[str, float]:
     if sum(shares.values()) > 1.0 + 1e-9:
@@ -60,7 +65,16 @@ class Price(Model):
 class Pool(Model):
     """An Envoy cluster and the model that it serves."""
 
-    cluster: Name = Field(description="Name of the Envoy cluster; only these clusters are ever selected.")
+    cluster: Name = Field(
+        "",
+        description="Name of the Envoy cluster; only these clusters are ever selected. A pool with "
+        "`endpoints` needs none: the default is the pool's name.",
+    )
+    endpoints: tuple[ServerUrl, ...] = Field(
+        (),
+        max_length=256,
+        description="Addresses of its servers, such as `http://host:8000`, for `semroute envoy`.",
+    )
     model: Name = Field(description="Model name at that cluster; replaces the model name in the body.")
     price: Price | None = Field(None, description="Token prices; used to order pools by cost.")
     context: int = Field(32_768, gt=0, description="Context window in tokens, for prompt and answer.")
