@@ -217,7 +217,7 @@ def score(bundle: Path | None, device: Any, embedding: bool) -> None:
 @main.command()
 @click.argument("config_path", type=PATH, required=False, is_eager=True)  # before --config, which it replaces
 @config_option
-@click.option("--envoy", type=PATH, help="Envoy bootstrap file; check that it has a cluster for every pool.")
+@click.option("--envoy", type=PATH, help="Envoy's configuration; check that it routes, safely and in time.")
 @click.option("--envoy-version", help="What `envoy --version` prints; check that this Envoy is new enough.")
 @exit_statuses
 def check(config: Path, envoy: Path | None, envoy_version: str | None, **_: object) -> None:
@@ -234,8 +234,12 @@ def check(config: Path, envoy: Path | None, envoy_version: str | None, **_: obje
 
     loaded = config_source.load(config)
     bundles = checking.check(loaded)
-    if envoy is not None and (problems := config_source.without_cluster(loaded, envoy)):
-        raise loaded.error(problems)
+    if envoy is not None:
+        found = checking.envoy_findings(loaded, envoy)
+        for text in (text for text, is_note in found if is_note):
+            click.echo(f"note: {text}", err=True)
+        if problems := [text for text, is_note in found if not is_note]:
+            refuse(problems, Exit.CONFIG)
     if envoy_version is not None and (problem := checking.old_envoy(envoy_version)):
         refuse([problem], Exit.CONFIG)
     for warning in checking.warnings(loaded, bundles):
