@@ -15,6 +15,8 @@ from semroute_extproc.cli.exits import LAB_EXTRA, Exit, exit_statuses, install, 
 PLUGINS = "semroute.commands"  # Entry-point group by which semroute-lab and others add commands
 
 LAB = {
+    "up": ("demo", "Put Envoy and semroute in front of your servers, and observe."),
+    "go": ("demo", "Route a share of the requests of `up`."),
     "demo": ("demo", "Run Envoy, the sidecar and two simulated pools on this machine."),
     "train": ("train", "Train a bundle from prompts and publish it."),
     "bundle": ("train", "Show, check, copy and quantize bundles."),
