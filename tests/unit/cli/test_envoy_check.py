@@ -55,6 +55,10 @@ def test_each_way_to_break_the_shipped_file_is_found_at_its_line(what: str) -> N
     assert all(1 <= each.line <= len(text.splitlines()) and each.write for each in found)
 
 
+def test_the_documentation_says_how_many_ways_are_tested() -> None:
+    assert f" {len(ACCEPTED)} ways to break" in (ROOT / "docs" / "operations.md").read_text()
+
+
 def test_the_line_is_that_of_the_setting_or_of_what_lacks_it() -> None:
     loaded = source.load(EXAMPLE, {"SEMROUTE__SERVER__DEADLINE_MS": "500"})
     lines = SHIPPED.read_text().splitlines()
