@@ -16,6 +16,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from semroute_demo.process import HTTP, Process, ProcessError, wait_until
+from semroute_extproc.cli.envoy_file import template
 
 START_SECONDS_MAX = 20.0  # for its listener to open, and then for it to reach the sidecar
 
@@ -49,16 +50,14 @@ def find_envoy() -> Path:
     return Path(found)
 
 
-def shipped_path() -> Path:
-    """The shipped bootstrap, in an installed package or in a checkout."""
-    packaged = Path(__file__).with_name("envoy.yaml")
-    return packaged if packaged.is_file() else Path(__file__).parents[2] / "envoy" / "envoy.yaml"
-
-
 def shipped() -> Bootstrap:
-    """The shipped bootstrap, parsed; anchors are resolved, so nothing in it is shared."""
-    document = YAML(typ="safe", pure=True).load(shipped_path().read_text())
-    return json.loads(json.dumps(document))  # type: ignore[no-any-return]
+    """The shipped bootstrap, parsed."""
+    return parsed(template("envoy").read_text())
+
+
+def parsed(text: str) -> Bootstrap:
+    """A bootstrap; anchors are resolved, so nothing in it is shared."""
+    return json.loads(json.dumps(YAML(typ="safe", pure=True).load(text)))  # type: ignore[no-any-return]
 
 
 def connection_manager(bootstrap: Bootstrap) -> dict[str, Any]:

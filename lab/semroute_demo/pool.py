@@ -28,6 +28,7 @@ from semroute_extproc.request.view import Api
 BODY_BYTES_MAX = 64 * 1024 * 1024  # larger than the gateway's limit, which therefore applies first
 RECORDED_MAX = 256  # how many requests are remembered
 RECORDED_BYTES_MAX = 1024 * 1024  # of larger bodies only length and hash are remembered
+CONTEXT = 32_768  # tokens that each model says it can read
 CACHE_TOKENS = 32_768  # tokens the simulated KV cache holds
 
 TYPES = {400: "BadRequestError", 404: "NotFoundError", 500: "InternalServerError", 503: "Service Unavailable"}
@@ -127,7 +128,8 @@ class Pool:
 
     async def _list_models(self, request: web.Request) -> web.Response:
         self._record(request, b"")
-        cards = [{"id": model, "object": "model", "owned_by": "vllm", "root": model} for model in self.models]
+        card = {"object": "model", "owned_by": "vllm", "max_model_len": CONTEXT}
+        cards = [{"id": model, "root": model, **card} for model in self.models]
         return web.json_response({"object": "list", "data": cards}, headers={"x-sim-pool": self.name})
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:

@@ -1,11 +1,13 @@
 """Check a configuration: compile it as `serve` would, and warn about likely mistakes."""
 
 import re
+import textwrap
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
+from semroute_extproc.cli import envoy_check
 from semroute_extproc.config import models as config
-from semroute_extproc.config.source import Loaded
+from semroute_extproc.config.source import Loaded, read_documents
 from semroute_extproc.encoder.bundle import DEFAULT, Bundle
 from semroute_extproc.encoder.cuda import open_each
 from semroute_extproc.encoder.onnx import import_runtime
@@ -15,6 +17,8 @@ from semroute_extproc.settings.base import Problem, did_you_mean
 from semroute_extproc.state import shared_sessions
 
 ENVOY_MIN = (1, 37)  # 1.36 accepts the shipped file, but refuses large bodies and delays chunked ones
+
+_WRAP = textwrap.TextWrapper(80, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
 
 NOT_FORWARDED = (
     *("authorization", "proxy-authorization", "cookie", "x-api-key", "api-key", "x-semroute-cluster"),
@@ -58,6 +62,13 @@ def old_envoy(version: str) -> str:
     if (int(found[1]), int(found[2])) >= ENVOY_MIN:
         return ""
     return f"Envoy {found[0]} is too old: {ENVOY_MIN[0]}.{ENVOY_MIN[1]} is the lowest that works"
+
+
+def envoy_findings(loaded: Loaded, path: Path) -> list[tuple[str, bool]]:
+    """What is wrong with Envoy's file, each with whether it may be intended; raises ConfigError."""
+    found = envoy_check.check(read_documents(path)[1], loaded.config)
+    lines = ((f"{path}:{each.line}: {each.happens}: write {each.write}", each.note) for each in found)
+    return [(_WRAP.fill(line), note) for line, note in lines]
 
 
 def warnings(loaded: Loaded, bundles: Mapping[str, Bundle]) -> list[str]:

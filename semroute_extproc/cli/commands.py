@@ -15,6 +15,8 @@ from semroute_extproc.cli.exits import LAB_EXTRA, Exit, exit_statuses, install, 
 PLUGINS = "semroute.commands"  # Entry-point group by which semroute-lab and others add commands
 
 LAB = {
+    "up": ("demo", "Put Envoy and semroute in front of your servers, and observe."),
+    "go": ("demo", "Route a share of the requests of `up`."),
     "demo": ("demo", "Run Envoy, the sidecar and two simulated pools on this machine."),
     "train": ("train", "Train a bundle from prompts and publish it."),
     "bundle": ("train", "Show, check, copy and quantize bundles."),
@@ -105,6 +107,7 @@ def main() -> None:
       semroute demo                      try it here, with simulated pools
       semroute example > semroute.yaml   write a sample configuration
       semroute check -c semroute.yaml    check it
+      semroute envoy > envoy.yaml        write Envoy's configuration for it
       semroute explain -c semroute.yaml --text "Prove that sqrt(2) is irrational."
       semroute serve -c semroute.yaml    serve requests behind your Envoy
     """
@@ -216,7 +219,7 @@ def score(bundle: Path | None, device: Any, embedding: bool) -> None:
 @main.command()
 @click.argument("config_path", type=PATH, required=False, is_eager=True)  # before --config, which it replaces
 @config_option
-@click.option("--envoy", type=PATH, help="Envoy bootstrap file; check that it has a cluster for every pool.")
+@click.option("--envoy", type=PATH, help="Envoy's configuration; check that it routes, safely and in time.")
 @click.option("--envoy-version", help="What `envoy --version` prints; check that this Envoy is new enough.")
 @exit_statuses
 def check(config: Path, envoy: Path | None, envoy_version: str | None, **_: object) -> None:
@@ -233,8 +236,12 @@ def check(config: Path, envoy: Path | None, envoy_version: str | None, **_: obje
 
     loaded = config_source.load(config)
     bundles = checking.check(loaded)
-    if envoy is not None and (problems := config_source.without_cluster(loaded, envoy)):
-        raise loaded.error(problems)
+    if envoy is not None:
+        found = checking.envoy_findings(loaded, envoy)
+        for text in (text for text, is_note in found if is_note):
+            click.echo(f"note: {text}", err=True)
+        if problems := [text for text, is_note in found if not is_note]:
+            refuse(problems, Exit.CONFIG)
     if envoy_version is not None and (problem := checking.old_envoy(envoy_version)):
         refuse([problem], Exit.CONFIG)
     for warning in checking.warnings(loaded, bundles):
@@ -243,6 +250,30 @@ def check(config: Path, envoy: Path | None, envoy_version: str | None, **_: obje
     counts = ", ".join(f"{len(getattr(loaded.config, each))} {each}" for each in sections)
     names = ", ".join(sorted(each.manifest.name for each in bundles.values()))
     click.echo(f"{config}: ok ({counts}, bundles {names})")
+
+
+@main.command()
+@config_option
+@click.option("--for", "target", type=click.Choice(["envoy", "envoy-gateway", "istio"]), default="envoy")
+@click.option(
+    "--pool", "given", multiple=True, metavar="NAME=HOST:PORT", help="A server of a pool; repeatable."
+)
+@click.option("--listen", default="0.0.0.0:10000", show_default=True, help="Where clients connect to Envoy.")
+@exit_statuses
+def envoy(config: Path, target: str, given: tuple[str, ...], listen: str) -> None:
+    """Print the whole Envoy side of a configuration.
+
+    The servers of each pool come from its `endpoints`, or from --pool. The result is the shipped
+    file of envoy/ with your pools, sockets, limits and timeouts.
+    """
+    from semroute_extproc.cli import envoy_file
+    from semroute_extproc.config import source as config_source
+
+    places: dict[str, list[str]] = {}
+    for each in given:
+        name, _, address = each.partition("=")
+        places.setdefault(name, []).append(f"http://{address}")
+    click.echo(envoy_file.render(config_source.load(config), target, places, listen), nl=False)
 
 
 @main.command()

@@ -7,7 +7,7 @@ settings of the strategies in `strategies`. Every model rejects unknown keys.
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from semroute_extproc.request.reasoning import FAMILIES
 from semroute_extproc.settings import base
@@ -48,6 +48,19 @@ class Config(Model):
     )
     controllers: Controllers = Field(default_factory=Controllers)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _clusters(cls, document: Any) -> Any:
+        """The cluster of a pool with `endpoints` has the pool's name by default."""
+        pools = document.get("pools") if isinstance(document, dict) else None
+        if not isinstance(pools, dict):
+            return document
+        named = {
+            name: {"cluster": name, **pool} if isinstance(pool, dict) and "endpoints" in pool else pool
+            for name, pool in pools.items()
+        }
+        return {**document, "pools": named}
+
 
 def names_in(document: Mapping[str, Any]) -> dict[str, Collection[str]]:
     """Kind to the names that settings may refer to, for the validation context of a document."""
@@ -58,9 +71,21 @@ def names_in(document: Mapping[str, Any]) -> dict[str, Collection[str]]:
     return {**names, "reasoning family": [*FAMILIES, *names.get("reasoning family", [])]}
 
 
+def clusters(config: Config) -> dict[str, str]:
+    """Every cluster that Envoy must have, and its pool; with failover there are two for each pool."""
+    failover = config.controllers.failover
+    suffixes = ("", failover.cluster_suffix) if failover else ("",)
+    return {pool.cluster + end: name for name, pool in config.pools.items() for end in suffixes}
+
+
 def contradictions(config: Config) -> Iterator[Problem]:
     """Settings of different sections that contradict each other."""
     yield from ambiguous(config.models, config.pools)
+    for name, pool in config.pools.items():
+        if pool.canary and not pool.policy:
+            yield Problem(("pools", name, "canary"), "needs a policy, which the other requests get")
+        if not pool.cluster:
+            yield Problem(("pools", name, "cluster"), "is required for a pool without endpoints")
     for name, virtual in config.models.items():
         if virtual.policy in virtual.canary:
             yield Problem(("models", name, "canary", virtual.policy), "is already the model's main policy")

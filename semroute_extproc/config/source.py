@@ -159,26 +159,6 @@ def load(path: Path, environment: Mapping[str, str] | None = None) -> Loaded:
     return loaded
 
 
-def without_cluster(loaded: Loaded, envoy: Path) -> list[Problem]:
-    """Pools without their clusters in Envoy's bootstrap; raises ConfigError if that cannot be read."""
-    _, bootstrap = _read(envoy)
-    static, dynamic = bootstrap.get("static_resources"), bootstrap.get("dynamic_resources")
-    if isinstance(dynamic, dict) and ("cds_config" in dynamic or "ads_config" in dynamic):
-        raise ConfigError([f"{envoy}: its clusters are dynamic (cds_config); this file does not list them"])
-    clusters = static.get("clusters") if isinstance(static, dict) else None
-    if not isinstance(clusters, list):
-        raise ConfigError([f"{envoy}: not a bootstrap: it has no static_resources.clusters"])
-    names = [str(cluster.get("name")) for cluster in clusters if isinstance(cluster, dict)]
-    failover = loaded.config.controllers.failover
-    suffixes = ("", failover.cluster_suffix) if failover else ("",)
-    wanted = [(name, pool.cluster + end) for name, pool in loaded.config.pools.items() for end in suffixes]
-    return [
-        Problem(("pools", name, "cluster"), f"{envoy} has no cluster {each!r}" + did_you_mean(each, names))
-        for name, each in wanted
-        if each not in names
-    ]
-
-
 def digest(path: Path) -> bytes:
     """A hash of the file's content; empty if it cannot be read."""
     try:
@@ -189,11 +169,19 @@ def digest(path: Path) -> bytes:
 
 def _read(path: Path, whole: bool = False) -> tuple[str, CommentedMap]:
     """The text of a file, and its YAML mapping with positions; `whole` refuses a file that was cut off."""
+    text, documents = read_documents(path, whole)
+    if len(documents) != 1 or not isinstance(documents[0], CommentedMap):
+        raise ConfigError([f"{path}:1:1: expected a mapping of settings"])
+    return text, documents[0]
+
+
+def read_documents(path: Path, whole: bool = False) -> tuple[str, list[Any]]:
+    """The text of a YAML or JSON file, and its documents with positions; raises ConfigError."""
     try:
         text = (raw := read_file(path, FILE_BYTES_MAX)).decode()
         if whole and (cut := _cut_off(text)):
             raise ConfigError([f"{path}:{text.count(chr(10)) + 1}: {cut}: is the file cut off?"])
-        document = _parser("rt").load(raw)
+        documents = list(_parser("rt").load_all(raw))
     except OSError as error:
         raise ConfigError([f"{path}: {error.strerror}"]) from None
     except UnicodeDecodeError as error:
@@ -206,9 +194,7 @@ def _read(path: Path, whole: bool = False) -> tuple[str, CommentedMap]:
         raise ConfigError([f"{path}{place}: {problem}"]) from None
     except (YAMLError, ValueError, RecursionError) as error:
         raise ConfigError([f"{path}: not YAML: {type(error).__name__}"]) from None
-    if not isinstance(document, CommentedMap):
-        raise ConfigError([f"{path}:1:1: expected a mapping of settings"])
-    return text, document
+    return text, documents
 
 
 def _parser(kind: str) -> YAML:

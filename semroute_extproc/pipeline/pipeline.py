@@ -122,8 +122,8 @@ class Pipeline:
         self.config, self.judges = settings, judges or {}
         self.names = Names(settings.models, settings.policies, settings.pools, settings.default_pool)
         self._routed = {Named(model=name): each for name, each in settings.models.items()}
-        guarded = ((name, pool.policy) for name, pool in settings.pools.items() if pool.policy)
-        self._routed |= {Named(pool=name): VirtualModel(policy=policy) for name, policy in guarded}
+        guarded = ((name, each.policy, each.canary) for name, each in settings.pools.items() if each.policy)
+        self._routed |= {Named(pool=name): VirtualModel(policy=p, canary=c) for name, p, c in guarded}
         self._families = reasoning.families(settings.reasoning_families)
         self._emit = emit
         self._controllers, self._shared = controllers or ControllerState(), shared

@@ -1,12 +1,16 @@
 """Reloads the configuration: applies a valid one completely and otherwise keeps the last good one."""
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import structlog
+
+from semroute_extproc.config import models
 from semroute_extproc.config import source as config_source
+from semroute_extproc.config.models import Config
 from semroute_extproc.config.source import Loaded
 from semroute_extproc.encoder.classifier import Classifier
 from semroute_extproc.envoy.server import ConfigSnapshot
@@ -19,6 +23,7 @@ from semroute_extproc.serve import build
 from semroute_extproc.settings.base import Problem
 from semroute_extproc.state import shared_sessions
 from semroute_extproc.state.controllers import ControllerState
+from semroute_extproc.state.envoy_health import read_problems
 from semroute_extproc.strategies.judge_client import JudgeClient
 from semroute_extproc.strategies.profiles import ProfileDirectory, is_thin, thin_warning
 from semroute_extproc.strategies.registry import fingerprint
@@ -27,6 +32,8 @@ RETIRE_SECONDS = 15.0  # for streams to finish with a judge that a reload remove
 NOT_RELOADABLE = ("server", "encoder", "admin", "telemetry")  # Sections whose change needs a restart
 
 Compiled = tuple[Mapping[str, PolicyPlan], dict[str, ProfileDirectory]]  # by policy, and by strategy
+
+logger = structlog.get_logger("semroute.config")
 
 
 class LiveConfig:
@@ -103,7 +110,9 @@ class LiveConfig:
             for name, value in getattr(loaded.config, section)
             if value != getattr(getattr(self.loaded.config, section), name)
         ]
-        if problems:
+        before = models.clusters(self.loaded.config)
+        new = {key: pool for key, pool in models.clusters(loaded.config).items() if key not in before}
+        if problems := problems or list(_without_cluster(loaded.config, new)):
             raise loaded.error(problems)
         return loaded, files, self._compile(loaded)
 
@@ -165,3 +174,18 @@ class LiveConfig:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _without_cluster(config: Config, clusters: Mapping[str, str]) -> Iterator[Problem]:
+    """Clusters, by pool, that Envoy lacks; logs them if Envoy cannot be asked."""
+    failover = config.controllers.failover
+    try:
+        address = failover.envoy_admin if failover else None
+        known = read_problems(address) if address and clusters else None
+    except Exception:  # any failure of the client, or another page
+        known = None
+    if known is None and clusters:
+        logger.warning("config.clusters_unchecked", clusters=sorted(clusters), hint="Envoy must have them")
+    for cluster in clusters.keys() - (clusters if known is None else known).keys():
+        message = f"Envoy has no cluster {cluster!r}: add it to Envoy first, then send SIGHUP"
+        yield Problem(("pools", clusters[cluster], "cluster"), message)

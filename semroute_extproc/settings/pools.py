@@ -1,8 +1,8 @@
 """Pools, and the model names that are routed to them. Pure."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from semroute_extproc.settings.base import (
     POLICIES_MAX,
@@ -28,6 +28,25 @@ Alias = Annotated[str, Field(pattern=r"^[!-)+-~]*(\*[!-)+-~]*){0,2}$", min_lengt
 
 Aliases = Annotated[tuple[Alias, ...], BeforeValidator(several), Field(max_length=64)]
 
+ServerUrl = Annotated[
+    str, Field(pattern=r"^http://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}/?$", max_length=300)
+]
+"""The address of a vLLM server, as in `http://host:8000`."""
+
+
+def _at_most_one(shares: dict[str, float]) -> dict[str, float]:
+    if sum(shares.values()) > 1.0 + 1e-9:
+        raise ValueError("the canary shares add up to more than 1")
+    return shares
+
+
+Shares = Annotated[
+    dict[PolicyName, Annotated[float, Field(gt=0, le=1)]],
+    Field(max_length=POLICIES_MAX),
+    AfterValidator(_at_most_one),
+]
+"""Policies and their shares of the requests."""
+
 Gauge = Literal["running", "waiting", "kv_cache_usage"]
 MetricName = Annotated[str, Field(pattern=r"^[A-Za-z_:][A-Za-z0-9_:]{0,199}$")]
 GaugeNames = Annotated[tuple[MetricName, ...], BeforeValidator(several), Field(min_length=1, max_length=8)]
@@ -46,7 +65,16 @@ class Price(Model):
 class Pool(Model):
     """An Envoy cluster and the model that it serves."""
 
-    cluster: Name = Field(description="Name of the Envoy cluster; only these clusters are ever selected.")
+    cluster: Name = Field(
+        "",
+        description="Name of the Envoy cluster; only these clusters are ever selected. A pool with "
+        "`endpoints` needs none: the default is the pool's name.",
+    )
+    endpoints: tuple[ServerUrl, ...] = Field(
+        (),
+        max_length=256,
+        description="Addresses of its servers, such as `http://host:8000`, for `semroute envoy`.",
+    )
     model: Name = Field(description="Model name at that cluster; replaces the model name in the body.")
     price: Price | None = Field(None, description="Token prices; used to order pools by cost.")
     context: int = Field(32_768, gt=0, description="Context window in tokens, for prompt and answer.")
@@ -66,6 +94,9 @@ class Pool(Model):
     aliases: Aliases = Field((), description="Other names of this model, with `*` for any text.")
     owned_by: str = Field("vllm", max_length=128, description="`owned_by` in the list of models.")
     policy: PolicyName | None = Field(None, description="Policy for requests that name this model.")
+    canary: Shares = Field(
+        {}, description="With `policy`: other policies and their shares of these requests."
+    )
     reasoning: Family = Field("none", description="Reasoning family of the model; see docs/configuration.md.")
     metrics: Url | None = Field(None, pattern=r"^https?://", description="URL of the vLLM metrics to scrape.")
     gauges: dict[Gauge, GaugeNames] = Field(
@@ -91,15 +122,7 @@ class VirtualModel(Model):
     policy: PolicyName = Field(description="Name of the policy that decides.")
     aliases: Aliases = Field((), description="Other names of this model, with `*` for any text.")
     quality: Share | None = Field(None, description="Default quality, from 0 (cheapest) to 1 (best).")
-    canary: dict[PolicyName, Annotated[float, Field(gt=0, le=1)]] = Field(
-        {}, max_length=POLICIES_MAX, description="Other policies and their shares, selected at random."
-    )
-
-    @model_validator(mode="after")
-    def _shares(self) -> Self:
-        if sum(self.canary.values()) > 1.0 + 1e-9:
-            raise ValueError("the canary shares add up to more than 1")
-        return self
+    canary: Shares = Field({}, description="Other policies and their shares, selected at random.")
 
 
 def cost(pool: Pool, input_tokens: float, output_tokens: float, cached_tokens: float = 0) -> float:

@@ -61,6 +61,11 @@ def problems(page: bytes) -> dict[str, str]:
     return found
 
 
+def read_problems(address: str) -> dict[str, str]:
+    """The `problems` of the Envoy with an admin address; raises what the client or the decoder raises."""
+    return problems(read(address.rstrip("/") + PAGE))
+
+
 async def watch(address: Callable[[], str | None], emit: Emit) -> None:
     """Read the page in each interval, until cancelled, and emit `EnvoyChecked`.
 
@@ -72,7 +77,7 @@ async def watch(address: Callable[[], str | None], emit: Emit) -> None:
         clusters: Mapping[str, str] | None = None
         if (url := address()) is not None:
             try:
-                clusters = problems(await asyncio.to_thread(read, url.rstrip("/") + PAGE))
+                clusters = await asyncio.to_thread(read_problems, url)
             except Exception as error:  # any failure of the client, or another page
                 if readable:
                     logger.warning("envoy.unreadable", problem=f"{type(error).__name__}: {error}")

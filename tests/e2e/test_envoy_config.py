@@ -7,25 +7,44 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from broken_envoy import ACCEPTED, REFUSED, broken
 from ruamel.yaml import YAML
 from semroute_demo import envoy
 from semroute_demo.sidecar import CONFIG_PATH
 
 from semroute_extproc.cli.check import NOT_FORWARDED
+from semroute_extproc.cli.envoy_file import template
 from semroute_extproc.config.models import Config
 from semroute_extproc.envoy.exchange import HEADERS_SPARE
 from semroute_extproc.policy.rules import TENANT_HEADER
 from semroute_extproc.settings.controllers import Failover
 
 
-def _validate(path: Path) -> None:
+def _refusal(path: Path) -> str:
+    """Why Envoy refuses a file; empty if it accepts it."""
     command = [str(envoy.find_envoy()), "--mode", "validate", "-c", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    assert done.returncode == 0, done.stderr
+    return done.stderr if done.returncode else ""
+
+
+def _validate(path: Path) -> None:
+    assert _refusal(path) == ""
+
+
+@pytest.mark.parametrize("what", ACCEPTED)
+def test_envoy_accepts_what_check_finds_to_be_broken(tmp_path: Path, what: str) -> None:
+    (tmp_path / "envoy.yaml").write_text(broken(what))
+    _validate(tmp_path / "envoy.yaml")
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_some_of_what_check_finds_envoy_refuses_too(tmp_path: Path, what: str) -> None:
+    (tmp_path / "envoy.yaml").write_text(broken(what))
+    assert _refusal(tmp_path / "envoy.yaml") != ""
 
 
 def test_envoy_accepts_the_shipped_bootstrap() -> None:
-    _validate(envoy.shipped_path())
+    _validate(template("envoy"))
 
 
 @pytest.mark.parametrize(
@@ -47,7 +66,7 @@ def test_envoy_accepts_the_variants(tmp_path: Path, mode: dict[str, str]) -> Non
 
 def test_envoy_accepts_what_istio_is_asked_to_put_into_it(tmp_path: Path) -> None:
     """The patches' values, merged by hand: Istio itself does not run here."""
-    documents = YAML(typ="safe", pure=True).load_all((envoy.shipped_path().parent / "istio.yaml").read_text())
+    documents = YAML(typ="safe", pure=True).load_all(template("istio").read_text())
     patches = {
         patch["applyTo"]: patch["patch"]["value"] for patch in next(iter(documents))["spec"]["configPatches"]
     }
@@ -78,7 +97,7 @@ def test_a_variant_without_changes_differs_in_addresses_only() -> None:
 
 
 def test_every_machine_dependent_value_is_marked() -> None:
-    lines = [line for line in envoy.shipped_path().read_text().splitlines() if "MACHINE:" in line]
+    lines = [line for line in template("envoy").read_text().splitlines() if "MACHINE:" in line]
     places = [
         "port_value: 9901",
         "port_value: 10000",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from semroute_extproc.cli.envoy_file import FILES
 from semroute_extproc.encoder import bundle
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -50,7 +51,13 @@ def test_the_sidecars_wheel_has_its_package_and_the_bundles_and_nothing_else(bui
     found = names(built, "semroute_extproc")
     tops = {name.partition("/")[0] for name in found if ".dist-info/" not in name}
     assert tops == {"semroute_extproc"}
-    for wanted in ("cli/example.yaml", f"models/{bundle.DEFAULT_BUNDLE}/bundle.json", "py.typed"):
+    for wanted in (
+        "cli/example.yaml",
+        "cli/envoy_check.toml",
+        *(f"envoy/{name}" for name in FILES.values()),
+        f"models/{bundle.DEFAULT_BUNDLE}/bundle.json",
+        "py.typed",
+    ):
         assert f"semroute_extproc/{wanted}" in found
 
 
@@ -59,11 +66,10 @@ def test_the_sidecars_wheel_has_no_simulated_pools_prompts_benchmarks_or_trainin
     assert rooms.isdisjoint({"demo", "bench", "training", "train", "fit", "evaluate", "profile"})
 
 
-def test_the_labs_wheel_has_its_packages_and_envoys_file(built: Path) -> None:
+def test_the_labs_wheel_has_its_packages_and_the_demos_file(built: Path) -> None:
     found = names(built, "semroute_lab")
     tops = {name.partition("/")[0] for name in found if ".dist-info/" not in name}
     assert tops == {"semroute_lab", "semroute_demo", "semroute_bench"}
-    assert "semroute_demo/envoy.yaml" in found
     assert "semroute_demo/semroute.yaml" in found
 
 

@@ -841,6 +841,20 @@ class TestCanary:
         with pytest.raises(ValidationError, match="add up to more than 1"):
             VirtualModel(policy="main", canary={"other": 0.6, "same": 0.6})
 
+    async def test_a_share_of_the_requests_that_name_a_pools_model_is_decided_by_another_policy(self) -> None:
+        policies = {"main": {"otherwise": {"pool": "large"}}, "other": {"otherwise": {"pool": "small"}}}
+        large = {**POOLS["large"], "policy": "main", "canary": {"other": 0.25}}
+        subject, _ = pipeline(config(policies=policies, pools={**POOLS, "large": large}))
+        body = chat(model=POOLS["large"]["model"])
+        drawn = [(await subject.decide(request(body, x_request_id=f"id-{n}"))).pool for n in range(1_000)]
+        assert Counter(drawn)["small"] / len(drawn) == pytest.approx(0.25, abs=0.04)
+        assert {*drawn} == {"small", "large"}
+
+    def test_a_pools_canary_needs_a_policy(self) -> None:
+        large = {**POOLS["large"], "canary": {"main": 0.5}}
+        problems = wrong(policies=two_policies(), pools={**POOLS, "large": large})
+        assert any("needs a policy, which the other requests get" in each for each in problems)
+
 
 def named(decide: Decide, model: str) -> Decide:
     """The request with a model that its path or query names."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import ANY
@@ -15,6 +16,7 @@ import pytest
 import pytest_asyncio
 from builders import MANIFEST, FakeEncoder, classifier
 from semroute_lab.common.writing import write_artifact, write_json
+from structlog.testing import capture_logs
 
 from semroute_extproc.config import source as config_source
 from semroute_extproc.config.source import Loaded
@@ -28,6 +30,7 @@ from semroute_extproc.strategies.artifact import ArtifactManifest
 from semroute_extproc.strategies.clusters import ClustersArtifact
 from semroute_extproc.strategies.judge_client import JudgeClient
 from semroute_extproc.strategies.profiles import Profile
+from semroute_extproc.telemetry.admin import AdminServer, Page
 
 GOOD = """\
 pools:
@@ -411,3 +414,55 @@ async def test_a_shared_memory_without_its_library_changes_nothing(
         await subject.reload(CONTROLLED.replace("session: {}", f"session: {{remote: {remote}}}"))
     )
     assert subject.number == 1
+
+
+class TestEnvoy:
+    """The clusters that a change adds must be in Envoy, if its admin address can be asked."""
+
+    @pytest.fixture
+    def admin(self) -> Iterator[str]:
+        clusters = [{"name": name} for name in ("vllm-small", "vllm-large", "vllm-new")]
+        page = json.dumps({"cluster_statuses": clusters}).encode()
+        server = AdminServer("127.0.0.1:0", {"/clusters": lambda: Page(200, "application/json", page)})
+        yield f"http://127.0.0.1:{server.port}"
+        server.close()
+
+    @staticmethod
+    def text(address: str, pool: str) -> str:
+        """A configuration with a third pool, and with failover."""
+        pools = GOOD.replace("default_pool", f"  {pool}\ndefault_pool")
+        return f"{pools}controllers: {{failover: {{envoy_admin: '{address}'}}}}\n"
+
+    async def test_a_cluster_that_envoy_lacks_is_refused_with_its_place(
+        self, subject: Subject, admin: str
+    ) -> None:
+        text = self.text(admin, "huge: {cluster: vllm-huge, model: org/huge}")
+        problems = rejection(await subject.reload(text))
+        place = "semroute.yaml:4:10: pools.huge.cluster: Envoy has no cluster 'vllm-huge'"
+        assert any(place in each for each in problems)
+        assert subject.number == 1
+
+    async def test_so_are_the_clusters_that_failover_needs(self, subject: Subject, admin: str) -> None:
+        problems = rejection(await subject.reload(self.text(admin, "new: {cluster: vllm-new, model: m}")))
+        assert len(problems) == 3
+        assert all("-or-next': add it to Envoy first, then send SIGHUP" in each for each in problems)
+
+    async def test_clusters_that_were_live_before_are_not_asked_for(
+        self, subject: Subject, admin: str
+    ) -> None:
+        live = self.text("http://127.0.0.1:1", "huge: {cluster: vllm-huge, model: org/huge}")
+        await subject.reload(live)
+        assert subject.number == 2
+        events = await subject.reload(live.replace("http://127.0.0.1:1", admin))
+        assert events == [Reloaded(subject.live.loaded.sha256, 3)]
+
+    @pytest.mark.parametrize("address", ["http://127.0.0.1:1", None])
+    async def test_if_envoy_cannot_be_asked_the_change_is_taken_with_a_warning(
+        self, subject: Subject, address: str | None
+    ) -> None:
+        text = self.text(address, "huge: {cluster: vllm-huge, model: org/huge}") if address else HUGE
+        with capture_logs() as logs:
+            await subject.reload(text)
+        assert subject.number == 2
+        [warning] = [each for each in logs if each["event"] == "config.clusters_unchecked"]
+        assert "vllm-huge" in warning["clusters"]

@@ -1,0 +1,144 @@
+"""Ask vLLM servers what they are, and guess which model is stronger and what it costs."""
+
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+
+from semroute_demo.process import HTTP
+from semroute_extproc.errors import EndpointError
+from semroute_extproc.state.pool_metrics import read_page
+
+ROUTED = "auto"  # the model name that is routed
+NAME = r"[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,127}"  # of a model, as the configuration accepts it
+ANSWER_SECONDS_MAX = 5.0  # for a server to answer a question about itself
+PRICES: dict[str, Any] = tomllib.loads(Path(__file__).with_name("prices.toml").read_text())
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model, and the servers that serve it."""
+
+    name: str  # of its pool
+    model: str
+    endpoints: tuple[str, ...]
+    aliases: tuple[str, ...]  # its other served names
+    context: int | None  # tokens; None if the server does not say
+    measured: bool  # its metrics page has vLLM's gauges
+
+    @property
+    def billions(self) -> float | None:
+        """Its parameters, by its name; None if the name does not say."""
+        name = self.model.rpartition("/")[2].lower()
+        found = re.findall(r"(?<![\w.])(?:(\d+)x)?(\d+(?:\.\d+)?)b(?![a-z0-9])", name)
+        if found:
+            return max(float(count or 1) * float(size) for count, size in found)
+        known = [size for begin, size in PRICES["sizes"].items() if name.startswith(begin)]
+        return float(known[0]) if known else None
+
+    @property
+    def price(self) -> Mapping[str, float] | None:
+        """Guessed dollars per million tokens; None without a known size."""
+        if self.billions is None:
+            return None
+        classes: list[dict[str, float]] = PRICES["classes"]
+        return next(each for each in classes if self.billions <= each.get("up_to", float("inf")))
+
+    @property
+    def blended(self) -> float:
+        """Dollars per million tokens, of which a quarter are the answer's; 0 if unknown."""
+        return 0.75 * self.price["input"] + 0.25 * self.price["output"] if self.price else 0.0
+
+
+def ask(urls: Sequence[str], key: str) -> list[Model]:
+    """The models of the servers; servers with the same model are its replicas. Raises EndpointError."""
+    models: dict[str, Model] = {}
+    for url in urls:
+        base = _base(url)
+        cards = _cards(base, key)
+        first, others = cards[0], tuple(str(card["id"]) for card in cards[1:])
+        model, context = str(first["id"]), first.get("max_model_len")
+        known = models.get(model)
+        name = re.sub("[^a-z0-9.-]", "-", model.rpartition("/")[2].lower()).strip("-.")
+        name = name if name[:1].isalpha() else f"m-{name}"  # a number would not be a name in YAML
+        if known is None and name in {each.name for each in models.values()}:
+            name += f"-{len(models) + 1}"
+        models[model] = Model(
+            known.name if known else name,
+            model,
+            tuple(dict.fromkeys((*(known.endpoints if known else ()), base))),
+            tuple(dict.fromkeys((*(known.aliases if known else ()), *others))),
+            context if isinstance(context, int) and context > 0 else None,
+            _is_measured(base) and (known is None or known.measured),
+        )
+    # A name that two models have, or that is routed, means neither of them.
+    taken = Counter([ROUTED, *(name for each in models.values() for name in (each.model, *each.aliases))])
+    return [
+        replace(each, aliases=tuple(alias for alias in each.aliases if taken[alias] == 1))
+        for each in models.values()
+    ]
+
+
+def strongest(models: Sequence[Model], wanted: str) -> tuple[Model, str] | None:
+    """The stronger model and the reason; None if nothing says which one it is. Raises EndpointError."""
+    if wanted:
+        found = next((each for each in models if wanted in (each.model, each.name)), None)
+        if found is None:
+            known = ", ".join(each.model for each in models)
+            raise EndpointError("setup", f"--strong {wanted}: no server has this model; they have {known}")
+        return found, "you said so"
+    if any(each.billions is None for each in models):
+        return None
+    ordered = sorted(models, key=lambda each: each.billions or 0.0)
+    if ordered[-1].billions == ordered[-2].billions:
+        return None
+    return ordered[-1], f"{ordered[-1].billions:g} billion parameters, by its name"
+
+
+def _base(url: str) -> str:
+    """The address of a server as in `http://host:8000`."""
+    parts = urlsplit(url if "://" in url else f"http://{url}")
+    if parts.scheme != "http" or not parts.hostname or "@" in parts.netloc:
+        raise EndpointError("setup", f"{url}: give an address such as http://host:8000")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"http://{host}:{parts.port or 80}"
+
+
+def _cards(base: str, key: str) -> list[dict[str, Any]]:
+    page = f"{base}/v1/models"
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    try:
+        answer = HTTP.get(page, headers=headers, timeout=ANSWER_SECONDS_MAX)
+    except httpx2.HTTPError as error:
+        problem = str(error) or type(error).__name__
+        raise EndpointError("connection", f"{base} does not answer ({problem}): is vLLM running?") from None
+    if answer.status_code in (401, 403):
+        hint = "the key is refused" if key else "it needs a key: export one and name it with --api-key-env"
+        raise EndpointError("http", f"{page} answers {answer.status_code}: {hint}")
+    try:
+        cards = answer.json()["data"] if answer.status_code == 200 else None
+        cards = [card for card in cards or () if isinstance(card["id"], str)]
+    except (ValueError, LookupError, TypeError):
+        cards = None
+    if cards is None or answer.status_code != 200:
+        problem = f"answers {answer.status_code}, not a list of models: is it an OpenAI-compatible server?"
+        raise EndpointError("unreadable", f"{page} {problem}")
+    if not cards:
+        raise EndpointError("unreadable", f"{base} serves no model")
+    if not re.fullmatch(NAME, cards[0]["id"]):
+        problem = f"serves {cards[0]['id']!r}, which cannot be a model's name here"
+        raise EndpointError("unreadable", f"{base} {problem}: start it with --served-model-name NAME")
+    return cards
+
+
+def _is_measured(base: str) -> bool:
+    try:
+        return bool(read_page(HTTP.get(f"{base}/metrics", timeout=ANSWER_SECONDS_MAX).text))
+    except (httpx2.HTTPError, ValueError):
+        return False
