@@ -101,6 +101,11 @@ class VirtualModel(Model):
             raise ValueError("the canary shares add up to more than 1")
         return self
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """Every policy that may decide, and its share."""
+        return {**self.canary, self.policy: max(1.0 - sum(self.canary.values()), 0.0)}
+
 
 def cost(pool: Pool, input_tokens: float, output_tokens: float, cached_tokens: float = 0) -> float:
     """Dollars for a request, of whose input some tokens were cached; 0 if the pool has no price."""
