@@ -32,6 +32,7 @@ from semroute_extproc.telemetry import log
 from semroute_extproc.telemetry.admin import AdminServer, Page, Pages, as_json, probe
 from semroute_extproc.telemetry.bus import to_all
 from semroute_extproc.telemetry.decision_log import DecisionWriter
+from semroute_extproc.telemetry.drift import Drift
 from semroute_extproc.telemetry.feedback import Feedback
 from semroute_extproc.telemetry.prom import CONTENT_TYPE, MODEL_LABELS, PrometheusSink
 
@@ -112,6 +113,8 @@ async def run(
     metrics, controllers = PrometheusSink(), ControllerState(secrets.token_bytes())
     reactions = Reactions(controllers)
     sinks: list[Emit] = [metrics.handle, log.LogSink(config.telemetry).handle, reactions.handle]
+    drift = Drift({each.bundle.manifest.revision: each.bundle.manifest for each in models.values()})
+    sinks.append(drift.handle)
     closing, endpoint = list[Callable[[], None]](), config.telemetry.otlp_endpoint
     if endpoint is not None or any(os.environ.get(name) for name in OTLP_VARIABLES):
         from semroute_extproc.telemetry import otel  # Imported only if used: a fifth of the startup time.
@@ -131,6 +134,7 @@ async def run(
     servicer, health = Servicer(lambda: live.snapshot, emit), Health()
     accountant = Accountant(lambda: live.snapshot.pipeline.config, emit)
     server = GrpcServer(config.server, servicer, worker or 0, accountant)
+    metrics.observe("drift", drift.readings)
     pages = _pages(metrics, health, servicer, live)
     signals.handle(reactions.stop.set, lambda: None if reactions.stop.is_set() else live.start(live.reload()))
     if worker is not None:
