@@ -18,20 +18,28 @@ from threading import Thread
 
 import msgspec
 
-from semroute_extproc.events import Decided, Emit, Failed, OutcomeReported, RecordsWritten, Reloaded
+from semroute_extproc.events import (
+    Accounted,
+    Decided,
+    Emit,
+    Failed,
+    OutcomeReported,
+    RecordsWritten,
+    Reloaded,
+)
 from semroute_extproc.settings.process import DecisionLog
 from semroute_extproc.telemetry.bus import by_type
-from semroute_extproc.telemetry.record import REQUEST_ID_CHARACTERS_MAX, of_decision, of_outcome
+from semroute_extproc.telemetry.record import REQUEST_ID_CHARACTERS_MAX, of_decision, of_outcome, of_usage
 
 QUEUE_MAX = 4_096  # Decisions that wait for the thread
-OUTCOMES_MAX = 65_536  # Outcomes that do; small, and their rate is bounded
+OUTCOMES_MAX = 65_536  # Outcomes and usage that do; they are small
 QUEUE_CHARACTERS_MAX = 64 * 1024**2  # of their requests
 BATCH_MAX = 256  # Records written at once
 POOLS_MAX = 65_536  # Logged requests whose pool is remembered for their outcomes
 PAUSE_SECONDS = 10.0  # without logging after the disk failed
 CLOSE_SECONDS_MAX = 2.0  # to write the last records
 
-Queued = tuple[Decided | OutcomeReported, int]  # an event and its size in characters
+Queued = tuple[Decided | OutcomeReported | Accounted, int]  # an event and its size in characters
 
 
 class LogFiles:
@@ -109,6 +117,7 @@ class DecisionWriter:
             {
                 Decided: self._decided,
                 OutcomeReported: self._enqueue,
+                Accounted: self._enqueue,
                 Reloaded: lambda event: setattr(self, "_config", event.sha256),
             }
         )
@@ -131,7 +140,7 @@ class DecisionWriter:
         view, body = outcome.view, outcome.body
         self._enqueue(event, max(view.characters if view else 0, len(body) if body else 0))
 
-    def _enqueue(self, event: Decided | OutcomeReported, size: int = 0) -> None:
+    def _enqueue(self, event: Decided | OutcomeReported | Accounted, size: int = 0) -> None:
         most = QUEUE_MAX if isinstance(event, Decided) else OUTCOMES_MAX
         if self._queue.qsize() >= most or self._put - self._taken + size > QUEUE_CHARACTERS_MAX:
             self._emit(RecordsWritten(1, "queue"))
@@ -155,9 +164,12 @@ class DecisionWriter:
             self._write([line for line in lines if line])
         self._files.close()
 
-    def _line(self, event: Decided | OutcomeReported) -> bytes:
+    def _line(self, event: Decided | OutcomeReported | Accounted) -> bytes:
         """The event's record; empty if that fails, which is counted."""
         try:
+            if isinstance(event, Accounted):
+                known = event.request_id and self.pool_of(event.request_id)
+                return self._encode(of_usage(event)) + b"\n" if known else b""
             if isinstance(event, OutcomeReported):
                 return self._encode(of_outcome(event, time.time())) + b"\n"
             record = of_decision(event, self._config, self._settings, self._key)

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
-from semroute_extproc.events import Decided, OutcomeReported
+from semroute_extproc.events import Accounted, Decided, OutcomeReported
 from semroute_extproc.outcome import Outcome, header_safe
 from semroute_extproc.policy.context import Decision, RoutingContext
 from semroute_extproc.policy.rules import READ, WORK_FACTS
@@ -111,6 +111,25 @@ def _of_context(context: RoutingContext, settings: DecisionLog, key: bytes) -> d
 
 def _cut(value: Any) -> Any:
     return value[:CHARACTERS_MAX] if isinstance(value, str) else value
+
+
+def of_usage(event: Accounted) -> dict[str, Any]:
+    """The record of an answer's usage."""
+    usage, first = event.usage, event.first_token_seconds
+    found = {
+        "record": "usage",
+        "time": event.ended_ns / 1e9,
+        "request_id": event.request_id[:REQUEST_ID_CHARACTERS_MAX],
+        "input_tokens": usage.input,
+        "output_tokens": usage.output,
+        "cached_tokens": usage.cached,
+        "estimated": usage.estimated,
+        "dollars": event.dollars,
+        "finish": _cut(event.finish),
+        "first_token_ms": first and round(first * 1e3, 3),
+        "duration_ms": round((event.ended_ns - event.started_ns) / 1e6, 3),
+    }
+    return {name: value for name, value in found.items() if value}
 
 
 def of_outcome(event: OutcomeReported, time: float) -> dict[str, Any]:

@@ -14,19 +14,33 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+import msgspec
 import pytest
 from decisions import event
 from msgspec import structs
 
-from semroute_extproc.events import Event, Failed, OutcomeReported, RecordsWritten, Reloaded
+from semroute_extproc.events import Accounted, Event, Failed, OutcomeReported, RecordsWritten, Reloaded
+from semroute_extproc.request.usage import Usage
 from semroute_extproc.settings.process import DecisionLog
 from semroute_extproc.telemetry import decision_log
 from semroute_extproc.telemetry.decision_log import DecisionWriter, LogFiles
 from semroute_extproc.telemetry.feedback import BURST_MAX
 
+COLUMNS = msgspec.toml.decode(Path(decision_log.__file__).with_name("columns.toml").read_bytes())
+
 
 def settings(folder: Path, **changes: Any) -> DecisionLog:
     return DecisionLog(path=folder / "log", **changes)
+
+
+def answered(request_id: str) -> Accounted:
+    """The usage of an answer."""
+    money = {"dollars": 0.5, "baseline_dollars": 1.0, "cache_saved_dollars": 0.1}
+    names = {"pool": "small", "rule": "", "model": "auto", "tenant": "", "served": "m", "problem": ""}
+    times = {"parents": (), "started_ns": 1_000_000_000, "ended_ns": 3_000_000_000}
+    speed = {"first_token_seconds": 0.25, "tokens_per_second": 10.0}
+    usage = Usage(100, 20, 40)
+    return Accounted(request_id, None, finish="stop", usage=usage, **names, **money, **speed, **times)
 
 
 class Seen:
@@ -86,6 +100,27 @@ class TestWriter:
         writer.close()
         assert writer.pool_of("x" * 128) == writer.pool_of("x" * 500) == "small"
         assert writer.pool_of("other") == ""
+
+    def test_usage_is_logged_of_the_requests_that_are(self, tmp_path: Path, seen: Seen) -> None:
+        writer = DecisionWriter(settings(tmp_path), 0, seen)
+        writer.handle(event(request_id="id-1"))
+        for request_id in ("id-1", "not-sampled", ""):
+            writer.handle(answered(request_id))
+        writer.close()
+        _, usage = lines(tmp_path / "log" / "decisions-0.jsonl")
+        assert usage == {
+            "record": "usage",
+            "time": 3.0,
+            "request_id": "id-1",
+            "input_tokens": 100,
+            "output_tokens": 20,
+            "cached_tokens": 40,
+            "dollars": 0.5,
+            "finish": "stop",
+            "first_token_ms": 250.0,
+            "duration_ms": 2000.0,
+        }
+        assert usage.keys() | {"estimated"} == COLUMNS["usage"].keys()
 
     def test_the_pools_are_bounded(self, tmp_path: Path, seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(decision_log, "POOLS_MAX", 10)
