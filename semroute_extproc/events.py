@@ -62,6 +62,24 @@ class Shadowed(Event, frozen=True):
     shadow: Shadow
 
 
+class OutcomeReported(Event, frozen=True):
+    """Someone says how good the answer to a request was."""
+
+    request_id: str
+    outcome: float  # 0 to 1
+    source: str
+    label: str = ""  # `good` or `bad`, if it was given as a label
+    pool: str = ""  # that got the request; empty if the request is not in the decision log
+
+
+class RecordsWritten(Event, frozen=True):
+    """Records of the decision log were written, or lost for the reason `lost`. Emitted from any thread."""
+
+    count: int
+    lost: str = ""  # `queue`, `disk` or `error` (a metric label)
+    problem: str = ""
+
+
 class Failed(Event, frozen=True):
     """An unexpected exception, logged as `where`; emitted inside its `except` block."""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 if TYPE_CHECKING:
-    from semroute_extproc.policy.context import Decision, Shadow
+    from semroute_extproc.policy.context import Decision, RoutingContext, Shadow
     from semroute_extproc.request.envelope import LeftOut
     from semroute_extproc.request.handover import Handover
     from semroute_extproc.request.signals import Signals
@@ -115,6 +115,7 @@ class Outcome(msgspec.Struct, frozen=True):
     shadows: tuple[Shadow, ...] = ()  # what the shadow policies would have done
     view: RequestView | None = None
     signals: Signals | None = None
+    context: RoutingContext | None = None  # what the policy decided on
     text: str = ""  # the classified text; logged only if the operator asked for it
     left_out: tuple[LeftOut, ...] = ()  # see `RoutingContext`
     housekeeping: str = ""  # see `RoutingContext`

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import click
+import msgspec
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined, to_jsonable_python
 from ruamel.yaml import YAML
@@ -34,6 +35,8 @@ from semroute_extproc.strategies.registry import IDEAS
 from semroute_extproc.telemetry.prom import PrometheusSink
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
+COLUMNS = DOCS.parent / "semroute_extproc" / "telemetry" / "columns.toml"
+_A = {"decision": "a decision", "outcome": "an outcome", "usage": "an answer's usage"}
 
 
 def settings() -> str:
@@ -43,6 +46,7 @@ def settings() -> str:
         ("encoder", process.Encoder),
         ("admin", process.Admin),
         ("telemetry", process.Telemetry),
+        ("telemetry.decision_log", process.DecisionLog),
         ("accounting", process.Accounting),
         ("text.envelopes", Envelopes),
         ("pools.NAME", pools.Pool),
@@ -145,6 +149,17 @@ def metrics() -> str:
         labels = ", ".join(f"`{label}`" for label in collector._labelnames) or "–"
         rows.append(f"| `{name}{suffix}` | {kind} | {labels} | {collector._documentation} |")
     return "\n".join(rows)
+
+
+def columns() -> str:
+    """Every column of the decision log's records."""
+    tables = []
+    for kind, rows in msgspec.toml.decode(COLUMNS.read_bytes()).items():
+        lines = [f"| `{name}` | {of} | {meaning} |" for name, (of, meaning) in rows.items()]
+        tables.append(
+            "\n".join([f"| column of a record of {_A[kind]} | type | meaning |", "|---|---|---|", *lines])
+        )
+    return "\n\n".join(tables)
 
 
 def commands() -> str:
@@ -407,6 +422,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "metrics": metrics,
     "alerts": alerts,
     "fuzzing": fuzzing,
+    "columns": columns,
     "commands": commands,
     "strategy-costs": strategy_costs,
     "strategies-pair": strategies_pair,

@@ -24,6 +24,8 @@ LAB = {
     "calibrate": ("fit", "Choose a threshold on your own prompts."),
     "eval": ("train", "Evaluate a bundle as a router and as a classifier."),
     "profile": ("fit", "Measure what a model is good at, for the clusters strategy."),
+    "replay": ("fit", "Decide logged requests again under another configuration."),
+    "outcomes": ("fit", "Add a file of outcomes to a decision log."),
     "bench": ("bench", "Measure what a decision costs on this machine."),
 }
 """Commands of semroute-lab: the extra that each needs, and its line in --help.

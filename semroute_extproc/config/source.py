@@ -35,7 +35,10 @@ SCALAR_CHARACTERS_MAX = 32_768  # Longest single value
 PROBLEMS_MAX = 100  # Problems of one file that are reported
 LINE_CHARACTERS_MAX = 500  # Longest source line that an error shows
 
-SECRETS = (("controllers", "session", "remote"), ("admin", "token"), ("server", "secret"))
+SECRETS = (
+    *(("controllers", "session", "remote"), ("admin", "token"), ("server", "secret")),
+    ("telemetry", "decision_log", "key"),
+)
 """Settings whose values, at any level, are masked in every source line that an error shows."""
 
 

@@ -121,9 +121,7 @@ class Pipeline:
         """`judges` maps a strategy to its judge; `shared` stores conversations for several processes."""
         self.config, self.judges = settings, judges or {}
         self.names = Names(settings.models, settings.policies, settings.pools, settings.default_pool)
-        self._routed = {Named(model=name): each for name, each in settings.models.items()}
-        guarded = ((name, each.policy, each.canary) for name, each in settings.pools.items() if each.policy)
-        self._routed |= {Named(pool=name): VirtualModel(policy=p, canary=c) for name, p, c in guarded}
+        self._routed = routed(settings)
         self._families = reasoning.families(settings.reasoning_families)
         self._emit = emit
         self._controllers, self._shared = controllers or ControllerState(), shared
@@ -202,7 +200,7 @@ class Pipeline:
         if context is None:
             context = await LARGE_REQUESTS.run(view.work, _context, asked, view, virtual, *self._given)
         stages.mark("parse")
-        policy, keys = _policy_of(named.model, virtual, context), Keys()
+        policy, keys = policy_of(named.model, virtual, context), Keys()
         if self._controllers.active:
             keys = await LARGE_REQUESTS.run(view.work, self._controllers.keys, asked.request.head, view)
             # Look up the conversation's pool in the shared store or this process, and the pools' load.
@@ -221,8 +219,9 @@ class Pipeline:
             decision = dataclasses.replace(decision, pool=first, others=tuple(others))
         else:
             decision, context = await self._driver.decide(policy, context, stages)
-        if policy != virtual.policy:
-            decision = dataclasses.replace(decision, canary=policy)
+        if virtual.canary:
+            canary = policy if policy in virtual.canary else ""
+            decision = dataclasses.replace(decision, canary=canary, propensity=virtual.shares[policy])
         pool = self.config.pools[decision.pool]
         members = _members(pool, self._families[pool.reasoning], view, decision)
         if (most := clamped(decision.pool, pool, context)) is not None:
@@ -251,6 +250,7 @@ class Pipeline:
             shadows=shadows,
             view=view,
             signals=context.signals,
+            context=context,
             text=context.text,
             left_out=context.left_out,
             housekeeping=context.housekeeping,
@@ -383,12 +383,16 @@ def _context(
     return RoutingContext(head, view, *known, bounds=(low, high), tried=tried, unread=unread is not None)
 
 
-def _policy_of(model: str, virtual: VirtualModel, context: RoutingContext) -> str:
+def routed(settings: Config) -> dict[Named, VirtualModel]:
+    """What a client may name to the policy that decides."""
+    models = {Named(model=name): each for name, each in settings.models.items()}
+    guarded = ((name, each.policy, each.canary) for name, each in settings.pools.items() if each.policy)
+    return models | {Named(pool=name): VirtualModel(policy=p, canary=c) for name, p, c in guarded}
+
+
+def policy_of(model: str, virtual: VirtualModel, context: RoutingContext) -> str:
     """The policy that decides: the model's, or a canary for its share of the requests."""
-    if not virtual.canary:
-        return virtual.policy
-    rest = max(1.0 - sum(virtual.canary.values()), 0.0)
-    return drawn({**virtual.canary, virtual.policy: rest}, model, draw_id(context))
+    return drawn(virtual.shares, model, draw_id(context)) if virtual.canary else virtual.policy
 
 
 def _members(pool: Pool, family: ReasoningFamily, view: RequestView, decision: Decision) -> Members:

@@ -121,6 +121,7 @@ class Choice:
     sample: tuple[float, float, bool] | None = None  # For `LiveScores.learn`, if it is to learn.
     rise: float | None = None  # Fraction of the traffic above the threshold with a lower score.
     moved: tuple[tuple[str, str], ...] = ()  # Controllers that changed the trade-off, and how, in words.
+    propensity: float | None = None  # Probability of the pool, if it was drawn.
 
 
 class Strategy(Protocol):
@@ -183,5 +184,6 @@ class Decision:
     override: bool = False  # `reasoning` replaces the client's own setting.
     session: str = ""  # How the conversation's pool affected it: `locked`, `kept` or `moved`; else empty.
     canary: str = ""  # The policy, if a model's canary drew it.
+    propensity: float | None = None  # Probability of the policy, if its model has a canary.
     others: tuple[str, ...] = ()  # Pools that could serve the request if `pool` fails.
     trace: tuple[TraceStep, ...] = ()

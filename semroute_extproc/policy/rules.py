@@ -3,7 +3,7 @@
 A condition is compiled once and knows which facts it reads; without signal facts it needs no encoder.
 """
 
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import fields
 from operator import attrgetter
 from pathlib import Path
@@ -35,11 +35,11 @@ def _count(read: Callable[[Sequence[Turn]], Sized]) -> Callable[[RoutingContext]
 
 
 _ATTRIBUTES = {field.name for field in fields(RoutingContext)}
-_READ: dict[str, Callable[[RoutingContext], Any]] = {
+READ: dict[str, Callable[[RoutingContext], Any]] = {
     name: attrgetter(name if name in _ATTRIBUTES else f"view.{name}")
     for name in (*REQUEST_FACTS, *WORK_FACTS)
 }
-_READ |= {
+READ |= {
     "api": lambda c: str(c.view.api),
     "turns": lambda c: len(c.view.turns),
     "max_output_tokens": lambda c: c.view.max_output_tokens or 0,
@@ -60,6 +60,8 @@ OF_KNOWN_TEXT = ("domain", "domain_probs", "domain_entropy", "task", "task_probs
 
 class CompiledRule:
     """A rule with its condition compiled."""
+
+    readers: Mapping[str, Callable[[RoutingContext], Any]] = READ  # How each fact is read.
 
     def __init__(self, rule: Rule) -> None:
         """Raises ValueError for a condition that cannot be compiled or names a fact that does not exist."""
@@ -96,10 +98,12 @@ class CompiledRule:
         a fact `OF_KNOWN_TEXT`, unless the condition names `unknown`. `needs_signals` requires signals.
         """
         read = not context.unread
-        values = {name: _READ[name](context) for name in self._request_facts if read or name in OF_HEAD}
+        values = {
+            name: self.readers[name](context) for name in self._request_facts if read or name in OF_HEAD
+        }
         if self._work_facts:
             members = (name for name in self._work_facts if read or name in OF_HEAD)
-            values["request"] |= {name: _READ[name](context) for name in members}
+            values["request"] |= {name: self.readers[name](context) for name in members}
         unknown = False
         if (signals := context.signals) is not None:
             unknown = signals.unknown and "unknown" not in self._signal_facts

@@ -31,6 +31,9 @@ from semroute_extproc.state.pool_metrics import scrape as scrape_pools
 from semroute_extproc.telemetry import log
 from semroute_extproc.telemetry.admin import AdminServer, Page, Pages, as_json, probe
 from semroute_extproc.telemetry.bus import to_all
+from semroute_extproc.telemetry.decision_log import DecisionWriter
+from semroute_extproc.telemetry.drift import Drift
+from semroute_extproc.telemetry.feedback import Feedback
 from semroute_extproc.telemetry.prom import CONTENT_TYPE, MODEL_LABELS, PrometheusSink
 
 OTLP_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
@@ -110,18 +113,28 @@ async def run(
     metrics, controllers = PrometheusSink(), ControllerState(secrets.token_bytes())
     reactions = Reactions(controllers)
     sinks: list[Emit] = [metrics.handle, log.LogSink(config.telemetry).handle, reactions.handle]
-    tracing, endpoint = None, config.telemetry.otlp_endpoint
+    drift = Drift({each.bundle.manifest.revision: each.bundle.manifest for each in models.values()})
+    sinks.append(drift.handle)
+    closing, endpoint = list[Callable[[], None]](), config.telemetry.otlp_endpoint
     if endpoint is not None or any(os.environ.get(name) for name in OTLP_VARIABLES):
         from semroute_extproc.telemetry import otel  # Imported only if used: a fifth of the startup time.
 
         tracing = otel.OtelSink(otel.exporter(endpoint))
         sinks.append(tracing.handle)
+        closing.append(tracing.close)
+    decisions = None
+    if (log_settings := config.telemetry.decision_log) is not None:
+        decisions = DecisionWriter(log_settings, worker or 0, to_all(*sinks))
+        sinks.append(decisions.handle)
+        closing.append(decisions.close)
     log.WRITER.emit = emit = to_all(*sinks)
+    posts = Feedback(decisions.pool_of, emit).posts if decisions else {}
     classifier = build.make_classifier(config, models, emit)
     live = LiveConfig(path, loaded, classifier, controllers, emit)
     servicer, health = Servicer(lambda: live.snapshot, emit), Health()
     accountant = Accountant(lambda: live.snapshot.pipeline.config, emit)
     server = GrpcServer(config.server, servicer, worker or 0, accountant)
+    metrics.observe("drift", drift.readings)
     pages = _pages(metrics, health, servicer, live)
     signals.handle(reactions.stop.set, lambda: None if reactions.stop.is_set() else live.start(live.reload()))
     if worker is not None:
@@ -130,7 +143,8 @@ async def run(
     listen = admin or config.admin.listen
     await server.start()
     # After binding the server, so that a second process does not take over the first one's admin socket.
-    admin_server = AdminServer(listen, pages, **config.admin.guards()) if listen is not None else None
+    guards = config.admin.guards()
+    admin_server = AdminServer(listen, pages, posts=posts, **guards) if listen is not None else None
     await server.ready()
     health.serving = True
     address, encoders = config.server.address(worker or 0), classifier.describe()
@@ -150,8 +164,8 @@ async def run(
         await watch
         await classifier.close()
         await live.close()
-        if tracing:
-            await asyncio.to_thread(tracing.close)
+        for close in closing:
+            await asyncio.to_thread(close)
         beat.cancel()
         if admin_server:
             admin_server.close()

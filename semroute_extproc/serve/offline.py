@@ -34,6 +34,11 @@ class Scorer:
         models = open_each(load_each(paths, (device, "cpu")), device)
         return cls(models.pop(DEFAULT), models)
 
+    @property
+    def revisions(self) -> set[str]:
+        """The revisions of its bundles."""
+        return {model.bundle.revision for model in (self._default, *self._by_language.values())}
+
     def score(self, text: str) -> Signals:
         """Signals of one text."""
         language = language_of(text)

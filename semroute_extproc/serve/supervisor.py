@@ -34,6 +34,7 @@ from semroute_extproc.serve import signals
 from semroute_extproc.settings.process import WORKER
 from semroute_extproc.telemetry import log
 from semroute_extproc.telemetry.admin import AdminServer, Page, as_json, probe, text
+from semroute_extproc.telemetry.feedback import KNOWN, NDJSON
 from semroute_extproc.telemetry.prom import CONTENT_TYPE
 
 logger = structlog.get_logger("semroute.supervisor")
@@ -130,7 +131,8 @@ class Supervisor(Collector):
             "/workers": self._list,
         }
         guards = self._config.admin.guards()
-        admin = AdminServer(listen, pages, self._forward, **guards) if listen is not None else None
+        posts = {"/outcomes": self._outcomes} if self._config.telemetry.decision_log else {}
+        admin = AdminServer(listen, pages, self._forward, posts, **guards) if listen is not None else None
         logger.info("supervisor.started", version=__version__, workers=len(self.workers), admin=listen)
         keepers = [asyncio.create_task(self._keep(worker)) for worker in self.workers]
         watch = asyncio.create_task(self._watch())
@@ -257,6 +259,23 @@ class Supervisor(Collector):
                 answer = worker.client.get(path)
                 return Page(answer.status_code, answer.headers["content-type"], answer.content)
         return text(503, "no worker is ready\n")
+
+    def _outcomes(self, body: bytes) -> Page:
+        """Each worker takes the outcomes of the requests that it logged, and the last worker the rest."""
+        page, count = text(503, "no worker is ready\n"), sum(map(bool, map(bytes.strip, body.split(b"\n"))))
+        serving = [worker for worker in self.workers if worker.ready]
+        for worker in serving:
+            try:
+                path = "/outcomes" if worker is serving[-1] else KNOWN
+                answer = worker.client.post(path, content=body, headers={"content-type": NDJSON})
+            except httpx2.HTTPError:
+                return text(503, "a worker does not answer: send the outcomes again\n")
+            if answer.status_code != 200:
+                return Page(answer.status_code, answer.headers["content-type"], answer.content)
+            page, body = as_json({"accepted": count}), answer.content
+            if not body:
+                break
+        return page
 
 
 def serve(path: Path) -> Exit:

@@ -53,6 +53,10 @@ def _in_folder(path: Path, info: ValidationInfo) -> Path:
 FilePath = Annotated[Path, AfterValidator(_in_folder)]
 """A file or directory, relative to the folder of the configuration (the validation context)."""
 
+NAMES_MAX = 32  # headers or members in one list
+HeaderName = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
+HeaderNames = Annotated[tuple[HeaderName, ...], Field(max_length=NAMES_MAX)]
+
 
 _USER = re.compile(r"""(?<=://)[^\s"']+(?=@)""")
 _QUERY = re.compile(r"""(://[^\s"'?]*\?)([^\s"']+)""")

@@ -5,22 +5,14 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from semroute_extproc.settings.base import (
-    POOLS_MAX,
-    STRATEGIES_MAX,
-    Model,
-    PoolName,
-    Share,
-    StrategyName,
-    Url,
-)
+from semroute_extproc.settings import base
+from semroute_extproc.settings.base import HeaderNames, Model, PoolName, Share, StrategyName, Url
 
 Measure = Literal["queue", "waiting", "running", "kv_cache_usage"]
 """A gauge of a pool, or `queue`: waiting requests per running request."""
 
 REMOTE_SCHEMES = ("redis://", "rediss://", "valkey://", "valkeys://", "unix://")
 
-NAMES_MAX = 32  # headers or members in one list
 SESSION_HEADERS = (
     *("x-semroute-session", "x-claude-code-session-id", "session-id", "session_id", "x-session-id"),
     "x-conversation-id",
@@ -30,8 +22,6 @@ SESSION_MEMBERS = (
     "metadata.user_id",
 )
 
-HeaderName = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
-HeaderNames = Annotated[tuple[HeaderName, ...], Field(max_length=NAMES_MAX)]
 MemberName = Annotated[str, Field(pattern=r"^(conversation|prompt_cache_key|metadata\..{1,64})$")]
 
 
@@ -59,7 +49,7 @@ class LoadController(Model):
         min_length=1,
         description="Ramp per measure; the highest pressure is used. `queue` is waiting / running requests.",
     )
-    pools: dict[PoolName, Ramps] = Field({}, max_length=POOLS_MAX, description="Ramps of single pools.")
+    pools: dict[PoolName, Ramps] = Field({}, max_length=base.POOLS_MAX, description="Ramps of single pools.")
     rise_seconds: float = Field(3, gt=0, le=3_600, description="Time constant of rising pressure.")
     fall_seconds: float = Field(15, gt=0, le=3_600, description="Time constant of falling pressure.")
     dead_band: float = Field(0.05, ge=0, le=0.4, description="Smaller changes of the pressure are ignored.")
@@ -114,14 +104,14 @@ class SessionController(Model):
     """A conversation keeps its pool, and with it its prefix cache, unless a request is clearly harder."""
 
     strategies: tuple[StrategyName, ...] | None = Field(
-        None, max_length=STRATEGIES_MAX, description="Strategies that sessions apply to; default: all."
+        None, max_length=base.STRATEGIES_MAX, description="Strategies that sessions apply to; default: all."
     )
     headers: HeaderNames = Field(
         SESSION_HEADERS, description="Headers that name a conversation; the first one in the request counts."
     )
     members: tuple[MemberName, ...] = Field(
         SESSION_MEMBERS,
-        max_length=NAMES_MAX,
+        max_length=base.NAMES_MAX,
         description="Members of the body that name it if no header does: `conversation`, `prompt_cache_key`, "
         "or `metadata.NAME`. In `metadata.user_id` only a session's ID counts, as Claude Code writes it.",
     )
@@ -171,6 +161,8 @@ class Controllers(Model):
     """Controllers change the trade-off at runtime; each one is off unless it is configured."""
 
     load: LoadController | None = Field(None, description="Reduces the load of pools with `metrics`.")
-    budgets: dict[StrategyName, Budget] = Field({}, max_length=STRATEGIES_MAX, description="By strategy.")
+    budgets: dict[StrategyName, Budget] = Field(
+        {}, max_length=base.STRATEGIES_MAX, description="By strategy."
+    )
     session: SessionController | None = Field(None, description="Keeps a conversation in its pool.")
     failover: Failover | None = Field(None, description="Sends requests to another pool if one fails.")

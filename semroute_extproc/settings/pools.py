@@ -124,6 +124,11 @@ class VirtualModel(Model):
     quality: Share | None = Field(None, description="Default quality, from 0 (cheapest) to 1 (best).")
     canary: Shares = Field({}, description="Other policies and their shares, selected at random.")
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """Every policy that may decide, and its share."""
+        return {**self.canary, self.policy: max(1.0 - sum(self.canary.values()), 0.0)}
+
 
 def cost(pool: Pool, input_tokens: float, output_tokens: float, cached_tokens: float = 0) -> float:
     """Dollars for a request, of whose input some tokens were cached; 0 if the pool has no price."""

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
-from semroute_extproc.settings.base import Model, PoolName, Url
+from semroute_extproc.settings.base import FilePath, HeaderNames, Model, PoolName, Share, Url
 
 PORT_MAX = 65_535
 
@@ -92,6 +92,24 @@ class Admin(Model):
         return self
 
 
+class DecisionLog(Model):
+    """Sampled decisions as files of JSON Lines, see docs/logs.md. A change needs a restart."""
+
+    path: FilePath = Field(description="Folder of the files; created if it does not exist.")
+    sample: Share = Field(1.0, description="Share of the decisions to log.")
+    rotate_bytes: int = Field(64 * 1024**2, ge=4_096, le=2**40, description="Size at which a file ends.")
+    keep: int = Field(8, ge=1, le=100_000, description="Finished files to keep, for each worker.")
+    headers: HeaderNames = Field((), description="Request headers to log, such as those that rules read.")
+    embedding: bool = Field(False, description="Log the embedding of the text, in half precision.")
+    prompts: bool = Field(False, description="Log the judged text, and `user` and `metadata` of the body.")
+    key: SecretStr | None = Field(
+        None,
+        min_length=16,
+        max_length=64,
+        description="Secret of the text's hash; default: one per process. Set it in the environment.",
+    )
+
+
 class Telemetry(Model):
     """Logs and traces. A change needs a restart."""
 
@@ -102,6 +120,7 @@ class Telemetry(Model):
     otlp_endpoint: Url | None = Field(
         None, description="OTLP/gRPC collector for spans; default: OTEL_EXPORTER_OTLP_ENDPOINT."
     )
+    decision_log: DecisionLog | None = None
 
 
 class Accounting(Model):

@@ -105,13 +105,13 @@ class Pair(Strategy):
     needs_signals = hard_preferences = True
 
     def __init__(self, score: Score, cutoff: Cutoff, on_unknown: str | None) -> None:
-        self._score, self._cutoff, self._on_unknown = score, cutoff, on_unknown or cutoff.strong
+        self.score, self._cutoff, self._on_unknown = score, cutoff, on_unknown or cutoff.strong
         self.follows = cutoff.follows
 
     def choose(self, context: RoutingContext, candidates: Candidates) -> Choice:
         """Unknown text goes to `on_unknown`, unless the client has a hard preference."""
         signals, cutoff = context.signals, self._cutoff
-        score = self._score(signals) if signals is not None else None
+        score = self.score(signals) if signals is not None else None
         choice = cutoff.choose(0.0 if score is None else score, context)
         if context.hard_preference:
             return dataclasses.replace(choice, score=score)

@@ -42,4 +42,5 @@ class Weighted(Strategy):
         if total <= 0:
             return Choice(candidates.first_of(), "no weighted pool could answer")
         chosen = drawn(weights, self._name, draw_id(context))
-        return Choice(chosen, f"weight {weights[chosen] / total:.2f}")
+        propensity = weights[chosen] / total
+        return Choice(chosen, f"weight {propensity:.2f}", propensity=propensity)

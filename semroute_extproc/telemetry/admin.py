@@ -1,4 +1,4 @@
-"""The admin port: read-only pages for health, metrics and the live configuration, served by a thread."""
+"""The admin port: pages for health, metrics and the live configuration, and outcomes; served by a thread."""
 
 import hmac
 import json
@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler
 from ipaddress import ip_address
 from pathlib import Path
 from socketserver import ThreadingTCPServer
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -36,6 +37,11 @@ class Page(NamedTuple):
 
 
 Pages = Mapping[str, Callable[[], Page]]  # by path
+Posts = Mapping[str, Callable[[bytes], Page]]  # by path, for a posted body
+
+POSTED_BYTES_MAX = 1024 * 1024  # Of a posted body
+POSTED_TYPES = ("application/json", "application/x-ndjson", "application/jsonl")
+"""A web page of another origin cannot post these without the server's consent, which is never given."""
 
 
 def text(status: int, body: str) -> Page:
@@ -63,6 +69,7 @@ class AdminServer(ThreadingTCPServer):
         listen: str,
         pages: Pages,
         otherwise: Callable[[str], Page] | None = None,
+        posts: Posts = MappingProxyType({}),
         hosts: Collection[str] = (),
         token: str = "",
     ) -> None:
@@ -71,8 +78,8 @@ class AdminServer(ThreadingTCPServer):
         `otherwise` makes the pages that are not in `pages`. On a port, clients must use one of `hosts`,
         localhost or an IP address, and send `token`. Raises OSError if the address is taken.
         """
-        index = f"there is {' '.join(sorted(pages))}\n"
-        self.pages, self.otherwise = pages, otherwise or (lambda _: text(404, index))
+        index = f"there is {' '.join(sorted({*pages, *posts}))}\n"
+        self.pages, self.posts, self.otherwise = pages, posts, otherwise or (lambda _: text(404, index))
         host, _, port = listen.rpartition(":")
         self._hosts, self._token = {*hosts, host, "localhost"}, token
         self._path = Path(listen.removeprefix("unix:")) if listen.startswith("unix:") else None
@@ -141,7 +148,9 @@ class _PageHandler(BaseHTTPRequestHandler):
         page = None
         if path not in OPEN:
             page = self.server.refusal(headers.get("host", ""), headers.get("authorization", ""))
-        if page is None:
+        if page is None and self.command == "POST":
+            page = self._posted(path)
+        elif page is None:
             page = self.server.pages[path]() if path in self.server.pages else self.server.otherwise(path)
         self.send_response(page.status)
         if page.status == 401:
@@ -152,7 +161,20 @@ class _PageHandler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(page.body)
 
-    do_HEAD = do_GET  # noqa: N815
+    do_HEAD = do_POST = do_GET  # noqa: N815
+
+    def _posted(self, path: str) -> Page:
+        length, kind = self.headers.get("content-length", ""), self.headers.get_content_type()
+        if (accept := self.server.posts.get(path)) is None:
+            return text(405 if path in self.server.pages else 404, f"nothing can be posted to {path}\n")
+        if not length.isascii() or not length.isdigit():
+            return text(411, "needs a content-length\n")
+        body = self.rfile.read(min(int(length), POSTED_BYTES_MAX + 1))
+        if len(body) > POSTED_BYTES_MAX:
+            return text(413, f"larger than {POSTED_BYTES_MAX} bytes: send it in parts\n")
+        if kind not in POSTED_TYPES:
+            return text(415, f"needs a content-type: {' or '.join(POSTED_TYPES)}\n")
+        return accept(body)
 
     def end_headers(self) -> None:
         for name, value in HEADERS.items():

@@ -163,6 +163,7 @@ class LogSink:
             ev.ProfilesRead: _profiles_read,
             ev.Reloaded: _reloaded,
             ev.ReloadRejected: _rejected,
+            ev.RecordsWritten: _records,
         }
         if settings.log_decisions:
             handlers[ev.Accounted] = _accounted
@@ -209,6 +210,11 @@ def _profiles_read(event: ev.ProfilesRead) -> None:
             about.error("profile.rejected", problem=problem)
         for certainty in event.thin:
             about.warning("profile.thin", certainty=certainty)
+
+
+def _records(event: ev.RecordsWritten) -> None:
+    if event.problem:
+        log.error("decision_log.paused", problem=event.problem)
 
 
 def _reloaded(event: ev.Reloaded) -> None:

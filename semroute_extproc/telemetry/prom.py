@@ -32,6 +32,8 @@ those of a latency from a millisecond to 131 s."""
 METRICS = msgspec.toml.decode(Path(__file__).with_name("metrics.toml").read_bytes())
 MODEL_LABELS = METRICS["model_info"][1].split()  # keys of `Classifier.describe`
 
+SOURCES_MAX = 16  # of outcomes that are counted by name; any other is `other`
+
 Reading = float | Mapping[tuple[str, ...], float]  # a gauge's value, or label values to value
 
 
@@ -49,6 +51,7 @@ class PrometheusSink:
         self._loads: Mapping[tuple[str, ...], float] = {}
         self._observed: dict[str, Callable[[], Reading]] = {"pool_load": lambda: self._loads}
         self._scraping = Lock()
+        self._sources = set[str]()
         handlers: dict[type[ev.Event], Any] = {
             ev.Decided: self._decided,
             ev.Accounted: self._accounted,
@@ -64,6 +67,8 @@ class PrometheusSink:
             ev.Reloaded: self._reloaded,
             ev.ReloadRejected: self._reload_rejected,
             ev.LogDropped: lambda event: self._child("log_lines_dropped").inc(event.lines),
+            ev.RecordsWritten: self._records,
+            ev.OutcomeReported: self._reported,
             ev.SessionStoreError: lambda event: self._count("session_remote_errors", event.what),
         }
         self.handle = by_type(handlers)
@@ -141,6 +146,16 @@ class PrometheusSink:
 
     def _shadowed(self, shadow: Shadow) -> None:
         self._count("shadow_decisions", shadow.policy, shadow.shadow, shadow.pool, shadow.agreement.value)
+
+    def _records(self, event: ev.RecordsWritten) -> None:
+        name, labels = ("decision_log_lost", (event.lost,)) if event.lost else ("decision_log_records", ())
+        self._child(name, *labels).inc(event.count)
+
+    def _reported(self, event: ev.OutcomeReported) -> None:
+        if len(self._sources) < SOURCES_MAX:
+            self._sources.add(event.source)
+        source = event.source if event.source in self._sources else "other"
+        self._count("reported", event.pool, event.label or "score", source)
 
     def _lost(self, event: ev.EncoderLost) -> None:
         self._count("gpu_events", event.bundle, "lost")

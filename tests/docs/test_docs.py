@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from semroute_lab.common.tables import OLD_NAMES, OUTCOME, TEXT_COLUMNS
+from semroute_lab.train.logs import COST
 
 from semroute_extproc import __version__, outcome
 from semroute_extproc.config.models import Config
@@ -17,6 +19,9 @@ from semroute_extproc.outcome import Cause
 from semroute_extproc.pipeline import pipeline
 from semroute_extproc.settings.controllers import SESSION_HEADERS
 from semroute_extproc.strategies.registry import IDEAS
+from semroute_extproc.telemetry.decision_log import POOLS_MAX, QUEUE_CHARACTERS_MAX, QUEUE_MAX
+from semroute_extproc.telemetry.drift import BLOCK, BLOCKS
+from semroute_extproc.telemetry.feedback import BURST_MAX, PER_SECOND_MAX
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -97,6 +102,27 @@ def test_every_strategy_has_its_idea_settings_curve_and_when_to_choose_it() -> N
         body = next(body for title, body in sections.items() if kind in title.split())
         for part in ("**Idea.**", "| setting |", "](curves/", "**When.**"):
             assert part in body, f"{kind}: {part}"
+
+
+def test_every_column_that_a_command_reads_is_in_the_table_of_the_format() -> None:
+    page = (DOCS / "logs.md").read_text().partition("## One format for all commands")[2]
+    for name in (*OLD_NAMES, *TEXT_COLUMNS, f"{OUTCOME}MODEL", f"{COST}MODEL", "split"):
+        assert f"`{name}`" in page, name
+
+
+def test_the_bounds_of_the_decision_log_are_documented() -> None:
+    page = (DOCS / "logs.md").read_text()
+    said = {
+        f"{QUEUE_MAX:,} decisions": True,
+        f"{QUEUE_CHARACTERS_MAX // 1024**2} MiB of text": True,
+        f"last {POOLS_MAX:,} that": True,
+        f"more than {PER_SECOND_MAX} outcomes": True,
+        f"burst of {BURST_MAX:,}": True,
+        f"last {BLOCK * BLOCKS:,} texts": True,
+        f"in steps of {BLOCK}": True,
+    }
+    text = " ".join(page.split())
+    assert {each: each in text for each in said} == said
 
 
 def test_the_changelog_knows_this_version_or_has_unreleased_changes() -> None:

@@ -12,6 +12,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 T = TypeVar("T")
 
 EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
+TABLE = click.Path(exists=True, path_type=Path)  # A file, or the folder of a decision log
 FILE = click.Path(dir_okay=False, path_type=Path)
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
 EXISTING_DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)

@@ -1,5 +1,8 @@
 """Tables from CSV, JSON Lines and plain text files, optionally gzip-compressed, by extension.
 
+A decision log is read as a table of its prompts. The columns are those of docs/logs.md; older names of
+columns are read with a note.
+
 Errors name the place as `file:row:column: what was expected`. Rows are numbered as in a spreadsheet:
 the header of a CSV file is row 1, and so is the first line of a JSON Lines file.
 """
@@ -19,9 +22,11 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import numpy as np
 
 from semroute_extproc.errors import DataError
+from semroute_lab.common.decisions import DecisionLog, is_log, prompts_of
 from semroute_lab.common.metrics import Floats, Integers
 
 ROWS_MAX = 1_000_000  # Rows that a file may hold
@@ -30,6 +35,9 @@ FIELD_CHARACTERS_MAX = 1_000_000  # Length of a single CSV field
 TEXT_COLUMNS = ("prompt", "text", "question", "instruction")  # Tried if no text column is given
 LABEL_COLUMNS = ("label", "intent", "category", "class", "domain")  # Tried if none is given
 FOLDS = 5  # Folds of everything that is cross-fitted
+OUTCOME = "outcome."  # Start of the name of a column of outcomes; the model follows
+OLD_NAMES = {"strong_correct": "outcome.strong", "weak_correct": "outcome.weak"}
+"""Older names of columns, and what they are now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +54,21 @@ class Table:
 
     def has(self, column: str) -> bool:
         """Whether the file has that column."""
-        return column in self.columns
+        return self.actual(column) in self.columns
+
+    def actual(self, column: str) -> str:
+        """The name in the file of a column that has an older or newer name there."""
+        same = next((pair for pair in OLD_NAMES.items() if column in pair), ())
+        return next((name for name in (column, *same) if name in self.columns), column)
 
     def error(self, column: str, what: str, row: int | None = None) -> DataError:
         """The error for a place: `row` indexes this table; without it, the header (row 1)."""
         number = 1 if row is None else self.numbers[row]
-        return DataError(f"{self.path}:{number}:{column}: {what}")
+        return DataError(f"{self.path}:{number}:{self.actual(column)}: {what}")
 
     def strings(self, column: str) -> list[str]:
         """A column, which must exist."""
+        column = self.actual(column)
         if column not in self.columns:
             names = ", ".join(self.columns)
             raise self.error(column, f"expected a column of this name; the file has {names}")
@@ -89,6 +103,15 @@ class Table:
                 raise self.error(column, f"expected {expected}, found {value[:40]!r}", row)
         return found
 
+    def by_model(self) -> Table:
+        """A table of outcomes with the names of the models as columns: `outcome.MODEL` becomes `MODEL`."""
+        models, key = [name for name in self.columns if name.startswith(OUTCOME)], next(iter(self.columns))
+        if not models:
+            click.echo(f"note: {self.path}: all columns but {key} are read as {OUTCOME}MODEL", err=True)
+            return self
+        columns = {name.removeprefix(OUTCOME): self.columns[name] for name in (key, *models)}
+        return Table(self.path, self.sha256, columns, self.numbers)
+
     def where(self, keep: Iterable[bool]) -> Table:
         """The rows for which `keep` is true."""
         rows = [row for row, kept in enumerate(keep) if kept]
@@ -108,7 +131,12 @@ class Table:
 
 
 def read_table(path: Path) -> Table:
-    """Read `.csv`, `.jsonl` or `.txt` (lines, column `text`), optionally `.gz`; raises DataError."""
+    """Read `.csv`, `.jsonl` or `.txt` (lines, column `text`), optionally `.gz`, or a decision log.
+
+    Raises DataError.
+    """
+    if is_log(path):
+        return _from_log(DecisionLog(path))
     try:
         raw = path.read_bytes()
         text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
@@ -125,10 +153,19 @@ def read_table(path: Path) -> Table:
         raise DataError(f"{path}:1:: the file has no rows")
     if len(numbers) > ROWS_MAX:
         raise DataError(f"{path}:{numbers[ROWS_MAX]}:: expected at most {ROWS_MAX} rows")
+    for old in [name for name in OLD_NAMES if name in columns and OLD_NAMES[name] not in columns]:
+        click.echo(f"note: {path}: {old} is read as {OLD_NAMES[old]}, its new name", err=True)
     return Table(path, hashlib.sha256(raw).hexdigest(), columns, numbers)
 
 
 Parsed = tuple[dict[str, list[str]], list[int]]
+
+
+def _from_log(log: DecisionLog) -> Table:
+    rows = prompts_of(log)
+    names = dict.fromkeys(name for row in rows.values() for name in row)
+    columns = {name: [str(row.get(name, "")) for row in rows.values()] for name in names}
+    return Table(log.path, log.sha256, {"prompt": list(rows), **columns}, list(range(1, len(rows) + 1)))
 
 
 def _from_csv(path: Path, text: str) -> Parsed:

@@ -13,7 +13,7 @@ from semroute_extproc.cli.exits import exit_statuses
 from semroute_extproc.state.live import threshold_for_share
 from semroute_lab.common import options
 from semroute_lab.common.metrics import Floats
-from semroute_lab.common.options import DIRECTORY, EXISTING, EXISTING_DIRECTORY, option, shown, stacked
+from semroute_lab.common.options import DIRECTORY, EXISTING, EXISTING_DIRECTORY, TABLE, option, shown, stacked
 from semroute_lab.common.tables import (
     LABEL_COLUMNS,
     TEXT_COLUMNS,
@@ -77,7 +77,7 @@ _common = stacked(
 
 
 @evaluate.command()
-@click.argument("file", type=EXISTING)
+@click.argument("file", type=TABLE)
 @_common
 @options.bootstrap
 @_no_bundle
@@ -91,7 +91,7 @@ _common = stacked(
 def pair(file: Path, **given: Any) -> None:
     """Measure strategies as routers between two models: difficulty, learned strategies, a judge.
 
-    FILE has the columns prompt, strong_correct, weak_correct and optionally split and subject.
+    FILE has the columns prompt, outcome.strong, outcome.weak and optionally split and subject.
     Evaluated prompts are never used for fitting.
     """
     from semroute_lab.evaluate.pair import evaluate_pair, fitted_scores, read_pair
@@ -125,7 +125,7 @@ def pair(file: Path, **given: Any) -> None:
 
 
 @evaluate.command()
-@click.argument("file", type=EXISTING)
+@click.argument("file", type=TABLE)
 @_common
 @options.bootstrap
 @_no_bundle
@@ -198,7 +198,9 @@ def pool(questions: Path, outcomes: Path, models: Path | None, costs: tuple[Path
     table = read_table(questions).in_splits(given["splits"])
     texts = texts_in(table, given["text_column"], given["options_column"])
     listed = None if models is None else read_table(models)
-    rows = read_pool(table, texts, read_table(outcomes), [read_table(cost) for cost in costs], listed)
+    rows = read_pool(
+        table, texts, read_table(outcomes).by_model(), [read_table(cost) for cost in costs], listed
+    )
     source = open_bundle(given["bundle"])
     known = source.score(rows.texts)
     judged, said = _judged(given, rows.texts, known, source)
@@ -207,7 +209,7 @@ def pool(questions: Path, outcomes: Path, models: Path | None, costs: tuple[Path
 
 
 @evaluate.command()
-@click.argument("file", type=EXISTING)
+@click.argument("file", type=TABLE)
 @_common
 @options.bootstrap
 @options.options_column
@@ -227,7 +229,7 @@ def robustness(file: Path, limit: int, **given: Any) -> None:
 
 
 @evaluate.command()
-@click.argument("file", type=EXISTING)
+@click.argument("file", type=TABLE)
 @_common
 @options.bootstrap
 @_threshold
@@ -254,7 +256,7 @@ def mixed(file: Path, **given: Any) -> None:
         )
     source, threshold = open_bundle(given["bundle"], every_language=True), given["threshold"]
     columns = {role: given[f"{role}_column"] for role in ("kind", "lang", "weak", "strong")}
-    matrix = read_table(given["outcomes"]) if given["outcomes"] else None
+    matrix = read_table(given["outcomes"]).by_model() if given["outcomes"] else None
     rows = read_mixed(table, source, given["text_column"], columns, matrix)
     cut = threshold_for_share(source.quantiles, given["share"]) if threshold is None else threshold
     settings = {name: given[name] for name in ("share", "hard", "easy", "seed", "replicates")}

@@ -6,7 +6,7 @@ one sample:
 
     strong_answer, weak_answer, reference  with BARTScore: texts, or JSON lists of sampled answers
     strong_samples, weak_samples           JSON lists of the qualities of sampled answers
-    strong_correct, weak_correct           one outcome per model
+    outcome.strong, outcome.weak           one outcome per model
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ import numpy as np
 
 from semroute_extproc.request.text import surface_features
 from semroute_lab.common.metrics import Floats
-from semroute_lab.common.tables import Table, json_list
+from semroute_lab.common.tables import OUTCOME, Table, json_list
 from semroute_lab.evaluate.strategies import Labeled
 from semroute_lab.train.labels import targets
 
@@ -29,7 +29,7 @@ def samples(table: Table, bartscore: Any = None) -> Floats:
     """Qualities of sampled answers, (n, 2, samples); `bartscore`: directory of a BART to score answers."""
     models = ("strong", "weak")
     if bartscore is None and "strong_samples" not in table.columns:
-        return np.stack([table.numbers_in(f"{model}_correct") for model in models], axis=1)[:, :, None]
+        return np.stack([table.numbers_in(OUTCOME + model) for model in models], axis=1)[:, :, None]
     kind = "samples" if bartscore is None else "answer"
     found = [_lists(table, f"{model}_{kind}", bartscore) for model in models]
     counts = {len(row) for model in found for row in model}

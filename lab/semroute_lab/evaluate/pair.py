@@ -47,10 +47,12 @@ class PairRows:
 def read_pair(table: Table, text_column: str) -> PairRows:
     """Check a pair file; `DataError` if it is too small or has no gap between the models."""
     require_rows(table)
-    strong, weak = table.numbers_in("strong_correct"), table.numbers_in("weak_correct")
+    strong, weak = table.numbers_in("outcome.strong"), table.numbers_in("outcome.weak")
     if strong.mean() <= weak.mean():
         found = f"found {strong.mean():.3f} and {weak.mean():.3f}: no gap to recover"
-        raise table.error("strong_correct", f"expected a mean above weak_correct's, {found}")
+        raise table.error(
+            "outcome.strong", f"expected a mean above {table.actual('outcome.weak')}'s, {found}"
+        )
     subjects = table.columns.get("subject", [])
     several = len(set(subjects)) > 1
     return PairRows(table, prompt_texts(table, text_column), strong, weak, subjects if several else None)

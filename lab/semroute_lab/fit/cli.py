@@ -12,7 +12,7 @@ from semroute_extproc.serve.offline import Scorer
 from semroute_extproc.strategies.artifact import ArtifactManifest
 from semroute_lab.common import options
 from semroute_lab.common.metrics import Floats, Vectors
-from semroute_lab.common.options import EXISTING, FILE, option, shown, stacked
+from semroute_lab.common.options import EXISTING, FILE, TABLE, option, shown, stacked
 from semroute_lab.common.routing import apgr, decile_curve
 from semroute_lab.common.writing import write_artifact
 from semroute_lab.fit import clusters as clusters_fit
@@ -27,7 +27,7 @@ ROWS_PER_CLUSTER = 10  # Fewer prompts in a cluster do not describe a model
 def fit() -> None:
     """Fit an artifact for a strategy, from prompts whose outcomes are known.
 
-    FILE has a text column and the columns strong_correct and weak_correct (0..1). With --outcomes, FILE
+    FILE has a text column and the columns outcome.strong and outcome.weak (0..1). With --outcomes, FILE
     has a text column and an id, and the outcomes have the same id and one column per model. The
     artifact is valid only for this revision of the bundle.
     """
@@ -36,7 +36,7 @@ def fit() -> None:
 _clusterings_help = "K-means runs whose estimates are averaged."
 _drop_help = "Largest fraction of the strong model's quality to lose; needs outcomes."
 _common = stacked(
-    click.argument("file", type=EXISTING),
+    click.argument("file", type=TABLE),
     option("--out", "-o", type=FILE, required=True, help="The artifact to write, NAME.npz."),
     option("--outcomes", type=EXISTING, help="File of outcomes: an id, and a column per model."),
     options.bundle,
@@ -146,7 +146,7 @@ def _finish(common: dict[str, Any], manifest: ArtifactManifest, found: dict[str,
 
 
 @click.command()
-@click.argument("file", type=EXISTING)
+@click.argument("file", type=TABLE)
 @options.bundle
 @option("--artifact", type=EXISTING, help="Calibrate the score of this similarity or factorization artifact.")
 @option("--strong-share", type=click.FloatRange(0.0, 1.0), help="Target share of the strong model.")
@@ -154,10 +154,10 @@ def _finish(common: dict[str, Any], manifest: ArtifactManifest, found: dict[str,
 @option("--out", "-o", type=FILE, help="Calibration file to write; use it as a strategy's `calibration`.")
 @options.split
 @options.text_column
-@shown("--strong-column", default="strong_correct")
-@shown("--weak-column", default="weak_correct")
-@option("--strong-model", help="Name of the strong model in a factorization artifact.")
-@option("--weak-model", help="Name of the weak model in a factorization artifact.")
+@shown("--strong-column", default="outcome.strong")
+@shown("--weak-column", default="outcome.weak")
+@option("--strong-model", help="Name of the strong model in a factorization artifact or a log.")
+@option("--weak-model", help="Name of the weak model in a factorization artifact or a log.")
 @option("--judge", type=EXISTING, help="Calibrate the score of the judge in this configuration.")
 @options.judge_strategy
 @options.bootstrap
@@ -169,8 +169,13 @@ def calibrate(file: Path, as_json: bool, **given: Any) -> None:
 
     \b
     FILE is .csv or .jsonl (each optionally .gz) with a text column, or .txt with
-    one prompt per line. With the columns strong_correct and weak_correct (0..1),
+    one prompt per line. With the columns outcome.strong and outcome.weak (0..1),
     the report also has the quality at that share.
+
+    \b
+    FILE may also be a decision log. Then the scores are those of the logged
+    signals, or of the prompts without signals. A quality drop needs outcomes
+    of requests whose pool a `weighted` strategy drew; see docs/logs.md.
     """
     from semroute_lab.fit.settle import calibrate as run
 

@@ -13,7 +13,7 @@ from semroute_extproc.serve.offline import Scorer
 from semroute_extproc.strategies.artifact import ArtifactManifest as Manifest
 from semroute_lab.common.embedding import embed
 from semroute_lab.common.metrics import Floats, Integers, Vectors
-from semroute_lab.common.tables import Table, folds, read_table, require_rows, texts_in
+from semroute_lab.common.tables import OUTCOME, Table, folds, read_table, require_rows, texts_in
 
 PAIR = ("strong", "weak")  # Names of the models of a pair file
 BLANKS_MAX = 0.05  # A model that lacks outcomes for more than this share of the questions is left out
@@ -55,10 +55,10 @@ def read(
     table = read_table(file).in_splits(splits)
     texts = texts_in(table, text_column, options_column)
     if outcomes is None:
-        columns = [table.numbers_in(f"{model}_correct", 0.0, 1.0) for model in PAIR]
+        columns = [table.numbers_in(OUTCOME + model, 0.0, 1.0) for model in PAIR]
         found = Outcomes(table, texts, PAIR, np.stack(columns, axis=1))
     else:
-        found, _ = join(table, texts, read_table(outcomes))
+        found, _ = join(table, texts, read_table(outcomes).by_model())
     require_rows(found.table)
     return found
 

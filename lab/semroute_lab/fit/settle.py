@@ -23,12 +23,14 @@ from semroute_extproc.strategies.judge import JudgeSettings
 from semroute_extproc.strategies.judge_client import JudgeClient
 from semroute_extproc.strategies.pair import Score, of_embedding
 from semroute_extproc.strategies.similarity import read_similarity
+from semroute_lab.common.decisions import is_log
 from semroute_lab.common.embedding import signals_of
 from semroute_lab.common.metrics import Estimate, Floats, bootstrap, estimate
 from semroute_lab.common.options import progress
 from semroute_lab.common.routing import exact_curve
 from semroute_lab.common.tables import read_table, require_rows, texts_in
 from semroute_lab.common.writing import write_json
+from semroute_lab.fit.logged import of_log
 from semroute_lab.fit.outcomes import PAIR, quantiles
 from semroute_lab.profile.tally import interval
 
@@ -94,24 +96,30 @@ def settle(
 
 def calibrate(file: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     """Run `semroute calibrate` with its `options`: write the calibration to `out`, and return the report."""
-    table = read_table(file).in_splits(options["splits"])
-    texts = texts_in(table, options["text_column"])
-    require_rows(table)
-    columns = [options["strong_column"], options["weak_column"]]
-    known = any(column in table.columns for column in columns)
-    if options["max_quality_drop"] is not None and not known:
-        raise table.error(columns[0], "expected this column: a quality drop needs outcomes")
-    outcomes = [table.numbers_in(column, 0.0, 1.0) for column in columns] if known else []
     scorer = Scorer.of(options["bundle"])
-    if options["judge"] is not None:
-        judged = judge(options["judge"], options["strategy"], texts)
-        kind, digest = "judge", judged.settings.digest
-        found = [judged.scores[text] for text in texts]
-    else:
-        artifact = (options["artifact"], options["strong_model"], options["weak_model"])
+    artifact = (options["artifact"], options["strong_model"], options["weak_model"])
+    if is_log(file) and options["judge"] is None:
         kind, digest, score = _score(scorer, *artifact)
-        found = [score(signals) for signals in signals_of(scorer, texts, "reading")]
-    values = np.asarray(found, dtype=np.float64)
+        drawn = artifact[1:] if options["max_quality_drop"] is not None else None
+        values, outcomes, sha256 = of_log(file, scorer, score, drawn)
+    else:
+        table = read_table(file).in_splits(options["splits"])
+        texts, sha256 = texts_in(table, options["text_column"]), table.sha256
+        require_rows(table)
+        columns = [options["strong_column"], options["weak_column"]]
+        known = any(table.has(column) for column in columns)
+        if options["max_quality_drop"] is not None and not known:
+            raise table.error(columns[0], "expected this column: a quality drop needs outcomes")
+        outcomes = [table.numbers_in(column, 0.0, 1.0) for column in columns] if known else []
+        found: list[float | None]
+        if options["judge"] is not None:
+            judged = judge(options["judge"], options["strategy"], texts)
+            kind, digest = "judge", judged.settings.digest
+            found = [judged.scores[text] for text in texts]
+        else:
+            kind, digest, score = _score(scorer, *artifact)
+            found = [score(signals) for signals in signals_of(scorer, texts, "reading")]
+        values = np.asarray(found, dtype=np.float64)
     kept = np.isfinite(values)
     if not kept.any():
         raise DataError(f"{file}:1:: no prompt has a score: all are in languages of other bundles")
@@ -124,7 +132,7 @@ def calibrate(file: Path, options: Mapping[str, Any]) -> dict[str, Any]:
         artifact=digest,
         rows=len(scores),
         data=file.name,
-        data_sha256=table.sha256,
+        data_sha256=sha256,
         quantiles=quantiles(scores),
         quality=None if pair is None else quality_by_share(scores, *pair),
     )

@@ -13,7 +13,7 @@ from semroute_extproc.cli.exits import Exit, exit_statuses, refuse
 from semroute_extproc.encoder.cores import usable_cores
 from semroute_extproc.strategies.clusters import ClustersArtifact, read_clusters
 from semroute_extproc.strategies.profiles import Profile, read_profile
-from semroute_lab.common.options import DIRECTORY, FILE, option, progress, shown, stacked
+from semroute_lab.common.options import DIRECTORY, FILE, TABLE, option, progress, shown, stacked
 from semroute_lab.common.writing import write_json
 from semroute_lab.profile.tally import certainty, open_clusters, profile_of, seen_of
 
@@ -133,7 +133,7 @@ async def _run(
 
 
 @profile.command()
-@click.argument("outcomes", type=FILE)
+@click.argument("outcomes", type=TABLE)
 @option("--column", required=True, help="Column of outcomes, 0 (wrong) to 1 (right); blank: not asked.")
 @option("--model", help="Model name in the pool; default: --column without `outcome.`.")
 @option("--text-column", help="Column of the texts; default: prompt, text, question or instruction.")

@@ -170,7 +170,7 @@ def _mmlu_pro(source: Source, table: Table) -> Rows:
 def _pair(source: Source, table: Table) -> Rows:
     """Outcomes of two models: `gold` rows train, with their MMLU subject's domain."""
     domains = _domains_of_subjects(table.path.parents[1] / "matrices" / "mmlu_pro_questions.csv.gz")
-    strong, weak = (table.numbers_in(name, 0, 1) for name in ("strong_correct", "weak_correct"))
+    strong, weak = (table.numbers_in(name, 0, 1) for name in ("outcome.strong", "outcome.weak"))
     found = difficulty_of(strong, weak)
     mean = float(found.mean())
     subjects, splits = table.columns.get("subject"), table.strings("split")

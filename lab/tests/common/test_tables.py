@@ -119,3 +119,40 @@ def test_too_few_rows_are_refused(tmp_path: Path) -> None:
     table = read_table(write(tmp_path / "t.csv", "a\n1\n2\n"))
     with pytest.raises(DataError, match="expected at least 20 rows, found 2"):
         require_rows(table)
+
+
+class TestOldNames:
+    """Columns that were renamed: both names work, and errors name what is in the file."""
+
+    OLD, NEW = "prompt,strong_correct,weak_correct\na,1,x\n", "prompt,outcome.strong,outcome.weak\na,1,x\n"
+
+    def test_a_file_with_old_names_is_read_with_a_note(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        table = read_table(write(tmp_path / "t.csv", self.OLD))
+        assert capsys.readouterr().err.splitlines() == [
+            f"note: {tmp_path}/t.csv: strong_correct is read as outcome.strong, its new name",
+            f"note: {tmp_path}/t.csv: weak_correct is read as outcome.weak, its new name",
+        ]
+        assert table.strings("outcome.strong") == table.strings("strong_correct") == ["1"]
+        with pytest.raises(DataError, match="2:weak_correct: expected"):
+            table.numbers_in("outcome.weak")
+
+    def test_a_command_that_names_an_old_column_reads_the_new_one_without_a_note(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        table = read_table(write(tmp_path / "t.csv", self.NEW))
+        assert capsys.readouterr().err == ""
+        assert table.has("strong_correct")
+        assert table.strings("strong_correct") == ["1"]
+        with pytest.raises(DataError, match=r"2:outcome\.weak: expected"):
+            table.numbers_in("weak_correct")
+
+    @pytest.mark.parametrize(("name", "noted"), [("outcome.a", False), ("a", True)])
+    def test_outcomes_are_named_by_model(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, noted: bool
+    ) -> None:
+        table = read_table(write(tmp_path / "t.csv", f"id,{name}\n1,0\n")).by_model()
+        assert table.columns == {"id": ["1"], "a": ["0"]}
+        note = f"note: {tmp_path}/t.csv: all columns but id are read as outcome.MODEL"
+        assert (note in capsys.readouterr().err) == noted

@@ -290,7 +290,7 @@ class TestCalibrate:
         file.write_text("sums\n" * 30)
         result = run("calibrate", file, "--max-quality-drop", 0.1)
         assert result.exit_code == 65
-        assert "prompts.txt:1:strong_correct: " in result.stderr
+        assert "prompts.txt:1:outcome.strong: " in result.stderr
         assert run("calibrate", file, "--max-quality-drop", 0.1, "--strong-share", 0.1).exit_code == 2
         assert run("calibrate", file).exit_code == 2
 

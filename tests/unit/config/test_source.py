@@ -128,6 +128,7 @@ def test_every_secret_setting_is_one_that_no_error_shows() -> None:
         ("controllers", "session", "remote", "key"),
         ("admin", "token"),
         ("server", "secret"),
+        ("telemetry", "decision_log", "key"),
     }
     assert all(
         any(path[: len(prefix)] == prefix for prefix in config_source.SECRETS)

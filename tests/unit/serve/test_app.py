@@ -70,6 +70,7 @@ strategies:
 controllers: {{failover: {{}}}}
 server: {{listen: "{self.socket}", drain_seconds: 0.3}}
 admin: {{listen: "127.0.0.1:{self.port}"}}
+telemetry: {{decision_log: {{path: log}}}}
 """
         )
 
@@ -143,6 +144,20 @@ async def test_its_pages_say_what_is_live(sidecar: Sidecar) -> None:
     worker = json.loads((await sidecar.get("/worker"))[1])
     assert (worker["ready"], worker["turning"], worker["sha256"]) == (True, True, config["sha256"])
     assert (await sidecar.get("/nothing"))[0] == 404
+
+
+async def test_outcomes_are_taken_logged_and_counted(sidecar: Sidecar) -> None:
+    def post() -> None:
+        url, headers = f"http://127.0.0.1:{sidecar.port}/outcomes", {"content-type": "application/json"}
+        body = b'{"request_id": "id-1", "label": "good"}'
+        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=5) as response:
+            assert json.load(response) == {"accepted": 1}
+
+    await asyncio.to_thread(post)
+    await sidecar.until("/metrics", 'semroute_reported_total{kind="good",pool="",source="user"} 1.0')
+    await sidecar.until("/metrics", "semroute_decision_log_records_total 1.0")
+    record = json.loads((sidecar.file.parent / "log" / "decisions-0.jsonl").read_text())
+    assert (record["request_id"], record["outcome"], record["source"]) == ("id-1", 1.0, "user")
 
 
 async def test_sighup_reads_the_file_and_a_change_is_noticed_without_it(sidecar: Sidecar) -> None:

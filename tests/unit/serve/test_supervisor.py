@@ -48,11 +48,18 @@ WORKER = textwrap.dedent(
         ready = not still and not (folder / f"slow{index}").exists()
         state = {"ready": ready, "turning": not still, "sha256": sha256}
         return Page(200, "application/json", json.dumps(state).encode())
+    posts = {}
+    def reported(event):
+        with (folder / f"outcomes{index}").open("a") as file:
+            file.write(event.request_id + ":" + event.pool + " ")
+    if (folder / "takes").exists():
+        from semroute_extproc.telemetry.feedback import Feedback
+        posts = Feedback(lambda id_: "pool" if id_ == "of" + index else "", reported).posts
     server = AdminServer(admin, {
         "/worker": worker,
         "/metrics": lambda: text(200, "# TYPE m gauge\\nm " + index + "\\n"),
         "/config": lambda: text(200, "config of " + index),
-    })
+    }, posts=posts)
     stop.wait()
     (folder / f"ended{index}").touch()
     """
@@ -70,14 +77,19 @@ class Running:
         self.workers = subject.workers
 
     async def get(self, path: str) -> tuple[int, str]:
-        return await asyncio.to_thread(self._get, path)
+        return await asyncio.to_thread(self._get, f"http://127.0.0.1:{self.port}{path}")
 
-    def _get(self, path: str) -> tuple[int, str]:
+    def _get(self, request: str | urllib.request.Request) -> tuple[int, str]:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as response:
+            with urllib.request.urlopen(request, timeout=5) as response:
                 return response.status, response.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
+
+    async def post(self, path: str, body: str) -> tuple[int, str]:
+        url, headers = f"http://127.0.0.1:{self.port}{path}", {"content-type": "application/json"}
+        request = urllib.request.Request(url, body.encode(), headers)
+        return await asyncio.to_thread(self._get, request)
 
     async def ready(self) -> None:
         await until(lambda: self.subject.ready)
@@ -103,6 +115,7 @@ async def running(folder: Path, timing: Timing = QUICK) -> AsyncIterator[tuple[R
     settings = config(
         server={"workers": 2, "listen": f"unix:{folder}/w{{worker}}.sock", "drain_seconds": 0},
         admin={"listen": f"127.0.0.1:{port}"},
+        telemetry={"decision_log": {"path": str(folder / "log")}},
     )
     (folder / "sha").write_text("a" * 64)
     (folder / "worker.py").write_text(WORKER)
@@ -126,6 +139,23 @@ async def test_it_is_ready_when_every_worker_is(tmp_path: Path) -> None:
         (tmp_path / "refuse1").unlink()
         await subject.ready()
         assert (await subject.get("/readyz"))[0] == 200
+
+
+async def test_outcomes_reach_the_worker_that_logged_the_request_and_others_the_last(tmp_path: Path) -> None:
+    def line(request_id: str) -> str:
+        return f'{{"request_id": "{request_id}", "label": "good"}}\n'
+
+    (tmp_path / "takes").touch()
+    async with running(tmp_path) as (subject, _):
+        await subject.ready()
+        answer = await subject.post("/outcomes", line("of1") + line("new") + line("of0"))
+        assert answer == (200, '{\n  "accepted": 3\n}\n')
+        found = [(tmp_path / f"outcomes{index}").read_text() for index in (0, 1)]
+        assert found == ["of0:pool ", "of1:pool new: "]
+        assert await subject.post("/outcomes", line("of0")) == (200, '{\n  "accepted": 1\n}\n')
+        status, problem = await subject.post("/outcomes", line("of0") + "{")
+        assert (status, problem[:7]) == (400, "line 2:")
+        assert (tmp_path / "outcomes1").read_text() == found[1]
 
 
 async def test_a_killed_worker_is_started_again_and_the_other_is_left_alone(tmp_path: Path) -> None:

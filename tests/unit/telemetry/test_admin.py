@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import socket
 import stat
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,14 @@ from typing import Any
 import httpx2
 import pytest
 
-from semroute_extproc.telemetry.admin import HEADERS, AdminServer, text
+from semroute_extproc.telemetry.admin import (
+    HEADERS,
+    POSTED_BYTES_MAX,
+    POSTED_TYPES,
+    AdminServer,
+    Page,
+    text,
+)
 
 
 def test_a_port_that_is_taken_is_told_with_its_address() -> None:
@@ -109,3 +117,68 @@ def test_a_unix_socket_is_for_its_user_and_needs_no_name_and_no_token(tmp_path: 
     with httpx2.Client(transport=httpx2.HTTPTransport(uds=str(path))) as client:
         assert client.get("http://any/config").status_code == 200
     server.close()
+
+
+class Posting:
+    """A server that takes bodies, and a client of it."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+        pages, posts = {"/livez": lambda: text(200, "ok\n")}, {"/outcomes": self._take}
+        self.server = AdminServer("127.0.0.1:0", pages, posts=posts)
+
+    def _take(self, body: bytes) -> Page:
+        self.bodies.append(body)
+        return text(200, "taken\n")
+
+    def post(self, path: str, body: bytes, **headers: str) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=30)
+        connection.putrequest("POST", path)
+        given = {"content-type": "application/json", "content-length": str(len(body)), **headers}
+        for name, value in given.items():
+            if value:
+                connection.putheader(name.replace("_", "-"), value)
+        connection.endheaders(body)
+        answer = connection.getresponse()
+        found = answer.status, answer.read().decode()
+        connection.close()
+        return found
+
+
+@pytest.fixture
+def posting() -> Iterator[Posting]:
+    made = Posting()
+    yield made
+    made.server.close()
+
+
+@pytest.mark.parametrize("kind", [*POSTED_TYPES, "application/json; charset=utf-8"])
+def test_a_posted_body_reaches_its_path(posting: Posting, kind: str) -> None:
+    assert posting.post("/outcomes?a=b", b"{}", **{"content-type": kind}) == (200, "taken\n")
+    assert posting.bodies == [b"{}"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "headers", "status"),
+    [
+        ("/livez", b"{}", {}, 405),
+        ("/other", b"{}", {}, 404),
+        ("/outcomes", b"{}", {"content-length": ""}, 411),
+        ("/outcomes", b"{}", {"content-length": "-2"}, 411),
+        ("/outcomes", b"x" * (POSTED_BYTES_MAX + 1), {}, 413),
+        # What a form or script of another site may post without asking first.
+        ("/outcomes", b"{}", {"content-type": "text/plain"}, 415),
+        ("/outcomes", b"{}", {"content-type": "application/x-www-form-urlencoded"}, 415),
+        ("/outcomes", b"{}", {"content-type": ""}, 415),
+    ],
+)
+def test_any_other_body_is_refused(
+    posting: Posting, path: str, body: bytes, headers: dict[str, str], status: int
+) -> None:
+    assert posting.post(path, body, **headers)[0] == status
+    assert posting.bodies == []
+
+
+def test_a_path_for_bodies_is_no_page(posting: Posting) -> None:
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(f"http://127.0.0.1:{posting.server.port}/outcomes")

@@ -29,6 +29,7 @@ from semroute_extproc.events import (
     Failed,
     OutOfMemory,
     ProfilesRead,
+    RecordsWritten,
     Reloaded,
     ReloadRejected,
     Scraped,
@@ -157,6 +158,19 @@ def test_the_trace_is_that_of_a_well_formed_parent_and_nothing_else_a_client_sen
 ) -> None:
     LogSink(Telemetry(log_format="json")).handle(event(parents=parents))
     assert json.loads(written()).get("trace_id") == trace_id
+
+
+def test_a_pause_of_the_decision_log_is_logged_once_and_lost_records_are_counted() -> None:
+    sink = PrometheusSink()
+    told = [RecordsWritten(3), RecordsWritten(2, "disk", "log: no space"), RecordsWritten(1, "disk")]
+    with capture_logs() as lines:
+        for each in told:
+            LogSink(Telemetry()).handle(each)
+            sink.handle(each)
+    assert [(line["event"], line["problem"]) for line in lines] == [("decision_log.paused", "log: no space")]
+    page = sink.exposition().decode()
+    assert "semroute_decision_log_records_total 3.0" in page
+    assert 'semroute_decision_log_lost_total{why="disk"} 3.0' in page
 
 
 def test_no_prompt_is_in_a_metric() -> None:
