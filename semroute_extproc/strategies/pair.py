@@ -89,14 +89,15 @@ class PairSettings(StrategySettings):
 
         `artifact` is the digest of what scores. A quality drop is one at a fixed threshold. Raises Unfit.
         """
-        share = self.strong_share
+        share, of = self.strong_share, "the reference scores"
         if (calibration := self._calibrated(site, artifact)) is not None:
-            quantiles = calibration.quantiles
+            quantiles, of = calibration.quantiles, "your calibration prompts"
             if self.max_quality_drop is not None:
                 share = calibration.share_for_drop(self.max_quality_drop)
         setting = {"share": share, "threshold": self.threshold}
         follow = self.follow_traffic and self.strong_share is not None
-        return Cutoff(self.weak, self.strong, quantiles, **setting, follow=follow, what=what, digits=digits)
+        words: dict[str, Any] = {"what": what, "digits": digits, "of": of}
+        return Cutoff(self.weak, self.strong, quantiles, **setting, **words, follow=follow)
 
 
 class Pair(Strategy):
