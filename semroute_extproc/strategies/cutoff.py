@@ -87,7 +87,8 @@ class Cutoff:
         if traffic is not None:
             reference = len(quantiles) - traffic.live
             also = f" and {reference} reference scores" if reference else ""
-            source = f"the top {share:.0%} of your last {traffic.live:,} requests{also}"
+            if traffic.live:
+                source = f"the top {share:.0%} of your last {traffic.live:,} requests{also}"
             detail, sample = f", bias {bias:+.2f}", (score, share, score >= threshold)
         elif self._configured and share == self.share:
             source = "the configured threshold"
