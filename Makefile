@@ -17,7 +17,7 @@ LOCK ?= runtime
 BUNDLE ?= semroute-minilm
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test conformance faults soak test-train test-vllm lint format type gen gen-check bench bench-check fuzz docs docs-check image audit sbom licenses lock train check clean
+.PHONY: help setup demo test screenshots conformance faults soak test-train test-vllm lint format type gen gen-check bench bench-check fuzz docs docs-check image audit sbom licenses lock train check clean
 
 help:  ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ faults: $(VENV)/.dev  ## break every part under load, behind a real Envoy, and w
 soak: $(VENV)/.dev  ## send honest requests among hostile ones for half an hour; writes build/soak.jsonl
 	mkdir -p build
 	SEMROUTE_SOAK=$(CURDIR)/build/soak.jsonl SEMROUTE_SOAK_SECONDS=1800 $(BIN)/python -m pytest tests/faults/test_soak.py
+
+screenshots: $(VENV)/.dev  ## take the pictures of the page in docs/; needs Chromium, takes five minutes
+	SEMROUTE_SCREENSHOTS=1 $(BIN)/python -m pytest tests/e2e/test_page.py $(TEST_ARGS)
 
 test-train: $(VENV)/.dev  ## run the training tests; installs torch if it is missing
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0

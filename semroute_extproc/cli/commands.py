@@ -162,6 +162,7 @@ def explain(
     """
     from semroute_extproc.cli import explain as explaining
     from semroute_extproc.config import source as config_source
+    from semroute_extproc.serve.explain import explain
 
     if (text is None) == (body is None):
         raise click.UsageError("give either --text or --body")
@@ -179,7 +180,7 @@ def explain(
         if body is not None
         else json.dumps(prompt).encode()
     )
-    report = explaining.explain(loaded, path, pairs, raw)
+    report = explain(loaded, path, pairs, raw)
     if as_json:
         click.echo(json.dumps(report, ensure_ascii=False))
     else:

@@ -142,14 +142,17 @@ class Loaded:
         return ConfigError([self.source.locate(problem) for problem in problems])
 
 
-def load(path: Path, environment: Mapping[str, str] | None = None) -> Loaded:
-    """Read the file, merge the environment and validate; raises ConfigError with every problem."""
+def load(path: Path, environment: Mapping[str, str] | None = None, folder: Path | None = None) -> Loaded:
+    """Read the file, merge the environment and validate; raises ConfigError with every problem.
+
+    Files that it names are relative to `folder`, by default its own.
+    """
     text, document = _read(path, whole=True)
     variables = _overlay(document, os.environ if environment is None else environment)
     source = Source(str(path), text.splitlines(), document, variables)
     try:
         plain = _plain(document)
-        context = {**models.names_in(plain), "folder": path.absolute().parent}
+        context = {**models.names_in(plain), "folder": folder or path.absolute().parent}
         config = Config.model_validate(plain, context=context)
     except ValidationError as error:
         found = error.errors(include_input=False)[:PROBLEMS_MAX]

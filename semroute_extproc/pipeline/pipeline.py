@@ -119,7 +119,7 @@ class Pipeline:
         counter: TokenCounter | None = None,
     ) -> None:
         """`judges` maps a strategy to its judge; `shared` stores conversations for several processes."""
-        self.config, self.judges = settings, judges or {}
+        self.config, self.judges, self.plans, self.classifier = settings, judges or {}, plans, classifier
         self.names = Names(settings.models, settings.policies, settings.pools, settings.default_pool)
         self._routed = routed(settings)
         self._families = reasoning.families(settings.reasoning_families)

@@ -124,6 +124,14 @@ class Choice:
     propensity: float | None = None  # Probability of the pool, if it was drawn.
 
 
+class Near(NamedTuple):
+    """A stored prompt or a cluster that a text is close to, for display."""
+
+    name: str
+    closeness: float  # A cosine or a membership.
+    result: str
+
+
 class Strategy(Protocol):
     """Chooses one of the candidate pools."""
 
@@ -135,6 +143,10 @@ class Strategy(Protocol):
     def wants_judgement(self, context: RoutingContext) -> bool:
         """Whether to ask this strategy's judge first; False once the context has its judgement."""
         return False
+
+    def near(self, signals: Signals) -> Sequence[Near]:
+        """What the strategy knows of texts like this one, nearest first; for display."""
+        return ()
 
     def choose(self, context: RoutingContext, candidates: Candidates) -> Choice:
         """Choose a pool; with `needs_signals`, signals are missing only if a hard preference decides."""

@@ -25,6 +25,7 @@ from semroute_extproc.errors import Exit
 from semroute_extproc.events import Emit, EncoderLost, EnvoyChecked, Event, Scraped
 from semroute_extproc.serve import build, signals
 from semroute_extproc.serve.reload import LiveConfig
+from semroute_extproc.serve.views import Views
 from semroute_extproc.state.controllers import ControllerState
 from semroute_extproc.state.envoy_health import watch as watch_envoy
 from semroute_extproc.state.pool_metrics import scrape as scrape_pools
@@ -34,7 +35,9 @@ from semroute_extproc.telemetry.bus import to_all
 from semroute_extproc.telemetry.decision_log import DecisionWriter
 from semroute_extproc.telemetry.drift import Drift
 from semroute_extproc.telemetry.feedback import Feedback
+from semroute_extproc.telemetry.page import PageSite
 from semroute_extproc.telemetry.prom import CONTENT_TYPE, MODEL_LABELS, PrometheusSink
+from semroute_extproc.telemetry.recent import COUNTERS, SAMPLE_SECONDS, Recent
 
 OTLP_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 """OpenTelemetry's own variables that name a collector."""
@@ -111,10 +114,11 @@ async def run(
     with contextlib.suppress(AttributeError, OSError):  # another C library
         ctypes.CDLL(None).mallopt(*ONE_ARENA)
     metrics, controllers = PrometheusSink(), ControllerState(secrets.token_bytes())
+    recent = Recent(lambda: metrics.totals(*COUNTERS), config.telemetry.log_prompts)
     reactions = Reactions(controllers)
-    sinks: list[Emit] = [metrics.handle, log.LogSink(config.telemetry).handle, reactions.handle]
+    logs = log.LogSink(config.telemetry)
     drift = Drift({each.bundle.manifest.revision: each.bundle.manifest for each in models.values()})
-    sinks.append(drift.handle)
+    sinks: list[Emit] = [metrics.handle, recent.handle, logs.handle, reactions.handle, drift.handle]
     closing, endpoint = list[Callable[[], None]](), config.telemetry.otlp_endpoint
     if endpoint is not None or any(os.environ.get(name) for name in OTLP_VARIABLES):
         from semroute_extproc.telemetry import otel  # Imported only if used: a fifth of the startup time.
@@ -143,8 +147,9 @@ async def run(
     listen = admin or config.admin.listen
     await server.start()
     # After binding the server, so that a second process does not take over the first one's admin socket.
-    guards = config.admin.guards()
-    admin_server = AdminServer(listen, pages, posts=posts, **guards) if listen is not None else None
+    views, guards = Views(live, recent, metrics), config.admin.guards()
+    site = PageSite(views.all(), {"state": views.state, "decisions": views.decisions})
+    admin_server = AdminServer(listen, pages, posts=posts, site=site, **guards) if listen else None
     await server.ready()
     health.serving = True
     address, encoders = config.server.address(worker or 0), classifier.describe()
@@ -152,6 +157,7 @@ async def run(
     beat = asyncio.create_task(health.beat())
     scrape = asyncio.create_task(scrape_pools(lambda: live.loaded.config.pools, emit))
     envoy = asyncio.create_task(watch_envoy(lambda: _envoy_admin(live), emit))
+    sample = asyncio.create_task(_sample(recent))
     watch = asyncio.create_task(live.watch(reactions.stop))
     try:
         await reactions.stop.wait()
@@ -161,6 +167,7 @@ async def run(
         await server.drain()
         scrape.cancel()
         envoy.cancel()
+        sample.cancel()
         await watch
         await classifier.close()
         await live.close()
@@ -171,6 +178,13 @@ async def run(
             admin_server.close()
         logger.info("server.stopped")
     return reactions.status
+
+
+async def _sample(recent: Recent) -> None:
+    """Count by minute, also while nobody reads the page."""
+    while True:
+        await asyncio.sleep(SAMPLE_SECONDS)
+        await asyncio.to_thread(recent.minutes)
 
 
 def _envoy_admin(live: LiveConfig) -> str | None:

@@ -45,10 +45,11 @@ class LiveConfig:
         self, path: Path, loaded: Loaded, classifier: Classifier, controllers: ControllerState, emit: Emit
     ) -> None:
         """Apply `loaded` now and the file's changes later; raises ConfigError."""
-        self._path, self.classifier, self.controllers, self._emit = path, classifier, controllers, emit
+        self.path, self.classifier, self.controllers, self._emit = path, classifier, controllers, emit
         self._judges: dict[str, JudgeClient] = {}  # by strategy
         self._profiles: dict[str, ProfileDirectory] = {}  # by strategy
         self._rejected = False  # Whether the file differs from the live configuration and is invalid.
+        self.problems: tuple[str, ...] = ()  # What is wrong with the file then.
         self._reloading = asyncio.Lock()
         self._closing, self._tasks = asyncio.Event(), set[asyncio.Task[None]]()
         self._shared = shared_sessions.connect(loaded.config.controllers.session, emit)
@@ -62,10 +63,10 @@ class LiveConfig:
         Watches the directory, because a watch on the file misses the symbolic link swap of a ConfigMap.
         """
         seen: bytes | None = None
-        folder = self._path.absolute().parent
+        folder = self.path.absolute().parent
         try:
             async for _ in notices(lambda: [folder, *(each.path for each in self._profiles.values())], stop):
-                if (digest := await asyncio.to_thread(config_source.digest, self._path)) != seen:
+                if (digest := await asyncio.to_thread(config_source.digest, self.path)) != seen:
                     seen = digest
                     await self.reload()
                 for strategy, directory in list(self._profiles.items()):
@@ -79,15 +80,16 @@ class LiveConfig:
         async with self._reloading:
             try:
                 # In a thread, because loading a large artifact takes a second and would block requests.
-                read = await asyncio.to_thread(self._read)
+                read = await asyncio.to_thread(lambda: self._read(config_source.load(self.path)))
                 if read is not None:
                     self._adopt(self.snapshot.number + 1, *read)
                 elif self._rejected:
                     self._emit(Reloaded(self.loaded.sha256, self.snapshot.number, changed=False))
-                self._rejected = False
+                self._rejected, self.problems = False, ()
             except Exception as error:
-                self._rejected = True
-                self._emit(ReloadRejected(error.problems if isinstance(error, ConfigError) else ()))
+                found = tuple(error.problems) if isinstance(error, ConfigError) else ()
+                self._rejected, self.problems = True, found or ("an unexpected error, which the log has",)
+                self._emit(ReloadRejected(found))
 
     async def close(self) -> None:
         """Finish reloads and close every connection."""
@@ -97,9 +99,16 @@ class LiveConfig:
         if self._shared is not None:
             await self._shared.close()
 
-    def _read(self) -> tuple[Loaded, str, Compiled] | None:
-        """The file's configuration, compiled; None if it is the live one. Raises ConfigError."""
-        loaded = config_source.load(self._path)
+    def preview(self, path: Path) -> Loaded:
+        """The configuration that a reload would apply if `path` were the file; raises ConfigError.
+
+        Call it in a thread of its own.
+        """
+        read = self._read(config_source.load(path, folder=self.path.absolute().parent))
+        return self.loaded if read is None else read[0]
+
+    def _read(self, loaded: Loaded) -> tuple[Loaded, str, Compiled] | None:
+        """A configuration, compiled; None if it is the live one. Raises ConfigError."""
         files = fingerprint(loaded.config.strategies)
         # Not compared by digest, which omits secrets: a new password is a change.
         if (loaded.config, files) == (self.loaded.config, self._files):

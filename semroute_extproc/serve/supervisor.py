@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx2
 import structlog
@@ -31,11 +32,15 @@ from semroute_extproc.config import source as config_source
 from semroute_extproc.config.models import Config
 from semroute_extproc.errors import Exit
 from semroute_extproc.serve import signals
+from semroute_extproc.serve.views import ROWS_MAX, present
 from semroute_extproc.settings.process import WORKER
 from semroute_extproc.telemetry import log
-from semroute_extproc.telemetry.admin import AdminServer, Page, as_json, probe, text
+from semroute_extproc.telemetry.admin import AdminServer, Asked, Page, as_json, probe, text
 from semroute_extproc.telemetry.feedback import KNOWN, NDJSON
+from semroute_extproc.telemetry.page import Form, PageSite
 from semroute_extproc.telemetry.prom import CONTENT_TYPE
+
+FORWARD_SECONDS_MAX = 20.0  # for a page of a worker; an explanation may take 15
 
 logger = structlog.get_logger("semroute.supervisor")
 
@@ -130,9 +135,9 @@ class Supervisor(Collector):
             "/metrics": lambda: Page(200, CONTENT_TYPE, generate_latest(self)),
             "/workers": self._list,
         }
-        guards = self._config.admin.guards()
         posts = {"/outcomes": self._outcomes} if self._config.telemetry.decision_log else {}
-        admin = AdminServer(listen, pages, self._forward, posts, **guards) if listen is not None else None
+        site, guards = PageSite({"now": self._now, "decisions": self._decisions}), self._config.admin.guards()
+        admin = AdminServer(listen, pages, self._forward, posts, site, **guards) if listen else None
         logger.info("supervisor.started", version=__version__, workers=len(self.workers), admin=listen)
         keepers = [asyncio.create_task(self._keep(worker)) for worker in self.workers]
         watch = asyncio.create_task(self._watch())
@@ -252,11 +257,14 @@ class Supervisor(Collector):
             rows.append({"worker": worker.index, "listen": listen, "pid": pid, **state})
         return as_json(rows)
 
-    def _forward(self, path: str) -> Page:
+    def _forward(self, asked: Asked) -> Page:
         """Any other page comes from the first serving worker, since all have the same pages."""
+        method, headers = "GET" if asked.body is None else "POST", {"content-type": asked.content_type}
         for worker in filter(lambda each: each.ready, self.workers):
             with contextlib.suppress(httpx2.HTTPError):
-                answer = worker.client.get(path)
+                answer = worker.client.request(
+                    method, asked.url, content=asked.body, headers=headers, timeout=FORWARD_SECONDS_MAX
+                )
                 return Page(answer.status_code, answer.headers["content-type"], answer.content)
         return text(503, "no worker is ready\n")
 
@@ -276,6 +284,25 @@ class Supervisor(Collector):
             if not body:
                 break
         return page
+
+    def _from_each(self, url: str) -> list[Any]:
+        """The data of a view from every worker that answers."""
+        found = list[Any]()
+        for worker in filter(lambda each: each.ready, self.workers):
+            with contextlib.suppress(httpx2.HTTPError, ValueError):
+                found.append(worker.client.get(url).json())
+        return found
+
+    def _now(self, _: Form) -> dict[str, Any]:
+        if not (states := self._from_each("/ui/state.json")):
+            raise TimeoutError
+        return present(states)
+
+    def _decisions(self, form: Form) -> dict[str, Any]:
+        """The newest decisions of all workers."""
+        found = self._from_each(f"/ui/decisions.json?{urlencode(form)}")
+        rows = [{**row, "worker": number} for number, each in enumerate(found) for row in each["rows"]]
+        return {"rows": sorted(rows, key=lambda row: -row["time"])[:ROWS_MAX]}
 
 
 def serve(path: Path) -> Exit:

@@ -24,13 +24,15 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from semroute_extproc.policy.context import Candidates, Choice, RoutingContext, Strategy
+from semroute_extproc.policy.context import Candidates, Choice, Near, RoutingContext, Strategy
+from semroute_extproc.request.signals import Signals
 from semroute_extproc.settings.base import FilePath, PoolName, Share
 from semroute_extproc.strategies.artifact import Artifact, ArtifactFile, Floats, digest_of
 from semroute_extproc.strategies.idea import Pools, Site, StrategySettings, Unfit
 from semroute_extproc.strategies.profiles import CLUSTERS_MAX, Profile, Profiles
 
 REFERENCE_PROMPT_TOKENS = 500  # of the reference request, whose price at the most expensive pool is cost 1
+NEAR_MAX = 5  # clusters that are shown
 Doubles = npt.NDArray[np.float64]
 
 
@@ -164,7 +166,8 @@ class Clusters(Strategy):
         self, settings: ClustersSettings, artifact: ClustersArtifact, pools: Pools, profiles: Profiles
     ) -> None:
         """`pools` to choose from, all with a price; `profiles` is called for every choice."""
-        self._settings, self._artifact, self._pools, self._profiles = settings, artifact, pools, profiles
+        self._settings, self._artifact, self._pools, self.profiles = settings, artifact, pools, profiles
+        self.names = artifact.names
         prices = {name: pool.price for name, pool in pools.items() if pool.price}
         tokens = (REFERENCE_PROMPT_TOKENS, settings.output_tokens)
         costs = [price.input * tokens[0] + price.output * tokens[1] for price in prices.values()]
@@ -175,7 +178,7 @@ class Clusters(Strategy):
 
     def choose(self, context: RoutingContext, candidates: Candidates) -> Choice:
         """The score is the expected error of the pool that was picked."""
-        if (profiles := self._profiles()) is not self._seen:
+        if (profiles := self.profiles()) is not self._seen:
             self._rows, self._seen = self._tabulate(profiles), profiles
         rows, signals = [row for row in self._rows if row.pool in candidates.pools], context.signals
         if not rows:
@@ -202,6 +205,16 @@ class Clusters(Strategy):
         error, (best, *others) = float(errors[order[0]]), (rows[i].pool for i in order)
         reason = f"error {error:.2f} at cost {costs[order[0]]:.2f}, quality {quality:g}"
         return Choice(best, reason, tuple(others), score=error, moved=moved)
+
+    def near(self, signals: Signals) -> list[Near]:
+        """The clusters that the text belongs to most, with each pool's expected error there."""
+        x, rows = self._artifact.manifest.embedding(signals), self._rows
+        if x is None:
+            return []
+        member = self._artifact.membership(x[None, :])[0]
+        found = np.argsort(-member)[:NEAR_MAX].tolist()
+        errors = {k: ", ".join(f"{row.pool} errs {row.errors[k]:.2f}" for row in rows) for k in found}
+        return [Near(self._artifact.names[k], float(member[k]), errors[k]) for k in found if member[k] > 0.0]
 
     def _order(
         self, rows: list[Row], errors: Doubles, costs: Doubles, quality: float, context: RoutingContext

@@ -39,13 +39,16 @@ class Cutoff:
         follow: bool = False,
         what: str = "difficulty",
         digits: int = 2,
+        of: str = "the reference scores",
     ) -> None:
         """Exactly one of `share` and `threshold`; the reason shows the score as `what`, with `digits`.
 
-        With `follow`, a share is of the context's traffic, which starts with `quantiles`.
+        `of` says in words what `quantiles` are of. With `follow`, a share is of the context's traffic, which
+        starts with `quantiles`.
         """
         assert (share is None) != (threshold is None)
-        self.weak, self.strong, self.what, self._digits = weak, strong, what, digits
+        self.weak, self.strong, self.what, self._digits, self._of = weak, strong, what, digits, of
+        self._configured = threshold is not None
         self._quantiles = quantiles
         if share is not None:
             self.threshold, self.share = threshold_for_share(quantiles, share), share
@@ -75,14 +78,28 @@ class Cutoff:
             share = left
         if traffic is not None or share != self.share:
             threshold = threshold_for_share(quantiles, share, bias)
-        wanted, other, sign, rise = self.weak, self.strong, "<", None
+        wanted, other, place, rise = self.weak, self.strong, "below", None
         if score >= threshold:
-            wanted, other, sign = self.strong, self.weak, ">="
+            wanted, other, place = self.strong, self.weak, "at least"
             rise = rise_above(quantiles, threshold, score)
-        reason = f"{self.what} {score:.{self._digits}f} {sign} {threshold:.{self._digits}f}"
-        changed, sample, source = share if moved else None, None, f"top {share:.0%} of the reference scores"
+        changed, sample, detail = share if moved else None, None, ""
+        source = f"the top {share:.0%} of {self._of}"
         if traffic is not None:
-            parts = f"{traffic.live:,} requests and {len(quantiles) - traffic.live} reference scores"
-            source = f"top {share:.0%} of the last {parts}, bias {bias:+.2f}"
-            sample = (score, share, score >= threshold)
+            reference = len(quantiles) - traffic.live
+            also = f" and {reference} reference scores" if reference else ""
+            if traffic.live:
+                source = f"the top {share:.0%} of your last {traffic.live:,} requests{also}"
+            detail, sample = f", bias {bias:+.2f}", (score, share, score >= threshold)
+        elif self._configured and share == self.share:
+            source = "the configured threshold"
+        reason = f"{self.what} {self._compared(score, place, threshold)}, {source}"
+        source += detail
         return Choice(wanted, reason, (other,), score, threshold, changed, source, sample, rise, tuple(moved))
+
+    def _compared(self, score: float, place: str, threshold: float) -> str:
+        """`0.52 is below 0.63`, with more digits if the two would look the same."""
+        bar, digits = min(threshold, 1.0), self._digits  # A threshold that no score reaches is infinite.
+        shown = f"{score:.{digits}f} is {place} {bar:.{digits}f}"
+        if place == "below" and bar - score < 10.0**-digits:
+            shown = f"{score:.{digits + 2}f} is {place} {bar:.{digits + 2}f}"
+        return shown

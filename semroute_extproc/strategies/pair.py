@@ -3,26 +3,27 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import Field, model_validator
 
 from semroute_extproc.encoder.signals import Signals
-from semroute_extproc.policy.context import Candidates, Choice, RoutingContext, Strategy
+from semroute_extproc.policy.context import Candidates, Choice, Near, RoutingContext, Strategy
 from semroute_extproc.settings.base import FilePath, PoolName, Share
 from semroute_extproc.strategies.artifact import ArtifactManifest, Floats
 from semroute_extproc.strategies.calibration import Calibration, read_calibration
 from semroute_extproc.strategies.cutoff import Cutoff
 from semroute_extproc.strategies.idea import Site, StrategySettings, Unfit
 
+T = TypeVar("T")
 Score = Callable[[Signals], float | None]
 """P(the strong model wins) for a text; None if the score does not apply to the text's bundle."""
 
 
-def of_embedding(manifest: ArtifactManifest, score: Callable[[Floats], float]) -> Score:
+def of_embedding(manifest: ArtifactManifest, score: Callable[[Floats], T]) -> Callable[[Signals], T | None]:
     """A score of embeddings (d,), for texts that the artifact's bundle read."""
 
-    def of(signals: Signals) -> float | None:
+    def of(signals: Signals) -> T | None:
         x = manifest.embedding(signals)
         return None if x is None else score(x)
 
@@ -89,14 +90,14 @@ class PairSettings(StrategySettings):
 
         `artifact` is the digest of what scores. A quality drop is one at a fixed threshold. Raises Unfit.
         """
-        share = self.strong_share
+        share, of = self.strong_share, "the reference scores"
         if (calibration := self._calibrated(site, artifact)) is not None:
-            quantiles = calibration.quantiles
+            quantiles, of = calibration.quantiles, "your calibration prompts"
             if self.max_quality_drop is not None:
                 share = calibration.share_for_drop(self.max_quality_drop)
-        setting = {"share": share, "threshold": self.threshold}
+        settings: dict[str, Any] = {"share": share, "threshold": self.threshold, "digits": digits, "of": of}
         follow = self.follow_traffic and self.strong_share is not None
-        return Cutoff(self.weak, self.strong, quantiles, **setting, follow=follow, what=what, digits=digits)
+        return Cutoff(self.weak, self.strong, quantiles, **settings, what=what, follow=follow)
 
 
 class Pair(Strategy):
@@ -104,9 +105,19 @@ class Pair(Strategy):
 
     needs_signals = hard_preferences = True
 
-    def __init__(self, score: Score, cutoff: Cutoff, on_unknown: str | None) -> None:
+    def __init__(
+        self,
+        score: Score,
+        cutoff: Cutoff,
+        on_unknown: str | None,
+        near: Callable[[Signals], Sequence[Near] | None] = lambda _: None,
+    ) -> None:
         self.score, self._cutoff, self._on_unknown = score, cutoff, on_unknown or cutoff.strong
-        self.follows = cutoff.follows
+        self.follows, self._near = cutoff.follows, near
+
+    def near(self, signals: Signals) -> Sequence[Near]:
+        """See `Strategy`."""
+        return self._near(signals) or ()
 
     def choose(self, context: RoutingContext, candidates: Candidates) -> Choice:
         """Unknown text goes to `on_unknown`, unless the client has a hard preference."""

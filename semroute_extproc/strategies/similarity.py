@@ -22,6 +22,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from semroute_extproc.policy.context import Near
 from semroute_extproc.settings.base import FilePath
 from semroute_extproc.strategies.artifact import Artifact, ArtifactFile, Floats, digest_of
 from semroute_extproc.strategies.idea import Site
@@ -29,6 +30,7 @@ from semroute_extproc.strategies.pair import Pair, PairSettings, of_embedding
 
 PROMPTS_MAX = 200_000  # stored: beyond it a decision takes too long
 COSINE_MIN = 1e-3  # S is relative to at least this, if not even the nearest prompt is similar
+NEAR_MAX = 10  # stored prompts that are shown
 LENGTH_MIN = 1e-6  # lower bound of a norm: a text orthogonal to the axes stays near 0, similar to none
 
 
@@ -68,6 +70,16 @@ class SimilarityArtifact(Artifact):
 
         return of
 
+    def near(self, x: Floats) -> list[Near]:
+        """The most similar stored prompts, whose text is not stored, and which model won there."""
+        query = x if self.axes is None else on_axes(x[None, :], self.axes)[0]
+        cosines = self.embeddings @ query
+        nearest = np.argsort(-cosines)[:NEAR_MAX].tolist()
+        words = {0.0: "the weak model won", 1.0: "the strong model won", 0.5: "a tie"}
+        wins = {each: float(self.wins[each]) for each in nearest}
+        found = ((each, words.get(wins[each], f"strong won {wins[each]:.2f}")) for each in nearest)
+        return [Near(f"prompt {each}", float(cosines[each]), result) for each, result in found]
+
 
 def read_similarity(path: Path) -> SimilarityArtifact:
     """Read a `similarity` artifact; raises ArtifactError, naming the file and what is wrong."""
@@ -96,7 +108,8 @@ class SimilaritySettings(PairSettings):
         artifact = site.artifact(SimilarityArtifact)
         # Scores are means over many prompts and lie close together, so two digits would look the same.
         cutoff = self.cutoff(site, artifact.quantiles, "similarity", artifact.digest, digits=4)
-        return Pair(of_embedding(artifact.manifest, artifact.score()), cutoff, self.on_unknown)
+        score = of_embedding(artifact.manifest, artifact.score())
+        return Pair(score, cutoff, self.on_unknown, of_embedding(artifact.manifest, artifact.near))
 
 
 def on_axes(x: Floats, axes: Floats) -> Floats:

@@ -1,4 +1,4 @@
-"""The admin port: pages for health, metrics and the live configuration, and outcomes; served by a thread."""
+"""The admin port: health, metrics, the live configuration, outcomes and the page; served by threads."""
 
 import hmac
 import json
@@ -12,20 +12,39 @@ from pathlib import Path
 from socketserver import ThreadingTCPServer
 from types import MappingProxyType
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import structlog
 
-OPEN = ("/livez", "/readyz")
-"""Pages for probes: they need no token and answer any host name."""
+OPEN = ("/livez", "/readyz", "/ui/page.css", "/ui/icon.svg")
+"""Pages for probes, and the style of the login: they need no token and answer any host name."""
+LOGIN, COOKIE, LOGIN_BYTES_MAX = "/ui/login", "semroute-admin", 4_096
+CONNECTIONS_MAX = 64  # at a time; more are closed, so that a flood starts no thread for each
+
 HEADERS = {
     "cache-control": "no-store",
-    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "referrer-policy": "same-origin",  # Without a referrer a browser does not say which site sends a form.
     "x-content-type-options": "nosniff",
 }
-"""On every answer: a browser must not keep, interpret or embed it."""
+"""On every answer: nothing from elsewhere, nothing inline, and no other site may embed it."""
 
 log = structlog.get_logger("semroute.admin")
+
+
+class Asked(NamedTuple):
+    """One request to the admin port."""
+
+    path: str
+    query: str = ""
+    body: bytes | None = None  # of a POST
+    content_type: str = ""
+
+    @property
+    def url(self) -> str:
+        """Path and query."""
+        return f"{self.path}?{self.query}" if self.query else self.path
 
 
 class Page(NamedTuple):
@@ -34,6 +53,7 @@ class Page(NamedTuple):
     status: int
     content_type: str
     body: bytes
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 Pages = Mapping[str, Callable[[], Page]]  # by path
@@ -42,6 +62,7 @@ Posts = Mapping[str, Callable[[bytes], Page]]  # by path, for a posted body
 POSTED_BYTES_MAX = 1024 * 1024  # Of a posted body
 POSTED_TYPES = ("application/json", "application/x-ndjson", "application/jsonl")
 """A web page of another origin cannot post these without the server's consent, which is never given."""
+Site = Callable[[Asked], Page | None]  # None: not one of its paths
 
 
 def text(status: int, body: str) -> Page:
@@ -68,18 +89,21 @@ class AdminServer(ThreadingTCPServer):
         self,
         listen: str,
         pages: Pages,
-        otherwise: Callable[[str], Page] | None = None,
+        otherwise: Callable[[Asked], Page] | None = None,
         posts: Posts = MappingProxyType({}),
+        site: Site = lambda _: None,
         hosts: Collection[str] = (),
         token: str = "",
     ) -> None:
         """`listen` is `host:port`, where port 0 takes a free one, or `unix:/path`.
 
-        `otherwise` makes the pages that are not in `pages`. On a port, clients must use one of `hosts`,
+        `site` is asked first, then `pages`, then `otherwise`. On a port, clients must use one of `hosts`,
         localhost or an IP address, and send `token`. Raises OSError if the address is taken.
         """
         index = f"there is {' '.join(sorted({*pages, *posts}))}\n"
         self.pages, self.posts, self.otherwise = pages, posts, otherwise or (lambda _: text(404, index))
+        self.site = site
+        self._free = threading.BoundedSemaphore(CONNECTIONS_MAX)
         host, _, port = listen.rpartition(":")
         self._hosts, self._token = {*hosts, host, "localhost"}, token
         self._path = Path(listen.removeprefix("unix:")) if listen.startswith("unix:") else None
@@ -132,6 +156,33 @@ class AdminServer(ThreadingTCPServer):
         if self._path is not None:
             self._path.chmod(0o600)
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Handle a connection in a thread of its own, if not too many are open."""
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Handle a connection."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def answer(self, asked: Asked) -> Page:
+        """The page that was asked for."""
+        if (page := self.site(asked)) is not None:
+            return page
+        if asked.body is None:
+            return self.pages[asked.path]() if asked.path in self.pages else self.otherwise(asked)
+        if (accept := self.posts.get(asked.path)) is None:
+            refused = text(405, f"nothing can be posted to {asked.path}\n")
+            return refused if asked.path in self.pages else self.otherwise(asked)
+        if asked.content_type.partition(";")[0].strip().lower() not in POSTED_TYPES:
+            return text(415, f"needs a content-type: {' or '.join(POSTED_TYPES)}\n")
+        return accept(asked.body)
+
     def handle_error(self, request: object, client_address: object) -> None:
         """Print no traceback for a client that disconnects."""
         if not isinstance(sys.exception(), OSError):
@@ -144,37 +195,64 @@ class _PageHandler(BaseHTTPRequestHandler):
     server_version, sys_version = "semroute", ""
 
     def do_GET(self) -> None:
-        path, headers = self.path.partition("?")[0], self.headers
-        page = None
+        self._answer(None)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def do_POST(self) -> None:
+        length, origin = self.headers.get("content-length", ""), self.headers.get("origin")
+        if origin and urlsplit(origin).netloc != self.headers.get("host"):
+            # Browsers say which site sends a form: another one must not act with the operator's rights.
+            self._send(text(403, "another site sent this\n"))
+        elif not length.isascii() or not length.isdigit():
+            self._send(text(411, "needs a content-length\n"))
+        elif (
+            len(length) > 9
+            or len(body := self.rfile.read(min(int(length), POSTED_BYTES_MAX + 1))) > POSTED_BYTES_MAX
+        ):
+            self._send(text(413, f"larger than {POSTED_BYTES_MAX} bytes: send it in parts\n"))
+        else:
+            self._answer(body)
+
+    def _answer(self, body: bytes | None) -> None:
+        path, _, query = self.path.partition("?")
+        asked = Asked(path, query, body, self.headers.get("content-type", ""))
+        refused = None
         if path not in OPEN:
-            page = self.server.refusal(headers.get("host", ""), headers.get("authorization", ""))
-        if page is None and self.command == "POST":
-            page = self._posted(path)
-        elif page is None:
-            page = self.server.pages[path]() if path in self.server.pages else self.server.otherwise(path)
+            refused = self.server.refusal(self.headers.get("host", ""), self._authorization())
+        self._send(self.server.answer(asked) if refused is None else self._login(asked, refused))
+
+    def _authorization(self) -> str:
+        """The header, or what the login stored in a cookie."""
+        found: str = self.headers.get("authorization", "")
+        parts = (part.strip().partition("=") for part in self.headers.get("cookie", "").split(";"))
+        return found or next((f"Bearer {unquote(value)}" for name, _, value in parts if name == COOKIE), "")
+
+    def _login(self, asked: Asked, refused: Page) -> Page:
+        """What a client without the token gets: for a view the login, and for the right token a cookie."""
+        if refused.status != 401 or not (asked.path == "/" or asked.path.startswith("/ui/")):
+            return refused
+        wrong = ""
+        if asked.path == LOGIN and asked.body is not None:
+            token = dict(parse_qsl(asked.body[:LOGIN_BYTES_MAX].decode(errors="replace"))).get("token", "")
+            if self.server.refusal(self.headers.get("host", ""), f"Bearer {token}") is None:
+                cookie = f"{COOKIE}={quote(token, safe='')}; Path=/; HttpOnly; SameSite=Strict"
+                return text(303, "")._replace(headers=(("location", "/"), ("set-cookie", cookie)))
+            wrong = "wrong=1"
+        form = self.server.site(Asked(LOGIN, wrong))
+        return refused if form is None else form._replace(status=401)
+
+    def _send(self, page: Page) -> None:
         self.send_response(page.status)
         if page.status == 401:
             self.send_header("www-authenticate", "Bearer")
         self.send_header("content-type", page.content_type)
         self.send_header("content-length", str(len(page.body)))
+        for name, value in page.headers:
+            self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(page.body)
-
-    do_HEAD = do_POST = do_GET  # noqa: N815
-
-    def _posted(self, path: str) -> Page:
-        length, kind = self.headers.get("content-length", ""), self.headers.get_content_type()
-        if (accept := self.server.posts.get(path)) is None:
-            return text(405 if path in self.server.pages else 404, f"nothing can be posted to {path}\n")
-        if not length.isascii() or not length.isdigit():
-            return text(411, "needs a content-length\n")
-        body = self.rfile.read(min(int(length), POSTED_BYTES_MAX + 1))
-        if len(body) > POSTED_BYTES_MAX:
-            return text(413, f"larger than {POSTED_BYTES_MAX} bytes: send it in parts\n")
-        if kind not in POSTED_TYPES:
-            return text(415, f"needs a content-type: {' or '.join(POSTED_TYPES)}\n")
-        return accept(body)
 
     def end_headers(self) -> None:
         for name, value in HEADERS.items():

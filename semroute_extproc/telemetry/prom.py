@@ -78,6 +78,20 @@ class PrometheusSink:
         """Read a gauge at each scrape; label values that `read` does not return disappear."""
         self._observed[name] = read
 
+    def totals(self, *names: str) -> dict[tuple[str, ...], float]:
+        """Counters as of now: name and label values to value."""
+        return {
+            (name, *sample.labels.values()): sample.value
+            for name in names
+            for sample in self._metrics[name].collect()[0].samples
+            if sample.name.endswith("_total")
+        }
+
+    @property
+    def loads(self) -> Mapping[tuple[str, ...], float]:
+        """Pool and gauge to the value at the last scrape."""
+        return self._loads
+
     def exposition(self) -> bytes:
         """Every metric in Prometheus' text format."""
         # Gauges are cleared and set again, so a concurrent scrape must wait.

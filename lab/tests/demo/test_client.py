@@ -14,7 +14,7 @@ ROW: client.Json = {
     "prompt": "hi",
     "expected": "small",
     "pool": "small",
-    "reason": "difficulty 0.00 < 0.36",
+    "reason": "difficulty 0.00 is below 0.36",
     "domain": "other",
     "unknown": "false",
     "housekeeping": "",
@@ -60,7 +60,7 @@ def test_the_table_has_a_line_per_request_under_its_group() -> None:
     }
     lines = printed(ROW, ROW | {"prompt": "bye"}, title | {"housekeeping": "title", "domain": ""})
     first = lines.index("PLAIN")
-    assert lines[first + 1] == "hi user small difficulty 0.00 < 0.36 other - 4.0"
+    assert lines[first + 1] == "hi user small difficulty 0.00 is below 0.36 other - 4.0"
     assert lines[first + 2].startswith("bye user small")
     assert lines[lines.index("ENVELOPES") + 1] == "hi Open WebUI small rule housekeeping: title - 200 4.0"
 

@@ -178,7 +178,9 @@ class TestRules:
         rules = [{"name": "hard", "when": "difficulty > 0.2", "strategy": "s", "reasoning": "high"}]
         decision = decided(compiled(rules), facts(signals=signals(difficulty=0.9)))
         assert (decision.pool, decision.reasoning, decision.strategy) == ("large", "high", "s")
-        assert decision.reason == "rule hard: difficulty 0.90 >= 0.70"
+        assert decision.reason == (
+            "rule hard: difficulty 0.90 is at least 0.70, the top 30% of the reference scores"
+        )
 
     def test_a_condition_that_gives_no_bool_does_not_apply(self) -> None:
         rules = [{"name": "odd", "when": "turns", "pool": "small"}]
@@ -458,7 +460,9 @@ class TestControllers:
         wanted = facts(signals=signals(difficulty=0.6), conditions=Conditions(bias={"s": 1.0}))
         decision = decided(compiled(), wanted)
         assert decision.pool == "large"
-        assert decision.reason == "difficulty 0.60 >= 0.46 (budget +1.00)"
+        assert decision.reason == (
+            "difficulty 0.60 is at least 0.46, the top 54% of the reference scores (budget +1.00)"
+        )
         other = facts(signals=signals(difficulty=0.6), conditions=Conditions(bias={"t": 1.0}))
         assert decided(compiled(), other).pool == "small"
 
@@ -466,7 +470,9 @@ class TestControllers:
         wanted = facts(signals=signals(difficulty=0.8), conditions=Conditions({"large": 0.5}, floor=0.05))
         decision = decided(compiled(), wanted)
         assert decision.pool == "small"
-        assert decision.reason == "difficulty 0.80 < 0.82 (load share 0.30 to 0.17)"
+        assert decision.reason == (
+            "difficulty 0.80 is below 0.82, the top 18% of the reference scores (load share 0.30 to 0.17)"
+        )
         assert ("controller", "load") in [(step.what, step.name) for step in decision.trace]
         assert decision.choice.share == pytest.approx(0.175)
 
@@ -495,7 +501,10 @@ class TestSession:
 
     def test_what_was_kept_says_so_and_shows_what_the_strategy_thought(self) -> None:
         decision = decided(compiled(), self.held("small", 0.75))
-        assert decision.reason == "conversation stays in small: difficulty 0.75 >= 0.70"
+        assert decision.reason == (
+            "conversation stays in small: difficulty 0.75 is at least 0.70, "
+            "the top 30% of the reference scores"
+        )
         assert (decision.choice.score, decision.strategy) == (0.75, "s")
 
     @pytest.mark.parametrize("lock", [Lock.TOOL_LOOP, Lock.STATEFUL])

@@ -55,7 +55,20 @@ WORKER = textwrap.dedent(
     if (folder / "takes").exists():
         from semroute_extproc.telemetry.feedback import Feedback
         posts = Feedback(lambda id_: "pool" if id_ == "of" + index else "", reported).posts
-    server = AdminServer(admin, {
+    count = ["decisions", "small", "r", "", "", "routed", 2 + int(index)]
+    state = {
+        "minutes": [[int(time.time() // 60), [count]]],
+        "pools": {"small": {"price": None, "health": None, "load": {}, "metrics": None, "pressure": None}},
+        "sizes": {}, "pairs": {}, "traffic": {}, "ms": [1.0, 2.0], "problems": [],
+    }
+    rows = [{"time": 10 * n + int(index), "request_id": f"id-{index}-{n}", "facts": {"outcome": "routed",
+             "reason": "why"}, "total_ms": 1.0} for n in (1, 2)]
+    def site(asked):
+        data = {"/ui/state.json": state, "/ui/decisions.json": {"rows": rows}}.get(asked.path)
+        if data is not None:
+            return Page(200, "application/json", json.dumps(data).encode())
+        return text(200, f"{index} {asked}") if asked.path.startswith("/ui/") else None
+    server = AdminServer(admin, site=site, pages={
         "/worker": worker,
         "/metrics": lambda: text(200, "# TYPE m gauge\\nm " + index + "\\n"),
         "/config": lambda: text(200, "config of " + index),
@@ -156,6 +169,44 @@ async def test_outcomes_reach_the_worker_that_logged_the_request_and_others_the_
         status, problem = await subject.post("/outcomes", line("of0") + "{")
         assert (status, problem[:7]) == (400, "line 2:")
         assert (tmp_path / "outcomes1").read_text() == found[1]
+
+
+async def test_the_page_counts_the_requests_of_every_worker(tmp_path: Path) -> None:
+    async with running(tmp_path) as (subject, _):
+        await subject.ready()
+        status, page = await subject.get("/")
+    assert status == 200
+    assert "of 2 workers" in page
+    assert "<dt>requests</dt><dd>5</dd>" in page
+
+
+async def test_the_page_has_the_newest_decisions_of_every_worker(tmp_path: Path) -> None:
+    async with running(tmp_path) as (subject, _):
+        await subject.ready()
+        _, page = await subject.get("/ui/decisions")
+    places = [page.index(f"id={name}") for name in ("id-1-2", "id-0-2", "id-1-1", "id-0-1")]
+    assert places == sorted(places)
+
+
+async def test_other_views_and_forms_are_the_first_workers(tmp_path: Path) -> None:
+    async with running(tmp_path) as (subject, _):
+        await subject.ready()
+        _, page = await subject.get("/ui/frontier?share=4")
+        posted = await asyncio.to_thread(
+            urllib.request.urlopen, f"http://127.0.0.1:{subject.port}/ui/explain?x=1", b"text=hi"
+        )
+        answer = posted.read().decode()
+    assert page.startswith("0 Asked(path='/ui/frontier', query='share=4', body=None")
+    assert answer.startswith("0 Asked(path='/ui/explain', query='x=1', body=b'text=hi'")
+    assert "x-www-form-urlencoded" in answer
+
+
+async def test_without_a_worker_the_page_is_busy(tmp_path: Path) -> None:
+    for index in (0, 1):
+        (tmp_path / f"slow{index}").touch()
+    async with running(tmp_path) as (subject, _):
+        await until(lambda: all(worker.answered for worker in subject.workers))
+        assert (await subject.get("/"))[0] == 503
 
 
 async def test_a_killed_worker_is_started_again_and_the_other_is_left_alone(tmp_path: Path) -> None:

@@ -21,7 +21,17 @@ def choice(
     **more: float,
 ) -> Choice:
     """What a pair with strong share 0.3 chooses."""
-    facts = RoutingContext(
+    facts = context(pressure, quality, traffic, **more)
+    return Cutoff("small", "large", QUANTILES, share=0.3, follow=follow).choose(score, facts)
+
+
+def context(
+    pressure: dict[str, float] | None = None,
+    quality: float | None = None,
+    traffic: LiveScores | None = None,
+    **more: float,
+) -> RoutingContext:
+    return RoutingContext(
         RequestHead("POST", "/"),
         RequestView(Api.CHAT_COMPLETIONS, "auto"),
         "en",
@@ -31,7 +41,6 @@ def choice(
         traffic=traffic,
         conditions=Conditions(pressure or {}, **more),
     )
-    return Cutoff("small", "large", QUANTILES, share=0.3, follow=follow).choose(score, facts)
 
 
 class TestShares:
@@ -124,6 +133,46 @@ class TestTraffic:
         assert (choice(0.085, traffic=self.LIVE).rise or 0.0) == pytest.approx(0.5, abs=0.1)
 
     def test_the_source_of_the_threshold_is_in_words(self) -> None:
-        assert choice(0.8).source == "top 30% of the reference scores"
+        assert choice(0.8).source == "the top 30% of the reference scores"
         live = choice(0.08, traffic=self.LIVE).source
-        assert live.startswith("top 30% of the last 601 requests and 0 reference scores, bias ")
+        assert live.startswith("the top 30% of your last 601 requests, bias ")
+
+
+class TestTheReason:
+    """It says what the score was compared with, in words that an operator knows."""
+
+    def test_a_score_below_the_threshold_and_one_above(self) -> None:
+        assert choice(0.52).reason == "difficulty 0.52 is below 0.70, the top 30% of the reference scores"
+        assert choice(0.9).reason.startswith("difficulty 0.90 is at least 0.70, the top 30% of")
+
+    def test_scores_of_the_own_traffic_and_of_the_reference_are_told_apart(self) -> None:
+        live = LiveScores(0.3, QUANTILES)
+        for _ in range(50):
+            live.learn(0.5, 0.3, False)
+        reason = choice(0.9, traffic=live).reason
+        assert reason.endswith("of your last 50 requests and 76 reference scores")
+        assert TestTraffic.LIVE.live == 601
+        assert choice(0.9, traffic=TestTraffic.LIVE).reason.endswith("of your last 601 requests")
+
+    def test_the_share_is_the_one_that_controllers_and_clients_left(self) -> None:
+        assert "the top 15% of" in choice(0.75, {"large": 0.5}).reason
+        assert "the top 60% of" in choice(0.75, quality=0.6).reason
+
+    def test_a_configured_threshold_is_named_as_such_until_something_moves_it(self) -> None:
+        cutoff = Cutoff("small", "large", QUANTILES, threshold=0.63)
+        assert (
+            cutoff.choose(0.52, context()).reason == "difficulty 0.52 is below 0.63, the configured threshold"
+        )
+        assert "the top 50% of" in cutoff.choose(0.52, context(quality=0.5)).reason
+
+    def test_the_prompts_of_a_calibration_are_named(self) -> None:
+        cutoff = Cutoff("small", "large", QUANTILES, share=0.3, of="your calibration prompts")
+        assert cutoff.choose(0.9, context()).reason.endswith("the top 30% of your calibration prompts")
+
+    def test_a_score_that_looks_like_the_threshold_has_more_digits(self) -> None:
+        cutoff = Cutoff("small", "large", QUANTILES, threshold=0.634)
+        assert cutoff.choose(0.632, context()).reason.startswith("difficulty 0.6320 is below 0.6340")
+
+    def test_a_share_of_zero_has_a_threshold_that_no_score_reaches(self) -> None:
+        cutoff = Cutoff("small", "large", QUANTILES, share=0.0)
+        assert cutoff.choose(0.9, context()).reason.startswith("difficulty 0.90 is below 1.00, the top 0% of")

@@ -140,6 +140,17 @@ class TestSimilarity:
         assert decision.reason.startswith("similarity 0.")
         assert decision.choice.score == pytest.approx((10 * 1 + 50.9457 * 0.5) / 160.9457, abs=1e-4)
 
+    def test_the_nearest_prompts_are_shown_with_who_won_there(self) -> None:
+        strategy = compiled(SIMILARITY, {"s": {"artifact": STORED}}).strategies["s"]
+        near = strategy.near(signals(unit(1, 0, 0, 0)))
+        assert [(each.name, each.result) for each in near] == [
+            ("prompt 0", "the strong model won"),
+            ("prompt 2", "a tie"),
+            ("prompt 1", "the weak model won"),
+        ]
+        assert [each.closeness for each in near] == pytest.approx([1.0, 0.7071, 0.0], abs=1e-4)
+        assert list(strategy.near(signals(unit(1, 0, 0, 0), revision="f" * 12))) == []
+
     def test_nothing_similar_is_no_division_by_zero(self) -> None:
         assert 0.0 <= STORED.score()(unit(0, 0, 0, 1)) <= 1.0
         assert 0.0 <= STORED.score()(unit(-1, -1, 0, 0)) <= 1.0
@@ -318,6 +329,14 @@ def clusters(profiles: Any = PROFILES, **settings: Any) -> Any:
 
 
 class TestClusters:
+    def test_the_nearest_cluster_is_shown_with_the_pools_errors_there(self) -> None:
+        subject = clusters()
+        x = TOPICS.centroids[1] / np.linalg.norm(TOPICS.centroids[1])
+        decided(subject, facts(x))
+        [nearest] = subject.strategies["s"].near(signals(x))
+        assert (nearest.name, nearest.closeness) == (TOPICS.names[1], 1.0)
+        assert "small errs 0." in nearest.result
+
     def test_errors_shrink_to_the_models_own_mean_or_by_laplace(self) -> None:
         given = profile("m", (0, 0)).model_copy(update={"answers": (10, 0), "errors": (2, 0)})
         assert cluster_errors(given, "shrunk", 20) == pytest.approx([(2 + 20 * 0.2) / 30, 0.2])

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import http.client
+import select
 import socket
 import stat
+import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -16,13 +19,16 @@ import httpx2
 import pytest
 
 from semroute_extproc.telemetry.admin import (
+    CONNECTIONS_MAX,
     HEADERS,
     POSTED_BYTES_MAX,
     POSTED_TYPES,
     AdminServer,
+    Asked,
     Page,
     text,
 )
+from semroute_extproc.telemetry.page import PageSite
 
 
 def test_a_port_that_is_taken_is_told_with_its_address() -> None:
@@ -182,3 +188,123 @@ def test_any_other_body_is_refused(
 def test_a_path_for_bodies_is_no_page(posting: Posting) -> None:
     with pytest.raises(urllib.error.HTTPError, match="404"):
         urllib.request.urlopen(f"http://127.0.0.1:{posting.server.port}/outcomes")
+
+
+class TestLogin:
+    """A browser enters the token once, and its cookie stands for it."""
+
+    TOKEN = "a token; with = and é"
+
+    def setup_method(self) -> None:
+        site = PageSite({"decisions": lambda _: {"rows": []}})
+        self.server = AdminServer(
+            "127.0.0.1:0", {"/config": lambda: text(200, "c")}, site=site, token=self.TOKEN
+        )
+        self.client = httpx2.Client(base_url=f"http://127.0.0.1:{self.server.port}")
+
+    def teardown_method(self) -> None:
+        self.client.close()
+        self.server.close()
+
+    def test_a_view_asks_for_the_token_and_its_style_does_not(self) -> None:
+        for path in ("/", "/ui/decisions", "/ui/login"):
+            answer = self.client.get(path)
+            assert (answer.status_code, 'type="password"' in answer.text) == (401, True)
+        assert self.client.get("/ui/page.css").status_code == 200
+        assert "password" not in self.client.get("/config").text, "programs get a line of text"
+
+    def test_the_token_is_kept_in_a_cookie_that_scripts_and_other_sites_cannot_use(self) -> None:
+        answer = self.client.post("/ui/login", data={"token": self.TOKEN})
+        assert (answer.status_code, answer.headers["location"]) == (303, "/")
+        assert answer.headers["set-cookie"].endswith("; Path=/; HttpOnly; SameSite=Strict")
+        assert self.client.get("/ui/decisions").status_code == 200
+        assert self.client.get("/config").status_code == 200
+
+    def test_a_wrong_token_is_told_and_sets_no_cookie(self) -> None:
+        answer = self.client.post("/ui/login", data={"token": "wrong"})
+        assert (answer.status_code, "set-cookie" in answer.headers) == (401, False)
+        assert "not the token" in answer.text
+        assert self.client.get("/ui/decisions", headers={"cookie": "semroute-admin=wrong"}).status_code == 401
+
+    def test_a_form_that_is_sent_without_the_cookie_leads_to_the_login(self) -> None:
+        form = {f"field-{number}": "x" * 5_000 for number in range(20)}
+        for path in ("/ui/decisions", "/ui/login"):
+            answer = self.client.post(path, data=form)
+            assert (answer.status_code, 'type="password"' in answer.text) == (401, True)
+
+    def test_a_wrong_header_is_not_saved_by_a_cookie(self) -> None:
+        self.client.post("/ui/login", data={"token": self.TOKEN})
+        assert self.client.get("/config", headers={"authorization": "Bearer wrong"}).status_code == 401
+
+
+class TestForms:
+    """What is sent to the admin port."""
+
+    def setup_method(self) -> None:
+        self.asked = list[Asked]()
+
+        def site(asked: Asked) -> Page | None:
+            self.asked.append(asked)
+            return text(200, "taken\n") if asked.path == "/form" else None
+
+        self.server = AdminServer("127.0.0.1:0", {"/livez": lambda: text(200, "ok\n")}, site=site)
+
+    def teardown_method(self) -> None:
+        self.server.close()
+
+    def send(self, head: str, body: str = "") -> str:
+        with socket.create_connection(("127.0.0.1", self.server.port)) as client:
+            client.sendall(f"{head}\r\n\r\n{body}".encode())
+            return client.makefile("rb").read().decode()
+
+    def test_a_form_reaches_the_site_with_its_query(self) -> None:
+        assert "taken" in self.send("POST /form?a=1 HTTP/1.1\r\nContent-Length: 3", "b=2")
+        [asked] = self.asked
+        assert (asked.path, asked.query, asked.body, asked.url) == ("/form", "a=1", b"b=2", "/form?a=1")
+
+    @pytest.mark.parametrize("length", ["1234567890", "9" * 5_000])
+    def test_a_form_that_is_too_large_is_refused_unread(self, length: str) -> None:
+        assert " 413 " in self.send(f"POST /form HTTP/1.1\r\nContent-Length: {length}")
+
+    @pytest.mark.parametrize("length", ["", "-1", "1e3", "²"])
+    def test_a_form_without_a_length_is_refused(self, length: str) -> None:
+        assert " 411 " in self.send(f"POST /form HTTP/1.1\r\nContent-Length: {length}")
+
+    def test_a_form_that_another_site_made_a_browser_send_is_refused(self) -> None:
+        head = "POST /form HTTP/1.1\r\nHost: 127.0.0.1:9090\r\nContent-Length: 0\r\nOrigin: "
+        assert " 403 " in self.send(head + "http://evil.example")
+        assert " 403 " in self.send(head + "null")
+        assert self.asked == []
+        assert "taken" in self.send(head + "http://127.0.0.1:9090")
+
+    def test_a_page_takes_no_form(self) -> None:
+        assert " 405 " in self.send("POST /livez HTTP/1.1\r\nContent-Length: 0")
+
+    def test_a_browser_is_told_to_run_nothing_from_elsewhere(self) -> None:
+        answer = self.send("GET /livez HTTP/1.1").lower()
+        assert "content-security-policy: default-src 'none'; script-src 'self'; style-src 'self'" in answer
+        assert "unsafe" not in answer
+        assert "x-content-type-options: nosniff" in answer
+
+
+def test_a_flood_of_connections_is_cut_and_the_port_answers_afterwards() -> None:
+    server = AdminServer("127.0.0.1:0", {"/livez": lambda: text(200, "ok\n")})
+    idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(CONNECTIONS_MAX + 8)]
+    try:
+        cut, ends = list[socket.socket](), time.monotonic() + 8  # An idle one is closed after ten.
+        while len(cut) < 8 and time.monotonic() < ends:
+            cut = select.select(idle, [], [], 0.1)[0]
+        assert len(cut) >= 8
+        threads = [each for each in threading.enumerate() if "process_request_thread" in each.name]
+        assert len(threads) <= CONNECTIONS_MAX
+    finally:
+        for each in idle:
+            each.close()
+    for _ in range(200):
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.sendall(b"GET /livez HTTP/1.0\r\n\r\n")
+            if b"ok" in client.makefile("rb").read():
+                break
+    else:
+        pytest.fail("no answer after the flood")
+    server.close()

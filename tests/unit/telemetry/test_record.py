@@ -47,7 +47,11 @@ def test_a_record_says_what_was_decided_and_why() -> None:
         "main",
         "s",
     )
-    assert (found["score"], found["threshold"], found["reason"]) == (0.5, 0.7, "difficulty 0.50 < 0.70")
+    assert (found["score"], found["threshold"], found["reason"]) == (
+        0.5,
+        0.7,
+        "difficulty 0.50 is below 0.70, the top 30% of the reference scores",
+    )
     assert found["pools"] == ["small", "large", "eyes"]
     assert (found["difficulty"], found["domain"], found["task"]) == (0.5, "math", "code")
     assert (found["prompt_tokens"], found["bounds"], found["language"]) == (100, (90, 110), "en")
