@@ -11,7 +11,7 @@ from semroute_bench import load
 from semroute_bench.load import NAMED, ROUTED
 from semroute_bench.measuring import Figures, Samples, Size, each, quantiles
 from semroute_bench.servers import BUSY, UNHURRIED, DoNothing, Measured, Target
-from semroute_bench.sidecar import Bare, decisions, default_model, timed, without_passes
+from semroute_bench.sidecar import Bare, decisions, default_model, timed, yardstick
 from semroute_extproc.encoder.cores import usable_cores
 
 LENGTHS = (16, 64, 128, 256, 512)  # tokens; of a prompt longer than the window the two ends are read
@@ -34,7 +34,8 @@ async def rounds(size: Size, folder: Path, cores: int) -> tuple[Samples, dict[st
     routed, named = (load.exchange(load.chat(name, text)) for name in (ROUTED, NAMED))
     async with AsyncExitStack() as exits:
         pipeline = await exits.enter_async_context(decisions(model, text))
-        own = await exits.enter_async_context(decisions(without_passes(model, text), text))
+        own = await exits.enter_async_context(decisions(model, text, cached="16"))
+        direct = await exits.enter_async_context(decisions(model, text, NAMED))
         floor = await Target.of(DoNothing(folder), exits)
         passes = await Target.of(DoNothing(folder, "passes"), exits)
         one = Measured(folder / "one", **UNHURRIED)
@@ -47,7 +48,8 @@ async def rounds(size: Size, folder: Path, cores: int) -> tuple[Samples, dict[st
         for _ in range(size.rounds):
             for name, call in (("bare", bare.run), ("pipeline", pipeline)):
                 samples[f"{name} cpu ms"].append(await timed(call, size.passes))
-            samples["own cpu ms"].append(await timed(own, size.streams // 2))
+            for name, call in (("yardstick", yardstick), ("own", own), ("own named", direct)):
+                samples[f"{name} cpu ms"].append(await timed(call, size.streams // 2))
             for at_once in (1, 2 * cores):
                 # The same number per worker thread, so that the idle time at the end has the same weight.
                 count = size.passes * min(at_once, cores)
@@ -72,7 +74,8 @@ def ratios(samples: Samples, cores: int) -> dict[str, list[float]]:
         "server rate / passes": (f"{busy} a second", f"{passes} a second"),
         "pipeline cpu / bare": ("pipeline cpu ms", "bare cpu ms"),
         "server rate / bare": (f"{busy} a second", "bare a second"),
-        "own cpu / floor": ("own cpu ms", "floor cpu ms"),
+        "own cpu / yardstick": ("own cpu ms", "yardstick cpu ms"),
+        "own named cpu / yardstick": ("own named cpu ms", "yardstick cpu ms"),
         "named rate / floor": ("named a second", "floor a second"),
         "named cpu / floor": ("named cpu ms", "floor cpu ms"),
         "two workers / one": ("two workers named cpu ms", "named cpu ms"),

@@ -1,8 +1,11 @@
 """Parts of the sidecar in this process: its session and its pipeline; only this module builds them."""
 
-import copy
+import json
+import re
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from operator import itemgetter
 from time import process_time
 from typing import Any
 
@@ -18,6 +21,9 @@ from semroute_extproc.pipeline.pipeline import Pipeline
 from semroute_extproc.policy.context import RoutingContext
 from semroute_extproc.request.view import Api, Decide, RequestHead, RequestView, Turn
 from semroute_extproc.serve import build
+
+_YARDSTICK = json.dumps({"headers": load.HEADERS, "text": load.LONG})
+_WORD = re.compile(r"\w+")
 
 
 class Bare:
@@ -38,30 +44,31 @@ def default_model() -> OnnxModel:
 
 
 @asynccontextmanager
-async def decisions(model: OnnxModel, text: str) -> AsyncIterator[Callable[[], Awaitable[object]]]:
-    """A decision about a chat completion in this process: the demo's pipeline without a cache."""
-    loaded = config_source.load(CONFIG_PATH, {f"SEMROUTE__{key.upper()}": v for key, v in UNHURRIED.items()})
+async def decisions(
+    model: OnnxModel, text: str, name: str = load.ROUTED, cached: str = "0"
+) -> AsyncIterator[Callable[[], Awaitable[object]]]:
+    """A decision about a chat completion in this process: the demo's pipeline.
+
+    `name` is the request's model. With a `cached` text the pass runs once, and no thread is woken after that.
+    """
+    changed = {**UNHURRIED, "encoder__cache_entries": cached}
+    loaded = config_source.load(CONFIG_PATH, {f"SEMROUTE__{key.upper()}": v for key, v in changed.items()})
     classifier = build.make_classifier(loaded.config, {bundle.DEFAULT: model})
     policies = build.make_policies(loaded, classifier.bundle)
     pipeline = Pipeline(loaded.config, policies, classifier)
     head = RequestHead("POST", "/v1/chat/completions")
-    request = Decide(head, Api.CHAT_COMPLETIONS, load.chat(load.ROUTED, text))
+    request = Decide(head, Api.CHAT_COMPLETIONS, load.chat(name, text))
     try:
         yield lambda: pipeline.decide(request)
     finally:
         await classifier.close()
 
 
-def without_passes(model: OnnxModel, text: str) -> OnnxModel:
-    """The model with its outputs for `text` recorded in place of its session."""
-    values, found = Bare(model, text).once(), copy.copy(model)
-
-    class Recorded:
-        def run(self, *_: Any) -> Any:
-            return values
-
-    found._session = Recorded()
-    return found
+async def yardstick() -> None:
+    """Fixed work in Python, of a decision's kind: JSON, a pattern, counts, many small objects."""
+    body = json.loads(_YARDSTICK)
+    words = Counter(_WORD.findall(body["text"].lower()))
+    json.dumps({**body, "words": sorted(words.items(), key=itemgetter(1), reverse=True)})
 
 
 def read_context(request_id: str, difficulty: float = 0.4, tokens: int = 60, **more: Any) -> RoutingContext:

@@ -60,7 +60,7 @@ def test_the_check_seldom_fails_on_the_same_code() -> None:
 
 
 def test_the_check_never_fails_on_a_gain() -> None:
-    now = rounds(0.02, **dict.fromkeys(check.WATCHED, 1.0))
+    now = rounds(0.02, **dict.fromkeys(check.WATCHED, 0.1))
     assert losses(recorded(0.02), now, HERE) == []
 
 
@@ -69,8 +69,8 @@ def test_another_machine_is_held_to_what_does_not_depend_on_the_speed_of_a_pass(
     now = rounds(0.02, **{"server cpu / bare": 2.5})
     other = {**HERE, "instructions": ["avx512", "vnni"]}
     assert losses(recorded(0.02), now, other) == []
-    [line] = losses(recorded(0.02), rounds(0.02, **{"own cpu / floor": 2.0}), other)
-    assert line.startswith("own cpu / floor")
+    [line] = losses(recorded(0.02), rounds(0.02, **{"own cpu / yardstick": 2.0}), other)
+    assert line.startswith("own cpu / yardstick")
 
 
 def test_a_record_without_spreads_is_refused() -> None:
