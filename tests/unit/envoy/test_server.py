@@ -413,15 +413,17 @@ async def test_when_most_streams_wait_for_a_body_the_oldest_are_passed_through(t
 async def test_a_stream_whose_body_has_begun_to_arrive_is_not_passed_through(tmp_path: Path) -> None:
     """In full duplex Envoy has given the piece away, and the request could not be sent on without it."""
     async with running(tmp_path, streams_max=8) as subject:
-        calls = [subject.process() for _ in range(8)]
-        for call in calls:
+        calls, waiting = [subject.process() for _ in range(8)], subject.servicer.waiting
+        for call in calls:  # one after the other: too many that wait at once are passed through
             message = headers()
             message.protocol_config.request_body_mode = pb.ProcessingMode.FULL_DUPLEX_STREAMED
             await call.write(message)
+            await until(lambda: len(waiting) == 1)
             piece = body(b"{")
             piece.request_body.end_of_stream = False
             await call.write(piece)
-        await until(lambda: len(subject.servicer.open) == 8 and not subject.servicer.waiting)
+            await until(lambda: not waiting)
+        assert len(subject.servicer.open) == 8
         assert subject.decided == []
         for call in calls:
             call.cancel()
