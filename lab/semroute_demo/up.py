@@ -212,7 +212,7 @@ def _digest(text: str) -> str:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write a file as a whole, so that nobody reads a part of it."""
+    """Write a file as a whole, so that no reader sees a part of it."""
     partial = path.with_name(f".{path.name}.new")
     partial.write_text(text)
     partial.replace(path)

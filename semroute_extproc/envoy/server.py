@@ -89,7 +89,7 @@ class Servicer:
                 if step.waits:
                     self.waiting[context] = None
                     if len(self.waiting) > UPLOADS_SHARE_MAX * streams_max:
-                        # So that clients that send no bodies keep nobody else from being routed.
+                        # Clients that send no bodies must not keep others from being routed.
                         oldest, full = next(iter(self.waiting)), grpc.StatusCode.RESOURCE_EXHAUSTED
                         await self._end(oldest, full, Cause.TOO_MANY_UPLOADS)
         finally:

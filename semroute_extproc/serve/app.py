@@ -181,7 +181,7 @@ async def run(
 
 
 async def _sample(recent: Recent) -> None:
-    """Count by minute, also while nobody reads the page."""
+    """Count by minute, also while no one reads the page."""
     while True:
         await asyncio.sleep(SAMPLE_SECONDS)
         await asyncio.to_thread(recent.minutes)

@@ -56,7 +56,7 @@ def test_a_full_pipe_drops_and_counts_lines_and_the_others_are_written_later(pip
     line = b"x" * 999 + b"\n"
     for _ in range(100):
         writer.put(line)
-    assert not writer.drain(0.2), "nobody reads"
+    assert not writer.drain(0.2), "no one reads"
     metrics = PrometheusSink()
     for event in seen:
         metrics.handle(event)
