@@ -17,11 +17,11 @@ from semroute_extproc.policy.constraints import NoCandidate
 from semroute_extproc.policy.context import Agreement, Decision, RoutingContext, Shadow
 from semroute_extproc.policy.draw import draw_id, unit_interval
 from semroute_extproc.policy.plan import SIGNALS, Deciding, PolicyPlan
+from semroute_extproc.request.view import LARGE
 from semroute_extproc.strategies.judge_client import JudgeClient
 
 T = TypeVar("T")
 
-LARGE = 32_768  # Bytes of a body, or characters of a prompt, up to which the event loop does the work.
 WAITING_MAX = 64  # Larger requests in this process; of others, nothing that takes long is read.
 PASSES_MAX = 32  # Concurrent encoder passes for shadows alone; beyond that, shadows stay undecided.
 

@@ -195,10 +195,19 @@ async def test_a_body_that_only_we_could_read_goes_where_the_rules_say(more: dic
     assert (outcome.body, outcome.handover) == (None, None)
 
 
-async def test_a_body_that_is_too_much_to_edit_still_goes_where_the_rules_say() -> None:
-    outcome = await outcome_of(request(UNREADABLE[1][0], x_tier="free"), config(policies=GUARDED))
-    assert (outcome.kind, outcome.cause, outcome.pool) == (Kind.PASSTHROUGH, "too_many_parts", "small")
-    assert outcome.body is None
+@pytest.mark.parametrize("more", [{}, {"controllers": {"failover": {}}}])
+@pytest.mark.parametrize("parts", [200_000, 1_200_000])  # the second is not even read for its model
+async def test_a_body_with_too_many_parts_is_edited_without_decoding_it(
+    parts: int, more: dict[str, Any]
+) -> None:
+    body = json.dumps(chat(pad=[""] * parts)).encode()
+    outcome = await outcome_of(request(body, x_tier="free"), config(policies=GUARDED, **more))
+    assert (outcome.kind, outcome.cause, outcome.pool) == (Kind.FALLBACK, "too_many_parts", "small")
+    assert edited(outcome) == {**json.loads(body), "model": "m-s"}
+    assert outcome.handover is None
+    alias = json.dumps({**json.loads(body), "model": "M-S"}).encode()
+    outcome = await outcome_of(request(alias), config(**more))
+    assert (outcome.kind, outcome.pool, edited(outcome)["model"]) == (Kind.NAMED, "small", "m-s")
 
 
 @pytest.mark.parametrize(
@@ -255,9 +264,10 @@ async def test_a_large_request_does_not_hold_the_event_loop() -> None:
         ran.append("small")
 
     asyncio.get_running_loop().call_soon(small)
-    await subject.decide(request(chat(model="m-l")))
-    assert ran == [], "a small request is decided at once"
-    await subject.decide(request(large_chat(model="m-l")))
+    for quick in (chat(model="m-l"), large_chat(model="m-l")):
+        await subject.decide(request(quick))
+    assert ran == [], "a request that names its pool is decided at once"
+    await subject.decide(request(large_chat()))
     assert ran == ["small"]
 
 
