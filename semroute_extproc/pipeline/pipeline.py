@@ -77,6 +77,7 @@ class _Asked(NamedTuple):
     document: dict[str, Any] | None = None  # of a body that only Python reads: what to edit, see `as_python`
     unread: Cause | None = None  # why the body cannot be used
     fixed: bool = False  # the body stays as it is
+    counted: bool = False  # its structure, before anything is built of it
 
     @property
     def decoded(self) -> bool:
@@ -106,7 +107,7 @@ class _Asked(NamedTuple):
         if self.unread is Cause.TOO_MANY_PARTS:
             return apis.model_in(top_level(body))
         if len(body) > SCANNED_BYTES:
-            check_structure(body)
+            check_structure(body, roughly=self.unread is Cause.OVERLOADED)  # then this is not the thread
         return apis.model_of(body)
 
     def view(self) -> RequestView:
@@ -130,7 +131,6 @@ class _Asked(NamedTuple):
             return set_members(self.document, members)
         if self.unread is Cause.TOO_MANY_PARTS:
             return append_members(self.body, members)
-        check_structure(self.body)
         return set_members(self.body, members)
 
 
@@ -221,13 +221,15 @@ class Pipeline:
         return await self._decided(asked._replace(unread=cause, fixed=asked.unread is not None), stages)
 
     async def _route(self, asked: _Asked, stages: Stages) -> Outcome:
-        asked, named = await LARGE_REQUESTS.run(asked.size // MODEL_SPEED, self._read, asked)
+        size = asked.size if asked.unread else asked.size // MODEL_SPEED
+        asked, named = await LARGE_REQUESTS.run(size, self._read, asked)
         if named is None:
             return self._default(Kind.PASSTHROUGH, asked.unread or Cause.UNKNOWN_MODEL, stages)
         if (virtual := self._routed.get(named)) is None:
             stages.mark("parse")
             return await self._named(named.pool, asked, stages)
         view, context = await LARGE_REQUESTS.run(asked.size, self._known, asked, virtual)
+        asked = asked._replace(counted=True)
         if context is None:
             context = await LARGE_REQUESTS.run(view.work, _context, asked, view, virtual, *self._given)
         stages.mark("parse")
@@ -300,7 +302,6 @@ class Pipeline:
         try:
             model = asked.read_model()
             if failed is not None and not asked.fixed:
-                check_structure(asked.body)
                 members = handover.restored(members_of(asked.body), failed)
                 document = asked.document and handover.restored(asked.document, failed)
                 asked = asked._replace(body=msgspec.json.encode(members), document=document)
@@ -369,6 +370,8 @@ class Pipeline:
         wanted = accounting is not None and accounting.include_usage and not asked.fixed
         if wanted and asks_for_usage(asked.request.api, asked.body):
             members = {**members, ("stream_options", "include_usage"): True}
+        if not (asked.counted or asked.unread or asked.form):
+            check_structure(asked.body)
         plan = self._plan(asked, name, others, members)
         return plan, None if asked.keeps(members) else asked.edited(members)
 
@@ -380,8 +383,7 @@ class Pipeline:
         if asked.fixed or asked.form or asked.request.api is Api.OTHER:
             return None  # a repeated file or batch would be stored twice
         if asked.unread is Cause.TOO_MANY_PARTS:
-            return None
-        check_structure(asked.body)
+            return None  # its members are not known
         original = members_of(asked.body)
         if asked.request.model:  # Envoy hands the request back with the new path, which names no model
             original["model"] = msgspec.Raw(msgspec.json.encode(asked.model))

@@ -119,8 +119,13 @@ def _inflate(body: bytes, limit: int, wbits: int) -> bytes:
     return b"".join(pieces)
 
 
-def check_structure(body: bytes, most: int = STRUCTURE_MAX, commas: int = COMMAS_MAX) -> None:
-    """Raise BadBody `too_many_parts`, before anything is built, if a body has more structure than `most`."""
+def check_structure(
+    body: bytes, most: int = STRUCTURE_MAX, commas: int = COMMAS_MAX, roughly: bool = False
+) -> None:
+    """Raise BadBody `too_many_parts`, before anything is built, if a body has more structure than `most`.
+
+    `roughly` counts what is within strings too, which takes a hundredth of the time for a dense body.
+    """
     if len(body) > UNCOUNTED_BYTES:
         # Text has such characters too, so only many of them are counted exactly. A colon follows a string.
         read, brackets, separators = np.frombuffer(body, np.uint8), 0, 0
@@ -128,8 +133,8 @@ def check_structure(body: bytes, most: int = STRUCTURE_MAX, commas: int = COMMAS
             piece = read[start : start + _COUNTED_BYTES]
             brackets += np.count_nonzero(piece == ord('"')) + np.count_nonzero(piece | 32 == ord("{"))
             separators += np.count_nonzero(piece == ord(",")) if len(body) > commas else 0
-        many = brackets > most and structure(body, b'[{":') > most
-        if many or (separators > commas and structure(body, b",") > commas):
+        many = brackets > most and (roughly or structure(body, b'[{":') > most)
+        if many or (separators > commas and (roughly or structure(body, b",") > commas)):
             raise BadBody(Cause.TOO_MANY_PARTS)
 
 

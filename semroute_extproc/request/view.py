@@ -90,8 +90,8 @@ class RequestView:
 
     @property
     def work(self) -> int:
-        """How long its text takes to judge, in characters; beyond `LARGE`, at least."""
-        size = max(self.characters, len(self.turns[0].text) if self.turns else 0)  # of a batch, all prompts
+        """How long the text of its turns takes to judge, in characters; beyond `LARGE`, at least."""
+        size = sum(len(turn.text) for turn in self.turns)
         if size > LARGE or (size <= SHORT and len(self.turns) * LINE_WORK <= SHORT):
             return size
         return size + sum((turn.text.count("\n") + 1) * LINE_WORK for turn in self.turns)
