@@ -23,7 +23,6 @@ decide; the caller then passes the outcome to `decided`, which returns the rest 
 """
 
 import enum
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -305,7 +304,7 @@ def _unroutable(head: RequestHead, api: Api | None, fits: bool) -> Cause | None:
         return Cause.UNKNOWN_PATH
     if "upgrade" in head.headers:
         return Cause.UPGRADE
-    media = re.split("[;,]", head.headers.get("content-type", ""))[0].strip().lower()
+    media = head.headers.get("content-type", "").partition(";")[0].partition(",")[0].strip().lower()
     if media == FORM and api not in TEXT_APIS:
         return None if fits else Cause.UPLOAD
     if media != "application/json" and not media.endswith("+json"):

@@ -121,7 +121,9 @@ class _Asked(NamedTuple):
 
     def keeps(self, members: Members) -> bool:
         """Whether Envoy's body has these members already, or stays as it is anyway."""
-        return self.fixed or (members == {("model",): self.model} and not (self.decoded or self.request.model))
+        return self.fixed or (
+            members == {("model",): self.model} and not (self.decoded or self.request.model)
+        )
 
     def edited(self, members: Members) -> bytes:
         """The body with members set; in a form only the model."""
