@@ -25,15 +25,7 @@ from semroute_extproc.policy.context import Decision, RoutingContext
 from semroute_extproc.policy.draw import draw_id, drawn
 from semroute_extproc.policy.plan import PolicyPlan
 from semroute_extproc.request import answers, apis, forms, handover, reasoning
-from semroute_extproc.request.body import (
-    append_members,
-    as_python,
-    check_structure,
-    decode_body,
-    members_of,
-    set_members,
-    top_level,
-)
+from semroute_extproc.request import body as bodies
 from semroute_extproc.request.handover import HANDOVER_HEADER, Handover
 from semroute_extproc.request.language import language_of
 from semroute_extproc.request.marks import SHIPPED, Marks
@@ -50,7 +42,6 @@ from semroute_extproc.state.shared_sessions import SharedSessions
 from semroute_extproc.strategies.judge_client import JudgeClient
 
 EDIT_SPEED, MODEL_SPEED = 8, 32  # of editing a body, and of finding its model, over that of reading it
-SCANNED_BYTES = 2 * 1024**2  # of a body whose structure does not matter before something is built of it
 COUNT_SHARE = 0.5  # of the time until the deadline that counting tokens may take
 QUALITY_HEADER = "x-semroute-quality"  # The client's trade-off, 0 (cheapest) to 1 (best), or ignored.
 
@@ -74,7 +65,9 @@ class _Asked(NamedTuple):
     model: str = ""  # that the path, the query or the body names
     form: str = ""  # content type of a multipart form
     failed: Handover | None = None  # pools that failed before
-    document: dict[str, Any] | None = None  # of a body that only Python reads: what to edit, see `as_python`
+    document: dict[str, Any] | None = (
+        None  # of a body that only Python reads: what to edit, see `bodies.as_python`
+    )
     unread: Cause | None = None  # why the body cannot be used
     fixed: bool = False  # the body stays as it is
     counted: bool = False  # its structure, before anything is built of it
@@ -105,9 +98,11 @@ class _Asked(NamedTuple):
         if self.request.model or self.form:
             return self.request.model or forms.model_of(body, self.form)
         if self.unread is Cause.TOO_MANY_PARTS:
-            return apis.model_in(top_level(body))
-        if len(body) > SCANNED_BYTES:
-            check_structure(body, roughly=self.unread is Cause.OVERLOADED)  # then this is not the thread
+            return apis.model_of(bodies.top_level(body))
+        if len(body) > LARGE * MODEL_SPEED:
+            bodies.check_structure(
+                body, roughly=self.unread is Cause.OVERLOADED
+            )  # then this is not the thread
         return apis.model_of(body)
 
     def view(self) -> RequestView:
@@ -115,7 +110,7 @@ class _Asked(NamedTuple):
         api = self.request.api
         if self.unread is not None or self.form:
             return RequestView(api, self.model)
-        check_structure(self.body)
+        bodies.check_structure(self.body)
         view = apis.parse(api, self.body)
         return view if view.model == self.model else dataclasses.replace(view, model=self.model)
 
@@ -130,10 +125,10 @@ class _Asked(NamedTuple):
         if self.form:
             return forms.set_model(self.body, self.form, str(members["model",]))
         if self.document is not None:
-            return set_members(self.document, members)
+            return bodies.set_members(self.document, members)
         if self.unread is Cause.TOO_MANY_PARTS:
-            return append_members(self.body, members)
-        return set_members(self.body, members)
+            return bodies.append_members(self.body, members)
+        return bodies.set_members(self.body, members)
 
 
 class Pipeline:
@@ -186,7 +181,7 @@ class Pipeline:
             # Set the default pool's model name, if the body can still be edited.
             with suppress(Exception):
                 model = self.config.pools[outcome.pool].model
-                edited = set_members(body, {("model",): model})
+                edited = bodies.set_members(body, {("model",): model})
                 outcome = msgspec.structs.replace(outcome, body=edited, model=model)
         if body is not request.body:  # Whatever the outcome: pools ignore content-encoding.
             decoded = body if outcome.body is None else outcome.body
@@ -197,10 +192,10 @@ class Pipeline:
         """The body without its content-encoding."""
         encoding, most = request.head.headers.get("content-encoding", ""), self.config.server.body_bytes_max
         try:
-            return decode_body(request.body, encoding, min(LARGE, most) if encoding else most)
+            return bodies.decode_body(request.body, encoding, min(LARGE, most) if encoding else most)
         except BodyTooLarge:
             return await LARGE_REQUESTS.run(
-                len(request.body) + LARGE, decode_body, request.body, encoding, most
+                len(request.body) + LARGE, bodies.decode_body, request.body, encoding, most
             )
 
     async def _decided(self, asked: _Asked, stages: Stages) -> Outcome:
@@ -213,7 +208,7 @@ class Pipeline:
             except BadBody as error:
                 if error.cause not in (Cause.NOT_JSON, Cause.WRONG_TYPE):
                     raise
-            strict, document = await LARGE_REQUESTS.run(asked.size, as_python, asked.body)
+            strict, document = await LARGE_REQUESTS.run(asked.size, bodies.as_python, asked.body)
             asked = asked._replace(body=strict, document=document)
             return await self._route(asked, stages)
         except BadBody as error:
@@ -304,7 +299,7 @@ class Pipeline:
         try:
             model = asked.read_model()
             if failed is not None and not asked.fixed:
-                members = handover.restored(members_of(asked.body), failed)
+                members = handover.restored(bodies.members_of(asked.body), failed)
                 document = asked.document and handover.restored(asked.document, failed)
                 asked = asked._replace(body=msgspec.json.encode(members), document=document)
                 model = apis.model_of(asked.body)
@@ -373,7 +368,7 @@ class Pipeline:
         if wanted and asks_for_usage(asked.request.api, asked.body):
             members = {**members, ("stream_options", "include_usage"): True}
         if not (asked.counted or asked.unread or asked.form):
-            check_structure(asked.body)
+            bodies.check_structure(asked.body)
         plan = self._plan(asked, name, others, members)
         return plan, None if asked.keeps(members) else asked.edited(members)
 
@@ -386,7 +381,7 @@ class Pipeline:
             return None  # a repeated file or batch would be stored twice
         if asked.unread is Cause.TOO_MANY_PARTS:
             return None  # its members are not known
-        original = members_of(asked.body)
+        original = bodies.members_of(asked.body)
         if asked.request.model:  # Envoy hands the request back with the new path, which names no model
             original["model"] = msgspec.Raw(msgspec.json.encode(asked.model))
         cluster = self.config.pools[name].cluster + settings.cluster_suffix

@@ -122,10 +122,7 @@ def _inflate(body: bytes, limit: int, wbits: int) -> bytes:
 def check_structure(
     body: bytes, most: int = STRUCTURE_MAX, commas: int = COMMAS_MAX, roughly: bool = False
 ) -> None:
-    """Raise BadBody `too_many_parts`, before anything is built, if a body has more structure than `most`.
-
-    `roughly` counts what is within strings too, which takes a hundredth of the time for a dense body.
-    """
+    """Raise BadBody `too_many_parts`, before anything is built; `roughly` counts within strings as well."""
     if len(body) > UNCOUNTED_BYTES:
         # Text has such characters too, so only many of them are counted exactly. A colon follows a string.
         read, brackets, separators = np.frombuffer(body, np.uint8), 0, 0
@@ -145,11 +142,8 @@ def structure(body: bytes, marks: bytes, step: int = _STEP_BYTES) -> int:
     return sum(int(np.count_nonzero(counted[read] & ~within)) for read, within in _strings(body, step))
 
 
-def top_level(body: bytes, step: int = _STEP_BYTES) -> dict[str, Any]:
-    """The members of an object that is too large to decode, without escapes, and without what is in them.
-
-    In pieces, between which other threads run. Raises BadBody, also if the members themselves are too large.
-    """
+def top_level(body: bytes, step: int = _STEP_BYTES) -> bytes:
+    """An object that is too large to decode, without what is in its members; raises BadBody if still so."""
     depth, kept = 0, b""
     for read, within in _strings(body, step):
         folded = np.where(within, 0, read | 32)  # [ and {, and ] and }, differ in this bit
@@ -159,7 +153,7 @@ def top_level(body: bytes, step: int = _STEP_BYTES) -> dict[str, Any]:
         depth = int(levels[-1]) if len(levels) else depth
         if len(kept) > step:
             raise BadBody(Cause.TOO_MANY_PARTS)
-    return members_of(kept)
+    return kept
 
 
 def _strings(body: bytes, step: int) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:

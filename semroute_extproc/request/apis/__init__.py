@@ -6,7 +6,7 @@ without decoding. An optional field of the wrong type counts as absent. An unrea
 duplicate keys the last one counts, as in vLLM.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
@@ -27,12 +27,7 @@ _NAME = msgspec.json.Decoder(str | None)
 
 def model_of(body: bytes) -> str:
     """The model that a body names, or ""; decodes nothing else. Raises BadBody."""
-    return model_in({"model": _read(_MODEL.decode, body).model})
-
-
-def model_in(members: Mapping[str, msgspec.Raw]) -> str:
-    """The model in the members of a body, or ""; raises BadBody."""
-    raw = members.get("model")
+    raw = _read(_MODEL.decode, body).model
     return (_read(_NAME.decode, raw) if raw else None) or ""
 
 
