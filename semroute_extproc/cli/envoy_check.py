@@ -269,7 +269,8 @@ class _Check:
         places = {_place(each["endpoint.address"]) for group in groups for each in group["lb_endpoints"]}
         server = self.config.server
         for worker in range(server.workers if places else 0):
-            where = _place(Node(listening(server, worker), 0))
+            host, port = listening(server, worker)
+            where = host if port is None else f"{host}:{port}"
             # A host has several names, so only its port is compared.
             ports = {each.rpartition(":")[2] for each in places}
             if where not in places and (where[0] in "/@" or where.rpartition(":")[2] not in ports):
