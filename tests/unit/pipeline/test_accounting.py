@@ -5,12 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 from builders import FakeEncoder, config, raw
-from deciding import (
-    chat,
-    edited,
-    outcome_of,
-    request,
-)
+from deciding import chat, edited, outcome_of, request
 
 from semroute_extproc.outcome import facts
 

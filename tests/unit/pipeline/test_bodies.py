@@ -8,14 +8,7 @@ from typing import Any
 
 import pytest
 from builders import POOLS, FakeEncoder, config, raw
-from deciding import (
-    FREE,
-    LONELY,
-    chat,
-    edited,
-    outcome_of,
-    request,
-)
+from deciding import FREE, LONELY, chat, edited, outcome_of, request
 
 from semroute_extproc.outcome import Kind, facts
 

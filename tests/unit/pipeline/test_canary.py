@@ -6,12 +6,7 @@ from collections import Counter
 
 import pytest
 from builders import POOLS, config, wrong
-from deciding import (
-    chat,
-    pipeline,
-    request,
-    two_policies,
-)
+from deciding import chat, pipeline, request, two_policies
 from pydantic import ValidationError
 
 from semroute_extproc.settings.pools import VirtualModel
@@ -50,10 +45,7 @@ class TestCanary:
 
     @pytest.mark.parametrize(
         ("canary", "message"),
-        [
-            ({"main": 0.5}, "is already the model's main policy"),
-            ({"gone": 0.5}, "there is no policy"),
-        ],
+        [({"main": 0.5}, "is already the model's main policy"), ({"gone": 0.5}, "there is no policy")],
     )
     def test_a_canary_that_is_none_is_a_configuration_error(
         self, canary: dict[str, float], message: str

@@ -8,13 +8,7 @@ from typing import Any
 
 import pytest
 from builders import POOLS, FakeEncoder, config, raw
-from deciding import (
-    chat,
-    edited,
-    outcome_of,
-    pipeline,
-    request,
-)
+from deciding import chat, edited, outcome_of, pipeline, request
 from tokenizers import Tokenizer
 
 from semroute_extproc.encoder.counting import TokenCounter

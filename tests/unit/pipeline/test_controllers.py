@@ -8,16 +8,7 @@ from typing import Any
 
 import pytest
 from builders import PAIR, POOLS, FakeEncoder, config, controller_state, plans, raw
-from deciding import (
-    TURNS,
-    chat,
-    conversation,
-    edited,
-    outcome_of,
-    pipeline,
-    request,
-    two_policies,
-)
+from deciding import TURNS, chat, conversation, edited, outcome_of, pipeline, request, two_policies
 
 from semroute_extproc.config.models import Config
 from semroute_extproc.events import Event, SessionStoreError

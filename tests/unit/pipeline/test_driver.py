@@ -9,13 +9,7 @@ from collections import Counter
 from typing import Any
 
 from builders import POOLS, config
-from deciding import (
-    FREE,
-    chat,
-    edited,
-    pipeline,
-    request,
-)
+from deciding import FREE, chat, edited, pipeline, request
 
 from semroute_extproc.outcome import Kind
 from semroute_extproc.pipeline.driver import WAITING_MAX

@@ -8,14 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 from builders import POOLS, FakeEncoder, config, controller_state, raw
-from deciding import (
-    LONELY,
-    chat,
-    edited,
-    outcome_of,
-    pipeline,
-    request,
-)
+from deciding import LONELY, chat, edited, outcome_of, pipeline, request
 
 from semroute_extproc.config.models import Config
 from semroute_extproc.outcome import Kind, Outcome

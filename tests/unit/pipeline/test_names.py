@@ -7,13 +7,7 @@ from typing import Any
 
 import pytest
 from builders import POOLS, config
-from deciding import (
-    chat,
-    edited,
-    named,
-    outcome_of,
-    request,
-)
+from deciding import chat, edited, named, outcome_of, request
 from pydantic import ValidationError
 
 from semroute_extproc.outcome import Cause, Kind

@@ -6,13 +6,7 @@ from typing import Any
 
 import pytest
 from builders import POOLS, FakeEncoder, config, raw
-from deciding import (
-    chat,
-    edited,
-    outcome_of,
-    pipeline,
-    request,
-)
+from deciding import chat, edited, outcome_of, pipeline, request
 
 from semroute_extproc.errors import EncoderUnavailable
 from semroute_extproc.outcome import Cause, Kind

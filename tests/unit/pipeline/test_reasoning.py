@@ -6,12 +6,7 @@ from typing import Any
 
 import pytest
 from builders import POOLS, FakeEncoder, config, raw
-from deciding import (
-    chat,
-    edited,
-    outcome_of,
-    request,
-)
+from deciding import chat, edited, outcome_of, request
 
 
 async def test_a_rule_sets_the_reasoning_switch_of_the_pools_family() -> None:
@@ -70,11 +65,7 @@ class TestClientsReasoning:
                 {"chat_template_kwargs": {"enable_thinking": True}},
                 {"chat_template_kwargs": {"enable_thinking": True, "thinking": True}},
             ),
-            (
-                "kimi-k3",
-                {"reasoning_effort": "medium"},
-                {"reasoning_effort": "high"},
-            ),
+            ("kimi-k3", {"reasoning_effort": "medium"}, {"reasoning_effort": "high"}),
             (
                 "qwen3",
                 {"thinking": {"type": "disabled"}},

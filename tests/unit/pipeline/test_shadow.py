@@ -6,15 +6,7 @@ import asyncio
 import dataclasses
 
 from builders import FakeEncoder, config, controller_state, plans, raw
-from deciding import (
-    TURNS,
-    chat,
-    conversation,
-    outcome_of,
-    pipeline,
-    request,
-    two_policies,
-)
+from deciding import TURNS, chat, conversation, outcome_of, pipeline, request, two_policies
 
 from semroute_extproc.outcome import Kind
 from semroute_extproc.policy.context import Agreement, Shadow
