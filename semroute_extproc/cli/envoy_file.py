@@ -36,7 +36,6 @@ def render(
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # Imported only if it is used.
 
     config, server = loaded.config, loaded.config.server
-    failover = config.controllers.failover
     urls = {name: given.get(name) or pool.endpoints for name, pool in config.pools.items()}
     for name in given.keys() - urls.keys():
         raise ConfigError([f"--pool: there is no pool {name!r}{did_you_mean(name, urls)}"])
@@ -49,13 +48,13 @@ def render(
     }
     values = {
         "server": server,
-        "failover": failover,
+        "failover": config.controllers.failover,
         "pools": [*pools.values()],
         "default": pools[config.default_pool],
         "hosts": dict.fromkeys(host for found in places.values() for host, _ in found),
         "sockets": [listening(server, worker) for worker in range(server.workers)],
         "listen": addresses([listen])[0],
-        "admin": addresses([failover.envoy_admin if failover and failover.envoy_admin else admin])[0],
+        "admin": addresses([config.controllers.envoy_admin or admin])[0],
         "body_limit": server.body_bytes_max + BODY_SLACK_BYTES,
         "message_bytes": max(MESSAGE_BYTES_MIN, 2 * server.body_bytes_max),
         "message_seconds": f"{message_seconds(server):g}",
