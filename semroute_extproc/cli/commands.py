@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import re
 import sys
 import tomllib
 from pathlib import Path
@@ -17,8 +16,6 @@ PLUGINS = "semroute.commands"  # Entry-point group by which semroute-lab and oth
 
 LAB: dict[str, list[str]] = tomllib.loads(Path(__file__).with_name("lab.toml").read_text())
 """Commands of semroute-lab: the extra that each needs, and its line in --help."""
-
-HEADER = re.compile(r"([\w-]+)\s*[:=]\s*(.*)", re.DOTALL)  # `NAME=VALUE` is an older form
 
 ANY_ARGUMENTS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
@@ -154,9 +151,10 @@ def explain(
         raise click.UsageError("give either --text or --body")
     pairs = {}
     for header in headers:
-        if (found := HEADER.fullmatch(header)) is None:
+        name, colon, value = header.partition(":")
+        if not (name and colon):
             raise click.UsageError(f"--header {header!r}: expected 'NAME: VALUE'")
-        pairs[found[1]] = found[2]
+        pairs[name.strip()] = value.strip()
     text = sys.stdin.read() if text == "-" else text
     loaded = config_source.load(config)
     name = model or next(iter(loaded.config.models), "")
