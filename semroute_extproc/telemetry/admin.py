@@ -141,9 +141,8 @@ class AdminServer(ThreadingTCPServer):
         except ValueError:
             known = False
         if not known:
-            return text(
-                421, "not a name of this server: use its IP address, or add the name to admin.hosts\n"
-            )
+            message = "not a name of this server: use its IP address, or add the name to admin.hosts\n"
+            return text(421, message)
         if self._token and not hmac.compare_digest(authorization.encode(), f"Bearer {self._token}".encode()):
             return text(401, "needs the bearer token of admin.token\n")
         return None
