@@ -9,7 +9,6 @@ RUN /venv/bin/pip install --no-cache-dir --require-hashes -r requirements/${LOCK
 COPY pyproject.toml README.md LICENSE ./
 COPY semroute_extproc semroute_extproc
 COPY models models
-COPY envoy envoy
 COPY lab lab
 # Only the image of the simulated pools (LOCK=demo) contains the lab.
 RUN /venv/bin/pip install --no-cache-dir --no-deps --no-build-isolation . \

@@ -2,8 +2,8 @@
 
 import importlib.metadata
 import json
-import re
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +14,8 @@ from semroute_extproc.cli.exits import LAB_EXTRA, Exit, exit_statuses, install, 
 
 PLUGINS = "semroute.commands"  # Entry-point group by which semroute-lab and others add commands
 
-LAB = {
-    "up": ("demo", "Put Envoy and semroute in front of your servers, and observe."),
-    "go": ("demo", "Route a share of the requests of `up`."),
-    "demo": ("demo", "Run Envoy, the sidecar and two simulated pools on this machine."),
-    "train": ("train", "Train a bundle from prompts and publish it."),
-    "bundle": ("train", "Show, check, copy and quantize bundles."),
-    "fit": ("fit", "Fit a strategy's artifact from prompts with known outcomes."),
-    "calibrate": ("fit", "Choose a threshold on your own prompts."),
-    "eval": ("train", "Evaluate a bundle as a router and as a classifier."),
-    "profile": ("fit", "Measure what a model is good at, for the clusters strategy."),
-    "replay": ("fit", "Decide logged requests again under another configuration."),
-    "outcomes": ("fit", "Add a file of outcomes to a decision log."),
-    "bench": ("bench", "Measure what a decision costs on this machine."),
-}
-"""Commands of semroute-lab: the extra that each needs, and its line in --help.
-
-A copy, because --help must be fast and the plug-ins may import heavy libraries."""
-
-HEADER = re.compile(r"([\w-]+)\s*[:=]\s*(.*)", re.DOTALL)  # `NAME=VALUE` is an older form
+LAB: dict[str, list[str]] = tomllib.loads(Path(__file__).with_name("lab.toml").read_text())
+"""Commands of semroute-lab: the extra that each needs, and its line in --help."""
 
 ANY_ARGUMENTS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
@@ -168,18 +151,16 @@ def explain(
         raise click.UsageError("give either --text or --body")
     pairs = {}
     for header in headers:
-        if (found := HEADER.fullmatch(header)) is None:
+        name, colon, value = header.partition(":")
+        if not (name and colon):
             raise click.UsageError(f"--header {header!r}: expected 'NAME: VALUE'")
-        pairs[found[1]] = found[2]
+        pairs[name.strip()] = value.strip()
     text = sys.stdin.read() if text == "-" else text
     loaded = config_source.load(config)
     name = model or next(iter(loaded.config.models), "")
     prompt = {"model": name, "messages": [{"role": "user", "content": text}]}
-    raw = (
-        body.read(loaded.config.server.body_bytes_max + 1)
-        if body is not None
-        else json.dumps(prompt).encode()
-    )
+    most = loaded.config.server.body_bytes_max
+    raw = json.dumps(prompt).encode() if body is None else body.read(most + 1)
     report = explain(loaded, path, pairs, raw)
     if as_json:
         click.echo(json.dumps(report, ensure_ascii=False))
@@ -299,8 +280,7 @@ def schema() -> None:
 @exit_statuses
 def dump_config(config: Path) -> None:
     """Print the effective configuration: file, environment and defaults merged."""
-    from ruamel.yaml import YAML
-
     from semroute_extproc.config import source as config_source
 
-    YAML().dump(config_source.load(config).config.model_dump(mode="json"), sys.stdout)
+    settings = config_source.load(config).config.model_dump(mode="json")
+    click.echo(config_source.as_yaml(settings), nl=False)

@@ -4,6 +4,7 @@ An error shows its location: `file:line:col: path: message`, the source line and
 """
 
 import hashlib
+import io
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -201,6 +202,13 @@ def read_documents(path: Path, whole: bool = False) -> tuple[str, list[Any]]:
     except (YAMLError, ValueError, RecursionError) as error:
         raise ConfigError([f"{path}: not YAML: {type(error).__name__}"]) from None
     return text, documents
+
+
+def as_yaml(settings: Any) -> str:
+    """Settings as a person writes them."""
+    file = io.StringIO()
+    YAML().dump(settings, file)
+    return file.getvalue()
 
 
 def _parser(kind: str) -> YAML:

@@ -36,7 +36,7 @@ from semroute_extproc.request.usage import asks_for_usage
 from semroute_extproc.request.view import LARGE, Api, Decide, RequestView
 from semroute_extproc.settings.names import Named, Names
 from semroute_extproc.settings.pools import Pool, ReasoningFamily, VirtualModel
-from semroute_extproc.state.controllers import ControllerState, home
+from semroute_extproc.state.controllers import ControllerState, client_of, home
 from semroute_extproc.state.sessions import Keys, response_id
 from semroute_extproc.state.shared_sessions import SharedSessions
 from semroute_extproc.strategies.judge_client import JudgeClient
@@ -171,7 +171,9 @@ class Pipeline:
             if self.config.controllers.failover and HANDOVER_HEADER in request.head.headers:
                 failed = handover.read(request.head, self.config.pools)
             if failed is not None:
-                self._controllers.failed(failed.tried[-1], failed.failure, stages.now)
+                self._controllers.failed(
+                    failed.tried[-1], failed.failure, stages.now, client_of(request.head)
+                )
             outcome = await self._decided(_Asked(request, body, failed=failed, unread=unread), stages)
         except (BadBody, BodyTooLarge, UnsupportedEncoding, NoCandidate) as error:
             return _rejected(error, request.api, stages)
@@ -348,7 +350,7 @@ class Pipeline:
                 asked.size // EDIT_SPEED, self._written, asked, name, others, members
             )
         if plan is not None:
-            self._controllers.sent(name, stages.now)
+            self._controllers.sent(name, stages.now, client_of(asked.request.head))
         return {
             "pool": name,
             "cluster": pool.cluster,

@@ -128,8 +128,8 @@ def check_structure(
         read, brackets, separators = np.frombuffer(body, np.uint8), 0, 0
         for start in range(0, len(body), _COUNTED_BYTES):
             piece = read[start : start + _COUNTED_BYTES]
-            brackets += np.count_nonzero(piece == ord('"')) + np.count_nonzero(piece | 32 == ord("{"))
-            separators += np.count_nonzero(piece == ord(",")) if len(body) > commas else 0
+            brackets += int(np.count_nonzero(piece == ord('"')) + np.count_nonzero(piece | 32 == ord("{")))
+            separators += int(np.count_nonzero(piece == ord(","))) if len(body) > commas else 0
         many = brackets > most and (roughly or structure(body, b'[{":') > most)
         if many or (separators > commas and (roughly or structure(body, b",") > commas)):
             raise BadBody(Cause.TOO_MANY_PARTS)

@@ -187,9 +187,8 @@ class LiveConfig:
 
 def _without_cluster(config: Config, clusters: Mapping[str, str]) -> Iterator[Problem]:
     """Clusters, by pool, that Envoy lacks; logs them if Envoy cannot be asked."""
-    failover = config.controllers.failover
+    address = config.controllers.envoy_admin
     try:
-        address = failover.envoy_admin if failover else None
         known = read_problems(address) if address and clusters else None
     except Exception:  # any failure of the client, or another page
         known = None

@@ -1,7 +1,6 @@
 """What the views of the page show: of one process (`Views`), and of all workers together (`present`)."""
 
 import asyncio
-import io
 import json
 import math
 import os
@@ -12,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ruamel.yaml import YAML
 
+from semroute_extproc.config.source import as_yaml
 from semroute_extproc.errors import ArtifactError, ConfigError
 from semroute_extproc.serve.explain import explain_live
 from semroute_extproc.serve.reload import LiveConfig
@@ -54,11 +53,8 @@ class Views:
     def state(self, _: Form) -> dict[str, Any]:
         """The traffic of the last hour, and the state of pools and strategies."""
         live, status = self._live, self._live.controllers.status()
-        seen, pools, sizes = (
-            self._recent.seen,
-            dict[str, Any](),
-            defaultdict[str, list[int]](lambda: [0, 0, 0]),
-        )
+        seen, pools = self._recent.seen, dict[str, Any]()
+        sizes = defaultdict[str, list[int]](lambda: [0, 0, 0])
         for each in seen:
             if (tokens := each.outcome.prompt_tokens) > 0:
                 known, prompt, answer = sizes.get(each.outcome.pool, (0, 0, 0))
@@ -187,18 +183,14 @@ class Views:
 
 def present(states: Sequence[State]) -> dict[str, Any]:
     """The first view, of one worker's state or of several."""
-    charts: dict[str, dict[int, Counter[str]]] = {
-        "pool": defaultdict(Counter),
-        "reason": defaultdict(Counter),
-    }
+    charts = {of: defaultdict[int, Counter[str]](Counter) for of in ("pool", "reason")}
     table, fallbacks, shadows = Counter[tuple[str, str]](), Counter[str](), Counter[tuple[str, ...]]()
     realised, paid = Counter[tuple[str, str]](), defaultdict[str, Counter[str]](Counter)
     for minute, metric, labels, count in _counts(states):
         if metric == "decisions":
             pool, rule, strategy, _, kind = labels
-            reason = (
-                f"rule {rule}" if rule else f"strategy {strategy}" if kind == "routed" and strategy else kind
-            )
+            chosen = f"strategy {strategy}" if kind == "routed" and strategy else kind
+            reason = f"rule {rule}" if rule else chosen
             charts["pool"][minute][pool or "no pool"] += count
             charts["reason"][minute][reason] += count
             table[reason, pool or "no pool"] += count
@@ -305,14 +297,6 @@ def intervals(quality: Sequence[float] | None, rows: int) -> list[tuple[float, f
         half = Z / (1 + Z**2 / rows) * math.sqrt(q * (1 - q) / rows + Z**2 / (4 * rows**2))
         found.append((q, middle - half, middle + half))
     return found
-
-
-def as_yaml(content: Any) -> str:
-    """Settings as a person writes them."""
-    yaml, file = YAML(), io.StringIO()
-    yaml.default_flow_style = False
-    yaml.dump(content, file)
-    return file.getvalue()
 
 
 def _flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,5 +1,6 @@
 """Recent traffic for the page: the last decisions, and counts by minute. Its memory is bounded."""
 
+import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -72,6 +73,12 @@ class Recent:
                     counts[key] = counts.get(key, 0) + (int(gained) if gained % 1 == 0 else gained)
             self._last = now
             return [(minute, [[*key, n] for key, n in counts.items()]) for minute, counts in self._minutes]
+
+    async def sample(self) -> None:
+        """Count by minute, also while no one reads the page; until cancelled."""
+        while True:
+            await asyncio.sleep(SAMPLE_SECONDS)
+            await asyncio.to_thread(self.minutes)
 
     @property
     def seen(self) -> list[Seen]:

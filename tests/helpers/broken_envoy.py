@@ -9,6 +9,7 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "envoy" / "envoy.yaml"
+GATEWAYS = {target: SHIPPED.with_name(f"{target}.yaml") for target in ("envoy-gateway", "istio")}
 
 _FILE = YAML(typ="safe", pure=True).load(Path(__file__).with_suffix(".yaml").read_text())
 ACCEPTED: dict[str, Any] = _FILE["accepted"]

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from broken_envoy import ROOT, SHIPPED
+from broken_envoy import GATEWAYS, ROOT, SHIPPED
 from click.testing import CliRunner, Result
 from ruamel.yaml import YAML
 
 from semroute_extproc.cli import envoy_check, main
-from semroute_extproc.cli.envoy_file import template
+from semroute_extproc.cli.envoy_file import scalar
 from semroute_extproc.config import source
 
 EXAMPLE = ROOT / "semroute_extproc" / "cli" / "example.yaml"
@@ -181,10 +181,10 @@ class TestGateways:
         text = "".join(line for line in lines if "  failover: {}" not in line)
         limits = "server:\n  max_headers_count: 100\n  max_request_headers_kb: 60\n"
         config = write(text.replace("server:\n", limits))
-        assert run(config, "--for", "envoy-gateway").stdout == template("envoy-gateway").read_text()
+        assert run(config, "--for", "envoy-gateway").stdout == GATEWAYS["envoy-gateway"].read_text()
         services = [f"{name}=vllm-{name}.models.svc.cluster.local:8000" for name in ("small", "large")]
         given = [part for each in services for part in ("--pool", each)]
-        assert run(config, "--for", "istio", *given).stdout == template("istio").read_text()
+        assert run(config, "--for", "istio", *given).stdout == GATEWAYS["istio"].read_text()
 
     def test_envoy_gateway_gets_a_rule_for_each_pool_and_one_without_a_condition(
         self, write: Callable[[str], Path]
@@ -219,6 +219,20 @@ class TestGateways:
         assert f"controllers.failover: {target} has no clusters for it" in result.stderr
         limit = "max_headers_count: envoy-gateway has Envoy's own limit: write 100"
         assert (limit in result.stderr) == (target == "envoy-gateway")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("vllm-small", "org/a:b", "10.0.0.1", "/run/w0.sock", "-or-next", "@s0", "::1", "a:", "no", "1e3"),
+        *("12:30", "0x1f", "a, b", "a: b", "/run/a]b", "a #b", '"', "é"),
+    ],
+)
+def test_every_string_stays_a_string_also_within_brackets(text: str) -> None:
+    for version in ((1, 1), (1, 2)):
+        yaml = YAML(typ="safe", pure=True)
+        yaml.version = version
+        assert yaml.load(f"[{{key: {scalar(text)}}}]") == [{"key": text}]
 
 
 def test_a_pool_without_servers_is_refused_with_what_to_write(write: Callable[[str], Path]) -> None:
