@@ -65,9 +65,7 @@ class _Asked(NamedTuple):
     model: str = ""  # that the path, the query or the body names
     form: str = ""  # content type of a multipart form
     failed: Handover | None = None  # pools that failed before
-    document: dict[str, Any] | None = (
-        None  # of a body that only Python reads: what to edit, see `bodies.as_python`
-    )
+    document: dict[str, Any] | None = None  # of a body that only Python reads: what to edit, see `as_python`
     unread: Cause | None = None  # why the body cannot be used
     fixed: bool = False  # the body stays as it is
     counted: bool = False  # its structure, before anything is built of it
@@ -100,9 +98,8 @@ class _Asked(NamedTuple):
         if self.unread is Cause.TOO_MANY_PARTS:
             return apis.model_of(bodies.top_level(body))
         if len(body) > LARGE * MODEL_SPEED:
-            bodies.check_structure(
-                body, roughly=self.unread is Cause.OVERLOADED
-            )  # then this is not the thread
+            # Roughly on the event loop, where an overloaded request is.
+            bodies.check_structure(body, roughly=self.unread is Cause.OVERLOADED)
         return apis.model_of(body)
 
     def view(self) -> RequestView:
@@ -116,9 +113,8 @@ class _Asked(NamedTuple):
 
     def keeps(self, members: Members) -> bool:
         """Whether Envoy's body has these members already, or stays as it is anyway."""
-        return self.fixed or (
-            members == {("model",): self.model} and not (self.decoded or self.request.model)
-        )
+        same = members == {("model",): self.model} and not (self.decoded or self.request.model)
+        return self.fixed or same
 
     def edited(self, members: Members) -> bytes:
         """The body with members set; in a form only the model."""
@@ -297,7 +293,7 @@ class Pipeline:
         """
         content_type = asked.request.head.headers.get("content-type", "")
         form = content_type if content_type.lower().startswith(forms.FORM) else ""
-        asked, failed = asked._replace(form=form), asked.failed
+        asked, failed = asked._replace(form=form) if form else asked, asked.failed
         try:
             model = asked.read_model()
             if failed is not None and not asked.fixed:
@@ -314,7 +310,8 @@ class Pipeline:
             unread, fixed = unread or (Cause.UNKNOWN_MODEL if model else Cause.NO_MODEL), True
             default = Named(pool=self.config.default_pool)
             named = default if default in self._routed else None
-        return asked._replace(model=model, unread=unread, fixed=fixed), named
+        sent, body = asked.request, asked.body
+        return _Asked(sent, body, model, asked.form, failed, asked.document, unread, fixed), named
 
     def _known(self, asked: _Asked, virtual: VirtualModel) -> tuple[RequestView, RoutingContext | None]:
         """The facts of a request, with the text that is judged if this is the thread or it takes no long."""
