@@ -60,7 +60,7 @@ class Server:
         loaded = config_source.load(self.file, {})
         self.live = LiveConfig(self.file, loaded, encoder, self.controllers, self.emit)
         self.views = Views(self.live, self.recent, self.metrics)
-        self.site = PageSite(self.views.all(), {"state": self.views.state})
+        self.site = PageSite(self.views.all(), self.views.data())
 
     async def send(self, text: str, request_id: str = "id", **headers: str) -> Outcome:
         """Decide a request as the server does."""
