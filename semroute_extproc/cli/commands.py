@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from semroute_extproc import __version__
+from semroute_extproc.cli import operate
 from semroute_extproc.cli.exits import LAB_EXTRA, Exit, exit_statuses, install, missing, refuse
 
 PLUGINS = "semroute.commands"  # Entry-point group by which semroute-lab and others add commands
@@ -47,6 +49,11 @@ class Commands(click.Group):
         """Every command, most used first."""
         plugins = importlib.metadata.entry_points(group=PLUGINS).names
         return [*self.commands, *LAB, *sorted(plugins - LAB.keys())]
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """As click does, but without importing plug-ins."""
+        names = (name for name in self.list_commands(ctx) if name.startswith(incomplete))
+        return [*map(CompletionItem, names), *click.Command.shell_complete(self, ctx, incomplete)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command, imported now if it is a plug-in; one that cannot be imported says what to install."""
@@ -304,3 +311,7 @@ def dump_config(config: Path) -> None:
     from semroute_extproc.config import source as config_source
 
     YAML().dump(config_source.load(config).config.model_dump(mode="json"), sys.stdout)
+
+
+for each in (operate.status, operate.logs, operate.top):
+    main.add_command(each)
