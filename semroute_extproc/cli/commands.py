@@ -230,13 +230,23 @@ def score(bundle: Path | None, device: Any, embedding: bool) -> None:
 @click.argument("config_path", type=PATH, required=False, is_eager=True)  # before --config, which it replaces
 @config_option
 @click.option("--envoy", type=PATH, help="Envoy's configuration; check that it routes, safely and in time.")
-@click.option("--envoy-version", help="What `envoy --version` prints; check that this Envoy is new enough.")
+@click.option("--envoy-version", "version", help="What `envoy --version` prints; is this Envoy new enough?")
+@click.option("--live", is_flag=True, help="Ask every server of the pools; costs no tokens.")
+@click.option(
+    "--tools", is_flag=True, help="As --live, and request a tool call of one token from each server."
+)
+@click.option(
+    "--api-key-env", "key_env", metavar="NAME", default="", help="As --live, with this variable's key."
+)
 @exit_statuses
-def check(config: Path, envoy: Path | None, envoy_version: str | None, **_: object) -> None:
+def check(
+    config: Path, envoy: Path | None, version: str | None, live: bool, tools: bool, key_env: str, **_: Any
+) -> None:
     """Check a configuration, its conditions, its bundle and its requirements on this machine.
 
     Also checks API keys in the environment, optional libraries and the GPU, so run it on the machine
-    that will serve. Sends no requests.
+    that will serve. Sends no requests, unless --live asks the servers for their models,
+    context lengths, health and load.
 
     Prints every problem as file:line:col: path: message, and exits with status 78 if there is
     any. Likely mistakes are printed as notes.
@@ -252,14 +262,18 @@ def check(config: Path, envoy: Path | None, envoy_version: str | None, **_: obje
             click.echo(f"note: {text}", err=True)
         if problems := [text for text, is_note in found if not is_note]:
             refuse(problems, Exit.CONFIG)
-    if envoy_version is not None and (problem := checking.old_envoy(envoy_version)):
+    if version is not None and (problem := checking.old_envoy(version)):
         refuse([problem], Exit.CONFIG)
     for warning in checking.warnings(loaded, bundles):
-        click.echo(f"note: {warning}", err=True)
+        click.echo(warning, err=True)
     sections = ("pools", "policies", "strategies")
     counts = ", ".join(f"{len(getattr(loaded.config, each))} {each}" for each in sections)
-    names = ", ".join(sorted(each.manifest.name for each in bundles.values()))
+    names = ", ".join(sorted({each.manifest.name for each in bundles.values()}))
     click.echo(f"{config}: ok ({counts}, bundles {names})")
+    if live or tools or key_env:
+        from semroute_extproc.cli import live as asking
+
+        sys.exit(asking.check(loaded, key_env, tools))
 
 
 @main.command()
