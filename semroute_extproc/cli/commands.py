@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from semroute_extproc import __version__
+from semroute_extproc.cli import operate
 from semroute_extproc.cli.exits import LAB_EXTRA, Exit, exit_statuses, install, missing, refuse
 
 PLUGINS = "semroute.commands"  # Entry-point group by which semroute-lab and others add commands
@@ -30,6 +32,11 @@ class Commands(click.Group):
         """Every command, most used first."""
         plugins = importlib.metadata.entry_points(group=PLUGINS).names
         return [*self.commands, *LAB, *sorted(plugins - LAB.keys())]
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """As click does, but without importing plug-ins."""
+        names = (name for name in self.list_commands(ctx) if name.startswith(incomplete))
+        return [*map(CompletionItem, names), *click.Command.shell_complete(self, ctx, incomplete)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command, imported now if it is a plug-in; one that cannot be imported says what to install."""
@@ -204,13 +211,23 @@ def score(bundle: Path | None, device: Any, embedding: bool) -> None:
 @click.argument("config_path", type=PATH, required=False, is_eager=True)  # before --config, which it replaces
 @config_option
 @click.option("--envoy", type=PATH, help="Envoy's configuration; check that it routes, safely and in time.")
-@click.option("--envoy-version", help="What `envoy --version` prints; check that this Envoy is new enough.")
+@click.option("--envoy-version", "version", help="What `envoy --version` prints; is this Envoy new enough?")
+@click.option("--live", is_flag=True, help="Ask every server of the pools; costs no tokens.")
+@click.option(
+    "--tools", is_flag=True, help="As --live, and request a tool call of one token from each server."
+)
+@click.option(
+    "--api-key-env", "key_env", metavar="NAME", default="", help="As --live, with this variable's key."
+)
 @exit_statuses
-def check(config: Path, envoy: Path | None, envoy_version: str | None, **_: object) -> None:
+def check(
+    config: Path, envoy: Path | None, version: str | None, live: bool, tools: bool, key_env: str, **_: Any
+) -> None:
     """Check a configuration, its conditions, its bundle and its requirements on this machine.
 
     Also checks API keys in the environment, optional libraries and the GPU, so run it on the machine
-    that will serve. Sends no requests.
+    that will serve. Sends no requests, unless --live asks the servers for their models,
+    context lengths, health and load.
 
     Prints every problem as file:line:col: path: message, and exits with status 78 if there is
     any. Likely mistakes are printed as notes.
@@ -226,14 +243,18 @@ def check(config: Path, envoy: Path | None, envoy_version: str | None, **_: obje
             click.echo(f"note: {text}", err=True)
         if problems := [text for text, is_note in found if not is_note]:
             refuse(problems, Exit.CONFIG)
-    if envoy_version is not None and (problem := checking.old_envoy(envoy_version)):
+    if version is not None and (problem := checking.old_envoy(version)):
         refuse([problem], Exit.CONFIG)
     for warning in checking.warnings(loaded, bundles):
-        click.echo(f"note: {warning}", err=True)
+        click.echo(warning, err=True)
     sections = ("pools", "policies", "strategies")
     counts = ", ".join(f"{len(getattr(loaded.config, each))} {each}" for each in sections)
-    names = ", ".join(sorted(each.manifest.name for each in bundles.values()))
+    names = ", ".join(sorted({each.manifest.name for each in bundles.values()}))
     click.echo(f"{config}: ok ({counts}, bundles {names})")
+    if live or tools or key_env:
+        from semroute_extproc.cli import live as asking
+
+        sys.exit(asking.check(loaded, key_env, tools))
 
 
 @main.command()
@@ -284,3 +305,7 @@ def dump_config(config: Path) -> None:
 
     settings = config_source.load(config).config.model_dump(mode="json")
     click.echo(config_source.as_yaml(settings), nl=False)
+
+
+for each in (operate.status, operate.logs, operate.top):
+    main.add_command(each)

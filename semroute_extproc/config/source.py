@@ -25,6 +25,7 @@ from semroute_extproc.config.models import Config
 from semroute_extproc.errors import ConfigError
 from semroute_extproc.io.files import read_file
 from semroute_extproc.settings.base import Problem, did_you_mean, redacted
+from semroute_extproc.settings.process import Admin
 
 ENVIRONMENT_PREFIX = "SEMROUTE__"
 """`SEMROUTE__SERVER__LISTEN=unix:/run/x.sock` sets `server.listen`; values are read as YAML."""
@@ -164,6 +165,16 @@ def load(path: Path, environment: Mapping[str, str] | None = None, folder: Path 
     if problems := list(models.contradictions(config)):
         raise loaded.error(problems)
     return loaded
+
+
+def load_admin(path: Path) -> Admin:
+    """The section `admin`, even if other sections are invalid; raises ConfigError."""
+    _, document = _read(path)
+    _overlay(document, os.environ)
+    try:
+        return Admin.model_validate(_plain(document.get("admin") or {}))
+    except ValidationError:
+        return load(path).config.admin  # It raises the error with its location.
 
 
 def digest(path: Path) -> bytes:

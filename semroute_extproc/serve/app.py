@@ -148,7 +148,7 @@ async def run(
     await server.start()
     # After binding the server, so that a second process does not take over the first one's admin socket.
     views, guards = Views(live, recent, metrics), config.admin.guards()
-    site = PageSite(views.all(), {"state": views.state, "decisions": views.decisions})
+    site = PageSite(views.all(), views.data())
     admin_server = AdminServer(listen, pages, posts=posts, site=site, **guards) if listen else None
     await server.ready()
     health.serving = True

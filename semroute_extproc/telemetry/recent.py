@@ -21,7 +21,8 @@ TEXT_CHARACTERS_MAX = 2_000  # of a judged text, if prompts may be logged
 OUTPUT_TOKENS = 300  # of an answer; a request may ask for fewer
 
 DOLLARS = ("dollars", "baseline_dollars", "cache_saved_dollars")  # of answers, with `accounting`
-COUNTERS = tuple(each for each in ("decisions", "fallbacks", "shadow_decisions", *DOLLARS) if each in METRICS)
+COUNTED = ("decisions", "fallbacks", "outcomes", "shadow_decisions", "log_lines_dropped", *DOLLARS)
+COUNTERS = tuple(each for each in COUNTED if each in METRICS)
 """Metrics whose counts by minute are kept."""
 
 Counts = Mapping[tuple[str, ...], float]  # a metric and its label values, to its value
