@@ -85,6 +85,9 @@ class _State(enum.Enum):
     CLOSED = enum.auto()  # we answered the client ourselves; no further reply is allowed
 
 
+_FINAL = (_State.PASSED, _State.DONE, _State.CLOSED)
+
+
 class Exchange:
     """One stream."""
 
@@ -102,6 +105,16 @@ class Exchange:
         self._pieces: list[bytes] = []
         self._collected = 0
         self._trailers = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether every further reply would say that Envoy may go on, as the end of the stream does."""
+        if self.observed or self._mode is None:
+            return False
+        echoes = self._response_mode == _Mode.FULL_DUPLEX_STREAMED or (
+            self._duplex and self._state is _State.PASSED
+        )
+        return self._state in _FINAL and not echoes
 
     def receive(self, message: pb.ProcessingRequest, size: int = 0) -> Step:
         """Take one message from Envoy; `size` is its length in bytes."""

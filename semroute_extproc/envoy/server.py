@@ -62,7 +62,7 @@ class Servicer:
         self._emit = emit
 
     async def process(self, _: Any, context: _Context) -> None:
-        """Handle one stream to its end; cancellation is not an error."""
+        """Handle one stream until nothing more is to be said; cancellation is not an error."""
         snapshot = self._snapshot()
         streams_max = snapshot.pipeline.config.server.streams_max
         if len(self.open) >= streams_max:
@@ -86,6 +86,8 @@ class Servicer:
                     # After the write, so Envoy does not wait for telemetry; also if it is cancelled.
                     if step.outcome is not None:
                         self._report(exchange, step.outcome, context, times)
+                if exchange.finished:
+                    return None  # Envoy would keep the stream until the client has read the answer.
                 if step.waits:
                     self.waiting[context] = None
                     if len(self.waiting) > UPLOADS_SHARE_MAX * streams_max:

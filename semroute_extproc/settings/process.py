@@ -25,7 +25,7 @@ class Server(Model):
     path_prefixes: tuple[Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)+$")], ...] = Field(
         ("/openai", "/anthropic", "/api"), max_length=64, description="Removed in front of a known path."
     )
-    streams_max: int = Field(4_096, ge=1, le=1_048_576, description="Maximum number of concurrent requests.")
+    streams_max: int = Field(4_096, ge=1, le=1_048_576, description="Maximum number of undecided requests.")
     drain_seconds: float = Field(5, ge=0, le=600, description="Time to serve as NOT_SERVING after SIGTERM.")
     secret: SecretStr | None = Field(None, min_length=16, description="Key of draws; default: a random one.")
     max_headers_count: int = Field(128, ge=32, le=65_536, description="As in Envoy's connection manager.")

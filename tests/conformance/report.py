@@ -29,7 +29,7 @@ The words of a raw case, one for each message that Envoy sends:
 | `read` | lets Envoy send the body as it is configured to |
 | `small`, `large` | sends the request to this pool; with `*`, with a new body |
 | `skip large` | the same at the headers, and declines the body (mode override) |
-| `same` | changes nothing |
+| `same` | changes nothing, or has ended the stream |
 | `echo` | returns the piece (full duplex) |
 | `200`, `413` | answers the client itself |
 | `-` | does not reply |

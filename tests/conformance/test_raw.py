@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from semroute_extproc.envoy._pb import external_processor_pb2 as pb
 from semroute_extproc.envoy.server import SERVICE
 
 SECONDS_MAX = 20.0  # for one reply
+SETTLE_SECONDS = 0.05  # for the end of a stream to arrive; gRPC's client forgets the status if it is writing
 
 
 @dataclass
@@ -79,6 +81,9 @@ async def converse(channel: grpc.aio.Channel, case: Raw) -> Seen:
                 is_headers = kind_of(sent) == "request_headers"
                 # Messages that have the same field are merged: this adds a header.
                 named = sent + headers({"x-request-id": name(case)}) if is_headers and word != "?" else sent
+                if seen.words and await ended(call):
+                    seen.words.append("-" if word == "-" else "same")
+                    continue
                 await call.write(named)
                 if word == "?":
                     seen.words.append("?")
@@ -87,13 +92,22 @@ async def converse(channel: grpc.aio.Channel, case: Raw) -> Seen:
                     seen.words.append("-")
                     continue
                 seen.words.append(await word_of(call, case.sent[1:] if not is_headers else ()))
-            await call.done_writing()
+            with contextlib.suppress(asyncio.InvalidStateError):  # the sidecar ended the stream
+                await call.done_writing()
             while (reply := await call.read()) is not grpc.aio.EOF:
                 seen.extra.append(say(reply))
     except grpc.aio.AioRpcError:
         pass
     seen.end = (await call.code()).name
     return seen
+
+
+async def ended(call: Any) -> bool:
+    """Whether the sidecar has ended the stream well: it needs no more messages, and Envoy sends none."""
+    code = asyncio.ensure_future(call.code())
+    done, _ = await asyncio.wait({code}, timeout=SETTLE_SECONDS)
+    code.cancel()
+    return bool(done) and code.result() is grpc.StatusCode.OK
 
 
 def kind_of(sent: bytes) -> str | None:
@@ -110,7 +124,7 @@ async def word_of(call: Any, sent: Sequence[bytes]) -> str:
     """
     reply = await call.read()
     if reply is grpc.aio.EOF:
-        return "end"
+        return "same"  # the stream has ended, and its status is compared as well
     word = say(reply)
     if sent and reply.WhichOneof("response") == "request_headers":
         new, last = b"", False
@@ -188,7 +202,6 @@ async def test_a_stream_of_very_many_messages_is_decided(
         for start in range(0, len(whole), step):
             await call.write(body(whole[start : start + step], end=start + step >= len(whole)))
         assert await word_of(call, [body(whole)]) == "small*"
-        await call.done_writing()
         assert await call.read() is grpc.aio.EOF
 
 

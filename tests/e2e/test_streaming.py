@@ -23,6 +23,21 @@ async def test_events_arrive_while_the_answer_is_still_being_made(
     assert arrivals[-1] - arrivals[0] > 0.5
 
 
+async def test_answers_that_are_not_read_hold_no_stream_of_the_sidecar(
+    client: aiohttp.ClientSession, gateway: Gateway, monkeypatch
+) -> None:
+    monkeypatch.setattr(gateway.small, "speed", Speed(first_token_seconds=0.01, token_seconds=0.05))
+    failed = gateway.counter("streams_failed")
+    answers = [
+        await client.post("/v1/chat/completions", json=chat(stream=True, max_tokens=40)) for _ in range(20)
+    ]
+    [sidecar] = gateway.sidecars
+    assert "semroute_inflight_streams 0.0" in sidecar.read_admin("/metrics")[1]
+    for answer in answers:
+        assert (await answer.read()).endswith(b"data: [DONE]\n\n")
+    assert gateway.counter("streams_failed") == failed
+
+
 async def test_a_stream_is_the_pools_own_byte_for_byte(
     client: aiohttp.ClientSession, gateway: Gateway
 ) -> None:
