@@ -80,7 +80,7 @@ format: $(VENV)/.dev  ## fix the style automatically where possible
 type: $(VENV)/.dev  ## run mypy in strict mode
 	$(BIN)/mypy
 
-gen: $(VENV)/.dev  ## generate semroute_extproc/envoy/_pb from protos/
+gen: $(VENV)/.dev  ## generate the _pb packages from protos/
 	$(BIN)/python tools/gen_protos.py
 
 gen-check: $(VENV)/.dev  ## fail if the generated code is stale
