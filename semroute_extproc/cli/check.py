@@ -48,8 +48,9 @@ def check(loaded: Loaded) -> dict[str, Bundle]:
     build.make_policies(loaded, bundles[DEFAULT])
     build.make_judges(loaded)
     shared_sessions.connect(loaded.config.controllers.session)
-    import_runtime()
-    if loaded.config.encoder.device == "cuda":
+    if loaded.config.encoder.is_local:
+        import_runtime()
+    if loaded.config.encoder.is_local and loaded.config.encoder.device == "cuda":
         open_each(bundles, loaded.config.encoder.device)
     return bundles
 
