@@ -47,7 +47,7 @@ class Classifier:
         self._emit(CacheLookup(hit=signals is not None))
         if signals is None:
             signals = calibrate(encoder.bundle, await encoder.encode(text, deadline), language)
-            cache[key] = replace(signals, remote="")
+            cache[key] = replace(signals, remote="") if signals.remote else signals
         return signals
 
     async def verify(self) -> None:

@@ -8,7 +8,7 @@ run if there is one (docs/adr/0018).
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from math import prod
+from math import inf, prod
 from time import monotonic
 from typing import Any, NoReturn
 
@@ -71,10 +71,10 @@ class EncoderServer:
         self._breaker = Breaker(settings.breaker_failures, settings.breaker_seconds)
         self._widths = {**widths(bundle.manifest), "difficulty_logit": 1}
         self._metadata: tuple[tuple[str, str], ...] = ()
-        self._read_at = -TOKEN_SECONDS
+        self._read_at = -inf
         scheme, _, target = url.partition("://")
         try:
-            self._authorize(clock() + TOKEN_SECONDS)
+            self._authorize(clock())
             trusted = read_file(settings.ca_file, CA_BYTES_MAX) if settings.ca_file else None
         except OSError as error:
             raise ConfigError([f"encoder.remote: {error.filename}: {error.strerror}"]) from None

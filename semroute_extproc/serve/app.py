@@ -121,7 +121,7 @@ async def run(
     recent = Recent(lambda: metrics.totals(*COUNTERS), config.telemetry.log_prompts)
     reactions = Reactions(controllers)
     logs = log.LogSink(config.telemetry)
-    bundles = [each if isinstance(each, Bundle) else each.bundle for each in models.values()]
+    bundles = map(build.bundle_of, models.values())
     drift = Drift({each.revision: each.manifest for each in bundles})
     sinks: list[Emit] = [metrics.handle, recent.handle, logs.handle, reactions.handle, drift.handle]
     closing, endpoint = list[Callable[[], None]](), config.telemetry.otlp_endpoint

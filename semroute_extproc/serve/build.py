@@ -53,6 +53,11 @@ def open_models(config: Config) -> dict[str, OnnxModel] | dict[str, Bundle]:
     return open_each(bundles, config.encoder.device) if config.encoder.is_local else bundles
 
 
+def bundle_of(model: OnnxModel | Bundle) -> Bundle:
+    """The bundle of what `open_models` opened."""
+    return model if isinstance(model, Bundle) else model.bundle
+
+
 def make_classifier(
     config: Config, models: Mapping[str, OnnxModel] | Mapping[str, Bundle], emit: Emit = ignore
 ) -> Classifier:
@@ -62,18 +67,16 @@ def make_classifier(
     """
     settings, cores = config.encoder, max(1, usable_cores() // config.server.workers)
     encoders: dict[Path, EncodeQueue | RemoteEncoder] = {}
-    by_language: dict[str, EncodeQueue | RemoteEncoder] = {}
-    for language, model in models.items():
-        queue, found = None, model if isinstance(model, Bundle) else model.bundle
-        if found.path not in encoders:
-            if isinstance(model, OnnxModel):
-                threads = settings.threads or (cores if model.device == "cpu" else 1)
-                queue = EncodeQueue(model, threads, settings.queue_max, emit)
-            if settings.remote is not None:
-                encoders[found.path] = RemoteEncoder(found, settings.remote, queue, settings.queue_max, emit)
-            elif queue is not None:
-                encoders[found.path] = queue
-        by_language[language] = encoders[found.path]
+    for model in models.values():
+        if (found := bundle_of(model)).path in encoders:
+            continue
+        queue = None
+        if not isinstance(model, Bundle):
+            threads = settings.threads or (cores if model.device == "cpu" else 1)
+            queue = encoders[found.path] = EncodeQueue(model, threads, settings.queue_max, emit)
+        if settings.remote is not None:
+            encoders[found.path] = RemoteEncoder(found, settings.remote, queue, settings.queue_max, emit)
+    by_language = {language: encoders[bundle_of(model).path] for language, model in models.items()}
     return Classifier(by_language.pop(DEFAULT), by_language, settings.cache_entries, emit)
 
 
