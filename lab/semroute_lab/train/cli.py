@@ -142,7 +142,10 @@ def verify(directory: Path) -> None:
 @option("--texts", "texts_max", type=click.IntRange(1, 128), help=_texts_max_help)
 @exit_statuses
 def export(directory: Path, target: Path, device: Any, server: str | None, **size: Any) -> None:
-    """Check the bundle in DIRECTORY and copy it to TARGET, or with --for write a model repository there."""
+    """Check the bundle in DIRECTORY and copy it to TARGET.
+
+    With --for, write it into a model repository in TARGET, next to other bundles and revisions.
+    """
     from semroute_lab.train.graphs import copy_bundle
     from semroute_lab.train.repository import write_repository
 

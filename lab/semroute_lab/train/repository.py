@@ -16,8 +16,18 @@ from semroute_extproc.encoder.onnx import SLOW_ON_CPU, widths
 from semroute_extproc.errors import BundleError
 
 SERVING = Path(__file__).parent / "serving"
-RUNTIMES = {"triton": "model.py", "mlserver": "semroute_runtime.py", "kserve": "semroute_runtime.py"}
-"""Kind of repository to the name that its server gives to the code of a model."""
+MLSERVER = {
+    "version/semroute_runtime.py": "mlserver.py",
+    "version/model-settings.json": "",
+    "settings.json": "",
+}
+FILES = {
+    "triton": {"version/model.py": "triton.py", "config.pbtxt": ""},
+    "mlserver": MLSERVER,
+    "kserve": {**MLSERVER, "inferenceservice.yaml": ""},
+}
+"""Server to its files, and what each is made from; by default the template of its name. `config.pbtxt` is per
+model, `version/` per version, and the others are per repository."""
 
 
 def write_repository(
@@ -32,15 +42,14 @@ def write_repository(
     if version.exists():
         raise BundleError(f"{version}: this revision is there already")
     described = {**widths(manifest), "difficulty_logit": 1}
-    names = [output.name for output in onnx.load(graph, load_external_data=False).graph.output]
+    outputs = onnx.load(graph, load_external_data=False).graph.output
     facts: dict[str, Any] = {
         "name": manifest.name,
-        "revision": bundle.revision,
         "version": bundle.model_version,
         "server": server,
         "device": device,
         "graph": graph.name,
-        "outputs": {name: described[name] for name in names},
+        "outputs": {output.name: described[output.name] for output in outputs},
         "surface": len(manifest.surface),
         "pad_id": manifest.encoder.pad_id,
         "lengths": [] if on_cpu else padded_lengths(manifest.encoder.window),
@@ -48,30 +57,18 @@ def write_repository(
         "threads": threads if on_cpu else 1,
         "texts_max": texts_max or (1 if on_cpu else BATCH_MAX),
     }
-    runtime = RUNTIMES[server]
     version.parent.mkdir(parents=True, exist_ok=True)
+    loader = FileSystemLoader(SERVING)
+    templates = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True)  # noqa: S701
     with tempfile.TemporaryDirectory(dir=target) as name:
         folder = Path(name, "version")  # complete before the server sees it
         folder.mkdir()
         unused = {"tokenizer.json", manifest.unknown.centroids, *manifest.graphs.values()} - {graph.name}
         for file in manifest.files.keys() - unused:
             shutil.copyfile(bundle.path / file, folder / file)
-        shutil.copyfile(SERVING / "graph.py", folder / "graph.py")
-        shutil.copyfile(SERVING / f"{'triton' if server == 'triton' else 'mlserver'}.py", folder / runtime)
         (folder / "graph.json").write_text(json.dumps(facts, indent=2) + "\n")
-        _render({"model-settings.json": folder} if server != "triton" else {}, facts)
+        for path, source in {"version/graph.py": "graph.py", "README.md": "", **FILES[server]}.items():
+            place = {"version": Path(name), "config.pbtxt": version.parent}.get(path.split("/")[0], target)
+            (place / path).write_text(templates.get_template(source or f"{Path(path).name}.j2").render(facts))
         folder.rename(version)
-    pages = {"README.md": target, "config.pbtxt": version.parent}
-    if server != "triton":
-        pages = {"README.md": target, "settings.json": target}
-    if server == "kserve":
-        pages["inferenceservice.yaml"] = target
-    _render(pages, facts)
     return sorted(str(file.relative_to(target)) for file in target.rglob("*") if file.is_file())
-
-
-def _render(pages: dict[str, Path], facts: dict[str, Any]) -> None:
-    loader = FileSystemLoader(SERVING)
-    environment = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True)  # noqa: S701
-    for name, folder in pages.items():
-        (folder / name).write_text(environment.get_template(f"{name}.j2").render(facts))
