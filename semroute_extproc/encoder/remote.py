@@ -235,6 +235,8 @@ class RemoteEncoder:
         """
         framed = await self._framed(text)
         request, unasked, failure = self._request(framed), [*self._servers], None
+        if len(unasked) == 1:  # without the cost of tasks
+            return await unasked[0].infer(request, [framed], until - self._loop.time()), unasked[0]
         running: dict[asyncio.Task[RawOutput], EncoderServer] = {}
         try:
             while unasked or running:
