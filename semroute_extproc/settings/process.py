@@ -44,7 +44,7 @@ class Server(Model):
 
 
 class RemoteEncoding(Model):
-    """A server that runs the bundles' graphs, see docs/scale.md. Text is still tokenized here."""
+    """A server that runs the bundles' graphs, see docs/scale.md. A change needs a restart."""
 
     url: Url = Field(
         pattern=r"^https?://[^\s/@]+:[0-9]{1,5}$",
