@@ -44,7 +44,7 @@ def check(loaded: Loaded) -> dict[str, Bundle]:
 
     Builds the objects that `serve` builds without the network; on a GPU it also runs a first pass.
     """
-    bundles = build.load_bundles(loaded.config)
+    bundles = build.load_bundles(loaded.config, loaded.config.encoder.is_local)
     build.make_policies(loaded, bundles[DEFAULT])
     build.make_judges(loaded)
     shared_sessions.connect(loaded.config.controllers.session)

@@ -35,13 +35,16 @@ from semroute_extproc.strategies.judge_client import JudgeClient
 TOKENIZER_BYTES_MAX = 256 * 1024 * 1024  # of a pool's tokenizer.json
 
 
-def load_bundles(config: Config) -> dict[str, Bundle]:
-    """Language to checked bundle, the default under `DEFAULT`; raises BundleError."""
+def load_bundles(config: Config, graphs: bool = True) -> dict[str, Bundle]:
+    """Language to checked bundle, the default under `DEFAULT`; raises BundleError.
+
+    Without `graphs`, their graphs may be missing.
+    """
     wanted, own = config.encoder, config.encoder.by_language
     default = wanted.bundle or bundle.default_bundle()
     paths = {**(bundle.language_bundles() if own is None else own), DEFAULT: default}
-    graphs: tuple[Device, ...] = (wanted.device, "cpu") if wanted.is_local else ()
-    return bundle.load_each({key: Path(path) for key, path in paths.items()}, graphs)
+    devices: tuple[Device, ...] = (wanted.device, "cpu") if graphs else ()
+    return bundle.load_each({key: Path(path) for key, path in paths.items()}, devices)
 
 
 def open_models(config: Config) -> dict[str, OnnxModel] | dict[str, Bundle]:
@@ -49,7 +52,7 @@ def open_models(config: Config) -> dict[str, OnnxModel] | dict[str, Bundle]:
 
     Raises BundleError or ConfigError.
     """
-    bundles = load_bundles(config)
+    bundles = load_bundles(config, config.encoder.is_local)
     return open_each(bundles, config.encoder.device) if config.encoder.is_local else bundles
 
 
