@@ -82,9 +82,7 @@ class TestDeciding:
         ]
 
     def test_the_reason_says_why_the_local_graph_read_the_text_if_that_was_not_intended(self) -> None:
-        found = [
-            decided(compiled(), facts(signals=signals(remote=why))) for why in ("", "remote timeout")
-        ]
+        found = [decided(compiled(), facts(signals=signals(remote=why))) for why in ("", "remote timeout")]
         assert found[1].reason == f"{found[0].reason} (local encoder: remote timeout)"
         assert found[1].pool == found[0].pool
 
