@@ -53,8 +53,7 @@ CAUSES = {
 INLINE_CHARACTERS_MAX = 1_024  # of a text that the event loop tokenizes; a longer one goes to a thread
 TIME_MIN = 0.5  # share of `deadline_ms` that a server must have had to be blamed for a timeout
 VERIFY_SECONDS = 5.0  # for the pass at the start, which may be the server's first
-CA_BYTES_MAX, TOKEN_BYTES_MAX, TOKEN_SECONDS = 16 * 1024 * 1024, 16 * 1024, 60.0
-DETAIL_CHARACTERS_MAX = 200
+CA_BYTES_MAX, TOKEN_BYTES_MAX, DETAIL_CHARACTERS_MAX, TOKEN_SECONDS = 16 * 1024**2, 16 * 1024, 200, 60.0
 
 log = structlog.get_logger("semroute.encoder")
 
