@@ -10,6 +10,8 @@ FUZZ_ARGS ?=
 AUDIT_ARGS ?=
 AUDIT := .venv-audit
 VLLM := .venv-vllm
+TRITON := .venv-triton
+MLSERVER := .venv-mlserver
 VLLM_PYTHON ?= python3.11
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 IMAGE ?= semroute-extproc:latest
@@ -17,7 +19,7 @@ LOCK ?= runtime
 BUNDLE ?= semroute-minilm
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test screenshots conformance faults soak test-train test-vllm lint format type gen gen-check bench bench-check gpu fuzz docs docs-check image audit sbom licenses lock train check clean
+.PHONY: help setup demo test screenshots conformance faults soak test-train test-vllm lint format type gen gen-check test-remote bench bench-check gpu fuzz docs docs-check image audit sbom licenses lock train check clean
 
 help:  ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +70,16 @@ $(VLLM)/.ready: requirements/vllm.txt
 test-vllm: $(VENV)/.dev $(VLLM)/.ready  ## run the tests against two real vLLM servers on CPU; installs 2.5 GB, takes minutes
 	SEMROUTE_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest tests/vllm $(TEST_ARGS)
 
+# 0.9 GB in all. Triton's Python backend needs the version of Python that it was built for, 3.8 to 3.13.
+$(TRITON)/.ready $(MLSERVER)/.ready: .venv-%/.ready: requirements/%.txt
+	@echo "installing requirements/$*.txt into .venv-$*"
+	@$(PYTHON) -m venv .venv-$*
+	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/$*.txt
+	@touch $@
+
+test-remote: $(VENV)/.dev $(TRITON)/.ready $(MLSERVER)/.ready  ## run the tests with the encoder on a real Triton and a real MLServer
+	SEMROUTE_TRITON=$(CURDIR)/$(TRITON) SEMROUTE_MLSERVER=$(CURDIR)/$(MLSERVER) $(BIN)/python -m pytest tests/remote $(TEST_ARGS)
+
 lint: $(VENV)/.dev  ## check style, imports and the direction of dependencies
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -80,7 +92,7 @@ format: $(VENV)/.dev  ## fix the style automatically where possible
 type: $(VENV)/.dev  ## run mypy in strict mode
 	$(BIN)/mypy
 
-gen: $(VENV)/.dev  ## generate semroute_extproc/envoy/_pb from protos/
+gen: $(VENV)/.dev  ## generate the _pb packages from protos/
 	$(BIN)/python tools/gen_protos.py
 
 gen-check: $(VENV)/.dev  ## fail if the generated code is stale
@@ -133,4 +145,4 @@ lock: $(VENV)/.dev  ## pin requirements/*.txt again from pyproject.toml
 check: lint type gen-check docs-check test  ## run everything that CI runs
 
 clean:  ## remove everything that the other targets created
-	rm -rf $(VENV) $(VLLM) $(AUDIT) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VLLM) $(TRITON) $(MLSERVER) $(AUDIT) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

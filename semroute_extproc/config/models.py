@@ -95,6 +95,9 @@ def contradictions(config: Config) -> Iterator[Problem]:
         for index, shadow in enumerate(policy.shadow):
             if shadow == name:
                 yield Problem(("policies", name, "shadow", index), "is the policy itself")
+    remote, limit = config.encoder.remote, config.server.deadline_ms
+    if remote is not None and remote.deadline_ms >= limit:
+        yield Problem(("encoder", "remote", "deadline_ms"), f"must be below server.deadline_ms, {limit:g}")
     for name, strategy in config.strategies.items():
         for setting, message in strategy.check(config.models, config.server.deadline_ms):
             yield Problem(("strategies", name, setting), message)

@@ -37,6 +37,11 @@ class Bundle:
         """See `Manifest.revision`."""
         return self.manifest.revision
 
+    @property
+    def model_version(self) -> str:
+        """The revision as a decimal number, because Triton's versions are numbers."""
+        return str(int(self.revision, 16))
+
     def graph(self, device: Device) -> Path:
         """The ONNX graph for `device`; BundleError if the bundle has none."""
         name = self.manifest.graphs.get(device)

@@ -6,10 +6,12 @@ Signals of recent texts are cached. They never expire, because a bundle is deter
 import asyncio
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 
 from cachetools import LRUCache
 
 from semroute_extproc.encoder.queue import EncodeQueue
+from semroute_extproc.encoder.remote import RemoteEncoder
 from semroute_extproc.encoder.signals import Signals, calibrate
 from semroute_extproc.events import CacheLookup, Emit, ignore
 
@@ -21,15 +23,15 @@ class Classifier:
 
     def __init__(
         self,
-        default: EncodeQueue,
-        by_language: Mapping[str, EncodeQueue],
+        default: EncodeQueue | RemoteEncoder,
+        by_language: Mapping[str, EncodeQueue | RemoteEncoder],
         cache_entries: int = 0,
         emit: Emit = ignore,
     ) -> None:
         """`by_language` is keyed by ISO 639-1 code. An entry of the cache takes about 6 kB."""
         self.bundle = default.bundle
         self._encoders = {"any": default, **by_language}
-        self._languages: dict[EncodeQueue, list[str]] = {}
+        self._languages: dict[EncodeQueue | RemoteEncoder, list[str]] = {}
         for language, encoder in self._encoders.items():
             self._languages.setdefault(encoder, []).append(language)
         self._cache = LRUCache[tuple[str, str, bytes], Signals](cache_entries) if cache_entries else None
@@ -44,8 +46,15 @@ class Classifier:
         signals = cache.get(key)
         self._emit(CacheLookup(hit=signals is not None))
         if signals is None:
-            signals = cache[key] = calibrate(encoder.bundle, await encoder.encode(text, deadline), language)
+            signals = calibrate(encoder.bundle, await encoder.encode(text, deadline), language)
+            cache[key] = replace(signals, remote="") if signals.remote else signals
         return signals
+
+    async def verify(self) -> None:
+        """Ask the servers that run graphs for one pass each; raises ConfigError if one has another graph."""
+        for encoder in self._languages:
+            if isinstance(encoder, RemoteEncoder):
+                await encoder.verify()
 
     @property
     def waiting(self) -> int:

@@ -1,19 +1,20 @@
 """One ONNX Runtime session on the device that the operator asked for."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
 import numpy as np
 
 from semroute_extproc.encoder.bundle import Bundle
-from semroute_extproc.encoder.manifest import Device
+from semroute_extproc.encoder.manifest import Device, Manifest
 from semroute_extproc.encoder.preprocess import Framed, Framer
 from semroute_extproc.encoder.signals import RawOutput
 from semroute_extproc.errors import BundleError, ConfigError
 from semroute_extproc.events import Emit, ignore
 
+SLOW_ON_CPU = ["SkipLayerNormFusion"]
 WARMUP_LENGTHS = (8, 32, 64)  # Lengths in tokens of the warm-up passes, so that the first request is not slow
 
 
@@ -36,43 +37,54 @@ class OnnxModel:
         """Run a few shapes once; raises BundleError if the outputs do not match the manifest."""
         for length in WARMUP_LENGTHS:
             [output] = self.run([self.framer.frame("word " * length)])
-        manifest = self.bundle.manifest
-        for name, values, described in (
-            ("sentence_embedding", output.embedding, manifest.encoder.dimensions),
-            ("neighbour_embedding", output.neighbours, manifest.encoder.dimensions),
-            ("domain_logits", output.domain_logits, len(manifest.domain.labels)),
-            ("task_logits", output.task_logits, len(manifest.task.labels) if manifest.task else None),
-        ):
-            if values is not None and described not in (None, len(values)):
-                found = f"{self.bundle.graph(self.device)}: {name} has {len(values)} values"
-                raise BundleError(f"{found}, and bundle.json describes {described}")
+        found = (output.embedding, output.neighbours, output.domain_logits, output.task_logits)
+        for (name, described), values in zip(widths(self.bundle.manifest).items(), found, strict=False):
+            if values is not None and described != len(values):
+                problem = f"{self.bundle.graph(self.device)}: {name} has {len(values)} values"
+                raise BundleError(f"{problem}, and bundle.json describes {described}")
 
     def run(self, batch: Sequence[Framed]) -> list[RawOutput]:
         """One pass over `batch`, padded to its longest member."""
-        outputs: dict[str, Any] = dict(zip(self._outputs, self.alone(batch)(), strict=True))
-        embeddings, difficulties = outputs["sentence_embedding"], outputs["difficulty_logit"].tolist()
-        neighbours = outputs.get("neighbour_embedding", embeddings)
-        tasks = outputs.get("task_logits", [None] * len(batch))
-        rows = zip(batch, embeddings, neighbours, outputs["domain_logits"], difficulties, tasks, strict=True)
-        return [
-            RawOutput(embedding, near, domain, difficulty, task, text.tokens, text.truncated, text.unk_share)
-            for text, embedding, near, domain, difficulty, task in rows
-        ]
+        return raw_outputs(batch, dict(zip(self._outputs, self.alone(batch)(), strict=True)))
 
     def alone(self, batch: Sequence[Framed]) -> Callable[[], Any]:
         """Return a function that runs only the session on `batch`; benchmarks use it as a baseline."""
-        shape = (len(batch), self._width(max(len(framed.ids) for framed in batch)))
-        ids = np.full(shape, self.bundle.manifest.encoder.pad_id, dtype=np.int64)
-        mask = np.zeros(shape, dtype=np.int64)
-        for row, framed in enumerate(batch):
-            ids[row, : len(framed.ids)] = framed.ids
-            mask[row, : len(framed.ids)] = 1
-        surface = np.asarray([framed.surface for framed in batch], dtype=np.float32)
-        feeds = {"input_ids": ids, "attention_mask": mask, "surface": surface}
+        width = self._width(max(len(framed.ids) for framed in batch))
+        feeds = inputs(batch, width, self.bundle.manifest.encoder.pad_id)
         return lambda: self._session.run(self._outputs, feeds)
 
     def _width(self, longest: int) -> int:
         return longest
+
+
+def inputs(batch: Sequence[Framed], width: int, pad_id: int) -> dict[str, Any]:
+    """The graph's inputs, [texts, width] each, and of `surface` [texts, 12]."""
+    ids = np.full((len(batch), width), pad_id, dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for row, framed in enumerate(batch):
+        ids[row, : len(framed.ids)] = framed.ids
+        mask[row, : len(framed.ids)] = 1
+    surface = np.asarray([framed.surface for framed in batch], dtype=np.float32)
+    return {"input_ids": ids, "attention_mask": mask, "surface": surface}
+
+
+def widths(manifest: Manifest) -> dict[str, int]:
+    """The graph's outputs, and how many values each has for a text; `neighbour_embedding` may be missing."""
+    tasks = {"task_logits": len(manifest.task.labels)} if manifest.task else {}
+    embeddings = dict.fromkeys(("sentence_embedding", "neighbour_embedding"), manifest.encoder.dimensions)
+    return {**embeddings, "domain_logits": len(manifest.domain.labels), **tasks}
+
+
+def raw_outputs(batch: Sequence[Framed], outputs: Mapping[str, Any]) -> list[RawOutput]:
+    """The graph's outputs, text by text."""
+    embeddings, difficulties = outputs["sentence_embedding"], outputs["difficulty_logit"].tolist()
+    neighbours = outputs.get("neighbour_embedding", embeddings)
+    tasks = outputs.get("task_logits", [None] * len(batch))
+    rows = zip(batch, embeddings, neighbours, outputs["domain_logits"], difficulties, tasks, strict=True)
+    return [
+        RawOutput(embedding, near, domain, difficulty, task, text.tokens, text.truncated, text.unk_share)
+        for text, embedding, near, domain, difficulty, task in rows
+    ]
 
 
 def import_runtime() -> Any:
@@ -99,7 +111,7 @@ def _open_session(bundle: Bundle, device: Device) -> Any:
     # The event loop shares the cores, and a spinning thread would delay it.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # On the CPU the fused node takes five times as long as the nodes it replaces (docs/performance.md).
-    slow = ["SkipLayerNormFusion"] if device == "cpu" else []
+    slow = SLOW_ON_CPU if device == "cpu" else []
     path, wanted = bundle.graph(device), f"{device.upper()}ExecutionProvider"
     if device == "cuda":
         runtime.preload_dlls()

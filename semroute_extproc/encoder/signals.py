@@ -25,6 +25,7 @@ class RawOutput:
     tokens: int  # of the whole text without special tokens; an estimate if `truncated`
     truncated: bool  # the text did not fit the window: only its head and tail were read
     unk_share: float  # share of the tokens read that are not in the vocabulary
+    remote: str = ""  # see `Signals`
 
 
 def calibrate(bundle: "Bundle", raw: RawOutput, language: str) -> Signals:
@@ -50,6 +51,7 @@ def calibrate(bundle: "Bundle", raw: RawOutput, language: str) -> Signals:
         embedding=raw.embedding,
         neighbours=raw.neighbours,
         revision=manifest.revision,
+        remote=raw.remote,
     )
 
 

@@ -96,6 +96,8 @@ class _Run:
             self._note("reasoning", effort or "unchanged", why)
             if effort is not None and reasoning.bands is not None:
                 reason = f"{reason}, reasoning {effort}"
+        if (signals := self._context.signals) is not None and signals.remote:
+            reason += f" (local encoder: {signals.remote})"
         return dataclasses.replace(
             decision,
             rule=rule,

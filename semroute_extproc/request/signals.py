@@ -27,3 +27,4 @@ class Signals:
     embedding: FloatArray | None = None
     neighbours: FloatArray | None = None  # input of strategies with an artifact of the same `revision`
     revision: str = ""  # of the bundle that read the text
+    remote: str = ""  # why not the server but this process read the text; empty if that was intended

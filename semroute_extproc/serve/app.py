@@ -17,7 +17,7 @@ import uvloop
 from semroute_extproc import __version__
 from semroute_extproc.config import source as config_source
 from semroute_extproc.config.source import Loaded
-from semroute_extproc.encoder.cuda import open_each
+from semroute_extproc.encoder.bundle import Bundle
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.envoy.accounting import Accountant
 from semroute_extproc.envoy.server import GrpcServer, Servicer
@@ -103,7 +103,11 @@ class Reactions:
 
 
 async def run(
-    path: Path, loaded: Loaded, models: Mapping[str, OnnxModel], worker: int | None = None, admin: str = ""
+    path: Path,
+    loaded: Loaded,
+    models: Mapping[str, OnnxModel] | Mapping[str, Bundle],
+    worker: int | None = None,
+    admin: str = "",
 ) -> Exit:
     """Serve until SIGTERM, SIGINT or a lost encoder, then drain; raises ConfigError or OSError.
 
@@ -117,7 +121,8 @@ async def run(
     recent = Recent(lambda: metrics.totals(*COUNTERS), config.telemetry.log_prompts)
     reactions = Reactions(controllers)
     logs = log.LogSink(config.telemetry)
-    drift = Drift({each.bundle.manifest.revision: each.bundle.manifest for each in models.values()})
+    bundles = map(build.bundle_of, models.values())
+    drift = Drift({each.revision: each.manifest for each in bundles})
     sinks: list[Emit] = [metrics.handle, recent.handle, logs.handle, reactions.handle, drift.handle]
     closing, endpoint = list[Callable[[], None]](), config.telemetry.otlp_endpoint
     if endpoint is not None or any(os.environ.get(name) for name in OTLP_VARIABLES):
@@ -134,6 +139,7 @@ async def run(
     log.WRITER.emit = emit = to_all(*sinks)
     posts = Feedback(decisions.pool_of, emit).posts if decisions else {}
     classifier = build.make_classifier(config, models, emit)
+    await classifier.verify()
     live = LiveConfig(path, loaded, classifier, controllers, emit)
     servicer, health = Servicer(lambda: live.snapshot, emit), Health()
     accountant = Accountant(lambda: live.snapshot.pipeline.config, emit)
@@ -226,7 +232,7 @@ def serve(path: Path, worker: int | None = None, admin: str = "") -> Exit:
     log.configure(loaded.config.telemetry)
     if worker is not None:
         structlog.contextvars.bind_contextvars(worker=worker)
-    models = open_each(build.load_bundles(loaded.config), loaded.config.encoder.device)
+    models = build.open_models(loaded.config)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(run(path, loaded, models, worker, admin))

@@ -13,8 +13,11 @@ from semroute_extproc.encoder.bundle import DEFAULT, Bundle
 from semroute_extproc.encoder.classifier import Classifier
 from semroute_extproc.encoder.cores import usable_cores
 from semroute_extproc.encoder.counting import TokenCounter
+from semroute_extproc.encoder.cuda import open_each
+from semroute_extproc.encoder.manifest import Device
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.encoder.queue import EncodeQueue
+from semroute_extproc.encoder.remote import RemoteEncoder
 from semroute_extproc.envoy.exchange import ExchangeSettings
 from semroute_extproc.errors import EndpointError
 from semroute_extproc.events import Emit, ignore
@@ -32,24 +35,52 @@ from semroute_extproc.strategies.judge_client import JudgeClient
 TOKENIZER_BYTES_MAX = 256 * 1024 * 1024  # of a pool's tokenizer.json
 
 
-def load_bundles(config: Config) -> dict[str, Bundle]:
-    """Language to checked bundle, the default under `DEFAULT`; raises BundleError."""
+def load_bundles(config: Config, graphs: bool = True) -> dict[str, Bundle]:
+    """Language to checked bundle, the default under `DEFAULT`; raises BundleError.
+
+    Without `graphs`, their graphs may be missing.
+    """
     wanted, own = config.encoder, config.encoder.by_language
     default = wanted.bundle or bundle.default_bundle()
     paths = {**(bundle.language_bundles() if own is None else own), DEFAULT: default}
-    return bundle.load_each({key: Path(path) for key, path in paths.items()}, (wanted.device, "cpu"))
+    devices: tuple[Device, ...] = (wanted.device, "cpu") if graphs else ()
+    return bundle.load_each({key: Path(path) for key, path in paths.items()}, devices)
 
 
-def make_classifier(config: Config, models: Mapping[str, OnnxModel], emit: Emit = ignore) -> Classifier:
-    """The classifier of the running loop: one thread on a GPU, else the cores divided by the workers."""
-    cores = max(1, usable_cores() // config.server.workers)
-    queues: dict[Path, EncodeQueue] = {}
+def open_models(config: Config) -> dict[str, OnnxModel] | dict[str, Bundle]:
+    """Language to model, warmed up, or to bundle if only a server runs graphs.
+
+    Raises BundleError or ConfigError.
+    """
+    bundles = load_bundles(config, config.encoder.is_local)
+    return open_each(bundles, config.encoder.device) if config.encoder.is_local else bundles
+
+
+def bundle_of(model: OnnxModel | Bundle) -> Bundle:
+    """The bundle of what `open_models` opened."""
+    return model if isinstance(model, Bundle) else model.bundle
+
+
+def make_classifier(
+    config: Config, models: Mapping[str, OnnxModel] | Mapping[str, Bundle], emit: Emit = ignore
+) -> Classifier:
+    """The classifier of the running loop: one thread on a GPU, else the cores divided by the workers.
+
+    Raises ConfigError.
+    """
+    settings, cores = config.encoder, max(1, usable_cores() // config.server.workers)
+    encoders: dict[Path, EncodeQueue | RemoteEncoder] = {}
     for model in models.values():
-        if model.bundle.path not in queues:
-            threads = config.encoder.threads or (cores if model.device == "cpu" else 1)
-            queues[model.bundle.path] = EncodeQueue(model, threads, config.encoder.queue_max, emit)
-    encoders = {language: queues[model.bundle.path] for language, model in models.items()}
-    return Classifier(encoders.pop(DEFAULT), encoders, config.encoder.cache_entries, emit)
+        if (found := bundle_of(model)).path in encoders:
+            continue
+        queue = None
+        if not isinstance(model, Bundle):
+            threads = settings.threads or (cores if model.device == "cpu" else 1)
+            queue = encoders[found.path] = EncodeQueue(model, threads, settings.queue_max, emit)
+        if settings.remote is not None:
+            encoders[found.path] = RemoteEncoder(found, settings.remote, queue, settings.queue_max, emit)
+    by_language = {language: encoders[bundle_of(model).path] for language, model in models.items()}
+    return Classifier(by_language.pop(DEFAULT), by_language, settings.cache_entries, emit)
 
 
 def make_policies(

@@ -15,7 +15,6 @@ from google.protobuf.json_format import MessageToDict
 
 from semroute_extproc.config.models import Config
 from semroute_extproc.config.source import Loaded
-from semroute_extproc.encoder.cuda import open_each
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
 from semroute_extproc.envoy.exchange import Exchange
 from semroute_extproc.outcome import Outcome, facts
@@ -60,7 +59,7 @@ class _Watching(ControllerState):
 def explain(loaded: Loaded, path: str, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
     """Decide one request as a server without traffic would; raises ConfigError or BundleError."""
     loaded = dataclasses.replace(loaded, config=_patient(loaded.config))
-    models = open_each(build.load_bundles(loaded.config), loaded.config.encoder.device)
+    models = build.open_models(loaded.config)
 
     async def run() -> dict[str, Any]:
         classifier, judges = build.make_classifier(loaded.config, models), build.make_judges(loaded)

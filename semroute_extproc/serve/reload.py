@@ -83,6 +83,7 @@ class LiveConfig:
             try:
                 # In a thread, because loading a large artifact takes a second and would block requests.
                 read = await asyncio.to_thread(lambda: self._read(config_source.load(self.path)))
+                await self.classifier.verify()
                 if read is not None:
                     self._adopt(self.snapshot.number + 1, *read)
                 elif self._rejected:

@@ -43,6 +43,48 @@ class Server(Model):
         return self.listen.replace(WORKER, str(worker))
 
 
+class RemoteEncoding(Model):
+    """A server that runs the bundles' graphs, see docs/scale.md. A change needs a restart."""
+
+    url: Url = Field(
+        pattern=r"^https?://[^\s/@]+:[0-9]{1,5}$",
+        description="gRPC port of a server of the Open Inference Protocol v2: `http://triton:8001`.",
+    )
+    model: str = Field(
+        "{bundle}",
+        pattern="^[A-Za-z0-9_.{}-]{1,128}$",
+        description="Model name at that server; `{bundle}` is replaced with the bundle's name.",
+    )
+    deadline_ms: float = Field(
+        30, gt=0, le=10_000, description="Time for an answer; must be below `server.deadline_ms`."
+    )
+    fallback: Literal["local", "policy"] = Field(
+        "local",
+        description="Without an answer: `local` runs the graph here; `policy` decides without signals.",
+    )
+    hedge_url: Url | None = Field(
+        None,
+        pattern=r"^https?://[^\s/@]+:[0-9]{1,5}$",
+        description="Second server, asked when `url` fails or is slow; the first answer counts.",
+    )
+    hedge_ms: float = Field(10, gt=0, le=10_000, description="Time after which `url` is slow.")
+    breaker_failures: int = Field(5, ge=1, le=1_000, description="Consecutive failures to pause a server.")
+    breaker_seconds: float = Field(5, gt=0, le=3_600, description="Time until a request probes the server.")
+    ca_file: FilePath | None = Field(
+        None, description="Certificates to trust instead of the system's, for `https`."
+    )
+    token_file: FilePath | None = Field(
+        None, description="File with a bearer token; read again every minute. Needs `https`."
+    )
+
+    @model_validator(mode="after")
+    def _secure(self) -> Self:
+        urls = [self.url, *filter(None, [self.hedge_url])]
+        if self.token_file is not None and not all(url.startswith("https:") for url in urls):
+            raise ValueError("a token is sent to https URLs only")
+        return self
+
+
 class Encoder(Model):
     """The bundle and its device. A change needs a restart."""
 
@@ -58,6 +100,12 @@ class Encoder(Model):
     )
     queue_max: int = Field(256, ge=1, le=65_536, description="Queue size; if full, requests fall back.")
     cache_entries: int = Field(2_048, ge=0, le=1_048_576, description="Cached texts, 6 KB each; 0: no cache.")
+    remote: RemoteEncoding | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this process runs the graph, always or without an answer of the server."""
+        return self.remote is None or self.remote.fallback == "local"
 
 
 class Admin(Model):

@@ -17,8 +17,8 @@ from cachetools import TTLCache
 
 from semroute_extproc.errors import ConfigError
 from semroute_extproc.events import Emit, SessionStoreError, ignore
+from semroute_extproc.io.breaker import Breaker
 from semroute_extproc.settings.controllers import SessionController
-from semroute_extproc.state.breaker import Breaker
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis

@@ -9,12 +9,12 @@ import structlog
 from cachetools import TTLCache
 
 from semroute_extproc.errors import EndpointError
+from semroute_extproc.io.breaker import Breaker
 from semroute_extproc.io.http import Endpoint
 from semroute_extproc.policy.context import Judgement
 from semroute_extproc.request import reasoning
 from semroute_extproc.request.view import Api
 from semroute_extproc.settings.pools import ReasoningFamily
-from semroute_extproc.state.breaker import Breaker
 from semroute_extproc.strategies.judge import JudgeSettings, Question, probability
 
 # Reason of an EndpointError to the result in the metric.

@@ -59,6 +59,7 @@ class PrometheusSink:
             ev.Failed: lambda _: self._count("internal_errors"),
             ev.StreamRefused: lambda _: self._count("refused_streams"),
             ev.CacheLookup: lambda event: self._count("cache", "hit" if event.hit else "miss"),
+            ev.RemoteEncoded: lambda event: self._count("remote_encodes", event.bundle, event.result),
             ev.OutOfMemory: lambda event: self._count("gpu_events", event.bundle, "out_of_memory"),
             ev.EncoderLost: self._lost,
             ev.Scraped: self._scraped,

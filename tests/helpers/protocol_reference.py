@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import mmap
@@ -39,10 +40,10 @@ def unavailable(reason: str) -> NoReturn:
     pytest.skip(f"cannot compare with the reference: {reason}")
 
 
-def xds_directory() -> Path:
-    """Return the directory with xds-protos, installing it there the first time."""
-    cache = Path(os.environ.get("SEMROUTE_TEST_CACHE") or ROOT / "build" / "xds-protos")
-    directory = cache / f"{XDS_PROTOS}-protobuf-{XDS_PROTOBUF}"
+def installed(name: str, *packages: str) -> Path:
+    """Return the directory `name` of the cache, installing the packages there the first time."""
+    cache = Path(os.environ.get("SEMROUTE_TEST_CACHE") or ROOT / "build" / "protocols")
+    directory = cache / name
     if directory.is_dir():
         return directory
     uv = shutil.which("uv")
@@ -56,7 +57,6 @@ def xds_directory() -> Path:
     with tempfile.TemporaryDirectory(dir=cache) as partial:
         target = Path(partial, "packages")
         options = ["--no-deps", "--only-binary=:all:", "--target", str(target)]
-        packages = [f"xds-protos=={XDS_PROTOS}", f"protobuf=={XDS_PROTOBUF}"]
         try:
             done = subprocess.run(
                 [*installer, *options, *packages],
@@ -72,6 +72,20 @@ def xds_directory() -> Path:
         if not directory.is_dir():  # another test process may have been quicker
             target.rename(directory)
     return directory
+
+
+def xds_directory() -> Path:
+    """Return the directory with xds-protos."""
+    packages = (f"xds-protos=={XDS_PROTOS}", f"protobuf=={XDS_PROTOBUF}")
+    return installed(f"xds-protos-{XDS_PROTOS}-protobuf-{XDS_PROTOBUF}", *packages)
+
+
+def embedded_file(generated: Path) -> FileDescriptorProto:
+    """Read the descriptor in a generated `_pb2.py` without importing it."""
+    for call in ast.walk(ast.parse(generated.read_text())):
+        if isinstance(call, ast.Call) and getattr(call.func, "attr", "") == "AddSerializedFile":
+            return FileDescriptorProto.FromString(ast.literal_eval(call.args[0]))
+    raise AssertionError(f"{generated} has no descriptor")
 
 
 def ask_xds(

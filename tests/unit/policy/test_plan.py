@@ -81,6 +81,11 @@ class TestDeciding:
             ("threshold", "s"),
         ]
 
+    def test_the_reason_says_why_the_local_graph_read_the_text_if_that_was_not_intended(self) -> None:
+        found = [decided(compiled(), facts(signals=signals(remote=why))) for why in ("", "remote timeout")]
+        assert found[1].reason == f"{found[0].reason} (local encoder: remote timeout)"
+        assert found[1].pool == found[0].pool
+
     def test_a_reason_for_no_signals_is_taken_for_all_that_follows(self) -> None:
         bands = {"bands": [{"below": 0.3, "effort": "off"}, {"effort": "high"}]}
         otherwise = {"strategy": "s", "reasoning": bands}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shutil import copytree, ignore_patterns
 from typing import Any
 
 import pytest
@@ -10,9 +11,10 @@ from builders import BUNDLE, MANIFEST, config
 from pydantic import ValidationError
 
 from semroute_extproc.config import source
+from semroute_extproc.config.models import Config
 from semroute_extproc.encoder import bundle, cuda
 from semroute_extproc.encoder.bundle import DEFAULT, Bundle
-from semroute_extproc.errors import ConfigError
+from semroute_extproc.errors import BundleError, ConfigError
 from semroute_extproc.serve import build
 
 
@@ -98,6 +100,20 @@ def test_the_bundles_of_the_configuration_replace_the_shipped_ones(monkeypatch: 
         (default, ("cpu", "cpu")),
         ({"pl": Path("shipped"), **default}, ("cuda", "cpu")),
     ]
+
+
+def test_a_sidecar_that_leaves_graphs_to_a_server_needs_none(tmp_path: Path) -> None:
+    lean = tmp_path / "lean"
+    copytree(bundle.default_bundle(), lean, ignore=ignore_patterns("*.onnx"))
+
+    def encoder(fallback: str) -> Config:
+        remote = {"url": "http://encoder:8001", "fallback": fallback}
+        return config(encoder={"bundle": str(lean), "by_language": {}, "remote": remote})
+
+    [opened] = build.open_models(encoder("policy")).values()
+    assert isinstance(opened, Bundle)
+    with pytest.raises(BundleError, match=r"onnx: No such file"):
+        build.open_models(encoder("local"))
 
 
 def test_at_most_64_languages_have_a_bundle() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -362,21 +361,6 @@ async def test_a_failure_of_ours_is_no_answer_either(
 ) -> None:
     monkeypatch.setattr(Question, "body", lambda *_: 1 / 0)
     assert await ask(judge) == Judgement(None, "error")
-
-
-@pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    """A folder with `cert.pem`, which signed itself for 127.0.0.1, and `key.pem`."""
-    command = [
-        *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
-        *("-keyout", "key.pem", "-out", "cert.pem", "-days", "2", "-subj", "/CN=localhost"),
-        *("-addext", "subjectAltName=IP:127.0.0.1"),
-    ]
-    try:
-        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("no openssl here to make a certificate with")
-    return tmp_path
 
 
 async def test_a_servers_certificate_is_checked(certificate: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from semroute_extproc.state.breaker import Breaker
+from semroute_extproc.io.breaker import Breaker
 
 
 def test_it_opens_after_failures_in_a_row_and_lets_one_probe_through() -> None:
