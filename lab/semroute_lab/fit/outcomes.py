@@ -15,6 +15,7 @@ from semroute_lab.common.embedding import embed
 from semroute_lab.common.metrics import Floats, Integers, Vectors
 from semroute_lab.common.tables import OUTCOME, Table, folds, read_table, require_rows, texts_in
 
+ROWS_MAX = 100_000  # Prompts that a fit takes; of more, a sample
 PAIR = ("strong", "weak")  # Names of the models of a pair file
 BLANKS_MAX = 0.05  # A model that lacks outcomes for more than this share of the questions is left out
 
@@ -52,7 +53,7 @@ def read(
     options_column: str | None = None,
 ) -> Outcomes:
     """A pair file as of `eval pair`, or questions and outcomes as of `eval pool`; raises DataError."""
-    table = read_table(file).in_splits(splits)
+    table = read_table(file, ROWS_MAX).in_splits(splits)
     texts = texts_in(table, text_column, options_column)
     if outcomes is None:
         columns = [table.numbers_in(OUTCOME + model, 0.0, 1.0) for model in PAIR]
@@ -101,7 +102,7 @@ def embedded(scorer: Scorer, outcomes: Outcomes) -> tuple[Outcomes, Vectors]:
     """The rows that the default bundle reads, with embeddings (n, d); DataError if all are alike."""
     path = outcomes.table.path
     try:
-        rows, x = embed(scorer, outcomes.texts)
+        rows, x = embed(scorer, outcomes.texts, outcomes.table)
     except DataError as error:
         raise DataError(f"{path}:1:: {error}") from None
     kept = outcomes.take(rows)

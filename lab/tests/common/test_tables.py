@@ -53,7 +53,8 @@ def test_a_line_separator_inside_a_field_does_not_end_the_row(tmp_path: Path) ->
         ("t.csv.gz", gzip.compress(b"a,b\n1,2\n")[:-9], "cannot be read"),
         ("t.jsonl", b'{"a": 1}\n{"a":\n', ":2:: not JSON"),
         ("t.jsonl", b"[1]\n", ":1:: expected an object, found list"),
-        ("t.parquet", b"PAR1", "expected a name ending in"),
+        ("t.parquet", b"PAR1", "cannot be read"),
+        ("t.xlsx", b"PK", "expected a name ending in"),
     ],
 )
 def test_unreadable_files_are_refused_with_the_place(
