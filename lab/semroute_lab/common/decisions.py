@@ -284,7 +284,7 @@ def _by_prompt(records: Iterator[Record], number: int, folder: Path, count: int,
     for record in records:
         if prompt := record.get("prompt", "").strip():
             row = found.setdefault(prompt, {"prompt": prompt, "sums": {}})
-if "embedding" in record:
+            if "embedding" in record:
                 row |= {"embedding": record["embedding"], "revision": record["revision"]}
             model, usage = record.get("model", ""), record.get("usage", {})
             for name, value in (("outcome", record.get("outcome")), ("tokens", usage.get("output_tokens"))):

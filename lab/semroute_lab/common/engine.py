@@ -85,7 +85,7 @@ class Engine:
         left = [number for number, result in enumerate(results) if not result.exists()]
         with progress(what, len(parts)) as advance:
             advance(len(parts) - len(left))
-            if self.address != "local":
+            if self.address != "local" and left:
                 calls = [(function, parts[number], results[number]) for number in left]
                 for _ in _on_ray(self.address, calls):
                     advance(1)
@@ -127,8 +127,7 @@ def _on_ray(address: str, calls: Sequence[tuple[Any, ...]]) -> Iterator[object]:
     import ray.data
 
     if not ray.is_initialized():
-        where = None if address == "ray" else address
-        ray.init(where, log_to_driver=False, configure_logging=False, include_dashboard=None)
+        ray.init(None if address == "ray" else address, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     rows = ray.data.from_items(list(range(len(calls))), override_num_blocks=len(calls))
 

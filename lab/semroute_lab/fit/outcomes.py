@@ -11,6 +11,7 @@ import numpy as np
 from semroute_extproc.errors import DataError
 from semroute_extproc.serve.offline import Scorer
 from semroute_extproc.strategies.artifact import ArtifactManifest as Manifest
+from semroute_lab.common.decisions import is_log
 from semroute_lab.common.embedding import embed
 from semroute_lab.common.metrics import Floats, Integers, Vectors
 from semroute_lab.common.tables import OUTCOME, Table, folds, read_table, require_rows, texts_in
@@ -56,8 +57,10 @@ def read(
     table = read_table(file, ROWS_MAX).in_splits(splits)
     texts = texts_in(table, text_column, options_column)
     if outcomes is None:
-        columns = [table.numbers_in(OUTCOME + model, 0.0, 1.0) for model in PAIR]
-        found = Outcomes(table, texts, PAIR, np.stack(columns, axis=1))
+        logged = is_log(file)  # Where many prompts were answered by one model only.
+        columns = [table.numbers_in(OUTCOME + model, 0.0, 1.0, blank=logged) for model in PAIR]
+        outcome = np.stack(columns, axis=1)
+        found = Outcomes(table, texts, PAIR, outcome).take(np.flatnonzero(np.isfinite(outcome).all(axis=1)))
     else:
         found, _ = join(table, texts, read_table(outcomes).by_model())
     require_rows(found.table)
