@@ -10,7 +10,6 @@ import base64
 import gzip
 import hashlib
 import json
-import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from semroute_extproc.errors import DataError
 from semroute_extproc.request.signals import Signals
 from semroute_extproc.telemetry.parquet_files import COLUMNS
 from semroute_extproc.telemetry.record import SIGNALS
-from semroute_lab.common.engine import Engine, Part, Tick, name_of
+from semroute_lab.common.engine import Engine, Part, Tick
 from semroute_lab.common.metrics import Vectors
 from semroute_lab.common.shuffle import Buckets, bucket
 
@@ -121,15 +120,13 @@ class DecisionLog:
         size = sum(map(_size, self._files))
         self.buckets = max(1, -(-size // self._engine.memory))
         groups = _grouped(self._files, self._engine.memory)
-        parts = [
-            (n, list(map(str, each)), self.buckets, self._engine.memory) for n, each in enumerate(groups)
-        ]
-        self._rows, self.count, self.unreadable, self.example = list[str](), 0, 0, ""
-        for found in self._engine.run("indexing", _scatter, parts, self._files):
-            self._rows += found["files"]
-            self.count += found["count"]
-            self.unreadable += found["unreadable"]
-            self.example = found["example"] or self.example
+        self.count, self.unreadable, self.example = 0, 0, ""
+        run, bounds = self._engine.run, (self.buckets, self._engine.memory)
+        for found in run("indexing", _lines_of, [(each,) for each in groups], _scatter, bounds, self._files):
+            self._folder, decisions, unreadable, example = found
+            self.count += decisions
+            self.unreadable += unreadable
+            self.example = example or self.example
         if not self.count:
             raise DataError(f"{path}:1:: expected records of decisions, found none")
 
@@ -140,15 +137,13 @@ class DecisionLog:
 
     def map(self, what: str, function: Callable[..., Any], *given: Any) -> Iterator[Any]:
         """`function(records, number, folder, *given)` of each bucket's joined decisions."""
-        parts = [(name_of(function), self._rows, n, given) for n in range(self.buckets)]
-        own = [each for each in given if isinstance(each, Path) and each.is_file()]
-        return self._engine.run(what, _mapped, parts, [*self._files, *own])
+        parts = [(self._folder, number) for number in range(self.buckets)]
+        return self._engine.run(what, _joined, parts, function, given, self._files)
 
     def prompts(self) -> list[Part]:
         """The parts of a table with a row for each prompt, which `prompt_rows` reads."""
-        found = self.map("joining", _by_prompt, self.buckets, self._engine.memory)
-        files = [file for each in found for file in each]
-        return [(files, number) for number in range(self.buckets)]
+        *_, folder = self.map("joining", _by_prompt, self.buckets, self._engine.memory)
+        return [(folder, number) for number in range(self.buckets)]
 
 
 def _size(file: Path) -> int:
@@ -166,24 +161,31 @@ def _grouped(files: list[Path], memory: int) -> Iterator[list[Path]]:
     yield group
 
 
+def _lines_of(files: list[Path], tick: Tick) -> Iterator[tuple[str, bytes]]:
+    """The place and the JSON of each record."""
+    for file in files:
+        lines = _json_of(file, lambda share: tick(share / len(files)))
+        yield from ((f"{file}:{number}", line) for number, line in enumerate(lines, start=1))
+
+
 def _scatter(
-    part: int, files: list[str], count: int, memory: int, folder: Path, tick: Tick
-) -> dict[str, Any]:
+    lines: Iterator[tuple[str, bytes]], part: int, folder: Path, count: int, memory: int
+) -> tuple[str, int, int, str]:
+    """The folder of the buckets, the decisions, the lines that are no records, and the place of one."""
     rows, decisions, unreadable, example = Buckets(folder, part, count, memory), 0, 0, ""
-    for file in map(Path, files):
-        for number, line in enumerate(_json_of(file, lambda share: tick(share / len(files))), start=1):
-            match head := _head_of(line):
-                case _Head("decision"):
-                    decisions += 1
-                    rows.add(head.request_id or f"{file}:{number}", line, head.time, bool(head.failed_pools))
-                case _Head("outcome", outcome=float(value)) if 0.0 <= value <= 1.0:
-                    rows.add(head.request_id, line, head.time, first=True)
-                case _Head("usage"):
-                    rows.add(head.request_id, line, head.time, first=True)
-                case _:
-                    unreadable, example = unreadable + 1, f"{file}:{number}"
+    for place, line in lines:
+        match head := _head_of(line):
+            case _Head("decision"):
+                decisions += 1
+                rows.add(head.request_id or place, line, head.time, bool(head.failed_pools))
+            case _Head("outcome", outcome=float(value)) if 0.0 <= value <= 1.0:
+                rows.add(head.request_id, line, head.time, first=True)
+            case _Head("usage"):
+                rows.add(head.request_id, line, head.time, first=True)
+            case _:
+                unreadable, example = unreadable + 1, place
     rows.flush()
-    return {"files": rows.files, "count": decisions, "unreadable": unreadable, "example": example}
+    return str(folder), decisions, unreadable, example
 
 
 def _head_of(line: bytes) -> _Head | None:
@@ -243,13 +245,9 @@ def _record(line: bytes) -> Record | None:
     return None
 
 
-def _mapped(name: str, files: list[str], number: int, given: Part, folder: Path, tick: Tick) -> Any:
-    return pkgutil.resolve_name(name)(_joined(files, number, tick), number, folder, *given)
-
-
-def _joined(files: list[str], number: int, tick: Tick) -> Iterator[Record]:
+def _joined(folder: str, number: int, tick: Tick) -> Iterator[Record]:
     """Each decision, with `outcome` (the mean over its sources) and `usage` if they are known."""
-    others, rows, count = bucket(files, number)
+    others, rows, count = bucket(folder, number)
     outcomes: dict[str, dict[str, float]] = {}
     usage: dict[str, bytes] = {}
     failed: dict[str, int] = {}
@@ -278,7 +276,7 @@ def _joined(files: list[str], number: int, tick: Tick) -> Iterator[Record]:
         yield record
 
 
-def _by_prompt(records: Iterator[Record], number: int, folder: Path, count: int, memory: int) -> list[str]:
+def _by_prompt(records: Iterator[Record], number: int, folder: Path, count: int, memory: int) -> str:
     """Sums of the outcomes and tokens of each prompt's answers, by a hash of the prompt."""
     rows, found = Buckets(folder, number, count, memory), dict[str, Record]()
     for record in records:
@@ -294,13 +292,13 @@ def _by_prompt(records: Iterator[Record], number: int, folder: Path, count: int,
     for prompt, row in found.items():
         rows.add(prompt, json.dumps(row).encode())
     rows.flush()
-    return rows.files
+    return str(folder)
 
 
-def prompt_rows(files: list[str], number: int) -> Iterator[Record]:
+def prompt_rows(folder: str, number: int) -> Iterator[Record]:
     """Each logged prompt of a bucket, with the mean of every model's outcomes and answer tokens."""
     found: dict[str, Record] = {}
-    for line in bucket(files, number)[1]:
+    for line in bucket(folder, number)[1]:
         row = json.loads(line)
         known = found.setdefault(row["prompt"], row)
         if known is not row:

@@ -11,7 +11,7 @@ import multiprocessing
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,11 +32,6 @@ MEMORY_MIB = 256  # Data of one part; a process takes up to about four times as 
 Tick = Callable[[float], object]  # Takes the share of a part that was done since the last call
 Part = tuple[Any, ...]  # Plain arguments of the function
 _META = "semroute_lab.engine"
-
-
-def name_of(function: Callable[..., Any]) -> str:
-    """A name that `pkgutil.resolve_name` finds in any process; part of what is computed."""
-    return f"{function.__module__}:{function.__qualname__}"
 
 
 @dataclass(frozen=True)
@@ -70,36 +65,45 @@ class Engine:
         return Path(made)
 
     def run(
-        self, what: str, function: Callable[..., Any], parts: Sequence[Part], files: Iterable[Path] = ()
+        self,
+        what: str,
+        read: Callable[..., Any],
+        parts: Sequence[Part],
+        function: Callable[..., Any],
+        given: Part = (),
+        files: Sequence[Path] = (),
     ) -> Iterator[Any]:
-        """`function(*part, folder, tick)` of each part, in order. Raises DataError.
+        """`function(read(*part, tick), number, folder, *given)` of each part, in order. Raises DataError.
 
         `folder` is for its files, and `what` names the progress bar. Results of an earlier run are taken if
-        the parts are the same and `files` did not change.
+        all arguments are the same and neither `files` nor those in `given` changed.
         """
-        stamps = [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
-        key = repr((name_of(function), self.memory, parts, stamps))
-        folder = self.folder / f"{what}-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}"
+        used = [*files, *(each for each in given if isinstance(each, Path) and each.is_file())]
+        stamps = [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in used]
+        names = [(each.__module__, each.__qualname__) for each in (read, function)]
+        key = hashlib.blake2b(repr((names, self.memory, parts, given, stamps)).encode(), digest_size=8)
+        folder = self.folder / f"{what}-{key.hexdigest()}"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         results = [folder / f"{number}.msgpack" for number in range(len(parts))]
-        left = [number for number, result in enumerate(results) if not result.exists()]
+        calls = [
+            (read, part, function, number, given, result)
+            for number, (part, result) in enumerate(zip(parts, results, strict=True))
+            if not result.exists()
+        ]
         with progress(what, len(parts)) as advance:
-            advance(len(parts) - len(left))
-            if self.address != "local" and left:
-                calls = [(function, parts[number], results[number]) for number in left]
+            advance(len(parts) - len(calls))
+            if self.address != "local" and calls:
                 for _ in _on_ray(self.address, calls):
-                    advance(1)
-            elif len(left) == 1 or usable_cores() == 1:
-                for number in left:
-                    _call(function, parts[number], results[number], advance)
-            elif left:
-                with ProcessPoolExecutor(
-                    min(usable_cores(), len(left)), multiprocessing.get_context("spawn")
-                ) as pool:
-                    calls_ = [pool.submit(_call, function, parts[each], results[each]) for each in left]
-                    for call in as_completed(calls_):
-                        call.result()
-                        advance(1)
+                    advance()
+            elif len(calls) < 2 or usable_cores() == 1:
+                for call in calls:
+                    _call(*call, advance)
+            else:
+                cores, spawn = min(usable_cores(), len(calls)), multiprocessing.get_context("spawn")
+                with ProcessPoolExecutor(cores, spawn) as pool:
+                    for done in as_completed([pool.submit(_call, *call) for call in calls]):
+                        done.result()
+                        advance()
         for result in results:
             found = msgspec.msgpack.decode(result.read_bytes())
             if "error" in found:
@@ -111,10 +115,18 @@ class Engine:
 _DEFAULT = Engine()
 
 
-def _call(function: Callable[..., Any], part: Part, result: Path, tick: Tick = lambda _: None) -> None:
+def _call(
+    read: Callable[..., Any],
+    part: Part,
+    function: Callable[..., Any],
+    number: int,
+    given: Part,
+    result: Path,
+    tick: Tick = lambda _: None,
+) -> None:
     """Keep the function's result, or its DataError, which a cluster would wrap in other errors."""
     try:
-        found = {"value": function(*part, result.parent, tick)}
+        found = {"value": function(read(*part, tick), number, result.parent, *given)}
     except DataError as error:
         found = {"error": str(error)}
     data = msgspec.msgpack.encode(found)

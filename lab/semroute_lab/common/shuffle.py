@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ class Buckets:
 
     def __init__(self, folder: Path, part: int, count: int, memory: int) -> None:
         """`count` buckets; files are written whenever the rows take `memory` bytes."""
-        self._name, self._count, self._memory = folder / f"rows-{part}", count, memory
+        self._name, self._count, self._memory = folder / f"rows-{part:06}", count, memory
         self._rows: list[tuple[int, float, bool, bytes]] = []
-        self._bytes, self.files = 0, list[str]()
+        self._bytes = self._files = 0
 
     def add(self, key: str, row: bytes, order: float = 0.0, first: bool = False) -> None:
         """A row; `order` and `first` sort the rows of a bucket."""
@@ -43,20 +43,19 @@ class Buckets:
         every = pa.record_batch(
             [pa.array(each, of.type) for each, of in zip(columns, _SCHEMA, strict=True)], _SCHEMA
         )
-        path = f"{self._name}-{len(self.files)}.arrow"
+        path = f"{self._name}-{self._files:06}.arrow"
         how = pa.ipc.IpcWriteOptions(compression="lz4")
         with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, _SCHEMA, options=how) as writer:
             for low, high in pairwise(edges):
                 writer.write_batch(every.slice(low, high - low))
-        self.files.append(path)
-        self._rows, self._bytes = [], 0
+        self._rows, self._bytes, self._files = [], 0, self._files + 1
 
 
-def bucket(files: Sequence[str], number: int) -> tuple[Iterator[bytes], Iterator[bytes], int]:
+def bucket(folder: str, number: int) -> tuple[Iterator[bytes], Iterator[bytes], int]:
     """The rows of a bucket: those marked as first, and all of them in their order; and how many they are."""
     batches = []
-    for path in files:
-        with pa.OSFile(path) as source:
+    for path in sorted(Path(folder).glob("rows-*.arrow")):
+        with pa.OSFile(str(path)) as source:
             batches.append(pa.ipc.open_file(source).get_batch(number))
     rows = pa.Table.from_batches(batches, _SCHEMA)
     place = np.argsort(rows["order"].to_numpy(), kind="stable")

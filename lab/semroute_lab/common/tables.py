@@ -17,7 +17,6 @@ import io
 import itertools
 import json
 import math
-import pkgutil
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +30,7 @@ import pyarrow.parquet as pq
 
 from semroute_extproc.errors import DataError
 from semroute_lab.common.decisions import BATCH_ROWS, DecisionLog, digest_of, files_of, is_log, prompt_rows
-from semroute_lab.common.engine import Engine, Part, Tick, name_of
+from semroute_lab.common.engine import Engine, Part, Tick
 from semroute_lab.common.metrics import Floats, Integers
 from semroute_lab.common.shuffle import Sample
 
@@ -200,16 +199,8 @@ class Source:
         return cls(path, files, [(str(file), root) for file in files], False)
 
     def map(self, what: str, function: Callable[..., Any], *given: Any) -> Iterator[Any]:
-        """`function(rows, number, file, *given)` of each part, with rows as of `Rows`."""
-        names = [str(self.path)] * len(self.parts) if self.log else self.files
-        every = enumerate(zip(self.parts, map(str, names), strict=True))
-        parts = [(name_of(function), number, file, part, given) for number, (part, file) in every]
-        own = [each for each in given if isinstance(each, Path) and each.is_file()]
-        return Engine.current().run(what, _mapped, parts, [*self.files, *own])
-
-
-def _mapped(name: str, number: int, file: str, part: Part, given: Part, folder: Path, tick: Tick) -> Any:
-    return pkgutil.resolve_name(name)(_rows(*part), number, Path(file), *given)
+        """`function(rows, number, folder, *given)` of each part, with rows as of `Rows`."""
+        return Engine.current().run(what, _rows, self.parts, function, given, self.files)
 
 
 def _sampled(rows: Rows, part: int, _: Path, rows_max: int, bytes_max: int) -> dict[str, Any]:
@@ -219,9 +210,9 @@ def _sampled(rows: Rows, part: int, _: Path, rows_max: int, bytes_max: int) -> d
     return found.state()
 
 
-def _rows(part: Any, root: Any) -> Iterator[tuple[int, Row]]:
+def _rows(part: str, root: Any, _: Tick) -> Iterator[tuple[int, Row]]:
     """The rows of a part of a source, with their numbers; raises DataError."""
-    if not isinstance(part, str):
+    if isinstance(root, int):
         prompts = enumerate(prompt_rows(part, root), start=1)
         yield from ((n, {name: _as_field(value) for name, value in row.items()}) for n, row in prompts)
         return

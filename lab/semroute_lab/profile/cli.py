@@ -155,7 +155,8 @@ def fit(outcomes: Path, column: str, model: str | None, tokens_column: str | Non
     clusters, _ = open_clusters(given["clusters"], given["bundle"])
     source, found = Source.of(outcomes), list[dict[str, Any]]()
     columns = (column, tokens_column, given["text_column"], given["options_column"])
-    found.extend(source.map("profiling", _counted, given["clusters"], given["bundle"], *columns))
+    names = [outcomes] if source.log else source.files
+    found.extend(source.map("profiling", _counted, names, given["clusters"], given["bundle"], *columns))
     if not any(each["asked"] for each in found):
         raise DataError(f"{outcomes}:1:{column}: expected an outcome in at least one row, all are blank")
     _say_left_out(sum(each["left_out"] for each in found), clusters.manifest.bundle)
@@ -165,14 +166,7 @@ def fit(outcomes: Path, column: str, model: str | None, tokens_column: str | Non
 
 
 def _counted(
-    rows: Any,
-    _: int,
-    file: Path,
-    artifact: Path,
-    bundle: Path | None,
-    column: str,
-    tokens: str | None,
-    *of: Any,
+    rows: Any, number: int, _: Path, files: list[Path], artifact: Path, bundle: Path | None, *columns: Any
 ) -> dict[str, Any]:
     """The sums of a part's answers, by cluster, and how many rows have no cluster."""
     import numpy as np
@@ -182,9 +176,10 @@ def _counted(
     from semroute_lab.profile.tally import sums_of
 
     clusters, scorer = open_clusters(artifact, bundle)
+    column, tokens, *of = columns
     sums, asked, left_out = np.zeros((4, len(clusters.centroids))), 0, 0
     while chunk := list(itertools.islice(rows, CHUNK_ROWS)):
-        table = table_of(file, chunk)
+        table = table_of(files[number % len(files)], chunk)
         quality = table.numbers_in(column, 0.0, 1.0, blank=True)
         table, quality = table.where(np.isfinite(quality).tolist()), quality[np.isfinite(quality)]
         if not len(table):

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from many_files import COMMANDS, IN_PARTS, make_home, run
-from semroute_lab.common.decisions import DecisionLog, _scatter
+from semroute_lab.common.decisions import DecisionLog, _lines_of, _scatter
 from semroute_lab.common.engine import Engine
 
 from semroute_extproc.cli import main
@@ -58,10 +58,15 @@ def test_the_log_of_these_tests_is_in_several_parts(home: Path, tmp_path: Path) 
     assert results["scoring"] > 1
 
 
-def work(number: int, kind: str, folder: Path, tick: Callable[[float], object]) -> dict[str, Any]:
+def read(kind: str, tick: Callable[[float], object]) -> str:
+    """What a part holds."""
+    tick(1.0)
+    return kind
+
+
+def work(kind: str, number: int, folder: Path) -> dict[str, Any]:
     """Leave a mark for each call; the first call with number 3 kills the process, or is refused."""
     (folder / f"called-{number}-{os.getpid()}").touch()
-    tick(1.0)
     flag = folder / "stopped"
     if number == 3 and not flag.exists():
         flag.touch()
@@ -72,39 +77,37 @@ def work(number: int, kind: str, folder: Path, tick: Callable[[float], object]) 
 
 
 def test_results_are_in_order_and_kept(tmp_path: Path) -> None:
-    engine, parts = Engine(work=tmp_path), [(number, "fine") for number in range(3)]
+    engine, parts = Engine(work=tmp_path), [("fine",)] * 3
     for _ in range(2):
-        found = list(engine.run("counting", work, parts))
+        found = list(engine.run("counting", read, parts, work))
         assert found == [{"number": number, "list": [1.5, None]} for number in range(3)]
     assert len(list(tmp_path.glob("counting-*/called-*"))) == 3
 
 
 def test_a_run_that_was_killed_goes_on_after_the_parts_that_are_done(tmp_path: Path) -> None:
-    engine, parts = Engine(work=tmp_path), [(number, "killed") for number in range(8)]
+    engine, parts = Engine(work=tmp_path), [("killed",)] * 8
     with pytest.raises(BrokenProcessPool):
-        list(engine.run("counting", work, parts))
+        list(engine.run("counting", read, parts, work))
     done = {each.stem for each in tmp_path.glob("counting-*/*.msgpack")}
     assert "3" not in done
     before = set(tmp_path.glob("counting-*/called-*"))
-    assert [each["number"] for each in engine.run("counting", work, parts)] == list(range(8))
-    again = {
-        each.name.split("-")[1] for each in tmp_path.glob("counting-*/called-*") if each.name not in before
-    }
+    assert [each["number"] for each in engine.run("counting", read, parts, work)] == list(range(8))
+    again = {each.name.split("-")[1] for each in set(tmp_path.glob("counting-*/called-*")) - before}
     assert again.isdisjoint(done)
 
 
 def test_an_error_in_a_part_is_raised_as_it_is_and_tried_again(tmp_path: Path) -> None:
-    engine, parts = Engine(work=tmp_path), [(number, "refused") for number in range(4)]
+    engine, parts = Engine(work=tmp_path), [("refused",)] * 4
     with pytest.raises(DataError, match=r"log\.jsonl:7:score: expected a number"):
-        list(engine.run("counting", work, parts))
-    assert len(list(engine.run("counting", work, parts))) == 4
+        list(engine.run("counting", read, parts, work))
+    assert len(list(engine.run("counting", read, parts, work))) == 4
 
 
 def test_a_file_that_changed_is_read_again(tmp_path: Path) -> None:
     file, engine = tmp_path / "log.jsonl", Engine(work=tmp_path / "work")
     for text in ("a", "ab"):
         file.write_text(text)
-        list(engine.run("counting", work, [(0, "fine")], [file]))
+        list(engine.run("counting", read, [("fine",)], work, (), [file]))
     assert len(list((tmp_path / "work").iterdir())) == 2
 
 
@@ -121,11 +124,11 @@ def test_progress_goes_on_while_a_single_file_is_read(home: Path, tmp_path: Path
     """The steps of the bar while a log is indexed add up to its one part."""
     [file] = (home / "log").glob("*.jsonl")
     steps = list[float]()
-    _scatter(0, [str(file)] * 2, 1, 1 << 30, tmp_path, steps.append)
+    _scatter(_lines_of([file] * 2, steps.append), 0, tmp_path, 1, 1 << 30)
     assert sum(steps) <= 1.0
     for file in sorted((home / "log").glob("date=*/*.parquet")):
         steps.clear()
-        _scatter(0, [str(file)], 1, 1 << 30, tmp_path, steps.append)
+        _scatter(_lines_of([file], steps.append), 0, tmp_path, 1, 1 << 30)
         assert sum(steps) == pytest.approx(1.0)
 
 
