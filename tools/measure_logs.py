@@ -51,8 +51,8 @@ def write(path: Path, lines: list[dict[str, Any]], decisions: int) -> int:
             record = record | {"request_id": name}
             if record["record"] == "decision":
                 made += 1
-                # Two of three prompts are asked again, mostly of the other model.
-                record["prompt"] = f"{record['prompt']} {copy // 3}"
+                # Each prompt is asked four times, of one model or the other.
+                record["prompt"] = f"{record['prompt']} {copy}"
                 seed = prompts.setdefault(record["prompt"], rng.bytes(768).hex())
                 record["embedding"] = _base64(seed)
             batch.append(json.dumps(record).encode() + b"\n")
@@ -60,7 +60,7 @@ def write(path: Path, lines: list[dict[str, Any]], decisions: int) -> int:
             if len(batch) == 256:
                 files.append(b"".join(batch))
                 batch = []
-        prompts = prompts if copy // 3 == made // 3 else {}
+        prompts = {}
     files.append(b"".join(batch) or b"\n")
     files.close()
     return size

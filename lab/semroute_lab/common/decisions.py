@@ -29,7 +29,7 @@ from semroute_lab.common.metrics import Vectors
 from semroute_lab.common.shuffle import Buckets, bucket
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
-PACKED = 6  # Bytes of records for each byte of a compressed file
+PACKED = 12  # Most bytes of records for each byte of a compressed file
 BATCH_ROWS = 1_024  # Rows of a Parquet file that are in memory at once
 TICK_ROWS = 256  # Rows between two steps of a progress bar
 TICK_BYTES = 1024**2  # Bytes of lines between two steps
