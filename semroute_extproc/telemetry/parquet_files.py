@@ -22,6 +22,9 @@ from semroute_extproc.telemetry.decision_log import LogFiles
 ROWS_MAX = 1_024  # in memory at once, and in a row group
 PAUSE_SECONDS = 0.02  # between row groups, for the event loop
 _TYPES = {"number": pa.float64(), "integer": pa.int64(), "boolean": pa.bool_(), "binary": pa.binary()}
+_JSON = json.JSONEncoder(separators=(",", ":")).encode
+_CONVERT: dict[str, Any] = {"list": _JSON, "map": _JSON, "binary": base64.b64decode}
+_CONVERT["string"] = lambda text: text.encode(errors="replace")  # A lone surrogate is no text.
 _ROWS = msgspec.toml.decode(Path(__file__).with_name("columns.toml").read_bytes()).values()
 COLUMNS: dict[str, str] = {name: of for rows in _ROWS for name, (of, _) in rows.items()}
 SCHEMA = pa.schema([(name, _TYPES.get(of, pa.string())) for name, of in COLUMNS.items()])
@@ -76,12 +79,5 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 def _column(rows: list[dict[str, Any]], field: Any) -> Any:
-    values: list[Any] = [row.get(field.name) for row in rows]
-    of = COLUMNS[field.name]
-    if of == "binary":
-        values = [value and base64.b64decode(value) for value in values]
-    elif of in ("list", "map"):
-        values = [None if value is None else json.dumps(value, separators=(",", ":")) for value in values]
-    elif of == "string":  # A lone surrogate is no text.
-        values = [value and value.encode(errors="replace") for value in values]
-    return pa.array(values, field.type)
+    convert, values = _CONVERT.get(COLUMNS[field.name]), (row.get(field.name) for row in rows)
+    return pa.array([convert(each) if convert and each is not None else each for each in values], field.type)

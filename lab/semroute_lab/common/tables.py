@@ -147,8 +147,14 @@ def read_table(path: Path, rows_max: int = ROWS_MAX) -> Table:
     """
     source, engine = Source.of(path), Engine.current()
     found = Sample(rows_max, engine.memory)
-    for state in source.map("reading", _sampled, rows_max, engine.memory):
+    names = set[str]()
+    for number, state in enumerate(source.map("reading", _sampled, rows_max, engine.memory)):
         found.merge(state)
+        if (own := set(state["names"])) and not source.log and ".jsonl" not in source.files[number].name:
+            names = names or own
+            for other in sorted(names ^ own):
+                has = "other files have" if other in names else "no other file has"
+                raise DataError(f"{source.files[number]}:1:{other}: {has} this column")
     rows = found.rows()
     if len(rows) < found.seen:
         click.echo(f"note: {path}: a sample of {len(rows):,} of its {found.seen:,} rows is used", err=True)
@@ -188,13 +194,6 @@ class Source:
         if is_log(path):
             return cls(path, files_of(path), DecisionLog(path).prompts(), True)
         files = files_of(path, SUFFIXES)
-        columns = None
-        for file in files if len(files) > 1 else ():
-            own = _names(file)
-            columns = columns or own
-            if own and (other := next(iter(own.keys() ^ columns.keys()), "")):
-                lacks, has = (file, path) if other in columns else (path, file)
-                raise DataError(f"{file}:1:{other}: {has} has this column, but {lacks} lacks it")
         root = str(path) if path.is_dir() else ""
         return cls(path, files, [(str(file), root) for file in files], False)
 
@@ -204,10 +203,11 @@ class Source:
 
 
 def _sampled(rows: Rows, part: int, _: Path, rows_max: int, bytes_max: int) -> dict[str, Any]:
-    found = Sample(rows_max, bytes_max)
+    found, names = Sample(rows_max, bytes_max), list[str]()
     for number, row in rows:
+        names = names or list(row)
         found.add([part, number], row, sum(map(len, row.values())) + FIELD_BYTES * (len(row) + 1))
-    return found.state()
+    return found.state() | {"names": names}
 
 
 def _rows(part: str, root: Any, _: Tick) -> Iterator[tuple[int, Row]]:
@@ -233,17 +233,6 @@ def _rows(part: str, root: Any, _: Tick) -> Iterator[tuple[int, Row]]:
         raise DataError(f"{path}:1:: cannot be read: {error}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}:1:: expected UTF-8 text: {error.reason}") from error
-
-
-def _names(path: Path) -> dict[str, None]:
-    """The columns of a file with a header; none of other files, and of those that cannot be read."""
-    with contextlib.suppress(OSError, EOFError, ValueError, zlib.error, csv.Error, pa.ArrowException):
-        if path.suffix == ".parquet":
-            return dict.fromkeys(pq.read_schema(path).names)
-        if path.name.removesuffix(".gz").endswith(".csv"):
-            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as raw:
-                return dict.fromkeys(next(csv.reader(io.TextIOWrapper(raw, "utf-8-sig", newline="")), ()))
-    return {}
 
 
 def _from_parquet(path: Path) -> Iterator[tuple[int, Row]]:
