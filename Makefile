@@ -19,7 +19,7 @@ LOCK ?= runtime
 BUNDLE ?= semroute-minilm
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test screenshots conformance faults soak test-train test-vllm lint format type gen gen-check test-remote bench bench-check gpu fuzz docs docs-check image audit sbom licenses lock train check clean
+.PHONY: help setup demo test screenshots conformance faults soak test-train test-vllm lint format type gen gen-check test-remote test-ray bench bench-check gpu fuzz docs docs-check image audit sbom licenses lock train check clean
 
 help:  ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,10 @@ screenshots: $(VENV)/.dev  ## take the pictures of the page in docs/; needs Chro
 test-train: $(VENV)/.dev  ## run the training tests; installs torch if it is missing
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pytest lab/tests/train $(TEST_ARGS)
+
+test-ray: $(VENV)/.dev  ## run the tests on a local Ray cluster; installs Ray (300 MB) if it is missing
+	@$(BIN)/python -c 'import ray' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'ray[data]==2.60.0'
+	$(BIN)/python -m pytest lab/tests/ray $(TEST_ARGS)
 
 # 2.5 GB, so no other target depends on it.
 $(VLLM)/.ready: requirements/vllm.txt

@@ -433,6 +433,26 @@ def fuzzing() -> str:
     return "\n".join([f"atheris {run['atheris']}, Python {run['python']}.", "", *_markdown(columns, rows)])
 
 
+def logs() -> str:
+    """What a decision of a log costs each command, and a billion of them."""
+    run = _result("logs")
+    rows = [
+        (
+            each["operation"],
+            *(f"{each['us']:,.0f}", f"{1e6 / each['us']:,.0f}"),
+            *(f"{each['us'] / 3.6:,.0f}", f"{each['us'] / 3.6 / 64:,.1f}", each["mib"], each["few_mib"]),
+        )
+        for each in run["operations"]
+    ]
+    columns = (
+        *("command", "µs per decision", "decisions per second and core", "core hours of a billion"),
+        *("hours on 64 cores", "MiB at most", "of these without a log"),
+    )
+    log = f"{run['decisions']:,} decisions, {run['bytes'] / 1e6:,.0f} MB as JSON Lines"
+    size = f"{run['parquet_bytes'] / 1e6:,.0f} MB as Parquet; `--memory {run['memory_mib']}`."
+    return "\n".join([f"{log}, {size}", "", *_markdown(columns, rows)])
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "settings": settings,
     "facts": facts,
@@ -443,6 +463,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "alerts": alerts,
     "fuzzing": fuzzing,
     "columns": columns,
+    "logs": logs,
     "commands": commands,
     "strategy-costs": strategy_costs,
     "strategies-pair": strategies_pair,

@@ -15,6 +15,7 @@ from semroute_extproc.policy.rules import WORK_FACTS
 from semroute_extproc.serve import build
 from semroute_extproc.settings.base import Problem, did_you_mean
 from semroute_extproc.state import shared_sessions
+from semroute_extproc.telemetry.decision_log import log_files
 
 ENVOY_MIN = (1, 37)  # 1.36 accepts the shipped file, but refuses large bodies and delays chunked ones
 
@@ -46,6 +47,8 @@ def check(loaded: Loaded) -> dict[str, Bundle]:
     build.make_policies(loaded, bundles[DEFAULT])
     build.make_judges(loaded)
     shared_sessions.connect(loaded.config.controllers.session)
+    if loaded.config.telemetry.decision_log is not None:
+        log_files(loaded.config.telemetry.decision_log, 0)
     if loaded.config.encoder.is_local:
         import_runtime()
     if loaded.config.encoder.is_local and loaded.config.encoder.device == "cuda":

@@ -138,9 +138,10 @@ class Admin(Model):
 
 
 class DecisionLog(Model):
-    """Sampled decisions as files of JSON Lines, see docs/logs.md. A change needs a restart."""
+    """Sampled decisions as files, see docs/logs.md. A change needs a restart."""
 
     path: FilePath = Field(description="Folder of the files; created if it does not exist.")
+    format: Literal["jsonl", "parquet"] = Field("jsonl", description="Format of finished files.")
     sample: Share = Field(1.0, description="Share of the decisions to log.")
     rotate_bytes: int = Field(64 * 1024**2, ge=4_096, le=2**40, description="Size at which a file ends.")
     keep: int = Field(8, ge=1, le=100_000, description="Finished files to keep, for each worker.")

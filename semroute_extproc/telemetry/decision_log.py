@@ -1,4 +1,4 @@
-"""The decision log: sampled decisions and outcomes as JSON Lines, written by a thread.
+"""The decision log: sampled decisions and outcomes as JSON Lines or Parquet, written by a thread.
 
 The event loop only puts events into a bounded queue. If the queue is full, or the disk, records are dropped
 and counted; requests are never delayed.
@@ -7,6 +7,7 @@ and counted; requests are never delayed.
 import json
 import os
 import random
+import re
 import secrets
 import time
 from collections import OrderedDict
@@ -19,6 +20,7 @@ from threading import Thread
 import msgspec
 
 from semroute_extproc import events as ev
+from semroute_extproc.errors import ConfigError
 from semroute_extproc.events import Accounted, Decided, Emit, OutcomeReported, Reloaded
 from semroute_extproc.settings.process import DecisionLog
 from semroute_extproc.telemetry.bus import by_type
@@ -39,7 +41,8 @@ class LogFiles:
     """The files of one worker in a folder: `decisions-W.jsonl`, and finished ones with ascending numbers."""
 
     def __init__(self, folder: Path, worker: int, rotate_bytes: int, keep: int) -> None:
-        self._folder, self._name = folder, f"decisions-{worker}"
+        self._folder, self._worker, self._name = folder, worker, f"decisions-{worker}"
+        self._finished = re.compile(rf"(?:{self._name}\.|part-{worker}-)(\d+)\.(?:jsonl|parquet)")
         self._rotate_bytes, self._keep = rotate_bytes, keep
         self._file, self._size = -1, 0
 
@@ -76,14 +79,31 @@ class LogFiles:
 
     def _rotate(self) -> None:
         """Finish the file in one step, remove the oldest finished ones, and begin a new file."""
-        files = self._folder.glob(f"{self._name}.*.jsonl")
-        done = sorted(each for each in files if each.suffixes[0][1:].isdigit())
-        number = int(done[-1].suffixes[0][1:]) + 1 if done else 1
-        os.rename(self._folder / f"{self._name}.jsonl", self._folder / f"{self._name}.{number:09}.jsonl")
-        for old in done[: max(0, len(done) + 1 - self._keep)]:
+        names = {each: self._finished.fullmatch(each.name) for each in self._folder.rglob("*.*")}
+        done = sorted((int(name[1]), each) for each, name in names.items() if name)
+        self._finish(done[-1][0] + 1 if done else 1)
+        for _, old in done[: max(0, len(done) + 1 - self._keep)]:
             old.unlink(missing_ok=True)
+            with suppress(OSError):  # Other files are in its folder.
+                old.parent.rmdir()
         self.close()
         self._open()
+
+    def _finish(self, number: int) -> None:
+        os.rename(self._folder / f"{self._name}.jsonl", self._folder / f"{self._name}.{number:09}.jsonl")
+
+
+def log_files(settings: DecisionLog, worker: int) -> LogFiles:
+    """The files in the format of the settings; raises ConfigError without the library for it."""
+    given = settings.path, worker, settings.rotate_bytes, settings.keep
+    if settings.format == "jsonl":
+        return LogFiles(*given)
+    try:
+        from semroute_extproc.telemetry.parquet_files import ParquetFiles
+    except ImportError:
+        problem = "parquet needs the extra: pip install 'semroute-extproc[parquet]'"
+        raise ConfigError([f"telemetry.decision_log.format: {problem}"]) from None
+    return ParquetFiles(*given)
 
 
 class DecisionWriter:
@@ -96,7 +116,7 @@ class DecisionWriter:
         self._config = ""  # The digest of the live configuration.
         key = settings.key.get_secret_value().encode() if settings.key else secrets.token_bytes(32)
         self._key = key[:64]
-        self._files = LogFiles(settings.path, worker, settings.rotate_bytes, settings.keep)
+        self._files = log_files(settings, worker)
         self._encode = msgspec.json.Encoder().encode
         self._queue = SimpleQueue[Queued | None]()
         self._put = self._taken = 0  # Characters; each counter has one writing thread.

@@ -1,6 +1,7 @@
 """Shared by the commands: options, and progress bars on standard error, shown on a terminal only."""
 
 import functools
+import glob
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,16 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 T = TypeVar("T")
 
 EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
-TABLE = click.Path(exists=True, path_type=Path)  # A file, or the folder of a decision log
+
+
+class _Table(click.Path):
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
+        return (
+            Path(value) if glob.glob(str(value), recursive=True) else super().convert(value, param, context)
+        )
+
+
+TABLE = _Table(exists=True, path_type=Path)  # A file, a folder of files, or a pattern
 FILE = click.Path(dir_okay=False, path_type=Path)
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
 EXISTING_DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -38,8 +48,8 @@ def stacked(*options: Callable[[Command], Command]) -> Callable[[Command], Comma
 
 
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
-    """A function to call after each of `total` steps."""
+def progress(what: str, total: int) -> Iterator[Callable[..., None]]:
+    """A function to call after each of `total` steps, or with how many."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -48,7 +58,7 @@ def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
     hidden = not console.is_terminal or not total
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task(what, total=total)
-        yield lambda: bar.advance(task)
+        yield lambda steps=1.0: bar.advance(task, steps)
 
 
 def tracked(items: Iterable[T], total: int, what: str) -> Iterator[T]:

@@ -12,6 +12,7 @@ from rich.console import Console
 from semroute_extproc.cli.exits import exit_statuses
 from semroute_extproc.state.live import threshold_for_share
 from semroute_lab.common import options
+from semroute_lab.common.engine import engine
 from semroute_lab.common.metrics import Floats
 from semroute_lab.common.options import DIRECTORY, EXISTING, EXISTING_DIRECTORY, TABLE, option, shown, stacked
 from semroute_lab.common.tables import (
@@ -72,6 +73,7 @@ _common = stacked(
     option("--json", "json_out", metavar="OUT|-", callback=_writable, help=_json_help),
     option("--plots", type=DIRECTORY, help="Draw the figures into this directory, PNG and SVG."),
     options.seed,
+    engine,
     exit_statuses,
 )
 
@@ -82,7 +84,7 @@ _common = stacked(
 @options.bootstrap
 @_no_bundle
 @option("--threshold", type=float, help="Also report the strong share at this threshold.")
-@option("--fit", type=EXISTING, help="Add the learned strategies, fitted on this pair file.")
+@option("--fit", type=TABLE, help="Add the learned strategies, fitted on this pair file.")
 @option("--fit-split", "fit_splits", multiple=True, help="Use only rows of this split of the --fit file.")
 @option("--cross-fit", is_flag=True, help="Add the learned strategies, cross-fitted on the evaluated rows.")
 @option("--labels", default="", metavar="KIND,…", callback=_label_list, help=_labels_help)
@@ -177,8 +179,8 @@ def intent(file: Path, no_bundle: bool, fit: bool, train_split: str, **given: An
 
 
 @evaluate.command()
-@click.argument("questions", type=EXISTING)
-@click.argument("outcomes", type=EXISTING)
+@click.argument("questions", type=TABLE)
+@click.argument("outcomes", type=TABLE)
 @_common
 @options.options_column
 @option("--costs", type=EXISTING, multiple=True, help="Costs by question or model; several are multiplied.")
@@ -240,7 +242,7 @@ def robustness(file: Path, limit: int, **given: Any) -> None:
 @shown("--lang-column", default="lang")
 @shown("--weak-column", default="weak")
 @shown("--strong-column", default="strong")
-@option("--outcomes", type=EXISTING, help="File of outcomes, as of eval pool; its models are the columns.")
+@option("--outcomes", type=TABLE, help="File of outcomes, as of eval pool; its models are the columns.")
 def mixed(file: Path, **given: Any) -> None:
     """Measure how the difficulty orders requests of different kinds and languages.
 

@@ -21,7 +21,7 @@ from semroute_lab.common.tables import folds
 from semroute_lab.evaluate.scoring import Scores
 from semroute_lab.fit import clusters, factorization, similarity
 from semroute_lab.fit.outcomes import PAIR, quantiles, unwritten, wins
-from semroute_lab.profile.tally import tally
+from semroute_lab.profile.tally import profile_of_sums, sums_of
 
 Estimate = Literal["shrunk", "laplace"]  # How the strategy `clusters` reads a profile
 
@@ -117,7 +117,9 @@ def profile_errors(
     """Expected errors (m, models) for `test` (m, d) exactly as the strategy `clusters` computes them, from
     profiles, with shrinkage `m`, of the models' `errors` (n, models) on prompts with embeddings `x` (n, d).
     """
-    profiles = (tally(artifact, x, column, [], model="m") for column in errors.T.tolist())
+    profiles = (
+        profile_of_sums(artifact, sums_of(artifact, x, column, []), model="m") for column in errors.T.tolist()
+    )
     psi = np.stack([cluster_errors(profile, estimate, m) for profile in profiles], axis=1)
     return np.asarray(artifact.membership(test).astype(np.float64) @ psi)
 

@@ -11,6 +11,7 @@ from semroute_extproc.cli.exits import exit_statuses
 from semroute_extproc.serve.offline import Scorer
 from semroute_extproc.strategies.artifact import ArtifactManifest
 from semroute_lab.common import options
+from semroute_lab.common.engine import engine
 from semroute_lab.common.metrics import Floats, Vectors
 from semroute_lab.common.options import EXISTING, FILE, TABLE, option, shown, stacked
 from semroute_lab.common.routing import apgr, decile_curve
@@ -38,13 +39,14 @@ _drop_help = "Largest fraction of the strong model's quality to lose; needs outc
 _common = stacked(
     click.argument("file", type=TABLE),
     option("--out", "-o", type=FILE, required=True, help="The artifact to write, NAME.npz."),
-    option("--outcomes", type=EXISTING, help="File of outcomes: an id, and a column per model."),
+    option("--outcomes", type=TABLE, help="File of outcomes: an id, and a column per model."),
     options.bundle,
     options.split,
     options.text_column,
     options.options_column,
     option("--licence", default="", help="Note on the data's license, kept in the artifact."),
     options.seed,
+    engine,
     option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object."),
 )
 
@@ -162,6 +164,7 @@ def _finish(common: dict[str, Any], manifest: ArtifactManifest, found: dict[str,
 @options.judge_strategy
 @options.bootstrap
 @options.seed
+@engine
 @option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 @exit_statuses
 def calibrate(file: Path, as_json: bool, **given: Any) -> None:

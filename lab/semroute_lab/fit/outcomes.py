@@ -11,10 +11,12 @@ import numpy as np
 from semroute_extproc.errors import DataError
 from semroute_extproc.serve.offline import Scorer
 from semroute_extproc.strategies.artifact import ArtifactManifest as Manifest
+from semroute_lab.common.decisions import is_log
 from semroute_lab.common.embedding import embed
 from semroute_lab.common.metrics import Floats, Integers, Vectors
 from semroute_lab.common.tables import OUTCOME, Table, folds, read_table, require_rows, texts_in
 
+ROWS_MAX = 100_000  # Prompts that a fit takes; of more, a sample
 PAIR = ("strong", "weak")  # Names of the models of a pair file
 BLANKS_MAX = 0.05  # A model that lacks outcomes for more than this share of the questions is left out
 
@@ -52,11 +54,13 @@ def read(
     options_column: str | None = None,
 ) -> Outcomes:
     """A pair file as of `eval pair`, or questions and outcomes as of `eval pool`; raises DataError."""
-    table = read_table(file).in_splits(splits)
+    table = read_table(file, ROWS_MAX).in_splits(splits)
     texts = texts_in(table, text_column, options_column)
     if outcomes is None:
-        columns = [table.numbers_in(OUTCOME + model, 0.0, 1.0) for model in PAIR]
-        found = Outcomes(table, texts, PAIR, np.stack(columns, axis=1))
+        logged = is_log(file)  # Where many prompts were answered by one model only.
+        columns = [table.numbers_in(OUTCOME + model, 0.0, 1.0, blank=logged) for model in PAIR]
+        outcome = np.stack(columns, axis=1)
+        found = Outcomes(table, texts, PAIR, outcome).take(np.flatnonzero(np.isfinite(outcome).all(axis=1)))
     else:
         found, _ = join(table, texts, read_table(outcomes).by_model())
     require_rows(found.table)
@@ -101,7 +105,7 @@ def embedded(scorer: Scorer, outcomes: Outcomes) -> tuple[Outcomes, Vectors]:
     """The rows that the default bundle reads, with embeddings (n, d); DataError if all are alike."""
     path = outcomes.table.path
     try:
-        rows, x = embed(scorer, outcomes.texts)
+        rows, x = embed(scorer, outcomes.texts, outcomes.table)
     except DataError as error:
         raise DataError(f"{path}:1:: {error}") from None
     kept = outcomes.take(rows)

@@ -11,18 +11,14 @@ from typing import Any
 import numpy as np
 
 from semroute_extproc.config.source import load as load_config
-from semroute_extproc.errors import ArtifactError, ConfigError, DataError, EndpointError
+from semroute_extproc.errors import ConfigError, DataError, EndpointError
 from semroute_extproc.request.reasoning import FAMILIES, families
 from semroute_extproc.serve.offline import Scorer
 from semroute_extproc.settings.pools import ReasoningFamily
 from semroute_extproc.state.live import threshold_for_share
-from semroute_extproc.strategies.artifact import ArtifactFile
 from semroute_extproc.strategies.calibration import Calibration
-from semroute_extproc.strategies.factorization import read_factorization
 from semroute_extproc.strategies.judge import JudgeSettings
 from semroute_extproc.strategies.judge_client import JudgeClient
-from semroute_extproc.strategies.pair import Score, of_embedding
-from semroute_extproc.strategies.similarity import read_similarity
 from semroute_lab.common.decisions import is_log
 from semroute_lab.common.embedding import signals_of
 from semroute_lab.common.metrics import Estimate, Floats, bootstrap, estimate
@@ -30,8 +26,8 @@ from semroute_lab.common.options import progress
 from semroute_lab.common.routing import exact_curve
 from semroute_lab.common.tables import read_table, require_rows, texts_in
 from semroute_lab.common.writing import write_json
-from semroute_lab.fit.logged import of_log
-from semroute_lab.fit.outcomes import PAIR, quantiles
+from semroute_lab.fit.logged import of_log, score_of
+from semroute_lab.fit.outcomes import quantiles
 from semroute_lab.profile.tally import interval
 
 SECONDS = 60.0  # Time limit of one text: generous, since only the score matters here
@@ -99,9 +95,9 @@ def calibrate(file: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     scorer = Scorer.of(options["bundle"])
     artifact = (options["artifact"], options["strong_model"], options["weak_model"])
     if is_log(file) and options["judge"] is None:
-        kind, digest, score = _score(scorer, *artifact)
-        drawn = artifact[1:] if options["max_quality_drop"] is not None else None
-        values, outcomes, sha256 = of_log(file, scorer, score, drawn)
+        kind, digest, _ = score_of(scorer, *artifact)
+        drawn = options["max_quality_drop"] is not None
+        values, outcomes, sha256 = of_log(file, options["bundle"], artifact[0], artifact[1:], drawn)
     else:
         table = read_table(file).in_splits(options["splits"])
         texts, sha256 = texts_in(table, options["text_column"]), table.sha256
@@ -117,7 +113,7 @@ def calibrate(file: Path, options: Mapping[str, Any]) -> dict[str, Any]:
             kind, digest = "judge", judged.settings.digest
             found = [judged.scores[text] for text in texts]
         else:
-            kind, digest, score = _score(scorer, *artifact)
+            kind, digest, score = score_of(scorer, *artifact)
             found = [score(signals) for signals in signals_of(scorer, texts, "reading")]
         values = np.asarray(found, dtype=np.float64)
     kept = np.isfinite(values)
@@ -155,28 +151,6 @@ def calibrate(file: Path, options: Mapping[str, Any]) -> dict[str, Any]:
         "drop": figures["drop"],
         "out": None if options["out"] is None else str(options["out"]),
     }
-
-
-def _score(scorer: Scorer, path: Path | None, strong: str | None, weak: str | None) -> tuple[str, str, Score]:
-    """The kind of score, the digest of its artifact, and the function that serving uses."""
-    if path is None:
-        return "threshold", "", lambda signals: signals.difficulty
-    manifest, this = ArtifactFile(path).manifest, scorer.bundle
-    if manifest.kind not in ("similarity", "factorization"):
-        raise ArtifactError(f"{path}: is a {manifest.kind} artifact, which has no score of a pair")
-    if manifest.revision != this.revision:
-        fitted = f"was fitted on bundle {manifest.bundle} {manifest.revision}"
-        raise ArtifactError(f"{path}: {fitted}, but this is {this.manifest.name} {this.revision}")
-    if manifest.kind == "similarity":
-        similar = read_similarity(path)
-        return manifest.kind, similar.digest, of_embedding(similar.manifest, similar.score())
-    factors, names = read_factorization(path), (strong or PAIR[0], weak or PAIR[1])
-    for name in names:
-        if name not in factors.models:
-            known = ", ".join(factors.models)
-            raise ArtifactError(f"{path}: no model {name!r} in it; name one of {known}")
-    score = of_embedding(factors.manifest, factors.score(*names))
-    return manifest.kind, factors.pair_digest(*names), score
 
 
 @dataclass(frozen=True, slots=True)

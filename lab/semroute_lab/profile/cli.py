@@ -1,6 +1,7 @@
 """`semroute profile`: run, fit, import, show."""
 
 import asyncio
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -11,12 +12,15 @@ import click
 
 from semroute_extproc.cli.exits import Exit, exit_statuses, refuse
 from semroute_extproc.encoder.cores import usable_cores
+from semroute_extproc.errors import DataError
 from semroute_extproc.strategies.clusters import ClustersArtifact, read_clusters
 from semroute_extproc.strategies.profiles import Profile, read_profile
+from semroute_lab.common.engine import engine
 from semroute_lab.common.options import DIRECTORY, FILE, TABLE, option, progress, shown, stacked
 from semroute_lab.common.writing import write_json
 from semroute_lab.profile.tally import certainty, open_clusters, profile_of, seen_of
 
+CHUNK_ROWS = 4_096  # Rows whose embeddings are in memory at once
 FAILED_SHARE_MAX = 0.1  # No profile is written if a larger share of the questions has no grade
 
 _clusters_help = "Artifact of `semroute fit clusters` that defines the clusters."
@@ -139,26 +143,52 @@ async def _run(
 @option("--text-column", help="Column of the texts; default: prompt, text, question or instruction.")
 @option("--tokens-column", help="Column of the answer's token count; blank: unknown.")
 @option("--options-column", help="Column with a JSON list of options, added below the prompt.")
+@engine
 @_common
 def fit(outcomes: Path, column: str, model: str | None, tokens_column: str | None, **given: Any) -> None:
-    """Create a profile from existing outcomes: a CSV or JSON Lines file, one prompt per row."""
+    """Create a profile from existing outcomes, one prompt per row, or from a decision log of any size."""
     import numpy as np
 
-    from semroute_lab.common.tables import read_table, texts_in
+    from semroute_lab.common.tables import Source
+    from semroute_lab.profile.tally import dated
 
-    table = read_table(outcomes)
-    quality = table.numbers_in(column, 0.0, 1.0, blank=True)
-    asked = np.isfinite(quality)
-    if not asked.any():
-        raise table.error(column, "expected an outcome in at least one row, all are blank")
-    table, quality = table.where(asked.tolist()), quality[asked]
-    tokens: list[float | None] = []
-    if tokens_column is not None:
-        counts = table.numbers_in(tokens_column, 0.0, blank=True).tolist()
-        tokens = [None if np.isnan(count) else count for count in counts]
-    texts = texts_in(table, given["text_column"], given["options_column"])
-    name = model or column.removeprefix("outcome.")
-    _from_outcomes((texts, quality.tolist(), tokens), name, f"{outcomes.name} {column}", given)
+    clusters, _ = open_clusters(given["clusters"], given["bundle"])
+    source, found = Source.of(outcomes), list[dict[str, Any]]()
+    columns = (column, tokens_column, given["text_column"], given["options_column"])
+    names = [outcomes] if source.log else source.files
+    found.extend(source.map("profiling", _counted, names, given["clusters"], given["bundle"], *columns))
+    if not any(each["asked"] for each in found):
+        raise DataError(f"{outcomes}:1:{column}: expected an outcome in at least one row, all are blank")
+    _say_left_out(sum(each["left_out"] for each in found), clusters.manifest.bundle)
+    name, sums = model or column.removeprefix("outcome."), np.sum([each["sums"] for each in found], axis=0)
+    made = dated(clusters, sums, name, f"{outcomes.name} {column}")
+    _write(given["out"] or _file_of(name), made, clusters)
+
+
+def _counted(
+    rows: Any, number: int, _: Path, files: list[Path], artifact: Path, bundle: Path | None, *columns: Any
+) -> dict[str, Any]:
+    """The sums of a part's answers, by cluster, and how many rows have no cluster."""
+    import numpy as np
+
+    from semroute_lab.common.embedding import embed
+    from semroute_lab.common.tables import table_of, texts_in
+    from semroute_lab.profile.tally import sums_of
+
+    clusters, scorer = open_clusters(artifact, bundle)
+    column, tokens, *of = columns
+    sums, asked, left_out = np.zeros((4, len(clusters.centroids))), 0, 0
+    while chunk := list(itertools.islice(rows, CHUNK_ROWS)):
+        table = table_of(files[number % len(files)], chunk)
+        quality = table.numbers_in(column, 0.0, 1.0, blank=True)
+        table, quality = table.where(np.isfinite(quality).tolist()), quality[np.isfinite(quality)]
+        if not len(table):
+            continue
+        counts = np.full(len(table), np.nan) if tokens is None else table.numbers_in(tokens, 0.0, blank=True)
+        kept, x = embed(scorer, texts_in(table, *of), table)
+        sums += sums_of(clusters, x, (1.0 - quality[kept]).tolist(), counts[kept].tolist())
+        asked, left_out = asked + len(table), left_out + len(table) - len(kept)
+    return {"sums": sums.tolist(), "asked": asked, "left_out": left_out}
 
 
 @profile.command("import")
@@ -212,10 +242,13 @@ def _embed(scorer: Any, texts: Sequence[str]) -> tuple[Any, Any]:
     from semroute_lab.common.embedding import embed
 
     rows, x = embed(scorer, texts)
-    if len(rows) < len(texts):
-        name = scorer.bundle.manifest.name
-        click.echo(f"{len(texts) - len(rows)} texts are left out: no language of bundle {name}", err=True)
+    _say_left_out(len(texts) - len(rows), scorer.bundle.manifest.name)
     return rows, x
+
+
+def _say_left_out(count: int, bundle: str) -> None:
+    if count:
+        click.echo(f"{count} texts are left out: no language of bundle {bundle}", err=True)
 
 
 def _members(text: str) -> dict[str, object]:

@@ -39,7 +39,7 @@ def read_log(path: Path, metric: str | None = None, chosen: str | None = None) -
 
 
 def _harness(path: Path, text: str, metric: str | None, chosen: str | None) -> Iterable[Row]:
-    rows = list(json_lines(path, text))
+    rows = list(json_lines(path, text.split("\n")))
     filters = list(dict.fromkeys(str(row.get("filter", "none")) for _, row in rows))
     if chosen is None and len(filters) > 1:
         raise DataError(f"{path}:1:filter: name one with --filter; there are {', '.join(filters)}")

@@ -16,6 +16,7 @@ from semroute_extproc.serve.offline import Scorer
 from semroute_extproc.strategies.artifact import Floats
 from semroute_extproc.strategies.clusters import ClustersArtifact, read_clusters
 from semroute_extproc.strategies.profiles import FEW_ANSWERS, Profile, is_thin
+from semroute_lab.common.metrics import Floats as Doubles
 from semroute_lab.profile.asking import Reply
 from semroute_lab.profile.graders import Grade
 
@@ -61,35 +62,31 @@ def certainty(profile: Profile, clusterings: int = 1) -> str:
     )
 
 
-def tally(
-    clusters: ClustersArtifact,
-    x: Floats,
-    errors: Sequence[float],
-    output_tokens: Sequence[float | None],
-    *,
-    model: str,
-    created: str = "",
-    source: str = "",
-) -> Profile:
-    """The profile of a model from its graded answers to prompts with embeddings `x` (n, d).
-    `errors` (n,) are 0..1; `output_tokens` (n,) or empty. An answer is split among clusters by membership.
+def sums_of(
+    clusters: ClustersArtifact, x: Floats, errors: Sequence[float], output_tokens: Sequence[float | None]
+) -> Doubles:
+    """Answers, errors, answers with known tokens, and tokens, of each cluster; (4, k).
+
+    The answers are to prompts with embeddings `x` (n, d); `errors` (n,) are 0..1, `output_tokens` (n,) or
+    empty. An answer is split among clusters by membership.
     """
     share = clusters.membership(x).astype(np.float64) * clusters.clusterings
-    wrong = np.asarray(errors, dtype=np.float64)
-    tokens: list[float | None] = []
-    if len(output_tokens):
-        values = np.asarray(output_tokens, dtype=np.float64)
-        counted = np.isfinite(values)
-        mass, total = share[counted].sum(axis=0), values[counted] @ share[counted]
-        tokens = [float(t / m) if m > 1e-6 else None for t, m in zip(total, mass, strict=True)]
+    tokens = np.asarray(output_tokens if len(output_tokens) else [np.nan] * len(x), dtype=np.float64)
+    known = np.isfinite(tokens)
+    wrong = np.asarray(errors, dtype=np.float64) @ share
+    return np.stack([share.sum(axis=0), wrong, share[known].sum(axis=0), tokens[known] @ share[known]])
+
+
+def profile_of_sums(clusters: ClustersArtifact, sums: Doubles, **about: str) -> Profile:
+    """The profile of the sums of all answers."""
+    answers, errors, mass, total = sums
+    known = [float(t / m) if m > 1e-6 else None for t, m in zip(total, mass, strict=True)]
     return Profile(
-        model=model,
         clusters=clusters.digest,
-        answers=tuple(share.sum(axis=0).tolist()),
-        errors=tuple((wrong @ share).tolist()),
-        output_tokens=tuple(tokens),
-        created=created,
-        source=source,
+        answers=tuple(answers.tolist()),
+        errors=tuple(errors.tolist()),
+        output_tokens=tuple(known) if mass.any() else (),
+        **about,
     )
 
 
@@ -117,9 +114,19 @@ def profile_of(
     rows = [row for row, each in enumerate(quality) if each is not None]
     errors = [1.0 - each for each in quality if each is not None]
     counts = [tokens[row] for row in rows] if tokens else []
-    known = counts if any(count is not None for count in counts) else []
+    return dated(clusters, sums_of(clusters, x[rows], errors, counts), model, source, seen)
+
+
+def dated(
+    clusters: ClustersArtifact,
+    sums: Doubles,
+    model: str,
+    source: str,
+    seen: Mapping[str, int | float] | None = None,
+) -> Profile:
+    """The profile of today, with intervals."""
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    profile = tally(clusters, x[rows], errors, known, model=model, created=today, source=source)
+    profile = profile_of_sums(clusters, sums, model=model, created=today, source=source)
     pairs = zip(profile.errors, profile.answers, strict=True)
     intervals = tuple(tuple(round(x, 4) for x in interval(e, n)) if n > 0.0 else None for e, n in pairs)
     return profile.model_copy(update={"intervals": intervals, "seen": seen})

@@ -16,25 +16,26 @@ from semroute_extproc.errors import DataError
 from semroute_extproc.telemetry.feedback import Report
 from semroute_extproc.telemetry.record import of_outcome
 from semroute_lab.common import options
-from semroute_lab.common.decisions import DecisionLog
-from semroute_lab.common.options import EXISTING, option, shown, tracked
+from semroute_lab.common.decisions import DecisionLog, Record
+from semroute_lab.common.engine import engine
+from semroute_lab.common.options import EXISTING, TABLE, option, shown
 from semroute_lab.common.tables import read_table
 from semroute_lab.common.writing import write_whole
 from semroute_lab.replay.redecide import NotLogged, Redecider
 from semroute_lab.replay.report import REFUSED, Tally, share
 
-LOG = click.Path(exists=True, path_type=Path)
 TEXT_CHARACTERS = 60  # Of a prompt in an example
 
 
 @click.command()
-@click.argument("log", type=LOG)
+@click.argument("log", type=TABLE)
 @option("--config", "-c", type=EXISTING, required=True, help="The configuration to decide with.")
 @option("--old", type=EXISTING, help="The configuration that made the log, for its prices and thresholds.")
 @shown("--output-tokens", type=click.IntRange(0), default=300, help="Tokens of an answer without usage.")
 @shown("--examples", type=click.IntRange(0, 100_000), default=5, help="Flips to show.")
 @options.bootstrap
 @options.seed
+@engine
 @option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 @exit_statuses
 def replay(
@@ -50,16 +51,38 @@ def replay(
     """Decide the requests of a decision log again, under another configuration.
 
     \b
-    LOG is a file or folder of telemetry.decision_log; it may be larger than
-    memory. The policies read the facts and signals of the log. The encoder runs
+    LOG is a file, folder or pattern of telemetry.decision_log; it may be larger
+    than memory. The policies read the facts and signals of the log. The encoder runs
     only for texts whose signals are missing, if their prompts were logged. A
     decision that needs anything else that the log lacks is counted and kept.
     """
-    loaded, before = load(config), load(old) if old else None
-    redecider, found = Redecider(loaded, before), DecisionLog(log)
-    pools = (before or loaded).config.pools, loaded.config.pools
-    tally = Tally(pools, output_tokens, examples, replicates, seed)
-    for record in tracked(found.decisions(), found.count, "decided"):
+    Redecider(load(config), load(old) if old else None)  # Raises before the log is read.
+    found, settings = DecisionLog(log), (output_tokens, examples, replicates, seed)
+    tally = _tally(config, old, 0, *settings)
+    for state in found.map("deciding", _decided, config, old, *settings):
+        tally.merge(state)
+    report = tally.report() | {"unreadable": found.unreadable}
+    if as_json:
+        click.echo(json.dumps(report, ensure_ascii=False))
+        return
+    if found.unreadable:
+        click.echo(f"note: {found.unreadable} lines are no records, such as {found.example}", err=True)
+    for line in _lines(report):
+        click.echo(line)
+
+
+def _tally(config: Path, old: Path | None, number: int, output: int, examples: int, *how: int) -> Tally:
+    pools = load(old or config).config.pools, load(config).config.pools
+    return Tally(pools, output, examples, how[0], (how[1], number))
+
+
+def _decided(
+    records: Iterator[Record], number: int, _: Path, config: Path, old: Path | None, *settings: int
+) -> dict[str, Any]:
+    """The tally of a bucket, whose traffic thresholds follow as those of a worker follow its own."""
+    tally = _tally(config, old, number, *settings)
+    redecider = Redecider(load(config), load(old) if old else None)
+    for record in records:
         if not record.get("facts"):
             tally.keep("no policy decided")
             continue
@@ -70,14 +93,7 @@ def replay(
             continue
         pool, reason = (decision.pool, decision.reason) if decision else (REFUSED, "no pool")
         tally.add(record, pool, reason)
-    report = tally.report() | {"unreadable": found.unreadable}
-    if as_json:
-        click.echo(json.dumps(report, ensure_ascii=False))
-        return
-    if found.unreadable:
-        click.echo(f"note: {found.unreadable} lines are no records, such as {found.example}", err=True)
-    for line in _lines(report):
-        click.echo(line)
+    return tally.state()
 
 
 def _lines(report: Mapping[str, Any]) -> Iterator[str]:
@@ -128,7 +144,7 @@ def _short(text: str, most: int) -> str:
 
 @click.command()
 @click.argument("file", type=EXISTING)
-@click.argument("log", type=LOG)
+@click.argument("log", type=TABLE)
 @option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 @exit_statuses
 def outcomes(file: Path, log: Path, as_json: bool) -> None:
@@ -154,11 +170,11 @@ def outcomes(file: Path, log: Path, as_json: bool) -> None:
     write_whole(log / f"outcomes-{table.sha256[:12]}.jsonl", lambda stream: stream.writelines(lines))
     found = DecisionLog(log)
     joined: dict[str, list[float]] = {}
-    for record in found.decisions():
-        if "outcome" in record:
-            counted = joined.setdefault(record.get("pool", ""), [0, 0.0])
-            counted[0] += 1
-            counted[1] += record["outcome"]
+    for counts in found.map("joining", _outcomes):
+        for pool, (count, total) in counts.items():
+            counted = joined.setdefault(pool, [0, 0.0])
+            counted[0] += count
+            counted[1] += total
     summary: dict[str, Any] = {
         "outcomes": len(lines),
         "decisions": found.count,
@@ -173,3 +189,13 @@ def outcomes(file: Path, log: Path, as_json: bool) -> None:
     click.echo(f"{'pool':22}{'outcomes':>10}  mean")
     for pool, each in sorted(summary["joined"].items()):
         click.echo(f"{_short(pool, 20):22}{each['count']:>10,}  {_percent(each)}")
+
+
+def _outcomes(records: Iterator[Record], *_: object) -> dict[str, tuple[int, float]]:
+    """Pool to the number of outcomes and their sum."""
+    found: dict[str, tuple[int, float]] = {}
+    for record in records:
+        if "outcome" in record:
+            count, total = found.get(pool := record.get("pool", ""), (0, 0.0))
+            found[pool] = count + 1, total + record["outcome"]
+    return found

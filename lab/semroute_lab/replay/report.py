@@ -20,7 +20,7 @@ REFUSED = "(refused)"
 class Bootstrap:
     """A Poisson bootstrap of means: a replicate draws each row Poisson(1) times, so rows can be streamed."""
 
-    def __init__(self, replicates: int, seed: int) -> None:
+    def __init__(self, replicates: int, seed: int | tuple[int, ...]) -> None:
         self._rng, self._replicates = np.random.default_rng(seed), replicates
         self._rows: list[tuple[float, ...]] = []
         self.sums = np.zeros(3)  # Rows, and the sums of both values.
@@ -37,6 +37,16 @@ class Bootstrap:
         self.sums += rows.sum(axis=0)
         self._samples += self._rng.poisson(1.0, (self._replicates, len(rows))) @ rows
         self._rows = []
+
+    def state(self) -> list[Any]:
+        """Plain data for `merge`."""
+        self._draw()
+        return [self.sums.tolist(), self._samples.tolist()]
+
+    def merge(self, state: list[Any]) -> None:
+        """Take the rows of another part."""
+        self.sums += state[0]
+        self._samples += np.asarray(state[1]).reshape(-1, 3)
 
     def means(self, factor: float) -> dict[str, Any] | None:
         """Mean before, after and of the difference, times `factor`, with intervals; None without rows."""
@@ -77,7 +87,7 @@ class Tally:
         output_tokens: int,
         examples: int,
         replicates: int,
-        seed: int,
+        seed: int | tuple[int, ...],
     ) -> None:
         """`pools` are those of the old and of the new configuration."""
         self._pools, self._output, self._most = pools, output_tokens, examples
@@ -117,6 +127,32 @@ class Tally:
                     key: record[key] for key in ("request_id", "prompt", "score") if key in record
                 }
                 self.examples.append({**known, "before": was, "after": pool, "reason": reason})
+
+    def state(self) -> dict[str, Any]:
+        """Plain data for `merge`."""
+        return {
+            "counts": [list(each.items()) for each in self._counts],
+            "numbers": [self.decided, self.usage],
+            "times": self._times,
+            "dollars": self._dollars.state(),
+            "examples": self.examples,
+        }
+
+    def merge(self, state: dict[str, Any]) -> None:
+        """Take the decisions of another part."""
+        for counter, items in zip(self._counts, state["counts"], strict=True):
+            for key, count in items:
+                counter[tuple(key) if isinstance(key, list) else key] += count
+        self.decided += state["numbers"][0]
+        self.usage += state["numbers"][1]
+        for name, times in state["times"].items():
+            self._times[name] = np.add(self._times.get(name, [0.0, 0.0]), times).tolist()
+        self._dollars.merge(state["dollars"])
+        self.examples += state["examples"][: self._most - len(self.examples)]
+
+    @property
+    def _counts(self) -> tuple[Counter[Any], ...]:
+        return self.before, self.after, self.flips, self.kept
 
     def _cost(self, side: int, name: str, tokens: Any, output: Any) -> float | None:
         if name == REFUSED:

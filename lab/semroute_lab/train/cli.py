@@ -15,7 +15,7 @@ import click
 from semroute_extproc.cli.exits import exit_statuses
 from semroute_extproc.encoder import bundle as bundles
 from semroute_extproc.state.live import threshold_for_share
-from semroute_lab.common.options import EXISTING_DIRECTORY, option, shown
+from semroute_lab.common.options import EXISTING_DIRECTORY, TABLE, option, shown
 from semroute_lab.train import labels as labelling
 from semroute_lab.train import quality as measures
 from semroute_lab.train.spec import SHIPPED, read_spec
@@ -44,7 +44,7 @@ _texts_help = (
 @click.command()
 @option("--data", type=EXISTING_DIRECTORY, help="Folder of the declared data sets.")
 @option("--handwritten", type=EXISTING_DIRECTORY, help="Folder of *.train.jsonl and *.eval.jsonl files.")
-@option("--logs", type=_FILE, help="Your own prompts and outcomes; see docs/training.md.")
+@option("--logs", type=TABLE, help="Your own prompts and outcomes; see docs/training.md.")
 @option("--weak", default="", help="The cheaper model in --logs.")
 @option("--strong", default="", help="The more expensive model in --logs.")
 @shown("--labels", type=click.Choice(labelling.KINDS), default="only-strong", help=_labels_help)

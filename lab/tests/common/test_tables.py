@@ -50,10 +50,11 @@ def test_a_line_separator_inside_a_field_does_not_end_the_row(tmp_path: Path) ->
         ("t.csv", b'a,b\n"x,1\n', ":2:: not CSV"),
         ("t.csv", b"a\n\xff\n", "expected UTF-8"),
         ("t.csv.gz", b"not gzip", "cannot be read"),
-        ("t.csv.gz", gzip.compress(b"a,b\n1,2\n")[:-9], "cannot be read"),
+        ("t.csv.gz", gzip.compress(b"a,b\n1,2\n", mtime=0)[:-9], "cannot be read"),
         ("t.jsonl", b'{"a": 1}\n{"a":\n', ":2:: not JSON"),
         ("t.jsonl", b"[1]\n", ":1:: expected an object, found list"),
-        ("t.parquet", b"PAR1", "expected a name ending in"),
+        ("t.parquet", b"PAR1", "cannot be read"),
+        ("t.xlsx", b"PK", "expected a name ending in"),
     ],
 )
 def test_unreadable_files_are_refused_with_the_place(
@@ -156,3 +157,69 @@ class TestOldNames:
         assert table.columns == {"id": ["1"], "a": ["0"]}
         note = f"note: {tmp_path}/t.csv: all columns but id are read as outcome.MODEL"
         assert (note in capsys.readouterr().err) == noted
+
+
+class TestManyFiles:
+    """A folder, a pattern or partitions of files are one table."""
+
+    def parts(self, folder: Path) -> Path:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        for number, split in enumerate(("dev", "test")):
+            place = folder / f"split={split}"
+            place.mkdir(parents=True)
+            columns = {
+                "prompt": [f"{number} a", f"{number} b"],
+                "strong_correct": [1.0, 0.5],
+                "tags": [["x"], []],
+            }
+            pq.write_table(pa.table(columns), place / "part-0.parquet")
+        return folder
+
+    def test_partitions_of_parquet_are_columns_and_old_names_a_note(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        table = read_table(self.parts(tmp_path / "t"))
+        assert table.columns == {
+            "split": ["dev", "dev", "test", "test"],
+            "prompt": ["0 a", "0 b", "1 a", "1 b"],
+            "strong_correct": ["1.0", "0.5", "1.0", "0.5"],
+            "tags": ['["x"]', "[]", '["x"]', "[]"],
+        }
+        assert "strong_correct is read as outcome.strong" in capsys.readouterr().err
+        assert table.numbers_in("outcome.strong").tolist() == [1.0, 0.5, 1.0, 0.5]
+
+    def test_a_pattern_is_the_files_that_match(self, tmp_path: Path) -> None:
+        self.parts(tmp_path / "t")
+        table = read_table(tmp_path / "t" / "split=*" / "*.parquet")
+        assert table.columns["prompt"] == ["0 a", "0 b", "1 a", "1 b"]
+
+    def test_hidden_files_are_not_read(self, tmp_path: Path) -> None:
+        write(self.parts(tmp_path / "t") / ".part.csv", "no,table")
+        (tmp_path / "t" / "_SUCCESS").touch()
+        assert len(read_table(tmp_path / "t")) == 4
+
+    def test_a_wrong_value_is_named_with_its_own_file_and_row(self, tmp_path: Path) -> None:
+        for number, value in enumerate(("1", "high")):
+            write(tmp_path / f"{number}.csv", f"prompt,right\nx,{value}\n")
+        with pytest.raises(DataError, match=r"/1\.csv:2:right: expected a number in 0\.\.1, found 'high'"):
+            read_table(tmp_path).numbers_in("right", 0.0, 1.0)
+
+    def test_a_file_with_other_columns_is_named(self, tmp_path: Path) -> None:
+        write(tmp_path / "a.csv", "prompt,right\nx,1\n")
+        write(tmp_path / "b.csv", "prompt,wrong\nx,1\n")
+        with pytest.raises(DataError, match=r"/b\.csv:1:right: other files have this column"):
+            read_table(tmp_path)
+
+    def test_of_more_rows_than_fit_a_sample_is_read_with_a_note(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for number in range(3):
+            write(tmp_path / f"{number}.jsonl", "".join(f'{{"prompt": "{number} {n}"}}\n' for n in range(50)))
+        found = read_table(tmp_path, rows_max=60)
+        assert len(found) == 60
+        assert "a sample of 60 of its 150 rows is used" in capsys.readouterr().err
+        assert found.columns["prompt"] == [
+            each for each in read_table(tmp_path).columns["prompt"] if each in found.columns["prompt"]
+        ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from semroute_lab.profile.tally import certainty, interval, tally
+from semroute_lab.profile.tally import certainty, interval, profile_of_sums, sums_of
 
 from semroute_extproc.strategies.artifact import ArtifactManifest
 from semroute_extproc.strategies.clusters import ClustersArtifact
@@ -19,7 +19,7 @@ X = np.asarray([[1, 0], [1, 0], [0, 1]], dtype=np.float32)
 
 
 def test_answers_and_errors_are_counted_in_the_nearest_cluster() -> None:
-    found = tally(HARD, X, [1.0, 0.0, 0.5], [10, 30, None], model="m")
+    found = profile_of_sums(HARD, sums_of(HARD, X, [1.0, 0.0, 0.5], [10, 30, None]), model="m")
     assert found.answers == (2.0, 1.0)
     assert found.errors == (1.0, 0.5)
     assert found.output_tokens == (20.0, None)
@@ -28,14 +28,15 @@ def test_answers_and_errors_are_counted_in_the_nearest_cluster() -> None:
 
 
 def test_a_learned_map_shares_an_answer_out() -> None:
-    found = tally(SOFT, X, [1.0, 1.0, 0.0], [], model="m")
+    found = profile_of_sums(SOFT, sums_of(SOFT, X, [1.0, 1.0, 0.0], []), model="m")
     assert found.answers == pytest.approx((2.25, 0.75))
     assert found.errors == pytest.approx((1.5, 0.5))
 
 
 def test_with_several_clusterings_an_answer_counts_once_in_each() -> None:
     centroids = np.concatenate([np.eye(2), np.eye(2)]).astype(np.float32)
-    found = tally(ClustersArtifact(MANIFEST, centroids, None, tuple("abcd"), 2), X, [1, 0, 0], [], model="m")
+    twice = ClustersArtifact(MANIFEST, centroids, None, tuple("abcd"), 2)
+    found = profile_of_sums(twice, sums_of(twice, X, [1, 0, 0], []), model="m")
     assert found.answers == pytest.approx((2, 1, 2, 1))
     assert found.mean_error == pytest.approx(1 / 3)
 

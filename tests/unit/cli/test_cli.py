@@ -338,9 +338,14 @@ class TestConfiguration:
                 "",
                 "controllers.session.remote.url: has an option that the library rejects",
             ),
+            (
+                "telemetry: {decision_log: {path: log, format: parquet}}\ncontrollers: {}\n",
+                "semroute_extproc.telemetry.parquet_files",
+                "telemetry.decision_log.format: parquet needs the extra: pip install",
+            ),
             ("", "onnxruntime", "install semroute-extproc[cpu] or semroute-extproc[gpu]"),
         ],
-        ids=["key", "valkey", "address", "runtime"],
+        ids=["key", "valkey", "address", "parquet", "runtime"],
     )
     def test_what_would_keep_serve_from_starting_here_is_found(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, added: str, missing: str, message: str

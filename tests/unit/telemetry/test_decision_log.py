@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import json
 import os
 import resource
 import signal
 import stat
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,15 +17,17 @@ from queue import SimpleQueue
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
-from decisions import event
+from decisions import event, signals
 from msgspec import structs
 
+from semroute_extproc.errors import ConfigError
 from semroute_extproc.events import Accounted, Event, Failed, OutcomeReported, RecordsWritten, Reloaded
 from semroute_extproc.request.usage import Usage
 from semroute_extproc.settings.process import DecisionLog
 from semroute_extproc.telemetry import decision_log
-from semroute_extproc.telemetry.decision_log import DecisionWriter, LogFiles
+from semroute_extproc.telemetry.decision_log import DecisionWriter, LogFiles, log_files
 from semroute_extproc.telemetry.feedback import BURST_MAX
 
 COLUMNS = msgspec.toml.decode(Path(decision_log.__file__).with_name("columns.toml").read_bytes())
@@ -295,3 +299,98 @@ class TestFiles:
         files.close()
         for path, mode in ((tmp_path / "log", 0o700), (tmp_path / "log" / "decisions-0.jsonl", 0o600)):
             assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+class TestParquet:
+    """`format: parquet`: what is finished is Parquet, and nothing is lost where that fails."""
+
+    @pytest.fixture(autouse=True)
+    def library(self) -> None:
+        pytest.importorskip("pyarrow", reason="needs the extra parquet")
+
+    def rows(self, path: Path) -> list[dict[str, Any]]:
+        import pyarrow.parquet as pq
+
+        rows = pq.ParquetFile(path).read().to_pylist()
+        return [{name: value for name, value in row.items() if value is not None} for row in rows]
+
+    def parquet(self, folder: Path, worker: int = 3, **changes: Any) -> LogFiles:
+        return log_files(settings(folder, format="parquet", **changes), worker)
+
+    def test_a_record_is_the_same_but_for_json_in_strings_and_bytes(self, tmp_path: Path, seen: Seen) -> None:
+        read = signals(neighbours=np.ones(4, np.float32), domain_probs={"law": 1.0})
+        more = {"format": "parquet", "embedding": True, "prompts": True, "rotate_bytes": 4_096}
+        writer = DecisionWriter(settings(tmp_path, **more), 3, seen)
+        for each in (
+            event(text="cut \ud83d", signals=read),
+            OutcomeReported("id-1", 1.0, "user"),
+            answered("id-1"),
+        ):
+            writer.handle(each)
+        writer.close()
+        current = tmp_path / "log" / "decisions-3.jsonl"
+        plain = lines(current)
+        files = self.parquet(tmp_path, rotate_bytes=4_096)
+        files.append(b"{}" + b" " * 4_096 + b"\n")
+        files.close()
+        [file] = (tmp_path / "log").glob("date=*/part-3-000000001.parquet")
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        found = self.rows(file)
+        decision = found[0]
+        assert type(decision["prompt_tokens"]) is int
+        assert decision.pop("embedding") == base64.b64decode(plain[0].pop("embedding"))
+        for name in ("prompt", "user"):
+            assert (decision.pop(name), plain[0].pop(name)) == ("cut ?", "cut \ud83d")
+        columns = {**COLUMNS["decision"], **COLUMNS["outcome"], **COLUMNS["usage"]}
+        for row in found:
+            nested = {name for name in row if columns[name][0] in ("list", "map")}
+            row.update({name: json.loads(row[name]) for name in nested})
+        assert found == plain
+
+    def test_files_end_at_their_size_and_the_oldest_are_removed(self, tmp_path: Path) -> None:
+        files = self.parquet(tmp_path, rotate_bytes=4_096, keep=2)
+        for number in range(20):
+            files.append(json.dumps({"request_id": f"{number:0999}"}).encode() + b"\n")
+        files.close()
+        done = sorted((tmp_path / "log").glob("date=*/*"))
+        assert [each.name for each in done] == ["part-3-000000003.parquet", "part-3-000000004.parquet"]
+        kept = [row["request_id"] for file in done for row in self.rows(file)]
+        kept += [row["request_id"] for row in lines(tmp_path / "log" / "decisions-3.jsonl")]
+        assert list(map(int, kept)) == list(range(8, 20))
+
+    def test_a_day_has_files_of_its_own(self, tmp_path: Path) -> None:
+        for worker in (1, 11):
+            files = self.parquet(tmp_path, worker)
+            files.append(b'{"request_id": "a"}\n{"cut\n')
+            files.close()
+            os.utime(tmp_path / "log" / f"decisions-{worker}.jsonl", (0, 86_400))
+            files.append(b'{"request_id": "b"}\n')
+            files.close()
+        names = sorted(str(each.relative_to(tmp_path / "log")) for each in tmp_path.rglob("*.*"))
+        assert names == [
+            "date=1970-01-02/part-1-000000001.parquet",
+            "date=1970-01-02/part-11-000000001.parquet",
+            "decisions-1.jsonl",
+            "decisions-11.jsonl",
+        ]
+        assert self.rows(tmp_path / "log" / names[0]) == [{"request_id": "a"}]
+        assert lines(tmp_path / "log" / names[2]) == [{"request_id": "b"}]
+
+    def test_a_parquet_file_that_does_not_fit_the_disk_stays_json_lines(self, tmp_path: Path) -> None:
+        folder = tmp_path / "log"
+        folder.mkdir()
+        (folder / ".decisions-3.parquet").symlink_to("/dev/full")
+        files = self.parquet(tmp_path, rotate_bytes=4_096)
+        for number in range(3):
+            files.append(json.dumps({"request_id": f"{number:02000}"}).encode() + b"\n")
+        files.close()
+        names = sorted(each.name for each in folder.rglob("*.*"))
+        assert names == ["decisions-3.000000001.jsonl", "decisions-3.jsonl"]
+        assert [len(lines(folder / name)) for name in names] == [2, 1]
+
+    def test_without_the_library_the_writer_says_how_to_install_it(
+        self, tmp_path: Path, seen: Seen, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "semroute_extproc.telemetry.parquet_files", None)
+        with pytest.raises(ConfigError, match=r"semroute-extproc\[parquet\]"):
+            DecisionWriter(settings(tmp_path, format="parquet"), 3, seen)
