@@ -9,7 +9,7 @@ Words of a conversation, one for each message that is sent:
     read      the headers reply changes no mode: Envoy sends the body anyway
     skip P    the request goes to pool P at its headers, and the body is not wanted (mode override)
     P         the request goes to pool P (`small`, `large`); `P*` with a new body
-    same      a reply of the message's kind that changes nothing, or the end of the stream, which says the same
+    same      a reply of its kind that changes nothing, or the end of the stream, which says the same
     echo      full duplex: the piece is returned
     200, 413  the sidecar answers the client itself
     -         no reply
