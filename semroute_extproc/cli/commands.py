@@ -257,7 +257,12 @@ def check(config: Path, envoy: Path | None, envoy_version: str | None, **_: obje
 
 @main.command()
 @config_option
-@click.option("--for", "target", type=click.Choice(["envoy", "envoy-gateway", "istio"]), default="envoy")
+@click.option(
+    "--for",
+    "target",
+    type=click.Choice(["envoy", "envoy-gateway", "istio", "kgateway", "inference-extension"]),
+    default="envoy",
+)
 @click.option(
     "--pool", "given", multiple=True, metavar="NAME=HOST:PORT", help="A server of a pool; repeatable."
 )

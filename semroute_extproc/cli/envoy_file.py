@@ -21,14 +21,22 @@ from semroute_extproc.errors import ConfigError
 from semroute_extproc.settings.base import Problem, did_you_mean
 from semroute_extproc.settings.process import Server
 
-FILES = {"envoy": "envoy.yaml", "envoy-gateway": "envoy-gateway.yaml", "istio": "istio.yaml"}
+FILES = {
+    name: f"{name}.yaml" for name in ("envoy", "envoy-gateway", "istio", "kgateway", "inference-extension")
+}
 """What runs Envoy, and its template."""
 
 BODY_SLACK_BYTES = 64 * 1024  # Envoy's limit on a body is this much above ours, so that our 413 comes first
 MESSAGE_SECONDS_MIN, MESSAGE_SLACK_SECONDS = 3.0, 1.0
 """Lowest `message_timeout`, enough for a body near the limit, and its distance from the deadline."""
 HEADERS_MORE = 32  # headers, and KiB, that `handover` accepts above the first listener's limits
-ENVOY_HEADERS = {"max_headers_count": 100, "max_request_headers_kb": 60}  # Envoy's own limits
+ENVOY_HEADERS = {
+    "envoy-gateway": {"max_headers_count": 100, "max_request_headers_kb": 60},
+    "kgateway": {"max_headers_count": 100},
+}
+"""Envoy's own limits, where the gateway has no setting for them."""
+RULES_MAX = 16  # of an HTTPRoute
+PREFIXES = "(/openai|/anthropic|/api)?"  # the templates' expression of `server.path_prefixes`
 WIDTH = 4_096  # the templates break their lines themselves
 
 Address = tuple[str, int]
@@ -58,12 +66,17 @@ def render(
         if not found
     ]
     if target != "envoy":
-        kind = f"{target} needs one Service for each pool, such as http://vllm.models.svc.cluster.local:8000"
+        backend = "InferencePool" if target == "inference-extension" else "Service"
+        kind = (
+            f"{target} needs one {backend} for each pool, such as http://vllm.models.svc.cluster.local:8000"
+        )
         wrong = [name for name, found in places.items() if len(found) > 1 or _is_ip(found)]
         problems += [Problem(("pools", name, "endpoints"), kind) for name in wrong]
-        for name, most in ENVOY_HEADERS.items() if target == "envoy-gateway" else ():
+        for name, most in ENVOY_HEADERS.get(target, {}).items():
             if getattr(config.server, name) > most:
                 problems.append(Problem(("server", name), f"{target} has Envoy's own limit: write {most}"))
+        if len(places) >= RULES_MAX:
+            problems.append(Problem(("pools",), f"a route of {target} has room for {RULES_MAX - 1} pools"))
         if config.controllers.failover is not None:
             problem = f"{target} has no clusters for it: remove it"
             problems.append(Problem(("controllers", "failover"), problem))
@@ -72,13 +85,15 @@ def render(
     yaml = YAML()
     yaml.preserve_quotes, yaml.width = True, WIDTH
     yaml.brace_single_entry_mapping_in_flow_sequence = True
-    documents = list(yaml.load_all(template(target).read_text()))
+    prefixes = "|".join(map(re.escape, config.server.path_prefixes))
+    text = template(target).read_text().replace(PREFIXES, f"({prefixes})?")
+    documents = list(yaml.load_all(text))
     if target == "envoy":
         _Bootstrap(documents[0], loaded, places).edit(
             *addresses([listen]), *addresses([admin] if admin else [])
         )
     else:
-        (_envoy_gateway if target == "envoy-gateway" else _istio)(documents, loaded, places)
+        _edit_objects(documents, loaded, places)
     written = io.StringIO()
     if len(documents) > 1:
         yaml.dump_all(documents, written)
@@ -258,65 +273,97 @@ class _Bootstrap:
         _repeat(assigned["endpoints"][0]["lb_endpoints"], len(where), edit)
 
 
-def _envoy_gateway(documents: list[Json], loaded: Loaded, places: Places) -> None:
-    server, kinds = loaded.config.server, {document["kind"]: document["spec"] for document in documents}
-    limit = math.ceil((server.body_bytes_max + 1) / 1024**2)
-    kinds["ClientTrafficPolicy"]["connection"]["bufferLimit"] = f"{limit}Mi"
-    [ours] = kinds["EnvoyExtensionPolicy"]["extProc"]
-    ours["messageTimeout"] = f"{message_seconds(server):g}s"
-    ours["backendRefs"][0]["port"] = _port(server, ours["backendRefs"][0]["port"])
+def _edit_objects(documents: list[Json], loaded: Loaded, places: Places) -> None:
+    """Write what depends on the configuration into the objects of a gateway."""
+    server = loaded.config.server
+    limit, seconds = server.body_bytes_max + BODY_SLACK_BYTES, f"{message_seconds(server):g}s"
+    hosts = list(dict.fromkeys(host for name in loaded.config.pools for host, _ in places[name]))
+    for document in documents:
+        spec = document["spec"]
+        match document["kind"]:
+            case "ClientTrafficPolicy":
+                mebibytes = math.ceil((server.body_bytes_max + 1) / 1024**2)
+                spec["connection"]["bufferLimit"] = f"{mebibytes}Mi"
+            case "EnvoyExtensionPolicy":
+                [ours] = spec["extProc"]
+                ours["messageTimeout"], [reference] = seconds, ours["backendRefs"]
+                reference["port"] = _port(server, reference["port"])
+            case "ListenerPolicy":
+                spec["default"]["perConnectionBufferLimitBytes"] = limit
+                spec["default"]["httpSettings"]["maxRequestHeadersKb"] = server.max_request_headers_kb
+            case "GatewayExtension":
+                spec["extProc"]["messageTimeout"] = seconds
+                reference = spec["extProc"]["grpcService"]["backendRef"]
+                reference["port"] = _port(server, reference["port"])
+            case "BackendConfigPolicy":
+                _repeat(
+                    spec["targetRefs"],
+                    len(hosts),
+                    lambda index, each: each.update(name=hosts[index].partition(".")[0]),
+                )
+            case "EnvoyFilter":
+                _edit_patches(spec["configPatches"], server, limit, seconds)
+            case "HTTPRoute" | "VirtualService":
+                _set_rules(spec.get("rules") or spec["http"], loaded, places)
+    names = [document["metadata"]["name"] for document in documents]
+    if "vllm-small" in names:  # Istio's destinations
+        first, later = (documents[names.index(name)] for name in ("vllm-small", "vllm-large"))
+        del documents[names.index("vllm-small") :]
+        for index, host in enumerate(hosts):
+            documents.append(copy.deepcopy(later if index else first))
+            documents[-1]["metadata"]["name"], documents[-1]["spec"]["host"] = host.partition(".")[0], host
 
-    def lead(rule: Json, pool: str) -> None:
-        [(host, port)], [service] = places[pool], rule["backendRefs"]
-        service["name"], _, rest = host.partition(".")
-        service["port"] = port
-        if rest:
-            service["namespace"] = rest.partition(".")[0]
 
-    _set_rules(kinds["HTTPRoute"]["rules"], loaded, lead, lambda rule: rule["matches"][0]["headers"][0])
-
-
-def _istio(documents: list[Json], loaded: Loaded, places: Places) -> None:
-    server, names = loaded.config.server, [document["metadata"]["name"] for document in documents]
-    patches = {patch["applyTo"]: patch["patch"]["value"] for patch in documents[0]["spec"]["configPatches"]}
-    patches["LISTENER"]["per_connection_buffer_limit_bytes"] = server.body_bytes_max + BODY_SLACK_BYTES
+def _edit_patches(items: Sequence[Json], server: Server, limit: int, seconds: str) -> None:
+    """The patches of an EnvoyFilter."""
+    patches = {each["applyTo"]: each["patch"]["value"] for each in items}
+    patches["LISTENER"]["per_connection_buffer_limit_bytes"] = limit
     manager = patches["NETWORK_FILTER"]["typed_config"]
     manager["common_http_protocol_options"]["max_headers_count"] = server.max_headers_count
     manager["max_request_headers_kb"] = server.max_request_headers_kb
     ours = patches["HTTP_FILTER"]["typed_config"]
-    ours["message_timeout"] = f"{message_seconds(server):g}s"
+    ours["message_timeout"] = seconds
     grpc = ours["grpc_service"]["envoy_grpc"]
     outbound, port, *rest = grpc["cluster_name"].split("|")
     grpc["cluster_name"] = "|".join([outbound, str(_port(server, port)), *rest])
 
-    def lead(rule: Json, pool: str) -> None:
-        [(host, port)], [route] = places[pool], rule["route"]
-        route["destination"]["host"], route["destination"]["port"]["number"] = host, port
 
-    routes = next(document for document in documents if document["kind"] == "VirtualService")["spec"]["http"]
-    _set_rules(routes, loaded, lead, lambda rule: rule["match"][0]["headers"][CLUSTER_HEADER])
-    first, later = (documents[names.index(name)] for name in ("vllm-small", "vllm-large"))
-    del documents[names.index("vllm-small") :]
-    for index, host in enumerate(
-        dict.fromkeys(host for name in loaded.config.pools for host, _ in places[name])
-    ):
-        documents.append(copy.deepcopy(later if index else first))
-        documents[-1]["metadata"]["name"], documents[-1]["spec"]["host"] = host.partition(".")[0], host
-
-
-def _set_rules(
-    rules: list[Json], loaded: Loaded, lead: Callable[[Json, str], None], matched: Callable[[Json], Json]
-) -> None:
-    """One rule for each cluster, and the last one, without a condition, for the default pool."""
+def _set_rules(rules: list[Json], loaded: Loaded, places: Places) -> None:
+    """One rule for each cluster, and the last one, without its header, for the default pool."""
     first, later, last = rules
+    shared = {
+        id(value): value for each in first.values() for value in _paths(each)
+    }  # the anchors of the paths
     rules.clear()
     for name, pool in loaded.config.pools.items():
-        rules.append(rule := copy.deepcopy(later if rules else first))
-        condition = matched(rule)
-        condition["value" if "value" in condition else "exact"] = pool.cluster
-        lead(rule, name)
-    lead(last, loaded.config.default_pool)
+        rules.append(rule := copy.deepcopy(later if rules else first, dict(shared)))
+        for each in rule.get("matches") or rule["match"]:
+            condition = each["headers"][0 if "path" in each else CLUSTER_HEADER]
+            condition["value" if "value" in condition else "exact"] = pool.cluster
+        _lead(rule, places[name])
+    _lead(last, places[loaded.config.default_pool])
     rules.append(last)
+
+
+def _paths(matches: Any) -> list[Any]:
+    """The conditions on paths of a rule's matches."""
+    items = matches if isinstance(matches, list) else []
+    return [each[key] for each in items for key in ("path", "uri") if key in each]
+
+
+def _lead(rule: Json, found: Sequence[Address]) -> None:
+    """Lead a rule to the one server of a pool."""
+    [(host, port)] = found
+    if "route" in rule:
+        destination = rule["route"][0]["destination"]
+        destination["host"], destination["port"]["number"] = host, port
+        return
+    [backend] = rule["backendRefs"]
+    backend["name"], _, rest = host.partition(".")
+    if "port" in backend:  # an InferencePool has its own
+        backend["port"] = port
+    if rest:
+        backend["namespace"] = rest.partition(".")[0]
 
 
 def _port(server: Server, shipped: Any) -> Any:

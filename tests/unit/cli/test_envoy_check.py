@@ -42,7 +42,7 @@ def configured(tmp_path: Path) -> Callable[[str], Loaded]:
 
 def test_nothing_is_wrong_with_the_shipped_files(configured: Callable[[str], Loaded]) -> None:
     assert findings(SHIPPED.read_text(), source.load(EXAMPLE, {})) == []
-    for target in ("envoy-gateway", "istio"):
+    for target in ("envoy-gateway", "istio", "kgateway", "inference-extension"):
         loaded = configured(f"server: {{{LIMITS}}}\n{PLAIN}")
         assert findings(envoy_file.template(target).read_text(), loaded) == []
 
@@ -148,20 +148,44 @@ def test_accounting_needs_its_filter_and_its_log(
             "a: 1",
             "bodies that the sidecar would accept",
         ),
-        ("istio", "exact: vllm-small", "exact: vllm-other", "requests for 'vllm-small' find no route"),
+        (
+            "istio",
+            "{exact: vllm-small}}, uri: &chats",
+            "{exact: a}}, uri: &chats",
+            "requests for 'vllm-small' find",
+        ),
+        ("istio", "    - {uri: *chats}\n", "", "no route before they are decided"),
+        ("istio", "    - {uri: *chats}\n", "    - {uri: {prefix: /}}\n", "clients reach /sleep of a pool"),
         ("istio", "allow_mode_override: true", "allow_mode_override: false", "no body is read"),
         ("envoy-gateway", "      - x-semroute-cluster\n", "", "a client can choose its cluster"),
         ("envoy-gateway", "messageTimeout: 3s", "messageTimeout: 100ms", "gives up before"),
         ("envoy-gateway", "bufferLimit: 33Mi", "bufferLimit: 32Ki", "bodies that the sidecar would accept"),
         ("envoy-gateway", "allowModeOverride: true", "allowModeOverride: false", "no body is read"),
         ("envoy-gateway", "failOpen: true", "failOpen: false", "every request fails"),
-        ("envoy-gateway", "value: vllm-large", "value: vllm-big", "requests for 'vllm-large' find no route"),
         (
             "envoy-gateway",
-            "  - backendRefs: [{name: vllm-large, port: 8000}] #",
-            "  - matches: [{path: {value: /a}}]\n    backendRefs: [{name: vllm-large, port: 8000}] #",
-            "no route before they are decided",
+            "value: vllm-large}], path: *chats",
+            "value: a}], path: *chats",
+            "requests for 'vllm-large' find no route",
         ),
+        ("envoy-gateway", "    - {path: *chats}\n", "", "no route before they are decided"),
+        (
+            "envoy-gateway",
+            "    - {path: *chats}\n",
+            "    - {path: {value: /}}\n",
+            "clients reach /v1/load_lora_adapter of a pool",
+        ),
+        ("kgateway", "        - x-semroute-cluster\n", "", "a client can choose its cluster"),
+        ("kgateway", "messageTimeout: 3s", "messageTimeout: 100ms", "gives up before"),
+        (
+            "kgateway",
+            "perConnectionBufferLimitBytes: 33619968",
+            "a: 1",
+            "bodies that the sidecar would accept",
+        ),
+        ("kgateway", "allowProcessingModeOverride: true", "a: 1", "no body is read"),
+        ("kgateway", "failOpen: true", "failOpen: false", "every request fails"),
+        ("inference-extension", "    - {path: *chats}\n", "", "no route before they are decided"),
     ],
 )
 def test_the_objects_of_gateways_are_checked_too(
