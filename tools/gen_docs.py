@@ -1,4 +1,4 @@
-"""Write the generated parts of docs/: settings, facts, metrics, commands, recorded figures, schema.
+"""Write the generated parts of docs/: settings, facts, metrics, commands, recorded figures, schemas.
 
 A generated part stands between `<!-- begin NAME -->` and `<!-- end NAME -->` in a page that is
 otherwise written by hand. With --check nothing is written and a stale page fails.
@@ -36,6 +36,7 @@ from semroute_extproc.telemetry.prom import PrometheusSink
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 COLUMNS = DOCS.parent / "semroute_extproc" / "telemetry" / "columns.toml"
+CHART_VALUES = Path(__file__).with_name("chart_values.yaml")
 _A = {"decision": "a decision", "outcome": "an outcome", "usage": "an answer's usage"}
 
 
@@ -445,9 +446,23 @@ def schema() -> str:
     return json.dumps(document, indent=2) + "\n"
 
 
+def chart_schema() -> str:
+    """The schema of the chart's values, which holds that of the configuration."""
+    document = YAML(typ="safe", pure=True).load(CHART_VALUES.read_text())
+    config = json.loads(json.dumps(Config.model_json_schema()), object_hook=_helms)
+    document["$defs"] |= {**config.pop("$defs"), "Config": config}
+    return json.dumps(document, indent=1) + "\n"
+
+
+def _helms(part: dict[str, Any]) -> dict[str, Any]:
+    """A part of a schema, for values as Helm reads them: as YAML 1.1, in which `off` and `on` are booleans."""
+    return {"enum": ["off", "on", False, True]} if part.get("enum") == ["off", "on"] else part
+
+
 def pages() -> Iterator[tuple[Path, str]]:
     """Every page with a generated part, and what it should be."""
     yield DOCS / "semroute.schema.json", schema()
+    yield DOCS.parent / "charts" / "semroute" / "values.schema.json", chart_schema()
     for page in sorted(DOCS.glob("*.md")):
         text = page.read_text()
         for name, make in PARTS.items():
