@@ -455,7 +455,7 @@ def chart_schema() -> str:
 
 
 def _helms(part: dict[str, Any]) -> dict[str, Any]:
-    """A part of a schema, for values as Helm reads them: as YAML 1.1, in which `off` and `on` are booleans."""
+    """A part of a schema for values as Helm reads them: in YAML 1.1, `off` and `on` are booleans."""
     return {"enum": ["off", "on", False, True]} if part.get("enum") == ["off", "on"] else part
 
 
