@@ -449,14 +449,9 @@ def schema() -> str:
 def chart_schema() -> str:
     """The schema of the chart's values, which holds that of the configuration."""
     document = YAML(typ="safe", pure=True).load(CHART_VALUES.read_text())
-    config = json.loads(json.dumps(Config.model_json_schema()), object_hook=_helms)
+    config = Config.model_json_schema()
     document["$defs"] |= {**config.pop("$defs"), "Config": config}
     return json.dumps(document, indent=1) + "\n"
-
-
-def _helms(part: dict[str, Any]) -> dict[str, Any]:
-    """A part of a schema for values as Helm reads them: in YAML 1.1, `off` and `on` are booleans."""
-    return {"enum": ["off", "on", False, True]} if part.get("enum") == ["off", "on"] else part
 
 
 def pages() -> Iterator[tuple[Path, str]]:
