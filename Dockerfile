@@ -10,7 +10,6 @@ RUN python -m venv --without-pip /venv
 COPY pyproject.toml README.md LICENSE ./
 COPY semroute_extproc semroute_extproc
 COPY models models
-COPY envoy envoy
 
 # Packages, then the sidecar, then away with what only builds it.
 FROM sources AS build-cpu

@@ -17,7 +17,7 @@ TARGET ?= cpu
 BUNDLE ?= semroute-minilm
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test screenshots conformance faults soak test-train test-vllm lint format type gen gen-check bench bench-check fuzz docs docs-check image audit sbom licenses lock train check clean
+.PHONY: help setup demo test screenshots conformance faults soak test-train test-vllm lint format type gen gen-check bench bench-check gpu fuzz docs docs-check image audit sbom licenses lock train check clean
 
 help:  ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -97,6 +97,9 @@ bench: $(VENV)/.dev  ## measure the cost of a decision on this machine in about 
 
 fuzz: $(VENV)/.dev  ## fuzz every target for 30 minutes in all and record it; FUZZ_SECONDS=60 FUZZ_ARGS=edits for less
 	nice -n 10 $(BIN)/python tests/fuzz/fuzz.py --seconds $(FUZZ_SECONDS) $(or $(FUZZ_ARGS),--record)
+
+gpu: $(VENV)/.dev  ## prove and measure the encoder on this machine's GPU; writes benchmarks/results/gpu.json
+	$(BIN)/python -m semroute_bench.gpu --out benchmarks/results
 
 bench-check: $(VENV)/.dev  ## fail if a decision is clearly more expensive than recorded; takes half a minute
 	$(BIN)/semroute bench --check benchmarks/results/bench.json

@@ -21,7 +21,7 @@ class Exit(enum.IntEnum):
     """The exit statuses; docs/errors.md shows this table. Those above 2 come from sysexits.h."""
 
     OK = 0  # done
-    ROWS = 1  # done, but some rows were bad, or a check found a difference
+    ROWS = 1  # done, but some rows were bad, a check found a difference, or there are warnings
     USAGE = 2  # wrong usage of the command line
     DATA = 65  # an input file cannot be used: data, artifact, profile or calibration
     UNAVAILABLE = 69  # a Python package, an endpoint, a socket or a working GPU is missing

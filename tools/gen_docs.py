@@ -1,4 +1,4 @@
-"""Write the generated parts of docs/: settings, facts, metrics, commands, recorded figures, schemas.
+"""Write the generated parts of docs/ (settings, facts, metrics, commands, figures, schemas), and envoy/.
 
 A generated part stands between `<!-- begin NAME -->` and `<!-- end NAME -->` in a page that is
 otherwise written by hand. With --check nothing is written and a stale page fails.
@@ -22,6 +22,8 @@ from ruamel.yaml import YAML
 from semroute_bench import report as bench_report
 
 from semroute_extproc import cli
+from semroute_extproc.cli import envoy_file
+from semroute_extproc.config import source
 from semroute_extproc.config.models import Config
 from semroute_extproc.encoder import bundle
 from semroute_extproc.policy.rules import REQUEST_FACTS, SIGNAL_FACTS, WORK_FACTS
@@ -454,10 +456,26 @@ def chart_schema() -> str:
     return json.dumps(document, indent=1) + "\n"
 
 
+def envoy_files() -> Iterator[tuple[Path, str]]:
+    """The files of envoy/: those of the example configuration, within what the gateways can do."""
+    example = Path(cli.__file__).with_name("example.yaml")
+    limits = {
+        f"SEMROUTE__SERVER__{name}": str(most)
+        for name, most in envoy_file.ENVOY_HEADERS["envoy-gateway"].items()
+    }
+    gateway = {**limits, "SEMROUTE__CONTROLLERS__FAILOVER": "null"}
+    services = {name: [f"vllm-{name}.models.svc.cluster.local:8000"] for name in ("small", "large")}
+    for target, file in envoy_file.FILES.items():
+        loaded = source.load(example, {} if target == "envoy" else gateway)
+        text = envoy_file.render(loaded, target, services if target == "istio" else {})
+        yield DOCS.parent / "envoy" / file, text
+
+
 def pages() -> Iterator[tuple[Path, str]]:
-    """Every page with a generated part, and what it should be."""
+    """Every file with a generated part, and what it should be."""
     yield DOCS / "semroute.schema.json", schema()
     yield DOCS.parent / "charts" / "semroute" / "values.schema.json", chart_schema()
+    yield from envoy_files()
     for page in sorted(DOCS.glob("*.md")):
         text = page.read_text()
         for name, make in PARTS.items():

@@ -14,7 +14,7 @@ import uvloop
 from rich.console import Console
 from semroute_demo.process import ProcessError
 
-from semroute_bench import direct, measuring, report, traffic
+from semroute_bench import direct, gpu, measuring, report, traffic
 from semroute_bench.measuring import CHECK, QUICK, Figures, Size
 from semroute_extproc import __version__
 from semroute_extproc.encoder.cores import usable_cores
@@ -38,7 +38,7 @@ PARTS: Mapping[str, Callable[[Size, Path], Awaitable[Figures]]] = {
     "load": traffic.rates,
     "gateway": _gateway,
     "growth": traffic.growth,
-    "gpu": direct.gpu,
+    "gpu": gpu.measure,
 }
 """Every part, in the order of measurement."""
 

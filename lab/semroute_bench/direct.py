@@ -9,13 +9,12 @@ from typing import Any
 
 from semroute_bench import load
 from semroute_bench.load import NAMED, ROUTED
-from semroute_bench.measuring import Figures, Samples, Size, each, quantiles
+from semroute_bench.measuring import Figures, Samples, Size, each
 from semroute_bench.servers import BUSY, UNHURRIED, DoNothing, Measured, Target
 from semroute_bench.sidecar import Bare, decisions, default_model, timed, yardstick
 from semroute_extproc.encoder.cores import usable_cores
 
 LENGTHS = (16, 64, 128, 256, 512)  # tokens; of a prompt longer than the window the two ends are read
-GPU_AT_ONCE = 64  # requests under way at a time
 
 
 async def costs(size: Size, folder: Path) -> Figures:
@@ -125,16 +124,3 @@ async def bodies(size: Size, folder: Path) -> Figures:
                 times = {"cpu ms": samples["server cpu ms"][0], "p50 ms": p50}
                 rows.append({"body": body, "model": name, "bytes": len(content), **times})
     return {"bodies": rows}
-
-
-async def gpu(size: Size, folder: Path) -> Figures:
-    """Decisions per second and their times on a CUDA device; raises ProcessError without one."""
-    request, samples = load.exchange(load.chat(ROUTED)), Samples()
-    sidecar = Measured(folder / "gpu", **UNHURRIED, encoder__device="cuda", encoder__queue_max="1024")
-    async with AsyncExitStack() as exits:
-        target = await Target.of(sidecar, exits)
-        await target.send(request, GPU_AT_ONCE, GPU_AT_ONCE)
-        answers = await target.measure(samples, "gpu", request, size.gpu_requests, GPU_AT_ONCE)
-    times, rate = quantiles([answer.ms for answer in answers]), samples["gpu a second"][0]
-    decided = sum(answer.outcome == "routed" for answer in answers) / len(answers)
-    return {"gpu": {"at once": GPU_AT_ONCE, "a second": rate, "decided": decided, "ms": times}}

@@ -104,6 +104,13 @@ def tables(run: Run) -> Iterator[Table]:
     yield _table("Through Envoy, one at a time, ms", [{"path": name, **times} for name, times in paths])
 
 
+def device_tables(run: Run) -> Iterator[Table]:
+    """The figures of `semroute_bench.gpu` for people."""
+    yield _table(f"Signals of {run['provider']} against the CPU's", [run["agreement"]])
+    yield _table("Passes by shape, ms", run["passes"])
+    yield _table("Decisions by requests under way, ms", run["rates"])
+
+
 def _table(title: str, rows: Iterable[Run]) -> Table:
     table = Table(title=title, title_justify="left")
     for number, row in enumerate(rows):

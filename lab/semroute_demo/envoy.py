@@ -16,7 +16,8 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from semroute_demo.process import HTTP, Process, ProcessError, wait_until
-from semroute_extproc.cli.envoy_file import template
+from semroute_extproc.cli import envoy_file
+from semroute_extproc.config import source
 
 START_SECONDS_MAX = 20.0  # for its listener to open, and then for it to reach the sidecar
 
@@ -51,8 +52,9 @@ def find_envoy() -> Path:
 
 
 def shipped() -> Bootstrap:
-    """The shipped bootstrap, parsed."""
-    return parsed(template("envoy").read_text())
+    """The bootstrap of the example configuration, which is `envoy/envoy.yaml`, parsed."""
+    example = Path(envoy_file.__file__).with_name("example.yaml")
+    return parsed(envoy_file.render(source.load(example, {}), "envoy", {}))
 
 
 def parsed(text: str) -> Bootstrap:

@@ -4,20 +4,18 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx2
-
-from semroute_demo.process import HTTP
+from semroute_extproc.cli import live
 from semroute_extproc.errors import EndpointError
-from semroute_extproc.state.pool_metrics import read_page
+from semroute_extproc.state.pool_metrics import fetch
 
 ROUTED = "auto"  # the model name that is routed
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,127}"  # of a model, as the configuration accepts it
-ANSWER_SECONDS_MAX = 5.0  # for a server to answer a question about itself
 PRICES: dict[str, Any] = tomllib.loads(Path(__file__).with_name("prices.toml").read_text())
 
 
@@ -61,7 +59,10 @@ def ask(urls: Sequence[str], key: str) -> list[Model]:
     models: dict[str, Model] = {}
     for url in urls:
         base = _base(url)
-        cards = _cards(base, key)
+        cards = live.cards(base, key)
+        if not re.fullmatch(NAME, cards[0]["id"]):
+            problem = f"serves {cards[0]['id']!r}, which cannot be a model's name here"
+            raise EndpointError("unreadable", f"{base} {problem}: start it with --served-model-name NAME")
         first, others = cards[0], tuple(str(card["id"]) for card in cards[1:])
         model, context = str(first["id"]), first.get("max_model_len")
         known = models.get(model)
@@ -110,35 +111,7 @@ def _base(url: str) -> str:
     return f"http://{host}:{parts.port or 80}"
 
 
-def _cards(base: str, key: str) -> list[dict[str, Any]]:
-    page = f"{base}/v1/models"
-    headers = {"authorization": f"Bearer {key}"} if key else {}
-    try:
-        answer = HTTP.get(page, headers=headers, timeout=ANSWER_SECONDS_MAX)
-    except httpx2.HTTPError as error:
-        problem = str(error) or type(error).__name__
-        raise EndpointError("connection", f"{base} does not answer ({problem}): is vLLM running?") from None
-    if answer.status_code in (401, 403):
-        hint = "the key is refused" if key else "it needs a key: export one and name it with --api-key-env"
-        raise EndpointError("http", f"{page} answers {answer.status_code}: {hint}")
-    try:
-        cards = answer.json()["data"] if answer.status_code == 200 else None
-        cards = [card for card in cards or () if isinstance(card["id"], str)]
-    except (ValueError, LookupError, TypeError):
-        cards = None
-    if cards is None or answer.status_code != 200:
-        problem = f"answers {answer.status_code}, not a list of models: is it an OpenAI-compatible server?"
-        raise EndpointError("unreadable", f"{page} {problem}")
-    if not cards:
-        raise EndpointError("unreadable", f"{base} serves no model")
-    if not re.fullmatch(NAME, cards[0]["id"]):
-        problem = f"serves {cards[0]['id']!r}, which cannot be a model's name here"
-        raise EndpointError("unreadable", f"{base} {problem}: start it with --served-model-name NAME")
-    return cards
-
-
 def _is_measured(base: str) -> bool:
-    try:
-        return bool(read_page(HTTP.get(f"{base}/metrics", timeout=ANSWER_SECONDS_MAX).text))
-    except (httpx2.HTTPError, ValueError):
-        return False
+    with suppress(Exception):  # whatever the page is
+        return bool(fetch(f"{base}/metrics", {}))
+    return False

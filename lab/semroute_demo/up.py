@@ -40,6 +40,7 @@ SOCKET_CHARACTERS_MAX = 100  # of a socket's path; the system's limit is 108
 COLUMNS = 80
 
 WRITTEN = """\
+---
 # Written by `semroute up`. It keeps what you change here.
 server: {{listen: "unix:{folder}/w{{worker}}.sock"}}
 admin: {{listen: "{admin}"}}
@@ -63,6 +64,7 @@ policies:
 
 strategies:
   pair: {{kind: threshold, weak: {weak}, strong: {strong}, strong_share: 0.3}}
+...
 """
 LIVE_SHARE = r"&live \{[^}]*\}"
 LIVE = """\

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from semroute_extproc.cli import envoy_check
-from semroute_extproc.config import models as config
+from semroute_extproc.cli.unlikely import WRAP, located, notes, this_machine
 from semroute_extproc.config.source import Loaded, read_documents
 from semroute_extproc.encoder.bundle import DEFAULT, Bundle
 from semroute_extproc.encoder.cuda import open_each
@@ -17,8 +17,6 @@ from semroute_extproc.settings.base import Problem, did_you_mean
 from semroute_extproc.state import shared_sessions
 
 ENVOY_MIN = (1, 37)  # 1.36 accepts the shipped file, but refuses large bodies and delays chunked ones
-
-_WRAP = textwrap.TextWrapper(80, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
 
 NOT_FORWARDED = (
     *("authorization", "proxy-authorization", "cookie", "x-api-key", "api-key", "x-semroute-cluster"),
@@ -68,12 +66,13 @@ def envoy_findings(loaded: Loaded, path: Path) -> list[tuple[str, bool]]:
     """What is wrong with Envoy's file, each with whether it may be intended; raises ConfigError."""
     found = envoy_check.check(read_documents(path)[1], loaded.config)
     lines = ((f"{path}:{each.line}: {each.happens}: write {each.write}", each.note) for each in found)
-    return [(_WRAP.fill(line), note) for line, note in lines]
+    return [(textwrap.fill(line, **WRAP), note) for line, note in lines]
 
 
 def warnings(loaded: Loaded, bundles: Mapping[str, Bundle]) -> list[str]:
     """Likely mistakes, each with its location."""
-    problems = list(config.warnings(loaded.config))
+    machine = this_machine(bundles[DEFAULT], loaded.config.encoder.device)
+    problems = list(notes(loaded, bundles[DEFAULT], machine))
     manifests = [each.manifest for each in bundles.values()]
     domains = [label for each in manifests for label in each.domain.labels]
     tasks = [label for each in manifests if each.task for label in each.task.labels]
@@ -87,7 +86,7 @@ def warnings(loaded: Loaded, bundles: Mapping[str, Bundle]) -> list[str]:
     if listen.startswith("unix:") and not folder.is_dir():
         message = f"the directory {folder} does not exist, and serve needs it to start"
         problems.append(Problem(("server", "listen"), message))
-    return [loaded.source.locate(problem) for problem in problems]
+    return [located(loaded, problem, "note: ") for problem in problems]
 
 
 def suspicious(expression: str, labels: Mapping[str, Collection[str]]) -> Iterator[str]:

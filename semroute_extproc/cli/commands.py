@@ -2,37 +2,22 @@
 
 import importlib.metadata
 import json
-import re
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from semroute_extproc import __version__
+from semroute_extproc.cli import operate
 from semroute_extproc.cli.exits import LAB_EXTRA, Exit, exit_statuses, install, missing, refuse
 
 PLUGINS = "semroute.commands"  # Entry-point group by which semroute-lab and others add commands
 
-LAB = {
-    "up": ("demo", "Put Envoy and semroute in front of your servers, and observe."),
-    "go": ("demo", "Route a share of the requests of `up`."),
-    "demo": ("demo", "Run Envoy, the sidecar and two simulated pools on this machine."),
-    "train": ("train", "Train a bundle from prompts and publish it."),
-    "bundle": ("train", "Show, check, copy and quantize bundles."),
-    "fit": ("fit", "Fit a strategy's artifact from prompts with known outcomes."),
-    "calibrate": ("fit", "Choose a threshold on your own prompts."),
-    "eval": ("train", "Evaluate a bundle as a router and as a classifier."),
-    "profile": ("fit", "Measure what a model is good at, for the clusters strategy."),
-    "replay": ("fit", "Decide logged requests again under another configuration."),
-    "outcomes": ("fit", "Add a file of outcomes to a decision log."),
-    "bench": ("bench", "Measure what a decision costs on this machine."),
-}
-"""Commands of semroute-lab: the extra that each needs, and its line in --help.
-
-A copy, because --help must be fast and the plug-ins may import heavy libraries."""
-
-HEADER = re.compile(r"([\w-]+)\s*[:=]\s*(.*)", re.DOTALL)  # `NAME=VALUE` is an older form
+LAB: dict[str, list[str]] = tomllib.loads(Path(__file__).with_name("lab.toml").read_text())
+"""Commands of semroute-lab: the extra that each needs, and its line in --help."""
 
 ANY_ARGUMENTS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
@@ -47,6 +32,11 @@ class Commands(click.Group):
         """Every command, most used first."""
         plugins = importlib.metadata.entry_points(group=PLUGINS).names
         return [*self.commands, *LAB, *sorted(plugins - LAB.keys())]
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """As click does, but without importing plug-ins."""
+        names = (name for name in self.list_commands(ctx) if name.startswith(incomplete))
+        return [*map(CompletionItem, names), *click.Command.shell_complete(self, ctx, incomplete)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command, imported now if it is a plug-in; one that cannot be imported says what to install."""
@@ -168,18 +158,16 @@ def explain(
         raise click.UsageError("give either --text or --body")
     pairs = {}
     for header in headers:
-        if (found := HEADER.fullmatch(header)) is None:
+        name, colon, value = header.partition(":")
+        if not (name and colon):
             raise click.UsageError(f"--header {header!r}: expected 'NAME: VALUE'")
-        pairs[found[1]] = found[2]
+        pairs[name.strip()] = value.strip()
     text = sys.stdin.read() if text == "-" else text
     loaded = config_source.load(config)
     name = model or next(iter(loaded.config.models), "")
     prompt = {"model": name, "messages": [{"role": "user", "content": text}]}
-    raw = (
-        body.read(loaded.config.server.body_bytes_max + 1)
-        if body is not None
-        else json.dumps(prompt).encode()
-    )
+    most = loaded.config.server.body_bytes_max
+    raw = json.dumps(prompt).encode() if body is None else body.read(most + 1)
     report = explain(loaded, path, pairs, raw)
     if as_json:
         click.echo(json.dumps(report, ensure_ascii=False))
@@ -223,13 +211,23 @@ def score(bundle: Path | None, device: Any, embedding: bool) -> None:
 @click.argument("config_path", type=PATH, required=False, is_eager=True)  # before --config, which it replaces
 @config_option
 @click.option("--envoy", type=PATH, help="Envoy's configuration; check that it routes, safely and in time.")
-@click.option("--envoy-version", help="What `envoy --version` prints; check that this Envoy is new enough.")
+@click.option("--envoy-version", "version", help="What `envoy --version` prints; is this Envoy new enough?")
+@click.option("--live", is_flag=True, help="Ask every server of the pools; costs no tokens.")
+@click.option(
+    "--tools", is_flag=True, help="As --live, and request a tool call of one token from each server."
+)
+@click.option(
+    "--api-key-env", "key_env", metavar="NAME", default="", help="As --live, with this variable's key."
+)
 @exit_statuses
-def check(config: Path, envoy: Path | None, envoy_version: str | None, **_: object) -> None:
+def check(
+    config: Path, envoy: Path | None, version: str | None, live: bool, tools: bool, key_env: str, **_: Any
+) -> None:
     """Check a configuration, its conditions, its bundle and its requirements on this machine.
 
     Also checks API keys in the environment, optional libraries and the GPU, so run it on the machine
-    that will serve. Sends no requests.
+    that will serve. Sends no requests, unless --live asks the servers for their models,
+    context lengths, health and load.
 
     Prints every problem as file:line:col: path: message, and exits with status 78 if there is
     any. Likely mistakes are printed as notes.
@@ -245,14 +243,18 @@ def check(config: Path, envoy: Path | None, envoy_version: str | None, **_: obje
             click.echo(f"note: {text}", err=True)
         if problems := [text for text, is_note in found if not is_note]:
             refuse(problems, Exit.CONFIG)
-    if envoy_version is not None and (problem := checking.old_envoy(envoy_version)):
+    if version is not None and (problem := checking.old_envoy(version)):
         refuse([problem], Exit.CONFIG)
     for warning in checking.warnings(loaded, bundles):
-        click.echo(f"note: {warning}", err=True)
+        click.echo(warning, err=True)
     sections = ("pools", "policies", "strategies")
     counts = ", ".join(f"{len(getattr(loaded.config, each))} {each}" for each in sections)
-    names = ", ".join(sorted(each.manifest.name for each in bundles.values()))
+    names = ", ".join(sorted({each.manifest.name for each in bundles.values()}))
     click.echo(f"{config}: ok ({counts}, bundles {names})")
+    if live or tools or key_env:
+        from semroute_extproc.cli import live as asking
+
+        sys.exit(asking.check(loaded, key_env, tools))
 
 
 @main.command()
@@ -304,8 +306,11 @@ def schema() -> None:
 @exit_statuses
 def dump_config(config: Path) -> None:
     """Print the effective configuration: file, environment and defaults merged."""
-    from ruamel.yaml import YAML
-
     from semroute_extproc.config import source as config_source
 
-    YAML().dump(config_source.load(config).config.model_dump(mode="json"), sys.stdout)
+    settings = config_source.load(config).config.model_dump(mode="json")
+    click.echo(config_source.as_yaml(settings), nl=False)
+
+
+for each in (operate.status, operate.logs, operate.top):
+    main.add_command(each)

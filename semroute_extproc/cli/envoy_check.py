@@ -29,6 +29,7 @@ _MODES = (
     *("request_body_mode", "response_header_mode", "response_body_mode"),
     *("request_trailer_mode", "response_trailer_mode"),
 )
+_BUFFERED = {"request_body_mode": "BUFFERED"}
 _UNITS = {"ms": 1e-3, "m": 60.0, "h": 3_600.0, "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30}
 _STRINGS: Mapping[str, Callable[[str, str], bool]] = {
     "exact": lambda text, wanted: text == wanted,
@@ -93,6 +94,10 @@ class Node:
         found = re.fullmatch(r"(-?\d+(?:\.\d+)?)([a-zA-Z]*)", str(self))
         return float(found[1]) * _UNITS.get(found[2], 1.0) if found else default
 
+    def finds(self, happens: str, write: str, note: bool = False) -> Finding:
+        """A finding at this line."""
+        return Finding(self.line, happens, write, note)
+
     def is_a(self, message: str) -> bool:
         """Whether this is a typed configuration of a message."""
         return str(self["@type"]).endswith(f".{message}")
@@ -136,7 +141,7 @@ class _Check:
             if not right:
                 values = {**self.limits, "value": found}
                 happens, write = row["happens"].format(**values), row["write"].format(**values)
-                yield Finding(found.line, happens, write, row.get("note", False))
+                yield found.finds(happens, write, row.get("note", False))
 
     def bootstrap(self, root: Node) -> Iterator[Finding]:
         """A static bootstrap of Envoy."""
@@ -145,48 +150,42 @@ class _Check:
         clusters = {str(each["name"]): each for each in resources["clusters"]}
         dynamic = bool(root["dynamic_resources"])
         if dynamic:
-            yield Finding(root.line, "what is dynamic cannot be checked", "static_resources", note=True)
+            yield root.finds("what is dynamic cannot be checked", "static_resources", note=True)
         else:
             yield from self.clusters(clusters, resources["clusters"])
         internal = any(each["internal_listener"] for each in resources["listeners"])
         if self.failover and not (internal or dynamic):
-            yield Finding(resources.line, "nothing hands over a failed request", "the listener handover")
+            yield resources.finds("nothing hands over a failed request", "the listener handover")
         routed = dynamic
         for listener in resources["listeners"]:
             for chain in (*listener["filter_chains"], listener["default_filter_chain"]):
                 for manager in (each["typed_config"] for each in chain["filters"]):
                     filters = [each for each in manager["http_filters"] if each["disabled"].value is not True]
-                    ours = next(
-                        (each for each in filters if each["typed_config"].is_a("ExternalProcessor")), None
-                    )
-                    if ours is None:
-                        continue
-                    routed = True
-                    yield from self.rows("manager", manager)
-                    logged = any(log["typed_config"].is_a(ACCESS_LOG) for log in manager["access_log"])
-                    if self.config.accounting and not (logged and ANSWERS in str(manager["http_filters"])):
-                        happens, write = (
-                            "answers are not accounted for",
-                            "the filter and the log `accounting`",
-                        )
-                        yield Finding(manager.line, happens, f"{write} of the shipped file")
-                    yield from self.manager(manager, filters, ours["typed_config"])
-                    yield from self.routes(manager, listener)
-                    name = ours["typed_config.grpc_service.envoy_grpc.cluster_name"]
-                    if str(name) in clusters:
-                        yield from self.sidecar(clusters[str(name)])
-                    elif not dynamic:
-                        hint = did_you_mean(str(name), clusters)
-                        yield Finding(
-                            name.line, f"no cluster {str(name)!r}{hint}, so nothing is routed", "its name"
-                        )
+                    ours = [each for each in filters if each["typed_config"].is_a("ExternalProcessor")]
+                    for part in (each["typed_config"] for each in ours[:1]):
+                        routed = True
+                        yield from self.manager(manager, filters, part)
+                        yield from self.routes(manager, listener)
+                        name = part["grpc_service.envoy_grpc.cluster_name"]
+                        if str(name) in clusters:
+                            yield from self.sidecar(clusters[str(name)])
+                        elif not dynamic:
+                            happens = f"no cluster {str(name)!r}{did_you_mean(str(name), clusters)}"
+                            yield name.finds(f"{happens}, so nothing is routed", "its name")
         if not routed:
-            yield Finding(
-                resources.line, "no listener has an ext_proc filter, so nothing is routed", "the filter"
-            )
+            yield resources.finds("no listener has an ext_proc filter, so nothing is routed", "the filter")
 
     def manager(self, manager: Node, filters: list[Node], ours: Node) -> Iterator[Finding]:
-        """The connection manager: what is removed from clients' requests, and the order of its filters."""
+        """The connection manager: what is removed from clients' requests, its filters and their order.
+
+        `filters` is empty for the part of a manager that a gateway adds to its own.
+        """
+        logged = any(log["typed_config"].is_a(ACCESS_LOG) for log in manager["access_log"])
+        if filters:
+            yield from self.rows("manager", manager)
+            if self.config.accounting and not (logged and ANSWERS in str(manager["http_filters"])):
+                write = "the filter and the log `accounting` of the shipped file"
+                yield manager.finds("answers are not accounted for", write)
         yield from self.filter(ours)
         yield from self.rows("headers", manager)
         early = manager["early_header_mutation_extensions"]
@@ -195,16 +194,12 @@ class _Check:
         removed += [Node({"exact": str(each["remove"]).lower()}, each.line) for each in mutations]
         for header, happens in _TABLE["internal"].items():
             if not any(_matches(each, header) for each in removed):
-                yield Finding(
-                    early.line, happens, f"{{remove: {header}}} in early_header_mutation_extensions"
-                )
+                yield early.finds(happens, f"{{remove: {header}}} in early_header_mutation_extensions")
         before = True
         for each in (each["typed_config"] for each in filters):
             before = before and each.line != ours.line
             if before and each.is_a("Router"):
-                yield Finding(
-                    each.line, "the router ends the chain before ext_proc, so nothing is routed", "it last"
-                )
+                yield each.finds("the router ends the chain before ext_proc, so nothing is routed", "it last")
             if each.is_a("Buffer"):
                 yield from self.rows("buffer", each)
 
@@ -212,22 +207,16 @@ class _Check:
         """The ext_proc filter."""
         yield from self.rows("filter", ours)
         yield from self.forwarded(ours["forward_rules"])
-        mode, allowed, may = (
-            ours["processing_mode"],
-            ours["allowed_override_modes"],
-            ours["allow_mode_override"],
-        )
+        mode, allowed = ours["processing_mode"], ours["allowed_override_modes"]
         if str(mode["request_body_mode"]) not in ("BUFFERED", "FULL_DUPLEX_STREAMED"):
             happens = "no body is read, so nothing is routed"
             if not self.config.server.allow_mode_override:
-                yield Finding(mode.line, happens, "request_body_mode: BUFFERED")
-            elif may.value is not True:
-                yield Finding(may.line, happens, "allow_mode_override: true")
-            elif list(allowed) and {**_mode(mode), "request_body_mode": "BUFFERED"} not in map(
-                _mode, allowed
-            ):
+                yield mode.finds(happens, "request_body_mode: BUFFERED")
+            elif (may := ours["allow_mode_override"]).value is not True:
+                yield may.finds(happens, "allow_mode_override: true")
+            elif list(allowed) and _mode(mode) | _BUFFERED not in map(_mode, allowed):
                 write = "every field of processing_mode, and request_body_mode: BUFFERED"
-                yield Finding(allowed.line, f"the sidecar's mode is not allowed: {happens}", write)
+                yield allowed.finds(f"the sidecar's mode is not allowed: {happens}", write)
         rules = ours["mutation_rules"]
         allow, forbid = (rules[f"{kind}_expression.regex"] for kind in ("allow", "disallow"))
         headers = [CLUSTER_HEADER, "content-length", "content-encoding", "content-type", "retry-after"]
@@ -237,7 +226,7 @@ class _Check:
             system = header.startswith(":") and rules["disallow_system"].value is True
             if not listed or (system and not allow) or _fullmatch(forbid, header):
                 happens = f"the sidecar may not set {header}, so Envoy drops this change"
-                yield Finding(rules.line, happens, f"{header} in mutation_rules.allow_expression")
+                yield rules.finds(happens, f"{header} in mutation_rules.allow_expression")
 
     def forwarded(self, rules: Node) -> Iterator[Finding]:
         """Headers that the sidecar needs and does not get, and secrets that it gets and does not need."""
@@ -257,10 +246,10 @@ class _Check:
             passes = passes and not any(_matches(each, header) for each in hidden)
             if not passes and header in needed:
                 happens = f"{header} is hidden from the sidecar: {needed[header]}"
-                yield Finding(rules.line, happens, f"forward_rules that let {header} pass")
+                yield rules.finds(happens, f"forward_rules that let {header} pass")
             elif passes and header not in wanted:
                 happens, write = f"the sidecar gets {header}, which it does not need", "disallowed_headers"
-                yield Finding(rules.line, happens, f"{{exact: {header}}} in forward_rules.{write}", note=True)
+                yield rules.finds(happens, f"{{exact: {header}}} in forward_rules.{write}", note=True)
 
     def sidecar(self, cluster: Node) -> Iterator[Finding]:
         """The sidecar's cluster."""
@@ -269,12 +258,13 @@ class _Check:
         places = {_place(each["endpoint.address"]) for group in groups for each in group["lb_endpoints"]}
         server = self.config.server
         for worker in range(server.workers if places else 0):
-            where = _place(Node(listening(server, worker), 0))
+            host, port = listening(server, worker)
+            where = host if port is None else f"{host}:{port}"
             # A host has several names, so only its port is compared.
             ports = {each.rpartition(":")[2] for each in places}
             if where not in places and (where[0] in "/@" or where.rpartition(":")[2] not in ports):
                 happens = f"worker {worker} listens on {where} and gets no requests"
-                yield Finding(groups.line, happens, f"an endpoint with {where}")
+                yield groups.finds(happens, f"an endpoint with {where}")
 
     def clusters(self, clusters: Mapping[str, Node], at: Node) -> Iterator[Finding]:
         """The clusters of the pools."""
@@ -282,7 +272,7 @@ class _Check:
             if wanted not in clusters:
                 happens = f"pools.{pool_name}.cluster: there is no cluster {wanted!r}"
                 happens += f"{did_you_mean(wanted, clusters)}, so its requests get 503"
-                yield Finding(at.line, happens, "the cluster")
+                yield at.finds(happens, "the cluster")
         for name, pool in self.config.pools.items():
             own = pool.cluster + self.failover.cluster_suffix if self.failover else ""
             if own in clusters:
@@ -291,13 +281,13 @@ class _Check:
                 names = [str(each["name"]) for each in members]
                 if {*names[:-1]} != {pool.cluster} or names[-1] not in clusters.keys() - {pool.cluster}:
                     happens = f"requests for pool {name} go to {', '.join(names) or 'no cluster'}"
-                    yield Finding(members.line, happens, f"{pool.cluster} twice, then handover")
+                    yield members.finds(happens, f"{pool.cluster} twice, then handover")
 
     def routes(self, manager: Node, listener: Node) -> Iterator[Finding]:
         """Where requests go: decided ones, and those that the sidecar has not decided."""
         table, config = manager["route_config"], self.config
         if not table:
-            yield Finding(manager.line, "routes of rds cannot be checked", "a static route_config", note=True)
+            yield manager.finds("routes of rds cannot be checked", "a static route_config", note=True)
         hosts = list(table["virtual_hosts"])
         ours = [host for host in hosts if CLUSTER_HEADER in str(host["routes"])]
         suffixes = ("", self.failover.cluster_suffix) if self.failover else ("",)
@@ -312,30 +302,25 @@ class _Check:
             for path in _TABLE["control"]["paths"]:
                 if (found := _route(host, "", path))["route"]:
                     happens, write = f"clients reach {path} of a pool", "a route that answers 404 before"
-                    yield Finding(found.line, happens, f"{write} {path}", note=True)
+                    yield found.finds(happens, f"{write} {path}", note=True)
 
     def leads(self, host: Node, listener: Node, chosen: str, wanted: str) -> Iterator[Finding]:
         """Whether a request with a routing header gets to a cluster, in time and with its body."""
         found = _route(host, chosen)
         route, name = found["route"], found["route.cluster"]
-        if wanted not in (
-            str(name),
-            chosen if str(route["cluster_header"]).lower() == CLUSTER_HEADER else "",
-        ):
+        by_header = chosen if str(route["cluster_header"]).lower() == CLUSTER_HEADER else ""
+        if wanted not in (str(name), by_header):
             who = f"requests for {chosen!r}" if chosen else "requests that the sidecar has not decided"
             where = f"go to {str(name)!r}" if name else "find no cluster"
-            yield Finding(name.line, f"{who} {where}", f"a route to {wanted!r}, before others that match")
+            yield name.finds(f"{who} {where}", f"a route to {wanted!r}, before others that match")
             return
         yield from self.rows("route", route)
-        limits = [
-            each for each in (found["request_body_buffer_limit"], host["request_body_buffer_limit"]) if each
-        ]
-        yield from self.rows("limit", (limits or [listener["per_connection_buffer_limit_bytes"]])[0])
+        limits = (each["request_body_buffer_limit"] for each in (found, host))
+        limit = next(filter(None, limits), listener["per_connection_buffer_limit_bytes"])
+        yield from self.rows("limit", limit)
         for own in (each["typed_per_filter_config"] for each in (host, found)):
             if not chosen and "'disabled': True" in str(own):
-                yield Finding(
-                    own.line, "the filter is off on the first route, so nothing is routed", "no `disabled`"
-                )
+                yield own.finds("the filter is off on the first route, so nothing is routed", "no `disabled`")
 
     def named(self, host: Node) -> Iterator[Finding]:
         """The routes that send a pool's own model to its pool while the sidecar is down, if there are any."""
@@ -346,13 +331,14 @@ class _Check:
             if str(cluster) != pool.cluster and (cluster or name != self.config.default_pool):
                 where = repr(str(cluster)) if cluster else "the default pool"
                 happens = f"without the sidecar, requests for {pool.model!r} go to {where}"
-                yield Finding(cluster.line, happens, f"a route to {pool.cluster}", note=not cluster)
+                yield cluster.finds(happens, f"a route to {pool.cluster}", note=not cluster)
 
     def gateway(self, kinds: Mapping[str, Node]) -> Iterator[Finding]:
         """The objects of a gateway, as `semroute envoy` writes them."""
-        if self.failover:
-            yield Finding(1, "gateways have no clusters for controllers.failover", "no controllers.failover")
         nothing = Node(None, 1)
+        if self.failover:
+            happens = "gateways have no clusters for controllers.failover"
+            yield nothing.finds(happens, "no controllers.failover")
         if istio := kinds.get("EnvoyFilter"):
             patches = {str(each["applyTo"]): each["patch.value"] for each in istio["spec.configPatches"]}
             part = patches.get("NETWORK_FILTER", nothing)["typed_config"]
@@ -371,22 +357,19 @@ class _Check:
                 removed = traffic["headers.earlyRequestHeaders.remove"]
                 limit = traffic["connection.bufferLimit"]
             for header in _TABLE["internal"].keys() - {*map(str, removed)}:
-                happens = _TABLE["internal"][header]
-                yield Finding(removed.line, happens, f"{header} among the headers to remove")
-        rules = (
-            kinds.get("HTTPRoute", nothing)["spec.rules"] or kinds.get("VirtualService", nothing)["spec.http"]
-        )
+                yield removed.finds(_TABLE["internal"][header], f"{header} among the headers to remove")
+        route = kinds.get("HTTPRoute") or kinds.get("VirtualService", nothing)
+        rules = route["spec.rules"] or route["spec.http"]
         yield from self.rows("limit", limit)
         for cluster in {pool.cluster for pool in self.config.pools.values()}:
             if not _rule(rules, cluster):
-                yield Finding(rules.line, f"requests for {cluster!r} find no route", f"a rule for {cluster}")
+                yield rules.finds(f"requests for {cluster!r} find no route", f"a rule for {cluster}")
         if not _rule(rules):
-            happens, write = "requests find no route before they are decided", "a rule for every request"
-            yield Finding(rules.line, happens, write)
+            happens = "requests find no route before they are decided"
+            yield rules.finds(happens, "a rule without the header")
         for path in _TABLE["control"]["paths"]:
             if found := _rule(rules, path=path):
-                happens, write = f"clients reach {path} of a pool", "a condition on the path"
-                yield Finding(found.line, happens, write, note=True)
+                yield found.finds(f"clients reach {path} of a pool", "a condition on the path", note=True)
 
 
 def check(documents: Iterable[Any], config: Config) -> list[Finding]:
@@ -416,16 +399,14 @@ def _route(host: Node, chosen: str, path: str = REQUEST[":path"]) -> Node:
 def _rule(rules: Node, chosen: str = "", path: str = REQUEST[":path"]) -> Node:
     """The rule of a gateway for a path and a routing header; none if only the rules without it match."""
     for rule in rules:
-        matches = list(rule["matches"]) + list(rule["match"])
-        for match in matches or [Node(None, rule.line)]:
+        for match in [*rule["matches"], *rule["match"]] or [Node(None, rule.line)]:
             wanted = str(match["headers.*.value"] or match["headers.*.exact"])
             where = match["path.value"] or match["uri.*"]
             kind = str(match["path.type"] or next(iter(match["uri"].keys), "PathPrefix")).lower()
-            fits = (
-                _fullmatch(where, path)
-                if kind.startswith("regular") or kind == "regex"
-                else (path == str(where) if kind == "exact" else path.startswith(str(where)))
-            )
+            if kind in ("regularexpression", "regex"):
+                fits = _fullmatch(where, path)
+            else:
+                fits = path == str(where) if kind == "exact" else path.startswith(str(where))
             if wanted == chosen and (fits or not where):
                 return rule
     return Node(None, rules.line)
@@ -436,9 +417,8 @@ def _fits(match: Node, headers: Mapping[str, str]) -> bool:
     if {re.sub("([A-Z])", r"_\1", str(key)).lower() for key in match.keys} - _CONDITIONS:
         return False  # a condition that not every request meets
     part = match["path_separated_prefix"]
-    if not (
-        _matches(match, path) or path == str(match["path"]) or (part and f"{path}/".startswith(f"{part}/"))
-    ):
+    within = bool(part) and f"{path}/".startswith(f"{part}/")
+    if not (_matches(match, path) or path == str(match["path"]) or within):
         return False
     return all(_header_fits(each, headers.get(str(each["name"]).lower())) for each in match["headers"])
 

@@ -127,15 +127,3 @@ def _costs_as_much(config: Config, weak: str, strong: str) -> bool:
     """Whether both pools have a price and the weak one is not cheaper."""
     low, high = (config.pools[name].price if name in config.pools else None for name in (weak, strong))
     return low is not None and high is not None and low.input >= high.input and low.output >= high.output
-
-
-def warnings(config: Config) -> Iterator[Problem]:
-    """Valid settings that are likely mistakes."""
-    for name, strategy in config.strategies.items():
-        weak, strong = pair_of(strategy) or ("", "")
-        if _costs_as_much(config, weak, strong) and not _costs_as_much(config, strong, weak):
-            message = f"by their prices {weak} is more expensive than {strong}: are weak and strong swapped?"
-            yield Problem(("strategies", name, "weak"), message)
-    unpriced = [name for name, pool in config.pools.items() if pool.price is None]
-    if config.accounting is not None and unpriced:
-        yield Problem(("accounting",), f"without a price, answers cost nothing: {', '.join(unpriced)}")

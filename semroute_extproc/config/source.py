@@ -4,6 +4,7 @@ An error shows its location: `file:line:col: path: message`, the source line and
 """
 
 import hashlib
+import io
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -24,6 +25,7 @@ from semroute_extproc.config.models import Config
 from semroute_extproc.errors import ConfigError
 from semroute_extproc.io.files import read_file
 from semroute_extproc.settings.base import Problem, did_you_mean, redacted
+from semroute_extproc.settings.process import Admin
 
 ENVIRONMENT_PREFIX = "SEMROUTE__"
 """`SEMROUTE__SERVER__LISTEN=unix:/run/x.sock` sets `server.listen`; values are read as YAML."""
@@ -165,6 +167,16 @@ def load(path: Path, environment: Mapping[str, str] | None = None, folder: Path 
     return loaded
 
 
+def load_admin(path: Path) -> Admin:
+    """The section `admin`, even if other sections are invalid; raises ConfigError."""
+    _, document = _read(path)
+    _overlay(document, os.environ)
+    try:
+        return Admin.model_validate(_plain(document.get("admin") or {}))
+    except ValidationError:
+        return load(path).config.admin  # It raises the error with its location.
+
+
 def digest(path: Path) -> bytes:
     """A hash of the file's content; empty if it cannot be read."""
     try:
@@ -201,6 +213,13 @@ def read_documents(path: Path, whole: bool = False) -> tuple[str, list[Any]]:
     except (YAMLError, ValueError, RecursionError) as error:
         raise ConfigError([f"{path}: not YAML: {type(error).__name__}"]) from None
     return text, documents
+
+
+def as_yaml(settings: Any) -> str:
+    """Settings as a person writes them."""
+    file = io.StringIO()
+    YAML().dump(settings, file)
+    return file.getvalue()
 
 
 def _parser(kind: str) -> YAML:

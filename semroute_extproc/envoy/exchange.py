@@ -23,7 +23,6 @@ decide; the caller then passes the outcome to `decided`, which returns the rest 
 """
 
 import enum
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -48,6 +47,7 @@ HEADERS_MAX = 256  # request headers read; more are ignored
 HEADERS_SPARE, HEADER_BYTES_SPARE = 16, 24 * 1024
 """Room below Envoy's limits that a request needs to be changed: for our headers, of which a handover's may
 have 8 KiB, and for those that Envoy hides. Envoy refuses a request that a change takes over a limit."""
+STORED_ACTIONS = ("", "cancel", "input_items")  # on a stored response; none asks a model
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,7 @@ class ExchangeSettings:
     names: Names
     stores: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """Tag of a pool in the IDs of responses to its name and cluster; empty without sessions."""
+    refuses: bool = False  # what cannot be read: no rule of a pool can be applied to it
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -190,6 +191,9 @@ class Exchange:
             return self._answer(Kind.ANSWERED, Cause.MODELS, answer)
         near = len(fields) > server.max_headers_count - HEADERS_SPARE
         near = near or self._size > server.max_request_headers_kb * 1024 - HEADER_BYTES_SPARE
+        if near and self._settings.refuses:
+            answer = answers.too_many_headers(place.api or Api.OTHER)
+            return self._answer(Kind.REJECTED, Cause.TOO_MANY_HEADERS, answer)
         if near and CLUSTER_HEADER not in head.headers:  # a client's must be removed all the same
             self._state = _State.PASSED
             return Step((CONTINUE["request_headers"],), outcome=self._passthrough(Cause.TOO_MANY_HEADERS))
@@ -213,7 +217,8 @@ class Exchange:
         outcome, names = self._passthrough(cause), self._settings.names
         named = names.find(self._place.model)
         pool = names.pools.get(named.pool) if named else None
-        tag, affinity = stored_in(self._place.path.removeprefix(RESPONSES).partition("/")[0])
+        stored, _, action = self._place.path.removeprefix(RESPONSES).partition("/")
+        tag, affinity = stored_in(stored) if action in STORED_ACTIONS else ("", "")
         if (store := self._settings.stores.get(tag)) is not None:
             cause = Cause.STORED_RESPONSE
             outcome = Outcome(Kind.PASSTHROUGH, cause, *store, reason=cause.words, affinity=affinity)
@@ -305,7 +310,7 @@ def _unroutable(head: RequestHead, api: Api | None, fits: bool) -> Cause | None:
         return Cause.UNKNOWN_PATH
     if "upgrade" in head.headers:
         return Cause.UPGRADE
-    media = re.split("[;,]", head.headers.get("content-type", ""))[0].strip().lower()
+    media = head.headers.get("content-type", "").partition(";")[0].partition(",")[0].strip().lower()
     if media == FORM and api not in TEXT_APIS:
         return None if fits else Cause.UPLOAD
     if media != "application/json" and not media.endswith("+json"):

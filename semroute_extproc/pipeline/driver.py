@@ -17,11 +17,12 @@ from semroute_extproc.policy.constraints import NoCandidate
 from semroute_extproc.policy.context import Agreement, Decision, RoutingContext, Shadow
 from semroute_extproc.policy.draw import draw_id, unit_interval
 from semroute_extproc.policy.plan import SIGNALS, Deciding, PolicyPlan
+from semroute_extproc.request.view import LARGE
 from semroute_extproc.strategies.judge_client import JudgeClient
 
 T = TypeVar("T")
 
-LARGE = 32_768  # Bytes of a body, or characters of a prompt, up to which the event loop does the work.
+RULE_SPEED = 4  # of the facts that rules read of turns, over that of judging their text
 WAITING_MAX = 64  # Larger requests in this process; of others, nothing that takes long is read.
 PASSES_MAX = 32  # Concurrent encoder passes for shadows alone; beyond that, shadows stay undecided.
 
@@ -94,7 +95,7 @@ class Driver:
     ) -> tuple[Decision, RoutingContext]:
         """The decision, and the context that it was based on; raises NoCandidate."""
         plan = self.plans[policy]
-        size = context.view.work if any(rule.reads_turns for rule in plan.rules) else 0
+        size = context.view.work // RULE_SPEED if any(rule.reads_turns for rule in plan.rules) else 0
         deciding = plan.decide(context)
         wanted = await LARGE_REQUESTS.run(size, _advanced, deciding, None)
         while not isinstance(wanted, Decision):
@@ -160,7 +161,7 @@ class Driver:
         """The decision of one shadow; its failures are contained. Waits only if `stages` is given."""
         try:
             if stages is None:
-                size, shadow = context.view.work, self.plans[asked.shadow]
+                size, shadow = context.view.work // RULE_SPEED, self.plans[asked.shadow]
                 decision = await LARGE_REQUESTS.run(size, shadow.decide_now, context)
             else:
                 decision, _ = await self.decide(asked.shadow, context, stages)

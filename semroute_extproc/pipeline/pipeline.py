@@ -8,7 +8,7 @@ import dataclasses
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import msgspec
@@ -19,29 +19,29 @@ from semroute_extproc.encoder.counting import TokenCounter
 from semroute_extproc.errors import BadBody, BodyTooLarge, UnsupportedEncoding
 from semroute_extproc.events import Emit, Failed, ignore
 from semroute_extproc.outcome import Cause, Kind, Outcome
-from semroute_extproc.pipeline.driver import LARGE, LARGE_REQUESTS, Driver, Stages
+from semroute_extproc.pipeline.driver import LARGE_REQUESTS, Driver, Stages
 from semroute_extproc.policy.constraints import Denied, NoCandidate, clamped, near
 from semroute_extproc.policy.context import Decision, RoutingContext
 from semroute_extproc.policy.draw import draw_id, drawn
 from semroute_extproc.policy.plan import PolicyPlan
 from semroute_extproc.request import answers, apis, forms, handover, reasoning
-from semroute_extproc.request.body import as_python, check_structure, decode_body, members_of, set_members
-from semroute_extproc.request.handover import Handover
+from semroute_extproc.request import body as bodies
+from semroute_extproc.request.handover import HANDOVER_HEADER, Handover
 from semroute_extproc.request.language import language_of
 from semroute_extproc.request.marks import SHIPPED, Marks
 from semroute_extproc.request.reasoning import Members
 from semroute_extproc.request.text import judged
 from semroute_extproc.request.tokens import estimate
 from semroute_extproc.request.usage import asks_for_usage
-from semroute_extproc.request.view import Api, Decide, RequestView
+from semroute_extproc.request.view import LARGE, Api, Decide, RequestView
 from semroute_extproc.settings.names import Named, Names
 from semroute_extproc.settings.pools import Pool, ReasoningFamily, VirtualModel
-from semroute_extproc.state.controllers import ControllerState, home
+from semroute_extproc.state.controllers import ControllerState, client_of, home
 from semroute_extproc.state.sessions import Keys, response_id
 from semroute_extproc.state.shared_sessions import SharedSessions
 from semroute_extproc.strategies.judge_client import JudgeClient
 
-EDIT_SPEED = 8  # times that of reading a body
+EDIT_SPEED, MODEL_SPEED = 8, 32  # of editing a body, and of finding its model, over that of reading it
 COUNT_SHARE = 0.5  # of the time until the deadline that counting tokens may take
 QUALITY_HEADER = "x-semroute-quality"  # The client's trade-off, 0 (cheapest) to 1 (best), or ignored.
 
@@ -68,6 +68,7 @@ class _Asked(NamedTuple):
     document: dict[str, Any] | None = None  # of a body that only Python reads: what to edit, see `as_python`
     unread: Cause | None = None  # why the body cannot be used
     fixed: bool = False  # the body stays as it is
+    counted: bool = False  # its structure, before anything is built of it
 
     @property
     def decoded(self) -> bool:
@@ -89,19 +90,41 @@ class _Asked(NamedTuple):
         """The pools that failed before."""
         return self.failed.tried if self.failed else ()
 
+    def read_model(self) -> str:
+        """The model that the path, the query or the body names; raises BadBody."""
+        body = self.body
+        if self.request.model or self.form:
+            return self.request.model or forms.model_of(body, self.form)
+        if self.unread is Cause.TOO_MANY_PARTS:
+            return apis.model_of(bodies.top_level(body))
+        if len(body) > LARGE * MODEL_SPEED:
+            # Roughly on the event loop, where an overloaded request is.
+            bodies.check_structure(body, roughly=self.unread is Cause.OVERLOADED)
+        return apis.model_of(body)
+
     def view(self) -> RequestView:
         """The facts of the body, and of a form the model; raises BadBody."""
         api = self.request.api
-        view = RequestView(api, self.model) if self.form else apis.parse(api, self.body)
+        if self.unread is not None or self.form:
+            return RequestView(api, self.model)
+        bodies.check_structure(self.body)
+        view = apis.parse(api, self.body)
         return view if view.model == self.model else dataclasses.replace(view, model=self.model)
 
-    def edited(self, members: Members) -> bytes | None:
-        """The body with members set; None if it equals Envoy's. In a form only the model is set."""
-        if self.fixed or (members == {("model",): self.model} and not (self.decoded or self.request.model)):
-            return None
+    def keeps(self, members: Members) -> bool:
+        """Whether Envoy's body has these members already, or stays as it is anyway."""
+        same = members == {("model",): self.model} and not (self.decoded or self.request.model)
+        return self.fixed or same
+
+    def edited(self, members: Members) -> bytes:
+        """The body with members set; in a form only the model."""
         if self.form:
             return forms.set_model(self.body, self.form, str(members["model",]))
-        return set_members(self.body if self.document is None else self.document, members)
+        if self.document is not None:
+            return bodies.set_members(self.document, members)
+        if self.unread is Cause.TOO_MANY_PARTS:
+            return bodies.append_members(self.body, members)
+        return bodies.set_members(self.body, members)
 
 
 class Pipeline:
@@ -140,11 +163,13 @@ class Pipeline:
             except BadBody as error:
                 # Pools ignore content-encoding, so the body may be plain.
                 unread = error.cause if error.cause is Cause.OVERLOADED else None
-            failed = (
-                handover.read(request.head, self.config.pools) if self.config.controllers.failover else None
-            )
+            failed = None
+            if self.config.controllers.failover and HANDOVER_HEADER in request.head.headers:
+                failed = handover.read(request.head, self.config.pools)
             if failed is not None:
-                self._controllers.failed(failed.tried[-1], failed.failure, stages.now)
+                self._controllers.failed(
+                    failed.tried[-1], failed.failure, stages.now, client_of(request.head)
+                )
             outcome = await self._decided(_Asked(request, body, failed=failed, unread=unread), stages)
         except (BadBody, BodyTooLarge, UnsupportedEncoding, NoCandidate) as error:
             return _rejected(error, request.api, stages)
@@ -154,7 +179,7 @@ class Pipeline:
             # Set the default pool's model name, if the body can still be edited.
             with suppress(Exception):
                 model = self.config.pools[outcome.pool].model
-                edited = set_members(body, {("model",): model})
+                edited = bodies.set_members(body, {("model",): model})
                 outcome = msgspec.structs.replace(outcome, body=edited, model=model)
         if body is not request.body:  # Whatever the outcome: pools ignore content-encoding.
             decoded = body if outcome.body is None else outcome.body
@@ -165,10 +190,10 @@ class Pipeline:
         """The body without its content-encoding."""
         encoding, most = request.head.headers.get("content-encoding", ""), self.config.server.body_bytes_max
         try:
-            return decode_body(request.body, encoding, min(LARGE, most) if encoding else most)
+            return bodies.decode_body(request.body, encoding, min(LARGE, most) if encoding else most)
         except BodyTooLarge:
             return await LARGE_REQUESTS.run(
-                len(request.body) + LARGE, decode_body, request.body, encoding, most
+                len(request.body) + LARGE, bodies.decode_body, request.body, encoding, most
             )
 
     async def _decided(self, asked: _Asked, stages: Stages) -> Outcome:
@@ -181,7 +206,7 @@ class Pipeline:
             except BadBody as error:
                 if error.cause not in (Cause.NOT_JSON, Cause.WRONG_TYPE):
                     raise
-            strict, document = await LARGE_REQUESTS.run(asked.size, as_python, asked.body)
+            strict, document = await LARGE_REQUESTS.run(asked.size, bodies.as_python, asked.body)
             asked = asked._replace(body=strict, document=document)
             return await self._route(asked, stages)
         except BadBody as error:
@@ -191,12 +216,15 @@ class Pipeline:
         return await self._decided(asked._replace(unread=cause, fixed=asked.unread is not None), stages)
 
     async def _route(self, asked: _Asked, stages: Stages) -> Outcome:
-        asked, named, view, context = await LARGE_REQUESTS.run(asked.size, self._read, asked)
+        size = asked.size if asked.unread else asked.size // MODEL_SPEED
+        asked, named = await LARGE_REQUESTS.run(size, self._read, asked)
         if named is None:
             return self._default(Kind.PASSTHROUGH, asked.unread or Cause.UNKNOWN_MODEL, stages)
         if (virtual := self._routed.get(named)) is None:
             stages.mark("parse")
             return await self._named(named.pool, asked, stages)
+        view, context = await LARGE_REQUESTS.run(asked.size, self._known, asked, virtual)
+        asked = asked._replace(counted=True)
         if context is None:
             context = await LARGE_REQUESTS.run(view.work, _context, asked, view, virtual, *self._given)
         stages.mark("parse")
@@ -258,44 +286,48 @@ class Pipeline:
             **times,
         )
 
-    def _read(self, asked: _Asked) -> tuple[_Asked, Named | None, RequestView, RoutingContext | None]:
-        """The client's request without the edits of the attempt before, what its model means, and its facts.
+    def _read(self, asked: _Asked) -> tuple[_Asked, Named | None]:
+        """The client's request without the edits of the attempt before, and what its model means.
 
         The default pool's policy decides about a body that names no known model.
         """
-        request, body, failed, document = asked.request, asked.body, asked.failed, asked.document
-        content_type = request.head.headers.get("content-type", "")
+        content_type = asked.request.head.headers.get("content-type", "")
         form = content_type if content_type.lower().startswith(forms.FORM) else ""
-        model, fixed = request.model, asked.unread is not None
-        with suppress(BadBody) if fixed else nullcontext():
-            model = model or (forms.model_of(body, form) if form else apis.model_of(body))
-            if not form:
-                check_structure(body)
-            fixed = asked.fixed
-        if failed is not None and not fixed:
-            body = msgspec.json.encode(handover.restored(members_of(body), failed))
-            document = document and handover.restored(document, failed)
-            model = apis.model_of(body)
-        named, unread = self.names.find(model), asked.unread
+        asked, failed = asked._replace(form=form) if form else asked, asked.failed
+        try:
+            model = asked.read_model()
+            if failed is not None and not asked.fixed:
+                members = handover.restored(bodies.members_of(asked.body), failed)
+                document = asked.document and handover.restored(asked.document, failed)
+                asked = asked._replace(body=msgspec.json.encode(members), document=document)
+                model = apis.model_of(asked.body)
+        except BadBody:
+            if asked.unread is None:
+                raise
+            model, asked = asked.request.model, asked._replace(fixed=True)
+        named, unread, fixed = self.names.find(model), asked.unread, asked.fixed
         if named is None:
             unread, fixed = unread or (Cause.UNKNOWN_MODEL if model else Cause.NO_MODEL), True
             default = Named(pool=self.config.default_pool)
             named = default if default in self._routed else None
-        asked = _Asked(request, body, model, form, failed, document, unread, fixed)
-        virtual = self._routed.get(named) if named else None
-        view = asked.view() if virtual and unread is None else RequestView(request.api, model)
-        if virtual is None or asked.size <= LARGE:
-            return asked, named, view, None
-        return asked, named, view, _context(asked, view, virtual, *self._given)  # this is the thread
+        sent, body = asked.request, asked.body
+        return _Asked(sent, body, model, asked.form, failed, asked.document, unread, fixed), named
+
+    def _known(self, asked: _Asked, virtual: VirtualModel) -> tuple[RequestView, RoutingContext | None]:
+        """The facts of a request, with the text that is judged if this is the thread or it takes no long."""
+        view = asked.view()
+        inline = asked.size <= LARGE < view.work
+        return view, None if inline else _context(asked, view, virtual, *self._given)
 
     async def _named(self, name: str, asked: _Asked, stages: Stages) -> Outcome:
         """Send the request to the named pool; if that fails, to another one with the same model."""
         name, *others = self._same_model(name, self.config.pools, asked, stages)
-        request, state = asked.request, self._controllers
-        keys = state.keys(request.head, RequestView(request.api, asked.model)) if state.active else Keys()
+        state, affinity = self._controllers, ""
+        if state.active:
+            affinity = state.keys(asked.request.head, RequestView(asked.request.api, asked.model)).affinity
         sent = await self._sent(asked, name, others, {("model",): self.config.pools[name].model}, stages)
         cause, reason = Cause.NAMED_MODEL, _after(asked.failed, Cause.NAMED_MODEL.words)
-        return Outcome(Kind.NAMED, cause, reason=reason, affinity=keys.affinity, **sent, **stages.times)
+        return Outcome(Kind.NAMED, cause, reason=reason, affinity=affinity, **sent, **stages.times)
 
     def _same_model(self, name: str, among: Iterable[str], asked: _Asked, stages: Stages) -> list[str]:
         """Pools for a named model's request, in order: `name` and those with its model; never empty."""
@@ -309,22 +341,35 @@ class Pipeline:
     ) -> dict[str, Any]:
         """The fields of an outcome that sends the request to a pool; `others` may follow if that fails."""
         pool, accounting = self.config.pools[name], self.config.accounting
-        size = asked.size // EDIT_SPEED
-        wanted = accounting is not None and accounting.include_usage
-        if wanted and await LARGE_REQUESTS.run(size, asks_for_usage, asked.request.api, asked.body):
-            members = {**members, ("stream_options", "include_usage"): True}
-        plan = await LARGE_REQUESTS.run(size, self._plan, asked, name, others, members)
+        plan = body = None
+        if others or accounting is not None or not asked.keeps(members):
+            plan, body = await LARGE_REQUESTS.run(
+                asked.size // EDIT_SPEED, self._written, asked, name, others, members
+            )
         if plan is not None:
-            self._controllers.sent(name, stages.now)
+            self._controllers.sent(name, stages.now, client_of(asked.request.head))
         return {
             "pool": name,
             "cluster": pool.cluster,
             "model": "" if asked.fixed else pool.model,
-            "body": await LARGE_REQUESTS.run(size, asked.edited, members),
+            "body": body,
             "failed": asked.failed,
             "handover": plan,
             "candidates": (name, *others) if accounting else (),
         }
+
+    def _written(
+        self, asked: _Asked, name: str, others: Sequence[str], members: Members
+    ) -> tuple[Handover | None, bytes | None]:
+        """The plan for when the pool fails, and the body with members set; None if it equals Envoy's."""
+        accounting = self.config.accounting
+        wanted = accounting is not None and accounting.include_usage and not asked.fixed
+        if wanted and asks_for_usage(asked.request.api, asked.body):
+            members = {**members, ("stream_options", "include_usage"): True}
+        if not (asked.counted or asked.unread or asked.form):
+            bodies.check_structure(asked.body)
+        plan = self._plan(asked, name, others, members)
+        return plan, None if asked.keeps(members) else asked.edited(members)
 
     def _plan(self, asked: _Asked, name: str, others: Sequence[str], members: Members) -> Handover | None:
         """The plan for when the pool fails; None if a failure is final."""
@@ -333,7 +378,9 @@ class Pipeline:
             return None
         if asked.fixed or asked.form or asked.request.api is Api.OTHER:
             return None  # a repeated file or batch would be stored twice
-        original = members_of(asked.body)
+        if asked.unread is Cause.TOO_MANY_PARTS:
+            return None  # its members are not known
+        original = bodies.members_of(asked.body)
         if asked.request.model:  # Envoy hands the request back with the new path, which names no model
             original["model"] = msgspec.Raw(msgspec.json.encode(asked.model))
         cluster = self.config.pools[name].cluster + settings.cluster_suffix

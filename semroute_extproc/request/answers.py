@@ -23,6 +23,12 @@ def too_large(limit: int, api: Api) -> DirectAnswer:
     return error(413, "invalid_request_error", "request_too_large", message, api)
 
 
+def too_many_headers(api: Api) -> DirectAnswer:
+    """431 for headers so near to Envoy's limits that the request cannot be changed."""
+    message = "The request has too many headers, or they are too large."
+    return error(431, "invalid_request_error", "too_many_headers", message, api)
+
+
 def models(path: str, names: Names, anthropic: bool = False) -> DirectAnswer | None:
     """The list of models or one of them, in OpenAI's or Anthropic's format; None for other paths.
 

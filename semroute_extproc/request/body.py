@@ -7,7 +7,7 @@ msgspec refuses is read as they do (`as_python`).
 import json
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import brotli
@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import zstandard
 from msgspec import Raw
+from numpy.typing import NDArray
 
 from semroute_extproc.errors import BadBody, BodyTooLarge, UnsupportedEncoding
 from semroute_extproc.outcome import Cause
@@ -23,10 +24,11 @@ STREAMS_MAX = 1_024  # gzip members or zstd frames per body; bounds the CPU time
 ZSTD_WINDOW_MAX = 8 * 1024**2  # bytes; senders must not use a larger window (RFC 9659)
 EXPANDED_MIN, RATIO_MAX = 2 * 1024**2, 64  # bytes that any compressed body may have, or so many per byte
 STRUCTURE_MAX = 98_304  # brackets, colons and strings of a body, which bounds the Python objects it becomes
-PYTHON_MAX = 32_768  # the same and commas, of a body that is read as Python does, which costs more
+COMMAS_MAX = 1_048_576  # of a body, which bounds the time to skip token ids
+PYTHON_MAX = 32_768  # of either, in a body that is read as Python does, which costs more
 UNCOUNTED_BYTES = 65_536  # a body of at most so many bytes cannot have much more
 _CHUNK_BYTES = 65_536  # input per call of zlib; bounds the copy it makes of the data after a gzip member
-_COUNTED_BYTES = 1024**2  # per step of counting
+_COUNTED_BYTES, _STEP_BYTES = 256 * 1024, 1024**2  # per step of counting, roughly and exactly
 _GZIP, _ZLIB, _RAW = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS, -zlib.MAX_WBITS  # formats, as zlib's `wbits`
 _ZSTD_FRAMES = (b"\xb5\x2f\xfd", b"\x2a\x4d\x18")  # within the magic numbers of data and of skippable frames
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -43,8 +45,10 @@ def decode_body(body: bytes, content_encoding: str, limit: int) -> bytes:
     """
     if len(body) > limit:
         raise BodyTooLarge(limit)
+    if not content_encoding:
+        return body.removeprefix(_BYTE_ORDER_MARK)
     limit = min(limit, max(EXPANDED_MIN, RATIO_MAX * len(body)))
-    codings = [coding.strip().lower() for coding in content_encoding.split(",")] if content_encoding else []
+    codings = [coding.strip().lower() for coding in content_encoding.split(",")]
     codings = [coding for coding in codings if coding not in ("", "identity")]
     match codings:
         case []:
@@ -115,30 +119,55 @@ def _inflate(body: bytes, limit: int, wbits: int) -> bytes:
     return b"".join(pieces)
 
 
-def check_structure(body: bytes, most: int = STRUCTURE_MAX, commas: bool = False) -> None:
-    """Raise BadBody `too_many_parts`, before anything is built, if a body has more structure than `most`."""
+def check_structure(
+    body: bytes, most: int = STRUCTURE_MAX, commas: int = COMMAS_MAX, roughly: bool = False
+) -> None:
+    """Raise BadBody `too_many_parts`, before anything is built; `roughly` counts within strings as well."""
     if len(body) > UNCOUNTED_BYTES:
-        marks = b'[{":' + b"," * commas
-        # Text has such characters too, so only many of them are counted exactly.
-        if sum(map(body.count, marks)) > most and structure(body, marks) > most:
+        # Text has such characters too, so only many of them are counted exactly. A colon follows a string.
+        read, brackets, separators = np.frombuffer(body, np.uint8), 0, 0
+        for start in range(0, len(body), _COUNTED_BYTES):
+            piece = read[start : start + _COUNTED_BYTES]
+            brackets += int(np.count_nonzero(piece == ord('"')) + np.count_nonzero(piece | 32 == ord("{")))
+            separators += int(np.count_nonzero(piece == ord(","))) if len(body) > commas else 0
+        many = brackets > most and (roughly or structure(body, b'[{":') > most)
+        if many or (separators > commas and (roughly or structure(body, b",") > commas)):
             raise BadBody(Cause.TOO_MANY_PARTS)
 
 
-def structure(body: bytes, marks: bytes, step: int = _COUNTED_BYTES) -> int:
+def structure(body: bytes, marks: bytes, step: int = _STEP_BYTES) -> int:
     """How many strings, and `marks` outside of strings, a body has; exact as far as it is JSON."""
     counted = np.zeros(256, bool)
     counted[list(marks)] = True
-    found, start, inside = 0, 0, False
+    return sum(int(np.count_nonzero(counted[read] & ~within)) for read, within in _strings(body, step))
+
+
+def top_level(body: bytes, step: int = _STEP_BYTES) -> bytes:
+    """An object that is too large to decode, without what is in its members; raises BadBody if still so."""
+    depth, kept = 0, b""
+    for read, within in _strings(body, step):
+        folded = np.where(within, 0, read | 32)  # [ and {, and ] and }, differ in this bit
+        opens, closes = folded == ord("{"), folded == ord("}")
+        levels = np.cumsum(opens.astype(np.int8) - closes.astype(np.int8), dtype=np.int32) + depth
+        kept += read[levels - opens <= 1].tobytes()
+        depth = int(levels[-1]) if len(levels) else depth
+        if len(kept) > step:
+            raise BadBody(Cause.TOO_MANY_PARTS)
+    return kept
+
+
+def _strings(body: bytes, step: int) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
+    """A body in pieces without escapes, and which bytes are within strings, with the opening quotes."""
+    start, inside = 0, False
     while start < len(body):
         piece = body[start : start + step]
         start += len(piece)
         if (len(piece) - len(piece.rstrip(b"\\"))) % 2 and start < len(body):
             piece, start = piece[:-1], start - 1  # an escape goes on in the next piece
         read = np.frombuffer(piece.replace(b"\\\\", b"").replace(b'\\"', b""), np.uint8)
-        within = np.logical_xor.accumulate(read == ord('"')) ^ inside  # with the opening quotes
-        found += int(np.count_nonzero(counted[read] & ~within))
+        within = np.logical_xor.accumulate(read == ord('"')) ^ inside
+        yield read, within
         inside = bool(within[-1]) if len(within) else inside
-    return found
 
 
 def as_python(body: bytes) -> tuple[bytes, dict[str, Any]]:
@@ -148,7 +177,7 @@ def as_python(body: bytes) -> tuple[bytes, dict[str, Any]]:
     """
     try:
         text = body.decode(json.detect_encoding(body), "surrogatepass")
-        check_structure(text.encode("utf-8", "surrogatepass"), PYTHON_MAX, commas=True)
+        check_structure(text.encode("utf-8", "surrogatepass"), PYTHON_MAX, PYTHON_MAX)
         found = json.loads(text)
         number = lambda text: value if math.isfinite(value := float(text)) else None  # noqa: E731
         finite = json.loads(text, parse_constant=lambda _: None, parse_float=number)
@@ -180,6 +209,15 @@ def set_members(body: bytes | dict[str, Any], members: Mapping[tuple[str, ...], 
     if isinstance(body, dict):
         return json.dumps(edited, default=lambda raw: json.loads(bytes(raw))).encode()
     return _encode(edited)
+
+
+def append_members(body: bytes, members: Mapping[tuple[str, ...], object]) -> bytes:
+    """Like `set_members` at the top level, for an object that is too large to decode: the last key counts."""
+    ends = body.rstrip(b" \t\r\n")
+    if not ends.endswith(b"}"):
+        raise BadBody(Cause.NOT_JSON)
+    new = _encode({path[0]: value for path, value in members.items() if len(path) == 1})
+    return b",".join((memoryview(ends)[:-1], memoryview(new)[1:]))
 
 
 def members_of(text: bytes | Raw) -> dict[str, Any]:

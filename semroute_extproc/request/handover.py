@@ -19,7 +19,8 @@ HANDOVER_HEADER = "x-semroute-failover"  # The plan; Envoy keeps it between the 
 FAILURE_HEADER = "x-semroute-failed"  # How the pool failed; set by Envoy.
 
 CONTEXT = "context"  # The prompt does not fit the pool's context; says nothing about its health.
-FAILURES = ("unreachable", CONTEXT, "429", "500", "502", "503", "504")
+UNREACHABLE = "unreachable"
+FAILURES = (UNREACHABLE, CONTEXT, "429", "500", "502", "503", "504")
 OTHER = "other"  # What Envoy reports beyond `FAILURES`, which are a metric's labels.
 
 PLAN_CHARACTERS_MAX = 8_192  # Of the header. A longer plan, which holds large members, is not made.

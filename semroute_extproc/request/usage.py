@@ -5,7 +5,7 @@ reason. It cannot decompress, so it keeps a compressed answer whole, and `parts_
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -86,7 +86,9 @@ class _Streaming(msgspec.Struct):
     stream_options: Any = None
 
 
-_STARTS = (b"{", b'{"inner":{')  # of an answer or event with a usage; the second one of the responses API
+_START, _INNER = b"{", b'{"inner":{'  # Before a usage; the second one in events of the responses API.
+_INPUT = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+"""What only the first event of a message may state."""
 _decode = msgspec.json.Decoder(_Holder).decode
 _streaming = msgspec.json.Decoder(_Streaming).decode
 
@@ -117,13 +119,15 @@ def usage_of(parts: Parts, api: Api | None, ended: bool = True, prompt_tokens: i
 
     `ended` is whether it is complete; `prompt_tokens` is an estimate of the prompt's tokens.
     """
-    # A message begins with a usage as well, one level deeper.
-    starts = _STARTS[:1] if api is Api.MESSAGES else _STARTS
     line, complete, _ = parts.closing.partition(b"\n")
     if not parts.events:
         line, complete = parts.closing, b"\n"
-    last = _counts(line, starts) if complete else None
-    found = {**(_counts(parts.opening + b"}") or {}), **(last or {})}
+    inner = api is Api.RESPONSES and parts.events
+    last = _counts(line, _INNER if inner else _START) if complete else None
+    found = {**(last or {})}
+    if api is Api.MESSAGES:  # Its first event may state counts that its last one lacks.
+        first = _counts(parts.opening + b"}") or {}
+        found = {**{key: first[key] for key in _INPUT if key in first}, **found}
     cached, created = found.get("cache_read_input_tokens", 0), found.get("cache_creation_input_tokens", 0)
     given = found.get("prompt_tokens", found.get("input_tokens", 0) + cached + created)
     made, reasoning = found.get("completion_tokens", found.get("output_tokens", 0)), 0
@@ -140,18 +144,18 @@ def usage_of(parts: Parts, api: Api | None, ended: bool = True, prompt_tokens: i
     return Usage(given, made, min(cached, given), min(reasoning, made), last is None)
 
 
-def _counts(text: bytes, starts: Sequence[bytes] = _STARTS) -> dict[str, Any] | None:
+def _counts(text: bytes, start: bytes = _START) -> dict[str, Any] | None:
     """The counts that are present, if the text after `"usage":` ends the answer or an event.
 
-    The model cannot forge them: its text escapes quotes, and a tool's arguments are nested deeper.
+    The model cannot forge them: its text escapes quotes, and a tool's arguments are nested deeper. Nor can a
+    client, whose tools are repeated before the usage and nested deeper, too.
     """
-    for start in starts:
-        try:
-            held = _decode(start + b'"usage":' + text)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            continue
-        counts = held.usage or (held.inner and held.inner.usage)
-        if counts is not None:
-            given = msgspec.structs.asdict(counts)
-            return {key: value for key, value in given.items() if value is not None} or None
-    return None
+    try:
+        held = _decode(start + b'"usage":' + text)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    counts = held.usage or (held.inner and held.inner.usage)
+    if counts is None:
+        return None
+    given = msgspec.structs.asdict(counts)
+    return {key: value for key, value in given.items() if value is not None} or None

@@ -51,6 +51,7 @@ class RequestHead(msgspec.Struct, frozen=True):
         return self.headers.get("x-request-id", "")
 
 
+LARGE = 32_768  # bytes of a body, or characters of a prompt, up to which the event loop does the work
 LINE_WORK = 128  # characters that take as long as what is done for each line or turn
 SHORT = 4_096  # characters of a text whose lines do not matter
 
@@ -89,9 +90,9 @@ class RequestView:
 
     @property
     def work(self) -> int:
-        """How long its text takes to judge, in characters."""
-        size = max(self.characters, len(self.turns[0].text) if self.turns else 0)  # of a batch, all prompts
-        if size <= SHORT and len(self.turns) * LINE_WORK <= SHORT:
+        """How long the text of its turns takes to judge, in characters; beyond `LARGE`, at least."""
+        size = sum(len(turn.text) for turn in self.turns)
+        if size > LARGE or (size <= SHORT and len(self.turns) * LINE_WORK <= SHORT):
             return size
         return size + sum((turn.text.count("\n") + 1) * LINE_WORK for turn in self.turns)
 

@@ -37,7 +37,7 @@ from semroute_extproc.telemetry.drift import Drift
 from semroute_extproc.telemetry.feedback import Feedback
 from semroute_extproc.telemetry.page import PageSite
 from semroute_extproc.telemetry.prom import CONTENT_TYPE, MODEL_LABELS, PrometheusSink
-from semroute_extproc.telemetry.recent import COUNTERS, SAMPLE_SECONDS, Recent
+from semroute_extproc.telemetry.recent import COUNTERS, Recent
 
 OTLP_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 """OpenTelemetry's own variables that name a collector."""
@@ -148,26 +148,24 @@ async def run(
     await server.start()
     # After binding the server, so that a second process does not take over the first one's admin socket.
     views, guards = Views(live, recent, metrics), config.admin.guards()
-    site = PageSite(views.all(), {"state": views.state, "decisions": views.decisions})
+    site = PageSite(views.all(), views.data())
     admin_server = AdminServer(listen, pages, posts=posts, site=site, **guards) if listen else None
     await server.ready()
     health.serving = True
     address, encoders = config.server.address(worker or 0), classifier.describe()
     logger.info("server.serving", version=__version__, listen=address, admin=listen, encoders=encoders)
-    beat = asyncio.create_task(health.beat())
-    scrape = asyncio.create_task(scrape_pools(lambda: live.loaded.config.pools, emit))
-    envoy = asyncio.create_task(watch_envoy(lambda: _envoy_admin(live), emit))
-    sample = asyncio.create_task(_sample(recent))
-    watch = asyncio.create_task(live.watch(reactions.stop))
+    scrape = scrape_pools(lambda: live.loaded.config.pools, emit)
+    envoy = watch_envoy(lambda: live.loaded.config.controllers.envoy_admin, emit)
+    readers = [asyncio.create_task(each) for each in (scrape, envoy, recent.sample())]
+    beat, watch = asyncio.create_task(health.beat()), asyncio.create_task(live.watch(reactions.stop))
     try:
         await reactions.stop.wait()
     finally:
         health.serving = False
         logger.info("server.draining", seconds=config.server.drain_seconds)
         await server.drain()
-        scrape.cancel()
-        envoy.cancel()
-        sample.cancel()
+        for reader in readers:
+            reader.cancel()
         await watch
         await classifier.close()
         await live.close()
@@ -178,18 +176,6 @@ async def run(
             admin_server.close()
         logger.info("server.stopped")
     return reactions.status
-
-
-async def _sample(recent: Recent) -> None:
-    """Count by minute, also while no one reads the page."""
-    while True:
-        await asyncio.sleep(SAMPLE_SECONDS)
-        await asyncio.to_thread(recent.minutes)
-
-
-def _envoy_admin(live: LiveConfig) -> str | None:
-    failover = live.loaded.config.controllers.failover
-    return failover.envoy_admin if failover else None
 
 
 def _pages(metrics: PrometheusSink, health: Health, servicer: Servicer, live: LiveConfig) -> Pages:

@@ -113,4 +113,5 @@ def exchange_settings(pipeline: Pipeline) -> ExchangeSettings:
     session = config.controllers.session
     issued = config.pools if session is not None and session.response_ids else {}
     stores = {tag(name): (name, pool.cluster) for name, pool in issued.items()}
-    return ExchangeSettings(config.default_pool, cluster, config.server, pipeline.names, stores)
+    refuses = config.unreadable == "refuse" or any(pool.policy for pool in config.pools.values())
+    return ExchangeSettings(config.default_pool, cluster, config.server, pipeline.names, stores, refuses)

@@ -50,10 +50,10 @@ class _Watching(ControllerState):
     def decided(self, context: RoutingContext, decision: Decision, key: str, now: float) -> str:
         return decision.session
 
-    def sent(self, pool: str, now: float) -> None:
+    def sent(self, pool: str, now: float, client: str = "") -> None:
         pass
 
-    def failed(self, pool: str, failure: str, now: float) -> None:
+    def failed(self, pool: str, failure: str, now: float, client: str = "") -> None:
         pass
 
 

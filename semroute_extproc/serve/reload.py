@@ -1,6 +1,7 @@
 """Reloads the configuration: applies a valid one completely and otherwise keeps the last good one."""
 
 import asyncio
+import time
 from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -40,6 +41,7 @@ class LiveConfig:
     """The live configuration and everything built from it; belongs to one event loop."""
 
     snapshot: ConfigSnapshot
+    since: float  # when it became live, in seconds since the epoch
 
     def __init__(
         self, path: Path, loaded: Loaded, classifier: Classifier, controllers: ControllerState, emit: Emit
@@ -149,7 +151,7 @@ class LiveConfig:
         if self._shared is not None and self._shared is not shared:
             # Open streams still use the old store; their lookups now fail and are counted.
             self.start(self._shared.close())
-        self.loaded, self._files, self._shared = loaded, files, shared
+        self.loaded, self._files, self._shared, self.since = loaded, files, shared, time.time()
         self.controllers.configure(config.pools, config.controllers, config.strategies)
         self.controllers.follow(next(iter(policies.values())).strategies if policies else {})
         before, self._judges = self._judges, judges
@@ -187,9 +189,8 @@ class LiveConfig:
 
 def _without_cluster(config: Config, clusters: Mapping[str, str]) -> Iterator[Problem]:
     """Clusters, by pool, that Envoy lacks; logs them if Envoy cannot be asked."""
-    failover = config.controllers.failover
+    address = config.controllers.envoy_admin
     try:
-        address = failover.envoy_admin if failover else None
         known = read_problems(address) if address and clusters else None
     except Exception:  # any failure of the client, or another page
         known = None

@@ -22,7 +22,7 @@ from urllib.parse import urlencode
 
 import httpx2
 import structlog
-from prometheus_client import Metric, generate_latest
+from prometheus_client import Counter, Metric, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
@@ -31,16 +31,20 @@ from semroute_extproc import __version__
 from semroute_extproc.config import source as config_source
 from semroute_extproc.config.models import Config
 from semroute_extproc.errors import Exit
+from semroute_extproc.events import LogDropped
 from semroute_extproc.serve import signals
-from semroute_extproc.serve.views import ROWS_MAX, present
+from semroute_extproc.serve.views import ROWS_MAX, as_rows, present
 from semroute_extproc.settings.process import WORKER
 from semroute_extproc.telemetry import log
 from semroute_extproc.telemetry.admin import AdminServer, Asked, Page, as_json, probe, text
+from semroute_extproc.telemetry.bus import by_type
 from semroute_extproc.telemetry.feedback import KNOWN, NDJSON
 from semroute_extproc.telemetry.page import Form, PageSite
-from semroute_extproc.telemetry.prom import CONTENT_TYPE
+from semroute_extproc.telemetry.prom import CONTENT_TYPE, METRICS
 
 FORWARD_SECONDS_MAX = 20.0  # for a page of a worker; an explanation may take 15
+
+DROPPED = "semroute_log_lines_dropped"  # also counted by each worker
 
 logger = structlog.get_logger("semroute.supervisor")
 
@@ -107,6 +111,7 @@ class Supervisor(Collector):
         """`admin` is the path of the admin sockets, with `{worker}`; `command` starts a worker."""
         self._config, self._command, self._timing = config, command, timing
         self._status = Exit.OK
+        self._dropped = Counter(DROPPED, METRICS["log_lines_dropped"][2], registry=None)
         self.stop = asyncio.Event()
         self.workers: list[Worker] = []
         for index in range(config.server.workers):
@@ -136,7 +141,10 @@ class Supervisor(Collector):
             "/workers": self._list,
         }
         posts = {"/outcomes": self._outcomes} if self._config.telemetry.decision_log else {}
-        site, guards = PageSite({"now": self._now, "decisions": self._decisions}), self._config.admin.guards()
+        views = {"now": self._now, "decisions": self._decisions}
+        data, guards = {**views, "now": lambda form: as_rows(self._now(form))}, self._config.admin.guards()
+        log.WRITER.emit = by_type({LogDropped: lambda event: self._dropped.inc(event.lines)})
+        site = PageSite(views, data)
         admin = AdminServer(listen, pages, self._forward, posts, site, **guards) if listen else None
         logger.info("supervisor.started", version=__version__, workers=len(self.workers), admin=listen)
         keepers = [asyncio.create_task(self._keep(worker)) for worker in self.workers]
@@ -235,6 +243,9 @@ class Supervisor(Collector):
             for each in text_string_to_metric_families(page):
                 known = families.setdefault(each.name, Metric(each.name, each.documentation, each.type))
                 known.samples += (sample._replace(labels=label | sample.labels) for sample in each.samples)
+        [dropped] = self._dropped.collect()
+        logged = families.setdefault(DROPPED, Metric(DROPPED, dropped.documentation, dropped.type))
+        logged.add_sample(f"{DROPPED}_total", {"worker": "supervisor"}, dropped.samples[0].value)
         yield from families.values()
         for kind, name, meaning in (
             (GaugeMetricFamily, "ready", "1 if the worker serves, else 0."),
@@ -296,7 +307,7 @@ class Supervisor(Collector):
     def _now(self, _: Form) -> dict[str, Any]:
         if not (states := self._from_each("/ui/state.json")):
             raise TimeoutError
-        return present(states)
+        return present(states) | {"workers_wanted": len(self.workers), "differ": self.differ}
 
     def _decisions(self, form: Form) -> dict[str, Any]:
         """The newest decisions of all workers."""

@@ -1,7 +1,6 @@
 """What the views of the page show: of one process (`Views`), and of all workers together (`present`)."""
 
 import asyncio
-import io
 import json
 import math
 import os
@@ -12,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ruamel.yaml import YAML
 
+from semroute_extproc.config.source import as_yaml
 from semroute_extproc.errors import ArtifactError, ConfigError
+from semroute_extproc.outcome import Cause, Kind
 from semroute_extproc.serve.explain import explain_live
 from semroute_extproc.serve.reload import LiveConfig
 from semroute_extproc.settings.pools import Pool, cost
@@ -31,6 +31,7 @@ REQUEST = (500, OUTPUT_TOKENS)  # tokens of a request and its answer, before any
 OWN_MIN = 50  # decisions with a score from which the cost of a share is that of your own requests
 CHANGES_MAX = 200  # of a file, that are shown
 SHARES = ("strong_share", "threshold", "max_quality_drop")  # settings of a pair, of which one is set
+UNDECIDED = (Kind.PASSTHROUGH, Kind.FALLBACK, Kind.REJECTED)
 BODY = {"messages", "prompt", "input"}  # A pasted JSON object with one of these is a body.
 GATEWAY = "http://127.0.0.1:10000"  # the shipped Envoy, for the curl line
 Z = 1.96  # of a 95 % interval
@@ -51,14 +52,16 @@ class Views:
         own = {"explain": self.explain, "frontier": self.frontier, "pools": self.pools, "config": self.config}
         return {"now": lambda _: present([self.state({})]), "decisions": self.decisions, **own}
 
+    def data(self) -> dict[str, View]:
+        """The views that are also served as JSON, by name."""
+        own = {"state": self.state, "decisions": self.decisions}
+        return {"now": lambda _: as_rows(present([self.state({})])), **own}
+
     def state(self, _: Form) -> dict[str, Any]:
         """The traffic of the last hour, and the state of pools and strategies."""
         live, status = self._live, self._live.controllers.status()
-        seen, pools, sizes = (
-            self._recent.seen,
-            dict[str, Any](),
-            defaultdict[str, list[int]](lambda: [0, 0, 0]),
-        )
+        seen, pools = self._recent.seen, dict[str, Any]()
+        sizes = defaultdict[str, list[int]](lambda: [0, 0, 0])
         for each in seen:
             if (tokens := each.outcome.prompt_tokens) > 0:
                 known, prompt, answer = sizes.get(each.outcome.pool, (0, 0, 0))
@@ -72,6 +75,7 @@ class Views:
             for name, each in live.loaded.config.strategies.items()
             if isinstance(each, PairSettings)
         }
+        sha256 = live.loaded.sha256
         times = sorted(each.outcome.total_ms for each in seen if each.outcome.total_ms) or [0.0]
         return {
             "minutes": self._recent.minutes(),
@@ -81,13 +85,18 @@ class Views:
             "traffic": status["traffic"],
             "ms": [times[len(times) // 2], times[len(times) * 99 // 100]],
             "problems": live.problems,
+            "serving": {"sha256": sha256, "generation": live.snapshot.number, "since": live.since},
+            "encoders": live.classifier.describe(),
+            "queue": live.classifier.waiting,
         }
 
     def decisions(self, form: Form) -> dict[str, Any]:
-        """The newest decisions: all, those of a pool, or those whose request ID contains a text."""
+        """The newest decisions: all, those of a pool, or those whose request ID or reason contains a text."""
         wanted, pool = form.get("id") or form.get("find", ""), form.get("pool", "")
         found = (s for s in self._recent.seen if wanted in s.request_id and pool in ("", s.outcome.pool))
-        return {"rows": [details(each) for each, _ in zip(found, range(ROWS_MAX), strict=False)]}
+        told, why = map(details, found), form.get("reason", "")
+        rows = (row for row in told if why in " ".join(map(str, row["facts"].values())))
+        return {"rows": [row for row, _ in zip(rows, range(ROWS_MAX), strict=False)]}
 
     def explain(self, form: Form) -> dict[str, Any]:
         """The decision for what was pasted, which leaves no trace in the live state."""
@@ -185,20 +194,23 @@ class Views:
         return {"name": name, "problems": "", "changes": changes, "more": len(paths) - len(changes)}
 
 
+def as_rows(view: State) -> dict[str, Any]:
+    """The first view as JSON: a table with several labels is a list of `[label…, count]`."""
+    rows = {name: [[*labels, n] for labels, n in view[name].items()] for name in ("table", "shadows")}
+    return {**view, **rows}
+
+
 def present(states: Sequence[State]) -> dict[str, Any]:
     """The first view, of one worker's state or of several."""
-    charts: dict[str, dict[int, Counter[str]]] = {
-        "pool": defaultdict(Counter),
-        "reason": defaultdict(Counter),
-    }
+    charts = {of: defaultdict[int, Counter[str]](Counter) for of in ("pool", "reason")}
     table, fallbacks, shadows = Counter[tuple[str, str]](), Counter[str](), Counter[tuple[str, ...]]()
     realised, paid = Counter[tuple[str, str]](), defaultdict[str, Counter[str]](Counter)
+    undecided, dropped = Counter[str](), 0
     for minute, metric, labels, count in _counts(states):
         if metric == "decisions":
             pool, rule, strategy, _, kind = labels
-            reason = (
-                f"rule {rule}" if rule else f"strategy {strategy}" if kind == "routed" and strategy else kind
-            )
+            chosen = f"strategy {strategy}" if kind == "routed" and strategy else kind
+            reason = f"rule {rule}" if rule else chosen
             charts["pool"][minute][pool or "no pool"] += count
             charts["reason"][minute][reason] += count
             table[reason, pool or "no pool"] += count
@@ -207,6 +219,11 @@ def present(states: Sequence[State]) -> dict[str, Any]:
             fallbacks[labels[0]] += count
         elif metric == "shadow_decisions":
             shadows[labels] += count
+        elif metric == "outcomes":
+            if labels[0] in UNDECIDED and labels[1] != Cause.STORED_RESPONSE:
+                undecided[" ".join(labels)] += count
+        elif metric == "log_lines_dropped":
+            dropped += count
         else:
             paid[metric][labels[0]] += count
     first, pairs = states[0], list[dict[str, Any]]()
@@ -226,6 +243,12 @@ def present(states: Sequence[State]) -> dict[str, Any]:
         "ms": [max(state["ms"][index] for state in states) for index in (0, 1)],
         "problems": first["problems"],
         "workers": len(states),
+        "workers_wanted": len(states),
+        "differ": False,
+        "undecided": undecided,
+        "dropped": dropped,
+        "queue": sum(state["queue"] for state in states),
+        **{name: first[name] for name in ("serving", "encoders")},
     }
 
 
@@ -305,14 +328,6 @@ def intervals(quality: Sequence[float] | None, rows: int) -> list[tuple[float, f
         half = Z / (1 + Z**2 / rows) * math.sqrt(q * (1 - q) / rows + Z**2 / (4 * rows**2))
         found.append((q, middle - half, middle + half))
     return found
-
-
-def as_yaml(content: Any) -> str:
-    """Settings as a person writes them."""
-    yaml, file = YAML(), io.StringIO()
-    yaml.default_flow_style = False
-    yaml.dump(content, file)
-    return file.getvalue()
 
 
 def _flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -166,3 +166,8 @@ class Controllers(Model):
     )
     session: SessionController | None = Field(None, description="Keeps a conversation in its pool.")
     failover: Failover | None = Field(None, description="Sends requests to another pool if one fails.")
+
+    @property
+    def envoy_admin(self) -> str | None:
+        """Envoy's admin address, if it is known."""
+        return self.failover.envoy_admin if self.failover else None

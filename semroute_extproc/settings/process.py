@@ -83,11 +83,8 @@ class Admin(Model):
 
     @model_validator(mode="after")
     def _port(self) -> Self:
-        if (
-            self.listen
-            and not self.listen.startswith("unix:")
-            and int(self.listen.rpartition(":")[2]) > PORT_MAX
-        ):
+        port = self.listen.rpartition(":")[2] if self.listen else ""
+        if port.isdecimal() and int(port) > PORT_MAX:
             raise ValueError(f"the port is above {PORT_MAX}")
         return self
 
@@ -126,10 +123,7 @@ class Telemetry(Model):
 class Accounting(Model):
     """Tokens and dollars of the pools' answers. Reads what the filter `accounting` of Envoy keeps."""
 
-    include_usage: bool = Field(
-        False,
-        description="Have streams of OpenAI's completions state their usage.",
-    )
+    include_usage: bool = Field(False, description="Have streams of OpenAI's completions state their usage.")
     baseline: PoolName | None = Field(
         None, description="Pool that savings compare with; default: the most expensive candidate."
     )

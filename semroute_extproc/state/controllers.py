@@ -18,6 +18,7 @@ from semroute_extproc.state.pressure import PoolPressure
 from semroute_extproc.state.sessions import Keys, Sessions, lock_of, session_keys, stored_in, tag
 
 REFRESH_SECONDS = 0.25  # Lifetime of a snapshot of the pressures, which change over seconds.
+CLIENT_HEADERS = ("x-semroute-tenant", "x-envoy-external-address")  # The first that is present counts.
 
 
 class ControllerState:
@@ -87,15 +88,15 @@ class ControllerState:
         """The pools that are excluded after failures, and why."""
         return {name: why for name, each in self._health.items() if (why := each.excluded(now))}
 
-    def sent(self, pool: str, now: float) -> None:
-        """A request goes to `pool`, and will be handed back if it fails."""
+    def sent(self, pool: str, now: float, client: str = "") -> None:
+        """A client's request goes to `pool`, and will be handed back if it fails."""
         if (health := self._health.get(pool)) is not None:
-            health.sent(now)
+            health.sent(now, client)
 
-    def failed(self, pool: str, failure: str, now: float) -> None:
+    def failed(self, pool: str, failure: str, now: float, client: str = "") -> None:
         """A request was handed back because `pool` failed; a prompt that is too long does not count."""
         if (health := self._health.get(pool)) is not None and failure != CONTEXT:
-            health.failed(failure, now)
+            health.failed(failure, now, client)
 
     def observe(self, pool: str, load: Mapping[str, float], now: float, failed: bool = False) -> None:
         """Take a pool's gauges; `load` is empty, and `failed`, if they could not be read."""
@@ -210,6 +211,11 @@ class ControllerState:
         health = {name: {"excluded": bool(why), "why": why} for name, why in whys.items()}
         states = {"pools": pressures, "budgets": budgets, "traffic": traffic, "sessions": sessions}
         return {**states, "health": health}
+
+
+def client_of(head: RequestHead) -> str:
+    """What identifies a client as far as Envoy forwards it; empty if nothing does."""
+    return next((head.headers[name] for name in CLIENT_HEADERS if name in head.headers), "")
 
 
 def home(context: RoutingContext, decision: Decision) -> str:

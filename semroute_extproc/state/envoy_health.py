@@ -14,11 +14,8 @@ from semroute_extproc.events import Emit, EnvoyChecked
 from semroute_extproc.state.pool_metrics import INTERVAL_SECONDS, read
 
 PAGE = "/clusters?format=json"
-NO_CLUSTER, NO_HOST, UNHEALTHY = (
-    "Envoy has no such cluster",
-    "Envoy has no host",
-    "Envoy: hosts are unhealthy",
-)
+NO_CLUSTER, NO_HOST = "Envoy has no such cluster", "Envoy has no host"
+UNHEALTHY = "Envoy: hosts are unhealthy"
 
 logger = structlog.get_logger("semroute.envoy")
 

@@ -35,10 +35,7 @@ class PoolPressure:
         self._settings = settings
         self._ramps = settings.pools.get(pool, settings.ramps)
         self._target, self._seen = 0.0, -math.inf  # The latest raw pressure, and the time of its load.
-        self.level, self._updated = (
-            0.0,
-            -math.inf,
-        )  # The pressure before the dead band, and its time.
+        self.level, self._updated = 0.0, -math.inf  # The pressure before the dead band, and its time.
         self._held = 0.0  # The middle of the dead band.
 
     def observe(self, load: Mapping[str, float], now: float) -> None:

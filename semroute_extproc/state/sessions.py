@@ -42,19 +42,18 @@ def session_keys(
     They depend on the model's name, because each model has its own trade-off, and on the identity that
     Envoy forwards, so that no client joins another client's conversation: the first header that is present.
     """
+    given, turns = _name(head, view, settings), view.turns
+    if not given and (view.stateful or not any(turn.role == "user" for turn in turns)):
+        # A stateful request has only the last turns of its conversation.
+        return Keys()
     digest = hashlib.blake2b(key=secret, digest_size=DIGEST_BYTES)
     affinity = hashlib.blake2b(key=shared, digest_size=AFFINITY_BYTES)
-    given = _name(head, view, settings)
     identity = next((name for name in settings.identity if name in head.headers), "")
     for each in (digest, affinity):
         _add(each, view.model, identity, head.headers.get(identity, ""))
         _add(each, *(("name", given) if given else ()))
     if given:
         return Keys(digest.hexdigest(), digest.hexdigest(), affinity.hexdigest())
-    turns = view.turns
-    if view.stateful or not any(turn.role == "user" for turn in turns):
-        # A stateful request has only the last turns of its conversation.
-        return Keys()
     before, answered = len_before(turns), False
     find = ""
     for index, turn in enumerate(turns):

@@ -6,6 +6,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from ipaddress import ip_address
 from pathlib import Path
@@ -19,7 +20,8 @@ import structlog
 OPEN = ("/livez", "/readyz", "/ui/page.css", "/ui/icon.svg")
 """Pages for probes, and the style of the login: they need no token and answer any host name."""
 LOGIN, COOKIE, LOGIN_BYTES_MAX = "/ui/login", "semroute-admin", 4_096
-CONNECTIONS_MAX = 64  # at a time; more are closed, so that a flood starts no thread for each
+CONNECTIONS_MAX = 64  # at a time, so that a flood starts no thread for each
+EVICTION_SECONDS_MAX = 0.1  # until the place of a closed connection is free
 
 HEADERS = {
     "cache-control": "no-store",
@@ -104,6 +106,9 @@ class AdminServer(ThreadingTCPServer):
         self.pages, self.posts, self.otherwise = pages, posts, otherwise or (lambda _: text(404, index))
         self.site = site
         self._free = threading.BoundedSemaphore(CONNECTIONS_MAX)
+        self.sending: dict[
+            socket.socket, None
+        ] = {}  # connections whose request has not come in full, in order
         host, _, port = listen.rpartition(":")
         self._hosts, self._token = {*hosts, host, "localhost"}, token
         self._path = Path(listen.removeprefix("unix:")) if listen.startswith("unix:") else None
@@ -141,9 +146,8 @@ class AdminServer(ThreadingTCPServer):
         except ValueError:
             known = False
         if not known:
-            return text(
-                421, "not a name of this server: use its IP address, or add the name to admin.hosts\n"
-            )
+            message = "not a name of this server: use its IP address, or add the name to admin.hosts\n"
+            return text(421, message)
         if self._token and not hmac.compare_digest(authorization.encode(), f"Bearer {self._token}".encode()):
             return text(401, "needs the bearer token of admin.token\n")
         return None
@@ -157,17 +161,23 @@ class AdminServer(ThreadingTCPServer):
             self._path.chmod(0o600)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Handle a connection in a thread of its own, if not too many are open."""
-        if self._free.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
+        """Handle a connection in a thread of its own; one too many replaces the oldest incomplete one."""
+        if not self._free.acquire(blocking=False):
+            for oldest in list(self.sending)[:1]:
+                with suppress(OSError):  # It has ended by itself.
+                    oldest.shutdown(socket.SHUT_RDWR)
+            if not self._free.acquire(timeout=EVICTION_SECONDS_MAX):
+                self.shutdown_request(request)
+                return
+        self.sending[request] = None
+        super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Handle a connection."""
         try:
             super().process_request_thread(request, client_address)
         finally:
+            self.sending.pop(request, None)
             self._free.release()
 
     def answer(self, asked: Asked) -> Page:
@@ -201,7 +211,7 @@ class _PageHandler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         length, origin = self.headers.get("content-length", ""), self.headers.get("origin")
-        if origin and urlsplit(origin).netloc != self.headers.get("host"):
+        if origin is not None and origin.partition("://")[2] != self.headers.get("host"):
             # Browsers say which site sends a form: another one must not act with the operator's rights.
             self._send(text(403, "another site sent this\n"))
         elif not length.isascii() or not length.isdigit():
@@ -215,6 +225,7 @@ class _PageHandler(BaseHTTPRequestHandler):
             self._answer(body)
 
     def _answer(self, body: bytes | None) -> None:
+        self.server.sending.pop(self.connection, None)
         path, _, query = self.path.partition("?")
         asked = Asked(path, query, body, self.headers.get("content-type", ""))
         refused = None

@@ -18,15 +18,8 @@ from threading import Thread
 
 import msgspec
 
-from semroute_extproc.events import (
-    Accounted,
-    Decided,
-    Emit,
-    Failed,
-    OutcomeReported,
-    RecordsWritten,
-    Reloaded,
-)
+from semroute_extproc import events as ev
+from semroute_extproc.events import Accounted, Decided, Emit, OutcomeReported, Reloaded
 from semroute_extproc.settings.process import DecisionLog
 from semroute_extproc.telemetry.bus import by_type
 from semroute_extproc.telemetry.record import REQUEST_ID_CHARACTERS_MAX, of_decision, of_outcome, of_usage
@@ -97,11 +90,7 @@ class DecisionWriter:
     """The sink that writes the decision log, with a thread of its own until closed."""
 
     def __init__(
-        self,
-        settings: DecisionLog,
-        worker: int,
-        emit: Emit,
-        clock: Callable[[], float] = time.monotonic,
+        self, settings: DecisionLog, worker: int, emit: Emit, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._settings, self._emit, self._clock = settings, emit, clock
         self._config = ""  # The digest of the live configuration.
@@ -113,13 +102,9 @@ class DecisionWriter:
         self._put = self._taken = 0  # Characters; each counter has one writing thread.
         self._pools = OrderedDict[str, str]()
         self._resume_at = 0.0
+        put = self._enqueue
         self.handle = by_type(
-            {
-                Decided: self._decided,
-                OutcomeReported: self._enqueue,
-                Accounted: self._enqueue,
-                Reloaded: lambda event: setattr(self, "_config", event.sha256),
-            }
+            {Decided: self._decided, OutcomeReported: put, Accounted: put, Reloaded: self._reloaded}
         )
         self._thread = Thread(target=self._run, name="decision-log", daemon=True)
         self._thread.start()
@@ -133,6 +118,9 @@ class DecisionWriter:
         self._queue.put(None)
         self._thread.join(CLOSE_SECONDS_MAX)
 
+    def _reloaded(self, event: Reloaded) -> None:
+        self._config = event.sha256
+
     def _decided(self, event: Decided) -> None:
         if (share := self._settings.sample) < 1.0 and random.random() >= share:  # noqa: S311
             return
@@ -143,7 +131,7 @@ class DecisionWriter:
     def _enqueue(self, event: Decided | OutcomeReported | Accounted, size: int = 0) -> None:
         most = QUEUE_MAX if isinstance(event, Decided) else OUTCOMES_MAX
         if self._queue.qsize() >= most or self._put - self._taken + size > QUEUE_CHARACTERS_MAX:
-            self._emit(RecordsWritten(1, "queue"))
+            self._emit(ev.RecordsWritten(1, "queue"))
             return
         if size:  # Only for decisions, which all come from the event loop.
             self._put += size
@@ -182,22 +170,22 @@ class DecisionWriter:
             except UnicodeEncodeError:  # A lone surrogate, which the standard library escapes.
                 return json.dumps(record, separators=(",", ":")).encode() + b"\n"
         except Exception:
-            self._emit(Failed("decision_log.failed", event.request_id))
-            self._emit(RecordsWritten(1, "error"))
+            self._emit(ev.Failed("decision_log.failed", event.request_id))
+            self._emit(ev.RecordsWritten(1, "error"))
             return b""
 
     def _write(self, lines: list[bytes]) -> None:
         if not lines:
             return
         if self._clock() < self._resume_at:
-            self._emit(RecordsWritten(len(lines), "disk"))
+            self._emit(ev.RecordsWritten(len(lines), "disk"))
             return
         try:
             self._files.append(b"".join(lines))
-            self._emit(RecordsWritten(len(lines)))
+            self._emit(ev.RecordsWritten(len(lines)))
         except OSError as error:
             self._resume_at = self._clock() + PAUSE_SECONDS
             with suppress(OSError):
                 self._files.close()
             problem = f"{self._settings.path}: {error.strerror or error}"
-            self._emit(RecordsWritten(len(lines), "disk", problem))
+            self._emit(ev.RecordsWritten(len(lines), "disk", problem))

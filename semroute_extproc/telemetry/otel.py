@@ -1,8 +1,10 @@
 """OpenTelemetry spans: one per exchange and one per stage, written when the exchange is over."""
 
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import msgspec
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
@@ -20,25 +22,8 @@ from semroute_extproc.telemetry.log import VALUE_CHARACTERS_MAX
 QUEUE_SPANS_MAX = 2_048  # Spans that may wait for the exporter; more are dropped
 CLOSE_SECONDS_MAX = 2.0  # Time to send the last spans; an unreachable collector must not delay a restart
 
-OPERATIONS = {
-    **dict.fromkeys(("chat_completions", "responses", "messages"), "chat"),
-    "completions": "text_completion",
-    "embeddings": "embeddings",
-}
-"""API to the operation name of the GenAI conventions, which are not stable yet."""
-
-NAMES = {
-    **{fact: f"semroute.{fact}" for fact in ("outcome", "cause", "pool", "session", "domain")},
-    **{fact: f"semroute.decision.{fact}" for fact in ("rule", "strategy", "policy", "shadow")},
-    "fallback": "semroute.fallback.reason",
-    "truncated": "semroute.tokens.truncated",
-    "housekeeping": "semroute.housekeeping",
-    "model": "gen_ai.request.model",
-}
-"""Key of `outcome.facts` to attribute, except reason and difficulty, which the facts shorten."""
-
-ANSWER_FIELDS = ("problem", "dollars", "baseline_dollars", "first_token_seconds", "tokens_per_second")
-"""Fields of `Accounted` without a name in the conventions."""
+_TABLE = msgspec.toml.decode(Path(__file__).with_suffix(".toml").read_bytes())
+OPERATIONS: dict[str, str] = _TABLE["operations"]
 
 
 def exporter(endpoint: str | None) -> SpanExporter:
@@ -97,7 +82,7 @@ def attributes(outcome: Outcome, request_id: str) -> dict[str, AttributeValue]:
         "semroute.decision.reason": outcome.reason,
     }
     common = facts(outcome)
-    values.update((name, common[fact]) for fact, name in NAMES.items() if fact in common)
+    values.update((name, common[fact]) for fact, name in _TABLE["facts"].items() if fact in common)
     if outcome.view is not None:
         values["gen_ai.operation.name"] = OPERATIONS.get(outcome.view.api, "")
         values["gen_ai.original.model"] = outcome.view.model
@@ -109,19 +94,10 @@ def attributes(outcome: Outcome, request_id: str) -> dict[str, AttributeValue]:
 
 def answered(event: Accounted) -> dict[str, AttributeValue]:
     """The attributes of an answer's span, by the GenAI conventions where they have a name."""
-    usage = event.usage
     values: dict[str, AttributeValue | None] = {
-        "http.request.header.x-request-id": event.request_id,
         "gen_ai.operation.name": OPERATIONS.get(event.api or ""),
-        "gen_ai.request.model": event.served,
-        "gen_ai.original.model": event.model,
         "gen_ai.response.finish_reasons": [event.finish],
-        "gen_ai.usage.input_tokens": usage.input,
-        "gen_ai.usage.output_tokens": usage.output,
-        "gen_ai.usage.cache_read.input_tokens": usage.cached,
-        "gen_ai.usage.reasoning.output_tokens": usage.reasoning,
-        "semroute.pool": event.pool,
-        "semroute.decision.rule": event.rule,
-        **{f"semroute.answer.{name}": getattr(event, name) for name in ANSWER_FIELDS},
+        **{name: getattr(event, field) for field, name in _TABLE["answer"].items()},
+        **{name: getattr(event.usage, field) for field, name in _TABLE["usage"].items()},
     }
     return {key: value for key, value in values.items() if value not in ("", None)}

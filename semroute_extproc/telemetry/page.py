@@ -17,9 +17,8 @@ from semroute_extproc.telemetry.admin import Asked, Page, as_json, text
 
 FOLDER = Path(__file__).with_name("web")  # of templates, style and script
 PREFIX = "/ui/"
-VIEWS = {"now": "/"} | {
-    name: PREFIX + name for name in ("decisions", "explain", "frontier", "pools", "config")
-}
+_NAMES = ("decisions", "explain", "frontier", "pools", "config")
+VIEWS = {"now": "/"} | {name: PREFIX + name for name in _NAMES}
 STATIC = {"page.css": "text/css", "page.js": "text/javascript; charset=utf-8", "icon.svg": "image/svg+xml"}
 HTML = "text/html; charset=utf-8"
 

@@ -1,5 +1,6 @@
 """Recent traffic for the page: the last decisions, and counts by minute. Its memory is bounded."""
 
+import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -20,7 +21,8 @@ TEXT_CHARACTERS_MAX = 2_000  # of a judged text, if prompts may be logged
 OUTPUT_TOKENS = 300  # of an answer; a request may ask for fewer
 
 DOLLARS = ("dollars", "baseline_dollars", "cache_saved_dollars")  # of answers, with `accounting`
-COUNTERS = tuple(each for each in ("decisions", "fallbacks", "shadow_decisions", *DOLLARS) if each in METRICS)
+COUNTED = ("decisions", "fallbacks", "outcomes", "shadow_decisions", "log_lines_dropped", *DOLLARS)
+COUNTERS = tuple(each for each in COUNTED if each in METRICS)
 """Metrics whose counts by minute are kept."""
 
 Counts = Mapping[tuple[str, ...], float]  # a metric and its label values, to its value
@@ -72,6 +74,12 @@ class Recent:
                     counts[key] = counts.get(key, 0) + (int(gained) if gained % 1 == 0 else gained)
             self._last = now
             return [(minute, [[*key, n] for key, n in counts.items()]) for minute, counts in self._minutes]
+
+    async def sample(self) -> None:
+        """Count by minute, also while no one reads the page; until cancelled."""
+        while True:
+            await asyncio.sleep(SAMPLE_SECONDS)
+            await asyncio.to_thread(self.minutes)
 
     @property
     def seen(self) -> list[Seen]:

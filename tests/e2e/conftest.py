@@ -74,6 +74,26 @@ def standard(tmp_path_factory: pytest.TempPathFactory, sidecar: Sidecar, pools: 
     running.envoy.stop()
 
 
+@pytest.fixture(scope="module")
+def own_sidecar(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Sidecar]:
+    """A sidecar of a module's own, with the module's `SETTINGS`."""
+    running = start_sidecar(tmp_path_factory.mktemp("own"), **request.module.SETTINGS)
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def own_gateway(
+    tmp_path_factory: pytest.TempPathFactory, own_sidecar: Sidecar, pools: Pools
+) -> Iterator[Gateway]:
+    """A gateway with `own_sidecar`; a module that names it `standard` runs all its tests there."""
+    running = start_gateway(tmp_path_factory.mktemp("envoy"), [own_sidecar], pools)
+    yield running
+    running.envoy.stop()
+
+
 @pytest.fixture
 def own_gateways() -> Iterator[list[Gateway]]:
     """The gateways of one test, stopped after their counters were checked."""

@@ -220,3 +220,19 @@ async def test_an_open_circuit_breaker_shows_in_envoys_metrics(
                 await response.read()
         assert watched(gateway, "SemrouteCircuitOpen") >= 1
         assert watched(gateway, "SemrouteBypassed") >= 1
+
+
+@pytest.mark.failure
+async def test_a_pool_with_more_requests_than_its_limit_shows_in_envoys_metrics(
+    make_gateway: MakeGateway, make_sidecar: MakeSidecar
+) -> None:
+    def narrow(bootstrap: Bootstrap) -> None:
+        [threshold] = clusters(bootstrap)["vllm-small"]["circuit_breakers"]["thresholds"]
+        threshold |= {"max_connections": 1, "max_pending_requests": 1}
+
+    gateway = make_gateway([make_sidecar()], edit=narrow)
+    async with aiohttp.ClientSession(gateway.url) as client:
+        requests = [client.post(PATH, json=chat(model="small-model")) for _ in range(8)]
+        for response in await asyncio.gather(*requests):
+            await response.read()
+    assert watched(gateway, "SemroutePoolCircuitOpen") >= 1

@@ -7,13 +7,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from broken_envoy import ACCEPTED, REFUSED, broken
+from broken_envoy import ACCEPTED, GATEWAYS, REFUSED, SHIPPED, broken
 from ruamel.yaml import YAML
 from semroute_demo import envoy
 from semroute_demo.sidecar import CONFIG_PATH
 
 from semroute_extproc.cli.check import NOT_FORWARDED
-from semroute_extproc.cli.envoy_file import template
 from semroute_extproc.config.models import Config
 from semroute_extproc.envoy.exchange import HEADERS_SPARE
 from semroute_extproc.policy.rules import TENANT_HEADER
@@ -44,7 +43,7 @@ def test_some_of_what_check_finds_envoy_refuses_too(tmp_path: Path, what: str) -
 
 
 def test_envoy_accepts_the_shipped_bootstrap() -> None:
-    _validate(template("envoy"))
+    _validate(SHIPPED)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +65,7 @@ def test_envoy_accepts_the_variants(tmp_path: Path, mode: dict[str, str]) -> Non
 
 def test_envoy_accepts_what_istio_is_asked_to_put_into_it(tmp_path: Path) -> None:
     """The patches' values, merged by hand: Istio itself does not run here."""
-    documents = YAML(typ="safe", pure=True).load_all(template("istio").read_text())
+    documents = YAML(typ="safe", pure=True).load_all(GATEWAYS["istio"].read_text())
     patches = {
         patch["applyTo"]: patch["patch"]["value"] for patch in next(iter(documents))["spec"]["configPatches"]
     }
@@ -97,7 +96,7 @@ def test_a_variant_without_changes_differs_in_addresses_only() -> None:
 
 
 def test_every_machine_dependent_value_is_marked() -> None:
-    lines = [line for line in template("envoy").read_text().splitlines() if "MACHINE:" in line]
+    lines = [line for line in SHIPPED.read_text().splitlines() if "MACHINE:" in line]
     places = [
         "port_value: 9901",
         "port_value: 10000",

@@ -9,7 +9,7 @@ import json
 import re
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import aiohttp
@@ -24,8 +24,6 @@ from gateway import (
     dump,
     raw_request,
     read_response,
-    start_gateway,
-    start_sidecar,
     wait_for,
 )
 from msgspec import Raw
@@ -58,32 +56,13 @@ DEAD = {"vllm-small": ("127.0.0.1", 1)}
 """Nothing listens on port 1."""
 
 
-@pytest.fixture(scope="module")
-def sidecar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sidecar]:
-    """A sidecar that hands failures over and never excludes a pool."""
-    running = start_sidecar(tmp_path_factory.mktemp("failover"), CONTROLLERS__FAILOVER__FAILURES="1000")
-    yield running
-    running.stop()
+SETTINGS = {"CONTROLLERS__FAILOVER__FAILURES": "1000"}
+"""Failures are handed over, and never exclude a pool."""
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, sidecar: Sidecar, pools: Pools) -> Iterator[Gateway]:
-    running = start_gateway(tmp_path_factory.mktemp("envoy"), [sidecar], pools)
-    yield running
-    running.envoy.stop()
-
-
-@pytest.fixture
-def failing(shared: Gateway, watch: Callable[[Gateway], None]) -> Gateway:
-    shared.pools.clear()
-    watch(shared)
-    return shared
-
-
-@pytest.fixture
-async def client(failing: Gateway) -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession(failing.url) as session:
-        yield session
+def standard(own_gateway: Gateway) -> Gateway:
+    return own_gateway
 
 
 async def _post(
@@ -100,20 +79,20 @@ def _models(received: Sequence[Any]) -> list[str]:
 
 @pytest.mark.parametrize("failure", FAILURES)
 async def test_the_next_pool_answers_under_its_own_models_name(
-    client: aiohttp.ClientSession, failing: Gateway, sidecar: Sidecar, failure: str
+    client: aiohttp.ClientSession, gateway: Gateway, own_sidecar: Sidecar, failure: str
 ) -> None:
-    failing.small.faults.extend(FAILURES[failure])
+    gateway.small.faults.extend(FAILURES[failure])
     response, _ = await _post(client, chat())
     assert response.status == 200
     assert response.headers["x-sim-pool"] == response.headers["x-semroute-pool"] == "large"
     assert response.headers["x-semroute-model"] == "large-model"
     assert response.headers["x-semroute-reason"].startswith(f"small failed ({failure}): ")
-    assert _models(failing.small.received) == ["small-model"] * len(FAILURES[failure])
-    assert _models(failing.large.received) == ["large-model"]
-    assert "x-semroute-failed" not in failing.large.received[0].headers
-    assert "x-semroute-failover" not in failing.large.received[0].headers
+    assert _models(gateway.small.received) == ["small-model"] * len(FAILURES[failure])
+    assert _models(gateway.large.received) == ["large-model"]
+    assert "x-semroute-failed" not in gateway.large.received[0].headers
+    assert "x-semroute-failover" not in gateway.large.received[0].headers
     counted = f'semroute_failovers_total{{failure="{failure}",pool="small",to="large"}}'
-    assert counted in sidecar.read_admin("/metrics")[1]
+    assert counted in own_sidecar.read_admin("/metrics")[1]
 
 
 @pytest.mark.parametrize(
@@ -126,48 +105,48 @@ async def test_the_next_pool_answers_under_its_own_models_name(
     ],
 )
 async def test_each_of_vllms_words_for_a_full_context_is_known(
-    client: aiohttp.ClientSession, failing: Gateway, words: str
+    client: aiohttp.ClientSession, gateway: Gateway, words: str
 ) -> None:
-    failing.small.faults.append(Fault(status=400, message=words))
+    gateway.small.faults.append(Fault(status=400, message=words))
     response, _ = await _post(client, chat())
     assert response.headers["x-semroute-reason"].startswith("small failed (context): ")
     assert response.headers["x-sim-pool"] == "large"
 
 
 async def test_another_error_of_a_request_is_its_answer(
-    client: aiohttp.ClientSession, failing: Gateway
+    client: aiohttp.ClientSession, gateway: Gateway
 ) -> None:
-    failing.small.faults.append(Fault(status=400))
+    gateway.small.faults.append(Fault(status=400))
     response, _ = await _post(client, chat())
     assert response.status == 400
-    assert not failing.large.received
+    assert not gateway.large.received
 
 
 async def test_a_pools_own_redirect_is_a_failure_and_is_not_followed(
-    client: aiohttp.ClientSession, failing: Gateway
+    client: aiohttp.ClientSession, gateway: Gateway
 ) -> None:
-    failing.small.faults.append(Fault(status=307))
+    gateway.small.faults.append(Fault(status=307))
     response, _ = await _post(client, chat())
     assert response.headers["x-semroute-reason"].startswith("small failed (other): ")
     assert response.headers["x-sim-pool"] == "large"
 
 
-async def test_a_compressed_body_fails_over_unpacked(client: aiohttp.ClientSession, failing: Gateway) -> None:
-    failing.small.faults.append(Fault(status=500))
+async def test_a_compressed_body_fails_over_unpacked(client: aiohttp.ClientSession, gateway: Gateway) -> None:
+    gateway.small.faults.append(Fault(status=500))
     headers = {"content-type": "application/json", "content-encoding": "gzip"}
     data = gzip.compress(dump(chat()))
     async with client.post("/v1/chat/completions", data=data, headers=headers) as response:
         assert response.headers["x-sim-pool"] == "large"
-    assert json.loads(failing.large.received[0].body) == chat(model="large-model")
+    assert json.loads(gateway.large.received[0].body) == chat(model="large-model")
 
 
-async def test_a_chunked_body_with_trailers_fails_over(failing: Gateway) -> None:
-    failing.small.faults.append(Fault(status=500))
+async def test_a_chunked_body_with_trailers_fails_over(gateway: Gateway) -> None:
+    gateway.small.faults.append(Fault(status=500))
     head = ["POST /v1/chat/completions HTTP/1.1", "host: x", "content-type: application/json"]
     head += ["transfer-encoding: chunked", "trailer: x-sum"]
 
     def send() -> RawResponse:
-        with connect(failing) as connection:
+        with connect(gateway) as connection:
             connection.sendall(raw_request(head) + chunked([dump(chat())], ["x-sum: 1"]))
             return read_response(connection)
 
@@ -176,19 +155,19 @@ async def test_a_chunked_body_with_trailers_fails_over(failing: Gateway) -> None
 
 
 async def test_one_busy_replica_is_no_failure_of_its_pool(
-    client: aiohttp.ClientSession, failing: Gateway
+    client: aiohttp.ClientSession, gateway: Gateway
 ) -> None:
-    failing.small.faults.append(Fault(status=503))
+    gateway.small.faults.append(Fault(status=503))
     response, _ = await _post(client, chat())
     assert response.headers["x-sim-pool"] == "small"
-    assert len(failing.small.received) == 2
+    assert len(gateway.small.received) == 2
 
 
 async def test_when_all_pools_fail_the_last_ones_error_is_the_answer(
-    client: aiohttp.ClientSession, failing: Gateway
+    client: aiohttp.ClientSession, gateway: Gateway
 ) -> None:
-    failing.small.faults.append(Fault(status=500))
-    failing.large.faults.append(Fault(status=429))
+    gateway.small.faults.append(Fault(status=500))
+    gateway.large.faults.append(Fault(status=429))
     response, content = await _post(client, chat())
     assert response.status == 429
     assert response.headers["x-semroute-pool"] == "large"
@@ -197,38 +176,38 @@ async def test_when_all_pools_fail_the_last_ones_error_is_the_answer(
 
 
 async def test_a_stream_fails_over_before_its_first_event_and_never_after(
-    client: aiohttp.ClientSession, failing: Gateway
+    client: aiohttp.ClientSession, gateway: Gateway
 ) -> None:
-    failing.small.faults.append(Fault(status=500))
+    gateway.small.faults.append(Fault(status=500))
     response, content = await _post(client, chat(stream=True))
     assert response.headers["x-sim-pool"] == "large"
     assert content.endswith(b"data: [DONE]\n\n")
-    failing.small.faults.append(Fault(drop_after=2))
+    gateway.small.faults.append(Fault(drop_after=2))
     with pytest.raises(aiohttp.ClientPayloadError):
         await _post(client, chat(stream=True))
-    assert len(failing.large.received) == 1
+    assert len(gateway.large.received) == 1
 
 
 async def test_a_body_of_six_megabytes_fails_over_whole(
-    client: aiohttp.ClientSession, failing: Gateway
+    client: aiohttp.ClientSession, gateway: Gateway
 ) -> None:
-    failing.small.faults.append(Fault(status=500))
+    gateway.small.faults.append(Fault(status=500))
     padding = "x" * 6_000_000
     response, _ = await _post(client, chat(user=padding))
     assert response.headers["x-sim-pool"] == "large"
-    [first], [second] = failing.small.received, failing.large.received
+    [first], [second] = gateway.small.received, gateway.large.received
     assert first.length == second.length > len(padding)
 
 
 async def test_the_next_pool_gets_the_clients_body_without_the_first_ones_switches(
-    client: aiohttp.ClientSession, failing: Gateway
+    client: aiohttp.ClientSession, gateway: Gateway
 ) -> None:
     """A rule turns off reasoning at `small`, which is a Qwen3; it does not apply to `large`."""
-    failing.small.faults.append(Fault(status=500))
+    gateway.small.faults.append(Fault(status=500))
     body = chat(model="auto", chat_template_kwargs={"date": "2026"})
     response, _ = await _post(client, body, **{"x-tier": "free"})
     assert response.headers["x-sim-pool"] == "large"
-    [first], [second] = failing.small.received, failing.large.received
+    [first], [second] = gateway.small.received, gateway.large.received
     assert json.loads(first.body)["chat_template_kwargs"] == {"date": "2026", "enable_thinking": False}
     assert json.loads(second.body) == {**body, "model": "large-model"}
 
@@ -244,21 +223,21 @@ async def test_the_next_pool_gets_the_clients_body_without_the_first_ones_switch
     ids=["stored chat", "stored response", "background", "continued response"],
 )
 async def test_what_a_server_keeps_is_not_repeated(
-    client: aiohttp.ClientSession, failing: Gateway, path: str, body: dict[str, Any]
+    client: aiohttp.ClientSession, gateway: Gateway, path: str, body: dict[str, Any]
 ) -> None:
-    failing.small.faults.append(Fault(status=500))
+    gateway.small.faults.append(Fault(status=500))
     response, _ = await _post(client, body, path)
     assert response.status == 500
-    assert not failing.large.received
+    assert not gateway.large.received
 
 
 async def test_a_named_model_never_goes_to_another_model(
-    client: aiohttp.ClientSession, failing: Gateway
+    client: aiohttp.ClientSession, gateway: Gateway
 ) -> None:
-    failing.small.faults.append(Fault(status=500))
+    gateway.small.faults.append(Fault(status=500))
     response, _ = await _post(client, chat(model="small-model"))
     assert response.status == 500
-    assert not failing.large.received
+    assert not gateway.large.received
 
 
 async def test_a_named_model_goes_to_another_pool_that_serves_it(
@@ -276,17 +255,17 @@ async def test_a_named_model_goes_to_another_pool_that_serves_it(
 
 
 async def test_a_pool_that_cannot_serve_the_request_is_never_reached(
-    client: aiohttp.ClientSession, failing: Gateway
+    client: aiohttp.ClientSession, gateway: Gateway
 ) -> None:
-    failing.large.faults.append(Fault(status=500))
+    gateway.large.faults.append(Fault(status=500))
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
     body = {"model": "auto", "messages": [{"role": "user", "content": [image]}]}
     response, _ = await _post(client, body)
     assert response.status == 500
-    assert not failing.small.received
+    assert not gateway.small.received
 
 
-async def test_a_client_cannot_forge_a_failure(client: aiohttp.ClientSession, failing: Gateway) -> None:
+async def test_a_client_cannot_forge_a_failure(client: aiohttp.ClientSession, gateway: Gateway) -> None:
     plan = Handover(("small",), {"model": Raw(b'"auto-weak"')})
     forged = {HANDOVER_HEADER: plan.header, FAILURE_HEADER: "500"}
     response, _ = await _post(client, chat(), **forged)
@@ -314,9 +293,9 @@ async def test_a_dead_pool_costs_little_and_is_then_left_out(
 
 
 async def test_every_request_to_a_dead_pool_is_answered_however_many_there_are(
-    make_gateway: MakeGateway, sidecar: Sidecar
+    make_gateway: MakeGateway, own_sidecar: Sidecar
 ) -> None:
-    gateway = make_gateway([sidecar], addresses=DEAD, down=["vllm-small"])
+    gateway = make_gateway([own_sidecar], addresses=DEAD, down=["vllm-small"])
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(gateway.url, connector=connector) as client:
         answers = await asyncio.gather(*[_post(client, chat()) for _ in range(200)])
@@ -325,13 +304,13 @@ async def test_every_request_to_a_dead_pool_is_answered_however_many_there_are(
 
 @pytest.mark.skipif(OLD_ENVOY, reason="Envoy before 1.40 answers 503 here: envoy/README.md")
 async def test_envoys_health_check_spares_the_attempts_where_panic_routing_is_off(
-    make_gateway: MakeGateway, sidecar: Sidecar
+    make_gateway: MakeGateway, own_sidecar: Sidecar
 ) -> None:
     def no_panic(bootstrap: dict[str, Any]) -> None:
         clusters(bootstrap)["vllm-small"]["common_lb_config"] = {"healthy_panic_threshold": {"value": 0}}
 
     changes: dict[str, Any] = {"addresses": DEAD, "down": ["vllm-small"], "edit": no_panic}
-    gateway = make_gateway([sidecar], health_interval="0.3s", **changes)
+    gateway = make_gateway([own_sidecar], health_interval="0.3s", **changes)
     wait_for(lambda: gateway.envoy.stats("vllm-small.health_check.failure$").popitem()[1] >= 3, 10, "checks")
     async with aiohttp.ClientSession(gateway.url) as client:
         response, _ = await _post(client, chat())
@@ -361,10 +340,10 @@ async def test_a_pool_without_a_healthy_host_in_envoy_is_excluded_before_a_reque
 
 
 async def test_when_all_pools_are_dead_the_answer_is_a_503_in_openais_shape(
-    make_gateway: MakeGateway, sidecar: Sidecar
+    make_gateway: MakeGateway, own_sidecar: Sidecar
 ) -> None:
     dead = dict.fromkeys(("vllm-small", "vllm-large"), ("127.0.0.1", 1))
-    gateway = make_gateway([sidecar], addresses=dead, down=list(dead))
+    gateway = make_gateway([own_sidecar], addresses=dead, down=list(dead))
     async with aiohttp.ClientSession(gateway.url) as client:
         response, content = await _post(client, chat())
     assert (response.status, response.headers["x-semroute-pool"]) == (503, "large")
@@ -409,7 +388,7 @@ async def test_a_pool_whose_metrics_page_is_gone_is_left_out(
         health = json.loads(sidecar.read_admin("/config")[1])["health"]
         return bool(health["small"]["why"] == "metrics page unreachable")
 
-    wait_for(lambda: "semroute_pool_load" in sidecar.read_admin("/metrics")[1], 10, "the first scrape")
+    wait_for(lambda: "semroute_pool_load{" in sidecar.read_admin("/metrics")[1], 10, "the first scrape")
     pools.small.exposes = False
     try:
         wait_for(excluded, 20, "the pool to be excluded")
@@ -421,14 +400,14 @@ async def test_a_pool_whose_metrics_page_is_gone_is_left_out(
 
 
 async def test_the_access_log_has_a_line_for_each_pool(
-    client: aiohttp.ClientSession, failing: Gateway
+    client: aiohttp.ClientSession, gateway: Gateway
 ) -> None:
-    failing.small.faults.append(Fault(status=500))
+    gateway.small.faults.append(Fault(status=500))
     response, _ = await _post(client, chat())
     request_id = response.headers["x-request-id"]
 
     def lines() -> list[dict[str, Any]]:
-        return [line for line in failing.envoy.access_log() if line["request_id"] == request_id]
+        return [line for line in gateway.envoy.access_log() if line["request_id"] == request_id]
 
     wait_for(lambda: len(lines()) == 2, 5, "two lines")
     first, second = lines()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import aiohttp
 import pytest
-from gateway import Gateway, Pools, chat, dump, start_gateway, start_sidecar
+from gateway import Gateway, Pools, chat, dump
 from semroute_demo.pool import Fault, Received
 from semroute_demo.sidecar import Sidecar
 
@@ -28,27 +28,15 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, pools: Pools) -> Iterator[Gateway]:
-    sidecar = start_sidecar(tmp_path_factory.mktemp("sidecar"), **SETTINGS)
-    running = start_gateway(tmp_path_factory.mktemp("envoy"), [sidecar], pools)
-    yield running
-    running.envoy.stop()
-    sidecar.stop()
+def standard(own_gateway: Gateway) -> Gateway:
+    return own_gateway
 
 
-@pytest.fixture
-def failing(shared: Gateway, watch: Callable[[Gateway], None]) -> Gateway:
+@pytest.fixture(autouse=True)
+def failing(gateway: Gateway) -> Gateway:
     """Its pool `small` fails once."""
-    shared.pools.clear()
-    shared.small.faults.append(Fault(status=500))
-    watch(shared)
-    return shared
-
-
-@pytest.fixture
-async def client(failing: Gateway) -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession(failing.url) as session:
-        yield session
+    gateway.small.faults.append(Fault(status=500))
+    return gateway
 
 
 async def send(

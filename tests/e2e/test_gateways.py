@@ -87,7 +87,7 @@ class Running:
         pools.clear()
         (folder / "semroute.yaml").write_text(CONFIG)
         loaded = source.load(folder / "semroute.yaml", {})
-        written = envoy_file.render(loaded, target, {}, "")
+        written = envoy_file.render(loaded, target, {})
         assert envoy_check.check(YAML().load_all(written), loaded.config) == []
         documents: Sequence[Json] = list(YAML(typ="safe", pure=True).load_all(written))
         self.sidecar = Sidecar(folder / "semroute.yaml", folder)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from threading import Event
+from time import sleep
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +24,9 @@ GONE = "[ONNXRuntimeError] : 1 : FAIL : CUDA failure 999: unknown error ; GPU=0 
 class Gpu:
     """A device and the session on it. The difficulty of a text is the number of its tokens."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: Mapping[int, float] | None = None) -> None:
+        """`seconds` is how long a pass takes, by its number of texts or the next larger one."""
+        self.seconds = seconds or {}
         self.texts_max = 1_000
         """A pass with more finds no memory."""
         self.there = True
@@ -45,6 +49,7 @@ class Gpu:
             raise RuntimeError(GONE)
         if texts > self.texts_max:
             raise RuntimeError(ARENA)
+        sleep(min((self.seconds[size] for size in self.seconds if size >= texts), default=0.0))
         self.shapes.append((texts, length))
         tokens = feeds["attention_mask"].sum(axis=1)
         return [np.ones((texts, 4), np.float32), np.zeros((texts, 3), np.float32), tokens]

@@ -63,9 +63,9 @@ def chart_objects(given: Mapping[str, Any]) -> list[Json]:
 
 def gateway_objects() -> Iterator[tuple[str, Json]]:
     """The objects of each gateway's file."""
-    for target in envoy_file.FILES:
+    for target, file in envoy_file.FILES.items():
         if target != "envoy":
-            for each in documents(envoy_file.template(target).read_text()):
+            for each in documents((ROOT / "envoy" / file).read_text()):
                 yield target, each
 
 

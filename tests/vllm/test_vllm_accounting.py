@@ -35,7 +35,8 @@ def answered(gateway: Gateway, request_id: str) -> dict[str, Any]:
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 async def test_tokens_are_those_that_vllm_states(accounting: Gateway, path: str, stream: bool) -> None:
     """Streams of OpenAI's completions too, because the sidecar asks for their usage."""
-    name = f"accounting{path.replace('/', '-')}-{stream}"
+    # Envoy writes its reason for tracing into ids of 36 characters, the length of a UUID.
+    name = f"accounting-of-the-answer{path.replace('/', '-')}-{stream}"
     body = {"model": "auto-weak", "temperature": 0, "stream": stream, **BODIES[path]}
     timeout = aiohttp.ClientTimeout(total=240)
     async with (

@@ -9,9 +9,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from semroute_demo import servers
 from semroute_demo.servers import PRICES, Model, ask, strongest
 
+from semroute_extproc.cli import live
 from semroute_extproc.errors import EndpointError
 
 GAUGES = b"vllm:num_requests_running 0.0\nvllm:num_requests_waiting 0.0\n"
@@ -165,4 +165,4 @@ class TestGuesses:
 
 
 def test_servers_are_given_up_on_after_a_while() -> None:
-    assert 0 < servers.ANSWER_SECONDS_MAX <= 10
+    assert 0 < live.ANSWER_SECONDS_MAX <= 10

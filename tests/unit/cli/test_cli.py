@@ -196,18 +196,18 @@ class TestExplain:
     def test_quality_is_a_header_too(self) -> None:
         text = "What is the derivative of x squared?"
         assert explain("--text", text, "--header", "x-semroute-quality: 1")["pool"] == "large"
-        assert explain("--text", text, "--header", "x-semroute-quality=0")["pool"] == "small"
+        assert explain("--text", text, "--header", "x-semroute-quality:0")["pool"] == "small"
 
     def test_what_the_client_sends_is_not_markup(self) -> None:
         body = '{"model": "auto", "messages": [], "input": "[/b]"}'
-        arguments = ("explain", "-c", str(EXAMPLE), "--header", "content-encoding=[/b]", "--body", "-")
+        arguments = ("explain", "-c", str(EXAMPLE), "--header", "content-encoding: [/b]", "--body", "-")
         result = run(*arguments, stdin=body)
         assert result.exit_code == 0, result.output
         assert "[/b]" in result.stdout
 
     def test_a_compressed_body_shows_only_what_was_changed(self) -> None:
         body = gzip.compress(b'{"model": "auto", "messages": [{"role": "user", "content": "hi"}]}')
-        report = explain("--body", "-", "--header", "content-encoding=gzip", stdin=body)
+        report = explain("--body", "-", "--header", "content-encoding: gzip", stdin=body)
         assert set(report["edits"]["body"]["changed"]) <= {"model", "chat_template_kwargs"}
 
     def test_members_that_only_pass_through_are_not_read(self) -> None:
@@ -248,7 +248,7 @@ class TestExplain:
     def test_a_prompt_from_standard_input_and_a_header_as_curl_writes_it(self) -> None:
         report = explain("--text", "-", "-H", "X-Tier:  internal", stdin="Prove that 2 is even.\n")
         assert (report["text"].strip(), report["rule"]) == ("Prove that 2 is even.", "internal")
-        assert explain("--text", "x", "--header", "X-Tier=internal")["rule"] == "internal"
+        assert explain("--text", "x", "--header", "X-Tier:internal")["rule"] == "internal"
 
     def test_people_get_a_table(self) -> None:
         text = "Name this chat in six words.\n<notes>long</notes>\nUser: hello\nAssistant: Hello!"
@@ -384,8 +384,8 @@ class TestConfiguration:
         file.write_text(text.replace(old, new))
         result = run("check", str(file))
         assert result.exit_code == 0
-        assert result.stderr.startswith(f"note: {file}:")
-        assert note in result.stderr
+        assert " ".join(result.stderr.split()).startswith(f"note: {file}:")
+        assert note in " ".join(result.stderr.split())
 
     def test_a_cluster_that_envoy_does_not_have_is_status_78_and_named(self, tmp_path: Path) -> None:
         assert run("check", str(EXAMPLE), "--envoy", str(ENVOY)).exit_code == 0

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from broken_envoy import ACCEPTED, REFUSED, ROOT, SHIPPED, broken, replaced
+from broken_envoy import ACCEPTED, GATEWAYS, REFUSED, ROOT, SHIPPED, broken, replaced
 from ruamel.yaml import YAML
 
-from semroute_extproc.cli import envoy_check, envoy_file
+from semroute_extproc.cli import envoy_check
 from semroute_extproc.cli.envoy_check import Finding, Node
 from semroute_extproc.config import source
 from semroute_extproc.config.source import Loaded
@@ -42,9 +42,9 @@ def configured(tmp_path: Path) -> Callable[[str], Loaded]:
 
 def test_nothing_is_wrong_with_the_shipped_files(configured: Callable[[str], Loaded]) -> None:
     assert findings(SHIPPED.read_text(), source.load(EXAMPLE, {})) == []
-    for target in ("envoy-gateway", "istio", "kgateway", "inference-extension"):
+    for path in GATEWAYS.values():
         loaded = configured(f"server: {{{LIMITS}}}\n{PLAIN}")
-        assert findings(envoy_file.template(target).read_text(), loaded) == []
+        assert findings(path.read_text(), loaded) == []
 
 
 @pytest.mark.parametrize("what", [*ACCEPTED, *REFUSED])
@@ -191,13 +191,13 @@ def test_accounting_needs_its_filter_and_its_log(
 def test_the_objects_of_gateways_are_checked_too(
     configured: Callable[[str], Loaded], file: str, old: str, new: str, expected: str
 ) -> None:
-    text = replaced(envoy_file.template(file).read_text(), old, new)
+    text = replaced(GATEWAYS[file].read_text(), old, new)
     found = findings(text, configured(PLAIN))
     assert any(expected in each.happens for each in found), found
 
 
 def test_failover_is_refused_at_a_gateway(configured: Callable[[str], Loaded]) -> None:
-    text = envoy_file.template("istio").read_text()
+    text = GATEWAYS["istio"].read_text()
     found = findings(text, configured(PLAIN + "controllers: {failover: {}}\n"))
     assert "gateways have no clusters for controllers.failover" in [each.happens for each in found]
 

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from broken_envoy import ROOT, SHIPPED
+from broken_envoy import GATEWAYS, ROOT, SHIPPED
 from click.testing import CliRunner, Result
 from ruamel.yaml import YAML
 
 from semroute_extproc.cli import envoy_check, main
-from semroute_extproc.cli.envoy_file import ENVOY_HEADERS, FILES, template
+from semroute_extproc.cli.envoy_file import ENVOY_HEADERS, scalar
 from semroute_extproc.config import source
 
-GATEWAYS = [target for target in FILES if target != "envoy"]
 EXAMPLE = ROOT / "semroute_extproc" / "cli" / "example.yaml"
 POOLS = """\
 pools:
@@ -182,13 +181,13 @@ class TestGateways:
         text = "".join(line for line in lines if "  failover: {}" not in line)
         limits = "server:\n  max_headers_count: 100\n  max_request_headers_kb: 60\n"
         config = write(text.replace("server:\n", limits))
-        assert run(config, "--for", "envoy-gateway").stdout == template("envoy-gateway").read_text()
+        assert run(config, "--for", "envoy-gateway").stdout == GATEWAYS["envoy-gateway"].read_text()
         services = [f"{name}=vllm-{name}.models.svc.cluster.local:8000" for name in ("small", "large")]
         given = [part for each in services for part in ("--pool", each)]
         for target in ("istio", "inference-extension"):
             found = run(config, "--for", target, *(given if target == "istio" else ()))
-            assert found.stdout == template(target).read_text()
-        assert run(config, "--for", "kgateway").stdout == template("kgateway").read_text()
+            assert found.stdout == GATEWAYS[target].read_text()
+        assert run(config, "--for", "kgateway").stdout == GATEWAYS["kgateway"].read_text()
 
     def test_envoy_gateway_gets_a_rule_for_each_pool_and_one_without_its_header(
         self, write: Callable[[str], Path]
@@ -267,6 +266,20 @@ class TestGateways:
         assert f"controllers.failover: {target} has no clusters for it" in result.stderr
         limit = f"max_headers_count: {target} has Envoy's own limit: write 100"
         assert (limit in result.stderr) == (target in ENVOY_HEADERS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("vllm-small", "org/a:b", "10.0.0.1", "/run/w0.sock", "-or-next", "@s0", "::1", "a:", "no", "1e3"),
+        *("12:30", "0x1f", "a, b", "a: b", "/run/a]b", "a #b", '"', "é"),
+    ],
+)
+def test_every_string_stays_a_string_also_within_brackets(text: str) -> None:
+    for version in ((1, 1), (1, 2)):
+        yaml = YAML(typ="safe", pure=True)
+        yaml.version = version
+        assert yaml.load(f"[{{key: {scalar(text)}}}]") == [{"key": text}]
 
 
 def test_a_pool_without_servers_is_refused_with_what_to_write(write: Callable[[str], Path]) -> None:

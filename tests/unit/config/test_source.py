@@ -12,7 +12,6 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel, SecretStr
 
-from semroute_extproc.config import models
 from semroute_extproc.config import source as config_source
 from semroute_extproc.config.models import Config
 from semroute_extproc.errors import ConfigError
@@ -453,11 +452,6 @@ def test_accounting_is_a_switch_or_its_settings(
     assert (found is not None, found and found.baseline) == (on, baseline)
 
 
-def test_the_baseline_is_a_pool_and_pools_without_a_price_are_a_warning(file: Path) -> None:
+def test_the_baseline_is_a_pool(file: Path) -> None:
     [problem] = problems(file, f"{GOOD}accounting: {{baseline: lrge}}\n")
     assert "there is no pool 'lrge' (did you mean 'large'?)" in problem
-    file.write_text(f"{GOOD}accounting: true\n")
-    loaded = config_source.load(file, {})
-    [warning] = models.warnings(loaded.config)
-    assert warning.path == ("accounting",)
-    assert "small, large" in warning.message

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from itertools import chain, repeat
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -290,8 +291,42 @@ def stalled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("semroute_extproc.encoder.queue.STALL_SECONDS_MAX", 0.0)
 
 
+DEVICE_SPEED = 10
+"""Of the simulated device, as a multiple of this machine's CPU."""
+
+
+def recorded_seconds() -> dict[int, float]:
+    """Texts to the seconds of a pass on the simulated device: the GPU's own graph, timed here on the CPU."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(str(SHIPPED.graph("cuda")), providers=["CPUExecutionProvider"])
+    model = CudaModel(SHIPPED, session)
+    seconds = {}
+    for texts in (1, 4, 16, 64, 128):
+        batch = [model.framer.frame("one two three")] * min(texts, 16)
+        model.run(batch)
+        started = perf_counter()
+        model.run(batch)
+        seconds[texts] = (perf_counter() - started) * texts / len(batch) / DEVICE_SPEED
+    return seconds
+
+
 class TestGpu:
     """What a GPU's failures cost, and when it is lost."""
+
+    async def test_as_many_texts_share_a_pass_as_arrive_during_the_one_before(self) -> None:
+        clients, rounds = 64, 8
+        gpu = Gpu(recorded_seconds())
+        async with queue(CudaModel(SHIPPED, gpu)) as subject:
+
+            async def client(text: str) -> list[RawOutput]:
+                return [await subject.encode(text, soon(30)) for _ in range(rounds)]
+
+            outputs = await asyncio.gather(*(client("word " * n) for n in range(1, clients + 1)))
+        texts = [count for count, _ in gpu.shapes]
+        assert sum(texts) == clients * rounds
+        assert len(texts) <= 2 * rounds + 1  # the first pass starts with one text
+        for each in outputs:
+            assert len({output.tokens for output in each}) == 1
 
     async def test_a_pass_without_memory_loses_no_text(self) -> None:
         gpu, emitted = Gpu(), list[Event]()

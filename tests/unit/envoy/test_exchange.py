@@ -483,6 +483,14 @@ def test_every_header_value_is_written_raw_and_overwrites() -> None:
         assert option.append_action == pb.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 
 
+def test_headers_that_leave_no_room_are_refused_where_a_pool_is_guarded() -> None:
+    many = {**CHAT, **{f"x-{number}": "y" for number in range(125)}}
+    step = Exchange(dataclasses.replace(SETTINGS, refuses=True)).receive(headers(many))
+    assert step.outcome is not None
+    assert (step.outcome.kind, step.outcome.cause) == (Kind.REJECTED, "too_many_headers")
+    assert only(step).immediate_response.status.code == 431
+
+
 @pytest.mark.parametrize(("method", "below"), [("GET", ""), ("DELETE", ""), ("POST", "/cancel")])
 def test_a_stored_response_is_at_the_pool_and_replica_of_its_id(method: str, below: str) -> None:
     issued = response_id("small", "00ff00ff00ff00ff", "0" * 16)
@@ -495,7 +503,8 @@ def test_a_stored_response_is_at_the_pool_and_replica_of_its_id(method: str, bel
 
 
 def test_a_response_of_another_pool_or_server_goes_to_the_default_pool() -> None:
-    for name in (response_id("gone", "", "0" * 16), "resp_1"):
+    below_a_stored_one = f"{response_id('small', '', '0' * 16)}/chat"
+    for name in (response_id("gone", "", "0" * 16), "resp_1", below_a_stored_one):
         step = Exchange(SETTINGS).receive(
             headers({":method": "GET", ":path": f"/v1/responses/{name}"}, end=True)
         )

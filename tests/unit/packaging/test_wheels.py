@@ -54,7 +54,8 @@ def test_the_sidecars_wheel_has_its_package_and_the_bundles_and_nothing_else(bui
     for wanted in (
         "cli/example.yaml",
         "cli/envoy_check.toml",
-        *(f"envoy/{name}" for name in FILES.values()),
+        *(f"cli/{name}.j2" for name in FILES.values()),
+        *(f"cli/{name}" for name in ("unlikely.toml", "live.toml", "status.txt", "logs.txt", "warnings.txt")),
         f"models/{bundle.DEFAULT_BUNDLE}/bundle.json",
         "py.typed",
     ):

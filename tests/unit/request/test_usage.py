@@ -60,6 +60,21 @@ def test_a_model_cannot_forge_the_usage_in_a_tools_arguments() -> None:
     assert usage_in(first, Api.MESSAGES) is None
 
 
+@pytest.mark.parametrize("api", [api for api in answers.APIS if api is not Api.MESSAGES])
+@pytest.mark.parametrize("key", ["prompt_tokens", "input_tokens", "cache_read_input_tokens", "output_tokens"])
+def test_a_client_cannot_forge_the_usage_in_a_tool_that_the_first_event_repeats(api: Api, key: str) -> None:
+    tool = {"parameters": {"usage": {key: 10**9, "completion_tokens": 0}}}
+    forged = json.dumps({"type": "response.created", "response": {"tools": [tool], "usage": None}})
+    stream = f"event: response.created\ndata: {forged}\n\n".encode() + b"".join(answers.stream(api))
+    assert usage_in(stream, api, stream=True) == answers.usage(api)
+
+
+def test_a_usage_deeper_in_a_whole_answer_is_not_its_usage() -> None:
+    body = {"usage": {"prompt_tokens": 9, "completion_tokens": 1}, "z": {"usage": {"completion_tokens": 77}}}
+    found = usage_in(json.dumps(body).encode(), Api.CHAT_COMPLETIONS)
+    assert found is None or found.output != 77
+
+
 @pytest.mark.parametrize(
     "usage",
     [

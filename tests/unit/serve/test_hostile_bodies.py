@@ -1,6 +1,7 @@
 """Hostile bodies on a real sidecar: none holds the event loop, none takes much memory, however many come.
 
 A body of 32 KiB as sent, of any kind: each member of each API, each content-encoding, structure and text.
+And dense bodies of several megabytes.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from semroute_extproc.envoy.server import SERVICE
 
 PROBED = Path(__file__).parents[2] / "helpers" / "probed_sidecar.py"
 SENT_BYTES = 32_768
+PLAIN_BYTES = 4 * 1024**2  # of a dense body without an encoding
 INFLATED_BYTES = (2_000_000, 30_000_000)  # under and over what is inflated
 HELD_MS_MAX = 20.0
 REQUEST_BYTES_MAX = 64 * 1024**2
@@ -173,7 +175,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 async def ask(server: Server) -> AsyncIterator[Callable[..., Any]]:
-    async with grpc.aio.insecure_channel(f"unix:{server.socket}") as channel:
+    options = [("grpc.max_receive_message_length", -1)]
+    async with grpc.aio.insecure_channel(f"unix:{server.socket}", options) as channel:
         process = channel.stream_stream(
             f"/{SERVICE}/Process",
             request_serializer=pb.ProcessingRequest.SerializeToString,
@@ -217,6 +220,28 @@ async def test_no_body_holds_the_event_loop_or_takes_much_memory(
         if min(held) > HELD_MS_MAX or max(taken) > REQUEST_BYTES_MAX:
             bad[name] = (round(min(held), 1), round(max(taken) / 1024**2, 1))
     assert bad == {}
+
+
+@pytest.mark.parametrize("model", ["auto", "Qwen/Qwen3-8B", "qwen/qwen3-8b"])  # routed, named, and to edit
+@pytest.mark.parametrize(
+    "element", ["[]", "0", '""', "{}", "[[[[[[[[]]]]]]]]", "1.5e3", "NaN", '"k%d":0', "text, \\"]
+)
+@pytest.mark.timeout(300)
+async def test_no_dense_body_of_several_megabytes_holds_the_event_loop(
+    server: Server, ask: Callable[..., Any], element: str, model: str
+) -> None:
+    around = '"messages":[{"role":"user","content":"hi"}],"x":' + ("{...}" if "%d" in element else "[...]")
+    if element.startswith("text"):
+        around, element = '"messages":[{"role":"user","content":"..."}]', json.dumps(element)[1:-1]
+    body = filled(element, f'{{"model":"{model}",{around}}}', PLAIN_BYTES).encode()
+    held = []
+    for _ in range(ATTEMPTS):
+        await server.read()
+        assert await ask(CHAT, "", body) in ("request_body", "immediate_response")
+        held.append((await server.read())["held_ms"])
+        if held[-1] <= HELD_MS_MAX:
+            break
+    assert min(held) <= HELD_MS_MAX, held
 
 
 @pytest.mark.timeout(600)

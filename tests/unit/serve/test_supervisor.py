@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import signal
 import stat
@@ -23,7 +24,9 @@ from semroute_demo.process import free_port
 from structlog.testing import capture_logs
 
 from semroute_extproc.errors import Exit
+from semroute_extproc.events import LogDropped, ignore
 from semroute_extproc.serve.supervisor import Supervisor, Timing
+from semroute_extproc.telemetry import log
 
 WORKER = textwrap.dedent(
     """
@@ -60,6 +63,7 @@ WORKER = textwrap.dedent(
         "minutes": [[int(time.time() // 60), [count]]],
         "pools": {"small": {"price": None, "health": None, "load": {}, "metrics": None, "pressure": None}},
         "sizes": {}, "pairs": {}, "traffic": {}, "ms": [1.0, 2.0], "problems": [],
+        "serving": {"sha256": sha256, "generation": 1, "since": 0.0}, "encoders": [], "queue": 1,
     }
     rows = [{"time": 10 * n + int(index), "request_id": f"id-{index}-{n}", "facts": {"outcome": "routed",
              "reason": "why"}, "total_ms": 1.0} for n in (1, 2)]
@@ -358,6 +362,23 @@ async def test_metrics_are_one_page_and_other_pages_come_from_a_worker(tmp_path:
         assert 'm{worker="0"} 0.0\nm{worker="1"} 1.0\n' in page
         assert 'semroute_worker_ready{worker="1"} 1' in page
         assert await subject.get("/config") == (200, "config of 0")
+
+
+async def test_the_supervisors_own_dropped_log_lines_are_counted(tmp_path: Path) -> None:
+    async with running(tmp_path) as (subject, _):
+        await subject.ready()
+        log.WRITER.emit(LogDropped(3))
+        page = (await subject.get("/metrics"))[1]
+    log.WRITER.emit = ignore
+    assert 'semroute_log_lines_dropped_total{worker="supervisor"} 3.0' in page
+
+
+async def test_the_first_view_of_all_workers_is_json_too(tmp_path: Path) -> None:
+    async with running(tmp_path) as (subject, _):
+        await subject.ready()
+        shown = json.loads((await subject.get("/ui/now.json"))[1])
+    assert (shown["workers"], shown["workers_wanted"], shown["queue"]) == (2, 2, 2)
+    assert shown["table"] == [["rule r", "small", 5]]
 
 
 async def test_workers_with_different_configurations_are_seen(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from semroute_extproc.request.handover import UNREACHABLE
 from semroute_extproc.settings.controllers import Failover
-from semroute_extproc.state.pool_health import NO_METRICS, SCRAPES_MAX, TEST_SECONDS, PoolHealth
+from semroute_extproc.state.pool_health import CLIENTS_MAX, NO_METRICS, SCRAPES_MAX, TEST_SECONDS, PoolHealth
 
 
 def health(**settings: Any) -> PoolHealth:
@@ -35,6 +36,59 @@ def test_failures_among_many_answers_exclude_nothing() -> None:
     assert subject.excluded(0.0) == ""
     subject.failed("500", 0.0)
     assert subject.excluded(0.0) == "500", "half of all"
+
+
+def test_errors_that_one_of_several_clients_meets_exclude_nothing() -> None:
+    subject = health()
+    for client in "abc":
+        subject.sent(0.0, client)
+    for _ in range(100):
+        subject.sent(0.0, "a")
+        subject.failed("500", 0.0, "a")
+    assert subject.excluded(0.0) == ""
+    subject.failed("500", 0.0, "b")
+    assert subject.excluded(0.0) == "500", "two of three clients"
+
+
+def test_the_clients_of_the_window_before_count_too() -> None:
+    subject = health()
+    for client in "bcd":
+        subject.sent(0.0, client)
+    for _ in range(5):
+        subject.sent(11.0, "a")
+        subject.failed("500", 11.0, "a")
+    assert subject.excluded(11.0) == ""
+
+
+def test_a_connection_that_fails_is_no_clients_fault() -> None:
+    subject = health()
+    for client in "abcd":
+        subject.sent(0.0, client)
+    for _ in range(4):
+        subject.failed(UNREACHABLE, 0.0, "a")
+    assert subject.excluded(0.0) == UNREACHABLE
+
+
+def test_a_client_whose_requests_failed_does_not_test_the_pool_if_there_are_others() -> None:
+    subject = health()
+    subject.sent(0.0, "b")
+    for _ in range(3):
+        subject.sent(0.0, "a")
+        subject.failed("500", 0.0, "a")
+    subject.sent(10.0, "a")
+    subject.failed("500", 10.1, "a")
+    assert subject.excluded(10.1) == "", "not extended"
+    subject.sent(10.2, "b")
+    assert subject.excluded(10.2) == "500", "b's request is the test"
+    assert subject.excluded(10.2 + TEST_SECONDS) == ""
+
+
+def test_clients_are_told_apart_up_to_a_bound() -> None:
+    subject = health()
+    for number in range(3 * CLIENTS_MAX):
+        subject.sent(0.0, str(number))
+        subject.failed("500", 0.0, str(number))
+    assert subject.excluded(0.0) == "500"
 
 
 def test_failures_far_apart_exclude_nothing() -> None:

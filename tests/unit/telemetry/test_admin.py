@@ -274,6 +274,7 @@ class TestForms:
         head = "POST /form HTTP/1.1\r\nHost: 127.0.0.1:9090\r\nContent-Length: 0\r\nOrigin: "
         assert " 403 " in self.send(head + "http://evil.example")
         assert " 403 " in self.send(head + "null")
+        assert " 403 " in self.send(head + "http://[")
         assert self.asked == []
         assert "taken" in self.send(head + "http://127.0.0.1:9090")
 
@@ -285,6 +286,25 @@ class TestForms:
         assert "content-security-policy: default-src 'none'; script-src 'self'; style-src 'self'" in answer
         assert "unsafe" not in answer
         assert "x-content-type-options: nosniff" in answer
+
+
+def test_clients_that_send_slowly_do_not_keep_others_out() -> None:
+    server = AdminServer("127.0.0.1:0", {"/livez": lambda: text(200, "ok\n")})
+    slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(CONNECTIONS_MAX)]
+    try:
+        for each in slow:
+            each.sendall(b"GET /")
+        for _ in range(CONNECTIONS_MAX + 1):
+            assert http_get(server) == "ok\n"
+    finally:
+        for each in slow:
+            each.close()
+        server.close()
+
+
+def http_get(server: AdminServer) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/livez", timeout=5) as response:
+        return str(response.read().decode())
 
 
 def test_a_flood_of_connections_is_cut_and_the_port_answers_afterwards() -> None:

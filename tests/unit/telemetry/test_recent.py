@@ -155,4 +155,5 @@ def test_the_counters_are_those_of_the_metrics() -> None:
     subject = Recent(lambda: metrics.totals(*COUNTERS))
     metrics.handle(event())
     counts: Mapping[tuple[str, ...], float] = {tuple(row[:-1]): row[-1] for row in subject.minutes()[0][1]}
-    assert counts == {("decisions", "small", "", "pair", "math", "routed"): 1}
+    decided = {("decisions", "small", "", "pair", "math", "routed"): 1}
+    assert counts == {**decided, ("outcomes", "routed", "strategy"): 1}

@@ -1,0 +1,64 @@
+"""Large requests: a thread, a bound and an end."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+from collections import Counter
+from typing import Any
+
+from builders import POOLS, config
+from deciding import FREE, chat, edited, pipeline, request
+
+from semroute_extproc.outcome import Kind
+from semroute_extproc.pipeline.driver import WAITING_MAX
+
+
+def large_chat(**members: Any) -> bytes:
+    return json.dumps(chat("word " * 20_000, **members)).encode()
+
+
+async def test_a_large_request_does_not_hold_the_event_loop() -> None:
+    subject, _ = pipeline()
+    ran: list[str] = []
+
+    def small() -> None:
+        ran.append("small")
+
+    asyncio.get_running_loop().call_soon(small)
+    for quick in (chat(model="m-l"), large_chat(model="m-l")):
+        await subject.decide(request(quick))
+    assert ran == [], "a request that names its pool is decided at once"
+    await subject.decide(request(large_chat()))
+    assert ran == ["small"]
+
+
+async def test_large_requests_beyond_a_bound_are_decided_by_rules_that_need_no_body() -> None:
+    pools = {**POOLS, "small": {**POOLS["small"], "context": 100_000}}
+    policies = {"main": {"rules": [FREE], "otherwise": {"strategy": "s"}}}
+    subject, failures = pipeline(config(pools=pools, policies=policies))
+    bodies = [request(large_chat(), x_tier="free") for _ in range(3 * WAITING_MAX)]
+    outcomes = await asyncio.gather(*map(subject.decide, bodies))
+    causes = Counter(outcome.cause for outcome in outcomes)
+    assert causes["overloaded"] > 0
+    assert causes["overloaded"] + causes["rule"] == len(bodies)
+    assert {outcome.pool for outcome in outcomes} == {"small"}
+    assert {edited(outcome)["model"] for outcome in outcomes} == {"m-s"}
+    compressed = request(gzip.compress(large_chat()), content_encoding="gzip", x_tier="free")
+    outcomes = await asyncio.gather(*(subject.decide(compressed) for _ in range(3 * WAITING_MAX)))
+    refused = [outcome.answer.status for outcome in outcomes if outcome.answer]
+    assert refused, "a pool could not decode it"
+    assert set(refused) == {503}
+    assert failures == []
+
+
+async def test_a_cancelled_large_request_leaves_no_work_behind() -> None:
+    subject, _ = pipeline()
+    tasks = [asyncio.create_task(subject.decide(request(large_chat()))) for _ in range(WAITING_MAX)]
+    await asyncio.sleep(0)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    outcome = await subject.decide(request(large_chat()))
+    assert outcome.kind is Kind.ROUTED, "those that were cancelled wait no longer"
