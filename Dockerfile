@@ -1,30 +1,64 @@
-# The sidecar, for CPU. For a GPU build with --build-arg LOCK=gpu: the wheels bring CUDA 13 and cuDNN,
-# so the base image needs neither.
-FROM python:3.13-slim AS build
-ARG LOCK=runtime
+# The sidecar: `docker build .` for CPU, `--target gpu` for CUDA (the wheels bring CUDA 13 and cuDNN, so the base image
+# needs neither), `--target demo` for the simulated pools. A target builds only the stages that it needs.
+ARG BASE=python:3.13-slim-trixie@sha256:9d2e5553305c7c7b0097999bb17187c69b921ccd6bc9d40e4bb5ebe652c00285
+
+FROM ${BASE} AS sources
 WORKDIR /src
-RUN python -m venv /venv
-COPY requirements/${LOCK}.txt requirements/${LOCK}.txt
-RUN /venv/bin/pip install --no-cache-dir --require-hashes -r requirements/${LOCK}.txt
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+# The image's own pip installs into it, so the environment needs none.
+RUN python -m venv --without-pip /venv
 COPY pyproject.toml README.md LICENSE ./
 COPY semroute_extproc semroute_extproc
 COPY models models
-COPY lab lab
-# Only the image of the simulated pools (LOCK=demo) contains the lab.
-RUN /venv/bin/pip install --no-cache-dir --no-deps --no-build-isolation . \
-    $(test "${LOCK}" = demo && echo ./lab)
 
-FROM python:3.13-slim
+# Packages, then the sidecar, then away with what only builds it.
+FROM sources AS build-cpu
+COPY requirements/runtime.txt requirements/
+RUN pip --python /venv/bin/python install --require-hashes -r requirements/runtime.txt \
+ && pip --python /venv/bin/python install --no-deps --no-build-isolation . \
+ && pip --python /venv/bin/python uninstall --yes hatchling editables pathspec trove-classifiers \
+ && find /venv -name '*.fp16.onnx' -delete  # half precision is for GPUs
+
+FROM sources AS build-gpu
+COPY requirements/gpu.txt requirements/
+RUN pip --python /venv/bin/python install --require-hashes -r requirements/gpu.txt \
+ && pip --python /venv/bin/python install --no-deps --no-build-isolation . \
+ && pip --python /venv/bin/python uninstall --yes hatchling editables pathspec trove-classifiers
+
+FROM sources AS build-demo
+COPY requirements/demo.txt requirements/
+COPY lab lab
+RUN pip --python /venv/bin/python install --require-hashes -r requirements/demo.txt \
+ && pip --python /venv/bin/python install --no-deps --no-build-isolation . ./lab
+
+FROM ${BASE} AS runtime
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="semroute-extproc" \
+      org.opencontainers.image.description="An Envoy external processor that routes each LLM request to a vLLM pool" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.base.name="docker.io/library/python:3.13-slim-trixie"
 # Envoy's image runs as 101: both share the socket's volume through group 65532.
 RUN groupadd --gid 65532 semroute \
  && useradd --uid 65532 --gid 65532 --no-create-home --shell /usr/sbin/nologin semroute \
  && install --directory --owner 65532 --group 65532 --mode 2770 /run/semroute
-COPY --from=build /venv /venv
 COPY semroute_extproc/cli/example.yaml /etc/semroute/semroute.yaml
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     SEMROUTE_CONFIG=/etc/semroute/semroute.yaml
 USER 65532:65532
 VOLUME /run/semroute
-EXPOSE 9090
+EXPOSE 9004 9090
 ENTRYPOINT ["semroute"]
 CMD ["serve"]
+
+FROM runtime AS gpu
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+COPY --from=build-gpu /venv /venv
+
+FROM runtime AS demo
+COPY --from=build-demo /venv /venv
+
+FROM runtime AS cpu
+COPY --from=build-cpu /venv /venv

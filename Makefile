@@ -15,7 +15,7 @@ MLSERVER := .venv-mlserver
 VLLM_PYTHON ?= python3.11
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 IMAGE ?= semroute-extproc:latest
-LOCK ?= runtime
+TARGET ?= cpu
 BUNDLE ?= semroute-minilm
 
 .DEFAULT_GOAL := help
@@ -120,8 +120,8 @@ gpu: $(VENV)/.dev  ## prove and measure the encoder on this machine's GPU; write
 bench-check: $(VENV)/.dev  ## fail if a decision is clearly more expensive than recorded; takes half a minute
 	$(BIN)/semroute bench --check benchmarks/results/bench.json
 
-image: ## build the container image; LOCK=gpu for one with CUDA
-	docker build --tag $(IMAGE) --build-arg LOCK=$(LOCK) .
+image: ## build the container image; TARGET=gpu for one with CUDA
+	docker build --tag $(IMAGE) --target $(TARGET) --build-arg REVISION=$$(git rev-parse HEAD) .
 
 $(AUDIT)/.ready: requirements/audit.txt
 	@$(PYTHON) -m venv $(AUDIT)

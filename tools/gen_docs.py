@@ -1,4 +1,4 @@
-"""Write the generated parts of docs/ (settings, facts, metrics, commands, figures, schema), and envoy/.
+"""Write the generated parts of docs/ (settings, facts, metrics, commands, figures, schemas), and envoy/.
 
 A generated part stands between `<!-- begin NAME -->` and `<!-- end NAME -->` in a page that is
 otherwise written by hand. With --check nothing is written and a stale page fails.
@@ -38,6 +38,7 @@ from semroute_extproc.telemetry.prom import PrometheusSink
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 COLUMNS = DOCS.parent / "semroute_extproc" / "telemetry" / "columns.toml"
+CHART_VALUES = Path(__file__).with_name("chart_values.yaml")
 _A = {"decision": "a decision", "outcome": "an outcome", "usage": "an answer's usage"}
 
 
@@ -487,10 +488,21 @@ def schema() -> str:
     return json.dumps(document, indent=2) + "\n"
 
 
+def chart_schema() -> str:
+    """The schema of the chart's values, which holds that of the configuration."""
+    document = YAML(typ="safe", pure=True).load(CHART_VALUES.read_text())
+    config = Config.model_json_schema()
+    document["$defs"] |= {**config.pop("$defs"), "Config": config}
+    return json.dumps(document, indent=1) + "\n"
+
+
 def envoy_files() -> Iterator[tuple[Path, str]]:
     """The files of envoy/: those of the example configuration, within what the gateways can do."""
     example = Path(cli.__file__).with_name("example.yaml")
-    limits = {f"SEMROUTE__SERVER__{name}": str(most) for name, most in envoy_file.ENVOY_HEADERS.items()}
+    limits = {
+        f"SEMROUTE__SERVER__{name}": str(most)
+        for name, most in envoy_file.ENVOY_HEADERS["envoy-gateway"].items()
+    }
     gateway = {**limits, "SEMROUTE__CONTROLLERS__FAILOVER": "null"}
     services = {name: [f"vllm-{name}.models.svc.cluster.local:8000"] for name in ("small", "large")}
     for target, file in envoy_file.FILES.items():
@@ -502,6 +514,7 @@ def envoy_files() -> Iterator[tuple[Path, str]]:
 def pages() -> Iterator[tuple[Path, str]]:
     """Every file with a generated part, and what it should be."""
     yield DOCS / "semroute.schema.json", schema()
+    yield DOCS.parent / "charts" / "semroute" / "values.schema.json", chart_schema()
     yield from envoy_files()
     for page in sorted(DOCS.glob("*.md")):
         text = page.read_text()

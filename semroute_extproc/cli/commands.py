@@ -259,7 +259,12 @@ def check(
 
 @main.command()
 @config_option
-@click.option("--for", "target", type=click.Choice(["envoy", "envoy-gateway", "istio"]), default="envoy")
+@click.option(
+    "--for",
+    "target",
+    type=click.Choice(["envoy", "envoy-gateway", "istio", "kgateway", "inference-extension"]),
+    default="envoy",
+)
 @click.option(
     "--pool", "given", multiple=True, metavar="NAME=HOST:PORT", help="A server of a pool; repeatable."
 )

@@ -334,7 +334,7 @@ class _Check:
                 yield cluster.finds(happens, f"a route to {pool.cluster}", note=not cluster)
 
     def gateway(self, kinds: Mapping[str, Node]) -> Iterator[Finding]:
-        """The objects of Envoy Gateway or Istio, as `semroute envoy` writes them."""
+        """The objects of a gateway, as `semroute envoy` writes them."""
         nothing = Node(None, 1)
         if self.failover:
             happens = "gateways have no clusters for controllers.failover"
@@ -344,22 +344,32 @@ class _Check:
             part = patches.get("NETWORK_FILTER", nothing)["typed_config"]
             yield from self.manager(part, [], patches.get("HTTP_FILTER", nothing)["typed_config"])
             limit = patches.get("LISTENER", nothing)["per_connection_buffer_limit_bytes"]
-            rules = kinds.get("VirtualService", nothing)["spec.http"]
         else:
             yield from self.rows("headers", nothing)
-            yield from self.rows("gateway", kinds.get("EnvoyExtensionPolicy", nothing)["spec.extProc.*"])
-            traffic = kinds.get("ClientTrafficPolicy", nothing)["spec"]
-            removed, limit = traffic["headers.earlyRequestHeaders.remove"], traffic["connection.bufferLimit"]
+            if kgateway := kinds.get("GatewayExtension"):
+                yield from self.rows("kgateway", kgateway["spec.extProc"])
+                traffic = kinds.get("ListenerPolicy", nothing)["spec.default"]
+                removed = traffic["httpSettings.earlyRequestHeaderModifier.remove"]
+                limit = traffic["perConnectionBufferLimitBytes"]
+            else:
+                yield from self.rows("gateway", kinds.get("EnvoyExtensionPolicy", nothing)["spec.extProc.*"])
+                traffic = kinds.get("ClientTrafficPolicy", nothing)["spec"]
+                removed = traffic["headers.earlyRequestHeaders.remove"]
+                limit = traffic["connection.bufferLimit"]
             for header in _TABLE["internal"].keys() - {*map(str, removed)}:
-                yield removed.finds(_TABLE["internal"][header], f"{header} in earlyRequestHeaders")
-            rules = kinds.get("HTTPRoute", nothing)["spec.rules"]
+                yield removed.finds(_TABLE["internal"][header], f"{header} among the headers to remove")
+        route = kinds.get("HTTPRoute") or kinds.get("VirtualService", nothing)
+        rules = route["spec.rules"] or route["spec.http"]
         yield from self.rows("limit", limit)
-        matched = [str(rule["matches"] or rule["match"]) for rule in rules]
         for cluster in {pool.cluster for pool in self.config.pools.values()}:
-            if not any(repr(cluster) in each for each in matched):
+            if not _rule(rules, cluster):
                 yield rules.finds(f"requests for {cluster!r} find no route", f"a rule for {cluster}")
-        if "" not in matched:
-            yield rules.finds("requests find no route before they are decided", "a rule without `match`")
+        if not _rule(rules):
+            happens = "requests find no route before they are decided"
+            yield rules.finds(happens, "a rule without the header")
+        for path in _TABLE["control"]["paths"]:
+            if found := _rule(rules, path=path):
+                yield found.finds(f"clients reach {path} of a pool", "a condition on the path", note=True)
 
 
 def check(documents: Iterable[Any], config: Config) -> list[Finding]:
@@ -384,6 +394,22 @@ def _route(host: Node, chosen: str, path: str = REQUEST[":path"]) -> Node:
     """The first route that matches the request with this routing header."""
     headers = {**REQUEST, ":path": path, **({CLUSTER_HEADER: chosen} if chosen else {})}
     return next((each for each in host["routes"] if _fits(each["match"], headers)), Node(None, host.line))
+
+
+def _rule(rules: Node, chosen: str = "", path: str = REQUEST[":path"]) -> Node:
+    """The rule of a gateway for a path and a routing header; none if only the rules without it match."""
+    for rule in rules:
+        for match in [*rule["matches"], *rule["match"]] or [Node(None, rule.line)]:
+            wanted = str(match["headers.*.value"] or match["headers.*.exact"])
+            where = match["path.value"] or match["uri.*"]
+            kind = str(match["path.type"] or next(iter(match["uri"].keys), "PathPrefix")).lower()
+            if kind in ("regularexpression", "regex"):
+                fits = _fullmatch(where, path)
+            else:
+                fits = path == str(where) if kind == "exact" else path.startswith(str(where))
+            if wanted == chosen and (fits or not where):
+                return rule
+    return Node(None, rules.line)
 
 
 def _fits(match: Node, headers: Mapping[str, str]) -> bool:

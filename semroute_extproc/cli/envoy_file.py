@@ -13,14 +13,20 @@ from semroute_extproc.errors import ConfigError
 from semroute_extproc.settings.base import Problem, did_you_mean
 from semroute_extproc.settings.process import Server
 
-FILES = {"envoy": "envoy.yaml", "envoy-gateway": "envoy-gateway.yaml", "istio": "istio.yaml"}
+TARGETS = ("envoy", "envoy-gateway", "istio", "kgateway", "inference-extension")
+FILES = {target: f"{target}.yaml" for target in TARGETS}
 """What runs Envoy, and its file in envoy/."""
 
 BODY_SLACK_BYTES = 64 * 1024  # Envoy's limit on a body is this much above ours, so that our 413 comes first
 MESSAGE_SECONDS_MIN, MESSAGE_SLACK_SECONDS = 3.0, 1.0
 """Lowest `message_timeout`, enough for a body near the limit, and its distance from the deadline."""
 MESSAGE_BYTES_MIN, REQUESTS_MIN = 64 * 1024**2, 16_384  # lowest limits on a gRPC message and on open streams
-ENVOY_HEADERS = {"max_headers_count": 100, "max_request_headers_kb": 60}  # Envoy's own limits
+ENVOY_HEADERS = {
+    "envoy-gateway": {"max_headers_count": 100, "max_request_headers_kb": 60},
+    "kgateway": {"max_headers_count": 100},
+}
+"""Envoy's own limits, where the gateway has no setting for them."""
+RULES_MAX = 16  # of an HTTPRoute
 LISTEN, ADMIN = "0.0.0.0:10000", "127.0.0.1:9901"
 
 Address = tuple[str, int]
@@ -58,6 +64,7 @@ def render(
         "body_limit": server.body_bytes_max + BODY_SLACK_BYTES,
         "message_bytes": max(MESSAGE_BYTES_MIN, 2 * server.body_bytes_max),
         "message_seconds": f"{message_seconds(server):g}",
+        "prefixes": "|".join(map(re.escape, server.path_prefixes)),
         "requests": max(REQUESTS_MIN, 4 * server.streams_max * server.workers),
     }
     templates = Environment(  # noqa: S701 - YAML
@@ -77,9 +84,12 @@ def _problems(loaded: Loaded, target: str, places: Mapping[str, Sequence[Address
             problem = f"has no endpoints: add them, or give --pool {name}=HOST:PORT"
             yield Problem(("pools", name), problem)
         elif target != "envoy" and (len(found) > 1 or re.fullmatch(r"[0-9.]+|.*:.*", found[0][0])):
-            kind = "one Service for each pool, such as http://vllm.models.svc.cluster.local:8000"
+            backend = "InferencePool" if target == "inference-extension" else "Service"
+            kind = f"one {backend} for each pool, such as http://vllm.models.svc.cluster.local:8000"
             yield Problem(("pools", name, "endpoints"), f"{target} needs {kind}")
-    for name, most in ENVOY_HEADERS.items() if target == "envoy-gateway" else ():
+    if target != "envoy" and len(places) >= RULES_MAX:
+        yield Problem(("pools",), f"a route of {target} has room for {RULES_MAX - 1} pools")
+    for name, most in ENVOY_HEADERS.get(target, {}).items():
         if getattr(loaded.config.server, name) > most:
             yield Problem(("server", name), f"{target} has Envoy's own limit: write {most}")
     if target != "envoy" and loaded.config.controllers.failover is not None:

@@ -24,6 +24,26 @@ CONFIG_PATH = Path(__file__).with_name("semroute.yaml")
 T = TypeVar("T")
 
 
+CONTROL = [
+    *(
+        "/sleep?level=2",
+        "/wake_up",
+        "/is_sleeping",
+        "/pause",
+        "/resume",
+        "/abort_requests",
+        "/update_weights",
+    ),
+    *("/reset_prefix_cache", "/reset_mm_cache", "/collective_rpc", "/server_info", "/scale_elastic_ep"),
+    *("/start_profile", "/stop_profile", "/metrics", "/load", "/docs", "/openapi.json", "/redoc", "/", ""),
+    *("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/load_lora_adapter/", "/load_lora_adapter"),
+    *("/sleep/", "//sleep", "/v1/../sleep", "/v1/%2e%2e/sleep", "/%73leep", "/v1x/sleep", "/%2fsleep"),
+    *("/v1/%6coad_lora_adapter", "/v1/load%5Flora_adapter", "/v1%2fload_lora_adapter?a=/v1/models"),
+    *("/v1//load_lora_adapter", "/v1/./load_lora_adapter", "/V1/../collective_rpc"),
+]
+"""Paths that control a model server or tell about it."""
+
+
 class Background:
     """An event loop in a thread, for pools that must answer while a test waits for something else."""
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import aiohttp
 import pytest
 from gateway import (
+    CONTROL,
     Gateway,
     chat,
     chunked,
@@ -184,25 +185,6 @@ def test_envoy_reads_the_model_of_small_undecided_bodies_only(
         response = read_response(connection)
     assert response.headers["x-sim-pool"] == pool
     assert cpu_seconds(gateway.envoy.process.pid) - before < 0.3
-
-
-CONTROL = [
-    *(
-        "/sleep?level=2",
-        "/wake_up",
-        "/is_sleeping",
-        "/pause",
-        "/resume",
-        "/abort_requests",
-        "/update_weights",
-    ),
-    *("/reset_prefix_cache", "/reset_mm_cache", "/collective_rpc", "/server_info", "/scale_elastic_ep"),
-    *("/start_profile", "/stop_profile", "/metrics", "/load", "/docs", "/openapi.json", "/redoc", "/", ""),
-    *("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/load_lora_adapter/", "/load_lora_adapter"),
-    *("/sleep/", "//sleep", "/v1/../sleep", "/v1/%2e%2e/sleep", "/%73leep", "/v1x/sleep", "/%2fsleep"),
-    *("/v1/%6coad_lora_adapter", "/v1/load%5Flora_adapter", "/v1%2fload_lora_adapter?a=/v1/models"),
-    *("/v1//load_lora_adapter", "/v1/./load_lora_adapter", "/V1/../collective_rpc"),
-]
 
 
 @pytest.mark.parametrize("path", CONTROL)

@@ -7,9 +7,11 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from semroute_extproc.cli.envoy_file import FILES
+
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "envoy" / "envoy.yaml"
-GATEWAYS = {target: SHIPPED.with_name(f"{target}.yaml") for target in ("envoy-gateway", "istio")}
+GATEWAYS = {target: SHIPPED.with_name(file) for target, file in FILES.items() if target != "envoy"}
 
 _FILE = YAML(typ="safe", pure=True).load(Path(__file__).with_suffix(".yaml").read_text())
 ACCEPTED: dict[str, Any] = _FILE["accepted"]

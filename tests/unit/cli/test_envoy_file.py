@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from ruamel.yaml import YAML
 
 from semroute_extproc.cli import envoy_check, main
-from semroute_extproc.cli.envoy_file import scalar
+from semroute_extproc.cli.envoy_file import ENVOY_HEADERS, scalar
 from semroute_extproc.config import source
 
 EXAMPLE = ROOT / "semroute_extproc" / "cli" / "example.yaml"
@@ -184,17 +184,21 @@ class TestGateways:
         assert run(config, "--for", "envoy-gateway").stdout == GATEWAYS["envoy-gateway"].read_text()
         services = [f"{name}=vllm-{name}.models.svc.cluster.local:8000" for name in ("small", "large")]
         given = [part for each in services for part in ("--pool", each)]
-        assert run(config, "--for", "istio", *given).stdout == GATEWAYS["istio"].read_text()
+        for target in ("istio", "inference-extension"):
+            found = run(config, "--for", target, *(given if target == "istio" else ()))
+            assert found.stdout == GATEWAYS[target].read_text()
+        assert run(config, "--for", "kgateway").stdout == GATEWAYS["kgateway"].read_text()
 
-    def test_envoy_gateway_gets_a_rule_for_each_pool_and_one_without_a_condition(
+    def test_envoy_gateway_gets_a_rule_for_each_pool_and_one_without_its_header(
         self, write: Callable[[str], Path]
     ) -> None:
         documents = {
             each["kind"]: each["spec"] for each in written(write(SERVICES), "--for", "envoy-gateway")
         }
         rules = documents["HTTPRoute"]["rules"]
-        values = [rule["matches"][0]["headers"][0]["value"] for rule in rules[:-1]]
-        assert (values, "matches" in rules[-1]) == (["a", "b", "c"], False)
+        values = [{match["headers"][0]["value"] for match in rule["matches"]} for rule in rules[:-1]]
+        assert values == [{"a"}, {"b"}, {"c"}]
+        assert not any("headers" in match for match in rules[-1]["matches"])
         assert rules[-1]["backendRefs"] == [{"name": "a", "port": 8000, "namespace": "models"}]
         [ours] = documents["EnvoyExtensionPolicy"]["extProc"]
         assert (ours["messageTimeout"], ours["backendRefs"][0]["port"]) == ("5s", 9114)
@@ -209,16 +213,59 @@ class TestGateways:
         assert {*hosts} <= {*destinations}
         assert "outbound|9114||semroute" in str(documents[0])
 
-    @pytest.mark.parametrize("target", ["envoy-gateway", "istio"])
+    def test_kgateway_gets_the_sidecars_limits_its_port_and_a_target_for_each_service(
+        self, write: Callable[[str], Path]
+    ) -> None:
+        found = {each["kind"]: each["spec"] for each in written(write(SERVICES), "--for", "kgateway")}
+        ours = found["GatewayExtension"]["extProc"]
+        assert (ours["messageTimeout"], ours["grpcService"]["backendRef"]["port"]) == ("5s", 9114)
+        assert found["ListenerPolicy"]["default"]["perConnectionBufferLimitBytes"] == 50_065_536
+        assert [each["name"] for each in found["BackendConfigPolicy"]["targetRefs"]] == ["a", "b", "c"]
+
+    def test_a_pool_of_the_inference_extension_is_an_inference_pool_and_has_its_own_port(
+        self, write: Callable[[str], Path]
+    ) -> None:
+        documents = written(write(SERVICES), "--for", "inference-extension")
+        rules = next(each for each in documents if each["kind"] == "HTTPRoute")["spec"]["rules"]
+        kind = {"group": "inference.networking.k8s.io", "kind": "InferencePool"}
+        assert rules[0]["backendRefs"] == [{**kind, "name": "a", "namespace": "models"}]
+        assert rules[1]["backendRefs"] == [{**kind, "name": "b"}]
+
+    @pytest.mark.parametrize("target", GATEWAYS)
+    def test_each_rule_has_the_same_paths_behind_the_sidecars_prefixes(
+        self, write: Callable[[str], Path], target: str
+    ) -> None:
+        text = SERVICES.replace("server:\n", "server:\n  path_prefixes: [/llm, /a.b]\n")
+        documents = written(write(text), "--for", target)
+        route = next(each for each in documents if each["kind"] in ("HTTPRoute", "VirtualService"))["spec"]
+        rules = route.get("rules") or route["http"]
+        paths = [
+            [str(each.get("path") or each["uri"]) for each in rule[key]]
+            for rule in rules
+            for key in ("matches", "match")
+            if key in rule
+        ]
+        assert len(paths) == 4
+        assert all(each == paths[0] for each in paths)
+        assert all(r"(/llm|/a\\.b)?" in path for path in paths[0])
+
+    def test_more_pools_than_a_route_has_rules_are_refused(self, write: Callable[[str], Path]) -> None:
+        pools = "".join(f"  p{n}: {{endpoints: [http://p{n}:1], model: m{n}}}\n" for n in range(16))
+        result = run(write(f"pools:\n{pools}default_pool: p0\n"), "--for", "istio")
+        assert result.exit_code == 78
+        assert "a route of istio has room for 15 pools" in result.stderr
+
+    @pytest.mark.parametrize("target", GATEWAYS)
     def test_what_a_gateway_cannot_do_is_refused_with_its_place(
         self, write: Callable[[str], Path], target: str
     ) -> None:
         result = run(write(POOLS + "controllers: {failover: {}}\n"), "--for", target)
         assert result.exit_code == 78
-        assert f"semroute.yaml:2:7: pools.a.endpoints: {target} needs one Service" in result.stderr
+        backend = "InferencePool" if target == "inference-extension" else "Service"
+        assert f"semroute.yaml:2:7: pools.a.endpoints: {target} needs one {backend}" in result.stderr
         assert f"controllers.failover: {target} has no clusters for it" in result.stderr
-        limit = "max_headers_count: envoy-gateway has Envoy's own limit: write 100"
-        assert (limit in result.stderr) == (target == "envoy-gateway")
+        limit = f"max_headers_count: {target} has Envoy's own limit: write 100"
+        assert (limit in result.stderr) == (target in ENVOY_HEADERS)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from alerts import ALERTS, DOCUMENT, FILE, ROOT, Selector, selectors, undecided
-from helm_python import Chart
+from kubernetes_objects import chart_objects, values
 from ruamel.yaml import YAML
 
 from semroute_extproc.errors import Exit
@@ -66,12 +66,8 @@ def test_an_alert_has_a_severity_and_says_in_one_sentence_what_is_wrong(alert: s
 
 
 def test_the_charts_rule_holds_the_same_alerts() -> None:
-    values = plain((FILE.parent / "values.yaml").read_text())
-    path = "semroute/templates/prometheusrule.yaml"
-    with Chart.load(FILE.parent) as chart:
-        assert not plain(chart.render(values, name="r", namespace="n").get(path, "")), "it needs an operator"
-        values["prometheusRule"] = {"enabled": True, "labels": {"release": "monitoring"}}
-        made = plain(chart.render(values, name="r", namespace="n")[path])
+    assert "PrometheusRule" not in {each["kind"] for each in chart_objects(values("standalone"))}
+    [made] = [each for each in chart_objects(values("everything")) if each["kind"] == "PrometheusRule"]
     assert made["spec"] == DOCUMENT
     assert made["metadata"]["labels"]["release"] == "monitoring"
 

@@ -13,15 +13,21 @@ import pytest
 from ruamel.yaml import YAML
 from semroute_demo import pool
 
-from semroute_extproc.cli import main
+from semroute_extproc import __version__
+from semroute_extproc.cli import envoy_file, main
 from semroute_extproc.config import source as config_source
 from semroute_extproc.encoder import bundle
 
 ROOT = Path(__file__).resolve().parents[3]
 COMPOSE = YAML(typ="safe").load((ROOT / "docker-compose.yaml").read_text())
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
+MONITORING = YAML(typ="safe").load((ROOT / "compose" / "prometheus.yaml").read_text())
 ENVOY = YAML(typ="safe").load((ROOT / "envoy" / "envoy.yaml").read_text())
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def plain(path: Path) -> Any:
+    return YAML(typ="safe").load(path.read_text())
 
 
 def endpoints(cluster: str) -> list[dict[str, Any]]:
@@ -31,10 +37,25 @@ def endpoints(cluster: str) -> list[dict[str, Any]]:
     ]
 
 
+def mounts(service: dict[str, Any]) -> list[tuple[str, str]]:
+    """Source and target of each volume, with the default of a variable in place of it."""
+    volumes = [re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", volume) for volume in service.get("volumes", [])]
+    return [(volume.split(":")[0], volume.split(":")[1]) for volume in volumes]
+
+
+def stages() -> dict[str, str]:
+    """Name to text of each stage of the Dockerfile."""
+    return dict(re.findall(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM |\Z)", DOCKERFILE, re.M | re.S))
+
+
+def environment(service: dict[str, Any]) -> dict[str, str]:
+    given = service["environment"].items()
+    return {name: re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value) for name, value in given}
+
+
 def test_compose_mounts_files_that_exist() -> None:
     for service in COMPOSE["services"].values():
-        for volume in service.get("volumes", []):
-            source = volume.split(":")[0]
+        for source, _ in mounts(service):
             assert source in COMPOSE["volumes"] or (ROOT / source).is_file(), source
 
 
@@ -44,7 +65,8 @@ def test_every_container_of_compose_is_without_privileges(name: str) -> None:
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"], "and so the default seccomp profile applies"
-    assert service["tmpfs"] == ["/tmp"]
+    own = {"prometheus": ["/prometheus"], "grafana": ["/var/lib/grafana"]}
+    assert service["tmpfs"] == ["/tmp", *own.get(name, [])]
     assert not service.keys() & {
         "privileged",
         "cap_add",
@@ -59,34 +81,144 @@ def test_every_container_of_compose_is_without_privileges(name: str) -> None:
         assert volume.startswith("sockets:") or volume.endswith(":ro"), volume
 
 
+def test_only_envoy_is_published_to_other_hosts() -> None:
+    for name, service in COMPOSE["services"].items():
+        for published in service.get("ports", ()):
+            assert name == "envoy" or published.startswith("127.0.0.1:"), name
+
+
 def test_the_admin_port_of_compose_is_published_to_the_host_alone() -> None:
     [published] = COMPOSE["services"]["semroute"]["ports"]
     assert published.startswith("127.0.0.1:")
 
 
 def test_the_image_runs_as_a_user_with_a_number_and_contains_no_tests_or_history() -> None:
-    *_, last = re.split(r"^FROM ", DOCKERFILE, flags=re.M)
-    users = re.findall(r"^USER (\d+):(\d+)$", last, re.M)
+    found = stages()
+    users = re.findall(r"^USER (\d+):(\d+)$", found["runtime"], re.M)
     assert users == [("65532", "65532")], "Kubernetes cannot tell whether a name is root"
+    for target in ("cpu", "gpu", "demo"):
+        assert f"FROM runtime AS {target}\n" in DOCKERFILE
+        assert "USER" not in found[target]
+        assert f"COPY --from=build-{target} /venv /venv" in found[target]
+    assert list(found)[-1] == "cpu", "the target of a build that names none"
     assert not re.search(r"^ADD |curl|wget|--mount=type=secret", DOCKERFILE, re.M)
-    assert "--require-hashes" in DOCKERFILE
+    assert DOCKERFILE.count("--require-hashes") == DOCKERFILE.count("-r requirements/") == 3
     ignored = (ROOT / ".dockerignore").read_text().split()
     assert {".git", "tests", "datasets"} <= set(ignored)
 
 
-def test_compose_and_envoy_agree_on_hosts_ports_and_the_socket() -> None:
+def test_every_image_that_is_not_ours_is_pinned_and_none_moves() -> None:
+    [base] = re.findall(r"^ARG BASE=(\S+)$", DOCKERFILE, re.M)
+    assert re.fullmatch(r"python:3\.13-slim-trixie@sha256:[0-9a-f]{64}", base)
+    assert set(re.findall(r"^FROM (\S+)", DOCKERFILE, re.M)) == {*("${BASE}", "sources", "runtime")}
+    for name, service in COMPOSE["services"].items():
+        if "semroute-extproc" not in service["image"]:
+            assert re.search(r":v?\d+\.\d+\.\d+(@sha256:[0-9a-f]{64})?$", service["image"]), name
+
+
+def test_the_image_has_the_labels_of_the_open_container_initiative_and_the_packages_version() -> None:
+    labels = dict(re.findall(r'org\.opencontainers\.image\.([\w.]+)="([^"]*)"', stages()["runtime"]))
+    assert labels["licenses"] == PROJECT["project"]["license"]
+    assert labels["title"] == PROJECT["project"]["name"]
+    assert {"description", "version", "revision", "base.name"} <= labels.keys()
+    assert f"ARG VERSION={__version__}\n" in DOCKERFILE
+
+
+def test_the_image_for_cpus_has_no_graph_for_gpus() -> None:
+    manifest = bundle.read_manifest(bundle.default_bundle())
+    graphs = manifest.graphs
+    assert graphs["cuda"].endswith(".fp16.onnx")
+    assert not graphs["cpu"].endswith(".fp16.onnx")
+    assert "find /venv -name '*.fp16.onnx' -delete" in stages()["build-cpu"]
+    assert "fp16" not in stages()["build-gpu"]
+
+
+def test_compose_writes_envoys_file_for_the_configuration_that_the_sidecar_runs(tmp_path: Path) -> None:
     services = COMPOSE["services"]
+    writer, sidecar, envoy = services["envoy-config"], services["semroute"], services["envoy"]
+    assert writer["volumes"] == sidecar["volumes"]
+    assert environment(writer) == environment(sidecar)
+    [_, _, line] = writer["entrypoint"]
+    command, written = line.split(" > ")
+    assert command.split()[0] == "semroute"
+    found = main.get_command(click.Context(main), command.split()[1])
+    assert found is not None
+    found.make_context("envoy", command.split()[2:])
+    assert envoy["command"] == ["--config-path", written]
+    assert envoy["depends_on"]["envoy-config"] == {"condition": "service_completed_successfully"}
+    [(shared, folder)] = mounts(envoy)
+    assert (shared, folder) in mounts(writer)
+    assert written.startswith(folder)
+    source, inside = mounts(sidecar)[0]
+    assert inside == sidecar["command"][-1] == command.split()[-1]
+    loaded = config_source.load(ROOT / source, environment(sidecar))
+    made = envoy_file.render(loaded, "envoy", {}, "0.0.0.0:10000")
+    assert made == (ROOT / "envoy" / "envoy.yaml").read_text(), "the file that the tests run"
+    listener = ENVOY["static_resources"]["listeners"][0]["address"]["socket_address"]["port_value"]
+    assert envoy["ports"] == [f"{listener}:{listener}"]
+    assert loaded.config.server.address(0).startswith(f"unix:{folder}/")
+
+
+def test_compose_and_envoy_agree_on_hosts_and_ports_of_the_simulated_pools() -> None:
     for name in ("vllm-small", "vllm-large"):
         [address] = endpoints(name)
         assert address["socket_address"]["address"] == name
-        command = services[name]["command"]
+        command = COMPOSE["services"][name]["command"]
         assert str(address["socket_address"]["port_value"]) == command[command.index("--port") + 1]
-    [address] = endpoints("semroute")
-    listen = services["semroute"]["environment"]["SEMROUTE__SERVER__LISTEN"]
-    assert listen == f"unix:{address['pipe']['path']}"
-    assert services["envoy"]["volumes"][1].split(":")[1] == str(Path(address["pipe"]["path"]).parent)
-    listener = ENVOY["static_resources"]["listeners"][0]["address"]["socket_address"]["port_value"]
-    assert services["envoy"]["ports"] == [f"{listener}:{listener}"]
+
+
+def test_the_profiles_of_compose_start_what_they_are_named_for() -> None:
+    by_profile: dict[str, set[str]] = {}
+    for name, service in COMPOSE["services"].items():
+        for profile in service.get("profiles", [""]):
+            by_profile.setdefault(profile, set()).add(name)
+    assert by_profile == {
+        "": {"envoy-config", "envoy", "semroute"},
+        "demo": {"vllm-small", "vllm-large"},
+        "monitoring": {"prometheus", "grafana"},
+        "tracing": {"collector"},
+    }
+    needed = COMPOSE["services"]["envoy"]["depends_on"]
+    assert {name for name, how in needed.items() if how.get("required") is False} == by_profile["demo"]
+
+
+def test_prometheus_scrapes_the_sidecar_under_a_name_that_it_answers_to() -> None:
+    sidecar = COMPOSE["services"]["semroute"]
+    config = config_source.load(ROOT / mounts(sidecar)[0][0], environment(sidecar)).config
+    jobs = {each["job_name"]: each["static_configs"][0]["targets"] for each in MONITORING["scrape_configs"]}
+    [target] = jobs["semroute"]
+    host, _, port = target.partition(":")
+    assert host in config.admin.hosts
+    assert config.admin.listen == f"0.0.0.0:{port}"
+    assert {each.partition(":")[0] for each in jobs["vllm"]} <= COMPOSE["services"].keys()
+    targets = {inside for _, inside in mounts(COMPOSE["services"]["prometheus"])}
+    assert set(MONITORING["rule_files"]) <= targets
+
+
+def test_grafana_finds_the_dashboard_and_prometheus() -> None:
+    inside = {to: source for source, to in mounts(COMPOSE["services"]["grafana"])}
+    [provider] = plain(ROOT / "compose" / "dashboards.yaml")["providers"]
+    home = COMPOSE["services"]["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert Path(home).parent == Path(provider["options"]["path"])
+    assert inside[home].endswith("charts/semroute/dashboard.json")
+    [source] = plain(ROOT / "compose" / "grafana.yaml")["datasources"]
+    assert source["url"].removeprefix("http://").partition(":")[0] in COMPOSE["services"]
+    assert source["type"] == "prometheus", "the kind that the dashboard's variable selects"
+
+
+def test_the_collector_listens_where_the_comment_sends_the_sidecar() -> None:
+    collector = plain(ROOT / "compose" / "collector.yaml")
+    listening = collector["receivers"]["otlp"]["protocols"]["grpc"]["endpoint"].rpartition(":")[2]
+    [(host, port)] = re.findall(
+        r"OTLP_ENDPOINT=http://([a-z]+):(\d+)", (ROOT / "docker-compose.yaml").read_text()
+    )
+    assert host in COMPOSE["services"]
+    assert port == listening
+    sidecar = COMPOSE["services"]["semroute"]
+    source = ROOT / mounts(sidecar)[0][0]
+    assert config_source.load(source, environment(sidecar)).config.telemetry.otlp_endpoint is None
+    given = {**environment(sidecar), "SEMROUTE__TELEMETRY__OTLP_ENDPOINT": f"http://{host}:{port}"}
+    assert config_source.load(source, given).config.telemetry.otlp_endpoint == f"http://{host}:{port}"
 
 
 def test_compose_runs_the_envoy_that_the_tests_run() -> None:
@@ -96,8 +228,7 @@ def test_compose_runs_the_envoy_that_the_tests_run() -> None:
 
 def test_compose_serves_the_pools_of_the_configuration_under_every_name_that_may_reach_them() -> None:
     service = COMPOSE["services"]["semroute"]
-    source = service["volumes"][0].split(":")[0]
-    config = config_source.load(ROOT / source, service["environment"]).config
+    config = config_source.load(ROOT / mounts(service)[0][0], environment(service)).config
     served = {}
     for name in ("vllm-small", "vllm-large"):
         command = COMPOSE["services"][name]["command"]
@@ -130,12 +261,12 @@ def test_the_image_copies_paths_that_exist() -> None:
     sources = [s for parts in copied if not parts[0].startswith("--from") for s in parts]
     assert len(sources) >= 6
     for source in sources:
-        assert (ROOT / source.replace("${LOCK}", "runtime")).exists(), source
+        assert (ROOT / source).exists(), source
 
 
 def test_every_lock_that_is_used_exists_and_names_no_index() -> None:
     used = set(re.findall(r"\$\(VENV\)/\.(\w+)", (ROOT / "Makefile").read_text()))
-    used |= {"runtime", "gpu", "vllm", "audit", COMPOSE["services"]["vllm-small"]["build"]["args"]["LOCK"]}
+    used |= {"vllm", "audit", *re.findall(r"-r requirements/(\w+)\.txt", DOCKERFILE)}
     for name in used:
         text = (ROOT / "requirements" / f"{name}.txt").read_text()
         assert "--hash=sha256:" in text
