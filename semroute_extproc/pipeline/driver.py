@@ -5,6 +5,8 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
+from itertools import count
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -54,26 +56,50 @@ class Stages:
 
 
 class LargeRequests:
-    """One thread, so that large requests neither stop the event loop nor use much memory at a time."""
+    """One thread, so that large requests neither stop the event loop nor use much memory at a time.
+
+    The smallest one is next, so that a few very large ones cannot keep the others waiting.
+    """
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "large-requests")
-        self._waiting = 0
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []  # a heap: size, number, turn
+        self._numbers = count()
+        self._busy = False
 
-    async def run(self, size: int, function: Callable[..., T], *arguments: Any) -> T:
+    async def run(self, size: int, deadline: float | None, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function, for a large request in the thread, unless it is cancelled before its turn.
 
-        Raises BadBody `overloaded` if too many wait.
+        Raises BadBody `overloaded` if too many wait, or at the deadline (the loop's clock) before its turn.
         """
         if size <= LARGE:
             return function(*arguments)
-        if self._waiting >= WAITING_MAX:
+        loop = asyncio.get_running_loop()
+        if len(self._waiting) >= WAITING_MAX:
             raise BadBody(Cause.OVERLOADED)
-        self._waiting += 1
+        entry = size, next(self._numbers), loop.create_future()
+        heappush(self._waiting, entry)
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+            self._next()
+            async with asyncio.timeout_at(deadline):
+                await entry[2]
+            return await loop.run_in_executor(self._thread, function, *arguments)
+        except TimeoutError:
+            raise BadBody(Cause.OVERLOADED) from None
         finally:
-            self._waiting -= 1
+            if entry[2].done() and not entry[2].cancelled():
+                self._busy = False
+                self._next()
+            elif entry in self._waiting:
+                self._waiting.remove(entry)
+                heapify(self._waiting)
+
+    def _next(self) -> None:
+        while self._waiting and not self._busy:
+            _, _, turn = heappop(self._waiting)
+            if not turn.done():  # its request was not cancelled
+                turn.set_result(None)
+                self._busy = True
 
 
 LARGE_REQUESTS = LargeRequests()
@@ -97,7 +123,7 @@ class Driver:
         plan = self.plans[policy]
         size = context.view.work // RULE_SPEED if any(rule.reads_turns for rule in plan.rules) else 0
         deciding = plan.decide(context)
-        wanted = await LARGE_REQUESTS.run(size, _advanced, deciding, None)
+        wanted = await LARGE_REQUESTS.run(size, stages.deadline, _advanced, deciding, None)
         while not isinstance(wanted, Decision):
             stages.mark("policy")
             if wanted == SIGNALS:
@@ -108,7 +134,7 @@ class Driver:
                 judgements = {**context.judgements, wanted: judgement}
                 context = dataclasses.replace(context, judgements=judgements)
                 stages.mark("judge")
-            wanted = await LARGE_REQUESTS.run(size, _advanced, deciding, context)
+            wanted = await LARGE_REQUESTS.run(size, stages.deadline, _advanced, deciding, context)
         stages.mark("policy")
         return wanted, context
 
@@ -162,7 +188,7 @@ class Driver:
         try:
             if stages is None:
                 size, shadow = context.view.work // RULE_SPEED, self.plans[asked.shadow]
-                decision = await LARGE_REQUESTS.run(size, shadow.decide_now, context)
+                decision = await LARGE_REQUESTS.run(size, None, shadow.decide_now, context)
             else:
                 decision, _ = await self.decide(asked.shadow, context, stages)
         except (NoCandidate, BadBody):

@@ -159,7 +159,7 @@ class Pipeline:
         stages, body, unread = Stages(self.config.server.deadline_ms), request.body, None
         try:
             try:
-                body = await self._decoded(request)
+                body = await self._decoded(request, stages)
             except BadBody as error:
                 # Pools ignore content-encoding, so the body may be plain.
                 unread = error.cause if error.cause is Cause.OVERLOADED else None
@@ -186,14 +186,14 @@ class Pipeline:
             outcome = msgspec.structs.replace(outcome, body=decoded, decoded=True)
         return outcome
 
-    async def _decoded(self, request: Decide) -> bytes:
+    async def _decoded(self, request: Decide, stages: Stages) -> bytes:
         """The body without its content-encoding."""
         encoding, most = request.head.headers.get("content-encoding", ""), self.config.server.body_bytes_max
         try:
             return bodies.decode_body(request.body, encoding, min(LARGE, most) if encoding else most)
         except BodyTooLarge:
             return await LARGE_REQUESTS.run(
-                len(request.body) + LARGE, bodies.decode_body, request.body, encoding, most
+                len(request.body) + LARGE, stages.deadline, bodies.decode_body, request.body, encoding, most
             )
 
     async def _decided(self, asked: _Asked, stages: Stages) -> Outcome:
@@ -206,7 +206,9 @@ class Pipeline:
             except BadBody as error:
                 if error.cause not in (Cause.NOT_JSON, Cause.WRONG_TYPE):
                     raise
-            strict, document = await LARGE_REQUESTS.run(asked.size, bodies.as_python, asked.body)
+            strict, document = await LARGE_REQUESTS.run(
+                asked.size, stages.deadline, bodies.as_python, asked.body
+            )
             asked = asked._replace(body=strict, document=document)
             return await self._route(asked, stages)
         except BadBody as error:
@@ -217,20 +219,24 @@ class Pipeline:
 
     async def _route(self, asked: _Asked, stages: Stages) -> Outcome:
         size = asked.size if asked.unread else asked.size // MODEL_SPEED
-        asked, named = await LARGE_REQUESTS.run(size, self._read, asked)
+        asked, named = await LARGE_REQUESTS.run(size, stages.deadline, self._read, asked)
         if named is None:
             return self._default(Kind.PASSTHROUGH, asked.unread or Cause.UNKNOWN_MODEL, stages)
         if (virtual := self._routed.get(named)) is None:
             stages.mark("parse")
             return await self._named(named.pool, asked, stages)
-        view, context = await LARGE_REQUESTS.run(asked.size, self._known, asked, virtual)
+        view, context = await LARGE_REQUESTS.run(asked.size, stages.deadline, self._known, asked, virtual)
         asked = asked._replace(counted=True)
         if context is None:
-            context = await LARGE_REQUESTS.run(view.work, _context, asked, view, virtual, *self._given)
+            context = await LARGE_REQUESTS.run(
+                view.work, stages.deadline, _context, asked, view, virtual, *self._given
+            )
         stages.mark("parse")
         policy, keys = policy_of(named.model, virtual, context), Keys()
         if self._controllers.active:
-            keys = await LARGE_REQUESTS.run(view.work, self._controllers.keys, asked.request.head, view)
+            keys = await LARGE_REQUESTS.run(
+                view.work, stages.deadline, self._controllers.keys, asked.request.head, view
+            )
             # Look up the conversation's pool in the shared store or this process, and the pools' load.
             shared = await self._shared.find(keys.find, stages.deadline) if self._shared and keys.find else ""
             held = self._controllers.held(keys.find, shared, view, stages.now)
@@ -344,7 +350,7 @@ class Pipeline:
         plan = body = None
         if others or accounting is not None or not asked.keeps(members):
             plan, body = await LARGE_REQUESTS.run(
-                asked.size // EDIT_SPEED, self._written, asked, name, others, members
+                asked.size // EDIT_SPEED, stages.deadline, self._written, asked, name, others, members
             )
         if plan is not None:
             self._controllers.sent(name, stages.now, client_of(asked.request.head))

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import threading
 from collections import Counter
 from typing import Any
 
+import pytest
 from builders import POOLS, config
 from deciding import FREE, chat, edited, pipeline, request
 
-from semroute_extproc.outcome import Kind
-from semroute_extproc.pipeline.driver import WAITING_MAX
+from semroute_extproc.errors import BadBody
+from semroute_extproc.outcome import Cause, Kind
+from semroute_extproc.pipeline.driver import WAITING_MAX, LargeRequests
+from semroute_extproc.request.view import LARGE
 
 
 def large_chat(**members: Any) -> bytes:
@@ -62,3 +66,46 @@ async def test_a_cancelled_large_request_leaves_no_work_behind() -> None:
     await asyncio.wait(tasks)
     outcome = await subject.decide(request(large_chat()))
     assert outcome.kind is Kind.ROUTED, "those that were cancelled wait no longer"
+
+
+async def test_the_smallest_of_the_large_requests_is_next() -> None:
+    subject, done, started = LargeRequests(), list[str](), threading.Event()
+
+    def slow() -> None:
+        started.wait(5)
+
+    first = asyncio.create_task(subject.run(LARGE + 1, None, slow))
+    await asyncio.sleep(0)
+    sizes = {"middle": 500_000, "largest": 900_000, "smallest": 60_000}
+    others = [asyncio.create_task(subject.run(size, None, done.append, name)) for name, size in sizes.items()]
+    await asyncio.sleep(0)
+    started.set()
+    await asyncio.gather(first, *others)
+    assert done == ["smallest", "middle", "largest"]
+
+
+async def test_a_large_request_does_not_wait_beyond_its_deadline() -> None:
+    subject, ran, go_on = LargeRequests(), list[str](), threading.Event()
+    first = asyncio.create_task(subject.run(LARGE + 1, None, go_on.wait, 5))
+    await asyncio.sleep(0)
+    now = asyncio.get_running_loop().time()
+    with pytest.raises(BadBody) as raised:
+        await subject.run(LARGE + 1, now + 0.01, ran.append, "late")
+    assert raised.value.cause is Cause.OVERLOADED
+    go_on.set()
+    await first
+    await subject.run(LARGE + 1, now, ran.append, "free")
+    assert ran == ["free"], "past its deadline, it runs if the thread is free"
+
+
+async def test_a_large_request_that_is_cancelled_lets_the_next_one_run() -> None:
+    subject, ran, go_on = LargeRequests(), list[str](), threading.Event()
+    tasks = [asyncio.create_task(subject.run(LARGE + 1, None, go_on.wait, 5))]
+    tasks += [asyncio.create_task(subject.run(LARGE + 2 + n, None, ran.append, str(n))) for n in range(3)]
+    await asyncio.sleep(0)
+    tasks[0].cancel()
+    tasks[1].cancel()
+    go_on.set()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await subject.run(LARGE + 1, None, ran.append, "last")
+    assert ran == ["1", "2", "last"]
