@@ -47,7 +47,8 @@ def check(loaded: Loaded) -> dict[str, Bundle]:
     bundles = build.load_bundles(loaded.config)
     build.make_policies(loaded, bundles[DEFAULT])
     build.make_judges(loaded)
-    shared_sessions.connect(loaded.config.controllers.session)
+    found = loaded.config.controllers
+    shared_sessions.connect(found.session, store=found.store)
     import_runtime()
     if loaded.config.encoder.device == "cuda":
         open_each(bundles, loaded.config.encoder.device)

@@ -132,13 +132,16 @@ async def run(
         sinks.append(decisions.handle)
         closing.append(decisions.close)
     log.WRITER.emit = emit = to_all(*sinks)
-    posts = Feedback(decisions.pool_of, emit).posts if decisions else {}
     classifier = build.make_classifier(config, models, emit)
     live = LiveConfig(path, loaded, classifier, controllers, emit)
+    posts = Feedback(decisions.pool_of, emit, shared=live.state).posts if decisions else {}
+    if decisions is not None:
+        decisions.logged = live.state.remember
     servicer, health = Servicer(lambda: live.snapshot, emit), Health()
     accountant = Accountant(lambda: live.snapshot.pipeline.config, emit)
     server = GrpcServer(config.server, servicer, worker or 0, accountant)
     metrics.observe("drift", drift.readings)
+    await live.state.sync()  # Before serving, so that a wrong address or password is logged at the start.
     pages = _pages(metrics, health, servicer, live)
     signals.handle(reactions.stop.set, lambda: None if reactions.stop.is_set() else live.start(live.reload()))
     if worker is not None:
@@ -158,6 +161,7 @@ async def run(
     scrape = asyncio.create_task(scrape_pools(lambda: live.loaded.config.pools, emit))
     envoy = asyncio.create_task(watch_envoy(lambda: _envoy_admin(live), emit))
     sample = asyncio.create_task(_sample(recent))
+    share = asyncio.create_task(live.state.run())
     watch = asyncio.create_task(live.watch(reactions.stop))
     try:
         await reactions.stop.wait()
@@ -168,6 +172,7 @@ async def run(
         scrape.cancel()
         envoy.cancel()
         sample.cancel()
+        share.cancel()
         await watch
         await classifier.close()
         await live.close()
@@ -223,6 +228,8 @@ def _pages(metrics: PrometheusSink, health: Health, servicer: Servicer, live: Li
     for key in ("threshold", "reference", "scores", "realised"):
         metrics.observe(f"traffic_{key}", partial(values, "traffic", key))
     metrics.observe("pool_excluded", partial(values, "health", "excluded"))
+    metrics.observe("limit_left", partial(values, "limits", "left"))
+    metrics.observe("shared_store_age_seconds", lambda: live.state.age)
     metrics.observe("session_entries", lambda: (controllers.status()["sessions"] or {}).get("entries", 0))
     return {
         "/livez": lambda: probe(health.alive, "the event loop has stalled"),

@@ -100,6 +100,45 @@ class RemoteSessions(Model):
         return value
 
 
+class SharedStore(RemoteSessions):
+    """A Valkey or Redis server that every process of the sidecar shares; needs the extra `valkey`."""
+
+    replicas: int = Field(
+        ge=1, le=1_000, description="Most sidecar processes at a time: replicas, times workers, and surge."
+    )
+    key: SecretStr = Field(min_length=16, description="Shared key of the hashes that name entries.")
+
+
+class Limit(Model):
+    """What requests may spend in more expensive pools than they need; then they get the cheapest one."""
+
+    dollars: float | None = Field(None, gt=0, description="By the pools' prices; else give `tokens`.")
+    tokens: float | None = Field(None, gt=0, description="Tokens of prompts and answers.")
+    window_seconds: float = Field(
+        86_400, ge=10, le=604_800, description="Length of a window; windows begin at multiples since 1970."
+    )
+    output_tokens: int = Field(400, ge=1, description="Assumed answer length; limited by the client's limit.")
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> Self:
+        if (self.dollars is None) == (self.tokens is None):
+            raise ValueError("give exactly one of dollars and tokens")
+        return self
+
+
+class Limits(Model):
+    """Spending limits, each held by all processes together with `controllers.store`."""
+
+    strategies: dict[StrategyName, Limit] = Field(
+        {}, max_length=base.STRATEGIES_MAX, description="By strategy."
+    )
+    tenants: dict[Annotated[str, Field(max_length=128)], Limit] = Field(
+        {},
+        max_length=1_024,
+        description="By `x-semroute-tenant`, for each tenant; `*`: for each tenant that is not listed.",
+    )
+
+
 class SessionController(Model):
     """A conversation keeps its pool, and with it its prefix cache, unless a request is clearly harder."""
 
@@ -164,5 +203,9 @@ class Controllers(Model):
     budgets: dict[StrategyName, Budget] = Field(
         {}, max_length=base.STRATEGIES_MAX, description="By strategy."
     )
+    limits: Limits | None = Field(None, description="Limits of dollars or tokens in a window.")
     session: SessionController | None = Field(None, description="Keeps a conversation in its pool.")
+    store: SharedStore | None = Field(
+        None, description="Shares conversations, limits, live scores and outcomes between processes."
+    )
     failover: Failover | None = Field(None, description="Sends requests to another pool if one fails.")
