@@ -8,7 +8,6 @@ In a window that began without the store, the allowance is an equal part of the 
 
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 from semroute_extproc.settings.controllers import Limit, Limits
 from semroute_extproc.settings.pools import Pool, cost
@@ -20,14 +19,6 @@ BUSY_SECONDS = 10.0  # that a lease stays large after a request
 CONTACT_SECONDS = 2.0  # From an answer of the store, in which it may still count the process as present.
 REPORT_SECONDS = 2.0  # Interval of reports of a ledger with a lease that was not used.
 OTHERS = "*"
-
-
-class Grant(NamedTuple):
-    """The store's answer; amounts in dollars or tokens."""
-
-    allowance: float  # The most that the process may spend in the window.
-    total: float  # Allowances of all processes.
-    free: float  # Not granted yet.
 
 
 class Ledger:
@@ -113,10 +104,11 @@ class Ledger:
         self._reported, self._sent = now, self.spent
         return self.allowance, self.spent, self.total, part, self.want
 
-    def granted(self, grant: Grant, window: int) -> None:
-        """Take the answer to the report of a window."""
+    def granted(self, grant: tuple[float, float, float], window: int) -> None:
+        """Take the store's answer to a report: the allowance, those of all, and what is free."""
         if window == self.window:
-            self.allowance, self.total, self.free = max(grant.allowance, self.spent), grant.total, grant.free
+            allowance, self.total, self.free = grant
+            self.allowance = max(allowance, self.spent)
             self.answered, self._changed = True, self.spent != self._sent
 
 

@@ -26,7 +26,7 @@ import structlog
 from semroute_extproc.events import Emit, SharedStoreFailed
 from semroute_extproc.settings.controllers import SharedStore
 from semroute_extproc.state.controllers import ControllerState
-from semroute_extproc.state.ledger import CONTACT_SECONDS, STARTER, Grant, Ledger
+from semroute_extproc.state.ledger import CONTACT_SECONDS, STARTER, Ledger
 from semroute_extproc.state.live import BIAS_MAX, UNSENT_MAX, WINDOW, LiveScores
 from semroute_extproc.state.shared_sessions import client_of
 
@@ -258,10 +258,10 @@ class SharedState:
 
 
 def _grant(ledger: Ledger, window: int, answer: Any) -> None:
-    grant = Grant(*map(float, answer))
-    if not all(0.0 <= each <= 2 * max(ledger.most, ledger.spent) for each in grant):
+    allowance, total, free = map(float, answer)
+    if not all(0.0 <= each <= 2 * max(ledger.most, ledger.spent) for each in (allowance, total, free)):
         raise ValueError("amounts out of bounds")
-    ledger.granted(grant, window)
+    ledger.granted((allowance, total, free), window)
 
 
 def problem_of(error: Exception) -> str:
@@ -276,6 +276,5 @@ def problem_of(error: Exception) -> str:
         ("connection", (library.ConnectionError, OSError)),
         ("refused", library.ResponseError),
     )
-    cause = error.__cause__ or error.__context__
-    found = error if not isinstance(cause, ssl.SSLError) else cause
-    return next((what for what, kind in kinds if isinstance(found, kind)), "garbage")
+    chain = error, error.__cause__, error.__context__  # The library wraps some in a ConnectionError.
+    return next((what for what, kind in kinds if any(isinstance(each, kind) for each in chain)), "garbage")
