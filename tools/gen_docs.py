@@ -66,6 +66,9 @@ def settings() -> str:
         ("controllers.load", controllers.LoadController),
         ("controllers.load.ramps.MEASURE", controllers.Ramp),
         ("controllers.budgets.STRATEGY", controllers.Budget),
+        ("controllers.limits", controllers.Limits),
+        ("controllers.limits.tenants.NAME and controllers.limits.strategies.STRATEGY", controllers.Limit),
+        ("controllers.store", controllers.SharedStore),
         ("controllers.failover", controllers.Failover),
         ("controllers.session", controllers.SessionController),
         ("controllers.session.remote", controllers.RemoteSessions),
@@ -254,6 +257,31 @@ def faults() -> str:
     return "\n".join([f"Run on {max(row['at'] for row in rows)}.", "", *table])
 
 
+def shared_state() -> str:
+    """The recorded run of tools/measure_state.py: wait and CPU with and without the shared store."""
+    run = _result("state")
+    machine = run["machine"]
+    columns = (
+        "shared store",
+        "wait p50 ms",
+        "p99",
+        "answer p50 ms",
+        "p99",
+        "CPU ms per request",
+        "idle CPU %",
+    )
+    rows = [
+        (name, *(f"{row[kind][cut]:.3f}" for kind in ("wait_ms", "answer_ms") for cut in ("p50", "p99")))
+        + (f"{row['cpu_ms']:.2f}", f"{row['idle_percent']:.1f}")
+        for name, row in run["rows"].items()
+    ]
+    said = (
+        f"`python tools/measure_state.py`: {run['requests']:,} requests each, {run['at_once']} at once, in turns; "
+        f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_before']} before."
+    )
+    return "\n".join([said, "", *_markdown(columns, rows)])
+
+
 def _markdown(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
     """A table; fractions with two digits, rates without."""
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
@@ -429,6 +457,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "strategies-pool": strategies_pool,
     "load-simulation": load_simulation,
     "faults": faults,
+    "shared-state": shared_state,
     "bench aims": bench_aims,
     "bench costs": bench_costs,
     "bench load": bench_load,

@@ -1,5 +1,5 @@
 -- Gives a process an allowance in one window of a limit. The sum of all allowances never exceeds the limit,
--- counting a reserve for each process that the store has not heard of (docs/adr/0018).
+-- counting a reserve for each process that the store has not heard of (docs/adr/0019).
 -- KEYS: the window, contacts (process to its time), and when the store began.
 -- ARGV: process, sequence number, limit, processes, begin of the window, its seconds, starter, settling seconds,
 -- and the process's report: allowance, spent, the sum it last saw, part and least of the lease it wants.

@@ -3,7 +3,7 @@
 In each window a process may spend its *allowance*, and a request that costs more than what is left of it gets
 the cheapest pool. The shared store hands out allowances whose sum never exceeds the limit (`lease.lua`), so
 nothing waits for it: a process holds a part of the allowance in reserve and asks for more in the background.
-In a window that began without the store, the allowance is an equal part of the limit (docs/adr/0018).
+In a window that began without the store, the allowance is an equal part of the limit (docs/adr/0019).
 """
 
 import math

@@ -13,7 +13,7 @@ import secrets
 import ssl
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import count, islice
@@ -119,9 +119,9 @@ class SharedState:
             self.lost, self._answered = "", self._clock()
 
     @property
-    def age(self) -> Mapping[tuple[str, ...], float]:
-        """Seconds since the store answered, as a metric; empty without a store."""
-        return {(): self._clock() - self._answered} if self._store else {}
+    def age(self) -> float:
+        """Seconds since the store answered; 0 without a store."""
+        return self._clock() - self._answered if self._store else 0.0
 
     def remember(self, request_id: str, pool: str) -> None:
         """Tell the others the pool of a logged request; from any thread."""

@@ -61,7 +61,8 @@ class Link:
                 self._writers.add(back)
                 await asyncio.gather(_copy(reader, back), _copy(there, writer))
             elif self.mode == "silent":
-                await asyncio.Event().wait()
+                while await reader.read(65_536):
+                    pass
             while self.mode == "garbage" and await reader.read(65_536):
                 writer.write(b"+OK\r\n$-7\r\n\xff\xfe*1\r\n:nonsense\r\n")
         except OSError:
