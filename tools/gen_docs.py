@@ -261,23 +261,14 @@ def shared_state() -> str:
     """The recorded run of tools/measure_state.py: wait and CPU with and without the shared store."""
     run = _result("state")
     machine = run["machine"]
-    columns = (
-        "shared store",
-        "wait p50 ms",
-        "p99",
-        "answer p50 ms",
-        "p99",
-        "CPU ms per request",
-        "idle CPU %",
-    )
-    rows = [
-        (name, *(f"{row[kind][cut]:.3f}" for kind in ("wait_ms", "answer_ms") for cut in ("p50", "p99")))
-        + (f"{row['cpu_ms']:.2f}", f"{row['idle_percent']:.1f}")
-        for name, row in run["rows"].items()
-    ]
+    columns = ("shared store", "wait p50 ms", "p99", "answer p50 ms", "p99", "CPU ms", "idle CPU %")
+    rows = []
+    for name, row in run["rows"].items():
+        times = (f"{row[kind][cut]:.3f}" for kind in ("wait_ms", "answer_ms") for cut in ("p50", "p99"))
+        rows.append((name, *times, f"{row['cpu_ms']:.2f}", f"{row['idle_percent']:.1f}"))
     said = (
-        f"`python tools/measure_state.py`: {run['requests']:,} requests each, {run['at_once']} at once, in turns; "
-        f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_before']} before."
+        f"`python tools/measure_state.py`: {run['requests']:,} requests each, {run['at_once']} at once, "
+        f"in turns; {machine['cpu']}, {machine['cores']} cores, load {machine['load_before']} before."
     )
     return "\n".join([said, "", *_markdown(columns, rows)])
 

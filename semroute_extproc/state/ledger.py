@@ -30,7 +30,7 @@ class Ledger:
         self.window = -1  # Its number since 1970.
         self.spent = self.allowance = self.total = self.free = 0.0
         self.want = 0.0  # Most that the last request could cost.
-        self.answered = True  # Whether the store knows this window's allowance.
+        self.answered, self.away = True, False  # The store has given an allowance; it does not answer now.
         self._used = self._reported = -math.inf
         self._changed, self._sent = False, 0.0
 
@@ -54,8 +54,8 @@ class Ledger:
         """What a request lacks that costs more than what is left."""
         unit = f"{self.limit.dollars:g} dollars" if self.limit.dollars else f"{self.most:g} tokens"
         whose = self.name.partition(":")[0]
-        local = "" if self.answered else " (this process's part; no answer of the store)"
-        return f"budget: the {whose}'s {unit} per {self.limit.window_seconds:g} s{local} are spent"
+        away = " (the store does not answer)" if self.away else ""
+        return f"budget{away}: the {whose}'s {unit} per {self.limit.window_seconds:g} s are spent"
 
     def cost(self, pool: Pool, prompt_tokens: int, output_tokens: int | None) -> float:
         """What a request counts in a pool, in the limit's unit."""
@@ -64,6 +64,7 @@ class Ledger:
 
     def begin(self, now: float, contact: float) -> None:
         """Begin a new window if it is time; `contact` is when the store last answered."""
+        self.away = self.processes > 0 and now - contact > CONTACT_SECONDS
         if (window := int(now / self.limit.window_seconds)) <= self.window:
             return  # It is the same, or the clock was set back.
         self.window, self.spent, self.total, self.free = window, 0.0, 0.0, self.most

