@@ -261,7 +261,7 @@ def shared_state() -> str:
     """The recorded run of tools/measure_state.py: wait and CPU with and without the shared store."""
     run = _result("state")
     machine = run["machine"]
-    columns = ("shared store", "wait p50 ms", "p99", "answer p50 ms", "p99", "CPU ms", "idle CPU %")
+    columns = ("shared", "wait p50 ms", "p99", "answer p50 ms", "p99", "CPU ms", "idle CPU %")
     rows = []
     for name, row in run["rows"].items():
         times = (f"{row[kind][cut]:.3f}" for kind in ("wait_ms", "answer_ms") for cut in ("p50", "p99"))

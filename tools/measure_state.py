@@ -1,7 +1,7 @@
 """Measure what state that replicas share costs a request: wait and CPU, with and without the shared store.
 
-Both sidecars run at once, with limits, sessions and live scores, and take turns, so that whatever else the
-machine does falls on both. The wait is the stage `controllers` of a decision: the lookup of the conversation.
+The sidecars run at once, with limits, sessions and live scores, and take turns, so that whatever else the
+machine does falls on all. The wait is the stage `controllers` of a decision: the lookup of the conversation.
 
     python tools/measure_state.py    writes benchmarks/results/state.json; takes a minute
 """
@@ -25,7 +25,7 @@ from semroute_extproc.envoy._pb import external_processor_pb2 as pb
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests" / name) for name in ("faults", "e2e", "helpers")]
-ROUNDS, REQUESTS, AT_ONCE, WARM_UP = 12, 400, 4, 200
+ROUNDS, REQUESTS, AT_ONCE, WARM_UP = 12, 300, 1, 200
 LIMITS = "{tenants: {'*': {dollars: 1000, window_seconds: 604800}}, strategies: {pair: {dollars: 1000}}}"
 
 
@@ -50,14 +50,19 @@ def waits(log: Path, skip: int) -> list[float]:
 
 async def measure(folder: Path, store: str) -> dict[str, Any]:
     """The figures of both."""
-    common = {"controllers__limits": LIMITS, "controllers__session": "{}", "telemetry__log_format": "json"}
-    common |= {"server__deadline_ms": "5000"}
+    common = {"controllers__limits": LIMITS, "telemetry__log_format": "json", "server__deadline_ms": "5000"}
     shared = {"controllers__store": f"{{url: '{store}', key: 0123456789abcdef, replicas: 4}}"}
-    samples, answers = Samples(), {"off": list[float](), "on": list[float]()}
+    sessions = {"controllers__session": "{}"}
+    variants = {
+        "off": sessions,
+        "limits and live scores": {**shared, "controllers__session": "null"},
+        "conversations as well": {**shared, **sessions},
+    }
+    samples, answers = Samples(), {name: list[float]() for name in variants}
     async with AsyncExitStack() as exits:
         servers = {
             name: await asyncio.to_thread(Measured, folder / name, **common, **more)
-            for name, more in (("off", {}), ("on", shared))
+            for name, more in variants.items()
         }
         targets = {name: await Target.of(server, exits) for name, server in servers.items()}
         for target in targets.values():
@@ -72,7 +77,7 @@ async def measure(folder: Path, store: str) -> dict[str, Any]:
         idle = {name: cpu_seconds(*target.pids) for name, target in targets.items()}
         await asyncio.sleep(5.0)
         idle = {name: (cpu_seconds(*target.pids) - idle[name]) / 5.0 for name, target in targets.items()}
-        page = servers["on"].read_admin("/metrics")[1].splitlines()
+        page = servers["conversations as well"].read_admin("/metrics")[1].splitlines()
     failures = ("semroute_shared_store_errors_total", "semroute_session_remote_errors_total")
     wrong = [line for line in page if line.startswith(failures)]
     rows = {

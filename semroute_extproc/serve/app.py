@@ -228,7 +228,6 @@ def _pages(metrics: PrometheusSink, health: Health, servicer: Servicer, live: Li
     for key in ("threshold", "reference", "scores", "realised"):
         metrics.observe(f"traffic_{key}", partial(values, "traffic", key))
     metrics.observe("pool_excluded", partial(values, "health", "excluded"))
-    metrics.observe("limit_left", partial(values, "limits", "left"))
     metrics.observe("shared_store_age_seconds", lambda: live.state.age)
     metrics.observe("session_entries", lambda: (controllers.status()["sessions"] or {}).get("entries", 0))
     return {

@@ -85,7 +85,7 @@ class RemoteSessions(Model):
     """A Valkey or Redis server that the workers share; needs the extra `valkey`."""
 
     url: SecretStr = Field(description="`valkey://host:6379/0`, `rediss://…`, or `unix:///path`.")
-    key: SecretStr = Field(min_length=16, description="Shared key of the conversation hashes.")
+    key: SecretStr = Field(min_length=16, description="Shared key of the hashes that name entries.")
     timeout_ms: float = Field(2, gt=0, le=10, description="Lookup timeout; then the local memory is used.")
 
     @field_validator("url")
@@ -106,7 +106,6 @@ class SharedStore(RemoteSessions):
     replicas: int = Field(
         ge=1, le=1_000, description="Most sidecar processes at a time: replicas, times workers, and surge."
     )
-    key: SecretStr = Field(min_length=16, description="Shared key of the hashes that name entries.")
 
 
 class Limit(Model):

@@ -238,7 +238,7 @@ class ControllerState:
         whys = {name: each.in_envoy or each.why for name, each in self._health.items()}
         health = {name: {"excluded": bool(why), "why": why} for name, why in whys.items()}
         states = {"pools": pressures, "budgets": budgets, "traffic": traffic, "sessions": sessions}
-        return {**states, "health": health, "limits": self.ledgers.left()}
+        return {**states, "health": health}
 
 
 def home(context: RoutingContext, decision: Decision) -> str:

@@ -31,8 +31,8 @@ class Ledger:
         self.spent = self.allowance = self.total = self.free = 0.0
         self.want = 0.0  # Most that the last request could cost.
         self.answered, self.away = True, False  # The store has given an allowance; it does not answer now.
-        self._used = self._reported = -math.inf
-        self._changed, self._sent = False, 0.0
+        self._used = self.reported = -math.inf
+        self.changed, self._sent = False, 0.0
 
     @property
     def most(self) -> float:
@@ -68,7 +68,7 @@ class Ledger:
         if (window := int(now / self.limit.window_seconds)) <= self.window:
             return  # It is the same, or the clock was set back.
         self.window, self.spent, self.total, self.free = window, 0.0, 0.0, self.most
-        self.answered, self._changed = not self.processes, False
+        self.answered, self.changed = not self.processes, False
         share = self.most / max(self.processes, 1)
         # The store reserves a share for a process that it has not heard of since the window began.
         alone = self.answered or contact + CONTACT_SECONDS < self.began
@@ -80,21 +80,17 @@ class Ledger:
         # A request that no cheaper pool can serve may exceed the allowance.
         self.allowance = max(self.allowance, self.spent)
         self.want, self._used = want, now
-        self._changed = self._changed or amount > 0.0 or self.left < want
+        self.changed = self.changed or amount > 0.0 or self.left < want
 
     def due(self, now: float) -> bool:
         """Whether the store must hear of it."""
-        stale = now - self._reported > REPORT_SECONDS and self._reported >= self.began
-        return self._changed or (stale and now - self._used < BUSY_SECONDS * 2)
+        stale = now - self.reported > REPORT_SECONDS and self.reported >= self.began
+        return self.changed or (stale and now - self._used < BUSY_SECONDS * 2)
 
     @property
     def low(self) -> bool:
         """Whether a larger lease should come soon."""
-        return self._changed and self.free > 0.0 and self.left < 2 * self.want
-
-    def forget(self) -> None:
-        """The store has lost what it knew."""
-        self._changed = self._changed or self._reported >= self.began
+        return self.changed and self.free > 0.0 and self.left < 2 * self.want
 
     def report(self, now: float) -> tuple[float, float, float, float, float]:
         """Allowance, spent, total, and the lease wanted: in shares of what is free, and at least."""
@@ -102,7 +98,7 @@ class Ledger:
         if self.answered:  # Return what others may need more.
             keep = max(part * self.free / self.processes, self.want)
             self.allowance = min(self.allowance, self.spent + 2 * keep)
-        self._reported, self._sent = now, self.spent
+        self.reported, self._sent = now, self.spent
         return self.allowance, self.spent, self.total, part, self.want
 
     def granted(self, grant: tuple[float, float, float], window: int) -> None:
@@ -110,7 +106,7 @@ class Ledger:
         if window == self.window:
             allowance, self.total, self.free = grant
             self.allowance = max(allowance, self.spent)
-            self.answered, self._changed = True, self.spent != self._sent
+            self.answered, self.changed = True, self.spent != self._sent
 
 
 class Ledgers:
@@ -148,15 +144,10 @@ class Ledgers:
             elif ledger.due(now):
                 yield ledger
 
-    def left(self) -> dict[str, dict[str, float]]:
-        """What is left by strategy; from any thread."""
-        kinds = ((name.partition(":"), each) for name, each in self._ledgers.copy().items())
-        return {key: {"left": each.left} for (kind, _, key), each in kinds if kind == "strategy"}
-
     def forget(self) -> None:
         """Report everything again, because the store has lost what it knew."""
         for ledger in self._ledgers.values():
-            ledger.forget()
+            ledger.changed = ledger.changed or ledger.reported >= ledger.began
 
     def _of_tenant(self, tenant: str) -> Limit | None:
         return self._limits.tenants.get(tenant) or self._limits.tenants.get(OTHERS)

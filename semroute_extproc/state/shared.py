@@ -152,8 +152,8 @@ class SharedState:
                 await store.aclose()
 
     def _changed(self) -> bool:
-        ledgers = self._ledgers.due(self._ledgers.wall())
-        return any(True for _ in ledgers) or any(each.waits for each in self._controllers.traffic.values())
+        due = next(self._ledgers.due(self._ledgers.wall()), None)
+        return due is not None or any(each.waits for each in self._controllers.traffic.values())
 
     def _ask(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Answers for a thread other than the loop's; none if the store does not give them."""
@@ -182,7 +182,7 @@ class SharedState:
         answers = await self._answers(store, [command for command, _ in calls])
         if any(isinstance(each, NoScriptError) for each in answers):
             # The store has restarted, or its data was lost: record that before scripts can run again.
-            mark = ("EVAL", SCRIPTS["contact"], *self._contact(restarted=1))
+            mark = ("EVAL", SCRIPTS["contact"], *self._contact(restarted=1)[2:])
             await self._answers(store, [mark, *(("SCRIPT", "LOAD", text) for text in SCRIPTS.values())])
             self._hurry.set()
             return
@@ -193,48 +193,37 @@ class SharedState:
 
     def _calls(self) -> Iterator[Call]:
         """What has changed."""
-        now, processes = self._ledgers.wall(), self._settings.replicas if self._settings else 1
-        due = [*islice(self._ledgers.due(now), LEDGERS_MAX)]
+        now, due = self._ledgers.wall(), [*islice(self._ledgers.due(self._ledgers.wall()), LEDGERS_MAX)]
         for ledger in due:
-            key, limit, window = f"{ledger.name}:{ledger.window}", ledger.limit, ledger.window
-            asked: list[Any] = [
-                3,
-                self._name("limit", key),
-                *self._of_all(),
-                self._process,
-                next(self._sequence),
-            ]
-            asked += ledger.most, processes, ledger.began, limit.window_seconds, STARTER, SETTLING_SECONDS
-            yield ("EVALSHA", SHA["lease"], *asked, *ledger.report(now)), partial(_grant, ledger, window)
+            keys = self._name("limit", f"{ledger.name}:{ledger.window}"), *self._of_all()
+            limit = ledger.most, ledger.processes, ledger.began, ledger.limit.window_seconds
+            about = next(self._sequence), *limit, STARTER, SETTLING_SECONDS, *ledger.report(now)
+            yield self._script("lease", keys, *about), partial(_grant, ledger, ledger.window)
         for name, traffic in self._controllers.traffic.items():
             reference = f"{name}:{array('d', traffic.reference).tobytes().hex()}"
+            keys = self._name("bias", reference), self._name("scores", reference)
             scores, moved = traffic.unsent()
-            told: list[Any] = [
-                2,
-                self._name("bias", reference),
-                self._name("scores", reference),
-                self._process,
-            ]
-            told += array("f", scores).tobytes(), len(scores), moved, traffic.bias - moved, BIAS_MAX
-            told += traffic.since, WINDOW, ENTRIES_MAX, SCORES_SECONDS
-            yield ("EVALSHA", SHA["scores"], *told), partial(self._merge, traffic, moved, len(scores))
-        pools = [*self._pools.copy()]
-        for request, pool in pools:
+            change = len(scores), moved, traffic.bias - moved, BIAS_MAX, traffic.since
+            told = array("f", scores).tobytes(), *change, WINDOW, ENTRIES_MAX, SCORES_SECONDS
+            yield self._script("scores", keys, *told), partial(self._merge, traffic, moved, len(scores))
+        for request, pool in self._pools.copy():
             name = self._name("pool", request)
             yield ("SET", name, pool, "EX", OUTCOME_SECONDS), lambda _: self._pools.popleft()
         if len(due) < LEDGERS_MAX:  # Else the process is not present until the others are reported.
-            yield ("EVALSHA", SHA["contact"], *self._contact()), self._contacted
+            yield self._contact(), self._contacted
+
+    def _script(self, name: str, keys: tuple[str, ...], *arguments: Any) -> tuple[Any, ...]:
+        return "EVALSHA", SHA[name], len(keys), *keys, self._process, *arguments
 
     def _contact(self, restarted: int = 0) -> tuple[Any, ...]:
-        now = self._ledgers.wall()
-        return 2, *self._of_all(), self._process, now, self._time, CONTACT_SECONDS, restarted, KEY_SECONDS_MAX
+        times = self._ledgers.wall(), self._time, CONTACT_SECONDS
+        return self._script("contact", self._of_all(), *times, restarted, KEY_SECONDS_MAX)
 
     def _contacted(self, answer: Any) -> None:
-        (time, began), self._ledgers.contact = answer, self._ledgers.wall()
-        float(time)
-        if self._began not in ("", began):
+        began, (self._time, self._began) = self._began, answer
+        self._ledgers.contact = self._ledgers.wall()
+        if began not in ("", self._began):
             self._ledgers.forget()
-        self._time, self._began = time, began
 
     def _merge(self, traffic: LiveScores, moved: float, own: int, answer: Any) -> None:
         bias, requests, entries = answer
@@ -248,7 +237,7 @@ class SharedState:
         traffic.merge(others, float(bias), moved, int(requests), own)
         traffic.since = since
 
-    def _of_all(self) -> tuple[str, str]:
+    def _of_all(self) -> tuple[str, ...]:
         return self._name("contacts", ""), self._name("began", "")
 
     def _name(self, kind: str, key: str) -> str:
@@ -268,13 +257,15 @@ def problem_of(error: Exception) -> str:
     """The key of `PROBLEMS` for an exception of the library, the socket, or a bad answer."""
     from redis import exceptions as library
 
-    kinds: Sequence[tuple[str, type[Exception] | tuple[type[Exception], ...]]] = (
-        ("timeout", (TimeoutError, library.TimeoutError)),
-        ("auth", (library.AuthenticationError, library.NoPermissionError)),
-        ("garbage", library.InvalidResponse),
-        ("tls", ssl.SSLError),
-        ("connection", (library.ConnectionError, OSError)),
-        ("refused", library.ResponseError),
-    )
+    kinds: dict[str, type[Exception] | tuple[type[Exception], ...]] = {
+        "timeout": (TimeoutError, library.TimeoutError),
+        "auth": (library.AuthenticationError, library.NoPermissionError),
+        "garbage": library.InvalidResponse,
+        "tls": ssl.SSLError,
+        "connection": (library.ConnectionError, OSError),
+        "refused": library.ResponseError,
+    }
     chain = error, error.__cause__, error.__context__  # The library wraps some in a ConnectionError.
-    return next((what for what, kind in kinds if any(isinstance(each, kind) for each in chain)), "garbage")
+    return next(
+        (what for what, kind in kinds.items() if any(isinstance(each, kind) for each in chain)), "garbage"
+    )

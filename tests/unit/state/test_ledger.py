@@ -178,12 +178,6 @@ class TestLedgers:
         assert list(subject.due(clock.now)) == []
         assert only(subject, "another").left == 8.0
 
-    def test_the_amounts_of_strategies_are_for_the_metrics(self) -> None:
-        subject = Ledgers(Clock())
-        subject.configure(Limits(strategies={"pair": Limit(tokens=100, window_seconds=WINDOW)}), 0)
-        subject.of("")["pair"].spend(40.0, 40.0, NOW)
-        assert subject.left() == {"pair": {"left": 60.0}}
-
 
 def test_dollars_are_of_the_pool_and_tokens_of_the_request() -> None:
     pool = Pool.model_validate(

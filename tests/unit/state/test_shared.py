@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -224,21 +225,30 @@ def only_left(subject: Process) -> float:
     return subject.controllers.ledgers.of("acme")[""].left
 
 
-_OPEN: list[socket.socket] = []
+OPEN: list[socket.socket] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def closing() -> Iterator[None]:
+    """Close the sockets of `talks`."""
+    yield
+    for each in OPEN:
+        with suppress(OSError):
+            each.shutdown(socket.SHUT_RDWR)
+        each.close()
 
 
 def talks(answer: bytes) -> int:
     """The port of a server that says `answer` to each connection, and nothing more."""
-    import threading
-
     server = socket.create_server(("127.0.0.1", 0))
-    _OPEN.append(server)
+    OPEN.append(server)
 
     def serve() -> None:
-        while True:
-            connection, _ = server.accept()
-            _OPEN.append(connection)
-            connection.sendall(answer)
+        with suppress(OSError):
+            while True:
+                connection, _ = server.accept()
+                OPEN.append(connection)
+                connection.sendall(answer)
 
     threading.Thread(target=serve, daemon=True).start()
     return int(server.getsockname()[1])
