@@ -88,10 +88,8 @@ class ControllerState:
     @property
     def active(self) -> bool:
         """Whether anything is configured."""
-        settings = self._settings
-        return any(
-            (self._pressures, self._budgets, self._traffic, settings.session, self._health, settings.limits)
-        )
+        settings, states = self._settings, (self._pressures, self._budgets, self._traffic, self._health)
+        return any((*states, settings.session, settings.limits))
 
     @property
     def traffic(self) -> Mapping[str, LiveScores]:
