@@ -257,3 +257,19 @@ def talks(answer: bytes) -> int:
 async def test_a_store_that_cannot_be_used_is_a_problem_of_the_configuration() -> None:
     with pytest.raises(ConfigError, match=r"controllers\.store\.url"):
         Process("redis://127.0.0.1/0?socket_timeout=soon")
+
+
+@needs_valkey
+async def test_a_reload_may_change_or_remove_the_store(url: str) -> None:
+    subject = Process("unix:///nowhere")
+    await subject.state.sync()
+    assert subject.state.lost == "connection"
+    unused = subject.state.configure(SharedStore.model_validate({"url": url, "key": KEY, "replicas": 4}))
+    assert unused is not None
+    await unused.aclose()
+    await subject.state.sync()
+    assert (subject.state.lost, subject.failures) == ("", ["connection"])
+    await subject.state.close()
+    assert subject.state.age == 0.0
+    await subject.state.sync()
+    assert subject.failures == ["connection"]
