@@ -170,8 +170,14 @@ def start_replicas(count: int, controllers: Mapping[str, Any], **settings: str) 
         given = {"CONTROLLERS__STORE__URL": links[-1].url, **settings}
         given = {f"SEMROUTE__{key}": value.format(folder=own) for key, value in given.items()}
         sidecars.append(Sidecar(config, own, given))
-        sidecars[-1].start()
-    return Replicas(folder, background, valkey, links, sidecars)
+    running = Replicas(folder, background, valkey, links, sidecars)
+    try:
+        for sidecar in sidecars:
+            sidecar.start()
+    except BaseException:
+        running.close()
+        raise
+    return running
 
 
 def exchange(
