@@ -44,9 +44,9 @@ test: $(VENV)/.dev  ## run all tests, including those with a real Envoy
 conformance: $(VENV)/.dev  ## run every case of the protocol, raw and at a real Envoy, and write docs/conformance.md
 	$(BIN)/python -m pytest tests/conformance --messages 500000 --conformance-page docs/conformance.md $(TEST_ARGS)
 
-faults: $(VENV)/.dev  ## break every part under load, behind a real Envoy, and write docs/reliability.md; five minutes
+faults: $(VENV)/.dev  ## break every part under load, behind a real Envoy, and write docs/reliability.md; eight minutes
 	rm -f benchmarks/results/faults.jsonl
-	SEMROUTE_FAULTS=$(CURDIR)/benchmarks/results/faults.jsonl $(BIN)/python -m pytest tests/faults/test_faults.py
+	SEMROUTE_FAULTS=$(CURDIR)/benchmarks/results/faults.jsonl $(BIN)/python -m pytest tests/faults/test_faults.py tests/faults/test_shared_state.py
 	$(BIN)/python tools/gen_docs.py
 
 soak: $(VENV)/.dev  ## send honest requests among hostile ones for half an hour; writes build/soak.jsonl

@@ -163,6 +163,12 @@ class SessionStoreError(Event, frozen=True):
     what: str
 
 
+class SharedStoreFailed(Event, frozen=True):
+    """An exchange with the shared store failed; a key of `state.shared.PROBLEMS` (a metric label)."""
+
+    what: str
+
+
 class LogDropped(Event, frozen=True):
     """Log lines could not be written: their reader is slow or gone. Emitted from any thread."""
 

@@ -70,6 +70,9 @@ def settings() -> str:
         ("controllers.load", controllers.LoadController),
         ("controllers.load.ramps.MEASURE", controllers.Ramp),
         ("controllers.budgets.STRATEGY", controllers.Budget),
+        ("controllers.limits", controllers.Limits),
+        ("controllers.limits.tenants.NAME and controllers.limits.strategies.STRATEGY", controllers.Limit),
+        ("controllers.store", controllers.SharedStore),
         ("controllers.failover", controllers.Failover),
         ("controllers.session", controllers.SessionController),
         ("controllers.session.remote", controllers.RemoteSessions),
@@ -256,6 +259,22 @@ def faults() -> str:
     names |= {"counted": "counted by Envoy", "recovery": "recovered after s", "p50": "p50 s", "p99": "p99 s"}
     table = _markdown(list(names.values()), [[str(row[key]) for key in names] for row in rows])
     return "\n".join([f"Run on {max(row['at'] for row in rows)}.", "", *table])
+
+
+def shared_state() -> str:
+    """The recorded run of tools/measure_state.py: wait and CPU with and without the shared store."""
+    run = _result("state")
+    machine = run["machine"]
+    columns = ("shared", "wait p50 ms", "p99", "answer p50 ms", "p99", "CPU ms", "idle CPU %")
+    rows = []
+    for name, row in run["rows"].items():
+        times = (f"{row[kind][cut]:.3f}" for kind in ("wait_ms", "answer_ms") for cut in ("p50", "p99"))
+        rows.append((name, *times, f"{row['cpu_ms']:.2f}", f"{row['idle_percent']:.1f}"))
+    said = (
+        f"`python tools/measure_state.py`: {run['requests']:,} requests each, {run['at_once']} at once, "
+        f"in turns; {machine['cpu']}, {machine['cores']} cores, load {machine['load_before']} before."
+    )
+    return "\n".join([said, "", *_markdown(columns, rows)])
 
 
 def _markdown(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
@@ -472,6 +491,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "load-simulation": load_simulation,
     "faults": faults,
     "shared-encoder": shared_encoder,
+    "shared-state": shared_state,
     "bench aims": bench_aims,
     "bench costs": bench_costs,
     "bench load": bench_load,

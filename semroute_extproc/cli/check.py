@@ -46,7 +46,8 @@ def check(loaded: Loaded) -> dict[str, Bundle]:
     bundles = build.load_bundles(loaded.config, loaded.config.encoder.is_local)
     build.make_policies(loaded, bundles[DEFAULT])
     build.make_judges(loaded)
-    shared_sessions.connect(loaded.config.controllers.session)
+    found = loaded.config.controllers
+    shared_sessions.connect(found.session, store=found.store)
     if loaded.config.telemetry.decision_log is not None:
         log_files(loaded.config.telemetry.decision_log, 0)
     if loaded.config.encoder.is_local:

@@ -103,6 +103,9 @@ def contradictions(config: Config) -> Iterator[Problem]:
             yield Problem(("strategies", name, setting), message)
     for name in config.controllers.budgets:
         yield from _budget(config, name)
+    unpriced = [name for name, pool in config.pools.items() if pool.price is None]
+    if config.controllers.limits is not None and unpriced:
+        yield Problem(("controllers", "limits"), f"pools without a price: {', '.join(unpriced)}")
     if config.controllers.load is not None and not any(pool.metrics for pool in config.pools.values()):
         yield Problem(("controllers", "load"), "no pool has metrics, so the load is never known")
 

@@ -240,7 +240,7 @@ class Pipeline:
             # Look up the conversation's pool in the shared store or this process, and the pools' load.
             shared = await self._shared.find(keys.find, stages.deadline) if self._shared and keys.find else ""
             held = self._controllers.held(keys.find, shared, view, stages.now)
-            conditions = self._controllers.conditions(stages.now)
+            conditions = self._controllers.conditions(stages.now, asked.request.head)
             context = dataclasses.replace(context, conditions=conditions, held=held)
             stages.mark("controllers")
         context = await self._counted(context, stages)
@@ -253,6 +253,7 @@ class Pipeline:
             decision = dataclasses.replace(decision, pool=first, others=tuple(others))
         else:
             decision, context = await self._driver.decide(policy, context, stages)
+        self._controllers.pay(context, decision)
         if virtual.canary:
             canary = policy if policy in virtual.canary else ""
             decision = dataclasses.replace(decision, canary=canary, propensity=virtual.shares[policy])

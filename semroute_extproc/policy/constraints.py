@@ -1,5 +1,6 @@
 """Constraints: the pools that can serve a request at all, before rules and strategies choose. Pure."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 
 from semroute_extproc.policy.context import Candidates, Lock, RoutingContext
@@ -57,6 +58,23 @@ def candidates(pools: Mapping[str, Pool], default_pool: str, context: RoutingCon
         unsure = {name: may for name, may in unsure.items() if pools[name].context < largest}
     kept = {name: pools[name] for name in usable if name not in unsure}
     return Candidates(kept, lacking, untried, unsure)
+
+
+def affordable(found: Candidates, limit: str, context: RoutingContext) -> Candidates:
+    """Leave out pools that cost more than what is left of a limit, but not the cheapest pool."""
+    ledger, held = context.conditions.limits.get(limit), context.held
+    if ledger is None:
+        return found
+    tokens, output = context.prompt_tokens, context.view.max_output_tokens
+    costs = {name: cost(pool, tokens, output or 1) for name, pool in found.pools.items()}
+    least, stays = min(costs.values()), held.pool if held and held.lock is Lock.STATEFUL else ""
+    without = {
+        name: ledger.why
+        for name, pool in found.pools.items()
+        if costs[name] > least and ledger.cost(pool, tokens, output) > ledger.left and name != stays
+    }
+    kept = {name: pool for name, pool in found.pools.items() if name not in without}
+    return dataclasses.replace(found, pools=kept, excluded={**found.excluded, **without})
 
 
 def near(name: str, pool: Pool, context: RoutingContext) -> bool:

@@ -13,12 +13,13 @@ from semroute_extproc.settings.base import Effort
 from semroute_extproc.settings.pools import Pool
 
 if TYPE_CHECKING:
+    from semroute_extproc.state.ledger import Ledger
     from semroute_extproc.state.live import LiveScores
 
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """The controllers' state: a snapshot, except for `traffic`."""
+    """The controllers' state: a snapshot, except for `traffic` and `limits`."""
 
     pressure: Mapping[str, float] = field(default_factory=dict)  # By pool, 0 (quiet or unknown) to 1 (full).
     bias: Mapping[str, float] = field(default_factory=dict)  # By strategy, on the log-odds of its share.
@@ -27,6 +28,7 @@ class Conditions:
     ceiling: float | None = None
     """Bounds of the strong share under pressure; without a ceiling, pressure never raises the share."""
     failing: Mapping[str, str] = field(default_factory=dict)  # Pools excluded after failures, and why.
+    limits: "Mapping[str, Ledger]" = field(default_factory=dict)  # By strategy; the tenant's under "".
 
 
 class Lock(enum.StrEnum):
@@ -197,5 +199,6 @@ class Decision:
     session: str = ""  # How the conversation's pool affected it: `locked`, `kept` or `moved`; else empty.
     canary: str = ""  # The policy, if a model's canary drew it.
     propensity: float | None = None  # Probability of the policy, if its model has a canary.
+    limited: str = ""  # The limit that left pools out: `strategy` or `tenant`.
     others: tuple[str, ...] = ()  # Pools that could serve the request if `pool` fails.
     trace: tuple[TraceStep, ...] = ()

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 
-from semroute_extproc.policy.constraints import Denied, candidates
+from semroute_extproc.policy.constraints import Denied, affordable, candidates
 from semroute_extproc.policy.context import Choice, Decision, Held, Lock, RoutingContext, Strategy, TraceStep
 from semroute_extproc.policy.cost import COST_MAX
 from semroute_extproc.policy.rules import CompiledRule
@@ -49,8 +49,9 @@ class _Run:
     """One decision in progress."""
 
     def __init__(self, plan: PolicyPlan, context: RoutingContext) -> None:
-        self._plan, self._context = plan, context
+        self._plan, self._context, self._limited = plan, context, ""
         self._candidates = candidates(plan.pools, plan.default_pool, context)
+        self._limit("", "tenant")
         excluded, doubtful = self._candidates.excluded.items(), self._candidates.doubtful.items()
         self._trace = [TraceStep("constraint", pool, f"needs {why}") for pool, why in excluded]
         self._trace += [TraceStep("constraint", pool, f"may need {why}") for pool, why in doubtful]
@@ -65,6 +66,12 @@ class _Run:
             if matched:
                 return (yield from self._to(rule.target, rule.name))
         return (yield from self._to(self._plan.otherwise))
+
+    def _limit(self, name: str, kind: str) -> None:
+        """Apply a limit to the candidates."""
+        before = self._candidates
+        self._candidates = affordable(before, name, self._context)
+        self._limited = self._limited or (kind if self._candidates.pools != before.pools else "")
 
     def _note(self, what: str, name: str, result: str) -> None:
         self._trace.append(TraceStep(what, name, result))
@@ -105,6 +112,7 @@ class _Run:
             reasoning=effort,
             override=effort is not None and reasoning is not None and reasoning.override,
             fallback=self._context.fallback,
+            limited=self._limited,
             others=tuple(name for name in self._candidates.untried if name != decision.pool),
             trace=tuple(self._trace),
         )
@@ -112,6 +120,7 @@ class _Run:
     def _by_strategy(self, name: str) -> Deciding:
         """Decide by a strategy, unless the conversation's pool is locked or signals are missing."""
         strategy = self._plan.strategies[name]
+        self._limit(name, "strategy")
         held = self._held(name)
         if held is not None and held.lock:
             reason = f"conversation stays in {held.pool}: {held.lock}"

@@ -137,14 +137,17 @@ async def run(
         sinks.append(decisions.handle)
         closing.append(decisions.close)
     log.WRITER.emit = emit = to_all(*sinks)
-    posts = Feedback(decisions.pool_of, emit).posts if decisions else {}
     classifier = build.make_classifier(config, models, emit)
     await classifier.verify()
     live = LiveConfig(path, loaded, classifier, controllers, emit)
+    posts = Feedback(decisions.pool_of, emit, shared=live.state).posts if decisions else {}
+    if decisions is not None:
+        decisions.logged = live.state.remember
     servicer, health = Servicer(lambda: live.snapshot, emit), Health()
     accountant = Accountant(lambda: live.snapshot.pipeline.config, emit)
     server = GrpcServer(config.server, servicer, worker or 0, accountant)
     metrics.observe("drift", drift.readings)
+    await live.state.sync()  # Before serving, so that a wrong address or password is logged at the start.
     pages = _pages(metrics, health, servicer, live)
     signals.handle(reactions.stop.set, lambda: None if reactions.stop.is_set() else live.start(live.reload()))
     if worker is not None:
@@ -162,7 +165,8 @@ async def run(
     logger.info("server.serving", version=__version__, listen=address, admin=listen, encoders=encoders)
     scrape = scrape_pools(lambda: live.loaded.config.pools, emit)
     envoy = watch_envoy(lambda: live.loaded.config.controllers.envoy_admin, emit)
-    readers = [asyncio.create_task(each) for each in (scrape, envoy, recent.sample())]
+    tasks = (scrape, envoy, recent.sample(), live.state.run())
+    readers = [asyncio.create_task(each) for each in tasks]
     beat, watch = asyncio.create_task(health.beat()), asyncio.create_task(live.watch(reactions.stop))
     try:
         await reactions.stop.wait()
@@ -215,6 +219,7 @@ def _pages(metrics: PrometheusSink, health: Health, servicer: Servicer, live: Li
     for key in ("threshold", "reference", "scores", "realised"):
         metrics.observe(f"traffic_{key}", partial(values, "traffic", key))
     metrics.observe("pool_excluded", partial(values, "health", "excluded"))
+    metrics.observe("shared_store_age_seconds", lambda: live.state.age)
     metrics.observe("session_entries", lambda: (controllers.status()["sessions"] or {}).get("entries", 0))
     return {
         "/livez": lambda: probe(health.alive, "the event loop has stalled"),

@@ -25,6 +25,7 @@ from semroute_extproc.settings.base import Problem
 from semroute_extproc.state import shared_sessions
 from semroute_extproc.state.controllers import ControllerState
 from semroute_extproc.state.envoy_health import read_problems
+from semroute_extproc.state.shared import SharedState
 from semroute_extproc.strategies.judge_client import JudgeClient
 from semroute_extproc.strategies.profiles import ProfileDirectory, is_thin, thin_warning
 from semroute_extproc.strategies.registry import fingerprint
@@ -54,7 +55,9 @@ class LiveConfig:
         self.problems: tuple[str, ...] = ()  # What is wrong with the file then.
         self._reloading = asyncio.Lock()
         self._closing, self._tasks = asyncio.Event(), set[asyncio.Task[None]]()
-        self._shared = shared_sessions.connect(loaded.config.controllers.session, emit)
+        found = loaded.config.controllers
+        self._shared = shared_sessions.connect(found.session, emit, found.store)
+        self.state = SharedState(controllers, emit)
         self.loaded = loaded
         files = fingerprint(loaded.config.strategies)
         self._adopt(1, loaded, files, self._compile(loaded))
@@ -101,6 +104,7 @@ class LiveConfig:
         await asyncio.gather(*(judge.close() for judge in self._judges.values()))
         if self._shared is not None:
             await self._shared.close()
+        await self.state.close()
 
     def preview(self, path: Path) -> Loaded:
         """The configuration that a reload would apply if `path` were the file; raises ConfigError.
@@ -143,11 +147,14 @@ class LiveConfig:
     def _adopt(self, number: int, loaded: Loaded, files: str, compiled: Compiled) -> None:
         """Make a compiled configuration live; raises ConfigError before anything changes."""
         config, shared, (policies, profiles) = loaded.config, self._shared, compiled
-        if config.controllers.session != self.loaded.config.controllers.session:
-            shared = shared_sessions.connect(config.controllers.session, self._emit)
+        now, before = config.controllers, self.loaded.config.controllers
+        if (now.session, now.store) != (before.session, before.store):
+            shared = shared_sessions.connect(now.session, self._emit, now.store)
         judges = build.make_judges(loaded, self._judges)
         parts = judges, self.controllers, shared, build.make_counter(loaded)
         pipeline = Pipeline(config, policies, self.classifier, self._emit, *parts)
+        if (unused := self.state.configure(now.store)) is not None:
+            self.start(unused.aclose())
         self.snapshot = ConfigSnapshot(number, build.exchange_settings(pipeline), pipeline)
         if self._shared is not None and self._shared is not shared:
             # Open streams still use the old store; their lookups now fail and are counted.
@@ -155,8 +162,8 @@ class LiveConfig:
         self.loaded, self._files, self._shared, self.since = loaded, files, shared, time.time()
         self.controllers.configure(config.pools, config.controllers, config.strategies)
         self.controllers.follow(next(iter(policies.values())).strategies if policies else {})
-        before, self._judges = self._judges, judges
-        for strategy, judge in before.items():
+        retired, self._judges = self._judges, judges
+        for strategy, judge in retired.items():
             if judges.get(strategy) is not judge:
                 self.start(self._retire(judge))
         read, self._profiles = self._profiles, profiles

@@ -85,7 +85,7 @@ class RemoteSessions(Model):
     """A Valkey or Redis server that the workers share; needs the extra `valkey`."""
 
     url: SecretStr = Field(description="`valkey://host:6379/0`, `rediss://…`, or `unix:///path`.")
-    key: SecretStr = Field(min_length=16, description="Shared key of the conversation hashes.")
+    key: SecretStr = Field(min_length=16, description="Shared key of the hashes that name entries.")
     timeout_ms: float = Field(2, gt=0, le=10, description="Lookup timeout; then the local memory is used.")
 
     @field_validator("url")
@@ -98,6 +98,44 @@ class RemoteSessions(Model):
         except ValueError:
             raise ValueError("has an invalid port; in a password write / as %2F, @ as %40") from None
         return value
+
+
+class SharedStore(RemoteSessions):
+    """A Valkey or Redis server that every process of the sidecar shares; needs the extra `valkey`."""
+
+    replicas: int = Field(
+        ge=1, le=1_000, description="Most sidecar processes at a time: replicas, times workers, and surge."
+    )
+
+
+class Limit(Model):
+    """What requests may spend in more expensive pools than they need; then they get the cheapest one."""
+
+    dollars: float | None = Field(None, gt=0, description="By the pools' prices; else give `tokens`.")
+    tokens: float | None = Field(None, gt=0, description="Tokens of prompts and answers.")
+    window_seconds: float = Field(
+        86_400, ge=10, le=604_800, description="Length of a window; windows begin at multiples since 1970."
+    )
+    output_tokens: int = Field(400, ge=1, description="Assumed answer length; limited by the client's limit.")
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> Self:
+        if (self.dollars is None) == (self.tokens is None):
+            raise ValueError("give exactly one of dollars and tokens")
+        return self
+
+
+class Limits(Model):
+    """Spending limits, each held by all processes together with `controllers.store`."""
+
+    strategies: dict[StrategyName, Limit] = Field(
+        {}, max_length=base.STRATEGIES_MAX, description="By strategy."
+    )
+    tenants: dict[Annotated[str, Field(max_length=128)], Limit] = Field(
+        {},
+        max_length=1_024,
+        description="By `x-semroute-tenant`, for each tenant; `*`: for each tenant that is not listed.",
+    )
 
 
 class SessionController(Model):
@@ -164,7 +202,11 @@ class Controllers(Model):
     budgets: dict[StrategyName, Budget] = Field(
         {}, max_length=base.STRATEGIES_MAX, description="By strategy."
     )
+    limits: Limits | None = Field(None, description="Limits of dollars or tokens in a window.")
     session: SessionController | None = Field(None, description="Keeps a conversation in its pool.")
+    store: SharedStore | None = Field(
+        None, description="Shares conversations, limits, live scores and outcomes between processes."
+    )
     failover: Failover | None = Field(None, description="Sends requests to another pool if one fails.")
 
     @property

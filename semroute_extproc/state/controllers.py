@@ -1,10 +1,12 @@
 """Controllers keep state between requests and shift the trade-off. Pure; time and hash key are arguments."""
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from semroute_extproc.policy.context import Conditions, Decision, Held, RoutingContext, Strategy
+from semroute_extproc.policy.rules import TENANT_HEADER
 from semroute_extproc.request.handover import CONTEXT
 from semroute_extproc.request.view import Api, RequestHead, RequestView
 from semroute_extproc.settings.base import pair_of
@@ -12,6 +14,7 @@ from semroute_extproc.settings.controllers import Controllers
 from semroute_extproc.settings.pools import Pool, cost
 from semroute_extproc.state.budget import BudgetController
 from semroute_extproc.state.envoy_health import NO_CLUSTER
+from semroute_extproc.state.ledger import Ledgers
 from semroute_extproc.state.live import LiveScores
 from semroute_extproc.state.pool_health import PoolHealth
 from semroute_extproc.state.pressure import PoolPressure
@@ -24,8 +27,10 @@ CLIENT_HEADERS = ("x-semroute-tenant", "x-envoy-external-address")  # The first 
 class ControllerState:
     """The controllers of one process, inactive until configured. A reload keeps unchanged parts."""
 
-    def __init__(self, secret: bytes = b"") -> None:
+    def __init__(self, secret: bytes = b"", wall: Callable[[], float] = time.time) -> None:
         """`secret`, at most 64 bytes, keys conversations and draws if no shared key is configured."""
+        self.ledgers = Ledgers(wall)
+        self.hurry: Callable[[], None] = lambda: None  # Called if a larger part of a limit is needed soon.
         self.own_secret = self._secret = secret
         self._shared_secret = b""  # the same in every process; replicas are chosen by it
         self._tags: Mapping[str, str] = {}
@@ -59,9 +64,11 @@ class ControllerState:
         for name, budget in settings.budgets.items():
             same = before.budgets.get(name) == budget and self._strategies.get(name) == strategies[name]
             budgets[name] = self._budgets[name] if same else BudgetController(budget)
-        if session != before.session:
+        self.ledgers.configure(settings.limits, settings.store.replicas if settings.store else 0)
+        if (session, settings.store) != (before.session, before.store):
             self._sessions = Sessions(session.entries_max, session.ttl_seconds) if session else None
-            shared = session.remote.key.get_secret_value() if session and session.remote else ""
+            remote = session and (session.remote or settings.store)
+            shared = remote.key.get_secret_value() if remote else ""
             self._shared_secret = shared.encode()[:64]
             self._secret = self._shared_secret or self.own_secret
         self._tags = {tag(name): name for name in pools}
@@ -82,7 +89,13 @@ class ControllerState:
     @property
     def active(self) -> bool:
         """Whether anything is configured."""
-        return any((self._pressures, self._budgets, self._traffic, self._settings.session, self._health))
+        settings, states = self._settings, (self._pressures, self._budgets, self._traffic, self._health)
+        return any((*states, settings.session, settings.limits))
+
+    @property
+    def traffic(self) -> Mapping[str, LiveScores]:
+        """The live scores by strategy."""
+        return self._traffic
 
     def failing(self, now: float) -> Mapping[str, str]:
         """The pools that are excluded after failures, and why."""
@@ -111,8 +124,9 @@ class ControllerState:
             missing = NO_CLUSTER if clusters else ""
             health.in_envoy = clusters.get(self._pools[name].cluster, missing)
 
-    def conditions(self, now: float) -> Conditions:
-        """The conditions for one request."""
+    def conditions(self, now: float, head: RequestHead | None = None) -> Conditions:
+        """The conditions for one request, whose tenant is in its `head`."""
+        limits = self.ledgers.of(head.headers.get(TENANT_HEADER, "") if head else "")
         if now - self._snapshot_at >= REFRESH_SECONDS:
             values = ((name, pressure.at(now)) for name, pressure in self._pressures.items())
             self._snapshot = {name: value for name, value in values if value > 0.0}
@@ -120,8 +134,8 @@ class ControllerState:
         biases = {name: budget.bias for name, budget in self._budgets.items()}
         failing = self.failing(now)
         if (load := self._settings.load) is None:
-            return Conditions(bias=biases, traffic=self._traffic, failing=failing)
-        return Conditions(self._snapshot, biases, self._traffic, load.floor, load.ceiling, failing)
+            return Conditions(bias=biases, traffic=self._traffic, failing=failing, limits=limits)
+        return Conditions(self._snapshot, biases, self._traffic, load.floor, load.ceiling, failing, limits)
 
     def keys(self, head: RequestHead, view: RequestView) -> Keys:
         """The keys of the request's conversation; empty if it has none or sessions are off."""
@@ -170,6 +184,19 @@ class ControllerState:
         if context.held is None:
             return "lost" if lock_of(context.view) else "new" if key else "none"
         return decision.session or ("same" if decision.pool == context.held.pool else "moved")
+
+    def pay(self, context: RoutingContext, decision: Decision) -> None:
+        """Count a decision for its limits, unless it chose the cheapest pool; every attempt counts."""
+        limits, tokens = context.conditions.limits, context.prompt_tokens
+        output = context.view.max_output_tokens
+        among = {name: self._pools[name] for name in (decision.pool, *decision.others) if name in self._pools}
+        for ledger in (limits[name] for name in {"", decision.strategy} & limits.keys() if among):
+            costs = {name: cost(pool, tokens, output or 1) for name, pool in among.items()}
+            counts = {name: ledger.cost(pool, tokens, output) for name, pool in among.items()}
+            pays = costs.get(decision.pool, 0.0) > min(costs.values())
+            ledger.spend(counts[decision.pool] if pays else 0.0, max(counts.values()), self.ledgers.wall())
+            if ledger.low:
+                self.hurry()
 
     def _pay(self, budget: BudgetController, context: RoutingContext, decision: Decision, now: float) -> None:
         """Report a decision, unless the current configuration lacks its pool, price or strategy."""

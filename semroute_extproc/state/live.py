@@ -10,6 +10,9 @@ is added to the log-odds of the share (Robbins and Monro 1951; under drift: Gibb
 2106.00170, section 2). Over N requests with the bias inside its bound, for any traffic,
 
     |mean of strong − mean of the shares asked for| <= (largest bias − smallest bias) / (GAIN · N)
+
+Processes that share a store have one bias and one window: each sends its own scores, and takes those of the
+others (`merge`). These are late by an exchange, so the gain shrinks with the number of requests in it.
 """
 
 import math
@@ -23,6 +26,8 @@ WINDOW = 2_000  # Most scores in a window.
 FADE = 2  # Live scores for each reference score that leaves a window; 101 are gone after 202.
 GAIN = 0.1  # With a share of 0.3, an error shrinks by a factor of e in 1 / (0.1 · 0.21) = 48 requests.
 BIAS_MAX = 4.0  # Log-odds.
+LATE_MAX = 20  # Requests of others in a sync that the full gain stands: 20 · 0.1 · 0.21 is a change of 0.4.
+UNSENT_MAX = 512  # Scores for the others; of more in one sync, the latest.
 STRIDE = 10  # Reference scores leave in steps of 10 %, so that those that stay cover the whole range.
 
 Quantiles = Sequence[float]
@@ -79,14 +84,46 @@ class LiveScores:
         self.bias = 0.0
         self.requests = self.live = 0  # All; and those with a score in `scores`, next to the reference's.
         self.realised: float | None = None  # Mean of strong over the last `WINDOW` requests.
+        self._gain, self._moved, self._unsent = GAIN, 0.0, deque[float](maxlen=UNSENT_MAX)
+        self._learned = 0  # Requests of this process.
+        self.since, self._counted = "", 0  # The last entry of the store that was read, and its count.
 
     def learn(self, score: float, asked: float, strong: bool) -> None:
         """Learn from a request that its score (0..1) alone decided, where the share `asked` was aimed at."""
-        self.requests += 1
-        self.bias = min(max(self.bias + GAIN * (asked - strong), -BIAS_MAX), BIAS_MAX)
+        before = self.bias
+        self.bias = min(max(before + self._gain * (asked - strong), -BIAS_MAX), BIAS_MAX)
+        self._moved, self._learned = self._moved + self.bias - before, self._learned + 1
+        self._unsent.append(score)
         # A plain mean until the window is full, then an exponential moving average.
         mean = self.realised or 0.0
-        self.realised = mean + (strong - mean) / min(self.requests, WINDOW)
+        self.realised = mean + (strong - mean) / min(self._learned, WINDOW)
+        self._add(score)
+
+    @property
+    def waits(self) -> bool:
+        """Whether there are scores for the others."""
+        return bool(self._unsent)
+
+    def unsent(self) -> tuple[list[float], float]:
+        """Scores for the others, which are sent once, and the change of the bias."""
+        scores = [*self._unsent]
+        self._unsent.clear()
+        return scores, self._moved
+
+    def merge(self, scores: Sequence[float], bias: float, moved: float, count: int, own: int) -> None:
+        """Take the others' scores, and of all requests the bias and the `count`.
+
+        `moved` and the `own` number of scores are in them.
+        """
+        late = count - self._counted - own if self._counted else 0
+        self._moved, self._counted = self._moved - moved, count
+        self.bias = min(max(bias + self._moved, -BIAS_MAX), BIAS_MAX)
+        self._gain = GAIN * min(1.0, LATE_MAX / max(late, 1))
+        for score in scores:
+            self._add(score)
+
+    def _add(self, score: float) -> None:
+        self.requests += 1
         insort(self.scores, score)
         self._by_age.append(score)
         while len(self.scores) > min(len(self.reference) + self.requests // FADE, WINDOW):

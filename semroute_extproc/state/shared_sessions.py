@@ -18,7 +18,7 @@ from cachetools import TTLCache
 from semroute_extproc.errors import ConfigError
 from semroute_extproc.events import Emit, SessionStoreError, ignore
 from semroute_extproc.io.breaker import Breaker
-from semroute_extproc.settings.controllers import SessionController
+from semroute_extproc.settings.controllers import RemoteSessions, SessionController, SharedStore
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -97,20 +97,27 @@ class SharedSessions:
             self._emit(SessionStoreError("write_error"))
 
 
-def connect(settings: SessionController | None, emit: Emit = ignore) -> SharedSessions | None:
-    """The shared store, if configured; raises ConfigError for a missing library or an invalid URL."""
-    if settings is None or (remote := settings.remote) is None:
+def connect(
+    settings: SessionController | None, emit: Emit = ignore, store: SharedStore | None = None
+) -> SharedSessions | None:
+    """The store of conversations, if configured: their own or the one of all; raises ConfigError."""
+    if settings is None or (remote := settings.remote or store) is None:
         return None
+    client = client_of(remote, "controllers.session.remote" if settings.remote else "controllers.store")
+    return SharedSessions(client, remote.timeout_ms, settings.ttl_seconds, emit)
+
+
+def client_of(remote: RemoteSessions, path: str) -> Redis:
+    """A client; raises ConfigError for a missing library or an invalid URL."""
     try:
         from redis import asyncio as library
 
         # The library calls the schemes `valkey` and `valkeys` `redis` and `rediss`.
         url = re.sub("^valkey", "redis", remote.url.get_secret_value())
-        store = library.Redis.from_url(url, max_connections=2 * WRITES_MAX, socket_connect_timeout=1.0)
-        return SharedSessions(store, remote.timeout_ms, settings.ttl_seconds, emit)
+        return library.Redis.from_url(url, max_connections=2 * WRITES_MAX, socket_connect_timeout=1.0)
     except ImportError:
         problem = ": needs the extra: pip install 'semroute-extproc[valkey]'"
     except ValueError:
         # The library's message is dropped, because it repeats part of the URL, possibly of the password.
         problem = ".url: has an option that the library rejects"
-    raise ConfigError([f"controllers.session.remote{problem}"])
+    raise ConfigError([f"{path}{problem}"])

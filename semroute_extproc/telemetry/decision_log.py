@@ -113,6 +113,7 @@ class DecisionWriter:
         self, settings: DecisionLog, worker: int, emit: Emit, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._settings, self._emit, self._clock = settings, emit, clock
+        self.logged: Callable[[str, str], object] = lambda _id, _pool: None  # Gets each logged request.
         self._config = ""  # The digest of the live configuration.
         key = settings.key.get_secret_value().encode() if settings.key else secrets.token_bytes(32)
         self._key = key[:64]
@@ -183,6 +184,7 @@ class DecisionWriter:
             record = of_decision(event, self._config, self._settings, self._key)
             if event.request_id:
                 self._pools[record["request_id"]] = event.outcome.pool
+                self.logged(record["request_id"], event.outcome.pool)
             if len(self._pools) > POOLS_MAX:
                 self._pools.popitem(last=False)
             try:

@@ -3,12 +3,14 @@
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import compress
 from threading import Lock
 from typing import Annotated, Literal
 
 import msgspec
 
 from semroute_extproc.events import Emit, OutcomeReported
+from semroute_extproc.state.shared import SharedState
 from semroute_extproc.telemetry.admin import Page, Posts, as_json, text
 from semroute_extproc.telemetry.record import REQUEST_ID_CHARACTERS_MAX
 
@@ -56,9 +58,14 @@ class Feedback:
     """Takes the outcomes of logged requests; called by the threads of the admin port."""
 
     def __init__(
-        self, pool_of: Callable[[str], str], emit: Emit, clock: Callable[[], float] = time.monotonic
+        self,
+        pool_of: Callable[[str], str],
+        emit: Emit,
+        clock: Callable[[], float] = time.monotonic,
+        shared: SharedState | None = None,
     ) -> None:
-        self._pool_of, self._emit, self._clock = pool_of, emit, clock
+        """`shared` knows the requests of other processes, and what was reported to them."""
+        self._pool_of, self._emit, self._clock, self._shared = pool_of, emit, clock, shared
         self.posts: Posts = {"/outcomes": self.post, KNOWN: partial(self.post, known_only=True)}
         self._lock, self._left, self._at = Lock(), float(BURST_MAX), clock()
 
@@ -71,10 +78,15 @@ class Feedback:
         if not found:
             return text(400, "no outcome: send a JSON object, or one in each line\n")
         pools = {each.request_id: self._pool_of(each.request_id) for each in found}
+        if self._shared is not None:
+            pools |= self._shared.pools_of([name for name, pool in pools.items() if not pool])
         taken = [each for each in found if pools[each.request_id] or not known_only]
         if not self._admit(len(taken)):
             return text(429, f"more than {PER_SECOND_MAX} outcomes per second: send them again later\n")
-        for each in taken:
+        new = [True] * len(taken)
+        if self._shared is not None:
+            new = self._shared.first([ENCODE(each).decode() for each in taken])
+        for each in compress(taken, new):
             self._emit(each.event(pools[each.request_id]))
         if not known_only:
             return as_json({"accepted": len(taken)})

@@ -70,6 +70,7 @@ class PrometheusSink:
             ev.LogDropped: lambda event: self._child("log_lines_dropped").inc(event.lines),
             ev.RecordsWritten: self._records,
             ev.OutcomeReported: self._reported,
+            ev.SharedStoreFailed: lambda event: self._count("shared_store_errors", event.what),
             ev.SessionStoreError: lambda event: self._count("session_remote_errors", event.what),
         }
         self.handle = by_type(handlers)
@@ -128,6 +129,8 @@ class PrometheusSink:
             self._child("decision_duration_seconds").observe(outcome.total_ms / 1e3)
         for name, ms in outcome.milliseconds().items():
             self._child("stage_duration_seconds", name).observe(ms / 1e3)
+        if decision and decision.limited:
+            self._count("limited", strategy if decision.limited == "strategy" else "", decision.limited)
         if outcome.session:
             self._count("sessions", outcome.session)
         if (failed := outcome.failed) is not None:

@@ -73,11 +73,12 @@ def find_valkey() -> Path | None:
     return next((path for path in found if path.is_file()), None)
 
 
-def start_valkey(folder: Path) -> tuple[Process, str]:
-    """A Valkey server on a socket, and its address."""
+def start_valkey(folder: Path, *more: str, persist: bool = False) -> tuple[Process, str]:
+    """A Valkey server on a socket, and its address; `more` are its options."""
     path, binary = folder / "valkey.sock", find_valkey()
     assert binary is not None
     command = [str(binary), "--port", "0", "--unixsocket", str(path), "--save", "", "--dir", str(folder)]
+    command += [*more, "--appendonly", "yes" if persist else "no", "--appendfsync", "always"]
     process = Process("Valkey", command, folder / "valkey.log")
     process.start(lambda: _accepts(path), 10.0)
     return process, f"unix://{path}"

@@ -125,6 +125,8 @@ def test_every_secret_setting_is_one_that_no_error_shows() -> None:
     assert set(secret_settings(Config)) == {
         ("controllers", "session", "remote", "url"),
         ("controllers", "session", "remote", "key"),
+        ("controllers", "store", "url"),
+        ("controllers", "store", "key"),
         ("admin", "token"),
         ("server", "secret"),
         ("telemetry", "decision_log", "key"),

@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from builders import LABELS, PAIR, build_policies, config, decided, plans, signals
+from builders import LABELS, PAIR, POOLS, build_policies, config, decided, plans, signals
 from pydantic import ValidationError
 
 from semroute_extproc.cli.check import suspicious
@@ -19,6 +19,8 @@ from semroute_extproc.policy.draw import unit_interval
 from semroute_extproc.policy.plan import SIGNALS, PolicyPlan
 from semroute_extproc.policy.rules import REQUEST_FACTS, SIGNAL_FACTS
 from semroute_extproc.request.view import Api, RequestHead, RequestView, Turn
+from semroute_extproc.settings.controllers import Limit
+from semroute_extproc.state.ledger import Ledger
 
 
 def compiled(
@@ -611,3 +613,55 @@ class TestReasoning:
     def test_bands_that_leave_a_gap_are_refused(self, wrong: dict[str, Any], message: str) -> None:
         with pytest.raises(ValidationError, match=message):
             compiled(otherwise={"pool": "large", "reasoning": wrong})
+
+
+class TestLimits:
+    PRICES = {"small": 1.0, "eyes": 2.0, "large": 10.0}
+
+    def plan(self, **policy: Any) -> PolicyPlan:
+        pools = {
+            name: {**pool, "price": {"input": self.PRICES[name], "output": self.PRICES[name]}}
+            for name, pool in POOLS.items()
+        }
+        policies = {"main": {"otherwise": {"strategy": "s"}, **policy}}
+        return plans(config(pools=pools, policies=policies))["main"]
+
+    def spent(self, key: str, left: float) -> Conditions:
+        ledger = Ledger("strategy:s" if key else "tenant:acme", Limit(tokens=1_000, window_seconds=60), 0)
+        ledger.begin(60.0, 0.0)
+        ledger.spend(1_000 - left, 0.0, 60.0)
+        return Conditions(limits={key: ledger})
+
+    @pytest.mark.parametrize(("key", "limit"), [("", "tenant"), ("s", "strategy")])
+    def test_a_spent_limit_leaves_the_cheapest_pool_and_says_so(self, key: str, limit: str) -> None:
+        context = facts(signals=signals(difficulty=0.9), conditions=self.spent(key, 0.0))
+        found = decided(self.plan(), context)
+        assert (found.pool, found.limited) == ("small", limit)
+        assert f"but large lacks budget: the {limit}'s 1000 tokens per 60 s are spent" in found.reason
+
+    def test_what_is_left_is_for_requests_that_it_covers(self) -> None:
+        """A request counts 410 tokens: 10 of the prompt, and 400 of an answer."""
+        for left, pool in ((409.0, "small"), (411.0, "large")):
+            context = facts(signals=signals(difficulty=0.9), conditions=self.spent("", left))
+            assert decided(self.plan(), context).pool == pool
+
+    def test_it_holds_for_the_pools_of_rules_and_of_conversations(self) -> None:
+        found = decided(self.plan(otherwise={"pool": "large"}), facts(conditions=self.spent("", 0.0)))
+        assert (found.pool, found.limited) == ("small", "tenant")
+        held = Held("large", margin=0.3)
+        context = facts(signals=signals(difficulty=0.9), conditions=self.spent("", 0.0), held=held)
+        assert decided(self.plan(), context).pool == "small"
+
+    def test_a_conversation_that_a_pool_stores_stays_there(self) -> None:
+        held = Held("large", Lock.STATEFUL)
+        context = facts(signals=signals(difficulty=0.9), conditions=self.spent("", 0.0), held=held)
+        assert decided(self.plan(), context).pool == "large"
+
+    def test_the_only_pool_that_can_serve_a_request_is_its_cheapest(self) -> None:
+        context = facts({"images": True}, signals=signals(difficulty=0.9), conditions=self.spent("", 0.0))
+        found = decided(self.plan(), context)
+        assert (found.pool, found.limited) == ("eyes", "")
+
+    def test_a_limit_of_another_strategy_does_not_matter(self) -> None:
+        context = facts(signals=signals(difficulty=0.9), conditions=self.spent("other", 0.0))
+        assert (decided(self.plan(), context).pool, decided(self.plan(), context).limited) == ("large", "")

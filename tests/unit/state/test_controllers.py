@@ -321,3 +321,46 @@ class TestFailover:
         handed = dataclasses.replace(facts(), tried={"small": "500"})
         subject.decided(handed, decision("large"), "", 0.1)
         assert subject.status()["budgets"]["s"]["requests"] == 1
+
+
+class TestLimits:
+    """The prompt has 1,000 tokens and the answer counts as 400, in dollars per million: 1, 10 and 2."""
+
+    def subject(self) -> tuple[ControllerState, list[str]]:
+        limits = {"tenants": {"*": {"dollars": 1.0}}, "strategies": {"s": {"tokens": 10_000}}}
+        found, hurried = controllers(PRICED, limits=limits), list[str]()
+        found.hurry = lambda: hurried.append("now")
+        return found, hurried
+
+    def left(self, subject: ControllerState, tenant: str = "acme") -> dict[str, float]:
+        head = RequestHead("POST", "/", {"x-semroute-tenant": tenant})
+        return {name: each.left for name, each in subject.conditions(0.0, head).limits.items()}
+
+    def pay(self, subject: ControllerState, pool: str, *others: str) -> None:
+        head = RequestHead("POST", "/", {"x-semroute-tenant": "acme"})
+        subject.pay(facts(conditions=subject.conditions(0.0, head)), decision(pool, others=others))
+
+    def test_a_request_in_an_expensive_pool_counts_for_its_tenant_and_its_strategy(self) -> None:
+        subject, _ = self.subject()
+        self.pay(subject, "large", "small")
+        assert self.left(subject) == {"": pytest.approx(1.0 - 0.014), "s": 10_000 - 1_400}
+        assert self.left(subject, "other") == {"": 1.0, "s": 10_000 - 1_400}
+
+    def test_a_request_in_the_cheapest_pool_that_could_serve_it_counts_nothing(self) -> None:
+        subject, _ = self.subject()
+        self.pay(subject, "small", "large")
+        self.pay(subject, "large")
+        assert self.left(subject) == {"": 1.0, "s": 10_000.0}
+
+    def test_a_lease_that_ends_is_asked_for_before_it_is_gone(self) -> None:
+        subject, hurried = self.subject()
+        for _ in range(5):
+            self.pay(subject, "large", "small")
+        assert hurried == []
+        self.pay(subject, "large", "small")
+        assert hurried == ["now"]
+
+    def test_limits_need_prices(self) -> None:
+        assert wrong(controllers={"limits": {"tenants": {"*": {"dollars": 1.0}}}}) == [
+            "pools without a price: small, large, eyes"
+        ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -121,3 +122,31 @@ def test_outcomes_are_counted_by_pool_kind_and_a_bounded_number_of_sources() -> 
     assert 'semroute_reported_total{kind="score",pool="large",source="s0"} 1.0' in page
     other = 2 * SOURCES_MAX - (SOURCES_MAX - 1)
     assert f'semroute_reported_total{{kind="score",pool="large",source="other"}} {other}.0' in page
+
+
+class Elsewhere:
+    """What another process knows."""
+
+    def __init__(self) -> None:
+        self.reports = set[str]()
+
+    def pools_of(self, request_ids: Sequence[str]) -> dict[str, str]:
+        return {each: "large" for each in request_ids if each == "elsewhere"}
+
+    def first(self, reports: Sequence[str]) -> list[bool]:
+        new = [each not in self.reports for each in reports]
+        self.reports.update(reports)
+        return new
+
+
+def test_an_outcome_of_another_process_finds_its_pool_and_counts_once() -> None:
+    events, elsewhere = list[Event](), Elsewhere()
+    processes = [Feedback(POOLS.get, events.append, shared=elsewhere) for _ in range(2)]  # type: ignore[arg-type]
+    report = b'{"request_id": "elsewhere", "label": "good"}'
+    assert [each.post(report).status for each in processes * 2] == [200] * 4
+    assert [(each.request_id, each.pool) for each in events if isinstance(each, OutcomeReported)] == [
+        ("elsewhere", "large")
+    ]
+    processes[0].post(b'{"request_id": "elsewhere", "label": "bad"}')
+    assert len(events) == 2, "another verdict"
+    assert processes[1].post(report, known_only=True).body == b"", "it is known here"
