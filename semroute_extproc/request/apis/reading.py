@@ -263,5 +263,6 @@ class Body(msgspec.Struct, gc=False):
             effort = string(asked.effort)
         if effort not in EFFORTS:
             effort = "none" if False in flags else "medium" if True in flags else ""
-        found = {"effort": effort, "reasoning_set": other or bool(paths), "reasoning_paths": tuple(paths)}
+        chosen = other or bool(paths) or bool(effort)
+        found = {"effort": effort, "reasoning_set": chosen, "reasoning_paths": tuple(paths)}
         return {**found, "thinking_tokens": positive(thinking.budget_tokens)}
