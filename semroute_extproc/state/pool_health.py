@@ -3,8 +3,8 @@
 Failures are known from requests that Envoy hands back, from the pool's metrics page and from Envoy's view of
 the cluster. Successes are not reported, so requests are counted when they are sent: a pool is excluded once
 enough of them, and at least half, have failed. An error that the pool answers may be the request's fault, so
-at least half of the clients must have met one. After a pause one request tests the pool, and no failure for a
-while is a success. Envoy tests its hosts itself, so a pool is excluded as long as Envoy has no healthy host.
+most clients must have met one. After a pause one request tests the pool, and no failure for a while is a
+success. Envoy tests its hosts itself, so a pool is excluded as long as Envoy has no healthy host.
 """
 
 import math
@@ -12,7 +12,7 @@ import math
 from semroute_extproc.request.handover import UNREACHABLE
 from semroute_extproc.settings.controllers import Failover
 
-FAILED_SHARE_MIN = 0.5  # Share of the requests, and of the clients, that must have failed for an exclusion.
+FAILED_SHARE_MIN = 0.5  # Share of the requests that must have failed, and that more of the clients must have.
 CLIENTS_MAX = 1_024  # That are told apart in a window.
 TEST_SECONDS = 5.0  # If the testing request has not failed after this time, the pool is used again.
 SCRAPES_MAX = 3  # Failed scrapes in a row that exclude the pool.
@@ -62,7 +62,7 @@ class PoolHealth:
             if self.why and self._blamed(client):
                 return
             _add(self._failing, client)
-            enough &= len(self._failing) >= FAILED_SHARE_MIN * len(self._clients | self._earlier)
+            enough &= len(self._failing) > FAILED_SHARE_MIN * len(self._clients | self._earlier)
         if self.why or enough:
             self._exclude(failure, now)
 

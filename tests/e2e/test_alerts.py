@@ -236,3 +236,22 @@ async def test_a_pool_with_more_requests_than_its_limit_shows_in_envoys_metrics(
         for response in await asyncio.gather(*requests):
             await response.read()
     assert watched(gateway, "SemroutePoolCircuitOpen") >= 1
+
+
+@pytest.mark.failure
+async def test_connections_beyond_the_limit_show_in_envoys_metrics(
+    make_gateway: MakeGateway, make_sidecar: MakeSidecar
+) -> None:
+    def narrow(bootstrap: Bootstrap) -> None:
+        [monitor] = [
+            each["typed_config"]
+            for each in bootstrap["overload_manager"]["resource_monitors"]
+            if "max_active_downstream_connections" in each["typed_config"]
+        ]
+        monitor["max_active_downstream_connections"] = 4
+
+    gateway = make_gateway([make_sidecar()], edit=narrow)
+    with contextlib.ExitStack() as idle:
+        for _ in range(8):
+            idle.enter_context(connect(gateway))
+        wait_for(lambda: watched(gateway, "SemrouteConnectionsFull") >= 1, 5, "the alert's metric")

@@ -71,15 +71,15 @@ def test_a_connection_that_fails_is_no_clients_fault() -> None:
 
 def test_a_client_whose_requests_failed_does_not_test_the_pool_if_there_are_others() -> None:
     subject = health()
-    subject.sent(0.0, "b")
-    for _ in range(3):
-        subject.sent(0.0, "a")
-        subject.failed("500", 0.0, "a")
+    subject.sent(0.0, "c")
+    for client in "aab":
+        subject.sent(0.0, client)
+        subject.failed("500", 0.0, client)
     subject.sent(10.0, "a")
     subject.failed("500", 10.1, "a")
     assert subject.excluded(10.1) == "", "not extended"
-    subject.sent(10.2, "b")
-    assert subject.excluded(10.2) == "500", "b's request is the test"
+    subject.sent(10.2, "c")
+    assert subject.excluded(10.2) == "500", "c's request is the test"
     assert subject.excluded(10.2 + TEST_SECONDS) == ""
 
 
