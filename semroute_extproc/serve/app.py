@@ -147,7 +147,7 @@ async def run(
     listen = admin or config.admin.listen
     await server.start()
     # After binding the server, so that a second process does not take over the first one's admin socket.
-    views, guards = Views(live, recent, metrics), config.admin.guards()
+    views, guards = Views(live, recent, metrics, drift), config.admin.guards()
     site = PageSite(views.all(), {"state": views.state, "decisions": views.decisions})
     admin_server = AdminServer(listen, pages, posts=posts, site=site, **guards) if listen else None
     await server.ready()

@@ -59,7 +59,7 @@ WORKER = textwrap.dedent(
     state = {
         "minutes": [[int(time.time() // 60), [count]]],
         "pools": {"small": {"price": None, "health": None, "load": {}, "metrics": None, "pressure": None}},
-        "sizes": {}, "pairs": {}, "traffic": {}, "ms": [1.0, 2.0], "problems": [],
+        "sizes": {}, "pairs": {}, "traffic": {}, "ms": [1.0, 2.0], "problems": [], "drift": [],
     }
     rows = [{"time": 10 * n + int(index), "request_id": f"id-{index}-{n}", "facts": {"outcome": "routed",
              "reason": "why"}, "total_ms": 1.0} for n in (1, 2)]

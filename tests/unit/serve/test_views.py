@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 import pytest
 import pytest_asyncio
-from builders import FakeEncoder, classifier, raw
+from builders import BUNDLE, MANIFEST, FakeEncoder, classifier, raw
 
 from semroute_extproc.config import source as config_source
 from semroute_extproc.events import Accounted, Decided, Emit
@@ -25,6 +25,7 @@ from semroute_extproc.settings.pools import Pool
 from semroute_extproc.state.controllers import ControllerState
 from semroute_extproc.telemetry.admin import Asked
 from semroute_extproc.telemetry.bus import to_all
+from semroute_extproc.telemetry.drift import BLOCK, BLOCKS, Drift
 from semroute_extproc.telemetry.page import VIEWS, PageSite
 from semroute_extproc.telemetry.prom import PrometheusSink
 from semroute_extproc.telemetry.recent import COUNTERS, Recent
@@ -54,12 +55,13 @@ class Server:
         self.file.write_text(text)
         self.metrics = PrometheusSink()
         self.recent = Recent(lambda: self.metrics.totals(*COUNTERS))
-        self.emit: Emit = to_all(self.metrics.handle, self.recent.handle)
+        self.drift = Drift({BUNDLE.revision: MANIFEST})
+        self.emit: Emit = to_all(self.metrics.handle, self.recent.handle, self.drift.handle)
         self.controllers = ControllerState(bytes(32))
         encoder = classifier(FakeEncoder(lambda text: raw(4.0 if "hard" in text else -4.0)))
         loaded = config_source.load(self.file, {})
         self.live = LiveConfig(self.file, loaded, encoder, self.controllers, self.emit)
-        self.views = Views(self.live, self.recent, self.metrics)
+        self.views = Views(self.live, self.recent, self.metrics, self.drift)
         self.site = PageSite(self.views.all(), {"state": self.views.state})
 
     async def send(self, text: str, request_id: str = "id", **headers: str) -> Outcome:
@@ -273,6 +275,24 @@ class TestConfig:
         assert "was rejected" not in await server.get("/?again")
 
 
+async def test_drift_is_shown_in_words_of_the_worker_that_differs_most(server: Server) -> None:
+    assert f"0 texts so far. The first {BLOCK * BLOCKS:,} are" in await server.get("/")
+    for _ in range(BLOCK * BLOCKS):
+        await server.send("easy")
+    calm = server.views.state({})
+    assert "as before" in await server.get("/?calm")
+    for _ in range(BLOCK * BLOCKS):
+        await server.send("hard")
+    changed = json.loads(json.dumps(server.views.state({})))
+    shown = await server.get("/?changed")
+    assert "The texts have changed since the start of the process." in shown
+    row = re.search(r"<tr><th>difficulty</th>.*?</tr>", shown, re.DOTALL)
+    assert row is not None
+    assert ">changed<" in row[0]
+    both = present([changed, calm, calm])["drift"]
+    assert [each["worst"] for each in both.values()] == [each["worst"] for each in changed["drift"]]
+
+
 PRICES: dict[str, Any] = {
     "small": {"price": {"input": 1.0, "output": 1.0}},
     "large": {"price": {"input": 2.0, "output": 2.0}},
@@ -299,7 +319,7 @@ def test_a_shadow_policy_would_have_saved_what_its_pools_cost_less() -> None:
     state = {"pools": PRICES, "sizes": {"large": [2, 20, 20]}}
     shadows = {("live", "auto", "small", "differ"): 500_000, ("live", "auto", "large", "agree"): 500_000}
     shadows[("live", "auto", "", "undecided")] = 7
-    found = money([state], {("rule r", "large"): 1_000_000}, shadows, {})
+    found = money([state], {("routed", "large"): 1_000_000}, shadows, {})
     assert found is not None
     assert (found["total"], found["shadows"]) == (40.0, {"auto": 10.0})
 
