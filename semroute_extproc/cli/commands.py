@@ -232,7 +232,7 @@ def check(config: Path, envoy: Path | None, envoy_version: str | None, **_: obje
         click.echo(f"note: {warning}", err=True)
     sections = ("pools", "policies", "strategies")
     counts = ", ".join(f"{len(getattr(loaded.config, each))} {each}" for each in sections)
-    names = ", ".join(sorted(each.manifest.name for each in bundles.values()))
+    names = ", ".join(sorted({each.manifest.name for each in bundles.values()}))
     click.echo(f"{config}: ok ({counts}, bundles {names})")
 
 
