@@ -53,8 +53,8 @@ soak: $(VENV)/.dev  ## send honest requests among hostile ones for half an hour;
 	mkdir -p build
 	SEMROUTE_SOAK=$(CURDIR)/build/soak.jsonl SEMROUTE_SOAK_SECONDS=1800 $(BIN)/python -m pytest tests/faults/test_soak.py
 
-screenshots: $(VENV)/.dev  ## take the pictures of the page in docs/; needs Chromium, takes five minutes
-	SEMROUTE_SCREENSHOTS=1 $(BIN)/python -m pytest tests/e2e/test_page.py $(TEST_ARGS)
+screenshots: $(VENV)/.dev  ## take the pictures of the page in docs/; needs Chromium, takes eight minutes
+	SEMROUTE_SCREENSHOTS=1 $(BIN)/python -m pytest tests/e2e/test_page.py tests/e2e/test_tour.py $(TEST_ARGS)
 
 test-train: $(VENV)/.dev  ## run the training tests; installs torch if it is missing
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0

@@ -32,6 +32,7 @@ from semroute_extproc.cli.exits import exit_statuses
 from semroute_extproc.config import source
 from semroute_extproc.config.models import Config
 from semroute_extproc.errors import DataError, EndpointError
+from semroute_extproc.settings.pools import cost
 
 CONFIG, BOOTSTRAP, RECORD = "semroute.yaml", "envoy.yaml", ".semroute-up.json"
 TICK_SECONDS = 2.0  # between two signs of progress
@@ -39,33 +40,7 @@ REPORT_SECONDS = 10.0  # between two reports of what was counted
 SOCKET_CHARACTERS_MAX = 100  # of a socket's path; the system's limit is 108
 COLUMNS = 80
 
-WRITTEN = """\
----
-# Written by `semroute up`. It keeps what you change here.
-server: {{listen: "unix:{folder}/w{{worker}}.sock"}}
-admin: {{listen: "{admin}"}}
-
-# Dollars per million tokens: guesses of {date} by the size of the models.
-# Replace them with what your servers cost you.
-pools:
-{pools}
-# For names that no pool has, and whenever a request cannot be decided in time.
-default_pool: {strong}
-
-models:
-  auto: {{policy: observe, canary: *live}}
-
-policies:
-  observe:  # every request goes where it went; what would be routed is counted
-    otherwise: {{pool: {strong}}}
-    shadow: routed
-    shadow_share: 1
-  routed: {{otherwise: {{strategy: pair}}}}
-
-strategies:
-  pair: {{kind: threshold, weak: {weak}, strong: {strong}, strong_share: 0.3}}
-...
-"""
+WRITTEN = Path(__file__).with_name("up.yaml.txt").read_text()
 LIVE_SHARE = r"&live \{[^}]*\}"
 LIVE = """\
     # As before, the server itself refuses what it cannot do.
@@ -125,6 +100,8 @@ def up(urls: tuple[str, ...], strong: str, api_key_env: str | None, port: int | 
     place = f"0.0.0.0:{port or free_port(preferred=10_000)}"
     admin = f"127.0.0.1:{free_port(preferred=9901)}"
     _keep(say, folder / BOOTSTRAP, envoy_file.render(loaded, "envoy", {}, place, admin))
+    if "semroute.answer" not in (folder / BOOTSTRAP).read_text():
+        say(f"{BOOTSTRAP} has no filter `accounting`: tokens are not counted")
     try:
         _serve(say, folder, loaded.config)
     except ProcessError as error:
@@ -138,7 +115,8 @@ def up(urls: tuple[str, ...], strong: str, api_key_env: str | None, port: int | 
 def go(share: float, folder: Path) -> None:
     """Route a share of the requests of `semroute up`; --share 0 only observes.
 
-    Changes one line of semroute.yaml: `canary: &live {routed: 0.1}`.
+    Changes one line of semroute.yaml: `canary: &live {routed: 0.1}`. Requests
+    that name a weaker model stay as they are, whatever the share.
     """
     path = folder / CONFIG
     config = source.load(path).config
@@ -151,6 +129,9 @@ def go(share: float, folder: Path) -> None:
     lines[found[0]] = re.sub(LIVE_SHARE, written, lines[found[0]])
     _replace(path, "".join(lines))
     click.echo(f"{share:.0%} of the requests are routed; the others go where they went.")
+    for pool in config.pools.values():
+        if pool.policy is None:
+            click.echo(f"Requests that name {pool.model} stay as they are.")
     if not _is_up(config):
         click.echo("Nothing is running here: `semroute up` starts it with this share.")
 
@@ -243,7 +224,7 @@ def _serve(say: Callable[..., None], folder: Path, config: Config) -> None:
             with _progress(say, f"starting {process.name}"):
                 process.start(ready, 2 * START_SECONDS_MAX)
         say(
-            f"\nSend requests to   http://localhost:{port}/v1\nMetrics            http://{config.admin.listen}/metrics"
+            f"\nSend requests to   http://localhost:{port}/v1\nThe page           http://{config.admin.listen}/"
         )
         say(f"Envoy's admin      {envoy_admin}\nLogs               {folder}/*.log\n")
         say("Every request goes where it went. `semroute go --share 0.1` routes a tenth.")
@@ -272,16 +253,29 @@ def report(config: Config) -> str:
     pair: Any = config.strategies.get("pair")
     if pair is None:
         return f"{requests:.0f} requests."
-    moved = total("semroute_shadow_decisions", shadow="routed", pool=pair.weak)
     text = f"{requests:.0f} requests, {routed:.0f} routed, {observed:.0f} observed."
-    if not observed:
-        return text
-    weak, strong = (config.pools[name].price for name in (pair.weak, pair.strong))
-    text += f"\n{pair.weak} would have answered {moved / observed:.0%} of the observed ones"
-    if weak and strong and strong.input + strong.output:
-        ratio = (3 * weak.input + weak.output) / (3 * strong.input + strong.output)
-        text += f"\nand saved {moved / observed * (1 - ratio):.0%} of their cost"
-    return f"{text}, if answers are equally long."
+    answers = total("semroute_answers", pool=pair.strong)
+    spent, baseline = total("semroute_dollars"), total("semroute_baseline_dollars")
+    if total("semroute_answers"):
+        read, written = (total("semroute_tokens", type=kind) for kind in ("input", "output"))
+        text += f"\nCounted in the answers: {read:,.0f} tokens in, {written:,.0f} out."
+    if baseline:
+        text += f"\nThey cost {_dollars(spent)}; routing has saved {_dollars(baseline - spent)}."
+    if observed:
+        moved = total("semroute_shadow_decisions", shadow="routed", pool=pair.weak)
+        text += f"\n{pair.weak} would have answered {moved / observed:.0%} of the observed ones"
+        if answers and (paid := total("semroute_dollars", pool=pair.strong)):
+            kinds = ("input", "output", "cached_input")
+            counts = (total("semroute_tokens", pool=pair.strong, type=kind) for kind in kinds)
+            saved = moved / answers * (paid - cost(config.pools[pair.weak], *counts))
+            text += f",\nand saved {_dollars(saved)} of this, if they are of mean size"
+        text += "."
+    return text
+
+
+def _dollars(amount: float) -> str:
+    """Cents from one dollar on, else millionths."""
+    return f"${amount:.{2 if amount >= 1.0 else 6}f}".rstrip("0").rstrip(".")
 
 
 def _is_up(config: Config) -> bool:

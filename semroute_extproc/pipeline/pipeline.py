@@ -244,13 +244,19 @@ class Pipeline:
             context = dataclasses.replace(context, conditions=conditions, held=held)
             stages.mark("controllers")
         context = await self._counted(context, stages)
-        if named.pool:  # No other model may answer, so the policy decides as if no pool had failed.
+        if named.pool:  # No third model may answer, so the policy decides as if no pool had failed.
             tried, conditions = context.tried, dataclasses.replace(context.conditions, failing={})
             context = dataclasses.replace(context, conditions=conditions, tried={})
             decision, context = await self._driver.decide(policy, context, stages)
             context = dataclasses.replace(context, tried=tried)
-            first, *others = self._same_model(decision.pool, decision.others, asked, stages)
-            decision = dataclasses.replace(decision, pool=first, others=tuple(others))
+            # A strategy could have chosen the named pool too; a rule may keep this client away from it.
+            choice = decision.choice
+            home = {named.pool} & {*choice.stand_ins} if choice else ()
+            first, *others = self._same_model(decision.pool, decision.others, asked, stages, *home)
+            reason, pools = decision.reason, self.config.pools
+            if pools[first].model != pools[decision.pool].model:
+                reason += f", but {decision.pool} fails, so the named model answers"
+            decision = dataclasses.replace(decision, pool=first, others=tuple(others), reason=reason)
         else:
             decision, context = await self._driver.decide(policy, context, stages)
         self._controllers.pay(context, decision)
@@ -336,10 +342,13 @@ class Pipeline:
         cause, reason = Cause.NAMED_MODEL, _after(asked.failed, Cause.NAMED_MODEL.words)
         return Outcome(Kind.NAMED, cause, reason=reason, affinity=affinity, **sent, **stages.times)
 
-    def _same_model(self, name: str, among: Iterable[str], asked: _Asked, stages: Stages) -> list[str]:
-        """Pools for a named model's request, in order: `name` and those with its model; never empty."""
+    def _same_model(
+        self, name: str, among: Iterable[str], asked: _Asked, stages: Stages, *more: str
+    ) -> list[str]:
+        """Pools for a named model's request, in order: `name`, those with its model, `more`; never empty."""
         pools = self.config.pools
-        same = [name, *(each for each in among if each != name and pools[each].model == pools[name].model)]
+        twins = (each for each in among if pools[each].model == pools[name].model)
+        same = [*dict.fromkeys([name, *twins, *more])]
         left = [each for each in same if each not in asked.tried] or [name]
         return sorted(left, key=self._controllers.failing(stages.now).__contains__)
 

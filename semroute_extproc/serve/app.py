@@ -156,7 +156,7 @@ async def run(
     listen = admin or config.admin.listen
     await server.start()
     # After binding the server, so that a second process does not take over the first one's admin socket.
-    views, guards = Views(live, recent, metrics), config.admin.guards()
+    views, guards = Views(live, recent, metrics, drift), config.admin.guards()
     site = PageSite(views.all(), views.data())
     admin_server = AdminServer(listen, pages, posts=posts, site=site, **guards) if listen else None
     await server.ready()

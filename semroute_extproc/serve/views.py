@@ -7,6 +7,7 @@ import os
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from semroute_extproc.settings.pools import Pool, cost
 from semroute_extproc.strategies.calibration import read_calibration
 from semroute_extproc.strategies.clusters import Clusters
 from semroute_extproc.strategies.pair import PairSettings
+from semroute_extproc.telemetry.drift import LARGE, SMALL, Drift
 from semroute_extproc.telemetry.page import Form, View
 from semroute_extproc.telemetry.prom import PrometheusSink
 from semroute_extproc.telemetry.recent import DOLLARS, OUTPUT_TOKENS, Recent, details
@@ -42,9 +44,9 @@ State = Mapping[str, Any]
 class Views:
     """What each view shows of this process; called from the threads of the admin port."""
 
-    def __init__(self, live: LiveConfig, recent: Recent, metrics: PrometheusSink) -> None:
+    def __init__(self, live: LiveConfig, recent: Recent, metrics: PrometheusSink, drift: Drift) -> None:
         """Belongs to the running event loop."""
-        self._live, self._recent, self._metrics = live, recent, metrics
+        self._live, self._recent, self._metrics, self._drift = live, recent, metrics, drift
         self._loop = asyncio.get_running_loop()
 
     def all(self) -> dict[str, View]:
@@ -88,6 +90,7 @@ class Views:
             "serving": {"sha256": sha256, "generation": live.snapshot.number, "since": live.since},
             "encoders": live.classifier.describe(),
             "queue": live.classifier.waiting,
+            "drift": self._drift.shown(),
         }
 
     def decisions(self, form: Form) -> dict[str, Any]:
@@ -232,6 +235,11 @@ def present(states: Sequence[State]) -> dict[str, Any]:
         live = [state["traffic"][name]["threshold"] for state in states if name in state["traffic"]]
         share = strong / (strong + weak) if strong + weak else None
         pairs.append({"name": name, **pair, "requests": strong + weak, "realised": share, "thresholds": live})
+    drift = dict[str, Any]()
+    for each in sorted(
+        (each for state in states for each in state["drift"]), key=itemgetter("worst", "texts")
+    ):
+        drift[each["bundle"]] = each  # of the worker whose texts differ most
     return {
         "charts": charts,
         "table": table,
@@ -249,6 +257,8 @@ def present(states: Sequence[State]) -> dict[str, Any]:
         "dropped": dropped,
         "queue": sum(state["queue"] for state in states),
         **{name: first[name] for name in ("serving", "encoders")},
+        "drift": drift,
+        "index_limits": (SMALL, LARGE),
     }
 
 
@@ -276,7 +286,7 @@ def money(
     every = [sum(column) for column in zip(*totals.values(), strict=True)]
     routed = Counter[str]()
     for (reason, pool), count in table.items():
-        if pool in prices and reason.startswith(("rule ", "strategy ", "fallback")):
+        if pool in prices and reason.startswith(("rule ", "strategy ", "fallback", "routed")):
             routed[pool] += count
     if not every[0] or not routed or None in prices.values():
         return None

@@ -7,6 +7,7 @@ says which domains or embeddings its reference has, so these are compared with t
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,8 @@ BLOCK = 500  # Texts that are counted together
 BLOCKS = 4  # The live window is the last complete blocks, the baseline the first ones of the process
 SMOOTHING = 0.5  # Added to every count, so that an empty cell is finite
 DECILES = 10
+SMALL, LARGE = 0.1, 0.25  # Of a stability index, as it is commonly read; SemrouteDrift fires above LARGE.
+MOVED_MAX = 5  # domains that are named
 
 Readings = dict[tuple[str, ...], float]  # by bundle, what drifts and the reference
 Counts = npt.NDArray[np.float64]
@@ -26,8 +29,14 @@ Counts = npt.NDArray[np.float64]
 
 def stability_index(live: Counts, reference: Counts) -> float:
     """Population stability index of two counts of cells: sum of (p - q) ln(p / q), p live, q reference."""
+    return float(_terms(live, reference).sum())
+
+
+def _terms(live: Counts, reference: Counts) -> Counts:
+    """What each cell adds to the index."""
     p, q = (((each + SMOOTHING) / (each + SMOOTHING).sum()) for each in (live, reference))
-    return float(((p - q) * np.log(p / q)).sum())
+    terms: Counts = (p - q) * np.log(p / q)
+    return terms
 
 
 class BundleDrift:
@@ -81,6 +90,21 @@ class BundleDrift:
             found[self.name, "embedding", "start"] = max(0.0, 1.0 - float(cosine))
         return found
 
+    def shown(self) -> dict[str, Any]:
+        """For the page: the readings, and the shares at the start and now of the domains that moved most."""
+        first, last = list(self._first), list(self._last)
+        rows = [
+            (of, to, n, to == "start" and of != "embedding") for (_, of, to), n in self.readings().items()
+        ]
+        moved = list[tuple[str, float, float]]()
+        if any(of == "domain" and index > SMALL for of, _, index, _ in rows):
+            was, now = (np.sum(each, axis=0)[self._parts["domain"]] for each in (first, last))
+            order, labels = np.argsort(-_terms(now, was))[:MOVED_MAX], [*self._domains]
+            moved = [(labels[at], *(float(each[at] / each.sum()) for each in (was, now))) for at in order]
+            moved = [each for each in moved if each[1] != each[2]]
+        worst = max((index for _, _, index, limited in rows if limited), default=-1.0)
+        return {"bundle": self.name, "texts": self._texts, "rows": rows, "moved": moved, "worst": worst}
+
 
 class Drift:
     """The sink that counts every text with signals, by bundle."""
@@ -98,3 +122,7 @@ class Drift:
     def readings(self) -> Readings:
         """The drift of every bundle's texts."""
         return {key: value for each in self._bundles.values() for key, value in each.readings().items()}
+
+    def shown(self) -> list[dict[str, Any]]:
+        """What the page shows of every bundle."""
+        return [each.shown() for each in self._bundles.values()]

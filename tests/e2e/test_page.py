@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,21 +15,19 @@ from typing import Any
 
 import httpx2
 import pytest
+from browser import CHROMIUM, DOCS, SCREENSHOT_BYTES_MAX, SCREENSHOTS, browser
 from gateway import Background, Gateway, Pools, start_gateway, start_sidecar, wait_for
+from semroute_bench import load
+from semroute_bench.client import connect
+from semroute_bench.servers import Measured
 from semroute_demo import client
 from semroute_demo.sidecar import CONFIG_PATH
 
-playwright = pytest.importorskip("playwright.sync_api", reason="the page is tested with Playwright")
+from semroute_extproc.telemetry.drift import BLOCK, BLOCKS, LARGE
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
 
-ROOT = Path(__file__).resolve().parents[2]
-SCREENSHOTS = bool(os.environ.get("SEMROUTE_SCREENSHOTS"))
-SCREENSHOT_BYTES_MAX = 150_000
 TRAFFIC_SECONDS = 240.0  # of the traffic in the pictures, so that they show several minutes
-FLAGS = ["--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
-FLAGS += ["--disable-component-update"]
 VIEWS = {"now": "/"} | {
     name: f"/ui/{name}" for name in ("decisions", "explain", "frontier", "pools", "config")
 }
@@ -95,12 +91,9 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        # A container's root may not use the sandbox.
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS, chromium_sandbox=False)
-        yield browser
-        browser.close()
+def chromium() -> Iterator[Any]:
+    with browser() as running:
+        yield running
 
 
 @pytest.fixture
@@ -313,7 +306,7 @@ def test_the_pictures_of_the_docs_are_small(open_page: Callable[..., Any], runni
         "phone": ("now", "", {"color_scheme": "dark", "viewport": PHONE}),
     }
     for name, (view, query, options) in shots.items():
-        path = ROOT / "docs" / f"page-{name}.png"
+        path = DOCS / f"page-{name}.png"
         if SCREENSHOTS:
             page = open_page(view, query, **{"viewport": {"width": 900, "height": 760}, **options})
             if view == "explain":
@@ -322,3 +315,43 @@ def test_the_pictures_of_the_docs_are_small(open_page: Callable[..., Any], runni
                 page.locator("#report").scroll_into_view_if_needed()
             page.screenshot(path=path)
         assert 5_000 < path.stat().st_size < SCREENSHOT_BYTES_MAX, name
+
+
+def test_drift_is_shown_with_its_limit_and_the_topics_that_moved(chromium: Any, tmp_path: Path) -> None:
+    asked = [each["body"].get("messages", [{"content": None}])[-1]["content"] for each in client.prompts()]
+    before = [text for text in asked if isinstance(text, str)][:20]
+    proofs = [f"Integrate x^{n} sin(x) from 0 to pi, and prove every step." for n in range(2, 22)]
+    sidecar, background = Measured(tmp_path / "s", server__deadline_ms="2000"), Background()
+
+    async def send(texts: list[str]) -> None:
+        """Twice the window, so that all of it is of these texts, each of them equally often."""
+        requests = [load.exchange(load.chat("auto", text)) for text in texts]
+        async with connect(sidecar.sockets[0]) as envoy:
+            await envoy.closed(requests * (2 * BLOCK * BLOCKS // len(texts)), 4)
+
+    def shown() -> str:
+        page = chromium.new_page(java_script_enabled=False, viewport=PHONE)
+        page.goto(f"http://{sidecar.admin}/")
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        assert page.evaluate(CONTRASTS) == []
+        found = str(page.locator("main").inner_text())
+        page.close()
+        return found
+
+    try:
+        assert f"0 texts so far. The first {BLOCK * BLOCKS:,} are" in shown()
+        background.run(send(before))
+        calm = shown()
+        assert "The texts have changed" not in calm
+        for measure in ("topics", "difficulty", "unfamiliar texts"):
+            assert re.search(rf"^{measure}\t0\.\d\d\t{LARGE}\tas before\t\w+", calm, re.M), measure
+        assert re.search(r"^content\t0\.\d\d\t–\t–\t\w+", calm, re.M), "no limit is known"
+        assert "Topics that moved" not in calm
+        background.run(send(proofs))
+        changed = shown()
+        assert "The texts have changed since the start of the process." in changed
+        assert re.search(rf"^topics\t\d+\.\d\d\t{LARGE}\tchanged\t\w+", changed, re.M)
+        assert re.search(r"^Topics that moved most, .*: .*math \d+\.\d% → 100\.0%", changed, re.M)
+    finally:
+        sidecar.stop()
+        background.close()

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 import socket
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import httpx2
 import pytest
-from gateway import Background, chat, wait_for
+from gateway import Background, wait_for
 from ruamel.yaml import YAML
-from semroute_demo.pool import Pool, Speed
-from semroute_demo.process import HTTP, free_port
+from semroute_demo.pool import Pool
+from semroute_demo.process import HTTP
+from started import FAST, Up, run
 
 from semroute_extproc.cli import envoy_check
 from semroute_extproc.config import source
@@ -31,8 +26,6 @@ UNUSUAL = [
     ("/v1/embeddings", {"input": "hello"}),
     ("/v1/rerank", {"query": "a", "documents": ["b"]}),
 ]
-EASY = "What is the capital of Australia?"
-FAST = Speed(first_token_seconds=0.005, token_seconds=0.0005, slots=64)
 
 
 @pytest.fixture(scope="module")
@@ -48,61 +41,6 @@ def pools() -> Iterator[list[Pool]]:
     for pool in running:
         background.run(pool.stop())
     background.close()
-
-
-def command(name: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-c", f"from semroute_demo.up import {name}; {name}()", *arguments]
-
-
-def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(name, *arguments), capture_output=True, text=True, timeout=60)
-
-
-class Up:
-    """A running `semroute up`, and what it has printed."""
-
-    def __init__(self, folder: Path, *arguments: str) -> None:
-        self.folder, self.printed, self.port = folder, "", free_port()
-        options = ["--dir", str(folder), "--port", str(self.port), *arguments]
-        # A busy test machine needs more than the default deadline.
-        environment = {
-            **os.environ,
-            "SEMROUTE__SERVER__DEADLINE_MS": "2500",
-            "SEMROUTE__SERVER__DRAIN_SECONDS": "0",
-        }
-        self.child = subprocess.Popen(
-            command("up", *options), stderr=subprocess.PIPE, text=True, env=environment
-        )
-        threading.Thread(target=self._read, daemon=True).start()
-        wait_for(lambda: "Ctrl-C stops both" in self.printed or self.child.poll() is not None, 90, "up")
-        assert self.child.poll() is None, self.printed
-        wait_for(self.decides, 30, "Envoy to reach the sidecar")
-
-    def _read(self) -> None:
-        for line in self.child.stderr or ():
-            self.printed += line
-
-    def decides(self) -> bool:
-        models = HTTP.get(f"http://127.0.0.1:{self.port}/v1/models")
-        return b'"owned_by": "semroute"' in models.content
-
-    def ask(self, model: str, text: str) -> httpx2.Response:
-        body = chat(text, model=model, max_tokens=8)
-        answer = HTTP.post(f"http://127.0.0.1:{self.port}/v1/chat/completions", json=body, timeout=60.0)
-        assert answer.status_code == 200, answer.text
-        return answer
-
-    def answered_by(self, model: str, text: str = EASY) -> str:
-        """The simulated pool that answered."""
-        return self.ask(model, text).headers["x-sim-pool"]
-
-    def model(self, model: str, text: str = EASY) -> str:
-        """The model that answered, as it says."""
-        return str(self.ask(model, text).json()["model"])
-
-    def stop(self) -> None:
-        self.child.send_signal(signal.SIGINT)
-        self.child.wait(40)
 
 
 @pytest.fixture
@@ -144,7 +82,7 @@ def test_up_observes_go_routes_a_share_and_a_second_up_keeps_edits(
         )
         assert (answer.status_code, answer.headers["x-sim-pool"]) == (200, "large")
     wait_for(lambda: "of the observed ones" in up.printed, 40, "the report of what would be saved")
-    counted = re.compile(r"1[0-9] observed\.\ntiny-8b-instruct would have")
+    counted = re.compile(r"1[0-9] observed\.\nCounted .*\nThey cost .*\ntiny-8b-instruct would have")
     wait_for(lambda: counted.search(up.printed) is not None, 40, "all ten to be observed")
     assert "0 routed" in up.printed
 
@@ -152,7 +90,8 @@ def test_up_observes_go_routes_a_share_and_a_second_up_keeps_edits(
     done = run("go", "--share", "0.5", "--dir", str(tmp_path))
     assert (done.returncode, done.stdout) == (
         0,
-        "50% of the requests are routed; the others go where they went.\n",
+        "50% of the requests are routed; the others go where they went.\n"
+        "Requests that name org/Tiny-8B-Instruct stay as they are.\n",
     )
     text = (tmp_path / "semroute.yaml").read_text()
     assert text.count("canary: &live {routed: 0.5}\n") == 1

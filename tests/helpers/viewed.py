@@ -6,7 +6,7 @@ import asyncio
 import json
 from pathlib import Path
 
-from builders import FakeEncoder, classifier, raw
+from builders import BUNDLE, MANIFEST, FakeEncoder, classifier, raw
 
 from semroute_extproc.config import source as config_source
 from semroute_extproc.events import Decided, Emit
@@ -17,6 +17,7 @@ from semroute_extproc.serve.views import Views
 from semroute_extproc.state.controllers import ControllerState
 from semroute_extproc.telemetry.admin import Asked
 from semroute_extproc.telemetry.bus import to_all
+from semroute_extproc.telemetry.drift import Drift
 from semroute_extproc.telemetry.page import PageSite
 from semroute_extproc.telemetry.prom import PrometheusSink
 from semroute_extproc.telemetry.recent import COUNTERS, Recent
@@ -35,6 +36,7 @@ policies:
 strategies:
   pair: {kind: threshold, weak: small, strong: large, strong_share: 0.3}
 controllers: {session: {}, failover: {}}
+server: {deadline_ms: 10000}
 """
 
 
@@ -46,12 +48,13 @@ class Server:
         self.file.write_text(text)
         self.metrics = PrometheusSink()
         self.recent = Recent(lambda: self.metrics.totals(*COUNTERS))
-        self.emit: Emit = to_all(self.metrics.handle, self.recent.handle)
+        self.drift = Drift({BUNDLE.revision: MANIFEST})
+        self.emit: Emit = to_all(self.metrics.handle, self.recent.handle, self.drift.handle)
         self.controllers = ControllerState(bytes(32))
         encoder = classifier(FakeEncoder(lambda text: raw(4.0 if "hard" in text else -4.0)))
         loaded = config_source.load(self.file, {})
         self.live = LiveConfig(self.file, loaded, encoder, self.controllers, self.emit)
-        self.views = Views(self.live, self.recent, self.metrics)
+        self.views = Views(self.live, self.recent, self.metrics, self.drift)
         self.site = PageSite(self.views.all(), self.views.data())
 
     async def send(self, text: str, request_id: str = "id", **headers: str) -> Outcome:

@@ -132,21 +132,48 @@ class TestReport:
         yield of
         server.close()
 
-    def test_it_says_what_would_have_moved_and_been_saved(self, report: Callable[[str], str]) -> None:
-        labels = 'policy="observe",shadow="routed",agreement="x"'
-        page = (
-            "# TYPE semroute_decisions_total counter\n"
-            'semroute_decisions_total{strategy=""} 90\nsemroute_decisions_total{strategy="pair"} 10\n'
-            "# TYPE semroute_shadow_decisions_total counter\n"
-            f'semroute_shadow_decisions_total{{{labels},pool="tiny-8b"}} 30\n'
-            f'semroute_shadow_decisions_total{{{labels},pool="huge-70b"}} 10\n'
+    SHADOW = 'policy="observe",shadow="routed",agreement="x"'
+    DECIDED = (
+        "# TYPE semroute_decisions_total counter\n"
+        'semroute_decisions_total{strategy=""} 90\nsemroute_decisions_total{strategy="pair"} 10\n'
+        "# TYPE semroute_shadow_decisions_total counter\n"
+        f'semroute_shadow_decisions_total{{{SHADOW},pool="tiny-8b"}} 30\n'
+        f'semroute_shadow_decisions_total{{{SHADOW},pool="huge-70b"}} 10\n'
+    )
+    COUNTED = (
+        "# TYPE semroute_answers_total counter\n"
+        'semroute_answers_total{pool="huge-70b"} 60\nsemroute_answers_total{pool="tiny-8b"} 40\n'
+        "# TYPE semroute_tokens_total counter\n"
+        'semroute_tokens_total{pool="huge-70b",type="input"} 6000000\n'
+        'semroute_tokens_total{pool="huge-70b",type="output"} 3000000\n'
+        'semroute_tokens_total{pool="tiny-8b",type="output"} 1000000\n'
+        "# TYPE semroute_dollars_total counter\n"
+        'semroute_dollars_total{pool="huge-70b"} 4.8\nsemroute_dollars_total{pool="tiny-8b"} 0.15\n'
+        "# TYPE semroute_baseline_dollars_total counter\n"
+        'semroute_baseline_dollars_total{pool="huge-70b"} 4.8\n'
+        'semroute_baseline_dollars_total{pool="tiny-8b"} 0.8\n'
+    )
+
+    def test_it_says_what_the_answers_cost_and_what_was_and_would_be_saved(
+        self, report: Callable[[str], str]
+    ) -> None:
+        # 30 of 60 answers, with half of 6 and 3 million tokens, from $0.40 and $0.80 to $0.05 and $0.15.
+        assert report(self.DECIDED + self.COUNTED) == (
+            "100 requests, 10 routed, 40 observed.\n"
+            "Counted in the answers: 6,000,000 tokens in, 4,000,000 out.\n"
+            "They cost $4.95; routing has saved $0.65.\n"
+            "tiny-8b would have answered 75% of the observed ones,\n"
+            "and saved $2.02 of this, if they are of mean size."
         )
-        # Three quarters move, from $0.40 and $0.80 to $0.05 and $0.15: 1 - (3*0.05+0.15)/(3*0.4+0.8) of them.
-        text = report(page)
-        assert text == (
-            "100 requests, 10 routed, 40 observed.\ntiny-8b would have answered 75% of the observed ones\n"
-            "and saved 64% of their cost, if answers are equally long."
+
+    def test_without_counted_answers_it_names_no_dollars(self, report: Callable[[str], str]) -> None:
+        assert report(self.DECIDED) == (
+            "100 requests, 10 routed, 40 observed.\ntiny-8b would have answered 75% of the observed ones."
         )
+
+    def test_dollars_of_a_few_requests_are_readable(self, report: Callable[[str], str]) -> None:
+        few = self.COUNTED.replace("4.8\n", "0.000016\n").replace("0.15\n", "0\n").replace("0.8\n", "0\n")
+        assert "They cost $0.000016; routing has saved $0." in report(few)
 
     def test_before_the_first_request_it_says_so(self, report: Callable[[str], str]) -> None:
         assert report("") == "0 requests, 0 routed, 0 observed."

@@ -116,6 +116,28 @@ class TestFailover:
         subject, _ = pipeline(two, controllers=state)
         assert (await subject.decide(request(chat(model="m-l")))).pool == "twin"
 
+    async def test_a_named_model_whose_strategy_chose_a_failing_pool_is_answered_by_the_named_one(
+        self,
+    ) -> None:
+        pools = {**POOLS, "large": {**POOLS["large"], "policy": "main"}}
+        settings = config(pools=pools, controllers={"failover": {"failures": 1}})
+        state = controller_state(settings)
+        first = await self.first(chat(model="m-l"), settings)
+        second = await self.handed_back(first, settings=settings, controllers=state)
+        assert (first.pool, second.pool, second.handover) == ("small", "large", None)
+        assert second.model == "m-l"
+        assert second.reason.startswith("small failed (500): difficulty ")
+        assert second.reason.endswith(", but small fails, so the named model answers")
+        subject, _ = pipeline(settings, FakeEncoder(lambda _: raw(-5.0)), controllers=state)
+        later = await subject.decide(request(chat(model="m-l")))
+        assert (later.pool, later.failed) == ("large", None), "the failing pool is not asked again"
+
+    async def test_a_rule_of_a_named_model_has_no_way_around_it(self) -> None:
+        pools = {**POOLS, "large": {**POOLS["large"], "policy": "main"}}
+        policies = {"main": {"otherwise": {"pool": "small"}}}
+        settings = config(pools=pools, policies=policies, controllers={"failover": {}})
+        assert (await self.first(chat(model="m-l"), settings)).handover is None
+
     async def test_a_failing_pool_is_left_out_before_it_is_asked(self) -> None:
         state = controller_state(config(controllers={"failover": {"failures": 1}}))
         second = await self.handed_back(await self.first(), controllers=state)

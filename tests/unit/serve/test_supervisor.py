@@ -62,7 +62,7 @@ WORKER = textwrap.dedent(
     state = {
         "minutes": [[int(time.time() // 60), [count]]],
         "pools": {"small": {"price": None, "health": None, "load": {}, "metrics": None, "pressure": None}},
-        "sizes": {}, "pairs": {}, "traffic": {}, "ms": [1.0, 2.0], "problems": [],
+        "sizes": {}, "pairs": {}, "traffic": {}, "ms": [1.0, 2.0], "problems": [], "drift": [],
         "serving": {"sha256": sha256, "generation": 1, "since": 0.0}, "encoders": [], "queue": 1,
     }
     rows = [{"time": 10 * n + int(index), "request_id": f"id-{index}-{n}", "facts": {"outcome": "routed",

@@ -18,6 +18,7 @@ from semroute_extproc.request.usage import Usage
 from semroute_extproc.serve.views import intervals, money, present, share_costs
 from semroute_extproc.settings.pools import Pool
 from semroute_extproc.telemetry.admin import Asked
+from semroute_extproc.telemetry.drift import BLOCK, BLOCKS
 from semroute_extproc.telemetry.page import VIEWS, PageSite
 
 
@@ -209,6 +210,24 @@ class TestConfig:
         assert "was rejected" not in await server.get("/?again")
 
 
+async def test_drift_is_shown_in_words_of_the_worker_that_differs_most(server: Server) -> None:
+    assert f"0 texts so far. The first {BLOCK * BLOCKS:,} are" in await server.get("/")
+    for _ in range(BLOCK * BLOCKS):
+        await server.send("easy")
+    calm = server.views.state({})
+    assert "as before" in await server.get("/?calm")
+    for _ in range(BLOCK * BLOCKS):
+        await server.send("hard")
+    changed = json.loads(json.dumps(server.views.state({})))
+    shown = await server.get("/?changed")
+    assert "The texts have changed since the start of the process." in shown
+    row = re.search(r"<tr><th>difficulty</th>.*?</tr>", shown, re.DOTALL)
+    assert row is not None
+    assert ">changed<" in row[0]
+    both = present([changed, calm, calm])["drift"]
+    assert [each["worst"] for each in both.values()] == [each["worst"] for each in changed["drift"]]
+
+
 PRICES: dict[str, Any] = {
     "small": {"price": {"input": 1.0, "output": 1.0}},
     "large": {"price": {"input": 2.0, "output": 2.0}},
@@ -235,7 +254,7 @@ def test_a_shadow_policy_would_have_saved_what_its_pools_cost_less() -> None:
     state = {"pools": PRICES, "sizes": {"large": [2, 20, 20]}}
     shadows = {("live", "auto", "small", "differ"): 500_000, ("live", "auto", "large", "agree"): 500_000}
     shadows[("live", "auto", "", "undecided")] = 7
-    found = money([state], {("rule r", "large"): 1_000_000}, shadows, {})
+    found = money([state], {("routed", "large"): 1_000_000}, shadows, {})
     assert found is not None
     assert (found["total"], found["shadows"]) == (40.0, {"auto": 10.0})
 

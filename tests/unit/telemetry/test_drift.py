@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from alerts import ALERTS, selectors
 from builders import BUNDLE, MANIFEST, signals
 from decisions import event
 from hypothesis import given
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from semroute_extproc.encoder.signals import Signals
-from semroute_extproc.telemetry.drift import BLOCK, BLOCKS, DECILES, Drift, stability_index
+from semroute_extproc.telemetry.drift import BLOCK, BLOCKS, DECILES, LARGE, SMALL, Drift, stability_index
 
 
 def text(at: int, **changes: Any) -> Signals:
@@ -89,6 +90,29 @@ def test_a_decision_without_signals_does_not_count() -> None:
     for _ in range(2 * BLOCK):
         traffic.drift.handle(structs.replace(traffic._event, outcome=plain))
     assert traffic.drift.readings() == {}
+
+
+def test_the_page_is_told_which_domains_moved_and_the_largest_index() -> None:
+    traffic = Traffic()
+    [before] = traffic.drift.shown()
+    assert (before["texts"], before["rows"], before["moved"], before["worst"]) == (0, [], [], -1.0)
+    traffic.send(BLOCKS)
+    [calm] = traffic.drift.shown()
+    assert calm["moved"] == []
+    assert calm["worst"] < SMALL
+    readings = traffic.send(BLOCKS, domain="other")
+    [changed] = traffic.drift.shown()
+    moved = {domain: (was, now) for domain, was, now in changed["moved"]}
+    assert (moved["math"], moved["law"], moved["other"]) == ((0.5, 0.0), (0.5, 0.0), (0.0, 1.0))
+    assert changed["worst"] == readings["domain", "start"] > LARGE
+    watched = {(of, to) for of, to, _, limited in changed["rows"] if limited}
+    assert watched == {("difficulty", "start"), ("domain", "start"), ("unknown", "start")}
+
+
+def test_the_alert_has_the_limit_that_the_page_shows() -> None:
+    assert ALERTS["SemrouteDrift"]["expr"].endswith(f"> {LARGE}")
+    [watched] = selectors("SemrouteDrift")
+    assert watched.labels == (("reference", "=", "start"), ("of", "!=", "embedding"))
 
 
 CELLS = st.lists(st.integers(0, 10_000), min_size=DECILES, max_size=DECILES).map(
