@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,6 +40,9 @@ from semroute_extproc.telemetry.prom import PrometheusSink
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 COLUMNS = DOCS.parent / "semroute_extproc" / "telemetry" / "columns.toml"
 CHART_VALUES = Path(__file__).with_name("chart_values.yaml")
+SIZING = {"n": 0.4, "c": 0.4, "m": 0.2, "u": 0.7, "in": 128, "out": 200, "d": 0.04, "g": 2.50}
+SIZING_DATE = "2026-11-30"
+"""The assumptions of docs/scale.md#sizing by symbol, and the date of its prices."""
 _A = {"decision": "a decision", "outcome": "an outcome", "usage": "an answer's usage"}
 
 
@@ -473,6 +477,78 @@ def logs() -> str:
     return "\n".join([f"{log}, {size}", "", *_markdown(columns, rows)])
 
 
+def sizing() -> str:
+    """The figures of docs/scale.md#sizing, and what its formulas give at each rate of requests."""
+    run, log, known = _result("bench"), _result("logs"), SIZING
+    cpu, [length] = run["medians"], [row for row in run["lengths"] if row["tokens"] == known["in"]]
+    remote = next(row for row in _result("shared_encoder")["arrangements"] if row["name"] == "triton")
+    shared = _result("state")["rows"]
+    demo = YAML(typ="safe", pure=True).load((DOCS.parent / "lab/semroute_demo/semroute.yaml").read_text())
+    pair = demo["strategies"]["pair"]
+    weak, strong = (
+        (known["in"] * price["input"] + known["out"] * price["output"])
+        for price in (demo["pools"][pair[end]]["price"] for end in ("weak", "strong"))
+    )
+    cached = cpu["named cpu ms"] + cpu["own cpu ms"] - cpu["own named cpu ms"]
+    guess, day = f"assumed, {SIZING_DATE}", 86_400
+    figures = {
+        "P": (length["server"], f"ms of CPU for a new text of {known['in']} tokens", "measured"),
+        "E": (length["bare"], "of these, the pass of the encoder", "measured"),
+        "C": (cached, "ms of CPU for a cached text: N, and the policy in process", "arithmetic"),
+        "N": (cpu["named cpu ms"], "ms of CPU for a named model", "measured"),
+        "K": (
+            remote["cpu ms"],
+            "ms of the sidecar's CPU for a new text, if Triton runs the pass",
+            "measured",
+        ),
+        "V": (
+            shared["conversations as well"]["cpu_ms"] - shared["off"]["cpu_ms"],
+            "ms more for a request if replicas share conversations, limits and live scores",
+            "measured",
+        ),
+        "G": ("–", "new texts per second of a GPU", "**not measured**"),
+        "M": (max(run["growth"]["after MiB"]), "MiB of a worker", "measured"),
+        "B": (log["bytes"] / log["decisions"], "bytes of a log record with prompt and embedding", "measured"),
+        "n": (known["n"], "share of requests with a new text", "assumed"),
+        "c": (known["c"], "share with a cached text", "assumed"),
+        "m": (known["m"], "share that names a model", "assumed"),
+        "u": (known["u"], "utilization of the cores", "assumed"),
+        "d": (known["d"], "dollars per hour of a core", guess),
+        "g": (known["g"], "dollars per hour of a GPU", guess),
+        "s": (float(pair["strong_share"]), "share of the strong pool", "the demo's"),
+        "L": (strong, f"dollars of 1,000,000 requests in the strong pool, {known['out']} tokens out", guess),
+        "S": (weak, "the same in the weak pool", guess),
+    }
+    v = {name: value for name, (value, *_) in figures.items()}
+
+    def cores(new: float) -> float:
+        """Per request per second; a new text takes `new` ms of CPU."""
+        return (v["n"] * new + v["c"] * v["C"] + v["m"] * v["N"]) / 1e3 / v["u"]
+
+    whole, python = cores(v["P"]), cores(v["P"] - v["E"])
+    cost, saved = whole * v["d"] / 3600, (1 - v["m"]) * (1 - v["s"]) * (v["L"] - v["S"]) / 1e6
+    rows = []
+    for rate in (10**power for power in range(1, 7)):
+        workers = math.ceil(rate * python)
+        sizes = (rate * whole, f"{workers:,}", workers * v["M"] / 1024, rate * cores(v["K"]))
+        money = (rate * v["B"] * day / 1e9, rate * cost * day, f"{rate * saved * day:,.0f}")
+        rows.append((f"{rate:,}", f"{rate * v['n']:,.0f}", *sizes, *money))
+    columns = ("requests per second", "new texts per second", "cores", "workers", "memory GiB")
+    columns += (
+        "cores, passes elsewhere",
+        "log: GB per day",
+        "cores: dollars per day",
+        "saved: dollars per day",
+    )
+    inputs = ((name, *figure) for name, figure in figures.items())
+    break_even = v["g"] / v["d"] / (v["P"] - v["K"]) * 1e3
+    said = f"A worker takes {1 / python:,.0f} requests per second of this mix. 1,000 requests cost "
+    said += f"${1e3 * cost:.5f} of cores and save ${1e3 * saved:.2f}, {saved / cost:,.0f} times as much. "
+    said += f"A GPU is cheaper than the cores that it frees from {break_even:,.0f} new texts per second on."
+    first, second = (_markdown(*each) for each in ((("", "value", "what", "kind"), inputs), (columns, rows)))
+    return "\n".join([*first, "", "All of the following is arithmetic.", "", *second, "", said])
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "settings": settings,
     "facts": facts,
@@ -484,6 +560,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "fuzzing": fuzzing,
     "columns": columns,
     "logs": logs,
+    "sizing": sizing,
     "commands": commands,
     "strategy-costs": strategy_costs,
     "strategies-pair": strategies_pair,
