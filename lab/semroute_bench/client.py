@@ -8,13 +8,13 @@ import asyncio
 import random
 import struct
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import cast
 
-from ngh2 import Configuration, Connection, Role
+from ngh2 import Configuration, Connection, Role, StreamProtocolError
 from ngh2.events import ConnectionClosed, DataReceived, GoAwayReceived, StreamClosed
 
 from semroute_bench.load import Exchange
@@ -137,7 +137,8 @@ class Client(asyncio.Protocol):
             self._http2.send_data(number, _message(stream.body))
         else:
             stream.answer = Answer((perf_counter() - stream.sent) * 1e3, reply)
-            self._http2.end_stream(number)
+            with suppress(StreamProtocolError):  # the server has ended it
+                self._http2.end_stream(number)
 
     def _end(self, number: int, why: str = "a stream ended") -> None:
         stream = self._streams.pop(number)

@@ -30,12 +30,12 @@ def process(once: Callable[[], object] | None = None) -> Any:
     threads = ThreadPoolExecutor(usable_cores())
 
     async def respond(_: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        number = 0
-        while await context.read() is not grpc.aio.EOF:
+        for number, reply in enumerate(REPLIES):
+            if await context.read() is grpc.aio.EOF:
+                return
             if number == 1 and once is not None:
                 await asyncio.get_running_loop().run_in_executor(threads, once)
-            await context.write(REPLIES[number])
-            number += 1
+            await context.write(reply)
 
     return respond
 
