@@ -36,7 +36,6 @@ policies:
 strategies:
   pair: {kind: threshold, weak: small, strong: large, strong_share: 0.3}
 controllers: {session: {}, failover: {}}
-server: {deadline_ms: 10000}
 """
 
 

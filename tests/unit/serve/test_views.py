@@ -210,7 +210,8 @@ class TestConfig:
         assert "was rejected" not in await server.get("/?again")
 
 
-async def test_drift_is_shown_in_words_of_the_worker_that_differs_most(server: Server) -> None:
+async def test_drift_is_shown_in_words_of_the_worker_that_differs_most(tmp_path: Path) -> None:
+    server = Server(tmp_path, CONFIG + "server: {deadline_ms: 10000}\n")  # no text falls back
     assert f"0 texts so far. The first {BLOCK * BLOCKS:,} are" in await server.get("/")
     for _ in range(BLOCK * BLOCKS):
         await server.send("easy")
