@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -296,11 +297,15 @@ def _scalars(node: Any) -> Iterator[str]:
 def _problem(detail: Any) -> Problem:
     path = tuple(detail["loc"])
     if detail["type"] == "extra_forbidden":
-        names = _setting_names(Config.model_json_schema())
-        hint = did_you_mean(str(path[-1]), names) or "; `semroute schema` lists the settings"
+        hint = did_you_mean(str(path[-1]), _all_settings()) or "; `semroute schema` lists the settings"
         return Problem(path, "unknown setting" + hint)
     message = "is required" if detail["type"] == "missing" else detail["msg"].removeprefix("Value error, ")
     return Problem(path, message[0].lower() + message[1:])
+
+
+@cache
+def _all_settings() -> tuple[str, ...]:
+    return tuple(dict.fromkeys(_setting_names(Config.model_json_schema())))
 
 
 def _setting_names(schema: Any) -> Iterator[str]:
