@@ -49,9 +49,9 @@ faults: $(VENV)/.dev  ## break every part under load, behind a real Envoy, and w
 	SEMROUTE_FAULTS=$(CURDIR)/benchmarks/results/faults.jsonl $(BIN)/python -m pytest tests/faults/test_faults.py tests/faults/test_shared_state.py
 	$(BIN)/python tools/gen_docs.py
 
-soak: $(VENV)/.dev  ## send honest requests among hostile ones for half an hour; writes build/soak.jsonl
-	mkdir -p build
-	SEMROUTE_SOAK=$(CURDIR)/build/soak.jsonl SEMROUTE_SOAK_SECONDS=1800 $(BIN)/python -m pytest tests/faults/test_soak.py
+soak: $(VENV)/.dev  ## send honest requests among hostile ones for half an hour, and write it to docs/reliability.md
+	SEMROUTE_SOAK=$(CURDIR)/benchmarks/results/soak.jsonl SEMROUTE_SOAK_SECONDS=1800 $(BIN)/python -m pytest tests/faults/test_soak.py
+	$(BIN)/python tools/gen_docs.py
 
 screenshots: $(VENV)/.dev  ## take the pictures of the page in docs/; needs Chromium, takes eight minutes
 	SEMROUTE_SCREENSHOTS=1 $(BIN)/python -m pytest tests/e2e/test_page.py tests/e2e/test_tour.py $(TEST_ARGS)

@@ -265,6 +265,20 @@ def faults() -> str:
     return "\n".join([f"Run on {max(row['at'] for row in rows)}.", "", *table])
 
 
+def soak() -> str:
+    """The recorded run of `make soak`: its second row, where memory is warm, and every fifth after it."""
+    lines = (DOCS.parent / "benchmarks/results/soak.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    minutes = rows[0]["seconds"] / len(rows) / 60
+    names = ("requests", "lost", "undecided", "p50 ms", "p99 ms", "MiB", "descriptors")
+    shown = [(number, row) for number, row in enumerate(rows, 1) if number == 2 or number % 5 == 0]
+    table = [[f"{number * minutes:g}", *(str(row[name]) for name in names)] for number, row in shown]
+    total = {name: sum(row[name] for row in rows) for name in names[:3]}
+    said = f"{total['requests']:,} honest requests, {total['lost']} lost, {total['undecided']} undecided"
+    head = f"Run on {rows[0]['at']}, {rows[0]['per second']:g} honest requests per second. In all {said}."
+    return "\n".join([head, "", *_markdown(["minute", *names], table)])
+
+
 def shared_state() -> str:
     """The recorded run of tools/measure_state.py: wait and CPU with and without the shared store."""
     run = _result("state")
@@ -567,6 +581,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "strategies-pool": strategies_pool,
     "load-simulation": load_simulation,
     "faults": faults,
+    "soak": soak,
     "shared-encoder": shared_encoder,
     "shared-state": shared_state,
     "bench aims": bench_aims,

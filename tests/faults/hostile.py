@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator
 
 ANSWER_SECONDS_MAX = 5.0
+_NUMBERS = b'{"model": "small-model", "a": [' + b"0," * 4_000_000 + b"0]}"
 
 
 def _post(body: bytes, *headers: str, declared: int | None = None) -> bytes:
@@ -25,6 +26,10 @@ def _chat(content: object = "hi", **more: object) -> bytes:
     return json.dumps(
         {"model": "auto-weak", "messages": [{"role": "user", "content": content}], **more}
     ).encode()
+
+
+def _turns(count: int) -> bytes:
+    return json.dumps({"model": "auto-weak", "messages": [{"role": "user", "content": "x"}] * count}).encode()
 
 
 def _zipped(data: bytes) -> bytes:
@@ -49,6 +54,12 @@ def attacks(seed: int = 0) -> Iterator[bytes]:
         _post(_chat(), "x-request-id: \xff\xfe"),
         _post(_chat(), f"x-request-id: {'r' * 20_000}"),
         _post(_chat(), *(f"x-{number}: {number}" for number in range(88))),
+        _post(
+            b'{"model": "small-model", "a": [' + b"0," * 4_000_000 + b"0]}",
+            *(f"x-{n}: {n}" for n in range(110)),
+        ),
+        _zipped(_turns(9_000)),
+        _post(_chat(stream=True, max_tokens=2_000)),  # the answer is not read to its end
         _post(_chat(), "x-semroute-cluster: vllm-large", "x-envoy-original-dst-host: 127.0.0.1:1"),
         _post(b"{", declared=10_000),  # the rest never comes
         _post(b"\x1f\x8b" + zlib.compress(b"x" * 1_000), "content-encoding: gzip"),
