@@ -52,9 +52,10 @@ def replay(
 
     \b
     LOG is a file, folder or pattern of telemetry.decision_log; it may be larger
-    than memory. The policies read the facts and signals of the log. The encoder runs
-    only for texts whose signals are missing, if their prompts were logged. A
-    decision that needs anything else that the log lacks is counted and kept.
+    than memory. The policies read the facts and signals of the log. The
+    encoder runs only for texts whose signals are missing, if their prompts
+    were logged. A decision that needs anything else that the log lacks is
+    counted and kept.
     """
     Redecider(load(config), load(old) if old else None)  # Raises before the log is read.
     found, settings = DecisionLog(log), (output_tokens, examples, replicates, seed)

@@ -14,6 +14,7 @@ import pytest
 from click.shell_completion import ShellComplete, get_completion_class
 
 from semroute_extproc.cli import main
+from semroute_extproc.cli.envoy_file import FILES
 
 ROOT = Path(__file__).parents[3]
 ASK = """\
@@ -50,7 +51,7 @@ def test_bash_completes_commands_options_and_choices(bash: Path) -> None:
     assert every == main.list_commands(click.Context(main))
     assert some == [name for name in every if name.startswith("s")]
     assert {"--follow", "--pool", "--reason", "--id", "--json", "--config"} <= {*options}
-    assert choices == ["envoy", "envoy-gateway", "istio"]
+    assert choices == list(FILES)
 
 
 @pytest.mark.parametrize("name", main.list_commands(click.Context(main)))
