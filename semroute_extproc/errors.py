@@ -88,7 +88,7 @@ class EncoderUnavailable(SemrouteError):
 class EndpointError(SemrouteError):
     """No usable answer from a model's endpoint.
 
-    `reason` is `setup`, `timeout`, `connection`, `http` or `unreadable`; `status` and `retry_after`
+    `reason` is `setup`, `timeout`, `connection`, `http`, `unreadable` or `no_label` (of a judge); `status` and `retry_after`
     (seconds) are those of an `http` answer.
     """
 
