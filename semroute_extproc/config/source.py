@@ -92,7 +92,7 @@ class Source:
         path = ".".join(shown)
         for end in range(len(shown), 0, -1):
             place, variables = tuple(shown[:end]), self.from_environment
-            # Of a section that a variable created, it is the source of the whole and of what is required there.
+            # A variable that created a section is the source of the whole and of what is missing there.
             of_section = end == len(shown) or problem.message == REQUIRED
             if variable := variables.get(place) or (of_section and variables.get((*place, ""))):
                 return redacted(f"{variable} (environment): {path}: {problem.message}")

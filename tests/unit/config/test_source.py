@@ -15,8 +15,8 @@ from pydantic import BaseModel, SecretStr
 from semroute_extproc.config import source as config_source
 from semroute_extproc.config.models import Config
 from semroute_extproc.errors import ConfigError
-from semroute_extproc.settings.base import Problem
 from semroute_extproc.request.view import Api
+from semroute_extproc.settings.base import Problem
 from semroute_extproc.settings.policies import Reasoning
 from semroute_extproc.settings.pools import ApiName
 
