@@ -88,8 +88,8 @@ class EncoderUnavailable(SemrouteError):
 class EndpointError(SemrouteError):
     """No usable answer from a model's endpoint.
 
-    `reason` is `setup`, `timeout`, `connection`, `http` or `unreadable`; `status` and `retry_after`
-    (seconds) are those of an `http` answer.
+    `reason` is `setup`, `timeout`, `connection`, `http`, `unreadable` or a judge's `no_label`; `status` and
+    `retry_after` (seconds) are those of an `http` answer.
     """
 
     def __init__(self, reason: str, detail: str, status: int = 0, retry_after: float | None = None) -> None:

@@ -89,9 +89,9 @@ def _environment() -> Any:
 def render(name: str, view: View) -> str:
     """A view as text of 80 columns, by the template `name`."""
     text = _environment().get_template(name).render(**view, rows_max=ROWS_MAX)
-    # A client chooses its request ID: no control character of it reaches the terminal.
-    lines = ("".join(each if each.isprintable() else "?" for each in line) for line in text.splitlines())
-    return "\n".join(line[:COLUMNS].rstrip() for line in lines)
+    # A client chooses its request ID: no control character or line separator of it reaches the terminal.
+    shown = "".join(each if each == "\n" or each.isprintable() else "?" for each in text)
+    return "\n".join(line[:COLUMNS].rstrip() for line in shown.split("\n")).removesuffix("\n")
 
 
 def rates(before: View, after: View, seconds: float) -> dict[str, Counter[str]]:
@@ -166,7 +166,7 @@ def logs(path: Path, address: str | None, lines: int, follow: bool, as_json: boo
             if seen and len(new) == LOGS_MAX:
                 click.echo(f"more than {LOGS_MAX} new decisions: some are not shown", err=True)
             for row in reversed(new):
-                click.echo(json.dumps(row, ensure_ascii=False) if as_json else render("logs.txt", row))
+                click.echo(json.dumps(row) if as_json else render("logs.txt", row))
             if not follow:
                 return
             seen = rows or seen

@@ -37,6 +37,7 @@ DEPTH_MAX = 64  # Levels of a value within values
 SCALAR_CHARACTERS_MAX = 32_768  # Longest single value
 PROBLEMS_MAX = 100  # Problems of one file that are reported
 LINE_CHARACTERS_MAX = 500  # Longest source line that an error shows
+REQUIRED = "is required"  # the problem with a setting that is missing
 
 SECRETS = (
     *(("controllers", "session", "remote"), ("controllers", "store"), ("admin", "token")),
@@ -91,7 +92,10 @@ class Source:
         line, column, shown = self._place(problem.path)
         path = ".".join(shown)
         for end in range(len(shown), 0, -1):
-            if variable := self.from_environment.get(tuple(shown[:end])):
+            place, variables = tuple(shown[:end]), self.from_environment
+            # A variable that created a section is the source of the whole and of what is missing there.
+            of_section = end == len(shown) or problem.message == REQUIRED
+            if variable := variables.get(place) or (of_section and variables.get((*place, ""))):
                 return redacted(f"{variable} (environment): {path}: {problem.message}")
         text = self._masked(self.lines[line]) if line < len(self.lines) else ""
         if problem.path in self.unknown or any(problem.path[: len(path)] == path for path in SECRETS):
@@ -240,6 +244,8 @@ def _cut_off(text: str) -> str:
 def _overlay(document: CommentedMap, environment: Mapping[str, str]) -> dict[tuple[str, ...], str]:
     """Write the environment's settings into the document; returns path to variable.
 
+    A path that ends with an empty name is a section that the variable created to set one of its settings.
+
     Raises ConfigError for a variable that names an item of a list.
     """
     written: dict[tuple[str, ...], str] = {}
@@ -257,7 +263,7 @@ def _overlay(document: CommentedMap, environment: Mapping[str, str]) -> dict[tup
                 raise ConfigError([f"{variable} (environment): {'.'.join(path)}: {problem}"])
             if not isinstance(node.get(key), dict):
                 node[key] = CommentedMap()
-                written[tuple(path)] = variable
+                written[*path, ""] = variable
             node = node[key]
         key = _existing_key(node, last)
         try:
@@ -299,7 +305,7 @@ def _problem(detail: Any) -> Problem:
     if detail["type"] == "extra_forbidden":
         hint = did_you_mean(str(path[-1]), _all_settings()) or "; `semroute schema` lists the settings"
         return Problem(path, "unknown setting" + hint)
-    message = "is required" if detail["type"] == "missing" else detail["msg"].removeprefix("Value error, ")
+    message = REQUIRED if detail["type"] == "missing" else detail["msg"].removeprefix("Value error, ")
     return Problem(path, message[0].lower() + message[1:])
 
 

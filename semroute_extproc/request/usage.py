@@ -13,7 +13,10 @@ import msgspec
 from semroute_extproc.request.view import Api
 
 TOKENS_MAX = 10**9  # a larger count is not believed
-HEAD_BYTES, TAIL_BYTES = 4_096, 16_384  # of an answer, in which the first and the last `usage` may be
+HEAD_BYTES, TAIL_BYTES = (
+    4_096,
+    16_384,
+)  # of an answer, for its first `usage`; for its last and its finish reason
 LEADING_EVENTS = {Api.CHAT_COMPLETIONS: 1, Api.RESPONSES: 4, Api.MESSAGES: 2}
 """Events of a stream before its first token. To estimate its tokens, each other event counts as one."""
 
@@ -108,7 +111,8 @@ def asks_for_usage(api: Api, body: bytes) -> bool:
 def parts_of(body: bytes, stream: bool) -> Parts:
     """What the filter would keep of an answer."""
     first, tail = _FIRST.search(body[:HEAD_BYTES]) if stream else None, body[-TAIL_BYTES:]
-    last, ends = _LAST.match(tail), filter(None, (each.match(tail) for each in _FINISH))
+    last = _LAST.match(tail) or _LAST.match(body[max(body.rfind(b'"usage"'), 0) :])
+    ends = filter(None, (each.match(tail) for each in _FINISH))
     finish = next((end[1].decode() for end in ends), "")
     events = body.startswith(b"data:") + body.count(b"\ndata:") if stream else 0
     return Parts(first[1] if first else b"", last[1] if last else b"", finish, events)

@@ -174,11 +174,8 @@ def _edits(replies: tuple[bytes, ...], outcome: Outcome, body: bytes) -> dict[st
             removes.extend(mutation.remove_headers)
     edits: dict[str, Any] = {"headers": {"set": sets, "remove": removes}, "metadata": metadata, "body": None}
     if outcome.body is not None and outcome.body != body:
-        # Decode only the top-level members whose value changed.
-        old, new = (msgspec.json.decode(each, type=dict[str, msgspec.Raw]) for each in (body, outcome.body))
-        changed = {key: msgspec.json.decode(raw) for key, raw in new.items() if old.get(key) != raw}
-        # An edit may keep a value and lose its whitespace.
-        changed = {k: v for k, v in changed.items() if k not in old or v != msgspec.json.decode(old[k])}
+        old, new = json.loads(body), json.loads(outcome.body)  # msgspec reads no lone surrogates.
+        changed = {key: value for key, value in new.items() if key not in old or value != old[key]}
         edits["body"] = {"bytes": len(outcome.body), "changed": changed}
     if outcome.answer is not None:
         edits["answer"] = {"status": outcome.answer.status, "body": json.loads(outcome.answer.body)}

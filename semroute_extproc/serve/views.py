@@ -114,7 +114,7 @@ class Views:
         headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
         try:
             is_body = bool(BODY & dict(json.loads(pasted)).keys())
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             is_body = False
         message = {"model": form.get("model", ""), "messages": [{"role": "user", "content": pasted}]}
         body = pasted if is_body else json.dumps(message, ensure_ascii=False)

@@ -150,7 +150,7 @@ class Question:
 def probability(answer: bytes, scheme: Scheme) -> float:
     """P(strong wins), 0..1, from a chat completion; variants of a label add up.
 
-    Raises EndpointError with reason `unreadable` if it has no log-probabilities of the labels.
+    Raises EndpointError: `unreadable` without log-probabilities, `no_label` if those of the labels are small.
     """
     wins, labels = {True: 0.0, False: 0.0}, _ASKED[scheme]["labels"]
     try:
@@ -162,5 +162,5 @@ def probability(answer: bytes, scheme: Scheme) -> float:
     except (msgspec.MsgspecError, RecursionError, LookupError, TypeError, AttributeError, ValueError):
         raise EndpointError("unreadable", "no logprobs: does the server support them?") from None
     if not (mass := sum(wins.values())) >= LABEL_MASS_MIN:
-        raise EndpointError("unreadable", f"the labels have a total probability of {mass:.3f}")
+        raise EndpointError("no_label", f"the labels have a total probability of {mass:.3f}")
     return wins[True] / mass

@@ -18,7 +18,9 @@ from semroute_extproc.settings.pools import ReasoningFamily
 from semroute_extproc.strategies.judge import JudgeSettings, Question, probability
 
 # Reason of an EndpointError to the result in the metric.
-RESULTS = {"timeout": "timeout", "connection": "connection", "http": "http", "unreadable": "unparsable"}
+RESULTS = {name: name for name in ("timeout", "connection", "http")}
+RESULTS |= dict.fromkeys(("unreadable", "no_label"), "unparsable")
+TEXT_STATUSES = (400, 413, 422)  # caused by the text, for example one that is too long for the judge
 # A judge that got less than this fraction of `timeout_ms` before the deadline is not blamed for a timeout.
 TIME_MIN = 0.5
 
@@ -42,7 +44,7 @@ class JudgeClient:
         self._question = Question(settings.model, settings.labels, tuple(switch.items()))
         url, key, trusted, most = settings.url, settings.api_key_env, settings.ca_file, settings.concurrency
         self._endpoint = Endpoint(url, api_key_env=key, ca_file=trusted, connections_max=most)
-        self._scores = TTLCache[bytes, float](settings.cache_entries, settings.cache_seconds, timer=clock)
+        self._scores = TTLCache[bytes, Judgement](settings.cache_entries, settings.cache_seconds, timer=clock)
         self._breaker = Breaker(settings.breaker_failures, settings.breaker_seconds)
         self._asking = 0
 
@@ -50,7 +52,7 @@ class JudgeClient:
         """The judge's score of `text` before `deadline` (the loop's clock), or why not; never queues."""
         key = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
         if (known := self._scores.get(key)) is not None:
-            return Judgement(known, "cache")
+            return known
         if self._asking >= self.settings.concurrency:
             return Judgement(None, "busy")
         left = deadline - asyncio.get_running_loop().time()
@@ -59,14 +61,16 @@ class JudgeClient:
         if not self._breaker.allows(self._clock()):
             return Judgement(None, "breaker")
         probe, patience = self._breaker.is_open, self.settings.timeout_ms / 1e3
-        seconds, score, learned = min(left, patience), None, False
+        seconds, score, learned, of_text = min(left, patience), None, False, False
         self._asking += 1
         try:
             answer = await self._endpoint.post("/chat/completions", self._question.body(text), seconds)
             score, result, learned = probability(answer, self._question.scheme), "ok", True
         except EndpointError as error:
             result = RESULTS[error.reason]
-            learned = result != "timeout" or seconds >= TIME_MIN * patience
+            # What a client's text causes must not open the breaker for the others.
+            of_text = error.reason == "no_label" or error.status in TEXT_STATUSES
+            learned = not of_text and (result != "timeout" or seconds >= TIME_MIN * patience)
         except Exception:
             result, learned = "error", True
             logger.exception("judge.failed", strategy=self.name)
@@ -77,10 +81,10 @@ class JudgeClient:
                 self._breaker.gave_up()
         if score is not None:
             self._breaker.succeeded()
-            if self.settings.cache_entries:
-                self._scores[key] = score
         elif learned:
             self._breaker.failed(self._clock())
+        if self.settings.cache_entries and (score is not None or of_text):
+            self._scores[key] = Judgement(score, "cache")
         if (is_open := self._breaker.is_open) != probe:
             logger.warning("judge.breaker", strategy=self.name, open=is_open, last=result)
         return Judgement(score, result)

@@ -24,6 +24,7 @@ from semroute_extproc.errors import ConfigError
 from semroute_extproc.events import Accounted, Decided, Emit, OutcomeReported, Reloaded
 from semroute_extproc.settings.process import DecisionLog
 from semroute_extproc.telemetry.bus import by_type
+from semroute_extproc.telemetry.log import visible
 from semroute_extproc.telemetry.record import REQUEST_ID_CHARACTERS_MAX, of_decision, of_outcome, of_usage
 
 QUEUE_MAX = 4_096  # Decisions that wait for the thread
@@ -203,7 +204,7 @@ class DecisionWriter:
             self._emit(ev.RecordsWritten(len(lines), "disk"))
             return
         try:
-            self._files.append(b"".join(lines))
+            self._files.append(b"".join(map(visible, lines)))
             self._emit(ev.RecordsWritten(len(lines)))
         except OSError as error:
             self._resume_at = self._clock() + PAUSE_SECONDS

@@ -4,6 +4,7 @@ A thread writes them, so that a reader that stops reading (a full pipe) never bl
 """
 
 import atexit
+import json
 import logging
 import os
 import re
@@ -75,7 +76,7 @@ class LineWriter:
             batch = [self._lines.get()]
             time.sleep(BATCH_SECONDS)
             batch += [self._lines.get() for _ in range(self._lines.qsize())]
-            lines = [each for each in batch if isinstance(each, bytes)]
+            lines = [visible(each) for each in batch if isinstance(each, bytes)]
             try:
                 for data in _writes(lines):
                     while data:
@@ -88,6 +89,17 @@ class LineWriter:
             for each in batch:
                 if isinstance(each, Event):
                     each.set()
+
+
+def visible(line: bytes) -> bytes:
+    """A line in UTF-8 whose characters beyond ASCII are printable; others are escaped as in JSON.
+
+    JSON escapes only those below a space. Some others end a line or control a terminal.
+    """
+    if line.isascii():
+        return line
+    shown = (c if c.isascii() or c.isprintable() else json.dumps(c)[1:-1] for c in line.decode())
+    return "".join(shown).encode()
 
 
 def _writes(lines: Iterable[bytes]) -> Iterator[bytes]:

@@ -22,6 +22,9 @@ VIEWS = {"now": "/"} | {name: PREFIX + name for name in _NAMES}
 STATIC = {"page.css": "text/css", "page.js": "text/javascript; charset=utf-8", "icon.svg": "image/svg+xml"}
 HTML = "text/html; charset=utf-8"
 
+POSTED = ("explain", "config")
+"""Views whose forms cost time or a judge: by GET, another site could make the operator's browser send one."""
+
 FRESH_SECONDS = 1.0  # for which a view is kept: many readers cost as much as one
 CACHED_MAX = 32  # views that are kept, by their URL
 FIELDS_MAX = 16  # of a form
@@ -80,6 +83,8 @@ class PageSite:
             if asked.body is not None:
                 fields = asked.body.decode(errors="replace")
                 return self._posting.run(lambda: self._made(name, maker, fields))
+            if name in POSTED:
+                asked = asked._replace(query="")
             return self._find(asked.url) or self._reading.run(lambda: self._read(name, maker, asked))
         except TimeoutError:
             return text(503, "the page is busy\n")
@@ -108,7 +113,8 @@ class PageSite:
         if name not in self._views:
             return as_json(found)
         page = {"view": name, "views": VIEWS, "version": __version__, "form": form, "now": time.time()}
-        return Page(200, HTML, self._templates.get_template(f"{name}.html").render(page | found).encode())
+        shown = self._templates.get_template(f"{name}.html").render(page | found)
+        return Page(200, HTML, shown.encode(errors="replace"))  # Bodies may have lone surrogates.
 
     @cached_property
     def _templates(self) -> Any:

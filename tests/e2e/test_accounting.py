@@ -178,6 +178,52 @@ async def test_every_form_of_answer_is_read_and_passes_untouched(
     assert gateway.envoy.stats("http.ingress.lua.errors")["http.ingress.lua.errors"] == 0
 
 
+ODD = json.dumps([{"1": {"decoded_token": '}]"\\', "rank": 1}}] * 1_000)
+"""45 KB whose strings have brackets, quotes and backslashes."""
+
+
+def followed(api: Api) -> bytes:
+    """An answer with much after its usage, as vLLM writes the log probabilities of a prompt."""
+    return answers.whole(api)[:-1] + f', "prompt_logprobs": {ODD}}}'.encode()
+
+
+async def test_a_usage_that_much_text_follows_is_read_and_only_at_its_own_depth(
+    make_gateway: MakeGateway, accounting: Sidecar, upstream: Upstream
+) -> None:
+    gateway = make_gateway([accounting], addresses={"vllm-small": upstream.address})
+    before, user, after = b"".join(answers.stream(Api.RESPONSES)).rpartition(b'"user": null')
+    assert user
+    scripts, streamed = [], before + f'"user": {json.dumps(ODD)}'.encode() + after
+    for seed in range(8):
+        scripts += [Script(api, False, split(followed(api), seed)) for api in answers.APIS]
+        scripts.append(Script(Api.RESPONSES, True, split(streamed, seed)))
+    scripts += [
+        Script(Api.COMPLETIONS, False, split(pack(followed(Api.COMPLETIONS)), 1), coding)
+        for coding, pack in answers.ENCODINGS.items()
+    ]
+    forged = (
+        b'{"tools": [{"usage": {"input_tokens": 1, "output_tokens": 1}}], "usage": null, "z": '
+        + ODD.encode()
+        + b"}"
+    )
+    false = [Script(Api.RESPONSES, False, split(forged, seed)) for seed in range(4)]
+    upstream.scripts = scripts + false
+    async with aiohttp.ClientSession(gateway.url, auto_decompress=False) as client:
+        for number, script in enumerate(upstream.scripts):
+            path, body = BODIES[script.api]
+            headers = {"x-script": str(number), "x-request-id": f"after-{number}"}
+            async with client.post(path, json={"model": "auto-weak", **body}, headers=headers) as response:
+                assert await response.read() == b"".join(script.pieces)
+    lines = wait_for_answers(accounting, [f"after-{number}" for number in range(len(upstream.scripts))])
+    for script, line in zip(upstream.scripts, lines, strict=True):
+        expected = answers.usage(script.api)
+        if script in false:
+            assert line["problem"] == "no_usage"
+        else:
+            assert usage_of(line) == (expected.input, expected.output), (script.api, line)
+    assert gateway.envoy.stats("http.ingress.lua.errors")["http.ingress.lua.errors"] == 0
+
+
 async def test_a_compressed_answer_beyond_the_limit_is_counted_as_unread(
     make_gateway: MakeGateway, accounting: Sidecar, upstream: Upstream
 ) -> None:

@@ -14,7 +14,8 @@ import aiohttp
 import pytest
 from alerts import ALERTS, Selector, selectors
 from gateway import Gateway, chat, connect, dump, raw_request, wait_for
-from semroute_demo.envoy import Bootstrap, clusters
+from semroute_demo.envoy import Bootstrap, clusters, connection_manager
+from semroute_demo.pool import Fault
 from semroute_demo.sidecar import Sidecar
 
 MakeGateway = Callable[..., Gateway]
@@ -255,3 +256,22 @@ async def test_connections_beyond_the_limit_show_in_envoys_metrics(
         for _ in range(8):
             idle.enter_context(connect(gateway))
         wait_for(lambda: watched(gateway, "SemrouteConnectionsFull") >= 1, 5, "the alert's metric")
+
+
+@pytest.mark.failure
+async def test_a_failover_that_envoy_refuses_shows_in_envoys_metrics(
+    make_gateway: MakeGateway, make_sidecar: MakeSidecar
+) -> None:
+    def refuse(bootstrap: Bootstrap) -> None:
+        [host] = connection_manager(bootstrap)["route_config"]["virtual_hosts"]
+        [route] = [each for each in host["routes"] if each["name"] == "picked-or-next"]
+        route["route"]["internal_redirect_policy"]["max_internal_redirects"] = 0
+
+    gateway = make_gateway([make_sidecar(CONTROLLERS__FAILOVER="{}")], edit=refuse)
+    gateway.small.faults.append(Fault(status=500))
+    async with (
+        aiohttp.ClientSession(gateway.url) as client,
+        client.post(PATH, json=chat(), allow_redirects=False) as response,
+    ):
+        assert response.status == 307
+    assert watched(gateway, "SemrouteFailoversLost") == 1

@@ -96,6 +96,21 @@ async def test_the_next_pool_answers_under_its_own_models_name(
 
 
 @pytest.mark.parametrize(
+    "host",
+    ["gateway", "gateway:10000", "my_gateway", "my_gateway:10000", "a:", "a,b", "a'b", "a:99999", "*", "%"],
+)
+def test_the_next_pool_answers_whatever_host_the_client_names(gateway: Gateway, host: str) -> None:
+    """Envoy follows no redirect to most of these."""
+    gateway.small.faults.append(Fault(status=500))
+    body = dump(chat())
+    head = ["POST /v1/chat/completions HTTP/1.1", f"host: {host}", "content-type: application/json"]
+    with connect(gateway) as connection:
+        connection.sendall(raw_request([*head, f"content-length: {len(body)}"]) + body)
+        answer = read_response(connection)
+    assert (answer.status, answer.headers["x-semroute-pool"]) == (200, "large")
+
+
+@pytest.mark.parametrize(
     "words",
     [
         "This model's maximum context length is 4096 tokens. However, your prompt contains at least 4097.",

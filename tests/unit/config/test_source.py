@@ -16,6 +16,7 @@ from semroute_extproc.config import source as config_source
 from semroute_extproc.config.models import Config
 from semroute_extproc.errors import ConfigError
 from semroute_extproc.request.view import Api
+from semroute_extproc.settings.base import Problem
 from semroute_extproc.settings.policies import Reasoning
 from semroute_extproc.settings.pools import ApiName
 
@@ -420,6 +421,7 @@ def test_a_variable_reaches_names_that_no_shell_allows_in_one(file: Path) -> Non
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
+        ("SEMROUTE__ADMIN__LISTEN", "x:99999", "admin: the port is above"),
         ("SEMROUTE__SERVER", "{deadline_ms: -1}", "server.deadline_ms: input should be greater"),
         ("SEMROUTE__POOLS__NEW__CLUSTER", "c", "pools.new.model: is required"),
         ("SEMROUTE__DEFAULT_POOL", "2024-13-45", "default_pool: there is no pool '2024-13-45'"),
@@ -436,6 +438,15 @@ def test_the_variable_is_named_whatever_is_wrong_with_it(
     text = GOOD.replace("main:\n", "main:\n    rules: [{name: r, when: 'true', pool: small}]\n")
     [problem] = problems(file, text, {variable: value})
     assert problem.startswith(f"{variable} (environment): {message}")
+
+
+def test_a_variable_is_not_named_for_another_setting_of_the_section_that_it_created(file: Path) -> None:
+    file.write_text(GOOD)
+    loaded = config_source.load(file, {"SEMROUTE__ADMIN__LISTEN": "127.0.0.1:1"})
+    [problem] = loaded.error([Problem(("admin", "token"), "a change here needs a restart")]).problems
+    assert problem.startswith(f"{file}:")
+    [problem] = loaded.error([Problem(("admin", "listen"), "a change here needs a restart")]).problems
+    assert problem.startswith("SEMROUTE__ADMIN__LISTEN (environment)")
 
 
 def test_a_pool_may_serve_every_api_that_only_some_models_serve() -> None:

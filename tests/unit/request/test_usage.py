@@ -32,6 +32,13 @@ def test_an_answer_may_be_written_over_several_lines() -> None:
     assert usage_in(body, Api.CHAT_COMPLETIONS) == answers.USAGE
 
 
+@pytest.mark.parametrize("api", answers.APIS)
+def test_much_text_may_follow_the_usage(api: Api) -> None:
+    """Such as the log probabilities of the prompt."""
+    body = answers.whole(api)[:-1] + b', "prompt_logprobs": [' + b"1, " * 10_000 + b"1]}"
+    assert usage_in(body, api) == answers.usage(api)
+
+
 def test_the_input_of_anthropics_api_includes_what_was_cached() -> None:
     """Its `input_tokens` leaves out what was read from the cache and written to it."""
     found = usage_in(answers.whole(Api.MESSAGES), Api.MESSAGES)

@@ -127,6 +127,25 @@ class TestExplain:
     ) -> None:
         assert shown in await server.post("/ui/explain", urlencode(form | {"model": "auto"}).encode())
 
+    @pytest.mark.parametrize(
+        "text",
+        [
+            r'{"model":"auto","messages":[{"role":"user","content":"\ud800"}]}',
+            r'{"model" : "auto", "user" : "\ud800", "messages":[{"role":"user","content":"hard"}]}',
+            '{"input":' + "[" * 50_000 + "]" * 50_000 + "}",
+            "[" * 50_000,
+        ],
+        ids=lambda text: text[:40],
+    )
+    async def test_a_body_that_is_hard_to_read_is_explained_too(self, server: Server, text: str) -> None:
+        shown = await server.post("/ui/explain", urlencode({"text": text, "model": "auto"}).encode())
+        assert "<h1>" in shown
+
+    @pytest.mark.parametrize("form", ["explain?text=hard&model=auto", "config?yaml=a%3A+1", "config?file=x"])
+    async def test_a_form_is_not_sent_by_a_link(self, server: Server, form: str) -> None:
+        """Browsers tell the site of a form that is posted, and of a link not all of them do."""
+        assert await server.get(f"/ui/{form}") == await server.get(f"/ui/{form.partition('?')[0]}")
+
     async def test_a_header_that_is_none_is_told(self, server: Server) -> None:
         assert "name: value" in await server.post("/ui/explain", b"text=x&headers=nonsense")
 

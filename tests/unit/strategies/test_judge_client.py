@@ -275,6 +275,32 @@ async def test_the_breaker_keeps_requests_away_and_lets_one_try(
     assert len(server.requests) == 6
 
 
+NO_LABEL = Act(body=json.dumps(labelled({"Sure": 0.95, "1": 0.05})).encode())
+
+
+@pytest.mark.parametrize(
+    ("act", "result"),
+    [
+        (NO_LABEL, "unparsable"),
+        (Act(status=400), "http"),
+        (Act(status=413), "http"),
+        (Act(status=422), "http"),
+    ],
+)
+async def test_a_text_that_the_judge_cannot_score_does_not_pause_it_for_others(
+    server: OpenAIServer, judge: JudgeClient, clock: Clock, act: Act, result: str
+) -> None:
+    server.script.extend([act] * 4)
+    assert [(await ask(judge, f"odd {n}")).result for n in range(4)] == [result] * 4
+    assert await ask(judge, "odd 0") == Judgement(None, "cache"), "it is not asked again"
+    server.script.extend([Act(status=503)] * 3)
+    assert [(await ask(judge, f"down {n}")).result for n in range(4)] == [*["http"] * 3, "breaker"]
+    clock.now += 10.0
+    server.script.append(act)
+    assert (await ask(judge, "odd probe")).result == result
+    assert (await ask(judge, "next probe")).result == "ok", "an odd text is no failed probe"
+
+
 async def test_a_question_that_came_too_late_says_nothing_of_the_judge(
     server: OpenAIServer, judge: JudgeClient
 ) -> None:

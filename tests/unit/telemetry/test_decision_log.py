@@ -89,6 +89,13 @@ class TestWriter:
                 case other:
                     pytest.fail(str(other))
 
+    def test_text_of_clients_does_not_end_a_line(self, tmp_path: Path, seen: Seen) -> None:
+        writer = DecisionWriter(settings(tmp_path), 0, seen)
+        writer.handle(event(request_id="a\x85b\u2028c\u202ed"))
+        writer.close()
+        [decision] = lines(tmp_path / "log" / "decisions-0.jsonl")
+        assert decision["request_id"] == "a\x85b\u2028c\u202ed"
+
     def test_a_share_is_sampled(self, tmp_path: Path, seen: Seen) -> None:
         for share, low, high in ((0.0, 0, 0), (0.5, 350, 650)):
             writer = DecisionWriter(settings(tmp_path / str(share), sample=share), 0, seen)

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import structlog
@@ -134,6 +134,24 @@ def test_a_path_and_a_request_id_have_a_bound_in_the_log(written: Callable[[], s
     LogSink(Telemetry(log_format="json")).handle(long)
     facts = json.loads(written())
     assert (len(facts["request_id"]), len(facts["path"])) == (VALUE_CHARACTERS_MAX, VALUE_CHARACTERS_MAX)
+
+
+CONTROLS = "\x9b2J\x85forged\u2028\u202e\U000e0001Åsa日本"
+"""Control sequences of terminals, line separators, reversed text; and what is printable beyond ASCII."""
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_text_of_clients_neither_ends_a_line_nor_controls_a_terminal(
+    written: Callable[[], str], form: Literal["json", "console"]
+) -> None:
+    settings = Telemetry(log_format=form)
+    configure(settings)
+    LogSink(settings).handle(structs.replace(event(), request_id=CONTROLS))
+    [line] = written().splitlines()
+    assert all(c.isprintable() for c in line if not c.isascii()), "only the console's own colors control"
+    assert "Åsa日本" in line
+    if form == "json":
+        assert json.loads(line)["request_id"] == CONTROLS, "nothing is lost"
 
 
 def test_no_line_shows_the_secrets_of_a_url(written: Callable[[], str]) -> None:
