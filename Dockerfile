@@ -16,13 +16,12 @@ FROM sources AS build-cpu
 COPY requirements/runtime.txt requirements/
 RUN pip --python /venv/bin/python install --require-hashes -r requirements/runtime.txt \
  && pip --python /venv/bin/python install --no-deps --no-build-isolation . \
- && pip --python /venv/bin/python uninstall --yes hatchling editables pathspec trove-classifiers \
- && find /venv -name '*.fp16.onnx' -delete  # half precision is for GPUs
+ && pip --python /venv/bin/python uninstall --yes hatchling editables pathspec trove-classifiers
 
 FROM sources AS build-gpu
 COPY requirements/gpu.txt requirements/
 RUN pip --python /venv/bin/python install --require-hashes -r requirements/gpu.txt \
- && pip --python /venv/bin/python install --no-deps --no-build-isolation . \
+ && pip --python /venv/bin/python install --no-deps --no-build-isolation . ./models \
  && pip --python /venv/bin/python uninstall --yes hatchling editables pathspec trove-classifiers
 
 FROM sources AS build-demo

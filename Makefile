@@ -19,7 +19,7 @@ TARGET ?= cpu
 BUNDLE ?= semroute-minilm
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test screenshots conformance faults soak test-train test-vllm lint format type gen gen-check test-remote test-ray bench bench-check gpu fuzz docs docs-check image audit sbom licenses lock train check clean
+.PHONY: help setup demo test screenshots conformance faults soak test-train test-vllm lint format type gen gen-check test-release release test-remote test-ray bench bench-check gpu fuzz docs docs-check image audit sbom licenses lock train check clean
 
 help:  ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,13 @@ faults: $(VENV)/.dev  ## break every part under load, behind a real Envoy, and w
 soak: $(VENV)/.dev  ## send honest requests among hostile ones for half an hour, and write it to docs/reliability.md
 	SEMROUTE_SOAK=$(CURDIR)/benchmarks/results/soak.jsonl SEMROUTE_SOAK_SECONDS=1800 $(BIN)/python -m pytest tests/faults/test_soak.py
 	$(BIN)/python tools/gen_docs.py
+
+test-release: $(VENV)/.dev  ## build every distribution twice, install them into empty environments and run the demo
+	SEMROUTE_RELEASE=1 $(BIN)/python -m pytest tests/release $(TEST_ARGS)
+
+release: $(VENV)/.dev  ## build the wheels and sdists of this version into dist/, check them and write SHA256SUMS
+	rm -rf dist
+	$(BIN)/python tools/release.py dist
 
 screenshots: $(VENV)/.dev  ## take the pictures of the page in docs/; needs Chromium, takes eight minutes
 	SEMROUTE_SCREENSHOTS=1 $(BIN)/python -m pytest tests/e2e/test_page.py tests/e2e/test_tour.py $(TEST_ARGS)

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILD = ["hatchling", "editables"]
 """Build requirements of an editable install of the two packages."""
 
+OWN = ("semroute-extproc", "semroute-gpu-graphs", "semroute-lab")
 SIDECAR, LAB = "pyproject.toml", "lab/pyproject.toml"
 
 LOCKS = {
@@ -68,7 +69,7 @@ def lock(name: str, sources: list[str]) -> int:
     command = [
         *(sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal", "--generate-hashes"),
         *("--python-version", "3.11", "--no-emit-index-url", "--no-annotate", "--no-header"),
-        *("--no-emit-package", "semroute-extproc", "--no-emit-package", "semroute-lab"),
+        *(f"--no-emit-package={name}" for name in OWN),
         *("--output-file", str(ROOT / "requirements" / f"{name}.txt")),
         *sources,
     ]

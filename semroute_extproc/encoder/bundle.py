@@ -20,6 +20,7 @@ DEFAULT_BUNDLE, MULTILINGUAL_BUNDLE = "semroute-minilm", "semroute-use"
 DEFAULT = ""  # Key of the bundle for languages without their own
 FILE_BYTES_MAX = 16 * 1024 * 1024  # of `bundle.json`
 PART_BYTES_MAX = 2 * 1024**3  # of any other file of a bundle; protobuf, and so ONNX, has the same limit
+GPU_GRAPH_MISSING = "no such file; the shipped graph for a GPU comes with semroute-extproc[gpu]"
 _LOCATION = re.compile(rb"\x0a\x08location\x12(.)(.{0,127})", re.DOTALL)
 """In an ONNX file (protobuf): the length and the path of a file that has the values of a tensor."""
 
@@ -86,6 +87,8 @@ def load(path: Path, devices: tuple[Device, ...] = ("cpu", "cuda")) -> Bundle:
     for name, entry in manifest.files.items():
         if name in unused:
             continue
+        if name == manifest.graphs.get("cuda") and not (path / name).exists():
+            raise BundleError(f"{path / name}: {GPU_GRAPH_MISSING}")
         content = _read(path / name)
         if (digest := hashlib.sha256(content).hexdigest()) != entry.sha256:
             raise BundleError(f"{path / name}: sha256 is {digest}, bundle.json says {entry.sha256}")

@@ -125,12 +125,18 @@ def show(directory: Path, as_json: bool) -> None:
 @click.argument("directory", type=EXISTING_DIRECTORY, default=bundles.default_bundle)
 @exit_statuses
 def verify(directory: Path) -> None:
-    """Check every file of the bundle in DIRECTORY and run its CPU graph once."""
+    """Check every file of the bundle in DIRECTORY and run its CPU graph once.
+
+    The graph for GPUs may be missing, because it is installed only with the extra `gpu`.
+    """
     from semroute_extproc.encoder.onnx import OnnxModel
 
-    loaded = bundles.load(directory)
+    cuda = bundles.read_manifest(directory).graphs.get("cuda")
+    missing = cuda is not None and not (directory / cuda).exists()
+    loaded = bundles.load(directory, ("cpu",) if missing else ("cpu", "cuda"))
     OnnxModel(loaded, "cpu").warm_up()
-    click.echo(f"{directory}: {len(loaded.manifest.files)} files as listed, revision {loaded.revision}")
+    checked = f"{len(loaded.manifest.files) - missing} files as listed, revision {loaded.revision}"
+    click.echo(f"{directory}: {checked}" + (f"; {cuda} is missing" if missing else ""))
 
 
 @bundle.command()
@@ -149,7 +155,7 @@ def export(directory: Path, target: Path, device: Any, server: str | None, **siz
     from semroute_lab.train.graphs import copy_bundle
     from semroute_lab.train.repository import write_repository
 
-    loaded = bundles.load(directory)
+    loaded = bundles.load(directory, (device,) if device else ("cpu",) if server else ("cpu", "cuda"))
     if server is None:
         names = copy_bundle(loaded, target, device)
     else:

@@ -16,7 +16,6 @@ from semroute_demo import pool
 from semroute_extproc import __version__
 from semroute_extproc.cli import envoy_file, main
 from semroute_extproc.config import source as config_source
-from semroute_extproc.encoder import bundle
 
 ROOT = Path(__file__).resolve().parents[3]
 COMPOSE = YAML(typ="safe").load((ROOT / "docker-compose.yaml").read_text())
@@ -124,13 +123,9 @@ def test_the_image_has_the_labels_of_the_open_container_initiative_and_the_packa
     assert f"ARG VERSION={__version__}\n" in DOCKERFILE
 
 
-def test_the_image_for_cpus_has_no_graph_for_gpus() -> None:
-    manifest = bundle.read_manifest(bundle.default_bundle())
-    graphs = manifest.graphs
-    assert graphs["cuda"].endswith(".fp16.onnx")
-    assert not graphs["cpu"].endswith(".fp16.onnx")
-    assert "find /venv -name '*.fp16.onnx' -delete" in stages()["build-cpu"]
-    assert "fp16" not in stages()["build-gpu"]
+def test_only_the_image_for_a_gpu_has_the_graphs_for_it() -> None:
+    assert "--no-build-isolation . ./models \\\n" in stages()["build-gpu"]
+    assert "./models" not in stages()["build-cpu"]
 
 
 def test_compose_writes_envoys_file_for_the_configuration_that_the_sidecar_runs(tmp_path: Path) -> None:
@@ -272,12 +267,6 @@ def test_every_lock_that_is_used_exists_and_names_no_index() -> None:
         assert "--hash=sha256:" in text
         assert not re.search(r"^\s*(-i|--index-url|--extra-index-url|--find-links)", text, re.M)
         assert not re.search(r"https?://", text)
-
-
-def test_the_wheel_takes_the_bundle_and_the_bootstrap_along() -> None:
-    included = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
-    assert included["models"] == "semroute_extproc/models"
-    assert (ROOT / "models" / bundle.DEFAULT_BUNDLE / "bundle.json").is_file()
 
 
 def test_no_extra_brings_both_builds_of_onnx_runtime() -> None:
