@@ -38,7 +38,7 @@ PROBLEMS_MAX = 100  # Problems of one file that are reported
 LINE_CHARACTERS_MAX = 500  # Longest source line that an error shows
 
 SECRETS = (
-    *(("controllers", "session", "remote"), ("controllers", "store"), ("admin", "token")),
+    *(("controllers", "store"), ("admin", "token")),
     *(("server", "secret"), ("telemetry", "decision_log", "key")),
 )
 """Settings whose values, at any level, are masked in every source line that an error shows."""

@@ -140,8 +140,8 @@ async def test_a_shared_memory_that_is_dead_is_counted_and_the_request_decided(
     make_gateway: Make, make_sidecar: Callable[..., Sidecar]
 ) -> None:
     pytest.importorskip("redis", reason="needs the extra valkey")
-    remote = "{url: 'valkey://127.0.0.1:9/0', key: 0123456789abcdef}"
-    sidecar = make_sidecar(CONTROLLERS__SESSION=f"{{remote: {remote}}}")
+    store = "{url: 'valkey://127.0.0.1:9/0', key: 0123456789abcdef, replicas: 1}"
+    sidecar = make_sidecar(CONTROLLERS__SESSION="{}", CONTROLLERS__STORE=store)
     gateway: Gateway = make_gateway([sidecar])
     async with aiohttp.ClientSession(gateway.url) as session:
         for _ in range(8):

@@ -328,15 +328,15 @@ class TestConfiguration:
                 "strategies.asked: the environment has no SEMROUTE_TEST_NO_KEY",
             ),
             (
-                "controllers: {session: {remote: {url: 'valkey://host', key: 0123456789abcdef}}}\n",
+                "controllers: {store: {url: 'valkey://host', key: 0123456789abcdef, replicas: 1}}\n",
                 "redis",
                 "semroute-extproc[valkey]",
             ),
             (
-                "controllers: {session: {remote: {url: 'valkey://host/0?socket_timeout=soon', "
-                "key: 0123456789abcdef}}}\n",
+                "controllers: {store: {url: 'valkey://host/0?socket_timeout=soon', "
+                "key: 0123456789abcdef, replicas: 1}}\n",
                 "",
-                "controllers.session.remote.url: has an option that the library rejects",
+                "controllers.store.url: has an option that the library rejects",
             ),
             (
                 "telemetry: {decision_log: {path: log, format: parquet}}\ncontrollers: {}\n",
