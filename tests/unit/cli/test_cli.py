@@ -252,7 +252,9 @@ class TestExplain:
 
     def test_people_get_a_table(self) -> None:
         text = "Name this chat in six words.\n<notes>long</notes>\nUser: hello\nAssistant: Hello!"
-        table = " ".join(run("explain", "--config", str(EXAMPLE), "--text", text).stdout.split())
+        shown = run("explain", "--config", str(EXAMPLE), "--text", text).stdout
+        assert all(len(line) <= 80 for line in shown.splitlines())
+        table = " ".join(shown.split())
         for row in (
             "set header x-semroute-cluster",
             "housekeeping title",
