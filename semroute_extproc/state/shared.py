@@ -58,7 +58,7 @@ PROBLEMS = {
     "tls": "TLS failed: check the scheme of controllers.store.url and the server's certificate",
     "refused": "it refused a command: it must be a Valkey 7 or Redis 7 primary that allows scripts",
     "garbage": "its answer is not one of Valkey",
-    "dropped": "more has changed than it can be told of",
+    "dropped": "more has changed than can wait for it",
 }
 
 _HERE = Path(__file__).parent
