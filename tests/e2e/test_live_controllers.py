@@ -147,7 +147,7 @@ async def test_a_shared_memory_that_is_dead_is_counted_and_the_request_decided(
         for _ in range(8):
             headers = await ask(session)
             assert (headers["x-sim-pool"], headers["x-semroute-outcome"]) == ("large", "routed")
-    assert "semroute_session_remote_errors_total{" in sidecar.read_admin("/metrics")[1]
+    assert "semroute_shared_store_errors_total{" in sidecar.read_admin("/metrics")[1]
 
 
 async def test_shadows_and_canaries_are_in_the_access_log(
