@@ -158,7 +158,7 @@ class ReloadRejected(Event, frozen=True):
 
 
 class SessionStoreError(Event, frozen=True):
-    """The shared store: `timeout`, `error`, `paused`, `write_error` or `write_dropped` (a metric label)."""
+    """A conversation was not looked up in the store: `timeout`, `error` or `paused` (a metric label)."""
 
     what: str
 

@@ -79,7 +79,6 @@ def settings() -> str:
         ("controllers.store", controllers.SharedStore),
         ("controllers.failover", controllers.Failover),
         ("controllers.session", controllers.SessionController),
-        ("controllers.session.remote", controllers.RemoteSessions),
     ]
     return "\n".join(part for title, model in sections for part in _section(title, model))
 

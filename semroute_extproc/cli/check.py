@@ -14,7 +14,7 @@ from semroute_extproc.encoder.onnx import import_runtime
 from semroute_extproc.policy.rules import WORK_FACTS
 from semroute_extproc.serve import build
 from semroute_extproc.settings.base import Problem, did_you_mean
-from semroute_extproc.state import shared_sessions
+from semroute_extproc.state.shared import client_of
 from semroute_extproc.telemetry.decision_log import log_files
 
 ENVOY_MIN = (1, 37)  # 1.36 accepts the shipped file, but refuses large bodies and delays chunked ones
@@ -46,8 +46,8 @@ def check(loaded: Loaded) -> dict[str, Bundle]:
     bundles = build.load_bundles(loaded.config, loaded.config.encoder.is_local)
     build.make_policies(loaded, bundles[DEFAULT])
     build.make_judges(loaded)
-    found = loaded.config.controllers
-    shared_sessions.connect(found.session, store=found.store)
+    if loaded.config.controllers.store is not None:
+        client_of(loaded.config.controllers.store)
     if loaded.config.telemetry.decision_log is not None:
         log_files(loaded.config.telemetry.decision_log, 0)
     if loaded.config.encoder.is_local:

@@ -150,7 +150,6 @@ def explain(
     Prints pool, cluster, model, reasoning effort, reason, the rules tried, the signals, the header
     and body edits and the time of each stage.
     """
-    from semroute_extproc.cli import explain as explaining
     from semroute_extproc.config import source as config_source
     from semroute_extproc.serve.explain import explain
 
@@ -172,7 +171,7 @@ def explain(
     if as_json:
         click.echo(json.dumps(report, ensure_ascii=False))
     else:
-        explaining.print_report(report)
+        click.echo(operate.render("explain.txt", {"report": report}))
 
 
 @main.command()

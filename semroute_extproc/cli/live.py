@@ -55,21 +55,21 @@ def cards(base: str, key: str) -> list[dict[str, Any]]:
 
 def examine(name: str, pool: Pool, base: str, key: str, tools: bool) -> dict[str, Any]:
     """What a server of a pool says, as live.toml describes it; `tools` requests a call of one token."""
-    told = {**DATA["unknown"], "pool": name, "model": pool.model, "base": base}
-    told["page"] = page = pool.metrics or f"{base}/metrics"
+    server = {**DATA["unknown"], "pool": name, "model": pool.model, "base": base}
+    server["page"] = page = pool.metrics or f"{base}/metrics"
     try:
         served = {card["id"]: card for card in cards(base, key)}
-        told |= {"served": [*served], "lora": [each for each, card in served.items() if card.get("parent")]}
-        told["limit"] = served.get(pool.model, {}).get("max_model_len")
+        server |= {"served": [*served], "lora": [each for each, card in served.items() if card.get("parent")]}
+        server["limit"] = served.get(pool.model, {}).get("max_model_len")
         with suppress(Exception):  # whatever the page is
-            told["load"] = bool(fetch(page, pool.gauges))
-        told["health"] = ask(f"{base}/health").status_code
+            server["load"] = bool(fetch(page, pool.gauges))
+        server["health"] = ask(f"{base}/health").status_code
         if tools and pool.model in served:
             call = {"model": pool.model, **DATA["call"]}
-            told["tools"] = ask(f"{base}/v1/chat/completions", key, call).status_code
+            server["tools"] = ask(f"{base}/v1/chat/completions", key, call).status_code
     except EndpointError as error:
-        told["error"] = str(error)
-    return told
+        server["error"] = str(error)
+    return server
 
 
 def check(loaded: Loaded, api_key_env: str, tools: bool) -> Exit:
@@ -88,12 +88,12 @@ def check(loaded: Loaded, api_key_env: str, tools: bool) -> Exit:
             say(f"waiting for {len(rest)} of {len(asked)} servers")
     servers = [each.result() for each in asked]
     click.echo(render("live.txt", {"servers": servers}))
-    for told in servers:
-        facts = {**settings, **told, "did_you_mean": did_you_mean}
-        only = {"pools": {told["pool"]: settings["pools"][told["pool"]]}}
+    for server in servers:
+        facts = {**settings, **server, "did_you_mean": did_you_mean}
+        only = {"pools": {server["pool"]: settings["pools"][server["pool"]]}}
         for row, problem in holding(DATA["check"], only, facts):
             found.add(row["kind"])
             say(located(loaded, problem, "note: " * (row["kind"] == "note")))
-    for name in settings["pools"].keys() - {told["pool"] for told in servers}:
+    for name in settings["pools"].keys() - {server["pool"] for server in servers}:
         say(located(loaded, Problem(("pools", name), "has no endpoints, so nothing was asked"), "note: "))
     return Exit.CONFIG if "wrong" in found else Exit.UNAVAILABLE if "silent" in found else Exit.OK

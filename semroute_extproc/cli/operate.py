@@ -77,11 +77,12 @@ class AdminPort:
 def _environment() -> Any:
     from jinja2 import Environment, FileSystemLoader
 
+    from semroute_extproc.request.text import clip
     from semroute_extproc.telemetry.page import clock, dollars, percent
 
     made = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=False)  # noqa: S701 - no HTML
     made.trim_blocks = made.lstrip_blocks = True
-    made.filters |= {"clock": clock, "dollars": dollars, "percent": percent}
+    made.filters |= {"clock": clock, "dollars": dollars, "percent": percent, "clip": clip, "json": json.dumps}
     made.filters["utc"] = lambda seconds: f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%SZ}"
     return made
 

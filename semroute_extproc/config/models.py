@@ -121,15 +121,10 @@ def _budget(config: Config, name: str) -> Iterator[Problem]:
         yield Problem(path, "this strategy ignores cost, so a budget has no effect on it")
     if budget.dollars_per_thousand is None or pair is None:
         return
-    for pool in pair:
-        if config.pools[pool].price is None:
+    low, high = prices = [config.pools[pool].price for pool in pair]
+    for pool, price in zip(pair, prices, strict=True):
+        if price is None:
             yield Problem((*path, "dollars_per_thousand"), f"pool {pool} has no price")
-    if _costs_as_much(config, *pair):
+    if low and high and low.input >= high.input and low.output >= high.output:
         message = f"the weak pool {pair[0]} is not cheaper than {pair[1]}, so no share saves money"
         yield Problem((*path, "dollars_per_thousand"), message)
-
-
-def _costs_as_much(config: Config, weak: str, strong: str) -> bool:
-    """Whether both pools have a price and the weak one is not cheaper."""
-    low, high = (config.pools[name].price if name in config.pools else None for name in (weak, strong))
-    return low is not None and high is not None and low.input >= high.input and low.output >= high.output

@@ -40,7 +40,7 @@ LINE_CHARACTERS_MAX = 500  # Longest source line that an error shows
 REQUIRED = "is required"  # the problem with a setting that is missing
 
 SECRETS = (
-    *(("controllers", "session", "remote"), ("controllers", "store"), ("admin", "token")),
+    *(("controllers", "store"), ("admin", "token")),
     *(("server", "secret"), ("telemetry", "decision_log", "key")),
 )
 """Settings whose values, at any level, are masked in every source line that an error shows."""

@@ -20,14 +20,10 @@ class Breaker:
 
         The caller must end the probe with `succeeded`, `failed` or `gave_up`, and report other results.
         """
-        if self.paused(now) or self._probing:
+        if self._probing or (self._open_until is not None and now < self._open_until):
             return False
         self._probing = self.is_open
         return True
-
-    def paused(self, now: float) -> bool:
-        """Whether the breaker is open and it is too early for a probe."""
-        return self._open_until is not None and now < self._open_until
 
     def succeeded(self) -> None:
         """Record a usable answer."""

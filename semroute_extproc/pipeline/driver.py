@@ -18,7 +18,7 @@ from semroute_extproc.outcome import Cause, Stage
 from semroute_extproc.policy.constraints import NoCandidate
 from semroute_extproc.policy.context import Agreement, Decision, RoutingContext, Shadow
 from semroute_extproc.policy.draw import draw_id, unit_interval
-from semroute_extproc.policy.plan import SIGNALS, Deciding, PolicyPlan
+from semroute_extproc.policy.plan import SIGNALS, PolicyPlan, advanced
 from semroute_extproc.request.view import LARGE
 from semroute_extproc.strategies.judge_client import JudgeClient
 
@@ -123,7 +123,7 @@ class Driver:
         plan = self.plans[policy]
         size = context.view.work // RULE_SPEED if any(rule.reads_turns for rule in plan.rules) else 0
         deciding = plan.decide(context)
-        wanted = await LARGE_REQUESTS.run(size, stages.deadline, _advanced, deciding, None)
+        wanted = await LARGE_REQUESTS.run(size, stages.deadline, advanced, deciding, None)
         while not isinstance(wanted, Decision):
             stages.mark("policy")
             if wanted == SIGNALS:
@@ -134,7 +134,7 @@ class Driver:
                 judgements = {**context.judgements, wanted: judgement}
                 context = dataclasses.replace(context, judgements=judgements)
                 stages.mark("judge")
-            wanted = await LARGE_REQUESTS.run(size, stages.deadline, _advanced, deciding, context)
+            wanted = await LARGE_REQUESTS.run(size, stages.deadline, advanced, deciding, context)
         stages.mark("policy")
         return wanted, context
 
@@ -200,12 +200,3 @@ class Driver:
             return asked
         agreement = Agreement.AGREE if decision.pool == live.pool else Agreement.DIFFER
         return dataclasses.replace(asked, agreement=agreement, pool=decision.pool, reason=decision.reason)
-
-
-def _advanced(deciding: Deciding, context: Any) -> str | Decision:
-    """What a decision needs next, or its result."""
-    try:
-        return deciding.send(context)
-    except StopIteration as end:
-        decision: Decision = end.value
-        return decision

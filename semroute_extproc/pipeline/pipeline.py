@@ -38,7 +38,7 @@ from semroute_extproc.settings.names import Named, Names
 from semroute_extproc.settings.pools import Pool, ReasoningFamily, VirtualModel
 from semroute_extproc.state.controllers import ControllerState, client_of, home
 from semroute_extproc.state.sessions import Keys, response_id
-from semroute_extproc.state.shared_sessions import SharedSessions
+from semroute_extproc.state.shared import SharedState
 from semroute_extproc.strategies.judge_client import JudgeClient
 
 EDIT_SPEED, MODEL_SPEED = 8, 32  # of editing a body, and of finding its model, over that of reading it
@@ -138,7 +138,7 @@ class Pipeline:
         emit: Emit = ignore,
         judges: Mapping[str, JudgeClient] | None = None,
         controllers: ControllerState | None = None,
-        shared: SharedSessions | None = None,
+        shared: SharedState | None = None,
         counter: TokenCounter | None = None,
     ) -> None:
         """`judges` maps a strategy to its judge; `shared` stores conversations for several processes."""

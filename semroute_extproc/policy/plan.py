@@ -7,6 +7,7 @@ be asked. It is sent a context with the result, or, if there are no signals, wit
 import dataclasses
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from semroute_extproc.policy.constraints import Denied, affordable, candidates
 from semroute_extproc.policy.context import Choice, Decision, Held, Lock, RoutingContext, Strategy, TraceStep
@@ -37,11 +38,16 @@ class PolicyPlan:
 
     def decide_now(self, context: RoutingContext) -> Decision | None:
         """Decide from `context` alone; None if it lacks signals or a judgement. Raises NoCandidate."""
-        try:
-            next(self.decide(context))
-            return None
-        except StopIteration as end:
-            decision: Decision = end.value
+        found = advanced(self.decide(context), None)
+        return found if isinstance(found, Decision) else None
+
+
+def advanced(deciding: Deciding, context: Any) -> str | Decision:
+    """What a decision needs next, or its result; `context` is None at its start."""
+    try:
+        return deciding.send(context)
+    except StopIteration as end:
+        decision: Decision = end.value
         return decision
 
 

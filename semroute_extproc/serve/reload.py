@@ -22,7 +22,6 @@ from semroute_extproc.pipeline.pipeline import Pipeline
 from semroute_extproc.policy.plan import PolicyPlan
 from semroute_extproc.serve import build
 from semroute_extproc.settings.base import Problem
-from semroute_extproc.state import shared_sessions
 from semroute_extproc.state.controllers import ControllerState
 from semroute_extproc.state.envoy_health import read_problems
 from semroute_extproc.state.shared import SharedState
@@ -55,8 +54,6 @@ class LiveConfig:
         self.problems: tuple[str, ...] = ()  # What is wrong with the file then.
         self._reloading = asyncio.Lock()
         self._closing, self._tasks = asyncio.Event(), set[asyncio.Task[None]]()
-        found = loaded.config.controllers
-        self._shared = shared_sessions.connect(found.session, emit, found.store)
         self.state = SharedState(controllers, emit)
         self.loaded = loaded
         files = fingerprint(loaded.config.strategies)
@@ -102,8 +99,6 @@ class LiveConfig:
         self._closing.set()
         await asyncio.gather(*self._tasks)
         await asyncio.gather(*(judge.close() for judge in self._judges.values()))
-        if self._shared is not None:
-            await self._shared.close()
         await self.state.close()
 
     def preview(self, path: Path) -> Loaded:
@@ -146,20 +141,16 @@ class LiveConfig:
 
     def _adopt(self, number: int, loaded: Loaded, files: str, compiled: Compiled) -> None:
         """Make a compiled configuration live; raises ConfigError before anything changes."""
-        config, shared, (policies, profiles) = loaded.config, self._shared, compiled
-        now, before = config.controllers, self.loaded.config.controllers
-        if (now.session, now.store) != (before.session, before.store):
-            shared = shared_sessions.connect(now.session, self._emit, now.store)
+        config, (policies, profiles) = loaded.config, compiled
         judges = build.make_judges(loaded, self._judges)
-        parts = judges, self.controllers, shared, build.make_counter(loaded)
+        parts = judges, self.controllers, self.state, build.make_counter(loaded)
         pipeline = Pipeline(config, policies, self.classifier, self._emit, *parts)
-        if (unused := self.state.configure(now.store)) is not None:
+        session, store = config.controllers.session, config.controllers.store
+        if (unused := self.state.configure(store, session.ttl_seconds if session else 1.0)) is not None:
+            # Lookups that wait for it now fail and are counted.
             self.start(unused.aclose())
         self.snapshot = ConfigSnapshot(number, build.exchange_settings(pipeline), pipeline)
-        if self._shared is not None and self._shared is not shared:
-            # Open streams still use the old store; their lookups now fail and are counted.
-            self.start(self._shared.close())
-        self.loaded, self._files, self._shared, self.since = loaded, files, shared, time.time()
+        self.loaded, self._files, self.since = loaded, files, time.time()
         self.controllers.configure(config.pools, config.controllers, config.strategies)
         self.controllers.follow(next(iter(policies.values())).strategies if policies else {})
         retired, self._judges = self._judges, judges

@@ -11,7 +11,7 @@ from semroute_extproc.settings.base import HeaderNames, Model, PoolName, Share, 
 Measure = Literal["queue", "waiting", "running", "kv_cache_usage"]
 """A gauge of a pool, or `queue`: waiting requests per running request."""
 
-REMOTE_SCHEMES = ("redis://", "rediss://", "valkey://", "valkeys://", "unix://")
+STORE_SCHEMES = ("redis://", "rediss://", "valkey://", "valkeys://", "unix://")
 
 SESSION_HEADERS = (
     *("x-semroute-session", "x-claude-code-session-id", "session-id", "session_id", "x-session-id"),
@@ -81,31 +81,26 @@ class Budget(Model):
         return self
 
 
-class RemoteSessions(Model):
-    """A Valkey or Redis server that the workers share; needs the extra `valkey`."""
+class SharedStore(Model):
+    """A Valkey or Redis server that every process of the sidecar shares; needs the extra `valkey`."""
 
     url: SecretStr = Field(description="`valkey://host:6379/0`, `rediss://…`, or `unix:///path`.")
     key: SecretStr = Field(min_length=16, description="Shared key of the hashes that name entries.")
     timeout_ms: float = Field(2, gt=0, le=10, description="Lookup timeout; then the local memory is used.")
+    replicas: int = Field(
+        ge=1, le=1_000, description="Most sidecar processes at a time: replicas, times workers, and surge."
+    )
 
     @field_validator("url")
     @classmethod
     def _scheme(cls, value: SecretStr) -> SecretStr:
-        if not value.get_secret_value().startswith(REMOTE_SCHEMES):
-            raise ValueError("must begin with one of " + ", ".join(REMOTE_SCHEMES))
+        if not value.get_secret_value().startswith(STORE_SCHEMES):
+            raise ValueError("must begin with one of " + ", ".join(STORE_SCHEMES))
         try:
             urlsplit(value.get_secret_value()).port  # noqa: B018 - it raises
         except ValueError:
             raise ValueError("has an invalid port; in a password write / as %2F, @ as %40") from None
         return value
-
-
-class SharedStore(RemoteSessions):
-    """A Valkey or Redis server that every process of the sidecar shares; needs the extra `valkey`."""
-
-    replicas: int = Field(
-        ge=1, le=1_000, description="Most sidecar processes at a time: replicas, times workers, and surge."
-    )
 
 
 class Limit(Model):
@@ -167,7 +162,6 @@ class SessionController(Model):
     )
     ttl_seconds: float = Field(1_800, gt=0, le=604_800, description="Idle time until a conversation expires.")
     entries_max: int = Field(65_536, ge=1, le=16_777_216, description="Remembered requests; LRU eviction.")
-    remote: RemoteSessions | None = None
 
 
 class Failover(Model):

@@ -67,8 +67,7 @@ class ControllerState:
         self.ledgers.configure(settings.limits, settings.store.replicas if settings.store else 0)
         if (session, settings.store) != (before.session, before.store):
             self._sessions = Sessions(session.entries_max, session.ttl_seconds) if session else None
-            remote = session and (session.remote or settings.store)
-            shared = remote.key.get_secret_value() if remote else ""
+            shared = settings.store.key.get_secret_value() if session and settings.store else ""
             self._shared_secret = shared.encode()[:64]
             self._secret = self._shared_secret or self.own_secret
         self._tags = {tag(name): name for name in pools}

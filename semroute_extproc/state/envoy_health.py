@@ -6,6 +6,7 @@ a request meets the failure. The page is that of `/clusters?format=json` (envoy.
 
 import asyncio
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import msgspec
 import structlog
@@ -16,28 +17,22 @@ from semroute_extproc.state.pool_metrics import INTERVAL_SECONDS, read
 PAGE = "/clusters?format=json"
 NO_CLUSTER, NO_HOST = "Envoy has no such cluster", "Envoy has no host"
 UNHEALTHY = "Envoy: hosts are unhealthy"
+FLAGS = (
+    *("failed_active_health_check", "failed_outlier_check", "pending_active_hc"),
+    "excluded_via_immediate_hc_fail",
+)
+"""Each true one keeps requests away from a host (envoy.admin.v3.HostHealthStatus)."""
 
 logger = structlog.get_logger("semroute.envoy")
 
 
-class _Health(msgspec.Struct):
-    """Each true flag keeps requests away from a host (envoy.admin.v3.HostHealthStatus)."""
-
-    failed_active_health_check: bool = False
-    failed_outlier_check: bool = False
-    pending_active_hc: bool = False
-    excluded_via_immediate_hc_fail: bool = False
-    eds_health_status: str = "HEALTHY"
+class _Host(msgspec.Struct):
+    health_status: dict[str, Any] = {}
 
     @property
     def healthy(self) -> bool:
-        failed = self.failed_active_health_check or self.failed_outlier_check
-        waits = self.pending_active_hc or self.excluded_via_immediate_hc_fail
-        return not (failed or waits) and self.eds_health_status in ("HEALTHY", "UNKNOWN", "DEGRADED")
-
-
-class _Host(msgspec.Struct):
-    health_status: _Health = msgspec.field(default_factory=_Health)
+        status = self.health_status.get("eds_health_status", "HEALTHY")
+        return status in ("HEALTHY", "UNKNOWN", "DEGRADED") and not any(map(self.health_status.get, FLAGS))
 
 
 class _Cluster(msgspec.Struct):
@@ -53,7 +48,7 @@ def problems(page: bytes) -> dict[str, str]:
     """Every cluster of Envoy, and why it takes no request; empty if it does. Raises msgspec.DecodeError."""
     found = {}
     for cluster in msgspec.json.decode(page, type=_Clusters).cluster_statuses:
-        hosts = [host.health_status.healthy for host in cluster.host_statuses]
+        hosts = [host.healthy for host in cluster.host_statuses]
         found[cluster.name] = "" if any(hosts) else UNHEALTHY if hosts else NO_HOST
     return found
 

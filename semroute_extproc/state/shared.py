@@ -1,7 +1,8 @@
 """Shares limits, live scores and the pools of requests between processes, in a Valkey or Redis server.
 
-No request waits for it: a task exchanges what has changed, in one round trip, a few times per second. While
-the store does not answer, every process continues with what it has, and each failure is counted.
+A request waits for it only to look up its conversation's pool, for a few milliseconds. A task exchanges what
+has changed, in one round trip, a few times per second. While the store does not answer, every process
+continues with what it has, and each failure is counted.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
+import re
 import secrets
 import ssl
 from array import array
@@ -22,22 +24,28 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import structlog
+from cachetools import TTLCache
 
-from semroute_extproc.events import Emit, SharedStoreFailed
+from semroute_extproc.errors import ConfigError
+from semroute_extproc.events import Emit, SessionStoreError, SharedStoreFailed
+from semroute_extproc.io.breaker import Breaker
 from semroute_extproc.settings.controllers import SharedStore
 from semroute_extproc.state.controllers import ControllerState
 from semroute_extproc.state.ledger import CONTACT_SECONDS, STARTER, Ledger
 from semroute_extproc.state.live import BIAS_MAX, UNSENT_MAX, WINDOW, LiveScores
-from semroute_extproc.state.shared_sessions import client_of
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
 PREFIX = "semroute:"  # Of every key in the store.
+SESSION = f"{PREFIX}session:"  # Before a conversation's key, which is a hash.
 SYNC_SECONDS, IDLE_SECONDS = 0.1, 1.0  # Interval of exchanges, and without anything to tell.
 HURRY_SECONDS = 0.01  # Least interval.
 ANSWER_SECONDS_MAX = 0.5  # For one exchange.
 LEDGERS_MAX, REQUESTS_MAX, ENTRIES_MAX = 512, 4_096, 64  # Of one exchange: limits, pools, lists of scores.
+UNSAVED_MAX = 16_384  # Conversations whose last pool is not in the store; the oldest is dropped first.
+CONNECTIONS_MAX = 128  # One for each lookup, and one for the exchange.
+FAILURES_MAX, PAUSE_SECONDS = 5, 1.0  # Consecutive failed lookups, and the pause of lookups after them.
 KEY_SECONDS_MAX = 14 * 86_400  # Expiry of what belongs to no window; the longest window has 7 days.
 SCORES_SECONDS, OUTCOME_SECONDS = 86_400, 6 * 3_600  # Expiry of live scores, and of a request's pool.
 SETTLING_SECONDS = 3.0  # After the store has lost its data, for all to report, before it grants anything.
@@ -50,7 +58,7 @@ PROBLEMS = {
     "tls": "TLS failed: check the scheme of controllers.store.url and the server's certificate",
     "refused": "it refused a command: it must be a Valkey 7 or Redis 7 primary that allows scripts",
     "garbage": "its answer is not one of Valkey",
-    "dropped": "more requests were logged than it can be told of",
+    "dropped": "more has changed than can wait for it",
 }
 
 _HERE = Path(__file__).parent
@@ -62,29 +70,57 @@ logger = structlog.get_logger("semroute.store")
 Call = tuple[tuple[Any, ...], Callable[[Any], object]]  # A command, and what takes its answer.
 
 
+def client_of(settings: SharedStore) -> Redis:
+    """A client; raises ConfigError for a missing library or an invalid URL."""
+    try:
+        from redis import asyncio as library
+
+        # The library calls the schemes `valkey` and `valkeys` `redis` and `rediss`.
+        url = re.sub("^valkey", "redis", settings.url.get_secret_value())
+        return library.Redis.from_url(url, max_connections=CONNECTIONS_MAX, socket_connect_timeout=1.0)
+    except ImportError:
+        problem = ": needs the extra: pip install 'semroute-extproc[valkey]'"
+    except ValueError:
+        # The library's message is dropped, because it repeats part of the URL, possibly of the password.
+        problem = ".url: has an option that the library rejects"
+    raise ConfigError([f"controllers.store{problem}"])
+
+
 class SharedState:
     """One process's part in the shared store; inactive until configured."""
 
     def __init__(
-        self, controllers: ControllerState, emit: Emit, clock: Callable[[], float] = monotonic
+        self,
+        controllers: ControllerState,
+        emit: Emit,
+        clock: Callable[[], float] = monotonic,
+        connect: Callable[[SharedStore], Redis] = client_of,
     ) -> None:
-        """Belongs to the running event loop."""
-        self._controllers, self._ledgers, self._emit = controllers, controllers.ledgers, emit
+        """Belongs to the running event loop; `connect` makes the client of a store."""
+        self._connect, self._controllers, self._ledgers = connect, controllers, controllers.ledgers
         self._loop, self._hurry, self._clock = asyncio.get_running_loop(), asyncio.Event(), clock
-        controllers.hurry = self._hurry.set
+        self._emit, controllers.hurry = emit, self._hurry.set
         self._process, self._sequence = secrets.token_hex(8), count(1)
         self._settings: SharedStore | None = None
         self._store: Redis | None = None
         self._key, self._time, self._began = b"", "0", ""  # The store's time, and when it began.
         self._tried, self._answered, self.lost = -math.inf, clock(), ""
         self._pools = deque[tuple[str, str]]()  # Of requests that the store does not know.
+        self._unsaved = TTLCache[str, tuple[str]](UNSAVED_MAX, math.inf, clock)  # Pools of conversations.
+        self._breaker = Breaker(FAILURES_MAX, PAUSE_SECONDS)
 
-    def configure(self, settings: SharedStore | None) -> Redis | None:
-        """Use another store, or none; returns the one before, to be closed. Raises ConfigError, unchanged."""
+    def configure(self, settings: SharedStore | None, session_seconds: float = 1.0) -> Redis | None:
+        """Use another store, or none; returns the one before, to be closed. Raises ConfigError, unchanged.
+
+        `session_seconds` is the idle time until a conversation expires.
+        """
+        if session_seconds != self._unsaved.ttl:
+            self._unsaved = TTLCache(UNSAVED_MAX, session_seconds, self._clock)
         if settings == self._settings:
             return None
-        store, before = client_of(settings, "controllers.store") if settings else None, self._store
+        store, before = self._connect(settings) if settings else None, self._store
         self._settings, self._store, self._time, self._began = settings, store, "0", ""
+        self._breaker = Breaker(FAILURES_MAX, PAUSE_SECONDS)
         self._key = settings.key.get_secret_value().encode()[:64] if settings else b""
         self._answered, self._ledgers.contact = self._clock(), -math.inf
         return before
@@ -92,7 +128,7 @@ class SharedState:
     async def run(self) -> None:
         """Exchange until cancelled."""
         while True:
-            if self._pools or self._clock() - self._tried >= IDLE_SECONDS or self._changed():
+            if self._pools or self._unsaved or self._clock() - self._tried >= IDLE_SECONDS or self._changed():
                 await self.sync()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._hurry.wait(), SYNC_SECONDS)
@@ -122,6 +158,39 @@ class SharedState:
     def age(self) -> float:
         """Seconds since the store answered; 0 without a store."""
         return self._clock() - self._answered if self._store else 0.0
+
+    async def find(self, conversation: str, deadline: float) -> str:
+        """A conversation's pool before `deadline` (the loop's clock); "" if there is none or no answer."""
+        if (store := self._store) is None or self._settings is None:
+            return ""
+        # What is not saved yet is newer than the store. Not get(), which reads the clock twice.
+        with suppress(KeyError):
+            return self._unsaved[conversation][0]
+        if not self._breaker.allows(self._clock()):
+            self._emit(SessionStoreError("paused"))
+            return ""
+        until = min(self._loop.time() + self._settings.timeout_ms / 1e3, deadline)
+        try:
+            async with asyncio.timeout_at(until):
+                value: bytes | None = await store.get(SESSION + conversation)
+            pool = "" if value is None else value[:POOL_BYTES_MAX].decode("utf-8", "replace")
+        except Exception as error:
+            # Raised by the library or the socket, or for a value of another type.
+            self._emit(SessionStoreError("timeout" if isinstance(error, TimeoutError) else "error"))
+            self._breaker.failed(self._clock())
+            return ""
+        except BaseException:
+            self._breaker.gave_up()
+            raise
+        self._breaker.succeeded()
+        return pool
+
+    def keep(self, conversation: str, pool: str) -> None:
+        """Tell the others a conversation's pool with the next exchange."""
+        if self._store is not None:
+            if len(self._unsaved) >= UNSAVED_MAX and conversation not in self._unsaved:
+                self._emit(SharedStoreFailed("dropped"))
+            self._unsaved[conversation] = (pool,)
 
     def remember(self, request_id: str, pool: str) -> None:
         """Tell the others the pool of a logged request; from any thread."""
@@ -209,8 +278,16 @@ class SharedState:
         for request, pool in self._pools.copy():
             name = self._name("pool", request)
             yield ("SET", name, pool, "EX", OUTCOME_SECONDS), lambda _: self._pools.popleft()
+        for conversation in [*islice(self._unsaved, REQUESTS_MAX)]:
+            if entry := self._unsaved.get(conversation):
+                save = "SET", SESSION + conversation, entry[0], "EX", max(int(self._unsaved.ttl), 1)
+                yield save, partial(self._saved, conversation, entry)
         if len(due) < LEDGERS_MAX:  # Else the process is not present until the others are reported.
             yield self._contact(), self._contacted
+
+    def _saved(self, conversation: str, entry: tuple[str], _: Any) -> None:
+        if self._unsaved.get(conversation) is entry:  # A later one, even an equal one, is not saved yet.
+            del self._unsaved[conversation]
 
     def _script(self, name: str, keys: tuple[str, ...], *arguments: Any) -> tuple[Any, ...]:
         return "EVALSHA", SHA[name], len(keys), *keys, self._process, *arguments

@@ -24,7 +24,7 @@ PAUSE_SECONDS = 0.02  # between row groups, for the event loop
 _TYPES = {"number": pa.float64(), "integer": pa.int64(), "boolean": pa.bool_(), "binary": pa.binary()}
 _JSON = json.JSONEncoder(separators=(",", ":")).encode
 _CONVERT: dict[str, Any] = {"list": _JSON, "map": _JSON, "binary": base64.b64decode}
-_CONVERT["string"] = lambda text: text.encode(errors="replace")  # A lone surrogate is no text.
+_CONVERT["string"] = lambda text: text.encode(errors="replace")  # UTF-8 has no lone surrogates.
 _ROWS = msgspec.toml.decode(Path(__file__).with_name("columns.toml").read_bytes()).values()
 COLUMNS: dict[str, str] = {name: of for rows in _ROWS for name, (of, _) in rows.items()}
 SCHEMA = pa.schema([(name, _TYPES.get(of, pa.string())) for name, of in COLUMNS.items()])

@@ -11,12 +11,12 @@ import msgspec
 
 from semroute_extproc.events import Decided, Event
 from semroute_extproc.outcome import Outcome, facts
+from semroute_extproc.telemetry.log import VALUE_CHARACTERS_MAX
 from semroute_extproc.telemetry.prom import METRICS
 
 DECISIONS_MAX = 500  # that are kept; without their bodies, a few KB each
 MINUTES_MAX = 60  # of counts
 SAMPLE_SECONDS = 5.0  # Interval of reading the counters
-VALUE_CHARACTERS_MAX = 256  # of a path or a request ID
 TEXT_CHARACTERS_MAX = 2_000  # of a judged text, if prompts may be logged
 OUTPUT_TOKENS = 300  # of an answer; a request may ask for fewer
 

@@ -140,14 +140,14 @@ async def test_a_shared_memory_that_is_dead_is_counted_and_the_request_decided(
     make_gateway: Make, make_sidecar: Callable[..., Sidecar]
 ) -> None:
     pytest.importorskip("redis", reason="needs the extra valkey")
-    remote = "{url: 'valkey://127.0.0.1:9/0', key: 0123456789abcdef}"
-    sidecar = make_sidecar(CONTROLLERS__SESSION=f"{{remote: {remote}}}")
+    store = "{url: 'valkey://127.0.0.1:9/0', key: 0123456789abcdef, replicas: 1}"
+    sidecar = make_sidecar(CONTROLLERS__SESSION="{}", CONTROLLERS__STORE=store)
     gateway: Gateway = make_gateway([sidecar])
     async with aiohttp.ClientSession(gateway.url) as session:
         for _ in range(8):
             headers = await ask(session)
             assert (headers["x-sim-pool"], headers["x-semroute-outcome"]) == ("large", "routed")
-    assert "semroute_session_remote_errors_total{" in sidecar.read_admin("/metrics")[1]
+    assert "semroute_shared_store_errors_total{" in sidecar.read_admin("/metrics")[1]
 
 
 async def test_shadows_and_canaries_are_in_the_access_log(

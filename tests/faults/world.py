@@ -118,16 +118,16 @@ def start_world(
         given |= {"FAKETIME_NO_CACHE": "1", "DONT_FAKE_MONOTONIC": "1"}
     world = World(folder, config, Pools(background), background, [], [], closing=closing)
     closing.append(world.pools.stop)
-    session: dict[str, Any] = {}
+    controllers: dict[str, Any] = {"failover": {}, "session": {}}
     if valkey:
         world.valkey, url = start_valkey(folder)
         closing.append(world.valkey.stop)
-        session = {"remote": {"url": url, "key": SESSION_KEY}}
+        controllers["store"] = {"url": url, "key": SESSION_KEY, "replicas": sidecars * workers}
     if judge:
         serving = in_a_thread(lambda _: labelled({"5": 0.9, "1": 0.1}))
         world.judge = serving.__enter__()
         closing.append(lambda: serving.__exit__(None, None, None))
-    world.write(lambda document: document.update(controllers={"failover": {}, "session": session}))
+    world.write(lambda document: document.update(controllers=controllers))
     if world.judge is not None:
         asks = {
             "kind": "judge",

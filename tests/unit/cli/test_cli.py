@@ -252,7 +252,9 @@ class TestExplain:
 
     def test_people_get_a_table(self) -> None:
         text = "Name this chat in six words.\n<notes>long</notes>\nUser: hello\nAssistant: Hello!"
-        table = " ".join(run("explain", "--config", str(EXAMPLE), "--text", text).stdout.split())
+        shown = run("explain", "--config", str(EXAMPLE), "--text", text).stdout
+        assert all(len(line) <= 80 for line in shown.splitlines())
+        table = " ".join(shown.split())
         for row in (
             "set header x-semroute-cluster",
             "housekeeping title",
@@ -328,15 +330,15 @@ class TestConfiguration:
                 "strategies.asked: the environment has no SEMROUTE_TEST_NO_KEY",
             ),
             (
-                "controllers: {session: {remote: {url: 'valkey://host', key: 0123456789abcdef}}}\n",
+                "controllers: {store: {url: 'valkey://host', key: 0123456789abcdef, replicas: 1}}\n",
                 "redis",
                 "semroute-extproc[valkey]",
             ),
             (
-                "controllers: {session: {remote: {url: 'valkey://host/0?socket_timeout=soon', "
-                "key: 0123456789abcdef}}}\n",
+                "controllers: {store: {url: 'valkey://host/0?socket_timeout=soon', "
+                "key: 0123456789abcdef, replicas: 1}}\n",
                 "",
-                "controllers.session.remote.url: has an option that the library rejects",
+                "controllers.store.url: has an option that the library rejects",
             ),
             (
                 "telemetry: {decision_log: {path: log, format: parquet}}\ncontrollers: {}\n",

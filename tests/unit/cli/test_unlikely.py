@@ -29,7 +29,7 @@ strategies:
 MACHINE = {"cores": 4, "memory": 10**9, "pass_ms": 9.0}
 JUDGE = "{kind: judge, weak: small, strong: large, url: 'http://j:1/v1', model: m, threshold: 0.5, "
 LOAD = "{floor: 0.05, ceiling: 0.9}"
-REMOTE = "{remote: {url: 'valkey://h', key: 0123456789abcdef, timeout_ms: 3}}"
+STORE = "{url: 'valkey://h', key: 0123456789abcdef, replicas: 1, timeout_ms: 3}"
 
 CASES: list[tuple[str, dict[str, str], str]] = [
     ("server.deadline_ms", {"SERVER__DEADLINE_MS": "8"}, "a pass of the encoder takes 9.0 ms"),
@@ -43,8 +43,8 @@ CASES: list[tuple[str, dict[str, str], str]] = [
         "take 600.0 MB of 1.0 GB",
     ),
     (
-        "controllers.session.remote.timeout_ms",
-        {"CONTROLLERS__SESSION": REMOTE, "SERVER__DEADLINE_MS": "2"},
+        "controllers.store.timeout_ms",
+        {"CONTROLLERS__STORE": STORE, "SERVER__DEADLINE_MS": "2"},
         "is not below server.deadline_ms (2)",
     ),
     (

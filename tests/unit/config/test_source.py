@@ -76,17 +76,20 @@ def test_an_unknown_key_like_no_setting_says_where_the_settings_are_listed(file:
 
 
 @pytest.mark.parametrize(
-    ("remote", "wrong"),
+    ("store", "wrong"),
     [
-        ("{url: 'redis://:s3cret-pw@host/0', key: s3cret-pw-0123456, timeout_ms: 99}", "timeout_ms"),
-        ("{url: 'http://:s3cret-pw@host/0', key: s3cret-pw-0123456}", "url"),
-        ("{url: 'redis://:s3cret-pw@host/0', key: s3cret-pw}", "key"),
+        (
+            "{url: 'redis://:s3cret-pw@host/0', key: s3cret-pw-0123456, replicas: 1, timeout_ms: 99}",
+            "timeout_ms",
+        ),
+        ("{url: 'http://:s3cret-pw@host/0', key: s3cret-pw-0123456, replicas: 1}", "url"),
+        ("{url: 'redis://:s3cret-pw@host/0', key: s3cret-pw, replicas: 1}", "key"),
     ],
 )
-def test_no_error_shows_a_secret(file: Path, remote: str, wrong: str) -> None:
-    [problem] = problems(file, f"{GOOD}controllers: {{session: {{remote: {remote}}}}}\n")
+def test_no_error_shows_a_secret(file: Path, store: str, wrong: str) -> None:
+    [problem] = problems(file, f"{GOOD}controllers: {{store: {store}}}\n")
     head, line, caret = problem.splitlines()
-    assert f"controllers.session.remote.{wrong}: " in head
+    assert f"controllers.store.{wrong}: " in head
     assert line[caret.index("^") :].startswith(wrong)
     assert "s3cret" not in problem
 
@@ -94,13 +97,13 @@ def test_no_error_shows_a_secret(file: Path, remote: str, wrong: str) -> None:
 @pytest.mark.parametrize(
     "misplaced",
     [
-        "controllers: {session: {remote: {ur: 'redis://:s3cret-pw@host/0', key: s3cret-pw-0123456}}}",
-        "controllers: {session: {remote: {url: 'redis://:s3cret-pw@h/0', kye: s3cret-pw-0123456, x: 1}}}",
-        "controllers: {session: {remot: {url: 'redis://:s3cret-pw@h/0', key: s3cret-pw-0123456}}}",
-        "controllers: {session: {remote: 'redis://:s3cret-pw@host/0', ttl_seconds: -1}}",
+        "controllers: {store: {ur: 'redis://:s3cret-pw@host/0', key: s3cret-pw-0123456}}",
+        "controllers: {store: {url: 'redis://:s3cret-pw@h/0', kye: s3cret-pw-0123456, x: 1}}",
+        "controllers: {stor: {url: 'redis://:s3cret-pw@h/0', key: s3cret-pw-0123456}}",
+        "controllers: {store: 'redis://:s3cret-pw@host/0', session: {ttl_seconds: -1}}",
         "controllers: {session: 'redis://:s3cret-pw@host/0'}",
-        "controler: {session: {remote: {url: 'redis://:s3cret-pw@h/0', key: s3cret-pw-0123456}}}",
-        "controllers: {session: {remote: {'redis://:s3cret-pw@h/0', key: s3cret-pw-0123456}}}",
+        "controler: {store: {url: 'redis://:s3cret-pw@h/0', key: s3cret-pw-0123456}}",
+        "controllers: {store: {'redis://:s3cret-pw@h/0', key: s3cret-pw-0123456}}",
         "key: s3cret-pw-0123456",
         'kye: "\\x733cret-pw s3cret-pw"',
         "kye:\n  deep: [{er: s3cret-pw}]",
@@ -124,8 +127,6 @@ def test_no_error_shows_a_secret_with_a_wrong_key_or_at_a_wrong_place(file: Path
 
 def test_every_secret_setting_is_one_that_no_error_shows() -> None:
     assert set(secret_settings(Config)) == {
-        ("controllers", "session", "remote", "url"),
-        ("controllers", "session", "remote", "key"),
         ("controllers", "store", "url"),
         ("controllers", "store", "key"),
         ("admin", "token"),

@@ -14,9 +14,7 @@ def test_it_opens_after_failures_in_a_row_and_lets_one_probe_through() -> None:
     subject.failed(2.0)
     assert subject.is_open
     assert not subject.allows(11.9)
-    assert subject.paused(11.9)
     assert subject.allows(12.0)
-    assert not subject.paused(12.0)
     assert not subject.allows(12.0), "one probe at a time"
 
 

@@ -17,7 +17,7 @@ from semroute_extproc.pipeline.pipeline import Pipeline
 from semroute_extproc.policy.context import Agreement
 from semroute_extproc.request.view import Api
 from semroute_extproc.state.controllers import ControllerState
-from semroute_extproc.state.shared_sessions import SharedSessions
+from semroute_extproc.state.shared import SharedState
 
 
 @pytest.mark.parametrize(
@@ -121,15 +121,11 @@ class TestConversations:
                 await asyncio.sleep(delay)
                 raise ConnectionError
 
-            async def set(self, name: str, value: str, ex: int) -> object:
-                raise ConnectionError
-
-            async def aclose(self) -> None:
-                pass
-
         counted: list[Event] = []
-        shared = SharedSessions(Dead(), 2.0, 60.0, counted.append)
-        settings = config(server={"deadline_ms": 1_000}, controllers={"session": {}})
+        store = {"url": "valkey://dead", "key": "0123456789abcdef", "replicas": 1}
+        settings = config(server={"deadline_ms": 1_000}, controllers={"session": {}, "store": store})
+        shared = SharedState(ControllerState(), counted.append, connect=lambda _: Dead())
+        shared.configure(settings.controllers.store, 60.0)
         subject, failures = pipeline(settings, shared=shared)
         started = time.perf_counter()
         outcome = await subject.decide(request(chat(), x_semroute_session="7"))

@@ -400,8 +400,8 @@ async def test_live_scores_survive_a_reload_of_a_strategy_whose_reference_is_the
 async def test_a_password_that_changed_is_a_change(subject: Subject) -> None:
     pytest.importorskip("redis", reason="needs the extra valkey")
     for password in ("old", "new"):
-        remote = f"{{url: 'valkey://:{password}@localhost', key: 0123456789abcdef}}"
-        await subject.reload(CONTROLLED.replace("session: {}", f"session: {{remote: {remote}}}"))
+        store = f"{{url: 'valkey://:{password}@localhost', key: 0123456789abcdef, replicas: 1}}"
+        await subject.reload(CONTROLLED.replace("session: {}", f"store: {store}"))
     assert subject.number == 3
 
 
@@ -409,10 +409,8 @@ async def test_a_shared_memory_without_its_library_changes_nothing(
     subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "redis", None)
-    remote = "{url: 'valkey://localhost', key: 0123456789abcdef}"
-    assert rejection(
-        await subject.reload(CONTROLLED.replace("session: {}", f"session: {{remote: {remote}}}"))
-    )
+    store = "{url: 'valkey://localhost', key: 0123456789abcdef, replicas: 1}"
+    assert rejection(await subject.reload(CONTROLLED.replace("session: {}", f"store: {store}")))
     assert subject.number == 1
 
 

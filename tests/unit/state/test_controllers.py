@@ -270,8 +270,8 @@ def test_a_strategy_that_weighs_cost_without_a_pair_may_be_held_to_dollars() -> 
 
 
 def test_secrets_of_the_shared_memory_are_not_shown() -> None:
-    remote = {"url": "valkey://:hunter2@host/0", "key": "a shared key of ours"}
-    shown = str(config(controllers={"session": {"remote": remote}}).model_dump(mode="json"))
+    store = {"url": "valkey://:hunter2@host/0", "key": "a shared key of ours", "replicas": 1}
+    shown = str(config(controllers={"store": store}).model_dump(mode="json"))
     assert "hunter2" not in shown
     assert "a shared key" not in shown
 

@@ -5,28 +5,34 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from redis.asyncio import Redis
 from world import find_valkey, start_valkey
 
 from semroute_extproc.errors import ConfigError
-from semroute_extproc.events import Event, SharedStoreFailed
+from semroute_extproc.events import Event, SessionStoreError, SharedStoreFailed
 from semroute_extproc.settings.controllers import Limit, Limits, SharedStore
+from semroute_extproc.state import shared
 from semroute_extproc.state.controllers import ControllerState
 from semroute_extproc.state.live import BIAS_MAX, LiveScores, threshold_for_share
 from semroute_extproc.state.shared import (
+    FAILURES_MAX,
     KEY_SECONDS_MAX,
     OUTCOME_SECONDS,
     PREFIX,
     PROBLEMS,
     REQUESTS_MAX,
     SCORES_SECONDS,
+    SESSION,
     SharedState,
 )
 
@@ -57,7 +63,7 @@ class Process:
         )
 
     def emit(self, event: Event) -> None:
-        assert isinstance(event, SharedStoreFailed)
+        assert isinstance(event, SharedStoreFailed | SessionStoreError)
         self.failures.append(event.what)
 
     def follow(self, share: float = 0.3) -> LiveScores:
@@ -143,6 +149,208 @@ class TestLiveScores:
                 assert live.bias == BIAS_MAX
 
 
+class Memory:
+    """A store that holds conversations; it answers after a while, or fails."""
+
+    def __init__(self, delay: float = 0.0, error: Exception | None = None) -> None:
+        self.delay, self.error = delay, error
+        self.values: dict[str, bytes] = {}
+        self.expiry: dict[str, int] = {}
+        self.asked = 0
+        self._commands: list[tuple[Any, ...]] = []
+
+    async def get(self, name: str) -> bytes | None:
+        self.asked += 1
+        await asyncio.sleep(self.delay)
+        if self.error:
+            raise self.error
+        return self.values.get(name)
+
+    def pipeline(self, transaction: bool) -> Memory:
+        assert not transaction
+        self._commands.clear()
+        return self
+
+    def execute_command(self, *command: Any) -> None:
+        self._commands.append(command)
+
+    async def execute(self, raise_on_error: bool) -> list[Any]:
+        commands = [*self._commands]
+        await asyncio.sleep(self.delay)
+        if self.error:
+            raise self.error
+        for _, name, value, _, seconds in (each for each in commands if each[0] == "SET"):
+            self.values[name], self.expiry[name] = value.encode(), seconds
+        return [b"OK" if each[0] == "SET" else (b"1", b"1") for each in commands]
+
+    async def aclose(self) -> None:
+        if self.error:
+            raise self.error
+
+
+class TestConversations:
+    """The pools of conversations: looked up for a short time, and saved with the next exchange."""
+
+    @staticmethod
+    def subject(
+        memory: Memory, timeout_ms: float = 10.0, clock: Callable[[], float] = time.monotonic
+    ) -> tuple[SharedState, list[str]]:
+        failures: list[str] = []
+
+        def emit(event: Event) -> None:
+            assert isinstance(event, SharedStoreFailed | SessionStoreError)
+            failures.append(event.what)
+
+        subject = SharedState(ControllerState(), emit, clock, connect=lambda _: memory)
+        url = {"url": "valkey://memory", "key": KEY, "replicas": 1}
+        settings = SharedStore.model_validate(url).model_copy(update={"timeout_ms": timeout_ms})
+        subject.configure(settings, 1_800.0)
+        return subject, failures
+
+    @staticmethod
+    def soon() -> float:
+        return asyncio.get_running_loop().time() + 1.0
+
+    async def test_what_is_kept_is_saved_with_an_expiry_and_found(self) -> None:
+        memory = Memory()
+        subject, failures = self.subject(memory, 500.0)
+        assert await subject.find("k", self.soon()) == ""
+        subject.keep("k", "small")
+        await subject.sync()
+        assert memory.expiry == {f"{SESSION}k": 1_800}
+        assert await subject.find("k", self.soon()) == "small"
+        assert (memory.asked, failures) == (2, [])
+
+    async def test_a_slow_store_costs_its_time_and_no_more(self) -> None:
+        subject, failures = self.subject(Memory(delay=5.0), 2.0)
+        started = time.perf_counter()
+        assert await subject.find("k", self.soon()) == ""
+        assert time.perf_counter() - started < 0.5
+        assert failures == ["timeout"]
+
+    async def test_the_requests_own_deadline_comes_first(self) -> None:
+        subject, failures = self.subject(Memory(delay=5.0), 10_000.0)
+        assert await subject.find("k", asyncio.get_running_loop().time() + 0.01) == ""
+        assert failures == ["timeout"]
+
+    async def test_a_dead_store_is_left_alone_for_a_while_and_asked_again(self) -> None:
+        now = [100.0]
+        memory = Memory(error=ConnectionError())
+        subject, failures = self.subject(memory, clock=lambda: now[0])
+        for _ in range(FAILURES_MAX + 3):
+            assert await subject.find("k", self.soon()) == ""
+        assert memory.asked == FAILURES_MAX
+        assert failures == ["error"] * FAILURES_MAX + ["paused"] * 3
+        now[0] += 1.5
+        await subject.find("k", self.soon())
+        await subject.find("k", self.soon())
+        assert memory.asked == FAILURES_MAX + 1, "one lookup, then the next pause"
+        now[0] += 1.5
+        memory.error = None
+        for _ in range(2):
+            assert await subject.find("k", self.soon()) == ""
+        assert memory.asked == FAILURES_MAX + 3
+
+    async def test_a_probe_that_is_cancelled_does_not_keep_others_from_asking(self) -> None:
+        now = [100.0]
+        memory = Memory(error=ConnectionError())
+        subject, _ = self.subject(memory, 500.0, clock=lambda: now[0])
+        for _ in range(FAILURES_MAX):
+            await subject.find("k", self.soon())
+        now[0] += 1.5
+        memory.error, memory.delay = None, 5.0
+        task = asyncio.create_task(subject.find("k", self.soon()))
+        await asyncio.sleep(0)
+        assert await subject.find("other", self.soon()) == "", "one at a time"
+        assert memory.asked == FAILURES_MAX + 1
+        task.cancel()
+        await asyncio.wait([task])
+        memory.delay = 0.0
+        memory.values[f"{SESSION}k"] = b"small"
+        assert await subject.find("k", self.soon()) == "small"
+
+    async def test_what_is_not_saved_yet_is_newer_than_the_store(self) -> None:
+        memory = Memory()
+        memory.values[f"{SESSION}k"] = b"small"
+        subject, failures = self.subject(memory, 500.0)
+        memory.error = ConnectionError()
+        subject.keep("k", "large")
+        await subject.sync()
+        assert failures == ["connection"]
+        memory.error = None
+        assert await subject.find("k", self.soon()) == "large"
+        await subject.sync()
+        assert memory.values[f"{SESSION}k"] == b"large"
+        memory.values[f"{SESSION}k"] = b"eyes"  # Another process, later.
+        assert await subject.find("k", self.soon()) == "eyes"
+
+    async def test_what_is_kept_during_an_exchange_is_saved_by_the_next_one(self) -> None:
+        memory = Memory(delay=0.05)
+        subject, _ = self.subject(memory, 500.0)
+        for first, second in (("small", "large"), ("large", "large")):
+            subject.keep("k", first)
+            exchange = asyncio.create_task(subject.sync())
+            await asyncio.sleep(0)
+            subject.keep("k", second)
+            await exchange
+            assert memory.values[f"{SESSION}k"] == first.encode()
+            memory.values[f"{SESSION}k"] = b"eyes"
+            assert await subject.find("k", self.soon()) == second
+            await subject.sync()
+            assert memory.values[f"{SESSION}k"] == second.encode()
+
+    async def test_what_is_not_saved_is_bounded_and_forgotten_in_time(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(shared, "UNSAVED_MAX", 2)
+        now = [100.0]
+        subject, failures = self.subject(Memory(error=ConnectionError()), clock=lambda: now[0])
+        for key in ("a", "b", "b", "c"):
+            subject.keep(key, "small")
+        assert failures == ["dropped"]
+        found = [await subject.find(key, self.soon()) for key in ("a", "b", "c")]
+        assert found == ["", "small", "small"]
+        now[0] += 1_801.0
+        assert await subject.find("c", self.soon()) == ""
+
+    async def test_a_store_that_fails_when_it_is_closed_ends_nothing_else(self) -> None:
+        subject, failures = self.subject(Memory(error=OSError()))
+        subject.keep("k", "small")
+        await subject.close()
+        assert failures == ["connection"]
+
+    async def test_a_value_of_another_program_is_cut_and_harmless(self) -> None:
+        memory = Memory()
+        memory.values[f"{SESSION}k"] = b"\xff" * 10_000
+        subject, _ = self.subject(memory, 500.0)
+        assert len(await subject.find("k", self.soon())) == 128
+
+    async def test_a_client_that_returns_something_else_than_bytes_is_an_error_and_no_more(self) -> None:
+        memory = Memory()
+        memory.values[f"{SESSION}k"] = 7  # type: ignore[assignment]
+        subject, failures = self.subject(memory, 500.0)
+        assert await subject.find("k", self.soon()) == ""
+        assert failures == ["error"]
+
+    async def test_without_a_store_nothing_is_kept_or_found(self) -> None:
+        subject, failures = self.subject(Memory())
+        subject.configure(None, 1_800.0)
+        subject.keep("k", "small")
+        assert await subject.find("k", self.soon()) == ""
+        assert failures == []
+
+    @needs_valkey
+    async def test_another_process_finds_the_pool_after_the_next_exchange(self, url: str) -> None:
+        async with processes(url, 2) as (one, other):
+            one.state.keep("k", "large")
+            await one.state.sync()
+            async with asyncio.timeout(5):  # A lookup may time out on a busy machine.
+                while not (found := await other.state.find("k", self.soon())):
+                    await asyncio.sleep(0.01)
+            assert found == "large"
+            assert {*other.failures} <= {"timeout", "paused"}
+
+
 @needs_valkey
 class TestOutcomes:
     async def test_a_request_of_one_process_is_known_to_another_and_a_report_is_counted_once(
@@ -175,13 +383,14 @@ async def test_keys_have_a_prefix_and_an_expiry_and_say_nothing(url: str) -> Non
         decide(only.follow(), 0.5)
         only.controllers.ledgers.of("acme")[""].spend(1.0, 1.0, only.controllers.ledgers.wall())
         only.state.remember("the-request", "large")
+        only.state.keep("a-hash", "large")
         await only.state.sync()
         await asyncio.to_thread(only.state.first, ["the-report"])
         client = Redis.from_url(url)
         keys = [key async for key in client.scan_iter()]
         longest = max(KEY_SECONDS_MAX, SCORES_SECONDS, OUTCOME_SECONDS, 2 * WINDOW)
         kinds = {key.split(b":")[1] for key in keys}
-        assert kinds == {b"began", b"contacts", b"limit", b"bias", b"scores", b"pool", b"report"}
+        assert kinds == {b"began", b"contacts", b"limit", b"bias", b"scores", b"pool", b"report", b"session"}
         for key in keys:
             assert key.startswith(PREFIX.encode())
             assert 0 < await client.ttl(key) <= longest
@@ -254,9 +463,18 @@ def talks(answer: bytes) -> int:
     return int(server.getsockname()[1])
 
 
-async def test_a_store_that_cannot_be_used_is_a_problem_of_the_configuration() -> None:
-    with pytest.raises(ConfigError, match=r"controllers\.store\.url"):
+async def test_a_store_that_cannot_be_used_is_a_problem_of_the_configuration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(ConfigError, match=r"controllers\.store\.url: has an option that the library rejects"):
         Process("redis://127.0.0.1/0?socket_timeout=soon")
+    with pytest.raises(ValidationError) as caught:
+        Process("redis://:s3/cret@host:6379/0")
+    assert "write / as %2F" in caught.value.errors()[0]["msg"]
+    assert "s3" not in caught.value.errors()[0]["msg"]
+    monkeypatch.setitem(sys.modules, "redis", None)
+    with pytest.raises(ConfigError, match=r"semroute-extproc\[valkey\]"):
+        Process("valkey://localhost")
 
 
 @needs_valkey
