@@ -20,10 +20,10 @@ CORE = ("pipeline", "policy", "request", "encoder", "envoy", "events.py", "outco
 """What every request runs through."""
 
 BUDGETS = {
-    "sidecar": ([SIDECAR], 14_550),
-    "per-request core": ([SIDECAR / name for name in CORE], 6_250),
-    "lab": ([LAB / "semroute_lab"], 10_300),
-    "demo and benchmarks": ([LAB / "semroute_demo", LAB / "semroute_bench", ROOT / "benchmarks"], 3_170),
+    "sidecar": ([SIDECAR], 16_350),
+    "per-request core": ([SIDECAR / name for name in CORE], 6_750),
+    "lab": ([LAB / "semroute_lab"], 11_150),
+    "demo and benchmarks": ([LAB / "semroute_demo", LAB / "semroute_bench", ROOT / "benchmarks"], 3_320),
 }
 """Part to its folders and the most lines of Python it may have (docs/adr/0013-line-budgets.md)."""
 
