@@ -54,6 +54,8 @@ async def run(*arguments: str, env: dict[str, str] | None = None) -> Result:
 
 
 def started(*arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+    # A shell's background job ignores SIGINT, and so would its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen([sys.executable, "-m", "semroute_extproc", *arguments], **options)
 
 
