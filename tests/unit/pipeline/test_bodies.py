@@ -85,8 +85,8 @@ UNREADABLE = [
 
 
 BY_TEXT = {"name": "short", "when": "turns < 5 || request.text == ''", "pool": "eyes"}
-NOBODY = {"name": "nobody", "when": 'request.tenant == "mallory"', "deny": "Go away."}
-GUARDED = {"main": {"rules": [BY_TEXT, NOBODY, FREE], "otherwise": {"strategy": "s"}}}
+DENIES = {"name": "nobody", "when": 'request.tenant == "mallory"', "deny": "Go away."}
+GUARDED = {"main": {"rules": [BY_TEXT, DENIES, FREE], "otherwise": {"strategy": "s"}}}
 
 
 @pytest.mark.parametrize(("body", "cause"), UNREADABLE[:4:3])
