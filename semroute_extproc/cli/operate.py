@@ -63,10 +63,10 @@ class AdminPort:
             raise EndpointError("connection", f"{problem}: is `semroute serve` running?") from None
         except ValueError:
             found = {}
-        status, told = answer.status_code, answer.text.strip()[:200]
+        status, problem = answer.status_code, answer.text.strip()[:200]
         if status in (401, 421, 503):
-            told = f"needs the bearer token of admin.token: set {TOKEN}" if status == 401 else told
-            raise EndpointError("http", f"{self.address}: {told}", status)
+            problem = f"needs the bearer token of admin.token: set {TOKEN}" if status == 401 else problem
+            raise EndpointError("http", f"{self.address}: {problem}", status)
         if status != 200 or not isinstance(found, dict) or (member and member not in found):
             problem = f"{path} answers {status}: not the admin port of this version of semroute"
             raise EndpointError("unreadable", f"{self.address}{problem}", status)
@@ -125,11 +125,11 @@ def keyboard() -> Iterator[Callable[[float], bool]]:
 
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
-    path, told = click.Path(path_type=Path, dir_okay=False), "Configuration that names the admin port."
+    path, named = click.Path(path_type=Path, dir_okay=False), "Configuration that names the admin port."
     config = {"type": path, "envvar": "SEMROUTE_CONFIG", "default": "semroute.yaml", "show_default": True}
     address = "Admin port: URL, HOST:PORT or unix:/PATH; then SEMROUTE__ADMIN__TOKEN is its token."
     command = click.option("--admin", "address", metavar="ADDRESS", help=address)(exit_statuses(command))
-    return click.option("--config", "-c", "path", help=told, **config)(command)  # type: ignore[arg-type]
+    return click.option("--config", "-c", "path", help=named, **config)(command)  # type: ignore[arg-type]
 
 
 @click.command()
@@ -190,8 +190,8 @@ def top(path: Path, address: str | None, interval: float, count: int | None) -> 
             made += 1
             try:
                 view, now = port.get("/ui/now.json", "serving"), time.monotonic()
-                told = {**view, "rate": rates(before, view, now - at), "now": time.time()}
-                before, at, text = view, now, render("top.txt", told)
+                shown = {**view, "rate": rates(before, view, now - at), "now": time.time()}
+                before, at, text = view, now, render("top.txt", shown)
             except EndpointError as error:  # A restart does not end the view.
                 text = str(error)
             if sys.stdout.isatty():

@@ -59,7 +59,7 @@ log = structlog.get_logger("semroute.encoder")
 
 
 class EncoderServer:
-    """One server, and whether it is worth asking; belongs to the event loop it is created on."""
+    """One server and its circuit breaker; belongs to the event loop it is created on."""
 
     def __init__(
         self, url: str, bundle: Bundle, settings: RemoteEncoding, clock: Callable[[], float] = monotonic

@@ -97,8 +97,8 @@ class Views:
         """The newest decisions: all, those of a pool, or those whose request ID or reason contains a text."""
         wanted, pool = form.get("id") or form.get("find", ""), form.get("pool", "")
         found = (s for s in self._recent.seen if wanted in s.request_id and pool in ("", s.outcome.pool))
-        told, why = map(details, found), form.get("reason", "")
-        rows = (row for row in told if why in " ".join(map(str, row["facts"].values())))
+        detailed, why = map(details, found), form.get("reason", "")
+        rows = (row for row in detailed if why in " ".join(map(str, row["facts"].values())))
         return {"rows": [row for row, _ in zip(rows, range(ROWS_MAX), strict=False)]}
 
     def explain(self, form: Form) -> dict[str, Any]:

@@ -83,7 +83,7 @@ class Ledger:
         self.changed = self.changed or amount > 0.0 or self.left < want
 
     def due(self, now: float) -> bool:
-        """Whether the store must hear of it."""
+        """Whether a report to the store is due."""
         stale = now - self.reported > REPORT_SECONDS and self.reported >= self.began
         return self.changed or (stale and now - self._used < BUSY_SECONDS * 2)
 
@@ -137,7 +137,7 @@ class Ledgers:
         return found
 
     def due(self, now: float) -> Iterator[Ledger]:
-        """Those that the store must hear of; drops those of the past."""
+        """Those whose report to the store is due; drops those of past windows."""
         for name, ledger in list(self._ledgers.items()):
             if now > ledger.began + 2 * ledger.limit.window_seconds:
                 del self._ledgers[name]

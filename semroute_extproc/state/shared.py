@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 PREFIX = "semroute:"  # Of every key in the store.
 SESSION = f"{PREFIX}session:"  # Before a conversation's key, which is a hash.
-SYNC_SECONDS, IDLE_SECONDS = 0.1, 1.0  # Interval of exchanges, and without anything to tell.
+SYNC_SECONDS, IDLE_SECONDS = 0.1, 1.0  # Interval of exchanges, and without a change.
 HURRY_SECONDS = 0.01  # Least interval.
 ANSWER_SECONDS_MAX = 0.5  # For one exchange.
 LEDGERS_MAX, REQUESTS_MAX, ENTRIES_MAX = 512, 4_096, 64  # Of one exchange: limits, pools, lists of scores.
@@ -186,14 +186,14 @@ class SharedState:
         return pool
 
     def keep(self, conversation: str, pool: str) -> None:
-        """Tell the others a conversation's pool with the next exchange."""
+        """Send a conversation's pool to the store with the next exchange."""
         if self._store is not None:
             if len(self._unsaved) >= UNSAVED_MAX and conversation not in self._unsaved:
                 self._emit(SharedStoreFailed("dropped"))
             self._unsaved[conversation] = (pool,)
 
     def remember(self, request_id: str, pool: str) -> None:
-        """Tell the others the pool of a logged request; from any thread."""
+        """Send the pool of a logged request with the next exchange; from any thread."""
         if self._store is not None and len(self._pools) < REQUESTS_MAX:
             self._pools.append((request_id, pool))
         elif self._store is not None:
@@ -214,7 +214,7 @@ class SharedState:
         return [each is not None for each in self._ask(claims)] or [True] * len(reports)
 
     async def close(self) -> None:
-        """Exchange the last time, and close the connections."""
+        """Exchange one last time, and close the connections."""
         await self.sync()
         if (store := self.configure(None)) is not None:
             with suppress(Exception):
@@ -273,8 +273,8 @@ class SharedState:
             keys = self._name("bias", reference), self._name("scores", reference)
             scores, moved = traffic.unsent()
             change = len(scores), moved, traffic.bias - moved, BIAS_MAX, traffic.since
-            told = array("f", scores).tobytes(), *change, WINDOW, ENTRIES_MAX, SCORES_SECONDS
-            yield self._script("scores", keys, *told), partial(self._merge, traffic, moved, len(scores))
+            content = array("f", scores).tobytes(), *change, WINDOW, ENTRIES_MAX, SCORES_SECONDS
+            yield self._script("scores", keys, *content), partial(self._merge, traffic, moved, len(scores))
         for request, pool in self._pools.copy():
             name = self._name("pool", request)
             yield ("SET", name, pool, "EX", OUTCOME_SECONDS), lambda _: self._pools.popleft()
