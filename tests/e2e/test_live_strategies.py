@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from gateway import Gateway, chat, start_sidecar
 from semroute_lab.common.writing import write_json
-from semroute_lab.profile.tally import tally
+from semroute_lab.profile.tally import profile_of_sums, sums_of
 
 from semroute_extproc.cli import main
 from semroute_extproc.serve.offline import Scorer
@@ -60,7 +60,7 @@ def fitted(folder: Path) -> None:
     (folder / "profiles").mkdir()
     for name, sums in (("small", 1.0), ("large", 0.05)):
         errors = [sums] * len(SUMS) + [0.05] * len(LAWS)
-        profile = tally(clusters, x, errors, [], model=f"{name}-model")
+        profile = profile_of_sums(clusters, sums_of(clusters, x, errors, []), model=f"{name}-model")
         write_json(folder / "profiles" / f"{name}.json", profile)
 
 
