@@ -39,6 +39,8 @@ TOLD = (
 )
 """Facts of the outcome in the report, in order."""
 
+DIGITS_MAX = 4_000  # Of an integer; Python reads some more.
+
 
 class _Watching(ControllerState):
     """The controllers of a running server as they are now, which learn nothing from a decision."""
@@ -160,6 +162,10 @@ def _report(outcome: Outcome, edits: dict[str, Any]) -> dict[str, Any]:
     return report
 
 
+def _integer(digits: str) -> int | str:
+    return int(digits) if len(digits) <= DIGITS_MAX else digits
+
+
 def _edits(replies: tuple[bytes, ...], outcome: Outcome, body: bytes) -> dict[str, Any]:
     """The mutations, read back from the serialized replies."""
     sets: dict[str, str] = {}
@@ -174,7 +180,8 @@ def _edits(replies: tuple[bytes, ...], outcome: Outcome, body: bytes) -> dict[st
             removes.extend(mutation.remove_headers)
     edits: dict[str, Any] = {"headers": {"set": sets, "remove": removes}, "metadata": metadata, "body": None}
     if outcome.body is not None and outcome.body != body:
-        old, new = json.loads(body), json.loads(outcome.body)  # msgspec reads no lone surrogates.
+        # As Python reads it, because msgspec reads no lone surrogates; an integer may be too long for it.
+        old, new = (json.loads(each, parse_int=_integer) for each in (body, outcome.body))
         changed = {key: value for key, value in new.items() if key not in old or value != old[key]}
         edits["body"] = {"bytes": len(outcome.body), "changed": changed}
     if outcome.answer is not None:
