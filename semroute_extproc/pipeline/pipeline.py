@@ -9,7 +9,7 @@ import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import msgspec
 
@@ -41,7 +41,9 @@ from semroute_extproc.state.sessions import Keys, response_id
 from semroute_extproc.state.shared import SharedState
 from semroute_extproc.strategies.judge_client import JudgeClient
 
-EDIT_SPEED, MODEL_SPEED = 8, 32  # of editing a body, and of finding its model, over that of reading it
+BYTES, MODEL_BYTES = 1_024, 512  # of a body without many parts, and of any whose model is found, in 1 us
+EDIT_SPEED = 8  # of editing a body over that of reading it
+INFLATED_BYTES = 32_768  # up to which the event loop decodes a content-encoding
 COUNT_SHARE = 0.5  # of the time until the deadline that counting tokens may take
 QUALITY_HEADER = "x-semroute-quality"  # The client's trade-off, 0 (cheapest) to 1 (best), or ignored.
 
@@ -68,6 +70,7 @@ class _Asked(NamedTuple):
     document: dict[str, Any] | None = None  # of a body that only Python reads: what to edit, see `as_python`
     unread: Cause | None = None  # why the body cannot be used
     fixed: bool = False  # the body stays as it is
+    parts: int | None = None  # of the body: commas and brackets, each of which takes up to a microsecond
     counted: bool = False  # its structure, before anything is built of it
 
     @property
@@ -90,6 +93,20 @@ class _Asked(NamedTuple):
         """The pools that failed before."""
         return self.failed.tried if self.failed else ()
 
+    def work(self, speed: int = 1) -> int:
+        """How long it takes to read the body, in microseconds; `speed` times faster to skip its parts."""
+        return len(self.body) // BYTES + (self.parts or 0) // speed
+
+    def with_parts(self) -> Self:
+        """Count the parts, if they decide whether the event loop reads the body."""
+        decide = self.parts is None and LARGE < len(self.body) <= LARGE * BYTES
+        return self._replace(parts=bodies.parts(self.body, LARGE)) if decide else self
+
+    def check(self) -> None:
+        """Raise BadBody for too much structure; every string has a comma or bracket beside it."""
+        if self.parts is None or self.parts >= LARGE:
+            bodies.check_structure(self.body)
+
     def read_model(self) -> str:
         """The model that the path, the query or the body names; raises BadBody."""
         body = self.body
@@ -97,7 +114,7 @@ class _Asked(NamedTuple):
             return self.request.model or forms.model_of(body, self.form)
         if self.unread is Cause.TOO_MANY_PARTS:
             return apis.model_of(bodies.top_level(body))
-        if len(body) > LARGE * MODEL_SPEED:
+        if len(body) > LARGE * MODEL_BYTES:
             # Roughly on the event loop, where an overloaded request is.
             bodies.check_structure(body, roughly=self.unread is Cause.OVERLOADED)
         return apis.model_of(body)
@@ -107,7 +124,7 @@ class _Asked(NamedTuple):
         api = self.request.api
         if self.unread is not None or self.form:
             return RequestView(api, self.model)
-        bodies.check_structure(self.body)
+        self.check()
         view = apis.parse(api, self.body)
         return view if view.model == self.model else dataclasses.replace(view, model=self.model)
 
@@ -190,10 +207,15 @@ class Pipeline:
         """The body without its content-encoding."""
         encoding, most = request.head.headers.get("content-encoding", ""), self.config.server.body_bytes_max
         try:
-            return bodies.decode_body(request.body, encoding, min(LARGE, most) if encoding else most)
+            return bodies.decode_body(request.body, encoding, min(INFLATED_BYTES, most) if encoding else most)
         except BodyTooLarge:
             return await LARGE_REQUESTS.run(
-                len(request.body) + LARGE, stages.deadline, bodies.decode_body, request.body, encoding, most
+                len(request.body) + INFLATED_BYTES,
+                stages.deadline,
+                bodies.decode_body,
+                request.body,
+                encoding,
+                most,
             )
 
     async def _decided(self, asked: _Asked, stages: Stages) -> Outcome:
@@ -218,14 +240,15 @@ class Pipeline:
         return await self._decided(asked._replace(unread=cause, fixed=asked.unread is not None), stages)
 
     async def _route(self, asked: _Asked, stages: Stages) -> Outcome:
-        size = asked.size if asked.unread else asked.size // MODEL_SPEED
+        size = asked.size if asked.unread else asked.size // MODEL_BYTES
         asked, named = await LARGE_REQUESTS.run(size, stages.deadline, self._read, asked)
         if named is None:
             return self._default(Kind.PASSTHROUGH, asked.unread or Cause.UNKNOWN_MODEL, stages)
         if (virtual := self._routed.get(named)) is None:
             stages.mark("parse")
             return await self._named(named.pool, asked, stages)
-        view, context = await LARGE_REQUESTS.run(asked.size, stages.deadline, self._known, asked, virtual)
+        asked = asked.with_parts()
+        view, context = await LARGE_REQUESTS.run(asked.work(), stages.deadline, self._known, asked, virtual)
         asked = asked._replace(counted=True)
         if context is None:
             context = await LARGE_REQUESTS.run(
@@ -329,7 +352,7 @@ class Pipeline:
     def _known(self, asked: _Asked, virtual: VirtualModel) -> tuple[RequestView, RoutingContext | None]:
         """The facts of a request, with the text that is judged if this is the thread or it takes no long."""
         view = asked.view()
-        inline = asked.size <= LARGE < view.work
+        inline = asked.work() <= LARGE < view.work
         return view, None if inline else _context(asked, view, virtual, *self._given)
 
     async def _named(self, name: str, asked: _Asked, stages: Stages) -> Outcome:
@@ -359,8 +382,9 @@ class Pipeline:
         pool, accounting = self.config.pools[name], self.config.accounting
         plan = body = None
         if others or accounting is not None or not asked.keeps(members):
+            asked = asked.with_parts()
             plan, body = await LARGE_REQUESTS.run(
-                asked.size // EDIT_SPEED, stages.deadline, self._written, asked, name, others, members
+                asked.work(EDIT_SPEED), stages.deadline, self._written, asked, name, others, members
             )
         if plan is not None:
             self._controllers.sent(name, stages.now, client_of(asked.request.head))
@@ -383,7 +407,7 @@ class Pipeline:
         if wanted and asks_for_usage(asked.request.api, asked.body):
             members = {**members, ("stream_options", "include_usage"): True}
         if not (asked.counted or asked.unread or asked.form):
-            bodies.check_structure(asked.body)
+            asked.check()
         plan = self._plan(asked, name, others, members)
         return plan, None if asked.keeps(members) else asked.edited(members)
 

@@ -3,6 +3,7 @@
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import msgspec
 
@@ -51,12 +52,12 @@ class RequestHead(msgspec.Struct, frozen=True):
         return self.headers.get("x-request-id", "")
 
 
-LARGE = 32_768  # bytes of a body, or characters of a prompt, up to which the event loop does the work
-LINE_WORK = 128  # characters that take as long as what is done for each line or turn
+LARGE = 2_048  # estimated microseconds of work, up to which the event loop does it
+LINE_WORK, CHARACTERS = 2, 128  # microseconds to judge a line or turn, and characters per microsecond
 SHORT = 4_096  # characters of a text whose lines do not matter
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RequestView:
     """The facts of a parsed body that constraints, rules and strategies use."""
 
@@ -88,13 +89,14 @@ class RequestView:
     metadata: Mapping[str, str] = field(default_factory=dict)  # the client's strings
     characters: int = 0  # of all text, tool declarations included; of a batch, those of the longest prompt
 
-    @property
+    @cached_property
     def work(self) -> int:
-        """How long the text of its turns takes to judge, in characters; beyond `LARGE`, at least."""
+        """How long the text of its turns takes to judge, in microseconds; beyond `LARGE`, at least."""
         size = sum(len(turn.text) for turn in self.turns)
-        if size > LARGE or (size <= SHORT and len(self.turns) * LINE_WORK <= SHORT):
-            return size
-        return size + sum((turn.text.count("\n") + 1) * LINE_WORK for turn in self.turns)
+        work = size // CHARACTERS
+        if work > LARGE or (size <= SHORT and len(self.turns) * LINE_WORK <= LARGE):
+            return work
+        return work + sum((turn.text.count("\n") + 1) * LINE_WORK for turn in self.turns)
 
     @property
     def texts(self) -> list[str | bytes]:

@@ -20,7 +20,7 @@ from semroute_extproc.request.view import LARGE
 
 
 def large_chat(**members: Any) -> bytes:
-    return json.dumps(chat("word " * 20_000, **members)).encode()
+    return json.dumps(chat("word " * 60_000, **members)).encode()
 
 
 async def test_a_large_request_does_not_hold_the_event_loop() -> None:
@@ -36,6 +36,38 @@ async def test_a_large_request_does_not_hold_the_event_loop() -> None:
     assert ran == [], "a request that names its pool is decided at once"
     await subject.decide(request(large_chat()))
     assert ran == ["small"]
+
+
+@pytest.mark.parametrize(
+    ("large", "messages"),
+    [
+        (False, [{"role": "user", "content": "word " * 20_000}]),
+        (
+            False,
+            [
+                {"role": role, "content": "Ten words, or so."}
+                for _ in range(100)
+                for role in ("user", "assistant")
+            ],
+        ),
+        (
+            False,
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "A" * 1_000_000}}]}],
+        ),
+        (True, [{"role": "user", "content": "word " * 60_000}]),
+        (True, [{}] * 3_000),
+        (True, [{"role": "user", "content": "\n" * 8_000}]),
+    ],
+    ids=["text", "turns", "picture", "long text", "many parts", "many lines"],
+)
+async def test_a_request_is_large_by_the_time_that_it_takes(large: bool, messages: list[Any]) -> None:
+    pools = {**POOLS, "small": {**POOLS["small"], "context": 1_000_000, "images": True}}
+    policies = {"main": {"rules": [FREE], "otherwise": {"strategy": "s"}}}
+    subject, _ = pipeline(config(pools=pools, policies=policies))  # the rule decides without the encoder
+    ran: list[str] = []
+    asyncio.get_running_loop().call_soon(ran.append, "small")
+    await subject.decide(request(json.dumps({"model": "auto", "messages": messages}).encode(), x_tier="free"))
+    assert (ran == ["small"]) == large
 
 
 async def test_large_requests_beyond_a_bound_are_decided_by_rules_that_need_no_body() -> None:
