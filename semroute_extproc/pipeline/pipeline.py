@@ -95,7 +95,7 @@ class _Asked(NamedTuple):
 
     def work(self, speed: int = 1) -> int:
         """How long it takes to read the body, in microseconds; `speed` times faster to skip its parts."""
-        return len(self.body) // BYTES + (self.parts or 0) // speed
+        return 0 if self.unread is Cause.OVERLOADED else len(self.body) // BYTES + (self.parts or 0) // speed
 
     def with_parts(self) -> Self:
         """Count the parts, if they decide whether the event loop reads the body."""

@@ -70,11 +70,13 @@ async def test_a_request_is_large_by_the_time_that_it_takes(large: bool, message
     assert (ran == ["small"]) == large
 
 
-async def test_large_requests_beyond_a_bound_are_decided_by_rules_that_need_no_body() -> None:
+@pytest.mark.parametrize("parts", [0, 5_000], ids=["long text", "many parts"])
+async def test_large_requests_beyond_a_bound_are_decided_by_rules_that_need_no_body(parts: int) -> None:
     pools = {**POOLS, "small": {**POOLS["small"], "context": 100_000}}
     policies = {"main": {"rules": [FREE], "otherwise": {"strategy": "s"}}}
     subject, failures = pipeline(config(pools=pools, policies=policies))
-    bodies = [request(large_chat(), x_tier="free") for _ in range(3 * WAITING_MAX)]
+    body = large_chat(stop=[{}] * parts)
+    bodies = [request(body, x_tier="free") for _ in range(3 * WAITING_MAX)]
     outcomes = await asyncio.gather(*map(subject.decide, bodies))
     causes = Counter(outcome.cause for outcome in outcomes)
     assert causes["overloaded"] > 0
