@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ctypes
+import gc
 import os
 import secrets
 import sys
@@ -159,6 +160,8 @@ async def run(
     views, guards = Views(live, recent, metrics, drift), config.admin.guards()
     site = PageSite(views.all(), views.data())
     admin_server = AdminServer(listen, pages, posts=posts, site=site, **guards) if listen else None
+    gc.collect()
+    gc.freeze()  # A collection that walks all that stays held the event loop for 40 ms.
     await server.ready()
     health.serving = True
     address, encoders = config.server.address(worker or 0), classifier.describe()

@@ -1,7 +1,7 @@
 """Hostile bodies on a real sidecar: none holds the event loop, none takes much memory, however many come.
 
 A body of 32 KiB as sent, of any kind: each member of each API, each content-encoding, structure and text.
-And dense bodies of several megabytes.
+Dense bodies of twice and four times that, which are below the limits of structure, and of several megabytes.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from semroute_extproc.envoy.server import SERVICE
 
 PROBED = Path(__file__).parents[2] / "helpers" / "probed_sidecar.py"
 SENT_BYTES = 32_768
+COUNTED_BYTES = (60_000, 130_000)  # with as many parts as are read
 PLAIN_BYTES = 4 * 1024**2  # of a dense body without an encoding
 INFLATED_BYTES = (2_000_000, 30_000_000)  # under and over what is inflated
 HELD_MS_MAX = 20.0
@@ -129,7 +130,8 @@ def encoded() -> Iterator[tuple[str, str, str, bytes]]:
     """Name, path, content-encoding and body as sent."""
     encodings = [*COMPRESS]
     for number, (name, path, body) in enumerate([*structures(), *texts()]):
-        yield f"{name}, plain", path, "", body(SENT_BYTES).encode()
+        for size in (SENT_BYTES, COUNTED_BYTES[number % 2]):
+            yield f"{name}, plain of {size}", path, "", body(size).encode()
         every = number % 32 == 0
         for coding in encodings if every else [encodings[number % len(encodings)]]:
             for size in INFLATED_BYTES if every else INFLATED_BYTES[:1]:
