@@ -17,7 +17,7 @@ from typing import Any
 from gateway import wait_for
 from semroute_demo.pool import Fault as PoolFault
 from semroute_demo.pool import Speed
-from world import FAKETIME, World, collector_address, descriptors, limit_descriptors
+from world import CLOCK, FAKETIME, World, collector_address, descriptors, limit_descriptors
 
 BREAK_SECONDS = 2.0  # that most faults last
 CONNECTIONS = 10_000  # or as many as this process may have
@@ -222,7 +222,7 @@ async def _held(world: World, head: bytes, count: int, trickle: bool) -> None:
 async def clock_jumps(world: World) -> None:
     """An hour forward, two back: the wall clock alone, as an operator or NTP sets it."""
     for offset in ("+3600", "-3600", "+0"):
-        (world.folder / "clock").write_text(offset)
+        (world.folder / CLOCK).write_text(offset)
         await asyncio.sleep(BREAK_SECONDS / 2)
 
 

@@ -21,6 +21,7 @@ from semroute_demo.sidecar import Sidecar
 
 HEALTH_INTERVAL = "0.3s"
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")  # of Debian's package faketime
+CLOCK = "clock/offset"
 SESSION_KEY = "the key of the fault tests"
 
 
@@ -104,7 +105,7 @@ def start_world(
     """A system with the configuration of the end-to-end tests, failover and sessions.
 
     `log` is a file that takes the sidecars' standard error in place of a file of their own. With `clock` a
-    fault sets the sidecars' wall clock by `World.clock`.
+    fault sets the sidecars' wall clock by the file `CLOCK`.
     """
     folder = Path(tempfile.mkdtemp(prefix="semroute-faults-"))
     config, background = folder / "semroute.yaml", Background()
@@ -112,9 +113,10 @@ def start_world(
     given = {f"SEMROUTE__{key}": value for key, value in (settings or {}).items()}
     given |= {"SEMROUTE__SERVER__WORKERS": str(workers)}
     config.write_text(CONFIG_PATH.read_text())
-    if clock:
-        (folder / "clock").write_text("+0")
-        given |= {"LD_PRELOAD": str(FAKETIME), "FAKETIME_TIMESTAMP_FILE": str(folder / "clock")}
+    if clock:  # In a folder of its own, because each call of the clock reads it, and sidecars watch theirs.
+        (folder / CLOCK).parent.mkdir()
+        (folder / CLOCK).write_text("+0")
+        given |= {"LD_PRELOAD": str(FAKETIME), "FAKETIME_TIMESTAMP_FILE": str(folder / CLOCK)}
         given |= {"FAKETIME_NO_CACHE": "1", "DONT_FAKE_MONOTONIC": "1"}
     world = World(folder, config, Pools(background), background, [], [], closing=closing)
     closing.append(world.pools.stop)
