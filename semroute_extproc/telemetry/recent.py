@@ -91,13 +91,13 @@ def details(seen: Seen) -> dict[str, Any]:
     """All about one decision, as JSON has it."""
     outcome, decision = seen.outcome, seen.outcome.decision
     choice = decision.choice if decision else None
-    told = facts(outcome) | {"reason": outcome.reason}
-    told.pop("reasoning_from", None)  # Known only with the view.
+    reported = facts(outcome) | {"reason": outcome.reason}
+    reported.pop("reasoning_from", None)  # Known only with the view.
     found: dict[str, Any] = {
         **{name: getattr(seen, name) for name in ("request_id", "path", "time", "observed")},
         **{name: getattr(outcome, name) for name in ("prompt_tokens", "text", "total_ms")},
         **{name: msgspec.to_builtins(getattr(outcome, name)) for name in ("shadows", "stages", "left_out")},
-        "facts": told,
+        "facts": reported,
         "trace": [step._asdict() for step in decision.trace] if decision else [],
         "others": decision.others if decision else (),
     }
