@@ -48,8 +48,8 @@ class PrometheusSink:
         }
         # Cache of children, bounded by configuration and bundle; a lookup takes a tenth of `labels`' time.
         self._child = cache(self._uncached_child)
-        self._loads: Mapping[tuple[str, ...], float] = {}
-        self._observed: dict[str, Callable[[], Reading]] = {"pool_load": lambda: self._loads}
+        self.loads: Mapping[tuple[str, ...], float] = {}  # Pool and gauge to the value at the last scrape.
+        self._observed: dict[str, Callable[[], Reading]] = {"pool_load": lambda: self.loads}
         self._scraping = Lock()
         self._sources = set[str]()
         handlers: dict[type[ev.Event], Any] = {
@@ -88,11 +88,6 @@ class PrometheusSink:
             for sample in self._metrics[name].collect()[0].samples
             if sample.name.endswith("_total")
         }
-
-    @property
-    def loads(self) -> Mapping[tuple[str, ...], float]:
-        """Pool and gauge to the value at the last scrape."""
-        return self._loads
 
     def exposition(self) -> bytes:
         """Every metric in Prometheus' text format."""
@@ -182,8 +177,8 @@ class PrometheusSink:
     def _scraped(self, event: ev.Scraped) -> None:
         if event.failed:
             self._count("pool_scrape_failures", event.pool)
-        others = {key: value for key, value in self._loads.items() if key[0] != event.pool}
-        self._loads = {**others, **{(event.pool, gauge): value for gauge, value in event.load.items()}}
+        others = {key: value for key, value in self.loads.items() if key[0] != event.pool}
+        self.loads = {**others, **{(event.pool, gauge): value for gauge, value in event.load.items()}}
 
     def _profiles_read(self, event: ev.ProfilesRead) -> None:
         for name, count in (("profiles", event.used), ("profiles_rejected", len(event.problems))):
