@@ -36,7 +36,6 @@ from semroute_extproc.telemetry.bus import to_all
 from semroute_extproc.telemetry.decision_log import DecisionWriter
 from semroute_extproc.telemetry.drift import Drift
 from semroute_extproc.telemetry.feedback import Feedback
-from semroute_extproc.telemetry.page import PageSite
 from semroute_extproc.telemetry.prom import CONTENT_TYPE, MODEL_LABELS, PrometheusSink
 from semroute_extproc.telemetry.recent import COUNTERS, Recent
 
@@ -158,8 +157,7 @@ async def run(
     await server.start()
     # After binding the server, so that a second process does not take over the first one's admin socket.
     views, guards = Views(live, recent, metrics, drift), config.admin.guards()
-    site = PageSite(views.all(), views.data())
-    admin_server = AdminServer(listen, pages, posts=posts, site=site, **guards) if listen else None
+    admin_server = AdminServer(listen, pages, posts=posts, site=views.site(), **guards) if listen else None
     gc.collect()
     gc.freeze()  # A collection that walks all that stays held the event loop for 40 ms.
     await server.ready()

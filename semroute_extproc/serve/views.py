@@ -23,7 +23,7 @@ from semroute_extproc.strategies.calibration import read_calibration
 from semroute_extproc.strategies.clusters import Clusters
 from semroute_extproc.strategies.pair import PairSettings
 from semroute_extproc.telemetry.drift import LARGE, SMALL, Drift
-from semroute_extproc.telemetry.page import Form, View
+from semroute_extproc.telemetry.page import Form, PageSite, View
 from semroute_extproc.telemetry.prom import PrometheusSink
 from semroute_extproc.telemetry.recent import DOLLARS, OUTPUT_TOKENS, Recent, details
 
@@ -49,15 +49,11 @@ class Views:
         self._live, self._recent, self._metrics, self._drift = live, recent, metrics, drift
         self._loop = asyncio.get_running_loop()
 
-    def all(self) -> dict[str, View]:
-        """Every view, by name."""
+    def site(self) -> PageSite:
+        """The page of this process."""
+        data: dict[str, View] = {"now": lambda _: present([self.state({})]), "decisions": self.decisions}
         own = {"explain": self.explain, "frontier": self.frontier, "pools": self.pools, "config": self.config}
-        return {"now": lambda _: present([self.state({})]), "decisions": self.decisions, **own}
-
-    def data(self) -> dict[str, View]:
-        """The views that are also served as JSON, by name."""
-        own = {"state": self.state, "decisions": self.decisions}
-        return {"now": lambda _: as_rows(present([self.state({})])), **own}
+        return PageSite(data | own, data | {"state": self.state})
 
     def state(self, _: Form) -> dict[str, Any]:
         """The traffic of the last hour, and the state of pools and strategies."""
@@ -197,14 +193,8 @@ class Views:
         return {"name": name, "problems": "", "changes": changes, "more": len(paths) - len(changes)}
 
 
-def as_rows(view: State) -> dict[str, Any]:
-    """The first view as JSON: a table with several labels is a list of `[label…, count]`."""
-    rows = {name: [[*labels, n] for labels, n in view[name].items()] for name in ("table", "shadows")}
-    return {**view, **rows}
-
-
 def present(states: Sequence[State]) -> dict[str, Any]:
-    """The first view, of one worker's state or of several."""
+    """The first view, of one worker's state or of several; `table` and `shadows` list `[label…, count]`."""
     charts = {of: defaultdict[int, Counter[str]](Counter) for of in ("pool", "reason")}
     table, fallbacks, shadows = Counter[tuple[str, str]](), Counter[str](), Counter[tuple[str, ...]]()
     realised, paid = Counter[tuple[str, str]](), defaultdict[str, Counter[str]](Counter)
@@ -242,9 +232,9 @@ def present(states: Sequence[State]) -> dict[str, Any]:
         drift[each["bundle"]] = each  # of the worker whose texts differ most
     return {
         "charts": charts,
-        "table": table,
+        "table": [[*labels, count] for labels, count in table.items()],
         "fallbacks": fallbacks,
-        "shadows": shadows,
+        "shadows": [[*labels, count] for labels, count in shadows.items()],
         "pairs": pairs,
         "money": money(states, table, shadows, paid),
         "pools": first["pools"],
