@@ -62,7 +62,7 @@ class Views:
         sizes = defaultdict[str, list[int]](lambda: [0, 0, 0])
         for each in seen:
             if (tokens := each.outcome.prompt_tokens) > 0:
-                known, prompt, answer = sizes.get(each.outcome.pool, (0, 0, 0))
+                known, prompt, answer = sizes[each.outcome.pool]
                 sizes[each.outcome.pool] = [known + 1, prompt + tokens, answer + each.answer_tokens]
         for name, pool in live.loaded.config.pools.items():
             loads = {gauge: value for (of, gauge), value in self._metrics.loads.items() if of == name}
@@ -199,7 +199,8 @@ def present(states: Sequence[State]) -> dict[str, Any]:
     table, fallbacks, shadows = Counter[tuple[str, str]](), Counter[str](), Counter[tuple[str, ...]]()
     realised, paid = Counter[tuple[str, str]](), defaultdict[str, Counter[str]](Counter)
     undecided, dropped = Counter[str](), 0
-    for minute, metric, labels, count in _counts(states):
+    rows = ((minute, row) for state in states for minute, counts in state["minutes"] for row in counts)
+    for minute, (metric, *labels, count) in rows:
         if metric == "decisions":
             pool, rule, strategy, _, kind = labels
             chosen = f"strategy {strategy}" if kind == "routed" and strategy else kind
@@ -211,7 +212,7 @@ def present(states: Sequence[State]) -> dict[str, Any]:
         elif metric == "fallbacks":
             fallbacks[labels[0]] += count
         elif metric == "shadow_decisions":
-            shadows[labels] += count
+            shadows[tuple(labels)] += count
         elif metric == "outcomes":
             if labels[0] in UNDECIDED and labels[1] != Cause.STORED_RESPONSE:
                 undecided[" ".join(labels)] += count
@@ -225,11 +226,9 @@ def present(states: Sequence[State]) -> dict[str, Any]:
         live = [state["traffic"][name]["threshold"] for state in states if name in state["traffic"]]
         share = strong / (strong + weak) if strong + weak else None
         pairs.append({"name": name, **pair, "requests": strong + weak, "realised": share, "thresholds": live})
-    drift = dict[str, Any]()
-    for each in sorted(
-        (each for state in states for each in state["drift"]), key=itemgetter("worst", "texts")
-    ):
-        drift[each["bundle"]] = each  # of the worker whose texts differ most
+    drifts = (each for state in states for each in state["drift"])
+    # The last one of a bundle is of the worker whose texts differ most.
+    drift = {each["bundle"]: each for each in sorted(drifts, key=itemgetter("worst", "texts"))}
     return {
         "charts": charts,
         "table": [[*labels, count] for labels, count in table.items()],
@@ -250,13 +249,6 @@ def present(states: Sequence[State]) -> dict[str, Any]:
         "drift": drift,
         "index_limits": (SMALL, LARGE),
     }
-
-
-def _counts(states: Sequence[State]) -> Iterator[tuple[int, str, tuple[str, ...], int]]:
-    for state in states:
-        for minute, counts in state["minutes"]:
-            for metric, *labels, count in counts:
-                yield minute, metric, tuple(labels), count
 
 
 def money(
