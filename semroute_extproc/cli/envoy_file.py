@@ -67,12 +67,9 @@ def render(
         "prefixes": "|".join(map(re.escape, server.path_prefixes)),
         "requests": max(REQUESTS_MIN, 4 * server.streams_max * server.workers),
     }
-    templates = Environment(  # noqa: S701 - YAML
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
+    loader = FileSystemLoader(Path(__file__).parent)
+    templates = Environment(loader=loader, undefined=StrictUndefined, autoescape=False)  # noqa: S701 - YAML
+    templates.trim_blocks = templates.keep_trailing_newline = True
     templates.filters["scalar"] = scalar
     return templates.get_template(f"{FILES[target]}.j2").render(values)
 
