@@ -14,7 +14,6 @@ from ruamel.yaml.comments import CommentedBase
 
 from semroute_extproc.cli.envoy_file import BODY_SLACK_BYTES, listening, message_seconds
 from semroute_extproc.config import models
-from semroute_extproc.config.models import Config
 from semroute_extproc.envoy.replies import AFFINITY_HEADER, CLUSTER_HEADER
 from semroute_extproc.policy.rules import TENANT_HEADER
 from semroute_extproc.request.handover import HANDOVER_HEADER
@@ -32,10 +31,10 @@ _MODES = (
 _BUFFERED = {"request_body_mode": "BUFFERED"}
 _UNITS = {"ms": 1e-3, "m": 60.0, "h": 3_600.0, "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30}
 _STRINGS: Mapping[str, Callable[[str, str], bool]] = {
-    "exact": lambda text, wanted: text == wanted,
-    "prefix": lambda text, wanted: text.startswith(wanted),
-    "suffix": lambda text, wanted: text.endswith(wanted),
-    "contains": lambda text, wanted: wanted in text,
+    "exact": str.__eq__,
+    "prefix": str.startswith,
+    "suffix": str.endswith,
+    "contains": str.__contains__,
 }
 _CONDITIONS = {"prefix", "path", "safe_regex", "path_separated_prefix", "headers", "case_sensitive"}
 
@@ -106,7 +105,7 @@ class Node:
 class _Check:
     """The checks of one configuration."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: models.Config) -> None:
         self.config, server = config, config.server
         self.failover, self.session = config.controllers.failover, config.controllers.session
         streams = server.streams_max * server.workers
@@ -372,7 +371,7 @@ class _Check:
                 yield found.finds(f"clients reach {path} of a pool", "a condition on the path", note=True)
 
 
-def check(documents: Iterable[Any], config: Config) -> list[Finding]:
+def check(documents: Iterable[Any], config: models.Config) -> list[Finding]:
     """Every finding in the documents of one file, by line."""
     roots = [Node(document, 1) for document in documents] or [Node(None, 1)]
     kinds = {str(root["kind"]): root for root in roots if root["kind"]}

@@ -16,8 +16,7 @@ import structlog
 import uvloop
 
 from semroute_extproc import __version__
-from semroute_extproc.config import source as config_source
-from semroute_extproc.config.source import Loaded
+from semroute_extproc.config import source
 from semroute_extproc.encoder.bundle import Bundle
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.envoy.accounting import Accountant
@@ -104,7 +103,7 @@ class Reactions:
 
 async def run(
     path: Path,
-    loaded: Loaded,
+    loaded: source.Loaded,
     models: Mapping[str, OnnxModel] | Mapping[str, Bundle],
     worker: int | None = None,
     admin: str = "",
@@ -234,7 +233,7 @@ def _pages(metrics: PrometheusSink, health: Health, servicer: Servicer, live: Li
 
 def serve(path: Path, worker: int | None = None, admin: str = "") -> Exit:
     """Load, warm up and `run`; raises ConfigError, BundleError or OSError."""
-    loaded = config_source.load(path)
+    loaded = source.load(path)
     log.configure(loaded.config.telemetry)
     if worker is not None:
         structlog.contextvars.bind_contextvars(worker=worker)

@@ -9,9 +9,7 @@ from typing import Any
 
 import structlog
 
-from semroute_extproc.config import models
-from semroute_extproc.config import source as config_source
-from semroute_extproc.config.models import Config
+from semroute_extproc.config import models, source
 from semroute_extproc.config.source import Loaded
 from semroute_extproc.encoder.classifier import Classifier
 from semroute_extproc.envoy.server import ConfigSnapshot
@@ -68,7 +66,7 @@ class LiveConfig:
         folder = self.path.absolute().parent
         try:
             async for _ in notices(lambda: [folder, *(each.path for each in self._profiles.values())], stop):
-                if (digest := await asyncio.to_thread(config_source.digest, self.path)) != seen:
+                if (digest := await asyncio.to_thread(source.digest, self.path)) != seen:
                     seen = digest
                     await self.reload()
                 for strategy, directory in list(self._profiles.items()):
@@ -82,7 +80,7 @@ class LiveConfig:
         async with self._reloading:
             try:
                 # In a thread, because loading a large artifact takes a second and would block requests.
-                read = await asyncio.to_thread(lambda: self._read(config_source.load(self.path)))
+                read = await asyncio.to_thread(lambda: self._read(source.load(self.path)))
                 await self.classifier.verify()
                 if read is not None:
                     self._adopt(self.snapshot.number + 1, *read)
@@ -106,7 +104,7 @@ class LiveConfig:
 
         Call it in a thread of its own.
         """
-        read = self._read(config_source.load(path, folder=self.path.absolute().parent))
+        read = self._read(source.load(path, folder=self.path.absolute().parent))
         return self.loaded if read is None else read[0]
 
     def _read(self, loaded: Loaded) -> tuple[Loaded, str, Compiled] | None:
@@ -186,7 +184,7 @@ class LiveConfig:
         task.add_done_callback(self._tasks.discard)
 
 
-def _without_cluster(config: Config, clusters: Mapping[str, str]) -> Iterator[Problem]:
+def _without_cluster(config: models.Config, clusters: Mapping[str, str]) -> Iterator[Problem]:
     """Clusters, by pool, that Envoy lacks; logs them if Envoy cannot be asked."""
     address = config.controllers.envoy_admin
     try:

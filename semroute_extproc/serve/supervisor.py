@@ -28,7 +28,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from semroute_extproc import __version__
-from semroute_extproc.config import source as config_source
+from semroute_extproc.config import source
 from semroute_extproc.config.models import Config
 from semroute_extproc.errors import Exit
 from semroute_extproc.events import LogDropped
@@ -318,7 +318,7 @@ class Supervisor(Collector):
 
 def serve(path: Path) -> Exit:
     """Run the workers of a configuration; raises ConfigError, or OSError if the admin port is taken."""
-    loaded = config_source.load(path)
+    loaded = source.load(path)
     log.configure(loaded.config.telemetry)
     if loaded.config.server.secret is None:  # The workers must draw alike.
         os.environ["SEMROUTE__SERVER__SECRET"] = secrets.token_hex()
