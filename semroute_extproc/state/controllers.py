@@ -126,10 +126,9 @@ class ControllerState:
             self._snapshot = {name: value for name, value in values if value > 0.0}
             self._snapshot_at = now
         biases = {name: budget.bias for name, budget in self._budgets.items()}
-        failing = self.failing(now)
-        if (load := self._settings.load) is None:
-            return Conditions(bias=biases, traffic=self.traffic, failing=failing, limits=limits)
-        return Conditions(self._snapshot, biases, self.traffic, load.floor, load.ceiling, failing, limits)
+        load = self._settings.load
+        floor, ceiling = (load.floor, load.ceiling) if load else (0.0, None)
+        return Conditions(self._snapshot, biases, self.traffic, floor, ceiling, self.failing(now), limits)
 
     def keys(self, head: RequestHead, view: RequestView) -> Keys:
         """The keys of the request's conversation; empty if it has none or sessions are off."""

@@ -222,7 +222,7 @@ class SharedState:
 
     def _changed(self) -> bool:
         due = next(self._ledgers.due(self._ledgers.wall()), None)
-        return due is not None or any(each.waits for each in self._controllers.traffic.values())
+        return due is not None or any(each.waiting for each in self._controllers.traffic.values())
 
     def _ask(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Answers for a thread other than the loop's; none if the store does not give them."""
@@ -343,6 +343,5 @@ def problem_of(error: Exception) -> str:
         "refused": library.ResponseError,
     }
     chain = error, error.__cause__, error.__context__  # The library wraps some in a ConnectionError.
-    return next(
-        (what for what, kind in kinds.items() if any(isinstance(each, kind) for each in chain)), "garbage"
-    )
+    known = (what for what, kind in kinds.items() if any(isinstance(each, kind) for each in chain))
+    return next(known, "garbage")
