@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+
 if sys.argv[1:2] == ["serve"]:
     # Before the imports and the models, which take seconds: a reload must not end the process, and there is
     # nothing to drain yet. As process 1 of a container it would ignore SIGTERM without a handler.
@@ -13,4 +14,4 @@ if sys.argv[1:2] == ["serve"]:
     # The supervisor starts its workers with SIGHUP blocked.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
-from semroute_extproc.cli.commands import main as main  # noqa: E402 - see above
+from semroute_extproc.cli.commands import main as main
