@@ -345,16 +345,10 @@ class _Check:
             limit = patches.get("LISTENER", nothing)["per_connection_buffer_limit_bytes"]
         else:
             yield from self.rows("headers", nothing)
-            if kgateway := kinds.get("GatewayExtension"):
-                yield from self.rows("kgateway", kgateway["spec.extProc"])
-                traffic = kinds.get("ListenerPolicy", nothing)["spec.default"]
-                removed = traffic["httpSettings.earlyRequestHeaderModifier.remove"]
-                limit = traffic["perConnectionBufferLimitBytes"]
-            else:
-                yield from self.rows("gateway", kinds.get("EnvoyExtensionPolicy", nothing)["spec.extProc.*"])
-                traffic = kinds.get("ClientTrafficPolicy", nothing)["spec"]
-                removed = traffic["headers.earlyRequestHeaders.remove"]
-                limit = traffic["connection.bufferLimit"]
+            name = "kgateway" if "GatewayExtension" in kinds else "gateway"
+            places = _TABLE["places"][name]
+            ours, removed, limit = (kinds.get(kind, nothing)[path] for kind, path in places)
+            yield from self.rows(name, ours)
             for header in _TABLE["internal"].keys() - {*map(str, removed)}:
                 yield removed.finds(_TABLE["internal"][header], f"{header} among the headers to remove")
         route = kinds.get("HTTPRoute") or kinds.get("VirtualService", nothing)
