@@ -69,7 +69,7 @@ class Views:
             parts = {"pressure": status["pools"].get(name), "health": status["health"].get(name)}
             pools[name] = pool.model_dump(mode="json") | {"load": loads, **parts}
         pairs = {
-            name: {"weak": each.weak, "strong": each.strong} | {key: getattr(each, key) for key in SHARES}
+            name: {key: getattr(each, key) for key in ("weak", "strong", *SHARES)}
             for name, each in live.loaded.config.strategies.items()
             if isinstance(each, PairSettings)
         }
@@ -157,12 +157,11 @@ class Views:
 
     def pools(self, _: Form) -> dict[str, Any]:
         """The pools, and what profiles say about their models."""
-        live, profiles = self._live, list[dict[str, Any]]()
-        for plan in [*live.snapshot.pipeline.plans.values()][:1]:
-            for name, strategy in plan.strategies.items():
-                if isinstance(strategy, Clusters):
-                    profiles.append({"name": name, "clusters": strategy.names, "models": strategy.profiles()})
-        return {**self.state({}), "profiles": profiles}
+        plan = next(iter(self._live.snapshot.pipeline.plans.values()), None)
+        compiled = plan.strategies.items() if plan else ()
+        clusters = ((name, each) for name, each in compiled if isinstance(each, Clusters))
+        rows = [{"name": name, "clusters": each.names, "models": each.profiles()} for name, each in clusters]
+        return {**self.state({}), "profiles": rows}
 
     def config(self, form: Form) -> dict[str, Any]:
         """What is live, and what another file would change."""
