@@ -47,11 +47,9 @@ EffortInput = Effort | Literal["off", "on"] | bool
 EffortSetting = Annotated[Effort, BeforeValidator(_effort, json_schema_input_type=EffortInput)]
 
 
-def _in_folder(path: Path, info: ValidationInfo) -> Path:
-    return Path((info.context or {}).get("folder", "")) / path
-
-
-FilePath = Annotated[Path, AfterValidator(_in_folder)]
+FilePath = Annotated[
+    Path, AfterValidator(lambda path, info: Path((info.context or {}).get("folder", "")) / path)
+]
 """A file or directory, relative to the folder of the configuration (the validation context)."""
 
 NAMES_MAX = 32  # headers or members in one list

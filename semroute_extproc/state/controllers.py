@@ -27,9 +27,9 @@ CLIENT_HEADERS = ("x-semroute-tenant", "x-envoy-external-address")  # The first 
 class ControllerState:
     """The controllers of one process, inactive until configured. A reload keeps unchanged parts."""
 
-    def __init__(self, secret: bytes = b"", wall: Callable[[], float] = time.time) -> None:
+    def __init__(self, secret: bytes = b"") -> None:
         """`secret`, at most 64 bytes, keys conversations and draws if no shared key is configured."""
-        self.ledgers = Ledgers(wall)
+        self.ledgers = Ledgers(time.time)
         self.hurry: Callable[[], None] = lambda: None  # Called if a larger part of a limit is needed soon.
         self.own_secret = self._secret = secret
         self._shared_secret = b""  # the same in every process; replicas are chosen by it
