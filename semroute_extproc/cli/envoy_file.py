@@ -78,8 +78,7 @@ def _problems(loaded: Loaded, target: str, places: Mapping[str, Sequence[Address
     """What of the configuration `target` cannot do."""
     for name, found in places.items():
         if not found:
-            problem = f"has no endpoints: add them, or give --pool {name}=HOST:PORT"
-            yield Problem(("pools", name), problem)
+            yield Problem(("pools", name), f"has no endpoints: add them, or give --pool {name}=HOST:PORT")
         elif target != "envoy" and (len(found) > 1 or re.fullmatch(r"[0-9.]+|.*:.*", found[0][0])):
             backend = "InferencePool" if target == "inference-extension" else "Service"
             kind = f"one {backend} for each pool, such as http://vllm.models.svc.cluster.local:8000"

@@ -120,8 +120,7 @@ async def run(
     recent = Recent(lambda: metrics.totals(*COUNTERS), config.telemetry.log_prompts)
     reactions = Reactions(controllers)
     logs = log.LogSink(config.telemetry)
-    bundles = map(build.bundle_of, models.values())
-    drift = Drift({each.revision: each.manifest for each in bundles})
+    drift = Drift({each.revision: each.manifest for each in map(build.bundle_of, models.values())})
     sinks: list[Emit] = [metrics.handle, recent.handle, logs.handle, reactions.handle, drift.handle]
     closing, endpoint = list[Callable[[], None]](), config.telemetry.otlp_endpoint
     if endpoint is not None or any(os.environ.get(name) for name in OTLP_VARIABLES):
@@ -165,8 +164,7 @@ async def run(
     logger.info("server.serving", version=__version__, listen=address, admin=listen, encoders=encoders)
     scrape = scrape_pools(lambda: live.loaded.config.pools, emit)
     envoy = watch_envoy(lambda: live.loaded.config.controllers.envoy_admin, emit)
-    tasks = (scrape, envoy, recent.sample(), live.state.run())
-    readers = [asyncio.create_task(each) for each in tasks]
+    readers = [asyncio.create_task(each) for each in (scrape, envoy, recent.sample(), live.state.run())]
     beat, watch = asyncio.create_task(health.beat()), asyncio.create_task(live.watch(reactions.stop))
     try:
         await reactions.stop.wait()

@@ -54,8 +54,7 @@ class LiveConfig:
         self._closing, self._tasks = asyncio.Event(), set[asyncio.Task[None]]()
         self.state = SharedState(controllers, emit)
         self.loaded = loaded
-        files = fingerprint(loaded.config.strategies)
-        self._adopt(1, loaded, files, self._compile(loaded))
+        self._adopt(1, loaded, fingerprint(loaded.config.strategies), self._compile(loaded))
 
     async def watch(self, stop: asyncio.Event) -> None:
         """Reload when the file changes, and read profiles again when one changes, until `stop`.
