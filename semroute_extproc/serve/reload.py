@@ -48,12 +48,10 @@ class LiveConfig:
         self.path, self.classifier, self.controllers, self._emit = path, classifier, controllers, emit
         self._judges: dict[str, JudgeClient] = {}  # by strategy
         self._profiles: dict[str, ProfileDirectory] = {}  # by strategy
-        self._rejected = False  # Whether the file differs from the live configuration and is invalid.
-        self.problems: tuple[str, ...] = ()  # What is wrong with the file then.
+        self.problems: tuple[str, ...] = ()  # What is wrong with the file, if it is not live.
         self._reloading = asyncio.Lock()
         self._closing, self._tasks = asyncio.Event(), set[asyncio.Task[None]]()
         self.state = SharedState(controllers, emit)
-        self.loaded = loaded
         self._adopt(1, loaded, fingerprint(loaded.config.strategies), self._compile(loaded))
 
     async def watch(self, stop: asyncio.Event) -> None:
@@ -83,12 +81,12 @@ class LiveConfig:
                 await self.classifier.verify()
                 if read is not None:
                     self._adopt(self.snapshot.number + 1, *read)
-                elif self._rejected:
+                elif self.problems:
                     self._emit(Reloaded(self.loaded.sha256, self.snapshot.number, changed=False))
-                self._rejected, self.problems = False, ()
+                self.problems = ()
             except Exception as error:
                 found = tuple(error.problems) if isinstance(error, ConfigError) else ()
-                self._rejected, self.problems = True, found or ("an unexpected error, which the log has",)
+                self.problems = found or ("an unexpected error, which the log has",)
                 self._emit(ReloadRejected(found))
 
     async def close(self) -> None:
