@@ -58,7 +58,7 @@ class Node:
         """The value at a dotted path, in lower case or in camel case; `*` is the first one."""
         node = self
         for key in path.split(".") if path else ():
-            values = node._values()
+            values = node.values
             camel = re.sub("_(.)", lambda found: found[1].upper(), key)
             node = node._at(
                 next(iter(values), None) if key == "*" else key if key in values else camel, values
@@ -66,15 +66,12 @@ class Node:
         return node
 
     def __iter__(self) -> Iterator["Node"]:
-        values = self._values()
+        values = self.values
         return (self._at(index, values) for index in (values if isinstance(self.value, list) else ()))
 
     @property
-    def keys(self) -> Iterable[Any]:
-        """The keys of a mapping, or the indices of a list."""
-        return self._values().keys()
-
-    def _values(self) -> Mapping[Any, Any]:
+    def values(self) -> Mapping[Any, Any]:
+        """The members of a mapping, or those of a list by index; empty for any other value."""
         values = dict(enumerate(self.value)) if isinstance(self.value, list) else self.value
         return values if isinstance(values, dict) else {}
 
@@ -395,7 +392,7 @@ def _rule(rules: Node, chosen: str = "", path: str = REQUEST[":path"]) -> Node:
         for match in [*rule["matches"], *rule["match"]] or [Node(None, rule.line)]:
             wanted = str(match["headers.*.value"] or match["headers.*.exact"])
             where = match["path.value"] or match["uri.*"]
-            kind = str(match["path.type"] or next(iter(match["uri"].keys), "PathPrefix")).lower()
+            kind = str(match["path.type"] or next(iter(match["uri"].values), "PathPrefix")).lower()
             if kind in ("regularexpression", "regex"):
                 fits = _fullmatch(where, path)
             else:
@@ -407,7 +404,7 @@ def _rule(rules: Node, chosen: str = "", path: str = REQUEST[":path"]) -> Node:
 
 def _fits(match: Node, headers: Mapping[str, str]) -> bool:
     path = headers[":path"]
-    if {re.sub("([A-Z])", r"_\1", str(key)).lower() for key in match.keys} - _CONDITIONS:
+    if {re.sub("([A-Z])", r"_\1", str(key)).lower() for key in match.values} - _CONDITIONS:
         return False  # a condition that not every request meets
     part = match["path_separated_prefix"]
     within = bool(part) and f"{path}/".startswith(f"{part}/")
