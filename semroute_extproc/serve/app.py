@@ -138,7 +138,7 @@ async def run(
     classifier = build.make_classifier(config, models, emit)
     await classifier.verify()
     live = LiveConfig(path, loaded, classifier, controllers, emit)
-    posts = Feedback(decisions.pool_of, emit, shared=live.state).posts if decisions else {}
+    posts = Feedback(decisions.pool_of, emit, live.state).posts if decisions else {}
     if decisions is not None:
         decisions.logged = live.state.remember
     servicer, health = Servicer(lambda: live.snapshot, emit), Health()
