@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import math
 import os
 import shlex
 from collections import Counter, defaultdict
@@ -313,12 +312,10 @@ def intervals(quality: Sequence[float] | None, rows: int) -> list[tuple[float, f
     """
     if quality is None or min(quality) < 0.0 or max(quality) > 1.0:
         return [(q, q, q) for q in quality or ()]
-    found = list[tuple[float, float, float]]()
-    for q in quality:
-        middle = (q + Z**2 / (2 * rows)) / (1 + Z**2 / rows)
-        half = Z / (1 + Z**2 / rows) * math.sqrt(q * (1 - q) / rows + Z**2 / (4 * rows**2))
-        found.append((q, middle - half, middle + half))
-    return found
+    q = np.asarray(quality)
+    middle = (q + Z**2 / (2 * rows)) / (1 + Z**2 / rows)
+    half = Z / (1 + Z**2 / rows) * np.sqrt(q * (1 - q) / rows + Z**2 / (4 * rows**2))
+    return list(zip(quality, (middle - half).tolist(), (middle + half).tolist(), strict=True))
 
 
 def _flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
