@@ -115,8 +115,7 @@ class ControllerState:
     def envoy_checked(self, clusters: Mapping[str, str]) -> None:
         """Take Envoy's view of its clusters, which is empty if unknown."""
         for name, health in self._health.items():
-            missing = NO_CLUSTER if clusters else ""
-            health.in_envoy = clusters.get(self._pools[name].cluster, missing)
+            health.in_envoy = clusters.get(self._pools[name].cluster, NO_CLUSTER if clusters else "")
 
     def conditions(self, now: float, head: RequestHead | None = None) -> Conditions:
         """The conditions for one request, whose tenant is in its `head`."""

@@ -113,8 +113,7 @@ class PrometheusSink:
         outcome = event.outcome
         decision, signals, kind = outcome.decision, outcome.signals, outcome.kind.value
         rule, strategy = (decision.rule, decision.strategy) if decision else ("", "")
-        domain = signals.domain if signals else ""
-        self._count("decisions", outcome.pool, rule, strategy, domain, kind)
+        self._count("decisions", outcome.pool, rule, strategy, signals.domain if signals else "", kind)
         self._count("outcomes", kind, outcome.cause)
         if outcome.kind is Kind.FALLBACK:
             self._count("fallbacks", outcome.cause)
