@@ -3,12 +3,6 @@
 import os
 import signal
 import sys
-from typing import Any
-
-
-def _end(*_: Any) -> None:
-    os._exit(0)
-
 
 if sys.argv[1:2] == ["serve"]:
     # Before the imports and the models, which take seconds: a reload must not end the process, and there is
@@ -16,8 +10,8 @@ if sys.argv[1:2] == ["serve"]:
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _end)
+        signal.signal(number, lambda *_: os._exit(0))
     # The supervisor starts its workers with SIGHUP blocked.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
-from semroute_extproc.cli.commands import main as main  # noqa: E402 - see above
+from semroute_extproc.cli.commands import main as main

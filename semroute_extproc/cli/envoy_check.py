@@ -14,7 +14,6 @@ from ruamel.yaml.comments import CommentedBase
 
 from semroute_extproc.cli.envoy_file import BODY_SLACK_BYTES, listening, message_seconds
 from semroute_extproc.config import models
-from semroute_extproc.config.models import Config
 from semroute_extproc.envoy.replies import AFFINITY_HEADER, CLUSTER_HEADER
 from semroute_extproc.policy.rules import TENANT_HEADER
 from semroute_extproc.request.handover import HANDOVER_HEADER
@@ -32,10 +31,10 @@ _MODES = (
 _BUFFERED = {"request_body_mode": "BUFFERED"}
 _UNITS = {"ms": 1e-3, "m": 60.0, "h": 3_600.0, "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30}
 _STRINGS: Mapping[str, Callable[[str, str], bool]] = {
-    "exact": lambda text, wanted: text == wanted,
-    "prefix": lambda text, wanted: text.startswith(wanted),
-    "suffix": lambda text, wanted: text.endswith(wanted),
-    "contains": lambda text, wanted: wanted in text,
+    "exact": str.__eq__,
+    "prefix": str.startswith,
+    "suffix": str.endswith,
+    "contains": str.__contains__,
 }
 _CONDITIONS = {"prefix", "path", "safe_regex", "path_separated_prefix", "headers", "case_sensitive"}
 
@@ -59,7 +58,7 @@ class Node:
         """The value at a dotted path, in lower case or in camel case; `*` is the first one."""
         node = self
         for key in path.split(".") if path else ():
-            values = node._values()
+            values = node.values
             camel = re.sub("_(.)", lambda found: found[1].upper(), key)
             node = node._at(
                 next(iter(values), None) if key == "*" else key if key in values else camel, values
@@ -67,15 +66,12 @@ class Node:
         return node
 
     def __iter__(self) -> Iterator["Node"]:
-        values = self._values()
+        values = self.values
         return (self._at(index, values) for index in (values if isinstance(self.value, list) else ()))
 
     @property
-    def keys(self) -> Iterable[Any]:
-        """The keys of a mapping, or the indices of a list."""
-        return self._values().keys()
-
-    def _values(self) -> Mapping[Any, Any]:
+    def values(self) -> Mapping[Any, Any]:
+        """The members of a mapping, or those of a list by index; empty for any other value."""
         values = dict(enumerate(self.value)) if isinstance(self.value, list) else self.value
         return values if isinstance(values, dict) else {}
 
@@ -106,7 +102,7 @@ class Node:
 class _Check:
     """The checks of one configuration."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: models.Config) -> None:
         self.config, server = config, config.server
         self.failover, self.session = config.controllers.failover, config.controllers.session
         streams = server.streams_max * server.workers
@@ -346,16 +342,10 @@ class _Check:
             limit = patches.get("LISTENER", nothing)["per_connection_buffer_limit_bytes"]
         else:
             yield from self.rows("headers", nothing)
-            if kgateway := kinds.get("GatewayExtension"):
-                yield from self.rows("kgateway", kgateway["spec.extProc"])
-                traffic = kinds.get("ListenerPolicy", nothing)["spec.default"]
-                removed = traffic["httpSettings.earlyRequestHeaderModifier.remove"]
-                limit = traffic["perConnectionBufferLimitBytes"]
-            else:
-                yield from self.rows("gateway", kinds.get("EnvoyExtensionPolicy", nothing)["spec.extProc.*"])
-                traffic = kinds.get("ClientTrafficPolicy", nothing)["spec"]
-                removed = traffic["headers.earlyRequestHeaders.remove"]
-                limit = traffic["connection.bufferLimit"]
+            name = "kgateway" if "GatewayExtension" in kinds else "gateway"
+            places = _TABLE["places"][name]
+            ours, removed, limit = (kinds.get(kind, nothing)[path] for kind, path in places)
+            yield from self.rows(name, ours)
             for header in _TABLE["internal"].keys() - {*map(str, removed)}:
                 yield removed.finds(_TABLE["internal"][header], f"{header} among the headers to remove")
         route = kinds.get("HTTPRoute") or kinds.get("VirtualService", nothing)
@@ -372,7 +362,7 @@ class _Check:
                 yield found.finds(f"clients reach {path} of a pool", "a condition on the path", note=True)
 
 
-def check(documents: Iterable[Any], config: Config) -> list[Finding]:
+def check(documents: Iterable[Any], config: models.Config) -> list[Finding]:
     """Every finding in the documents of one file, by line."""
     roots = [Node(document, 1) for document in documents] or [Node(None, 1)]
     kinds = {str(root["kind"]): root for root in roots if root["kind"]}
@@ -402,7 +392,7 @@ def _rule(rules: Node, chosen: str = "", path: str = REQUEST[":path"]) -> Node:
         for match in [*rule["matches"], *rule["match"]] or [Node(None, rule.line)]:
             wanted = str(match["headers.*.value"] or match["headers.*.exact"])
             where = match["path.value"] or match["uri.*"]
-            kind = str(match["path.type"] or next(iter(match["uri"].keys), "PathPrefix")).lower()
+            kind = str(match["path.type"] or next(iter(match["uri"].values), "PathPrefix")).lower()
             if kind in ("regularexpression", "regex"):
                 fits = _fullmatch(where, path)
             else:
@@ -414,7 +404,7 @@ def _rule(rules: Node, chosen: str = "", path: str = REQUEST[":path"]) -> Node:
 
 def _fits(match: Node, headers: Mapping[str, str]) -> bool:
     path = headers[":path"]
-    if {re.sub("([A-Z])", r"_\1", str(key)).lower() for key in match.keys} - _CONDITIONS:
+    if {re.sub("([A-Z])", r"_\1", str(key)).lower() for key in match.values} - _CONDITIONS:
         return False  # a condition that not every request meets
     part = match["path_separated_prefix"]
     within = bool(part) and f"{path}/".startswith(f"{part}/")

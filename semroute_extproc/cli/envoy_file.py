@@ -67,12 +67,9 @@ def render(
         "prefixes": "|".join(map(re.escape, server.path_prefixes)),
         "requests": max(REQUESTS_MIN, 4 * server.streams_max * server.workers),
     }
-    templates = Environment(  # noqa: S701 - YAML
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
+    loader = FileSystemLoader(Path(__file__).parent)
+    templates = Environment(loader=loader, undefined=StrictUndefined, autoescape=False)  # noqa: S701 - YAML
+    templates.trim_blocks = templates.keep_trailing_newline = True
     templates.filters["scalar"] = scalar
     return templates.get_template(f"{FILES[target]}.j2").render(values)
 
@@ -81,8 +78,7 @@ def _problems(loaded: Loaded, target: str, places: Mapping[str, Sequence[Address
     """What of the configuration `target` cannot do."""
     for name, found in places.items():
         if not found:
-            problem = f"has no endpoints: add them, or give --pool {name}=HOST:PORT"
-            yield Problem(("pools", name), problem)
+            yield Problem(("pools", name), f"has no endpoints: add them, or give --pool {name}=HOST:PORT")
         elif target != "envoy" and (len(found) > 1 or re.fullmatch(r"[0-9.]+|.*:.*", found[0][0])):
             backend = "InferencePool" if target == "inference-extension" else "Service"
             kind = f"one {backend} for each pool, such as http://vllm.models.svc.cluster.local:8000"

@@ -18,10 +18,9 @@ from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.settings.base import Problem
 from semroute_extproc.settings.pools import cost
 
-_FILE = Path(__file__).with_suffix(".toml")
 Checks = Sequence[Mapping[str, str]]  # as unlikely.toml describes them
 Held = tuple[Mapping[str, str], Problem]
-CHECKS: Checks = msgspec.toml.decode(_FILE.read_bytes())["check"]
+CHECKS: Checks = msgspec.toml.decode(Path(__file__).with_suffix(".toml").read_bytes())["check"]
 WRAP: dict[str, Any] = {"width": 80, "subsequent_indent": "    "}
 WRAP |= {"break_long_words": False, "break_on_hyphens": False}
 LIMIT = Path("/sys/fs/cgroup/memory.max")  # of the container

@@ -22,7 +22,6 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent, ScalarEvent
 
 from semroute_extproc.config import models
-from semroute_extproc.config.models import Config
 from semroute_extproc.errors import ConfigError
 from semroute_extproc.io.files import read_file
 from semroute_extproc.settings.base import Problem, did_you_mean, redacted
@@ -140,7 +139,7 @@ class Source:
 class Loaded:
     """A checked configuration, with the positions of its settings."""
 
-    config: Config
+    config: models.Config
     sha256: str
     source: Source
 
@@ -160,7 +159,7 @@ def load(path: Path, environment: Mapping[str, str] | None = None, folder: Path 
     try:
         plain = _plain(document)
         context = {**models.names_in(plain), "folder": folder or path.absolute().parent}
-        config = Config.model_validate(plain, context=context)
+        config = models.Config.model_validate(plain, context=context)
     except ValidationError as error:
         found = error.errors(include_input=False)[:PROBLEMS_MAX]
         unknown = {tuple(detail["loc"]) for detail in found if detail["type"] == "extra_forbidden"}
@@ -310,14 +309,7 @@ def _problem(detail: Any) -> Problem:
 
 
 @cache
-def _all_settings() -> tuple[str, ...]:
-    return tuple(dict.fromkeys(_setting_names(Config.model_json_schema())))
-
-
-def _setting_names(schema: Any) -> Iterator[str]:
-    """The name of every setting in a JSON schema, at any level."""
-    if isinstance(schema, dict):
-        yield from schema.get("properties", ())
-        schema = list(schema.values())
-    for inner in schema if isinstance(schema, list) else ():
-        yield from _setting_names(inner)
+def _all_settings() -> set[str]:
+    """The name of every setting, at any level."""
+    schema = models.Config.model_json_schema()
+    return {name for each in (schema, *schema["$defs"].values()) for name in each.get("properties", ())}

@@ -16,8 +16,7 @@ import structlog
 import uvloop
 
 from semroute_extproc import __version__
-from semroute_extproc.config import source as config_source
-from semroute_extproc.config.source import Loaded
+from semroute_extproc.config import source
 from semroute_extproc.encoder.bundle import Bundle
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.envoy.accounting import Accountant
@@ -36,7 +35,6 @@ from semroute_extproc.telemetry.bus import to_all
 from semroute_extproc.telemetry.decision_log import DecisionWriter
 from semroute_extproc.telemetry.drift import Drift
 from semroute_extproc.telemetry.feedback import Feedback
-from semroute_extproc.telemetry.page import PageSite
 from semroute_extproc.telemetry.prom import CONTENT_TYPE, MODEL_LABELS, PrometheusSink
 from semroute_extproc.telemetry.recent import COUNTERS, Recent
 
@@ -105,7 +103,7 @@ class Reactions:
 
 async def run(
     path: Path,
-    loaded: Loaded,
+    loaded: source.Loaded,
     models: Mapping[str, OnnxModel] | Mapping[str, Bundle],
     worker: int | None = None,
     admin: str = "",
@@ -122,8 +120,7 @@ async def run(
     recent = Recent(lambda: metrics.totals(*COUNTERS), config.telemetry.log_prompts)
     reactions = Reactions(controllers)
     logs = log.LogSink(config.telemetry)
-    bundles = map(build.bundle_of, models.values())
-    drift = Drift({each.revision: each.manifest for each in bundles})
+    drift = Drift({each.revision: each.manifest for each in map(build.bundle_of, models.values())})
     sinks: list[Emit] = [metrics.handle, recent.handle, logs.handle, reactions.handle, drift.handle]
     closing, endpoint = list[Callable[[], None]](), config.telemetry.otlp_endpoint
     if endpoint is not None or any(os.environ.get(name) for name in OTLP_VARIABLES):
@@ -141,7 +138,7 @@ async def run(
     classifier = build.make_classifier(config, models, emit)
     await classifier.verify()
     live = LiveConfig(path, loaded, classifier, controllers, emit)
-    posts = Feedback(decisions.pool_of, emit, shared=live.state).posts if decisions else {}
+    posts = Feedback(decisions.pool_of, emit, live.state).posts if decisions else {}
     if decisions is not None:
         decisions.logged = live.state.remember
     servicer, health = Servicer(lambda: live.snapshot, emit), Health()
@@ -158,8 +155,7 @@ async def run(
     await server.start()
     # After binding the server, so that a second process does not take over the first one's admin socket.
     views, guards = Views(live, recent, metrics, drift), config.admin.guards()
-    site = PageSite(views.all(), views.data())
-    admin_server = AdminServer(listen, pages, posts=posts, site=site, **guards) if listen else None
+    admin_server = AdminServer(listen, pages, posts=posts, site=views.site(), **guards) if listen else None
     gc.collect()
     gc.freeze()  # A collection that walks all that stays held the event loop for 40 ms.
     await server.ready()
@@ -168,8 +164,7 @@ async def run(
     logger.info("server.serving", version=__version__, listen=address, admin=listen, encoders=encoders)
     scrape = scrape_pools(lambda: live.loaded.config.pools, emit)
     envoy = watch_envoy(lambda: live.loaded.config.controllers.envoy_admin, emit)
-    tasks = (scrape, envoy, recent.sample(), live.state.run())
-    readers = [asyncio.create_task(each) for each in tasks]
+    readers = [asyncio.create_task(each) for each in (scrape, envoy, recent.sample(), live.state.run())]
     beat, watch = asyncio.create_task(health.beat()), asyncio.create_task(live.watch(reactions.stop))
     try:
         await reactions.stop.wait()
@@ -236,7 +231,7 @@ def _pages(metrics: PrometheusSink, health: Health, servicer: Servicer, live: Li
 
 def serve(path: Path, worker: int | None = None, admin: str = "") -> Exit:
     """Load, warm up and `run`; raises ConfigError, BundleError or OSError."""
-    loaded = config_source.load(path)
+    loaded = source.load(path)
     log.configure(loaded.config.telemetry)
     if worker is not None:
         structlog.contextvars.bind_contextvars(worker=worker)

@@ -24,7 +24,6 @@ from semroute_extproc.events import Emit, ignore
 from semroute_extproc.io.files import read_file
 from semroute_extproc.pipeline.pipeline import Pipeline
 from semroute_extproc.policy import plan
-from semroute_extproc.policy.plan import PolicyPlan
 from semroute_extproc.request import reasoning
 from semroute_extproc.settings.base import POOLS_MAX, Problem
 from semroute_extproc.state.sessions import tag
@@ -85,7 +84,7 @@ def make_classifier(
 
 def make_policies(
     loaded: Loaded, default: Bundle, profiles_of: registry.ProfilesOf = registry.once
-) -> dict[str, PolicyPlan]:
+) -> dict[str, plan.PolicyPlan]:
     """Compile every policy with its strategies' files; raises ConfigError with every problem's location."""
     config = loaded.config
     files, unreadable = registry.read_files(config.strategies, profiles_of)

@@ -33,7 +33,7 @@ REQUEST = (
 )
 """Attributes of the signals and of the request to show, in order."""
 
-TOLD = (
+FACTS = (
     *("outcome", "cause", "pool", "cluster", "model", "reasoning", "reason", "rule", "policy", "strategy"),
     *("fallback", "housekeeping"),
 )
@@ -130,9 +130,9 @@ def _report(outcome: Outcome, edits: dict[str, Any]) -> dict[str, Any]:
     decision = outcome.decision or Decision("", "")
     choice = decision.choice or Choice("", "")
     signals, view, threshold = outcome.signals, outcome.view, choice.threshold
-    told = facts(outcome)
+    known = facts(outcome)
     report: dict[str, Any] = {
-        **{name: told.get(name) for name in TOLD},
+        **{name: known.get(name) for name in FACTS},
         "reason": outcome.reason,  # not cut
         "score": choice.score,
         # JSON has no infinity, so an unreachable threshold is shown as 1.

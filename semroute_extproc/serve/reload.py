@@ -9,9 +9,7 @@ from typing import Any
 
 import structlog
 
-from semroute_extproc.config import models
-from semroute_extproc.config import source as config_source
-from semroute_extproc.config.models import Config
+from semroute_extproc.config import models, source
 from semroute_extproc.config.source import Loaded
 from semroute_extproc.encoder.classifier import Classifier
 from semroute_extproc.envoy.server import ConfigSnapshot
@@ -50,14 +48,11 @@ class LiveConfig:
         self.path, self.classifier, self.controllers, self._emit = path, classifier, controllers, emit
         self._judges: dict[str, JudgeClient] = {}  # by strategy
         self._profiles: dict[str, ProfileDirectory] = {}  # by strategy
-        self._rejected = False  # Whether the file differs from the live configuration and is invalid.
-        self.problems: tuple[str, ...] = ()  # What is wrong with the file then.
+        self.problems: tuple[str, ...] = ()  # What is wrong with the file, if it is not live.
         self._reloading = asyncio.Lock()
         self._closing, self._tasks = asyncio.Event(), set[asyncio.Task[None]]()
         self.state = SharedState(controllers, emit)
-        self.loaded = loaded
-        files = fingerprint(loaded.config.strategies)
-        self._adopt(1, loaded, files, self._compile(loaded))
+        self._adopt(1, loaded, fingerprint(loaded.config.strategies), self._compile(loaded))
 
     async def watch(self, stop: asyncio.Event) -> None:
         """Reload when the file changes, and read profiles again when one changes, until `stop`.
@@ -68,7 +63,7 @@ class LiveConfig:
         folder = self.path.absolute().parent
         try:
             async for _ in notices(lambda: [folder, *(each.path for each in self._profiles.values())], stop):
-                if (digest := await asyncio.to_thread(config_source.digest, self.path)) != seen:
+                if (digest := await asyncio.to_thread(source.digest, self.path)) != seen:
                     seen = digest
                     await self.reload()
                 for strategy, directory in list(self._profiles.items()):
@@ -82,16 +77,16 @@ class LiveConfig:
         async with self._reloading:
             try:
                 # In a thread, because loading a large artifact takes a second and would block requests.
-                read = await asyncio.to_thread(lambda: self._read(config_source.load(self.path)))
+                read = await asyncio.to_thread(lambda: self._read(source.load(self.path)))
                 await self.classifier.verify()
                 if read is not None:
                     self._adopt(self.snapshot.number + 1, *read)
-                elif self._rejected:
+                elif self.problems:
                     self._emit(Reloaded(self.loaded.sha256, self.snapshot.number, changed=False))
-                self._rejected, self.problems = False, ()
+                self.problems = ()
             except Exception as error:
                 found = tuple(error.problems) if isinstance(error, ConfigError) else ()
-                self._rejected, self.problems = True, found or ("an unexpected error, which the log has",)
+                self.problems = found or ("an unexpected error, which the log has",)
                 self._emit(ReloadRejected(found))
 
     async def close(self) -> None:
@@ -106,7 +101,7 @@ class LiveConfig:
 
         Call it in a thread of its own.
         """
-        read = self._read(config_source.load(path, folder=self.path.absolute().parent))
+        read = self._read(source.load(path, folder=self.path.absolute().parent))
         return self.loaded if read is None else read[0]
 
     def _read(self, loaded: Loaded) -> tuple[Loaded, str, Compiled] | None:
@@ -186,7 +181,7 @@ class LiveConfig:
         task.add_done_callback(self._tasks.discard)
 
 
-def _without_cluster(config: Config, clusters: Mapping[str, str]) -> Iterator[Problem]:
+def _without_cluster(config: models.Config, clusters: Mapping[str, str]) -> Iterator[Problem]:
     """Clusters, by pool, that Envoy lacks; logs them if Envoy cannot be asked."""
     address = config.controllers.envoy_admin
     try:

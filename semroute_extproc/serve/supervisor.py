@@ -28,12 +28,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from semroute_extproc import __version__
-from semroute_extproc.config import source as config_source
+from semroute_extproc.config import source
 from semroute_extproc.config.models import Config
 from semroute_extproc.errors import Exit
 from semroute_extproc.events import LogDropped
 from semroute_extproc.serve import signals
-from semroute_extproc.serve.views import ROWS_MAX, as_rows, present
+from semroute_extproc.serve.views import ROWS_MAX, present
 from semroute_extproc.settings.process import WORKER
 from semroute_extproc.telemetry import log
 from semroute_extproc.telemetry.admin import AdminServer, Asked, Page, as_json, probe, text
@@ -142,9 +142,9 @@ class Supervisor(Collector):
         }
         posts = {"/outcomes": self._outcomes} if self._config.telemetry.decision_log else {}
         views = {"now": self._now, "decisions": self._decisions}
-        data, guards = {**views, "now": lambda form: as_rows(self._now(form))}, self._config.admin.guards()
+        guards = self._config.admin.guards()
         log.WRITER.emit = by_type({LogDropped: lambda event: self._dropped.inc(event.lines)})
-        site = PageSite(views, data)
+        site = PageSite(views, views)
         admin = AdminServer(listen, pages, self._forward, posts, site, **guards) if listen else None
         logger.info("supervisor.started", version=__version__, workers=len(self.workers), admin=listen)
         keepers = [asyncio.create_task(self._keep(worker)) for worker in self.workers]
@@ -318,7 +318,7 @@ class Supervisor(Collector):
 
 def serve(path: Path) -> Exit:
     """Run the workers of a configuration; raises ConfigError, or OSError if the admin port is taken."""
-    loaded = config_source.load(path)
+    loaded = source.load(path)
     log.configure(loaded.config.telemetry)
     if loaded.config.server.secret is None:  # The workers must draw alike.
         os.environ["SEMROUTE__SERVER__SECRET"] = secrets.token_hex()

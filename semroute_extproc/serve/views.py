@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import math
 import os
 import shlex
 from collections import Counter, defaultdict
@@ -23,7 +22,7 @@ from semroute_extproc.strategies.calibration import read_calibration
 from semroute_extproc.strategies.clusters import Clusters
 from semroute_extproc.strategies.pair import PairSettings
 from semroute_extproc.telemetry.drift import LARGE, SMALL, Drift
-from semroute_extproc.telemetry.page import Form, View
+from semroute_extproc.telemetry.page import Form, PageSite, View
 from semroute_extproc.telemetry.prom import PrometheusSink
 from semroute_extproc.telemetry.recent import DOLLARS, OUTPUT_TOKENS, Recent, details
 
@@ -49,15 +48,11 @@ class Views:
         self._live, self._recent, self._metrics, self._drift = live, recent, metrics, drift
         self._loop = asyncio.get_running_loop()
 
-    def all(self) -> dict[str, View]:
-        """Every view, by name."""
+    def site(self) -> PageSite:
+        """The page of this process."""
+        data: dict[str, View] = {"now": lambda _: present([self.state({})]), "decisions": self.decisions}
         own = {"explain": self.explain, "frontier": self.frontier, "pools": self.pools, "config": self.config}
-        return {"now": lambda _: present([self.state({})]), "decisions": self.decisions, **own}
-
-    def data(self) -> dict[str, View]:
-        """The views that are also served as JSON, by name."""
-        own = {"state": self.state, "decisions": self.decisions}
-        return {"now": lambda _: as_rows(present([self.state({})])), **own}
+        return PageSite(data | own, data | {"state": self.state})
 
     def state(self, _: Form) -> dict[str, Any]:
         """The traffic of the last hour, and the state of pools and strategies."""
@@ -66,14 +61,14 @@ class Views:
         sizes = defaultdict[str, list[int]](lambda: [0, 0, 0])
         for each in seen:
             if (tokens := each.outcome.prompt_tokens) > 0:
-                known, prompt, answer = sizes.get(each.outcome.pool, (0, 0, 0))
+                known, prompt, answer = sizes[each.outcome.pool]
                 sizes[each.outcome.pool] = [known + 1, prompt + tokens, answer + each.answer_tokens]
         for name, pool in live.loaded.config.pools.items():
             loads = {gauge: value for (of, gauge), value in self._metrics.loads.items() if of == name}
             parts = {"pressure": status["pools"].get(name), "health": status["health"].get(name)}
             pools[name] = pool.model_dump(mode="json") | {"load": loads, **parts}
         pairs = {
-            name: {"weak": each.weak, "strong": each.strong} | {key: getattr(each, key) for key in SHARES}
+            name: {key: getattr(each, key) for key in ("weak", "strong", *SHARES)}
             for name, each in live.loaded.config.strategies.items()
             if isinstance(each, PairSettings)
         }
@@ -161,12 +156,11 @@ class Views:
 
     def pools(self, _: Form) -> dict[str, Any]:
         """The pools, and what profiles say about their models."""
-        live, profiles = self._live, list[dict[str, Any]]()
-        for plan in [*live.snapshot.pipeline.plans.values()][:1]:
-            for name, strategy in plan.strategies.items():
-                if isinstance(strategy, Clusters):
-                    profiles.append({"name": name, "clusters": strategy.names, "models": strategy.profiles()})
-        return {**self.state({}), "profiles": profiles}
+        plan = next(iter(self._live.snapshot.pipeline.plans.values()), None)
+        compiled = plan.strategies.items() if plan else ()
+        clusters = ((name, each) for name, each in compiled if isinstance(each, Clusters))
+        rows = [{"name": name, "clusters": each.names, "models": each.profiles()} for name, each in clusters]
+        return {**self.state({}), "profiles": rows}
 
     def config(self, form: Form) -> dict[str, Any]:
         """What is live, and what another file would change."""
@@ -197,19 +191,14 @@ class Views:
         return {"name": name, "problems": "", "changes": changes, "more": len(paths) - len(changes)}
 
 
-def as_rows(view: State) -> dict[str, Any]:
-    """The first view as JSON: a table with several labels is a list of `[label…, count]`."""
-    rows = {name: [[*labels, n] for labels, n in view[name].items()] for name in ("table", "shadows")}
-    return {**view, **rows}
-
-
 def present(states: Sequence[State]) -> dict[str, Any]:
-    """The first view, of one worker's state or of several."""
+    """The first view, of one worker's state or of several; `table` and `shadows` list `[label…, count]`."""
     charts = {of: defaultdict[int, Counter[str]](Counter) for of in ("pool", "reason")}
     table, fallbacks, shadows = Counter[tuple[str, str]](), Counter[str](), Counter[tuple[str, ...]]()
     realised, paid = Counter[tuple[str, str]](), defaultdict[str, Counter[str]](Counter)
     undecided, dropped = Counter[str](), 0
-    for minute, metric, labels, count in _counts(states):
+    rows = ((minute, row) for state in states for minute, counts in state["minutes"] for row in counts)
+    for minute, (metric, *labels, count) in rows:
         if metric == "decisions":
             pool, rule, strategy, _, kind = labels
             chosen = f"strategy {strategy}" if kind == "routed" and strategy else kind
@@ -221,7 +210,7 @@ def present(states: Sequence[State]) -> dict[str, Any]:
         elif metric == "fallbacks":
             fallbacks[labels[0]] += count
         elif metric == "shadow_decisions":
-            shadows[labels] += count
+            shadows[tuple(labels)] += count
         elif metric == "outcomes":
             if labels[0] in UNDECIDED and labels[1] != Cause.STORED_RESPONSE:
                 undecided[" ".join(labels)] += count
@@ -235,16 +224,14 @@ def present(states: Sequence[State]) -> dict[str, Any]:
         live = [state["traffic"][name]["threshold"] for state in states if name in state["traffic"]]
         share = strong / (strong + weak) if strong + weak else None
         pairs.append({"name": name, **pair, "requests": strong + weak, "realised": share, "thresholds": live})
-    drift = dict[str, Any]()
-    for each in sorted(
-        (each for state in states for each in state["drift"]), key=itemgetter("worst", "texts")
-    ):
-        drift[each["bundle"]] = each  # of the worker whose texts differ most
+    drifts = (each for state in states for each in state["drift"])
+    # The last one of a bundle is of the worker whose texts differ most.
+    drift = {each["bundle"]: each for each in sorted(drifts, key=itemgetter("worst", "texts"))}
     return {
         "charts": charts,
-        "table": table,
+        "table": [[*labels, count] for labels, count in table.items()],
         "fallbacks": fallbacks,
-        "shadows": shadows,
+        "shadows": [[*labels, count] for labels, count in shadows.items()],
         "pairs": pairs,
         "money": money(states, table, shadows, paid),
         "pools": first["pools"],
@@ -260,13 +247,6 @@ def present(states: Sequence[State]) -> dict[str, Any]:
         "drift": drift,
         "index_limits": (SMALL, LARGE),
     }
-
-
-def _counts(states: Sequence[State]) -> Iterator[tuple[int, str, tuple[str, ...], int]]:
-    for state in states:
-        for minute, counts in state["minutes"]:
-            for metric, *labels, count in counts:
-                yield minute, metric, tuple(labels), count
 
 
 def money(
@@ -332,12 +312,10 @@ def intervals(quality: Sequence[float] | None, rows: int) -> list[tuple[float, f
     """
     if quality is None or min(quality) < 0.0 or max(quality) > 1.0:
         return [(q, q, q) for q in quality or ()]
-    found = list[tuple[float, float, float]]()
-    for q in quality:
-        middle = (q + Z**2 / (2 * rows)) / (1 + Z**2 / rows)
-        half = Z / (1 + Z**2 / rows) * math.sqrt(q * (1 - q) / rows + Z**2 / (4 * rows**2))
-        found.append((q, middle - half, middle + half))
-    return found
+    q = np.asarray(quality)
+    middle = (q + Z**2 / (2 * rows)) / (1 + Z**2 / rows)
+    half = Z / (1 + Z**2 / rows) * np.sqrt(q * (1 - q) / rows + Z**2 / (4 * rows**2))
+    return list(zip(quality, (middle - half).tolist(), (middle + half).tolist(), strict=True))
 
 
 def _flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     PlainSerializer,
     ValidationInfo,
+    model_validator,
 )
 
 POOLS_MAX = 64
@@ -46,11 +47,9 @@ EffortInput = Effort | Literal["off", "on"] | bool
 EffortSetting = Annotated[Effort, BeforeValidator(_effort, json_schema_input_type=EffortInput)]
 
 
-def _in_folder(path: Path, info: ValidationInfo) -> Path:
-    return Path((info.context or {}).get("folder", "")) / path
-
-
-FilePath = Annotated[Path, AfterValidator(_in_folder)]
+FilePath = Annotated[
+    Path, AfterValidator(lambda path, info: Path((info.context or {}).get("folder", "")) / path)
+]
 """A file or directory, relative to the folder of the configuration (the validation context)."""
 
 NAMES_MAX = 32  # headers or members in one list
@@ -112,6 +111,14 @@ class Model(BaseModel):
     """Immutable; rejects unknown keys and numbers that are not finite."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    one_of: ClassVar[tuple[str, ...]] = ()  # settings of which exactly one must be given
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if self.one_of and [getattr(self, name) for name in self.one_of].count(None) != len(self.one_of) - 1:
+            *first, last = self.one_of
+            raise ValueError(f"give exactly one of {', '.join(first)} and {last}")
+        return self
 
 
 @dataclass(frozen=True, slots=True)

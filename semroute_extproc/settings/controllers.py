@@ -1,6 +1,6 @@
 """Controllers, which change the trade-off of cost and quality at runtime. Pure."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -22,6 +22,8 @@ SESSION_MEMBERS = (
     "metadata.user_id",
 )
 
+T = TypeVar("T")
+ByStrategy = Annotated[dict[StrategyName, T], Field(max_length=base.STRATEGIES_MAX)]
 MemberName = Annotated[str, Field(pattern=r"^(conversation|prompt_cache_key|metadata\..{1,64})$")]
 
 
@@ -71,11 +73,10 @@ class Budget(Model):
     )
     window_seconds: float | None = Field(None, ge=1, le=604_800, description="Averaging window, in seconds.")
     bias_max: float = Field(4, gt=0, le=8, description="Largest absolute bias on the log-odds.")
+    one_of: ClassVar = ("strong_share", "dollars_per_thousand")
 
     @model_validator(mode="after")
-    def _one_of_each(self) -> Self:
-        if (self.strong_share is None) == (self.dollars_per_thousand is None):
-            raise ValueError("give exactly one of strong_share and dollars_per_thousand")
+    def _one_window(self) -> Self:
         if self.window_requests is not None and self.window_seconds is not None:
             raise ValueError("give at most one of window_requests and window_seconds")
         return self
@@ -113,19 +114,13 @@ class Limit(Model):
     )
     output_tokens: int = Field(400, ge=1, description="Assumed answer length; limited by the client's limit.")
 
-    @model_validator(mode="after")
-    def _one_unit(self) -> Self:
-        if (self.dollars is None) == (self.tokens is None):
-            raise ValueError("give exactly one of dollars and tokens")
-        return self
+    one_of: ClassVar = ("dollars", "tokens")
 
 
 class Limits(Model):
     """Spending limits, each held by all processes together with `controllers.store`."""
 
-    strategies: dict[StrategyName, Limit] = Field(
-        {}, max_length=base.STRATEGIES_MAX, description="By strategy."
-    )
+    strategies: ByStrategy[Limit] = Field({}, description="By strategy.")
     tenants: dict[Annotated[str, Field(max_length=128)], Limit] = Field(
         {},
         max_length=1_024,
@@ -193,9 +188,7 @@ class Controllers(Model):
     """Controllers change the trade-off at runtime; each one is off unless it is configured."""
 
     load: LoadController | None = Field(None, description="Reduces the load of pools with `metrics`.")
-    budgets: dict[StrategyName, Budget] = Field(
-        {}, max_length=base.STRATEGIES_MAX, description="By strategy."
-    )
+    budgets: ByStrategy[Budget] = Field({}, description="By strategy.")
     limits: Limits | None = Field(None, description="Limits of dollars or tokens in a window.")
     session: SessionController | None = Field(None, description="Keeps a conversation in its pool.")
     store: SharedStore | None = Field(

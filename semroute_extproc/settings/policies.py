@@ -1,6 +1,6 @@
 """Policies: rules, first match wins, and the target of all other requests. Pure."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -21,11 +21,10 @@ class Reasoning(Model):
     effort: EffortSetting | None = Field(None, description="One effort for all requests; `off`: none.")
     bands: tuple[Band, ...] | None = Field(None, max_length=8, description="Efforts by ascending difficulty.")
     override: bool = Field(False, description="Replace the effort of the client, if it set one.")
+    one_of: ClassVar = ("effort", "bands")
 
     @model_validator(mode="after")
-    def _one_way(self) -> Self:
-        if (self.effort is None) == (self.bands is None):
-            raise ValueError("give exactly one of effort and bands")
+    def _ascending(self) -> Self:
         if self.bands is not None:
             ends = [band.below for band in self.bands if band.below is not None]
             if len(ends) != len(self.bands) - 1 or self.bands[-1].below is not None:
@@ -59,11 +58,7 @@ class Target(Model):
         "`{bands: [{below: 0.3, effort: off}, {effort: high}], override: true}`.",
     )
 
-    @model_validator(mode="after")
-    def _one_target(self) -> Self:
-        if [self.pool, self.strategy, self.deny].count(None) != 2:
-            raise ValueError("give exactly one of pool, strategy and deny")
-        return self
+    one_of: ClassVar = ("pool", "strategy", "deny")
 
 
 class Rule(Target):

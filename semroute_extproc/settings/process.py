@@ -8,6 +8,8 @@ from semroute_extproc.settings.base import FilePath, HeaderNames, Model, PoolNam
 
 PORT_MAX = 65_535
 
+GrpcUrl = Annotated[Url, Field(pattern=r"^https?://[^\s/@]+:[0-9]{1,5}$")]
+
 WORKER = "{worker}"  # Placeholder in `server.listen` for the index of a worker
 
 
@@ -46,9 +48,8 @@ class Server(Model):
 class RemoteEncoding(Model):
     """A server that runs the bundles' graphs, see docs/scale.md. A change needs a restart."""
 
-    url: Url = Field(
-        pattern=r"^https?://[^\s/@]+:[0-9]{1,5}$",
-        description="gRPC port of a server of the Open Inference Protocol v2: `http://triton:8001`.",
+    url: GrpcUrl = Field(
+        description="gRPC port of a server of the Open Inference Protocol v2: `http://triton:8001`."
     )
     model: str = Field(
         "{bundle}",
@@ -62,10 +63,8 @@ class RemoteEncoding(Model):
         "local",
         description="Without an answer: `local` runs the graph here; `policy` decides without signals.",
     )
-    hedge_url: Url | None = Field(
-        None,
-        pattern=r"^https?://[^\s/@]+:[0-9]{1,5}$",
-        description="Second server, asked when `url` fails or is slow; the first answer counts.",
+    hedge_url: GrpcUrl | None = Field(
+        None, description="Second server, asked when `url` fails or is slow; the first answer counts."
     )
     hedge_ms: float = Field(10, gt=0, le=10_000, description="Time after which `url` is slow.")
     breaker_failures: int = Field(5, ge=1, le=1_000, description="Consecutive failures to pause a server.")

@@ -27,9 +27,9 @@ CLIENT_HEADERS = ("x-semroute-tenant", "x-envoy-external-address")  # The first 
 class ControllerState:
     """The controllers of one process, inactive until configured. A reload keeps unchanged parts."""
 
-    def __init__(self, secret: bytes = b"", wall: Callable[[], float] = time.time) -> None:
+    def __init__(self, secret: bytes = b"") -> None:
         """`secret`, at most 64 bytes, keys conversations and draws if no shared key is configured."""
-        self.ledgers = Ledgers(wall)
+        self.ledgers = Ledgers(time.time)
         self.hurry: Callable[[], None] = lambda: None  # Called if a larger part of a limit is needed soon.
         self.own_secret = self._secret = secret
         self._shared_secret = b""  # the same in every process; replicas are chosen by it
@@ -39,7 +39,7 @@ class ControllerState:
         self._strategies: Mapping[str, object] = {}
         self._pressures: dict[str, PoolPressure] = {}
         self._budgets: dict[str, BudgetController] = {}
-        self._traffic: dict[str, LiveScores] = {}
+        self.traffic: Mapping[str, LiveScores] = {}  # by strategy
         self._sessions: Sessions | None = None
         self._health: dict[str, PoolHealth] = {}
         self._snapshot: Mapping[str, float] = {}
@@ -80,21 +80,16 @@ class ControllerState:
         """Keep the live scores of the compiled strategies whose reference is the same, start the others."""
         traffic = {name: LiveScores(*each.follows) for name, each in strategies.items() if each.follows}
         for name, fresh in traffic.items():
-            known = self._traffic.get(name)
+            known = self.traffic.get(name)
             if known is not None and known.reference == fresh.reference:
                 known.share, traffic[name] = fresh.share, known
-        self._traffic = traffic
+        self.traffic = traffic
 
     @property
     def active(self) -> bool:
         """Whether anything is configured."""
-        settings, states = self._settings, (self._pressures, self._budgets, self._traffic, self._health)
+        settings, states = self._settings, (self._pressures, self._budgets, self.traffic, self._health)
         return any((*states, settings.session, settings.limits))
-
-    @property
-    def traffic(self) -> Mapping[str, LiveScores]:
-        """The live scores by strategy."""
-        return self._traffic
 
     def failing(self, now: float) -> Mapping[str, str]:
         """The pools that are excluded after failures, and why."""
@@ -120,8 +115,7 @@ class ControllerState:
     def envoy_checked(self, clusters: Mapping[str, str]) -> None:
         """Take Envoy's view of its clusters, which is empty if unknown."""
         for name, health in self._health.items():
-            missing = NO_CLUSTER if clusters else ""
-            health.in_envoy = clusters.get(self._pools[name].cluster, missing)
+            health.in_envoy = clusters.get(self._pools[name].cluster, NO_CLUSTER if clusters else "")
 
     def conditions(self, now: float, head: RequestHead | None = None) -> Conditions:
         """The conditions for one request, whose tenant is in its `head`."""
@@ -131,10 +125,9 @@ class ControllerState:
             self._snapshot = {name: value for name, value in values if value > 0.0}
             self._snapshot_at = now
         biases = {name: budget.bias for name, budget in self._budgets.items()}
-        failing = self.failing(now)
-        if (load := self._settings.load) is None:
-            return Conditions(bias=biases, traffic=self._traffic, failing=failing, limits=limits)
-        return Conditions(self._snapshot, biases, self._traffic, load.floor, load.ceiling, failing, limits)
+        load = self._settings.load
+        floor, ceiling = (load.floor, load.ceiling) if load else (0.0, None)
+        return Conditions(self._snapshot, biases, self.traffic, floor, ceiling, self.failing(now), limits)
 
     def keys(self, head: RequestHead, view: RequestView) -> Keys:
         """The keys of the request's conversation; empty if it has none or sessions are off."""
@@ -174,7 +167,7 @@ class ControllerState:
             if (budget := self._budgets.get(decision.strategy)) is not None:
                 self._pay(budget, context, decision, now)
             sample = decision.choice.sample if decision.choice is not None else None
-            if sample is not None and (traffic := self._traffic.get(decision.strategy)) is not None:
+            if sample is not None and (traffic := self.traffic.get(decision.strategy)) is not None:
                 traffic.learn(*sample)
         if self._sessions is None:
             return ""
@@ -231,7 +224,7 @@ class ControllerState:
             }
             for name, budget in self._budgets.items()
         }
-        traffic = {name: each.status() for name, each in self._traffic.items()}
+        traffic = {name: each.status() for name, each in self.traffic.items()}
         sessions = None if self._sessions is None else {"entries": len(self._sessions)}
         whys = {name: each.in_envoy or each.why for name, each in self._health.items()}
         health = {name: {"excluded": bool(why), "why": why} for name, why in whys.items()}

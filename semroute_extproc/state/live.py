@@ -84,7 +84,8 @@ class LiveScores:
         self.bias = 0.0
         self.requests = self.live = 0  # All; and those with a score in `scores`, next to the reference's.
         self.realised: float | None = None  # Mean of strong over the last `WINDOW` requests.
-        self._gain, self._moved, self._unsent = GAIN, 0.0, deque[float](maxlen=UNSENT_MAX)
+        self._gain, self._moved = GAIN, 0.0
+        self.waiting = deque[float](maxlen=UNSENT_MAX)  # Scores for the others.
         self._learned = 0  # Requests of this process.
         self.since, self._counted = "", 0  # The last entry of the store that was read, and its count.
 
@@ -93,21 +94,16 @@ class LiveScores:
         before = self.bias
         self.bias = min(max(before + self._gain * (asked - strong), -BIAS_MAX), BIAS_MAX)
         self._moved, self._learned = self._moved + self.bias - before, self._learned + 1
-        self._unsent.append(score)
+        self.waiting.append(score)
         # A plain mean until the window is full, then an exponential moving average.
         mean = self.realised or 0.0
         self.realised = mean + (strong - mean) / min(self._learned, WINDOW)
         self._add(score)
 
-    @property
-    def waits(self) -> bool:
-        """Whether there are scores for the others."""
-        return bool(self._unsent)
-
     def unsent(self) -> tuple[list[float], float]:
         """Scores for the others, which are sent once, and the change of the bias."""
-        scores = [*self._unsent]
-        self._unsent.clear()
+        scores = [*self.waiting]
+        self.waiting.clear()
         return scores, self._moved
 
     def merge(self, scores: Sequence[float], bias: float, moved: float, count: int, own: int) -> None:

@@ -201,16 +201,14 @@ class SharedState:
 
     def pools_of(self, request_ids: Sequence[str]) -> dict[str, str]:
         """The pools of requests that any process logged; from a thread other than the loop's."""
-        names = [self._name("pool", each) for each in request_ids]
-        found = self._ask([("GET", name) for name in names])
+        found = self._ask([("GET", self._name("pool", each)) for each in request_ids])
         known = zip(request_ids, found, strict=False)
         pools = {key: value[:POOL_BYTES_MAX] for key, value in known if isinstance(value, bytes)}
         return {key: value.decode("utf-8", "replace") for key, value in pools.items()}
 
     def first(self, reports: Sequence[str]) -> list[bool]:
         """Whether no process had each report before; from a thread other than the loop's."""
-        names = [self._name("report", each) for each in reports]
-        claims = [("SET", name, "", "NX", "EX", OUTCOME_SECONDS) for name in names]
+        claims = [("SET", self._name("report", each), "", "NX", "EX", OUTCOME_SECONDS) for each in reports]
         return [each is not None for each in self._ask(claims)] or [True] * len(reports)
 
     async def close(self) -> None:
@@ -222,7 +220,7 @@ class SharedState:
 
     def _changed(self) -> bool:
         due = next(self._ledgers.due(self._ledgers.wall()), None)
-        return due is not None or any(each.waits for each in self._controllers.traffic.values())
+        return due is not None or any(each.waiting for each in self._controllers.traffic.values())
 
     def _ask(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Answers for a thread other than the loop's; none if the store does not give them."""
@@ -343,6 +341,5 @@ def problem_of(error: Exception) -> str:
         "refused": library.ResponseError,
     }
     chain = error, error.__cause__, error.__context__  # The library wraps some in a ConnectionError.
-    return next(
-        (what for what, kind in kinds.items() if any(isinstance(each, kind) for each in chain)), "garbage"
-    )
+    known = (what for what, kind in kinds.items() if any(isinstance(each, kind) for each in chain))
+    return next(known, "garbage")

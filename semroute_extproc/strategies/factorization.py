@@ -78,8 +78,7 @@ class FactorizationSettings(PairSettings):
         if self.strong_share is not None and self.calibration is None and (strong, weak) != fitted:
             known = f"the artifact has quantiles only for {fitted[0]} over {fitted[1]}"
             raise Unfit("strong_share", f"{known}: for {strong} over {weak} add a calibration")
-        digest = artifact.pair_digest(strong, weak)
-        cutoff = self.cutoff(site, artifact.quantiles, "factorization", digest)
+        cutoff = self.cutoff(site, artifact.quantiles, "factorization", artifact.pair_digest(strong, weak))
         return Pair(of_embedding(artifact.manifest, artifact.score(strong, weak)), cutoff, self.on_unknown)
 
 

@@ -53,11 +53,10 @@ class PairSettings(StrategySettings):
     on_unknown: PoolName | None = Field(None, description="Pool for unknown texts; default: strong.")
     files: ClassVar[Mapping[str, Callable[[Path], Any]]] = {"calibration": read_calibration}
     weighs_cost: ClassVar[bool] = True
+    one_of: ClassVar = ("strong_share", "threshold", "max_quality_drop")
 
     @model_validator(mode="after")
-    def _one_setting(self) -> Self:
-        if [self.strong_share, self.threshold, self.max_quality_drop].count(None) != 2:
-            raise ValueError("give exactly one of strong_share, threshold and max_quality_drop")
+    def _calibrated_drop(self) -> Self:
         if self.max_quality_drop is not None and self.calibration is None:
             raise ValueError("max_quality_drop needs a calibration")
         if self.weak == self.strong:

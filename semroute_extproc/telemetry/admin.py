@@ -106,9 +106,7 @@ class AdminServer(ThreadingTCPServer):
         self.pages, self.posts, self.otherwise = pages, posts, otherwise or (lambda _: text(404, index))
         self.site = site
         self._free = threading.BoundedSemaphore(CONNECTIONS_MAX)
-        self.sending: dict[
-            socket.socket, None
-        ] = {}  # connections whose request has not come in full, in order
+        self.sending = dict[socket.socket, None]()  # connections with an incomplete request, oldest first
         host, _, port = listen.rpartition(":")
         self._hosts, self._token = {*hosts, host, "localhost"}, token
         self._path = Path(listen.removeprefix("unix:")) if listen.startswith("unix:") else None

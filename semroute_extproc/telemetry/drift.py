@@ -93,9 +93,8 @@ class BundleDrift:
     def shown(self) -> dict[str, Any]:
         """For the page: the readings, and the shares at the start and now of the domains that moved most."""
         first, last = list(self._first), list(self._last)
-        rows = [
-            (of, to, n, to == "start" and of != "embedding") for (_, of, to), n in self.readings().items()
-        ]
+        readings = self.readings().items()
+        rows = [(of, to, n, to == "start" and of != "embedding") for (_, of, to), n in readings]
         moved = list[tuple[str, float, float]]()
         if any(of == "domain" and index > SMALL for of, _, index, _ in rows):
             was, now = (np.sum(each, axis=0)[self._parts["domain"]] for each in (first, last))

@@ -61,8 +61,8 @@ class Feedback:
         self,
         pool_of: Callable[[str], str],
         emit: Emit,
+        shared: SharedState,
         clock: Callable[[], float] = time.monotonic,
-        shared: SharedState | None = None,
     ) -> None:
         """`shared` knows the requests of other processes, and what was reported to them."""
         self._pool_of, self._emit, self._clock, self._shared = pool_of, emit, clock, shared
@@ -78,14 +78,11 @@ class Feedback:
         if not found:
             return text(400, "no outcome: send a JSON object, or one in each line\n")
         pools = {each.request_id: self._pool_of(each.request_id) for each in found}
-        if self._shared is not None:
-            pools |= self._shared.pools_of([name for name, pool in pools.items() if not pool])
+        pools |= self._shared.pools_of([name for name, pool in pools.items() if not pool])
         taken = [each for each in found if pools[each.request_id] or not known_only]
         if not self._admit(len(taken)):
             return text(429, f"more than {PER_SECOND_MAX} outcomes per second: send them again later\n")
-        new = [True] * len(taken)
-        if self._shared is not None:
-            new = self._shared.first([ENCODE(each).decode() for each in taken])
+        new = self._shared.first([ENCODE(each).decode() for each in taken])
         for each in compress(taken, new):
             self._emit(each.event(pools[each.request_id]))
         if not known_only:

@@ -120,14 +120,9 @@ class PageSite:
     def _templates(self) -> Any:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined  # Imported only if it is used.
 
-        made = Environment(
-            loader=FileSystemLoader(FOLDER),
-            autoescape=True,
-            undefined=StrictUndefined,
-            auto_reload=False,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
+        loader = FileSystemLoader(FOLDER)
+        made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, auto_reload=False)
+        made.trim_blocks = made.lstrip_blocks = True
         made.filters |= {"clock": clock, "dollars": dollars, "percent": percent}
         return made
 

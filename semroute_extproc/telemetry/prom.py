@@ -48,8 +48,8 @@ class PrometheusSink:
         }
         # Cache of children, bounded by configuration and bundle; a lookup takes a tenth of `labels`' time.
         self._child = cache(self._uncached_child)
-        self._loads: Mapping[tuple[str, ...], float] = {}
-        self._observed: dict[str, Callable[[], Reading]] = {"pool_load": lambda: self._loads}
+        self.loads: Mapping[tuple[str, ...], float] = {}  # Pool and gauge to the value at the last scrape.
+        self._observed: dict[str, Callable[[], Reading]] = {"pool_load": lambda: self.loads}
         self._scraping = Lock()
         self._sources = set[str]()
         handlers: dict[type[ev.Event], Any] = {
@@ -89,11 +89,6 @@ class PrometheusSink:
             if sample.name.endswith("_total")
         }
 
-    @property
-    def loads(self) -> Mapping[tuple[str, ...], float]:
-        """Pool and gauge to the value at the last scrape."""
-        return self._loads
-
     def exposition(self) -> bytes:
         """Every metric in Prometheus' text format."""
         # Gauges are cleared and set again, so a concurrent scrape must wait.
@@ -118,8 +113,7 @@ class PrometheusSink:
         outcome = event.outcome
         decision, signals, kind = outcome.decision, outcome.signals, outcome.kind.value
         rule, strategy = (decision.rule, decision.strategy) if decision else ("", "")
-        domain = signals.domain if signals else ""
-        self._count("decisions", outcome.pool, rule, strategy, domain, kind)
+        self._count("decisions", outcome.pool, rule, strategy, signals.domain if signals else "", kind)
         self._count("outcomes", kind, outcome.cause)
         if outcome.kind is Kind.FALLBACK:
             self._count("fallbacks", outcome.cause)
@@ -182,8 +176,8 @@ class PrometheusSink:
     def _scraped(self, event: ev.Scraped) -> None:
         if event.failed:
             self._count("pool_scrape_failures", event.pool)
-        others = {key: value for key, value in self._loads.items() if key[0] != event.pool}
-        self._loads = {**others, **{(event.pool, gauge): value for gauge, value in event.load.items()}}
+        others = {key: value for key, value in self.loads.items() if key[0] != event.pool}
+        self.loads = {**others, **{(event.pool, gauge): value for gauge, value in event.load.items()}}
 
     def _profiles_read(self, event: ev.ProfilesRead) -> None:
         for name, count in (("profiles", event.used), ("profiles_rejected", len(event.problems))):

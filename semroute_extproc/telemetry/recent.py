@@ -12,7 +12,6 @@ import msgspec
 from semroute_extproc.events import Decided, Event
 from semroute_extproc.outcome import Outcome, facts
 from semroute_extproc.telemetry.log import VALUE_CHARACTERS_MAX
-from semroute_extproc.telemetry.prom import METRICS
 
 DECISIONS_MAX = 500  # that are kept; without their bodies, a few KB each
 MINUTES_MAX = 60  # of counts
@@ -21,12 +20,11 @@ TEXT_CHARACTERS_MAX = 2_000  # of a judged text, if prompts may be logged
 OUTPUT_TOKENS = 300  # of an answer; a request may ask for fewer
 
 DOLLARS = ("dollars", "baseline_dollars", "cache_saved_dollars")  # of answers, with `accounting`
-COUNTED = ("decisions", "fallbacks", "outcomes", "shadow_decisions", "log_lines_dropped", *DOLLARS)
-COUNTERS = tuple(each for each in COUNTED if each in METRICS)
+COUNTERS = ("decisions", "fallbacks", "outcomes", "shadow_decisions", "log_lines_dropped", *DOLLARS)
 """Metrics whose counts by minute are kept."""
 
 Counts = Mapping[tuple[str, ...], float]  # a metric and its label values, to its value
-LIGHT = dict.fromkeys({"body", "view", "context", "handover"} & {*Outcome.__struct_fields__})
+LIGHT = dict.fromkeys(("body", "view", "context", "handover"))
 """Fields of an outcome that are not kept, because they hold bodies and prompts."""
 
 
@@ -91,13 +89,13 @@ def details(seen: Seen) -> dict[str, Any]:
     """All about one decision, as JSON has it."""
     outcome, decision = seen.outcome, seen.outcome.decision
     choice = decision.choice if decision else None
-    told = facts(outcome) | {"reason": outcome.reason}
-    told.pop("reasoning_from", None)  # Known only with the view.
+    reported = facts(outcome) | {"reason": outcome.reason}
+    reported.pop("reasoning_from", None)  # Known only with the view.
     found: dict[str, Any] = {
         **{name: getattr(seen, name) for name in ("request_id", "path", "time", "observed")},
         **{name: getattr(outcome, name) for name in ("prompt_tokens", "text", "total_ms")},
         **{name: msgspec.to_builtins(getattr(outcome, name)) for name in ("shadows", "stages", "left_out")},
-        "facts": told,
+        "facts": reported,
         "trace": [step._asdict() for step in decision.trace] if decision else [],
         "others": decision.others if decision else (),
     }

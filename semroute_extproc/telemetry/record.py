@@ -26,6 +26,7 @@ FACTS: dict[str, Callable[[RoutingContext], Any]] = {
 FACTS["foreign"] = lambda context: context.view.foreign
 """Facts of the map `facts`; those of rules that are missing are columns, headers, or text."""
 
+CONTEXT = ("quality", "unread", "prompt_tokens", "bounds", "counted", "language")
 SIGNALS = (
     *("revision", "domain", "domain_probs", "domain_entropy", "task", "task_probs", "difficulty", "unknown"),
     *("tokens", "truncated", "similarity"),
@@ -62,9 +63,7 @@ def _of_policy(outcome: Outcome, decision: Decision) -> dict[str, Any]:
         "policy": outcome.policy,
         "canary": decision.canary,
         "policy_propensity": decision.propensity,
-        "rule": decision.rule,
-        "strategy": decision.strategy,
-        "judge": decision.judge,
+        **{name: getattr(decision, name) for name in ("rule", "strategy", "judge")},
         "session": outcome.session,
         "pools": [decision.pool, *decision.others],
         "shadow": {each.shadow: each.pool for each in outcome.shadows if each.pool},
@@ -82,16 +81,9 @@ def _of_context(context: RoutingContext, settings: DecisionLog, key: bytes) -> d
     found: dict[str, Any] = {
         "method": context.head.method,
         "failed_pools": context.tried,
-        "failing": state.failing,
-        "pressure": state.pressure,
-        "bias": state.bias,
+        **{name: getattr(state, name) for name in ("failing", "pressure", "bias")},
         "held": held and {"pool": held.pool, "lock": held.lock},
-        "quality": context.quality,
-        "unread": context.unread,
-        "prompt_tokens": context.prompt_tokens,
-        "bounds": context.bounds,
-        "counted": context.counted,
-        "language": context.language,
+        **{name: getattr(context, name) for name in CONTEXT},
         "facts": {name: _cut(read(context)) for name, read in FACTS.items() if name not in skipped},
         "headers": {name: _cut(headers.get(name)) for name in settings.headers},
     }

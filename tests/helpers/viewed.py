@@ -18,7 +18,6 @@ from semroute_extproc.state.controllers import ControllerState
 from semroute_extproc.telemetry.admin import Asked
 from semroute_extproc.telemetry.bus import to_all
 from semroute_extproc.telemetry.drift import Drift
-from semroute_extproc.telemetry.page import PageSite
 from semroute_extproc.telemetry.prom import PrometheusSink
 from semroute_extproc.telemetry.recent import COUNTERS, Recent
 
@@ -54,7 +53,7 @@ class Server:
         loaded = config_source.load(self.file, {})
         self.live = LiveConfig(self.file, loaded, encoder, self.controllers, self.emit)
         self.views = Views(self.live, self.recent, self.metrics, self.drift)
-        self.site = PageSite(self.views.all(), self.views.data())
+        self.site = self.views.site()
 
     async def send(self, text: str, request_id: str = "id", **headers: str) -> Outcome:
         """Decide a request as the server does."""

@@ -56,8 +56,10 @@ WORKER = textwrap.dedent(
         with (folder / f"outcomes{index}").open("a") as file:
             file.write(event.request_id + ":" + event.pool + " ")
     if (folder / "takes").exists():
+        from types import SimpleNamespace
         from semroute_extproc.telemetry.feedback import Feedback
-        posts = Feedback(lambda id_: "pool" if id_ == "of" + index else "", reported).posts
+        alone = SimpleNamespace(pools_of=lambda _: {}, first=lambda reports: [True] * len(reports))
+        posts = Feedback(lambda id_: "pool" if id_ == "of" + index else "", reported, alone).posts
     count = ["decisions", "small", "r", "", "", "routed", 2 + int(index)]
     state = {
         "minutes": [[int(time.time() // 60), [count]]],

@@ -17,12 +17,23 @@ from semroute_extproc.telemetry.prom import SOURCES_MAX, PrometheusSink
 POOLS = {"id-1": "small", "id-2": "large"}
 
 
+class Alone:
+    """What other processes know, without a shared store."""
+
+    def pools_of(self, _: Sequence[str]) -> dict[str, str]:
+        return {}
+
+    def first(self, reports: Sequence[str]) -> list[bool]:
+        return [True] * len(reports)
+
+
 class Received:
     """A receiver of outcomes with a clock, and the events that it emits."""
 
     def __init__(self) -> None:
         self.now, self.events = 0.0, list[Event]()
-        self.feedback = Feedback(lambda id_: POOLS.get(id_, ""), self.events.append, lambda: self.now)
+        known = (lambda id_: POOLS.get(id_, "")), self.events.append, Alone()
+        self.feedback = Feedback(*known, lambda: self.now)  # type: ignore[arg-type]
 
     def post(self, body: str | bytes) -> tuple[int, str]:
         page = self.feedback.post(body.encode() if isinstance(body, str) else body)
@@ -141,7 +152,7 @@ class Elsewhere:
 
 def test_an_outcome_of_another_process_finds_its_pool_and_counts_once() -> None:
     events, elsewhere = list[Event](), Elsewhere()
-    processes = [Feedback(POOLS.get, events.append, shared=elsewhere) for _ in range(2)]  # type: ignore[arg-type]
+    processes = [Feedback(POOLS.get, events.append, elsewhere) for _ in range(2)]  # type: ignore[arg-type]
     report = b'{"request_id": "elsewhere", "label": "good"}'
     assert [each.post(report).status for each in processes * 2] == [200] * 4
     assert [(each.request_id, each.pool) for each in events if isinstance(each, OutcomeReported)] == [
