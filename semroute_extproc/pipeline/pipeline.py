@@ -100,11 +100,11 @@ class _Asked(NamedTuple):
     def with_parts(self) -> Self:
         """Count the parts, if they decide whether the event loop reads the body."""
         decide = self.parts is None and LARGE < len(self.body) <= LARGE * BYTES
-        return self._replace(parts=bodies.parts(self.body, LARGE)) if decide else self
+        return self._replace(parts=bodies.occurrences(self.body, b",{", LARGE)) if decide else self
 
     def check(self) -> None:
         """Raise BadBody for too much structure; every string has a comma or bracket beside it."""
-        if self.parts is None or self.parts >= LARGE:
+        if self.parts is None or self.parts > LARGE:
             bodies.check_structure(self.body)
 
     def read_model(self) -> str:
@@ -137,11 +137,9 @@ class _Asked(NamedTuple):
         """The body with members set; in a form only the model."""
         if self.form:
             return forms.set_model(self.body, self.form, str(members["model",]))
-        if self.document is not None:
-            return bodies.set_members(self.document, members)
-        if self.unread is Cause.TOO_MANY_PARTS:
+        if self.unread is Cause.TOO_MANY_PARTS and self.document is None:
             return bodies.append_members(self.body, members)
-        return bodies.set_members(self.body, members)
+        return bodies.set_members(self.body if self.document is None else self.document, members)
 
 
 class Pipeline:
