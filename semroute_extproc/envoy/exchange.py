@@ -111,10 +111,8 @@ class Exchange:
         """Whether every further reply would say that Envoy may go on, as the end of the stream does."""
         if self.observed or self._mode is None:
             return False
-        echoes = self._response_mode == _Mode.FULL_DUPLEX_STREAMED or (
-            self._duplex and self._state is _State.PASSED
-        )
-        return self._state in _FINAL and not echoes
+        echoes = self._duplex and self._state is _State.PASSED
+        return self._state in _FINAL and not (echoes or self._response_mode == _Mode.FULL_DUPLEX_STREAMED)
 
     def receive(self, message: pb.ProcessingRequest, size: int = 0) -> Step:
         """Take one message from Envoy; `size` is its length in bytes."""

@@ -75,9 +75,8 @@ class Servicer:
                 self.waiting.pop(context, None)
                 decided_ns = time.time_ns()
                 if (step := await self._step(snapshot, exchange, data)) is None:
-                    return await self._end(
-                        context, grpc.StatusCode.INVALID_ARGUMENT, Cause.UNREADABLE_MESSAGE
-                    )
+                    unreadable = grpc.StatusCode.INVALID_ARGUMENT
+                    return await self._end(context, unreadable, Cause.UNREADABLE_MESSAGE)
                 times = started_ns, decided_ns, time.time_ns()
                 try:
                     for reply in step.replies:
@@ -95,9 +94,8 @@ class Servicer:
                         oldest, full = next(iter(self.waiting)), grpc.StatusCode.RESOURCE_EXHAUSTED
                         await self._end(oldest, full, Cause.TOO_MANY_UPLOADS)
         finally:
-            self._ended(
-                context, Cause.NO_BODY
-            )  # Envoy half-closes a stream or resets it, which cancels the read
+            # Envoy half-closes a stream or resets it, which cancels the read.
+            self._ended(context, Cause.NO_BODY)
 
     async def _end(self, context: _Context, code: grpc.StatusCode, cause: Cause) -> None:
         """End a stream; Envoy's `failure_mode_allow` says what becomes of a request that is undecided."""

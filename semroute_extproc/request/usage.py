@@ -13,10 +13,9 @@ import msgspec
 from semroute_extproc.request.view import Api
 
 TOKENS_MAX = 10**9  # a larger count is not believed
-HEAD_BYTES, TAIL_BYTES = (
-    4_096,
-    16_384,
-)  # of an answer, for its first `usage`; for its last and its finish reason
+HEAD_BYTES, TAIL_BYTES = 4_096, 16_384
+"""Of an answer, for its first `usage`; for its last and its finish reason."""
+
 LEADING_EVENTS = {Api.CHAT_COMPLETIONS: 1, Api.RESPONSES: 4, Api.MESSAGES: 2}
 """Events of a stream before its first token. To estimate its tokens, each other event counts as one."""
 
