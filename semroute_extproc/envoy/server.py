@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
-from semroute_extproc.envoy.accounting import Accountant
+from semroute_extproc.envoy.accounting import TRACEPARENT, Accountant
 from semroute_extproc.envoy.exchange import Exchange, ExchangeSettings, Step
 from semroute_extproc.events import Decided, Emit, Failed, StreamRefused
 from semroute_extproc.outcome import Cause, Outcome
@@ -33,7 +33,6 @@ SPARE_RPCS_MAX = 1_024  # besides the streams, so that a full server answers hea
 SOCKET_MODE = 0o660  # a Unix socket is for the sidecar's user and group; Envoy runs in the group
 STOP_GRACE_SECONDS = 5.0  # for open streams to end after the drain; then they are cancelled
 PROBE_SECONDS = 1.0  # timeout of the check whether a process serves on an existing socket file
-TRACEPARENT = "traceparent"  # W3C header: Envoy's in the stream's metadata, the client's in the request
 GRPC_EXPERIMENTS = "-event_engine_listener"
 """Use gRPC's own poller instead of an extra thread pool: a third less CPU per stream
 (docs/performance.md). Unknown names are only logged; the environment variable overrides this."""
