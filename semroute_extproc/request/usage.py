@@ -31,10 +31,8 @@ FINISHES: Mapping[str, str] = {
 
 _FIRST = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 _LAST = re.compile(rb'.*"usage"\s*:\s*(\{.*)', re.DOTALL)
-_FINISH = [
-    re.compile(rb'.*"%b"\s*:\s*"(\w+)"' % key, re.DOTALL)
-    for key in (b"finish_reason", b"stop_reason", b"status")
-]
+_FINISH_KEYS = (b"finish_reason", b"stop_reason", b"status")
+_FINISH = [re.compile(rb'.*"%b"\s*:\s*"(\w+)"' % key, re.DOTALL) for key in _FINISH_KEYS]
 
 _Tokens = Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)] | None
 
