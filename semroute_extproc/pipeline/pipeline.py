@@ -28,7 +28,7 @@ from semroute_extproc.request import answers, apis, forms, handover, reasoning
 from semroute_extproc.request import body as bodies
 from semroute_extproc.request.handover import HANDOVER_HEADER, Handover
 from semroute_extproc.request.language import language_of
-from semroute_extproc.request.marks import SHIPPED, Marks
+from semroute_extproc.request.marks import SHIPPED
 from semroute_extproc.request.reasoning import Members
 from semroute_extproc.request.text import judged
 from semroute_extproc.request.tokens import estimate
@@ -166,8 +166,8 @@ class Pipeline:
         self._counter = counter or TokenCounter({})
         self._driver = Driver(settings, plans, classifier, self.judges, emit)
         secret = settings.server.secret
-        key = secret.get_secret_value().encode()[:64] if secret else self._controllers.own_secret
-        self._given = SHIPPED.extended(settings.text.envelopes), key  # the same for every context
+        self._key = secret.get_secret_value().encode()[:64] if secret else self._controllers.own_secret
+        self._marks = SHIPPED.extended(settings.text.envelopes)
 
     async def decide(self, request: Decide) -> Outcome:
         """The outcome of a request whose body is complete, within the deadline; never raises."""
@@ -240,7 +240,7 @@ class Pipeline:
         view, context = await stages.run(asked.work(), self._known, asked, virtual)
         asked = asked._replace(counted=True)
         if context is None:
-            context = await stages.run(view.work, _context, asked, view, virtual, *self._given)
+            context = await stages.run(view.work, self._context, asked, view, virtual)
         stages.mark("parse")
         policy, keys = policy_of(named.model, virtual, context), Keys()
         if self._controllers.active:
@@ -338,7 +338,20 @@ class Pipeline:
         """The facts of a request, with the text that is judged if this is the thread or it takes no long."""
         view = asked.view()
         inline = asked.work() <= LARGE < view.work
-        return view, None if inline else _context(asked, view, virtual, *self._given)
+        return view, None if inline else self._context(asked, view, virtual)
+
+    def _context(self, asked: _Asked, view: RequestView, model: VirtualModel) -> RoutingContext:
+        """What the policy decides on, before the controllers and the encoder add to it."""
+        head, failed, unread = asked.request.head, asked.failed, asked.unread
+        wanted = head.headers.get(QUALITY_HEADER, "")
+        quality = float(wanted) if _NUMBER.fullmatch(wanted) else None
+        if quality is None or quality > 1.0:
+            quality = model.quality
+        text, left_out, housekeeping = judged(view.turns, self._marks)
+        low, likely, high = estimate(view)
+        tried = {**dict.fromkeys(failed.tried, "failed"), failed.tried[-1]: failed.failure} if failed else {}
+        known = language_of(text), likely, text, quality, left_out, housekeeping, None, unread, self._key
+        return RoutingContext(head, view, *known, bounds=(low, high), tried=tried, unread=unread is not None)
 
     async def _named(self, name: str, asked: _Asked, stages: Stages) -> Outcome:
         """Send the request to the named pool; if that fails, to another one with the same model."""
@@ -437,21 +450,6 @@ class Pipeline:
 def _after(failed: Handover | None, reason: str) -> str:
     """The reason, with the failure before it in front."""
     return reason if failed is None else f"{failed.tried[-1]} failed ({failed.failure}): {reason}"
-
-
-def _context(
-    asked: _Asked, view: RequestView, model: VirtualModel, marks: Marks, key: bytes
-) -> RoutingContext:
-    head, failed, unread = asked.request.head, asked.failed, asked.unread
-    wanted = head.headers.get(QUALITY_HEADER, "")
-    quality = float(wanted) if _NUMBER.fullmatch(wanted) else None
-    if quality is None or quality > 1.0:
-        quality = model.quality
-    text, left_out, housekeeping = judged(view.turns, marks)
-    low, likely, high = estimate(view)
-    tried = {**dict.fromkeys(failed.tried, "failed"), failed.tried[-1]: failed.failure} if failed else {}
-    known = language_of(text), likely, text, quality, left_out, housekeeping, None, unread, key
-    return RoutingContext(head, view, *known, bounds=(low, high), tried=tried, unread=unread is not None)
 
 
 def routed(settings: Config) -> dict[Named, VirtualModel]:
