@@ -72,9 +72,8 @@ class UnsupportedEncoding(SemrouteError):
     """A content-encoding that cannot be decoded."""
 
     def __init__(self, encoding: str) -> None:
-        super().__init__(
-            f"content-encoding {encoding!r} is not supported; send gzip, deflate, zstd, br or none"
-        )
+        supported = "gzip, deflate, zstd, br or none"
+        super().__init__(f"content-encoding {encoding!r} is not supported; send {supported}")
 
 
 class EncoderUnavailable(SemrouteError):

@@ -6,7 +6,6 @@ Pure. Types built per request are msgspec structs: creating a frozen dataclass t
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -168,7 +167,8 @@ def facts(outcome: Outcome) -> dict[str, str | float | bool]:
             by_client = outcome.view is not None and outcome.view.reasoning_set and not decision.override
             found["reasoning_from"] = "client" if by_client else "policy"
         found["clamped"] = outcome.max_output_tokens or ""
-        found["shadow"] = shadow_summary(outcome.shadows)
+        shadows = (f"{each.shadow}={each.pool or each.agreement.value}" for each in outcome.shadows)
+        found["shadow"] = " ".join(shadows)
         found["housekeeping"] = outcome.housekeeping
         found["left_out"] = sum(each.characters for each in outcome.left_out) or ""
     if outcome.candidates:
@@ -192,8 +192,3 @@ def header_safe(text: str) -> str:
     if not (line.isascii() and line.isprintable()):
         line = "".join(c for c in line.encode("ascii", "replace").decode() if c.isprintable())
     return line[:REASON_CHARACTERS_MAX]
-
-
-def shadow_summary(shadows: Iterable[Shadow]) -> str:
-    """What the shadow policies would have done: `other=large third=undecided`."""
-    return " ".join(f"{each.shadow}={each.pool or each.agreement.value}" for each in shadows)

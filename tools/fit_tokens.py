@@ -18,7 +18,7 @@ from scipy.linalg import cholesky, solve_triangular
 from scipy.optimize import nnls
 from tokenizers import Tokenizer
 
-from semroute_extproc.request.tokens import CLASSES_MAX, DATA, RUN, class_pairs, occurrences
+from semroute_extproc.request.tokens import CLASSES_MAX, DATA, RUN, class_pairs
 
 # Letters first: `class_pairs` compares.
 GROUPS = (
@@ -87,7 +87,8 @@ def main() -> None:
     counted = {name: _count(Tokenizer.from_file(path), texts) for name, path in named.items()}
     groups = classes()
     table = bytes(next(i for i, group in enumerate(groups) if byte in group) for byte in range(256))
-    counts = np.array([occurrences(class_pairs(text.encode(), table)) for text in texts], float)
+    pairs = (class_pairs(text.encode(), table) for text in texts)
+    counts = np.array([np.bincount(each, minlength=CLASSES_MAX**2) for each in pairs], float)
     used = np.flatnonzero((counts > 0).sum(0) >= SEEN_MIN)
     used = used[used != RUN]
     counts, unseen = counts[:, used], counts.sum(1) - counts[:, used].sum(1)

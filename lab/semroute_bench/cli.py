@@ -17,7 +17,7 @@ from semroute_demo.process import ProcessError
 from semroute_bench import direct, gpu, measuring, report, traffic
 from semroute_bench.measuring import CHECK, QUICK, Figures, Size
 from semroute_extproc import __version__
-from semroute_extproc.encoder.cores import usable_cores
+from semroute_extproc.io.cores import usable_cores
 
 SCHEMA = 6
 RESULT = "bench.json"

@@ -12,7 +12,7 @@ from semroute_bench.load import NAMED, ROUTED
 from semroute_bench.measuring import Figures, Samples, Size, each
 from semroute_bench.servers import BUSY, UNHURRIED, DoNothing, Measured, Target
 from semroute_bench.sidecar import Bare, decisions, default_model, timed, yardstick
-from semroute_extproc.encoder.cores import usable_cores
+from semroute_extproc.io.cores import usable_cores
 
 LENGTHS = (16, 64, 128, 256, 512)  # tokens; of a prompt longer than the window the two ends are read
 

@@ -17,10 +17,10 @@ import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
-from semroute_extproc.encoder.cores import usable_cores
 from semroute_extproc.envoy import replies
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
 from semroute_extproc.envoy.server import GRPC_EXPERIMENTS, SERVICE
+from semroute_extproc.io.cores import usable_cores
 
 REPLIES = (replies.ask_for_body(0), replies.CONTINUE["request_body"])
 

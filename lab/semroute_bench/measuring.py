@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from semroute_extproc.encoder.cores import usable_cores
+from semroute_extproc.io.cores import usable_cores
 
 Figures = dict[str, Any]
 """A part of the run, as it is written to the file."""

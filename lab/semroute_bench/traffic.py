@@ -13,7 +13,7 @@ from semroute_bench.client import Answer
 from semroute_bench.load import NAMED, PROMPT, ROUTED, Exchange
 from semroute_bench.measuring import Figures, Samples, Size, quantiles, resident_mib
 from semroute_bench.servers import BUSY, UNHURRIED, Measured, Target
-from semroute_extproc.encoder.cores import usable_cores
+from semroute_extproc.io.cores import usable_cores
 
 DEADLINE_MS = 100.0  # the shipped default; the demo's own is longer
 SHARES = (0.25, 0.5, 0.75, 0.9, 3.0)  # arrival rates over the saturation point

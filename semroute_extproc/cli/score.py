@@ -7,7 +7,7 @@ from typing import IO, Any
 from semroute_extproc.encoder.signals import Signals
 from semroute_extproc.errors import BadBody
 from semroute_extproc.request import apis
-from semroute_extproc.request.text import classified_text
+from semroute_extproc.request.text import judged
 from semroute_extproc.request.view import Api
 from semroute_extproc.serve.offline import Scorer
 
@@ -82,7 +82,7 @@ def text_of_body(body: Any) -> str:
         view = apis.parse(api, json.dumps(body).encode())
     except BadBody as error:
         raise ValueError(f'"body" cannot be read as {api.value}: {error}') from None
-    if not (text := classified_text(view.turns)):
+    if not (text := judged(view.turns).text):
         raise ValueError('"body" has no text to classify')
     return text
 

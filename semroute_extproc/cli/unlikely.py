@@ -13,8 +13,8 @@ import msgspec
 from semroute_extproc.cli.envoy_file import message_seconds
 from semroute_extproc.config.source import Loaded
 from semroute_extproc.encoder.bundle import Bundle
-from semroute_extproc.encoder.cores import usable_cores
 from semroute_extproc.encoder.onnx import OnnxModel
+from semroute_extproc.io.cores import usable_cores
 from semroute_extproc.settings.base import Problem
 from semroute_extproc.settings.pools import cost
 

@@ -89,7 +89,10 @@ def load(path: Path, devices: tuple[Device, ...] = ("cpu", "cuda")) -> Bundle:
             continue
         if name == manifest.graphs.get("cuda") and not (path / name).exists():
             raise BundleError(f"{path / name}: {GPU_GRAPH_MISSING}")
-        content = _read(path / name)
+        try:
+            content = read_file(path / name, PART_BYTES_MAX)
+        except OSError as error:
+            raise BundleError(f"{path / name}: {error.strerror}") from None
         if (digest := hashlib.sha256(content).hexdigest()) != entry.sha256:
             raise BundleError(f"{path / name}: sha256 is {digest}, bundle.json says {entry.sha256}")
         for found in _LOCATION.finditer(content) if name in manifest.graphs.values() else ():
@@ -111,13 +114,6 @@ def read_manifest(path: Path) -> Manifest:
     if manifest.surface != SURFACE_NAMES:
         raise BundleError(f"{file}: surface: the features must be {SURFACE_NAMES}")
     return manifest
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return read_file(file, PART_BYTES_MAX)
-    except OSError as error:
-        raise BundleError(f"{file}: {error.strerror}") from None
 
 
 def _centroids(file: Path, dimensions: int) -> FloatArray:

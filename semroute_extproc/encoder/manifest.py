@@ -8,8 +8,6 @@ from pydantic import Field
 
 from semroute_extproc.settings.base import Model, Quantiles
 
-FORMAT = 1  # The bundle format this package reads
-
 Device = Literal["cpu", "cuda"]
 
 
@@ -59,7 +57,7 @@ class FileEntry(Model):
 class Manifest(Model):
     """`bundle.json`."""
 
-    format: int = FORMAT
+    format: int = 1  # the one that this package reads
     name: str
     version: str
     description: str = ""

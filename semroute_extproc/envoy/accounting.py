@@ -31,7 +31,7 @@ STREAMS_MAX = 256  # access log streams; each worker thread of each Envoy has on
 PLAIN_BYTES_MAX = 4 * 1024**2  # of an answer that was compressed
 COMBINATIONS_MAX = 2_000  # of pool, rule, model and tenant in metrics
 NAME_CHARACTERS_MAX = 128  # of a tenant
-TRACEPARENT = "traceparent"
+TRACEPARENT = "traceparent"  # W3C header: Envoy's in the stream's metadata, the client's in the request
 OTHER = "other"  # the tenant of further combinations
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -108,6 +108,7 @@ class Accountant:
         received = started + common.time_to_last_rx_byte.ToNanoseconds()
         first, ended = (int(answer.get(key, 0)) * 1_000_000 for key in ("first", "last"))
         stream = first and answer.get("stream")
+        paced = stream and usage.output > 1 and ended > first
         return Accounted(
             _text(entry.request.request_id),
             api,
@@ -119,9 +120,7 @@ class Accountant:
             usage,
             *_dollars(config, decision, usage),
             max(0, first - received) / 1e9 if stream else None,
-            (usage.output - 1) * 1e9 / (ended - first)
-            if stream and usage.output > 1 and ended > first
-            else None,
+            (usage.output - 1) * 1e9 / (ended - first) if paced else None,
             tuple(headers[key] for key in headers if key == TRACEPARENT),
             started,
             ended or started,

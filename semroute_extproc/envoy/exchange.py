@@ -35,7 +35,7 @@ from semroute_extproc.outcome import Cause, DirectAnswer, Kind, Outcome
 from semroute_extproc.request import answers
 from semroute_extproc.request.apis import TEXT_APIS
 from semroute_extproc.request.forms import FORM
-from semroute_extproc.request.paths import RESPONSES, Place, place_of
+from semroute_extproc.request.paths import STORED, Place, place_of
 from semroute_extproc.request.view import Api, Decide, RequestHead
 from semroute_extproc.settings.names import Names
 from semroute_extproc.settings.process import Server
@@ -47,7 +47,6 @@ HEADERS_MAX = 256  # request headers read; more are ignored
 HEADERS_SPARE, HEADER_BYTES_SPARE = 16, 24 * 1024
 """Room below Envoy's limits that a request needs to be changed: for our headers, of which a handover's may
 have 8 KiB, and for those that Envoy hides. Envoy refuses a request that a change takes over a limit."""
-STORED_ACTIONS = ("", "cancel", "input_items")  # on a stored response; none asks a model
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +100,6 @@ class Exchange:
         self._override = False  # Envoy honors a mode override
         self._duplex = False
         self._place = Place("")
-        self._size = 0
         self._pieces: list[bytes] = []
         self._collected = 0
         self._trailers = False
@@ -111,14 +109,11 @@ class Exchange:
         """Whether every further reply would say that Envoy may go on, as the end of the stream does."""
         if self.observed or self._mode is None:
             return False
-        echoes = self._response_mode == _Mode.FULL_DUPLEX_STREAMED or (
-            self._duplex and self._state is _State.PASSED
-        )
-        return self._state in _FINAL and not echoes
+        echoes = self._duplex and self._state is _State.PASSED
+        return self._state in _FINAL and not (echoes or self._response_mode == _Mode.FULL_DUPLEX_STREAMED)
 
     def receive(self, message: pb.ProcessingRequest, size: int = 0) -> Step:
         """Take one message from Envoy; `size` is its length in bytes."""
-        self._size = size
         if self._mode is None:
             config = message.protocol_config  # protobuf builds a new object on every access
             self._mode, self._response_mode = config.request_body_mode, config.response_body_mode
@@ -128,7 +123,7 @@ class Exchange:
         self.observed = self.observed or message.observability_mode
         kind = message.WhichOneof("request")
         # A message kind of a newer Envoy reads as None: any reply to it would be spurious.
-        step = _NOTHING if kind is None else self._transition(kind, message)
+        step = _NOTHING if kind is None else self._transition(kind, message, size)
         return Step((), step.decide, step.outcome, step.waits) if self.observed else step
 
     def decided(self, outcome: Outcome) -> tuple[bytes, ...]:
@@ -171,12 +166,12 @@ class Exchange:
             written = (replies.body_reply(outcome, self._place.rewritten),)
         return Step(written, outcome=new)
 
-    def _transition(self, kind: str, message: pb.ProcessingRequest) -> Step:
+    def _transition(self, kind: str, message: pb.ProcessingRequest, size: int) -> Step:
         match self._state, kind:
             case _State.CLOSED, _:
                 return _NOTHING
             case _, "request_headers":
-                return self._headers(message.request_headers)
+                return self._headers(message.request_headers, size)
             case _State.BODY | _State.HELD, "request_body":
                 return self._body(message.request_body)
             case _State.PASSED, "request_body" if self._duplex:
@@ -195,7 +190,7 @@ class Exchange:
             case _:
                 return Step((CONTINUE[kind],))
 
-    def _headers(self, message: pb.HttpHeaders) -> Step:
+    def _headers(self, message: pb.HttpHeaders, size: int) -> Step:
         self.head = head = read_head(fields := message.headers.headers)
         server = self._settings.server
         self._place = place = place_of(head.path, server.path_prefixes)
@@ -203,7 +198,7 @@ class Exchange:
         if head.method == "GET" and (answer := answers.models(place.path, self._settings.names, anthropic)):
             return self._answer(Kind.ANSWERED, Cause.MODELS, answer)
         near = len(fields) > server.max_headers_count - HEADERS_SPARE
-        near = near or self._size > server.max_request_headers_kb * 1024 - HEADER_BYTES_SPARE
+        near = near or size > server.max_request_headers_kb * 1024 - HEADER_BYTES_SPARE
         if near and self._settings.refuses:
             answer = answers.too_many_headers(place.api or Api.OTHER)
             return self._answer(Kind.REJECTED, Cause.TOO_MANY_HEADERS, answer)
@@ -230,8 +225,8 @@ class Exchange:
         outcome, names = self._passthrough(cause), self._settings.names
         named = names.find(self._place.model)
         pool = names.pools.get(named.pool) if named else None
-        stored, _, action = self._place.path.removeprefix(RESPONSES).partition("/")
-        tag, affinity = stored_in(stored) if action in STORED_ACTIONS else ("", "")
+        stored = STORED.fullmatch(self._place.path)
+        tag, affinity = stored_in(stored[1]) if stored else ("", "")
         if (store := self._settings.stores.get(tag)) is not None:
             cause = Cause.STORED_RESPONSE
             outcome = Outcome(Kind.PASSTHROUGH, cause, *store, reason=cause.words, affinity=affinity)

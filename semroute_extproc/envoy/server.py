@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
 from semroute_extproc.envoy._pb import external_processor_pb2 as pb
-from semroute_extproc.envoy.accounting import Accountant
+from semroute_extproc.envoy.accounting import TRACEPARENT, Accountant
 from semroute_extproc.envoy.exchange import Exchange, ExchangeSettings, Step
 from semroute_extproc.events import Decided, Emit, Failed, StreamRefused
 from semroute_extproc.outcome import Cause, Outcome
@@ -33,7 +33,6 @@ SPARE_RPCS_MAX = 1_024  # besides the streams, so that a full server answers hea
 SOCKET_MODE = 0o660  # a Unix socket is for the sidecar's user and group; Envoy runs in the group
 STOP_GRACE_SECONDS = 5.0  # for open streams to end after the drain; then they are cancelled
 PROBE_SECONDS = 1.0  # timeout of the check whether a process serves on an existing socket file
-TRACEPARENT = "traceparent"  # W3C header: Envoy's in the stream's metadata, the client's in the request
 GRPC_EXPERIMENTS = "-event_engine_listener"
 """Use gRPC's own poller instead of an extra thread pool: a third less CPU per stream
 (docs/performance.md). Unknown names are only logged; the environment variable overrides this."""
@@ -75,9 +74,8 @@ class Servicer:
                 self.waiting.pop(context, None)
                 decided_ns = time.time_ns()
                 if (step := await self._step(snapshot, exchange, data)) is None:
-                    return await self._end(
-                        context, grpc.StatusCode.INVALID_ARGUMENT, Cause.UNREADABLE_MESSAGE
-                    )
+                    unreadable = grpc.StatusCode.INVALID_ARGUMENT
+                    return await self._end(context, unreadable, Cause.UNREADABLE_MESSAGE)
                 times = started_ns, decided_ns, time.time_ns()
                 try:
                     for reply in step.replies:
@@ -95,9 +93,8 @@ class Servicer:
                         oldest, full = next(iter(self.waiting)), grpc.StatusCode.RESOURCE_EXHAUSTED
                         await self._end(oldest, full, Cause.TOO_MANY_UPLOADS)
         finally:
-            self._ended(
-                context, Cause.NO_BODY
-            )  # Envoy half-closes a stream or resets it, which cancels the read
+            # Envoy half-closes a stream or resets it, which cancels the read.
+            self._ended(context, Cause.NO_BODY)
 
     async def _end(self, context: _Context, code: grpc.StatusCode, cause: Cause) -> None:
         """End a stream; Envoy's `failure_mode_allow` says what becomes of a request that is undecided."""

@@ -1,1 +1,1 @@
-"""Small helpers for the outside world: whole-file writes, an HTTP client, file watching."""
+"""Small helpers for the outside world: whole-file writes, an HTTP client, file watching, usable cores."""

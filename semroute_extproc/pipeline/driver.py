@@ -2,7 +2,7 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
@@ -33,21 +33,20 @@ class Stages:
     """The deadline of one decision, on the running loop's clock, and its stages, timed."""
 
     def __init__(self, deadline_ms: float) -> None:
-        self._clock = asyncio.get_running_loop().time
-        self.deadline = self.now + deadline_ms / 1e3
+        self.clock = asyncio.get_running_loop().time
+        self.deadline = self.clock() + deadline_ms / 1e3
         self._done: list[Stage] = []
         self._started = self._last = perf_counter()
-
-    @property
-    def now(self) -> float:
-        """The time on the loop's clock."""
-        return self._clock()
 
     def mark(self, name: str) -> None:
         """Record that the stage `name` ends now."""
         now = perf_counter()
         self._done.append(Stage(name, (self._last - self._started) * 1e3, (now - self._last) * 1e3))
         self._last = now
+
+    def run(self, size: int, function: Callable[..., T], *arguments: Any) -> Awaitable[T]:
+        """Call a function as `LargeRequests.run` does, before the deadline."""
+        return LARGE_REQUESTS.run(size, self.deadline, function, *arguments)
 
     @property
     def times(self) -> dict[str, Any]:
@@ -123,7 +122,7 @@ class Driver:
         plan = self.plans[policy]
         size = context.view.work // RULE_SPEED if any(rule.reads_turns for rule in plan.rules) else 0
         deciding = plan.decide(context)
-        wanted = await LARGE_REQUESTS.run(size, stages.deadline, advanced, deciding, None)
+        wanted = await stages.run(size, advanced, deciding, None)
         while not isinstance(wanted, Decision):
             stages.mark("policy")
             if wanted == SIGNALS:
@@ -134,7 +133,7 @@ class Driver:
                 judgements = {**context.judgements, wanted: judgement}
                 context = dataclasses.replace(context, judgements=judgements)
                 stages.mark("judge")
-            wanted = await LARGE_REQUESTS.run(size, stages.deadline, advanced, deciding, context)
+            wanted = await stages.run(size, advanced, deciding, context)
         stages.mark("policy")
         return wanted, context
 

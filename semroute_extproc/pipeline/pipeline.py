@@ -19,7 +19,7 @@ from semroute_extproc.encoder.counting import TokenCounter
 from semroute_extproc.errors import BadBody, BodyTooLarge, UnsupportedEncoding
 from semroute_extproc.events import Emit, Failed, ignore
 from semroute_extproc.outcome import Cause, Kind, Outcome
-from semroute_extproc.pipeline.driver import LARGE_REQUESTS, Driver, Stages
+from semroute_extproc.pipeline.driver import Driver, Stages
 from semroute_extproc.policy.constraints import Denied, NoCandidate, clamped, near
 from semroute_extproc.policy.context import Decision, RoutingContext
 from semroute_extproc.policy.draw import draw_id, drawn
@@ -28,7 +28,7 @@ from semroute_extproc.request import answers, apis, forms, handover, reasoning
 from semroute_extproc.request import body as bodies
 from semroute_extproc.request.handover import HANDOVER_HEADER, Handover
 from semroute_extproc.request.language import language_of
-from semroute_extproc.request.marks import SHIPPED, Marks
+from semroute_extproc.request.marks import SHIPPED
 from semroute_extproc.request.reasoning import Members
 from semroute_extproc.request.text import judged
 from semroute_extproc.request.tokens import estimate
@@ -80,7 +80,7 @@ class _Asked(NamedTuple):
 
     @property
     def size(self) -> int:
-        """What `LARGE_REQUESTS` needs to know; nothing waits for it if it is overloaded."""
+        """What `LargeRequests` needs to know; nothing waits for it if it is overloaded."""
         return 0 if self.unread is Cause.OVERLOADED else len(self.body)
 
     @property
@@ -100,11 +100,11 @@ class _Asked(NamedTuple):
     def with_parts(self) -> Self:
         """Count the parts, if they decide whether the event loop reads the body."""
         decide = self.parts is None and LARGE < len(self.body) <= LARGE * BYTES
-        return self._replace(parts=bodies.parts(self.body, LARGE)) if decide else self
+        return self._replace(parts=bodies.occurrences(self.body, b",{", LARGE)) if decide else self
 
     def check(self) -> None:
         """Raise BadBody for too much structure; every string has a comma or bracket beside it."""
-        if self.parts is None or self.parts >= LARGE:
+        if self.parts is None or self.parts > LARGE:
             bodies.check_structure(self.body)
 
     def read_model(self) -> str:
@@ -137,11 +137,9 @@ class _Asked(NamedTuple):
         """The body with members set; in a form only the model."""
         if self.form:
             return forms.set_model(self.body, self.form, str(members["model",]))
-        if self.document is not None:
-            return bodies.set_members(self.document, members)
-        if self.unread is Cause.TOO_MANY_PARTS:
+        if self.unread is Cause.TOO_MANY_PARTS and self.document is None:
             return bodies.append_members(self.body, members)
-        return bodies.set_members(self.body, members)
+        return bodies.set_members(self.body if self.document is None else self.document, members)
 
 
 class Pipeline:
@@ -168,8 +166,8 @@ class Pipeline:
         self._counter = counter or TokenCounter({})
         self._driver = Driver(settings, plans, classifier, self.judges, emit)
         secret = settings.server.secret
-        key = secret.get_secret_value().encode()[:64] if secret else self._controllers.own_secret
-        self._given = SHIPPED.extended(settings.text.envelopes), key  # the same for every context
+        self._key = secret.get_secret_value().encode()[:64] if secret else self._controllers.own_secret
+        self._marks = SHIPPED.extended(settings.text.envelopes)
 
     async def decide(self, request: Decide) -> Outcome:
         """The outcome of a request whose body is complete, within the deadline; never raises."""
@@ -184,9 +182,8 @@ class Pipeline:
             if self.config.controllers.failover and HANDOVER_HEADER in request.head.headers:
                 failed = handover.read(request.head, self.config.pools)
             if failed is not None:
-                self._controllers.failed(
-                    failed.tried[-1], failed.failure, stages.now, client_of(request.head)
-                )
+                pool, client = failed.tried[-1], client_of(request.head)
+                self._controllers.failed(pool, failed.failure, stages.clock(), client)
             outcome = await self._decided(_Asked(request, body, failed=failed, unread=unread), stages)
         except (BadBody, BodyTooLarge, UnsupportedEncoding, NoCandidate) as error:
             return _rejected(error, request.api, stages)
@@ -209,14 +206,8 @@ class Pipeline:
         try:
             return bodies.decode_body(request.body, encoding, min(INFLATED_BYTES, most) if encoding else most)
         except BodyTooLarge:
-            return await LARGE_REQUESTS.run(
-                len(request.body) + INFLATED_BYTES,
-                stages.deadline,
-                bodies.decode_body,
-                request.body,
-                encoding,
-                most,
-            )
+            size = len(request.body) + INFLATED_BYTES
+            return await stages.run(size, bodies.decode_body, request.body, encoding, most)
 
     async def _decided(self, asked: _Asked, stages: Stages) -> Outcome:
         """Decide by a body that is JSON, or what Python takes for it; else by what is known without it."""
@@ -228,9 +219,7 @@ class Pipeline:
             except BadBody as error:
                 if error.cause not in (Cause.NOT_JSON, Cause.WRONG_TYPE):
                     raise
-            strict, document = await LARGE_REQUESTS.run(
-                asked.size, stages.deadline, bodies.as_python, asked.body
-            )
+            strict, document = await stages.run(asked.size, bodies.as_python, asked.body)
             asked = asked._replace(body=strict, document=document)
             return await self._route(asked, stages)
         except BadBody as error:
@@ -241,29 +230,25 @@ class Pipeline:
 
     async def _route(self, asked: _Asked, stages: Stages) -> Outcome:
         size = asked.size if asked.unread else asked.size // MODEL_BYTES
-        asked, named = await LARGE_REQUESTS.run(size, stages.deadline, self._read, asked)
+        asked, named = await stages.run(size, self._read, asked)
         if named is None:
             return self._default(Kind.PASSTHROUGH, asked.unread or Cause.UNKNOWN_MODEL, stages)
         if (virtual := self._routed.get(named)) is None:
             stages.mark("parse")
             return await self._named(named.pool, asked, stages)
         asked = asked.with_parts()
-        view, context = await LARGE_REQUESTS.run(asked.work(), stages.deadline, self._known, asked, virtual)
+        view, context = await stages.run(asked.work(), self._known, asked, virtual)
         asked = asked._replace(counted=True)
         if context is None:
-            context = await LARGE_REQUESTS.run(
-                view.work, stages.deadline, _context, asked, view, virtual, *self._given
-            )
+            context = await stages.run(view.work, self._context, asked, view, virtual)
         stages.mark("parse")
         policy, keys = policy_of(named.model, virtual, context), Keys()
         if self._controllers.active:
-            keys = await LARGE_REQUESTS.run(
-                view.work, stages.deadline, self._controllers.keys, asked.request.head, view
-            )
+            keys = await stages.run(view.work, self._controllers.keys, asked.request.head, view)
             # Look up the conversation's pool in the shared store or this process, and the pools' load.
             shared = await self._shared.find(keys.find, stages.deadline) if self._shared and keys.find else ""
-            held = self._controllers.held(keys.find, shared, view, stages.now)
-            conditions = self._controllers.conditions(stages.now, asked.request.head)
+            held = self._controllers.held(keys.find, shared, view, stages.clock())
+            conditions = self._controllers.conditions(stages.clock(), asked.request.head)
             context = dataclasses.replace(context, conditions=conditions, held=held)
             stages.mark("controllers")
         context = await self._counted(context, stages)
@@ -353,7 +338,20 @@ class Pipeline:
         """The facts of a request, with the text that is judged if this is the thread or it takes no long."""
         view = asked.view()
         inline = asked.work() <= LARGE < view.work
-        return view, None if inline else _context(asked, view, virtual, *self._given)
+        return view, None if inline else self._context(asked, view, virtual)
+
+    def _context(self, asked: _Asked, view: RequestView, model: VirtualModel) -> RoutingContext:
+        """What the policy decides on, before the controllers and the encoder add to it."""
+        head, failed, unread = asked.request.head, asked.failed, asked.unread
+        wanted = head.headers.get(QUALITY_HEADER, "")
+        quality = float(wanted) if _NUMBER.fullmatch(wanted) else None
+        if quality is None or quality > 1.0:
+            quality = model.quality
+        text, left_out, housekeeping = judged(view.turns, self._marks)
+        low, likely, high = estimate(view)
+        tried = {**dict.fromkeys(failed.tried, "failed"), failed.tried[-1]: failed.failure} if failed else {}
+        known = language_of(text), likely, text, quality, left_out, housekeeping, None, unread, self._key
+        return RoutingContext(head, view, *known, bounds=(low, high), tried=tried, unread=unread is not None)
 
     async def _named(self, name: str, asked: _Asked, stages: Stages) -> Outcome:
         """Send the request to the named pool; if that fails, to another one with the same model."""
@@ -373,7 +371,7 @@ class Pipeline:
         twins = (each for each in among if pools[each].model == pools[name].model)
         same = [*dict.fromkeys([name, *twins, *more])]
         left = [each for each in same if each not in asked.tried] or [name]
-        return sorted(left, key=self._controllers.failing(stages.now).__contains__)
+        return sorted(left, key=self._controllers.failing(stages.clock()).__contains__)
 
     async def _sent(
         self, asked: _Asked, name: str, others: Sequence[str], members: Members, stages: Stages
@@ -383,11 +381,10 @@ class Pipeline:
         plan = body = None
         if others or accounting is not None or not asked.keeps(members):
             asked = asked.with_parts()
-            plan, body = await LARGE_REQUESTS.run(
-                asked.work(EDIT_SPEED), stages.deadline, self._written, asked, name, others, members
-            )
+            work = asked.work(EDIT_SPEED)
+            plan, body = await stages.run(work, self._written, asked, name, others, members)
         if plan is not None:
-            self._controllers.sent(name, stages.now, client_of(asked.request.head))
+            self._controllers.sent(name, stages.clock(), client_of(asked.request.head))
         return {
             "pool": name,
             "cluster": pool.cluster,
@@ -432,7 +429,7 @@ class Pipeline:
         unsure = [name for name in tokenizers if near(name, self.config.pools[name], context)]
         if not unsure:
             return context
-        seconds = (stages.deadline - stages.now) * COUNT_SHARE
+        seconds = (stages.deadline - stages.clock()) * COUNT_SHARE
         counted = await self._counter.bounds(unsure, context.view, seconds)
         stages.mark("count")
         return dataclasses.replace(context, counted=counted)
@@ -441,7 +438,7 @@ class Pipeline:
         """Tell the controllers about a live decision; returns the effect of the conversation's pool."""
         if keys.keep and self._shared is not None and (pool := home(context, decision)):
             self._shared.keep(keys.keep, pool)
-        return self._controllers.decided(context, decision, keys.keep, stages.now)
+        return self._controllers.decided(context, decision, keys.keep, stages.clock())
 
     def _default(self, kind: Kind, cause: Cause, stages: Stages) -> Outcome:
         """Send the request unchanged to the default pool."""
@@ -453,21 +450,6 @@ class Pipeline:
 def _after(failed: Handover | None, reason: str) -> str:
     """The reason, with the failure before it in front."""
     return reason if failed is None else f"{failed.tried[-1]} failed ({failed.failure}): {reason}"
-
-
-def _context(
-    asked: _Asked, view: RequestView, model: VirtualModel, marks: Marks, key: bytes
-) -> RoutingContext:
-    head, failed, unread = asked.request.head, asked.failed, asked.unread
-    wanted = head.headers.get(QUALITY_HEADER, "")
-    quality = float(wanted) if _NUMBER.fullmatch(wanted) else None
-    if quality is None or quality > 1.0:
-        quality = model.quality
-    text, left_out, housekeeping = judged(view.turns, marks)
-    low, likely, high = estimate(view)
-    tried = {**dict.fromkeys(failed.tried, "failed"), failed.tried[-1]: failed.failure} if failed else {}
-    known = language_of(text), likely, text, quality, left_out, housekeeping, None, unread, key
-    return RoutingContext(head, view, *known, bounds=(low, high), tried=tried, unread=unread is not None)
 
 
 def routed(settings: Config) -> dict[Named, VirtualModel]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import cel
 
+MAPS = {"request", "domain_probs", "task_probs"}  # the facts that are maps
 MACROS = ("all", "exists", "exists_one", "filter", "map")
 COST_MAX = 100_000.0  # Microseconds of all conditions of a policy together
 STEP = 2.0  # Microseconds of a token, for the longest text and many headers
@@ -49,9 +50,7 @@ def microseconds(expression: str) -> float:
             items = inner // factor if kind in MACROS else count if kind == "list" else others
             if kind in ("map", "filter"):
                 # The library copies the list for each item that it adds.
-                large = kind == "map" and not {"request", "domain_probs", "task_probs"}.isdisjoint(
-                    parts[start:index]
-                )
+                large = kind == "map" and not MAPS.isdisjoint(parts[start:index])
                 total += factor * items**2 * (COPY_MAP if large else COPY)
         elif part == "," and opened:
             kind, outer, count, start = opened[-1]

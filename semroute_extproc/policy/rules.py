@@ -3,7 +3,7 @@
 A condition is compiled once and knows which facts it reads; without signal facts it needs no encoder.
 """
 
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable
 from dataclasses import fields
 from operator import attrgetter
 from pathlib import Path
@@ -15,7 +15,6 @@ import msgspec
 from semroute_extproc.policy.context import Candidates, RoutingContext
 from semroute_extproc.policy.cost import COST_MAX, MACROS, microseconds
 from semroute_extproc.request import conversation
-from semroute_extproc.request.view import Turn
 from semroute_extproc.settings.base import did_you_mean
 from semroute_extproc.settings.policies import Rule
 
@@ -24,15 +23,6 @@ TENANT_HEADER = "x-semroute-tenant"
 _FACTS = msgspec.toml.decode(Path(__file__).with_name("facts.toml").read_bytes())
 REQUEST_FACTS, WORK_FACTS, SIGNAL_FACTS = (_FACTS[of] for of in ("request", "work", "signals"))
 """Fact to its meaning: of the request, of its member `request` if a condition names it, of the signals."""
-
-
-def _of(read: Callable[[Sequence[Turn]], Any]) -> Callable[[RoutingContext], Any]:
-    return lambda context: read(context.view.turns)
-
-
-def _count(read: Callable[[Sequence[Turn]], Sized]) -> Callable[[RoutingContext], int]:
-    return lambda context: len(read(context.view.turns))
-
 
 _ATTRIBUTES = {field.name for field in fields(RoutingContext)}
 READ: dict[str, Callable[[RoutingContext], Any]] = {
@@ -46,12 +36,12 @@ READ |= {
     "quality": lambda c: -1.0 if c.quality is None else c.quality,
     "request": lambda c: {"headers": c.head.headers, "path": c.head.path, "method": c.head.method},
     "tenant": lambda c: c.head.headers.get(TENANT_HEADER, ""),
-    "approval": _of(conversation.approval),
-    "reask": _of(conversation.reask),
-    "loop_depth": _count(conversation.tool_results),
-    "tool_errors": _count(conversation.tool_errors),
-    "repeated_errors": _of(conversation.repeated_errors),
-    "failing_tests": _of(conversation.failing_tests),
+    "approval": lambda c: conversation.approval(c.view.turns),
+    "reask": lambda c: conversation.reask(c.view.turns),
+    "loop_depth": lambda c: len(conversation.tool_results(c.view.turns)),
+    "tool_errors": lambda c: len(conversation.tool_errors(c.view.turns)),
+    "repeated_errors": lambda c: conversation.repeated_errors(c.view.turns),
+    "failing_tests": lambda c: conversation.failing_tests(c.view.turns),
 }
 OF_HEAD = ("api", "model", "quality", "request", "tenant")  # known even if the body cannot be read
 OF_KNOWN_TEXT = ("domain", "domain_probs", "domain_entropy", "task", "task_probs", "difficulty")
@@ -60,8 +50,6 @@ OF_KNOWN_TEXT = ("domain", "domain_probs", "domain_entropy", "task", "task_probs
 
 class CompiledRule:
     """A rule with its condition compiled."""
-
-    readers: Mapping[str, Callable[[RoutingContext], Any]] = READ  # How each fact is read.
 
     def __init__(self, rule: Rule) -> None:
         """Raises ValueError for a condition that cannot be compiled or names a fact that does not exist."""
@@ -98,12 +86,10 @@ class CompiledRule:
         a fact `OF_KNOWN_TEXT`, unless the condition names `unknown`. `needs_signals` requires signals.
         """
         read = not context.unread
-        values = {
-            name: self.readers[name](context) for name in self._request_facts if read or name in OF_HEAD
-        }
+        values = {name: READ[name](context) for name in self._request_facts if read or name in OF_HEAD}
         if self._work_facts:
             members = (name for name in self._work_facts if read or name in OF_HEAD)
-            values["request"] |= {name: self.readers[name](context) for name in members}
+            values["request"] |= {name: READ[name](context) for name in members}
         unknown = False
         if (signals := context.signals) is not None:
             unknown = signals.unknown and "unknown" not in self._signal_facts

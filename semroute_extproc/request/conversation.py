@@ -175,15 +175,11 @@ def tool_results(turns: Sequence[Turn]) -> list[Turn]:
     """The tool results since the last user turn, the newest first."""
     if all(turn.role != "tool" for turn in turns):
         return []
+    # A turn with nothing but context, which a client added, does not count as the user's.
     since = itertools.takewhile(
-        lambda turn: not (turn.role == "user" and _asks(turn.text)), reversed(turns[-LOOP_MAX:])
+        lambda turn: not (turn.role == "user" and questions([turn])), reversed(turns[-LOOP_MAX:])
     )
     return [turn for turn in since if turn.role == "tool"]
-
-
-def _asks(text: str) -> bool:
-    """Whether a user turn has more than context that a client added."""
-    return bool(text.strip()) and bool(unwrap(text).question)
 
 
 def tool_errors(turns: Sequence[Turn]) -> list[str]:

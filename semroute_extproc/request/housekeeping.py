@@ -33,11 +33,11 @@ def kind(system: str, turn: str, unwrapped: Unwrapped, later: bool, marks: Marks
     if not frame:
         return ""
     sentences = SENTENCE.findall(_WRAPPED.sub(" ", both_ends(frame, ENDS_MAX)).lower())
-    if not _search(sentences, [True] * len(marks.tasks), marks):
+    if not (found := _search(sentences, [True] * len(marks.tasks), marks)):
         return ""
     speakers = {marks.kinds.get(name.lower()) for name in _SPEAKER.findall(turn[:READ_MAX])}
     if unlabelled or not speakers.isdisjoint({"user", "assistant"}):
-        return _search(sentences, [True] * len(marks.tasks), marks)
+        return found
     if frame.strip() == unwrapped.question != turn and not instructs(frame, marks):
         return ""  # a user may ask for a title, and the client added context
     return _search(sentences, [not task.log for task in marks.tasks], marks)

@@ -15,8 +15,7 @@ from semroute_extproc.request.view import Api
 _PATHS = msgspec.toml.decode(Path(__file__).with_name("paths.toml").read_bytes(), type=dict[Api, list[str]])
 PATHS: Mapping[str, Api] = {path: api for api, paths in _PATHS.items() for path in paths}
 MODELS = "/v1/models"
-RESPONSES = "/v1/responses/"
-STORED = re.compile(RESPONSES + r"[\w-]+(?:/(?:cancel|input_items))?", re.ASCII)  # a response, by its ID
+STORED = re.compile(r"/v1/responses/([\w-]+)(?:/(?:cancel|input_items))?", re.ASCII)  # none asks a model
 DEPLOYMENTS = "/openai/deployments/"  # Azure's paths: the name of the model follows
 PLACES_MAX = 256  # cached paths
 

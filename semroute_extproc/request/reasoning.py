@@ -18,7 +18,6 @@ from semroute_extproc.settings.pools import ReasoningFamily
 
 Members = dict[tuple[str, ...], object]  # paths in the body to the values to set there
 
-BUDGET = ("thinking_token_budget",)  # the member with vLLM's limit of reasoning tokens
 KWARGS = "chat_template_kwargs"  # the member with a client's arguments to the template
 TEMPLATE_SWITCHES = ("enable_thinking", "thinking", "thinking_mode", "reasoning_effort")  # its switches
 
@@ -66,7 +65,7 @@ def budget(family: ReasoningFamily, api: Api, tokens: int) -> Members:
     """The members that limit the reasoning to a client's `tokens`; removes a limit that would be refused."""
     if api is not Api.CHAT_COMPLETIONS or family.budget is None:
         return {}
-    return {BUDGET: tokens if family.budget else None}
+    return {("thinking_token_budget",): tokens if family.budget else None}
 
 
 def override(family: ReasoningFamily, api: Api, effort: str, clients: Iterable[tuple[str, ...]]) -> Members:

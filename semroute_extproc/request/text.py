@@ -85,11 +85,6 @@ def judged(turns: Sequence[Turn], marks: Marks = SHIPPED) -> Judged:
     return Judged(clip(text), tuple(left), kind)
 
 
-def classified_text(turns: Sequence[Turn]) -> str:
-    """The text to judge, with the built-in marks of envelopes."""
-    return judged(turns).text
-
-
 def is_written(text: str) -> bool:
     """Whether the text has more than white space; `strip` would copy a long text."""
     return bool(text) and not text.isspace()

@@ -47,11 +47,6 @@ def class_pairs(data: bytes, table: bytes) -> NDArray[np.uint16]:
     return pairs
 
 
-def occurrences(pairs: NDArray[np.uint16]) -> NDArray[np.int64]:
-    """How often each pair of classes occurs."""
-    return np.bincount(pairs, minlength=CLASSES_MAX**2)
-
-
 def _weights(data: Any) -> tuple[bytes, NDArray[np.float64]]:
     """The class of each byte, and for each pair of classes the fewest, likely and most tokens."""
     table = bytearray(256)
@@ -75,8 +70,10 @@ def estimate(view: RequestView) -> Tokens:
     read = texts if step == 1 else list(blocks(texts, step))
     # Of a batch only the longest prompt counts.
     scale = min(view.characters, characters) / max(sum(map(len, read)), 1)
-    pairs = class_pairs(b"\n".join(map(_encoded, read)), _TABLE)
-    added = _WEIGHTS.take(pairs, 0).sum(0) if len(pairs) < PAIRS_MIN else occurrences(pairs) @ _WEIGHTS
+    encoded = (each if isinstance(each, bytes) else each.encode("utf-8", "surrogatepass") for each in read)
+    pairs = class_pairs(b"\n".join(encoded), _TABLE)
+    few = len(pairs) < PAIRS_MIN
+    added = _WEIGHTS.take(pairs, 0).sum(0) if few else np.bincount(pairs, minlength=CLASSES_MAX**2) @ _WEIGHTS
     low, likely, high = sorted((added * scale).tolist())  # a few pairs have more in `fewest` than in `most`
     return with_template(view, low * (1.0 - ERROR), likely, high * (1.0 + ERROR))
 
@@ -98,7 +95,3 @@ def blocks(texts: Sequence[str | bytes], step: int) -> Iterator[str | bytes]:
         for start in range(-at, len(text), stride):
             yield text[max(start, 0) : max(start + BLOCK_CHARACTERS, 0)]
         at = (at + len(text)) % stride
-
-
-def _encoded(text: str | bytes) -> bytes:
-    return text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")

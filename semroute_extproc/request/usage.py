@@ -13,10 +13,9 @@ import msgspec
 from semroute_extproc.request.view import Api
 
 TOKENS_MAX = 10**9  # a larger count is not believed
-HEAD_BYTES, TAIL_BYTES = (
-    4_096,
-    16_384,
-)  # of an answer, for its first `usage`; for its last and its finish reason
+HEAD_BYTES, TAIL_BYTES = 4_096, 16_384
+"""Of an answer, for its first `usage`; for its last and its finish reason."""
+
 LEADING_EVENTS = {Api.CHAT_COMPLETIONS: 1, Api.RESPONSES: 4, Api.MESSAGES: 2}
 """Events of a stream before its first token. To estimate its tokens, each other event counts as one."""
 
@@ -32,10 +31,8 @@ FINISHES: Mapping[str, str] = {
 
 _FIRST = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 _LAST = re.compile(rb'.*"usage"\s*:\s*(\{.*)', re.DOTALL)
-_FINISH = [
-    re.compile(rb'.*"%b"\s*:\s*"(\w+)"' % key, re.DOTALL)
-    for key in (b"finish_reason", b"stop_reason", b"status")
-]
+_FINISH_KEYS = (b"finish_reason", b"stop_reason", b"status")
+_FINISH = [re.compile(rb'.*"%b"\s*:\s*"(\w+)"' % key, re.DOTALL) for key in _FINISH_KEYS]
 
 _Tokens = Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)] | None
 

@@ -11,7 +11,6 @@ from semroute_extproc.config.source import Loaded
 from semroute_extproc.encoder import bundle
 from semroute_extproc.encoder.bundle import DEFAULT, Bundle
 from semroute_extproc.encoder.classifier import Classifier
-from semroute_extproc.encoder.cores import usable_cores
 from semroute_extproc.encoder.counting import TokenCounter
 from semroute_extproc.encoder.cuda import open_each
 from semroute_extproc.encoder.manifest import Device
@@ -21,6 +20,7 @@ from semroute_extproc.encoder.remote import RemoteEncoder
 from semroute_extproc.envoy.exchange import ExchangeSettings
 from semroute_extproc.errors import EndpointError
 from semroute_extproc.events import Emit, ignore
+from semroute_extproc.io.cores import usable_cores
 from semroute_extproc.io.files import read_file
 from semroute_extproc.pipeline.pipeline import Pipeline
 from semroute_extproc.policy import plan

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Self
 
 from semroute_extproc.encoder.bundle import DEFAULT, default_bundle, language_bundles, load_each
-from semroute_extproc.encoder.cores import usable_cores
 from semroute_extproc.encoder.cuda import open_each
 from semroute_extproc.encoder.manifest import Device
 from semroute_extproc.encoder.onnx import OnnxModel
 from semroute_extproc.encoder.signals import Signals, calibrate
+from semroute_extproc.io.cores import usable_cores
 from semroute_extproc.request.language import language_of
 
 CHUNK = 256  # Texts in flight at once: bounds the memory for any size of input

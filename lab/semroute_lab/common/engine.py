@@ -21,8 +21,8 @@ from typing import Any
 import click
 import msgspec
 
-from semroute_extproc.encoder.cores import usable_cores
 from semroute_extproc.errors import DataError
+from semroute_extproc.io.cores import usable_cores
 from semroute_lab.common.options import progress, shown, stacked
 from semroute_lab.common.writing import write_whole
 

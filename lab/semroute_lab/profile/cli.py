@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from semroute_extproc.cli.exits import Exit, exit_statuses, refuse
-from semroute_extproc.encoder.cores import usable_cores
 from semroute_extproc.errors import DataError
+from semroute_extproc.io.cores import usable_cores
 from semroute_extproc.strategies.clusters import ClustersArtifact, read_clusters
 from semroute_extproc.strategies.profiles import Profile, read_profile
 from semroute_lab.common.engine import engine

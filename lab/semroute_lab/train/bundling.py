@@ -70,7 +70,6 @@ def make_manifest(
     if spec.base.architecture == "bert":  # the other is cheap enough on a CPU next to a GPU
         served["cuda"] = graphs.CUDA_GRAPH
     manifest = Manifest(
-        format=form.FORMAT,
         name=spec.name,
         version=spec.version,
         description=spec.description,

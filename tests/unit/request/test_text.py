@@ -15,7 +15,6 @@ from semroute_extproc.request.text import (
     CONTEXT_CHARACTERS,
     ELISION,
     SURFACE_NAMES,
-    classified_text,
     clip,
     judged,
     surface_features,
@@ -51,31 +50,31 @@ def test_a_clipped_text_is_never_longer_than_its_limit(limit: int):
 
 def test_the_last_user_turn_is_classified():
     turns = [Turn("system", "Be brief."), user(LONG), Turn("assistant", "Because."), user(LONG.upper())]
-    assert classified_text(turns) == LONG.upper()
+    assert judged(turns).text == LONG.upper()
 
 
 def test_a_short_last_turn_is_read_with_the_ones_before_it():
     turns = [user("Write a parser."), Turn("assistant", "Done."), user("Add tests."), user("commit it")]
-    assert classified_text(turns) == "Write a parser.\nAdd tests.\ncommit it"
+    assert judged(turns).text == "Write a parser.\nAdd tests.\ncommit it"
 
 
 def test_reading_back_ends_once_there_is_context_enough():
-    assert classified_text([user("first"), user(LONG), user("commit it")]) == f"{LONG}\ncommit it"
+    assert judged([user("first"), user(LONG), user("commit it")]).text == f"{LONG}\ncommit it"
 
 
 def test_an_earlier_turn_is_clipped_to_what_context_needs():
-    text = classified_text([user("x" * 100_000), user("commit it")])
+    text = judged([user("x" * 100_000), user("commit it")]).text
     assert len(text) <= 4 * CONTEXT_CHARACTERS + len("\ncommit it")
 
 
 def test_system_prompts_tool_results_and_blank_turns_are_left_out():
     turns = [Turn("system", "s"), user("ls"), Turn("assistant", ""), Turn("tool", "etc"), user(" \n")]
-    assert classified_text(turns) == "ls"
+    assert judged(turns).text == "ls"
 
 
 def test_without_a_user_turn_all_text_is_read():
-    assert classified_text([Turn("system", "s"), Turn("tool", " "), Turn("tool", "etc")]) == "s\netc"
-    assert classified_text([]) == ""
+    assert judged([Turn("system", "s"), Turn("tool", " "), Turn("tool", "etc")]).text == "s\netc"
+    assert judged([]).text == ""
 
 
 def test_each_user_turn_is_judged_without_its_envelope():
@@ -87,24 +86,24 @@ def test_each_user_turn_is_judged_without_its_envelope():
 
 def test_a_turn_of_context_alone_is_skipped():
     context = user("<environment_context>bash</environment_context>")
-    assert classified_text([user("hi"), context]) == "hi"
-    assert classified_text([context, user("hi")]) == "hi"
+    assert judged([user("hi"), context]).text == "hi"
+    assert judged([context, user("hi")]).text == "hi"
 
 
 def test_context_alone_is_judged_as_a_whole():
-    assert classified_text([user("<notes>bash</notes>")]) == "<notes>bash</notes>"
+    assert judged([user("<notes>bash</notes>")]).text == "<notes>bash</notes>"
 
 
 def test_only_the_last_user_turns_are_read():
     task, more = user("Write a parser in Rust."), [user("and why?")] * conversation.TURNS_MAX
-    assert "Rust" not in classified_text([task, *more])
-    assert classified_text([task, *more[1:]]).startswith("Write a parser in Rust.\n")
+    assert "Rust" not in judged([task, *more]).text
+    assert judged([task, *more[1:]]).text.startswith("Write a parser in Rust.\n")
 
 
 def test_names_of_the_configuration_are_envelopes_too():
     text = "<ticket>Reset my password.</ticket>\n<crm>gold</crm>\nBe kind."
     marks = SHIPPED.extended(Envelopes(ask=("ticket",), context=("CRM",)))
-    assert classified_text([user(text)]) == "<ticket>Reset my password.</ticket>\n<crm>gold</crm>\nBe kind."
+    assert judged([user(text)]).text == "<ticket>Reset my password.</ticket>\n<crm>gold</crm>\nBe kind."
     assert judged([user(text)], marks).text == "Reset my password."
     assert judged([user("Ticket: Reset my password.\nCRM: gold")], marks).text == "Reset my password."
 
@@ -121,7 +120,7 @@ def test_what_does_not_fit_the_judged_text_is_counted():
 
 
 def test_the_classified_text_is_bounded():
-    assert len(classified_text([user("x" * 1_000_000)])) <= CLASSIFIED_CHARACTERS_MAX
+    assert len(judged([user("x" * 1_000_000)]).text) <= CLASSIFIED_CHARACTERS_MAX
 
 
 def test_there_is_one_feature_for_each_name():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from semroute_extproc.encoder.cores import usable_cores
+from semroute_extproc.io.cores import usable_cores
 
 HERE = len(os.sched_getaffinity(0))
 
