@@ -9,7 +9,7 @@ import random
 import struct
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import cast
@@ -35,7 +35,7 @@ class ClientError(Exception):
 class Answer:
     """The reply to a body."""
 
-    ms: float  # from the body to its reply, as the client saw it
+    ms: float  # from the start of the stream to the reply to its body, as the client saw it
     reply: bytes  # the serialized `ProcessingResponse`; empty if none came
 
     @property
@@ -53,7 +53,7 @@ class _Stream:
     done: asyncio.Future[Answer]
     buffer: bytes = b""
     replies: int = 0
-    sent: float = 0.0
+    started: float = field(default_factory=perf_counter)
     answer: Answer = Answer(0.0, b"")
 
 
@@ -88,9 +88,9 @@ class Client(asyncio.Protocol):
         return [answer for answers in found for answer in answers]
 
     async def open(self, request: Exchange, rate: float, seconds: float, last: float = 30.0) -> list[Answer]:
-        """Poisson arrivals at `rate` per second, independent of earlier answers; raises ClientError.
+        """Poisson arrivals at `rate` per second, independent of earlier answers.
 
-        Answers still missing `last` seconds after the last request are empty.
+        Answers of streams that fail, or are missing `last` seconds after the last request, are empty.
         """
         draw, sent = random.Random(1), []
         start = at = perf_counter()
@@ -98,8 +98,9 @@ class Client(asyncio.Protocol):
             await asyncio.sleep(max(0.0, at - perf_counter()))
             sent.append(self.send(request))
             at += draw.expovariate(rate)
-        await asyncio.wait(sent, timeout=last)
-        return [answer.result() if answer.done() else Answer(0.0, b"") for answer in sent]
+        done, _ = await asyncio.wait(sent, timeout=last)
+        kept = {answer for answer in done if answer.exception() is None}
+        return [answer.result() if answer in kept else Answer(0.0, b"") for answer in sent]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.Protocol`."""
@@ -133,10 +134,9 @@ class Client(asyncio.Protocol):
         reply, stream.buffer = stream.buffer[5:size], stream.buffer[size:]
         stream.replies += 1
         if stream.replies == 1:
-            stream.sent = perf_counter()
             self._http2.send_data(number, _message(stream.body))
         else:
-            stream.answer = Answer((perf_counter() - stream.sent) * 1e3, reply)
+            stream.answer = Answer((perf_counter() - stream.started) * 1e3, reply)
             with suppress(StreamProtocolError):  # the server has ended it
                 self._http2.end_stream(number)
 

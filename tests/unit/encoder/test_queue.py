@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -19,7 +20,7 @@ from fake_gpu import Gpu
 from semroute_extproc.encoder import bundle
 from semroute_extproc.encoder.cuda import CudaModel
 from semroute_extproc.encoder.preprocess import Framed
-from semroute_extproc.encoder.queue import FAILURES_MAX, PASS_UNITS, EncodeQueue, PassTime
+from semroute_extproc.encoder.queue import FAILURES_MAX, NICENESS, PASS_UNITS, EncodeQueue, PassTime
 from semroute_extproc.encoder.signals import RawOutput
 from semroute_extproc.errors import EncoderUnavailable
 from semroute_extproc.events import Emit, EncoderLost, Event, OutOfMemory, ignore
@@ -115,6 +116,16 @@ async def test_as_many_passes_run_at_once_as_there_are_threads() -> None:
     barrier = threading.Barrier(3, timeout=5)
     async with queue(Model(work=lambda: barrier.wait() and None), threads=3) as subject:
         await asyncio.gather(*(subject.encode("x", soon()) for _ in range(3)))
+
+
+async def test_the_event_loop_goes_before_the_threads() -> None:
+    found: list[int] = []
+    model = Model(work=lambda: found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
+    async with queue(model, threads=2) as subject:
+        await subject.encode("text", soon())
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    assert found == [min(before + NICENESS, 19)]
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
 
 
 async def test_a_thread_that_is_done_does_not_wait_for_the_event_loop_to_hand_it_more() -> None:
