@@ -16,7 +16,7 @@ from semroute_bench.servers import BUSY, UNHURRIED, Measured, Target
 from semroute_extproc.io.cores import usable_cores
 
 DEADLINE_MS = 100.0  # the shipped default; the demo's own is longer
-SHARES = (0.25, 0.5, 0.75, 0.9, 3.0)  # arrival rates over the saturation point
+SHARES = (0.25, 0.5, 0.75, 0.9, 2.0, 3.0)  # arrival rates over the saturation point
 CACHE_ENTRIES = 256
 WARM_UP_MIN = 5_000  # fewest warm-up requests; otherwise a fourth of the counted ones
 CHUNKS = 20  # of the requests; after each the log is emptied
