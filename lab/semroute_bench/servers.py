@@ -41,7 +41,8 @@ class Measured(Sidecar):
     def __init__(self, folder: Path, **settings: str) -> None:
         """Start it. `settings` such as `server__workers="2"` replace those of the configuration."""
         folder.mkdir()
-        settings = {"server__drain_seconds": "0", **settings}  # the clients have finished before it stops
+        # The clients have finished before it stops; the demo's configuration has no niceness.
+        settings = {"server__drain_seconds": "0", "encoder__niceness": "10", **settings}
         super().__init__(CONFIG_PATH, folder, {f"SEMROUTE__{k.upper()}": v for k, v in settings.items()})
         started = perf_counter()
         self.start()

@@ -32,10 +32,6 @@ CLOSE_SECONDS_MAX = 5.0  # for a thread's last pass; a thread in a hung driver i
 CHARACTERS_PER_TOKEN, PASS_UNITS = 4.0, 16.0
 """In alphabetic scripts (with others, a unit takes longer), and the fixed cost of a pass in tokens."""
 
-NICENESS = 10
-"""Of the threads, over that of the event loop, which must answer also what is not encoded: at twice the
-saturation point, it answered 6 % of the streams within 200 ms, and with this all (docs/performance.md)."""
-
 MEAN_GAIN, DEVIATION_GAIN, DEVIATIONS = 1 / 8, 1 / 4, 2.0
 """A slow pass takes the mean plus this many mean deviations; about 95 % of passes are faster."""
 
@@ -72,10 +68,16 @@ class _Work:
 class EncodeQueue:
     """Encodes texts with an `OnnxModel`; belongs to the event loop it is created on."""
 
-    def __init__(self, model: OnnxModel, threads: int, queue_max: int, emit: Emit = ignore) -> None:
-        """`threads` passes run at once, and `queue_max` texts may wait; `emit` is called from any thread."""
+    def __init__(
+        self, model: OnnxModel, threads: int, queue_max: int, emit: Emit = ignore, niceness: int = 0
+    ) -> None:
+        """`threads` passes run at once, and `queue_max` texts may wait; `emit` is called from any thread.
+
+        With `niceness` the event loop goes before the threads: it also answers what is not encoded.
+        """
         self.bundle, self._model, self._queue_max = model.bundle, model, queue_max
         self._emit = model.emit = emit
+        self._niceness = niceness
         self._batch_max = 1 if model.device == "cpu" else BATCH_MAX  # a CPU is not faster with more
         self._loop = asyncio.get_running_loop()
         # Lets the threads compute the loop's time: uvloop's clock must not be read from another thread.
@@ -181,7 +183,9 @@ class EncodeQueue:
     def _work(self) -> None:
         """Run work in a thread. It takes its next work itself, to save a turn of the event loop."""
         with suppress(OSError):  # a sandbox may forbid it
-            os.setpriority(os.PRIO_PROCESS, get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
+            os.setpriority(
+                os.PRIO_PROCESS, get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + self._niceness
+            )
         while batch := self._handed.get():
             while batch:
                 batch = self._pass(batch)

@@ -3,7 +3,7 @@
 A condition is compiled once and knows which facts it reads; without signal facts it needs no encoder.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from operator import attrgetter
 from pathlib import Path
@@ -51,6 +51,10 @@ OF_KNOWN_TEXT = ("domain", "domain_probs", "domain_entropy", "task", "task_probs
 class CompiledRule:
     """A rule with its condition compiled."""
 
+    readers: Mapping[str, Callable[[RoutingContext], Any]] = (
+        READ  # How each fact is read; a replay has its own.
+    )
+
     def __init__(self, rule: Rule) -> None:
         """Raises ValueError for a condition that cannot be compiled or names a fact that does not exist."""
         self.target, self.name = rule, rule.name
@@ -86,10 +90,12 @@ class CompiledRule:
         a fact `OF_KNOWN_TEXT`, unless the condition names `unknown`. `needs_signals` requires signals.
         """
         read = not context.unread
-        values = {name: READ[name](context) for name in self._request_facts if read or name in OF_HEAD}
+        values = {
+            name: self.readers[name](context) for name in self._request_facts if read or name in OF_HEAD
+        }
         if self._work_facts:
             members = (name for name in self._work_facts if read or name in OF_HEAD)
-            values["request"] |= {name: READ[name](context) for name in members}
+            values["request"] |= {name: self.readers[name](context) for name in members}
         unknown = False
         if (signals := context.signals) is not None:
             unknown = signals.unknown and "unknown" not in self._signal_facts

@@ -75,7 +75,8 @@ def make_classifier(
         queue = None
         if not isinstance(model, Bundle):
             threads = settings.threads or (cores if model.device == "cpu" else 1)
-            queue = encoders[found.path] = EncodeQueue(model, threads, settings.queue_max, emit)
+            queue = EncodeQueue(model, threads, settings.queue_max, emit, settings.niceness)
+            encoders[found.path] = queue
         if settings.remote is not None:
             encoders[found.path] = RemoteEncoder(found, settings.remote, queue, settings.queue_max, emit)
     by_language = {language: encoders[bundle_of(model).path] for language, model in models.items()}

@@ -97,6 +97,7 @@ class Encoder(Model):
     threads: int | None = Field(
         None, ge=1, le=256, description="Threads per process; default: cores / workers on CPU, 1 on GPU."
     )
+    niceness: int = Field(10, ge=0, le=19, description="Of its threads; 0 if clients share the cores.")
     queue_max: int = Field(256, ge=1, le=65_536, description="Queue size; if full, requests fall back.")
     cache_entries: int = Field(2_048, ge=0, le=1_048_576, description="Cached texts, 6 KB each; 0: no cache.")
     remote: RemoteEncoding | None = None

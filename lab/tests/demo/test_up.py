@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from semroute_demo import up
 from semroute_demo.servers import Model
 
-from semroute_extproc.config import source
+from semroute_extproc.config import models, source
 from semroute_extproc.errors import EndpointError
 from semroute_extproc.telemetry.admin import AdminServer, Page
 
@@ -56,7 +56,7 @@ class TestConfiguration:
         assert large.audio
         assert large.video
         assert large.files
-        every = source.Config.model_fields["pools"].annotation.__args__[1].model_fields["apis"].annotation
+        every = models.Config.model_fields["pools"].annotation.__args__[1].model_fields["apis"].annotation
         assert {*large.apis} == {name for part in every.__args__[0].__args__ for name in _names(part)}
 
 

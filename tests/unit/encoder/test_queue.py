@@ -20,7 +20,7 @@ from fake_gpu import Gpu
 from semroute_extproc.encoder import bundle
 from semroute_extproc.encoder.cuda import CudaModel
 from semroute_extproc.encoder.preprocess import Framed
-from semroute_extproc.encoder.queue import FAILURES_MAX, NICENESS, PASS_UNITS, EncodeQueue, PassTime
+from semroute_extproc.encoder.queue import FAILURES_MAX, PASS_UNITS, EncodeQueue, PassTime
 from semroute_extproc.encoder.signals import RawOutput
 from semroute_extproc.errors import EncoderUnavailable
 from semroute_extproc.events import Emit, EncoderLost, Event, OutOfMemory, ignore
@@ -60,9 +60,9 @@ class Held(Model):
 
 @asynccontextmanager
 async def queue(
-    model: Any, threads: int = 1, queue_max: int = 100, emit: Emit = ignore
+    model: Any, threads: int = 1, queue_max: int = 100, emit: Emit = ignore, niceness: int = 0
 ) -> AsyncIterator[EncodeQueue]:
-    subject = EncodeQueue(model, threads, queue_max, emit)
+    subject = EncodeQueue(model, threads, queue_max, emit, niceness)
     try:
         yield subject
     finally:
@@ -121,10 +121,10 @@ async def test_as_many_passes_run_at_once_as_there_are_threads() -> None:
 async def test_the_event_loop_goes_before_the_threads() -> None:
     found: list[int] = []
     model = Model(work=lambda: found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
-    async with queue(model, threads=2) as subject:
+    async with queue(model, threads=2, niceness=5) as subject:
         await subject.encode("text", soon())
     before = os.getpriority(os.PRIO_PROCESS, 0)
-    assert found == [min(before + NICENESS, 19)]
+    assert found == [min(before + 5, 19)]
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
 
 
