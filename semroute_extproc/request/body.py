@@ -46,7 +46,7 @@ def decode_body(body: bytes, content_encoding: str, limit: int) -> bytes:
     if len(body) > limit:
         raise BodyTooLarge(limit)
     if not content_encoding:
-        return body.removeprefix(_BYTE_ORDER_MARK)
+        return _unmarked(body)
     limit = min(limit, max(EXPANDED_MIN, RATIO_MAX * len(body)))
     codings = [coding.strip().lower() for coding in content_encoding.split(",")]
     codings = [coding for coding in codings if coding not in ("", "identity")]
@@ -62,7 +62,14 @@ def decode_body(body: bytes, content_encoding: str, limit: int) -> bytes:
             plain = _decompress(body, limit, coding)
         case _:
             raise UnsupportedEncoding(content_encoding)
-    return plain.removeprefix(_BYTE_ORDER_MARK)
+    return _unmarked(plain)
+
+
+def _unmarked(body: bytes) -> bytes:
+    """Without a byte order mark, unless what follows has another one: Python refuses that."""
+    if body.startswith(_BYTE_ORDER_MARK) and json.detect_encoding(body[3:7]) == "utf-8":
+        return body[3:]
+    return body
 
 
 def _decompress(body: bytes, limit: int, coding: str) -> bytes:

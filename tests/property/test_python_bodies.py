@@ -101,6 +101,8 @@ def test_a_body_is_read_as_python_reads_it(
 
 @given(members, st.sampled_from(CODECS), st.integers(0, 200), st.binary(max_size=3), st.integers(0, 3))
 @example([("model", "auto")], "utf-8", 1, b'"\\ud800":NaN,', 0)
+@example([], "utf-8-sig", 0, b"\xef\xbb\xbf", 0)
+@example([], "utf-16", 0, b"\xef\xbb\xbf", 0)
 def test_a_damaged_body_too(
     spelled: list[tuple[str, Any]], codec: str, position: int, put: bytes, cut: int
 ) -> None:
