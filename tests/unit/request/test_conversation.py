@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -129,13 +130,21 @@ def test_the_proposal_is_the_assistants_text_right_before_the_last_user_turn() -
     assert (questions([Turn("system", "s")]), proposal([Turn("system", "s")])) == ([], "")
 
 
+def least_seconds(work: Callable[[], object]) -> float:
+    """Of three runs, because a collection of the tests' garbage may fall into one."""
+    found = []
+    for _ in range(3):
+        started = time.thread_time()
+        work()
+        found.append(time.thread_time() - started)
+    return min(found)
+
+
 @pytest.mark.parametrize("unit", ["it ", "ok, ", "这", "ต", "はいもう一度", "a", " ", "\n", "^ ", "that is "])
 def test_no_conversation_makes_the_selection_slow(unit: str) -> None:
     asked = [(unit * READ_CHARACTERS)[:READ_CHARACTERS] for _ in range(TURNS_MAX)] + [unit * 100_000]
-    started = time.process_time()
-    relevant(asked, unit * 100_000)
-    relevant(asked[:-1], unit * 100_000)
-    assert time.process_time() - started < 0.1
+    last = unit * 100_000
+    assert least_seconds(lambda: (relevant(asked, last), relevant(asked[:-1], last))) < 0.1
 
 
 ASKED = (Turn("user", TASK), Turn("assistant", PLAN))
@@ -289,6 +298,4 @@ def test_a_report_without_failures_is_none(report: str) -> None:
 )
 def test_no_result_makes_the_facts_slow(unit: str) -> None:
     turns = loop(*[unit * 100_000] * 99)
-    started = time.process_time()
-    tool_errors(turns), failing_tests(turns)
-    assert time.process_time() - started < 0.1
+    assert least_seconds(lambda: (tool_errors(turns), failing_tests(turns))) < 0.1
