@@ -51,9 +51,8 @@ OF_KNOWN_TEXT = ("domain", "domain_probs", "domain_entropy", "task", "task_probs
 class CompiledRule:
     """A rule with its condition compiled."""
 
-    readers: Mapping[str, Callable[[RoutingContext], Any]] = (
-        READ  # How each fact is read; a replay has its own.
-    )
+    readers: Mapping[str, Callable[[RoutingContext], Any]] = READ
+    """How each fact is read; a replay has its own."""
 
     def __init__(self, rule: Rule) -> None:
         """Raises ValueError for a condition that cannot be compiled or names a fact that does not exist."""

@@ -157,7 +157,7 @@ async def run(
     views, guards = Views(live, recent, metrics, drift), config.admin.guards()
     admin_server = AdminServer(listen, pages, posts=posts, site=views.site(), **guards) if listen else None
     gc.collect()
-    gc.freeze()  # A collection that walks all that stays held the event loop for 40 ms.
+    gc.freeze()  # Full collections of what stays held the event loop for up to 73 ms.
     await server.ready()
     health.serving = True
     address, encoders = config.server.address(worker or 0), classifier.describe()
