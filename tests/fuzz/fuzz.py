@@ -117,8 +117,13 @@ def bounded(
     return run
 
 
-def fuzz(name: str, subject: Callable[[bytes], None], seconds: int, output: Path) -> dict[str, Any]:
-    """Fuzz one target in a process of its own, which libFuzzer ends; returns the figures that it printed."""
+def fuzz(
+    name: str, subject: Callable[[bytes], None], seconds: int, output: Path, seed: int = 0
+) -> dict[str, Any]:
+    """Fuzz one target in a process of its own, which libFuzzer ends; returns the figures that it printed.
+
+    A `seed` of 0 makes new inputs in each run.
+    """
     import atheris
 
     grown, crashes, log = output / name, output / "crashes", output / f"{name}.log"
@@ -134,7 +139,7 @@ def fuzz(name: str, subject: Callable[[bytes], None], seconds: int, output: Path
 
     options = [
         *(f"-max_total_time={seconds}", f"-max_len={INPUT_BYTES_MAX}", f"-timeout={INPUT_SECONDS_MAX}"),
-        f"-report_slow_units={INPUT_SECONDS_MAX}",
+        *(f"-report_slow_units={INPUT_SECONDS_MAX}", f"-seed={seed}"),
         *(f"-rss_limit_mb={MEMORY_MIB_MAX}", f"-artifact_prefix={crashes}/{name}-", "-print_final_stats=1"),
         *(str(grown), str(CORPUS / name)),
     ]
@@ -174,6 +179,7 @@ def main() -> int:
     )
     parser.add_argument("target", nargs="*")
     parser.add_argument("--seconds", type=int, default=1_800, help="of all targets together")
+    parser.add_argument("--seed", type=int, default=0, help="to make the same inputs again")
     parser.add_argument("--replay", type=Path, help="an input for one target")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "fuzz")
     parser.add_argument("--record", action="store_true", help=f"write {RESULT.relative_to(ROOT)}")
@@ -192,7 +198,8 @@ def main() -> int:
         return 0
     rows = []
     for name in chosen:
-        rows.append(fuzz(name, TARGETS[name], max(arguments.seconds // len(chosen), 1), arguments.out))
+        seconds = max(arguments.seconds // len(chosen), 1)
+        rows.append(fuzz(name, TARGETS[name], seconds, arguments.out, arguments.seed))
         print(json.dumps(rows[-1]), flush=True)
     if arguments.record:
         run = {"atheris": version("atheris"), "python": platform.python_version(), "targets": rows}
