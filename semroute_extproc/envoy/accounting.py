@@ -30,7 +30,7 @@ ANSWER_NAMESPACE = "semroute.answer"  # of the dynamic metadata that the filter 
 STREAMS_MAX = 256  # access log streams; each worker thread of each Envoy has one
 PLAIN_BYTES_MAX = 4 * 1024**2  # of an answer that was compressed
 COMBINATIONS_MAX = 2_000  # of pool, rule, model and tenant in metrics
-NAME_CHARACTERS_MAX = 128  # of a tenant
+NAME_CHARACTERS_MAX, TEXT_BYTES_MAX = 128, 256  # of a tenant or a finish reason; of what a client wrote
 TRACEPARENT = "traceparent"  # W3C header: Envoy's in the stream's metadata, the client's in the request
 OTHER = "other"  # the tenant of further combinations
 
@@ -98,7 +98,7 @@ class Accountant:
         if answer["status"][:1] == "2":
             parts, problem = await _parts(answer)
             usage = usage_of(parts, api, "ended" in answer, int(decision.get("prompt_tokens", 0)))
-            finish = parts.finish
+            finish = parts.finish[:NAME_CHARACTERS_MAX]
             if not problem and (usage is None or usage.estimated):
                 problem = "no_usage" if "ended" in answer else "cut"
         usage, served = usage or Usage(), decision.get("model", "")
@@ -174,4 +174,4 @@ def _values(struct: Any) -> _Values:
 
 
 def _text(raw: bytes) -> str:
-    return raw.decode("utf-8", "replace")
+    return raw[:TEXT_BYTES_MAX].decode("utf-8", "replace")

@@ -38,11 +38,9 @@ from semroute_extproc.telemetry.feedback import Feedback
 from semroute_extproc.telemetry.prom import CONTENT_TYPE, MODEL_LABELS, PrometheusSink
 from semroute_extproc.telemetry.recent import COUNTERS, Recent
 
-OTLP_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-"""OpenTelemetry's own variables that name a collector."""
+OTLP_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")  # of a collector
 
-BEAT_SECONDS, STALLED_SECONDS_MAX = 1.0, 10.0
-"""Interval of the event loop's heartbeat, and the time without one after which the loop has stalled."""
+BEAT_SECONDS, STALLED_SECONDS_MAX = 1.0, 10.0  # Interval of the heartbeat; without one the loop has stalled.
 
 ONE_ARENA = (-8, 1)  # glibc's M_ARENA_MAX: a second arena made large requests cost half as much again
 SWITCH_SECONDS = 0.001  # that the event loop waits for the thread of large requests; by default 5 ms

@@ -113,8 +113,7 @@ def _writes(lines: Iterable[bytes]) -> Iterator[bytes]:
     yield data
 
 
-WRITER = LineWriter(2)
-"""Standard error, for the whole process."""
+WRITER = LineWriter(2)  # Standard error, for the whole process.
 
 
 def configure(settings: Telemetry) -> None:
@@ -211,7 +210,7 @@ class LogSink:
 
 def _accounted(event: ev.Accounted) -> None:
     facts = msgspec.to_builtins(event)
-    log.info("route.answered", **{key: value for key, value in facts.items() if value})
+    log.info("route.answered", **{key: value for key, value in facts.items() if value and key != "parents"})
 
 
 def _profiles_read(event: ev.ProfilesRead) -> None:

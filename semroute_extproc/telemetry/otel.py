@@ -85,7 +85,7 @@ def attributes(outcome: Outcome, request_id: str) -> dict[str, AttributeValue]:
     values.update((name, common[fact]) for fact, name in _TABLE["facts"].items() if fact in common)
     if outcome.view is not None:
         values["gen_ai.operation.name"] = OPERATIONS.get(outcome.view.api, "")
-        values["gen_ai.original.model"] = outcome.view.model
+        values["gen_ai.original.model"] = outcome.view.model[:VALUE_CHARACTERS_MAX]
     if outcome.signals is not None:
         values["semroute.difficulty"] = outcome.signals.difficulty
         values["semroute.tokens.count"] = outcome.signals.tokens

@@ -563,4 +563,5 @@ def test_an_answer_is_logged_with_what_it_used_and_cost() -> None:
         LogSink(Telemetry(log_format="json", log_decisions=False)).handle(answer())
     [entry] = logs
     assert (entry["event"], entry["request_id"], entry["tenant"]) == ("route.answered", "id-1", "acme")
+    assert "parents" not in entry, "a client may write anything there"
     assert (entry["usage"]["input"], entry["dollars"], entry["tokens_per_second"]) == (120, 0.25, 40.0)
