@@ -13,11 +13,9 @@ import msgspec
 from semroute_extproc.request.view import Api
 
 TOKENS_MAX = 10**9  # a larger count is not believed
-HEAD_BYTES, TAIL_BYTES = 4_096, 16_384
-"""Of an answer, for its first `usage`; for its last and its finish reason."""
+HEAD_BYTES, TAIL_BYTES = 4_096, 16_384  # Of an answer: for its first `usage`, its last and its finish reason.
 
-LEADING_EVENTS = {Api.CHAT_COMPLETIONS: 1, Api.RESPONSES: 4, Api.MESSAGES: 2}
-"""Events of a stream before its first token. To estimate its tokens, each other event counts as one."""
+LEADING_EVENTS = {Api.CHAT_COMPLETIONS: 1, Api.RESPONSES: 4, Api.MESSAGES: 2}  # Before the first token.
 
 FINISHES: Mapping[str, str] = {
     **dict.fromkeys(("stop", "end_turn", "stop_sequence", "completed"), "stop"),
@@ -153,7 +151,7 @@ def _counts(text: bytes, start: bytes = _START) -> dict[str, Any] | None:
     """
     try:
         held = _decode(start + b'"usage":' + text)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     counts = held.usage or (held.inner and held.inner.usage)
     if counts is None:

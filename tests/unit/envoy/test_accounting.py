@@ -266,3 +266,20 @@ class TestServed:
                 assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         finally:
             await server.drain()
+
+
+async def test_what_a_client_or_a_pool_wrote_is_cut() -> None:
+    """Envoy accepts 96 KiB of a request's headers, and each answer is a line in the log."""
+    written = pb.StreamAccessLogsMessage.FromString(
+        message({**kept(Api.CHAT_COMPLETIONS), "finish": "f" * 16_000}, traceparent=b"t" * 90_000)
+    )
+    written.http_logs.log_entry[0].request.request_id = b"i" * 90_000
+    event = await accounted(written.SerializeToString())
+    assert len(event.request_id) == len(event.parents[0]) == accounting.TEXT_BYTES_MAX
+    assert len(event.finish) == accounting.NAME_CHARACTERS_MAX
+
+
+async def test_an_answer_nested_too_deep_after_its_usage_is_counted() -> None:
+    deep = b'{"usage":{"prompt_tokens":1,"completion_tokens":2},"x":' + b"[" * 7_000 + b"]" * 7_000 + b"}"
+    event = await accounted(message(kept(Api.CHAT_COMPLETIONS, body=deep)))
+    assert (event.usage, event.problem) == (Usage(), "no_usage")
