@@ -24,7 +24,7 @@ from semroute_extproc.settings.base import EFFORTS
 T = TypeVar("T")
 
 ELEMENTS_MAX = 16_384  # messages, items and parts of one request together
-METADATA_MAX = 16  # members of `metadata` that are read, as many as OpenAI allows
+METADATA_MAX, NUMBER_MAX = 16, 10**9  # members of `metadata`, as many as OpenAI allows; tokens
 ABSENT = Raw()  # default of an optional field
 
 _IMAGE = ("images", 1_000)  # of a megapixel, or a part of an unknown kind
@@ -98,7 +98,7 @@ def given(raw: Raw) -> bool:
 def positive(raw: Raw) -> int | None:
     """A positive integer (`100`, `1e2`, `"100"`), or None."""
     number = optional(raw, _INTEGER)
-    return number if number is not None and number > 0 else None
+    return min(number, NUMBER_MAX) if number is not None and number > 0 else None
 
 
 def string(raw: Raw) -> str:

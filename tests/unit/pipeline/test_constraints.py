@@ -12,7 +12,7 @@ from deciding import chat, edited, outcome_of, pipeline, request
 from tokenizers import Tokenizer
 
 from semroute_extproc.encoder.counting import TokenCounter
-from semroute_extproc.outcome import Cause, facts
+from semroute_extproc.outcome import Cause, Kind, facts
 from semroute_extproc.request.view import Api
 
 TOKENIZER = Path(__file__).parents[3] / "models" / "semroute-minilm" / "tokenizer.json"
@@ -74,6 +74,18 @@ class TestContext:
         short = await subject.decide(request(chat(self.TEXT, max_tokens=100)))
         assert edited(short)["max_tokens"] == 100
         assert "clamped" not in facts(short)
+
+    async def test_a_limit_that_no_float_holds_leads_around_no_spending_limit(self) -> None:
+        priced = {name: {**pool, "price": {"input": 1, "output": 1}} for name, pool in POOLS.items()}
+        pools = {name: {**pool, "clamp": True} for name, pool in priced.items()}
+        limits = {"tenants": {"*": {"dollars": 1, "window_seconds": 3_600}}}
+        outcome = await outcome_of(
+            request(chat(max_tokens=10**400)),
+            config(pools=pools, controllers={"limits": limits}),
+            FakeEncoder(lambda _: raw(-5.0)),
+        )
+        assert (outcome.kind, outcome.pool) == (Kind.ROUTED, "small")
+        assert edited(outcome)["max_tokens"] < 10**6
 
 
 class TestMedia:
