@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from string import punctuation
 from typing import NamedTuple
-from urllib.parse import parse_qs, quote, unquote
+from urllib.parse import quote, unquote, unquote_plus
 
 import msgspec
 
@@ -17,7 +17,8 @@ PATHS: Mapping[str, Api] = {path: api for api, paths in _PATHS.items() for path 
 MODELS = "/v1/models"
 STORED = re.compile(r"/v1/responses/([\w-]+)(?:/(?:cancel|input_items))?", re.ASCII)  # none asks a model
 DEPLOYMENTS = "/openai/deployments/"  # Azure's paths: the name of the model follows
-PLACES_MAX = 256  # cached paths
+PLACES_MAX = 64  # cached paths, each of up to 96 KiB
+_NAMED = re.compile("(?:^|&)model=([^&]{1,1024})")  # in a query; reading all of one takes up to 0.1 s
 
 
 class Place(NamedTuple):
@@ -34,7 +35,7 @@ def place_of(path: str, prefixes: tuple[str, ...] = ()) -> Place:
     """Read a path with its query, also with escapes, a prefix, a final slash, or without `/v1`."""
     sent, mark, query = path.partition("?")
     bare = "/" + unquote(sent).strip("/")
-    named = parse_qs(query).get("model", [""])[0] if "model=" in query else ""
+    named = unquote_plus(found[1]) if (found := _NAMED.search(query)) else ""
     known = next((rest for prefix in ("", *prefixes) if (rest := _known(bare, prefix))), "")
     if not known and bare.startswith(DEPLOYMENTS):
         ends = (each for each in PATHS if each.startswith("/v1/") and bare.endswith(each[3:]))
