@@ -63,7 +63,8 @@ def ask(urls: Sequence[str], key: str) -> list[Model]:
         if not re.fullmatch(NAME, cards[0]["id"]):
             problem = f"serves {cards[0]['id']!r}, which cannot be a model's name here"
             raise EndpointError("unreadable", f"{base} {problem}: start it with --served-model-name NAME")
-        first, others = cards[0], tuple(str(card["id"]) for card in cards[1:])
+        # An alias may be a pattern, which no server may choose.
+        first, others = cards[0], tuple(each["id"] for each in cards[1:] if re.fullmatch(NAME, each["id"]))
         model, context = str(first["id"]), first.get("max_model_len")
         known = models.get(model)
         name = re.sub("[^a-z0-9.-]", "-", model.rpartition("/")[2].lower()).strip("-.")
@@ -75,7 +76,7 @@ def ask(urls: Sequence[str], key: str) -> list[Model]:
             model,
             tuple(dict.fromkeys((*(known.endpoints if known else ()), base))),
             tuple(dict.fromkeys((*(known.aliases if known else ()), *others))),
-            context if isinstance(context, int) and context > 0 else None,
+            context if type(context) is int and context > 0 else None,
             _is_measured(base) and (known is None or known.measured),
         )
     # A name that two models have, or that is routed, means neither of them.

@@ -16,7 +16,7 @@ from semroute_extproc.config.source import Loaded
 from semroute_extproc.errors import EndpointError, Exit
 from semroute_extproc.settings.base import Problem, did_you_mean
 from semroute_extproc.settings.pools import Pool
-from semroute_extproc.state.pool_metrics import fetch
+from semroute_extproc.state.pool_metrics import fetch, read
 
 ANSWER_SECONDS_MAX = 5.0  # for a server to answer a question about itself
 TICK_SECONDS = 2.0  # between two signs of progress
@@ -24,27 +24,29 @@ ASKED_MAX = 16  # servers at a time
 DATA: dict[str, Any] = msgspec.toml.decode(Path(__file__).with_suffix(".toml").read_bytes())
 
 
-def ask(url: str, key: str = "", body: object = None) -> Any:
-    """The response to a GET, or to a POST of `body`; raises EndpointError without one."""
+def ask(url: str, key: str = "", body: object = None) -> tuple[int, bytes]:
+    """Status and, if it is good, body of the answer to a GET or to a POST of `body`; raises EndpointError."""
     import httpx2  # Takes 60 ms, which `--help` should not.
 
     headers, method = {"authorization": f"Bearer {key}"} if key else {}, "GET" if body is None else "POST"
-    send = partial(httpx2.request, timeout=ANSWER_SECONDS_MAX, trust_env=False)
     try:
-        return send(method, url, headers=headers, json=body)
-    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        return 200, read(url, ANSWER_SECONDS_MAX, method, headers=headers, json=body)
+    except httpx2.HTTPStatusError as error:
+        return error.response.status_code, b""
+    except (httpx2.HTTPError, httpx2.InvalidURL, TimeoutError) as error:
         problem = f"{url.partition('/v1/')[0]} does not answer ({str(error) or type(error).__name__})"
         raise EndpointError("connection", f"{problem}: is vLLM running?") from None
 
 
 def cards(base: str, key: str) -> list[dict[str, Any]]:
     """The models that a server lists, at least one; raises EndpointError."""
-    answer = ask(page := f"{base}/v1/models", key)
-    if (status := answer.status_code) in (401, 403):
+    status, answer = ask(page := f"{base}/v1/models", key)
+    if status in (401, 403):
         hint = "the key is refused" if key else "it needs a key: export one and name it with --api-key-env"
         raise EndpointError("http", f"{page} answers {status}: {hint}")
     try:
-        found = [card for card in answer.raise_for_status().json()["data"] if isinstance(card["id"], str)]
+        cards = msgspec.json.decode(answer)["data"]
+        found = [card for card in cards if isinstance(card["id"], str) and card["id"].isprintable()]
     except Exception:  # no list, in any of many ways
         problem = f"answers {status}, not a list of models: is it an OpenAI-compatible server?"
         raise EndpointError("unreadable", f"{page} {problem}") from None
@@ -60,13 +62,14 @@ def examine(name: str, pool: Pool, base: str, key: str, tools: bool) -> dict[str
     try:
         served = {card["id"]: card for card in cards(base, key)}
         server |= {"served": [*served], "lora": [each for each, card in served.items() if card.get("parent")]}
-        server["limit"] = served.get(pool.model, {}).get("max_model_len")
+        limit = served.get(pool.model, {}).get("max_model_len")
+        server["limit"] = limit if type(limit) is int else 0
         with suppress(Exception):  # whatever the page is
             server["load"] = bool(fetch(page, pool.gauges))
-        server["health"] = ask(f"{base}/health").status_code
+        server["health"], _ = ask(f"{base}/health")
         if tools and pool.model in served:
             call = {"model": pool.model, **DATA["call"]}
-            server["tools"] = ask(f"{base}/v1/chat/completions", key, call).status_code
+            server["tools"], _ = ask(f"{base}/v1/chat/completions", key, call)
     except EndpointError as error:
         server["error"] = str(error)
     return server

@@ -24,8 +24,7 @@ COUNTERS = ("decisions", "fallbacks", "outcomes", "shadow_decisions", "log_lines
 """Metrics whose counts by minute are kept."""
 
 Counts = Mapping[tuple[str, ...], float]  # a metric and its label values, to its value
-LIGHT = dict.fromkeys(("body", "view", "context", "handover"))
-"""Fields of an outcome that are not kept, because they hold bodies and prompts."""
+LIGHT = dict.fromkeys(("body", "view", "context", "handover"))  # Not kept: they hold bodies and prompts.
 
 
 class Seen(msgspec.Struct, frozen=True):

@@ -170,8 +170,8 @@ def upstream_answers(data: bytes) -> None:
         return
     scheme, answer = ("score", "choice", "page")[data[0] % 3], data[1:]
     if scheme == "page":
-        with contextlib.suppress(ValueError):
-            load = read_page(answer.decode("utf-8", "replace"))
+        with contextlib.suppress(ValueError, OverflowError):
+            load = read_page(answer)
             assert all(isinstance(value, float | int) for value in load.values())
         return
     with contextlib.suppress(EndpointError):

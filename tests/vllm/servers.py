@@ -99,7 +99,7 @@ class Server:
 
     def load(self) -> Load:
         """Its gauges, as the sidecar reads them."""
-        return read_page(self._get("/metrics"))
+        return read_page(self._get("/metrics").encode())
 
     def ask(self, path: str, body: dict[str, Any]) -> Any:
         """The answer to a request of our own, past the gateway."""

@@ -13,6 +13,7 @@ from semroute_demo.servers import PRICES, Model, ask, strongest
 
 from semroute_extproc.cli import live
 from semroute_extproc.errors import EndpointError
+from semroute_extproc.state import pool_metrics
 
 GAUGES = b"vllm:num_requests_running 0.0\nvllm:num_requests_waiting 0.0\n"
 
@@ -88,6 +89,22 @@ class TestAsk:
         cards = [[{"id": name} for name in each] for each in names]
         urls = [server.serves(*each) for server, each in zip(servers_, cards, strict=False)]
         assert [each.aliases for each in ask(urls, "")] == [(), ("only",)]
+
+    @pytest.mark.parametrize("name", ["*", "gpt-*", "my model", 'a"]\nadmin: {}', "", "a" * 500, "😀"])
+    def test_a_server_chooses_no_pattern_and_nothing_that_the_configuration_refuses(
+        self, servers_: list[Answers], name: str
+    ) -> None:
+        url = servers_[0].serves({"id": "m", "max_model_len": True}, {"id": name}, {"id": "other"})
+        [found] = ask([url], "")
+        assert (found.aliases, found.context) == (("other",), None)
+
+    def test_a_list_without_an_end_is_given_up(
+        self, servers_: list[Answers], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(pool_metrics, "PAGE_BYTES_MAX", 1_000)
+        url = servers_[0].serves({"id": "m" * 200_000})
+        with pytest.raises(EndpointError, match="not a list of models"):
+            ask([url], "")
 
     def test_the_key_is_sent_to_the_list_of_models_only(self, servers_: list[Answers]) -> None:
         ask([servers_[0].serves({"id": "m"})], "secret")

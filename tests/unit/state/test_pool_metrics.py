@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import httpx2
 import pytest
@@ -19,7 +19,7 @@ from semroute_extproc.state.pool_metrics import Load, fetch, read_page, scrape
 from semroute_extproc.telemetry.admin import AdminServer, text
 from semroute_extproc.telemetry.prom import PrometheusSink
 
-PAGE = """\
+PAGE = b"""\
 # HELP vllm:num_requests_running Number of requests in model execution batches.
 # TYPE vllm:num_requests_running gauge
 vllm:num_requests_running{engine="0",model_name="m"} 3.0
@@ -38,11 +38,13 @@ def test_engines_are_summed_and_the_fullest_cache_counts() -> None:
 
 def test_a_gauge_that_is_not_there_is_unknown_and_not_zero() -> None:
     assert "waiting" not in read_page(PAGE)
-    assert read_page("") == {}
+    assert read_page(b"") == {}
 
 
 def test_a_pool_may_call_its_gauges_otherwise_and_the_first_name_found_counts() -> None:
-    page = "# TYPE sglang:num_running_reqs gauge\nsglang:num_running_reqs 5.0\nold_queue 2.0\nnew_queue 3.0\n"
+    page = (
+        b"# TYPE sglang:num_running_reqs gauge\nsglang:num_running_reqs 5.0\nold_queue 2.0\nnew_queue 3.0\n"
+    )
     pool = Pool.model_validate(
         {
             "cluster": "c",
@@ -51,14 +53,14 @@ def test_a_pool_may_call_its_gauges_otherwise_and_the_first_name_found_counts() 
         }
     )
     assert read_page(page, pool.gauges) == {"running": 5.0, "waiting": 3.0}
-    assert read_page("# TYPE vllm:gpu_cache_usage_perc gauge\nvllm:gpu_cache_usage_perc 0.5\n") == {
+    assert read_page(b"# TYPE vllm:gpu_cache_usage_perc gauge\nvllm:gpu_cache_usage_perc 0.5\n") == {
         "kv_cache_usage": 0.5
     }
 
 
 def test_a_line_that_is_not_a_metric_is_refused() -> None:
     with pytest.raises(ValueError):
-        read_page("vllm:num_requests_running{ not metrics")
+        read_page(b"vllm:num_requests_running{ not metrics")
 
 
 def test_the_load_is_exported_and_disappears_when_it_is_unknown() -> None:
@@ -70,10 +72,28 @@ def test_the_load_is_exported_and_disappears_when_it_is_unknown() -> None:
 
 
 def test_a_page_full_of_other_metrics_costs_next_to_nothing() -> None:
-    others = "".join(f'vllm:h_bucket{{le="{n}.0",model_name="m"}} {n}.0\n' for n in range(20_000))
+    others = b"".join(b'vllm:h_bucket{le="%d.0",model_name="m"} %d.0\n' % (n, n) for n in range(20_000))
     started = time.process_time()
     assert read_page(others + PAGE) == read_page(PAGE)
     assert time.process_time() - started < 0.1
+
+
+@pytest.mark.parametrize(
+    "line", [b"\n", b"ab\n", b"\xff", b"vllm:num_requests_running 0\n", b"vllm:num_requests_running{a="]
+)
+def test_a_hostile_page_costs_little_time_and_memory(line: bytes) -> None:
+    """The event loop waits for each part: splitting it into lines took 0.05 s, and reading them 12 s."""
+    page = PAGE + line * (pool_metrics.PAGE_BYTES_MAX // len(line))
+    started = time.process_time()
+    with suppress(ValueError):
+        assert read_page(page)["kv_cache_usage"] == 0.5
+    assert time.process_time() - started < 0.5
+
+
+def test_a_number_that_no_float_holds_is_refused() -> None:
+    """It ended every scrape of our own metrics."""
+    with pytest.raises(OverflowError):
+        read_page(b"vllm:num_requests_running 1" + b"0" * 400 + b"\n")
 
 
 @asynccontextmanager
@@ -109,14 +129,14 @@ async def test_a_pool_is_asked_directly_whatever_proxy_the_environment_names(
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    server = AdminServer("127.0.0.1:0", {"/metrics": lambda: text(200, PAGE)})
+    server = AdminServer("127.0.0.1:0", {"/metrics": lambda: text(200, PAGE.decode())})
     found = await asyncio.to_thread(fetch, f"http://127.0.0.1:{server.port}/metrics", {})
     assert found == read_page(PAGE)
     await asyncio.to_thread(server.close)
 
 
 async def test_a_page_elsewhere_is_not_the_pools() -> None:
-    elsewhere = AdminServer("127.0.0.1:0", {"/metrics": lambda: text(200, PAGE)})
+    elsewhere = AdminServer("127.0.0.1:0", {"/metrics": lambda: text(200, PAGE.decode())})
 
     async def redirect(writer: asyncio.StreamWriter) -> None:
         place = f"http://127.0.0.1:{elsewhere.port}/metrics"
@@ -159,7 +179,7 @@ def pool(url: str | None) -> Pool:
 
 
 async def test_pools_are_looked_at_again_and_a_dead_one_is_unknown() -> None:
-    server = AdminServer("127.0.0.1:0", {"/metrics": lambda: text(200, PAGE)})
+    server = AdminServer("127.0.0.1:0", {"/metrics": lambda: text(200, PAGE.decode())})
     pools = {
         "up": pool(f"http://127.0.0.1:{server.port}/metrics"),
         "down": pool("http://127.0.0.1:9/metrics"),
