@@ -55,7 +55,7 @@ class Endpoint(AbstractAsyncContextManager["Endpoint"]):
         limits = httpx2.Limits(max_connections=connections_max, keepalive_expiry=KEEP_ALIVE_SECONDS)
         self._transport = httpx2.AsyncHTTPTransport(verify=verify, trust_env=False, limits=limits)
 
-    async def post(self, path: str, body: object, seconds: float) -> bytes:
+    async def post(self, path: str, body: object, seconds: float, most: int = ANSWER_BYTES_MAX) -> bytes:
         """The whole answer to `body` as JSON within `seconds`; raises EndpointError."""
         content, answer = msgspec.json.encode(body), bytearray()
         send = self._transport.handle_async_request
@@ -64,8 +64,8 @@ class Endpoint(AbstractAsyncContextManager["Endpoint"]):
             async with asyncio.timeout(seconds), aclosing(await send(request)) as response:
                 async for chunk in response.aiter_raw():
                     answer += chunk
-                    if len(answer) > ANSWER_BYTES_MAX:
-                        raise EndpointError("unreadable", f"more than {ANSWER_BYTES_MAX} bytes")
+                    if len(answer) > most:
+                        raise EndpointError("unreadable", f"more than {most} bytes")
         except TimeoutError:
             raise EndpointError("timeout", f"no answer within {seconds:g} s") from None
         except (self._httpx.HTTPError, self._httpx.InvalidURL, OSError) as error:

@@ -159,7 +159,7 @@ def probability(answer: bytes, scheme: Scheme) -> float:
             label = top["token"].strip(_MARKS).upper()
             if label in labels:
                 wins[labels[label]] += math.exp(min(top["logprob"], 0.0))
-    except (msgspec.MsgspecError, RecursionError, LookupError, TypeError, AttributeError, ValueError):
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
         raise EndpointError("unreadable", "no logprobs: does the server support them?") from None
     if not (mass := sum(wins.values())) >= LABEL_MASS_MIN:
         raise EndpointError("no_label", f"the labels have a total probability of {mass:.3f}")

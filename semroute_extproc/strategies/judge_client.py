@@ -23,6 +23,7 @@ RESULTS |= dict.fromkeys(("unreadable", "no_label"), "unparsable")
 TEXT_STATUSES = (400, 413, 422)  # caused by the text, for example one that is too long for the judge
 # A judge that got less than this fraction of `timeout_ms` before the deadline is not blamed for a timeout.
 TIME_MIN = 0.5
+BYTES = 64 * 1024  # most of an answer: one token with its log-probabilities, decoded by the event loop
 
 logger = structlog.get_logger("semroute.judge")
 
@@ -64,7 +65,7 @@ class JudgeClient:
         seconds, score, learned, of_text = min(left, patience), None, False, False
         self._asking += 1
         try:
-            answer = await self._endpoint.post("/chat/completions", self._question.body(text), seconds)
+            answer = await self._endpoint.post("/chat/completions", self._question.body(text), seconds, BYTES)
             score, result, learned = probability(answer, self._question.scheme), "ok", True
         except EndpointError as error:
             result = RESULTS[error.reason]

@@ -95,6 +95,8 @@ def test_what_the_model_writes_is_not_read() -> None:
         b'{"choices": [{"logprobs": {"content": [{"top_logprobs": []}]}}]}',
         b'{"choices": [{"logprobs": {"content": [{"top_logprobs": [{"token": 3, "logprob": 0}]}]}}]}',
         b'{"choices": [{"logprobs": {"content": [{"top_logprobs": [{"token": "A", "logprob": "0"}]}]}}]}',
+        b'{"choices": [{"logprobs": {"content": [{"top_logprobs": [{"token": "A", "logprob": -1%b}]}]}}]}'
+        % (b"0" * 400),
         b"[" * 100_000,
         b"\xff\xfe",
         json.dumps(completion("A")).encode(),
@@ -227,6 +229,7 @@ async def test_connections_are_kept(server: OpenAIServer, judge: JudgeClient) ->
         (Act(body=json.dumps(completion("5")).encode()), "unparsable"),
         (Act(body=b'{"choices"', hang_up=True), "connection"),
         (Act(body=b" " * (9 * 1024 * 1024)), "unparsable"),
+        (Act(body=json.dumps({**labelled({"1": 1.0}), "x": [[]] * 100_000}).encode()), "unparsable"),
     ],
 )
 async def test_what_goes_wrong_is_named_and_remembered_by_the_breaker_only(
