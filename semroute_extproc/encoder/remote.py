@@ -50,6 +50,7 @@ CAUSES = {
     grpc.StatusCode.NOT_FOUND: Cause.REMOTE_REVISION,
 }
 
+OUTPUTS_MAX, DIMENSIONS_MAX, VALUE_MAX = 16, 4, 1e6  # of an answer; products of larger values are infinite
 INLINE_CHARACTERS_MAX = 1_024  # of a text that the event loop tokenizes; a longer one goes to a thread
 TIME_MIN = 0.5  # share of `deadline_ms` that a server must have had to be blamed for a timeout
 VERIFY_SECONDS = 5.0  # for the pass at the start, which may be the server's first
@@ -135,20 +136,20 @@ class EncoderServer:
             _refuse("the answer is not a ModelInferResponse")
         if response.model_version != self._bundle.model_version:
             raise EncoderUnavailable(Cause.REMOTE_REVISION, f"it is version {response.model_version!r}")
-        if len(response.outputs) != len(response.raw_output_contents):
+        if not len(response.outputs) == len(response.raw_output_contents) <= OUTPUTS_MAX:
             _refuse(f"{len(response.outputs)} outputs have {len(response.raw_output_contents)} contents")
         found: dict[str, Any] = {}
         for tensor, content in zip(response.outputs, response.raw_output_contents, strict=True):
             width = self._widths.get(tensor.name)
             if width is None:
                 continue
-            shape = list(tensor.shape)
+            shape = list(tensor.shape[:DIMENSIONS_MAX])
             if (tensor.datatype, shape[:1], prod(shape), len(content)) != ("FP32", [1], width, 4 * width):
                 size = f"in {len(content)} bytes, instead of {width} of FP32"
                 _refuse(f"{tensor.name} is {tensor.datatype} {shape} {size}")
             values = np.frombuffer(content, "<f4")
-            if not np.isfinite(values).all():
-                _refuse(f"{tensor.name} is not finite")
+            if not (np.abs(values) <= VALUE_MAX).all():
+                _refuse(f"{tensor.name} is not finite, or too large")
             found[tensor.name] = values[None, :]
         if missing := self._widths.keys() - found.keys() - {"neighbour_embedding"}:
             _refuse(f"there is no output {min(missing)}")

@@ -132,6 +132,8 @@ async def huge(*_: object) -> bytes:
     return b"\0" * (2 * 1024 * 1024)
 
 
+NOTHING: dict[str, Any] = {"outputs": [{}] * 9_000, "raw_output_contents": [b""] * 9_000}
+
 WRONG: dict[str, tuple[Act, str, str]] = {
     "garbage": (garbage, "remote_invalid", "not a ModelInferResponse"),
     "an empty answer": (empty, "remote_revision", "version ''"),
@@ -167,6 +169,18 @@ WRONG: dict[str, tuple[Act, str, str]] = {
     "infinity": (
         changed(lambda answer: content(answer, np.full(384, np.inf))),
         *("remote_invalid", "sentence_embedding is not finite"),
+    ),
+    "huge values": (
+        changed(lambda answer: content(answer, np.full(384, 3e38))),
+        *("remote_invalid", "sentence_embedding is not finite, or too large"),
+    ),
+    "very many dimensions": (
+        changed(lambda answer: answer.outputs[0].shape.extend([2**62] * 100_000)),
+        *("remote_invalid", "sentence_embedding is FP32 [1, 384, 4611686018427387904"),
+    ),
+    "very many outputs": (
+        changed(lambda answer: answer.MergeFrom(ModelInferResponse(**NOTHING))),
+        *("remote_invalid", "9005 outputs have 9005 contents"),
     ),
     "an output is missing": (
         changed(lambda answer: without(answer, "task_logits")),
