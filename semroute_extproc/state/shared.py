@@ -43,13 +43,14 @@ SYNC_SECONDS, IDLE_SECONDS = 0.1, 1.0  # Interval of exchanges, and without a ch
 HURRY_SECONDS = 0.01  # Least interval.
 ANSWER_SECONDS_MAX = 0.5  # For one exchange.
 LEDGERS_MAX, REQUESTS_MAX, ENTRIES_MAX = 512, 4_096, 64  # Of one exchange: limits, pools, lists of scores.
+COMMANDS_MAX = 256  # For another thread at once: each takes the event loop some 20 µs.
 UNSAVED_MAX = 16_384  # Conversations whose last pool is not in the store; the oldest is dropped first.
 CONNECTIONS_MAX = 128  # One for each lookup, and one for the exchange.
 FAILURES_MAX, PAUSE_SECONDS = 5, 1.0  # Consecutive failed lookups, and the pause of lookups after them.
 KEY_SECONDS_MAX = 14 * 86_400  # Expiry of what belongs to no window; the longest window has 7 days.
 SCORES_SECONDS, OUTCOME_SECONDS = 86_400, 6 * 3_600  # Expiry of live scores, and of a request's pool.
 SETTLING_SECONDS = 3.0  # After the store has lost its data, for all to report, before it grants anything.
-POOL_BYTES_MAX = 128  # Longest pool name that is accepted from the store.
+POOL_BYTES_MAX, ENTRY = 128, re.compile(rb"\d{1,19}-\d{1,19}")  # Longest name of a pool; an entry's number.
 
 PROBLEMS = {
     "timeout": f"it did not answer within {ANSWER_SECONDS_MAX:g} s",
@@ -110,10 +111,7 @@ class SharedState:
         self._breaker = Breaker(FAILURES_MAX, PAUSE_SECONDS)
 
     def configure(self, settings: SharedStore | None, session_seconds: float = 1.0) -> Redis | None:
-        """Use another store, or none; returns the one before, to be closed. Raises ConfigError, unchanged.
-
-        `session_seconds` is the idle time until a conversation expires.
-        """
+        """Use a store, with an idle time for sessions, or none; returns the old one. Raises ConfigError."""
         if session_seconds != self._unsaved.ttl:
             self._unsaved = TTLCache(UNSAVED_MAX, session_seconds, self._clock)
         if settings == self._settings:
@@ -224,11 +222,14 @@ class SharedState:
 
     def _ask(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Answers for a thread other than the loop's; none if the store does not give them."""
-        if self._store is None or self.lost or not commands:
+        if (store := self._store) is None or self.lost:
             return []
+        found, run = list[Any](), asyncio.run_coroutine_threadsafe
         try:
-            asked = asyncio.run_coroutine_threadsafe(self._answers(self._store, commands), self._loop)
-            return asked.result(2 * ANSWER_SECONDS_MAX)
+            for start in range(0, len(commands), COMMANDS_MAX):
+                asked = self._answers(store, commands[start : start + COMMANDS_MAX])
+                found += run(asked, self._loop).result(2 * ANSWER_SECONDS_MAX)
+            return found
         except Exception as error:
             self._emit(SharedStoreFailed(problem_of(error)))
             return []
@@ -242,16 +243,16 @@ class SharedState:
             answers: list[Any] = await pipe.execute(raise_on_error=False)
         return answers
 
-    async def _exchange(self, store: Redis) -> None:
+    async def _exchange(self, store: Redis, loaded: bool = False) -> None:
         from redis.exceptions import NoScriptError
 
         calls = [*self._calls()]
         answers = await self._answers(store, [command for command, _ in calls])
-        if any(isinstance(each, NoScriptError) for each in answers):
+        if not loaded and any(isinstance(each, NoScriptError) for each in answers):
             # The store has restarted, or its data was lost: record that before scripts can run again.
             mark = ("EVAL", SCRIPTS["contact"], *self._contact(restarted=1)[2:])
             await self._answers(store, [mark, *(("SCRIPT", "LOAD", text) for text in SCRIPTS.values())])
-            self._hurry.set()
+            await self._exchange(store, loaded=True)
             return
         for (_, take), answer in zip(calls, answers, strict=True):
             if isinstance(answer, Exception):
@@ -295,22 +296,22 @@ class SharedState:
         return self._script("contact", self._of_all(), *times, restarted, KEY_SECONDS_MAX)
 
     def _contacted(self, answer: Any) -> None:
-        began, (self._time, self._began) = self._began, answer
+        began, (self._time, self._began) = self._began, (f"{float(each):.3f}" for each in answer)
         self._ledgers.contact = self._ledgers.wall()
         if began not in ("", self._began):
             self._ledgers.forget()
 
     def _merge(self, traffic: LiveScores, moved: float, own: int, answer: Any) -> None:
         bias, requests, entries = answer
-        others, since = list[float](), traffic.since
-        for number, (_, process, _, scores) in reversed(entries):
-            since = number.decode()
+        others = list[float]()
+        for number, (_, process, _, scores) in reversed(entries[:ENTRIES_MAX]):
+            traffic.since = ENTRY.findall(number[:64])[0].decode()  # Now: bad scores are not read again.
             if process != self._process.encode():
                 others += array("f", scores[: 4 * UNSENT_MAX])
+        others = others[-WINDOW:]
         if not all(0.0 <= each <= 1.0 for each in (*others, abs(float(bias)) / BIAS_MAX)):
             raise ValueError("scores out of bounds")
         traffic.merge(others, float(bias), moved, int(requests), own)
-        traffic.since = since
 
     def _of_all(self) -> tuple[str, ...]:
         return self._name("contacts", ""), self._name("began", "")

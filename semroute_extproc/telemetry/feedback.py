@@ -77,11 +77,11 @@ class Feedback:
             return text(400, f"{error}\n")
         if not found:
             return text(400, "no outcome: send a JSON object, or one in each line\n")
+        if not self._admit(len(found)):
+            return text(429, f"more than {PER_SECOND_MAX} outcomes per second: send them again later\n")
         pools = {each.request_id: self._pool_of(each.request_id) for each in found}
         pools |= self._shared.pools_of([name for name, pool in pools.items() if not pool])
         taken = [each for each in found if pools[each.request_id] or not known_only]
-        if not self._admit(len(taken)):
-            return text(429, f"more than {PER_SECOND_MAX} outcomes per second: send them again later\n")
         new = self._shared.first([ENCODE(each).decode() for each in taken])
         for each in compress(taken, new):
             self._emit(each.event(pools[each.request_id]))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from array import array
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
 from world import find_valkey, start_valkey
 
 from semroute_extproc.errors import ConfigError
@@ -24,6 +27,7 @@ from semroute_extproc.settings.controllers import Limit, Limits, SharedStore
 from semroute_extproc.state import shared
 from semroute_extproc.state.controllers import ControllerState
 from semroute_extproc.state.live import BIAS_MAX, LiveScores, threshold_for_share
+from semroute_extproc.state.live import WINDOW as WINDOW_SCORES
 from semroute_extproc.state.shared import (
     FAILURES_MAX,
     KEY_SECONDS_MAX,
@@ -375,6 +379,102 @@ class TestOutcomes:
         await alone.state.sync()
         assert await asyncio.to_thread(alone.state.pools_of, ["request"]) == {}
         assert await asyncio.to_thread(alone.state.first, ["a report"]) == [True]
+
+
+class Hostile:
+    """A client of a store that answers by the kind of a command."""
+
+    def __init__(self, **answers: Any) -> None:
+        self.answers, self.sent, self._commands = answers, list[list[Any]](), list[Any]()
+
+    def pipeline(self, transaction: bool) -> Hostile:
+        self._commands = []
+        return self
+
+    def execute_command(self, *command: Any) -> None:
+        self._commands.append(command)
+
+    async def execute(self, raise_on_error: bool) -> list[Any]:
+        self.sent.append(self._commands)
+        return [self.answers.get(self.kind(each), b"") for each in self._commands]
+
+    @staticmethod
+    def kind(command: Sequence[Any]) -> str:
+        return str(command[3]).split(":")[1] if command[0] == "EVALSHA" else str(command[0])
+
+    async def aclose(self) -> None:
+        pass
+
+
+TIMES = [b"1.0", b"1.0"]
+
+
+def hostile(**answers: Any) -> tuple[Process, Hostile]:
+    store = Hostile(contacts=TIMES, bias=[b"0", 5, []], **answers)
+    subject = Process("valkey://nowhere")
+    subject.state = SharedState(subject.controllers, subject.emit, connect=lambda _: store)  # type: ignore[arg-type,return-value]
+    subject.state.configure(
+        SharedStore.model_validate({"url": "valkey://hostile", "key": KEY, "replicas": 4})
+    )
+    return subject, store
+
+
+def entry(number: bytes, scores: Sequence[float]) -> list[Any]:
+    return [number, [b"process", b"other", b"scores", array("f", scores).tobytes()]]
+
+
+@pytest.mark.parametrize("answer", [[[], b""], [None, None], [b"now", b"then"], [b"1"], b"", 7])
+async def test_an_answer_that_is_no_time_is_counted_and_does_no_lasting_harm(answer: Any) -> None:
+    subject, store = hostile()
+    store.answers["contacts"] = answer
+    await subject.state.sync()
+    store.answers["contacts"] = TIMES
+    await subject.state.sync()
+    assert (subject.failures, subject.state.lost) == (["garbage"], "")
+    assert [each for each in store.sent[1][-1] if not isinstance(each, str | int | float)] == []
+
+
+async def test_a_store_that_keeps_no_script_is_counted() -> None:
+    """Such as a proxy in front of several; it looked healthy, and was asked a hundred times per second."""
+    subject, store = hostile()
+    store.answers["contacts"] = NoScriptError()
+    for _ in range(2):
+        await subject.state.sync()
+    assert subject.failures == ["refused"] * 2
+    assert len(store.sent) == 6
+
+
+async def test_scores_without_end_hold_the_event_loop_no_longer_than_a_window_of_them() -> None:
+    subject, store = hostile()
+    live, best = subject.follow(), 10.0
+    store.answers["bias"] = [b"0", 5, [entry(b"1-1", [0.5] * 10_000) for _ in range(2_000)]]
+    for _ in range(3):
+        started = time.process_time()
+        await subject.state.sync()
+        best = min(best, time.process_time() - started)
+    assert (subject.failures, len(live.scores)) == ([], WINDOW_SCORES)
+    assert best < 0.1, "a million scores took a second"
+
+
+@pytest.mark.parametrize("bad", [entry(b"2-0", [math.nan]), entry(b"zzz", [0.5]), entry(b"9" * 400, [0.5])])
+async def test_a_bad_entry_does_no_lasting_harm(bad: Any) -> None:
+    subject, store = hostile()
+    subject.follow()
+    store.answers["bias"] = [b"0", 5, [bad]]
+    await subject.state.sync()
+    assert subject.failures == ["garbage"]
+    store.answers["bias"] = [b"0", 5, []]
+    await subject.state.sync()
+    [asked] = [each for each in store.sent[1] if store.kind(each) == "bias"]
+    assert asked[-4] in ("", "2-0"), "the entry after which to go on"
+    assert subject.state.lost == ""
+
+
+async def test_many_requests_are_asked_for_in_parts() -> None:
+    subject, store = hostile(GET=b"small")
+    found = await asyncio.to_thread(subject.state.pools_of, [f"id-{number}" for number in range(1_000)])
+    assert len(found) == 1_000
+    assert [len(each) for each in store.sent] == [256, 256, 256, 232], "each holds the event loop"
 
 
 @needs_valkey

@@ -135,6 +135,15 @@ def test_outcomes_are_counted_by_pool_kind_and_a_bounded_number_of_sources() -> 
     assert f'semroute_reported_total{{kind="score",pool="large",source="other"}} {other}.0' in page
 
 
+def test_more_than_the_rate_asks_no_other_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feedback, "BURST_MAX", 3)
+    asked = list[str]()
+    limited = Received()
+    limited.feedback._shared.pools_of = lambda ids: asked.extend(ids) or {}  # type: ignore[method-assign]
+    assert limited.post('{"request_id": "unknown", "score": 1}\n' * 4)[0] == 429
+    assert asked == []
+
+
 class Elsewhere:
     """What another process knows."""
 
