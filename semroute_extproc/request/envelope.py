@@ -7,7 +7,7 @@ below. Where the structure is not clear, or too little would be left, the whole 
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -17,7 +17,7 @@ PLAIN_MAX = 200  # characters of a line without an envelope
 TAGS_MAX, OPENERS_MAX = 2_048, 8_192  # tags that are read; text with more "<" has none
 NESTING_MAX = 3  # levels of blocks with the request: `<task>` within `<user_message>`
 HEADINGS_MAX = 4  # lines before or after a block that introduce it
-JSON_MAX = 262_144  # characters of JSON that is decoded
+JSON_MAX, MEMBERS_MAX = 262_144, 256  # characters of JSON that is decoded, and members that are read
 READ_MAX, LINES_MAX = 65_536, 1_024  # characters and lines searched for labels and requests, half at each end
 LABEL_MAX, LEAD_MAX = 48, 120  # characters of a label, and of a line that introduces the next paragraph
 BLOCK_MIN = 400  # of an unknown block that is left out
@@ -161,10 +161,11 @@ def _pairs(text: str) -> Iterator[tuple[int, int, int, int, str]]:
 def _json(text: str) -> list[tuple[str, str]]:
     """The members of a JSON object that are strings; none if it cannot be read."""
     try:
-        members = msgspec.json.decode(text, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+        members = [*msgspec.json.decode(text, type=dict[str, msgspec.Raw]).items()][:MEMBERS_MAX]
+        strings = [(name, raw) for name, raw in members if len(name) <= LEAD_MAX and bytes(raw)[:1] == b'"']
+        return [(name, msgspec.json.decode(raw, type=str)) for name, raw in strings]
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
         return []
-    return [(name, value) for name, value in members.items() if isinstance(value, str)]
 
 
 class _Section(NamedTuple):
@@ -215,7 +216,7 @@ def _label(line: str, marks: Marks) -> tuple[str, str, bool]:
         if name and (kind := marks.kind(name)):
             return kind, line[len(head) + 1 :].strip(' *_"') if colon else "", False
     if stripped.endswith((":", "：")) and len(stripped) <= LEAD_MAX and (words := WORD.findall(stripped)[2:]):
-        kinds = [marks.kind(word) for word in words]
+        kinds = [marks.kinds.get(word, "") * (word not in marks.tags_only) for word in map(str.lower, words)]
         if "context" in kinds or kinds[-1] in ("ask", "user", "instruction"):
             return "context" if "context" in kinds else kinds[-1], "", True
     return "", "", False

@@ -80,8 +80,7 @@ class RequestView:
     output_member: str = ""  # the member of the body that says `max_output_tokens`
     prompt_limit: int | None = None  # the server cuts the prompt to so many tokens; 0: to what fits
     media_tokens: int = 0  # likely tokens of all media
-    ids: Mapping[str, str] = field(default_factory=dict)
-    """What identifies its conversation or response: `prompt_cache_key`, `metadata.NAME`, …"""
+    ids: Mapping[str, str] = field(default_factory=dict)  # names of its conversation or response, by member
     stateful: bool = False  # continues state that is kept on one server (`previous_response_id`)
     foreign: bool = False  # the history has tool calls with IDs that Mistral's templates refuse
     printed: tuple[bytes, ...] = ()  # JSON that the chat template prints: tool declarations and calls
@@ -96,7 +95,10 @@ class RequestView:
         work = size // CHARACTERS
         if work > LARGE or (size <= SHORT and len(self.turns) * LINE_WORK <= LARGE):
             return work
-        return work + sum((turn.text.count("\n") + 1) * LINE_WORK for turn in self.turns)
+        # Lines, also those that JSON or the tokens of a template become, and tags.
+        text = "".join(turn.text for turn in self.turns)
+        marks = ("\n", "\\", *["<|"] * 4, *(opening for opening in "<[" if f"{opening}/" in text))
+        return work + (len(self.turns) + sum(map(text.count, marks))) * LINE_WORK
 
     @property
     def texts(self) -> list[str | bytes]:
