@@ -72,8 +72,9 @@ class Servicer:
         try:
             while (data := await context.read()) is not grpc.aio.EOF:
                 self.waiting.pop(context, None)
-                decided_ns = time.time_ns()
-                if (step := await self._step(snapshot, exchange, data)) is None:
+                decided_ns, stepping = time.time_ns(), self._step(snapshot, exchange, data)
+                del data  # Many large bodies may wait for their turn: one copy of each is enough.
+                if (step := await stepping) is None:
                     unreadable = grpc.StatusCode.INVALID_ARGUMENT
                     return await self._end(context, unreadable, Cause.UNREADABLE_MESSAGE)
                 times = started_ns, decided_ns, time.time_ns()
@@ -120,15 +121,17 @@ class Servicer:
         except DecodeError:  # for example, the name of a header is not UTF-8
             self._emit(Failed("message.unreadable", exchange.head.request_id))
             return None
+        kind = message.WhichOneof("request")
         try:
             step = exchange.receive(message, len(data))
+            del message, data
             if step.decide is None:
                 return step
             outcome = await live.pipeline.decide(step.decide)
             return Step(exchange.decided(outcome), outcome=outcome)
         except Exception:
             self._emit(Failed("exchange.failed", exchange.head.request_id))
-            return exchange.rescue(message.WhichOneof("request"))
+            return exchange.rescue(kind)
 
     def _report(self, exchange: Exchange, outcome: Outcome, context: _Context, times: _Times) -> None:
         """Emit `Decided`. A telemetry failure never affects the decision."""
