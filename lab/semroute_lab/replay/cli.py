@@ -68,8 +68,8 @@ def replay(
         return
     if found.unreadable:
         click.echo(f"note: {found.unreadable} lines are no records, such as {found.example}", err=True)
-    for line in _lines(report):
-        click.echo(line)
+    for line in _lines(report):  # Clients wrote some of it: nothing of that controls the terminal.
+        click.echo("".join(each if each.isprintable() else "?" for each in line))
 
 
 def _tally(config: Path, old: Path | None, number: int, output: int, examples: int, *how: int) -> Tally:

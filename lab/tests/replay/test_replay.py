@@ -96,6 +96,18 @@ def run(log: Path, config: Path, *more: object) -> dict[str, Any]:
     return found
 
 
+def test_what_a_client_wrote_controls_no_terminal(tmp_path: Path) -> None:
+    own = write_config(tmp_path / "semroute.yaml", PROMPTS="true")
+    made = [
+        {**each, "request_id": "\x9b2J", "prompt": "\x1b]0;a\x07"}
+        for each in records(write_log(own, requests(6)))
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps({**each, "pool": "gone"}) + "\n" for each in made))
+    result = CliRunner().invoke(replay, [str(tmp_path / "log.jsonl"), "-c", str(own)])
+    assert "?2J" in result.stdout
+    assert all(each.isprintable() for each in result.stdout.replace("\n", ""))
+
+
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_config(tmp_path_factory.mktemp("replay") / "semroute.yaml")
