@@ -24,7 +24,7 @@ from semroute_extproc.strategies.judge_client import JudgeClient
 
 T = TypeVar("T")
 
-RULE_SPEED = 4  # of the facts that rules read of turns, over that of judging their text
+RULE_SPEED = 2  # of the facts that rules read of turns, over that of judging their text
 WAITING_MAX = 64  # Larger requests in this process; of others, nothing that takes long is read.
 PASSES_MAX = 32  # Concurrent encoder passes for shadows alone; beyond that, shadows stay undecided.
 

@@ -209,7 +209,7 @@ def _label(line: str, marks: Marks) -> tuple[str, str, bool]:
     if not stripped or line.startswith(("    ", "\t")):  # code is indented
         return "", "", False
     if line[0] in "[(0123456789":
-        line = _TIME.sub("", line)
+        line = _TIME.sub("", line[:LEAD_MAX]) + line[LEAD_MAX:]
     head, colon, _ = line[:LABEL_MAX].replace("：", ":").partition(":")
     if colon or (len(stripped) < LABEL_MAX and stripped.startswith(_OPENERS)):
         name = (head if colon else stripped).strip(_DECORATION).partition(",")[0].rstrip("0123456789 #([])")

@@ -95,9 +95,9 @@ class RequestView:
         work = size // CHARACTERS
         if work > LARGE or (size <= SHORT and len(self.turns) * LINE_WORK <= LARGE):
             return work
-        # Lines, also those that JSON or the tokens of a template become, and tags.
+        # Lines, more for labels, also those that JSON or the tokens of a template become; names and tags.
         text = "".join(turn.text for turn in self.turns)
-        marks = ("\n", "\\", *["<|"] * 4, *(opening for opening in "<[" if f"{opening}/" in text))
+        marks = ['":', "\n", "\\", *[":\n"] * 2, *["<|"] * 4, *(each for each in "<[" if f"{each}/" in text)]
         return work + (len(self.turns) + sum(map(text.count, marks))) * LINE_WORK
 
     @property

@@ -224,6 +224,54 @@ async def test_no_body_holds_the_event_loop_or_takes_much_memory(
     assert bad == {}
 
 
+LEADS = "\n".join(["Here is the question for the user:"] * 800)
+COSTLY = {
+    "names": ["{" + ",".join(f'"{n:x}":""' for n in range(24_000)) + "}"],
+    "long names": ["{" + ",".join(f'"{"aB" * 500}{n}":""' for n in range(240)) + "}"],
+    "lists": ['{"a":[' + "[]," * 80_000 + "[]]}"],
+    "tokens of a template": ["<|im_start|>user" * 500] * 15,
+    "tags": ["<aB></aB>" * 900] * 15,
+    "tags without an end": [("[abc]" * 1_500 + "<aB>" * 1_500 + "</c>[/c]")] * 15,
+    "labels": [LEADS],
+    "labels in JSON": [json.dumps({"question": LEADS})] * 6,
+    "labels in escapes of JSON": [json.dumps({"question": LEADS}).replace("\\n", "\\u000a")] * 4,
+}
+"""Turns whose reading costs more than their length says."""
+
+
+def hidden(text: str) -> str:
+    """A string of JSON whose commas and brackets do not count as parts of the body."""
+    escapes = {ord(each): f"\\u{ord(each):04x}" for each in ",[{"}
+    return json.dumps(text).translate(escapes)
+
+
+@pytest.mark.parametrize("name", COSTLY)
+@pytest.mark.timeout(300)
+async def test_no_text_holds_the_event_loop(server: Server, ask: Callable[..., Any], name: str) -> None:
+    turns = [f'{{"role":"user","content":{hidden(text)}}}' for text in (*COSTLY[name], "and why?")]
+    body = f'{{"model":"auto","messages":[{",".join(turns)}]}}'.encode()
+    held = []
+    for _ in range(ATTEMPTS):
+        await server.read()
+        assert await ask(CHAT, "", body) in ("request_body", "immediate_response")
+        held.append((await server.read())["held_ms"])
+        if held[-1] <= HELD_MS_MAX:
+            break
+    assert min(held) <= HELD_MS_MAX, held
+
+
+@pytest.mark.timeout(300)
+async def test_large_bodies_that_wait_take_the_memory_of_one_copy_each(
+    server: Server, ask: Callable[..., Any]
+) -> None:
+    body = make_text("a")(24 * 1024**2).encode()
+    before = await server.read()
+    replies = await asyncio.gather(*(ask(CHAT, "", body) for _ in range(12)))
+    after = await server.read()
+    assert {*replies} <= {"request_body", "immediate_response"}
+    assert after["peak"] - before["now"] < 12 * 2 * len(body)
+
+
 @pytest.mark.parametrize("model", ["auto", "Qwen/Qwen3-8B", "qwen/qwen3-8b"])  # routed, named, and to edit
 @pytest.mark.parametrize(
     "element", ["[]", "0", '""', "{}", "[[[[[[[[]]]]]]]]", "1.5e3", "NaN", '"k%d":0', "text, \\"]
