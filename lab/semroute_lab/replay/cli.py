@@ -89,8 +89,9 @@ def _decided(
             continue
         try:
             decision = redecider.decide(record)
-        except (NotLogged, KeyError) as missing:
-            tally.keep(f"the log lacks {missing}")
+        except (NotLogged, KeyError, AttributeError, TypeError, ValueError) as problem:
+            lacks = isinstance(problem, (NotLogged, KeyError))
+            tally.keep(f"the log lacks {problem}" if lacks else "the record is damaged")
             continue
         pool, reason = (decision.pool, decision.reason) if decision else (REFUSED, "no pool")
         tally.add(record, pool, reason)

@@ -96,6 +96,25 @@ def run(log: Path, config: Path, *more: object) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"facts": "x"},
+        {"facts": [1]},
+        {"headers": [1]},
+        {"bounds": 5},
+        {"counted": {"small": 5}},
+    ],
+)
+def test_a_damaged_record_is_counted_and_kept(log: Path, config: Path, tmp_path: Path, change: Any) -> None:
+    first, *rest = (each for each in records(log) if each.get("strategy"))
+    lines = [json.dumps(each) for each in ({**first, **change}, *rest)]
+    (tmp_path / "log.jsonl").write_text("\n".join(lines))
+    report = run(tmp_path / "log.jsonl", config)
+    assert report["decisions"] == len(lines)
+    assert report["kept"] == {"the record is damaged": 1}
+
+
 def test_what_a_client_wrote_controls_no_terminal(tmp_path: Path) -> None:
     own = write_config(tmp_path / "semroute.yaml", PROMPTS="true")
     made = [
