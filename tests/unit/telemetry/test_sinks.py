@@ -48,7 +48,7 @@ from semroute_extproc.settings.process import Telemetry
 from semroute_extproc.telemetry import prom
 from semroute_extproc.telemetry.bus import to_all
 from semroute_extproc.telemetry.log import VALUE_CHARACTERS_MAX, WRITER, LogSink, configure
-from semroute_extproc.telemetry.otel import OtelSink
+from semroute_extproc.telemetry.otel import OtelSink, attributes
 from semroute_extproc.telemetry.prom import PrometheusSink
 
 SECRET = "the patient's name is Ada"
@@ -242,6 +242,15 @@ def test_a_decision_is_a_span_with_its_stages_below_it() -> None:
     assert root.attributes["gen_ai.original.model"] == "auto"
     assert SECRET not in str(root.attributes)
     assert stages[1].start_time == 2_000 + 100_000
+
+
+def test_a_model_that_a_client_invented_is_cut_in_a_span() -> None:
+    """It is as long as a body, and spans wait for the collector."""
+    outcome = event().outcome
+    assert outcome.view is not None
+    view = dataclasses.replace(outcome.view, model="m" * 10_000)
+    values = attributes(structs.replace(outcome, view=view), "id")
+    assert len(str(values["gen_ai.original.model"])) == VALUE_CHARACTERS_MAX
 
 
 def test_the_nearest_valid_parent_is_taken() -> None:
