@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from semroute_demo.pool import CONTEXT, Fault, Pool
 
 from semroute_extproc.cli import live, main
 from semroute_extproc.config import source
+from semroute_extproc.errors import EndpointError
 
 CONFIG = """\
 ---
@@ -188,3 +192,39 @@ async def test_every_line_of_ours_fits_80_columns(site: Site) -> None:
     ]
     path = str(site.file)
     assert all(len(line) <= 80 for line in ours if path not in line)
+
+
+class Says(BaseHTTPRequestHandler):
+    """Answers every path with a list of models, or without an end."""
+
+    models = b""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        with suppress(OSError):
+            self.wfile.write(self.models)
+            while not self.models:
+                self.wfile.write(b" " * 65_536)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def saying(models: bytes) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("One", (Says,), {"models": models}))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_list_of_models_without_an_end_is_given_up() -> None:
+    with saying(b"") as url, pytest.raises(EndpointError):
+        live.cards(url, "")
+
+
+def test_the_names_of_a_server_control_no_terminal() -> None:
+    with saying(b'{"data": [{"id": "\\u001b[2J"}, {"id": "m"}]}') as url:
+        assert live.cards(url, "") == [{"id": "m"}]
