@@ -16,6 +16,7 @@ from semroute_extproc.state.pool_metrics import fetch
 
 ROUTED = "auto"  # the model name that is routed
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,127}"  # of a model, as the configuration accepts it
+ALIASES_MAX = 64  # of a pool, as well
 PRICES: dict[str, Any] = tomllib.loads(Path(__file__).with_name("prices.toml").read_text())
 
 
@@ -80,9 +81,10 @@ def ask(urls: Sequence[str], key: str) -> list[Model]:
             _is_measured(base) and (known is None or known.measured),
         )
     # A name that two models have, or that is routed, means neither of them.
-    taken = Counter([ROUTED, *(name for each in models.values() for name in (each.model, *each.aliases))])
+    names = (name.lower() for each in models.values() for name in (each.model, *each.aliases))
+    taken = Counter([ROUTED, *names])
     return [
-        replace(each, aliases=tuple(alias for alias in each.aliases if taken[alias] == 1))
+        replace(each, aliases=tuple(name for name in each.aliases if taken[name.lower()] == 1)[:ALIASES_MAX])
         for each in models.values()
     ]
 

@@ -89,7 +89,7 @@ def _decided(
             continue
         try:
             decision = redecider.decide(record)
-        except (NotLogged, KeyError, AttributeError, TypeError, ValueError) as problem:
+        except (NotLogged, LookupError, AttributeError, TypeError, ValueError) as problem:
             lacks = isinstance(problem, (NotLogged, KeyError))
             tally.keep(f"the log lacks {problem}" if lacks else "the record is damaged")
             continue

@@ -85,7 +85,7 @@ class TestAsk:
         assert [each.name for each in ask(urls, "")] == ["m", "m-2"]
 
     def test_a_name_that_has_two_meanings_is_no_alias(self, servers_: list[Answers]) -> None:
-        names = [("a", "auto", "chat"), ("b", "chat", "a", "only")]
+        names = [("a", "auto", "chat", "Auto"), ("b", "chat", "a", "only", "A")]
         cards = [[{"id": name} for name in each] for each in names]
         urls = [server.serves(*each) for server, each in zip(servers_, cards, strict=False)]
         assert [each.aliases for each in ask(urls, "")] == [(), ("only",)]
@@ -97,6 +97,10 @@ class TestAsk:
         url = servers_[0].serves({"id": "m", "max_model_len": True}, {"id": name}, {"id": "other"})
         [found] = ask([url], "")
         assert (found.aliases, found.context) == (("other",), None)
+
+    def test_no_more_aliases_are_taken_than_a_pool_may_have(self, servers_: list[Answers]) -> None:
+        url = servers_[0].serves({"id": "m"}, *({"id": f"a{number}"} for number in range(200)))
+        assert len(ask([url], "")[0].aliases) == 64
 
     def test_a_list_without_an_end_is_given_up(
         self, servers_: list[Answers], monkeypatch: pytest.MonkeyPatch

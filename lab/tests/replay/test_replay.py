@@ -103,6 +103,7 @@ def run(log: Path, config: Path, *more: object) -> dict[str, Any]:
         {"facts": [1]},
         {"headers": [1]},
         {"bounds": 5},
+        {"bounds": [1]},
         {"counted": {"small": 5}},
     ],
 )
