@@ -104,7 +104,7 @@ class _Head(msgspec.Struct):
     request_id: str = ""
     time: float = 0.0
     outcome: float | None = None
-    failed_pools: msgspec.Raw = msgspec.Raw()
+    failed_pools: dict[str, msgspec.Raw] = {}
 
 
 _head = msgspec.json.Decoder(_Head).decode
@@ -192,7 +192,7 @@ def _head_of(line: bytes) -> _Head | None:
     """The head of a record; None of what is none."""
     try:
         return _head(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     try:  # Lone surrogates, which only the standard library reads.
         return msgspec.convert(_record(line), _Head)
@@ -222,7 +222,7 @@ def _json_of(file: Path, tick: Tick) -> Iterator[bytes]:
             if (pending := pending + len(line)) > TICK_BYTES:
                 tick(pending / size / (PACKED if file.suffix == ".gz" else 1))
                 pending = 0
-    except (OSError, EOFError, pa.ArrowException) as error:
+    except (OSError, EOFError, RecursionError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{file}:1:: cannot be read: {error}") from error
 
 
@@ -239,7 +239,7 @@ def _record(line: bytes) -> Record | None:
     for decode in (msgspec.json.decode, json.loads):  # Only the latter reads lone surrogates.
         try:
             found = decode(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         return found if isinstance(found, dict) else None
     return None

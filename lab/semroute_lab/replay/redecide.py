@@ -213,8 +213,8 @@ class Redecider:
         logged = record.get("policy", "")
         if abs(virtual.shares.get(logged, -1.0) - record.get("policy_propensity", -2.0)) < 1e-9:
             policy = logged
-        deciding = self._plans[policy].decide(context)
         try:
+            deciding = self._plans[policy].decide(context)
             wanted = next(deciding)
             while True:
                 if wanted != SIGNALS:

@@ -116,6 +116,23 @@ def test_a_damaged_record_is_counted_and_kept(log: Path, config: Path, tmp_path:
     assert report["kept"] == {"the record is damaged": 1}
 
 
+def test_a_request_that_no_pool_can_serve_any_more_is_refused(
+    log: Path, config: Path, tmp_path: Path
+) -> None:
+    first, *rest = (each for each in records(log) if each.get("strategy"))
+    first["facts"]["max_output_tokens"] = 10**9
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, (first, *rest))))
+    assert run(tmp_path / "log.jsonl", config)["pools"]["(refused)"]["after"]["value"] > 0
+
+
+@pytest.mark.parametrize(
+    "line", ['{"record": "decision", "failed_pools": 5}', '{"record": "decision", "x": %s}' % ("[" * 10**5)]
+)
+def test_a_line_that_is_no_record_is_counted(log: Path, config: Path, tmp_path: Path, line: str) -> None:
+    (tmp_path / "log.jsonl").write_text("\n".join([line, *map(json.dumps, records(log))]))
+    assert run(tmp_path / "log.jsonl", config)["unreadable"] == 1
+
+
 def test_what_a_client_wrote_controls_no_terminal(tmp_path: Path) -> None:
     own = write_config(tmp_path / "semroute.yaml", PROMPTS="true")
     made = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -200,8 +201,10 @@ WRONG: dict[str, tuple[Act, str, str]] = {
 async def test_a_wrong_answer_is_refused_and_the_cause_says_how_it_is_wrong(kind: str) -> None:
     act, expected, detail = WRONG[kind]
     async with InferenceServer(SHIPPED, act) as server, encoder(server.url) as (subject, results):
+        started = time.process_time()
         with pytest.raises(EncoderUnavailable) as error:
             await encode(subject)
+        assert time.process_time() - started < 5.0, "the event loop reads it"
     assert (error.value.cause.value, results) == (expected, [expected])
     assert detail in error.value.detail
 
