@@ -273,8 +273,8 @@ def soak() -> str:
     shown = [(number, row) for number, row in enumerate(rows, 1) if number == 2 or number % 5 == 0]
     table = [[f"{number * minutes:g}", *(str(row[name]) for name in names)] for number, row in shown]
     total = {name: sum(row[name] for row in rows) for name in names[:3]}
-    said = f"{total['requests']:,} honest requests, {total['lost']} lost, {total['undecided']} undecided"
-    head = f"Run on {rows[0]['at']}, {rows[0]['per second']:g} honest requests per second. In all {said}."
+    said = f"{total['requests']:,} normal requests, {total['lost']} lost, {total['undecided']} undecided"
+    head = f"Run on {rows[0]['at']}, {rows[0]['per second']:g} normal requests per second. In total: {said}."
     return "\n".join([head, "", *_markdown(["minute", *names], table)])
 
 
