@@ -559,7 +559,7 @@ def sizing() -> str:
     said += f"${1e3 * cost:.5f} for cores and save ${1e3 * saved:.2f}, {saved / cost:,.0f} times as much. "
     said += f"Above {break_even:,.0f} new texts per second, a GPU is cheaper than the cores that it replaces."
     first, second = (_markdown(*each) for each in ((("", "value", "what", "kind"), inputs), (columns, rows)))
-    return "\n".join([*first, "", "The following table is computed from these values.", "", *second, "", said])
+    return "\n".join([*first, "", "This table is computed from these values:", "", *second, "", said])
 
 
 PARTS: dict[str, Callable[[], str]] = {

@@ -52,7 +52,7 @@ class RequestHead(msgspec.Struct, frozen=True):
         return self.headers.get("x-request-id", "")
 
 
-LARGE = 2_048  # estimated microseconds of work, up to which the event loop does it
+LARGE = 2_048  # estimated microseconds of work up to which the event loop does it itself
 LINE_WORK, CHARACTERS = 2, 128  # microseconds to judge a line or turn, and characters per microsecond
 SHORT = 4_096  # characters of a text whose lines do not matter
 
