@@ -179,7 +179,7 @@ class AdminServer(ThreadingTCPServer):
             self._free.release()
 
     def answer(self, asked: Asked) -> Page:
-        """The page that was asked for."""
+        """The requested page."""
         if (page := self.site(asked)) is not None:
             return page
         if asked.body is None:
