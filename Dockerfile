@@ -11,7 +11,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY semroute_extproc semroute_extproc
 COPY models models
 
-# Packages, then the sidecar, then away with what only builds it.
+# Packages, then the sidecar; what was needed only to build it is removed.
 FROM sources AS build-cpu
 COPY requirements/runtime.txt requirements/
 RUN pip --python /venv/bin/python install --require-hashes -r requirements/runtime.txt \
