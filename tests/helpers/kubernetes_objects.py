@@ -31,8 +31,14 @@ VERSIONS = ("1.29", "1.37")
 
 CRDS = Path(__file__).with_name("crds")
 FIELDS: Mapping[str, Any] = YAML(typ="safe", pure=True).load((CRDS / "fields.yaml").read_text())
-PACKAGED = ("gateway.networking.k8s.io", "networking.istio.io", "monitoring.coreos.com", "keda.sh")
-"""Groups whose CRDs an npm package carries, as validators."""
+PACKAGED = (
+    "gateway.envoyproxy.io",
+    "gateway.networking.k8s.io",
+    "networking.istio.io",
+    "monitoring.coreos.com",
+    "keda.sh",
+)
+"""Groups whose kinds an npm package carries, as validators."""
 NPM_SECONDS_MAX = 120.0
 
 

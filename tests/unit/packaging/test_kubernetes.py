@@ -84,6 +84,7 @@ def test_the_packaged_crds_accept_every_object_of_their_groups() -> None:
     found = [each for each in CUSTOM if each["apiVersion"].partition("/")[0] in PACKAGED]
     assert {each["kind"] for each in found} >= {
         "HTTPRoute",
+        "EnvoyExtensionPolicy",
         "EnvoyFilter",
         "VirtualService",
         "PodMonitor",
@@ -92,10 +93,13 @@ def test_the_packaged_crds_accept_every_object_of_their_groups() -> None:
     wrong = [
         broken("HTTPRoute", {"rules": [{"timeouts": {"request": "0"}}]}),
         broken("PodMonitor", {"podMetricsEndpoints": [{"interval": "often"}]}),
+        broken("EnvoyExtensionPolicy", {"extProc": [{"backendRefs": [{"name": "a"}], "failOpen": "yes"}]}),
+        *(broken(kind, {"unknown": 1}) for kind in sorted({each["kind"] for each in found})),
+        broken("HTTPRoute", {"rules": [{"timeouts": {"requests": "0s"}}]}),
     ]
     said = wrong_for_packages(folder, [*found, *wrong])
     assert [f"{label(each)}: {text}" for each, text in zip(found, said, strict=False) if text] == []
-    assert all(said[len(found) :]), "a wrong value is found"
+    assert all(said[len(found) :]), "a wrong value and an unknown field are found"
 
 
 def test_the_given_crds_accept_every_object() -> None:
