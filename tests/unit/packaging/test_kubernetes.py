@@ -4,44 +4,28 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
 from kubernetes_objects import (
-    CHART,
     FIELDS,
     PACKAGED,
-    VALUES,
     VERSIONS,
     Json,
-    chart_objects,
-    gateway_objects,
     given_crds,
     is_core,
+    label,
     npm_folder,
-    plain,
-    values,
+    shipped,
     wrong_fields,
     wrong_for,
     wrong_for_packages,
 )
 
-README = (CHART / "README.md").read_text()
-ALL = [
-    *((f"chart, {name}", each) for name in VALUES for each in chart_objects(values(name))),
-    *gateway_objects(),
-    *(("chart's README", plain(text)) for text in re.findall(r"```yaml\n(apiVersion.*?)```", README, re.S)),
-]
+ALL = shipped()
 CUSTOM = [each for _, each in ALL if not is_core(each)]
-
-
-def label(document: Any) -> str:
-    return (
-        f"{document['kind']} {document['metadata']['name']}" if isinstance(document, dict) else str(document)
-    )
 
 
 def broken(kind: str, change: dict[str, Any]) -> Json:
