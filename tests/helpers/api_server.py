@@ -24,7 +24,6 @@ NEWER = (
     (23, r'"autoscaling/v2"', '"autoscaling/v2beta2"'),
     (24, r'"grpc": \{"port": (\d+), "service": "[^"]*"\}', r'"tcpSocket": {"port": \1}'),
     (26, r'"unhealthyPodEvictionPolicy": "\w+", ', ""),
-    (28, r'"restartPolicy": "Always", ', ""),
 )
 """First minor version of Kubernetes that has what the chart uses, and what stands in for it before."""
 
@@ -79,8 +78,8 @@ class Server:
         etcd, server = self.processes
         etcd.start(lambda: HTTP.get(self.health).status_code == 200, 30)
         server.start(lambda: self.http.get("/readyz").status_code == 200, 120)
-        version = self.get("/version")
-        self.version, self.minor = version["gitVersion"], int(re.sub(r"\D", "", version["minor"]))
+        self.version = str(self.get("/version")["gitVersion"])
+        self.minor = int(self.version.split(".")[1])
 
     def stop(self) -> None:
         for process in reversed(self.processes):
