@@ -19,10 +19,10 @@ TARGET ?= cpu
 BUNDLE ?= semroute-minilm
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test screenshots conformance faults soak test-train test-vllm lint format type gen gen-check test-release release test-remote test-ray bench bench-check gpu fuzz docs docs-check image audit sbom licenses lock train check clean
+.PHONY: help setup demo test screenshots conformance faults soak test-train test-vllm lint format type gen gen-check test-release release test-remote test-kubernetes test-ray bench bench-check gpu fuzz docs docs-check image audit sbom licenses lock train check clean
 
 help:  ## print the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # One stamp file per lock file: a changed lock file is reinstalled, an unchanged one is skipped.
 $(VENV)/.%: requirements/%.txt pyproject.toml lab/pyproject.toml
@@ -90,6 +90,10 @@ $(TRITON)/.ready $(MLSERVER)/.ready: .venv-%/.ready: requirements/%.txt
 
 test-remote: $(VENV)/.dev $(TRITON)/.ready $(MLSERVER)/.ready  ## run the tests with the encoder on a real Triton and a real MLServer
 	SEMROUTE_TRITON=$(CURDIR)/$(TRITON) SEMROUTE_MLSERVER=$(CURDIR)/$(MLSERVER) $(BIN)/python -m pytest tests/remote $(TEST_ARGS)
+
+test-kubernetes: $(VENV)/.dev  ## create every object on a real API server; KUBEBUILDER_ASSETS=DIR: etcd, kube-apiserver
+	@test -n "$(KUBEBUILDER_ASSETS)" || { echo "KUBEBUILDER_ASSETS is not set: see CONTRIBUTING.md"; exit 2; }
+	KUBEBUILDER_ASSETS=$(abspath $(KUBEBUILDER_ASSETS)) $(BIN)/python -m pytest tests/kubernetes $(TEST_ARGS)
 
 lint: $(VENV)/.dev  ## check style, imports and the direction of dependencies
 	$(BIN)/ruff check .
