@@ -47,6 +47,18 @@ def stages() -> dict[str, str]:
     return dict(re.findall(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM |\Z)", DOCKERFILE, re.M | re.S))
 
 
+def copies() -> list[str]:
+    """What the Dockerfile copies from the checkout."""
+    copied = [shlex.split(line)[1:-1] for line in DOCKERFILE.splitlines() if line.startswith("COPY ")]
+    own = [parts for parts in copied if not parts[0].startswith("--from")]
+    return [each for parts in own for each in parts if not each.startswith("--")]
+
+
+def names_in(lock: str) -> list[str]:
+    text = (ROOT / "requirements" / f"{lock}.txt").read_text()
+    return re.findall(r"^([\w.-]+)==", text, re.M)
+
+
 def environment(service: dict[str, Any]) -> dict[str, str]:
     given = service["environment"].items()
     return {name: re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value) for name, value in given}
@@ -98,18 +110,31 @@ def test_the_image_runs_as_a_user_with_a_number_and_contains_no_tests_or_history
     for target in ("cpu", "gpu", "demo"):
         assert f"FROM runtime AS {target}\n" in DOCKERFILE
         assert "USER" not in found[target]
-        assert f"COPY --from=build-{target} /venv /venv" in found[target]
+        copied = re.findall(r"^COPY --from=(\S+) (\S+) (\S+)$", found[target], re.M)
+        # What changes with the code is the last layer.
+        assert copied == [(f"packages-{target}", "/venv", "/venv"), (f"own-{target}", "/own/venv", "/venv")]
     assert list(found)[-1] == "cpu", "the target of a build that names none"
     assert not re.search(r"^ADD |curl|wget|--mount=type=secret", DOCKERFILE, re.M)
-    assert DOCKERFILE.count("--require-hashes") == DOCKERFILE.count("-r requirements/") == 3
-    ignored = (ROOT / ".dockerignore").read_text().split()
-    assert {".git", "tests", "datasets"} <= set(ignored)
+    assert DOCKERFILE.count("--require-hashes") == DOCKERFILE.count("-r requirements/") == 4
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    everything, *others = [line for line in lines if not line.startswith("#")]
+    assert everything == "*"
+    assert {line[1:] for line in others if line.startswith("!")} == {path.split("/")[0] for path in copies()}
+    assert "lab/tests" in others
+
+
+def test_the_image_for_a_gateway_contains_nothing_that_only_builds_it() -> None:
+    built_by = set(names_in("build"))
+    assert "hatchling" in built_by
+    for target, lock in (("cpu", "runtime"), ("gpu", "gpu")):
+        assert f"-r requirements/{lock}.txt" in stages()[f"packages-{target}"]
+        assert built_by & set(names_in(lock)) == {"packaging"}, "ONNX Runtime needs it"
 
 
 def test_every_image_that_is_not_ours_is_pinned_and_none_moves() -> None:
     [base] = re.findall(r"^ARG BASE=(\S+)$", DOCKERFILE, re.M)
-    assert re.fullmatch(r"python:3\.13-slim-trixie@sha256:[0-9a-f]{64}", base)
-    assert set(re.findall(r"^FROM (\S+)", DOCKERFILE, re.M)) == {*("${BASE}", "sources", "runtime")}
+    assert re.fullmatch(r"docker\.io/library/python:3\.13-slim-trixie@sha256:[0-9a-f]{64}", base)
+    assert set(re.findall(r"^FROM (\S+)", DOCKERFILE, re.M)) == {"${BASE}", "venv", "sources", "runtime"}
     for name, service in COMPOSE["services"].items():
         if "semroute-extproc" not in service["image"]:
             assert re.search(r":v?\d+\.\d+\.\d+(@sha256:[0-9a-f]{64})?$", service["image"]), name
@@ -119,13 +144,14 @@ def test_the_image_has_the_labels_of_the_open_container_initiative_and_the_packa
     labels = dict(re.findall(r'org\.opencontainers\.image\.([\w.]+)="([^"]*)"', stages()["runtime"]))
     assert labels["licenses"] == PROJECT["project"]["license"]
     assert labels["title"] == PROJECT["project"]["name"]
-    assert {"description", "version", "revision", "base.name"} <= labels.keys()
+    assert {"description", "version", "revision"} <= labels.keys()
+    assert f"ARG BASE={labels['base.name']}@sha256:" in DOCKERFILE
     assert f"ARG VERSION={__version__}\n" in DOCKERFILE
 
 
 def test_only_the_image_for_a_gpu_has_the_graphs_for_it() -> None:
-    assert "--no-build-isolation . ./models \\\n" in stages()["build-gpu"]
-    assert "./models" not in stages()["build-cpu"]
+    assert "--root /own . ./models\n" in stages()["own-gpu"]
+    assert "./models" not in stages()["own-cpu"]
 
 
 def test_compose_writes_envoys_file_for_the_configuration_that_the_sidecar_runs(tmp_path: Path) -> None:
@@ -252,10 +278,8 @@ def test_compose_and_the_image_call_commands_that_exist() -> None:
 
 
 def test_the_image_copies_paths_that_exist() -> None:
-    copied = [shlex.split(line)[1:-1] for line in DOCKERFILE.splitlines() if line.startswith("COPY ")]
-    sources = [s for parts in copied if not parts[0].startswith("--from") for s in parts]
-    assert len(sources) >= 6
-    for source in sources:
+    assert len(copies()) >= 6
+    for source in copies():
         assert (ROOT / source).exists(), source
 
 
