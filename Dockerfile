@@ -43,6 +43,8 @@ FROM ${BASE} AS runtime
 RUN groupadd --gid 65532 semroute \
  && useradd --uid 65532 --gid 65532 --no-create-home --shell /usr/sbin/nologin semroute \
  && install --directory --owner 65532 --group 65532 --mode 2770 /run/semroute
+# The base image has no bytecode of the standard library, and nothing may write it later.
+RUN python -m compileall -q -x site-packages "$(python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')"
 COPY --chmod=0644 semroute_extproc/cli/example.yaml /etc/semroute/semroute.yaml
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     SEMROUTE_CONFIG=/etc/semroute/semroute.yaml
