@@ -70,6 +70,7 @@ COPY --from=own-gpu /own/venv /venv
 FROM runtime AS demo
 COPY --from=packages-demo /venv /venv
 COPY --from=own-demo /own/venv /venv
+CMD ["demo"]
 
 FROM runtime AS cpu
 COPY --from=packages-cpu /venv /venv
