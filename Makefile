@@ -19,10 +19,10 @@ TARGET ?= cpu
 BUNDLE ?= semroute-minilm
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test screenshots conformance faults soak test-train test-vllm lint format type gen gen-check test-release release test-remote test-ray bench bench-check gpu fuzz docs docs-check image audit sbom licenses lock train check clean
+.PHONY: help setup demo test screenshots conformance faults soak test-train test-vllm lint format type gen gen-check test-release release test-remote test-kubernetes test-ray bench bench-check gpu fuzz docs docs-check image audit sbom licenses lock train check clean
 
 help:  ## print the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # One stamp file per lock file: a changed lock file is reinstalled, an unchanged one is skipped.
 $(VENV)/.%: requirements/%.txt pyproject.toml lab/pyproject.toml
@@ -44,16 +44,16 @@ test: $(VENV)/.dev  ## run all tests, including those with a real Envoy
 conformance: $(VENV)/.dev  ## run every case of the protocol, raw and at a real Envoy, and write docs/conformance.md
 	$(BIN)/python -m pytest tests/conformance --messages 500000 --conformance-page docs/conformance.md $(TEST_ARGS)
 
-faults: $(VENV)/.dev  ## break every part under load, behind a real Envoy, and write docs/reliability.md; eight minutes
+faults: $(VENV)/.dev  ## inject faults under load behind a real Envoy, write docs/reliability.md; eight minutes
 	rm -f benchmarks/results/faults.jsonl
 	SEMROUTE_FAULTS=$(CURDIR)/benchmarks/results/faults.jsonl $(BIN)/python -m pytest tests/faults/test_faults.py tests/faults/test_shared_state.py
 	$(BIN)/python tools/gen_docs.py
 
-soak: $(VENV)/.dev  ## send honest requests among hostile ones for half an hour, and write it to docs/reliability.md
+soak: $(VENV)/.dev  ## send normal and hostile requests for half an hour, and write docs/reliability.md
 	SEMROUTE_SOAK=$(CURDIR)/benchmarks/results/soak.jsonl SEMROUTE_SOAK_SECONDS=1800 $(BIN)/python -m pytest tests/faults/test_soak.py
 	$(BIN)/python tools/gen_docs.py
 
-test-release: $(VENV)/.dev  ## build every distribution twice, install them into empty environments and run the demo
+test-release: $(VENV)/.dev  ## build every distribution twice, install each into an empty environment, run the demo
 	SEMROUTE_RELEASE=1 $(BIN)/python -m pytest tests/release $(TEST_ARGS)
 
 release: $(VENV)/.dev  ## build the wheels and sdists of this version into dist/, check them and write SHA256SUMS
@@ -90,6 +90,10 @@ $(TRITON)/.ready $(MLSERVER)/.ready: .venv-%/.ready: requirements/%.txt
 
 test-remote: $(VENV)/.dev $(TRITON)/.ready $(MLSERVER)/.ready  ## run the tests with the encoder on a real Triton and a real MLServer
 	SEMROUTE_TRITON=$(CURDIR)/$(TRITON) SEMROUTE_MLSERVER=$(CURDIR)/$(MLSERVER) $(BIN)/python -m pytest tests/remote $(TEST_ARGS)
+
+test-kubernetes: $(VENV)/.dev  ## create every object on a real API server; KUBEBUILDER_ASSETS=DIR: etcd, kube-apiserver
+	@test -n "$(KUBEBUILDER_ASSETS)" || { echo "KUBEBUILDER_ASSETS is not set: see CONTRIBUTING.md"; exit 2; }
+	KUBEBUILDER_ASSETS=$(abspath $(KUBEBUILDER_ASSETS)) $(BIN)/python -m pytest tests/kubernetes $(TEST_ARGS)
 
 lint: $(VENV)/.dev  ## check style, imports and the direction of dependencies
 	$(BIN)/ruff check .
@@ -153,7 +157,7 @@ train: $(VENV)/.dev  ## retrain a shipped bundle; DATA=DIR: public data sets, BU
 lock: $(VENV)/.dev  ## pin requirements/*.txt again from pyproject.toml
 	$(BIN)/python tools/lock.py
 
-check: lint type gen-check docs-check test  ## run everything that CI runs
+check: lint type gen-check docs-check test  ## check style, types, generated files, and run all tests
 
 clean:  ## remove everything that the other targets created
 	rm -rf $(VENV) $(VLLM) $(TRITON) $(MLSERVER) $(AUDIT) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

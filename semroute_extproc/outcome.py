@@ -105,7 +105,7 @@ class Outcome(msgspec.Struct, frozen=True):
     cause: Cause
     pool: str = ""
     cluster: str = ""
-    model: str = ""  # the model the pool is asked for
+    model: str = ""  # the model name that is sent to the pool
     reason: str = ""  # one short sentence that explains it
     body: bytes | None = None  # the new body; None keeps the client's
     decoded: bool = False  # `body` is not compressed although the client's was
@@ -122,7 +122,7 @@ class Outcome(msgspec.Struct, frozen=True):
     view: RequestView | None = None
     signals: Signals | None = None
     context: RoutingContext | None = None  # what the policy decided on
-    text: str = ""  # the classified text; logged only if the operator asked for it
+    text: str = ""  # the classified text; logged only with `telemetry.log_prompts`
     left_out: tuple[LeftOut, ...] = ()  # see `RoutingContext`
     housekeeping: str = ""  # see `RoutingContext`
     failed: Handover | None = None  # the pools that failed this request before

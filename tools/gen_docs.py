@@ -273,8 +273,8 @@ def soak() -> str:
     shown = [(number, row) for number, row in enumerate(rows, 1) if number == 2 or number % 5 == 0]
     table = [[f"{number * minutes:g}", *(str(row[name]) for name in names)] for number, row in shown]
     total = {name: sum(row[name] for row in rows) for name in names[:3]}
-    said = f"{total['requests']:,} honest requests, {total['lost']} lost, {total['undecided']} undecided"
-    head = f"Run on {rows[0]['at']}, {rows[0]['per second']:g} honest requests per second. In all {said}."
+    said = f"{total['requests']:,} normal requests, {total['lost']} lost, {total['undecided']} undecided"
+    head = f"Run on {rows[0]['at']}, {rows[0]['per second']:g} normal requests per second. In total: {said}."
     return "\n".join([head, "", *_markdown(["minute", *names], table)])
 
 
@@ -483,7 +483,7 @@ def logs() -> str:
     ]
     columns = (
         *("command", "µs per decision", "decisions per second and core", "core hours of a billion"),
-        *("hours on 64 cores", "MiB at most", "of these without a log"),
+        *("hours on 64 cores", "MiB at most", "of these with 600 decisions"),
     )
     log = f"{run['decisions']:,} decisions, {run['bytes'] / 1e6:,.0f} MB as JSON Lines"
     size = f"{run['parquet_bytes'] / 1e6:,.0f} MB as Parquet; `--memory {run['memory_mib']}`."
@@ -507,7 +507,7 @@ def sizing() -> str:
     figures = {
         "P": (length["server"], f"ms of CPU for a new text of {known['in']} tokens", "measured"),
         "E": (length["bare"], "of these, the pass of the encoder", "measured"),
-        "C": (cached, "ms of CPU for a cached text: N, and the policy in process", "arithmetic"),
+        "C": (cached, "ms of CPU for a cached text: N plus the policy in the process", "computed"),
         "N": (cpu["named cpu ms"], "ms of CPU for a named model", "measured"),
         "K": (
             remote["cpu ms"],
@@ -516,7 +516,7 @@ def sizing() -> str:
         ),
         "V": (
             shared["conversations as well"]["cpu_ms"] - shared["off"]["cpu_ms"],
-            "ms more for a request if replicas share conversations, limits and live scores",
+            "additional ms for a request if replicas share conversations, limits and live scores",
             "measured",
         ),
         "G": ("–", "new texts per second of a GPU", "**not measured**"),
@@ -555,11 +555,11 @@ def sizing() -> str:
     )
     inputs = ((name, *figure) for name, figure in figures.items())
     break_even = v["g"] / v["d"] / (v["P"] - v["K"]) * 1e3
-    said = f"A worker takes {1 / python:,.0f} requests per second of this mix. 1,000 requests cost "
-    said += f"${1e3 * cost:.5f} of cores and save ${1e3 * saved:.2f}, {saved / cost:,.0f} times as much. "
-    said += f"A GPU is cheaper than the cores that it frees from {break_even:,.0f} new texts per second on."
+    said = f"A worker handles {1 / python:,.0f} requests per second of this mix. 1,000 requests cost "
+    said += f"${1e3 * cost:.5f} for cores and save ${1e3 * saved:.2f}, {saved / cost:,.0f} times as much. "
+    said += f"Above {break_even:,.0f} new texts per second, a GPU is cheaper than the cores that it replaces."
     first, second = (_markdown(*each) for each in ((("", "value", "what", "kind"), inputs), (columns, rows)))
-    return "\n".join([*first, "", "All of the following is arithmetic.", "", *second, "", said])
+    return "\n".join([*first, "", "This table is computed from these values:", "", *second, "", said])
 
 
 PARTS: dict[str, Callable[[], str]] = {

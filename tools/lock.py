@@ -2,8 +2,9 @@
 
     python tools/lock.py [NAME…]
 
-One file per installation: `runtime` and `gpu` for the image, `demo` for `make demo`, `audit` for the tools of
-`tools/supply.py`, `triton` and `mlserver` for the servers of `make test-remote`, `dev` for everything else.
+One file per installation: `runtime` and `gpu` for the image, `build` for what builds our packages in it,
+`demo` for `make demo`, `audit` for the tools of `tools/supply.py`, `triton` and `mlserver` for the servers of
+`make test-remote`, `dev` for everything else.
 The files name no package index: the installer's own is used.
 
 `vllm` is what the tests against real vLLM run on, separate from everything else. It is pinned for one
@@ -18,22 +19,20 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BUILD = ["hatchling", "editables"]
-"""Build requirements of an editable install of the two packages."""
-
 OWN = ("semroute-extproc", "semroute-gpu-graphs", "semroute-lab")
-SIDECAR, LAB = "pyproject.toml", "lab/pyproject.toml"
+SIDECAR, LAB, BUILD = "pyproject.toml", "lab/pyproject.toml", "requirements/build.in"
 
 LOCKS = {
     "runtime": ([SIDECAR], ["cpu", "valkey"]),
     "gpu": ([SIDECAR], ["gpu", "valkey"]),
-    "demo": ([SIDECAR, LAB], ["cpu", "demo"]),
-    "dev": ([SIDECAR, LAB], ["cpu", "valkey", "demo", "bench", "test", "dev"]),
+    "demo": ([SIDECAR, LAB, BUILD], ["cpu", "demo"]),
+    "dev": ([SIDECAR, LAB, BUILD], ["cpu", "valkey", "demo", "bench", "test", "dev"]),
 }
-"""Lock to the projects and the extras that it pins."""
+"""Lock to the files and the extras that it pins. An editable install needs the build requirements too."""
 
 
 ALONE = {
+    "build": ["hatchling", "editables"],
     "audit": ["cyclonedx-bom>=7.5", "pip>=25.1", "pip-audit>=2.10"],
     "triton": ["nvidia-pytriton==0.7.0", "onnxruntime>=1.24,<2"],
     "mlserver": ["mlserver==1.7.1", "onnxruntime>=1.24,<2"],
@@ -47,8 +46,6 @@ UNUSED = ("torchaudio", "torchcodec", "torchvision", "triton")
 
 def main() -> int:
     """Compile the locks named as arguments, by default every one; returns the first failure's status."""
-    build = ROOT / "requirements" / "build.in"
-    build.write_text("\n".join(BUILD) + "\n")
     wanted = sys.argv[1:] or ["vllm", *ALONE, *LOCKS]
     if "vllm" in wanted and (status := lock_vllm()):
         return status
@@ -57,9 +54,8 @@ def main() -> int:
         source.write_text("\n".join(packages) + "\n")
         if name in wanted and (status := lock(name, [str(source.relative_to(ROOT))])):
             return status
-    for name, (projects, extras) in LOCKS.items():
-        sources = [*(f"--extra={extra}" for extra in extras), *projects, str(build.relative_to(ROOT))]
-        if name in wanted and (status := lock(name, sources)):
+    for name, (files, extras) in LOCKS.items():
+        if name in wanted and (status := lock(name, [*(f"--extra={extra}" for extra in extras), *files])):
             return status
     return 0
 

@@ -23,7 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements"
 LICENSES = REQUIREMENTS / "licenses.txt"
-LOCKS = ("runtime", "gpu", "demo", "dev", "audit", "vllm", "triton", "mlserver")
+LOCKS = ("runtime", "gpu", "build", "demo", "dev", "audit", "vllm", "triton", "mlserver")
 PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", re.M)
 
 CONTROL = "pyyaml==5.3"

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import signal
 import time
 import uuid
 from collections import deque
@@ -219,6 +220,7 @@ def _error(status: int, message: str, headers: Mapping[str, str], wrapped: bool 
 @click.option("--port", default=8000, show_default=True, help="Port to listen on; 0 for any.")
 def main(name: str, models: tuple[str, ...], host: str, port: int) -> None:
     """Serve until interrupted."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # process 1 of a container would ignore it
 
     async def serve() -> None:
         pool = Pool(name, models or (name,), Speed(first_token_seconds=0.15, token_seconds=0.01))

@@ -1,4 +1,4 @@
-"""Find what is wrong with Envoy's side of a configuration: every way to be unrouted, unsafe or late.
+"""Find problems in Envoy's configuration: requests that are not routed, are unsafe or time out.
 
 Reads a static bootstrap, or the objects of a gateway that `semroute envoy` writes. The expectations of single
 settings are in envoy_check.toml.
@@ -21,7 +21,7 @@ from semroute_extproc.settings.base import did_you_mean
 
 _TABLE = msgspec.toml.decode(Path(__file__).with_suffix(".toml").read_bytes())
 REQUEST = {":method": "POST", ":path": "/v1/chat/completions", "content-type": "application/json"}
-"""Routes are judged by where they send this request."""
+"""The request with which routes are tested."""
 ACCESS_LOG, ANSWERS = "HttpGrpcAccessLogConfig", "semroute.answer"  # what the sidecar's accounting needs
 ANSWER_SECONDS_MIN = 60.0  # a lower timeout of a route ends answers of models
 _MODES = (
@@ -40,7 +40,7 @@ _CONDITIONS = {"prefix", "path", "safe_regex", "path_separated_prefix", "headers
 
 
 class Finding(NamedTuple):
-    """What happens with this file, and what to write."""
+    """A problem of the file: its effect, and what to write instead."""
 
     line: int
     happens: str
@@ -49,7 +49,7 @@ class Finding(NamedTuple):
 
 
 class Node:
-    """A value and its line; a missing one is None, at the line of what it is missing from."""
+    """A value and its line; a missing value is None, at the line of its parent."""
 
     def __init__(self, value: Any, line: int) -> None:
         self.value, self.line = value, line

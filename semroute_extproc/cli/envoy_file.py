@@ -14,8 +14,7 @@ from semroute_extproc.settings.base import Problem, did_you_mean
 from semroute_extproc.settings.process import Server
 
 TARGETS = ("envoy", "envoy-gateway", "istio", "kgateway", "inference-extension")
-FILES = {target: f"{target}.yaml" for target in TARGETS}
-"""What runs Envoy, and its file in envoy/."""
+FILES = {target: f"{target}.yaml" for target in TARGETS}  # What runs Envoy, and its file in envoy/.
 
 BODY_SLACK_BYTES = 64 * 1024  # Envoy's limit on a body is this much above ours, so that our 413 comes first
 MESSAGE_SECONDS_MIN, MESSAGE_SLACK_SECONDS = 3.0, 1.0

@@ -67,6 +67,8 @@ class _BoundedComposer(Composer):
             problem = "nested too deeply"
         elif isinstance(event, ScalarEvent) and len(event.value) > SCALAR_CHARACTERS_MAX:
             problem = f"a value of more than {SCALAR_CHARACTERS_MAX} characters"
+        elif parent is not None and index is None and not isinstance(event, ScalarEvent):
+            problem = "a key must be text, not a mapping or a list"
         if problem:
             raise MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
         node = super().compose_node(parent, index)

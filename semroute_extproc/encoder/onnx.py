@@ -1,4 +1,4 @@
-"""One ONNX Runtime session on the device that the operator asked for."""
+"""One ONNX Runtime session on the configured device."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence

@@ -73,7 +73,7 @@ class EncodeQueue:
     ) -> None:
         """`threads` passes run at once, and `queue_max` texts may wait; `emit` is called from any thread.
 
-        With `niceness` the event loop goes before the threads: it also answers what is not encoded.
+        `niceness` gives the event loop priority: it must also answer requests that are not encoded.
         """
         self.bundle, self._model, self._queue_max = model.bundle, model, queue_max
         self._emit = model.emit = emit
@@ -148,7 +148,7 @@ class EncodeQueue:
                 self._handed.put(batch)
 
     def _overloaded(self, work: _Work) -> bool:
-        """Whether the queue is full, or a slow pass after the waiting and half the running work is late."""
+        """Whether the queue is full, or a slow pass after all waiting and half the running work is late."""
         ahead = sum(each.units for each in self._queue) + sum(each.units for each in self._running) / 2
         seconds = self._time.mean * ahead / len(self._threads) + self._time.high * work.units
         return len(self._queue) >= self._queue_max or self._loop.time() + seconds > work.deadline
@@ -167,7 +167,7 @@ class EncodeQueue:
             self._emit(EncoderLost(self.bundle.manifest.name, reason))
 
     def _take(self) -> list[_Work]:
-        """The oldest work that can be done in time; the last is dropped only once its deadline has passed."""
+        """The oldest work that can be done in time. The last work is dropped only after its deadline."""
         batch: list[_Work] = []
         self._last_take = now = monotonic() + self._ahead
         while self._queue and len(batch) < self._batch_max:
@@ -181,7 +181,7 @@ class EncodeQueue:
         return batch
 
     def _work(self) -> None:
-        """Run work in a thread. It takes its next work itself, to save a turn of the event loop."""
+        """Run work in a thread, which takes its next work itself, without waiting for the event loop."""
         with suppress(OSError):  # a sandbox may forbid it
             os.setpriority(
                 os.PRIO_PROCESS, get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + self._niceness

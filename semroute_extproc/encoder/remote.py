@@ -35,12 +35,12 @@ DATATYPES = {"int64": "INT64", "float32": "FP32"}  # of NumPy, and of the protoc
 
 CHANNEL = (
     ("grpc.max_receive_message_length", 1024 * 1024),
-    ("grpc.enable_http_proxy", 0),  # which the environment may name, and which would see the prompts
-    ("grpc.lb_policy_name", "round_robin"),  # over the addresses that the name has
+    ("grpc.enable_http_proxy", 0),  # a proxy from the environment would see the prompts
+    ("grpc.lb_policy_name", "round_robin"),  # over all addresses of the name
     # gRPC waits up to two minutes before it connects again to a server that was restarted.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
-    # A host that vanished sends nothing; without pings, TCP gives it up after a quarter of an hour.
+    # Without pings, TCP notices only after a quarter of an hour that a host has vanished.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 2_000),
 )
@@ -52,8 +52,8 @@ CAUSES = {
 
 OUTPUTS_MAX, DIMENSIONS_MAX, VALUE_MAX = 16, 4, 1e6  # of an answer; products of larger values are infinite
 INLINE_CHARACTERS_MAX = 1_024  # of a text that the event loop tokenizes; a longer one goes to a thread
-TIME_MIN = 0.5  # share of `deadline_ms` that a server must have had to be blamed for a timeout
-VERIFY_SECONDS = 5.0  # for the pass at the start, which may be the server's first
+TIME_MIN = 0.5  # a timeout counts as the server's failure if it had this share of `deadline_ms`
+VERIFY_SECONDS = 5.0  # for the pass at startup, which may be the server's first pass
 CA_BYTES_MAX, TOKEN_BYTES_MAX, DETAIL_CHARACTERS_MAX, TOKEN_SECONDS = 16 * 1024**2, 16 * 1024, 200, 60.0
 
 log = structlog.get_logger("semroute.encoder")
@@ -115,7 +115,7 @@ class EncoderServer:
         raise problem
 
     def failed(self) -> None:
-        """Count a failure; also for a server that was slower than its hedge."""
+        """Count a failure, such as an answer that was slower than that of the second server."""
         self._breaker.failed(self._clock())
 
     async def close(self) -> None:
@@ -169,7 +169,7 @@ class RemoteEncoder:
         emit: Emit = ignore,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        """`local` is asked without an answer; `texts_max` texts are under way at once. Raises ConfigError."""
+        """`local` encodes without an answer; `texts_max` texts may be sent at once. Raises ConfigError."""
         self.bundle, self._local, self._texts_max, self._emit = bundle, local, texts_max, emit
         self._model = settings.model.replace("{bundle}", bundle.manifest.name)
         self._patience, self._hedge = settings.deadline_ms / 1e3, settings.hedge_ms / 1e3
@@ -190,7 +190,7 @@ class RemoteEncoder:
         return {**names, "provider": "remote", "graph": self._model}
 
     async def verify(self) -> None:
-        """Run one pass on each server; raises ConfigError if one has another graph. One may be down."""
+        """Run a pass on each server; raises ConfigError for another graph. A server may be down."""
         batch = [self._framer.frame("word")]
         for server in self._servers:
             try:
@@ -229,7 +229,7 @@ class RemoteEncoder:
             await self._local.close()
 
     async def _asked(self, text: str, until: float) -> tuple[RawOutput, EncoderServer]:
-        """The first usable answer, and whose it is.
+        """The first usable answer, and the server that gave it.
 
         The second server is asked after `hedge_ms`, or as soon as the first has failed.
         """

@@ -45,8 +45,8 @@ _Mode = pb.ProcessingMode
 
 HEADERS_MAX = 256  # request headers read; more are ignored
 HEADERS_SPARE, HEADER_BYTES_SPARE = 16, 24 * 1024
-"""Room below Envoy's limits that a request needs to be changed: for our headers, of which a handover's may
-have 8 KiB, and for those that Envoy hides. Envoy refuses a request that a change takes over a limit."""
+"""A request is changed only if it is this far below Envoy's limits: room for our headers (the plan has up to
+8 KiB) and for headers that Envoy hides. Envoy refuses a request that exceeds a limit after a change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class ExchangeSettings:
     names: Names
     stores: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """Tag of a pool in the IDs of responses to its name and cluster; empty without sessions."""
-    refuses: bool = False  # what cannot be read: no rule of a pool can be applied to it
+    refuses: bool = False  # refuse requests that cannot be read, because rules cannot be applied
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -68,7 +68,7 @@ class Step(msgspec.Struct, frozen=True):
     replies: tuple[bytes, ...] = ()
     decide: Decide | None = None
     outcome: Outcome | None = None
-    waits: bool = False  # for the first piece of a body that was asked for
+    waits: bool = False  # for the first piece of the body
 
 
 _NOTHING = Step()
@@ -106,7 +106,7 @@ class Exchange:
 
     @property
     def finished(self) -> bool:
-        """Whether every further reply would say that Envoy may go on, as the end of the stream does."""
+        """Whether the stream can end: every further reply would only let Envoy continue, as the end does."""
         if self.observed or self._mode is None:
             return False
         echoes = self._duplex and self._state is _State.PASSED
@@ -135,7 +135,7 @@ class Exchange:
         return written
 
     def ended(self, cause: Cause = Cause.NO_BODY) -> Outcome | None:
-        """The stream ended because of `cause`: the outcome of a request without one."""
+        """The outcome, if the request has none yet when its stream ends because of `cause`."""
         begun = self._state in (_State.BODY, _State.HELD)
         if not begun and (self._state is not _State.START or cause is Cause.NO_BODY):
             return None
@@ -202,7 +202,7 @@ class Exchange:
         if near and self._settings.refuses:
             answer = answers.too_many_headers(place.api or Api.OTHER)
             return self._answer(Kind.REJECTED, Cause.TOO_MANY_HEADERS, answer)
-        if near and CLUSTER_HEADER not in head.headers:  # a client's must be removed all the same
+        if near and CLUSTER_HEADER not in head.headers:  # a client's own must be removed
             self._state = _State.PASSED
             return Step((CONTINUE["request_headers"],), outcome=self._passthrough(Cause.TOO_MANY_HEADERS))
         length, most = head.headers.get("content-length", ""), server.body_bytes_max
@@ -311,7 +311,7 @@ def read_head(headers: Sequence[pb.HeaderValue]) -> RequestHead:
 
 
 def _unroutable(head: RequestHead, api: Api | None, fits: bool) -> Cause | None:
-    """Why the body is not asked for; None if it is. `fits`: its length is declared and within the limit."""
+    """Why Envoy is not asked for the body, if so. `fits`: its length is declared and within the limit."""
     if head.method != "POST":
         return Cause.METHOD
     if api is None:

@@ -24,7 +24,7 @@ from semroute_extproc.outcome import Cause, Outcome
 from semroute_extproc.pipeline.pipeline import Pipeline
 from semroute_extproc.settings.process import Server
 
-SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"  # on the wire only the method's path has it
+SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"  # appears only in the method's path
 MESSAGE_SLACK_BYTES = 128 * 1024
 """Room in a gRPC message for headers and attributes, and for the 64 KiB by which Envoy's limit
 on a body is above ours (envoy/envoy.yaml)."""
@@ -61,7 +61,7 @@ class Servicer:
         self._emit = emit
 
     async def process(self, _: Any, context: _Context) -> None:
-        """Handle one stream until nothing more is to be said; cancellation is not an error."""
+        """Handle one stream until no reply is left to send; cancellation is not an error."""
         snapshot = self._snapshot()
         streams_max = snapshot.pipeline.config.server.streams_max
         if len(self.open) >= streams_max:
@@ -86,7 +86,7 @@ class Servicer:
                     if step.outcome is not None:
                         self._report(exchange, step.outcome, context, times)
                 if exchange.finished:
-                    return None  # Envoy would keep the stream until the client has read the answer.
+                    return None  # Otherwise Envoy keeps the stream until the client has read the answer.
                 if step.waits:
                     self.waiting[context] = None
                     if len(self.waiting) > UPLOADS_SHARE_MAX * streams_max:
@@ -98,8 +98,8 @@ class Servicer:
             self._ended(context, Cause.NO_BODY)
 
     async def _end(self, context: _Context, code: grpc.StatusCode, cause: Cause) -> None:
-        """End a stream; Envoy's `failure_mode_allow` says what becomes of a request that is undecided."""
-        # Counted now: the stream's own task may go on only when Envoy has closed the stream.
+        """End a stream; Envoy's `failure_mode_allow` determines what happens to an undecided request."""
+        # Counted now, because the stream's own task may continue only after Envoy has closed the stream.
         if self._ended(context, cause):
             with suppress(grpc.aio.AbortError):
                 await context.abort(code, cause.words)

@@ -24,8 +24,8 @@ from semroute_extproc.strategies.judge_client import JudgeClient
 
 T = TypeVar("T")
 
-RULE_SPEED = 2  # of the facts that rules read of turns, over that of judging their text
-WAITING_MAX = 64  # Larger requests in this process; of others, nothing that takes long is read.
+RULE_SPEED = 2  # how much faster rules read facts of turns than their text is judged
+WAITING_MAX = 64  # Large requests that may wait; further ones are decided without their text.
 PASSES_MAX = 32  # Concurrent encoder passes for shadows alone; beyond that, shadows stay undecided.
 
 

@@ -41,11 +41,11 @@ from semroute_extproc.state.sessions import Keys, response_id
 from semroute_extproc.state.shared import SharedState
 from semroute_extproc.strategies.judge_client import JudgeClient
 
-BYTES, MODEL_BYTES = 1_024, 512  # of a body without many parts, and of any whose model is found, in 1 us
-EDIT_SPEED = 8  # of editing a body over that of reading it
-INFLATED_BYTES = 32_768  # up to which the event loop decodes a content-encoding
-COUNT_SHARE = 0.5  # of the time until the deadline that counting tokens may take
-QUALITY_HEADER = "x-semroute-quality"  # The client's trade-off, 0 (cheapest) to 1 (best), or ignored.
+BYTES, MODEL_BYTES = 1_024, 512  # read in 1 us: of a body with few parts; to find the model
+EDIT_SPEED = 8  # how much faster a body is edited than read
+INFLATED_BYTES = 32_768  # decoded bytes up to which the event loop decompresses
+COUNT_SHARE = 0.5  # share of the time until the deadline for counting tokens
+QUALITY_HEADER = "x-semroute-quality"  # The client's trade-off, 0 (cheapest) to 1 (best).
 
 # Decimal digits only: `float` accepts much more.
 _NUMBER = re.compile(r"(?:[0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20})(?:[eE][-+]?[0-9]{1,3})?")
@@ -67,11 +67,11 @@ class _Asked(NamedTuple):
     model: str = ""  # that the path, the query or the body names
     form: str = ""  # content type of a multipart form
     failed: Handover | None = None  # pools that failed before
-    document: dict[str, Any] | None = None  # of a body that only Python reads: what to edit, see `as_python`
+    document: dict[str, Any] | None = None  # a body that only Python can read, for edits: see `as_python`
     unread: Cause | None = None  # why the body cannot be used
     fixed: bool = False  # the body stays as it is
-    parts: int | None = None  # of the body: commas and brackets, each of which takes up to a microsecond
-    counted: bool = False  # its structure, before anything is built of it
+    parts: int | None = None  # commas and braces in the body; each takes up to 1 us to read
+    counted: bool = False  # the structure of the body was checked
 
     @property
     def decoded(self) -> bool:
@@ -80,7 +80,7 @@ class _Asked(NamedTuple):
 
     @property
     def size(self) -> int:
-        """What `LargeRequests` needs to know; nothing waits for it if it is overloaded."""
+        """The size for `LargeRequests`; 0 if it is overloaded, so that this request does not wait."""
         return 0 if self.unread is Cause.OVERLOADED else len(self.body)
 
     @property
@@ -94,7 +94,7 @@ class _Asked(NamedTuple):
         return self.failed.tried if self.failed else ()
 
     def work(self, speed: int = 1) -> int:
-        """How long it takes to read the body, in microseconds; `speed` times faster to skip its parts."""
+        """Microseconds to read the body, or to skip its parts, which is `speed` times faster."""
         return 0 if self.unread is Cause.OVERLOADED else len(self.body) // BYTES + (self.parts or 0) // speed
 
     def with_parts(self) -> Self:
@@ -103,7 +103,7 @@ class _Asked(NamedTuple):
         return self._replace(parts=bodies.occurrences(self.body, b",{", LARGE)) if decide else self
 
     def check(self) -> None:
-        """Raise BadBody for too much structure; every string has a comma or bracket beside it."""
+        """Raise BadBody for too much structure, which a body with few commas and braces cannot have."""
         if self.parts is None or self.parts > LARGE:
             bodies.check_structure(self.body)
 
@@ -115,7 +115,7 @@ class _Asked(NamedTuple):
         if self.unread is Cause.TOO_MANY_PARTS:
             return apis.model_of(bodies.top_level(body))
         if len(body) > LARGE * MODEL_BYTES:
-            # Roughly on the event loop, where an overloaded request is.
+            # Only roughly on the event loop, which reads an overloaded request.
             bodies.check_structure(body, roughly=self.unread is Cause.OVERLOADED)
         return apis.model_of(body)
 
@@ -129,7 +129,7 @@ class _Asked(NamedTuple):
         return view if view.model == self.model else dataclasses.replace(view, model=self.model)
 
     def keeps(self, members: Members) -> bool:
-        """Whether Envoy's body has these members already, or stays as it is anyway."""
+        """Whether Envoy's body already has these members, or must not be changed."""
         same = members == {("model",): self.model} and not (self.decoded or self.request.model)
         return self.fixed or same
 
@@ -210,7 +210,7 @@ class Pipeline:
             return await stages.run(size, bodies.decode_body, request.body, encoding, most)
 
     async def _decided(self, asked: _Asked, stages: Stages) -> Outcome:
-        """Decide by a body that is JSON, or what Python takes for it; else by what is known without it."""
+        """Decide with the body, read as JSON or as Python's json does; if neither works, without it."""
         if asked.unread and (self.config.unreadable == "refuse" or (asked.size == 0 and asked.encoded)):
             raise BadBody(asked.unread)
         try:
@@ -225,7 +225,7 @@ class Pipeline:
         except BadBody as error:
             bad = error.cause is Cause.NOT_JSON and asked.encoded
             cause = Cause.BAD_ENCODING if bad else error.cause
-        # A body that cannot be edited either stays as it is.
+        # The second time, the body could not be edited either, so it is not changed.
         return await self._decided(asked._replace(unread=cause, fixed=asked.unread is not None), stages)
 
     async def _route(self, asked: _Asked, stages: Stages) -> Outcome:
@@ -308,7 +308,7 @@ class Pipeline:
         )
 
     def _read(self, asked: _Asked) -> tuple[_Asked, Named | None]:
-        """The client's request without the edits of the attempt before, and what its model means.
+        """The client's original request, without edits for a pool that failed, and what its model means.
 
         The default pool's policy decides about a body that names no known model.
         """
@@ -335,7 +335,7 @@ class Pipeline:
         return _Asked(sent, body, model, asked.form, failed, asked.document, unread, fixed), named
 
     def _known(self, asked: _Asked, virtual: VirtualModel) -> tuple[RequestView, RoutingContext | None]:
-        """The facts of a request, with the text that is judged if this is the thread or it takes no long."""
+        """The facts of a request; and its context, unless that takes too long for the event loop."""
         view = asked.view()
         inline = asked.work() <= LARGE < view.work
         return view, None if inline else self._context(asked, view, virtual)
@@ -424,7 +424,7 @@ class Pipeline:
         return handover.plan(tried, cluster, original, [path[0] for path in members], settings.stored)
 
     async def _counted(self, context: RoutingContext, stages: Stages) -> RoutingContext:
-        """Count the prompt's tokens for pools whose tokenizer must say whether it fits."""
+        """Count the prompt's tokens for pools with a tokenizer whose limit is near the estimate."""
         tokenizers = self._counter.tokenizers
         unsure = [name for name in tokenizers if near(name, self.config.pools[name], context)]
         if not unsure:
@@ -448,12 +448,12 @@ class Pipeline:
 
 
 def _after(failed: Handover | None, reason: str) -> str:
-    """The reason, with the failure before it in front."""
+    """The reason, after the failure of the last pool, if one failed."""
     return reason if failed is None else f"{failed.tried[-1]} failed ({failed.failure}): {reason}"
 
 
 def routed(settings: Config) -> dict[Named, VirtualModel]:
-    """What a client may name to the policy that decides."""
+    """Maps what a client may name to the policy that decides."""
     models = {Named(model=name): each for name, each in settings.models.items()}
     guarded = ((name, each.policy, each.canary) for name, each in settings.pools.items() if each.policy)
     return models | {Named(pool=name): VirtualModel(policy=p, canary=c) for name, p, c in guarded}

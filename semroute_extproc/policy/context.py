@@ -46,7 +46,7 @@ class Held:
     pool: str
     lock: Lock = Lock.NONE
     margin: float = 0.0  # Fraction of the traffic above the threshold that does not move the conversation up.
-    strategies: Collection[str] | None = None  # Those whose choices may be overruled; None for all.
+    strategies: Collection[str] | None = None  # Strategies whose choices it may overrule; None for all.
 
 
 class Judgement(NamedTuple):
@@ -66,10 +66,10 @@ class RoutingContext:
     prompt_tokens: int  # Likely tokens of the whole prompt, with system prompt and tool declarations.
     text: str = ""  # What is classified.
     quality: float | None = None  # Set by the client or the model's entry, 0 (cheapest) to 1 (best).
-    left_out: tuple[LeftOut, ...] = ()  # What is not classified of the turns that were read.
-    housekeeping: str = ""  # What an application asks for by itself, such as a title; else empty.
+    left_out: tuple[LeftOut, ...] = ()  # Text of the turns that is not classified.
+    housekeeping: str = ""  # What an application requests by itself, such as a title; else empty.
     signals: Signals | None = None
-    fallback: Cause | None = None  # Why signals cannot be had; None if they are present or can be requested.
+    fallback: Cause | None = None  # Why there are no signals; None if they are present or can be requested.
     draw_key: bytes = b""  # Keys the draws, see `policy.draw`.
     conditions: Conditions = field(default_factory=Conditions)
     judgements: Mapping[str, Judgement] = field(default_factory=dict)  # By strategy.
@@ -78,7 +78,7 @@ class RoutingContext:
     held: Held | None = None
     tried: Mapping[str, str] = field(default_factory=dict)  # Pools that failed this request, and how.
     bounds: tuple[int, int] | None = None  # Fewest and most tokens of the prompt; None if exact.
-    counted: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # The same by a pool's tokenizer.
+    counted: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # By pool, from its tokenizer.
     unread: bool = False  # The body cannot be read: facts of it are not known.
 
     def bounds_in(self, pool: str) -> tuple[int, int]:
@@ -87,7 +87,7 @@ class RoutingContext:
 
     @property
     def hard_preference(self) -> bool:
-        """Whether the quality is 0 or 1, which asks for the cheapest or the best pool at any score."""
+        """Whether the quality is 0 or 1: the cheapest or the best pool, whatever the score."""
         return self.quality is not None and not 0.0 < self.quality < 1.0
 
 
@@ -102,7 +102,7 @@ class Candidates:
     excluded: Mapping[str, str] = field(default_factory=dict)
     untried: tuple[str, ...] = ()  # Those in `pools`, and the pools that are excluded after failures.
     doubtful: Mapping[str, str] = field(default_factory=dict)
-    """Pools that the prompt may not fit although it fits another: only a target or a state keeps them."""
+    """Pools that the prompt may not fit, while it fits another: used only for a rule or stored state."""
 
     def first_of(self, *preferred: str) -> str:
         """The first of `preferred` that is a candidate, else the first candidate."""
@@ -166,7 +166,7 @@ class Agreement(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Shadow:
-    """The decision of the policy `shadow` next to the live one of `policy`, never applied."""
+    """The decision of the policy `shadow`, compared with the live one of `policy`; never applied."""
 
     policy: str
     shadow: str
@@ -199,6 +199,6 @@ class Decision:
     session: str = ""  # How the conversation's pool affected it: `locked`, `kept` or `moved`; else empty.
     canary: str = ""  # The policy, if a model's canary drew it.
     propensity: float | None = None  # Probability of the policy, if its model has a canary.
-    limited: str = ""  # The limit that left pools out: `strategy` or `tenant`.
+    limited: str = ""  # The limit that excluded pools: `strategy` or `tenant`.
     others: tuple[str, ...] = ()  # Pools that could serve the request if `pool` fails.
     trace: tuple[TraceStep, ...] = ()

@@ -22,11 +22,11 @@ from semroute_extproc.outcome import Cause
 
 STREAMS_MAX = 1_024  # gzip members or zstd frames per body; bounds the CPU time of many empty ones
 ZSTD_WINDOW_MAX = 8 * 1024**2  # bytes; senders must not use a larger window (RFC 9659)
-EXPANDED_MIN, RATIO_MAX = 2 * 1024**2, 64  # bytes that any compressed body may have, or so many per byte
+EXPANDED_MIN, RATIO_MAX = 2 * 1024**2, 64  # decoded bytes always allowed, and per compressed byte
 STRUCTURE_MAX = 98_304  # brackets, colons and strings of a body, which bounds the Python objects it becomes
 COMMAS_MAX = 1_048_576  # of a body, which bounds the time to skip token ids
-PYTHON_MAX = 32_768  # of either, in a body that is read as Python does, which costs more
-UNCOUNTED_BYTES = 65_536  # a body of at most so many bytes cannot have much more
+PYTHON_MAX = 32_768  # of both, in a body that Python must read, which costs more
+UNCOUNTED_BYTES = 65_536  # a smaller body cannot have much more
 _CHUNK_BYTES = 65_536  # input per call of zlib; bounds the copy it makes of the data after a gzip member
 _COUNTED_BYTES, _STEP_BYTES = 256 * 1024, 1024**2  # per step of counting, roughly and exactly
 _GZIP, _ZLIB, _RAW = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS, -zlib.MAX_WBITS  # formats, as zlib's `wbits`
@@ -66,7 +66,7 @@ def decode_body(body: bytes, content_encoding: str, limit: int) -> bytes:
 
 
 def _unmarked(body: bytes) -> bytes:
-    """Without a byte order mark, unless what follows has another one: Python refuses that."""
+    """Without a byte order mark; with two, Python refuses the body, so nothing is removed."""
     if body.startswith(_BYTE_ORDER_MARK) and json.detect_encoding(body[3:7]) == "utf-8":
         return body[3:]
     return body
@@ -84,7 +84,7 @@ def _decompress(body: bytes, limit: int, coding: str) -> bytes:
         else:
             decoder = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_MAX)
             plain = decoder.stream_reader(body, read_across_frames=True).read(limit + 1)
-            # The reader accepts data that is cut short; most senders write the size (else it is -1).
+            # The reader accepts truncated data; most senders write the size (else it is -1).
             whole = not body or len(plain) >= zstandard.frame_content_size(body)
     except (brotli.error, zstandard.ZstdError):
         raise BadBody(Cause.BAD_ENCODING) from None
@@ -139,7 +139,7 @@ def check_structure(
 
 
 def occurrences(body: bytes, marks: bytes, most: int) -> int:
-    """How many `marks` a body has, also in strings; over `most`, at least so many. `{` counts `[` too."""
+    """Number of `marks` in a body and its strings, exact up to `most`. `{` also counts `[`."""
     read, found = np.frombuffer(body, np.uint8), 0
     for start in range(0, len(body), _COUNTED_BYTES):
         folded = read[start : start + _COUNTED_BYTES] | 32  # the bit in which [ and { differ
@@ -151,14 +151,14 @@ def occurrences(body: bytes, marks: bytes, most: int) -> int:
 
 
 def structure(body: bytes, marks: bytes, step: int = _STEP_BYTES) -> int:
-    """How many strings, and `marks` outside of strings, a body has; exact as far as it is JSON."""
+    """Number of strings, and of `marks` outside of strings; exact for a body that is JSON."""
     counted = np.zeros(256, bool)
     counted[list(marks)] = True
     return sum(int(np.count_nonzero(counted[read] & ~within)) for read, within in _strings(body, step))
 
 
 def top_level(body: bytes, step: int = _STEP_BYTES) -> bytes:
-    """An object that is too large to decode, without what is in its members; raises BadBody if still so."""
+    """An object that is too large to decode, with emptied members; raises BadBody if it still is."""
     depth, kept = 0, b""
     for read, within in _strings(body, step):
         folded = np.where(within, 0, read | 32)  # [ and {, and ] and }, differ in this bit
@@ -178,7 +178,7 @@ def _strings(body: bytes, step: int) -> Iterator[tuple[NDArray[np.uint8], NDArra
         piece = body[start : start + step]
         start += len(piece)
         if (len(piece) - len(piece.rstrip(b"\\"))) % 2 and start < len(body):
-            piece, start = piece[:-1], start - 1  # an escape goes on in the next piece
+            piece, start = piece[:-1], start - 1  # an escape continues in the next piece
         read = np.frombuffer(piece.replace(b"\\\\", b"").replace(b'\\"', b""), np.uint8)
         within = np.logical_xor.accumulate(read == ord('"')) ^ inside
         yield read, within
@@ -227,7 +227,7 @@ def set_members(body: bytes | dict[str, Any], members: Mapping[tuple[str, ...], 
 
 
 def append_members(body: bytes, members: Mapping[tuple[str, ...], object]) -> bytes:
-    """Like `set_members` at the top level, for an object that is too large to decode: the last key counts."""
+    """Like `set_members` at the top level, for an object too large to decode: the last key counts."""
     ends = body.rstrip(b" \t\r\n")
     if not ends.endswith(b"}"):
         raise BadBody(Cause.NOT_JSON)

@@ -1,9 +1,9 @@
-"""What a conversation says about its last request: the turns to judge, and the state of the work. Pure.
+"""The turns of a conversation that are judged for its last request, and the state of the work. Pure.
 
 A self-contained last turn is judged alone. Any other one ("and why?", "commit it", "that is wrong") is judged
-with the task that it continues. A turn is self-contained if it brings enough words of its own: more if it
-points back, fewer if it asks a question; words of the turn before do not count. The phrases of 16 languages
-and the patterns for tool results are in conversation.json.
+with the task that it continues. A turn is self-contained if it has enough words that the turn before does not
+have: more if it refers to earlier turns, fewer if it asks a question. The phrases of 16 languages and the
+patterns for tool results are in conversation.json.
 """
 
 import itertools
@@ -17,18 +17,18 @@ import msgspec
 from semroute_extproc.request.envelope import both_ends, unwrap
 from semroute_extproc.request.view import Turn
 
-TURNS_MAX = 16  # user turns looked at, from the last
+TURNS_MAX = 16  # last user turns that are read
 READ_CHARACTERS = 240  # at the start of a turn; a longer turn is self-contained unless it rejects the answer
 TOKENS_MAX = 64  # the same limit in words, or in characters of scripts without spaces
 KNOWN_CHARACTERS = 1_000  # at each end of an earlier text whose words are not new
 KNOWN_LETTERS_MIN = 4  # a shorter word is often part of another word
-WORDS_MIN, ASKING_WORDS_MIN = 4, 2  # of its own in a self-contained turn; in a question or request
-REFERENCE_WORDS, REFERENCES_MAX = 3, 2  # more for each reference to an earlier turn
-APPROVAL_WORDS_MAX = 2  # that an approval adds: "yes, use Postgres"
+WORDS_MIN, ASKING_WORDS_MIN = 4, 2  # own words of a self-contained turn; of one that asks
+REFERENCE_WORDS, REFERENCES_MAX = 3, 2  # additional words per reference to earlier turns; most references
+APPROVAL_WORDS_MAX = 2  # own words in an approval: "yes, use Postgres"
 
 REPEATS_MAX = 4  # earlier user turns that the last one may repeat
-LOOP_MAX = 1_024  # turns since the last user turn that count
-RESULTS_MAX = 16  # tool results looked at, from the last
+LOOP_MAX = 1_024  # most turns that count since the last user turn
+RESULTS_MAX = 16  # last tool results that are read
 MARK_CHARACTERS = 300  # read at each end of a tool result
 
 _LISTS: Mapping[str, Any] = msgspec.json.decode(Path(__file__).with_name("conversation.json").read_bytes())
@@ -48,7 +48,7 @@ def _tokens(text: str) -> list[str]:
 
 
 def _phrases(kinds: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[str, str]:
-    """Phrase, as its tokens joined with spaces, to its kind."""
+    """Maps a phrase, as tokens joined with spaces, to its kind."""
     found = {}
     for kind, languages in kinds.items():
         for phrase in ", ".join(", ".join(lines) for lines in languages.values()).split(", "):
@@ -58,7 +58,7 @@ def _phrases(kinds: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[str, str]
 
 
 _KINDS = _phrases(_LISTS["phrases"])
-_LONGEST: dict[str, int] = {}  # the first token of phrases to the most tokens of one
+_LONGEST: dict[str, int] = {}  # maps the first token of phrases to the length of the longest, in tokens
 for _phrase in _KINDS:
     _first, *_others = _phrase.split(" ")
     _LONGEST[_first] = max(_LONGEST.get(_first, 0), 1 + len(_others))

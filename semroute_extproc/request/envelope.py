@@ -20,15 +20,15 @@ HEADINGS_MAX = 4  # lines before or after a block that introduce it
 JSON_MAX, MEMBERS_MAX = 262_144, 256  # characters of JSON that is decoded, and members that are read
 READ_MAX, LINES_MAX = 65_536, 1_024  # characters and lines searched for labels and requests, half at each end
 LABEL_MAX, LEAD_MAX = 48, 120  # characters of a label, and of a line that introduces the next paragraph
-BLOCK_MIN = 400  # of an unknown block that is left out
-QUESTION_MIN = 8  # of what may replace the whole text
-REQUEST_MAX = 600  # of a paragraph that asks for something
-BRIEF_MAX = 200  # of a request that only the context after it shows
-TAIL_MIN = 24  # of an instruction after a document that does not refer to it
-DOCUMENT_MIN, CODE_MIN = 500, 3_000  # of a document with a request; with code, formulas or many questions
-MATERIAL_MIN = 3  # times the length of a request that its document has
-OPTION_MAX = 600  # between the starts of the first two options of a question
-FORMAT_MAX = 2_000  # of a text whose sentences about the form of the answer are left out
+BLOCK_MIN = 400  # characters from which an unknown block is left out
+QUESTION_MIN = 8  # characters of a question that may replace the whole text
+REQUEST_MAX = 600  # characters of a paragraph that may be the request
+BRIEF_MAX = 200  # characters of a request that only the context after it reveals
+TAIL_MIN = 24  # characters of an instruction after a document, without a reference to it
+DOCUMENT_MIN, CODE_MIN = 500, 3_000  # characters of a document; of one with code, formulas or many questions
+MATERIAL_MIN = 3  # a document is at least so many times as long as its request
+OPTION_MAX = 600  # characters between the starts of the first two options of a question
+FORMAT_MAX = 2_000  # characters of a text in which sentences about the answer's format are left out
 EDGE = 12  # characters at the start and end that show a Chinese, Japanese or Korean request
 
 SENTENCE = re.compile(r"[^\n.!?。！？]+(?:[.!?。！？]+|\n+|$)|[\n.!?。！？]+")
@@ -92,7 +92,7 @@ def unwrap(text: str, marks: Marks = SHIPPED) -> Unwrapped:
 
 
 def _outside(text: str, marks: Marks, levels: int) -> tuple[str, str]:
-    """The text within its blocks that carry the request, else outside its blocks; and all but context."""
+    """The text in blocks with the request, or else outside of blocks; and all text except context."""
     pieces, client = _pieces(text, marks), False
     if len(pieces) == 1 and not re.match(marks.own, text):
         return text, text
@@ -137,7 +137,7 @@ def _pieces(text: str, marks: Marks) -> list[tuple[str, str]]:
         if not kind and name.lower() not in marks.markup:
             lines = text[start - 1 : start] in "\n" and text[stop : stop + 1] in "\n"
             if stop - start >= whole:
-                kind = "ask"  # all is in one block: what counts is within it
+                kind = "ask"  # the whole text is one block, so its content counts
             elif lines and outside - inside > BLOCK_MIN:
                 kind = "context"
         if kind and not fenced:
@@ -232,7 +232,7 @@ def _asked(sections: Sequence[_Section], kinds: Sequence[str], marks: Marks) -> 
     asked = [i for i, section in enumerate(sections) if section.kind in ("ask", "user", "q") and section.text]
     chosen = [i for i in asked if open_[i]]
     if len(asked) == 1 and head.lower().startswith(marks.rules):
-        chosen = asked  # the application began the answer
+        chosen = asked  # the application has written the start of the answer
     if "context" in kinds:  # a document may have labels too
         first = [section.kind for section in sections].index("context")
         chosen = [i for i in chosen if i < first or i >= len(sections) - 3]
@@ -314,7 +314,7 @@ def _without_role(text: str, marks: Marks) -> str:
 
 
 def _is_document(text: str, marks: Marks) -> bool:
-    """Whether a text is long enough to be a document with a request, not one problem with code or options."""
+    """Whether a text may be a document with a request, and not a single problem with code or options."""
     if len(text) < DOCUMENT_MIN:
         return False
     coded = "```" in text or "\\" in text or "$" in text or text.count(";\n") + text.count("{\n") > 2

@@ -52,7 +52,7 @@ class RequestHead(msgspec.Struct, frozen=True):
         return self.headers.get("x-request-id", "")
 
 
-LARGE = 2_048  # estimated microseconds of work, up to which the event loop does it
+LARGE = 2_048  # estimated microseconds of work up to which the event loop does it itself
 LINE_WORK, CHARACTERS = 2, 128  # microseconds to judge a line or turn, and characters per microsecond
 SHORT = 4_096  # characters of a text whose lines do not matter
 
@@ -62,7 +62,7 @@ class RequestView:
     """The facts of a parsed body that constraints, rules and strategies use."""
 
     api: Api
-    model: str  # the one the client asked for; empty if it named none
+    model: str  # requested model name; empty if there is none
     turns: tuple[Turn, ...] = ()
     stream: bool = False
     images: int = 0  # parts that are images, or of an unknown kind
@@ -73,7 +73,7 @@ class RequestView:
     tool_loop: bool = False  # the last turn is a tool's result: the model is in the middle of a task
     json_mode: bool = False  # the output format is a JSON object or schema
     max_output_tokens: int | None = None
-    effort: str = ""  # the reasoning effort the client asked for; empty if none
+    effort: str = ""  # the requested reasoning effort; empty if none
     reasoning_set: bool = False  # the client set any reasoning switch (effort, thinking, template kwargs)
     reasoning_paths: tuple[tuple[str, ...], ...] = ()  # the client's switches that a policy can replace
     thinking_tokens: int | None = None  # the client's limit of reasoning tokens

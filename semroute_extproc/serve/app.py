@@ -42,8 +42,8 @@ OTLP_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDP
 
 BEAT_SECONDS, STALLED_SECONDS_MAX = 1.0, 10.0  # Interval of the heartbeat; without one the loop has stalled.
 
-ONE_ARENA = (-8, 1)  # glibc's M_ARENA_MAX: a second arena made large requests cost half as much again
-SWITCH_SECONDS = 0.001  # that the event loop waits for the thread of large requests; by default 5 ms
+ONE_ARENA = (-8, 1)  # glibc's M_ARENA_MAX: with a second arena, large requests cost 50 % more
+SWITCH_SECONDS = 0.001  # Python's switch interval: how long the thread of large requests delays the loop
 
 logger = structlog.get_logger("semroute")
 
@@ -155,7 +155,7 @@ async def run(
     views, guards = Views(live, recent, metrics, drift), config.admin.guards()
     admin_server = AdminServer(listen, pages, posts=posts, site=views.site(), **guards) if listen else None
     gc.collect()
-    gc.freeze()  # Full collections of what stays held the event loop for up to 73 ms.
+    gc.freeze()  # Full collections of permanent objects blocked the loop for up to 73 ms.
     await server.ready()
     health.serving = True
     address, encoders = config.server.address(worker or 0), classifier.describe()

@@ -43,7 +43,7 @@ DIGITS_MAX = 4_000  # Of an integer; Python reads some more.
 
 
 class _Watching(ControllerState):
-    """The controllers of a running server as they are now, which learn nothing from a decision."""
+    """The current controllers of a running server; a decision does not change them."""
 
     def __init__(self, live: ControllerState) -> None:
         vars(self).update(vars(live))

@@ -28,14 +28,14 @@ from semroute_extproc.telemetry.recent import DOLLARS, OUTPUT_TOKENS, Recent, de
 
 ROWS_MAX = 100  # decisions in the list
 EXPLAIN_SECONDS_MAX = 15.0
-REQUEST = (500, OUTPUT_TOKENS)  # tokens of a request and its answer, before any was seen
-OWN_MIN = 50  # decisions with a score from which the cost of a share is that of your own requests
-CHANGES_MAX = 200  # of a file, that are shown
+REQUEST = (500, OUTPUT_TOKENS)  # assumed tokens of a request and its answer, before the first request
+OWN_MIN = 50  # scored decisions from which costs are those of your own requests
+CHANGES_MAX = 200  # changes of a file that are shown
 SHARES = ("strong_share", "threshold", "max_quality_drop")  # settings of a pair, of which one is set
 UNDECIDED = (Kind.PASSTHROUGH, Kind.FALLBACK, Kind.REJECTED)
 BODY = {"messages", "prompt", "input"}  # A pasted JSON object with one of these is a body.
 GATEWAY = "http://127.0.0.1:10000"  # the shipped Envoy, for the curl line
-Z = 1.96  # of a 95 % interval
+Z = 1.96  # for a 95 % interval
 
 State = Mapping[str, Any]
 
@@ -192,7 +192,7 @@ class Views:
 
 
 def present(states: Sequence[State]) -> dict[str, Any]:
-    """The first view, of one worker's state or of several; `table` and `shadows` list `[label…, count]`."""
+    """The view Now, from the states of all workers; `table` and `shadows` list `[label…, count]`."""
     charts = {of: defaultdict[int, Counter[str]](Counter) for of in ("pool", "reason")}
     table, fallbacks, shadows = Counter[tuple[str, str]](), Counter[str](), Counter[tuple[str, ...]]()
     realised, paid = Counter[tuple[str, str]](), defaultdict[str, Counter[str]](Counter)
@@ -255,10 +255,10 @@ def money(
     shadows: Mapping[tuple[str, ...], int],
     paid: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Any] | None:
-    """Dollars of the routed requests, if all went to the most expensive pool, and with each shadow policy.
+    """Dollars of the routed requests: spent, always at the most expensive pool, and by each shadow policy.
 
-    An estimate, in which a request has the mean size of its pool's last ones, or else of all; the first two
-    are `paid` if answers are accounted. None if unknown.
+    Estimates with the mean size of the pool's latest requests, or of all requests. With accounting, the first
+    two are the counted dollars in `paid`. None if unknown.
     """
     prices = {name: pool["price"] for name, pool in states[0]["pools"].items()}
     sizes = {name: [state["sizes"].get(name, (0, 0, 0)) for state in states] for name in prices}
@@ -306,7 +306,7 @@ def share_costs(sizes: Sequence[tuple[int, int]], weak: Pool, strong: Pool) -> l
 
 
 def intervals(quality: Sequence[float] | None, rows: int) -> list[tuple[float, float, float]]:
-    """Each quality with its 95 % interval by Wilson's formula, which is too wide for grades between 0 and 1.
+    """Each quality with its Wilson interval of 95 %, which is too wide for grades between 0 and 1.
 
     For outcomes outside 0..1 no interval is known, and both ends are the quality.
     """

@@ -22,8 +22,7 @@ POOLS_MAX = 64
 RULES_MAX = 128
 MODELS_MAX = 256
 STRATEGIES_MAX = 128
-POLICIES_MAX = 128
-"""Limits of the configuration, which also bound every metric's label set."""
+POLICIES_MAX = 128  # Limits of the configuration, which also bound every metric's label set.
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,127}$")]
 """A name that is safe as a header value and as a metric label."""
@@ -65,8 +64,7 @@ def redacted(text: str) -> str:
     return _URL.sub(lambda url: "*" * len(url[1]) + url[2] + "*" * len(url[3]), text)
 
 
-Url = Annotated[str, PlainSerializer(redacted)]
-"""A URL that is shown without its user, password and query."""
+Url = Annotated[str, PlainSerializer(redacted)]  # A URL that is shown without its user, password and query.
 
 
 def several(value: Any) -> Any:

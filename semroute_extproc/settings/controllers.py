@@ -86,10 +86,10 @@ class SharedStore(Model):
     """A Valkey or Redis server that every process of the sidecar shares; needs the extra `valkey`."""
 
     url: SecretStr = Field(description="`valkey://host:6379/0`, `rediss://…`, or `unix:///path`.")
-    key: SecretStr = Field(min_length=16, description="Shared key of the hashes that name entries.")
+    key: SecretStr = Field(min_length=16, description="Common key of the hashes that name entries.")
     timeout_ms: float = Field(2, gt=0, le=10, description="Lookup timeout; then the local memory is used.")
     replicas: int = Field(
-        ge=1, le=1_000, description="Most sidecar processes at a time: replicas, times workers, and surge."
+        ge=1, le=1_000, description="Most processes at a time: replicas × workers, plus rolling updates."
     )
 
     @field_validator("url")
@@ -105,10 +105,10 @@ class SharedStore(Model):
 
 
 class Limit(Model):
-    """What requests may spend in more expensive pools than they need; then they get the cheapest one."""
+    """What requests may spend in pools above the cheapest one; after that, they get the cheapest."""
 
-    dollars: float | None = Field(None, gt=0, description="By the pools' prices; else give `tokens`.")
-    tokens: float | None = Field(None, gt=0, description="Tokens of prompts and answers.")
+    dollars: float | None = Field(None, gt=0, description="Dollars, by the pools' prices; else set `tokens`.")
+    tokens: float | None = Field(None, gt=0, description="Limit in tokens of prompts and answers.")
     window_seconds: float = Field(
         86_400, ge=10, le=604_800, description="Length of a window; windows begin at multiples since 1970."
     )
@@ -171,7 +171,7 @@ class Failover(Model):
     stored: bool = Field(
         False, description="Also repeat requests that ask a server to store something: `store`, `background`."
     )
-    failures: int = Field(3, ge=1, le=1_000, description="Failures that exclude a pool, if half of all.")
+    failures: int = Field(3, ge=1, le=1_000, description="Failures that exclude a pool, if half fail.")
     exclude_seconds: float = Field(
         15, gt=0, le=3_600, description="Window of the failures, and time until a request tests the pool."
     )

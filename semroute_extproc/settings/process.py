@@ -30,8 +30,8 @@ class Server(Model):
     streams_max: int = Field(4_096, ge=1, le=1_048_576, description="Maximum number of undecided requests.")
     drain_seconds: float = Field(5, ge=0, le=600, description="Time to serve as NOT_SERVING after SIGTERM.")
     secret: SecretStr | None = Field(None, min_length=16, description="Key of draws; default: a random one.")
-    max_headers_count: int = Field(128, ge=32, le=65_536, description="As in Envoy's connection manager.")
-    max_request_headers_kb: int = Field(96, ge=32, le=8_192, description="As in Envoy's connection manager.")
+    max_headers_count: int = Field(128, ge=32, le=65_536, description="The same as in Envoy.")
+    max_request_headers_kb: int = Field(96, ge=32, le=8_192, description="The same as in Envoy.")
     allow_mode_override: bool = Field(True, description="Whether Envoy's filter has `allow_mode_override`.")
 
     @model_validator(mode="after")
@@ -66,7 +66,7 @@ class RemoteEncoding(Model):
     hedge_url: GrpcUrl | None = Field(
         None, description="Second server, asked when `url` fails or is slow; the first answer counts."
     )
-    hedge_ms: float = Field(10, gt=0, le=10_000, description="Time after which `url` is slow.")
+    hedge_ms: float = Field(10, gt=0, le=10_000, description="Time after which `url` counts as slow.")
     breaker_failures: int = Field(5, ge=1, le=1_000, description="Consecutive failures to pause a server.")
     breaker_seconds: float = Field(5, gt=0, le=3_600, description="Time until a request probes the server.")
     ca_file: FilePath | None = Field(
@@ -97,7 +97,7 @@ class Encoder(Model):
     threads: int | None = Field(
         None, ge=1, le=256, description="Threads per process; default: cores / workers on CPU, 1 on GPU."
     )
-    niceness: int = Field(10, ge=0, le=19, description="Of its threads; 0 if clients share the cores.")
+    niceness: int = Field(10, ge=0, le=19, description="Of the threads; 0 if other programs share the cores.")
     queue_max: int = Field(256, ge=1, le=65_536, description="Queue size; if full, requests fall back.")
     cache_entries: int = Field(2_048, ge=0, le=1_048_576, description="Cached texts, 6 KB each; 0: no cache.")
     remote: RemoteEncoding | None = None
@@ -170,9 +170,9 @@ class Telemetry(Model):
 
 
 class Accounting(Model):
-    """Tokens and dollars of the pools' answers. Reads what the filter `accounting` of Envoy keeps."""
+    """Tokens and dollars of the pools' answers. Needs the filter `accounting` in Envoy."""
 
-    include_usage: bool = Field(False, description="Have streams of OpenAI's completions state their usage.")
+    include_usage: bool = Field(False, description="Make streams of OpenAI's completions state their usage.")
     baseline: PoolName | None = Field(
         None, description="Pool that savings compare with; default: the most expensive candidate."
     )

@@ -19,13 +19,13 @@ class Envelopes(Model):
     """Names of tags, JSON members and labels, in addition to the built-in ones."""
 
     ask: tuple[Mark, ...] = Field(
-        (), max_length=NAMES_MAX, description="They carry the request: `<ticket>…</ticket>`, `Ticket: …`."
+        (), max_length=NAMES_MAX, description="For the request itself: `<ticket>…</ticket>`, `Ticket: …`."
     )
-    context: tuple[Mark, ...] = Field((), max_length=NAMES_MAX, description="Their text is not judged.")
+    context: tuple[Mark, ...] = Field((), max_length=NAMES_MAX, description="For text that is not judged.")
     housekeeping: dict[Name, Annotated[tuple[Phrase, ...], Field(max_length=NAMES_MAX)]] = Field(
         default_factory=dict,
         max_length=NAMES_MAX,
-        description="Kind to phrases of the prompts that an application sends by itself.",
+        description="Kind of housekeeping to phrases in prompts of that kind.",
     )
 
     @model_validator(mode="after")

@@ -1,15 +1,15 @@
 """A strong share as a threshold: quantiles of reference scores, or of a strategy's own latest scores. Pure.
 
-`LiveScores` keeps the share on the traffic that comes. Its window turns the share into a quantile of the
-latest scores. An integral corrects what quantiles miss, because they are of a sample, late under drift, and
+`LiveScores` keeps the share on a strategy's own requests. Its window turns the share into a quantile of the
+latest scores. An integral corrects the errors of the quantile, which is of a sample, is late under drift, and
 cannot split equal scores. After each request, with strong = 1 or 0,
 
-    bias += GAIN · (share asked for − strong)        |bias| <= BIAS_MAX
+    bias += GAIN · (wanted share − strong)        |bias| <= BIAS_MAX
 
 is added to the log-odds of the share (Robbins and Monro 1951; under drift: Gibbs and Candes, arXiv
 2106.00170, section 2). Over N requests with the bias inside its bound, for any traffic,
 
-    |mean of strong − mean of the shares asked for| <= (largest bias − smallest bias) / (GAIN · N)
+    |mean of strong − mean of the wanted shares| <= (largest bias − smallest bias) / (GAIN · N)
 
 Processes that share a store have one bias and one window: each sends its own scores, and takes those of the
 others (`merge`). These are late by an exchange, so the gain shrinks with the number of requests in it.
@@ -26,7 +26,7 @@ WINDOW = 2_000  # Most scores in a window.
 FADE = 2  # Live scores for each reference score that leaves a window; 101 are gone after 202.
 GAIN = 0.1  # With a share of 0.3, an error shrinks by a factor of e in 1 / (0.1 · 0.21) = 48 requests.
 BIAS_MAX = 4.0  # Log-odds.
-LATE_MAX = 20  # Requests of others in a sync that the full gain stands: 20 · 0.1 · 0.21 is a change of 0.4.
+LATE_MAX = 20  # Requests of others per sync up to which the gain is full: 20 · 0.1 · 0.21 is a change of 0.4.
 UNSENT_MAX = 512  # Scores for the others; of more in one sync, the latest.
 STRIDE = 10  # Reference scores leave in steps of 10 %, so that those that stay cover the whole range.
 
@@ -74,7 +74,7 @@ def biased(share: float, bias: float) -> float:
 
 
 class LiveScores:
-    """The latest scores of one strategy's requests; it starts with the reference, as if from requests."""
+    """The latest scores of one strategy's requests, at first those of the reference."""
 
     def __init__(self, share: float, reference: Quantiles) -> None:
         """`share` is the configured one (0..1)."""
@@ -90,7 +90,7 @@ class LiveScores:
         self.since, self._counted = "", 0  # The last entry of the store that was read, and its count.
 
     def learn(self, score: float, asked: float, strong: bool) -> None:
-        """Learn from a request that its score (0..1) alone decided, where the share `asked` was aimed at."""
+        """Learn from a request that only its score (0..1) decided, with the wanted share `asked`."""
         before = self.bias
         self.bias = min(max(before + self._gain * (asked - strong), -BIAS_MAX), BIAS_MAX)
         self._moved, self._learned = self._moved + self.bias - before, self._learned + 1
@@ -107,9 +107,9 @@ class LiveScores:
         return scores, self._moved
 
     def merge(self, scores: Sequence[float], bias: float, moved: float, count: int, own: int) -> None:
-        """Take the others' scores, and of all requests the bias and the `count`.
+        """Take the scores of other processes, and the bias and `count` of the requests of all.
 
-        `moved` and the `own` number of scores are in them.
+        These include the change `moved` and the `own` number of scores of this process.
         """
         late = count - self._counted - own if self._counted else 0
         self._moved, self._counted = self._moved - moved, count

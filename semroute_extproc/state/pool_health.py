@@ -13,7 +13,7 @@ from semroute_extproc.request.handover import UNREACHABLE
 from semroute_extproc.settings.controllers import Failover
 
 FAILED_SHARE_MIN = 0.5  # Share of the requests that must have failed, and that more of the clients must have.
-CLIENTS_MAX = 1_024  # That are told apart in a window.
+CLIENTS_MAX = 1_024  # Distinguished in a window.
 TEST_SECONDS = 5.0  # If the testing request has not failed after this time, the pool is used again.
 SCRAPES_MAX = 3  # Failed scrapes in a row that exclude the pool.
 NO_METRICS = "metrics page unreachable"

@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ FORMAT = 1  # of artifacts that this package reads and writes
 FILE_BYTES_MAX = 1024**3  # of an artifact, also when decompressed
 # What numpy and zipfile raise for damaged bytes, and for formats or encryption they cannot read.
 _BROKEN = (ValueError, AttributeError, TypeError, EOFError, RuntimeError, MemoryError)
-DAMAGED = (*_BROKEN, zipfile.BadZipFile, zlib.error)
+DAMAGED = (*_BROKEN, zipfile.BadZipFile, zlib.error, TokenError, SyntaxError)
 Floats = npt.NDArray[np.float32]
 
 

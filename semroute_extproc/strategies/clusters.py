@@ -8,8 +8,8 @@ the model's own mean, (wrong + m·mean) / (answers + m), or by Laplace's rule, (
 c_n(x) is the cost of this request at pool n, in units of the most expensive pool's price of a reference
 request: prompt tokens and expected answer tokens at the pool's prices.
 
-λ follows the quality q: λ = trade · (1 − q) / q, so it is `trade` at ½, and both ends hold as limits: at 1
-the least error, at 0 the least price. A budget's bias b adds to the log-odds of q, which multiplies λ by
+λ depends on the quality q: λ = trade · (1 − q) / q, so it is `trade` at ½. Both ends are limits: at 1 only
+the error counts, at 0 only the price. A budget's bias b adds to the log-odds of q, which multiplies λ by
 exp(−b). Pressure p on a pool (0..1) adds p to its cost c_n. Neither moves the ends of q.
 """
 

@@ -18,9 +18,9 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 import structlog
 
 OPEN = ("/livez", "/readyz", "/ui/page.css", "/ui/icon.svg")
-"""Pages for probes, and the style of the login: they need no token and answer any host name."""
+"""Pages for probes, and the style of the login page: they need no token, and any host name is accepted."""
 LOGIN, COOKIE, LOGIN_BYTES_MAX = "/ui/login", "semroute-admin", 4_096
-CONNECTIONS_MAX = 64  # at a time, so that a flood starts no thread for each
+CONNECTIONS_MAX = 64  # at a time, because each has a thread
 EVICTION_SECONDS_MAX = 0.1  # until the place of a closed connection is free
 
 HEADERS = {
@@ -30,7 +30,7 @@ HEADERS = {
     "referrer-policy": "same-origin",  # Without a referrer a browser does not say which site sends a form.
     "x-content-type-options": "nosniff",
 }
-"""On every answer: nothing from elsewhere, nothing inline, and no other site may embed it."""
+"""Headers of every answer: no content from elsewhere, nothing inline, no embedding by other sites."""
 
 log = structlog.get_logger("semroute.admin")
 
@@ -63,7 +63,7 @@ Posts = Mapping[str, Callable[[bytes], Page]]  # by path, for a posted body
 
 POSTED_BYTES_MAX = 1024 * 1024  # Of a posted body
 POSTED_TYPES = ("application/json", "application/x-ndjson", "application/jsonl")
-"""A web page of another origin cannot post these without the server's consent, which is never given."""
+"""A web page of another origin can post these only if the server allows it (CORS), which it never does."""
 Site = Callable[[Asked], Page | None]  # None: not one of its paths
 
 
@@ -159,7 +159,7 @@ class AdminServer(ThreadingTCPServer):
             self._path.chmod(0o600)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Handle a connection in a thread of its own; one too many replaces the oldest incomplete one."""
+        """Handle a connection in its own thread; above the limit, it replaces the oldest incomplete one."""
         if not self._free.acquire(blocking=False):
             for oldest in list(self.sending)[:1]:
                 with suppress(OSError):  # It has ended by itself.
@@ -179,7 +179,7 @@ class AdminServer(ThreadingTCPServer):
             self._free.release()
 
     def answer(self, asked: Asked) -> Page:
-        """The page that was asked for."""
+        """The requested page."""
         if (page := self.site(asked)) is not None:
             return page
         if asked.body is None:
@@ -238,7 +238,7 @@ class _PageHandler(BaseHTTPRequestHandler):
         return found or next((f"Bearer {unquote(value)}" for name, _, value in parts if name == COOKIE), "")
 
     def _login(self, asked: Asked, refused: Page) -> Page:
-        """What a client without the token gets: for a view the login, and for the right token a cookie."""
+        """What a client without the token gets: the login page, or a cookie if it posted the token."""
         if refused.status != 401 or not (asked.path == "/" or asked.path.startswith("/ui/")):
             return refused
         wrong = ""

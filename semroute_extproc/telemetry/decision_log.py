@@ -28,11 +28,11 @@ from semroute_extproc.telemetry.log import visible
 from semroute_extproc.telemetry.record import REQUEST_ID_CHARACTERS_MAX, of_decision, of_outcome, of_usage
 
 QUEUE_MAX = 4_096  # Decisions that wait for the thread
-OUTCOMES_MAX = 65_536  # Outcomes and usage that do; they are small
-QUEUE_CHARACTERS_MAX = 64 * 1024**2  # of their requests
+OUTCOMES_MAX = 65_536  # Outcomes and usage that wait; they are small
+QUEUE_CHARACTERS_MAX = 64 * 1024**2  # Characters of the requests that wait
 BATCH_MAX = 256  # Records written at once
 POOLS_MAX = 65_536  # Logged requests whose pool is remembered for their outcomes
-PAUSE_SECONDS = 10.0  # without logging after the disk failed
+PAUSE_SECONDS = 10.0  # Pause of the log after a disk error
 CLOSE_SECONDS_MAX = 2.0  # to write the last records
 
 Queued = tuple[Decided | OutcomeReported | Accounted, int]  # an event and its size in characters

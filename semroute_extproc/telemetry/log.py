@@ -32,7 +32,7 @@ PARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f
 """W3C Trace Context, section 3.2; a client's value in any other format is not logged."""
 
 LINES_MAX = 2_048  # Lines that wait for the log's reader; more are dropped and counted
-BATCH_SECONDS = 0.05  # Delay of a line, so that a write has many
+BATCH_SECONDS = 0.05  # Delay of a line, so that lines are written together
 FLUSH_SECONDS_MAX = 2.0  # Time to write the last lines when the process ends
 VALUE_CHARACTERS_MAX = 256  # of a path or a request ID; Envoy accepts 60 kB of them
 
@@ -49,7 +49,7 @@ class LineWriter:
         self._thread: Thread | None = None
 
     def start(self) -> None:
-        """Begin to write, unless it has begun."""
+        """Start the thread, unless it runs."""
         if self._thread is None:
             self._thread = Thread(target=self._run, name="log", daemon=True)
             self._thread.start()
@@ -66,7 +66,7 @@ class LineWriter:
         self.put(redacted(text).encode("utf-8", "backslashreplace"))
 
     def drain(self, seconds: float = FLUSH_SECONDS_MAX) -> bool:
-        """Wait until every line is written, for at most `seconds`; returns whether that is so."""
+        """Wait until every line is written, for at most `seconds`; returns whether all are."""
         written = Event()
         self._lines.put(written)
         return self._thread is None or written.wait(seconds)

@@ -30,7 +30,7 @@ CACHED_MAX = 32  # views that are kept, by their URL
 FIELDS_MAX = 16  # of a form
 REST = 4.0  # Rest after making a view, as a multiple of the time it took
 REST_SECONDS_MAX = 0.5
-WAIT_SECONDS_MAX = 10.0  # for the views that others asked for before
+WAIT_SECONDS_MAX = 10.0  # for views that were requested before
 
 Form = Mapping[str, str]
 View = Callable[[Form], Any]

@@ -50,7 +50,7 @@ class ParquetFiles(LogFiles):
             folder.mkdir(mode=0o700, exist_ok=True)
             os.rename(hidden, folder / f"part-{self._worker}-{number:09}.parquet")
             lines.unlink()
-        except Exception:  # Whatever is wrong with it, nothing is lost and the thread goes on.
+        except Exception:  # Whatever fails, the file stays as it is, and the thread continues.
             with suppress(OSError):
                 hidden.unlink()
             super()._finish(number)

@@ -81,7 +81,7 @@ class PrometheusSink:
         self._observed[name] = read
 
     def totals(self, *names: str) -> dict[tuple[str, ...], float]:
-        """Counters as of now: name and label values to value."""
+        """Current counters: name and label values to value."""
         return {
             (name, *sample.labels.values()): sample.value
             for name in names

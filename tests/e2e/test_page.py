@@ -150,8 +150,12 @@ def test_every_view_fits_a_phone_and_is_readable_in_light_and_dark(
     assert (
         page.evaluate(f"[...document.querySelectorAll('nav a, button, input')].filter({small}).length") == 0
     )
+    assert page.evaluate(TEXT_HEIGHTS) == [], "texts of charts that are too small to read"
 
 
+TEXT_HEIGHTS = """() => [...document.querySelectorAll("svg text")]
+  .filter((each) => each.getBoundingClientRect().height < 10)
+  .map((each) => each.textContent)"""
 CONTRASTS = """() => {
   const parse = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
   const light = ([r, g, b]) => {

@@ -120,7 +120,8 @@ def _kgateway(specs: Mapping[str, Any], listener: Json, manager: Json) -> Json:
     ours = specs["GatewayExtension"]["extProc"]
     assert specs["TrafficPolicy"]["extProc"] == {"extensionRef": {"name": "semroute"}}
     found = _filter(_snake(ours["processingMode"]), ours["messageTimeout"], ours["failOpen"])
-    allowed = [_snake(each) for each in ours["allowedProcessingModeOverrides"]]
+    default = {"requestHeaderMode": "SEND"}  # which the CRD adds
+    allowed = [_snake({**default, **each}) for each in ours["allowedProcessingModeOverrides"]]
     return {**found, "allowed_override_modes": allowed}
 
 

@@ -1,4 +1,4 @@
-"""Every object that we ship or write for Kubernetes, and what refuses a wrong one. No cluster is asked."""
+"""Every object that we ship or write for Kubernetes, and what refuses a wrong one without an API server."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import functools
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -31,8 +32,14 @@ VERSIONS = ("1.29", "1.37")
 
 CRDS = Path(__file__).with_name("crds")
 FIELDS: Mapping[str, Any] = YAML(typ="safe", pure=True).load((CRDS / "fields.yaml").read_text())
-PACKAGED = ("gateway.networking.k8s.io", "networking.istio.io", "monitoring.coreos.com", "keda.sh")
-"""Groups whose CRDs an npm package carries, as validators."""
+PACKAGED = (
+    "gateway.envoyproxy.io",
+    "gateway.networking.k8s.io",
+    "networking.istio.io",
+    "monitoring.coreos.com",
+    "keda.sh",
+)
+"""Groups whose kinds an npm package carries, as validators."""
 NPM_SECONDS_MAX = 120.0
 
 
@@ -67,6 +74,21 @@ def gateway_objects() -> Iterator[tuple[str, Json]]:
         if target != "envoy":
             for each in documents((ROOT / "envoy" / file).read_text()):
                 yield target, each
+
+
+def shipped() -> list[tuple[str, Json]]:
+    """Every object, and where it comes from."""
+    examples = re.findall(r"```yaml\n(apiVersion.*?)```", (CHART / "README.md").read_text(), re.S)
+    return [
+        *((f"chart, {name}", each) for name in VALUES for each in chart_objects(values(name))),
+        *gateway_objects(),
+        *(("chart's README", plain(text)) for text in examples),
+    ]
+
+
+def label(value: Any) -> str:
+    """The name of a case with an object."""
+    return f"{value['kind']} {value['metadata']['name']}" if isinstance(value, dict) else str(value)
 
 
 def is_core(document: Json) -> bool:

@@ -162,7 +162,7 @@ def _setting(flag: str, **how: Any) -> Any:
 
 
 engine = stacked(
-    _setting("--engine", default="local", metavar="local|ray|ray://…", help="Where parts of the data run."),
-    _setting("--work", type=click.Path(file_okay=False, path_type=Path), help="Folder to resume from."),
-    _setting("--memory", type=click.IntRange(1), default=MEMORY_MIB, help="MiB of data in a process."),
+    _setting("--engine", default="local", metavar="local|ray|ray://…", help="Where the work runs."),
+    _setting("--work", type=click.Path(file_okay=False, path_type=Path), help="Partial results, to resume."),
+    _setting("--memory", type=click.IntRange(1), default=MEMORY_MIB, help="MiB of data per process."),
 )

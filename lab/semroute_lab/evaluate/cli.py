@@ -242,7 +242,7 @@ def robustness(file: Path, limit: int, **given: Any) -> None:
 @shown("--lang-column", default="lang")
 @shown("--weak-column", default="weak")
 @shown("--strong-column", default="strong")
-@option("--outcomes", type=TABLE, help="File of outcomes, as of eval pool; its models are the columns.")
+@option("--outcomes", type=TABLE, help="Outcomes in the format of eval pool, a column per model.")
 def mixed(file: Path, **given: Any) -> None:
     """Measure how the difficulty orders requests of different kinds and languages.
 

@@ -57,7 +57,7 @@ _common = stacked(
 @option("--weak", help="With --outcomes: column of the weak model.")
 @shown("--gamma", type=click.FloatRange(1.0), default=similarity_fit.GAMMA, help="Base of the weights.")
 @shown("--neighbours", type=click.IntRange(0), default=0, help="Most similar prompts to use; 0: all.")
-@option("--axes", type=click.IntRange(1), help="Principal axes of stored prompts; default: by their number.")
+@option("--axes", type=click.IntRange(1), help="Principal axes; default: all, or 64 above 10,000 prompts.")
 @exit_statuses
 def similarity(strong: str | None, weak: str | None, **common: Any) -> None:
     """Store labeled prompts for the strategy `similarity`."""

@@ -67,8 +67,9 @@ def run(questions_path: Path, model: str, **given: Any) -> None:
     """Ask an OpenAI-compatible endpoint questions, grade the answers and write the profile.
 
     \b
-    Every answer is stored at once in MODEL.answers.jsonl, next to the profile. After an interruption,
-    the same command resumes from there. Transient errors (429, 5xx, timeouts) are retried.
+    Every answer is stored at once in MODEL.answers.jsonl, next to the profile.
+    After an interruption, the same command resumes from there. Transient errors
+    (429, 5xx, timeouts) are retried.
     """
     from semroute_lab.profile.questions import read_questions
 

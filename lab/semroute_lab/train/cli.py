@@ -35,7 +35,7 @@ _bart_help = "Directory of the seq2seq model for --quality bartscore."
 _spec_help = "TOML file with the bundle's base, window and names; default: the shipped file."
 _keep_help = "Bundle whose encoder is kept: only the heads are fitted, in minutes."
 _for_help = "Write a model repository of this server, for encoder.remote; default device: cpu."
-_texts_max_help = "With --for: most texts of a pass; default: 1 on a CPU, 128 on a GPU."
+_texts_max_help = "With --for: maximum texts per pass; default: 1 on a CPU, 128 on a GPU."
 _texts_help = (
     "File of typical prompts, one per line: rounding of the weights preserves the outputs for these."
 )
@@ -144,7 +144,7 @@ def verify(directory: Path) -> None:
 @click.argument("target", type=_ANY)
 @option("--device", type=click.Choice(["cpu", "cuda"]), help="Copy only this device's graph.")
 @option("--for", "server", type=click.Choice(["triton", "mlserver", "kserve"]), help=_for_help)
-@shown("--threads", type=click.IntRange(1, 256), default=2, help="With --for, on a CPU: passes at once.")
+@shown("--threads", type=click.IntRange(1, 256), default=2, help="With --for, on a CPU: concurrent passes.")
 @option("--texts", "texts_max", type=click.IntRange(1, 128), help=_texts_max_help)
 @exit_statuses
 def export(directory: Path, target: Path, device: Any, server: str | None, **size: Any) -> None:

@@ -30,7 +30,7 @@ ABSENT = Raw()  # default of an optional field
 _IMAGE = ("images", 1_000)  # of a megapixel, or a part of an unknown kind
 _MEDIA = {"audio": ("audio", 750), "video": ("video", 6_000)}  # 30 s at 25 tokens a second, 10 s
 _MEDIA |= dict.fromkeys(("document", "file"), ("files", 3_000))  # of four pages
-"""A word in the type of a part to its member of a RequestView, and its likely tokens."""
+"""Maps a word in the type of a part to a member of RequestView and the likely tokens."""
 
 _MODES = {"disabled": False, "enabled": True, "adaptive": True}  # of `thinking` and `thinking_mode`
 _NULL = Raw(b"null")

@@ -60,9 +60,9 @@ async def running(
 ) -> AsyncIterator[Running]:
     listen = f"unix:{tmp_path}/w0.sock"
     pools = {**POOLS, "large": {**POOLS["large"], "context": 10_000_000}}
-    settings = config(
-        server={"listen": listen, "drain_seconds": drain, "streams_max": streams_max}, pools=pools
-    )
+    # The longest deadline: an encoder that is slow on purpose must not let a request end too early.
+    server_settings = {"listen": listen, "drain_seconds": drain, "streams_max": streams_max}
+    settings = config(server={**server_settings, "deadline_ms": 10_000}, pools=pools)
     pipeline = Pipeline(settings, plans(settings), classifier(encoder or FakeEncoder()))
     live = ConfigSnapshot(1, ExchangeSettings("large", "l", settings.server, names(settings)), pipeline)
     seen: list[Event] = []

@@ -4,44 +4,28 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
 from kubernetes_objects import (
-    CHART,
     FIELDS,
     PACKAGED,
-    VALUES,
     VERSIONS,
     Json,
-    chart_objects,
-    gateway_objects,
     given_crds,
     is_core,
+    label,
     npm_folder,
-    plain,
-    values,
+    shipped,
     wrong_fields,
     wrong_for,
     wrong_for_packages,
 )
 
-README = (CHART / "README.md").read_text()
-ALL = [
-    *((f"chart, {name}", each) for name in VALUES for each in chart_objects(values(name))),
-    *gateway_objects(),
-    *(("chart's README", plain(text)) for text in re.findall(r"```yaml\n(apiVersion.*?)```", README, re.S)),
-]
+ALL = shipped()
 CUSTOM = [each for _, each in ALL if not is_core(each)]
-
-
-def label(document: Any) -> str:
-    return (
-        f"{document['kind']} {document['metadata']['name']}" if isinstance(document, dict) else str(document)
-    )
 
 
 def broken(kind: str, change: dict[str, Any]) -> Json:
@@ -84,6 +68,7 @@ def test_the_packaged_crds_accept_every_object_of_their_groups() -> None:
     found = [each for each in CUSTOM if each["apiVersion"].partition("/")[0] in PACKAGED]
     assert {each["kind"] for each in found} >= {
         "HTTPRoute",
+        "EnvoyExtensionPolicy",
         "EnvoyFilter",
         "VirtualService",
         "PodMonitor",
@@ -92,10 +77,13 @@ def test_the_packaged_crds_accept_every_object_of_their_groups() -> None:
     wrong = [
         broken("HTTPRoute", {"rules": [{"timeouts": {"request": "0"}}]}),
         broken("PodMonitor", {"podMetricsEndpoints": [{"interval": "often"}]}),
+        broken("EnvoyExtensionPolicy", {"extProc": [{"backendRefs": [{"name": "a"}], "failOpen": "yes"}]}),
+        *(broken(kind, {"unknown": 1}) for kind in sorted({each["kind"] for each in found})),
+        broken("HTTPRoute", {"rules": [{"timeouts": {"requests": "0s"}}]}),
     ]
     said = wrong_for_packages(folder, [*found, *wrong])
     assert [f"{label(each)}: {text}" for each, text in zip(found, said, strict=False) if text] == []
-    assert all(said[len(found) :]), "a wrong value is found"
+    assert all(said[len(found) :]), "a wrong value and an unknown field are found"
 
 
 def test_the_given_crds_accept_every_object() -> None:

@@ -37,7 +37,7 @@ PERMISSIVE = {
 }
 ALLOWED = {
     # The image, and what a developer installs: permissive, or copyleft for the package's own files only.
-    **dict.fromkeys(("runtime", "demo", "dev", "audit"), PERMISSIVE | {"MPL-2.0"}),
+    **dict.fromkeys(("runtime", "build", "demo", "dev", "audit"), PERMISSIVE | {"MPL-2.0"}),
     "gpu": PERMISSIVE | {"MPL-2.0", "LicenseRef-NVIDIA-Proprietary"},
     # Only the tests against real servers install these, and nothing of them is passed on.
     **dict.fromkeys(("triton", "mlserver"), PERMISSIVE | {"MPL-2.0", "ZPL-2.1"}),
@@ -72,7 +72,7 @@ def test_every_lock_is_known_to_the_audit_and_has_allowed_licenses() -> None:
 def test_every_package_has_an_exact_version_and_hashes(lock: str) -> None:
     text = (REQUIREMENTS / f"{lock}.txt").read_text()
     entries = re.split(r"\n(?=\S)", re.sub(r"^\s*#.*\n", "", text, flags=re.M).strip())
-    assert len(entries) > 10
+    assert len(entries) > 5
     for entry in entries:
         assert re.match(r"[A-Za-z0-9._-]+==[^\s;]+", entry), entry.splitlines()[0]
         assert re.search(r"--hash=sha256:[0-9a-f]{64}", entry), entry.splitlines()[0]
