@@ -39,7 +39,7 @@ demo: $(VENV)/.demo  ## run a real Envoy, the sidecar and two simulated pools; D
 	@$(BIN)/semroute demo $(DEMO_ARGS)
 
 test: $(VENV)/.dev  ## run all tests, including those with a real Envoy
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(TEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(TEST_ARGS)
 
 conformance: $(VENV)/.dev  ## run every case of the protocol, raw and at a real Envoy, and write docs/conformance.md
 	$(BIN)/python -m pytest tests/conformance --messages 500000 --conformance-page docs/conformance.md $(TEST_ARGS)

@@ -86,7 +86,7 @@ def measure(rounds: int = ROUNDS) -> dict[str, Any]:
     strategies = build(own, pools)
     probs = dict.fromkeys(own.domain.labels, 1.0 / len(own.domain.labels))
     read: Any = {"domain": own.domain.labels[0], "domain_probs": probs, "revision": own.revision}
-    queries = [read_context(str(number), neighbours=x, **read) for number, x in enumerate(rows(64, D))]
+    queries = [read_context(str(number), neighbors=x, **read) for number, x in enumerate(rows(64, D))]
     among, samples = candidates(pools, "large", queries[0]), Samples()
     for number in range(WARM_UP + rounds):
         for row, strategy in strategies.items():

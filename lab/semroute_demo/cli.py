@@ -64,7 +64,7 @@ async def _run(folder: Path, once: bool, as_json: bool, port: int | None) -> int
         say(f"Sending {len(prompts)} requests to {envoy.url}, one after the other …", style="dim")
         rows = await _send_all(envoy.url, prompts, settings, as_json)
         failures = envoy.stats("failure_mode_allowed$|spurious_msgs_received$")
-        summary = client.summarise(rows, settings, sum(failures.values()))
+        summary = client.summarize(rows, settings, sum(failures.values()))
         if as_json:
             click.echo(json.dumps({"summary": True, **summary}, ensure_ascii=False))
         else:

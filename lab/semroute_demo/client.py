@@ -131,7 +131,7 @@ def cost(settings: Config, pool: str, given: int, made: int) -> float:
     return 0.0 if price is None else (given * price.input + made * price.output) / 1_000_000
 
 
-def summarise(rows: Sequence[Json], settings: Config, envoy_failures: int) -> Json:
+def summarize(rows: Sequence[Json], settings: Config, envoy_failures: int) -> Json:
     """The demo in numbers; `envoy_failures`: requests without a decision, and replies Envoy rejected."""
     strong = max(settings.pools, key=lambda name: cost(settings, name, 1, 1))  # the most expensive pool
     used = {name: sum(row["answered_by"] == name for row in rows) for name in settings.pools}

@@ -37,7 +37,7 @@ class OnnxModel:
         """Run a few shapes once; raises BundleError if the outputs do not match the manifest."""
         for length in WARMUP_LENGTHS:
             [output] = self.run([self.framer.frame("word " * length)])
-        found = (output.embedding, output.neighbours, output.domain_logits, output.task_logits)
+        found = (output.embedding, output.neighbors, output.domain_logits, output.task_logits)
         for (name, described), values in zip(widths(self.bundle.manifest).items(), found, strict=False):
             if values is not None and described != len(values):
                 problem = f"{self.bundle.graph(self.device)}: {name} has {len(values)} values"
@@ -78,9 +78,9 @@ def widths(manifest: Manifest) -> dict[str, int]:
 def raw_outputs(batch: Sequence[Framed], outputs: Mapping[str, Any]) -> list[RawOutput]:
     """The graph's outputs, text by text."""
     embeddings, difficulties = outputs["sentence_embedding"], outputs["difficulty_logit"].tolist()
-    neighbours = outputs.get("neighbour_embedding", embeddings)
+    neighbors = outputs.get("neighbour_embedding", embeddings)
     tasks = outputs.get("task_logits", [None] * len(batch))
-    rows = zip(batch, embeddings, neighbours, outputs["domain_logits"], difficulties, tasks, strict=True)
+    rows = zip(batch, embeddings, neighbors, outputs["domain_logits"], difficulties, tasks, strict=True)
     return [
         RawOutput(embedding, near, domain, difficulty, task, text.tokens, text.truncated, text.unk_share)
         for text, embedding, near, domain, difficulty, task in rows

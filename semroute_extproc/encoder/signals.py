@@ -18,7 +18,7 @@ class RawOutput:
     """The output of one pass for one text, before calibration."""
 
     embedding: FloatArray  # shape (d,), L2-normalized
-    neighbours: FloatArray  # for clusters and neighbors: an output of its own, or else `embedding`
+    neighbors: FloatArray  # for clusters and neighbors: an output of its own, or else `embedding`
     domain_logits: FloatArray
     difficulty_logit: float
     task_logits: FloatArray | None  # None if the bundle has no task head
@@ -33,7 +33,7 @@ def calibrate(bundle: "Bundle", raw: RawOutput, language: str) -> Signals:
     manifest = bundle.manifest
     domain_probs = _probabilities(manifest.domain, raw.domain_logits)
     task_probs = _probabilities(manifest.task, raw.task_logits)
-    similarity = float((bundle.centroids @ raw.neighbours).max())
+    similarity = float((bundle.centroids @ raw.neighbors).max())
     far = similarity < manifest.unknown.threshold or raw.unk_share > manifest.unknown.unk_share_max
     return Signals(
         domain=max(domain_probs, key=domain_probs.__getitem__),
@@ -49,7 +49,7 @@ def calibrate(bundle: "Bundle", raw: RawOutput, language: str) -> Signals:
         task_probs=task_probs,
         similarity=similarity,
         embedding=raw.embedding,
-        neighbours=raw.neighbours,
+        neighbors=raw.neighbors,
         revision=manifest.revision,
         remote=raw.remote,
     )

@@ -129,9 +129,9 @@ class Driver:
                 context = await self._read(context, stages.deadline)
                 stages.mark("encode")
             else:
-                judgement = await self.judges[wanted].ask(context.text, stages.deadline)
-                judgements = {**context.judgements, wanted: judgement}
-                context = dataclasses.replace(context, judgements=judgements)
+                judgment = await self.judges[wanted].ask(context.text, stages.deadline)
+                judgments = {**context.judgments, wanted: judgment}
+                context = dataclasses.replace(context, judgments=judgments)
                 stages.mark("judge")
             wanted = await stages.run(size, advanced, deciding, context)
         stages.mark("policy")
@@ -150,7 +150,7 @@ class Driver:
     async def shadows(self, policy: str, context: RoutingContext, live: Decision) -> tuple[Shadow, ...]:
         """The decisions of a live policy's shadows, from the context of the live decision, without waiting.
 
-        A shadow that lacks signals or a judgement is undecided. If the request is in `shadow_share`, such
+        A shadow that lacks signals or a judgment is undecided. If the request is in `shadow_share`, such
         shadows are left out here, decided in the background and emitted as `Shadowed`.
         """
         settings = self.config.policies[policy]

@@ -49,7 +49,7 @@ class Held:
     strategies: Collection[str] | None = None  # Strategies whose choices it may overrule; None for all.
 
 
-class Judgement(NamedTuple):
+class Judgment(NamedTuple):
     """The result of asking a judge."""
 
     score: float | None  # Probability that the strong model wins; None without an answer.
@@ -72,7 +72,7 @@ class RoutingContext:
     fallback: Cause | None = None  # Why there are no signals; None if they are present or can be requested.
     draw_key: bytes = b""  # Keys the draws, see `policy.draw`.
     conditions: Conditions = field(default_factory=Conditions)
-    judgements: Mapping[str, Judgement] = field(default_factory=dict)  # By strategy.
+    judgments: Mapping[str, Judgment] = field(default_factory=dict)  # By strategy.
     bias: float = 0.0  # `conditions.bias` of the strategy that chooses; set by the policy.
     traffic: "LiveScores | None" = None  # `conditions.traffic` of that strategy.
     held: Held | None = None
@@ -142,8 +142,8 @@ class Strategy(Protocol):
     follows: tuple[float, Sequence[float]] | None = None
     """Strong share and reference quantiles, if the share follows the strategy's own traffic."""
 
-    def wants_judgement(self, context: RoutingContext) -> bool:
-        """Whether to ask this strategy's judge first; False once the context has its judgement."""
+    def wants_judgment(self, context: RoutingContext) -> bool:
+        """Whether to ask this strategy's judge first; False once the context has its judgment."""
         return False
 
     def near(self, signals: Signals) -> Sequence[Near]:
@@ -160,7 +160,7 @@ class Agreement(enum.StrEnum):
 
     AGREE = "agree"
     DIFFER = "differ"
-    UNDECIDED = "undecided"  # Signals or a judgement are missing, or no pool can answer.
+    UNDECIDED = "undecided"  # Signals or a judgment are missing, or no pool can answer.
     ERROR = "error"
 
 
@@ -194,7 +194,7 @@ class Decision:
     choice: Choice | None = None  # The strategy's, even if the conversation stays in its pool.
     reasoning: Effort | None = None
     fallback: Cause | None = None  # Why the needed signals were missing; None if they were not.
-    judge: str = ""  # `Judgement.result`; empty if no judge was asked.
+    judge: str = ""  # `Judgment.result`; empty if no judge was asked.
     override: bool = False  # `reasoning` replaces the client's own setting.
     session: str = ""  # How the conversation's pool affected it: `locked`, `kept` or `moved`; else empty.
     canary: str = ""  # The policy, if a model's canary drew it.

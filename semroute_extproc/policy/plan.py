@@ -37,7 +37,7 @@ class PolicyPlan:
         return _Run(self, context).decide()
 
     def decide_now(self, context: RoutingContext) -> Decision | None:
-        """Decide from `context` alone; None if it lacks signals or a judgement. Raises NoCandidate."""
+        """Decide from `context` alone; None if it lacks signals or a judgment. Raises NoCandidate."""
         found = advanced(self.decide(context), None)
         return found if isinstance(found, Decision) else None
 
@@ -138,7 +138,7 @@ class _Run:
             if not (self._context.hard_preference and strategy.hard_preferences):
                 pool = self._candidates.first_of(self._plan.default_pool)
                 return Decision(pool, f"fallback: {cause}", strategy=name, fallback=cause)
-        if strategy.wants_judgement(self._context):
+        if strategy.wants_judgment(self._context):
             self._context = yield name
         return self._chosen(name, strategy, held)
 
@@ -158,7 +158,7 @@ class _Run:
     def _chosen(self, name: str, strategy: Strategy, held: Held | None) -> Decision:
         """Apply the strategy's choice, subject to the candidates and the conversation's pool."""
         context = self._context
-        judge = context.judgements[name].result if name in context.judgements else ""
+        judge = context.judgments[name].result if name in context.judgments else ""
         if judge:
             self._note("judge", name, judge)
         if (now := context.conditions).bias or now.traffic:

@@ -79,14 +79,14 @@ def unwrap(text: str, marks: Marks = SHIPPED) -> Unwrapped:
     if "<|" in found:  # the tokens of a chat template become labels
         found = _TURN.sub(lambda token: f"\n{token[1]}:\n" if token[1] else "\n", found)
     shorter = re.sub(marks.mail, "", found) if 0 < found.count("\n") < LINES_MAX else found
-    labelled, shorter = _labelled(shorter, marks, framed)
+    labeled, shorter = _labeled(shorter, marks, framed)
     left.append(LeftOut("template", len(found) - len(shorter)))
     for kind, step in (("template", _without_role), ("document", _request), ("format", _plain)):
         found, shorter = shorter, step(shorter, marks).strip()
         left.append(LeftOut(kind, len(found) - len(shorter)))
     kept = tuple(each for each in left if each.characters > 1)
-    frame = frame if framed or labelled or any(each.kind == "template" for each in kept) else ""
-    if not kept or (len(shorter) < min(QUESTION_MIN, len(text) // 2) and not (framed or labelled)):
+    frame = frame if framed or labeled or any(each.kind == "template" for each in kept) else ""
+    if not kept or (len(shorter) < min(QUESTION_MIN, len(text) // 2) and not (framed or labeled)):
         return Unwrapped(text, (), frame)
     return Unwrapped(shorter, kept, frame)
 
@@ -176,7 +176,7 @@ class _Section(NamedTuple):
     text: str
 
 
-def _labelled(text: str, marks: Marks, framed: bool) -> tuple[bool, str]:
+def _labeled(text: str, marks: Marks, framed: bool) -> tuple[bool, str]:
     """Whether a text has labels, and its question; the text itself if the labels do not show it.
 
     `framed` is whether blocks of context were around it.
@@ -266,7 +266,7 @@ def _inline(lines: Sequence[str], marks: Marks) -> str:
 
 
 def _around(sections: Sequence[_Section], kinds: Sequence[str], document: bool, marks: Marks) -> str:
-    """The question outside the labelled sections: around context, or before "Answer:"; else ""."""
+    """The question outside the labeled sections: around context, or before "Answer:"; else ""."""
     free = "\n".join(section.text for section in sections if not section.kind and section.text)
     brief = QUESTION_MIN <= len(free) <= BRIEF_MAX and len(free) * MATERIAL_MIN < len(sections[-1].text)
     if not document:

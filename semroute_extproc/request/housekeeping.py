@@ -28,15 +28,15 @@ def kind(system: str, turn: str, unwrapped: Unwrapped, later: bool, marks: Marks
     """
     if found := _of_system(system[:SYSTEM_MAX], later, marks):
         return found
-    unlabelled = later and len(unwrapped.question) >= TEMPLATE_MIN  # "summarize the conversation so far"
-    frame = unwrapped.frame or (turn if unlabelled else "")
+    unlabeled = later and len(unwrapped.question) >= TEMPLATE_MIN  # "summarize the conversation so far"
+    frame = unwrapped.frame or (turn if unlabeled else "")
     if not frame:
         return ""
     sentences = SENTENCE.findall(_WRAPPED.sub(" ", both_ends(frame, ENDS_MAX)).lower())
     if not (found := _search(sentences, [True] * len(marks.tasks), marks)):
         return ""
     speakers = {marks.kinds.get(name.lower()) for name in _SPEAKER.findall(turn[:READ_MAX])}
-    if unlabelled or not speakers.isdisjoint({"user", "assistant"}):
+    if unlabeled or not speakers.isdisjoint({"user", "assistant"}):
         return found
     if frame.strip() == unwrapped.question != turn and not instructs(frame, marks):
         return ""  # a user may ask for a title, and the client added context

@@ -25,6 +25,6 @@ class Signals:
     task_probs: Mapping[str, float] = field(default_factory=dict)
     similarity: float = 0.0  # cosine to the nearest centroid
     embedding: FloatArray | None = None
-    neighbours: FloatArray | None = None  # input of strategies with an artifact of the same `revision`
+    neighbors: FloatArray | None = None  # input of strategies with an artifact of the same `revision`
     revision: str = ""  # of the bundle that read the text
     remote: str = ""  # why not the server but this process read the text; empty if that was intended

@@ -210,9 +210,9 @@ def _pages(metrics: PrometheusSink, health: Health, servicer: Servicer, live: Li
     metrics.observe("queue_depth", lambda: classifier.waiting)
     metrics.observe("model_info", models)
     metrics.observe("pool_pressure", partial(values, "pools", "pressure"))
-    for key in ("leaning", "target", "realised"):
+    for key in ("leaning", "target", "realized"):
         metrics.observe(f"budget_{key}", partial(values, "budgets", key))
-    for key in ("threshold", "reference", "scores", "realised"):
+    for key in ("threshold", "reference", "scores", "realized"):
         metrics.observe(f"traffic_{key}", partial(values, "traffic", key))
     metrics.observe("pool_excluded", partial(values, "health", "excluded"))
     metrics.observe("shared_store_age_seconds", lambda: live.state.age)

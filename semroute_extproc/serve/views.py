@@ -195,7 +195,7 @@ def present(states: Sequence[State]) -> dict[str, Any]:
     """The view Now, from the states of all workers; `table` and `shadows` list `[label…, count]`."""
     charts = {of: defaultdict[int, Counter[str]](Counter) for of in ("pool", "reason")}
     table, fallbacks, shadows = Counter[tuple[str, str]](), Counter[str](), Counter[tuple[str, ...]]()
-    realised, paid = Counter[tuple[str, str]](), defaultdict[str, Counter[str]](Counter)
+    realized, paid = Counter[tuple[str, str]](), defaultdict[str, Counter[str]](Counter)
     undecided, dropped = Counter[str](), 0
     rows = ((minute, row) for state in states for minute, counts in state["minutes"] for row in counts)
     for minute, (metric, *labels, count) in rows:
@@ -206,7 +206,7 @@ def present(states: Sequence[State]) -> dict[str, Any]:
             charts["pool"][minute][pool or "no pool"] += count
             charts["reason"][minute][reason] += count
             table[reason, pool or "no pool"] += count
-            realised[strategy, pool] += count if kind == "routed" else 0
+            realized[strategy, pool] += count if kind == "routed" else 0
         elif metric == "fallbacks":
             fallbacks[labels[0]] += count
         elif metric == "shadow_decisions":
@@ -220,10 +220,10 @@ def present(states: Sequence[State]) -> dict[str, Any]:
             paid[metric][labels[0]] += count
     first, pairs = states[0], list[dict[str, Any]]()
     for name, pair in first["pairs"].items():
-        strong, weak = realised[name, pair["strong"]], realised[name, pair["weak"]]
+        strong, weak = realized[name, pair["strong"]], realized[name, pair["weak"]]
         live = [state["traffic"][name]["threshold"] for state in states if name in state["traffic"]]
         share = strong / (strong + weak) if strong + weak else None
-        pairs.append({"name": name, **pair, "requests": strong + weak, "realised": share, "thresholds": live})
+        pairs.append({"name": name, **pair, "requests": strong + weak, "realized": share, "thresholds": live})
     drifts = (each for state in states for each in state["drift"])
     # The last one of a bundle is of the worker whose texts differ most.
     drift = {each["bundle"]: each for each in sorted(drifts, key=itemgetter("worst", "texts"))}

@@ -9,7 +9,7 @@ the strong share (`strategies.cutoff`). This is integral control one request at 
 approximation that follows a quantile (Robbins and Monro 1951; under drift: Gibbs and Candes, arXiv
 2106.00170, section 2). Summed over N requests it gives, for any traffic,
 
-    |realised share − target| <= (largest bias − smallest bias) / (gain · N)
+    |realized share − target| <= (largest bias − smallest bias) / (gain · N)
 
 as long as the bias is not at its bound, so drift causes no permanent error. The gain is `GAIN` divided by
 the window. The slope of the share over its log-odds is s(1 − s), so an error shrinks by a factor of e in
@@ -40,7 +40,7 @@ class BudgetController:
         dollars = settings.dollars_per_thousand or 0.0
         self.target = dollars / 1e3 if settings.strong_share is None else settings.strong_share
         self.bias = 0.0
-        self.realised: float | None = None  # Mean cost of a request over the window, in the target's unit.
+        self.realized: float | None = None  # Mean cost of a request over the window, in the target's unit.
         self.requests = 0
         self._spread = 0.0
         self._recent, self._last = 0.0, -math.inf
@@ -57,8 +57,8 @@ class BudgetController:
         self.requests += 1
         # A plain mean until the window is full, then an exponential moving average.
         weight = 1.0 / min(self.requests, window)
-        mean = self.realised or 0.0
-        self.realised = mean + weight * (spent - mean)
+        mean = self.realized or 0.0
+        self.realized = mean + weight * (spent - mean)
         self._spread += weight * (spread - self._spread)
         if self._spread <= 0.0:
             return  # Both pools cost the same, so no share changes the cost.

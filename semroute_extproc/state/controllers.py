@@ -218,7 +218,7 @@ class ControllerState:
             name: {
                 "unit": "share" if budget.settings.strong_share is not None else "dollars_per_request",
                 "target": budget.target,
-                "realised": budget.realised,
+                "realized": budget.realized,
                 "leaning": budget.bias,
                 "requests": budget.requests,
             }

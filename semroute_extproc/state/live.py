@@ -83,7 +83,7 @@ class LiveScores:
         self._by_age = deque(score for start in range(STRIDE) for score in reference[start::STRIDE])
         self.bias = 0.0
         self.requests = self.live = 0  # All; and those with a score in `scores`, next to the reference's.
-        self.realised: float | None = None  # Mean of strong over the last `WINDOW` requests.
+        self.realized: float | None = None  # Mean of strong over the last `WINDOW` requests.
         self._gain, self._moved = GAIN, 0.0
         self.waiting = deque[float](maxlen=UNSENT_MAX)  # Scores for the others.
         self._learned = 0  # Requests of this process.
@@ -96,8 +96,8 @@ class LiveScores:
         self._moved, self._learned = self._moved + self.bias - before, self._learned + 1
         self.waiting.append(score)
         # A plain mean until the window is full, then an exponential moving average.
-        mean = self.realised or 0.0
-        self.realised = mean + (strong - mean) / min(self._learned, WINDOW)
+        mean = self.realized or 0.0
+        self.realized = mean + (strong - mean) / min(self._learned, WINDOW)
         self._add(score)
 
     def unsent(self) -> tuple[list[float], float]:
@@ -131,7 +131,7 @@ class LiveScores:
         scores = self.scores.copy()  # A copy cannot change meanwhile.
         return {
             "share": self.share,
-            "realised": self.realised,
+            "realized": self.realized,
             "threshold": threshold_for_share(scores, self.share, self.bias),
             "reference": threshold_for_share(self.reference, self.share),
             "bias": self.bias,

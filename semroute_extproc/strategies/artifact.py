@@ -33,18 +33,18 @@ class ArtifactManifest(Model):
 
     format: int = FORMAT
     kind: str  # of the strategy
-    bundle: str  # name of the bundle whose `neighbours` embedding it was fitted on
+    bundle: str  # name of the bundle whose `neighbors` embedding it was fitted on
     revision: str  # `Bundle.revision` of that bundle, twelve hexadecimal digits
     dimensions: int = Field(gt=0)  # length of the embedding
-    rows: int = Field(ge=0)  # labelled prompts it was fitted on
+    rows: int = Field(ge=0)  # labeled prompts it was fitted on
     seed: int = 0
     data: str = ""  # name of the file of those prompts, without its directory
     data_sha256: str = ""
-    licence: str = ""  # the operator's statement of the data's license
+    license: str = ""  # the operator's statement of the data's license
 
     def embedding(self, signals: Signals) -> Floats | None:
         """A text's embedding (d,); None for a text that another bundle read."""
-        x = signals.neighbours
+        x = signals.neighbors
         if x is None or signals.revision != self.revision or x.shape != (self.dimensions,):
             return None
         return x

@@ -101,16 +101,16 @@ class Judge(Strategy):
         self.name, self._cutoff, self._fallback = name, cutoff, fallback
         self.follows = cutoff.follows
 
-    def wants_judgement(self, context: RoutingContext) -> bool:
+    def wants_judgment(self, context: RoutingContext) -> bool:
         """Whether to ask the judge: only once, and not if the client has a hard preference."""
-        return self.name not in context.judgements and not context.hard_preference
+        return self.name not in context.judgments and not context.hard_preference
 
     def choose(self, context: RoutingContext, candidates: Candidates) -> Choice:
         """Choose by the judge's score, or by the difficulty without one."""
-        judgement = context.judgements.get(self.name)
-        if judgement is None or judgement.score is None:
+        judgment = context.judgments.get(self.name)
+        if judgment is None or judgment.score is None:
             return self._fallback.choose(context, candidates)
-        return self._cutoff.choose(judgement.score, context)
+        return self._cutoff.choose(judgment.score, context)
 
 
 _ASKED: Mapping[str, Any] = msgspec.toml.decode(Path(__file__).with_name("judge.toml").read_bytes())

@@ -11,7 +11,7 @@ from cachetools import TTLCache
 from semroute_extproc.errors import EndpointError
 from semroute_extproc.io.breaker import Breaker
 from semroute_extproc.io.http import Endpoint
-from semroute_extproc.policy.context import Judgement
+from semroute_extproc.policy.context import Judgment
 from semroute_extproc.request import reasoning
 from semroute_extproc.request.view import Api
 from semroute_extproc.settings.pools import ReasoningFamily
@@ -45,22 +45,22 @@ class JudgeClient:
         self._question = Question(settings.model, settings.labels, tuple(switch.items()))
         url, key, trusted, most = settings.url, settings.api_key_env, settings.ca_file, settings.concurrency
         self._endpoint = Endpoint(url, api_key_env=key, ca_file=trusted, connections_max=most)
-        self._scores = TTLCache[bytes, Judgement](settings.cache_entries, settings.cache_seconds, timer=clock)
+        self._scores = TTLCache[bytes, Judgment](settings.cache_entries, settings.cache_seconds, timer=clock)
         self._breaker = Breaker(settings.breaker_failures, settings.breaker_seconds)
         self._asking = 0
 
-    async def ask(self, text: str, deadline: float) -> Judgement:
+    async def ask(self, text: str, deadline: float) -> Judgment:
         """The judge's score of `text` before `deadline` (the loop's clock), or why not; never queues."""
         key = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
         if (known := self._scores.get(key)) is not None:
             return known
         if self._asking >= self.settings.concurrency:
-            return Judgement(None, "busy")
+            return Judgment(None, "busy")
         left = deadline - asyncio.get_running_loop().time()
         if left <= 0.0:
-            return Judgement(None, "timeout")
+            return Judgment(None, "timeout")
         if not self._breaker.allows(self._clock()):
-            return Judgement(None, "breaker")
+            return Judgment(None, "breaker")
         probe, patience = self._breaker.is_open, self.settings.timeout_ms / 1e3
         seconds, score, learned, of_text = min(left, patience), None, False, False
         self._asking += 1
@@ -85,10 +85,10 @@ class JudgeClient:
         elif learned:
             self._breaker.failed(self._clock())
         if self.settings.cache_entries and (score is not None or of_text):
-            self._scores[key] = Judgement(score, "cache")
+            self._scores[key] = Judgment(score, "cache")
         if (is_open := self._breaker.is_open) != probe:
             logger.warning("judge.breaker", strategy=self.name, open=is_open, last=result)
-        return Judgement(score, result)
+        return Judgment(score, result)
 
     async def close(self) -> None:
         """Close the connections."""

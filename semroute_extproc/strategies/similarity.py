@@ -42,18 +42,18 @@ class SimilarityArtifact(Artifact):
     axes: Floats | None  # (r, d): where cosines are taken; None for all of the embedding, r = d
     wins: Floats  # (n,): 1 where the strong model won, 0 where the weak one did, 0.5 for a tie
     gamma: float  # base of the weights γ^(1 + S); RouteLLM's is 10
-    neighbours: int  # how many of the most similar prompts count; 0 for all, as in RouteLLM
+    neighbors: int  # how many of the most similar prompts count; 0 for all, as in RouteLLM
     quantiles: tuple[float, ...]  # of the score on prompts that it had not stored, ascending
 
     @property
     def digest(self) -> str:
         """Twelve hexadecimal digits that change with the scores."""
-        return digest_of(self.embeddings, self.wins, np.asarray([self.gamma, self.neighbours]), self.axes)
+        return digest_of(self.embeddings, self.wins, np.asarray([self.gamma, self.neighbors]), self.axes)
 
     def score(self) -> Callable[[Floats], float]:
         """P(strong wins) for an embedding (d,) of length 1; every stored prompt is read, without an index."""
         log_gamma = math.log(self.gamma)
-        k = self.neighbours if self.neighbours < len(self.wins) else 0
+        k = self.neighbors if self.neighbors < len(self.wins) else 0
         # A row vector times this layout reads memory in order, in half the time of rows times a column.
         columns: Floats = np.ascontiguousarray(self.embeddings.T)
 
@@ -90,10 +90,10 @@ def read_similarity(path: Path) -> SimilarityArtifact:
     if not 0 < n <= PROMPTS_MAX:
         raise file.error(f"{n} prompts, expected 1 to {PROMPTS_MAX}")
     wins = file.floats("wins", n)
-    gamma, neighbours = float(file.floats("gamma").item()), file.integer("neighbours", 0)
-    if wins.min() < 0.0 or wins.max() > 1.0 or not gamma >= 1.0 or neighbours < 0:
-        raise file.error("wins outside 0..1, gamma below 1 or neighbours below 0")
-    return SimilarityArtifact(file.manifest, embeddings, axes, wins, gamma, neighbours, file.quantiles())
+    gamma, neighbors = float(file.floats("gamma").item()), file.integer("neighbors", 0)
+    if wins.min() < 0.0 or wins.max() > 1.0 or not gamma >= 1.0 or neighbors < 0:
+        raise file.error("wins outside 0..1, gamma below 1 or neighbors below 0")
+    return SimilarityArtifact(file.manifest, embeddings, axes, wins, gamma, neighbors, file.quantiles())
 
 
 class SimilaritySettings(PairSettings):

@@ -64,8 +64,8 @@ class BundleDrift:
         counts[bisect_right(self._edges, signals.difficulty)] += 1
         counts[self._domains[signals.domain]] += 1
         counts[self._known + signals.unknown] += 1
-        if signals.neighbours is not None:
-            self._sum += signals.neighbours
+        if signals.neighbors is not None:
+            self._sum += signals.neighbors
         self._texts += 1
         if self._texts % BLOCK == 0:
             block = np.concatenate([counts, self._sum])

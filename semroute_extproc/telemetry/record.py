@@ -89,8 +89,8 @@ def _of_context(context: RoutingContext, settings: DecisionLog, key: bytes) -> d
     }
     if (signals := context.signals) is not None:
         found |= {name: getattr(signals, name) for name in SIGNALS}
-        if settings.embedding and signals.neighbours is not None:
-            found["embedding"] = base64.b64encode(signals.neighbours.astype("<f2").tobytes()).decode()
+        if settings.embedding and signals.neighbors is not None:
+            found["embedding"] = base64.b64encode(signals.neighbors.astype("<f2").tobytes()).decode()
     if context.text:
         text = context.text.encode("utf-8", "surrogatepass")
         found["prompt_hash"] = hashlib.blake2b(text, digest_size=HASH_BYTES, key=key).hexdigest()

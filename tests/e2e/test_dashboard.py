@@ -9,7 +9,7 @@ from dashboard import EXPRESSIONS, metrics
 from gateway import Gateway, chat
 from semroute_demo.process import HTTP
 
-WITHOUT_TRAFFIC = {"semroute_budget_realised", "semroute_budget_target", "semroute_pool_load"}
+WITHOUT_TRAFFIC = {"semroute_budget_realized", "semroute_budget_target", "semroute_pool_load"}
 """Gauges that exist only with a budget or a pool's metrics page, which this gateway does not have."""
 
 

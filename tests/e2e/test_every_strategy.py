@@ -20,7 +20,7 @@ import aiohttp
 import pytest
 from click.testing import CliRunner
 from gateway import Background, Gateway, Pools, chat, start_gateway, start_sidecar, wait_for
-from openai_server import OpenAIServer, labelled
+from openai_server import OpenAIServer, labeled
 from semroute_demo.pool import Pool, Speed
 from semroute_demo.sidecar import Sidecar
 
@@ -122,7 +122,7 @@ def fit(folder: Path) -> None:
         strong_correct=[(prompt, 1) for prompt in (*EASY, *HARD)],
         weak_correct=[(prompt, float(prompt in EASY)) for prompt in (*EASY, *HARD)],
     )
-    command("fit", "similarity", prompts, "-o", folder / "similarity.npz", "--neighbours", 10)
+    command("fit", "similarity", prompts, "-o", folder / "similarity.npz", "--neighbors", 10)
     command("fit", "factorization", prompts, "-o", folder / "factors.npz")
     command("fit", "clusters", prompts, "-o", clusters, "--clusters", 2, "--clusterings", 1)
     command("calibrate", traffic, "--max-quality-drop", 0.05, "-o", folder / "difficulty.json")
@@ -164,9 +164,9 @@ class Running:
         return float(found[0].rpartition(" ")[2]) if found else 0.0
 
 
-def judgement(body: dict[str, Any]) -> dict[str, Any]:
+def judgment(body: dict[str, Any]) -> dict[str, Any]:
     """The judge thinks little of the small model's code."""
-    return labelled({"2": 0.9, "5": 0.1} if "Python" in body["messages"][1]["content"] else {"5": 1.0})
+    return labeled({"2": 0.9, "5": 0.1} if "Python" in body["messages"][1]["content"] else {"5": 1.0})
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,7 @@ def started(tmp_path_factory: pytest.TempPathFactory, pools: Pools) -> Iterator[
     speed = Speed(first_token_seconds=0.005, token_seconds=0.0, slots=64)
     served = {name: Pool(name, (f"org/{name}",), speed) for name in ("small", "large", "coder")}
     page = Pool("page", ("org/coder",), speed)
-    judge = OpenAIServer(judgement)
+    judge = OpenAIServer(judgment)
     for server in (*served.values(), page, judge):
         background.run(server.__aenter__())
     pages = {"small": served["small"], "large": served["large"], "coder": page}

@@ -41,7 +41,7 @@ def fitted(folder: Path) -> None:
         writer.writerows([prompt, 1, 0] for prompt in SUMS)
         writer.writerows([prompt, 1, 1] for prompt in LAWS)
     more: dict[str, list[str]] = {
-        "similarity": ["--neighbours", "10"],
+        "similarity": ["--neighbors", "10"],
         "factorization": [],
         "clusters": ["--clusters", "2", "--clusterings", "1"],
     }
@@ -56,7 +56,7 @@ def fitted(folder: Path) -> None:
     assert result.exit_code == 0, result.output
 
     clusters = read_clusters(folder / "clusters.npz")
-    x = np.asarray([s.neighbours for s in Scorer.of().score_all([*SUMS, *LAWS])], dtype=np.float32)
+    x = np.asarray([s.neighbors for s in Scorer.of().score_all([*SUMS, *LAWS])], dtype=np.float32)
     (folder / "profiles").mkdir()
     for name, sums in (("small", 1.0), ("large", 0.05)):
         errors = [sums] * len(SUMS) + [0.05] * len(LAWS)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from gateway import Background, Gateway, chat, start_sidecar, wait_for
-from openai_server import OpenAIServer, completion, labelled
+from openai_server import OpenAIServer, completion, labeled
 from semroute_demo.sidecar import Sidecar
 from semroute_lab.common.writing import write_artifact
 
@@ -104,7 +104,7 @@ async def test_a_judge_decides_and_one_that_dies_costs_nobody_an_answer(
     background: Background,
 ) -> None:
     def judge(body: dict[str, Any]) -> dict[str, Any]:
-        return labelled({"2": 0.9, "5": 0.1} if "torts" in body["messages"][1]["content"] else {"5": 1.0})
+        return labeled({"2": 0.9, "5": 0.1} if "torts" in body["messages"][1]["content"] else {"5": 1.0})
 
     model_server.answer = judge
     settings = {
@@ -134,7 +134,7 @@ def cluster_artifact(path: Path) -> None:
     scorer = Scorer.of()
     means = []
     for texts in (SUMS, LAWS):
-        vectors = np.stack([signals.neighbours for signals in scorer.score_all(texts)])  # type: ignore[arg-type]
+        vectors = np.stack([signals.neighbors for signals in scorer.score_all(texts)])  # type: ignore[arg-type]
         means.append(vectors.mean(axis=0))
     centroids = np.stack(means).astype(np.float32)
     manifest = ArtifactManifest(

@@ -159,9 +159,9 @@ def test_a_team_goes_to_30_percent_and_through_an_incident(
     text = team.shown("/", "share")
     assert "estimated\n" not in text
     assert "Dollars are of the tokens that the answers state" in text
-    configured, realised, requests = cells(text, "pair")[1:4]
+    configured, realized, requests = cells(text, "pair")[1:4]
     assert configured == f"30.0% {STRONG}"
-    assert abs(float(realised.rstrip("%")) / 100 - 0.3) < 0.15
+    assert abs(float(realized.rstrip("%")) / 100 - 0.3) < 0.15
     assert int(requests) >= len(scored)
     quoted("Share of the strong pool", "routed", "strategy pair")
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 from gateway import CONFIG_PATH, Background, Gateway, Pools, start_gateway
-from openai_server import OpenAIServer, in_a_thread, labelled
+from openai_server import OpenAIServer, in_a_thread, labeled
 from semroute_demo.process import Process, free_port
 from semroute_demo.sidecar import Sidecar
 
@@ -126,7 +126,7 @@ def start_world(
         closing.append(world.valkey.stop)
         controllers["store"] = {"url": url, "key": SESSION_KEY, "replicas": sidecars * workers}
     if judge:
-        serving = in_a_thread(lambda _: labelled({"5": 0.9, "1": 0.1}))
+        serving = in_a_thread(lambda _: labeled({"5": 0.9, "1": 0.1}))
         world.judge = serving.__enter__()
         closing.append(lambda: serving.__exit__(None, None, None))
     world.write(lambda document: document.update(controllers=controllers))

@@ -116,7 +116,7 @@ def raw(difficulty_logit: float = 0.0, domain: int = 0, **changes: Any) -> RawOu
     logits[domain] = 4.0
     values: dict[str, Any] = {
         "embedding": np.array([1, 0, 0, 0], dtype=np.float32),
-        "neighbours": np.array([1, 0, 0, 0], dtype=np.float32),
+        "neighbors": np.array([1, 0, 0, 0], dtype=np.float32),
         "domain_logits": logits,
         "difficulty_logit": difficulty_logit,
         "task_logits": np.array([3.0, -3.0], dtype=np.float32),

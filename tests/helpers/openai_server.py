@@ -47,7 +47,7 @@ def completion(text: str, tokens: int = 5, finish: str = "stop", **message: Any)
     }
 
 
-def labelled(probabilities: Mapping[str, float]) -> dict[str, Any]:
+def labeled(probabilities: Mapping[str, float]) -> dict[str, Any]:
     """A completion with the log-probabilities of its one token."""
     answer = completion(next(iter(probabilities), ""), 1, "length")
     top = [{"token": token, "logprob": math.log(p), "bytes": None} for token, p in probabilities.items()]

@@ -323,4 +323,4 @@ def signals_of_record(record: Mapping[str, Any]) -> LoggedSignals | None:
     known: dict[str, Any] = {name: record[name] for name in SIGNALS if name in record}
     missing = {"unknown": False, "truncated": False, "tokens": 0, "domain": "", "domain_probs": {}}
     values = {"domain_entropy": 0.0, **missing, **known, "language": record.get("language", "")}
-    return LoggedSignals(**values, neighbours=embedding_of(record), record=record)
+    return LoggedSignals(**values, neighbors=embedding_of(record), record=record)

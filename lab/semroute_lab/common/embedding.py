@@ -33,7 +33,7 @@ def embed(scorer: Scorer, texts: Sequence[str], table: Table | None = None) -> t
     missing = [row for row, x in enumerate(found) if x is None]
     read = signals_of(scorer, [texts[row] for row in missing], "embedding") if missing else []
     for row, one in zip(missing, read, strict=True):
-        found[row] = one.neighbours if one.revision == own else None
+        found[row] = one.neighbors if one.revision == own else None
     known = {row: x for row, x in enumerate(found) if x is not None}
     if not known:
         raise DataError(f"no text is in a language of bundle {scorer.bundle.manifest.name}")

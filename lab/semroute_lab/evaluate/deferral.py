@@ -49,7 +49,7 @@ def deferral_curve(errors: Floats, prices: Floats, outcome: Floats, cost: Floats
 def hull(prices: Floats, quality: Floats) -> Integers:
     """Models on the non-decreasing convex hull of quality over cost, cheapest first.
     ZeroRouter (Hu et al., RouterBench, arXiv 2403.12031): the best that is possible without reading the
-    request, a random mix of two neighbours on the hull.
+    request, a random mix of two neighbors on the hull.
     """
     kept: list[int] = []
     for model in np.lexsort((-quality, prices)).tolist():

@@ -142,13 +142,13 @@ def bundle_prediction(rows: IntentRows, scores: Scores) -> Prediction | None:
 def fitted_predictions(rows: IntentRows, fit: Scores, scores: Scores) -> list[Prediction]:
     """Heads on frozen embeddings, fitted on the train rows."""
     classes, labels = len(rows.labels), rows.fit_truth
-    near, cosine = _nearest_centroid(fit.neighbours, labels, scores.neighbours, classes)
-    votes, closeness = _nearest_rows(fit.neighbours, labels, scores.neighbours, classes)
+    near, cosine = _nearest_centroid(fit.neighbors, labels, scores.neighbors, classes)
+    votes, closeness = _nearest_rows(fit.neighbors, labels, scores.neighbors, classes)
     vectors = (each.embedding.astype(np.float64) for each in (fit, scores))
     logistic = _logistic(next(vectors), labels, next(vectors), classes)
     return [
         Prediction("centroid", near, cosine, "cosine to the nearest class centroid"),
-        Prediction("neighbours", votes, closeness, f"mean cosine of the {NEAREST} nearest rows"),
+        Prediction("neighbors", votes, closeness, f"mean cosine of the {NEAREST} nearest rows"),
         _by_probability("logistic", logistic),
     ]
 

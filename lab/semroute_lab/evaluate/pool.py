@@ -191,7 +191,7 @@ def _trial(
     pool: _Pool, models: list[str] | None, seed: int, sizes: list[int]
 ) -> tuple[dict[str, DeferralCurve], tuple[float, float]]:
     """Curves of one trial, and quality and relative cost of the pool's most accurate model."""
-    rows, known, vectors = pool.rows, pool.known, pool.known.neighbours
+    rows, known, vectors = pool.rows, pool.known, pool.known.neighbors
     train, validation, test = portions(pool.groups, PROMPT_SHARES, seed)
     validation = validation[: pool.limit]
     sizes.append(len(validation))
@@ -235,7 +235,7 @@ def _pair_scores(
     else:
         texts = [pool.rows.texts[row] for row in validation]
         fit = strategies.Labeled(pool.known.take(validation), outcome, texts)
-        x = pool.known.neighbours[test]
+        x = pool.known.neighbors[test]
         scores["similarity"] = strategies.similarity_scores(fit, x, seed)
         scores["factorization"] = strategies.factorization_scores(fit, x, seed)
     return scores if pool.judged is None else scores | {"judge": pool.judged[test]}

@@ -29,7 +29,7 @@ TYPO_LETTERS_MIN = 4  # Shorter words are left alone: an error would turn them i
 RARE_TOKENS = 12  # Words in an appended string of rare tokens
 
 _DATA: dict[str, Any] = json.loads(Path(__file__).with_name("perturbations.json").read_text(encoding="utf-8"))
-_NEIGHBOURS = {
+_NEIGHBORS = {
     letter: row[max(0, i - 1) : i] + row[i + 1 : i + 2]
     for row in ("qwertyuiop", "asdfghjkl", "zxcvbnm")
     for i, letter in enumerate(row)
@@ -75,7 +75,7 @@ def typos(text: str, rng: random.Random) -> str:
             return word[:i] + word[i + 1] + word[i] + word[i + 2 :]
         if kind == 1:
             return word[:i] + word[i + 1 :]
-        other = word[i] + word[i] if kind == 2 else rng.choice(_NEIGHBOURS[word[i].lower()])
+        other = word[i] + word[i] if kind == 2 else rng.choice(_NEIGHBORS[word[i].lower()])
         return word[:i] + other + word[i + 1 :]
 
     return _WORD.sub(mistype, text)

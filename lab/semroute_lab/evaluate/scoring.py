@@ -38,7 +38,7 @@ class Scores:
     difficulty: Floats  # Calibrated probability that only the strong model answers well; shape (n,)
     similarity: Floats  # Cosine to the nearest centroid of known text, low for unknown text; shape (n,)
     embedding: Vectors  # Rows of length 1; shape (n, d), or (n, 0) if several bundles scored
-    neighbours: Vectors  # The embedding that artifacts are fitted on, rows of length 1; shape (n, d)
+    neighbors: Vectors  # The embedding that artifacts are fitted on, rows of length 1; shape (n, d)
     unknown: Booleans  # Text that is out of distribution for the bundle; shape (n,)
 
     def take(self, rows: Sequence[int] | Integers) -> Scores:
@@ -75,10 +75,10 @@ class Source:
         found = signals_of(self.scorer, texts, "scoring")
         labels = self.scorer.bundle.manifest.domain.labels
         domain = np.asarray([[one.domain_probs[label] for label in labels] for one in found], np.float64)
-        types: dict[str, Any] = {"embedding": np.float32, "neighbours": np.float32, "unknown": np.bool_}
+        types: dict[str, Any] = {"embedding": np.float32, "neighbors": np.float32, "unknown": np.bool_}
         names = [field.name for field in fields(Scores)[2:]]
         if len({one.revision for one in found}) > 1:  # embeddings of different bundles cannot be compared
-            found = [dataclasses.replace(one, embedding=NONE, neighbours=NONE) for one in found]
+            found = [dataclasses.replace(one, embedding=NONE, neighbors=NONE) for one in found]
         others: Any = ([getattr(one, name) for one in found] for name in names)
         typed = zip(others, names, strict=True)
         return Scores(labels, domain, *(np.asarray(x, types.get(name, np.float64)) for x, name in typed))

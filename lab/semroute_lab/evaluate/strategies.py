@@ -25,10 +25,10 @@ from semroute_lab.profile.tally import profile_of_sums, sums_of
 
 Estimate = Literal["shrunk", "laplace"]  # How the strategy `clusters` reads a profile
 
-NEIGHBOURS = 200  # Stored prompts that count in the second similarity row
+NEIGHBORS = 200  # Stored prompts that count in the second similarity row
 SHRINKAGE = 20.0  # Weight of a model's own mean, in answers; the strategy's default
 MAX_ENTROPY: float = IntentSettings.model_fields["max_entropy"].default  # `intent` abstains above it
-NEAREST = f"similarity, {NEIGHBOURS} nearest"
+NEAREST = f"similarity, {NEIGHBORS} nearest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Labeled:
     @property
     def x(self) -> Vectors:
         """Their embeddings; (n, d)."""
-        return self.known.neighbours
+        return self.known.neighbors
 
     def take(self, rows: Integers) -> Labeled:
         """Some rows, in that order."""
@@ -55,13 +55,13 @@ class Labeled:
 
 def scores(fit: Labeled, known: Scores, seed: int) -> dict[str, Floats]:
     """The score of each strategy fitted on `fit`, for the m rows of `known`; each (m,)."""
-    x = known.neighbours
+    x = known.neighbors
     k = max(1, min(clusters.CLUSTERS, len(fit.x) // 10))
     artifact = clusters.fit_kmeans(fit.x, unwritten("clusters", fit.x, seed), fit.texts, k)
     strong, weak = profile_errors(artifact, fit.x, 1.0 - fit.outcome, x, "shrunk", SHRINKAGE).T
     return {
         "similarity": similarity_scores(fit, x, seed),
-        NEAREST: similarity_scores(fit, x, seed, NEIGHBOURS),
+        NEAREST: similarity_scores(fit, x, seed, NEIGHBORS),
         "factorization": factorization_scores(fit, x, seed),
         "clusters": np.asarray(weak - strong),
         "intent": intent_scores(fit, known),
@@ -95,10 +95,10 @@ def judge_scores(
     return np.where(np.isfinite(given), given, instead)
 
 
-def similarity_scores(fit: Labeled, x: Vectors, seed: int, neighbours: int = 0) -> Floats:
+def similarity_scores(fit: Labeled, x: Vectors, seed: int, neighbors: int = 0) -> Floats:
     """P(strong wins) by the strategy `similarity` fitted on `fit`, for embeddings `x` (m, d); (m,)."""
     labels, manifest = wins(*fit.outcome.T), unwritten("similarity", fit.x, seed)
-    artifact, _ = similarity.fit(fit.x, labels, folds(fit.texts, seed), manifest, neighbours=neighbours)
+    artifact, _ = similarity.fit(fit.x, labels, folds(fit.texts, seed), manifest, neighbors=neighbors)
     score = artifact.score()
     return np.asarray([score(row) for row in x])
 

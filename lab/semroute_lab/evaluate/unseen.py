@@ -17,7 +17,7 @@ from semroute_lab.evaluate.strategies import SHRINKAGE, Estimate, profile_errors
 from semroute_lab.fit.clusters import CLUSTERINGS, LEARNED_MAP_SHRINKAGE, fit_learned_map, k_means
 from semroute_lab.fit.outcomes import unwritten
 
-NEIGHBOURS = 100  # Neighbours in the validation set; at most half of it
+NEIGHBORS = 100  # Neighbors in the validation set; at most half of it
 RIDGES = tuple(np.logspace(0.0, 3.0, 7).tolist())  # L2 weights that the linear models choose from
 
 
@@ -41,9 +41,9 @@ class Trial:
         return unwritten("clusters", self.train, self.seed)
 
 
-def nearest_neighbours(trial: Trial) -> Floats:
+def nearest_neighbors(trial: Trial) -> Floats:
     """Mean error of the k validation prompts with the highest cosine."""
-    k = max(1, min(NEIGHBOURS, len(trial.validation) // 2))
+    k = max(1, min(NEIGHBORS, len(trial.validation) // 2))
     cosine = trial.test @ trial.validation.T
     near = np.argpartition(-cosine, k - 1, axis=1)[:, :k]
     return np.asarray(trial.validation_errors[near].mean(axis=1), dtype=np.float64)
@@ -83,7 +83,7 @@ def ridge(fit: Vectors, errors: Floats, test: Vectors) -> Floats:
 
 
 ROUTERS: dict[str, Callable[[Trial], Floats]] = {
-    "kNN": nearest_neighbours,
+    "kNN": nearest_neighbors,
     "K-means, Laplace": lambda trial: _k_means(trial, trial.centers, "laplace"),
     "K-means, shrunk": lambda trial: _k_means(trial, trial.centers, "shrunk"),
     "K-means, averaged": clusters_averaged,

@@ -44,7 +44,7 @@ _common = stacked(
     options.split,
     options.text_column,
     options.options_column,
-    option("--licence", default="", help="Note on the data's license, kept in the artifact."),
+    option("--license", default="", help="Note on the data's license, kept in the artifact."),
     options.seed,
     engine,
     option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object."),
@@ -56,14 +56,14 @@ _common = stacked(
 @option("--strong", help="With --outcomes: column of the strong model.")
 @option("--weak", help="With --outcomes: column of the weak model.")
 @shown("--gamma", type=click.FloatRange(1.0), default=similarity_fit.GAMMA, help="Base of the weights.")
-@shown("--neighbours", type=click.IntRange(0), default=0, help="Most similar prompts to use; 0: all.")
+@shown("--neighbors", type=click.IntRange(0), default=0, help="Most similar prompts to use; 0: all.")
 @option("--axes", type=click.IntRange(1), help="Principal axes; default: all, or 64 above 10,000 prompts.")
 @exit_statuses
 def similarity(strong: str | None, weak: str | None, **common: Any) -> None:
     """Store labeled prompts for the strategy `similarity`."""
     rows, x, manifest = _read("similarity", common)
     pair = rows.pair(*_pair(rows, strong, weak))
-    fold, settings = rows.folds(common["seed"]), (common[name] for name in ("gamma", "neighbours", "axes"))
+    fold, settings = rows.folds(common["seed"]), (common[name] for name in ("gamma", "neighbors", "axes"))
     artifact, held = similarity_fit.fit(x, data.wins(*pair), fold, manifest, *settings)
     write_artifact(common["out"], artifact)
     _finish(common, manifest, _held_out(*pair, held))
@@ -110,7 +110,7 @@ def _read(kind: str, common: dict[str, Any]) -> tuple[data.Outcomes, Vectors, Ar
     rows = data.read(*(common[name] for name in names))
     scorer = Scorer.of(common["bundle"])
     rows, x = data.embedded(scorer, rows)
-    return rows, x, data.manifest(kind, scorer, rows, x, common["seed"], common["licence"])
+    return rows, x, data.manifest(kind, scorer, rows, x, common["seed"], common["license"])
 
 
 def _pair(rows: data.Outcomes, strong: str | None, weak: str | None) -> tuple[str, str]:
@@ -194,7 +194,7 @@ def calibrate(file: Path, as_json: bool, **given: Any) -> None:
     of = f"score {report['score']}, bundle {report['bundle']} {report['revision']}"
     click.echo(f"{report['rows']} prompts{missing}, {of}")
     click.echo(f"threshold     {report['threshold']:.4f}")
-    for name, label in (("realised_share", "strong share"), ("quality", "quality"), ("drop", "drop")):
+    for name, label in (("realized_share", "strong share"), ("quality", "quality"), ("drop", "drop")):
         if report[name] is not None:
             click.echo(f"{label:14}{_interval(report[name])}")
     if given["out"]:

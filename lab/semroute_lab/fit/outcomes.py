@@ -114,10 +114,10 @@ def embedded(scorer: Scorer, outcomes: Outcomes) -> tuple[Outcomes, Vectors]:
     return kept, x
 
 
-def manifest(kind: str, scorer: Scorer, outcomes: Outcomes, x: Vectors, seed: int, licence: str) -> Manifest:
+def manifest(kind: str, scorer: Scorer, outcomes: Outcomes, x: Vectors, seed: int, rights: str) -> Manifest:
     """The artifact's description of itself."""
     made_with = {"bundle": scorer.bundle.manifest.name, "revision": scorer.bundle.revision}
-    data = {"data": outcomes.table.path.name, "data_sha256": outcomes.table.sha256, "licence": licence}
+    data = {"data": outcomes.table.path.name, "data_sha256": outcomes.table.sha256, "license": rights}
     return unwritten(kind, x, seed).model_copy(update=made_with | data)
 
 

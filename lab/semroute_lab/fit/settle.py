@@ -51,7 +51,7 @@ class Setting:
 
     threshold: float
     wanted_share: float
-    realised: Estimate  # Strong share of these prompts
+    realized: Estimate  # Strong share of these prompts
     quality: Estimate | None  # Mean outcome of the mix; None without outcomes
     drop: Estimate | None  # Part of always-strong's quality that is lost
 
@@ -73,9 +73,9 @@ def settle(
         share = calibration.share_for_drop(max_quality_drop)
     threshold = threshold_for_share(calibration.quantiles, share)
     chosen = scores >= threshold
-    realised = wilson(int(chosen.sum()), scores.size)
+    realized = wilson(int(chosen.sum()), scores.size)
     if outcomes is None:
-        return Setting(threshold, share, realised, None, None)
+        return Setting(threshold, share, realized, None, None)
     strong, weak = outcomes
     mixed = np.where(chosen, strong, weak)
 
@@ -87,7 +87,7 @@ def settle(
 
     samples = bootstrap(means, scores.size, replicates, seed).reshape(-1, 2)
     quality, drop = map(estimate, means(np.ones((1, scores.size)))[0].tolist(), samples.T)
-    return Setting(threshold, share, realised, quality, drop)
+    return Setting(threshold, share, realized, quality, drop)
 
 
 def calibrate(file: Path, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def calibrate(file: Path, options: Mapping[str, Any]) -> dict[str, Any]:
         "artifact": digest or None,
         "threshold": min(setting.threshold, 1.0),
         "wanted_share": setting.wanted_share,
-        "realised_share": figures["realised"],
+        "realized_share": figures["realized"],
         "quality": figures["quality"],
         "drop": figures["drop"],
         "out": None if options["out"] is None else str(options["out"]),
@@ -212,15 +212,15 @@ def score_all(
         async def ask(text: str) -> float | None:
             nonlocal in_a_row
             async with gate:
-                judgement = await judge.ask(text, asyncio.get_running_loop().time() + SECONDS)
+                judgment = await judge.ask(text, asyncio.get_running_loop().time() + SECONDS)
             advance()
-            in_a_row = 0 if judgement.score is not None else in_a_row + 1
-            if judgement.score is None:
-                why.append(judgement.result)
+            in_a_row = 0 if judgment.score is not None else in_a_row + 1
+            if judgment.score is None:
+                why.append(judgment.result)
             if in_a_row == FAILURES_MAX:
-                said = f"{FAILURES_MAX} prompts in a row, the last answer was: {judgement.result}"
-                raise EndpointError(judgement.result, f"{settings.url}: no score for {said}")
-            return judgement.score
+                said = f"{FAILURES_MAX} prompts in a row, the last answer was: {judgment.result}"
+                raise EndpointError(judgment.result, f"{settings.url}: no score for {said}")
+            return judgment.score
 
         try:
             async with asyncio.TaskGroup() as group:

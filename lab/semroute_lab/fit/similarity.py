@@ -25,7 +25,7 @@ def fit(
     fold: Integers,
     manifest: Manifest,
     gamma: float = GAMMA,
-    neighbours: int = 0,
+    neighbors: int = 0,
     axes: int | None = None,
 ) -> tuple[SimilarityArtifact, Floats]:
     """The artifact, and out-of-fold scores of the rows, NaN where a row was not scored; (n,).
@@ -40,12 +40,12 @@ def fit(
     empty = (0.0,) * 101
     for part in np.unique(fold):
         rows = fold != part
-        kept = SimilarityArtifact(manifest, stored[rows], basis, labels[rows], gamma, neighbours, empty)
+        kept = SimilarityArtifact(manifest, stored[rows], basis, labels[rows], gamma, neighbors, empty)
         score = kept.score()
         for row in chosen[fold[chosen] == part]:
             held[row] = score(x[row])
     reference = quantiles(np.clip(held[np.isfinite(held)], 0.0, 1.0))
-    return SimilarityArtifact(manifest, stored, basis, labels, gamma, neighbours, reference), held
+    return SimilarityArtifact(manifest, stored, basis, labels, gamma, neighbors, reference), held
 
 
 def principal_axes(x: Vectors, count: int) -> Vectors | None:

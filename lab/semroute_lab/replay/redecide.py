@@ -22,7 +22,7 @@ from semroute_extproc.policy.context import (
     Conditions,
     Decision,
     Held,
-    Judgement,
+    Judgment,
     Lock,
     RoutingContext,
     Strategy,
@@ -134,7 +134,7 @@ class Embedded(Strategy):
     def choose(self, context: RoutingContext, candidates: Candidates) -> Choice:
         """As the strategy itself; raises NotLogged without an embedding."""
         signals = context.signals
-        if signals is not None and signals.neighbours is None and self._had(signals) is None:
+        if signals is not None and signals.neighbors is None and self._had(signals) is None:
             raise NotLogged("the embedding (decision_log.embedding)")
         return self._inner.choose(context, candidates)
 
@@ -245,10 +245,10 @@ class Redecider:
         signals = signals_of_record(record)
         if signals is not None and signals.revision not in self._revisions:
             signals = None
-        elif self._embeds and signals is not None and signals.neighbours is None and "prompt" in record:
+        elif self._embeds and signals is not None and signals.neighbors is None and "prompt" in record:
             signals = None  # Read again, for the embedding.
         judged = record.get("judge", "")
-        judgement = Judgement(record.get("score") if judged in ("ok", "cache") else None, judged)
+        judgment = Judgment(record.get("score") if judged in ("ok", "cache") else None, judged)
         pressure, load = record.get("pressure", {}), self.config.controllers.load
         unchanged = self._unchanged if record["trusted"] else set[str]()
         fixed = strategy in unchanged and strategy in self._traffic and "threshold" in record
@@ -269,7 +269,7 @@ class Redecider:
             signals=signals,
             fallback=Cause(record["cause"]) if record["kind"] == "fallback" else None,
             conditions=state,
-            judgements={strategy: judgement} if judged else {},
+            judgments={strategy: judgment} if judged else {},
             held=self._held(record, fixed),
             tried=record.get("failed_pools", {}),
             unread=record.get("unread", False),

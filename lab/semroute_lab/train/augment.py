@@ -1,7 +1,7 @@
 """Changes of a training text that leave its labels as they are: envelopes, phrases, noise.
 
 What applications put around a question, and how people type it, must not decide where it goes (see
-`augment.toml`). An application's own chore about a question is labelled as housekeeping.
+`augment.toml`). An application's own chore about a question is labeled as housekeeping.
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ def _languages(table: Table, signals: Sequence[Signals]) -> Report:
 
 
 def difficulty_report(table: Table, difficulty: Floats, seed: int) -> Report:
-    """AUROC of the difficulty [rows] and of length for the judgement `hard`; calibration; with intervals."""
+    """AUROC of the difficulty [rows] and of length for the judgment `hard`; calibration; with intervals."""
     hard = table.numbers_in("hard", 0, 1) > 0.5
     lengths = np.log1p([float(len(text)) for text in table.texts("text")])
     return {
@@ -284,7 +284,7 @@ def figures(document: Report) -> dict[str, float]:
         if own := _named(report["routers"], "ours"):
             found[f"{name}: APGR"] = own["apgr"]["value"]
     for name, report in document["unseen"].items():
-        own = _named(report["models"], "neighbours")
+        own = _named(report["models"], "neighbors")
         if own and own["ood"]:
             found[f"{name}: out-of-scope AUROC"] = own["ood"]["auroc"]["value"]
     return found

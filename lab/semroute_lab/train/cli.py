@@ -168,8 +168,8 @@ def export(directory: Path, target: Path, device: Any, server: str | None, **siz
 @click.argument("target", type=_ANY)
 @option("--texts", type=_FILE, required=True, help=_texts_help)
 @exit_statuses
-def quantise(directory: Path, target: Path, texts: Path) -> None:
+def quantize(directory: Path, target: Path, texts: Path) -> None:
     """Rebuild the CPU graph of the bundle in DIRECTORY from its CUDA graph; write the result to TARGET."""
-    from semroute_lab.train.graphs import requantise
+    from semroute_lab.train.graphs import requantize
 
-    requantise(bundles.load(directory), target, texts, click.echo)
+    requantize(bundles.load(directory), target, texts, click.echo)

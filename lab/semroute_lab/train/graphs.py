@@ -310,7 +310,7 @@ def copy_bundle(source: Bundle, target: Path, device: str | None) -> list[str]:
     return sorted(names)
 
 
-def requantise(source: Bundle, target: Path, texts: Path, say: Say) -> None:
+def requantize(source: Bundle, target: Path, texts: Path, say: Say) -> None:
     """Publish `source` in `target` with its CPU graph rebuilt from its CUDA graph, rounded on `texts`.
     Raises DataError or BundleError. The card describes another graph and is not copied.
     """

@@ -24,7 +24,7 @@ from semroute_lab.train.frames import Frames
 from semroute_lab.train.graphs import Array
 from semroute_lab.train.model import Heads, Outputs
 
-EMBEDDING, NEIGHBOURS = "sentence_embedding", "neighbour_embedding"
+EMBEDDING, NEIGHBORS = "sentence_embedding", "neighbour_embedding"
 
 
 class Kept:
@@ -53,7 +53,7 @@ class Kept:
         session = graphs.cpu_session(str(self.bundle.graph("cpu")))
 
         def run(feed: graphs.Feed) -> list[Array]:
-            found: list[Array] = session.run([EMBEDDING, NEIGHBOURS], dict(feed))
+            found: list[Array] = session.run([EMBEDDING, NEIGHBORS], dict(feed))
             return found
 
         with ThreadPoolExecutor(self._threads) as pool:

@@ -97,7 +97,7 @@ def mean_absolute_difference(y: Floats) -> float:
 def win_probability(
     strong_wins: npt.ArrayLike, ties: npt.ArrayLike, weak_wins: npt.ArrayLike, tie_credit: float = 0.0
 ) -> Floats:
-    """P(strong wins) from counts of judgements, (s + credit * t) / (s + t + w); [rows], NaN without any.
+    """P(strong wins) from counts of judgments, (s + credit * t) / (s + t + w); [rows], NaN without any.
     RouteLLM (arXiv 2406.18665, section 3): its classifiers count a tie as no win (`tie_credit` 0), its
     Bradley-Terry ratings as half a win.
     """

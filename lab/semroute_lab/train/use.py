@@ -104,7 +104,7 @@ class Encoder(nn.Module):  # type: ignore[misc]
 
 
 def _grams(x: Tensor, size: int, before: int) -> Tensor:
-    """Each token with its neighbours, side by side; [batch, tokens, size * channels]."""
+    """Each token with its neighbors, side by side; [batch, tokens, size * channels]."""
     padded, tokens = F.pad(x, (0, 0, before, size - 1 - before)), x.shape[1]
     return torch.cat([padded[:, at : at + tokens] for at in range(size)], dim=-1)
 

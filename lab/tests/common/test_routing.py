@@ -70,7 +70,7 @@ def test_decile_edges_of_eleven_even_scores_are_the_scores() -> None:
 
 
 def test_decile_curve_of_ten_requests_steps_by_one_request() -> None:
-    """Nine of qcut's edges lie between neighbours; the first keeps all, the last (>) keeps none."""
+    """Nine of qcut's edges lie between neighbors; the first keeps all, the last (>) keeps none."""
     gains = np.asarray([1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0])
     curve = routing.decile_curve(np.arange(10.0)[::-1], gains, np.zeros(10))
     assert curve.share.tolist() == pytest.approx([k / 10 for k in range(11)])

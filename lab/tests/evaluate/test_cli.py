@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from openai_server import Act, OpenAIServer, in_a_thread, labelled
+from openai_server import Act, OpenAIServer, in_a_thread, labeled
 from semroute_lab.evaluate import cli
 from semroute_lab.evaluate.scoring import Scores
 
@@ -235,7 +235,7 @@ def judge() -> Iterator[OpenAIServer]:
 
     def answer(body: dict[str, Any]) -> dict[str, Any]:
         mark = int(re.search(r"\bd(\d+)", body["messages"][1]["content"])[1])  # type: ignore[index]
-        return labelled({"1": max(mark / 100, 1e-9), "5": max(1 - mark / 100, 1e-9)})
+        return labeled({"1": max(mark / 100, 1e-9), "5": max(1 - mark / 100, 1e-9)})
 
     with in_a_thread(answer) as running:
         yield running
@@ -366,8 +366,8 @@ def test_labels_that_the_bundle_lacks_need_fitted_heads(intent_file: Path) -> No
     assert refused.exit_code == 65
     assert "life …: not among the bundle's labels; use --fit" in refused.stderr
     rows = rows_by_name(report("intent", intent_file, "--split", "test", "--fit", "--bootstrap", 0)["models"])
-    assert list(rows) == ["majority", "tfidf + logistic", "centroid", "neighbours", "logistic"]
-    assert {rows[name]["accuracy"]["value"] for name in ("centroid", "neighbours", "logistic")} == {1.0}
+    assert list(rows) == ["majority", "tfidf + logistic", "centroid", "neighbors", "logistic"]
+    assert {rows[name]["accuracy"]["value"] for name in ("centroid", "neighbors", "logistic")} == {1.0}
     assert rows["centroid"]["ood"]["auroc"]["value"] > 0.99
 
 

@@ -36,7 +36,7 @@ def test_quality_neutral_cost_is_infinite_where_the_quality_is_never_reached() -
     assert deferral.qnc(CURVE, target=0.81, cost=1.0) == float("inf")
 
 
-def test_the_hull_skips_dominated_models_and_those_below_the_line_between_neighbours() -> None:
+def test_the_hull_skips_dominated_models_and_those_below_the_line_between_neighbors() -> None:
     prices = np.asarray([1.0, 2.0, 3.0, 4.0, 2.5])
     quality = np.asarray([0.4, 0.45, 0.8, 0.9, 0.3])
     # Model 4 is dominated, model 1 lies under the line from 0 to 2.

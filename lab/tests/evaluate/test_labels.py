@@ -22,7 +22,7 @@ def known(x: np.ndarray) -> Scores:
     return Scores(("a", "b"), np.full((n, 2), 0.5), half, half, vectors, vectors, np.zeros(n, dtype=bool))
 
 
-def labelled(samples: np.ndarray, seed: int = 0) -> tuple[Labeled, np.ndarray]:
+def labeled(samples: np.ndarray, seed: int = 0) -> tuple[Labeled, np.ndarray]:
     """Rows on two directions with `samples` (2, 2, s); the second one needs the strong model."""
     topic = np.random.default_rng(seed).integers(0, 2, 120)
     found = samples[topic]
@@ -36,26 +36,26 @@ SAMPLED = np.asarray([[[1, 1, 1], [1, 1, 1]], [[1, 1, 1], [0, 0, 1]]], dtype=flo
 
 @pytest.mark.parametrize("kind", LABELS)
 def test_a_head_on_every_label_finds_the_topic_that_needs_the_strong_model(kind: str) -> None:
-    fit, _ = labelled(SAMPLED)
-    apply, topic = labelled(SAMPLED, seed=1)
+    fit, _ = labeled(SAMPLED)
+    apply, topic = labeled(SAMPLED, seed=1)
     [(name, found)] = labels.scores(fit, apply, [kind]).items()
     assert name == f"label {kind}"
     assert found[topic == 1].min() > found[topic == 0].max() + 0.1
 
 
 def test_without_samples_det_and_prob_are_the_same_label_and_the_row_says_so() -> None:
-    fit, _ = labelled(SAMPLED[:, :, :1])
+    fit, _ = labeled(SAMPLED[:, :, :1])
     det, prob = (labels.target(fit, kind)[0] for kind in ("det", "prob"))
     assert (det == prob).all()
     notes = labels.notes(fit, LABELS)
     assert "the same label" in str(notes["label det"]["note"])
     assert notes["label win"]["note"] is None
-    sampled = labels.notes(labelled(SAMPLED)[0], ("prob",))
+    sampled = labels.notes(labeled(SAMPLED)[0], ("prob",))
     assert sampled["label prob"]["note"] is None
 
 
 def test_one_kind_of_label_gives_one_score_for_all() -> None:
-    fit, _ = labelled(np.ones((2, 2, 1)))
+    fit, _ = labeled(np.ones((2, 2, 1)))
     assert set(labels.scores(fit, fit, ["det"])["label det"].tolist()) == {0.0}
 
 

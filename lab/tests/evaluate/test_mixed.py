@@ -47,7 +47,7 @@ def read(file: Path) -> tuple[list[str], MixedRows]:
 
 
 def rows_of(kinds: list[str], difficulty: np.ndarray, **given: Any) -> MixedRows:
-    """Rows without languages, judgements and outcomes, of growing length, unless they are given."""
+    """Rows without languages, judgments and outcomes, of growing length, unless they are given."""
     n = len(kinds)
     others = {"languages": [""] * n, "characters": np.arange(n) + 1.0, "unknown": np.zeros(n, dtype=bool)}
     others |= {name: np.full(n, np.nan) for name in ("hard", "weak", "strong", "error")}

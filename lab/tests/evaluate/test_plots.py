@@ -91,7 +91,7 @@ def test_a_strategy_of_a_pool_is_drawn_beside_the_fixed_mix_and_the_oracle() -> 
     }  # fmt: skip
 
 
-def test_an_svg_has_a_dark_colour_for_paper_ink_and_every_line() -> None:
+def test_an_svg_has_a_dark_color_for_paper_ink_and_every_line() -> None:
     with mpl.rc_context(STYLE):
         svg = as_svg(pair_strategy(PAIR, "similarity"))
     rules, drawing = svg.split("</style>", 1)
@@ -99,8 +99,8 @@ def test_an_svg_has_a_dark_colour_for_paper_ink_and_every_line() -> None:
     used = set(re.findall(r"(?:fill|stroke): (#[0-9a-f]{6})", drawing))
     assert {"#ffffff", "#222222"} < used
     assert used <= set(DARK)
-    assert all(f'[style*="fill: {colour}"]' in rules for colour in used)
-    # Without a colour of its own a text would stay black on black.
+    assert all(f'[style*="fill: {color}"]' in rules for color in used)
+    # Without a color of its own a text would stay black on black.
     groups = re.findall(r'<g id="text_\d+">\s*(?:<!--.*?-->\s*)?<g ([^>]*)>', drawing, re.S)
     assert groups
     assert all("fill: #" in group for group in groups)

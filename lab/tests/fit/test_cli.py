@@ -1,4 +1,4 @@
-"""`semroute fit` and `semroute calibrate`: artifacts from labelled prompts, and what refuses them."""
+"""`semroute fit` and `semroute calibrate`: artifacts from labeled prompts, and what refuses them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class FakeScorer:
                 tokens=5,
                 truncated=False,
                 language="en",
-                neighbours=(x / np.linalg.norm(x)).astype(np.float32),
+                neighbors=(x / np.linalg.norm(x)).astype(np.float32),
                 revision="f" * 12 if text.startswith("zh") else BUNDLE.revision,
             )
 
@@ -253,8 +253,8 @@ class TestCalibrate:
         assert result.exit_code == 0, result.output
         report = json.loads(result.stdout)
         assert report["rows"] == 80
-        assert report["realised_share"]["value"] == pytest.approx(0.25, abs=0.02)
-        assert report["realised_share"]["low"] < 0.25 < report["realised_share"]["high"]
+        assert report["realized_share"]["value"] == pytest.approx(0.25, abs=0.02)
+        assert report["realized_share"]["low"] < 0.25 < report["realized_share"]["high"]
         assert report["quality"] is None
         found = read_calibration(tmp_path / "c.json")
         assert (found.score, found.revision, found.quality) == ("threshold", BUNDLE.revision, None)
@@ -265,7 +265,7 @@ class TestCalibrate:
         report = json.loads(result.stdout)
         assert report["drop"]["value"] <= 0.2 + 1e-9
         assert report["drop"]["low"] <= report["drop"]["value"] <= report["drop"]["high"]
-        assert report["realised_share"]["value"] < 0.52
+        assert report["realized_share"]["value"] < 0.52
         assert read_calibration(tmp_path / "c.json").quality is not None
         assert "drop" in run("calibrate", pair_file, "--max-quality-drop", 0.2).stdout
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from builders import BUNDLE
 from click.testing import CliRunner, Result
-from openai_server import Act, OpenAIServer, in_a_thread, labelled
+from openai_server import Act, OpenAIServer, in_a_thread, labeled
 from semroute_lab.fit.settle import FAILURES_MAX, score_all
 
 from semroute_extproc.cli import main
@@ -40,7 +40,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenAIServer]:
 
     def answer(body: dict[str, Any]) -> dict[str, Any]:
         n = int(body["messages"][1]["content"].split("prompt ")[1].split()[0])
-        return labelled({"1": max(n / 40, 1e-9), "5": max(1 - n / 40, 1e-9)})
+        return labeled({"1": max(n / 40, 1e-9), "5": max(1 - n / 40, 1e-9)})
 
     with in_a_thread(answer) as running:
         yield running

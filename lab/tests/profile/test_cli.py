@@ -35,7 +35,7 @@ class FakeScorer:
             def __init__(self, text: str) -> None:
                 which = next((i for i, kind in enumerate(KINDS) if kind in text), 0)
                 self.revision = BUNDLE.revision if "中文" not in text else "another"
-                self.neighbours = np.eye(4, dtype=np.float32)[which]
+                self.neighbors = np.eye(4, dtype=np.float32)[which]
 
         return (Signals(text) for text in texts)
 

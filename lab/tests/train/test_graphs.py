@@ -105,7 +105,7 @@ def test_a_product_that_is_stored_by_its_outputs_is_rounded_too(fp32, tmp_path):
     assert np.abs(outputs(tmp_path / "int8.onnx") - exact).max() < 0.05 * np.abs(exact).max()
 
 
-def test_the_quantiser_takes_the_rounded_weights_as_they_are(fp32, tmp_path):
+def test_the_quantizer_takes_the_rounded_weights_as_they_are(fp32, tmp_path):
     rounded = tmp_path / "rounded.onnx"
     graphs.round_products(fp32, rounded, ["/encoder/layers.0/widen/MatMul"], FEEDS)
     graphs.write_int8(fp32, tmp_path / "int8.onnx", FEEDS)

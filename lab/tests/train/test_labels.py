@@ -71,7 +71,7 @@ def test_a_tie_is_no_reason_to_pay_unless_it_is_given_credit():
     assert labels.win_probability([3], [2], [5], tie_credit=0.5).tolist() == [0.4]
 
 
-def test_no_judgement_is_no_label():
+def test_no_judgment_is_no_label():
     assert np.isnan(labels.win_probability([0], [0], [0])).all()
 
 

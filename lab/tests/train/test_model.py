@@ -16,13 +16,13 @@ def network(tiny):
 
 def test_outputs_have_the_documented_shapes(network):
     ids, mask = torch.randint(0, 50, (3, 7)), torch.ones(3, 7, dtype=torch.long)
-    embedding, domain, difficulty, task, neighbours = network(ids, mask, torch.zeros(3, 12))
+    embedding, domain, difficulty, task, neighbors = network(ids, mask, torch.zeros(3, 12))
     assert embedding.shape == (3, 8)
     assert domain.shape == (3, 14)
     assert difficulty.shape == (3,)
     assert task.shape == (3, 10)
     assert torch.allclose(embedding.norm(dim=1), torch.ones(3))
-    assert torch.allclose(neighbours.norm(dim=1), torch.ones(3))
+    assert torch.allclose(neighbors.norm(dim=1), torch.ones(3))
 
 
 def test_padding_changes_nothing(network):

@@ -16,7 +16,7 @@ def test_too_few_texts_are_refused_before_anything_is_made(tmp_path):
     few = tmp_path / "few.txt"
     few.write_text("hello\n" * 5)
     run = CliRunner().invoke(
-        bundle, ["quantise", str(bundles.default_bundle()), str(tmp_path / "out"), "--texts", str(few)]
+        bundle, ["quantize", str(bundles.default_bundle()), str(tmp_path / "out"), "--texts", str(few)]
     )
     assert run.exit_code == Exit.DATA
     assert "few.txt:1:: 5 texts, at least 32 are needed" in run.output
@@ -28,7 +28,7 @@ def test_a_bundle_without_a_cuda_graph_is_refused(tmp_path):
     texts.write_text("hello\n" * 40)
     own = tmp_path / "cpu"
     publish.copy_bundle(bundles.load(bundles.default_bundle()), own, "cpu")
-    run = CliRunner().invoke(bundle, ["quantise", str(own), str(tmp_path / "out"), "--texts", str(texts)])
+    run = CliRunner().invoke(bundle, ["quantize", str(own), str(tmp_path / "out"), "--texts", str(texts)])
     assert run.exit_code == Exit.CONFIG
     assert "no CUDA graph" in run.output
 

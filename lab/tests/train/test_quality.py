@@ -94,7 +94,7 @@ def test_bart_score_is_the_mean_log_probability_of_the_targets_tokens(bart):
     assert found == pytest.approx(expected / 3, abs=1e-5)
 
 
-def test_bart_score_of_a_pair_does_not_depend_on_its_neighbours(bart):
+def test_bart_score_of_a_pair_does_not_depend_on_its_neighbors(bart):
     score = quality.BartScore(bart, Letters())
     together = score(["abc", "a"], ["d", "defgh"])
     assert together == pytest.approx([score(["abc"], ["d"])[0], score(["a"], ["defgh"])[0]], abs=1e-5)

@@ -27,7 +27,7 @@ def test_the_products_keep_their_values_better_than_with_the_nearest_weights():
     assert lost(rounded(WEIGHT, CORRELATIONS)) < lost(nearest(WEIGHT)) / 2
 
 
-def test_who_quantises_by_the_largest_weight_finds_the_same_grid():
+def test_who_quantizes_by_the_largest_weight_finds_the_same_grid():
     result = rounded(WEIGHT, CORRELATIONS).astype(np.float64)
     steps = result / (np.abs(result).max(1, keepdims=True) / STEPS)
     assert np.allclose(steps, np.rint(steps), atol=1e-4)

@@ -21,7 +21,7 @@ SIMILAR = 0.6
 """Jaccard index of two prompts' words (of Chinese, pairs of characters) from which on they are alike."""
 
 COMMON = 400
-"""Words in more prompts than this find no neighbours."""
+"""Words in more prompts than this find no neighbors."""
 
 
 def read(file: Path) -> list[dict[str, Any]]:
@@ -52,7 +52,7 @@ def alike(texts: list[str], others: list[str]) -> Iterator[tuple[float, str, str
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_every_line_is_a_labelled_prompt_and_none_comes_twice(file: Path) -> None:
+def test_every_line_is_a_labeled_prompt_and_none_comes_twice(file: Path) -> None:
     rows = read(file)
     domains = set(bundle.read_manifest(bundle.default_bundle()).domain.labels)
     for number, row in enumerate(rows, 1):

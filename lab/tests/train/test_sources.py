@@ -409,7 +409,7 @@ def test_handwritten_files_train_or_measure_by_their_name(tmp_path):
     assert not third.rights.may_train
 
 
-def test_a_mislabelled_handwritten_row_is_refused_by_row_and_column(tmp_path):
+def test_a_mislabeled_handwritten_row_is_refused_by_row_and_column(tmp_path):
     (tmp_path / "a.train.jsonl").write_text(
         '{"text": "x", "domain": "law"}\n{"text": "y", "domain": "Law"}\n'
     )

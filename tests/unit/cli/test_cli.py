@@ -190,7 +190,7 @@ class TestExplain:
             assert key in report
 
     def test_a_header_decides(self) -> None:
-        report = explain("--text", "Prove the four colour theorem.", "-H", "X-Tier: internal")
+        report = explain("--text", "Prove the four color theorem.", "-H", "X-Tier: internal")
         assert (report["pool"], report["rule"], report["signals"]) == ("small", "internal", None)
 
     def test_quality_is_a_header_too(self) -> None:

@@ -107,7 +107,7 @@ class TestStatus:
         health = {"excluded": True, "why": "w" * 90}
         pool = {"health": health, "load": {"running": 3.0, "waiting": 1e6}, "metrics": None}
         pair = {"name": "n" * 90, "strong": "s" * 90, "strong_share": None, "threshold": None}
-        pair |= {"max_quality_drop": 0.25, "realised": None, "requests": 10**9}
+        pair |= {"max_quality_drop": 0.25, "realized": None, "requests": 10**9}
         view = {
             "workers": 2,
             "workers_wanted": 3,

@@ -269,7 +269,7 @@ async def test_what_would_come_out_late_is_refused_on_arrival_and_not_run(
     assert len(model.batches) == found.count("done")
 
 
-async def test_a_slow_moment_is_unlearnt(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_slow_moment_is_unlearned(monkeypatch: pytest.MonkeyPatch) -> None:
     """However slow the last passes were, a free thread tries."""
     measured(monkeypatch, chain([8.0, 8.0], repeat(0.0)))
     async with queue(Model()) as subject:
@@ -451,7 +451,7 @@ class TestPassTime:
     def test_before_the_first_pass_nothing_is_expected(self) -> None:
         assert (PassTime().mean, PassTime().high) == (0.0, 0.0)
 
-    def test_a_steady_pace_is_learnt(self) -> None:
+    def test_a_steady_pace_is_learned(self) -> None:
         subject = PassTime()
         for _ in range(100):
             subject.learn(0.5, 50)

@@ -76,7 +76,7 @@ async def cause(subject: RemoteEncoder, text: str = TEXT) -> str:
 async def test_the_outputs_are_those_of_the_graph_on_this_machine(text: str) -> None:
     async with InferenceServer(SHIPPED) as server, encoder(server.url) as (subject, results):
         found, [expected] = await encode(subject, text), LOCAL.run([LOCAL.framer.frame(text)])
-    for name in ("embedding", "neighbours", "domain_logits", "task_logits"):
+    for name in ("embedding", "neighbors", "domain_logits", "task_logits"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
     for name in ("difficulty_logit", "tokens", "truncated", "unk_share", "remote"):
         assert getattr(found, name) == getattr(expected, name)

@@ -180,7 +180,7 @@ class TestTraffic:
         assert pools[:500].count("large") / 500 == pytest.approx(0.3, abs=0.03)
         assert pools[500:].count("large") / 500 == pytest.approx(0.3, abs=0.03)
         found = controllers.status()["traffic"]["s"]
-        assert (found["scores"], found["realised"]) == (601, pytest.approx(0.3, abs=0.03))
+        assert (found["scores"], found["realized"]) == (601, pytest.approx(0.3, abs=0.03))
 
     async def test_a_strategy_that_does_not_follow_keeps_its_threshold(self) -> None:
         settings = config(strategies={"s": {**PAIR, "follow_traffic": False}})
@@ -190,13 +190,13 @@ class TestTraffic:
 
     async def test_a_shadow_decides_as_the_live_policy_does_and_teaches_nothing(self) -> None:
         settings = config(policies=two_policies(shadow="same"))
-        with_shadow, learnt = self.following(settings)
+        with_shadow, learned = self.following(settings)
         without, alone = self.following(config())
         for number in range(300):
             outcome = await with_shadow.decide(request(chat(f"question {37 * number}")))
             assert [shadow.agreement for shadow in outcome.shadows] == [Agreement.AGREE]
         await self.pools(without, range(300))
-        assert learnt.status() == alone.status()
+        assert learned.status() == alone.status()
 
     async def test_a_canary_and_the_main_policy_share_what_their_strategy_learns(self) -> None:
         models = {"auto": {"policy": "main", "canary": {"same": 0.5}}}

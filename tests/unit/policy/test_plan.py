@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from semroute_extproc.cli.check import suspicious
 from semroute_extproc.outcome import Cause
 from semroute_extproc.policy.constraints import Denied, NoCandidate
-from semroute_extproc.policy.context import Conditions, Held, Judgement, Lock, RoutingContext
+from semroute_extproc.policy.context import Conditions, Held, Judgment, Lock, RoutingContext
 from semroute_extproc.policy.draw import unit_interval
 from semroute_extproc.policy.plan import SIGNALS, PolicyPlan
 from semroute_extproc.policy.rules import REQUEST_FACTS, SIGNAL_FACTS
@@ -71,7 +71,7 @@ class TestDeciding:
         read = facts(signals=signals(difficulty=0.1))
         assert deciding.send(read) == "s"
         with pytest.raises(StopIteration) as end:
-            deciding.send(dataclasses.replace(read, judgements={"s": Judgement(0.9, "ok")}))
+            deciding.send(dataclasses.replace(read, judgments={"s": Judgment(0.9, "ok")}))
         decision = end.value.value
         assert (decision.pool, decision.judge) == ("large", "ok")
         steps = [(step.what, step.name) for step in decision.trace]
@@ -101,7 +101,7 @@ class TestDeciding:
         assert compiled(self.RULES).decide_now(facts()) is None
         judged = compiled(strategy=self.JUDGE)
         assert judged.decide_now(facts(signals=signals())) is None
-        context = facts(signals=signals(), judgements={"s": Judgement(None, "timeout")})
+        context = facts(signals=signals(), judgments={"s": Judgment(None, "timeout")})
         assert decided(judged, context).judge == "timeout"
 
 

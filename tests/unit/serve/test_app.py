@@ -137,7 +137,7 @@ async def test_its_pages_say_what_is_live(sidecar: Sidecar) -> None:
     assert config["health"] == {name: {"excluded": False, "why": ""} for name in ("small", "large")}
     assert 'semroute_pool_excluded{pool="small"} 0.0' in page
     traffic = config["traffic"]["pair"]
-    assert (traffic["scores"], traffic["realised"]) == (0, None)
+    assert (traffic["scores"], traffic["realized"]) == (0, None)
     assert f'semroute_traffic_threshold{{strategy="pair"}} {traffic["threshold"]}' in page
     assert f'semroute_traffic_reference{{strategy="pair"}} {traffic["reference"]}' in page
     assert 'semroute_traffic_scores{strategy="pair"} 0.0' in page

@@ -47,7 +47,7 @@ async def test_now_counts_by_pool_and_reason_and_compares_shares(server: Server)
         ["strategy pair", "small", 3],
     ]
     [pair] = found["pairs"]
-    assert (pair["strong_share"], pair["realised"], pair["requests"]) == (0.3, 0.25, 4)
+    assert (pair["strong_share"], pair["realized"], pair["requests"]) == (0.3, 0.25, 4)
     assert found["money"]["sample"] == 5
     assert 0.0 < found["money"]["total"] < found["money"]["always"]
 
@@ -59,7 +59,7 @@ async def test_the_workers_are_counted_together(server: Server) -> None:
     one, two = present([state]), present([state, state])
     assert two["table"] == [[*labels, 2 * count] for *labels, count in one["table"]]
     assert two["money"]["total"] == pytest.approx(2 * one["money"]["total"])
-    assert (two["workers"], two["pairs"][0]["realised"]) == (2, one["pairs"][0]["realised"])
+    assert (two["workers"], two["pairs"][0]["realized"]) == (2, one["pairs"][0]["realized"])
 
 
 async def test_a_reason_has_one_color_in_every_minute(server: Server) -> None:

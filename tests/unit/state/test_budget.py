@@ -35,12 +35,12 @@ class Run:
     leanings: list[float]
 
     def share(self, begin: float, end: float = 1.0) -> float:
-        """The realised share between two parts of the run."""
+        """The realized share between two parts of the run."""
         part = self.strong[int(begin * len(self.strong)) : int(end * len(self.strong))]
         return sum(part) / len(part)
 
     def windows(self, size: int, begin: float = 0.0) -> np.ndarray:
-        """The realised share of each window."""
+        """The realized share of each window."""
         part = np.array(self.strong[int(begin * len(self.strong)) :], dtype=float)
         whole = len(part) // size * size
         return part[:whole].reshape(-1, size).mean(axis=1)
@@ -122,7 +122,7 @@ def test_in_steady_traffic_the_leaning_rests() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_bound_of_the_docstring_holds(seed: int) -> None:
-    """|realised − target| <= (largest − smallest leaning) / (gain · N), with the leaning unbounded."""
+    """|realized − target| <= (largest − smallest leaning) / (gain · N), with the leaning unbounded."""
     subject = run(waves, requests=20_000, seed=seed, bias_max=8)
     span = max(subject.leanings) - min(subject.leanings)
     assert abs(subject.share(0.0) - SHARE) <= span / (GAIN / 1_000 * 20_000) + 1e-9
@@ -212,15 +212,15 @@ def test_a_pressure_that_lasts_takes_its_part_and_the_budget_takes_no_more(press
     assert sum(strong[10_000:]) / 10_000 == pytest.approx(left, abs=0.04)
 
 
-def test_the_realised_share_is_the_mean_at_first_and_forgets_later() -> None:
+def test_the_realized_share_is_the_mean_at_first_and_forgets_later() -> None:
     controller = BudgetController(Budget(strong_share=0.3, window_requests=50))
-    assert controller.realised is None
+    assert controller.realized is None
     for _ in range(10):
         controller.decided(1.0, 0.0)
-    assert controller.realised == 1.0
+    assert controller.realized == 1.0
     for _ in range(500):
         controller.decided(0.0, 0.0)
-    assert controller.realised == pytest.approx(0.0, abs=0.001)
+    assert controller.realized == pytest.approx(0.0, abs=0.001)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The controllers together: what a request is told of the moment, and what is learnt from it."""
+"""The controllers together: what a request is told of the moment, and what is learned from it."""
 
 from __future__ import annotations
 
@@ -90,9 +90,9 @@ def test_the_strong_share_is_what_a_budget_learns_from() -> None:
 def test_dollars_are_reckoned_from_prices_prompt_and_answer() -> None:
     subject = controllers(PRICED, budgets={"s": {"dollars_per_thousand": 5.0, "output_tokens": 500}})
     subject.decided(facts(max_output_tokens=4_000), decision("large"), "", 0.0)
-    assert subject.status()["budgets"]["s"]["realised"] == pytest.approx(10e-6 * 1_500)
+    assert subject.status()["budgets"]["s"]["realized"] == pytest.approx(10e-6 * 1_500)
     subject.decided(facts(max_output_tokens=100), decision("small"), "", 1.0)
-    assert subject.status()["budgets"]["s"]["realised"] == pytest.approx((10e-6 * 1_500 + 1e-6 * 1_100) / 2)
+    assert subject.status()["budgets"]["s"]["realized"] == pytest.approx((10e-6 * 1_500 + 1e-6 * 1_100) / 2)
 
 
 def test_without_a_pair_dollars_lie_between_the_cheapest_and_the_dearest_pool() -> None:
@@ -102,7 +102,7 @@ def test_without_a_pair_dollars_lie_between_the_cheapest_and_the_dearest_pool() 
     )
     subject = controller_state(settings)
     subject.decided(facts(max_output_tokens=100), decision("eyes"), "", 0.0)
-    assert subject.status()["budgets"]["s"]["realised"] == pytest.approx(2e-6 * 1_100)
+    assert subject.status()["budgets"]["s"]["realized"] == pytest.approx(2e-6 * 1_100)
     # Target minus spent, in units of the spread between 1e-6 and 10e-6 a token.
     wanted = 12 / 1_000 * (1e-3 - 2.2e-3) / (9e-6 * 1_100)
     assert subject.status()["budgets"]["s"]["leaning"] == pytest.approx(wanted)

@@ -206,7 +206,7 @@ class TestWindow:
         assert (live.scores, live.bias, live.live) == (list(QUANTILES), 0.0, 0)
         assert live.status() == {
             "share": 0.3,
-            "realised": None,
+            "realized": None,
             "threshold": pytest.approx(0.7),
             "reference": pytest.approx(0.7),
             "bias": 0.0,
@@ -244,4 +244,4 @@ class TestWindow:
         assert status["scores"] == 601
         assert 0.40 < (status["threshold"] or 0.0) < 0.41
         assert status["reference"] == pytest.approx(0.7)
-        assert status["realised"] == pytest.approx(sum(strong) / 1_000)
+        assert status["realized"] == pytest.approx(sum(strong) / 1_000)

@@ -125,8 +125,8 @@ def test_damage_anywhere_in_the_file_is_refused_or_harmless(
         ({"quantiles": np.linspace(0, 1, 11)}, "expected 101"),
         ({"manifest": np.asarray("{}")}, "no manifest in it"),
         ({"embeddings": np.asarray([None], dtype=object)}, "not an artifact"),
-        ({"neighbours": np.asarray([1, 2])}, "neighbours is not an integer"),
-        ({"neighbours": np.asarray(np.nan)}, "neighbours is not an integer"),
+        ({"neighbors": np.asarray([1, 2])}, "neighbors is not an integer"),
+        ({"neighbors": np.asarray(np.nan)}, "neighbors is not an integer"),
     ],
 )
 def test_an_array_of_the_wrong_shape_or_range_is_named(

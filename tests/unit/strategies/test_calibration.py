@@ -62,7 +62,7 @@ def test_quality_by_share_takes_the_highest_scores_first() -> None:
     assert [quality[i] for i in (0, 25, 50, 100)] == pytest.approx([0.5, 0.75, 1.0, 1.0])
 
 
-def test_a_share_settles_on_a_threshold_and_says_what_it_realises() -> None:
+def test_a_share_settles_on_a_threshold_and_says_what_it_realizes() -> None:
     scores = np.arange(100) / 100.0
     strong, weak = np.ones(100), (scores < 0.5).astype(float)
     found = calibration(
@@ -72,7 +72,7 @@ def test_a_share_settles_on_a_threshold_and_says_what_it_realises() -> None:
     setting = settle(
         found, scores, (strong, weak), strong_share=0.3, max_quality_drop=None, replicates=200, seed=1
     )
-    assert setting.realised.value == pytest.approx(0.3)
+    assert setting.realized.value == pytest.approx(0.3)
     assert setting.drop is not None
     assert setting.drop.low is not None
     assert setting.drop.value == pytest.approx(0.2)

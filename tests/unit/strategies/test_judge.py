@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import MANIFEST, FakeEncoder, build_policies, classifier, config, raw, signals
-from openai_server import Act, OpenAIServer, labelled
+from openai_server import Act, OpenAIServer, labeled
 
 from semroute_extproc.config import source as config_source
 from semroute_extproc.config.models import Config
@@ -18,7 +18,7 @@ from semroute_extproc.errors import ConfigError, EncoderUnavailable
 from semroute_extproc.events import Decided, Event, Shadowed
 from semroute_extproc.outcome import Cause, Kind, Outcome
 from semroute_extproc.pipeline.pipeline import Pipeline
-from semroute_extproc.policy.context import Agreement, Candidates, Choice, Judgement, RoutingContext, Shadow
+from semroute_extproc.policy.context import Agreement, Candidates, Choice, Judgment, RoutingContext, Shadow
 from semroute_extproc.request.view import Api, Decide, RequestHead, RequestView, Turn
 from semroute_extproc.serve import build
 from semroute_extproc.state.live import LiveScores
@@ -61,14 +61,14 @@ def strategy(known: Calibration | None = None, **changes: Any) -> Judge:
     return JudgeSettings.model_validate(settings).compile(site)
 
 
-def facts(judgement: Judgement | None = None, difficulty: float = 0.5, **changes: Any) -> RoutingContext:
+def facts(judgment: Judgment | None = None, difficulty: float = 0.5, **changes: Any) -> RoutingContext:
     return RoutingContext(
         head=RequestHead("POST", "/v1/chat/completions", {}),
         view=RequestView(api=Api.CHAT_COMPLETIONS, model="auto", turns=(Turn("user", "hi"),)),
         language="en",
         prompt_tokens=10,
         signals=signals(difficulty=difficulty, **changes.pop("signals", {})),
-        judgements={} if judgement is None else {"s": judgement},
+        judgments={} if judgment is None else {"s": judgment},
         **changes,
     )
 
@@ -79,20 +79,20 @@ def chosen(subject: Judge, facts_: RoutingContext) -> Choice:
 
 def test_the_strong_pool_answers_from_the_threshold_on() -> None:
     subject = strategy()
-    assert chosen(subject, facts(Judgement(0.5, "ok"), difficulty=0.0)).pool == "large"
-    assert chosen(subject, facts(Judgement(0.49, "ok"), difficulty=1.0)).pool == "small"
+    assert chosen(subject, facts(Judgment(0.5, "ok"), difficulty=0.0)).pool == "large"
+    assert chosen(subject, facts(Judgment(0.49, "ok"), difficulty=1.0)).pool == "small"
 
 
 def test_a_share_becomes_a_threshold_by_the_judges_own_scores() -> None:
     subject = strategy(calibration([0.0, 0.1, 0.2, 0.6, 1.0]), threshold=None, strong_share=0.25)
-    assert chosen(subject, facts(Judgement(0.61, "ok"))).pool == "large"
-    assert chosen(subject, facts(Judgement(0.59, "ok"))).pool == "small"
+    assert chosen(subject, facts(Judgment(0.61, "ok"))).pool == "large"
+    assert chosen(subject, facts(Judgment(0.59, "ok"))).pool == "small"
 
 
 def test_without_a_score_the_same_share_is_kept_by_the_difficulty() -> None:
     """The bundle of these tests has a uniform difficulty: a share of 1/4 is a threshold of 0.75."""
     subject = strategy(calibration([0.0, 0.1, 0.2, 0.6, 1.0]), threshold=0.6)
-    failed = Judgement(None, "timeout")
+    failed = Judgment(None, "timeout")
     assert chosen(subject, facts(failed, difficulty=0.76)).pool == "large"
     assert chosen(subject, facts(failed, difficulty=0.74)).pool == "small"
 
@@ -102,9 +102,9 @@ def test_only_the_judges_own_scores_are_followed() -> None:
     subject = strategy(calibration([0.0, 0.1, 0.2, 0.6, 1.0]), threshold=None, strong_share=0.25)
     assert subject.follows is not None
     traffic = LiveScores(*subject.follows)
-    judged = dataclasses.replace(facts(Judgement(0.61, "ok")), traffic=traffic)
+    judged = dataclasses.replace(facts(Judgment(0.61, "ok")), traffic=traffic)
     assert chosen(subject, judged).sample == (0.61, 0.25, True)
-    failed = dataclasses.replace(facts(Judgement(None, "timeout"), difficulty=0.76), traffic=traffic)
+    failed = dataclasses.replace(facts(Judgment(None, "timeout"), difficulty=0.76), traffic=traffic)
     assert chosen(subject, failed).sample is None
     assert strategy(threshold=0.5).follows is None
 
@@ -114,29 +114,29 @@ def test_a_quality_drop_becomes_a_share() -> None:
     quality = tuple(min(0.5 + n / 50, 1.0) for n in range(101))
     known = calibration([0.0, 0.1, 0.2, 0.6, 1.0], quality=quality)
     subject = strategy(known, threshold=None, max_quality_drop=0.0)
-    assert chosen(subject, facts(Judgement(0.61, "ok"))).pool == "large"
-    assert chosen(subject, facts(Judgement(0.59, "ok"))).pool == "small"
+    assert chosen(subject, facts(Judgment(0.61, "ok"))).pool == "large"
+    assert chosen(subject, facts(Judgment(0.59, "ok"))).pool == "small"
 
 
 def test_without_a_score_and_without_a_calibration_the_threshold_is_taken_as_it_is() -> None:
-    failed = Judgement(None, "breaker")
+    failed = Judgment(None, "breaker")
     assert chosen(strategy(threshold=0.9), facts(failed, difficulty=0.91)).pool == "large"
     assert chosen(strategy(threshold=0.9), facts(failed, difficulty=0.89)).pool == "small"
 
 
 def test_text_the_bundle_does_not_know_is_the_judges_to_decide_if_it_answers() -> None:
     unknown = {"unknown": True}
-    assert chosen(strategy(), facts(Judgement(0.1, "ok"), signals=unknown)).pool == "small"
-    assert chosen(strategy(), facts(Judgement(None, "http"), 0.1, signals=unknown)).pool == "large"
+    assert chosen(strategy(), facts(Judgment(0.1, "ok"), signals=unknown)).pool == "small"
+    assert chosen(strategy(), facts(Judgment(None, "http"), 0.1, signals=unknown)).pool == "large"
 
 
 def test_a_quality_moves_the_judges_threshold_and_its_ends_need_no_judge() -> None:
     subject = strategy()
-    assert subject.wants_judgement(facts(quality=0.5))
-    assert not subject.wants_judgement(facts(quality=1.0))
-    assert not subject.wants_judgement(facts(quality=0.0))
-    assert not subject.wants_judgement(facts(Judgement(0.4, "ok")))
-    assert chosen(subject, facts(Judgement(0.3, "ok"), quality=0.8)).pool == "large"
+    assert subject.wants_judgment(facts(quality=0.5))
+    assert not subject.wants_judgment(facts(quality=1.0))
+    assert not subject.wants_judgment(facts(quality=0.0))
+    assert not subject.wants_judgment(facts(Judgment(0.4, "ok")))
+    assert chosen(subject, facts(Judgment(0.3, "ok"), quality=0.8)).pool == "large"
     assert chosen(subject, facts(quality=1.0, difficulty=0.0)).pool == "large"
 
 
@@ -165,7 +165,7 @@ async def outcome(
 
 @pytest.mark.parametrize(("p", "pool"), [(0.9, "large"), (0.1, "small")])
 async def test_the_judge_decides_and_the_second_time_it_is_remembered(p: float, pool: str) -> None:
-    async with OpenAIServer(lambda _: labelled({"1": p, "5": 1 - p})) as server:
+    async with OpenAIServer(lambda _: labeled({"1": p, "5": 1 - p})) as server:
         first, second = await outcome(settings(server.url, timeout_ms=1_000), judges=2)
     assert (first.kind, first.pool, second.pool) == (Kind.ROUTED, pool, pool)
     assert first.decision is not None
@@ -194,7 +194,7 @@ async def test_a_dead_judge_does_not_turn_a_decision_into_a_fallback() -> None:
 
 
 async def test_a_slow_judge_is_left_at_its_own_deadline() -> None:
-    async with OpenAIServer(lambda _: labelled({"1": 1.0})) as server:
+    async with OpenAIServer(lambda _: labeled({"1": 1.0})) as server:
         server.script.append(Act(delay=20.0))
         began = asyncio.get_running_loop().time()
         [found] = await outcome(settings(server.url, timeout_ms=50), FakeEncoder(lambda _: raw(5.0)))
@@ -203,21 +203,21 @@ async def test_a_slow_judge_is_left_at_its_own_deadline() -> None:
 
 
 async def test_without_signals_the_judge_is_not_asked() -> None:
-    async with OpenAIServer(lambda _: labelled({"1": 1.0})) as server:
+    async with OpenAIServer(lambda _: labeled({"1": 1.0})) as server:
         [found] = await outcome(settings(server.url), FakeEncoder(EncoderUnavailable(Cause.OVERLOADED)))
         assert server.requests == []
     assert (found.kind, found.cause, found.pool) == (Kind.FALLBACK, "overloaded", "large")
 
 
 async def test_what_the_client_promised_itself_is_decided_without_the_judge() -> None:
-    async with OpenAIServer(lambda _: labelled({"1": 1.0})) as server:
+    async with OpenAIServer(lambda _: labeled({"1": 1.0})) as server:
         [found] = await outcome(settings(server.url), quality="0")
         assert server.requests == []
     assert found.pool == "small"
 
 
 async def test_every_result_is_counted_by_strategy() -> None:
-    async with OpenAIServer(lambda _: labelled({"1": 1.0})) as server:
+    async with OpenAIServer(lambda _: labeled({"1": 1.0})) as server:
         found = await outcome(settings(server.url, timeout_ms=1_000), judges=3)
     sink = PrometheusSink()
     for each in found:
@@ -261,7 +261,7 @@ async def shadowed(url: str, share: float) -> tuple[Outcome, list[Shadow]]:
 
 
 async def test_a_judge_in_the_shadow_is_asked_once_the_live_request_has_gone() -> None:
-    async with OpenAIServer(lambda _: labelled({"1": 1.0})) as server:
+    async with OpenAIServer(lambda _: labeled({"1": 1.0})) as server:
         server.delay = 0.1
         live, [later] = await shadowed(server.url, 1.0)
         assert len(server.requests) == 1
@@ -271,7 +271,7 @@ async def test_a_judge_in_the_shadow_is_asked_once_the_live_request_has_gone() -
 
 
 async def test_a_judge_in_the_shadow_is_undecided_where_it_is_not_asked() -> None:
-    async with OpenAIServer(lambda _: labelled({"1": 1.0})) as server:
+    async with OpenAIServer(lambda _: labeled({"1": 1.0})) as server:
         live, told = await shadowed(server.url, 0.0)
         assert server.requests == []
     assert (live.pool, told) == ("small", [])

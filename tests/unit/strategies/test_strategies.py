@@ -50,7 +50,7 @@ def signals(x: np.ndarray, **changes: Any) -> Signals:
         "tokens": 5,
         "truncated": False,
         "language": "en",
-        "neighbours": x,
+        "neighbors": x,
         "revision": MANIFEST.revision,
     }
     return Signals(**{**values, **changes})
@@ -121,7 +121,7 @@ class TestSimilarity:
         assert log_likelihood(xi) > max(log_likelihood(xi - 0.01), log_likelihood(xi + 0.01))
 
     def test_only_the_nearest_count_if_so_fitted(self) -> None:
-        nearest = dataclasses.replace(STORED, neighbours=1)
+        nearest = dataclasses.replace(STORED, neighbors=1)
         assert nearest.score()(unit(1, 0.1, 0, 0)) == pytest.approx(1.0)
         assert nearest.score()(unit(0.1, 1, 0, 0)) == pytest.approx(0.0)
 

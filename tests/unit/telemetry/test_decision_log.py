@@ -325,7 +325,7 @@ class TestParquet:
         return log_files(settings(folder, format="parquet", **changes), worker)
 
     def test_a_record_is_the_same_but_for_json_in_strings_and_bytes(self, tmp_path: Path, seen: Seen) -> None:
-        read = signals(neighbours=np.ones(4, np.float32), domain_probs={"law": 1.0})
+        read = signals(neighbors=np.ones(4, np.float32), domain_probs={"law": 1.0})
         more = {"format": "parquet", "embedding": True, "prompts": True, "rotate_bytes": 4_096}
         writer = DecisionWriter(settings(tmp_path, **more), 3, seen)
         for each in (

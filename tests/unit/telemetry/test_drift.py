@@ -20,7 +20,7 @@ from semroute_extproc.telemetry.drift import BLOCK, BLOCKS, DECILES, LARGE, SMAL
 def text(at: int, **changes: Any) -> Signals:
     """The texts have difficulties like the bundle's reference: evenly from 0 to 1."""
     x = np.array([1, 0.1 * (at % 3), 0, 0], dtype=np.float32)
-    given = {"difficulty": (at * 37 % 100 + 0.5) / 100, "domain": ("math", "law")[at % 2], "neighbours": x}
+    given = {"difficulty": (at * 37 % 100 + 0.5) / 100, "domain": ("math", "law")[at % 2], "neighbors": x}
     return signals(revision=BUNDLE.revision, **{**given, **changes})
 
 
@@ -61,7 +61,7 @@ def test_the_difficulty_is_compared_with_the_bundle_and_the_rest_with_the_start(
         ({"difficulty": 0.95}, {("difficulty", "bundle"), ("difficulty", "start")}),
         ({"domain": "other"}, {("domain", "start")}),
         ({"unknown": True}, {("unknown", "start")}),
-        ({"neighbours": np.array([0, 0, 1, 0], dtype=np.float32)}, {("embedding", "start")}),
+        ({"neighbors": np.array([0, 0, 1, 0], dtype=np.float32)}, {("embedding", "start")}),
     ],
 )
 def test_each_kind_of_drift_moves_its_own_figure(change: dict[str, Any], moved: set[Any]) -> None:

@@ -65,7 +65,7 @@ def test_every_column_of_a_record_is_described_and_every_described_one_can_occur
         quality=0.4,
         tried={"large": "503"},
         counted={"small": (100, 100)},
-        signals=signals(unknown=True, truncated=True, neighbours=np.ones(4, np.float32), revision="r"),
+        signals=signals(unknown=True, truncated=True, neighbors=np.ones(4, np.float32), revision="r"),
     )
     found = record_of(full, DecisionLog(path=Path("log"), headers=("x-tier",), embedding=True, prompts=True))
     described = COLUMNS["decision"]
@@ -112,7 +112,7 @@ def test_only_the_headers_that_were_named_are_logged_and_an_absent_one_is_null()
 def test_an_embedding_is_read_back_in_half_precision() -> None:
     x = np.linspace(-1, 1, 7, dtype=np.float32)
     x /= np.linalg.norm(x)
-    given = event(signals=signals(neighbours=x))
+    given = event(signals=signals(neighbors=x))
     found = record_of(given, DecisionLog(path=Path("log"), embedding=True))
     back = embedding_of(found)
     assert back is not None
