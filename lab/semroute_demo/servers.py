@@ -66,10 +66,11 @@ def ask(urls: Sequence[str], key: str) -> list[Model]:
             raise EndpointError("unreadable", f"{base} {problem}: start it with --served-model-name NAME")
         # An alias may be a pattern, which no server may choose.
         first, others = cards[0], tuple(each["id"] for each in cards[1:] if re.fullmatch(NAME, each["id"]))
-        model, context = str(first["id"]), first.get("max_model_len")
-        known = models.get(model)
+        known = models.get(model := str(first["id"]))
+        contexts = (known.context if known else None, first.get("max_model_len"))
         name = re.sub("[^a-z0-9.-]", "-", model.rpartition("/")[2].lower()).strip("-.")
-        name = name if name[:1].isalpha() else f"m-{name}"  # a number would not be a name in YAML
+        # A number or `true` would not be a name in YAML.
+        name = name if re.match("(?!(true|false|null)$)[a-z]", name) else f"m-{name}"
         if known is None and name in {each.name for each in models.values()}:
             name += f"-{len(models) + 1}"
         models[model] = Model(
@@ -77,7 +78,7 @@ def ask(urls: Sequence[str], key: str) -> list[Model]:
             model,
             tuple(dict.fromkeys((*(known.endpoints if known else ()), base))),
             tuple(dict.fromkeys((*(known.aliases if known else ()), *others))),
-            context if type(context) is int and context > 0 else None,
+            min((each for each in contexts if type(each) is int and each > 0), default=None),
             _is_measured(base) and (known is None or known.measured),
         )
     # A name that two models have, or that is routed, means neither of them.

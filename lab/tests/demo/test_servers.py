@@ -80,6 +80,17 @@ class TestAsk:
         [found] = ask([*urls, urls[0]], "")
         assert found.endpoints == tuple(urls)
 
+    def test_the_smallest_context_of_its_replicas_is_the_models(self, servers_: list[Answers]) -> None:
+        limits = (40_960, 8_192, None)
+        urls = [s.serves({"id": "m", "max_model_len": n}) for s, n in zip(servers_, limits, strict=True)]
+        assert ask(urls, "")[0].context == 8_192
+
+    def test_a_name_that_yaml_reads_as_another_value_is_no_name_of_a_pool(
+        self, servers_: list[Answers]
+    ) -> None:
+        urls = [s.serves({"id": name}) for s, name in zip(servers_, ("org/true", "null", "7b"), strict=True)]
+        assert [each.name for each in ask(urls, "")] == ["m-true", "m-null", "m-7b"]
+
     def test_two_models_with_one_last_name_get_two_pools(self, servers_: list[Answers]) -> None:
         urls = [each.serves({"id": name}) for each, name in zip(servers_, ("a/m", "b/m"), strict=False)]
         assert [each.name for each in ask(urls, "")] == ["m", "m-2"]
