@@ -61,7 +61,7 @@ release: $(VENV)/.dev  ## build the wheels and sdists of this version into dist/
 	$(BIN)/python tools/release.py dist
 
 screenshots: $(VENV)/.dev  ## take the pictures of the page in docs/; needs Chromium, takes eight minutes
-	SEMROUTE_SCREENSHOTS=1 $(BIN)/python -m pytest tests/e2e/test_page.py tests/e2e/test_tour.py $(TEST_ARGS)
+	SEMROUTE_SCREENSHOTS=1 $(BIN)/python -m pytest --timeout 600 tests/e2e/test_page.py tests/e2e/test_tour.py $(TEST_ARGS)
 
 test-train: $(VENV)/.dev  ## run the training tests; installs torch if it is missing
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0

@@ -185,7 +185,7 @@ def start_gateway(
 def wait_for(condition: Callable[[], bool], seconds_max: float, what: str) -> None:
     deadline = time.monotonic() + seconds_max
     while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds_max} s in vain for {what}"
+        assert time.monotonic() < deadline, f"waited {seconds_max} s for {what}"
         time.sleep(0.02)
 
 
