@@ -52,9 +52,8 @@ class RequestHead(msgspec.Struct, frozen=True):
         return self.headers.get("x-request-id", "")
 
 
-LARGE = 2_048  # estimated microseconds of work up to which the event loop does it itself
+LARGE, SHORT = 2_048, 4_096  # microseconds of work for the event loop; characters without a count of lines
 LINE_WORK, CHARACTERS = 2, 128  # microseconds to judge a line or turn, and characters per microsecond
-SHORT = 4_096  # characters of a text whose lines do not matter
 
 
 @dataclass(frozen=True)
@@ -91,14 +90,15 @@ class RequestView:
     @cached_property
     def work(self) -> int:
         """How long the text of its turns takes to judge, in microseconds; beyond `LARGE`, at least."""
-        size = sum(len(turn.text) for turn in self.turns)
+        size, turns = sum(len(turn.text) for turn in self.turns), len(self.turns)
         work = size // CHARACTERS
-        if work > LARGE or (size <= SHORT and len(self.turns) * LINE_WORK <= LARGE):
+        if work > LARGE or (size <= SHORT and turns * LINE_WORK <= LARGE):
             return work
         # Lines, more for labels, also those that JSON or the tokens of a template become; names and tags.
         text = "".join(turn.text for turn in self.turns)
-        marks = ['":', "\n", "\\", *[":\n"] * 2, *["<|"] * 4, *(each for each in "<[" if f"{each}/" in text)]
-        return work + (len(self.turns) + sum(map(text.count, marks))) * LINE_WORK
+        marks = {"\n": 1, "\\": 1, '":': 1, ":\n": 2, "<|": 4}
+        marks |= {each: 1 for each in "<[" if each in text and f"{each}/" in text}
+        return work + LINE_WORK * sum((text.count(m) * n for m, n in marks.items() if m[0] in text), turns)
 
     @property
     def texts(self) -> list[str | bytes]:
