@@ -1,6 +1,6 @@
 # The sidecar: `docker build .` for CPU, `--target gpu` for CUDA (the wheels bring CUDA 13 and cuDNN, so the base image
 # needs neither), `--target demo` for the simulated pools. A target builds only the stages that it needs.
-ARG BASE=docker.io/library/python:3.13-slim-trixie@sha256:9d2e5553305c7c7b0097999bb17187c69b921ccd6bc9d40e4bb5ebe652c00285
+ARG BASE=python:3.13-slim-trixie@sha256:9d2e5553305c7c7b0097999bb17187c69b921ccd6bc9d40e4bb5ebe652c00285
 
 FROM ${BASE} AS venv
 WORKDIR /src

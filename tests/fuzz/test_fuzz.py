@@ -37,7 +37,7 @@ def test_the_corpus_is_small() -> None:
 
 @pytest.mark.timeout(600)
 def test_a_short_fuzz_of_every_target_finds_nothing(tmp_path: Path) -> None:
-    """The seed is fixed, so that only a change of the code can change the result."""
+    """The seed is fixed: each run makes the same inputs, as many as its time allows."""
     if importlib.util.find_spec("atheris") is None:
         pytest.skip("atheris is not installed: it has no wheel for this platform")
     command = [sys.executable, str(HERE / "fuzz.py"), "--seconds", str(SECONDS), "--seed", "1"]

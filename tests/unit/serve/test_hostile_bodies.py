@@ -239,6 +239,18 @@ COSTLY = {
 """Turns whose reading costs more than their length says."""
 
 
+async def holds_no_longer(server: Server, ask: Callable[..., Any], body: bytes) -> None:
+    """Assert that a request holds the event loop for at most `HELD_MS_MAX`, in the best of some attempts."""
+    held = []
+    for _ in range(ATTEMPTS):
+        await server.read()
+        assert await ask(CHAT, "", body) in ("request_body", "immediate_response")
+        held.append((await server.read())["held_ms"])
+        if held[-1] <= HELD_MS_MAX:
+            break
+    assert min(held) <= HELD_MS_MAX, held
+
+
 def hidden(text: str) -> str:
     """A string of JSON whose commas and brackets do not count as parts of the body."""
     escapes = {ord(each): f"\\u{ord(each):04x}" for each in ",[{"}
@@ -250,14 +262,7 @@ def hidden(text: str) -> str:
 async def test_no_text_holds_the_event_loop(server: Server, ask: Callable[..., Any], name: str) -> None:
     turns = [f'{{"role":"user","content":{hidden(text)}}}' for text in (*COSTLY[name], "and why?")]
     body = f'{{"model":"auto","messages":[{",".join(turns)}]}}'.encode()
-    held = []
-    for _ in range(ATTEMPTS):
-        await server.read()
-        assert await ask(CHAT, "", body) in ("request_body", "immediate_response")
-        held.append((await server.read())["held_ms"])
-        if held[-1] <= HELD_MS_MAX:
-            break
-    assert min(held) <= HELD_MS_MAX, held
+    await holds_no_longer(server, ask, body)
 
 
 @pytest.mark.timeout(300)
@@ -284,14 +289,7 @@ async def test_no_dense_body_of_several_megabytes_holds_the_event_loop(
     if element.startswith("text"):
         around, element = '"messages":[{"role":"user","content":"..."}]', json.dumps(element)[1:-1]
     body = filled(element, f'{{"model":"{model}",{around}}}', PLAIN_BYTES).encode()
-    held = []
-    for _ in range(ATTEMPTS):
-        await server.read()
-        assert await ask(CHAT, "", body) in ("request_body", "immediate_response")
-        held.append((await server.read())["held_ms"])
-        if held[-1] <= HELD_MS_MAX:
-            break
-    assert min(held) <= HELD_MS_MAX, held
+    await holds_no_longer(server, ask, body)
 
 
 @pytest.mark.timeout(600)
